@@ -1,0 +1,1 @@
+"""Values: sites, plans, scores, statistics, the ledger. Knows numpy and scipy; never torch, never a model."""

@@ -1,0 +1,97 @@
+"""What was measured: outcomes per example, and the one number with its interval that is made of them.
+
+Outcomes are a numpy structured array, one row an example, because paired tests need every example and a search
+compares thousands of plans. A metric names one column and which way is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import UnknownName, nearest
+
+OUTCOME = np.dtype(
+    [
+        ("example", np.int64),  # index into Task.examples
+        ("loss", np.float64),  # nats per answer token: mean of −log p over the tokens of the gold answer
+        ("correct", np.float64),  # 1 / 0; nan where the task has no accuracy (text)
+        ("correct_norm", np.float64),  # choice accuracy with log-likelihood per byte of the choice; nan without choices
+        ("rank", np.int64),  # how many tokens are likelier than the first gold token; 0 is top-1
+        ("predicted", np.int64),  # index of the chosen choice; first greedy token without choices; −1 for text
+        ("tokens", np.int64),  # scored tokens of the gold answer
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How outcomes become one number. `higher_is_better`; `weighted` averages over tokens, not examples."""
+
+    name: str
+    column: str
+    unit: str
+    higher_is_better: bool
+    weighted: bool = False
+
+    def values(self, outcomes: np.ndarray) -> np.ndarray:
+        """One number per example, in the metric's own direction."""
+        if self.column.startswith("top"):
+            return (outcomes["rank"] < int(self.column[3:])).astype(np.float64)
+        return outcomes[self.column]
+
+    def mean(self, outcomes: np.ndarray) -> float:
+        weights = outcomes["tokens"] if self.weighted else None
+        return float(np.average(self.values(outcomes), weights=weights))
+
+    def gain(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Paired per-example differences, positive where `after` is better."""
+        assert np.array_equal(after["example"], before["example"]), "paired outcomes must be of the same examples"
+        difference = self.values(after) - self.values(before)
+        return difference if self.higher_is_better else -difference
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "correct", "share", True),
+        Metric("accuracy_norm", "correct_norm", "share", True),
+        Metric("loss", "loss", "nats/token", False),
+        Metric("text_loss", "loss", "nats/token", False, weighted=True),
+        Metric("top5", "top5", "share", True),
+        Metric("top10", "top10", "share", True),
+    )
+}
+
+
+def metric_named(name: str) -> Metric:
+    if name not in METRICS:
+        raise UnknownName(f"unknown metric {name!r}.{nearest(name, METRICS)}")
+    return METRICS[name]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean with its interval. `ci` is 95 %; `n` counts examples, `groups` what was resampled."""
+
+    metric: str
+    value: float
+    ci: tuple[float, float]
+    n: int
+    groups: int
+    unit: str
+    higher_is_better: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "value": self.value,
+            "ci": list(self.ci),
+            "n": self.n,
+            "groups": self.groups,
+            "unit": self.unit,
+            "higher_is_better": self.higher_is_better,
+        }

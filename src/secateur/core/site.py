@@ -1,0 +1,94 @@
+"""The address of one removable thing in a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`.
+
+A Site is a value; it knows no tensor and no model. Blocks count from 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from secateur.errors import UnknownName, nearest
+
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+ATTENTION_MATRICES = frozenset("qkvo")
+
+_PATTERN = re.compile(
+    r"b(?P<block>\d+)(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgn])(?P<index>\d+))?|(?P<matrix>q|k|v|o|gate|up|down)))?"
+)
+_UNITS = {"attn": "hg", "mlp": "n"}
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """`block`, then one of: nothing, `attn`, `mlp`, or a matrix name; `unit`/`index` name a head, KV group or neuron."""
+
+    block: int
+    part: str = ""
+    unit: str = ""
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        if self.part not in ("", "attn", "mlp", *MATRICES) or self.block < 0 or self.index < 0:
+            raise UnknownName(f"no such site: block {self.block}, part {self.part!r}.{nearest(self.part, MATRICES)}")
+        if self.unit and self.unit not in _UNITS.get(self.part, ""):
+            raise UnknownName(f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN")
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Raises `UnknownName` for anything that is not an address."""
+        found = _PATTERN.fullmatch(text)
+        if found is None:
+            raise UnknownName(
+                f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, b12.mlp.n871, "
+                f"or a matrix such as b12.down ({', '.join(MATRICES)})."
+            )
+        part = found["sub"] or found["matrix"] or ""
+        return cls(int(found["block"]), part, found["unit"] or "", int(found["index"] or 0))
+
+    def __str__(self) -> str:
+        unit = f".{self.unit}{self.index}" if self.unit else ""
+        return f"b{self.block}" + (f".{self.part}" if self.part else "") + unit
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.part in MATRICES
+
+
+def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
+    """Canonical matrix names for what a user wrote: `down`, LASER's `fc_out`, or a group `attn` / `mlp` / `all`.
+
+    `available` are the matrices the model has. LASER's `fc_in` is the gate in gated families and the up projection
+    elsewhere (METHODS 0, from the authors' layer tables).
+
+    Raises: `UnknownName` for a word that names nothing, or nothing that this model has.
+    """
+    available = tuple(name for name in MATRICES if name in set(available))
+    gated = "gate" in available
+    meaning: dict[str, tuple[str, ...]] = {name: (name,) for name in MATRICES}
+    meaning |= {
+        "q_proj": ("q",),
+        "k_proj": ("k",),
+        "v_proj": ("v",),
+        "out_proj": ("o",),
+        "o_proj": ("o",),
+        "fc_in": ("gate",) if gated else ("up",),
+        "fc_up": ("up",),
+        "fc_out": ("down",),
+        "gate_proj": ("gate",),
+        "up_proj": ("up",),
+        "down_proj": ("down",),
+        "attn": tuple(name for name in available if name in ATTENTION_MATRICES),
+        "mlp": tuple(name for name in available if name not in ATTENTION_MATRICES),
+        "all": available,
+    }
+    chosen: set[str] = set()
+    for word in words:
+        if word not in meaning:
+            raise UnknownName(f"unknown matrix {word!r}.{nearest(word, meaning)}")
+        missing = [name for name in meaning[word] if name not in available]
+        if missing:
+            raise UnknownName(f"this model has no {missing[0]!r} matrix (asked for by {word!r}); it has {', '.join(available)}.")
+        chosen.update(meaning[word])
+    return tuple(name for name in available if name in chosen)

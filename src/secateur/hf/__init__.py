@@ -1,0 +1,1 @@
+"""The only code that knows Hugging Face module names and fused layouts."""

@@ -1,0 +1,1 @@
+"""Measures what a model does on examples, without doing anything twice."""

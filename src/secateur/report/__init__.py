@@ -1,0 +1,1 @@
+"""Pages to look at, from a run's records. Knows no torch."""

@@ -1,0 +1,1 @@
+"""Proposes plans. Knows values only: what judges them is handed in."""

@@ -1,0 +1,92 @@
+"""The values of a task: examples, their groups, and three disjoint splits. Knows no model and no tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+SPLITS = ("probe", "select", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question with its gold answer, or one chunk of text.
+
+    `prompt` ends without white space; `answer` and every choice begin with the space that joins them to it, and
+    `answer` is one of `choices` where there are any. `group` is what must stay in one split and is resampled as one.
+    A chunk of text has its token ids in `tokens`, an empty prompt, and every token but the first is scored.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    choices: tuple[str, ...] | None = None
+    paraphrases: tuple[str, ...] = ()
+    group: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    tokens: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
+
+    @property
+    def gold(self) -> int:
+        """Index of the answer among the choices."""
+        assert self.choices is not None, f"{self.id} has no choices"
+        return self.choices.index(self.answer)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples with their splits. `kind` is "choice", "generation" or "text"; it decides the primary metric.
+
+    `splits` maps probe / select / test to indices into `examples`; probe is for gradients and statistics, select for
+    choosing, test for the one verdict. `max_new_tokens` bounds greedy generation (0: as many as the answer has).
+    """
+
+    name: str
+    kind: str
+    examples: tuple[Example, ...]
+    splits: Mapping[str, tuple[int, ...]]
+    max_new_tokens: int = 0
+
+    def split(self, name: str) -> tuple[int, ...]:
+        return self.splits[name]
+
+    def of(self, indices: Sequence[int]) -> list[Example]:
+        return [self.examples[i] for i in indices]
+
+    def groups(self, indices: Sequence[int]) -> np.ndarray:
+        """Integer group label for each of `indices`: (n,) int64, equal where the examples belong together."""
+        names = [self.examples[i].group for i in indices]
+        order = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        return np.array([order[name] for name in names], dtype=np.int64)
+
+    @property
+    def primary_metric(self) -> str:
+        return {"choice": "accuracy", "generation": "accuracy", "text": "text_loss"}[self.kind]
+
+    @property
+    def hash(self) -> str:
+        """Digest of the content and the splits: what a verdict is about."""
+        return _digest(
+            [self.kind, self.max_new_tokens, [_row(e) for e in self.examples], {k: list(v) for k, v in self.splits.items()}]
+        )
+
+    def split_hash(self, name: str) -> str:
+        """Digest of one split's content, by which openings of `test` are counted."""
+        return _digest([self.kind, [_row(e) for e in self.of(self.splits[name])]])
+
+
+def _row(example: Example) -> list[Any]:
+    return [example.id, example.prompt, example.answer, example.choices, example.paraphrases, example.group, example.tokens]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:32]
