@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+
+.PHONY: help demo test lint model bench report-picture clean
+
+help:            ## what there is
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
+
+$(VENV)/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,lm-eval]'
+	touch $@
+
+demo: $(VENV)/ready  ## the main job on the embedded model, from nothing to a proven checkpoint
+	$(BIN)/secateur demo -o $(OUT)
+
+test: $(VENV)/ready  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/ready  ## style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+model: $(VENV)/ready ## train the embedded models again, seeded
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/train_embedded.py all
+
+bench: $(VENV)/ready ## speed and memory, paired against plain references
+	$(BIN)/python benchmarks/run.py
+
+clean:           ## remove the environment and the demo's output
+	rm -rf $(VENV) $(OUT) $(OUT).run
