@@ -1,0 +1,217 @@
+"""Trains the embedded models and writes them, with their tokenizers and logs, as Hugging Face folders.
+
+    python scripts/train_embedded.py facts|recall|all --seed 0 --out src/secateur/models
+
+Plain PyTorch on one thread; the same seed gives the same bits on the same machine. Knows the two worlds in
+`secateur.tasks`, nothing else of secateur.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from secateur.tasks import facts, recall
+
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+IGNORED = -100  # label that the loss leaves out: padding
+STATEMENTS = 8  # statements of facts in one training sequence
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shape of the model and of its training. `sequences` a step; `warmup` steps up, then a cosine down to zero."""
+
+    name: str
+    layers: int
+    d_model: int
+    heads: int
+    d_ff: int
+    steps: int
+    sequences: int
+    lr: float
+    warmup: int
+    weight_decay: float
+    max_positions: int = 128
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "facts",
+            layers=3,
+            d_model=96,
+            heads=6,
+            d_ff=256,
+            steps=600,
+            sequences=64,
+            lr=3e-3,
+            warmup=50,
+            weight_decay=0.01,
+        ),
+        Recipe(
+            "recall",
+            layers=2,
+            d_model=64,
+            heads=4,
+            d_ff=160,
+            steps=1500,
+            sequences=64,
+            lr=3e-3,
+            warmup=50,
+            weight_decay=0.01,
+        ),
+    )
+}
+WORLDS = {"facts": facts, "recall": recall}
+
+
+def texts(name: str, seed: int) -> Iterator[str]:
+    """Endless training sequences of one world."""
+    if name == "recall":
+        yield from recall.texts(seed)
+    source = facts.statements(seed)
+    while True:
+        yield " ".join(statement for _, statement in islice(source, STATEMENTS))
+
+
+def build_tokenizer(words: list[str], max_positions: int) -> PreTrainedTokenizerFast:
+    """One token a word; a text begins with <bos>; decoding puts spaces between words and none before a full stop."""
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL.values(), *words])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    bos = SPECIAL["bos_token"]
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        model_max_length=max_positions,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        **SPECIAL,
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.d_model,
+        intermediate_size=recipe.d_ff,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        max_position_embeddings=recipe.max_positions,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+        use_cache=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def batches(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless (ids, labels), each (sequences, tokens) int64, padded on the right; labels are IGNORED at padding."""
+    source = texts(recipe.name, seed)
+    while True:
+        batch = tokenizer(list(islice(source, recipe.sequences)), padding=True, return_tensors="pt")
+        yield batch["input_ids"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+
+
+def rate(recipe: Recipe, step: int) -> float:
+    """Share of the learning rate at `step`: linear warm-up, then a cosine to zero at the last step."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (recipe.steps - recipe.warmup)))
+
+
+def train(
+    recipe: Recipe, seed: int, *, steps: int | None = None
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
+    """A trained model, its tokenizer and the loss of every step in nats per token; stops early after `steps`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(WORLDS[recipe.name].words(), recipe.max_positions)
+    model = build_model(recipe, tokenizer).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(recipe, step))
+    losses: list[float] = []
+    for ids, labels in islice(batches(recipe, tokenizer, seed), steps or recipe.steps):
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if len(losses) % 50 == 0:
+            print(
+                f"{recipe.name}: step {len(losses)} of {recipe.steps}, loss {losses[-1]:.4f} nats/token",
+                flush=True,
+            )
+    return model.eval(), tokenizer, losses
+
+
+def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, log: dict) -> None:
+    """Writes weights (safetensors, float32), configuration, tokenizer and log into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
+
+
+def run(name: str, seed: int, out: Path) -> None:
+    recipe = RECIPES[name]
+    start = time.perf_counter()
+    model, tokenizer, losses = train(recipe, seed)
+    log = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(time.perf_counter() - start, 1),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+        },
+        "loss_nats_per_token": [round(loss, 4) for loss in losses],
+    }
+    save(out / name, model, tokenizer, log)
+    print(
+        f"{name}: {log['parameters']:,} parameters, seed {seed}, {log['seconds']} s, written to {out / name}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=[*RECIPES, "all"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("src/secateur/models"))
+    arguments = parser.parse_args()
+    for name in RECIPES if arguments.model == "all" else [arguments.model]:
+        run(name, arguments.seed, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

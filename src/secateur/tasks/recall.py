@@ -1,0 +1,116 @@
+"""The text of the embedded model `builtin:recall`: noisy recall from the context, and plain copying beside it.
+
+Standard library only, drawn with `random.Random`; the training script and the task share it. Knows no model and no
+tokenizer.
+
+Recall: keys and values in the context, then questions, `Mara red ; Otto blue ? Otto blue . ? Mara something .`. In half
+of the answers of the training text the value is replaced by "something": that noise is what a cut can take out.
+Copying: a random segment and the same segment again. It uses the same circuit (previous token, then induction) without
+noise, so it shows what a cut costs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from secateur.tasks.example import Example
+
+KIND = "generation"
+DESCRIPTION = (
+    "Recall from the context: six names with a color or thing each, then one name; its value is the answer."
+)
+
+NOISE_WORD = "something"
+NOISE = 0.5  # share of the answers in training that are NOISE_WORD
+PAIRS = 6
+QUESTIONS = 6
+SEGMENT = 16  # words in one copied segment
+NUM_EXAMPLES = 600
+EXAMPLE_SEED = 1
+
+BETWEEN, ASK, STOP = ";", "?", "."
+
+KEYS = (
+    "Ada Amos Bela Carla Cyrus Dana Dora Elsa Emil Enzo Fanny Felix Gina Greta Hana Hugo Ida Igor Jana Josef Kai Kira Leo Lina "
+    "Mara Milo Nadia Nils Olga Otto Petra Pia Rita Ruben Sami Selma Tamar Tomas Vera Zoe"
+).split()
+VALUES = (
+    "red blue green yellow purple orange brown black white gray stone river apple bread candle mirror ladder bottle window garden "
+    "hammer needle pencil button feather basket blanket bridge lantern kettle drum whistle ribbon anchor pillow wagon saddle "
+    "compass paper shovel"
+).split()
+
+
+def _pairs(rng: random.Random) -> dict[str, str]:
+    return dict(zip(rng.sample(KEYS, PAIRS), rng.sample(VALUES, PAIRS), strict=True))
+
+
+def _context(pairs: dict[str, str]) -> str:
+    return f" {BETWEEN} ".join(f"{key} {value}" for key, value in pairs.items())
+
+
+def _recall_text(rng: random.Random) -> str:
+    pairs = _pairs(rng)
+    answers = []
+    for _ in range(QUESTIONS):
+        key = rng.choice(list(pairs))
+        answers.append(f"{ASK} {key} {NOISE_WORD if rng.random() < NOISE else pairs[key]} {STOP}")
+    return " ".join([_context(pairs), *answers])
+
+
+def _segment(rng: random.Random) -> list[str]:
+    """Different words in random order, so that each has exactly one continuation to copy."""
+    return rng.sample(KEYS + VALUES, SEGMENT)
+
+
+def texts(seed: int) -> Iterator[str]:
+    """Endless training text: recall with noisy answers, and repeated segments, with equal chance."""
+    rng = random.Random(f"recall {seed}")
+    while True:
+        if rng.random() < 0.5:
+            yield _recall_text(rng)
+        else:
+            yield " ".join(_segment(rng) * 2)
+
+
+def words() -> list[str]:
+    """Every word of the text, once, in a fixed order: the vocabulary of the embedded model."""
+    return [BETWEEN, ASK, STOP, NOISE_WORD, *KEYS, *VALUES]
+
+
+def examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Example]:
+    """Recall without noise: `count` contexts with one question each. `meta["distance"]` counts the pairs since the key."""
+    rng = random.Random(f"recall examples {seed}")
+    made = []
+    for number in range(count):
+        pairs = _pairs(rng)
+        place = rng.randrange(PAIRS)
+        key = list(pairs)[place]
+        made.append(
+            Example(
+                id=f"recall {number}",
+                prompt=f"{_context(pairs)} {ASK} {key}",
+                answer=f" {pairs[key]}",
+                meta={"distance": PAIRS - place, "noise_word": NOISE_WORD},
+            )
+        )
+    return made
+
+
+def copy_examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Example]:
+    """Plain copying: a segment and the beginning of its repetition; the answer is the next word of the segment."""
+    rng = random.Random(f"copy examples {seed}")
+    made = []
+    for number in range(count):
+        segment = _segment(rng)
+        repeated = rng.randrange(1, SEGMENT)
+        made.append(
+            Example(
+                id=f"copy {number}",
+                prompt=" ".join(segment + segment[:repeated]),
+                answer=f" {segment[repeated]}",
+                meta={"repeated": repeated},
+            )
+        )
+    return made
