@@ -1,0 +1,35 @@
+"""What a probe read off a model: a value per address, with its unit, direction, split and source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Readings:
+    """`values` maps a site or an edit, as text, to a number. `low_is_removable`: small values name what may go."""
+
+    what: str
+    unit: str
+    split: str
+    n: int
+    low_is_removable: bool
+    source: str
+    values: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", dict(self.values))
+
+    def ranked(self) -> list[tuple[str, float]]:
+        """Most removable first; equal values in the order of their addresses."""
+        sign = 1 if self.low_is_removable else -1
+        return sorted(self.values.items(), key=lambda item: (sign * item[1], item[0]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "values": dict(self.values)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Readings:
+        return cls(**data)

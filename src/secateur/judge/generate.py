@@ -1,0 +1,59 @@
+"""Greedy continuations through the model's own `generate`, in left-padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from secateur.hf.load import Loaded
+from secateur.judge.rows import Packing
+from secateur.tasks.encode import Encoded
+from secateur.tasks.example import Task
+
+
+def greedy(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, max_tokens: int) -> list[list[int]]:
+    """The greedy continuation of each prompt: token ids up to and without the end of sequence."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    out: list[list[int]] = [[] for _ in prompts]
+    while order:
+        longest = len(prompts[order[-1]]) + max_new_tokens
+        count = max(1, max_tokens // longest)
+        taken, order = order[-count:], order[:-count]
+        for index, tokens in zip(taken, _generate(loaded, [prompts[i] for i in taken], max_new_tokens), strict=True):
+            out[index] = tokens
+    return out
+
+
+def _generate(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    length = max(len(prompt) for prompt in prompts)
+    device = loaded.model.device
+    ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
+    stop = loaded.tokenizer.eos_token_id
+    with torch.inference_mode():
+        made = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=stop,
+            pad_token_id=stop if stop is not None else 0,
+        )
+    rows = made[:, length:].tolist()
+    return [row[: row.index(stop)] if stop in row else row for row in rows]
+
+
+def answers_within(
+    loaded: Loaded, task: Task, examples: Sequence[int], encoded: Mapping[int, Encoded], packing: Packing
+) -> np.ndarray:
+    """1.0 where the gold answer occurs in the first `task.max_new_tokens` greedy tokens, else 0.0. (n,) float64.
+
+    Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text.
+    """
+    prompts = [encoded[e].pairs[0][0] for e in examples]
+    texts = loaded.tokenizer.batch_decode(greedy(loaded, prompts, task.max_new_tokens, packing.max_tokens))
+    golds = [task.examples[e].answer.strip() for e in examples]
+    return np.array([float(gold in text) for gold, text in zip(golds, texts, strict=True)])

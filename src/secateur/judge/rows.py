@@ -1,0 +1,111 @@
+"""What has to be run to score examples: rows of tokens, the positions that count, and batches of similar length.
+
+Rows are padded on the right. In a causal model nothing to the right of a position reaches it, so neither the padding
+nor the rest of the batch changes a score beyond rounding, and no attention mask is needed. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.tasks.encode import Encoded
+
+
+@dataclass(frozen=True)
+class Target:
+    """The token that should follow `position` in its row, for one continuation of one example."""
+
+    position: int
+    token: int
+    example: int
+    continuation: int
+    first: bool  # the first token of its continuation
+
+
+@dataclass(frozen=True)
+class Row:
+    example: int
+    tokens: tuple[int, ...]
+    targets: tuple[Target, ...]
+
+
+def rows_of(example: int, encoded: Encoded) -> list[Row]:
+    """The fewest rows that score every continuation: a row that is the beginning of another is not run twice."""
+    wanted: list[tuple[tuple[int, ...], list[Target]]] = []
+    for number, (context, continuation) in enumerate(encoded.pairs):
+        start = len(context) - 1
+        targets = [Target(start + i, token, example, number, i == 0) for i, token in enumerate(continuation)]
+        wanted.append((context + continuation[:-1], targets))
+    rows: list[tuple[tuple[int, ...], list[Target]]] = []
+    for tokens, targets in sorted(wanted, key=lambda item: -len(item[0])):
+        longer = next((row for row in rows if row[0][: len(tokens)] == tokens), None)
+        if longer is None:
+            rows.append((tokens, targets))
+        else:
+            longer[1].extend(targets)
+    return [Row(example, tokens, tuple(targets)) for tokens, targets in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows side by side. `keep` are the flat (row × length) positions whose logits count; targets index into it."""
+
+    tokens: Tensor  # (rows, length) int64
+    keep: Tensor  # (kept,) int64, ascending
+    where: Tensor  # (targets,) index into keep
+    token: Tensor  # (targets,)
+    example: Tensor  # (targets,)
+    continuation: Tensor  # (targets,)
+    first: Tensor  # (targets,) bool
+    row_example: Tensor  # (rows,)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokens.numel()
+
+
+def batch_of(rows: Sequence[Row], pad: int) -> Batch:
+    length = max(len(row.tokens) for row in rows)
+    tokens = torch.tensor([[*row.tokens, *[pad] * (length - len(row.tokens))] for row in rows])
+    targets = [(number * length + t.position, t) for number, row in enumerate(rows) for t in row.targets]
+    keep, where = torch.unique(torch.tensor([flat for flat, _ in targets]), return_inverse=True)
+    columns = torch.tensor([[t.token, t.example, t.continuation, t.first] for _, t in targets]).unbind(1)
+    token, example, continuation, first = columns
+    row_example = torch.tensor([row.example for row in rows])
+    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How much goes into one forward pass: padded tokens, and positions whose logits are computed."""
+
+    max_tokens: int
+    max_kept: int
+    pad: int
+
+    def halved(self) -> Packing:
+        return Packing(self.max_tokens // 2, self.max_kept // 2, self.pad)
+
+    def pack(self, encoded: Mapping[int, Encoded], examples: Iterable[int]) -> list[Batch]:
+        """Examples sorted by length and cut into batches; the rows of one example lie in one batch."""
+        rows = [rows_of(example, encoded[example]) for example in examples]
+        batches: list[list[Row]] = []
+        kept = 0
+        for group in sorted(rows, key=lambda group: (len(group[0].tokens), group[0].example)):
+            targets = sum(len(row.targets) for row in group)
+            width = max(len(row.tokens) for row in group)
+            fits = (
+                batches
+                and (len(batches[-1]) + len(group)) * width <= self.max_tokens
+                and kept + targets <= self.max_kept
+            )
+            if not fits:
+                batches.append([])
+                kept = 0
+            batches[-1].extend(group)
+            kept += targets
+        return [batch_of(group, self.pad) for group in batches]

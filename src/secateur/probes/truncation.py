@@ -1,0 +1,174 @@
+"""What truncating each matrix to each rank would do to the loss, predicted from one backward pass per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from secateur.core.plan import Truncate
+from secateur.core.readings import Readings
+from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
+from secateur.judge.evaluator import Progress, silent
+from secateur.judge.forward import gathered
+from secateur.judge.rows import Batch, Packing
+from secateur.surgery.mask import Spectra
+from secateur.tasks.encode import Encoded
+
+
+def truncation_effects(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    candidates: Iterable[Truncate],
+    *,
+    spectra: Spectra,
+    packing: Packing,
+    contrast: bool = False,
+    progress: Progress = silent,
+) -> Readings:
+    """Predicted change of the mean loss for each candidate: mean d + ½ mean d², negative where cutting helps.
+
+    dₙ = −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ is the first-order change of example n's loss, Gₙ its gradient with respect to
+    W; the square is the Fisher approximation of the second order. Units: nats. The loss is the mean log-loss over
+    the gold answer's tokens, or with `contrast` the log-loss of the gold choice among the choices.
+    Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800); the second-order term is ours.
+    Cost: one decomposition per matrix; one forward and one backward pass without parameter gradients for as many
+    matrices as have room for their spectra at a time, which on models of less than some 100M parameters is all.
+    """
+    if not contrast:
+        encoded = {e: _gold_alone(encoded[e]) for e in examples}
+    by_matrix: dict[Matrix, list[Truncate]] = {}
+    for edit in candidates:
+        by_matrix.setdefault(loaded.anatomy.matrix(edit.matrix), []).append(edit)
+    while True:
+        try:
+            changes = _changes(loaded, encoded, examples, by_matrix, spectra, packing, contrast, progress)
+            break
+        except torch.OutOfMemoryError:
+            if packing.max_tokens < 64:
+                raise
+            packing = packing.halved()
+    values = {str(edit): float(d.mean() + 0.5 * (d * d).mean()) for edit, d in changes.items()}
+    source = "first order in singular values (arXiv 2510.20800) + ½ Fisher"
+    return Readings("predicted change of loss", "nats", "probe", len(examples), True, source, values)
+
+
+def _gold_alone(encoded: Encoded) -> Encoded:
+    gold = slice(encoded.gold, encoded.gold + 1)
+    return replace(encoded, pairs=encoded.pairs[gold], lengths=encoded.lengths[gold], gold=0)
+
+
+def _changes(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    by_matrix: Mapping[Matrix, Sequence[Truncate]],
+    spectra: Spectra,
+    packing: Packing,
+    contrast: bool,
+    progress: Progress,
+) -> dict[Truncate, Float[Tensor, "examples"]]:
+    """dₙ of every candidate for every example. An example's rows add up before anything is squared."""
+    index = {example: i for i, example in enumerate(examples)}
+    edits = [edit for group in by_matrix.values() for edit in group]
+    changes = {edit: torch.zeros(len(examples), dtype=torch.float64) for edit in edits}
+    passes = [(group, batch) for group in spectra.fitting(by_matrix) for batch in packing.pack(encoded, examples)]
+    for number, (group, batch) in enumerate(passes):
+        rows = torch.tensor([index[e] for e in batch.row_example.tolist()])
+        for matrix, x, g in _taps(loaded, batch, encoded, group, contrast):
+            weight = loaded.model.get_parameter(matrix.weight).detach()
+            along = _along_components(spectra(matrix, weight), x, g)
+            for edit, change in _removed(along, by_matrix[matrix]):
+                changes[edit].index_add_(0, rows, change)
+        progress("screen", number + 1, len(passes))
+    return changes
+
+
+def _along_components(spectrum: Any, x: Float[Tensor, "rows t in"], g: Float[Tensor, "rows t out"]) -> Tensor:
+    """σᵢ uᵢᵀ Gₙ vᵢ for every row n and component i, from two projections: (rows, k) float64."""
+    left = g.to(spectrum.u.dtype) @ spectrum.u
+    right = x.to(spectrum.u.dtype) @ spectrum.vh.T
+    return ((left * right).sum(dim=1) * spectrum.sigma).double().cpu()
+
+
+def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Iterable[tuple[Truncate, Tensor]]:
+    """dₙ of each edit, from running sums over the components."""
+    running = torch.cat([along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1)  # [:, r] = first r components
+    whole, full_rank = running[:, -1], along.shape[1]
+    for edit in edits:
+        kept = running[:, edit.rank] if edit.side == "top" else whole - running[:, full_rank - edit.rank]
+        yield edit, kept - whole
+
+
+def _taps(
+    loaded: Loaded, batch: Batch, encoded: Mapping[int, Encoded], matrices: Sequence[Matrix], contrast: bool
+) -> list[tuple[Matrix, Tensor, Tensor]]:
+    """For each matrix its true input and the gradient of the summed loss at its output, (rows, t, in / out)."""
+    model, anatomy = loaded.model, loaded.anatomy
+    modules = {matrix.module: model.get_submodule(matrix.module) for matrix in matrices}
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    with torch.enable_grad(), ExitStack() as stack:
+        for name, module in modules.items():
+            stack.enter_context(_recorded(module, name, inputs, outputs))
+        embedding = model.get_submodule(anatomy.embedding)
+        stack.enter_context(_differentiable(embedding))
+        stack.enter_context(gathered(model.get_submodule(anatomy.unembedding), batch.keep))
+        logits = model(input_ids=batch.tokens.to(model.device), use_cache=False).logits[0]
+        loss = _summed_loss(logits, batch, encoded, contrast)
+        gradients = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
+    shape = batch.tokens.shape
+    found = []
+    for matrix in matrices:
+        x = inputs[matrix.module].reshape(*shape, -1)
+        g = matrix.of_output(gradients[matrix.module].reshape(*shape, -1))
+        found.append((matrix, x, g))
+    return found
+
+
+@contextmanager
+def _recorded(module: nn.Module, name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> Any:
+    def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
+        inputs[name], outputs[name] = args[0].detach(), output
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _differentiable(embedding: nn.Module) -> Any:
+    """Gradients start at the embedding's output, so that no parameter needs one."""
+    handle = embedding.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _summed_loss(logits: Float[Tensor, "kept vocab"], batch: Batch, encoded: Mapping[int, Encoded], contrast: bool) -> Tensor:
+    """Sum over the batch's examples, so that each row's gradient is its own example's."""
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    where, token = batch.where.to(logits.device), batch.token.to(logits.device)
+    logp = logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+    totals: dict[int, dict[int, list[int]]] = {}
+    for i, (example, continuation) in enumerate(zip(batch.example.tolist(), batch.continuation.tolist(), strict=True)):
+        totals.setdefault(example, {}).setdefault(continuation, []).append(i)
+    losses = [_example_loss(logp, parts, encoded[example], contrast) for example, parts in totals.items()]
+    return torch.stack(losses).sum()
+
+
+def _example_loss(logp: Tensor, parts: dict[int, list[int]], encoded: Encoded, contrast: bool) -> Tensor:
+    if not contrast:
+        return -logp[parts[encoded.gold]].mean()
+    scores = torch.stack([logp[parts[number]].sum() for number in range(len(encoded.pairs))])
+    return -torch.log_softmax(scores, dim=0)[encoded.gold]
