@@ -1,0 +1,252 @@
+"""Architectures as data: which module of which family holds which matrix, and which kinds are refused.
+
+Everything here is names and attributes; no tensor is touched. A new family is one more entry of `FAMILIES`.
+Module names are those of transformers 5, read from its modelling files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.errors import ModelError, nearest
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a matrix is stored: a module relative to its block, and how it shares that module with others.
+
+    `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), or `"grouped"`
+    (for each key/value group: its query heads, then its key, then its value head).
+    """
+
+    module: str
+    layout: str = "whole"
+
+
+def _slots(**modules: str) -> Mapping[str, Slot]:
+    """`q="attn.c_attn/stacked"` as a Slot."""
+    pairs = {kind: text.partition("/") for kind, text in modules.items()}
+    return {kind: Slot(module, layout or "whole") for kind, (module, _, layout) in pairs.items()}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Paths are module paths in the whole model; slots are relative to a block.
+
+    `mlp` is the module, relative to a block, that the block calls with one positional tensor and that returns
+    one; None where there is no such module. `extras` are modules outside the blocks that hold matrices nobody
+    edits (learned positions, OPT's projections). `context` is the config attribute that bounds the positions,
+    and `kv_heads` a switch for configs that do not say it in `num_key_value_heads`.
+    """
+
+    name: str
+    architecture: str
+    blocks: str
+    embedding: str
+    final_norm: str
+    slots: Mapping[str, Slot]
+    mlp: str | None = "mlp"
+    unembedding: str = "lm_head"
+    extras: tuple[str, ...] = ()
+    context: str = "max_position_embeddings"
+    kv_heads: str = "num_key_value_heads"
+
+
+_LLAMA_ATTENTION = {kind: f"self_attn.{kind}_proj" for kind in "qkvo"}
+_LLAMA_SLOTS = _slots(**_LLAMA_ATTENTION, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
+
+
+def _fused_slots(attention: str) -> Mapping[str, Slot]:
+    """GPT-NeoX, BLOOM and Falcon share names, and the layout once the number of key/value heads is known."""
+    fused = f"{attention}.query_key_value/grouped"
+    dense = {"o": f"{attention}.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
+    return _slots(q=fused, k=fused, v=fused, **dense)
+
+
+def _llama_like(name: str, architecture: str) -> Family:
+    return Family(name, architecture, "model.layers", "model.embed_tokens", "model.norm", _LLAMA_SLOTS)
+
+
+FAMILIES: Mapping[str, Family] = {
+    family.architecture: family
+    for family in (
+        _llama_like("llama", "LlamaForCausalLM"),
+        _llama_like("mistral", "MistralForCausalLM"),
+        _llama_like("qwen2", "Qwen2ForCausalLM"),
+        _llama_like("qwen3", "Qwen3ForCausalLM"),
+        _llama_like("gemma2", "Gemma2ForCausalLM"),
+        _llama_like("gemma3", "Gemma3ForCausalLM"),
+        Family(
+            "gpt2",
+            "GPT2LMHeadModel",
+            "transformer.h",
+            "transformer.wte",
+            "transformer.ln_f",
+            _slots(
+                q="attn.c_attn/stacked",
+                k="attn.c_attn/stacked",
+                v="attn.c_attn/stacked",
+                o="attn.c_proj",
+                up="mlp.c_fc",
+                down="mlp.c_proj",
+            ),
+            extras=("transformer.wpe",),
+        ),
+        Family(
+            "gptj",
+            "GPTJForCausalLM",
+            "transformer.h",
+            "transformer.wte",
+            "transformer.ln_f",
+            _slots(
+                q="attn.q_proj",
+                k="attn.k_proj",
+                v="attn.v_proj",
+                o="attn.out_proj",
+                up="mlp.fc_in",
+                down="mlp.fc_out",
+            ),
+        ),
+        Family(
+            "gpt_neox",
+            "GPTNeoXForCausalLM",
+            "gpt_neox.layers",
+            "gpt_neox.embed_in",
+            "gpt_neox.final_layer_norm",
+            _fused_slots("attention"),
+        ),
+        Family(
+            "opt",
+            "OPTForCausalLM",
+            "model.decoder.layers",
+            "model.decoder.embed_tokens",
+            "model.decoder.final_layer_norm",
+            _slots(**_LLAMA_ATTENTION | {"o": "self_attn.out_proj"}, up="fc1", down="fc2"),
+            mlp=None,
+            extras=("model.decoder.embed_positions", "model.decoder.project_in", "model.decoder.project_out"),
+        ),
+        Family(
+            "bloom",
+            "BloomForCausalLM",
+            "transformer.h",
+            "transformer.word_embeddings",
+            "transformer.ln_f",
+            _fused_slots("self_attention"),
+            mlp=None,  # called with the residual as a second tensor, which it adds
+            context="seq_length",  # ALiBi needs no bound; some configs carry the training length
+        ),
+        Family(
+            "falcon",
+            "FalconForCausalLM",
+            "transformer.h",
+            "transformer.word_embeddings",
+            "transformer.ln_f",
+            _fused_slots("self_attention"),
+            kv_heads="falcon",
+        ),
+        Family(
+            "phi",
+            "PhiForCausalLM",
+            "model.layers",
+            "model.embed_tokens",
+            "model.final_layernorm",
+            _slots(**_LLAMA_ATTENTION | {"o": "self_attn.dense"}, up="mlp.fc1", down="mlp.fc2"),
+        ),
+        Family(
+            "phi3",
+            "Phi3ForCausalLM",
+            "model.layers",
+            "model.embed_tokens",
+            "model.norm",
+            _slots(
+                q="self_attn.qkv_proj/stacked",
+                k="self_attn.qkv_proj/stacked",
+                v="self_attn.qkv_proj/stacked",
+                o="self_attn.o_proj",
+                gate="mlp.gate_up_proj/stacked",
+                up="mlp.gate_up_proj/stacked",
+                down="mlp.down_proj",
+            ),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths that the layouts need. Each key/value head serves equally many query heads."""
+
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    d_head: int
+    vocab_size: int
+    context: int | None
+
+
+def sizes(family: Family, config: Any) -> Sizes:
+    """The widths that the model's config states. Raises `ModelError` where heads do not share keys evenly."""
+    num_heads = config.num_attention_heads
+    num_kv_heads = _num_kv_heads(family, config)
+    if num_heads % num_kv_heads:
+        raise ModelError(
+            f"broken config: {num_heads} query heads cannot share {num_kv_heads} key/value heads."
+        )
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    context = getattr(config, family.context, None)
+    return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
+
+
+def _num_kv_heads(family: Family, config: Any) -> int:
+    if family.kv_heads == "falcon":  # 40B and later state it; 7B shares one head; falcon-rw shares none
+        if config.new_decoder_architecture:
+            return config.num_kv_heads
+        return 1 if config.multi_query else config.num_attention_heads
+    return getattr(config, family.kv_heads, None) or config.num_attention_heads
+
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+_MODALITIES = ("vision_config", "audio_config", "speech_config", "text_config", "image_token_id")
+
+
+def family_of(architecture: str, config: Mapping[str, Any]) -> Family:
+    """The family of a model, from its class name and its config as a dictionary.
+
+    Raises: `ModelError`, by kind (quantized, mixture of experts, encoder-decoder, multimodal, no causal
+    language model), or with the nearest family names.
+    """
+    refuse_quantized(architecture, config)
+    kind = _kind(architecture, config)
+    if kind is not None:
+        raise ModelError(f"{architecture} is {kind}; secateur cuts dense decoder-only models of text.")
+    if architecture not in FAMILIES:
+        raise ModelError(f"unknown family {architecture}.{nearest(architecture, FAMILIES)}")
+    return FAMILIES[architecture]
+
+
+def refuse_quantized(architecture: str, config: Mapping[str, Any]) -> None:
+    """Raises `ModelError` where the config says that weights are stored as codes."""
+    found = config.get("quantization_config") or config.get("quantization")
+    if not found:
+        return
+    method = found.get("quant_method", "") if isinstance(found, Mapping) else ""
+    how = f" ({method})" if method else ""
+    raise ModelError(
+        f"this {architecture} is quantized{how}: its stored codes cannot be cut. Use the original float "
+        "checkpoint, or dequantize it and save that."
+    )
+
+
+def _kind(architecture: str, config: Mapping[str, Any]) -> str | None:
+    """What a refused model is, in words, or None for a plain decoder as far as the config tells."""
+    if any(config.get(key) for key in _EXPERTS) or "Moe" in architecture or "MoE" in architecture:
+        return "a mixture of experts"
+    if config.get("is_encoder_decoder"):
+        return "an encoder-decoder"
+    if any(config.get(key) is not None for key in _MODALITIES):
+        return "a multimodal model"
+    if architecture not in FAMILIES and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "not a causal language model with its head"
+    return None

@@ -1,0 +1,78 @@
+"""One logical matrix inside the parameter that stores it, fused or transposed as that may be.
+
+Knows tensors and row ranges; no family, no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.core.site import Site
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """`site`'s matrix, shape (out, in), stored in parameter `weight` of `module`.
+
+    `rows` are half-open ranges of output rows of the stored parameter seen as (out, in), in the matrix's own
+    order; None means all. `transposed`: the parameter itself is (in, out), as in GPT-2's Conv1D.
+    """
+
+    site: Site
+    module: str
+    weight: str
+    shape: tuple[int, int]
+    rows: Ranges | None = None
+    transposed: bool = False
+
+    def read(self, weight: Tensor) -> Tensor:
+        """The matrix (out, in) in the parameter's dtype; a view where its rows lie together, else a copy."""
+        stored = weight.T if self.transposed else weight
+        if self.rows is None:
+            return stored
+        return _joined([stored[start:stop] for start, stop in self.rows], dim=0)
+
+    @torch.no_grad()
+    def write_(self, weight: Tensor, matrix: Tensor) -> None:
+        """Writes `matrix` (out, in) over its own rows of the parameter, cast to its dtype, and no others."""
+        assert tuple(matrix.shape) == self.shape, f"{self.site} is {self.shape}, not {tuple(matrix.shape)}"
+        stored = weight.T if self.transposed else weight
+        for (start, stop), (first, last) in self._targets(stored.shape[0]):
+            stored[start:stop].copy_(matrix[first:last])
+
+    def of_output(self, y: Tensor) -> Tensor:
+        """This matrix's part of the module's output or bias: (..., stored out) → (..., out)."""
+        if self.rows is None:
+            return y
+        return _joined([y[..., start:stop] for start, stop in self.rows], dim=-1)
+
+    def _targets(self, stored_rows: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Pairs of (range in the parameter, range in the matrix)."""
+        first = 0
+        for start, stop in self.rows or ((0, stored_rows),):
+            yield (start, stop), (first, first + stop - start)
+            first += stop - start
+
+
+def stacked_rows(sizes: tuple[int, ...], index: int) -> Ranges:
+    """Rows of part `index` where parts of `sizes` rows lie one after the other."""
+    start = sum(sizes[:index])
+    return ((start, start + sizes[index]),)
+
+
+def grouped_rows(kind: str, num_heads: int, num_kv_heads: int, d_head: int) -> Ranges:
+    """Rows of q, k or v where each key/value group stores its query heads, its key and its value head."""
+    queries = num_heads // num_kv_heads
+    head, width = {"q": (0, queries), "k": (queries, 1), "v": (queries + 1, 1)}[kind]
+    starts = [(group * (queries + 2) + head) * d_head for group in range(num_kv_heads)]
+    return tuple((start, start + width * d_head) for start in starts)
+
+
+def _joined(pieces: list[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
