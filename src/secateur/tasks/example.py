@@ -1,4 +1,4 @@
-"""The values of a task: examples, their groups, and three disjoint splits. Knows no model and no tokenizer."""
+"""The values of a task: examples, their groups, three disjoint splits. Knows no model and no tokenizer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ SPLITS = ("probe", "select", "test")
 class Example:
     """One question with its gold answer, or one chunk of text.
 
-    `prompt` ends without white space; `answer` and every choice begin with the space that joins them to it, and
-    `answer` is one of `choices` where there are any. `group` is what must stay in one split and is resampled as one.
-    A chunk of text has its token ids in `tokens`, an empty prompt, and every token but the first is scored.
+    `prompt` ends without white space; `answer` and every choice begin with the space that joins them to it,
+    and `answer` is one of `choices` where there are any. `group` is what must stay in one split and is
+    resampled as one. A chunk of text has its token ids in `tokens`, an empty prompt, and every token but the
+    first is scored.
+
+    Three fields are for what an evaluation harness asks and prompt and choices alone cannot say: `contexts`,
+    one context per choice, where a choice is put into the question and `answer` is scored after each;
+    `label`, the index of the right choice, where two choices may read alike; `lengths`, the characters of
+    each choice as the harness counts them.
     """
 
     id: str
@@ -30,6 +36,9 @@ class Example:
     group: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
     tokens: tuple[int, ...] | None = None
+    contexts: tuple[str, ...] | None = None
+    label: int | None = None
+    lengths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -39,6 +48,8 @@ class Example:
     def gold(self) -> int:
         """Index of the answer among the choices."""
         assert self.choices is not None, f"{self.id} has no choices"
+        if self.label is not None:
+            return self.label
         return self.choices.index(self.answer)
 
 
@@ -46,8 +57,9 @@ class Example:
 class Task:
     """Examples with their splits. `kind` is "choice", "generation" or "text"; it decides the primary metric.
 
-    `splits` maps probe / select / test to indices into `examples`; probe is for gradients and statistics, select for
-    choosing, test for the one verdict. `max_new_tokens` bounds greedy generation (0: as many as the answer has).
+    `splits` maps probe / select / test to indices into `examples`; probe is for gradients and statistics,
+    select for choosing, test for the one verdict. `max_new_tokens` bounds greedy generation (0: as many as
+    the answer has).
     """
 
     name: str
@@ -76,7 +88,12 @@ class Task:
     def hash(self) -> str:
         """Digest of the content and the splits: what a verdict is about."""
         return _digest(
-            [self.kind, self.max_new_tokens, [_row(e) for e in self.examples], {k: list(v) for k, v in self.splits.items()}]
+            [
+                self.kind,
+                self.max_new_tokens,
+                [_row(e) for e in self.examples],
+                {k: list(v) for k, v in self.splits.items()},
+            ]
         )
 
     def split_hash(self, name: str) -> str:
@@ -85,7 +102,16 @@ class Task:
 
 
 def _row(example: Example) -> list[Any]:
-    return [example.id, example.prompt, example.answer, example.choices, example.paraphrases, example.group, example.tokens]
+    said = [
+        example.id,
+        example.prompt,
+        example.answer,
+        example.choices,
+        example.paraphrases,
+        example.group,
+        example.tokens,
+    ]
+    return [*said, example.contexts, example.label, example.lengths]
 
 
 def _digest(value: Any) -> str:

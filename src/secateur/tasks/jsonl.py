@@ -1,0 +1,139 @@
+"""Task files: one JSON object a line, checked here, at the border, so that nothing behind it need ask again.
+
+The format is `Row`; `task.schema.json` beside this file is its JSON schema. Knows no tokenizer and no splits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from secateur.errors import TaskError, nearest
+from secateur.tasks.example import Example
+from secateur.tasks.splits import Source
+
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Row(BaseModel):
+    """One example of a task file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="secateur task example")
+
+    id: Text = Field(description="Unique in the file; splits depend on it.")
+    prompt: Text = Field(description="What the model reads; no white space at its end.")
+    answer: Text = Field(
+        description="What should follow, with the space that joins it; one of the choices, if there are any."
+    )
+    choices: list[Text] | None = Field(
+        None, min_length=2, description="All possible answers, or null where the answer is free."
+    )
+    paraphrases: list[Text] = Field(default=[], description="The same question in other words.")
+    meta: dict[str, Any] = Field(default={}, description="Anything worth keeping; never read by the model.")
+    group: Text | None = Field(None, description="Examples of one group stay in one split; default: the id.")
+
+    @model_validator(mode="after")
+    def _answer_is_a_choice(self) -> Row:
+        if self.choices is not None:
+            if len(set(self.choices)) < len(self.choices):
+                raise ValueError(f"a choice is given twice: {self.choices}")
+            if self.answer not in self.choices:
+                raise ValueError(
+                    f"'answer' {self.answer!r} is not one of the choices {self.choices}{_space_hint(self)}"
+                )
+        return self
+
+    def example(self) -> Example:
+        choices = None if self.choices is None else tuple(self.choices)
+        return Example(
+            self.id, self.prompt, self.answer, choices, tuple(self.paraphrases), self.group or "", self.meta
+        )
+
+
+def _space_hint(row: Row) -> str:
+    spaced = row.answer.strip() in [choice.strip() for choice in row.choices or []]
+    return ": they differ in white space" if spaced else ""
+
+
+def read_jsonl(path: Path) -> Source:
+    """The examples of a task file. Kind "choice" where every line has choices, "generation" where none has.
+
+    Raises: `TaskError`, with file and line, for anything that is not as `Row` says.
+    """
+    rows: dict[str, tuple[int, Row]] = {}
+    for number, row in parse_lines(path, Row):
+        if row.id in rows:
+            raise TaskError(
+                f"{path}, line {number}: id {row.id!r} was already used in line {rows[row.id][0]}."
+            )
+        rows[row.id] = (number, row)
+    if not rows:
+        raise TaskError(f"{path}: no examples in it.")
+    return Source(
+        path.stem, _kind(path, list(rows.values())), tuple(row.example() for _, row in rows.values())
+    )
+
+
+def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
+    """Line numbers from 1 and validated objects; blank lines are skipped. Raises: `TaskError`."""
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, model.model_validate_json(line)
+            except ValidationError as error:
+                raise TaskError(f"{path}, line {number}: {_explain(error, model)}") from error
+
+
+def read_utf8(path: Path) -> str:
+    """The file's text, with or without a byte order mark. Raises: `TaskError` when missing or not UTF-8."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error.strerror}).") from error
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise TaskError(
+            f"{path}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from error
+
+
+def schema_text() -> str:
+    """The contents of `task.schema.json`."""
+    return json.dumps(Row.model_json_schema(), indent=2) + "\n"
+
+
+def _kind(path: Path, rows: list[tuple[int, Row]]) -> str:
+    with_choices = rows[0][1].choices is not None
+    for number, row in rows:
+        if (row.choices is not None) != with_choices:
+            has, others = ("no choices", "have them") if with_choices else ("choices", "have none")
+            raise TaskError(
+                f"{path}, line {number}: it has {has}, and the lines before {others}. Use two files."
+            )
+    return "choice" if with_choices else "generation"
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem in plain words."""
+    problem = error.errors(include_url=False)[0]
+    where = "".join(f"[{part + 1}]" if isinstance(part, int) else str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "missing":
+            return f"'{where}' is missing."
+        case "extra_forbidden":
+            return f"unknown key '{where}'.{nearest(where, model.model_fields)}"
+        case "json_invalid":
+            return f"not JSON ({problem['msg'].removeprefix('Invalid JSON: ')})."
+        case "string_too_short" | "string_pattern_mismatch":
+            return f"'{where}' is empty."
+        case "value_error":
+            return f"{problem['ctx']['error']}."
+        case _:
+            return f"'{where}': {problem['msg']}." if where else f"{problem['msg']}."

@@ -1,0 +1,92 @@
+"""From what a user writes after --task to a `Task`: files, generators, presets, the evaluation harness.
+
+What needs an extra (datasets, lm_eval) is imported only where it is used. Knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from secateur.errors import TaskError, UnknownName, nearest
+from secateur.tasks import arithmetic, facts, recall
+from secateur.tasks.example import Task
+from secateur.tasks.jsonl import read_jsonl
+from secateur.tasks.splits import Source, make_task
+from secateur.tasks.text import read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TaskInfo(NamedTuple):
+    """One line of `secateur tasks`; `needs` is empty, or the extra and the network a task asks for."""
+
+    name: str
+    kind: str
+    description: str
+    needs: str
+
+
+BUILTINS: Mapping[str, Callable[[], Source]] = {
+    "facts": lambda: Source("facts", facts.KIND, tuple(facts.examples())),
+    "recall": lambda: Source("recall", recall.KIND, tuple(recall.examples())),
+    "int-sum": arithmetic.int_sum,
+    "int-mult": arithmetic.int_mult,
+}
+
+
+def load_task(
+    spec: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    test_spec: str | None = None,
+    seqlen: int = 256,
+    split_seed: int = 0,
+    limit: int | None = None,
+    allow_small: bool = False,
+    shares: tuple[float, float, float] | None = None,
+) -> Task:
+    """The task that `spec` names, split into probe, select and test.
+
+    `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name or lm_eval:NAME. With `test_spec` the test
+    split is all of it, and `spec` gives probe and select. `limit` keeps at most that many examples, whole
+    groups, of each source. `shares` of probe, select, test are .1, .2, .7 unless the task itself says
+    otherwise. The result depends on content and `split_seed` only, never on the order of lines.
+
+    Raises: `UnknownName` for a name that nothing answers to; `TaskError` for data that cannot be used.
+    """
+    source = _open(spec, tokenizer, seqlen)
+    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen)
+    return make_task(source, test, split_seed=split_seed, limit=limit, allow_small=allow_small, shares=shares)
+
+
+def list_tasks() -> list[TaskInfo]:
+    """The tasks that have a name of their own."""
+    told = {"facts": facts.DESCRIPTION, "recall": recall.DESCRIPTION, **arithmetic.DESCRIPTIONS}
+    kinds = {"facts": facts.KIND, "recall": recall.KIND}
+    return [TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), told[name], "") for name in BUILTINS]
+
+
+def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
+    prefix, _, rest = spec.partition(":")
+    if prefix == "text" and rest:
+        return read_text(Path(rest), tokenizer, seqlen)
+    if prefix == "builtin" and rest:
+        return _builtin(rest)
+    path = Path(spec)
+    if path.suffix == ".jsonl":
+        return read_jsonl(path)
+    if path.exists():
+        raise TaskError(f"{spec}: a task file ends in .jsonl; plain text is written text:{spec}.")
+    known = [info.name for info in list_tasks()]
+    raise UnknownName(
+        f"unknown task {spec!r}.{nearest(spec, known)} A file is written FILE.jsonl or text:FILE."
+    )
+
+
+def _builtin(name: str) -> Source:
+    if name not in BUILTINS:
+        raise UnknownName(f"unknown builtin task {name!r}.{nearest(name, BUILTINS)}")
+    return BUILTINS[name]()

@@ -1,0 +1,180 @@
+"""Three disjoint splits out of one source of examples, or of two, by content and the split seed only.
+
+Groups are ordered by a hash of their name and the seed, so neither the order of a file nor the run's own seed
+moves an example from one split to another. Knows no file format, no tokenizer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from secateur.errors import TaskError
+from secateur.tasks.example import Example, Task
+
+LOG = logging.getLogger("secateur")
+SHARES = (0.1, 0.2, 0.7)
+MIN_GROUPS = 50  # in select and in test: below it no paired test shows anything but the largest effects
+
+
+@dataclass(frozen=True)
+class Source:
+    """Examples as they were loaded. `held_out` are those that a data set itself keeps for the test split."""
+
+    name: str
+    kind: str
+    examples: tuple[Example, ...]
+    held_out: tuple[Example, ...] | None = None
+    max_new_tokens: int = 0
+    shares: tuple[float, float, float] = SHARES
+
+
+def make_task(
+    source: Source,
+    test: Source | None,
+    *,
+    split_seed: int,
+    limit: int | None,
+    allow_small: bool,
+    shares: tuple[float, float, float] | None,
+) -> Task:
+    """Splits `source` by `shares`, or takes `test` (else what the source itself holds out) as the test split.
+
+    Raises: `TaskError` when two sources share examples or differ in kind, or a split has too few groups.
+    """
+    shares = _checked_shares(shares or source.shares)
+    if test is not None:
+        _check_pair(source, test)
+        held_out = test.held_out or test.examples
+        _refuse_overlap(source, held_out, test.name)
+    else:
+        held_out = source.held_out
+    first = arrange(take(_without(source, held_out or ()), limit, split_seed), split_seed)
+    second = arrange(take(held_out or (), limit, split_seed), split_seed)
+    examples, named = _assign(first, second, shares)
+    splits = {
+        name: tuple(i for i, e in enumerate(examples) if named[e.group] == name)
+        for name in ("probe", "select", "test")
+    }
+    task = Task(source.name, source.kind, examples, splits, source.max_new_tokens)
+    _check_sizes(task, shares, allow_small, paired=held_out is not None)
+    return task
+
+
+def rank(group: str, seed: int, purpose: str) -> str:
+    """Where a group stands in the shuffled order: a hash, so the same on every machine."""
+    return hashlib.sha256(f"{purpose}\0{seed}\0{group}".encode()).hexdigest()
+
+
+def arrange(examples: Iterable[Example], seed: int) -> tuple[Example, ...]:
+    """Examples in the order of their groups' ranks, then by id: the order of the file is forgotten."""
+    ranks: dict[str, str] = {}
+    examples = list(examples)
+    for example in examples:
+        ranks.setdefault(example.group, rank(example.group, seed, "split"))
+    return tuple(sorted(examples, key=lambda example: (ranks[example.group], example.id)))
+
+
+def take(examples: Sequence[Example], limit: int | None, seed: int) -> tuple[Example, ...]:
+    """Whole groups, drawn by `seed`, at most `limit` examples together; a larger limit only adds to them."""
+    if limit is None or not examples:
+        return tuple(examples)
+    if limit < 1:
+        raise TaskError(f"a limit of {limit} examples leaves nothing. Give at least 1.")
+    sizes: dict[str, int] = {}
+    for example in examples:
+        sizes[example.group] = sizes.get(example.group, 0) + 1
+    kept, total = set(), 0
+    for group in sorted(sizes, key=lambda name: rank(name, seed, "limit")):
+        total += sizes[group]
+        if total > limit:
+            break
+        kept.add(group)
+    return tuple(example for example in examples if example.group in kept)
+
+
+def _assign(
+    first: tuple[Example, ...], second: tuple[Example, ...], shares: tuple[float, float, float]
+) -> tuple[tuple[Example, ...], dict[str, str]]:
+    """All examples in order, and the split of each group."""
+    groups = list(dict.fromkeys(example.group for example in first))
+    parts = shares[:2] if second else shares
+    ends = [round(len(groups) * sum(parts[: n + 1]) / sum(parts)) for n in range(len(parts))]
+    named = {}
+    for name, begin, end in zip(("probe", "select", "test"), [0, *ends], ends, strict=False):
+        named |= dict.fromkeys(groups[begin:end], name)
+    named |= {example.group: "test" for example in second}
+    return first + second, named
+
+
+def _checked_shares(shares: tuple[float, float, float]) -> tuple[float, float, float]:
+    if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise TaskError(
+            f"shares for probe, select and test must be positive and sum to 1, not {tuple(shares)}."
+        )
+    return shares
+
+
+def _check_pair(source: Source, test: Source) -> None:
+    if source.kind != test.kind:
+        raise TaskError(
+            f"{source.name} is a {source.kind} task and {test.name} a {test.kind} task. Take two of one kind."
+        )
+
+
+def _traits(example: Example) -> tuple[tuple[str, object], ...]:
+    """What two sources must not share. Contexts stand for the prompt where there are several."""
+    asked = example.tokens or example.contexts or example.prompt
+    return (("id", example.id), ("group", example.group), ("prompt", asked))
+
+
+def _refuse_overlap(source: Source, test: Sequence[Example], test_name: str) -> None:
+    seen = {trait: example.id for example in source.examples for trait in _traits(example)}
+    for example in test:
+        for trait in _traits(example):
+            if trait in seen:
+                raise TaskError(
+                    f"{test_name}: example {example.id!r} has the same {trait[0]} as {seen[trait]!r} "
+                    f"in {source.name}. "
+                    "Test data must not be seen before: remove it from one of the two."
+                )
+
+
+def _without(source: Source, held_out: Sequence[Example]) -> tuple[Example, ...]:
+    """A data set whose own training part repeats test prompts loses them from training, and says so."""
+    seen = {trait for example in held_out for trait in _traits(example)}
+    kept = tuple(e for e in source.examples if not any(trait in seen for trait in _traits(e)))
+    if len(kept) < len(source.examples):
+        LOG.warning(
+            "%s: %d training examples repeat a test prompt and were left out.",
+            source.name,
+            len(source.examples) - len(kept),
+        )
+    return kept
+
+
+def _check_sizes(task: Task, shares: tuple[float, float, float], allow_small: bool, paired: bool) -> None:
+    counts = {name: len({task.examples[i].group for i in task.splits[name]}) for name in task.splits}
+    empty = [name for name, count in counts.items() if count == 0]
+    small = [name for name in ("select", "test") if counts[name] < MIN_GROUPS]
+    if not empty and not small:
+        return
+    found = ", ".join(f"{name} {count}" for name, count in counts.items())
+    need = f"select and test need {MIN_GROUPS} each: {_needed(shares, paired)}"
+    message = f"{task.name}: too few groups of examples ({found}); {need}."
+    if empty:
+        raise TaskError(f"{message} Nothing is left for {empty[0]}: give more data or a larger --limit.")
+    if not allow_small:
+        raise TaskError(f"{message} Give more data, a larger --limit, or --allow-small for a first look.")
+    LOG.warning("%s Going on, since small splits were allowed; expect wide intervals.", message)
+
+
+def _needed(shares: tuple[float, float, float], paired: bool) -> str:
+    probe, select, test = shares
+    if paired:
+        groups = math.ceil(MIN_GROUPS * (probe + select) / select - 1e-9)
+        return f"at least {groups} groups to choose by and {MIN_GROUPS} to test on"
+    return f"at least {math.ceil(MIN_GROUPS / min(select, test) - 1e-9)} groups in one source"

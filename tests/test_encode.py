@@ -1,0 +1,129 @@
+"""Examples as token ids, against hand-made tokenizers whose ids can be worked out on paper."""
+
+from dataclasses import replace
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from secateur.errors import TaskError
+from secateur.tasks.encode import encode, encode_prompt, leading_ids
+from secateur.tasks.example import Example
+
+NEWLINE = "{{ '\\n' }}"
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}" + NEWLINE + "{% endfor %}<|assistant|>" + NEWLINE
+)
+PIECES = ["<s>", "</s>", "a", "b", "c", "d", "Ġ", "Ċ", "Ġc", "Ġcd", "ab", "<|user|>", "<|assistant|>"]
+ID = {piece: number for number, piece in enumerate(PIECES)}
+
+
+def make(bos_added: bool = True, bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
+    merges = [("Ġ", "c"), ("Ġc", "d"), ("a", "b")]
+    inner = Tokenizer(models.BPE(ID, merges, ignore_merges=False))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if bos_added:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    names = {"bos_token": "<s>"} if bos else {}
+    names |= {"eos_token": "</s>"} if eos else {}
+    special = ["<|user|>", "<|assistant|>"]
+    return PreTrainedTokenizerFast(tokenizer_object=inner, additional_special_tokens=special, **names)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make()
+
+
+def ids(*pieces):
+    return tuple(ID[piece] for piece in pieces)
+
+
+QUESTION = Example("q", "ab", " cd", choices=(" c", " cd"))
+
+
+def test_a_pair_per_choice_and_the_gold_one(tokenizer):
+    encoded = encode(QUESTION, tokenizer, context=None)
+    assert encoded.pairs == ((ids("<s>", "ab"), ids("Ġc")), (ids("<s>", "ab"), ids("Ġcd")))
+    assert (encoded.gold, encoded.lengths) == (1, (1, 2))
+
+
+def test_generation_has_the_gold_answer_alone(tokenizer):
+    encoded = encode(replace(QUESTION, choices=None, answer=" c a"), tokenizer, context=None)
+    assert encoded.pairs == ((ids("<s>", "ab"), ids("Ġc", "Ġ", "a")),)
+    assert (encoded.gold, encoded.lengths) == (0, (1,))
+
+
+def test_space_at_the_end_of_the_prompt_moves_to_the_answer(tokenizer):
+    spaced = replace(QUESTION, prompt="ab ", answer="cd", choices=("c", "cd"))
+    assert encode(spaced, tokenizer, context=None).pairs == encode(QUESTION, tokenizer, context=None).pairs
+
+
+def test_a_merge_across_the_border_shortens_the_continuation(tokenizer):
+    merged = Example("m", "a", "bd")  # "abd" is [ab, d]; the context alone is [a]
+    assert encode(merged, tokenizer, context=None).pairs == ((ids("<s>", "a"), ids("d")),)
+
+
+def test_bos_is_not_doubled_and_not_invented(tokenizer):
+    begun = replace(QUESTION, prompt="<s>ab")
+    assert encode(begun, tokenizer, context=None).pairs == encode(QUESTION, tokenizer, context=None).pairs
+    assert encode(QUESTION, make(bos_added=False), context=None).pairs[0][0] == ids("ab")
+    assert (leading_ids(tokenizer), leading_ids(make(bos_added=False))) == (ids("<s>"), ())
+
+
+def test_an_empty_context_is_bos_or_eos():
+    free = Example("f", "", " cd")
+    assert encode(free, make(), context=None).pairs == ((ids("<s>"), ids("Ġcd")),)
+    without_bos = make(bos_added=False, bos=False)
+    assert encode(free, without_bos, context=None).pairs == ((ids("</s>"), ids("Ġcd")),)
+    begun = replace(free, answer="<s> cd")
+    assert encode(begun, make(), context=None).pairs == ((ids("<s>"), ids("Ġcd")),)
+    with pytest.raises(TaskError, match="neither"):
+        encode(free, make(bos_added=False, bos=False, eos=False), context=None)
+
+
+def test_one_context_per_choice(tokenizer):
+    example = Example("w", "a", " cd", choices=("b", "c"), contexts=("ab", "a c "), label=1, lengths=(3, 4))
+    encoded = encode(example, tokenizer, context=None)
+    assert encoded.pairs == ((ids("<s>", "ab"), ids("Ġcd")), (ids("<s>", "a", "Ġc"), ids("Ġ", "Ġcd")))
+    assert (encoded.gold, encoded.lengths) == (1, (3, 4))
+
+
+def test_a_chunk_of_text_scores_all_but_its_first_token(tokenizer):
+    chunk = Example("t", "", "", tokens=(0, 3, 4, 5))
+    encoded = encode(chunk, tokenizer, context=4)
+    assert encoded.pairs == (((0,), (3, 4, 5)),)
+    assert encoded.longest == 4
+    with pytest.raises(TaskError, match=r"'t'.*1 more than .* context of 3.*--seqlen"):
+        encode(chunk, tokenizer, context=3)
+
+
+def test_too_long_by_how_much(tokenizer):
+    long = replace(QUESTION, prompt="ab" * 10)  # <s> + 10 + 1 tokens
+    assert encode(long, tokenizer, context=12).longest == 12
+    with pytest.raises(TaskError, match=r"'q'.*12 tokens, 5 more than .* context of 7"):
+        encode(long, tokenizer, context=7)
+
+
+def test_an_answer_that_tokenizes_to_nothing(tokenizer):
+    with pytest.raises(TaskError, match=r"'n'.*'b' tokenizes to nothing"):
+        encode(Example("n", "a", "b"), tokenizer, context=None)  # "ab" is one token, as long as the context
+    with pytest.raises(TaskError, match=r"'n'.*'é' tokenizes to nothing"):
+        encode(Example("n", "a", " c", choices=(" c", "é")), tokenizer, context=None)
+
+
+def test_chat(tokenizer):
+    with pytest.raises(TaskError, match=r"'q'.*no chat template"):
+        encode(QUESTION, tokenizer, context=None, chat=True)
+    chatty = make()
+    chatty.chat_template = TEMPLATE
+    encoded = encode(QUESTION, chatty, context=None, chat=True)
+    head = ids("<s>", "<|user|>", "ab", "Ċ", "<|assistant|>", "Ċ")
+    assert encoded.pairs == ((head, ids("c")), (head, ids("c", "d")))
+    assert encode_prompt("ab", chatty, chat=True) == head
+
+
+def test_the_prompt_for_generation_is_the_context(tokenizer):
+    for prompt in ("ab", "ab ", "<s>a", ""):
+        example = replace(QUESTION, prompt=prompt)
+        assert encode_prompt(prompt, tokenizer) == encode(example, tokenizer, context=None).pairs[0][0]

@@ -1,0 +1,328 @@
+"""Task files, texts, generators, splits: what is read, what is refused in which words, what never moves."""
+
+import json
+import logging
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from secateur.errors import TaskError, UnknownName
+from secateur.tasks import jsonl
+from secateur.tasks.load import BUILTINS, list_tasks, load_task
+from secateur.tasks.splits import MIN_GROUPS
+from secateur.tasks.text import cut
+
+SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+
+def byte_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
+    """One token per byte; `bos` is put before every text by default."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({"<s>": 0, "</s>": 1} | {c: i + 2 for i, c in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    if bos:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer(bos=True)
+
+
+def rows(count: int, **more) -> list[dict]:
+    return [{"id": f"e{i}", "prompt": f"question {i} is", "answer": f" {i}"} | more for i in range(count)]
+
+
+def write(path: Path, items: list[dict]) -> str:
+    path.write_text("\n".join(json.dumps(item) for item in items) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def ids(task, split):
+    return {example.id for example in task.of(task.split(split))}
+
+
+# --- files
+
+
+def test_reads_every_field(tmp_path, tokenizer):
+    full = {
+        "id": "rome",
+        "prompt": "The capital of Italy is",
+        "answer": " Rome",
+        "choices": [" Paris", " Rome"],
+        "paraphrases": ["Italy's capital is"],
+        "meta": {"frequency": 3},
+        "group": "italy",
+    }
+    others = rows(300, choices=[f" {i}" for i in range(300)])
+    task = load_task(write(tmp_path / "capitals.jsonl", [full, *others]), tokenizer=tokenizer)
+    example = next(e for e in task.examples if e.id == "rome")
+    assert (example.prompt, example.answer, example.choices, example.gold) == (
+        "The capital of Italy is",
+        " Rome",
+        (" Paris", " Rome"),
+        1,
+    )
+    assert (example.paraphrases, example.group, example.meta) == (
+        ("Italy's capital is",),
+        "italy",
+        {"frequency": 3},
+    )
+    assert (task.name, task.kind) == ("capitals", "choice")
+
+
+GOOD = {"id": "a", "prompt": "p", "answer": " x"}
+BROKEN = {
+    "no answer": ({"id": "b", "prompt": "p"}, "'answer' is missing"),
+    "empty prompt": (GOOD | {"id": "b", "prompt": " "}, "'prompt' is empty"),
+    "empty answer": (GOOD | {"id": "b", "answer": ""}, "'answer' is empty"),
+    "number for text": (GOOD | {"id": "b", "answer": 7}, "'answer': Input should be a valid string"),
+    "misspelled key": (GOOD | {"id": "b", "paraphrase": []}, "Did you mean paraphrases"),
+    "not a choice": (GOOD | {"id": "b", "choices": [" y", " z"]}, "is not one of the choices"),
+    "space differs": (GOOD | {"id": "b", "choices": ["x", "z"]}, "they differ in white space"),
+    "choice twice": (GOOD | {"id": "b", "choices": [" x", " x"]}, "a choice is given twice"),
+    "empty paraphrase": (GOOD | {"id": "b", "paraphrases": ["q", ""]}, r"'paraphrases\[2\]' is empty"),
+    "duplicate id": (GOOD, "id 'a' was already used in line 1"),
+    "mixed kinds": (
+        GOOD | {"id": "b", "choices": [" x", " y"]},
+        "it has choices, and the lines before have none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_line_is_named_with_its_fault(case, tmp_path, tokenizer):
+    broken, message = BROKEN[case]
+    file = write(tmp_path / "t.jsonl", [GOOD, GOOD | {"id": "c"}, broken])
+    with pytest.raises(TaskError, match=rf"t\.jsonl, line 3: .*{message}"):
+        load_task(file, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"id": "a", "prompt": \n', "line 1: not JSON"),
+        (b"\n\n", "no examples"),
+        (json.dumps(GOOD).encode() + b'\n{"id": "\xff\xfe"}\n', "line 2: not UTF-8"),
+        (b'{"id": "\\ud800", "prompt": "p", "answer": " x"}', "line 1: not JSON"),
+        (b"[1, 2]\n", "line 1"),
+    ],
+)
+def test_broken_files(content, message, tmp_path, tokenizer):
+    (tmp_path / "t.jsonl").write_bytes(content)
+    with pytest.raises(TaskError, match=message):
+        load_task(str(tmp_path / "t.jsonl"), tokenizer=tokenizer)
+
+
+def test_missing_file_and_unknown_names(tmp_path, tokenizer):
+    with pytest.raises(TaskError, match=r"no\.jsonl: cannot be read"):
+        load_task(str(tmp_path / "no.jsonl"), tokenizer=tokenizer)
+    with pytest.raises(UnknownName, match="Did you mean facts"):
+        load_task("builtin:fact", tokenizer=tokenizer)
+    with pytest.raises(UnknownName, match="unknown task 'nonesuch'"):
+        load_task("nonesuch", tokenizer=tokenizer)
+    (tmp_path / "story.txt").write_text("once")
+    with pytest.raises(TaskError, match="text:"):
+        load_task(str(tmp_path / "story.txt"), tokenizer=tokenizer)
+
+
+def test_schema_file_is_the_models():
+    file = Path(jsonl.__file__).with_name("task.schema.json")
+    assert file.read_text(encoding="utf-8") == jsonl.schema_text()
+
+
+def test_byte_order_mark_blank_lines_and_crlf(tmp_path, tokenizer):
+    lines = "\r\n\r\n".join(json.dumps(row) for row in rows(250))
+    (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert len(load_task(str(tmp_path / "t.jsonl"), tokenizer=tokenizer).examples) == 250
+
+
+# --- splits
+
+
+def test_shares_disjoint_complete_and_groups_whole(tmp_path, tokenizer):
+    items = [row | {"group": f"g{i // 3}"} for i, row in enumerate(rows(1500))]
+    task = load_task(write(tmp_path / "t.jsonl", items), tokenizer=tokenizer)
+    groups = {name: {task.examples[i].group for i in task.split(name)} for name in task.splits}
+    assert {name: len(found) for name, found in groups.items()} == {"probe": 50, "select": 100, "test": 350}
+    assert sum(len(indices) for indices in task.splits.values()) == 1500
+    assert not groups["probe"] & groups["select"]
+    assert not groups["test"] & (groups["probe"] | groups["select"])
+
+
+def test_splits_forget_the_order_of_the_file(tmp_path, tokenizer):
+    items = [row | {"group": f"g{i // 2}"} for i, row in enumerate(rows(700))]
+    first = load_task(write(tmp_path / "t.jsonl", items), tokenizer=tokenizer)
+    random.Random(1).shuffle(items)
+    again = load_task(write(tmp_path / "u.jsonl", items), tokenizer=tokenizer)
+    assert first.hash == again.hash
+    assert first.split_hash("test") == again.split_hash("test")
+    other = load_task(str(tmp_path / "t.jsonl"), tokenizer=tokenizer, split_seed=1)
+    assert ids(other, "test") != ids(first, "test")
+
+
+def test_test_split_is_not_the_tail_of_the_file(tmp_path, tokenizer):
+    task = load_task(write(tmp_path / "t.jsonl", rows(1000)), tokenizer=tokenizer)
+    late = sum(int(name[1:]) >= 300 for name in ids(task, "test"))
+    assert 460 < late < 520  # expected 490 of 700, standard deviation 8
+
+
+def test_too_small_is_refused_with_the_number_needed(tmp_path, tokenizer, caplog):
+    file = write(tmp_path / "t.jsonl", rows(400))
+    assert (
+        len(load_task(write(tmp_path / "u.jsonl", rows(250)), tokenizer=tokenizer).split("select"))
+        == MIN_GROUPS
+    )
+    with pytest.raises(TaskError, match="at least 250 groups"):
+        load_task(write(tmp_path / "v.jsonl", rows(240)), tokenizer=tokenizer)
+    with caplog.at_level(logging.WARNING, logger="secateur"):
+        task = load_task(write(tmp_path / "v.jsonl", rows(240)), tokenizer=tokenizer, allow_small=True)
+    assert len(task.split("select")) == 48
+    assert "select 48" in caplog.text
+    with pytest.raises(TaskError, match="Nothing is left for"):
+        load_task(write(tmp_path / "w.jsonl", rows(2)), tokenizer=tokenizer, allow_small=True)
+    with pytest.raises(TaskError, match="sum to 1"):
+        load_task(file, tokenizer=tokenizer, shares=(0.5, 0.5, 0.5))
+
+
+def test_two_files(tmp_path, tokenizer):
+    train = write(tmp_path / "train.jsonl", rows(90))
+    held = [{"id": f"v{i}", "prompt": f"other {i} is", "answer": " x"} for i in range(50)]
+    task = load_task(train, test_spec=write(tmp_path / "test.jsonl", held), tokenizer=tokenizer)
+    assert ids(task, "test") == {row["id"] for row in held}
+    assert (len(task.split("probe")), len(task.split("select"))) == (30, 60)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "e7"}, "same id as 'e7'"),
+        ({"prompt": "question 7 is"}, "same prompt as 'e7'"),
+        ({"group": "e7"}, "same group as 'e7'"),
+        ({"choices": [" x", " y"]}, "choice task"),
+    ],
+)
+def test_two_files_that_share_or_differ(change, message, tmp_path, tokenizer):
+    held = [{"id": f"v{i}", "prompt": f"other {i} is", "answer": " x"} for i in range(50)]
+    held = [row | change for row in held] if "choices" in change else [*held[:-1], held[-1] | change]
+    with pytest.raises(TaskError, match=message):
+        load_task(
+            write(tmp_path / "a.jsonl", rows(90)),
+            test_spec=write(tmp_path / "b.jsonl", held),
+            tokenizer=tokenizer,
+        )
+
+
+def test_limit_keeps_whole_groups_and_nests(tmp_path, tokenizer):
+    items = [row | {"group": f"g{i // 4}"} for i, row in enumerate(rows(4000))]
+    file = write(tmp_path / "t.jsonl", items)
+    small, large = (load_task(file, tokenizer=tokenizer, limit=n) for n in (1002, 2000))
+    assert len(small.examples) == 1000
+    assert len(large.examples) == 2000
+    assert {e.id for e in small.examples} < {e.id for e in large.examples}
+    assert len({e.group for e in small.examples}) == 250
+    with pytest.raises(TaskError, match="limit of 0"):
+        load_task(file, tokenizer=tokenizer, limit=0)
+
+
+# --- text
+
+
+def test_txt_in_chunks_of_seqlen_with_bos(tmp_path, tokenizer):
+    text = "".join(chr(97 + i % 26) for i in range(9 * 27500 + 1))
+    (tmp_path / "t.txt").write_text(text)
+    task = load_task(f"text:{tmp_path / 't.txt'}", tokenizer=tokenizer, seqlen=10)
+    assert task.kind == "text"
+    chunks = [e for _, e in sorted((e.id, e) for e in task.examples)]
+    assert all(e.tokens[0] == tokenizer.bos_token_id and len(e.tokens) <= 10 for e in chunks)
+    joined = [token for e in chunks for token in e.tokens[1:]]
+    assert joined == tokenizer.encode(text, add_special_tokens=False)
+    sizes = [sum(e.group == chunks[i].group for e in chunks[i : i + 10]) for i in range(0, 500, 10)]
+    assert sizes == [10] * 50
+    assert chunks[9].group != chunks[10].group
+
+
+def test_chunks_without_bos_drop_a_rest_of_one_token():
+    assert list(cut(range(7), 3, ())) == [(0, 1, 2), (3, 4, 5)]
+    assert list(cut(range(7), 3, (99,))) == [(99, 0, 1), (99, 2, 3), (99, 4, 5), (99, 6)]
+
+
+def test_documents_are_the_groups(tmp_path):
+    items = [{"id": f"d{i}", "text": "word " * (3 + i % 5), "url": "x"} for i in range(250)]
+    file = write(tmp_path / "t.jsonl", items)
+    task = load_task(f"text:{file}", tokenizer=byte_tokenizer(bos=False), seqlen=8)
+    assert {e.group for e in task.examples} == {row["id"] for row in items}
+    assert all(len(e.tokens) <= 8 for e in task.examples)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([{"id": "a", "txt": "x"}], "line 1: 'text' is missing"),
+        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "line 2: id 'a' was already used in line 1"),
+        ([{"text": "x"}, {"text": "x"}], "line 2: the same text"),
+        ([{"text": ""}], "no text"),
+    ],
+)
+def test_broken_text(items, message, tmp_path, tokenizer):
+    with pytest.raises(TaskError, match=message):
+        load_task(f"text:{write(tmp_path / 't.jsonl', items)}", tokenizer=tokenizer)
+
+
+def test_seqlen_of_one_is_refused(tmp_path, tokenizer):
+    (tmp_path / "t.txt").write_text("abc")
+    with pytest.raises(TaskError, match="at least 2"):
+        load_task(f"text:{tmp_path / 't.txt'}", tokenizer=tokenizer, seqlen=1)
+
+
+# --- generators
+
+
+@pytest.mark.parametrize(("name", "below", "sign"), [("int-sum", 100, "+"), ("int-mult", 20, "x")])
+def test_arithmetic_is_right_and_pairs_stay_together(name, below, sign, tokenizer):
+    task = load_task(f"builtin:{name}", tokenizer=tokenizer)
+    asked = set()
+    for example in task.examples:
+        left, right = (int(word) for word in example.prompt.removesuffix(" =").split(f" {sign} "))
+        assert int(example.answer) == (left + right if sign == "+" else left * right)
+        assert example.answer[0] == " "
+        asked.add((left, right))
+    assert asked == {(i, j) for i in range(below) for j in range(below)}
+    where = {example.id: split for split in task.splits for example in task.of(task.split(split))}
+    assert all(where[f"{name}-{i}-{j}"] == where[f"{name}-{j}-{i}"] for i, j in asked)
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_every_generator_loads_with_the_default_splits(name, tokenizer):
+    task = load_task(f"builtin:{name}", tokenizer=tokenizer)
+    assert task.hash == load_task(f"builtin:{name}", tokenizer=tokenizer).hash
+    assert all(e.prompt == e.prompt.rstrip() and e.answer.startswith(" ") for e in task.examples)
+    assert any(info.name == f"builtin:{name}" and info.kind == task.kind for info in list_tasks())
+
+
+# --- real files
+
+
+@pytest.mark.parametrize("name", ["counterfact", "hotpotqa_dev", "truthfulqa_pairs", "winogrande_validation"])
+def test_shared_files(name, tokenizer):
+    file = SHARED / f"{name}.jsonl"
+    if not file.exists():
+        pytest.skip("shared data not here")
+    task = load_task(str(file), tokenizer=tokenizer)
+    count = len(file.read_text(encoding="utf-8").strip().split("\n"))
+    assert len(task.examples) == count == sum(len(indices) for indices in task.splits.values())
+
+
+def test_shared_train_and_validation(tokenizer):
+    if not (SHARED / "rte_train.jsonl").exists():
+        pytest.skip("shared data not here")
+    for name, tested in (("cb", 56), ("copa", 100), ("rte", 277)):
+        files = [str(SHARED / f"{name}_{part}.jsonl") for part in ("train", "validation")]
+        task = load_task(files[0], test_spec=files[1], tokenizer=tokenizer)
+        assert len(task.split("test")) == tested
