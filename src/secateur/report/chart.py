@@ -1,0 +1,93 @@
+"""What every figure shares: colors, axes, and `Figure` itself, a plain plotly.js dictionary with its table.
+
+Imports no plotly: the tests validate the dictionaries against plotly's own schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.core.site import MATRICES
+
+INK, MUTED, RULE = "#2b2f36", "#6d727b", "#e3e0d8"
+BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
+# Orange to blue, distinguishable under all common color deficiencies (Crameri et al. 2020, doi
+# 10.1038/s41467-020-19160-7); light gray in the middle, so that no cell that was tried is as white as the page.
+DIVERGING = [[0.0, "#9c430d"], [0.25, "#dd9c66"], [0.5, "#eeebe4"], [0.75, "#79aecd"], [1.0, "#124f78"]]
+DEPTH = ("#c3d3dd", "#17466a")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plotly figure: traces, layout, and the same numbers as a table (escaped cells)."""
+
+    title: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    head: tuple[str, ...] = ()
+    rows: list[list[str]] = field(default_factory=list)
+
+    @property
+    def height(self) -> int:
+        return self.layout["height"]
+
+
+def by_matrix(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows by matrix name, in the model's order; names this tool does not know come last."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str(row["matrix"]), []).append(row)
+    order = {name: place for place, name in enumerate(MATRICES)}
+    return {
+        name: groups[name] for name in sorted(groups, key=lambda name: (order.get(name, len(order)), name))
+    }
+
+
+def new_layout(height: int, **more: Any) -> dict[str, Any]:
+    return {
+        "height": height,
+        "margin": {"l": 46, "r": 14, "t": 10, "b": 44},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "inherit", "size": 12, "color": INK},
+        "showlegend": False,
+        "dragmode": False,
+        "hovermode": "closest",
+        "hoverlabel": {
+            "bgcolor": "#ffffff",
+            "bordercolor": "#b9b5aa",
+            "font": {"color": INK, "size": 13},
+            "align": "left",
+        },
+    } | more
+
+
+def new_axis(title: str, **more: Any) -> dict[str, Any]:
+    return {
+        "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 8},
+        "fixedrange": True,
+        "zeroline": False,
+        "gridcolor": RULE,
+        "linecolor": RULE,
+        "tickfont": {"size": 11, "color": MUTED},
+    } | more
+
+
+def marks(points: Sequence[tuple[int, int]], **marker: Any) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "marker": marker,
+        "hoverinfo": "skip",
+    }
+
+
+def level(value: float) -> dict[str, Any]:
+    where = {"x0": 0, "x1": 1, "xref": "paper", "y0": value, "y1": value}
+    return {"type": "line", **where, "line": {"color": MUTED, "width": 1.3, "dash": "dot"}}

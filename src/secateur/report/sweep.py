@@ -1,0 +1,164 @@
+"""The sweep as heat maps: block against kept fraction, one for each matrix type."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur.report.chart import DIVERGING, INK, Figure, Row, by_matrix, marks, new_axis, new_layout
+from secateur.report.markup import known, number, text
+
+
+def color_limit(deltas: Sequence[float]) -> float:
+    """How far from the base the color scale reaches, in the metric's unit.
+
+    The largest gain or the median loss, whichever is larger: a matrix that breaks the model when it is zeroed
+    must not bleach the differences that a reader came for. Worse cells saturate; the legend says "or worse".
+    """
+    gains, losses = [d for d in deltas if d > 0], [-d for d in deltas if d < 0]
+    limit = max(max(gains, default=0.0), float(np.median(losses)) if losses else 0.0)
+    return limit or max((abs(d) for d in deltas), default=0.0) or 1e-9
+
+
+def improvements(rows: Iterable[Row], base: Row, metric: str) -> list[float]:
+    """Change against the base, positive where better, of every row that has the metric."""
+    sign = 1.0 if metric == "accuracy" else -1.0
+    return [sign * (row[metric] - base[metric]) for row in rows if known(row.get(metric))]
+
+
+def sweep(
+    rows: Sequence[Row], base: Row, metrics: Sequence[str], chosen: set[tuple[str, int]]
+) -> list[Figure]:
+    """A heat map for each matrix type: block against kept fraction, colored by the change."""
+    limits = {metric: color_limit(improvements(rows, base, metric)) for metric in metrics}
+    blocks = 1 + max((row["block"] for row in rows), default=0)
+    return [_heat_map(name, group, base, limits, blocks, chosen) for name, group in by_matrix(rows).items()]
+
+
+def _heat_map(
+    name: str,
+    rows: list[Row],
+    base: Row,
+    limits: Mapping[str, float],
+    blocks: int,
+    chosen: set[tuple[str, int]],
+) -> Figure:
+    columns = sorted({round(row["kept"], 9) for row in rows})
+    place = {kept: index for index, kept in enumerate(columns)}
+    data = [_untried(rows, columns, blocks)]
+    for index, (metric, limit) in enumerate(limits.items()):
+        for complete in (True, False):
+            data.append(_cells(rows, base, metric, limit, complete, place, blocks) | {"visible": index == 0})
+    data.append(_raced_out(rows, place))
+    cell = min(34.0, max(9.0, 560 / blocks))
+    shown = _some(len(columns), 12)
+    ends = {
+        "ticktext": [_percent(columns[i]) for i in shown],
+        "tickvals": shown,
+        "range": [-0.6, len(columns) - 0.4],
+    }
+    layers = {"tickvals": _some(blocks, 16), "range": [-0.6, blocks - 0.4]}
+    plain = {"showgrid": False, "showline": False, "tickangle": 0}
+    layout = new_layout(
+        int(62 + cell * blocks),
+        xaxis=new_axis("% of components kept", **ends, **plain),
+        yaxis=new_axis("block", **layers, **plain),
+        shapes=[
+            _frame(place[round(r["kept"], 9)], r["block"]) for r in rows if (r["site"], r["rank"]) in chosen
+        ],
+    )
+    head = ("site", "rank", "kept", "accuracy", "loss", "examples", "judged")
+    return Figure(name, data, layout, head, [_sweep_numbers(row) for row in rows])
+
+
+def _cells(
+    rows: Iterable[Row],
+    base: Row,
+    metric: str,
+    limit: float,
+    complete: bool,
+    place: Mapping[float, int],
+    blocks: int,
+) -> dict[str, Any]:
+    """One layer of the heat map; raced-out cells are a layer of their own because they are paler."""
+    z = [[None] * len(place) for _ in range(blocks)]
+    hover = [[""] * len(place) for _ in range(blocks)]
+    for row in rows:
+        if bool(row["complete"]) == complete and known(row.get(metric)):
+            at = row["block"], place[round(row["kept"], 9)]
+            z[at[0]][at[1]] = improvements([row], base, metric)[0]
+            hover[at[0]][at[1]] = _sweep_hover(row)
+    return {
+        "type": "heatmap",
+        "z": z,
+        "text": hover,
+        "hovertemplate": "%{text}<extra></extra>",
+        "hoverongaps": False,
+        "zmin": -limit,
+        "zmax": limit,
+        "colorscale": DIVERGING,
+        "showscale": False,
+        "xgap": 2,
+        "ygap": 2,
+        "opacity": 1.0 if complete else 0.5,
+        "meta": metric,
+    }
+
+
+def _sweep_hover(row: Row) -> str:
+    lines = [
+        f"<b>{text(row['site'])}</b>, rank {text(row['rank'])} of {text(row['full_rank'])}",
+        f"kept {100 * row['kept']:.3g} %",
+        f"accuracy {number(row.get('accuracy'), 'share')}",
+        f"loss {number(row.get('loss'), 'nats')}",
+        f"{text(row['n'])} examples" + ("" if row["complete"] else ", then dropped from the race"),
+    ]
+    return "<br>".join(lines)
+
+
+def _sweep_numbers(row: Row) -> list[str]:
+    values = [
+        number(row["kept"], "share"),
+        number(row.get("accuracy"), "share"),
+        number(row.get("loss"), "nats"),
+    ]
+    end = [text(row["n"]), "to the end" if row["complete"] else "raced out"]
+    return [text(row["site"]), text(row["rank"]), *values, *end]
+
+
+def _raced_out(rows: Iterable[Row], place: Mapping[float, int]) -> dict[str, Any]:
+    """The hatch: a stroke in each cell that was dropped early."""
+    points = [(place[round(row["kept"], 9)], row["block"]) for row in rows if not row["complete"]]
+    return marks(points, symbol="line-ne-open", size=9, color="rgba(43,47,54,.5)", line={"width": 1})
+
+
+def _untried(rows: Iterable[Row], columns: Sequence[float], blocks: int) -> dict[str, Any]:
+    tried = {(round(row["kept"], 9), row["block"]) for row in rows}
+    points = [(i, b) for i, kept in enumerate(columns) for b in range(blocks) if (kept, b) not in tried]
+    return marks(points, symbol="circle", size=2.5, color="#c9c5ba")
+
+
+def _frame(x: int, y: int) -> dict[str, Any]:
+    corners = {"x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
+    return {"type": "rect", **corners, "line": {"color": INK, "width": 2.5}, "fillcolor": "rgba(0,0,0,0)"}
+
+
+def _percent(share: float) -> str:
+    """A short tick label: three characters at most wherever that is exact enough."""
+    value = 100 * share
+    return (
+        f"{value:.0f}"
+        if value >= 9.95 or value == 0
+        else f"{value:.1f}".removesuffix(".0")
+        if value >= 0.1
+        else f"{value:.2g}"
+    )
+
+
+def _some(count: int, most: int) -> list[int]:
+    """At most `most` evenly spaced indices, the first always among them."""
+    step = max(1, math.ceil(count / most))
+    return list(range(0, count, step))
