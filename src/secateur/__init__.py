@@ -1,3 +1,37 @@
-"""secateur: cut what a transformer does not need for a task, and prove what was gained and lost."""
+"""secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
+
+The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `report`, `load`. They are imported
+when first used, so that `secateur --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "prune": "secateur.api",
+    "probe": "secateur.api",
+    "evaluate": "secateur.api",
+    "apply": "secateur.api",
+    "report": "secateur.api",
+    "load": "secateur.api",
+    "Result": "secateur.recipe",
+    "Plan": "secateur.core.plan",
+    "Truncate": "secateur.core.plan",
+    "Site": "secateur.core.site",
+    "SecateurError": "secateur.errors",
+}
+__all__ = ["__version__", *_WHERE]  # noqa: PLE0604  names come from the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -82,7 +82,8 @@ def answer_labels(judge: Judge, outcomes: np.ndarray) -> tuple[str, ...]:
 def gold_labels(judge: Judge, examples: Sequence[int]) -> tuple[str, ...]:
     """The right answers in the same terms as `answer_labels`."""
     if judge.task.kind == "choice":
-        return tuple(judge.task.examples[e].answer for e in examples)
+        asked = judge.task.of(examples)
+        return tuple(example.choices[example.gold] for example in asked)
     golds = (judge.encoded[e].pairs[0][1][0] for e in examples)
     return tuple(judge.loaded.tokenizer.decode([token]) for token in golds)
 

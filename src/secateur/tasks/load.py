@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, facts, recall
 from secateur.tasks.example import Task
+from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
 from secateur.tasks.splits import Source, make_task
 from secateur.tasks.text import read_text
@@ -75,6 +76,8 @@ def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
         return read_text(Path(rest), tokenizer, seqlen)
     if prefix == "builtin" and rest:
         return _builtin(rest)
+    if prefix == "lm_eval" and rest:
+        return read_harness(rest)
     path = Path(spec)
     if path.suffix == ".jsonl":
         return read_jsonl(path)

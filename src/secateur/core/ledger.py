@@ -1,0 +1,347 @@
+"""The journal of every judged plan: one SQLite file, so that a killed run goes on and nothing is judged twice.
+
+Knows plans and outcomes, never a model or a task. A *scope* is a digest of what a judgment depends on besides
+the plan (model fingerprint, task hash, evaluation options); many scopes may share one file. The unit is (scope,
+plan, example). Only the driver writes; any number of processes may read meanwhile (write-ahead log: a reader
+sees whole transactions, and a killed writer leaves none in halves). Not for network file systems, where SQLite's
+log does not work.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.core.plan import Plan
+from secateur.core.score import METRICS, OUTCOME, Metric
+from secateur.errors import LedgerError
+
+LEDGER_VERSION = 1
+APPLICATION_ID = 0x5ECA7E  # written in the file's header: whose SQLite file this is
+BUSY_SECONDS = 30.0
+
+_SCHEMA = """
+CREATE TABLE scopes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE plans (id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, body TEXT NOT NULL);
+CREATE TABLE trials (
+  id INTEGER PRIMARY KEY, scope INTEGER NOT NULL REFERENCES scopes, plan INTEGER NOT NULL REFERENCES plans,
+  seconds REAL NOT NULL, UNIQUE (scope, plan));
+CREATE TABLE outcomes (
+  trial INTEGER NOT NULL REFERENCES trials, example INTEGER NOT NULL, loss REAL, correct REAL, correct_norm REAL,
+  rank INTEGER NOT NULL, predicted INTEGER NOT NULL, tokens INTEGER NOT NULL,
+  PRIMARY KEY (trial, example)) WITHOUT ROWID;
+CREATE TABLE memos (
+  scope INTEGER NOT NULL REFERENCES scopes, key TEXT NOT NULL, value TEXT NOT NULL,
+  PRIMARY KEY (scope, key)) WITHOUT ROWID;
+CREATE TABLE openings (
+  id INTEGER PRIMARY KEY, split TEXT NOT NULL, scope INTEGER NOT NULL REFERENCES scopes,
+  plan INTEGER NOT NULL REFERENCES plans, p_value REAL NOT NULL, at TEXT NOT NULL, UNIQUE (split, scope, plan));
+CREATE TABLE runs (
+  id TEXT PRIMARY KEY, created TEXT NOT NULL, command TEXT NOT NULL, status TEXT NOT NULL, out TEXT NOT NULL);
+"""
+
+_COLUMNS = ", ".join(OUTCOME.names)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One plan as judged so far: on `n` examples, in `seconds`.
+
+    `means` holds the mean of every column of OUTCOME but `example`, and of every metric of METRICS by its name; nan
+    where any example has none.
+    """
+
+    plan: Plan
+    n: int
+    means: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Opening:
+    """One look at a test split: which plan, its p-value, and when (ISO 8601)."""
+
+    scope: str
+    plan: Plan
+    p_value: float
+    when: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command of the user: `status` is "running" until `finish_run` says otherwise."""
+
+    id: str
+    created: str
+    command: Mapping[str, Any]
+    status: str
+    out: str
+
+
+class Ledger:
+    """See the module's docstring. Made by `Ledger.open`; a context manager that closes the file."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._db = connection
+
+    @classmethod
+    def open(cls, path: str | Path, *, create: bool = True) -> Ledger:
+        """Raises: `LedgerError` for a missing file (`create=False`), one that is not a ledger or of another version."""
+        path = Path(path)
+        if not create and not path.exists():
+            raise LedgerError(f"no ledger at {path}. Give the folder of a run, or --ledger FILE.")
+        with _explained(path):
+            connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                _prepare(connection, path, create)
+            except BaseException:
+                connection.close()
+                raise
+        return cls(path, connection)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ judgments
+
+    def record(self, scope: str, plan: Plan, outcomes: np.ndarray, *, seconds: float) -> None:
+        """Writes OUTCOME rows (n,) in one transaction. Rows already there stay as they are, and no seconds are added
+        for them. Raises: `LedgerError` when the disk is full or another run is writing; nothing is then written."""
+        assert outcomes.dtype == OUTCOME, f"outcomes must be of dtype OUTCOME, not {outcomes.dtype}"
+        with self._writing() as db:
+            trial = self._trial_id(scope, plan)
+            rows = ((trial, *row) for row in outcomes.tolist())  # nan becomes NULL
+            marks = ", ".join("?" * (1 + len(OUTCOME)))
+            new = db.executemany(f"INSERT OR IGNORE INTO outcomes VALUES ({marks})", rows).rowcount
+            share = max(new, 0) / max(len(outcomes), 1)
+            db.execute("UPDATE trials SET seconds = seconds + ? WHERE id = ?", (seconds * share, trial))
+
+    def known(self, scope: str, plan: Plan, examples: Sequence[int]) -> np.ndarray:
+        """OUTCOME rows of those of `examples` that are judged already, in the order asked."""
+        asked = json.dumps([int(example) for example in examples])
+        rows = self._read(
+            f"SELECT {_COLUMNS} FROM json_each(?1) AS asked JOIN outcomes ON example = asked.value "
+            "WHERE trial = (SELECT trials.id FROM trials JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan"
+            " WHERE scopes.name = ?2 AND plans.identity = ?3) ORDER BY asked.key",
+            (asked, scope, plan.identity),
+        )
+        return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
+
+    def trials(self, scope: str) -> list[Trial]:
+        """Every plan judged in this scope, in the order in which they were first recorded."""
+        means = _mean_columns()
+        rows = self._read(
+            f"SELECT body, count(*), seconds, {', '.join(means.values())} FROM trials "
+            "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan JOIN outcomes ON trial = trials.id "
+            "WHERE scopes.name = ? GROUP BY trials.id ORDER BY trials.id",
+            (scope,),
+        )
+        return [
+            Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), seconds)
+            for body, n, seconds, *values in rows
+        ]
+
+    def evaluations(self, scope: str) -> int:
+        """How many (plan, example) pairs were judged in this scope."""
+        rows = self._read(
+            "SELECT count(*) FROM trials JOIN scopes ON scopes.id = scope JOIN outcomes ON trial = trials.id "
+            "WHERE scopes.name = ?",
+            (scope,),
+        )
+        return rows[0][0]
+
+    # ------------------------------------------------------------ memos, openings of test, runs
+
+    def remember(self, scope: str, key: str, value: Any) -> None:
+        """Keeps a JSON value (the result of a finished stage) under (scope, key), in place of an earlier one."""
+        assert value is not None, "None is what recall says where nothing is kept"
+        with self._writing() as db:
+            row = (self._id("scopes", "name", scope), key, json.dumps(value))
+            db.execute("INSERT OR REPLACE INTO memos VALUES (?, ?, ?)", row)
+
+    def recall(self, scope: str, key: str) -> Any | None:
+        """What `remember` kept, or None."""
+        rows = self._read(
+            "SELECT value FROM memos JOIN scopes ON scopes.id = scope WHERE scopes.name = ? AND key = ?",
+            (scope, key),
+        )
+        return json.loads(rows[0][0]) if rows else None
+
+    def record_opening(self, split: str, scope: str, plan: Plan, p_value: float, when: str) -> None:
+        """Notes that `plan` was measured on the test split `split`; the same (scope, plan) counts once, the first time."""
+        with self._writing() as db:
+            row = (split, self._id("scopes", "name", scope), self._plan_id(plan), p_value, when)
+            db.execute(
+                "INSERT OR IGNORE INTO openings (split, scope, plan, p_value, at) VALUES (?, ?, ?, ?, ?)", row
+            )
+
+    def openings(self, split: str) -> list[Opening]:
+        """Every opening of this test split in any scope, oldest first."""
+        rows = self._read(
+            "SELECT scopes.name, body, p_value, at FROM openings JOIN scopes ON scopes.id = scope "
+            "JOIN plans ON plans.id = plan WHERE split = ? ORDER BY openings.id",
+            (split,),
+        )
+        return [Opening(scope, _plan(body), p_value, when) for scope, body, p_value, when in rows]
+
+    def start_run(self, run_id: str, command: Mapping[str, Any], *, out: str = "") -> None:
+        """Notes a run as running; a run started before keeps its date. Raises: `LedgerError` for another command."""
+        with self._writing() as db:
+            text = json.dumps(command, sort_keys=True)
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, 'running', ?)", (run_id, now, text, out))
+            if db.execute("SELECT command FROM runs WHERE id = ?", (run_id,)).fetchone()[0] != text:
+                raise LedgerError(
+                    f"{self.path}: run {run_id} was started by another command. Give another --out."
+                )
+            db.execute("UPDATE runs SET status = 'running' WHERE id = ?", (run_id,))
+
+    def finish_run(self, run_id: str, status: str) -> None:
+        with self._writing() as db:
+            changed = db.execute("UPDATE runs SET status = ? WHERE id = ?", (status, run_id)).rowcount
+            assert changed == 1, f"run {run_id} was never started"
+
+    def runs(self) -> list[Run]:
+        """Every run, oldest first."""
+        rows = self._read("SELECT id, created, command, status, out FROM runs ORDER BY created, rowid")
+        return [Run(run_id, created, json.loads(text), *rest) for run_id, created, text, *rest in rows]
+
+    # ------------------------------------------------------------ SQLite
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it or, whatever is raised, nothing."""
+        with _explained(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk has rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        with _explained(self.path):
+            return self._db.execute(query, values).fetchall()
+
+    def _id(self, table: str, column: str, value: str, **more: str) -> int:
+        """The integer that stands for `value`, made where there is none. Only inside `_writing`."""
+        names, values = (column, *more), (value, *more.values())
+        marks = ", ".join("?" * len(names))
+        self._db.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
+        return self._db.execute(f"SELECT id FROM {table} WHERE {column} = ?", (value,)).fetchone()[0]
+
+    def _plan_id(self, plan: Plan) -> int:
+        return self._id("plans", "identity", plan.identity, body=json.dumps(plan.to_json()))
+
+    def _trial_id(self, scope: str, plan: Plan) -> int:
+        key = (self._id("scopes", "name", scope), self._plan_id(plan))
+        self._db.execute("INSERT OR IGNORE INTO trials (scope, plan, seconds) VALUES (?, ?, 0)", key)
+        return self._db.execute("SELECT id FROM trials WHERE scope = ? AND plan = ?", key).fetchone()[0]
+
+
+def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
+    """Checks whose file it is before a byte of it is changed; makes the tables in an empty one."""
+    if not _is_ours(db, path) and not create:
+        raise LedgerError(
+            f"{path} is empty, not a ledger of secateur. Give the folder of a run, or --ledger FILE."
+        )
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA foreign_keys = ON")
+    if _is_ours(db, path):
+        return
+    db.execute("BEGIN IMMEDIATE")
+    if not _is_ours(db, path):  # another process may have been faster
+        for statement in _SCHEMA.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+    db.execute("COMMIT")
+
+
+def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
+    """False for a file without tables; raises for somebody else's and for another version."""
+    owner, version = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+    )
+    if owner != APPLICATION_ID:
+        if owner or version or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise LedgerError(
+                f"{path} is an SQLite file of another program, not a ledger. Give another path."
+            )
+        return False
+    if version != LEDGER_VERSION:
+        raise LedgerError(
+            f"{path} is a ledger of version {version}; this secateur reads version {LEDGER_VERSION}. "
+            "Use the secateur that wrote it, or start a new run folder."
+        )
+    return True
+
+
+_MEND = {
+    sqlite3.SQLITE_FULL: "The disk is full. What was judged so far is kept: free some space, then run the same command.",
+    sqlite3.SQLITE_IOERR: "The disk cannot be read or written. Check it and its free space, then run the same command.",
+    sqlite3.SQLITE_BUSY: "Another run is writing to it. Wait for that run, or give another ledger.",
+    sqlite3.SQLITE_LOCKED: "Another run is writing to it. Wait for that run, or give another ledger.",
+    sqlite3.SQLITE_READONLY: "It cannot be written. Check the permissions of the file and of its folder.",
+    sqlite3.SQLITE_PERM: "It cannot be written. Check the permissions of the file and of its folder.",
+    sqlite3.SQLITE_CANTOPEN: "It cannot be opened. Check that its folder exists and can be written.",
+    sqlite3.SQLITE_NOTADB: "It is not a ledger. Give another path.",
+    sqlite3.SQLITE_CORRUPT: "It is damaged. Restore a copy, or move it away and run the same command from the start.",
+}
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What SQLite says of the file's surroundings, as something a user can mend; our own mistakes pass through."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", -1)
+        if code & 0xFF not in _MEND or code < 0:
+            raise
+        raise LedgerError(f"{path}: {error}. {_MEND[code & 0xFF]}") from error
+
+
+def _mean_columns() -> dict[str, str]:
+    """Name → SQL expression of its mean: NULL where any value is, as a mean over nan is nan."""
+    columns = {name: _mean_of(name) for name in OUTCOME.names if name != "example"}
+    return columns | {metric.name: _mean_of_metric(metric) for metric in METRICS.values()}
+
+
+def _mean_of(column: str) -> str:
+    return f"CASE WHEN count({column}) = count(*) THEN avg({column}) END"
+
+
+def _mean_of_metric(metric: Metric) -> str:
+    if metric.column.startswith("top"):
+        return f"avg(rank < {int(metric.column[3:])})"
+    if metric.weighted:
+        weighted = f"sum({metric.column} * tokens) / sum(tokens)"
+        return f"CASE WHEN count({metric.column}) = count(*) THEN {weighted} END"
+    return _mean_of(metric.column)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _plan(body: str) -> Plan:
+    return Plan.from_json(json.loads(body))

@@ -1,0 +1,231 @@
+"""MODEL → a model in memory that can be trusted: checked before it is loaded, and again after.
+
+Runs no pickle, and no code of a checkpoint unless asked; prints nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+from secateur.errors import ModelError, UnknownName, nearest
+from secateur.hf.anatomy import Anatomy, anatomy
+from secateur.hf.families import FAMILIES, family_of
+from secateur.hf.fingerprint import fingerprint
+from secateur.hf.source import Source, check_weights, download, hub_source, local_source
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
+_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be read: eval mode, no gradients, every parameter finite. `source` is its folder."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    fingerprint: str
+    revision: str | None
+    source: str | None
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Loads MODEL: a folder, a hub name, or `builtin:NAME`.
+
+    `dtype` is `auto` (as stored), float32, bfloat16, float16 or float64; `device` is `auto` (cuda where there
+    is one, else cpu), or what torch calls it.
+
+    Raises: `UnknownName` for a model, dtype, device or revision that does not exist; `ModelError` for a model
+    that cannot be cut (see `anatomy`), and for files that are broken, incomplete, pickled or not finite.
+    """
+    target, torch_dtype = _device(device), _dtype(dtype)
+    with _quiet():
+        source = _find(name, revision)
+        remote = _check_kind(source, trust_remote_code)
+        if source.revision is not None:
+            source = download(source)
+        check_weights(source.folder)
+        tokenizer = _tokenizer(source, trust_remote_code)
+        model = _weights(source, torch_dtype, remote)
+        model = model.to(target).eval().requires_grad_(False)
+    _refuse_nonfinite(model, dtype)
+    parts = anatomy(model)
+    return Loaded(name, model, tokenizer, parts, fingerprint(model), source.revision, str(source.folder))
+
+
+def _find(name: str, revision: str | None) -> Source:
+    found = local_source(name)
+    if found is None:
+        return hub_source(name, revision)
+    if revision is not None:
+        raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local folder.")
+    return found
+
+
+def _check_kind(source: Source, trust_remote_code: bool) -> bool:
+    """Whether the model needs code of its own. Raises before any weight is read or fetched."""
+    architecture = _architecture(source)
+    remote = source.config.get("model_type") not in CONFIG_MAPPING_NAMES and bool(
+        source.config.get("auto_map")
+    )
+    if remote and not trust_remote_code:
+        known = "" if architecture in FAMILIES else f" {architecture} is also no family that secateur knows."
+        raise ModelError(
+            f"{source.name} brings code of its own (auto_map in config.json) and needs trust_remote_code; nothing "
+            f"of it was run. Give --trust-remote-code only if you trust where the model comes from.{known}"
+        )
+    family_of(architecture, source.config)
+    return remote
+
+
+def _architecture(source: Source) -> str:
+    named = source.config.get("architectures")
+    if isinstance(named, list) and named and isinstance(named[0], str):
+        return named[0]
+    known: Mapping[str, Any] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    model_type = source.config.get("model_type")
+    if model_type not in known:
+        raise ModelError(f"config.json of {source.name} names no architecture (model_type {model_type!r}).")
+    return known[model_type]
+
+
+def _weights(source: Source, dtype: torch.dtype | str, remote: bool) -> PreTrainedModel:
+    folder = str(source.folder)
+    options = {"trust_remote_code": remote, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(folder, **options)
+    except _BROKEN as error:
+        raise ModelError(f"config.json of {source.name} cannot be used: {_first_line(error)}") from error
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are listed, and refused below
+            output_loading_info=True,
+            **options,
+        )
+    except (*_BROKEN, RuntimeError) as error:
+        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
+    _refuse_partial(source.name, info)
+    return model
+
+
+def _refuse_partial(name: str, info: Mapping[str, Any]) -> None:
+    """Transformers fills what is missing with random numbers and drops what is too much; here neither passes."""
+    mismatched = [
+        f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]
+    ]
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of the wrong shape": sorted(mismatched),
+        "unreadable": sorted(map(str, info["error_msgs"])),
+    }
+    told = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in problems.items() if keys]
+    if told:
+        raise ModelError(f"the weights of {name} do not fit its config.json: tensors {'; '.join(told)}.")
+
+
+def _some(keys: list[str], count: int = 3) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+
+
+def _refuse_nonfinite(model: PreTrainedModel, dtype: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.dtype not in DTYPES.values():
+            raise ModelError(
+                f"{name} is stored as {parameter.dtype}: quantized? Only float weights can be cut."
+            )
+        if parameter.numel() and not torch.isfinite(torch.stack(torch.aminmax(parameter))).all():
+            hint = " Perhaps it does not fit float16: try --dtype bfloat16." if dtype == "float16" else ""
+            raise ModelError(f"{name} holds NaN or infinity; this model cannot be trusted.{hint}")
+
+
+def _tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    if not any((source.folder / file).exists() for file in _VOCABULARIES):
+        raise ModelError(
+            f"{source.folder} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy one there."
+        )
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    try:
+        return AutoTokenizer.from_pretrained(str(source.folder), **options)
+    except (*_BROKEN, ImportError) as error:
+        raise ModelError(f"the tokenizer of {source.name} cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    if name != "auto" and name not in DTYPES:
+        raise UnknownName(f"unknown dtype {name!r}.{nearest(name, ('auto', *DTYPES))}")
+    return DTYPES.get(name, "auto")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in counts or not (index.isdigit() or not index):
+        raise UnknownName(f"unknown device {name!r}.{nearest(kind, ('auto', *counts))}")
+    if int(index or 0) >= counts[kind]:
+        raise ModelError(f"this machine has no device {name}; use auto or cpu.")
+    return torch.device(name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers' and the hub's bars, log lines and Python warnings off, and back as they were."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_bars = not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if hub_bars:
+            enable_progress_bars()

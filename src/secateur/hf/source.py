@@ -1,0 +1,213 @@
+"""Where a MODEL word points, and whether the files there can be trusted, before any weight is loaded.
+
+Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, opens no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+
+from secateur.errors import ModelError, UnknownName, nearest
+
+BUILTIN = "builtin:"
+WEIGHTS, INDEX, CONFIG, ADAPTER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+)
+_WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors"]
+_UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder with a checkpoint. `config` is its config.json; `revision` the hub commit it is a snapshot of."""
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any]
+    revision: str | None = None
+
+
+def builtin_names() -> tuple[str, ...]:
+    """The models that ship inside the package, sorted."""
+    root = resources.files("secateur") / "models"
+    if not root.is_dir():
+        return ()
+    return tuple(sorted(entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()))
+
+
+def local_source(name: str) -> Source | None:
+    """The folder or built-in model that `name` means, or None where it can only be a hub name.
+
+    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for what is no checkpoint.
+    """
+    if name.startswith(BUILTIN):
+        return _builtin(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Source(name, path, read_config(path))
+    if path.exists():
+        raise ModelError(
+            f"{name} is a file; MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
+        )
+    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not name:
+        raise UnknownName(f"there is no folder {name!r}, and a hub name has the form owner/model.")
+    return None
+
+
+def hub_source(name: str, revision: str | None) -> Source:
+    """Only the config of the hub's model; `download` brings the rest. Raises `UnknownName`, `ModelError`."""
+    config = Path(_ask_hub(hf_hub_download, name, revision, filename=CONFIG))
+    return Source(name, config.parent, read_config(config.parent), revision=config.parent.name)
+
+
+def download(source: Source) -> Source:
+    """The same source with weights and tokenizer there, from the very commit that the config came from."""
+    patterns = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    folder = _ask_hub(snapshot_download, source.name, source.revision, **patterns)
+    return Source(source.name, Path(folder), source.config, source.revision)
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """config.json as a dictionary. Raises `ModelError` where it is missing or broken, and for adapters."""
+    if (folder / ADAPTER).exists():
+        raise ModelError(
+            f"{folder} holds an unmerged adapter ({ADAPTER}). Merge it into its base model "
+            "(PEFT: merge_and_unload) and save the whole model."
+        )
+    if not (folder / CONFIG).exists():
+        raise ModelError(f"{folder} is no checkpoint: it has no {CONFIG}.")
+    config = _read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / CONFIG} is not a JSON object.")
+    return config
+
+
+def check_weights(folder: Path) -> None:
+    """Every shard is there, is a whole safetensors file, and holds the tensors that the index promises.
+
+    Raises: `ModelError` naming the file; for pickled weights, which are never opened.
+    """
+    if (folder / INDEX).exists():
+        return _check_shards(folder)
+    if not (folder / WEIGHTS).exists():
+        raise ModelError(_no_safetensors(folder))
+    _tensor_names(folder / WEIGHTS)
+
+
+def _check_shards(folder: Path) -> None:
+    index = _read_json(folder / INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder / INDEX} has no weight_map.")
+    for shard in sorted(set(weight_map.values())):
+        if not (folder / shard).exists():
+            raise ModelError(
+                f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
+            )
+        promised = {tensor for tensor, file in weight_map.items() if file == shard}
+        absent = promised - _tensor_names(folder / shard)
+        if absent:
+            raise ModelError(f"shard {folder / shard} lacks {min(absent)}, which {INDEX} says it holds.")
+
+
+def _tensor_names(path: Path) -> set[str]:
+    """From the header, which also states how long the file must be."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(_broken_shard(path, start)) from error
+
+
+def _broken_shard(path: Path, start: bytes) -> str:
+    size = path.stat().st_size
+    if len(start) < 8 or struct.unpack("<Q", start)[0] > size - 8:
+        return f"{path} ends within its header ({size} bytes): truncated, or not safetensors. Copy it again."
+    return f"{path} ({size} bytes) is not what its header states: truncated or broken. Copy it again."
+
+
+def _no_safetensors(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if not pickles:
+        return f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); pickled weights are never read."
+    return (
+        f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code, so it was left alone. "
+        f"If you trust it, convert it once, AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        ".save_pretrained(NEW), and copy the tokenizer files to NEW."
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _builtin(name: str) -> Source:
+    short, known = name.removeprefix(BUILTIN), builtin_names()
+    if short not in known:
+        raise UnknownName(f"no built-in model {short!r}.{nearest(short, known)}")
+    folder = Path(str(resources.files("secateur") / "models" / short))
+    return Source(name, folder, read_config(folder))
+
+
+def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> str:
+    """Calls the hub and turns its failures into ours."""
+    try:
+        return ask(name, revision=revision, **what)
+    except HFValidationError as error:
+        raise UnknownName(f"{name!r} is neither a folder nor a hub name (owner/model).") from error
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{name} is gated: accept its terms on the hub, then log in (hf auth login)."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UnknownName(f"{name} has no revision {revision!r} on the hub.") from error
+    except RepositoryNotFoundError as error:
+        raise UnknownName(f"there is no folder and no hub model named {name!r}.{_hint(name)}") from error
+    except LocalEntryNotFoundError as error:
+        raise ModelError(_unreachable(name)) from error
+    except EntryNotFoundError as error:
+        raise ModelError(
+            f"{name} on the hub has no {what.get('filename')}: no model, or only an adapter."
+        ) from error
+    except (OSError, HTTPError) as error:
+        raise ModelError(_unreachable(name)) from error
+
+
+def _unreachable(name: str) -> str:
+    return (
+        f"there is no folder {name!r}, it is not in the local cache, and the hub cannot be reached. Give the path "
+        f"of a checkpoint folder that you have here, or go online.{_hint(name)}"
+    )
+
+
+def _hint(name: str) -> str:
+    return f" Did you mean {BUILTIN}{name}?" if name in builtin_names() else ""

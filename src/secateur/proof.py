@@ -1,0 +1,303 @@
+"""From a chosen plan to a staged checkpoint folder with its verdict, analyses, card and report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur import __version__, records, verify
+from secateur.checkpoint.card import model_card
+from secateur.checkpoint.folder import write_json, writing
+from secateur.checkpoint.save import assert_same, logits_on, reload, save
+from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
+from secateur.hf.load import Loaded
+from secateur.judge.evaluator import Judge
+from secateur.probes.answers import component_answers
+from secateur.report import write_report
+from secateur.search.laser import Race, grid
+from secateur.session import Session
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import resolve
+from secateur.tasks.load import load_task
+
+SIDE_EXAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search: the plan, and how it was come by."""
+
+    plan: Plan
+    candidates: tuple[Truncate, ...]
+    readings: Readings | None
+    race: Race
+    tried: int
+    evaluations: int
+
+
+def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, Any]:
+    """Writes the cut model to `staging`, reads it back, measures both on `test` and the sides, writes the records.
+
+    The verdict is about what was written: the second model is the one that the stock classes load from disk.
+    Returns the content of `verdict.json`.
+    """
+    started = time.perf_counter()
+    judge, sides = session.judge(), side_effects(session)
+    before = _witness(session, sides)
+    trivial = verify.alternatives(judge, session.options.seed)
+    analysis = _analyze(session, judge, found)
+    written = _write_and_read(session, judge, found.plan, staging)
+    after = _witness(session.on(session.task, written), sides)
+    numbers = verify.compare(
+        judge,
+        before,
+        after,
+        found.plan,
+        sides,
+        session.objective.metric,
+        ledger=session.ledger,
+        scope=session.scope,
+        seed=session.options.seed,
+    )
+    session.seconds["verify"] = time.perf_counter() - started
+    verdict = numbers | {"alternatives": trivial} | _describe(session, found, written)
+    verdict["sentence"] = sentence(verdict)
+    analysis |= _compared(session, before, after)
+    _write_records(session, found.plan, verdict, analysis, staging)
+    return verdict
+
+
+def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
+    operations = resolve(plan, session.loaded.anatomy, session.loaded.fingerprint)
+    rows = [context + answer for e in session.task.split("select")[:4] for context, answer in session.encoded[e].pairs[:1]]
+    save(session.loaded, operations, staging, judge.spectra)
+    with masked(session.loaded.model, operations, judge.spectra):
+        expected = logits_on(session.loaded, rows)
+    written = reload(staging, session.loaded, trust_remote_code=session.options.trust_remote_code)
+    assert_same(expected, logits_on(written, rows), staging)
+    return written
+
+
+def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:
+    others = verify.paraphrase_task(session.task, "test")
+    paraphrases = None if others is None else session.on(others).judge()
+    return verify.witness(session.judge(), [session.on(side.task).judge() for side in sides], sides, paraphrases)
+
+
+def side_effects(session: Session) -> list[verify.Side]:
+    """What else is watched: the tasks of `--side`, else what the embedded model brings along, else plain English."""
+    given = session.options.side
+    specs = list(given) or _own_sides(session.options.model) or [f"text:{resources.files('secateur.tasks') / 'passages.txt'}"]
+    context = session.loaded.anatomy.context
+    seqlen = min(session.options.seqlen, context) if context else session.options.seqlen
+    sides = []
+    for spec in specs:
+        task = load_task(
+            spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES, allow_small=True
+        )
+        sides.append(verify.Side(Path(spec.removeprefix("text:")).name, task, continuations=task.kind == "text"))
+    return sides
+
+
+def _own_sides(model: str) -> list[str]:
+    if not model.startswith("builtin:"):
+        return []
+    folder = resources.files("secateur.models") / model.removeprefix("builtin:")
+    files = sorted(Path(str(folder)).glob("side*"))
+    return [str(f) if f.suffix == ".jsonl" else f"text:{f}" for f in files]
+
+
+# ------------------------------------------------------------------------------------------------------- what it says
+
+
+def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]:
+    """The part of `verdict.json` that says what was done to what, with which versions."""
+    loaded, task, options = session.loaded, session.task, session.options
+    raced_out = len(found.race.dropped_after)
+    return {
+        "candidates_tried": found.tried,
+        "evaluations": found.evaluations,
+        "search": {
+            "method": options.method,
+            "exhaustive": options.exhaustive,
+            "proposed": len(found.candidates),
+            "screened_out": len(found.candidates) + 1 - len(found.race.standing),
+            "raced_out": raced_out,
+            "rungs": [list(rung) for rung in found.race.rungs],
+            "composed": len(found.plan.edits) > 1,
+        },
+        "cut": [_cut(session, edit) for edit in found.plan.edits],
+        "parameters": {
+            "before": loaded.anatomy.num_parameters,
+            "after": written.anatomy.num_parameters,
+            "factorized": loaded.anatomy.num_parameters - _saved_when_factorized(session, found.plan),
+        },
+        "model": {
+            "name": options.model,
+            "revision": options.revision,
+            "hub": loaded.source is None,
+            "fingerprint": loaded.fingerprint,
+            "family": loaded.anatomy.family,
+            "architecture": loaded.anatomy.architecture,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "num_blocks": loaded.anatomy.num_blocks,
+            "matrices": list(loaded.anatomy.matrix_kinds),
+        },
+        "written": {"fingerprint": written.fingerprint},
+        "task": {
+            "name": task.name,
+            "kind": task.kind,
+            "hash": task.hash,
+            "splits": {name: len(indices) for name, indices in task.splits.items()},
+        },
+        "seed": options.seed,
+        "split_seed": options.split_seed,
+        "versions": versions(),
+        "seconds": session.seconds,
+        "command": command_line(session),
+    }
+
+
+def _cut(session: Session, edit: Truncate) -> dict[str, Any]:
+    shape = session.loaded.anatomy.matrix(edit.matrix).shape
+    return {"site": str(edit.matrix), "edit": str(edit), "shape": list(shape), "rank": edit.rank, "full_rank": min(shape)}
+
+
+def _saved_when_factorized(session: Session, plan: Plan) -> int:
+    """Parameters that storing two factors would save: m·n − r(m + n), where that is positive."""
+    shapes = [(edit.rank, *session.loaded.anatomy.matrix(edit.matrix).shape) for edit in plan.edits]
+    return sum(max(0, m * n - rank * (m + n)) for rank, m, n in shapes)
+
+
+def versions() -> dict[str, str]:
+    """What computed the numbers: secateur, Python and the libraries that decide them."""
+    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"secateur": __version__, "python": platform.python_version()} | found
+
+
+def command_line(session: Session) -> str:
+    """The command that makes this again."""
+    o = session.options
+    words = ["secateur", o.method and "prune", o.model, "--task", o.task]
+    flags = {
+        "--test-task": o.test_task,
+        "--revision": o.revision,
+        "--objective": o.objective,
+        "--limit": o.limit,
+        "--seed": o.seed or None,
+        "--split-seed": o.split_seed or None,
+    }
+    for flag, value in flags.items():
+        words += [flag, str(value)] if value is not None else []
+    words += ["--exhaustive"] if o.exhaustive else []
+    words += ["--chat"] if o.chat else []
+    return shlex.join(words)
+
+
+def sentence(verdict: Mapping[str, Any]) -> str:
+    """The verdict in one plain sentence."""
+    share = verdict["unit"] == "share"
+    show = (lambda v: f"{100 * v:.1f} %") if share else (lambda v: f"{v:.3f} {verdict['unit']}")
+    before, after, difference = verdict["before"]["value"], verdict["after"]["value"], verdict["difference"]
+    if not verdict["cut"]:
+        return f"No cut did better on the selection split, so the model is unchanged: {verdict['metric']} {show(before)} on {verdict['n']} test examples."
+    low, high = difference["ci"]
+    change = f"{100 * difference['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]" if share else f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    p = verdict["p_value"]
+    chance = "p < 1e-12" if p < 1e-12 else f"p = {p:.2g}"
+    return (
+        f"On {verdict['n']} test examples that nothing was chosen by, {verdict['metric']} went from {show(before)} to "
+        f"{show(after)}: {change}, {chance} ({verdict['test']}, opening {verdict['openings']} of this split)."
+    )
+
+
+def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, staging: Path) -> None:
+    provenance = {
+        "command": session.options.command(),
+        "command_line": verdict["command"],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": verdict["task"]["hash"],
+        "seed": session.options.seed,
+        "versions": verdict["versions"],
+    }
+    record = plan.to_json() | {"provenance": provenance}
+    write_json(staging / "plan.json", record)
+    write_json(staging / "verdict.json", verdict)
+    write_json(staging / "analysis.json", analysis)
+    with writing(staging):
+        (staging / "README.md").write_text(model_card(verdict, record), encoding="utf-8")
+        write_report(staging, staging / "report.html")
+
+
+# --------------------------------------------------------------------------------------------------------- analyses
+
+
+def _analyze(session: Session, judge: Judge, found: Found) -> dict[str, Any]:
+    """What the report shows of the search and of the matrices that were cut; all of it on `select`."""
+    select = session.task.split("select")
+    full_ranks = {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
+    base = judge([session.empty], select)[session.empty]
+    shown = found.plan.edits or _runner_up(session, found)
+    chosen = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
+    ranks = [session.empty + edit for edit in grid(chosen, session.options.fractions, session.options.small_ranks)]
+    curves = judge(ranks, select, "curves")
+    analysis = {
+        "base": records.base_record(base),
+        "sweep": records.sweep_records(found.race.standing, full_ranks, len(select)),
+        "curves": records.curve_records(curves, full_ranks, base),
+        "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
+    }
+    if found.readings is not None:
+        analysis["screen"] = records.screen_records(found.readings, found.candidates, full_ranks)
+    if session.task.kind != "text":
+        analysis["tail"] = [row for edit in found.plan.edits for row in _tail(judge, edit, full_ranks[edit.matrix], select)]
+    return analysis
+
+
+def _runner_up(session: Session, found: Found) -> tuple[Truncate, ...]:
+    """Where nothing was cut, the cut that came nearest is shown."""
+    cuts = [plan for plan in found.race.standing if plan.edits]
+    best = max(cuts, key=lambda plan: (len(found.race.standing[plan]), session.objective.key(found.race.standing[plan])))
+    return best.edits
+
+
+def _spectrum(session: Session, judge: Judge, edit: Truncate) -> dict[str, Any]:
+    matrix = session.loaded.anatomy.matrix(edit.matrix)
+    weight = session.loaded.model.get_parameter(matrix.weight).detach()
+    return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
+
+
+def _tail(judge: Judge, edit: Truncate, full_rank: int, examples: Sequence[int]) -> list[dict[str, Any]]:
+    """What the kept components answer, what the removed ones answer alone, and what all of them together answer."""
+    whole = component_answers(judge, Truncate(edit.matrix, full_rank), examples) | {"kind": "full"}
+    kept = component_answers(judge, edit, examples)
+    removed = component_answers(judge, Truncate(edit.matrix, full_rank - edit.rank, "tail"), examples)
+    return [whole, kept, removed]
+
+
+def _compared(session: Session, before: verify.Witness, after: verify.Witness) -> dict[str, Any]:
+    """The analyses that need both models: facts by frequency, paraphrases, examples that changed."""
+    task = session.task
+    if task.kind == "text":
+        return {}
+    found: dict[str, Any] = {
+        "frequency": records.frequency_records(task, task.split("test"), before.test, after.test),
+        "changed": records.changed_records(task, before.test, after.test, before.labels, after.labels),
+    }
+    if before.paraphrases is not None:
+        others = verify.paraphrase_task(task, "test")
+        found["paraphrases"] = records.paraphrase_record(others, before.paraphrases, after.paraphrases)
+    return found

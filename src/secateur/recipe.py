@@ -1,0 +1,160 @@
+"""The story on one screen: read the model, screen, race, compose, cut, verify once, save, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.checkpoint.folder import Folder
+from secateur.core.ledger import Ledger
+from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
+from secateur.core.site import matrix_names
+from secateur.errors import UnknownName
+from secateur.hf.anatomy import Anatomy
+from secateur.judge.evaluator import Judge, Progress, silent
+from secateur.probes.truncation import truncation_effects
+from secateur.proof import Found, cut_and_verify
+from secateur.search.laser import Objective, Race, compose, grid, race
+from secateur.session import Options, Session, open_session
+
+KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was always within the top 10 % of the screen's ranking
+RACE_Z = 3.0
+MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` gives back: where the checkpoint is, and what its files say."""
+
+    out: Path
+    verdict: dict[str, Any]
+    plan: Plan
+    already: bool = False
+
+
+def prune(
+    options: Options,
+    out: str | Path,
+    *,
+    ledger: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Find what `options.model` does not need for `options.task`, cut it, prove it, write it to `out`.
+
+    Killed at any moment and called again it goes on where it was and ends with the same plan. Raises any
+    `SecateurError`; then `out` is untouched.
+    """
+    folder = Folder(Path(out))
+    with folder.claimed():
+        if folder.finished(options.command(), overwrite=overwrite):
+            return read_result(folder.out, already=True)
+        with Ledger.open(ledger or folder.ledger) as journal:
+            run = str(folder.out.resolve())
+            journal.start_run(run, options.command())
+            session = open_session(options, journal, progress)
+            found = search_laser(session)
+            verdict = cut_and_verify(session, found, folder.staging)
+            folder.publish()
+            journal.finish_run(run, verdict["verdict"])
+    return Result(folder.out, verdict, found.plan)
+
+
+def read_result(out: Path, *, already: bool = False) -> Result:
+    """What a finished checkpoint folder says of itself."""
+    verdict = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
+    plan = Plan.from_json(json.loads((out / "plan.json").read_text(encoding="utf-8")))
+    return Result(out, verdict, plan, already)
+
+
+def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
+    """The grid over the matrices and layers asked for. Raises `UnknownName`."""
+    names = matrix_names(options.matrices, anatomy.matrix_kinds)
+    low, high = options.layers or (0, anatomy.num_blocks)
+    if not 0 <= low < high <= anatomy.num_blocks:
+        raise UnknownName(f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (half open: 0:{anatomy.num_blocks}).")
+    wanted = {s: m.shape for s, m in anatomy.matrices.items() if s.part in names and low <= s.block < high}
+    return tuple(grid(wanted, options.fractions, options.small_ranks))
+
+
+def search_laser(session: Session) -> Found:
+    """Screen on `probe`, race and compose on `select`. `test` is not touched."""
+    options, task = session.options, session.task
+    evaluator, goal = session.judge(), session.objective
+    judge = _Counted(evaluator)
+    everything = candidates(session.loaded.anatomy, options)
+    select = list(task.split("select"))
+    random.Random(options.seed).shuffle(select)
+    readings = None if options.exhaustive else screen(session, evaluator, everything)
+    kept = everything if readings is None else _best(readings, everything)
+    z = math.inf if options.exhaustive else RACE_Z
+    base = session.empty
+    raced = race([base, *(base + edit for edit in kept)], select, judge, goal, z=z)
+    plans = [base, raced.winner]
+    if options.compose:
+        plans.append(compose(base, _promising(raced, goal), select, judge, goal, z=z))
+    judged = judge(plans, select, "choose")
+    plan = max(dict.fromkeys(plans), key=lambda plan: goal.key(judged[plan]))
+    return Found(plan, everything, readings, raced, len(judge.seen) - 1, sum(judge.seen.values()))
+
+
+class _Counted:
+    """A judge that keeps count of what a search asked, whether or not the ledger knew it."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.seen: dict[Plan, int] = {}
+
+    def __call__(self, plans: Sequence[Plan], examples: Sequence[int], stage: str) -> dict[Plan, np.ndarray]:
+        self.seen |= {plan: max(len(examples), self.seen.get(plan, 0)) for plan in plans}
+        return self._judge(plans, examples, stage)
+
+
+def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> Readings:
+    """Predicted changes of loss, read once per run and remembered in the ledger."""
+    probe = session.task.split("probe")[:MAX_PROBED]
+    key = "screen " + hashlib.sha256("\n".join(map(str, edits)).encode()).hexdigest()[:16]
+    known = session.ledger.recall(session.scope, key) if session.ledger else None
+    if known is not None:
+        return Readings.from_json(known)
+    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+    readings = truncation_effects(
+        session.loaded,
+        session.encoded,
+        probe,
+        edits,
+        spectra=judge.spectra,
+        packing=judge.packing,
+        contrast=contrast,
+        progress=session.progress,
+    )
+    if session.ledger:
+        session.ledger.remember(session.scope, key, readings.to_json())
+    return readings
+
+
+def _best(readings: Readings, edits: Sequence[Truncate]) -> list[Truncate]:
+    """The top third of the screen's ranking, in grid order."""
+    count = max(1, math.ceil(KEPT_BY_SCREEN * len(edits)))
+    names = {name for name, _ in readings.ranked()[:count]}
+    return [edit for edit in edits if str(edit) in names]
+
+
+def _promising(raced: Race, goal: Objective) -> list[Truncate]:
+    """Edits that, as far as they were judged, did not do worse than the original on the same examples."""
+    base = next(plan for plan in raced.standing if not plan.edits)
+    found = []
+    for plan, outcomes in raced.standing.items():
+        same = min(len(outcomes), len(raced.standing[base]))
+        if plan.edits and goal.key(outcomes[:same]) >= goal.key(raced.standing[base][:same]):
+            found.extend(plan.edits)
+    return found

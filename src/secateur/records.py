@@ -1,0 +1,137 @@
+"""What a run found out, as plain records for the report and for `--json`. Numpy and core only, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur.core import stats
+from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
+from secateur.core.score import METRICS
+from secateur.core.site import Site
+from secateur.tasks.example import Task
+
+
+def _about(edit: Truncate, full_rank: int) -> dict[str, Any]:
+    site = edit.matrix
+    return {
+        "site": str(site),
+        "matrix": site.part,
+        "block": site.block,
+        "rank": edit.rank,
+        "full_rank": full_rank,
+        "kept": edit.rank / full_rank,
+    }
+
+
+def _measured(outcomes: np.ndarray) -> dict[str, Any]:
+    """Accuracy is None where the task has none."""
+    accuracy = METRICS["accuracy"].mean(outcomes)
+    loss = METRICS["text_loss" if np.isnan(accuracy) else "loss"].mean(outcomes)
+    return {"accuracy": None if np.isnan(accuracy) else accuracy, "loss": loss, "n": len(outcomes)}
+
+
+def base_record(outcomes: np.ndarray) -> dict[str, Any]:
+    return _measured(outcomes)
+
+
+def sweep_records(
+    standing: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int], num_examples: int
+) -> list[dict[str, Any]]:
+    """One record for every plan with a single edit; `complete` is False where the race ended early for it."""
+    records = []
+    for plan, outcomes in standing.items():
+        if len(plan.edits) == 1 and plan.edits[0].side == "top":
+            edit = plan.edits[0]
+            measured = {**_measured(outcomes), "complete": len(outcomes) == num_examples}
+            records.append(_about(edit, full_ranks[edit.matrix]) | measured)
+    return sorted(records, key=lambda r: (r["block"], r["matrix"], r["rank"]))
+
+
+def screen_records(
+    readings: Readings, edits: Iterable[Truncate], full_ranks: Mapping[Site, int]
+) -> list[dict[str, Any]]:
+    """The predicted change of loss of every candidate, nats."""
+    scored = ((edit, readings.values[str(edit)]) for edit in edits)
+    return [_about(edit, full_ranks[edit.matrix]) | {"score": score} for edit, score in scored]
+
+
+def curve_records(
+    judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int], base: np.ndarray
+) -> list[dict[str, Any]]:
+    """Loss and accuracy against the share of components removed, one curve per matrix (LASER, Fig. 2)."""
+    by_site: dict[Site, list[tuple[float, dict[str, Any]]]] = {}
+    for plan, outcomes in judged.items():
+        (edit,) = plan.edits
+        removed = 100 * (1 - edit.rank / full_ranks[edit.matrix])
+        by_site.setdefault(edit.matrix, [(0.0, _measured(base))]).append((removed, _measured(outcomes)))
+    curves = []
+    for site, points in sorted(by_site.items()):
+        points.sort(key=lambda point: point[0])
+        curves.append(
+            {
+                "site": str(site),
+                "matrix": site.part,
+                "block": site.block,
+                "removed": [removed for removed, _ in points],
+                "loss": [measured["loss"] for _, measured in points],
+                "accuracy": [measured["accuracy"] for _, measured in points],
+            }
+        )
+    return curves
+
+
+def frequency_records(
+    task: Task, examples: Sequence[int], before: np.ndarray, after: np.ndarray, *, bins: int = 5
+) -> list[dict[str, Any]]:
+    """Accuracy before and after by how often training text had the fact (LASER, Fig. 3); [] where unknown.
+
+    The task says how often in `meta["frequency"]`. Bins hold equally many examples, the rarest first.
+    """
+    counts = np.array([task.examples[i].meta.get("frequency", np.nan) for i in examples], dtype=np.float64)
+    if task.kind == "text" or np.isnan(counts).any() or len(np.unique(counts)) < 2:
+        return []
+    edges = np.unique(np.quantile(counts, np.linspace(0, 1, bins + 1)))
+    place = np.clip(np.searchsorted(edges, counts, side="right") - 1, 0, len(edges) - 2)
+    return [_bin(counts[place == b], before[place == b], after[place == b]) for b in range(len(edges) - 1)]
+
+
+def _bin(counts: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    low, high, n = int(counts.min()), int(counts.max()), len(counts)
+    record: dict[str, Any] = {"bin": f"{low}" if low == high else f"{low}–{high}", "n": n}
+    for name, outcomes in (("before", before), ("after", after)):
+        right = float(outcomes["correct"].sum())
+        record |= {name: right / n, f"{name}_ci": list(stats.wilson(right, n))}
+    return record
+
+
+def paraphrase_record(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Robustness: the share of facts right in *all* of their other phrasings, before and after (LASER, section 4)."""
+    groups = task.groups(task.split("test"))
+    record: dict[str, Any] = {"n": len(np.unique(groups)), "per_fact": len(groups) / len(np.unique(groups))}
+    for name, outcomes in (("before", before), ("after", after)):
+        wrong = np.bincount(groups, weights=1 - outcomes["correct"])
+        record |= {f"all_right_{name}": float(np.mean(wrong == 0)), f"mean_{name}": float(outcomes["correct"].mean())}
+    return record
+
+
+def changed_records(
+    task: Task,
+    before: np.ndarray,
+    after: np.ndarray,
+    labels_before: Sequence[str],
+    labels_after: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The examples whose answer changed: recovered, lost, or wrong in another way."""
+    records = []
+    for was, now, old, new in zip(before, after, labels_before, labels_after, strict=True):
+        kinds = {(0.0, 1.0): "recovered", (1.0, 0.0): "lost"}
+        kind = kinds.get((float(was["correct"]), float(now["correct"])), "changed" if old != new else "")
+        if kind:
+            example = task.examples[was["example"]]
+            told = {"id": example.id, "prompt": example.prompt, "answer": example.answer}
+            records.append({**told, "before": old, "after": new, "kind": kind})
+    return records

@@ -1,0 +1,136 @@
+"""A model, a task in its tokens, and the ledger they are judged in: what every verb begins with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from secateur.core.ledger import Ledger
+from secateur.core.plan import Plan
+from secateur.core.score import METRICS
+from secateur.errors import TaskError, UnknownName, nearest
+from secateur.hf.load import Loaded, load_model
+from secateur.judge.evaluator import Judge, Limits, Progress, silent
+from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
+from secateur.tasks.encode import Encoded, encode
+from secateur.tasks.example import Task
+from secateur.tasks.load import load_task
+
+METHODS = ("laser",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything `secateur prune` can be told. What changes the result is in `command()`, what changes speed is not."""
+
+    model: str
+    task: str
+    method: str = "laser"
+    revision: str | None = None
+    test_task: str | None = None
+    side: tuple[str, ...] = ()
+    objective: str | None = None
+    matrices: tuple[str, ...] = ("all",)
+    layers: tuple[int, int] | None = None
+    fractions: tuple[float, ...] = PAPER_FRACTIONS
+    small_ranks: tuple[int, ...] = SMALL_RANKS
+    exhaustive: bool = False
+    compose: bool = True
+    seed: int = 0
+    split_seed: int = 0
+    limit: int | None = None
+    seqlen: int = 256
+    chat: bool = False
+    allow_small: bool = False
+    dtype: str = "auto"
+    device: str = "auto"
+    max_tokens: int = 0
+    trust_remote_code: bool = False
+
+    SPEED_ONLY: ClassVar[tuple[str, ...]] = ("device", "max_tokens")
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UnknownName(f"unknown method {self.method!r}.{nearest(self.method, METHODS)}")
+        if self.objective is not None and self.objective not in METRICS:
+            raise UnknownName(f"unknown objective {self.objective!r}.{nearest(self.objective, METRICS)}")
+
+    def command(self) -> dict[str, Any]:
+        """What identifies a run: two runs with equal commands give the same checkpoint."""
+        shown = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in self.SPEED_ONLY}
+        return json.loads(json.dumps(shown))
+
+
+@dataclass
+class Session:
+    """`on` changes the task or the model, `judge` gives what measures the one on the other."""
+
+    options: Options
+    loaded: Loaded
+    task: Task
+    encoded: dict[int, Encoded]
+    ledger: Ledger | None
+    progress: Progress = silent
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def scope(self) -> str:
+        """Outcomes may be shared between runs exactly when model, task, wording and precision are the same."""
+        parts = [self.loaded.fingerprint, self.task.hash, self.options.chat, str(self.loaded.model.dtype)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+    @property
+    def empty(self) -> Plan:
+        return Plan(self.loaded.fingerprint)
+
+    def judge(self, **changes: Any) -> Judge:
+        limits = Limits(max_tokens=self.options.max_tokens)
+        kept = {"limits": limits, "ledger": self.ledger, "scope": self.scope, "progress": self.progress}
+        return Judge(self.loaded, self.task, self.encoded, **(kept | changes))
+
+    @property
+    def objective(self) -> Objective:
+        """What is chosen by and decides: the one asked for, or the task's primary metric. Raises `TaskError`."""
+        name = self.options.objective or self.task.primary_metric
+        fits = {"text": {"text_loss", "loss"}, "choice": set(METRICS), "generation": set(METRICS) - {"accuracy_norm"}}
+        if name not in fits[self.task.kind]:
+            fitting = ", ".join(sorted(fits[self.task.kind]))
+            raise TaskError(f"--objective {name} does not exist for a {self.task.kind} task; it may be {fitting}.")
+        return Objective(METRICS[name])
+
+    def on(self, task: Task, loaded: Loaded | None = None) -> Session:
+        """The same with another task, or with another model on the same task."""
+        loaded = loaded or self.loaded
+        encoded = self.encoded if task is self.task else _encode(task, loaded, self.options.chat)
+        return replace(self, task=task, encoded=encoded, loaded=loaded)
+
+
+def open_session(options: Options, ledger: Ledger | None, progress: Progress = silent) -> Session:
+    """Loads model and task. Raises `ModelError`, `TaskError`, `UnknownName`."""
+    progress("load", 0, 1)
+    loaded = load_model(
+        options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    task = load_task(
+        options.task,
+        tokenizer=loaded.tokenizer,
+        test_spec=options.test_task,
+        seqlen=options.seqlen,
+        split_seed=options.split_seed,
+        limit=options.limit,
+        allow_small=options.allow_small,
+    )
+    encoded = _encode(task, loaded, options.chat)
+    progress("load", 1, 1)
+    return Session(options, loaded, task, encoded, ledger, progress)
+
+
+def _encode(task: Task, loaded: Loaded, chat: bool) -> dict[int, Encoded]:
+    context = loaded.anatomy.context
+    return {i: encode(e, loaded.tokenizer, context=context, chat=chat) for i, e in enumerate(task.examples)}

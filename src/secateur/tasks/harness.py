@@ -1,0 +1,122 @@
+"""Tasks of the evaluation harness (the `lm-eval` extra) as examples, so that our accuracy is the harness's own number.
+
+Zero-shot. The harness itself renders every (context, continuation) pair; here they only change their form. Nothing of
+lm_eval is imported before a task is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import SecateurError, TaskError, UnknownName, nearest
+from secateur.tasks.example import Example
+from secateur.tasks.splits import Source
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+LOG = logging.getLogger("secateur")
+KINDS = {"multiple_choice": "choice", "loglikelihood": "generation"}
+
+
+def read_harness(name: str) -> Source:
+    """The task `name`, or the one in the file `name` (.yaml), zero-shot.
+
+    The documents that the harness scores are held out for the test split where the task also has training documents;
+    otherwise they are all there is.
+
+    Raises: `SecateurError` without lm_eval, `UnknownName`, and `TaskError` for groups, other output types, several
+    right answers, and documents without one.
+    """
+    task = _load(name)
+    kind = KINDS.get(task.OUTPUT_TYPE)
+    if kind is None:
+        raise TaskError(f"lm_eval:{name}: its output type is {task.OUTPUT_TYPE}; only {' and '.join(KINDS)} can be read.")
+    if task.multiple_target:
+        raise TaskError(f"lm_eval:{name}: its questions have several right answers, which choice accuracy cannot count.")
+    _warn_of_differences(name, task)
+    scored = tuple(_examples(task, "eval", task.eval_docs))
+    if not task.has_training_docs():
+        return Source(task.task_name, kind, scored)
+    return Source(task.task_name, kind, tuple(_examples(task, "train", task.training_docs())), scored)
+
+
+def _load(name: str) -> ConfigurableTask:
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise SecateurError("lm_eval:NAME needs the evaluation harness: pip install 'secateur[lm-eval]'.") from error
+    is_file = name.endswith((".yaml", ".yml"))
+    if is_file and not Path(name).is_file():
+        raise TaskError(f"lm_eval:{name}: no such file.")
+    manager = TaskManager(include_defaults=not is_file)
+    if not is_file and name not in manager.all_subtasks:
+        if name in manager.all_tasks:
+            raise TaskError(f"lm_eval:{name}: it is a group of tasks. Name one of them; `lm_eval ls tasks` lists them.")
+        raise UnknownName(f"lm_eval has no task {name!r}.{nearest(name, manager.all_subtasks)}")
+    try:
+        (task,) = manager.load([name])["tasks"].values()
+    except OSError as error:
+        raise TaskError(f"lm_eval:{name}: its data cannot be loaded ({error}). It needs the network, or a local copy.") from error
+    return task
+
+
+def _warn_of_differences(name: str, task: ConfigurableTask) -> None:
+    if task.config.num_fewshot:
+        LOG.warning("lm_eval:%s: asked zero-shot here; the harness shows %d examples.", name, task.config.num_fewshot)
+    if callable(task.config.process_results):
+        LOG.warning("lm_eval:%s: the harness scores it by a function of its own; here it is accuracy by likelihood.", name)
+
+
+def _examples(task: ConfigurableTask, part: str, documents: Iterable[dict[str, Any]]) -> Iterable[Example]:
+    for number, document in enumerate(documents):
+        name = f"{task.task_name}-{part}-{number}"
+        context = task.fewshot_context(document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
+        requests = task.construct_requests(document, context, metadata=(task.task_name, number, 1))
+        if task.OUTPUT_TYPE == "loglikelihood":
+            prompt, answer = _moved(*requests.args)
+            yield Example(name, prompt, answer)
+        elif task.multiple_input:
+            yield _placed(name, task, document, [request.args for request in requests])
+        else:
+            yield _choice(name, task, document, [request.args for request in requests])
+
+
+def _moved(context: str, continuation: str) -> tuple[str, str]:
+    """White space at the end of the context goes to the continuation, as the harness does when it encodes."""
+    prompt = context.rstrip()
+    return prompt, context[len(prompt) :] + continuation
+
+
+def _choice(name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]) -> Example:
+    raw = task.doc_to_choice(document)
+    label = _label(name, task.doc_to_target(document), raw)
+    moved = [_moved(*pair) for pair in pairs[: len(raw)]]  # behind them: unconditional ones, for mutual information
+    choices = tuple(continuation for _, continuation in moved)
+    return Example(name, moved[0][0], choices[label], choices, label=label, lengths=_lengths(raw))
+
+
+def _placed(name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]) -> Example:
+    """Each choice stands in the context, and the same continuation is scored after each (WinoGrande)."""
+    raw = task.doc_to_choice(document)
+    label = _label(name, task.doc_to_text(document), raw)
+    contexts = tuple(context for context, _ in pairs[: len(raw)])
+    prompt = os.path.commonprefix(contexts).rstrip()
+    answer = pairs[0][1]
+    return Example(name, prompt, answer, tuple(raw), contexts=contexts, label=label, lengths=_lengths(raw))
+
+
+def _label(name: str, gold: object, choices: list[str]) -> int:
+    if isinstance(gold, str) and gold in choices:
+        return choices.index(gold)
+    if isinstance(gold, int) and 0 <= gold < len(choices):
+        return int(gold)
+    raise TaskError(f"example {name!r}: its right answer {gold!r} is none of its {len(choices)} choices {choices}.")
+
+
+def _lengths(choices: list[str]) -> tuple[int, ...]:
+    return tuple(max(1, len(choice)) for choice in choices)
