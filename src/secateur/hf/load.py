@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -105,8 +106,8 @@ def _check_kind(source: Source, trust_remote_code: bool) -> bool:
     if remote and not trust_remote_code:
         known = "" if architecture in FAMILIES else f" {architecture} is also no family that secateur knows."
         raise ModelError(
-            f"{source.name} brings code of its own (auto_map in config.json) and needs trust_remote_code; nothing "
-            f"of it was run. Give --trust-remote-code only if you trust where the model comes from.{known}"
+            f"{source.name} brings code of its own (auto_map in config.json) and needs trust_remote_code; "
+            f"nothing of it was run. Give --trust-remote-code only if you trust the model's source.{known}"
         )
     family_of(architecture, source.config)
     return remote
@@ -147,7 +148,7 @@ def _weights(source: Source, dtype: torch.dtype | str, remote: bool) -> PreTrain
 
 
 def _refuse_partial(name: str, info: Mapping[str, Any]) -> None:
-    """Transformers fills what is missing with random numbers and drops what is too much; here neither passes."""
+    """Transformers fills gaps with random numbers and drops what is too much; here neither passes."""
     mismatched = [
         f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]
     ]
@@ -215,8 +216,9 @@ def _device(name: str) -> torch.device:
 def _quiet() -> Iterator[None]:
     """Transformers' and the hub's bars, log lines and Python warnings off, and back as they were."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_bars = not are_progress_bars_disabled()
+    hub_verbosity, hub_bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
     try:
@@ -225,6 +227,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
         if hub_bars:

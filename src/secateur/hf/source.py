@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -41,12 +42,16 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class Source:
-    """A folder with a checkpoint. `config` is its config.json; `revision` the hub commit it is a snapshot of."""
+    """A folder with a checkpoint. `config` is its config.json; `revision` its commit on the hub.
+
+    `cached`: the hub could not be asked, only the local cache.
+    """
 
     name: str
     folder: Path
     config: Mapping[str, Any]
     revision: str | None = None
+    cached: bool = False
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -60,7 +65,7 @@ def builtin_names() -> tuple[str, ...]:
 def local_source(name: str) -> Source | None:
     """The folder or built-in model that `name` means, or None where it can only be a hub name.
 
-    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for what is no checkpoint.
+    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for no checkpoint.
     """
     if name.startswith(BUILTIN):
         return _builtin(name)
@@ -71,6 +76,8 @@ def local_source(name: str) -> Source | None:
         raise ModelError(
             f"{name} is a file; MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
         )
+    if name in builtin_names():
+        raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
     if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not name:
         raise UnknownName(f"there is no folder {name!r}, and a hub name has the form owner/model.")
     return None
@@ -78,15 +85,18 @@ def local_source(name: str) -> Source | None:
 
 def hub_source(name: str, revision: str | None) -> Source:
     """Only the config of the hub's model; `download` brings the rest. Raises `UnknownName`, `ModelError`."""
-    config = Path(_ask_hub(hf_hub_download, name, revision, filename=CONFIG))
-    return Source(name, config.parent, read_config(config.parent), revision=config.parent.name)
+    commit = _ask_hub(_commit, name, revision)
+    cached = commit is None
+    found = _ask_hub(hf_hub_download, name, commit or revision, filename=CONFIG, local_files_only=cached)
+    folder = Path(found).parent
+    return Source(name, folder, read_config(folder), revision=folder.name, cached=cached)
 
 
 def download(source: Source) -> Source:
     """The same source with weights and tokenizer there, from the very commit that the config came from."""
-    patterns = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
-    folder = _ask_hub(snapshot_download, source.name, source.revision, **patterns)
-    return Source(source.name, Path(folder), source.config, source.revision)
+    what = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED, "local_files_only": source.cached}
+    folder = _ask_hub(snapshot_download, source.name, source.revision, **what)
+    return replace(source, folder=Path(folder))
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -157,7 +167,7 @@ def _no_safetensors(folder: Path) -> str:
     if not pickles:
         return f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); pickled weights are never read."
     return (
-        f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code, so it was left alone. "
+        f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code: left alone. "
         f"If you trust it, convert it once, AutoModelForCausalLM.from_pretrained({str(folder)!r})"
         ".save_pretrained(NEW), and copy the tokenizer files to NEW."
     )
@@ -178,7 +188,17 @@ def _builtin(name: str) -> Source:
     return Source(name, folder, read_config(folder))
 
 
-def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> str:
+def _commit(name: str, *, revision: str | None) -> str | None:
+    """The commit that `revision` is, or None where the hub cannot be reached (asked once, without retries)."""
+    try:
+        return HfApi().model_info(name, revision=revision).sha
+    except HfHubHTTPError:  # also an OSError, but one with an answer in it
+        raise
+    except (HTTPError, OSError):
+        return None
+
+
+def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> Any:
     """Calls the hub and turns its failures into ours."""
     try:
         return ask(name, revision=revision, **what)
@@ -191,7 +211,7 @@ def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> str:
     except RevisionNotFoundError as error:
         raise UnknownName(f"{name} has no revision {revision!r} on the hub.") from error
     except RepositoryNotFoundError as error:
-        raise UnknownName(f"there is no folder and no hub model named {name!r}.{_hint(name)}") from error
+        raise UnknownName(f"there is no folder and no hub model named {name!r}.") from error
     except LocalEntryNotFoundError as error:
         raise ModelError(_unreachable(name)) from error
     except EntryNotFoundError as error:
@@ -204,10 +224,6 @@ def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> str:
 
 def _unreachable(name: str) -> str:
     return (
-        f"there is no folder {name!r}, it is not in the local cache, and the hub cannot be reached. Give the path "
-        f"of a checkpoint folder that you have here, or go online.{_hint(name)}"
+        f"there is no folder {name!r}, it is not in the local cache, and the hub cannot be reached. Give the "
+        "path of a checkpoint folder that you have here, or go online."
     )
-
-
-def _hint(name: str) -> str:
-    return f" Did you mean {BUILTIN}{name}?" if name in builtin_names() else ""
