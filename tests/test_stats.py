@@ -111,7 +111,7 @@ def test_tango_at_the_borders():
     ("p", "most"), [((0.1, 0.1), 0.97), ((0.25, 0.05), 0.97), ((0.02, 0.01), 0.997), ((0.5, 0.4), 0.97)]
 )
 def test_tango_covers(p, most):
-    """Exact coverage at n = 60, summed over the tables; with few discordant pairs it errs on the safe side."""
+    """Exact coverage at n = 60, summed over the tables; with few discordant pairs it covers more."""
     n, covered = 60, 0.0
     for gained in range(n + 1):
         for lost in range(n + 1 - gained):

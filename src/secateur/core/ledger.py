@@ -1,10 +1,10 @@
-"""The journal of every judged plan: one SQLite file, so that a killed run goes on and nothing is judged twice.
+"""The journal of every judged plan, one SQLite file: a killed run goes on, and nothing is judged twice.
 
 Knows plans and outcomes, never a model or a task. A *scope* is a digest of what a judgment depends on besides
-the plan (model fingerprint, task hash, evaluation options); many scopes may share one file. The unit is (scope,
-plan, example). Only the driver writes; any number of processes may read meanwhile (write-ahead log: a reader
-sees whole transactions, and a killed writer leaves none in halves). Not for network file systems, where SQLite's
-log does not work.
+the plan (model fingerprint, task hash, evaluation options); many scopes may share one file. The unit is
+(scope, plan, example). Only the driver writes; any number of processes may read meanwhile: through the
+write-ahead log a reader sees whole transactions, and a killed writer leaves none in halves. Not for network
+file systems, where the log of SQLite does not work.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ _SCHEMA = """
 CREATE TABLE scopes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE plans (id INTEGER PRIMARY KEY, identity TEXT NOT NULL UNIQUE, body TEXT NOT NULL);
 CREATE TABLE trials (
-  id INTEGER PRIMARY KEY, scope INTEGER NOT NULL REFERENCES scopes, plan INTEGER NOT NULL REFERENCES plans,
+  id INTEGER PRIMARY KEY,
+  scope INTEGER NOT NULL REFERENCES scopes, plan INTEGER NOT NULL REFERENCES plans,
   seconds REAL NOT NULL, UNIQUE (scope, plan));
 CREATE TABLE outcomes (
-  trial INTEGER NOT NULL REFERENCES trials, example INTEGER NOT NULL, loss REAL, correct REAL, correct_norm REAL,
+  trial INTEGER NOT NULL REFERENCES trials, example INTEGER NOT NULL,
+  loss REAL, correct REAL, correct_norm REAL,
   rank INTEGER NOT NULL, predicted INTEGER NOT NULL, tokens INTEGER NOT NULL,
   PRIMARY KEY (trial, example)) WITHOUT ROWID;
 CREATE TABLE memos (
@@ -43,20 +45,28 @@ CREATE TABLE memos (
   PRIMARY KEY (scope, key)) WITHOUT ROWID;
 CREATE TABLE openings (
   id INTEGER PRIMARY KEY, split TEXT NOT NULL, scope INTEGER NOT NULL REFERENCES scopes,
-  plan INTEGER NOT NULL REFERENCES plans, p_value REAL NOT NULL, at TEXT NOT NULL, UNIQUE (split, scope, plan));
+  plan INTEGER NOT NULL REFERENCES plans, p_value REAL NOT NULL, at TEXT NOT NULL,
+  UNIQUE (split, scope, plan));
 CREATE TABLE runs (
   id TEXT PRIMARY KEY, created TEXT NOT NULL, command TEXT NOT NULL, status TEXT NOT NULL, out TEXT NOT NULL);
 """
 
-_COLUMNS = ", ".join(OUTCOME.names)
+# CROSS JOIN is SQLite's way to fix the order: walk what is asked, look each up by primary key
+_KNOWN = f"""
+SELECT {", ".join(OUTCOME.names)} FROM json_each(?1) AS asked CROSS JOIN outcomes ON example = asked.value
+WHERE trial = (
+  SELECT trials.id FROM trials JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan
+  WHERE scopes.name = ?2 AND plans.identity = ?3)
+ORDER BY asked.key
+"""
 
 
 @dataclass(frozen=True)
 class Trial:
     """One plan as judged so far: on `n` examples, in `seconds`.
 
-    `means` holds the mean of every column of OUTCOME but `example`, and of every metric of METRICS by its name; nan
-    where any example has none.
+    `means` holds the mean of every column of OUTCOME but `example`, and of every metric of METRICS by its
+    name; nan where any example has none.
     """
 
     plan: Plan
@@ -95,7 +105,10 @@ class Ledger:
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = True) -> Ledger:
-        """Raises: `LedgerError` for a missing file (`create=False`), one that is not a ledger or of another version."""
+        """Opens or, with `create`, makes it.
+
+        Raises: `LedgerError` for a missing file, one that is not a ledger, and one of another version.
+        """
         path = Path(path)
         if not create and not path.exists():
             raise LedgerError(f"no ledger at {path}. Give the folder of a run, or --ledger FILE.")
@@ -120,8 +133,10 @@ class Ledger:
     # ------------------------------------------------------------ judgments
 
     def record(self, scope: str, plan: Plan, outcomes: np.ndarray, *, seconds: float) -> None:
-        """Writes OUTCOME rows (n,) in one transaction. Rows already there stay as they are, and no seconds are added
-        for them. Raises: `LedgerError` when the disk is full or another run is writing; nothing is then written."""
+        """Writes OUTCOME rows (n,) in one transaction; rows already there stay as they are, and cost nothing.
+
+        Raises: `LedgerError` when the disk is full or another run is writing; nothing is then written.
+        """
         assert outcomes.dtype == OUTCOME, f"outcomes must be of dtype OUTCOME, not {outcomes.dtype}"
         with self._writing() as db:
             trial = self._trial_id(scope, plan)
@@ -134,12 +149,7 @@ class Ledger:
     def known(self, scope: str, plan: Plan, examples: Sequence[int]) -> np.ndarray:
         """OUTCOME rows of those of `examples` that are judged already, in the order asked."""
         asked = json.dumps([int(example) for example in examples])
-        rows = self._read(
-            f"SELECT {_COLUMNS} FROM json_each(?1) AS asked JOIN outcomes ON example = asked.value "
-            "WHERE trial = (SELECT trials.id FROM trials JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan"
-            " WHERE scopes.name = ?2 AND plans.identity = ?3) ORDER BY asked.key",
-            (asked, scope, plan.identity),
-        )
+        rows = self._read(_KNOWN, (asked, scope, plan.identity))
         return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
 
     def trials(self, scope: str) -> list[Trial]:
@@ -147,8 +157,8 @@ class Ledger:
         means = _mean_columns()
         rows = self._read(
             f"SELECT body, count(*), seconds, {', '.join(means.values())} FROM trials "
-            "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan JOIN outcomes ON trial = trials.id "
-            "WHERE scopes.name = ? GROUP BY trials.id ORDER BY trials.id",
+            "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan "
+            "JOIN outcomes ON trial = trials.id WHERE scopes.name = ? GROUP BY trials.id ORDER BY trials.id",
             (scope,),
         )
         return [
@@ -168,7 +178,7 @@ class Ledger:
     # ------------------------------------------------------------ memos, openings of test, runs
 
     def remember(self, scope: str, key: str, value: Any) -> None:
-        """Keeps a JSON value (the result of a finished stage) under (scope, key), in place of an earlier one."""
+        """Keeps a JSON value (what a finished stage found) under (scope, key), in place of an earlier one."""
         assert value is not None, "None is what recall says where nothing is kept"
         with self._writing() as db:
             row = (self._id("scopes", "name", scope), key, json.dumps(value))
@@ -183,7 +193,7 @@ class Ledger:
         return json.loads(rows[0][0]) if rows else None
 
     def record_opening(self, split: str, scope: str, plan: Plan, p_value: float, when: str) -> None:
-        """Notes that `plan` was measured on the test split `split`; the same (scope, plan) counts once, the first time."""
+        """Notes that `plan` was measured on the test split `split`; the same (scope, plan) counts once."""
         with self._writing() as db:
             row = (split, self._id("scopes", "name", scope), self._plan_id(plan), p_value, when)
             db.execute(
@@ -200,7 +210,10 @@ class Ledger:
         return [Opening(scope, _plan(body), p_value, when) for scope, body, p_value, when in rows]
 
     def start_run(self, run_id: str, command: Mapping[str, Any], *, out: str = "") -> None:
-        """Notes a run as running; a run started before keeps its date. Raises: `LedgerError` for another command."""
+        """Notes a run as running; one started before keeps its date.
+
+        Raises: `LedgerError` where the run was started by another command.
+        """
         with self._writing() as db:
             text = json.dumps(command, sort_keys=True)
             now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -295,29 +308,31 @@ def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
+_BUSY = "Another run is writing to it. Wait for that run, or give another ledger."
+_CLOSED = "It cannot be written. Check the permissions of the file and of its folder."
 _MEND = {
-    sqlite3.SQLITE_FULL: "The disk is full. What was judged so far is kept: free some space, then run the same command.",
-    sqlite3.SQLITE_IOERR: "The disk cannot be read or written. Check it and its free space, then run the same command.",
-    sqlite3.SQLITE_BUSY: "Another run is writing to it. Wait for that run, or give another ledger.",
-    sqlite3.SQLITE_LOCKED: "Another run is writing to it. Wait for that run, or give another ledger.",
-    sqlite3.SQLITE_READONLY: "It cannot be written. Check the permissions of the file and of its folder.",
-    sqlite3.SQLITE_PERM: "It cannot be written. Check the permissions of the file and of its folder.",
+    sqlite3.SQLITE_FULL: "The disk is full. What was judged is kept: free some space, run the same command.",
+    sqlite3.SQLITE_IOERR: "The disk fails to read or write. Check it and its space, run the same command.",
+    sqlite3.SQLITE_BUSY: _BUSY,
+    sqlite3.SQLITE_LOCKED: _BUSY,
+    sqlite3.SQLITE_READONLY: _CLOSED,
+    sqlite3.SQLITE_PERM: _CLOSED,
     sqlite3.SQLITE_CANTOPEN: "It cannot be opened. Check that its folder exists and can be written.",
     sqlite3.SQLITE_NOTADB: "It is not a ledger. Give another path.",
-    sqlite3.SQLITE_CORRUPT: "It is damaged. Restore a copy, or move it away and run the same command from the start.",
+    sqlite3.SQLITE_CORRUPT: "It is damaged. Restore a copy, or move it away and start again.",
 }
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What SQLite says of the file's surroundings, as something a user can mend; our own mistakes pass through."""
+    """Turns what a user can mend into a `LedgerError` that says how; our own mistakes pass through."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = getattr(error, "sqlite_errorcode", -1)
-        if code & 0xFF not in _MEND or code < 0:
+        code = vars(error).get("sqlite_errorcode", 0) & 0xFF  # the rest is detail; 0 where SQLite had no say
+        if code not in _MEND:
             raise
-        raise LedgerError(f"{path}: {error}. {_MEND[code & 0xFF]}") from error
+        raise LedgerError(f"{path}: {error}. {_MEND[code]}") from error
 
 
 def _mean_columns() -> dict[str, str]:
