@@ -77,7 +77,7 @@ def new_axis(title: str, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def marks(points: Sequence[tuple[int, int]], **marker: Any) -> dict[str, Any]:
+def marks(points: Sequence[tuple[float, float]], **marker: Any) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",

@@ -25,6 +25,8 @@ from secateur.report.chart import (
 )
 from secateur.report.markup import change, interval, known, number, text
 
+SHIFT = 0.08  # of a bin: keeps the two intervals of a bin apart
+
 
 def curves(rows: Sequence[Row], base_loss: float | None, chosen: Mapping[str, float]) -> list[Figure]:
     """A panel for each matrix type, a line for each block (LASER, arXiv 2312.13558, Fig. 2); one loss axis.
@@ -167,7 +169,7 @@ def frequency(rows: Sequence[Row]) -> list[Figure]:
     places = range(len(rows))
     stems: dict[str, list[Any]] = {"x": [], "y": []}
     for place, row in zip(places, rows, strict=True):
-        stems["x"] += [place, place, None]
+        stems["x"] += [place - SHIFT, place + SHIFT, None]
         stems["y"] += [row["before"], row["after"], None]
     joined = {
         "type": "scatter",
@@ -189,7 +191,7 @@ def frequency(rows: Sequence[Row]) -> list[Figure]:
         yaxis=new_axis("accuracy", range=[-0.02, 1.05], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1]),
     )
     layout["margin"] |= {"b": 66, "l": 52}
-    data = [joined, _bins(rows, "before", BEFORE, -0.05), _bins(rows, "after", AFTER, 0.05)]
+    data = [joined, _bins(rows, "before", BEFORE, -SHIFT), _bins(rows, "after", AFTER, SHIFT)]
     head = ("times seen", "facts", "before", "interval", "after", "interval")
     return [Figure("", data, layout, head, [_frequency_numbers(row) for row in rows])]
 
@@ -233,13 +235,32 @@ def screen(
 ) -> list[Figure]:
     """Measured change of loss against the place in the screen's order: did the screen keep the good ones?"""
     order = sorted((row for row in rows if known(row.get("score"))), key=lambda row: row["score"])
-    measured = {(r["site"], r["rank"]): r for r in judged if r["complete"] and known(r.get("loss"))}
-    pairs = [(place + 1, row, measured.get((row["site"], row["rank"]))) for place, row in enumerate(order)]
-    found = [(place, row, other["loss"] - base["loss"]) for place, row, other in pairs if other is not None]
-    if len(found) < 3 or not known(base.get("loss")):
+    done = {(r["site"], r["rank"]): r["loss"] for r in judged if r["complete"] and known(r.get("loss"))}
+    places = [(place, row, done.get((row["site"], row["rank"]))) for place, row in enumerate(order, start=1)]
+    if not known(base.get("loss")):
         return []
+    found = [(place, row, loss - base["loss"]) for place, row, loss in places if loss is not None]
+    if len(found) < 3:
+        return []
+    low, high = (end([0.0, *(delta for _, _, delta in found)]) for end in (min, max))
+    floor = low - 0.12 * (high - low)
+    rug = [(place, floor) for place, _, loss in places if loss is None]
+    strokes = marks(rug, symbol="line-ns-open", size=8, color="#b9b5aa", line={"width": 1})
+    layout = new_layout(
+        290,
+        xaxis=new_axis("place in the screen's order (1: predicted best)", showgrid=False, nticks=8),
+        yaxis=new_axis("measured change of loss, nats", nticks=6),
+        shapes=[level(0.0)],
+    )
+    layout["xaxis"]["range"] = [-0.01 * len(order), 1.01 * len(order) + 1]
+    cells = [_screen_numbers(place, row, delta) for place, row, delta in found]
+    head = ("site", "rank", "place", "predicted", "measured")
+    return [Figure("", [strokes, _screen_dots(found, chosen)], layout, head, cells)]
+
+
+def _screen_dots(found: Sequence[tuple[int, Row, float]], chosen: set[tuple[str, int]]) -> dict[str, Any]:
     hits = [(row["site"], row["rank"]) in chosen for _, row, _ in found]
-    dots = {
+    return {
         "type": "scatter",
         "mode": "markers",
         "x": [place for place, _, _ in found],
@@ -252,28 +273,11 @@ def screen(
             "opacity": 0.85,
         },
     }
-    layout = new_layout(
-        280,
-        xaxis=new_axis(
-            "place in the screen's order (1: predicted best)",
-            range=[0, len(order) + 1],
-            showgrid=False,
-            nticks=8,
-        ),
-        yaxis=new_axis("measured change of loss, nats", nticks=6),
-        shapes=[level(0.0)],
-    )
-    cells = [
-        [
-            text(row["site"]),
-            text(row["rank"]),
-            str(place),
-            change(row["score"], "nats"),
-            change(delta, "nats"),
-        ]
-        for place, row, delta in found
-    ]
-    return [Figure("", [dots], layout, ("site", "rank", "place", "predicted", "measured"), cells)]
+
+
+def _screen_numbers(place: int, row: Row, delta: float) -> list[str]:
+    ends = [str(place), change(row["score"], "nats"), change(delta, "nats")]
+    return [text(row["site"]), text(row["rank"]), *ends]
 
 
 def _screen_hover(place: int, row: Row, delta: float) -> str:

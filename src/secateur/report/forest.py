@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.report.markup import (
+    capital,
     change,
     interval,
     known,
@@ -92,7 +93,7 @@ def _tick(value: float, unit: str) -> str:
 def _row(row: Dumbbell, scale: Sequence[float]) -> str:
     lines = "".join(f'<i class="tick" style="left:{_at(t, scale):.2f}%"></i>' for t in scale)
     marks = "".join(_mark(side, score, row.unit, scale) for side, score in row.marks)
-    label = f'<div class="label">{text(row.label)}<small>{text(row.note)}</small></div>'
+    label = f'<div class="label">{text(capital(row.label))}<small>{text(row.note)}</small></div>'
     return f'<div class="row">{label}<div class="track">{lines}{_join(row, scale)}{marks}</div>{_figures(row)}</div>'
 
 

@@ -87,11 +87,11 @@ def p_value(value: float | None) -> str:
     if not known(value):
         return ""
     if value <= 0:
-        return "p < 10<sup>−300</sup>"  # underflow of a double; no test gives exactly zero
+        return f"p{SPACE}&lt;{SPACE}10<sup>−300</sup>"  # underflow of a double; no test gives exactly zero
     if value >= 0.001:
-        return f"p = {value:.3f}" if value < 0.9995 else "p = 1"
+        return f"p{SPACE}={SPACE}{value:.3f}" if value < 0.9995 else f"p{SPACE}={SPACE}1"
     mantissa, exponent = f"{value:.1e}".split("e")
-    return f"p = {mantissa} × 10<sup>{MINUS}{abs(int(exponent))}</sup>"
+    return f"p{SPACE}={SPACE}{mantissa}{SPACE}×{SPACE}10<sup>{MINUS}{abs(int(exponent))}</sup>"
 
 
 def unit_name(unit: str) -> str:
@@ -107,6 +107,18 @@ def metric_name(metric: str) -> str:
         "text_loss": "Loss on the text",
     }
     return names.get(metric) or (f"Right answer in the top {metric[3:]}" if metric[:3] == "top" else metric)
+
+
+def key(*items: tuple[str, str]) -> str:
+    """The legend of a figure: (class of the sample, words); words are ours, never data."""
+    return (
+        '<p class="key">' + "".join(f'<span><i class="{k}"></i>{words}</span>' for k, words in items) + "</p>"
+    )
+
+
+def capital(words: Any) -> str:
+    """The same words with a capital at the front; the rest keeps its case."""
+    return str(words)[:1].upper() + str(words)[1:]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, source: str = "analysis.json") -> str:

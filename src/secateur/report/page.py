@@ -1,9 +1,9 @@
-"""The page: which sections there are, in which order, with which words. Reads records, knows no model and no torch."""
+"""The page: three records in, one self-contained HTML file out. Knows no model and no torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,11 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.errors import OutputError, SecateurError
-from secateur.report import forest, tables
 from secateur.report.chart import Figure
-from secateur.report.figures import curves, frequency, screen, spectrum
-from secateur.report.markup import (
-    change,
-    embedded_json,
-    finite,
-    interval,
-    known,
-    metric_name,
-    number,
-    numbers,
-)
-from secateur.report.markup import p_value, text
-from secateur.report.sweep import color_limit, improvements, sweep
+from secateur.report.markup import embedded_json, finite, text
+from secateur.report.sections import SECTIONS, hero
 
 VERSION = 1
-SIGNS = {"improves": ("better", "▲"), "worse": ("worse", "▼")}  # anything else is neither
 
 Record = Mapping[str, Any]
 
@@ -42,7 +29,7 @@ def render(verdict: Record, plan: Record, analysis: Record) -> str:
     verdict, plan, analysis = (finite(record) for record in (verdict, plan, analysis))
     _check(verdict, plan)
     figures: dict[str, Figure] = {}
-    sections = [_hero(verdict)] + [build(verdict, plan, analysis, figures) for build in SECTIONS]
+    sections = [hero(verdict)] + [build(verdict, plan, analysis, figures) for build in SECTIONS]
     drawn = [{"id": key, "data": figure.data, "layout": figure.layout} for key, figure in figures.items()]
     return _PAGE.format(
         title=text(f"{verdict['verdict']}: {(verdict.get('model') or {}).get('name', 'secateur')}"),
@@ -100,263 +87,6 @@ def _check(verdict: Record, plan: Record) -> None:
 def _resource(name: str) -> str:
     return resources.files("secateur.report").joinpath(name).read_text(encoding="utf-8")
 
-
-# Parts of every section -----------------------------------------------------------------------------------------------
-
-
-def _section(key: str, title: str, lead: str, *body: str) -> str:
-    """A section with its one-line explanation; nothing at all where the body is empty."""
-    inner = "".join(body)
-    return f'<section id="{key}"><h2>{title}</h2><p class="lead">{lead}</p>{inner}</section>' if inner else ""
-
-
-def _place(key: str, found: Sequence[Figure], figures: dict[str, Figure], *, layout: str = "wide") -> str:
-    """Registers figures under `key-0…` and returns their boxes, each with its numbers folded below."""
-    boxes = []
-    for index, figure in enumerate(found):
-        figures[f"{key}-{index}"] = figure
-        title = f"<h3>{text(figure.title)}</h3>" if figure.title else ""
-        plot = f'<div class="plot" id="{key}-{index}" style="height:{figure.height}px"></div>'
-        boxes.append(f'<figure class="box">{title}{plot}{numbers(figure.head, figure.rows)}</figure>')
-    return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
-
-
-def _cuts(verdict: Record) -> list[Record]:
-    return [item for item in verdict.get("cut") or () if known(item.get("rank"))]
-
-
-def _chosen(verdict: Record) -> set[tuple[str, int]]:
-    return {(item["site"], item["rank"]) for item in _cuts(verdict)}
-
-
-# The sections ---------------------------------------------------------------------------------------------------------
-
-
-def _hero(verdict: Record) -> str:
-    kind, sign = SIGNS.get(verdict["verdict"], ("neutral", "="))
-    unit, gap = verdict["unit"], verdict.get("difference") or {}
-    model, task = verdict.get("model") or {}, verdict.get("task") or {}
-    change_note = " ".join(part for part in (text(interval(gap.get("ci"), unit, signed=True)),) if part)
-    cells = [
-        _big(
-            "before",
-            number(verdict["before"]["value"], unit),
-            text(interval(verdict["before"].get("ci"), unit)),
-        ),
-        _big(
-            "after", number(verdict["after"]["value"], unit), text(interval(verdict["after"].get("ci"), unit))
-        ),
-        _big("change", change(gap.get("value"), unit, name_unit=False), change_note),
-    ]
-    who = f"{text(model.get('name', ''))} <span>on</span> {text(task.get('name', ''))}"
-    direction = "higher is better" if verdict.get("higher_is_better", True) else "lower is better"
-    unit_words = "share of questions" if unit == "share" else text(unit)
-    what = f"{text(metric_name(verdict['metric']))} <small>{unit_words}, {direction}; intervals are 95&nbsp;%</small>"
-    return (
-        f'<header class="{kind}"><p class="who">{who}</p>'
-        f'<h1><span class="sign" aria-hidden="true">{sign}</span>{text(verdict["verdict"])}</h1>'
-        f'<p class="sentence">{text(verdict["sentence"])}</p>'
-        f'<h2 class="what">{what}</h2><div class="big">{"".join(cells)}</div>{_how_sure(verdict)}</header>'
-    )
-
-
-def _big(kind: str, value: str, note: str) -> str:
-    return f'<div class="{kind}"><small>{kind}</small><b>{text(value)}</b><span>{note}</span></div>'
-
-
-def _how_sure(verdict: Record) -> str:
-    parts = [p_value(verdict.get("p_value")), text(verdict.get("test", ""))]
-    if verdict.get("n"):
-        groups = verdict.get("groups") or verdict["n"]
-        clusters = f" in {groups:,} groups" if groups != verdict["n"] else ""
-        parts.append(f"{verdict['n']:,} test examples{clusters}, untouched until the end")
-    if verdict.get("candidates_tried"):
-        parts.append(f"chosen among {verdict['candidates_tried']:,} candidates")
-    if (verdict.get("openings") or 1) > 1:
-        before = p_value(verdict.get("p_value_unadjusted"))
-        parts.append(f"test split opened {verdict['openings']} times, corrected for (uncorrected {before})")
-    return f'<p class="sure">{" · ".join(part for part in parts if part)}</p>'
-
-
-_TITLES = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}
-_LEGEND = (
-    '<p class="key"><i class="dot before"></i>original <i class="dot after"></i>cut '
-    '<i class="dot alternative"></i>a simpler change, for comparison <i class="bar95"></i>95&nbsp;% interval</p>'
-)
-
-
-def _compared(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    body = forest.panels(forest.main_rows(verdict), _TITLES)
-    items = [verdict, *(verdict.get("secondary") or ())]
-    folded = (
-        f'<details class="numbers"><summary>numbers</summary>{tables.measures(items, "metric")}</details>'
-    )
-    lead = "Held-out test examples, before and after the cut, beside what a trivial change would have done."
-    return _section(
-        "compared", "Before and after", lead, _LEGEND, body, tables.not_applicable(verdict), folded
-    )
-
-
-def _guards(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    if not verdict.get("guards"):
-        return ""
-    fired = sum(bool(item["fired"]) for item in verdict["guards"])
-    lead = (
-        "Known ways for a gain to be hollow, checked."
-        if not fired
-        else "Known ways for a gain to be hollow: look closer."
-    )
-    return _section("guards", "Can the gain be trusted?", lead, tables.guards(verdict))
-
-
-def _cut(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    body = f'<div class="beside"><div>{tables.model_map(verdict, analysis)}</div><div>{tables.cut_list(verdict)}</div></div>'
-    lead = "The model block by block, matrix by matrix."
-    return _section("cut", "What was cut", lead, body, tables.funnel(verdict))
-
-
-def _sweep(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    rows, base = analysis.get("sweep") or (), analysis.get("base") or {}
-    metrics = [m for m in ("accuracy", "loss") if known(base.get(m)) and any(known(r.get(m)) for r in rows)]
-    if not metrics:
-        return ""
-    if not str(verdict["metric"]).startswith("accuracy"):
-        metrics.reverse()
-    boxes = _place("sweep", sweep(rows, base, metrics, _chosen(verdict)), figures, layout="multiples")
-    scales = "".join(
-        _scale(m, base, color_limit(improvements(rows, base, m)), m == metrics[0]) for m in metrics
-    )
-    lead = (
-        "Each cell is one matrix cut to one rank, judged on the selection split: blue is better than the original, "
-        "orange worse. The frame marks what was chosen, a stroke what left the race early, a dot what was not run."
-    )
-    return _section(
-        "sweep",
-        "Every cut that was tried",
-        lead,
-        f'<div class="bar-row">{_toggle(metrics)}{scales}</div>',
-        boxes,
-    )
-
-
-def _toggle(metrics: Sequence[str]) -> str:
-    if len(metrics) < 2:
-        return ""
-    buttons = "".join(
-        f'<button type="button" data-metric="{m}" aria-pressed="{"true" if m == metrics[0] else "false"}">{m}</button>'
-        for m in metrics
-    )
-    return f'<div class="toggle" id="metric" role="group" aria-label="color by">{buttons}</div>'
-
-
-def _scale(metric: str, base: Record, limit: float, shown: bool) -> str:
-    """The legend of the heat maps: a strip from worse over the base to better."""
-    unit = "share" if metric == "accuracy" else "nats"
-    worse, better = (
-        (change(-limit, unit), change(limit, unit))
-        if unit == "share"
-        else (change(limit, unit), change(-limit, unit))
-    )
-    middle = f"original {number(base[metric], unit)}"
-    ends = f"<span>{text(worse)} or worse</span><span>{text(middle)}</span><span>{text(better)}</span>"
-    return f'<div class="scale" data-metric="{metric}"{"" if shown else " hidden"}><i></i><div>{ends}</div></div>'
-
-
-def _curves(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    chosen = {c["site"]: 100 * (1 - c["rank"] / c["full_rank"]) for c in _cuts(verdict) if c.get("full_rank")}
-    found = curves(analysis.get("curves") or (), (analysis.get("base") or {}).get("loss"), chosen)
-    boxes = _place("curves", found, figures, layout="multiples")
-    if not boxes:
-        return ""
-    key = (
-        '<p class="key"><i class="depth"></i>first block to last <i class="line accent"></i>the matrix that was cut '
-        '<i class="line base"></i>original</p>'
-    )
-    lead = "Loss as components are removed, smallest singular values first; below the dotted line is a gain."
-    return _section("curves", "How much can go", lead, key, boxes)
-
-
-def _spectrum(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    found = analysis.get("spectrum") or {}
-    drawn = [
-        spectrum(site, item["values"], item["kept"], item.get("side", "top")) for site, item in found.items()
-    ]
-    lead = "Singular values of the matrix that was cut: in blue what stays, in gray what went."
-    return _section("spectrum", "Inside the matrix", lead, _place("spectrum", drawn, figures))
-
-
-def _frequency(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    boxes = _place("frequency", frequency(analysis.get("frequency") or ()), figures)
-    lead = "Accuracy before and after, by how often the training text held the fact; bars are 95&nbsp;% intervals."
-    key = (
-        '<p class="key"><i class="dot before"></i>original <i class="dot after"></i>cut</p>' if boxes else ""
-    )
-    return _section("frequency", "Which facts came back", lead, key, boxes)
-
-
-def _paraphrases(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    found = analysis.get("paraphrases") or {}
-    body = forest.panels(forest.paraphrase_rows(found), {"share": "Share of facts"}) if found.get("n") else ""
-    lead = "Asked in other words: whether a fact is known or only one way of asking for it."
-    return _section("paraphrases", "Other words, same fact", lead, body)
-
-
-def _tail(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    rows = analysis.get("tail") or ()
-    lead = (
-        "The model's most frequent answers with the whole matrix, with the components that stay, and with only those that "
-        "were removed. Cosine: how near the answer's vector lies to the right one's."
-    )
-    return _section("tail", "What the removed part says", lead, tables.tail(rows) if rows else "")
-
-
-def _changed(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    rows = analysis.get("changed") or ()
-    lead = "Questions answered differently after the cut."
-    return _section("changed", "Answers that changed", lead, tables.changed(rows) if rows else "")
-
-
-def _effects(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    body = forest.panels(forest.effect_rows(verdict), _TITLES)
-    items = verdict.get("side_effects") or ()
-    folded = (
-        f'<details class="numbers"><summary>numbers</summary>{tables.measures(items, "name")}</details>'
-        if items
-        else ""
-    )
-    lead = "What the same cut did where nobody was aiming."
-    return _section("effects", "What it cost elsewhere", lead, body, folded)
-
-
-def _screen(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    base = analysis.get("base") or {}
-    found = screen(analysis.get("screen") or (), analysis.get("sweep") or (), base, _chosen(verdict))
-    lead = (
-        "Candidates in the order that gradients predicted, against the loss then measured: a good screen has its lowest "
-        "points at the left. The orange point is the chosen cut."
-    )
-    return _section("screen", "Was the shortcut right?", lead, _place("screen", found, figures))
-
-
-def _provenance(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    return f"<footer>{tables.provenance(verdict, plan)}</footer>"
-
-
-SECTIONS: Iterable[Callable[[Record, Record, Record, dict[str, Figure]], str]] = (
-    _compared,
-    _guards,
-    _cut,
-    _effects,
-    _sweep,
-    _curves,
-    _spectrum,
-    _frequency,
-    _paraphrases,
-    _tail,
-    _changed,
-    _screen,
-    _provenance,
-)
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,39 @@ def improvements(rows: Iterable[Row], base: Row, metric: str) -> list[float]:
     return [sign * (row[metric] - base[metric]) for row in rows if known(row.get(metric))]
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """Where a row of the sweep lies: column by kept fraction, line by block."""
+
+    columns: tuple[float, ...]
+    blocks: int
+
+    def at(self, row: Row) -> tuple[int, int]:
+        return self.columns.index(round(row["kept"], 9)), row["block"]
+
+
 def sweep(
-    rows: Sequence[Row], base: Row, metrics: Sequence[str], chosen: set[tuple[str, int]]
+    rows: Sequence[Row],
+    base: Row,
+    metrics: Sequence[str],
+    chosen: set[tuple[str, int]],
+    candidates: Sequence[Row] = (),
 ) -> list[Figure]:
-    """A heat map for each matrix type: block against kept fraction, colored by the change."""
+    """A heat map for each matrix type: block against kept fraction, colored by the change against the base.
+
+    `candidates` are all that were proposed: their fractions are columns even where none of them was run.
+    """
     limits = {metric: color_limit(improvements(rows, base, metric)) for metric in metrics}
-    blocks = 1 + max((row["block"] for row in rows), default=0)
-    return [_heat_map(name, group, base, limits, blocks, chosen) for name, group in by_matrix(rows).items()]
+    blocks = 1 + max((row["block"] for row in (*rows, *candidates)), default=0)
+    proposed = by_matrix([*rows, *candidates])
+    grids = {name: _Grid(_fractions(group), blocks) for name, group in proposed.items()}
+    return [
+        _heat_map(name, group, base, limits, grids[name], chosen) for name, group in by_matrix(rows).items()
+    ]
+
+
+def _fractions(rows: Iterable[Row]) -> tuple[float, ...]:
+    return tuple(sorted({round(row["kept"], 9) for row in rows}))
 
 
 def _heat_map(
@@ -43,54 +70,42 @@ def _heat_map(
     rows: list[Row],
     base: Row,
     limits: Mapping[str, float],
-    blocks: int,
+    grid: _Grid,
     chosen: set[tuple[str, int]],
 ) -> Figure:
-    columns = sorted({round(row["kept"], 9) for row in rows})
-    place = {kept: index for index, kept in enumerate(columns)}
-    data = [_untried(rows, columns, blocks)]
-    for index, (metric, limit) in enumerate(limits.items()):
-        for complete in (True, False):
-            data.append(_cells(rows, base, metric, limit, complete, place, blocks) | {"visible": index == 0})
-    data.append(_raced_out(rows, place))
-    cell = min(34.0, max(9.0, 560 / blocks))
-    shown = _some(len(columns), 12)
-    ends = {
-        "ticktext": [_percent(columns[i]) for i in shown],
-        "tickvals": shown,
-        "range": [-0.6, len(columns) - 0.4],
-    }
-    layers = {"tickvals": _some(blocks, 16), "range": [-0.6, blocks - 0.4]}
-    plain = {"showgrid": False, "showline": False, "tickangle": 0}
-    layout = new_layout(
-        int(62 + cell * blocks),
-        xaxis=new_axis("% of components kept", **ends, **plain),
-        yaxis=new_axis("block", **layers, **plain),
-        shapes=[
-            _frame(place[round(r["kept"], 9)], r["block"]) for r in rows if (r["site"], r["rank"]) in chosen
-        ],
-    )
+    views = [(m, limit, complete) for m, limit in limits.items() for complete in (True, False)]
+    first = next(iter(limits))
+    cells = [_cells(rows, base, m, limit, done, grid) | {"visible": m == first} for m, limit, done in views]
+    data = [_untried(rows, grid), *cells, _raced_out(rows, grid)]
+    frames = [_frame(*grid.at(row)) for row in rows if (row["site"], row["rank"]) in chosen]
     head = ("site", "rank", "kept", "accuracy", "loss", "examples", "judged")
-    return Figure(name, data, layout, head, [_sweep_numbers(row) for row in rows])
+    return Figure(name, data, _sheet(grid, frames), head, [_sweep_numbers(row) for row in rows])
+
+
+def _sheet(grid: _Grid, frames: list[dict[str, Any]]) -> dict[str, Any]:
+    """Axes and size: cells keep a readable height in shallow models and shrink in deep ones."""
+    count, blocks = len(grid.columns), grid.blocks
+    shown = _some(count, 12)
+    labels = {"tickvals": shown, "ticktext": [_percent(grid.columns[i]) for i in shown]}
+    plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
+    return new_layout(
+        int(62 + min(34.0, max(9.0, 560 / blocks)) * blocks),
+        xaxis=new_axis("% of components kept", range=[-0.6, count - 0.4], **labels, **plain),
+        yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=_some(blocks, 16), **plain),
+        shapes=frames,
+    )
 
 
 def _cells(
-    rows: Iterable[Row],
-    base: Row,
-    metric: str,
-    limit: float,
-    complete: bool,
-    place: Mapping[float, int],
-    blocks: int,
+    rows: Iterable[Row], base: Row, metric: str, limit: float, complete: bool, grid: _Grid
 ) -> dict[str, Any]:
     """One layer of the heat map; raced-out cells are a layer of their own because they are paler."""
-    z = [[None] * len(place) for _ in range(blocks)]
-    hover = [[""] * len(place) for _ in range(blocks)]
+    z: list[list[float | None]] = [[None] * len(grid.columns) for _ in range(grid.blocks)]
+    hover = [[""] * len(grid.columns) for _ in range(grid.blocks)]
     for row in rows:
         if bool(row["complete"]) == complete and known(row.get(metric)):
-            at = row["block"], place[round(row["kept"], 9)]
-            z[at[0]][at[1]] = improvements([row], base, metric)[0]
-            hover[at[0]][at[1]] = _sweep_hover(row)
+            x, y = grid.at(row)
+            z[y][x], hover[y][x] = improvements([row], base, metric)[0], _sweep_hover(row)
     return {
         "type": "heatmap",
         "z": z,
@@ -129,16 +144,16 @@ def _sweep_numbers(row: Row) -> list[str]:
     return [text(row["site"]), text(row["rank"]), *values, *end]
 
 
-def _raced_out(rows: Iterable[Row], place: Mapping[float, int]) -> dict[str, Any]:
+def _raced_out(rows: Iterable[Row], grid: _Grid) -> dict[str, Any]:
     """The hatch: a stroke in each cell that was dropped early."""
-    points = [(place[round(row["kept"], 9)], row["block"]) for row in rows if not row["complete"]]
+    points = [grid.at(row) for row in rows if not row["complete"]]
     return marks(points, symbol="line-ne-open", size=9, color="rgba(43,47,54,.5)", line={"width": 1})
 
 
-def _untried(rows: Iterable[Row], columns: Sequence[float], blocks: int) -> dict[str, Any]:
-    tried = {(round(row["kept"], 9), row["block"]) for row in rows}
-    points = [(i, b) for i, kept in enumerate(columns) for b in range(blocks) if (kept, b) not in tried]
-    return marks(points, symbol="circle", size=2.5, color="#c9c5ba")
+def _untried(rows: Iterable[Row], grid: _Grid) -> dict[str, Any]:
+    tried = {grid.at(row) for row in rows}
+    cells = [(x, y) for x in range(len(grid.columns)) for y in range(grid.blocks)]
+    return marks([cell for cell in cells if cell not in tried], symbol="circle", size=2.5, color="#c9c5ba")
 
 
 def _frame(x: int, y: int) -> dict[str, Any]:

@@ -1,170 +1,29 @@
-"""What is shown as HTML rather than drawn: guards, the model's map, the funnel of the search, tail answers, changed
-examples, side effects, provenance. Every string from data is escaped here.
+"""What is shown as HTML rather than drawn: tail answers, changed examples, tables of numbers, provenance.
+
+Every string from data is escaped here.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
-from secateur.errors import UnknownName
-from secateur.report.markup import (
-    MISSING,
-    change,
-    interval,
-    known,
-    metric_name,
-    number,
-    p_value,
-    table,
-    text,
-)
+from secateur.report.markup import MISSING, change, interval, known, metric_name, number, p_value, table, text
 
 MAX_CHANGED = 200
 KINDS = ("recovered", "lost", "changed")
 
 Record = Mapping[str, Any]
 
-
-def guards(verdict: Record) -> str:
-    """Each guard as a sentence with its mark; a fired guard is marked by sign, word and color."""
-    return '<ul class="guards">' + "".join(_guard(item) for item in verdict.get("guards") or ()) + "</ul>"
-
-
-def _guard(item: Record) -> str:
-    kind, sign, word = ("fired", "!", "fired") if item["fired"] else ("clear", "✓", "clear")
-    name = str(item["name"])
-    return (
-        f'<li class="{kind}"><span class="sign" aria-hidden="true">{sign}</span>'
-        f"<div><b>{text(name[:1].upper() + name[1:])}</b> <em>{word}</em><br>{text(item.get('detail', ''))}</div></li>"
-    )
-
-
-def not_applicable(verdict: Record) -> str:
-    """The alternatives that this task has no place for, with the reason."""
-    items = [item for item in verdict.get("alternatives") or () if not item.get("applicable")]
-    said = "; ".join(f"{text(item['name'])} ({text(item.get('detail', ''))})" for item in items)
-    return f'<p class="note">Not applicable here: {said}.</p>' if said else ""
-
-
-# The model's map ------------------------------------------------------------------------------------------------------
-
-
-def sites_of(verdict: Record, analysis: Record) -> set[Site]:
-    """All sites the run speaks of: what was swept, screened, drawn as a curve, or cut."""
-    rows = [row for key in ("sweep", "screen", "curves") for row in analysis.get(key) or ()]
-    return {
-        site for row in [*rows, *(verdict.get("cut") or ())] if (site := _site(row.get("site"))) is not None
-    }
-
-
-def _site(address: Any) -> Site | None:
-    try:
-        return Site.parse(str(address))
-    except UnknownName:
-        return None
-
-
-def model_map(verdict: Record, analysis: Record) -> str:
-    """Blocks × matrices, with what was cut filled in and what was tried tinted."""
-    sites = sites_of(verdict, analysis)
-    cut = {str(item["site"]): item for item in verdict.get("cut") or ()}
-    blocks = 1 + max((site.block for site in sites), default=-1)
-    names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
-    if not blocks:
-        return ""
-    columns = f"grid-template-columns:3.6em repeat({blocks},minmax(0,3.4em))"
-    rows = "".join(_map_row(name, blocks, sites, cut) for name in names)
-    shown = range(0, blocks, math.ceil(blocks / 16))
-    foot = "<span></span>" + "".join(
-        f'<span class="n">{b if b in shown else ""}</span>' for b in range(blocks)
-    )
-    label = (
-        f"Map of the model: {blocks} blocks, {len(names)} matrices each; cut: {', '.join(cut) or 'nothing'}"
-    )
-    grid = f'<div class="map" role="img" aria-label="{text(label)}" style="{columns}">{rows}{foot}</div>'
-    key = '<p class="key"><i class="tried"></i>tried <i class="idle"></i>not tried <i class="cut"></i>cut, with the rank kept</p>'
-    return f'{grid}<p class="axis-title">block, first to last →</p>{key}'
-
-
-def _map_row(name: str, blocks: int, sites: set[Site], cut: Record) -> str:
-    return f'<span class="m">{name}</span>' + "".join(_map_cell(b, name, sites, cut) for b in range(blocks))
-
-
-def _map_cell(block: int, name: str, sites: set[Site], cut: Record) -> str:
-    part = "attn" if name in ATTENTION_MATRICES else "mlp"
-    found = next(
-        (cut[key] for key in (f"b{block}.{name}", f"b{block}.{part}", f"b{block}") if key in cut), None
-    )
-    if found is None:
-        kind = "tried" if Site(block, name) in sites else "idle"
-        return f'<span class="{kind}" title="b{block}.{name}"></span>'
-    return f'<span class="cut" title="{text(found.get("edit", ""))}">{text(found.get("rank", "×"))}</span>'
-
-
-def cut_list(verdict: Record) -> str:
-    """The edits in words, then what they do to the size."""
-    items = [_cut_item(item) for item in verdict.get("cut") or ()]
-    if not items:
-        return "<p>Nothing was cut: the checkpoint beside this page holds the model unchanged.</p>"
-    return f'<ul class="cuts">{"".join(items)}</ul>' + _size(verdict.get("parameters") or {})
-
-
-def _cut_item(item: Record) -> str:
-    shape = " × ".join(f"{size:,}" for size in item.get("shape") or ())
-    kept = (
-        f", {text(item['rank'])} of {text(item['full_rank'])} components kept"
-        if item.get("full_rank")
-        else ""
-    )
-    return f"<li><b>{text(item.get('edit', item['site']))}</b><br><small>{text(shape)}{kept}</small></li>"
-
-
-def _size(parameters: Record) -> str:
-    before, after, stored = (parameters.get(key) for key in ("before", "after", "factorized"))
-    if not before or after is None:
-        return ""
-    if after != before:
-        return f"<p>{before:,} parameters before, {after:,} after ({_percent(after / before - 1)}).</p>"
-    words = f"{before:,} parameters before and after: the matrix keeps its shape, so the file is no smaller."
-    if stored and stored < before:
-        words += f" Stored as factors it would hold {stored:,} ({_percent(stored / before - 1)})."
-    return f"<p>{words} Low-rank edits are for accuracy first.</p>"
-
-
-def _percent(share: float) -> str:
-    return change(share, "share", name_unit=False) + " %"
-
-
-# The search -----------------------------------------------------------------------------------------------------------
-
-
-def funnel(verdict: Record) -> str:
-    """How many candidates were proposed, set aside, dropped and judged to the end: one bar and one sentence."""
-    search = verdict.get("search") or {}
-    proposed = search.get("proposed")
-    if not proposed:
-        return ""
-    screened, raced = search.get("screened_out") or 0, search.get("raced_out") or 0
-    parts = [("screened", "set aside by the screen", screened), ("raced", "dropped early in the race", raced)]
-    parts.append(("judged", "judged to the end", max(0, proposed - screened - raced)))
-    bar = "".join(f'<i class="{k}" style="flex:{n}" title="{n:,} {words}"></i>' for k, words, n in parts if n)
-    key = "".join(f'<span><i class="{k}"></i>{n:,} {words}</span>' for k, words, n in parts if n)
-    how = "every candidate on every example" if search.get("exhaustive") else "screening and racing"
-    said = f"{proposed:,} candidates proposed by {text(search.get('method', 'the search'))}; judged by {how}."
-    return f'<div class="funnel" role="img" aria-label="{text(said)}">{bar}</div><p class="key">{key}</p><p>{said}</p>'
-
-
-# Answers --------------------------------------------------------------------------------------------------------------
-
 _TAIL_TITLES = {
     "full": "The whole matrix",
     "top": "Only the {rank} largest components",
-    "tail": "Only the {rank} smallest components: what was removed",
+    "tail": "Only the {rank} smallest components",
 }
+
+
+_TAIL_NOTES = {"full": ", as trained", "top": ", what stays", "tail": ", what was removed"}
 
 
 def tail(rows: Sequence[Record]) -> str:
@@ -183,7 +42,8 @@ def _tail_card(row: Record, most: float) -> str:
     facts = [("cosine to the right answer", f"{row['cosine']:.2f}" if known(row.get("cosine")) else MISSING)]
     facts.append(("accuracy", number(row.get("accuracy"), "share")))
     said = "".join(f"<div><b>{text(value)}</b><small>{name}</small></div>" for name, value in facts)
-    return f'<div class="card"><h3>{text(title)}<small>{text(row["site"])}</small></h3>{bars}<div class="facts">{said}</div></div>'
+    where = f"{row['site']}{_TAIL_NOTES.get(row['kind'], '')}"
+    return f'<div class="card"><h3>{text(title)}<small>{text(where)}</small></h3>{bars}<div class="facts">{said}</div></div>'
 
 
 def token(value: Any) -> str:
@@ -229,12 +89,9 @@ def _fair(rows: Sequence[Record], most: int) -> list[Record]:
 def _changed_row(row: Record) -> str:
     kind = str(row["kind"])
     known_kind = kind if kind in KINDS else "changed"
-    cells = "".join(f"<td>{token(row[key])}</td>" for key in ("answer", "before", "after"))
+    cells = "".join(f"<td>{token(row[side])}</td>" for side in ("answer", "before", "after"))
     chip = f'<td><span class="chip {known_kind}">{text(kind)}</span></td>'
     return f'<tr data-kind="{text(kind)}" title="{text(row["id"])}">{chip}<td class="prompt">{text(row["prompt"])}</td>{cells}</tr>'
-
-
-# Tables of numbers ----------------------------------------------------------------------------------------------------
 
 
 def measures(items: Iterable[Record], name: str) -> str:

@@ -1,0 +1,155 @@
+"""What was cut and why to believe it, as HTML: guards, simpler alternatives, the model's map, the search's funnel.
+
+Every string from data is escaped here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
+from secateur.errors import UnknownName
+from secateur.report.markup import capital, change, key, known, number, text
+
+Record = Mapping[str, Any]
+
+
+def guards(verdict: Record) -> str:
+    """Each guard as a sentence with its mark; a fired guard is marked by sign, word and color."""
+    return '<ul class="guards">' + "".join(_guard(item) for item in verdict.get("guards") or ()) + "</ul>"
+
+
+def _guard(item: Record) -> str:
+    kind, sign, word = ("fired", "!", "fired") if item["fired"] else ("clear", "✓", "clear")
+    return (
+        f'<li class="{kind}"><span class="sign" aria-hidden="true">{sign}</span>'
+        f"<div><b>{text(capital(item['name']))}</b> <em>{word}</em><br>{text(item.get('detail', ''))}</div></li>"
+    )
+
+
+def not_applicable(verdict: Record) -> str:
+    """The alternatives that this task has no place for, with the reason."""
+    items = [item for item in verdict.get("alternatives") or () if not item.get("applicable")]
+    said = "; ".join(f"{text(item['name'])} ({text(item.get('detail', ''))})" for item in items)
+    return f'<p class="note">Not applicable here: {said}.</p>' if said else ""
+
+
+def simpler(verdict: Record) -> str:
+    """How far the alternatives that need no cut get, beside the cut, in one sentence each."""
+    after, sign = verdict["after"]["value"], 1 if verdict.get("higher_is_better", True) else -1
+    said = []
+    for item in verdict.get("alternatives") or ():
+        if item.get("applicable") and known(item.get("value")) and known(after):
+            reached = number(item["value"], verdict["unit"])
+            less = sign * (item["value"] - after) < 0
+            beside = "less than the cut" if less else "as much as the cut or more, with the model unchanged"
+            said.append(f"<b>{text(capital(item['name']))}</b> alone reaches {text(reached)}: {beside}.")
+    return f'<p class="aside">{" ".join(said)}</p>' if said else ""
+
+
+def sites_of(verdict: Record, analysis: Record) -> set[Site]:
+    """All sites the run speaks of: what was swept, screened, drawn as a curve, or cut."""
+    rows = [row for block in ("sweep", "screen", "curves") for row in analysis.get(block) or ()]
+    return {
+        site for row in [*rows, *(verdict.get("cut") or ())] if (site := _site(row.get("site"))) is not None
+    }
+
+
+def _site(address: Any) -> Site | None:
+    try:
+        return Site.parse(str(address))
+    except UnknownName:
+        return None
+
+
+def model_map(verdict: Record, analysis: Record) -> str:
+    """Blocks × matrices, with what was cut filled in and what was tried tinted."""
+    sites = sites_of(verdict, analysis)
+    cut = {str(item["site"]): item for item in verdict.get("cut") or ()}
+    blocks = 1 + max((site.block for site in sites), default=-1)
+    names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
+    if not blocks:
+        return ""
+    columns = f"grid-template-columns:3.6em repeat({blocks},minmax(0,{5.4 if blocks <= 6 else 3.4}em))"
+    rows = "".join(_map_row(name, blocks, sites, cut) for name in names)
+    shown = range(0, blocks, math.ceil(blocks / 16))
+    foot = "<span></span>" + "".join(
+        f'<span class="n">{b if b in shown else ""}</span>' for b in range(blocks)
+    )
+    label = (
+        f"Map of the model: {blocks} blocks, {len(names)} matrices each; cut: {', '.join(cut) or 'nothing'}"
+    )
+    grid = f'<div class="map" role="img" aria-label="{text(label)}" style="{columns}">{rows}{foot}</div>'
+    legend = key(("tried", "tried"), ("idle", "not tried"), ("cut", "cut, with the rank kept"))
+    return f'{grid}<p class="axis-title">block, first to last →</p>{legend}'
+
+
+def _map_row(name: str, blocks: int, sites: set[Site], cut: Record) -> str:
+    return f'<span class="m">{name}</span>' + "".join(_map_cell(b, name, sites, cut) for b in range(blocks))
+
+
+def _map_cell(block: int, name: str, sites: set[Site], cut: Record) -> str:
+    part = "attn" if name in ATTENTION_MATRICES else "mlp"
+    found = next(
+        (cut[key] for key in (f"b{block}.{name}", f"b{block}.{part}", f"b{block}") if key in cut), None
+    )
+    if found is None:
+        kind = "tried" if Site(block, name) in sites else "idle"
+        return f'<span class="{kind}" title="b{block}.{name}"></span>'
+    return f'<span class="cut" title="{text(found.get("edit", ""))}">{text(found.get("rank", "×"))}</span>'
+
+
+def cut_list(verdict: Record) -> str:
+    """The edits in words, then what they do to the size."""
+    items = [_cut_item(item) for item in verdict.get("cut") or ()]
+    if not items:
+        return "<p>Nothing was cut: the checkpoint beside this page holds the model unchanged.</p>"
+    return f'<ul class="cuts">{"".join(items)}</ul>' + _size(verdict.get("parameters") or {})
+
+
+def _cut_item(item: Record) -> str:
+    shape = " × ".join(f"{size:,}" for size in item.get("shape") or ())
+    kept = (
+        f", {text(item['rank'])} of {text(item['full_rank'])} components kept"
+        if item.get("full_rank")
+        else ""
+    )
+    return f"<li><b>{text(item.get('edit', item['site']))}</b><br><small>{text(shape)}{kept}</small></li>"
+
+
+def _size(parameters: Record) -> str:
+    before, after, stored = (parameters.get(name) for name in ("before", "after", "factorized"))
+    if not before or after is None:
+        return ""
+    if after != before:
+        return f"<p>{before:,} parameters before, {after:,} after ({_percent(after / before - 1)}).</p>"
+    words = f"{before:,} parameters before and after: the matrix keeps its shape, so the file is no smaller."
+    if stored and stored < before:
+        words += f" Stored as factors it would hold {stored:,} ({_percent(stored / before - 1)})."
+    return f"<p>{words} Low rank serves accuracy here, not size.</p>"
+
+
+def _percent(share: float) -> str:
+    return change(share, "share", name_unit=False) + " %"
+
+
+def funnel(verdict: Record) -> str:
+    """How many candidates were proposed, set aside, dropped and judged to the end: one bar and one sentence."""
+    search = verdict.get("search") or {}
+    proposed = search.get("proposed")
+    if not proposed:
+        return ""
+    screened, raced = search.get("screened_out") or 0, search.get("raced_out") or 0
+    parts = [("screened", "set aside by the screen", screened), ("raced", "dropped early in the race", raced)]
+    parts.append(("judged", "judged to the end", max(0, proposed - screened - raced)))
+    bar = "".join(f'<i class="{k}" style="flex:{n}" title="{n:,} {words}"></i>' for k, words, n in parts if n)
+    legend = key(*((k, f"{n:,} {words}") for k, words, n in parts if n))
+    how = (
+        "all of them judged on every example"
+        if search.get("exhaustive")
+        else "narrowed by screening and racing"
+    )
+    said = f"{proposed:,} candidates proposed by {text(search.get('method', 'the search'))}, {how}."
+    return f'<div class="funnel" role="img" aria-label="{said}">{bar}</div>{legend}<p>{said}</p>'
