@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shlex
 import time
@@ -22,15 +23,16 @@ from secateur.checkpoint.folder import write_json, writing
 from secateur.checkpoint.save import assert_same, logits_on, reload, save
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
+from secateur.errors import PlanError
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
-from secateur.probes.answers import component_answers
+from secateur.probes.answers import split_answers
 from secateur.report import write_report
 from secateur.search.laser import Race, grid
 from secateur.session import Session
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
-from secateur.tasks.load import load_task
+from secateur.tasks.load import load_side
 
 SIDE_EXAMPLES = 200
 
@@ -81,7 +83,11 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
 
 def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
     operations = resolve(plan, session.loaded.anatomy, session.loaded.fingerprint)
-    rows = [context + answer for e in session.task.split("select")[:4] for context, answer in session.encoded[e].pairs[:1]]
+    rows = [
+        context + answer
+        for e in session.task.split("select")[:4]
+        for context, answer in session.encoded[e].pairs[:1]
+    ]
     save(session.loaded, operations, staging, judge.spectra)
     with masked(session.loaded.model, operations, judge.spectra):
         expected = logits_on(session.loaded, rows)
@@ -93,21 +99,27 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
 def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:
     others = verify.paraphrase_task(session.task, "test")
     paraphrases = None if others is None else session.on(others).judge()
-    return verify.witness(session.judge(), [session.on(side.task).judge() for side in sides], sides, paraphrases)
+    return verify.witness(
+        session.judge(), [session.on(side.task).judge() for side in sides], sides, paraphrases
+    )
 
 
 def side_effects(session: Session) -> list[verify.Side]:
     """What else is watched: the tasks of `--side`, else what the embedded model brings along, else plain English."""
     given = session.options.side
-    specs = list(given) or _own_sides(session.options.model) or [f"text:{resources.files('secateur.tasks') / 'passages.txt'}"]
+    specs = (
+        list(given)
+        or _own_sides(session.options.model)
+        or [f"text:{resources.files('secateur.tasks') / 'passages.jsonl'}"]
+    )
     context = session.loaded.anatomy.context
     seqlen = min(session.options.seqlen, context) if context else session.options.seqlen
     sides = []
     for spec in specs:
-        task = load_task(
-            spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES, allow_small=True
+        task = load_side(spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES)
+        sides.append(
+            verify.Side(Path(spec.removeprefix("text:")).name, task, continuations=task.kind == "text")
         )
-        sides.append(verify.Side(Path(spec.removeprefix("text:")).name, task, continuations=task.kind == "text"))
     return sides
 
 
@@ -115,7 +127,7 @@ def _own_sides(model: str) -> list[str]:
     if not model.startswith("builtin:"):
         return []
     folder = resources.files("secateur.models") / model.removeprefix("builtin:")
-    files = sorted(Path(str(folder)).glob("side*"))
+    files = sorted(Path(str(folder)).glob("side/*"))
     return [str(f) if f.suffix == ".jsonl" else f"text:{f}" for f in files]
 
 
@@ -147,7 +159,7 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
         "model": {
             "name": options.model,
             "revision": options.revision,
-            "hub": loaded.source is None,
+            "hub": loaded.revision is not None,
             "fingerprint": loaded.fingerprint,
             "family": loaded.anatomy.family,
             "architecture": loaded.anatomy.architecture,
@@ -172,13 +184,28 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
 
 def _cut(session: Session, edit: Truncate) -> dict[str, Any]:
     shape = session.loaded.anatomy.matrix(edit.matrix).shape
-    return {"site": str(edit.matrix), "edit": str(edit), "shape": list(shape), "rank": edit.rank, "full_rank": min(shape)}
+    return {
+        "site": str(edit.matrix),
+        "edit": str(edit),
+        "shape": list(shape),
+        "rank": edit.rank,
+        "full_rank": min(shape),
+    }
 
 
 def _saved_when_factorized(session: Session, plan: Plan) -> int:
     """Parameters that storing two factors would save: m·n − r(m + n), where that is positive."""
     shapes = [(edit.rank, *session.loaded.anatomy.matrix(edit.matrix).shape) for edit in plan.edits]
     return sum(max(0, m * n - rank * (m + n)) for rank, m, n in shapes)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file, or in a checkpoint folder. Raises `PlanError`."""
+    file = path / "plan.json" if path.is_dir() else path
+    try:
+        return Plan.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PlanError(f"{file}: cannot be read as a plan ({error}).") from error
 
 
 def versions() -> dict[str, str]:
@@ -215,7 +242,11 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     if not verdict["cut"]:
         return f"No cut did better on the selection split, so the model is unchanged: {verdict['metric']} {show(before)} on {verdict['n']} test examples."
     low, high = difference["ci"]
-    change = f"{100 * difference['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]" if share else f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    change = (
+        f"{100 * difference['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        if share
+        else f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    )
     p = verdict["p_value"]
     chance = "p < 1e-12" if p < 1e-12 else f"p = {p:.2g}"
     return (
@@ -252,7 +283,9 @@ def _analyze(session: Session, judge: Judge, found: Found) -> dict[str, Any]:
     base = judge([session.empty], select)[session.empty]
     shown = found.plan.edits or _runner_up(session, found)
     chosen = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
-    ranks = [session.empty + edit for edit in grid(chosen, session.options.fractions, session.options.small_ranks)]
+    ranks = [
+        session.empty + edit for edit in grid(chosen, session.options.fractions, session.options.small_ranks)
+    ]
     curves = judge(ranks, select, "curves")
     analysis = {
         "base": records.base_record(base),
@@ -263,14 +296,17 @@ def _analyze(session: Session, judge: Judge, found: Found) -> dict[str, Any]:
     if found.readings is not None:
         analysis["screen"] = records.screen_records(found.readings, found.candidates, full_ranks)
     if session.task.kind != "text":
-        analysis["tail"] = [row for edit in found.plan.edits for row in _tail(judge, edit, full_ranks[edit.matrix], select)]
+        analysis["tail"] = split_answers(judge, found.plan, select)
     return analysis
 
 
 def _runner_up(session: Session, found: Found) -> tuple[Truncate, ...]:
     """Where nothing was cut, the cut that came nearest is shown."""
     cuts = [plan for plan in found.race.standing if plan.edits]
-    best = max(cuts, key=lambda plan: (len(found.race.standing[plan]), session.objective.key(found.race.standing[plan])))
+    best = max(
+        cuts,
+        key=lambda plan: (len(found.race.standing[plan]), session.objective.key(found.race.standing[plan])),
+    )
     return best.edits
 
 
@@ -278,14 +314,6 @@ def _spectrum(session: Session, judge: Judge, edit: Truncate) -> dict[str, Any]:
     matrix = session.loaded.anatomy.matrix(edit.matrix)
     weight = session.loaded.model.get_parameter(matrix.weight).detach()
     return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
-
-
-def _tail(judge: Judge, edit: Truncate, full_rank: int, examples: Sequence[int]) -> list[dict[str, Any]]:
-    """What the kept components answer, what the removed ones answer alone, and what all of them together answer."""
-    whole = component_answers(judge, Truncate(edit.matrix, full_rank), examples) | {"kind": "full"}
-    kept = component_answers(judge, edit, examples)
-    removed = component_answers(judge, Truncate(edit.matrix, full_rank - edit.rank, "tail"), examples)
-    return [whole, kept, removed]
 
 
 def _compared(session: Session, before: verify.Witness, after: verify.Witness) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from secateur.errors import UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge, Progress, silent
 from secateur.probes.truncation import truncation_effects
-from secateur.proof import Found, cut_and_verify
+from secateur.proof import Found, cut_and_verify, read_plan
 from secateur.search.laser import Objective, Race, compose, grid, race
 from secateur.session import Options, Session, open_session
 
@@ -59,9 +59,10 @@ def prune(
         if folder.finished(options.command(), overwrite=overwrite):
             return read_result(folder.out, already=True)
         with Ledger.open(ledger or folder.ledger) as journal:
-            run = str(folder.out.resolve())
-            journal.start_run(run, options.command())
+            run = f"{folder.out.resolve()} {_digest(options.command())}"
+            journal.start_run(run, options.command(), out=str(folder.out))
             session = open_session(options, journal, progress)
+            journal.remember(run, "scope", session.scope)
             found = search_laser(session)
             verdict = cut_and_verify(session, found, folder.staging)
             folder.publish()
@@ -69,11 +70,14 @@ def prune(
     return Result(folder.out, verdict, found.plan)
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def read_result(out: Path, *, already: bool = False) -> Result:
     """What a finished checkpoint folder says of itself."""
     verdict = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
-    plan = Plan.from_json(json.loads((out / "plan.json").read_text(encoding="utf-8")))
-    return Result(out, verdict, plan, already)
+    return Result(out, verdict, read_plan(out), already)
 
 
 def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
@@ -81,7 +85,9 @@ def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
     names = matrix_names(options.matrices, anatomy.matrix_kinds)
     low, high = options.layers or (0, anatomy.num_blocks)
     if not 0 <= low < high <= anatomy.num_blocks:
-        raise UnknownName(f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (half open: 0:{anatomy.num_blocks}).")
+        raise UnknownName(
+            f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (half open: 0:{anatomy.num_blocks})."
+        )
     wanted = {s: m.shape for s, m in anatomy.matrices.items() if s.part in names and low <= s.block < high}
     return tuple(grid(wanted, options.fractions, options.small_ranks))
 
@@ -122,7 +128,7 @@ class _Counted:
 def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> Readings:
     """Predicted changes of loss, read once per run and remembered in the ledger."""
     probe = session.task.split("probe")[:MAX_PROBED]
-    key = "screen " + hashlib.sha256("\n".join(map(str, edits)).encode()).hexdigest()[:16]
+    key = f"screen {_digest([str(edit) for edit in edits])}"
     known = session.ledger.recall(session.scope, key) if session.ledger else None
     if known is not None:
         return Readings.from_json(known)

@@ -114,7 +114,10 @@ def paraphrase_record(task: Task, before: np.ndarray, after: np.ndarray) -> dict
     record: dict[str, Any] = {"n": len(np.unique(groups)), "per_fact": len(groups) / len(np.unique(groups))}
     for name, outcomes in (("before", before), ("after", after)):
         wrong = np.bincount(groups, weights=1 - outcomes["correct"])
-        record |= {f"all_right_{name}": float(np.mean(wrong == 0)), f"mean_{name}": float(outcomes["correct"].mean())}
+        record |= {
+            f"all_right_{name}": float(np.mean(wrong == 0)),
+            f"mean_{name}": float(outcomes["correct"].mean()),
+        }
     return record
 
 

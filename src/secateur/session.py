@@ -59,7 +59,9 @@ class Options:
 
     def command(self) -> dict[str, Any]:
         """What identifies a run: two runs with equal commands give the same checkpoint."""
-        shown = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in self.SPEED_ONLY}
+        shown = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in self.SPEED_ONLY
+        }
         return json.loads(json.dumps(shown))
 
 
@@ -94,10 +96,16 @@ class Session:
     def objective(self) -> Objective:
         """What is chosen by and decides: the one asked for, or the task's primary metric. Raises `TaskError`."""
         name = self.options.objective or self.task.primary_metric
-        fits = {"text": {"text_loss", "loss"}, "choice": set(METRICS), "generation": set(METRICS) - {"accuracy_norm"}}
+        fits = {
+            "text": {"text_loss", "loss"},
+            "choice": set(METRICS),
+            "generation": set(METRICS) - {"accuracy_norm"},
+        }
         if name not in fits[self.task.kind]:
             fitting = ", ".join(sorted(fits[self.task.kind]))
-            raise TaskError(f"--objective {name} does not exist for a {self.task.kind} task; it may be {fitting}.")
+            raise TaskError(
+                f"--objective {name} does not exist for a {self.task.kind} task; it may be {fitting}."
+            )
         return Objective(METRICS[name])
 
     def on(self, task: Task, loaded: Loaded | None = None) -> Session:

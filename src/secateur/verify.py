@@ -52,7 +52,9 @@ def opening(task: Task) -> str:
     return task.split_hash("test")
 
 
-def witness(judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side], paraphrase_judge: Judge | None) -> Witness:
+def witness(
+    judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side], paraphrase_judge: Judge | None
+) -> Witness:
     """Measure the model that `judge` holds, as it is, on test and on all sides."""
     plan = Plan(judge.loaded.fingerprint)
     test = judge([plan], judge.task.split("test"), "verify")[plan]
@@ -94,7 +96,11 @@ PROMPT_TOKENS = 24
 
 def _continuations(judge: Judge) -> list[list[int]]:
     """Greedy continuations of the first tokens of up to 32 chunks."""
-    chunks = [example.tokens for example in judge.task.examples if example.tokens and len(example.tokens) > PROMPT_TOKENS]
+    chunks = [
+        example.tokens
+        for example in judge.task.examples
+        if example.tokens and len(example.tokens) > PROMPT_TOKENS
+    ]
     prompts = [chunk[:PROMPT_TOKENS] for chunk in chunks[:32]]
     return greedy(judge.loaded, prompts, GENERATED_TOKENS, judge.packing.max_tokens)
 
@@ -131,9 +137,8 @@ def compare(
     primary = stats.compare(metric, before.test, after.test, groups, seed=seed)
     p_adjusted, openings = _adjusted(ledger, opening(judge.task), scope, plan, primary.p_value)
     guards = [_constant_guard(judge, before, after, plan), *_loss_guard(before, after, groups, metric, seed)]
-    gained = (primary.difference > 0) == metric.higher_is_better and primary.difference != 0
     fired = any(guard["fired"] for guard in guards if guard["name"] == "constant predictor")
-    word = stats.verdict_word(p_adjusted, gained, fired)
+    word = stats.verdict_word(p_adjusted, primary.gained, fired)
     return {
         "version": VERDICT_VERSION,
         "verdict": word,
@@ -157,7 +162,11 @@ def compare(
 
 
 def _secondary(task: Task, primary: Metric) -> list[Metric]:
-    names = {"text": [], "choice": ["accuracy", "accuracy_norm", "loss"], "generation": ["accuracy", "loss", "top5", "top10"]}
+    names = {
+        "text": [],
+        "choice": ["accuracy", "accuracy_norm", "loss"],
+        "generation": ["accuracy", "loss", "top5", "top10"],
+    }
     return [METRICS[name] for name in names[task.kind] if name != primary.name]
 
 
@@ -176,10 +185,13 @@ def _constant_guard(judge: Judge, before: Witness, after: Witness, plan: Plan) -
         detail = "not applicable to text" if plan.edits else "nothing was cut"
         return {"name": name, "fired": False, "detail": detail}
     gold = gold_labels(judge, judge.task.split("test"))
-    return {"name": name, **stats.constant_predictor(gold, before.labels, after.labels).to_json()}
+    found = stats.constant_predictor(gold, before.labels, after.labels, judge.task.groups(judge.task.split("test")))
+    return {"name": name, "fired": found.fired, "detail": found.reason} | found.to_json()
 
 
-def _loss_guard(before: Witness, after: Witness, groups: np.ndarray, metric: Metric, seed: int) -> list[dict[str, Any]]:
+def _loss_guard(
+    before: Witness, after: Witness, groups: np.ndarray, metric: Metric, seed: int
+) -> list[dict[str, Any]]:
     """Accuracy can rise while the log-loss gets worse, as in some cells of LASER's own tables."""
     if metric.column == "loss":
         return []
@@ -197,12 +209,28 @@ def _side_effects(
     if before.paraphrases is not None and after.paraphrases is not None:
         task = paraphrase_task(judge.task, "test")
         assert task is not None
-        paired = stats.compare(METRICS["accuracy"], before.paraphrases, after.paraphrases, task.groups(task.split("test")), seed=seed)
-        effects.append({"name": "accuracy on the other paraphrases", "unit": "share", "higher_is_better": True, "n": len(before.paraphrases)} | paired.to_json())
+        paired = stats.compare(
+            METRICS["accuracy"],
+            before.paraphrases,
+            after.paraphrases,
+            task.groups(task.split("test")),
+            seed=seed,
+        )
+        effects.append(
+            {
+                "name": "accuracy on the other paraphrases",
+                "unit": "share",
+                "higher_is_better": True,
+                "n": len(before.paraphrases),
+            }
+            | paired.to_json()
+        )
     for number, side in enumerate(sides):
         everything = range(len(side.task.examples))
         side_metric = METRICS[side.task.primary_metric]
-        paired = stats.compare(side_metric, before.sides[number], after.sides[number], side.task.groups(everything), seed=seed)
+        paired = stats.compare(
+            side_metric, before.sides[number], after.sides[number], side.task.groups(everything), seed=seed
+        )
         effects.append(_named(side, side_metric, paired.to_json(), len(side.task.examples)))
         if side.continuations:
             effects.append(_agreement(side, before.generated[number], after.generated[number]))
@@ -212,19 +240,30 @@ def _side_effects(
 def _named(side: Side, metric: Metric, paired: dict[str, Any], n: int) -> dict[str, Any]:
     """Text is reported as perplexity = exp(nats per token), as people know it; the test stays on the loss."""
     if metric.name != "text_loss":
-        return {"name": f"{metric.name} on {side.name}", "unit": metric.unit, "higher_is_better": True, "n": n} | paired
+        return {
+            "name": f"{metric.name} on {side.name}",
+            "unit": metric.unit,
+            "higher_is_better": True,
+            "n": n,
+        } | paired
     shown = {
         which: {"value": float(np.exp(paired[which]["value"])), "ci": np.exp(paired[which]["ci"]).tolist()}
         for which in ("before", "after")
     }
-    ratio = {"value": float(np.exp(paired["difference"]["value"])), "ci": np.exp(paired["difference"]["ci"]).tolist()}
+    ratio = {
+        "value": float(np.exp(paired["difference"]["value"])),
+        "ci": np.exp(paired["difference"]["ci"]).tolist(),
+    }
     head = {"name": f"perplexity on {side.name}", "unit": "perplexity", "higher_is_better": False, "n": n}
     return head | shown | {"ratio": ratio, "p_value": paired["p_value"], "test": paired["test"]}
 
 
 def _agreement(side: Side, before: list[list[int]], after: list[list[int]]) -> dict[str, Any]:
     """How far greedy continuations are still the original's, and whether they fall into repetition."""
-    same = [np.mean([x == y for x, y in zip(a, b, strict=False)] or [1.0]) for a, b in zip(before, after, strict=True)]
+    same = [
+        np.mean([x == y for x, y in zip(a, b, strict=False)] or [1.0])
+        for a, b in zip(before, after, strict=True)
+    ]
     return {
         "name": f"greedy continuations of {side.name}",
         "unit": "distinct bigrams, share",
@@ -254,7 +293,11 @@ def alternatives(judge: Judge, seed: int) -> list[dict[str, Any]]:
 def _ban(judge: Judge, seed: int) -> dict[str, Any]:
     name = "ban one token"
     if judge.task.kind != "generation":
-        return {"name": name, "applicable": False, "detail": "answers are chosen among given ones, not generated"}
+        return {
+            "name": name,
+            "applicable": False,
+            "detail": "answers are chosen among given ones, not generated",
+        }
     plan = Plan(judge.loaded.fingerprint)
     on_select = judge([plan], judge.task.split("select"))[plan]
     wrong = Counter(on_select["predicted"][on_select["correct"] == 0].tolist())
@@ -263,16 +306,27 @@ def _ban(judge: Judge, seed: int) -> dict[str, Any]:
     token = min(wrong, key=lambda t: (-wrong[t], t))
     banned = Judge(judge.loaded, judge.task, judge.encoded, ban=(token,))
     test = judge.task.split("test")
-    score = _score(METRICS["accuracy"], banned([plan], test, "alternatives")[plan], judge.task.groups(test), seed)
+    score = _score(
+        METRICS["accuracy"], banned([plan], test, "alternatives")[plan], judge.task.groups(test), seed
+    )
     text = judge.loaded.tokenizer.decode([token])
-    return {"name": name, "applicable": True, "detail": f"the original never answers {text!r}", **_brief(score)}
+    return {
+        "name": name,
+        "applicable": True,
+        "detail": f"the original never answers {text!r}",
+        **_brief(score),
+    }
 
 
 def _calibration(judge: Judge, seed: int) -> dict[str, Any]:
     name = "label calibration"
     sets = {e.choices for e in judge.task.examples}
     if judge.task.kind != "choice" or len(sets) != 1:
-        detail = "no fixed set of answers" if judge.task.kind != "choice" else "the choices differ from example to example"
+        detail = (
+            "no fixed set of answers"
+            if judge.task.kind != "choice"
+            else "the choices differ from example to example"
+        )
         return {"name": name, "applicable": False, "detail": detail}
     plan = Plan(judge.loaded.fingerprint)
     select, test = judge.task.split("select"), judge.task.split("test")
@@ -282,12 +336,19 @@ def _calibration(judge: Judge, seed: int) -> dict[str, Any]:
     outcomes["correct"] = (logps + bias).argmax(axis=1) == gold
     score = _score(METRICS["accuracy"], outcomes, judge.task.groups(test), seed)
     words = ", ".join(f"{c.strip()} {b:+.2f}" for c, b in zip(next(iter(sets)), bias, strict=True))
-    return {"name": name, "applicable": True, "detail": f"the original with a bias per answer: {words}", **_brief(score)}
+    return {
+        "name": name,
+        "applicable": True,
+        "detail": f"the original with a bias per answer: {words}",
+        **_brief(score),
+    }
 
 
 def _choice_scores(judge: Judge, plan: Plan, examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     tally = judge.tally(plan, examples)
-    return np.array([tally.choice_logps(e) for e in examples]), np.array([judge.encoded[e].gold for e in examples])
+    return np.array([tally.choice_logps(e) for e in examples]), np.array(
+        [judge.encoded[e].gold for e in examples]
+    )
 
 
 def _fit_bias(logps: np.ndarray, gold: np.ndarray) -> np.ndarray:

@@ -294,8 +294,15 @@ class Comparison:
         return self.difference > 0 if self.before.higher_is_better else self.difference < 0
 
     def to_json(self) -> dict[str, Any]:
-        data = asdict(self) | {"gained": self.gained, "difference_ci": list(self.difference_ci)}
-        return data | {"before": self.before.to_json(), "after": self.after.to_json()}
+        """`difference` is after − before in the metric's own unit, whichever way is better."""
+        return {
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "difference": {"value": self.difference, "ci": list(self.difference_ci)},
+            "gained": self.gained,
+            "p_value": self.p_value,
+            "test": self.test,
+        }
 
 
 def compare(

@@ -14,7 +14,8 @@ from secateur.tasks import arithmetic, facts, recall
 from secateur.tasks.example import Task
 from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
-from secateur.tasks.splits import Source, make_task
+from secateur.tasks.presets import NEEDS, PRESETS, read_preset
+from secateur.tasks.splits import Source, arrange, make_task, take
 from secateur.tasks.text import read_text
 
 if TYPE_CHECKING:
@@ -63,11 +64,27 @@ def load_task(
     return make_task(source, test, split_seed=split_seed, limit=limit, allow_small=allow_small, shares=shares)
 
 
+def load_side(
+    spec: str, *, tokenizer: PreTrainedTokenizerBase, seqlen: int = 256, limit: int | None = None
+) -> Task:
+    """A task that is only watched, never chosen by: all its examples (at most `limit`) in one split, `test`.
+
+    Raises: as `load_task`, but no split can be too small.
+    """
+    source = _open(spec, tokenizer, seqlen)
+    examples = arrange(take((*source.examples, *(source.held_out or ())), limit, 0), 0)
+    splits = {"probe": (), "select": (), "test": tuple(range(len(examples)))}
+    return Task(source.name, source.kind, examples, splits, source.max_new_tokens)
+
+
 def list_tasks() -> list[TaskInfo]:
     """The tasks that have a name of their own."""
     told = {"facts": facts.DESCRIPTION, "recall": recall.DESCRIPTION, **arithmetic.DESCRIPTIONS}
     kinds = {"facts": facts.KIND, "recall": recall.KIND}
-    return [TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), told[name], "") for name in BUILTINS]
+    builtin = [
+        TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), told[name], "") for name in BUILTINS
+    ]
+    return builtin + [TaskInfo(p.name, p.kind, p.description, NEEDS) for p in PRESETS.values()]
 
 
 def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
@@ -78,6 +95,8 @@ def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
         return _builtin(rest)
     if prefix == "lm_eval" and rest:
         return read_harness(rest)
+    if spec in PRESETS:
+        return read_preset(PRESETS[spec])
     path = Path(spec)
     if path.suffix == ".jsonl":
         return read_jsonl(path)

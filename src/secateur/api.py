@@ -1,0 +1,273 @@
+"""The verbs, for Python and the command line alike. Each returns plain data; none prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur import records, verify
+from secateur.checkpoint.folder import Folder, write_json
+from secateur.checkpoint.save import assert_same, logits_on, reload, save
+from secateur.core import stats
+from secateur.core.ledger import Ledger
+from secateur.core.plan import Plan, parse_edits
+from secateur.core.score import METRICS
+from secateur.errors import PlanError, TaskError, UnknownName, nearest
+from secateur.hf.load import Loaded, load_model
+from secateur.judge.evaluator import Judge, Progress, silent
+from secateur.probes.answers import split_answers
+from secateur.proof import read_plan, versions
+from secateur.recipe import Result, candidates, screen
+from secateur.recipe import prune as _prune
+from secateur.report import write_report
+from secateur.session import Options, Session, open_session
+from secateur.surgery.mask import Spectra, masked
+from secateur.surgery.operations import resolve
+
+SPLITS = ("probe", "select", "test")
+
+
+def prune(
+    model: str,
+    task: str,
+    out: str | Path,
+    *,
+    ledger: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **options: Any,
+) -> Result:
+    """Find what `model` does not need for `task`, take it out, prove it on held-out data, write a checkpoint.
+
+    `options` are the fields of `secateur.session.Options`: seed, limit, exhaustive, matrices, layers, ...
+    """
+    chosen = Options(model=model, task=task, **options)
+    return _prune(chosen, out, ledger=ledger, overwrite=overwrite, progress=progress)
+
+
+def load(model: str, **options: Any) -> Loaded:
+    """A checkpoint, hub name or `builtin:NAME` with its tokenizer, anatomy and fingerprint."""
+    return load_model(model, **options)
+
+
+def report(folder: str | Path) -> Path:
+    """Write `report.html` of a checkpoint folder again, from its records."""
+    folder = Path(folder)
+    if not (folder / "verdict.json").exists():
+        raise UnknownName(f"{folder} holds no verdict.json: it is not the output of secateur prune.")
+    write_report(folder, folder / "report.html")
+    return folder / "report.html"
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluate
+
+
+def evaluate(
+    model: str,
+    task: str,
+    *,
+    split: str = "select",
+    plan: Plan | Sequence[str] | str | Path | None = None,
+    ledger: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """All metrics of a model on one split, with intervals; with `plan`, of the model as if cut.
+
+    `split="test"` counts as an opening of it and needs a `ledger` to be counted in.
+    """
+    if split not in SPLITS:
+        raise UnknownName(f"unknown split {split!r}.{nearest(split, SPLITS)}")
+    if split == "test" and ledger is None:
+        raise TaskError(
+            "looking at the test split counts as opening it: say in which --ledger that is written down."
+        )
+    with Ledger.open(ledger) if ledger is not None else nullcontext() as journal:
+        session = open_session(Options(model=model, task=task, **options), journal, progress)
+        chosen = plan_for(session, plan)
+        examples = session.task.split(split)
+        outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
+        if journal is not None and split == "test":
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            journal.record_opening(verify.opening(session.task), session.scope, chosen, 1.0, now)
+    groups = session.task.groups(examples)
+    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "loss"]}
+    metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
+    seed = session.options.seed
+    scores = [
+        stats.compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics
+    ]
+    if session.task.kind == "text":
+        scores.append(_perplexity(scores[0]))
+    return {"model": model, "task": session.task.name, "split": split, "plan": str(chosen), "scores": scores}
+
+
+def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
+    shown = {"metric": "perplexity", "unit": "perplexity"}
+    return loss | shown | {"value": float(np.exp(loss["value"])), "ci": np.exp(loss["ci"]).tolist()}
+
+
+def plan_for(session: Session, plan: Plan | Sequence[str] | str | Path | None) -> Plan:
+    """A plan for this session's model, from a plan file, edits as text (`b2.gate=5`), or nothing."""
+    fingerprint = session.loaded.fingerprint
+    if plan is None:
+        return Plan(fingerprint)
+    if isinstance(plan, str | Path):
+        plan = read_plan(Path(plan))
+    chosen = plan if isinstance(plan, Plan) else Plan(fingerprint, parse_edits(plan))
+    resolve(chosen, session.loaded.anatomy, fingerprint)
+    return chosen
+
+
+# -------------------------------------------------------------------------------------------------------------- apply
+
+
+def apply(
+    model: str,
+    plan: Plan | Sequence[str] | str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Path:
+    """Carry out a plan without a search or a verdict; the checkpoint says that nothing was verified."""
+    folder = Folder(Path(out))
+    command = {"apply": str(plan), "model": model}
+    with folder.claimed():
+        if folder.finished(command, overwrite=overwrite):
+            return folder.out
+        loaded = load_model(model, trust_remote_code=trust_remote_code, **options)
+        if isinstance(plan, str | Path):
+            plan = read_plan(Path(plan))
+        chosen = plan if isinstance(plan, Plan) else Plan(loaded.fingerprint, parse_edits(plan))
+        operations = resolve(chosen, loaded.anatomy, loaded.fingerprint)
+        spectra = Spectra(2**30)
+        rows = [range(min(8, loaded.anatomy.vocab_size))]
+        save(loaded, operations, folder.staging, spectra)
+        with masked(loaded.model, operations, spectra):
+            expected = logits_on(loaded, rows)
+        written = reload(folder.staging, loaded, trust_remote_code=trust_remote_code)
+        assert_same(expected, logits_on(written, rows), folder.staging)
+        provenance = {"command": command, "verified": False, "versions": versions()}
+        write_json(folder.staging / "plan.json", chosen.to_json() | {"provenance": provenance})
+        folder.publish()
+    return folder.out
+
+
+# -------------------------------------------------------------------------------------------------------------- probe
+
+
+def probe(
+    model: str,
+    task: str,
+    *,
+    what: str = "spectrum",
+    split: str = "select",
+    plan: Plan | Sequence[str] | str | Path | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """Read a model: `what` is spectrum, curves, tail, frequency or paraphrases (the four analyses of LASER's paper).
+
+    `tail`, `frequency` and `paraphrases` look at what `plan` does. Raises `UnknownName`, `PlanError`.
+    """
+    if what not in PROBES:
+        raise UnknownName(f"unknown probe {what!r}.{nearest(what, PROBES)}")
+    if split == "test":
+        raise TaskError("probes read the probe or the select split; test is for the one verdict.")
+    session = open_session(Options(model=model, task=task, **options), None, progress)
+    rows = PROBES[what](session, session.judge(), split, plan_for(session, plan))
+    return {"what": what, "model": model, "task": session.task.name, "split": split, "rows": rows}
+
+
+Rows = list[dict[str, Any]]
+
+
+def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """Per matrix: how its singular values fall, and what truncation is predicted to do to the loss."""
+    edits = candidates(session.loaded.anatomy, session.options)
+    readings = screen(session, judge, edits)
+    rows = []
+    for site in dict.fromkeys(edit.matrix for edit in edits):
+        matrix = session.loaded.anatomy.matrix(site)
+        sigma = judge.spectra(
+            matrix, session.loaded.model.get_parameter(matrix.weight).detach()
+        ).sigma.double()
+        energy = (sigma**2).cumsum(0) / (sigma**2).sum().clamp_min(1e-300)
+        best = min((e for e in edits if e.matrix == site), key=lambda e: (readings.values[str(e)], e))
+        rows.append(
+            {
+                "site": str(site),
+                "shape": list(matrix.shape),
+                "largest": float(sigma[0]),
+                "stable_rank": float((sigma**2).sum() / (sigma[0] ** 2).clamp_min(1e-300)),
+                "rank_of_90_percent": int((energy < 0.9).sum()) + 1,
+                "best_rank": best.rank,
+                "predicted_change": readings.values[str(best)],
+                "values": sigma.tolist(),
+            }
+        )
+    return rows
+
+
+def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(a) Loss and accuracy against the share of components removed, per matrix."""
+    edits = candidates(session.loaded.anatomy, session.options)
+    judged = judge(
+        [session.empty, *(session.empty + edit for edit in edits)], session.task.split(split), "curves"
+    )
+    base = judged.pop(session.empty)
+    return records.curve_records(judged, _full_ranks(session), base)
+
+
+def _tail(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(c) What all, the kept, and the removed components of each edited matrix answer."""
+    _needs_edits(plan, "tail")
+    return split_answers(judge, plan, session.task.split(split))
+
+
+def _frequency(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(b) Accuracy before and after the plan, by how often training text had the fact."""
+    _needs_edits(plan, "frequency")
+    examples = session.task.split(split)
+    judged = judge([session.empty, plan], examples, "frequency")
+    rows = records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
+    if not rows:
+        raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
+    return rows
+
+
+def _paraphrases(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(d) Accuracy over all phrasings, and the share of facts right in every one of them."""
+    others = verify.paraphrase_task(session.task, split)
+    if others is None:
+        raise TaskError("this task has no paraphrases.")
+    other_judge = session.on(others).judge()
+    judged = other_judge([session.empty, plan], range(len(others.examples)), "paraphrases")
+    return [records.paraphrase_record(others, judged[session.empty], judged[plan])]
+
+
+def _needs_edits(plan: Plan, what: str) -> None:
+    if not plan.edits:
+        raise PlanError(
+            f"--what {what} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
+        )
+
+
+def _full_ranks(session: Session) -> dict:
+    return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
+
+
+PROBES: dict[str, Callable[[Session, Judge, str, Plan], Rows]] = {
+    "spectrum": _spectrum,
+    "curves": _curves,
+    "tail": _tail,
+    "frequency": _frequency,
+    "paraphrases": _paraphrases,
+}

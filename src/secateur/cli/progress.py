@@ -1,0 +1,68 @@
+"""Progress on stderr, one bar a stage, with the time left; silent where nobody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+STAGES = {
+    "load": "reading model and task",
+    "screen": "screening candidates by gradients",
+    "race": "racing candidates on select",
+    "compose": "composing several cuts",
+    "choose": "choosing on select",
+    "curves": "loss against rank",
+    "component answers": "what the parts answer",
+    "verify": "verifying on test",
+    "paraphrases": "other phrasings",
+    "side effects": "side effects",
+    "alternatives": "trivial alternatives",
+}
+
+
+class Bars:
+    """A progress callback. A stage that is entered again goes on where it was: totals add up."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._before: dict[str, int] = {}
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(STAGES.get(stage, stage), total=total)
+        last_done, last_total = self._last.get(stage, (0, 0))
+        if done < last_done or (total != last_total and last_done == last_total):
+            self._before[stage] = self._before.get(stage, 0) + last_done
+        self._last[stage] = (done, total)
+        before = self._before.get(stage, 0)
+        self._progress.update(self._tasks[stage], completed=before + done, total=before + total)
+
+
+@contextmanager
+def bars(*, quiet: bool) -> Iterator[Bars]:
+    """Bars on a terminal's stderr; nothing when `quiet` or when stderr is not a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=console, disable=quiet or not console.is_terminal, transient=False
+    ) as progress:
+        yield Bars(progress)

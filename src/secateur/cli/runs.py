@@ -1,0 +1,95 @@
+"""What ledgers and checkpoint folders tell about runs, for `secateur runs` and `secateur show`. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from secateur.checkpoint.folder import Folder
+from secateur.core.ledger import Ledger, Run
+from secateur.errors import UnknownName
+
+
+def runs_in(place: Path) -> list[dict[str, Any]]:
+    """Every run under a folder (its `*.run` folders, two levels deep) or in one ledger file, oldest first."""
+    if place.is_file():
+        ledgers = [place]
+    else:
+        ledgers = sorted(
+            {
+                *place.glob("*.run/ledger.sqlite"),
+                *place.glob("*/*.run/ledger.sqlite"),
+                *place.glob("ledger.sqlite"),
+            }
+        )
+    found = []
+    for path in ledgers:
+        with Ledger.open(path, create=False) as ledger:
+            found += [_summary(ledger, run) for run in ledger.runs()]
+    return sorted(found, key=lambda run: run["created"])
+
+
+def _summary(ledger: Ledger, run: Run) -> dict[str, Any]:
+    scope = ledger.recall(run.id, "scope")
+    return {
+        "run": run.out,
+        "model": run.command["model"],
+        "task": run.command["task"],
+        "created": run.created,
+        "status": run.status,
+        "plans": len(ledger.trials(scope)) if scope else 0,
+        "command": run.command,
+        "ledger": str(ledger.path),
+    }
+
+
+def run_record(place: Path, top: int) -> dict[str, Any]:
+    """The newest run of a ledger with its verdict, if there is one, and the `top` plans it judged, best first.
+
+    Plans judged on more examples come first, since a race drops the others early.
+    """
+    path = _ledger_of(place)
+    with Ledger.open(path, create=False) as ledger:
+        runs = ledger.runs()
+        if not runs:
+            raise UnknownName(f"{path} holds no run yet.")
+        run = runs[-1]
+        scope = ledger.recall(run.id, "scope")
+        trials = ledger.trials(scope) if scope else []
+        summary = _summary(ledger, run)
+    verdict = Path(run.out) / "verdict.json"
+    rows = [
+        {
+            "plan": str(trial.plan),
+            "n": trial.n,
+            "accuracy": _number(trial.means["accuracy"]),
+            "loss": _number(trial.means["loss"]),
+            "seconds": trial.seconds,
+        }
+        for trial in trials
+    ]
+    rows.sort(key=lambda row: (-row["n"], -(row["accuracy"] or 0.0), row["loss"]))
+    return {
+        "run": summary,
+        "verdict": json.loads(verdict.read_text(encoding="utf-8")) if verdict.exists() else None,
+        "judged": len(trials),
+        "trials": rows[:top],
+    }
+
+
+def _ledger_of(place: Path) -> Path:
+    if place.is_file():
+        return place
+    tried = [place / "ledger.sqlite", Folder(place).ledger]
+    for path in tried:
+        if path.exists():
+            return path
+    raise UnknownName(
+        f"{place} is no run: there is no {' and no '.join(map(str, tried))}. `secateur runs DIR` lists runs."
+    )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
