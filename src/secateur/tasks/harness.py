@@ -1,13 +1,13 @@
-"""Tasks of the evaluation harness (the `lm-eval` extra) as examples, so that our accuracy is the harness's own number.
+"""Tasks of the evaluation harness (the `lm-eval` extra) as examples, so that our accuracy is the harness's
+own number.
 
-Zero-shot. The harness itself renders every (context, continuation) pair; here they only change their form. Nothing of
-lm_eval is imported before a task is asked for.
+Zero-shot. The harness itself renders every (context, continuation) pair; here they only change their form.
+Nothing of lm_eval is imported before a task is asked for.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +26,20 @@ KINDS = {"multiple_choice": "choice", "loglikelihood": "generation"}
 def read_harness(name: str) -> Source:
     """The task `name`, or the one in the file `name` (.yaml), zero-shot.
 
-    The documents that the harness scores are held out for the test split where the task also has training documents;
-    otherwise they are all there is.
+    The documents that the harness scores are held out for the test split where the task also has training
+    documents; otherwise they are all there is.
 
-    Raises: `SecateurError` without lm_eval, `UnknownName`, and `TaskError` for groups, other output types, several
-    right answers, and documents without one.
+    Raises: `SecateurError` without lm_eval, `UnknownName`, and `TaskError` for groups, other output types,
+    several right answers, and documents without one.
     """
     task = _load(name)
     kind = KINDS.get(task.OUTPUT_TYPE)
     if kind is None:
-        raise TaskError(f"lm_eval:{name}: its output type is {task.OUTPUT_TYPE}; only {' and '.join(KINDS)} can be read.")
+        raise TaskError(
+            f"lm_eval:{name}: its output type is {task.OUTPUT_TYPE}; only {' and '.join(KINDS)} can be read."
+        )
     if task.multiple_target:
-        raise TaskError(f"lm_eval:{name}: its questions have several right answers, which choice accuracy cannot count.")
+        raise TaskError(f"lm_eval:{name}: questions with several right answers cannot be read.")
     _warn_of_differences(name, task)
     scored = tuple(_examples(task, "eval", task.eval_docs))
     if not task.has_training_docs():
@@ -49,27 +51,33 @@ def _load(name: str) -> ConfigurableTask:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise SecateurError("lm_eval:NAME needs the evaluation harness: pip install 'secateur[lm-eval]'.") from error
+        raise SecateurError(
+            "lm_eval:NAME needs the evaluation harness: pip install 'secateur[lm-eval]'."
+        ) from error
     is_file = name.endswith((".yaml", ".yml"))
     if is_file and not Path(name).is_file():
         raise TaskError(f"lm_eval:{name}: no such file.")
     manager = TaskManager(include_defaults=not is_file)
     if not is_file and name not in manager.all_subtasks:
         if name in manager.all_tasks:
-            raise TaskError(f"lm_eval:{name}: it is a group of tasks. Name one of them; `lm_eval ls tasks` lists them.")
+            raise TaskError(f"lm_eval:{name}: a group of tasks. Name one; `lm_eval ls tasks` lists them.")
         raise UnknownName(f"lm_eval has no task {name!r}.{nearest(name, manager.all_subtasks)}")
     try:
         (task,) = manager.load([name])["tasks"].values()
     except OSError as error:
-        raise TaskError(f"lm_eval:{name}: its data cannot be loaded ({error}). It needs the network, or a local copy.") from error
+        raise TaskError(
+            f"lm_eval:{name}: its data cannot be loaded ({error}). It needs the network, or a local copy."
+        ) from error
     return task
 
 
 def _warn_of_differences(name: str, task: ConfigurableTask) -> None:
     if task.config.num_fewshot:
-        LOG.warning("lm_eval:%s: asked zero-shot here; the harness shows %d examples.", name, task.config.num_fewshot)
+        LOG.warning(
+            "lm_eval:%s: asked zero-shot here; the harness shows %d examples.", name, task.config.num_fewshot
+        )
     if callable(task.config.process_results):
-        LOG.warning("lm_eval:%s: the harness scores it by a function of its own; here it is accuracy by likelihood.", name)
+        LOG.warning("lm_eval:%s: the harness has its own scoring; here it is accuracy by likelihood.", name)
 
 
 def _examples(task: ConfigurableTask, part: str, documents: Iterable[dict[str, Any]]) -> Iterable[Example]:
@@ -92,22 +100,34 @@ def _moved(context: str, continuation: str) -> tuple[str, str]:
     return prompt, context[len(prompt) :] + continuation
 
 
-def _choice(name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]) -> Example:
+def _choice(
+    name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]
+) -> Example:
     raw = task.doc_to_choice(document)
     label = _label(name, task.doc_to_target(document), raw)
-    moved = [_moved(*pair) for pair in pairs[: len(raw)]]  # behind them: unconditional ones, for mutual information
+    moved = [
+        _moved(*pair) for pair in pairs[: len(raw)]
+    ]  # behind them: unconditional ones, for mutual information
     choices = tuple(continuation for _, continuation in moved)
     return Example(name, moved[0][0], choices[label], choices, label=label, lengths=_lengths(raw))
 
 
-def _placed(name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]) -> Example:
+def _placed(
+    name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]
+) -> Example:
     """Each choice stands in the context, and the same continuation is scored after each (WinoGrande)."""
     raw = task.doc_to_choice(document)
     label = _label(name, task.doc_to_text(document), raw)
     contexts = tuple(context for context, _ in pairs[: len(raw)])
-    prompt = os.path.commonprefix(contexts).rstrip()
+    prompt = _shared_start(contexts).rstrip()
     answer = pairs[0][1]
     return Example(name, prompt, answer, tuple(raw), contexts=contexts, label=label, lengths=_lengths(raw))
+
+
+def _shared_start(texts: tuple[str, ...]) -> str:
+    first, last = min(texts), max(texts)
+    length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[:length]
 
 
 def _label(name: str, gold: object, choices: list[str]) -> int:
@@ -115,7 +135,9 @@ def _label(name: str, gold: object, choices: list[str]) -> int:
         return choices.index(gold)
     if isinstance(gold, int) and 0 <= gold < len(choices):
         return int(gold)
-    raise TaskError(f"example {name!r}: its right answer {gold!r} is none of its {len(choices)} choices {choices}.")
+    raise TaskError(
+        f"example {name!r}: its right answer {gold!r} is none of its {len(choices)} choices {choices}."
+    )
 
 
 def _lengths(choices: list[str]) -> tuple[int, ...]:

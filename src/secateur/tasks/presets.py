@@ -1,0 +1,264 @@
+"""The papers' data sets by name, as data: where they are on the hub, and how a record becomes examples.
+
+Sources: LASER (Sharma, Ash, Misra 2023, arXiv 2312.13558), appendix E.1 and E.2, for the first eight;
+eigenpruning (Vergara-Browne et al. 2024, arXiv 2404.03147) for cb, copa, rte. Prompts are theirs to the
+letter, a missing space included. `datasets` (the `hub` extra) is imported only when a preset is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.errors import SecateurError, TaskError
+from secateur.tasks.example import Example
+from secateur.tasks.splits import Source
+
+Record = Mapping[str, Any]
+NEEDS = "secateur[hub], network"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`examples(record, id)` gives any number of examples. `held_out` is the hub's split kept for the test.
+
+    `unique` keeps one example per prompt and none where the answers contradict each other.
+    """
+
+    name: str
+    kind: str
+    description: str
+    dataset: str
+    config: str | None
+    splits: tuple[str, ...]
+    examples: Callable[[Record, str], list[Example]]
+    held_out: str | None = None
+    max_new_tokens: int = 0
+    unique: bool = False
+
+
+def read_preset(preset: Preset) -> Source:
+    """Loads from the hub. Raises: `SecateurError` without `datasets`, `TaskError` where the data cannot be
+    had."""
+    found = tuple(e for split in preset.splits for e in to_examples(preset, split, _records(preset, split)))
+    held_out = None
+    if preset.held_out is not None:
+        held_out = tuple(to_examples(preset, preset.held_out, _records(preset, preset.held_out)))
+    return Source(
+        preset.name, preset.kind, _unique(found) if preset.unique else found, held_out, preset.max_new_tokens
+    )
+
+
+def to_examples(preset: Preset, split: str, records: Iterable[Record]) -> Iterator[Example]:
+    """Raises: `TaskError` for a record that is not of the shape this preset was written for."""
+    for number, record in enumerate(records):
+        name = f"{preset.name}-{split}-{number}"
+        try:
+            yield from preset.examples(record, name)
+        except (KeyError, IndexError, TypeError) as error:
+            where = f"{preset.dataset}, {split} record {number}"
+            raise TaskError(
+                f"{where}: not as preset {preset.name!r} expects it ({error!r}); the hub's copy has changed."
+            ) from error
+
+
+def _records(preset: Preset, split: str) -> Iterable[Record]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise SecateurError(
+            f"the preset {preset.name!r} loads from the hub: pip install 'secateur[hub]'."
+        ) from error
+    try:
+        return load_dataset(preset.dataset, preset.config, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TaskError(
+            f"{preset.name}: {preset.dataset} cannot be loaded from the hub ({error}). "
+            "It needs the network once; or bring the data as FILE.jsonl."
+        ) from error
+
+
+def _unique(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+    answers: dict[str, set[str]] = {}
+    for example in examples:
+        answers.setdefault(example.prompt, set()).add(example.answer)
+    first = {example.prompt: example for example in reversed(examples)}
+    return tuple(example for prompt, example in reversed(first.items()) if len(answers[prompt]) == 1)
+
+
+def _stopped(text: str) -> str:
+    """The text with a full stop, unless it ends in one or in a question mark."""
+    text = text.strip()
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _pick(choices: tuple[str, ...], label: int) -> str:
+    """The choice of that number; a hidden label (-1) is an error and not the last choice."""
+    if label < 0:
+        raise IndexError(f"label {label}")
+    return choices[label]
+
+
+def counterfact(record: Record, name: str) -> list[Example]:
+    asked = record["requested_rewrite"]
+    return [
+        Example(
+            name,
+            asked["prompt"].format(asked["subject"]),
+            f" {asked['target_true']['str']}",
+            paraphrases=tuple(text.strip() for text in record["paraphrase_prompts"]),
+            meta={"subject": asked["subject"], "target_new": f" {asked['target_new']['str']}"},
+        )
+    ]
+
+
+def hotpotqa(record: Record, name: str) -> list[Example]:
+    question = record["question"].strip()
+    question += "" if question.endswith(("?", ".")) else "?"
+    return [Example(name, f"{question} The answer is", f" {record['answer'].strip()}")]
+
+
+TRUE_FALSE = (" true", " false")
+
+
+def fever(record: Record, name: str) -> list[Example]:
+    answer = {"SUPPORTS": " true", "REFUTES": " false"}.get(record["label"])
+    prompt = (
+        f"Consider the following claim: {_stopped(record['claim'])} Is this claim true or false. The claim is"
+    )
+    return [] if answer is None else [Example(name, prompt, answer, TRUE_FALSE)]
+
+
+# By the number of the label, from the data set's card.
+PROFESSIONS = (
+    "accountant", "architect", "attorney", "chiropractor", "comedian", "composer", "dentist",
+    "dietitian", "dj", "filmmaker", "interior_designer", "journalist", "model", "nurse", "painter",
+    "paralegal", "pastor", "personal_trainer", "photographer", "physician", "poet", "professor",
+    "psychologist", "rapper", "software_engineer", "surgeon", "teacher", "yoga_teacher",
+)  # fmt: skip
+SHORT_PROFESSIONS = (
+    "journalist",
+    "poet",
+    "composer",
+    "model",
+    "teacher",
+    "architect",
+    "painter",
+    "professor",
+)
+GENDERS = (" male", " female")
+
+
+def bios_gender(record: Record, name: str) -> list[Example]:
+    question = "Is the person in this text male or female? The person is"
+    prompt = f"Consider the following text: {_stopped(record['hard_text'])} {question}"
+    return [Example(name, prompt, _pick(GENDERS, record["gender"]), GENDERS)]
+
+
+def bios_profession(record: Record, name: str) -> list[Example]:
+    """Only the eight professions that are few tokens long, as in the paper."""
+    profession = _pick(PROFESSIONS, record["profession"])
+    if profession not in SHORT_PROFESSIONS:
+        return []
+    question = "What is the profession of the person in this text? The profession of this person is"
+    prompt = f"Consider the following text: {_stopped(record['hard_text'])} {question}"
+    return [Example(name, prompt, f" {profession}", tuple(f" {word}" for word in SHORT_PROFESSIONS))]
+
+
+def truthfulqa(record: Record, name: str) -> list[Example]:
+    """Every answer of a question on its own; they are one group."""
+    answers = record["mc2_targets"]
+    made = []
+    for number, (text, label) in enumerate(zip(answers["choices"], answers["labels"], strict=True)):
+        statement = text if text.endswith(".") else f"{text}."
+        prompt = f"{record['question']} {statement}Is this statement true or false? This statement is"
+        made.append(Example(f"{name}-{number}", prompt, TRUE_FALSE[1 - label], TRUE_FALSE, group=name))
+    return made
+
+
+def epistemic_reasoning(record: Record, name: str) -> list[Example]:
+    choices = (" entailment", " non-entailment")
+    return [Example(name, record["inputs"].rstrip(), f" {record['targets'][0]}", choices)]
+
+
+def wikidata_qa(record: Record, name: str) -> list[Example]:
+    """Only questions with one answer, as in the paper."""
+    targets = record["targets"]
+    return [Example(name, record["inputs"].rstrip(), f" {targets[0]}")] if len(targets) == 1 else []
+
+
+def cb(record: Record, name: str) -> list[Example]:
+    choices = (" entails", " contradicts", " is neutral")
+    prompt = (
+        f"Premise: {record['premise']}\n\nHypothesis: {record['hypothesis']}\n\n"
+        "Does the premise entail, contradict or is neutral to the hypothesis?\n"
+        "Answer (entails, contradicts, is neutral): The premise"
+    )
+    return [Example(name, prompt, _pick(choices, record["label"]), choices)]
+
+
+def rte(record: Record, name: str) -> list[Example]:
+    choices = (" entails", " contradicts")
+    prompt = (
+        f"Premise: {record['premise']}\n\nHypothesis: {record['hypothesis']}\n\n"
+        "Does the premise entail or contradict to the hypothesis?\n"
+        "Answer (entails or contradicts): The premise"
+    )
+    return [Example(name, prompt, _pick(choices, record["label"]), choices)]
+
+
+def copa(record: Record, name: str) -> list[Example]:
+    asked = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}[
+        record["question"]
+    ]
+    prompt = (
+        f"Premise: {record['premise']}\n{asked}\n\nAlternative 1: {record['choice1']}\n"
+        f"Alternative 2: {record['choice2']}\n\nWhat is the correct alternative?\n"
+        "The correct alternative is alternative"
+    )
+    return [Example(name, prompt, _pick((" 1", " 2"), record["label"]), (" 1", " 2"))]
+
+
+_GLUE, _BIOS = "aps/super_glue", "LabHC/bias_in_bios"
+_TRAIN, _HELD = ("train",), "validation"
+
+PRESETS: Mapping[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "counterfact", "generation", "21,919 facts with their paraphrases (LASER).",
+            "azhx/counterfact", None, ("train", "test"), counterfact,
+        ),
+        Preset(
+            "hotpotqa", "generation", "Questions over two facts, closed book (LASER).",
+            "hotpotqa/hotpot_qa", "distractor", ("validation",), hotpotqa, max_new_tokens=15,
+        ),
+        Preset(
+            "fever", "choice", "Claims, true or false (LASER).",
+            "copenlu/fever_gold_evidence", None, ("validation", "test"), fever, unique=True,
+        ),
+        Preset(
+            "bios-gender", "choice", "Gender from a biography (LASER).", _BIOS, None, ("dev",), bios_gender,
+        ),
+        Preset(
+            "bios-profession", "choice", "One of eight professions from a biography (LASER).",
+            _BIOS, None, ("dev",), bios_profession,
+        ),
+        Preset(
+            "truthfulqa", "choice", "Answers to trick questions, each true or false (LASER).",
+            "truthfulqa/truthful_qa", "multiple_choice", ("validation",), truthfulqa,
+        ),
+        Preset(
+            "epistemic-reasoning", "choice", "Entailment between beliefs; never train on it (LASER).",
+            "hails/bigbench", "epistemic_reasoning_zero_shot", ("default",), epistemic_reasoning,
+        ),
+        Preset(
+            "wikidata-qa", "generation", "Facts from Wikidata; never train on it (LASER).",
+            "hails/bigbench", "qa_wikidata_zero_shot", ("default",), wikidata_qa, max_new_tokens=10,
+        ),
+        Preset("cb", "choice", "CommitmentBank: entailment (eigenpruning).", _GLUE, "cb", _TRAIN, cb, _HELD),
+        Preset("copa", "choice", "Cause or effect (eigenpruning).", _GLUE, "copa", _TRAIN, copa, _HELD),
+        Preset("rte", "choice", "Textual entailment (eigenpruning).", _GLUE, "rte", _TRAIN, rte, _HELD),
+    )
+}  # fmt: skip
