@@ -10,7 +10,9 @@ def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """README.md of a checkpoint, with the hub's front matter."""
     model, task = verdict["model"], verdict["task"]
     base = f"base_model: {model['name']}\n" if model.get("hub") else ""
-    edits = "\n".join(f"- `{cut['site']}`: {cut['edit']} (full rank {cut['full_rank']})" for cut in verdict["cut"])
+    edits = "\n".join(
+        f"- `{cut['site']}`: {cut['edit']} (full rank {cut['full_rank']})" for cut in verdict["cut"]
+    )
     return f"""---
 library_name: transformers
 {base}tags:
@@ -49,7 +51,10 @@ Model fingerprint `{model["fingerprint"]}`, task hash `{task["hash"]}`, seed {ve
 
 def _rows(verdict: Mapping[str, Any]) -> str:
     lines = [verdict, *verdict["secondary"]]
-    return "\n".join(f"| {row['metric']} ({row['unit']}) | {_value(row['before'])} | {_value(row['after'])} |" for row in lines)
+    return "\n".join(
+        f"| {row['metric']} ({row['unit']}) | {_value(row['before'])} | {_value(row['after'])} |"
+        for row in lines
+    )
 
 
 def _value(score: Mapping[str, Any]) -> str:
@@ -58,6 +63,9 @@ def _value(score: Mapping[str, Any]) -> str:
 
 
 def _effects(verdict: Mapping[str, Any]) -> str:
-    lines = [f"- {e['name']} ({e['unit']}): {_value(e['before'])} → {_value(e['after'])}" for e in verdict["side_effects"]]
+    lines = [
+        f"- {e['name']} ({e['unit']}): {_value(e['before'])} → {_value(e['after'])}"
+        for e in verdict["side_effects"]
+    ]
     lines += [f"- guard fired: {g['name']} ({g['detail']})" for g in verdict["guards"] if g["fired"]]
     return "\n".join(lines) or "No side effect was measured."

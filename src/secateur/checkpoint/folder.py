@@ -91,7 +91,9 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(f"no space left while writing {target}. Free some, or give another -o; nothing was half written.") from error
+            raise OutputError(
+                f"no space left while writing {target}. Free some, or give another -o; nothing was half written."
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise OutputError(f"cannot write {target}: {error.strerror}. Give another -o.") from error
         raise
@@ -100,7 +102,9 @@ def writing(target: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON without NaN: numbers that are not finite become null."""
     with writing(path):
-        path.write_text(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def _finite(value: Any) -> Any:

@@ -33,7 +33,9 @@ def save(loaded: Loaded, operations: Sequence[Replace], folder: Path, decompose:
     except SafetensorError as error:
         shutil.rmtree(folder, ignore_errors=True)
         if "No space" in str(error) or f"os error {errno.ENOSPC}" in str(error).lower():
-            raise OutputError(f"no space left while writing {folder}. Free some, or give another -o; nothing was half written.") from error
+            raise OutputError(
+                f"no space left while writing {folder}. Free some, or give another -o; nothing was half written."
+            ) from error
         raise
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -46,25 +48,34 @@ def _start(folder: Path, need: int) -> None:
         folder.mkdir(parents=True)
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise OutputError(f"{folder} needs {need / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free. Free some, or give another -o.")
+        raise OutputError(
+            f"{folder} needs {need / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free. Free some, or give another -o."
+        )
 
 
 def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Loaded:
     """The written checkpoint through the stock classes, in the dtype and on the device of `like`."""
     dtype = str(like.model.dtype).removeprefix("torch.")
-    return load_model(str(folder), dtype=dtype, device=str(like.model.device), trust_remote_code=trust_remote_code)
+    return load_model(
+        str(folder), dtype=dtype, device=str(like.model.device), trust_remote_code=trust_remote_code
+    )
 
 
 def logits_on(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Plain whole-model logits of a few rows, for comparing models."""
     with torch.inference_mode():
-        return [loaded.model(input_ids=torch.tensor([list(r)], device=loaded.model.device)).logits[0].cpu() for r in rows]
+        return [
+            loaded.model(input_ids=torch.tensor([list(r)], device=loaded.model.device)).logits[0].cpu()
+            for r in rows
+        ]
 
 
 def assert_same(cut: Sequence[Tensor], written: Sequence[Tensor], folder: Path) -> None:
     """Raises `OutputError` when the checkpoint does not compute what the cut model computed, beyond rounding."""
     for ours, theirs in zip(cut, written, strict=True):
-        distance = float(torch.linalg.norm((ours - theirs).double()) / torch.linalg.norm(ours.double()).clamp_min(1e-30))
+        distance = float(
+            torch.linalg.norm((ours - theirs).double()) / torch.linalg.norm(ours.double()).clamp_min(1e-30)
+        )
         if not distance <= 1e-5:
             raise OutputError(
                 f"the checkpoint in {folder} does not reproduce the cut model: logits differ by {distance:.1e} (relative). "

@@ -35,7 +35,9 @@ class Truncate:
         if not self.matrix.is_matrix:
             raise PlanError(f"only a matrix can be truncated, and {self.matrix} is not one")
         if self.rank < 0 or self.side not in ("top", "tail"):
-            raise PlanError(f"{self.matrix}: rank must be at least 0 and side top or tail, not {self.rank}, {self.side!r}")
+            raise PlanError(
+                f"{self.matrix}: rank must be at least 0 and side top or tail, not {self.rank}, {self.side!r}"
+            )
 
     @property
     def site(self) -> Site:
@@ -93,13 +95,19 @@ class Plan:
         return min((edit.site.block for edit in self.edits), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": PLAN_VERSION, "model": self.model, "edits": [edit.to_json() for edit in self.edits]}
+        return {
+            "version": PLAN_VERSION,
+            "model": self.model,
+            "edits": [edit.to_json() for edit in self.edits],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Reads what `to_json` wrote; keys it does not know (provenance) are left alone. Raises `PlanError`."""
         if data.get("version") != PLAN_VERSION:
-            raise PlanError(f"a plan of version {data.get('version')!r}; this secateur reads version {PLAN_VERSION}.")
+            raise PlanError(
+                f"a plan of version {data.get('version')!r}; this secateur reads version {PLAN_VERSION}."
+            )
         try:
             edits = [_edit_from_json(item) for item in data["edits"]]
             return cls(str(data["model"]), tuple(edits))
@@ -121,6 +129,8 @@ def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
         site, sep, value = word.partition("=")
         side, rank = ("tail", value[5:]) if value.startswith("tail:") else ("top", value)
         if not sep or not rank.isdigit():
-            raise SecateurError(f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components) or b2.gate=tail:5.")
+            raise SecateurError(
+                f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components) or b2.gate=tail:5."
+            )
         edits.append(Truncate(Site.parse(site), int(rank), side))
     return tuple(edits)

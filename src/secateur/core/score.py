@@ -19,9 +19,15 @@ OUTCOME = np.dtype(
         ("example", np.int64),  # index into Task.examples
         ("loss", np.float64),  # nats per answer token: mean of −log p over the tokens of the gold answer
         ("correct", np.float64),  # 1 / 0; nan where the task has no accuracy (text)
-        ("correct_norm", np.float64),  # choice accuracy with log-likelihood per byte of the choice; nan without choices
+        (
+            "correct_norm",
+            np.float64,
+        ),  # choice accuracy with log-likelihood per byte of the choice; nan without choices
         ("rank", np.int64),  # how many tokens are likelier than the first gold token; 0 is top-1
-        ("predicted", np.int64),  # index of the chosen choice; first greedy token without choices; −1 for text
+        (
+            "predicted",
+            np.int64,
+        ),  # index of the chosen choice; first greedy token without choices; −1 for text
         ("tokens", np.int64),  # scored tokens of the gold answer
     ]
 )
@@ -49,7 +55,9 @@ class Metric:
 
     def gain(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Paired per-example differences, positive where `after` is better."""
-        assert np.array_equal(after["example"], before["example"]), "paired outcomes must be of the same examples"
+        assert np.array_equal(after["example"], before["example"]), (
+            "paired outcomes must be of the same examples"
+        )
         difference = self.values(after) - self.values(before)
         return difference if self.higher_is_better else -difference
 

@@ -31,9 +31,13 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.part not in ("", "attn", "mlp", *MATRICES) or self.block < 0 or self.index < 0:
-            raise UnknownName(f"no such site: block {self.block}, part {self.part!r}.{nearest(self.part, MATRICES)}")
+            raise UnknownName(
+                f"no such site: block {self.block}, part {self.part!r}.{nearest(self.part, MATRICES)}"
+            )
         if self.unit and self.unit not in _UNITS.get(self.part, ""):
-            raise UnknownName(f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN")
+            raise UnknownName(
+                f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Site:
@@ -89,6 +93,8 @@ def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, .
             raise UnknownName(f"unknown matrix {word!r}.{nearest(word, meaning)}")
         missing = [name for name in meaning[word] if name not in available]
         if missing:
-            raise UnknownName(f"this model has no {missing[0]!r} matrix (asked for by {word!r}); it has {', '.join(available)}.")
+            raise UnknownName(
+                f"this model has no {missing[0]!r} matrix (asked for by {word!r}); it has {', '.join(available)}."
+            )
         chosen.update(meaning[word])
     return tuple(name for name in available if name in chosen)

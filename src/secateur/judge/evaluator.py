@@ -75,7 +75,9 @@ class Judge:
         self.packing = Packing(tokens, kept, pad=0)
         self.evaluated = 0
 
-    def __call__(self, plans: Iterable[Plan], examples: Sequence[int], stage: str = "judge") -> dict[Plan, np.ndarray]:
+    def __call__(
+        self, plans: Iterable[Plan], examples: Sequence[int], stage: str = "judge"
+    ) -> dict[Plan, np.ndarray]:
         """OUTCOME rows for each plan, in the order of `examples`. What the ledger knows is not computed again."""
         plans = list(dict.fromkeys(plans))
         parts = {plan: [self._known(plan, examples)] for plan in plans}
@@ -104,12 +106,16 @@ class Judge:
         return tally
 
     def _known(self, plan: Plan, examples: Sequence[int]) -> np.ndarray:
-        return np.zeros(0, OUTCOME) if self._ledger is None else self._ledger.known(self._scope, plan, examples)
+        return (
+            np.zeros(0, OUTCOME) if self._ledger is None else self._ledger.known(self._scope, plan, examples)
+        )
 
     def _resolve(self, plan: Plan) -> Any:
         return resolve(plan, self.loaded.anatomy, self.loaded.fingerprint)
 
-    def _compute(self, plans: Sequence[Plan], examples: Sequence[int]) -> Iterator[tuple[Plan, np.ndarray, float]]:
+    def _compute(
+        self, plans: Sequence[Plan], examples: Sequence[int]
+    ) -> Iterator[tuple[Plan, np.ndarray, float]]:
         """Outcomes of each (plan, shard of examples), lowest edit first."""
         ordered = sorted(plans, key=lambda plan: (plan.lowest_block or 0, plan.edits))
         for shard in self._shards(examples):
@@ -124,7 +130,9 @@ class Judge:
                         raise
                     self.packing = self.packing.halved()
 
-    def _compute_shard(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[tuple[Plan, np.ndarray, float]]:
+    def _compute_shard(
+        self, plans: Sequence[Plan], shard: Sequence[int]
+    ) -> Iterator[tuple[Plan, np.ndarray, float]]:
         batches = self.packing.pack(self.encoded, shard)
         boundary = _Boundary(self._forward, batches)
         for plan in plans:

@@ -62,7 +62,9 @@ class Forward:
         handles = [block.register_forward_hook(note(i)) for i, block in enumerate(self._blocks)]
         try:
             with torch.no_grad():
-                self._model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False)
+                self._model(
+                    input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False
+                )
         finally:
             for handle in handles:
                 handle.remove()
@@ -94,7 +96,9 @@ class Forward:
             self._model(input_ids=batch.tokens.to(self.device), use_cache=False)
         return caught[0]
 
-    def logits(self, batch: Batch, *, start: int = 0, hidden: Tensor | None = None) -> Float[Tensor, "kept vocab"]:
+    def logits(
+        self, batch: Batch, *, start: int = 0, hidden: Tensor | None = None
+    ) -> Float[Tensor, "kept vocab"]:
         """Logits at `batch.keep`. With `hidden`, the activations entering block `start`, lower blocks do not run."""
         keep = batch.keep.to(self.device)
         with ExitStack() as stack:

@@ -13,7 +13,9 @@ from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
 
-def greedy(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, max_tokens: int) -> list[list[int]]:
+def greedy(
+    loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, max_tokens: int
+) -> list[list[int]]:
     """The greedy continuation of each prompt: token ids up to and without the end of sequence."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
@@ -21,7 +23,9 @@ def greedy(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int
         longest = len(prompts[order[-1]]) + max_new_tokens
         count = max(1, max_tokens // longest)
         taken, order = order[-count:], order[:-count]
-        for index, tokens in zip(taken, _generate(loaded, [prompts[i] for i in taken], max_new_tokens), strict=True):
+        for index, tokens in zip(
+            taken, _generate(loaded, [prompts[i] for i in taken], max_new_tokens), strict=True
+        ):
             out[index] = tokens
     return out
 

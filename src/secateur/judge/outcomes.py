@@ -48,11 +48,19 @@ class Tally:
     encoded: Mapping[int, Encoded]
     logp: dict[tuple[int, int], float] = field(default_factory=dict)
     exact: dict[tuple[int, int], bool] = field(default_factory=dict)
-    first: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)  # (rank, top token) at the first token
+    first: dict[tuple[int, int], tuple[int, int]] = field(
+        default_factory=dict
+    )  # (rank, top token) at the first token
 
     def add(self, batch: Batch, scores: TokenScores) -> None:
         columns = (batch.example, batch.continuation, batch.token, batch.first)
-        rows = zip(*(c.tolist() for c in columns), scores.logp.tolist(), scores.rank.tolist(), scores.top.tolist(), strict=True)
+        rows = zip(
+            *(c.tolist() for c in columns),
+            scores.logp.tolist(),
+            scores.rank.tolist(),
+            scores.top.tolist(),
+            strict=True,
+        )
         for example, continuation, token, first, logp, rank, top in rows:
             key = (example, continuation)
             self.logp[key] = self.logp.get(key, 0.0) + logp

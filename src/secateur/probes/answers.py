@@ -13,7 +13,20 @@ from secateur.core.plan import Plan, Truncate
 from secateur.judge.evaluator import Judge
 
 
-def component_answers(judge: Judge, edit: Truncate, examples: Sequence[int], *, most: int = 8) -> dict[str, Any]:
+def split_answers(judge: Judge, plan: Plan, examples: Sequence[int]) -> list[dict[str, Any]]:
+    """For each edited matrix what all of it answers, then the components kept, then those removed, alone."""
+    rows = []
+    for edit in plan.edits:
+        full = min(judge.loaded.anatomy.matrix(edit.matrix).shape)
+        rest = Truncate(edit.matrix, full - edit.rank, "tail" if edit.side == "top" else "top")
+        rows.append(component_answers(judge, Truncate(edit.matrix, full), examples) | {"kind": "full"})
+        rows += [component_answers(judge, part, examples) for part in (edit, rest)]
+    return rows
+
+
+def component_answers(
+    judge: Judge, edit: Truncate, examples: Sequence[int], *, most: int = 8
+) -> dict[str, Any]:
     """The model that keeps only these components of one matrix: what it answers, how often, and how close that is.
 
     `cosine` is the mean cosine similarity of the input embeddings of the first token answered and of the first token
@@ -28,7 +41,9 @@ def component_answers(judge: Judge, edit: Truncate, examples: Sequence[int], *, 
         "site": str(edit.matrix),
         "rank": edit.rank,
         "kind": edit.side,
-        "answers": [list(item) for item in sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:most]],
+        "answers": [
+            list(item) for item in sorted(texts.items(), key=lambda item: (-item[1], item[0]))[:most]
+        ],
         "cosine": _mean_cosine(judge, answered, gold),
         "accuracy": float(outcomes["correct"].mean()),
         "n": len(examples),

@@ -79,7 +79,9 @@ def _changes(
     index = {example: i for i, example in enumerate(examples)}
     edits = [edit for group in by_matrix.values() for edit in group]
     changes = {edit: torch.zeros(len(examples), dtype=torch.float64) for edit in edits}
-    passes = [(group, batch) for group in spectra.fitting(by_matrix) for batch in packing.pack(encoded, examples)]
+    passes = [
+        (group, batch) for group in spectra.fitting(by_matrix) for batch in packing.pack(encoded, examples)
+    ]
     for number, (group, batch) in enumerate(passes):
         rows = torch.tensor([index[e] for e in batch.row_example.tolist()])
         for matrix, x, g in _taps(loaded, batch, encoded, group, contrast):
@@ -100,7 +102,9 @@ def _along_components(spectrum: Any, x: Float[Tensor, "rows t in"], g: Float[Ten
 
 def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Iterable[tuple[Truncate, Tensor]]:
     """dₙ of each edit, from running sums over the components."""
-    running = torch.cat([along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1)  # [:, r] = first r components
+    running = torch.cat(
+        [along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1
+    )  # [:, r] = first r components
     whole, full_rank = running[:, -1], along.shape[1]
     for edit in edits:
         kept = running[:, edit.rank] if edit.side == "top" else whole - running[:, full_rank - edit.rank]
@@ -155,13 +159,17 @@ def _differentiable(embedding: nn.Module) -> Any:
         handle.remove()
 
 
-def _summed_loss(logits: Float[Tensor, "kept vocab"], batch: Batch, encoded: Mapping[int, Encoded], contrast: bool) -> Tensor:
+def _summed_loss(
+    logits: Float[Tensor, "kept vocab"], batch: Batch, encoded: Mapping[int, Encoded], contrast: bool
+) -> Tensor:
     """Sum over the batch's examples, so that each row's gradient is its own example's."""
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     where, token = batch.where.to(logits.device), batch.token.to(logits.device)
     logp = logits[where, token] - torch.logsumexp(logits, dim=1)[where]
     totals: dict[int, dict[int, list[int]]] = {}
-    for i, (example, continuation) in enumerate(zip(batch.example.tolist(), batch.continuation.tolist(), strict=True)):
+    for i, (example, continuation) in enumerate(
+        zip(batch.example.tolist(), batch.continuation.tolist(), strict=True)
+    ):
         totals.setdefault(example, {}).setdefault(continuation, []).append(i)
     losses = [_example_loss(logp, parts, encoded[example], contrast) for example, parts in totals.items()]
     return torch.stack(losses).sum()

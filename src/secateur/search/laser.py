@@ -18,12 +18,20 @@ from secateur.core.site import MATRICES, Site
 from secateur.core.stats import paired_z
 
 PAPER_FRACTIONS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
-SMALL_RANKS = (0, 1, 2, 3, 5)  # on small matrices the fractions never reach them, and rank 1 won in our trials
+SMALL_RANKS = (
+    0,
+    1,
+    2,
+    3,
+    5,
+)  # on small matrices the fractions never reach them, and rank 1 won in our trials
 
 Judge = Callable[[Sequence[Plan], Sequence[int], str], Mapping[Plan, np.ndarray]]
 
 
-def ranks(full_rank: int, fractions: Iterable[float] = PAPER_FRACTIONS, small: Iterable[int] = SMALL_RANKS) -> list[int]:
+def ranks(
+    full_rank: int, fractions: Iterable[float] = PAPER_FRACTIONS, small: Iterable[int] = SMALL_RANKS
+) -> list[int]:
     """Ranks to try, ascending: ⌊ρ · full⌋ for each fraction and the small ones, below the full rank, once each."""
     wanted = {math.floor(fraction * full_rank) for fraction in fractions} | set(small)
     return sorted(rank for rank in wanted if 0 <= rank < full_rank)
@@ -36,7 +44,9 @@ def grid(
 ) -> list[Truncate]:
     """Every truncation of every matrix, lowest block first."""
     fractions, small = tuple(fractions), tuple(small)
-    return [Truncate(site, rank) for site in sorted(shapes) for rank in ranks(min(shapes[site]), fractions, small)]
+    return [
+        Truncate(site, rank) for site in sorted(shapes) for rank in ranks(min(shapes[site]), fractions, small)
+    ]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from secateur.surgery.operations import Decompose, Replace, decompose
 
 
 @contextmanager
-def masked(model: nn.Module, operations: Sequence[Replace], decompose: Decompose = decompose) -> Iterator[None]:
+def masked(
+    model: nn.Module, operations: Sequence[Replace], decompose: Decompose = decompose
+) -> Iterator[None]:
     """Inside, `model` computes as if cut. Costs one copy of each parameter touched."""
     saved: dict[str, torch.Tensor] = {}
     with torch.no_grad():

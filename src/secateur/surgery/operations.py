@@ -57,6 +57,8 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Replace, ..
     for edit in plan.edits:
         matrix = anatomy.matrix(edit.matrix)
         if edit.rank > min(matrix.shape):
-            raise PlanError(f"{edit}: {edit.matrix} is {matrix.shape[0]} × {matrix.shape[1]}, its rank is at most {min(matrix.shape)}.")
+            raise PlanError(
+                f"{edit}: {edit.matrix} is {matrix.shape[0]} × {matrix.shape[1]}, its rank is at most {min(matrix.shape)}."
+            )
         operations.append(Replace(matrix, edit))
     return tuple(operations)
