@@ -25,7 +25,8 @@ class Anatomy:
     """A model's parts by name. Paths are what `model.get_submodule` takes; `context` counts usable positions.
 
     `mlps` are the feed-forward modules that map one tensor to one tensor, one per block, or None for families
-    whose blocks have no such module. `num_parameters` counts tied parameters once.
+    whose blocks have no such module; Falcon adds into what they return, so clone it to keep it.
+    `num_parameters` counts tied parameters once.
     """
 
     family: str

@@ -241,7 +241,7 @@ def refuse_quantized(architecture: str, config: Mapping[str, Any]) -> None:
 
 def _kind(architecture: str, config: Mapping[str, Any]) -> str | None:
     """What a refused model is, in words, or None for a plain decoder as far as the config tells."""
-    if any(config.get(key) for key in _EXPERTS) or "Moe" in architecture or "MoE" in architecture:
+    if _has_experts(architecture, config):
         return "a mixture of experts"
     if config.get("is_encoder_decoder"):
         return "an encoder-decoder"
@@ -250,3 +250,9 @@ def _kind(architecture: str, config: Mapping[str, Any]) -> str | None:
     if architecture not in FAMILIES and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "not a causal language model with its head"
     return None
+
+
+def _has_experts(architecture: str, config: Mapping[str, Any]) -> bool:
+    nested = config.get("ffn_config")  # where DBRX keeps it
+    stated = {**config, **nested} if isinstance(nested, Mapping) else config
+    return any(stated.get(key) for key in _EXPERTS) or "moe" in architecture.lower()

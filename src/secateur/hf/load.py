@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -79,9 +80,10 @@ def load_model(
         remote = _check_kind(source, trust_remote_code)
         if source.revision is not None:
             source = download(source)
+        config = _config(source, remote)
         check_weights(source.folder)
         tokenizer = _tokenizer(source, trust_remote_code)
-        model = _weights(source, torch_dtype, remote)
+        model = _weights(source, config, torch_dtype, remote)
         model = model.to(target).eval().requires_grad_(False)
     _refuse_nonfinite(model, dtype)
     parts = anatomy(model)
@@ -124,22 +126,26 @@ def _architecture(source: Source) -> str:
     return known[model_type]
 
 
-def _weights(source: Source, dtype: torch.dtype | str, remote: bool) -> PreTrainedModel:
-    folder = str(source.folder)
-    options = {"trust_remote_code": remote, "local_files_only": True}
+def _config(source: Source, remote: bool) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(folder, **options)
+        return AutoConfig.from_pretrained(str(source.folder), trust_remote_code=remote, local_files_only=True)
     except _BROKEN as error:
         raise ModelError(f"config.json of {source.name} cannot be used: {_first_line(error)}") from error
+
+
+def _weights(
+    source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+) -> PreTrainedModel:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
+            str(source.folder),
             config=config,
             dtype=dtype,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # so that they are listed, and refused below
             output_loading_info=True,
-            **options,
+            trust_remote_code=remote,
+            local_files_only=True,
         )
     except (*_BROKEN, RuntimeError) as error:
         raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error

@@ -70,9 +70,9 @@ def local_source(name: str) -> Source | None:
     if name.startswith(BUILTIN):
         return _builtin(name)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return Source(name, path, read_config(path))
-    if path.exists():
+    if name and path.exists():
         raise ModelError(
             f"{name} is a file; MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
         )
@@ -85,10 +85,9 @@ def local_source(name: str) -> Source | None:
 
 def hub_source(name: str, revision: str | None) -> Source:
     """Only the config of the hub's model; `download` brings the rest. Raises `UnknownName`, `ModelError`."""
-    commit = _ask_hub(_commit, name, revision)
-    cached = commit is None
-    found = _ask_hub(hf_hub_download, name, commit or revision, filename=CONFIG, local_files_only=cached)
-    folder = Path(found).parent
+    cached = not _ask_hub(_is_reachable, name, revision)
+    found = _ask_hub(hf_hub_download, name, revision, filename=CONFIG, local_files_only=cached)
+    folder = Path(found).parent  # the cache names it after the commit
     return Source(name, folder, read_config(folder), revision=folder.name, cached=cached)
 
 
@@ -188,14 +187,15 @@ def _builtin(name: str) -> Source:
     return Source(name, folder, read_config(folder))
 
 
-def _commit(name: str, *, revision: str | None) -> str | None:
-    """The commit that `revision` is, or None where the hub cannot be reached (asked once, without retries)."""
+def _is_reachable(name: str, *, revision: str | None) -> bool:
+    """Asked once: the client's downloads retry for 20 seconds. Raises the hub's own refusal."""
     try:
-        return HfApi().model_info(name, revision=revision).sha
+        HfApi().model_info(name, revision=revision)
     except HfHubHTTPError:  # also an OSError, but one with an answer in it
         raise
     except (HTTPError, OSError):
-        return None
+        return False
+    return True
 
 
 def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> Any:
@@ -224,6 +224,6 @@ def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> Any:
 
 def _unreachable(name: str) -> str:
     return (
-        f"there is no folder {name!r}, it is not in the local cache, and the hub cannot be reached. Give the "
-        "path of a checkpoint folder that you have here, or go online."
+        f"there is no folder {name!r}, it is not in the local cache, and the hub cannot be reached. Give "
+        "the path of a checkpoint folder that you have here, or go online."
     )
