@@ -345,6 +345,31 @@ def test_a_reader_sees_whole_transactions_while_another_process_writes(tmp_path)
     assert seen[0] >= 3
 
 
+def test_many_may_make_the_same_ledger_at_once(tmp_path):
+    code = """
+        with Ledger.open(sys.argv[1]) as ledger:
+            ledger.record("s", plan(int(sys.argv[2])), some(range(5)), seconds=1.0)
+    """
+    makers = [python(code, tmp_path / "ledger", rank) for rank in range(1, 7)]
+    for maker in makers:
+        maker.communicate(timeout=60)
+    assert [maker.returncode for maker in makers] == [0] * 6
+    with Ledger.open(tmp_path / "ledger") as ledger:
+        assert {trial.plan for trial in ledger.trials("s")} == {plan(rank) for rank in range(1, 7)}
+
+
+def test_an_open_read_does_not_hold_up_the_writer(ledger, monkeypatch):
+    monkeypatch.setattr("secateur.core.ledger.BUSY_SECONDS", 0.05)
+    ledger.record("s", plan(1), some(range(3)), seconds=1.0)
+    with Ledger.open(ledger.path, create=False) as reader:
+        reader._db.execute("BEGIN")
+        assert len(reader.trials("s")) == 1
+        ledger.record("s", plan(2), some(range(3)), seconds=1.0)
+        assert len(reader.trials("s")) == 1  # its snapshot
+        reader._db.execute("COMMIT")
+        assert len(reader.trials("s")) == 2
+
+
 def test_two_writers_take_turns_or_are_told(ledger, monkeypatch):
     monkeypatch.setattr("secateur.core.ledger.BUSY_SECONDS", 0.05)
     with Ledger.open(ledger.path) as other:

@@ -422,6 +422,17 @@ def test_guard_fires_on_uninformed_collapse():
     assert fired >= 190
 
 
+def test_guard_is_silent_on_a_shift_that_is_no_collapse():
+    """70 % of one answer where gold has 56 % is not half way to "always"; 95 % is, but the base gave more."""
+    rng = np.random.default_rng(12)
+    gold = np.repeat(["a", "b"], [560, 440])
+    shifted = labels(rng, 1000, {"a": 0.7, "b": 0.3})
+    assert not constant_predictor(gold, labels(rng, 1000, {"a": 0.3, "b": 0.7}), shifted).fired
+    nearly = labels(rng, 1000, {"a": 0.95, "b": 0.05})
+    assert not constant_predictor(gold, np.full(1000, "a"), nearly).fired
+    assert constant_predictor(gold, shifted, nearly).fired
+
+
 def test_guard_is_silent_when_generic_answers_go():
     """Facts: 40 objects, the base says "the" to 45 %, the cut model to 5 %; or to 90 % and then 60 %."""
     rng = np.random.default_rng(10)

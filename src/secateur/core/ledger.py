@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -271,15 +272,32 @@ class Ledger:
 
 def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
     """Checks whose file it is before a byte of it is changed; makes the tables in an empty one."""
-    if not _is_ours(db, path) and not create:
-        raise LedgerError(
-            f"{path} is empty, not a ledger of secateur. Give the folder of a run, or --ledger FILE."
-        )
-    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("BEGIN")
+    ours = _is_ours(db, path)
+    db.execute("COMMIT")
+    if not ours and not create:
+        raise LedgerError(f"{path} is empty, not a ledger. Give the folder of a run, or --ledger FILE.")
+    _write_ahead(db)
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA foreign_keys = ON")
-    if _is_ours(db, path):
-        return
+    if not ours:
+        _make_tables(db, path)
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Switches the log on; SQLite itself does not wait here while another process opens the same file."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _make_tables(db: sqlite3.Connection, path: Path) -> None:
     db.execute("BEGIN IMMEDIATE")
     if not _is_ours(db, path):  # another process may have been faster
         for statement in _SCHEMA.split(";"):
@@ -291,11 +309,12 @@ def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
 
 def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
     """False for a file without tables; raises for somebody else's and for another version."""
-    owner, version = (
-        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-    )
+    assert db.in_transaction, "three reads of one state: another process may just be making the ledger"
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    owner = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
     if owner != APPLICATION_ID:
-        if owner or version or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if owner or version or tables:
             raise LedgerError(
                 f"{path} is an SQLite file of another program, not a ledger. Give another path."
             )

@@ -235,23 +235,23 @@ def _resample(
     mean = np.array([np.average(x, weights=w) for x in series])
     s_kG = np.stack([_group_sums(w * (x - m), groups) for x, m in zip(series, mean, strict=True)])
     columns = np.vstack([w_G, w_G * w_G, *s_kG, *(s_kG * s_kG), *(s_kG * w_G)]).T  # (G, 2 + 3k)
-    shift, se = _moments(columns.sum(0)[None], len(mean), num_groups)
+    shift, se = _moments(columns.sum(0)[None], len(mean))
     scale = np.abs(mean) + se[:, 0]
     se = np.where(se[:, 0] > 1e-12 * scale, se[:, 0], 0.0)  # equal values leave rounding behind, not variance
-    shift, se_star = _moments(_resampled_sums(columns, draws, seed), len(mean), num_groups)
+    shift, se_star = _moments(_resampled_sums(columns, draws, seed), len(mean))
     t = np.where(se_star > 1e-12 * scale[:, None], np.abs(shift) / np.maximum(se_star, 1e-300), np.inf)
     t[np.abs(shift) <= 1e-12 * scale[:, None]] = 0.0
     return _Resampled(mean, se, t, num_groups)
 
 
-def _moments(sums: np.ndarray, k: int, num_groups: int) -> tuple[np.ndarray, np.ndarray]:
+def _moments(sums: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(draws, 2 + 3k) sums over groups → ratio means and their linearized standard errors, each (k,
     draws)."""
     w, ww = sums[:, 0], sums[:, 1]
     s, ss, sw = sums[:, 2:].T.reshape(3, k, -1)
     ratio = s / w
     squares = np.maximum(ss - 2 * ratio * sw + ratio * ratio * ww, 0.0)  # Σ (s_g − ratio · w_g)²
-    return ratio, np.sqrt(squares * num_groups / (num_groups - 1)) / w
+    return ratio, np.sqrt(squares) / w
 
 
 def _resampled_sums(columns: np.ndarray, draws: int, seed: int) -> np.ndarray:
