@@ -1,7 +1,7 @@
-"""Records as a run writes them (verdict.json, plan.json, analysis.json), for looking at and testing the report.
+"""Records as a run writes them (verdict.json, plan.json, analysis.json), to look at and test the report with.
 
-Shapes, ranges and counts follow a real run on the embedded facts model; the numbers themselves are drawn from a seeded
-generator and prove nothing. `hostile` puts markup wherever text comes from data.
+Shapes, ranges and counts follow a run on the embedded facts model; the numbers themselves are drawn from a
+seeded generator and prove nothing. `hostile` puts markup wherever text comes from data.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _facts_verdict(chosen: str) -> Record:
     return main | {
         "version": 1,
         "verdict": "improves",
-        "sentence": "On 420 questions nobody chose by, the cut model answers 95.7 % right; the original 54.0 %.",
+        "sentence": "On 420 held-out questions the cut model answers 95.7 % right; the original 54.0 %.",
         "n": 420,
         "groups": 420,
         "p_value_unadjusted": 3.1e-47,
@@ -208,7 +208,7 @@ def _facts_verdict(chosen: str) -> Record:
 def _effect(
     site: str, chosen: str, kept: float, depth: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Accuracy and loss of one truncation: the chosen matrix gains as little is kept, early matrices break."""
+    """Accuracy and loss of one truncation: the chosen block gains, early matrices break."""
     block, matrix = site.split(".")
     noise = rng.normal(0, 0.012)
     near = block == chosen.split(".")[0] and matrix in ("gate", "up", "down")

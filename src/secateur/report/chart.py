@@ -14,7 +14,7 @@ from secateur.core.site import MATRICES
 INK, MUTED, RULE = "#2b2f36", "#6d727b", "#e3e0d8"
 BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
 # Orange to blue, distinguishable under all common color deficiencies (Crameri et al. 2020, doi
-# 10.1038/s41467-020-19160-7); light gray in the middle, so that no cell that was tried is as white as the page.
+# 10.1038/s41467-020-19160-7); gray in the middle, so that no cell that was tried is as white as the page.
 DIVERGING = [[0.0, "#9c430d"], [0.25, "#dd9c66"], [0.5, "#eeebe4"], [0.75, "#79aecd"], [1.0, "#124f78"]]
 DEPTH = ("#c3d3dd", "#17466a")
 

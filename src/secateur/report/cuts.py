@@ -1,4 +1,4 @@
-"""What was cut and why to believe it, as HTML: guards, simpler alternatives, the model's map, the search's funnel.
+"""What was cut and why to believe it, as HTML: guards, simpler changes, the model's map, the search's funnel.
 
 Every string from data is escaped here.
 """
@@ -6,7 +6,7 @@ Every string from data is escaped here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
@@ -23,10 +23,8 @@ def guards(verdict: Record) -> str:
 
 def _guard(item: Record) -> str:
     kind, sign, word = ("fired", "!", "fired") if item["fired"] else ("clear", "✓", "clear")
-    return (
-        f'<li class="{kind}"><span class="sign" aria-hidden="true">{sign}</span>'
-        f"<div><b>{text(capital(item['name']))}</b> <em>{word}</em><br>{text(item.get('detail', ''))}</div></li>"
-    )
+    said = f"<b>{text(capital(item['name']))}</b> <em>{word}</em><br>{text(item.get('detail', ''))}"
+    return f'<li class="{kind}"><span class="sign" aria-hidden="true">{sign}</span><div>{said}</div></li>'
 
 
 def not_applicable(verdict: Record) -> str:
@@ -43,14 +41,19 @@ def simpler(verdict: Record) -> str:
     for item in verdict.get("alternatives") or ():
         if item.get("applicable") and known(item.get("value")) and known(after):
             reached = number(item["value"], verdict["unit"])
-            less = sign * (item["value"] - after) < 0
-            beside = "less than the cut" if less else "as much as the cut or more, with the model unchanged"
-            said.append(f"<b>{text(capital(item['name']))}</b> alone reaches {text(reached)}: {beside}.")
+            words = _beside(sign * (item["value"] - after), item["value"], verdict["after"].get("ci"))
+            said.append(f"<b>{text(capital(item['name']))}</b> alone reaches {text(reached)}: {words}.")
     return f'<p class="aside">{" ".join(said)}</p>' if said else ""
 
 
+def _beside(gain: float, value: float, ci: Sequence[float] | None) -> str:
+    if ci and ci[0] <= value <= ci[1]:
+        return "as much as the cut, within its interval"
+    return "more than the cut" if gain > 0 else "less than the cut"
+
+
 def sites_of(verdict: Record, analysis: Record) -> set[Site]:
-    """All sites the run speaks of: what was swept, screened, drawn as a curve, or cut."""
+    """Sites the run speaks of: swept, screened, drawn as a curve or cut; what is no address is left out."""
     rows = [row for block in ("sweep", "screen", "curves") for row in analysis.get(block) or ()]
     return {
         site for row in [*rows, *(verdict.get("cut") or ())] if (site := _site(row.get("site"))) is not None
@@ -136,7 +139,7 @@ def _percent(share: float) -> str:
 
 
 def funnel(verdict: Record) -> str:
-    """How many candidates were proposed, set aside, dropped and judged to the end: one bar and one sentence."""
+    """How many candidates were set aside, dropped, and judged to the end: one bar and one sentence."""
     search = verdict.get("search") or {}
     proposed = search.get("proposed")
     if not proposed:

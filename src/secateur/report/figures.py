@@ -206,7 +206,7 @@ def _bins(rows: Sequence[Row], side: str, color: str, shift: float) -> dict[str,
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {"size": 12, "color": color},
     }
-    if all(row.get(f"{side}_ci") for row in rows):
+    if all(known(row[side]) and row.get(f"{side}_ci") for row in rows):
         up = [row[f"{side}_ci"][1] - row[side] for row in rows]
         down = [row[side] - row[f"{side}_ci"][0] for row in rows]
         bars = {

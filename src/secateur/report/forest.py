@@ -1,4 +1,4 @@
-"""Before and after on one track: rows of a forest plot as plain HTML, which prints, narrows and reads without a script.
+"""Before and after on one track: a forest plot as plain HTML, which prints, narrows and needs no script.
 
 Positions are percentages of the track's width; every row carries its numbers as text.
 """
@@ -74,7 +74,7 @@ def panels(rows: Sequence[Dumbbell], titles: Mapping[str, str]) -> str:
 
 
 def _scale(low: float, high: float, unit: str) -> list[float]:
-    """Tick positions. Shares show 0 to 100 % unless everything happens in a fifth of it; dots need no zero."""
+    """Tick positions. Shares show 0 to 100 % unless all happens in a fifth of it; dots need no zero."""
     if unit == "share" and high - low > 0.2:
         return [0.0, 0.25, 0.5, 0.75, 1.0]
     pad = 0.15 * max(high - low, 0.02 * abs(high))
@@ -94,13 +94,14 @@ def _row(row: Dumbbell, scale: Sequence[float]) -> str:
     lines = "".join(f'<i class="tick" style="left:{_at(t, scale):.2f}%"></i>' for t in scale)
     marks = "".join(_mark(side, score, row.unit, scale) for side, score in row.marks)
     label = f'<div class="label">{text(capital(row.label))}<small>{text(row.note)}</small></div>'
-    return f'<div class="row">{label}<div class="track">{lines}{_join(row, scale)}{marks}</div>{_figures(row)}</div>'
+    track = f'<div class="track">{lines}{_join(row, scale)}{marks}</div>'
+    return f'<div class="row">{label}{track}{_figures(row)}</div>'
 
 
 def _join(row: Dumbbell, scale: Sequence[float]) -> str:
-    if not row.before or not row.after:
+    if len(row.marks) < 2:
         return ""
-    low, high = sorted((_at(row.before["value"], scale), _at(row.after["value"], scale)))
+    low, high = sorted(_at(score["value"], scale) for _, score in row.marks)
     return f'<i class="join" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
 
 
@@ -121,8 +122,8 @@ def _figures(row: Dumbbell) -> str:
             interval(row.alternative.get("ci"), row.unit),
         )
         return f'<div class="values"><b>{text(value)}</b><small>{text(extra)}</small></div>'
-    sides = [number(score["value"], row.unit) for _, score in row.marks]
-    line = f"{text(sides[0])} → <b>{text(sides[-1])}</b>" if len(sides) > 1 else f"<b>{text(sides[0])}</b>"
+    before, after = (number((side or {}).get("value"), row.unit) for side in (row.before, row.after))
+    line = f"{text(before)} → <b>{text(after)}</b>"
     gap = [text(change(row.difference["value"], row.unit))] if row.difference else []
     gap += [p_value(row.p)] if known(row.p) else []
     return f'<div class="values"><span>{line}</span><small>{", ".join(gap)}</small></div>'

@@ -16,6 +16,7 @@ from secateur.report.markup import embedded_json, finite, text
 from secateur.report.sections import SECTIONS, hero
 
 VERSION = 1
+REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
 
 Record = Mapping[str, Any]
 
@@ -23,8 +24,9 @@ Record = Mapping[str, Any]
 def render(verdict: Record, plan: Record, analysis: Record) -> str:
     """One self-contained HTML page from the three records of a run; it loads nothing from anywhere.
 
-    Blocks of `analysis` that are absent or empty leave their section out. Raises `SecateurError` where the records
-    are of another version or do not belong together.
+    Blocks of `analysis` that are absent or empty leave their section out.
+
+    Raises: `SecateurError` where the records are of another version or do not belong together.
     """
     verdict, plan, analysis = (finite(record) for record in (verdict, plan, analysis))
     _check(verdict, plan)
@@ -42,17 +44,21 @@ def render(verdict: Record, plan: Record, analysis: Record) -> str:
 
 
 def write_report(folder: str | Path, out_html: str | Path) -> Path:
-    """Reads `verdict.json`, `plan.json` and, where there is one, `analysis.json`; writes the page beside or elsewhere.
+    """Reads `verdict.json`, `plan.json` and, where there is one, `analysis.json`; writes the page.
 
-    Raises `SecateurError` for records that are missing or broken, `OutputError` where the page cannot be written.
+    Raises: `SecateurError` for records that are missing or broken, `OutputError` for a page that cannot be
+    written.
     """
     folder, out = Path(folder), Path(out_html)
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
     page = render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis)
+    partial = out.with_name(out.name + ".part")
     try:
-        out.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write the report to {out}: {error.strerror}. Name a file in a folder that exists."
         ) from error
@@ -61,7 +67,7 @@ def write_report(folder: str | Path, out_html: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SecateurError(
             f"{path} is missing. A report needs the folder that `secateur prune` wrote."
@@ -70,13 +76,20 @@ def _read(path: Path) -> dict[str, Any]:
         raise SecateurError(
             f"{path} is not readable JSON ({error}). Write it again with `secateur prune`."
         ) from error
+    if not isinstance(found, dict):
+        raise SecateurError(
+            f"{path} holds no record but {found!r:.40}. Write it again with `secateur prune`."
+        )
+    return found
 
 
 def _check(verdict: Record, plan: Record) -> None:
-    if verdict.get("version") != VERSION:
-        raise SecateurError(
-            f"a verdict of version {verdict.get('version')!r}; this secateur reads version {VERSION}."
-        )
+    found = verdict.get("version")
+    if found != VERSION:
+        raise SecateurError(f"a verdict of version {found!r}; this secateur reads version {VERSION}.")
+    missing = [name for name in REQUIRED if verdict.get(name) is None]
+    if missing:
+        raise SecateurError(f"verdict.json lacks {', '.join(missing)}. Write it again with `secateur prune`.")
     of_plan, of_verdict = plan.get("model"), (verdict.get("model") or {}).get("fingerprint")
     if of_plan and of_verdict and of_plan != of_verdict:
         raise SecateurError(
@@ -101,7 +114,7 @@ _PAGE = """<!doctype html>
 <main>
 {body}
 </main>
-<noscript><p class="note">The drawn figures need JavaScript; their numbers are in the tables below each.</p></noscript>
+<noscript><p class="note">The figures need JavaScript; the tables below each do not.</p></noscript>
 <script type="application/json" id="figures">{figures}</script>
 {plotly}
 <script>{script}</script>

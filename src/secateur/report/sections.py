@@ -1,7 +1,7 @@
 """The sections of the page: which figures and tables each has, and the line that says what it shows.
 
-A section takes the three records and the dictionary in which it registers its figures, and returns its HTML, or
-nothing where the run did not measure what it is about.
+A section takes the three records and the dictionary in which it registers its figures, and returns its HTML,
+or nothing where the run did not measure what it is about.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def hero(verdict: Record) -> str:
     who = f"{text(model.get('name', ''))} <span>on</span> {text(task.get('name', ''))}"
     direction = "higher is better" if verdict.get("higher_is_better", True) else "lower is better"
     unit_words = "share of questions" if unit == "share" else text(unit)
-    what = f"{text(metric_name(verdict['metric']))} <small>{unit_words}, {direction}; intervals are 95&nbsp;%</small>"
+    small = f"<small>{unit_words}, {direction}; intervals are 95&nbsp;%</small>"
+    what = f"{text(metric_name(verdict['metric']))} {small}"
     return (
         f'<header class="{kind}"><p class="who">{who}</p>'
         f'<h1><span class="sign" aria-hidden="true">{sign}</span>{text(verdict["verdict"])}</h1>'
@@ -158,8 +159,9 @@ def _sweep(verdict: Record, plan: Record, analysis: Record, figures: dict[str, F
         _scale(m, base, color_limit(improvements(rows, base, m)), m == metrics[0]) for m in metrics
     )
     lead = (
-        "Each cell is one matrix cut to one rank, judged on the selection split: blue is better than the original, "
-        "orange worse. The frame marks what was chosen, a stroke what left the race early, a dot what was not run."
+        "Each cell is one matrix cut to one rank, judged on the selection split: blue is better than the "
+        "original, orange worse. The frame marks what was chosen, a stroke what left the race early, "
+        "a dot what was not run."
     )
     return _section(
         "sweep",
@@ -174,7 +176,7 @@ def _toggle(metrics: Sequence[str]) -> str:
     if len(metrics) < 2:
         return ""
     buttons = "".join(
-        f'<button type="button" data-metric="{m}" aria-pressed="{"true" if m == metrics[0] else "false"}">{m}</button>'
+        f'<button type="button" data-metric="{m}" aria-pressed="{str(m == metrics[0]).lower()}">{m}</button>'
         for m in metrics
     )
     return f'<div class="toggle" id="metric" role="group" aria-label="color by">{buttons}</div>'
@@ -190,7 +192,8 @@ def _scale(metric: str, base: Record, limit: float, shown: bool) -> str:
     )
     middle = f"original {number(base[metric], unit)}"
     ends = f"<span>{text(worse)} or worse</span><span>{text(middle)}</span><span>{text(better)}</span>"
-    return f'<div class="scale" data-metric="{metric}"{"" if shown else " hidden"}><i></i><div>{ends}</div></div>'
+    hidden = "" if shown else " hidden"
+    return f'<div class="scale" data-metric="{metric}"{hidden}><i></i><div>{ends}</div></div>'
 
 
 def _curves(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
@@ -219,7 +222,9 @@ def _spectrum(verdict: Record, plan: Record, analysis: Record, figures: dict[str
 
 def _frequency(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
     boxes = _place("frequency", frequency(analysis.get("frequency") or ()), figures)
-    lead = "Accuracy before and after, by how often the training text held the fact; bars are 95&nbsp;% intervals."
+    lead = (
+        "Accuracy before and after, by how often the training text held the fact; bars: 95&nbsp;% intervals."
+    )
     legend = key(("dot before", "original"), ("dot after", "cut")) if boxes else ""
     return _section("frequency", "Which facts came back", lead, legend, boxes)
 
@@ -234,8 +239,8 @@ def _paraphrases(verdict: Record, plan: Record, analysis: Record, figures: dict[
 def _tail(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
     rows = analysis.get("tail") or ()
     lead = (
-        "The model's most frequent answers with the whole matrix, with the components that stay, and with only those that "
-        "were removed. Cosine: how near the answer's vector lies to the right one's."
+        "The model's most frequent answers with the whole matrix, with the components that stay, and with "
+        "only those that were removed. Cosine: how near the answer's vector lies to the right one's."
     )
     return _section("tail", "What the removed part says", lead, tables.tail(rows) if rows else "")
 
@@ -262,8 +267,9 @@ def _screen(verdict: Record, plan: Record, analysis: Record, figures: dict[str, 
     base = analysis.get("base") or {}
     found = screen(analysis.get("screen") or (), analysis.get("sweep") or (), base, _chosen(verdict))
     lead = (
-        "Candidates in the order that gradients predicted, against the loss then measured: a good screen has its lowest "
-        "points at the left. The orange point is the chosen cut; the strokes below were not run to the end."
+        "Candidates in the order that gradients predicted, against the loss then measured: a good screen has "
+        "its lowest points at the left. The orange point is the chosen cut; the strokes below were not run "
+        "to the end."
     )
     return _section("screen", "Was the shortcut right?", lead, _place("screen", found, figures))
 

@@ -27,7 +27,7 @@ _TAIL_NOTES = {"full": ", as trained", "top": ", what stays", "tail": ", what wa
 
 
 def tail(rows: Sequence[Record]) -> str:
-    """What the model answers with the whole matrix, its top and its tail: bars of counts, cosine, accuracy."""
+    """What the model answers with the whole matrix, its top, its tail: counts, cosine, accuracy."""
     most = max((count for row in rows for _, count in row["answers"]), default=1)
     return '<div class="cards">' + "".join(_tail_card(row, most) for row in rows) + "</div>"
 
@@ -35,7 +35,8 @@ def tail(rows: Sequence[Record]) -> str:
 def _tail_card(row: Record, most: float) -> str:
     title = _TAIL_TITLES.get(row["kind"], "Rank {rank}").format(rank=f"{row['rank']:,}")
     bars = "".join(
-        f'<div class="bar"><code>{token(answer)}</code><span><i style="width:{100 * count / most:.1f}%"></i></span>'
+        f'<div class="bar"><code>{token(answer)}</code>'
+        f'<span><i style="width:{100 * count / most:.1f}%"></i></span>'
         f"<small>{count:,}</small></div>"
         for answer, count in row["answers"][:8]
     )
@@ -43,11 +44,12 @@ def _tail_card(row: Record, most: float) -> str:
     facts.append(("accuracy", number(row.get("accuracy"), "share")))
     said = "".join(f"<div><b>{text(value)}</b><small>{name}</small></div>" for name, value in facts)
     where = f"{row['site']}{_TAIL_NOTES.get(row['kind'], '')}"
-    return f'<div class="card"><h3>{text(title)}<small>{text(where)}</small></h3>{bars}<div class="facts">{said}</div></div>'
+    head = f"<h3>{text(title)}<small>{text(where)}</small></h3>"
+    return f'<div class="card">{head}{bars}<div class="facts">{said}</div></div>'
 
 
 def token(value: Any) -> str:
-    """A model's answer with its edges visible: outer spaces matter little to a reader, an empty answer does."""
+    """An answer without the space that joined it to its prompt; an empty one says that it is."""
     stripped = str(value).strip()
     return text(stripped) if stripped else "<em>nothing</em>"
 
@@ -70,7 +72,8 @@ def changed(rows: Sequence[Record]) -> str:
     )
     return (
         f'<div class="toggle" id="filter" role="group" aria-label="which changes">{buttons}</div>'
-        f'<div class="scroll tall"><table class="changed"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>{tail}'
+        f'<div class="scroll tall"><table class="changed"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>{tail}"
     )
 
 
@@ -91,7 +94,8 @@ def _changed_row(row: Record) -> str:
     known_kind = kind if kind in KINDS else "changed"
     cells = "".join(f"<td>{token(row[side])}</td>" for side in ("answer", "before", "after"))
     chip = f'<td><span class="chip {known_kind}">{text(kind)}</span></td>'
-    return f'<tr data-kind="{text(kind)}" title="{text(row["id"])}">{chip}<td class="prompt">{text(row["prompt"])}</td>{cells}</tr>'
+    prompt = f'<td class="prompt">{text(row["prompt"])}</td>'
+    return f'<tr data-kind="{text(kind)}" title="{text(row["id"])}">{chip}{prompt}{cells}</tr>'
 
 
 def measures(items: Iterable[Record], name: str) -> str:
@@ -130,7 +134,8 @@ def provenance(verdict: Record, plan: Record) -> str:
         "plan": f"<code>{text(json.dumps(plan.get('edits', []), ensure_ascii=False))}</code>",
     }
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
-    return f'<details class="provenance"><summary>Where these numbers come from</summary><dl>{body}</dl></details>'
+    summary = "<summary>Where these numbers come from</summary>"
+    return f'<details class="provenance">{summary}<dl>{body}</dl></details>'
 
 
 def _words(*parts: Any) -> str:
