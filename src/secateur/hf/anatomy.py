@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -95,7 +94,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         final_norm=None if _find(model, family.final_norm) is None else family.final_norm,
         tied=unembedding.weight is embedding.weight,
         num_parameters=sum(p.numel() for p in model.parameters()),
-        matrices=MappingProxyType(matrices),
+        matrices=matrices,
     )
 
 
