@@ -1,1 +1,32 @@
 """Being here puts `tests/` on the import path: every test, however deep, can `from zoo import ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from zoo import VOCAB_SIZE
+
+from secateur.hf.anatomy import anatomy
+from secateur.hf.fingerprint import fingerprint
+from secateur.hf.load import Loaded
+
+
+@pytest.fixture(scope="session")
+def words() -> PreTrainedTokenizerFast:
+    """The zoo's tokenizer: token 7 is the word `w7`; 2 ends a sequence."""
+    inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="w1", eos_token="w2", unk_token="w0")
+
+
+@pytest.fixture
+def as_loaded(words: PreTrainedTokenizerFast) -> Callable[[PreTrainedModel], Loaded]:
+    """Around a model of the zoo, what `load_model` gives around one from a folder."""
+
+    def wrap(model: PreTrainedModel) -> Loaded:
+        return Loaded("zoo", model, words, anatomy(model), fingerprint(model), None, None)
+
+    return wrap
