@@ -10,21 +10,19 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from secateur.core.comparison import compare, verdict_word
+from secateur.core.guard import balanced_accuracy, constant_predictor
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.stats import (
     DRAWS,
-    _tango,
-    balanced_accuracy,
     bootstrap_mean,
     bootstrap_p,
-    compare,
-    constant_predictor,
     holm,
     mcnemar,
     paired_z,
     sign_flip,
     tango,
-    verdict_word,
+    tango_counts,
     wilson,
 )
 from secateur.errors import SecateurError
@@ -94,7 +92,7 @@ def _score_test(gained: int, lost: int, n: int, delta: float) -> float:
 @pytest.mark.parametrize(("gained", "lost", "n"), [(9, 4, 40), (2, 11, 30), (5, 5, 60), (30, 3, 200)])
 def test_tango_inverts_the_score_test(gained, lost, n, level):
     z = stats.norm.ppf((1 + level) / 2)
-    low, high = _tango(gained, lost, n, level)
+    low, high = tango_counts(gained, lost, n, level)
     assert _score_test(gained, lost, n, low) == pytest.approx(z, abs=1e-4)
     assert _score_test(gained, lost, n, high) == pytest.approx(-z, abs=1e-4)
 
@@ -102,9 +100,9 @@ def test_tango_inverts_the_score_test(gained, lost, n, level):
 def test_tango_at_the_borders():
     """No discordant pair, or only such: the limits are z²/(n + z²) and (n − z²)/(n + z²)."""
     z2 = stats.norm.ppf(0.975) ** 2
-    assert _tango(0, 0, 50) == pytest.approx((-z2 / (50 + z2), z2 / (50 + z2)))
-    assert _tango(30, 0, 30) == pytest.approx(((30 - z2) / (30 + z2), 1.0))
-    assert _tango(0, 30, 30) == pytest.approx((-1.0, -(30 - z2) / (30 + z2)))
+    assert tango_counts(0, 0, 50) == pytest.approx((-z2 / (50 + z2), z2 / (50 + z2)))
+    assert tango_counts(30, 0, 30) == pytest.approx(((30 - z2) / (30 + z2), 1.0))
+    assert tango_counts(0, 30, 30) == pytest.approx((-1.0, -(30 - z2) / (30 + z2)))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,7 @@ def test_tango_covers(p, most):
         for lost in range(n + 1 - gained):
             weight = stats.multinomial.pmf([gained, lost, n - gained - lost], n, [*p, 1 - sum(p)])
             if weight > 1e-6:
-                low, high = _tango(gained, lost, n)
+                low, high = tango_counts(gained, lost, n)
                 covered += weight * (low <= p[0] - p[1] <= high)
     assert 0.935 < covered < most
 
@@ -320,10 +318,10 @@ def test_compare_groups_without_variance_counts_groups():
     groups, ones = np.repeat(np.arange(30), 2), np.ones(60)
     found = compare(METRICS["accuracy"], outcomes(correct=ones), outcomes(correct=ones), groups, seed=0)
     assert found.before.ci == wilson(30, 30)
-    assert found.difference_ci == _tango(0, 0, 30)
+    assert found.difference_ci == tango_counts(0, 0, 30)
     assert found.p_value == 1.0
     worse = compare(METRICS["accuracy"], outcomes(correct=ones), outcomes(correct=0 * ones), groups, seed=0)
-    assert worse.difference_ci == _tango(0, 30, 30)
+    assert worse.difference_ci == tango_counts(0, 30, 30)
     assert worse.p_value == pytest.approx(2.0**-29)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from secateur import records, verify
 from secateur.checkpoint.folder import Folder, write_json
 from secateur.checkpoint.save import assert_same, logits_on, reload, save
-from secateur.core import stats
+from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, parse_edits
 from secateur.core.score import METRICS
@@ -100,7 +100,7 @@ def evaluate(
     metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
     seed = session.options.seed
     scores = [
-        stats.compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics
+        compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics
     ]
     if session.task.kind == "text":
         scores.append(_perplexity(scores[0]))

@@ -14,9 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from secateur import __version__, records, verify
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import write_json, writing
@@ -62,7 +59,7 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
     analysis = _analyze(session, judge, found)
     written = _write_and_read(session, judge, found.plan, staging)
     after = _witness(session.on(session.task, written), sides)
-    numbers = verify.compare(
+    numbers = verify.decide(
         judge,
         before,
         after,

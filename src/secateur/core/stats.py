@@ -1,4 +1,4 @@
-"""How sure we are: intervals, paired tests, corrections, and the guard against constant predictors.
+"""How sure we are: intervals, paired tests and corrections.
 
 Knows outcomes (arrays), nothing of models or tasks. Everything random takes a seed and is deterministic with
 it. "Paired" means: the same examples, `before` and `after`. A group is what was sampled as one (the
@@ -9,23 +9,18 @@ example, is resampled.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from secateur.core.score import Metric, Score
 from secateur.errors import SecateurError
 
 LEVEL = 0.95
-ALPHA = 0.05
 DRAWS = 10_000
 EXACT_GROUPS = 14  # 2^14 sign patterns are enumerated; more are drawn
 EXACT_TOTAL = 2**17  # whole group sums are convolved up to this total: a second at most
-OVER_ANSWERED = 0.5  # of the way from an answer's share among the gold answers to "always"
 _CHUNK = 2**20  # float64 cells of a chunk of resampling counts: 8 MiB
 
 Interval = tuple[float, float]
@@ -64,10 +59,10 @@ def tango(before: np.ndarray, after: np.ndarray, level: float = LEVEL) -> Interv
 
     Source: Tango 1998, Statistics in Medicine 17:891, eq. for T(Δ) with the restricted estimate of p₂₁.
     """
-    return _tango(*_discordant(before, after), len(before), level)
+    return tango_counts(*_discordant(before, after), len(before), level)
 
 
-def _tango(gained: float, lost: float, n: float, level: float = LEVEL) -> Interval:
+def tango_counts(gained: float, lost: float, n: float, level: float = LEVEL) -> Interval:
     z = float(stats.norm.ppf((1 + level) / 2))
     difference = (gained - lost) / n
 
@@ -97,7 +92,7 @@ def sign_flip(differences: np.ndarray, groups: np.ndarray, *, draws: int = DRAWS
     `draws` random sign patterns with the +1 of Phipson & Smyth 2010. Source: Fisher 1935; Winkler et al. 2014
     (whole-block sign flipping).
     """
-    sums = _group_sums(np.asarray(differences, dtype=np.float64), groups)
+    sums = group_sums(np.asarray(differences, dtype=np.float64), groups)
     sizes, observed = np.abs(sums[sums != 0]), abs(sums.sum())
     if sizes.size == 0:
         return 1.0
@@ -200,7 +195,7 @@ def bootstrap_mean(
     Source: Hall 1988 (J. R. Stat. Soc. B 50:35); Davison & Hinkley 1997, 5.2.2.
     Raises: `SecateurError` with fewer than two groups.
     """
-    return _resample([values], groups, weights, draws, seed).interval(0, level)
+    return resample([values], groups, weights, draws, seed).interval(0, level)
 
 
 def bootstrap_p(
@@ -217,15 +212,15 @@ def bootstrap_p(
     The inverse of `bootstrap_mean`'s interval at the same seed (p < .05 where that leaves 0 out). Never below
     2^(1 − groups), the least that flipping the signs of so many groups can give. Source and Raises: as there.
     """
-    return _resample([differences], groups, weights, draws, seed).p_value(0)
+    return resample([differences], groups, weights, draws, seed).p_value(0)
 
 
-def _resample(
+def resample(
     series: Sequence[np.ndarray], groups: np.ndarray, weights: np.ndarray | None, draws: int, seed: int
 ) -> _Resampled:
     """All `series` (each (n,)) on the same resampled groups, from group sums alone."""
     w = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=np.float64)
-    w_G = _group_sums(w, groups)
+    w_G = group_sums(w, groups)
     num_groups = w_G.size
     if num_groups < 2:
         raise SecateurError(
@@ -233,7 +228,7 @@ def _resample(
             "Give more data, or other groups."
         )
     mean = np.array([np.average(x, weights=w) for x in series])
-    s_kG = np.stack([_group_sums(w * (x - m), groups) for x, m in zip(series, mean, strict=True)])
+    s_kG = np.stack([group_sums(w * (x - m), groups) for x, m in zip(series, mean, strict=True)])
     columns = np.vstack([w_G, w_G * w_G, *s_kG, *(s_kG * s_kG), *(s_kG * w_G)]).T  # (G, 2 + 3k)
     shift, se = _moments(columns.sum(0)[None], len(mean))
     scale = np.abs(mean) + se[:, 0]
@@ -267,224 +262,6 @@ def _resampled_sums(columns: np.ndarray, draws: int, seed: int) -> np.ndarray:
     return out
 
 
-def _group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     labels, index = np.unique(np.asarray(groups), return_inverse=True)
     return np.bincount(index, weights=values, minlength=labels.size)
-
-
-# ---------------------------------------------------------------- the comparison
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two models on the same examples. `difference` is after − before in the metric's own direction, so a
-    loss that falls has a negative one; `gained` says whether that is good. Intervals are 95 %."""
-
-    before: Score
-    after: Score
-    difference: float
-    difference_ci: Interval
-    p_value: float
-    test: str
-    num_better: int
-    num_worse: int
-
-    @property
-    def gained(self) -> bool:
-        return self.difference > 0 if self.before.higher_is_better else self.difference < 0
-
-    def to_json(self) -> dict[str, Any]:
-        """`difference` is after − before in the metric's own unit, whichever way is better."""
-        return {
-            "before": self.before.to_json(),
-            "after": self.after.to_json(),
-            "difference": {"value": self.difference, "ci": list(self.difference_ci)},
-            "gained": self.gained,
-            "p_value": self.p_value,
-            "test": self.test,
-        }
-
-
-def compare(
-    metric: Metric, before: np.ndarray, after: np.ndarray, groups: np.ndarray, *, seed: int
-) -> Comparison:
-    """Paired comparison of OUTCOME arrays (n,) of the same examples; `groups` (n,) says what was sampled as
-    one.
-
-    0/1 metric, every example its own group: exact McNemar, Wilson, Tango. 0/1 metric, larger groups: sign
-    flips by group, clustered bootstrap. Loss: paired bootstrap, clustered by group, token-weighted where the
-    metric is.
-
-    Raises: `SecateurError` for values that are not finite, and where one group is all there is.
-    """
-    gain = metric.gain(after, before)
-    x, y = _finite(metric, before, "before"), _finite(metric, after, "after")
-    num_groups = np.unique(groups).size
-    if metric.unit != "share":
-        intervals, p, test = _by_bootstrap(metric, before, x, y, groups, seed)
-    elif num_groups == len(x):
-        intervals, p, test = _by_pairs(x, y)
-    else:
-        intervals, p, test = _by_groups(x, y, groups, seed)
-    means = metric.mean(before), metric.mean(after)
-    scores = [
-        Score(metric.name, value, ci, len(x), num_groups, metric.unit, metric.higher_is_better)
-        for value, ci in zip(means, intervals, strict=False)
-    ]
-    difference = float(np.average(y - x, weights=before["tokens"] if metric.weighted else None))
-    better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-    return Comparison(*scores, difference, intervals[2], p, test, better, worse)
-
-
-# intervals of before, after and after − before; p; the test in words
-_Tested = tuple[list[Interval], float, str]
-
-
-def _by_pairs(x: np.ndarray, y: np.ndarray) -> _Tested:
-    intervals = [wilson(x.sum(), x.size), wilson(y.sum(), y.size), tango(x, y)]
-    return intervals, mcnemar(x, y), "exact McNemar"
-
-
-def _by_groups(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> _Tested:
-    drawn = _resample([x, y, y - x], groups, None, DRAWS, seed)
-    intervals = [_clip(drawn.interval(k, LEVEL), low) for k, low in enumerate((0.0, 0.0, -1.0))]
-    n = drawn.num_groups  # where all values are equal the bootstrap sees no variance: count groups instead
-    for k, values in enumerate((x, y)):
-        if np.ptp(values) == 0:
-            intervals[k] = wilson(values[0] * n, n)
-    if np.ptp(y - x) == 0:
-        intervals[2] = _tango(max(y[0] - x[0], 0) * n, max(x[0] - y[0], 0) * n, n)
-    return intervals, sign_flip(y - x, groups, seed=seed), "sign-flip permutation by group"
-
-
-def _by_bootstrap(
-    metric: Metric, before: np.ndarray, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int
-) -> _Tested:
-    weights = before["tokens"] if metric.weighted else None
-    drawn = _resample([x, y, y - x], groups, weights, DRAWS, seed)
-    clustered = "" if drawn.num_groups == len(x) else ", by group"
-    return [drawn.interval(k, LEVEL) for k in range(3)], drawn.p_value(2), f"paired bootstrap{clustered}"
-
-
-def _clip(interval: Interval, low: float) -> Interval:
-    return max(interval[0], low), min(interval[1], 1.0)
-
-
-def _finite(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
-    values = metric.values(outcomes)
-    bad = int((~np.isfinite(values)).sum())
-    if bad or not len(values):
-        raise SecateurError(
-            f"{metric.name} {when} the cut: {bad} of {len(values)} values are not finite, so nothing can be "
-            "compared. Choose a metric this task has; if the loss is not finite, try a wider dtype."
-        )
-    return values
-
-
-def verdict_word(p_value: float, gained: bool, guard_fired: bool) -> str:
-    """`improves` takes p < .05 in the right direction and a guard that did not fire; `worse` p < .05 in the
-    wrong one."""
-    if p_value >= ALPHA or (gained and guard_fired):
-        return "no difference shown"
-    return "improves" if gained else "worse"
-
-
-# ---------------------------------------------------------------- constant predictors
-
-
-@dataclass(frozen=True)
-class ConstantPredictor:
-    """What a model that always says the same would explain. Shares and accuracies are in 0..1.
-
-    `answer` is the one given most often after the cut, `answer_*` its share of the answers. `applicable` is
-    False where no two examples share a gold answer: a constant answer could be right once at most, and the
-    guard cannot fire.
-    """
-
-    applicable: bool
-    fired: bool
-    answer: str
-    answer_gold: float
-    answer_before: float
-    answer_after: float
-    majority_baseline: float
-    modal_share_before: float
-    modal_share_after: float
-    balanced_before: float
-    balanced_after: float
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Mean over the gold answers of the share of their examples that were right; a constant answer scores
-    1/answers."""
-    classes = np.unique(np.asarray(gold), return_inverse=True)[1]
-    right = np.asarray(gold) == np.asarray(predicted)
-    return float((np.bincount(classes, weights=right) / np.bincount(classes)).mean())
-
-
-def constant_predictor(
-    gold: Sequence[str], before: Sequence[str], after: Sequence[str], groups: np.ndarray | None = None
-) -> ConstantPredictor:
-    """The guard: does the model after the cut score by giving one answer too often? Answers are labels, (n,)
-    each.
-
-    It fires when both hold for the answer a given most often after the cut:
-    1. a is over-answered, and more than before: its share lies at least half of the way from its share among
-       the gold answers to "always", and above its share before the cut;
-    2. balanced accuracy does not rise: its paired rise is below 1.96 standard errors (of the hypothesis that
-       each group's contribution might as well have the other sign).
-
-    So it fires on a collapse to the majority answer (LASER's 56.2 % cells) and on a switch from one constant
-    to another (37.1 % to its complement), whatever p says. It keeps silent where the model stops saying
-    "the", where 95 % of the gold answers are alike and the model says so, and where one answer grows but
-    tells the classes apart.
-    """
-    gold, before, after = (np.asarray(labels) for labels in (gold, before, after))
-    assert gold.shape == before.shape == after.shape
-    assert gold.size > 0
-    answer = _modal(after)[0]
-    shares = [float((labels == answer).mean()) for labels in (gold, before, after)]
-    applicable = _modal(gold)[1] > 1
-    over = (shares[2] - shares[0]) / (1 - shares[0]) if shares[0] < 1 else 0.0
-    collapsed = over >= OVER_ANSWERED and shares[2] > shares[1]
-    fired = applicable and collapsed and not _balanced_rises(gold, before, after, groups)
-    return ConstantPredictor(
-        applicable,
-        fired,
-        str(answer),
-        *shares,
-        *(_modal(labels)[1] / gold.size for labels in (gold, before, after)),
-        balanced_accuracy(gold, before),
-        balanced_accuracy(gold, after),
-        _reason(applicable, collapsed, fired, str(answer), shares),
-    )
-
-
-def _modal(labels: np.ndarray) -> tuple[Any, int]:
-    """The most frequent label and its count; the first to occur where several tie."""
-    return Counter(labels.tolist()).most_common(1)[0]
-
-
-def _balanced_rises(
-    gold: np.ndarray, before: np.ndarray, after: np.ndarray, groups: np.ndarray | None
-) -> bool:
-    classes = np.unique(gold, return_inverse=True)[1]
-    sizes = np.bincount(classes)
-    change = (after == gold).astype(np.float64) - (before == gold)
-    change /= sizes.size * sizes[classes]  # sums to the rise of balanced accuracy
-    change = change if groups is None else _group_sums(change, groups)
-    return paired_z(change) > stats.norm.ppf(1 - ALPHA / 2)
-
-
-def _reason(applicable: bool, collapsed: bool, fired: bool, answer: str, shares: list[float]) -> str:
-    if not applicable:
-        return "not applicable: no two examples share a gold answer"
-    gold, before, after = (f"{100 * share:.1f} %" for share in shares)
-    said = f"{answer!r} is given to {after} of the examples (before {before}, right for {gold})"
-    if fired:
-        return f"{said}, and balanced accuracy does not rise: a constant answer would explain the gain"
-    return f"{said}, but balanced accuracy rises with it" if collapsed else f"{said}: no constant answer"

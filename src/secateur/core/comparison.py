@@ -1,0 +1,141 @@
+"""Two sets of outcomes of the same examples, compared: which test and interval fit, and the word for the result.
+
+Knows outcomes (arrays), nothing of models or tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.core.score import Metric, Score
+from secateur.core.stats import (
+    DRAWS,
+    LEVEL,
+    Interval,
+    mcnemar,
+    resample,
+    sign_flip,
+    tango,
+    tango_counts,
+    wilson,
+)
+from secateur.errors import SecateurError
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same examples. `difference` is after − before in the metric's own direction, so a
+    loss that falls has a negative one; `gained` says whether that is good. Intervals are 95 %."""
+
+    before: Score
+    after: Score
+    difference: float
+    difference_ci: Interval
+    p_value: float
+    test: str
+    num_better: int
+    num_worse: int
+
+    @property
+    def gained(self) -> bool:
+        return self.difference > 0 if self.before.higher_is_better else self.difference < 0
+
+    def to_json(self) -> dict[str, Any]:
+        """`difference` is after − before in the metric's own unit, whichever way is better."""
+        return {
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "difference": {"value": self.difference, "ci": list(self.difference_ci)},
+            "gained": self.gained,
+            "p_value": self.p_value,
+            "test": self.test,
+        }
+
+
+def compare(
+    metric: Metric, before: np.ndarray, after: np.ndarray, groups: np.ndarray, *, seed: int
+) -> Comparison:
+    """Paired comparison of OUTCOME arrays (n,) of the same examples; `groups` (n,) says what was sampled as
+    one.
+
+    0/1 metric, every example its own group: exact McNemar, Wilson, Tango. 0/1 metric, larger groups: sign
+    flips by group, clustered bootstrap. Loss: paired bootstrap, clustered by group, token-weighted where the
+    metric is.
+
+    Raises: `SecateurError` for values that are not finite, and where one group is all there is.
+    """
+    gain = metric.gain(after, before)
+    x, y = _finite(metric, before, "before"), _finite(metric, after, "after")
+    num_groups = np.unique(groups).size
+    if metric.unit != "share":
+        intervals, p, test = _by_bootstrap(metric, before, x, y, groups, seed)
+    elif num_groups == len(x):
+        intervals, p, test = _by_pairs(x, y)
+    else:
+        intervals, p, test = _by_groups(x, y, groups, seed)
+    means = metric.mean(before), metric.mean(after)
+    scores = [
+        Score(metric.name, value, ci, len(x), num_groups, metric.unit, metric.higher_is_better)
+        for value, ci in zip(means, intervals, strict=False)
+    ]
+    difference = float(np.average(y - x, weights=before["tokens"] if metric.weighted else None))
+    better, worse = int((gain > 0).sum()), int((gain < 0).sum())
+    return Comparison(*scores, difference, intervals[2], p, test, better, worse)
+
+
+# intervals of before, after and after − before; p; the test in words
+_Tested = tuple[list[Interval], float, str]
+
+
+def _by_pairs(x: np.ndarray, y: np.ndarray) -> _Tested:
+    intervals = [wilson(x.sum(), x.size), wilson(y.sum(), y.size), tango(x, y)]
+    return intervals, mcnemar(x, y), "exact McNemar"
+
+
+def _by_groups(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> _Tested:
+    drawn = resample([x, y, y - x], groups, None, DRAWS, seed)
+    intervals = [_clip(drawn.interval(k, LEVEL), low) for k, low in enumerate((0.0, 0.0, -1.0))]
+    n = drawn.num_groups  # where all values are equal the bootstrap sees no variance: count groups instead
+    for k, values in enumerate((x, y)):
+        if np.ptp(values) == 0:
+            intervals[k] = wilson(values[0] * n, n)
+    if np.ptp(y - x) == 0:
+        intervals[2] = tango_counts(max(y[0] - x[0], 0) * n, max(x[0] - y[0], 0) * n, n)
+    return intervals, sign_flip(y - x, groups, seed=seed), "sign-flip permutation by group"
+
+
+def _by_bootstrap(
+    metric: Metric, before: np.ndarray, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int
+) -> _Tested:
+    weights = before["tokens"] if metric.weighted else None
+    drawn = resample([x, y, y - x], groups, weights, DRAWS, seed)
+    clustered = "" if drawn.num_groups == len(x) else ", by group"
+    return [drawn.interval(k, LEVEL) for k in range(3)], drawn.p_value(2), f"paired bootstrap{clustered}"
+
+
+def _clip(interval: Interval, low: float) -> Interval:
+    return max(interval[0], low), min(interval[1], 1.0)
+
+
+def _finite(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
+    values = metric.values(outcomes)
+    bad = int((~np.isfinite(values)).sum())
+    if bad or not len(values):
+        raise SecateurError(
+            f"{metric.name} {when} the cut: {bad} of {len(values)} values are not finite, so nothing can be "
+            "compared. Choose a metric this task has; if the loss is not finite, try a wider dtype."
+        )
+    return values
+
+
+def verdict_word(p_value: float, gained: bool, guard_fired: bool) -> str:
+    """`improves` takes p < .05 in the right direction and a guard that did not fire; `worse` p < .05 in the
+    wrong one."""
+    if p_value >= ALPHA or (gained and guard_fired):
+        return "no difference shown"
+    return "improves" if gained else "worse"

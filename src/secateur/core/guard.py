@@ -1,0 +1,117 @@
+"""The guard against constant predictors: accuracy that a model gets by saying one thing all the time.
+
+Knows labels, nothing of models or tasks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from secateur.core.comparison import ALPHA
+from secateur.core.stats import group_sums, paired_z
+
+OVER_ANSWERED = 0.5  # of the way from an answer's share among the gold answers to "always"
+
+
+@dataclass(frozen=True)
+class ConstantPredictor:
+    """What a model that always says the same would explain. Shares and accuracies are in 0..1.
+
+    `answer` is the one given most often after the cut, `answer_*` its share of the answers. `applicable` is
+    False where no two examples share a gold answer: a constant answer could be right once at most, and the
+    guard cannot fire.
+    """
+
+    applicable: bool
+    fired: bool
+    answer: str
+    answer_gold: float
+    answer_before: float
+    answer_after: float
+    majority_baseline: float
+    modal_share_before: float
+    modal_share_after: float
+    balanced_before: float
+    balanced_after: float
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """Mean over the gold answers of the share of their examples that were right; a constant answer scores
+    1/answers."""
+    classes = np.unique(np.asarray(gold), return_inverse=True)[1]
+    right = np.asarray(gold) == np.asarray(predicted)
+    return float((np.bincount(classes, weights=right) / np.bincount(classes)).mean())
+
+
+def constant_predictor(
+    gold: Sequence[str], before: Sequence[str], after: Sequence[str], groups: np.ndarray | None = None
+) -> ConstantPredictor:
+    """The guard: does the model after the cut score by giving one answer too often? Answers are labels, (n,)
+    each.
+
+    It fires when both hold for the answer a given most often after the cut:
+    1. a is over-answered, and more than before: its share lies at least half of the way from its share among
+       the gold answers to "always", and above its share before the cut;
+    2. balanced accuracy does not rise: its paired rise is below 1.96 standard errors (of the hypothesis that
+       each group's contribution might as well have the other sign).
+
+    So it fires on a collapse to the majority answer (LASER's 56.2 % cells) and on a switch from one constant
+    to another (37.1 % to its complement), whatever p says. It keeps silent where the model stops saying
+    "the", where 95 % of the gold answers are alike and the model says so, and where one answer grows but
+    tells the classes apart.
+    """
+    gold, before, after = (np.asarray(labels) for labels in (gold, before, after))
+    assert gold.shape == before.shape == after.shape
+    assert gold.size > 0
+    answer = _modal(after)[0]
+    shares = [float((labels == answer).mean()) for labels in (gold, before, after)]
+    applicable = _modal(gold)[1] > 1
+    over = (shares[2] - shares[0]) / (1 - shares[0]) if shares[0] < 1 else 0.0
+    collapsed = over >= OVER_ANSWERED and shares[2] > shares[1]
+    fired = applicable and collapsed and not _balanced_rises(gold, before, after, groups)
+    return ConstantPredictor(
+        applicable,
+        fired,
+        str(answer),
+        *shares,
+        *(_modal(labels)[1] / gold.size for labels in (gold, before, after)),
+        balanced_accuracy(gold, before),
+        balanced_accuracy(gold, after),
+        _reason(applicable, collapsed, fired, str(answer), shares),
+    )
+
+
+def _modal(labels: np.ndarray) -> tuple[Any, int]:
+    """The most frequent label and its count; the first to occur where several tie."""
+    return Counter(labels.tolist()).most_common(1)[0]
+
+
+def _balanced_rises(
+    gold: np.ndarray, before: np.ndarray, after: np.ndarray, groups: np.ndarray | None
+) -> bool:
+    classes = np.unique(gold, return_inverse=True)[1]
+    sizes = np.bincount(classes)
+    change = (after == gold).astype(np.float64) - (before == gold)
+    change /= sizes.size * sizes[classes]  # sums to the rise of balanced accuracy
+    change = change if groups is None else group_sums(change, groups)
+    return paired_z(change) > stats.norm.ppf(1 - ALPHA / 2)
+
+
+def _reason(applicable: bool, collapsed: bool, fired: bool, answer: str, shares: list[float]) -> str:
+    if not applicable:
+        return "not applicable: no two examples share a gold answer"
+    gold, before, after = (f"{100 * share:.1f} %" for share in shares)
+    said = f"{answer!r} is given to {after} of the examples (before {before}, right for {gold})"
+    if fired:
+        return f"{said}, and balanced accuracy does not rise: a constant answer would explain the gain"
+    return f"{said}, but balanced accuracy rises with it" if collapsed else f"{said}: no constant answer"

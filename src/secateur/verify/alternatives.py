@@ -1,0 +1,102 @@
+"""What a user could have had for nothing: one token banned, one bias per answer. Fitted on select, measured on test."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize
+
+from secateur.core.comparison import compare
+from secateur.core.plan import Plan
+from secateur.core.score import METRICS, Metric, Score
+from secateur.judge.evaluator import Judge
+
+
+def alternatives(judge: Judge, seed: int) -> list[dict[str, Any]]:
+    """The original model with one token banned, and with one bias per answer; fitted on select, measured on test."""
+    return [_ban(judge, seed), _calibration(judge, seed)]
+
+
+def _ban(judge: Judge, seed: int) -> dict[str, Any]:
+    name = "ban one token"
+    if judge.task.kind != "generation":
+        return {
+            "name": name,
+            "applicable": False,
+            "detail": "answers are chosen among given ones, not generated",
+        }
+    plan = Plan(judge.loaded.fingerprint)
+    on_select = judge([plan], judge.task.split("select"))[plan]
+    wrong = Counter(on_select["predicted"][on_select["correct"] == 0].tolist())
+    if not wrong:
+        return {"name": name, "applicable": False, "detail": "the original makes no mistake on select"}
+    token = min(wrong, key=lambda t: (-wrong[t], t))
+    banned = Judge(judge.loaded, judge.task, judge.encoded, ban=(token,))
+    test = judge.task.split("test")
+    score = _score(
+        METRICS["accuracy"], banned([plan], test, "alternatives")[plan], judge.task.groups(test), seed
+    )
+    text = judge.loaded.tokenizer.decode([token])
+    return {
+        "name": name,
+        "applicable": True,
+        "detail": f"the original never answers {text!r}",
+        **_brief(score),
+    }
+
+
+def _calibration(judge: Judge, seed: int) -> dict[str, Any]:
+    name = "label calibration"
+    sets = {e.choices for e in judge.task.examples}
+    if judge.task.kind != "choice" or len(sets) != 1:
+        detail = (
+            "no fixed set of answers"
+            if judge.task.kind != "choice"
+            else "the choices differ from example to example"
+        )
+        return {"name": name, "applicable": False, "detail": detail}
+    plan = Plan(judge.loaded.fingerprint)
+    select, test = judge.task.split("select"), judge.task.split("test")
+    bias = _fit_bias(*_choice_scores(judge, plan, select))
+    logps, gold = _choice_scores(judge, plan, test)
+    outcomes = judge([plan], test)[plan].copy()
+    outcomes["correct"] = (logps + bias).argmax(axis=1) == gold
+    score = _score(METRICS["accuracy"], outcomes, judge.task.groups(test), seed)
+    words = ", ".join(f"{c.strip()} {b:+.2f}" for c, b in zip(next(iter(sets)), bias, strict=True))
+    return {
+        "name": name,
+        "applicable": True,
+        "detail": f"the original with a bias per answer: {words}",
+        **_brief(score),
+    }
+
+
+def _choice_scores(judge: Judge, plan: Plan, examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    tally = judge.tally(plan, examples)
+    return np.array([tally.choice_logps(e) for e in examples]), np.array(
+        [judge.encoded[e].gold for e in examples]
+    )
+
+
+def _fit_bias(logps: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """The bias per answer that minimizes the log-loss of softmax(log-likelihood + bias). Convex; first bias is 0."""
+
+    def loss(rest: np.ndarray) -> float:
+        shifted = logps + np.concatenate([[0.0], rest])
+        top = shifted.max(axis=1, keepdims=True)
+        log_z = np.log(np.exp(shifted - top).sum(axis=1)) + top[:, 0]
+        return float(np.mean(log_z - shifted[np.arange(len(gold)), gold])) + 1e-4 * float(rest @ rest)
+
+    found = optimize.minimize(loss, np.zeros(logps.shape[1] - 1), method="L-BFGS-B")
+    return np.concatenate([[0.0], found.x])
+
+
+def _score(metric: Metric, outcomes: np.ndarray, groups: np.ndarray, seed: int) -> Score:
+    return compare(metric, outcomes, outcomes, groups, seed=seed).after
+
+
+def _brief(score: Score) -> Mapping[str, Any]:
+    return {"value": score.value, "ci": list(score.ci), "n": score.n}

@@ -1,0 +1,190 @@
+"""The verdict: original against cut on `test`, paired, with its guards and side effects.
+
+What decides: the objective's metric on `test`, original against what was written to disk and read back. Everything
+else (log-loss, trivial alternatives, side effects) stands beside the word, it does not make it, except that a fired
+constant-predictor guard takes `improves` away.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from secateur.core.comparison import compare, verdict_word
+from secateur.core.guard import constant_predictor
+from secateur.core.ledger import Ledger
+from secateur.core.plan import Plan
+from secateur.core.score import METRICS, Metric
+from secateur.core.stats import holm
+from secateur.judge.evaluator import Judge
+from secateur.tasks.example import Task
+from secateur.verify.witness import Side, Witness, gold_labels, opening, paraphrase_task
+
+VERDICT_VERSION = 1
+
+
+def decide(
+    judge: Judge,
+    before: Witness,
+    after: Witness,
+    plan: Plan,
+    sides: Sequence[Side],
+    metric: Metric,
+    *,
+    ledger: Ledger,
+    scope: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The statistical part of `verdict.json`; records the opening of `test`."""
+    examples = judge.task.split("test")
+    groups = judge.task.groups(examples)
+    primary = compare(metric, before.test, after.test, groups, seed=seed)
+    p_adjusted, openings = _adjusted(ledger, opening(judge.task), scope, plan, primary.p_value)
+    guards = [_constant_guard(judge, before, after, plan), *_loss_guard(before, after, groups, metric, seed)]
+    fired = any(guard["fired"] for guard in guards if guard["name"] == "constant predictor")
+    word = verdict_word(p_adjusted, primary.gained, fired)
+    return {
+        "version": VERDICT_VERSION,
+        "verdict": word,
+        **primary.to_json(),
+        "metric": metric.name,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+        "n": len(examples),
+        "groups": len(np.unique(groups)),
+        "p_value": p_adjusted,
+        "p_value_unadjusted": primary.p_value,
+        "openings": openings,
+        "secondary": [
+            {"metric": other.name, "unit": other.unit, "higher_is_better": other.higher_is_better}
+            | compare(other, before.test, after.test, groups, seed=seed).to_json()
+            for other in _secondary(judge.task, metric)
+        ],
+        "guards": guards,
+        "side_effects": _side_effects(judge, before, after, sides, groups, seed),
+    }
+
+
+def _secondary(task: Task, primary: Metric) -> list[Metric]:
+    names = {
+        "text": [],
+        "choice": ["accuracy", "accuracy_norm", "loss"],
+        "generation": ["accuracy", "loss", "top5", "top10"],
+    }
+    return [METRICS[name] for name in names[task.kind] if name != primary.name]
+
+
+def _adjusted(ledger: Ledger, split: str, scope: str, plan: Plan, p_value: float) -> tuple[float, int]:
+    """Holm's correction over every plan this ledger has opened this test split for, this one included."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    ledger.record_opening(split, scope, plan, p_value, now)
+    known = ledger.openings(split)
+    mine = next(i for i, o in enumerate(known) if o.scope == scope and o.plan == plan)
+    return holm([o.p_value for o in known])[mine], len(known)
+
+
+def _constant_guard(judge: Judge, before: Witness, after: Witness, plan: Plan) -> dict[str, Any]:
+    name = "constant predictor"
+    if judge.task.kind == "text" or not plan.edits:
+        detail = "not applicable to text" if plan.edits else "nothing was cut"
+        return {"name": name, "fired": False, "detail": detail}
+    gold = gold_labels(judge, judge.task.split("test"))
+    found = constant_predictor(gold, before.labels, after.labels, judge.task.groups(judge.task.split("test")))
+    return {"name": name, "fired": found.fired, "detail": found.reason} | found.to_json()
+
+
+def _loss_guard(
+    before: Witness, after: Witness, groups: np.ndarray, metric: Metric, seed: int
+) -> list[dict[str, Any]]:
+    """Accuracy can rise while the log-loss gets worse, as in some cells of LASER's own tables."""
+    if metric.column == "loss":
+        return []
+    found = compare(METRICS["loss"], before.test, after.test, groups, seed=seed)
+    fired = found.difference > 0 and found.p_value < 0.05
+    word = "got worse" if fired else "did not get worse"
+    detail = f"the log-loss of the right answer {word}: {found.before.value:.3f} → {found.after.value:.3f} nats/token"
+    return [{"name": "log-loss", "fired": bool(fired), "detail": detail}]
+
+
+def _side_effects(
+    judge: Judge, before: Witness, after: Witness, sides: Sequence[Side], groups: np.ndarray, seed: int
+) -> list[dict[str, Any]]:
+    effects = []
+    if before.paraphrases is not None and after.paraphrases is not None:
+        task = paraphrase_task(judge.task, "test")
+        assert task is not None
+        paired = compare(
+            METRICS["accuracy"],
+            before.paraphrases,
+            after.paraphrases,
+            task.groups(task.split("test")),
+            seed=seed,
+        )
+        effects.append(
+            {
+                "name": "accuracy on the other paraphrases",
+                "unit": "share",
+                "higher_is_better": True,
+                "n": len(before.paraphrases),
+            }
+            | paired.to_json()
+        )
+    for number, side in enumerate(sides):
+        everything = range(len(side.task.examples))
+        side_metric = METRICS[side.task.primary_metric]
+        paired = compare(
+            side_metric, before.sides[number], after.sides[number], side.task.groups(everything), seed=seed
+        )
+        effects.append(_named(side, side_metric, paired.to_json(), len(side.task.examples)))
+        if side.continuations:
+            effects.append(_agreement(side, before.generated[number], after.generated[number]))
+    return effects
+
+
+def _named(side: Side, metric: Metric, paired: dict[str, Any], n: int) -> dict[str, Any]:
+    """Text is reported as perplexity = exp(nats per token), as people know it; the test stays on the loss."""
+    if metric.name != "text_loss":
+        return {
+            "name": f"{metric.name} on {side.name}",
+            "unit": metric.unit,
+            "higher_is_better": True,
+            "n": n,
+        } | paired
+    shown = {
+        which: {"value": float(np.exp(paired[which]["value"])), "ci": np.exp(paired[which]["ci"]).tolist()}
+        for which in ("before", "after")
+    }
+    ratio = {
+        "value": float(np.exp(paired["difference"]["value"])),
+        "ci": np.exp(paired["difference"]["ci"]).tolist(),
+    }
+    head = {"name": f"perplexity on {side.name}", "unit": "perplexity", "higher_is_better": False, "n": n}
+    return head | shown | {"ratio": ratio, "p_value": paired["p_value"], "test": paired["test"]}
+
+
+def _agreement(side: Side, before: list[list[int]], after: list[list[int]]) -> dict[str, Any]:
+    """How far greedy continuations are still the original's, and whether they fall into repetition."""
+    same = [
+        np.mean([x == y for x, y in zip(a, b, strict=False)] or [1.0])
+        for a, b in zip(before, after, strict=True)
+    ]
+    return {
+        "name": f"greedy continuations of {side.name}",
+        "unit": "distinct bigrams, share",
+        "higher_is_better": True,
+        "n": len(before),
+        "before": {"value": _distinct(before), "ci": None},
+        "after": {"value": _distinct(after), "ci": None},
+        "p_value": None,
+        "detail": f"{float(np.mean(same)):.0%} of the tokens are the original's",
+    }
+
+
+def _distinct(rows: Sequence[Sequence[int]]) -> float:
+    """Share of bigrams that are different from each other within a continuation (Li et al. 2016, distinct-2), mean."""
+    shares = [len(set(pairwise(r))) / (len(r) - 1) for r in rows if len(r) > 1]
+    return float(np.mean(shares)) if shares else 1.0
