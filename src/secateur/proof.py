@@ -233,22 +233,23 @@ def command_line(session: Session) -> str:
 
 def sentence(verdict: Mapping[str, Any]) -> str:
     """The verdict in one plain sentence."""
-    share = verdict["unit"] == "share"
-    show = (lambda v: f"{100 * v:.1f} %") if share else (lambda v: f"{v:.3f} {verdict['unit']}")
-    before, after, difference = verdict["before"]["value"], verdict["after"]["value"], verdict["difference"]
-    if not verdict["cut"]:
-        return f"No cut did better on the selection split, so the model is unchanged: {verdict['metric']} {show(before)} on {verdict['n']} test examples."
-    low, high = difference["ci"]
-    change = (
-        f"{100 * difference['value']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-        if share
-        else f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    scale, unit = (100, " %") if verdict["unit"] == "share" else (1, f" {verdict['unit']}")
+    digits, step = (".1f", " points") if verdict["unit"] == "share" else (".3f", "")
+    before, after, difference = (
+        verdict[which]["value"] * scale for which in ("before", "after", "difference")
     )
+    metric, n = verdict["metric"].replace("_", " "), verdict["n"]
+    if not verdict["cut"]:
+        return (
+            f"No cut did better on the selection split, so the model is unchanged: {metric} {before:{digits}}{unit} "
+            f"on {n} test examples."
+        )
+    low, high = (end * scale for end in verdict["difference"]["ci"])
     p = verdict["p_value"]
-    chance = "p < 1e-12" if p < 1e-12 else f"p = {p:.2g}"
     return (
-        f"On {verdict['n']} test examples that nothing was chosen by, {verdict['metric']} went from {show(before)} to "
-        f"{show(after)}: {change}, {chance} ({verdict['test']}, opening {verdict['openings']} of this split)."
+        f"On {n} test examples that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
+        f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
+        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({verdict['test']})."
     )
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from secateur.core.site import Site
@@ -70,7 +71,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.edits))
-        for first, second in zip(ordered, ordered[1:], strict=False):
+        for first, second in pairwise(ordered):
             if first.site == second.site:
                 raise PlanError(f"two edits claim {first.site}: {first}; {second}. Keep one of them.")
         object.__setattr__(self, "edits", ordered)

@@ -22,7 +22,7 @@ _UNITS = {"attn": "hg", "mlp": "n"}
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """`block`, then one of: nothing, `attn`, `mlp`, or a matrix name; `unit`/`index` name a head, KV group or neuron."""
+    """`block`, then nothing, `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g) or neuron (n)."""
 
     block: int
     part: str = ""
@@ -45,8 +45,8 @@ class Site:
         found = _PATTERN.fullmatch(text)
         if found is None:
             raise UnknownName(
-                f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, b12.mlp.n871, "
-                f"or a matrix such as b12.down ({', '.join(MATRICES)})."
+                f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
+                f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)})."
             )
         part = found["sub"] or found["matrix"] or ""
         return cls(int(found["block"]), part, found["unit"] or "", int(found["index"] or 0))
