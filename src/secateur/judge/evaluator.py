@@ -39,12 +39,12 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the evaluator may use. `max_tokens` 0 chooses by device: 2,048 on a CPU (trials: 300 to 2,000 are equally
-    fast, more is slower), 32,768 on an accelerator; both halve when memory runs out."""
+    """What the evaluator may use. 0 chooses by device: 2,048 tokens and 256 MiB of logits on a CPU (trials: 300 to
+    2,000 are equally fast, more is slower), 32,768 and 2 GiB on an accelerator; both halve when memory runs out."""
 
     max_tokens: int = 0
+    logit_bytes: int = 0
     cache_bytes: int = 1024 * MEBI
-    logit_bytes: int = 256 * MEBI
 
 
 class Judge:
@@ -71,7 +71,8 @@ class Judge:
         self.spectra = Spectra(max(64 * MEBI, model_bytes // 5))
         on_cpu = self._forward.device.type == "cpu"
         tokens = self._limits.max_tokens or (2048 if on_cpu else 32768)
-        kept = max(1, self._limits.logit_bytes // (4 * loaded.anatomy.vocab_size))
+        logit_bytes = self._limits.logit_bytes or (256 if on_cpu else 2048) * MEBI
+        kept = max(1, logit_bytes // (4 * loaded.anatomy.vocab_size))
         self.packing = Packing(tokens, kept, pad=0)
         self.evaluated = 0
 
@@ -148,7 +149,9 @@ class Judge:
                         tally.add(batch, token_scores(logits, batch, self.ban))
                     outcomes = tally.outcomes(shard)
                     if self.task.kind == "generation" and self.task.max_new_tokens:
-                        found = answers_within(self.loaded, self.task, shard, self.encoded, self.packing)
+                        found = answers_within(
+                            self.loaded, self.task, shard, self.encoded, self.packing, self.ban
+                        )
                         outcomes["correct"] = found
             yield plan, outcomes, time.perf_counter() - started
 

@@ -14,9 +14,13 @@ from secateur.tasks.example import Task
 
 
 def greedy(
-    loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, max_tokens: int
+    loaded: Loaded,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    max_tokens: int,
+    ban: Sequence[int] = (),
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt: token ids up to and without the end of sequence."""
+    """The greedy continuation of each prompt: token ids up to and without the end of sequence, none of `ban`."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     while order:
@@ -24,13 +28,15 @@ def greedy(
         count = max(1, max_tokens // longest)
         taken, order = order[-count:], order[:-count]
         for index, tokens in zip(
-            taken, _generate(loaded, [prompts[i] for i in taken], max_new_tokens), strict=True
+            taken, _generate(loaded, [prompts[i] for i in taken], max_new_tokens, ban), strict=True
         ):
             out[index] = tokens
     return out
 
 
-def _generate(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+def _generate(
+    loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, ban: Sequence[int]
+) -> list[list[int]]:
     length = max(len(prompt) for prompt in prompts)
     device = loaded.model.device
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
@@ -43,6 +49,7 @@ def _generate(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: 
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
+            suppress_tokens=list(ban) or None,
             eos_token_id=stop,
             pad_token_id=stop if stop is not None else 0,
         )
@@ -51,13 +58,19 @@ def _generate(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: 
 
 
 def answers_within(
-    loaded: Loaded, task: Task, examples: Sequence[int], encoded: Mapping[int, Encoded], packing: Packing
+    loaded: Loaded,
+    task: Task,
+    examples: Sequence[int],
+    encoded: Mapping[int, Encoded],
+    packing: Packing,
+    ban: Sequence[int] = (),
 ) -> np.ndarray:
     """1.0 where the gold answer occurs in the first `task.max_new_tokens` greedy tokens, else 0.0. (n,) float64.
 
     Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text.
     """
     prompts = [encoded[e].pairs[0][0] for e in examples]
-    texts = loaded.tokenizer.batch_decode(greedy(loaded, prompts, task.max_new_tokens, packing.max_tokens))
+    made = greedy(loaded, prompts, task.max_new_tokens, packing.max_tokens, ban)
+    texts = loaded.tokenizer.batch_decode(made)
     golds = [task.examples[e].answer.strip() for e in examples]
     return np.array([float(gold in text) for gold, text in zip(golds, texts, strict=True)])

@@ -14,7 +14,7 @@ class Spectrum:
     """W = U diag(σ) Vᵀ with σ descending, thin: k = min(out, in)."""
 
     u: Float[Tensor, "out k"]
-    sigma: Float[Tensor, "k"]
+    sigma: Float[Tensor, " k"]
     vh: Float[Tensor, "k in"]
 
     @property

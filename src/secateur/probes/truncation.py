@@ -74,7 +74,7 @@ def _changes(
     packing: Packing,
     contrast: bool,
     progress: Progress,
-) -> dict[Truncate, Float[Tensor, "examples"]]:
+) -> dict[Truncate, Float[Tensor, " examples"]]:
     """dₙ of every candidate for every example. An example's rows add up before anything is squared."""
     index = {example: i for i, example in enumerate(examples)}
     edits = [edit for group in by_matrix.values() for edit in group]

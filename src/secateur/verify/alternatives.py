@@ -50,35 +50,33 @@ def _ban(judge: Judge, seed: int) -> dict[str, Any]:
 
 def _calibration(judge: Judge, seed: int) -> dict[str, Any]:
     name = "label calibration"
-    sets = {e.choices for e in judge.task.examples}
-    if judge.task.kind != "choice" or len(sets) != 1:
-        detail = (
-            "no fixed set of answers"
-            if judge.task.kind != "choice"
-            else "the choices differ from example to example"
-        )
+    answers = {frozenset(e.choices or ()) for e in judge.task.examples}
+    if judge.task.kind != "choice" or len(answers) != 1:
+        fixed = "no fixed set of answers"
+        detail = fixed if judge.task.kind != "choice" else "the choices differ from example to example"
         return {"name": name, "applicable": False, "detail": detail}
+    labels = sorted(next(iter(answers)))
     plan = Plan(judge.loaded.fingerprint)
-    select, test = judge.task.split("select"), judge.task.split("test")
-    bias = _fit_bias(*_choice_scores(judge, plan, select))
-    logps, gold = _choice_scores(judge, plan, test)
+    bias = _fit_bias(*_label_scores(judge, plan, judge.task.split("select"), labels))
+    test = judge.task.split("test")
+    logps, gold = _label_scores(judge, plan, test, labels)
     outcomes = judge([plan], test)[plan].copy()
     outcomes["correct"] = (logps + bias).argmax(axis=1) == gold
     score = _score(METRICS["accuracy"], outcomes, judge.task.groups(test), seed)
-    words = ", ".join(f"{c.strip()} {b:+.2f}" for c, b in zip(next(iter(sets)), bias, strict=True))
-    return {
-        "name": name,
-        "applicable": True,
-        "detail": f"the original with a bias per answer: {words}",
-        **_brief(score),
-    }
+    words = ", ".join(f"{label.strip()} {b:+.2f}" for label, b in zip(labels, bias, strict=True))
+    detail = f"the original with a bias per answer: {words}"
+    return {"name": name, "applicable": True, "detail": detail, **_brief(score)}
 
 
-def _choice_scores(judge: Judge, plan: Plan, examples: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _label_scores(
+    judge: Judge, plan: Plan, examples: Sequence[int], labels: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihood of every label, (n, labels), and the index of the right one, (n,)."""
     tally = judge.tally(plan, examples)
-    return np.array([tally.choice_logps(e) for e in examples]), np.array(
-        [judge.encoded[e].gold for e in examples]
-    )
+    asked = judge.task.of(examples)
+    places = [[example.choices.index(label) for label in labels] for example in asked]
+    logps = [np.array(tally.choice_logps(e))[place] for e, place in zip(examples, places, strict=True)]
+    return np.array(logps), np.array([labels.index(example.choices[example.gold]) for example in asked])
 
 
 def _fit_bias(logps: np.ndarray, gold: np.ndarray) -> np.ndarray:
