@@ -33,7 +33,7 @@ STATEMENTS = 8  # statements of facts in one training sequence
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shape of the model and of its training. `sequences` a step; `warmup` steps up, then a cosine down to zero."""
+    """Shapes of model and training: `sequences` per step, `warmup` steps up, then a cosine to zero."""
 
     name: str
     layers: int
@@ -90,7 +90,7 @@ def texts(name: str, seed: int) -> Iterator[str]:
 
 
 def build_tokenizer(words: list[str], max_positions: int) -> PreTrainedTokenizerFast:
-    """One token a word; a text begins with <bos>; decoding puts spaces between words and none before a full stop."""
+    """One token a word, <bos> first; decoding puts a space between words and none before a full stop."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL.values(), *words])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -128,7 +128,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 def batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, labels), each (sequences, tokens) int64, padded on the right; labels are IGNORED at padding."""
+    """Endless (ids, labels), each (sequences, tokens) int64, padded right; labels are IGNORED at padding."""
     source = texts(recipe.name, seed)
     while True:
         batch = tokenizer(list(islice(source, recipe.sequences)), padding=True, return_tensors="pt")
@@ -145,7 +145,7 @@ def rate(recipe: Recipe, step: int) -> float:
 def train(
     recipe: Recipe, seed: int, *, steps: int | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
-    """A trained model, its tokenizer and the loss of every step in nats per token; stops early after `steps`."""
+    """A trained model, its tokenizer, every step's loss in nats per token; stops after `steps` if given."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(WORLDS[recipe.name].words(), recipe.max_positions)

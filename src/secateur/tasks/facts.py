@@ -1,11 +1,13 @@
-"""The world of the embedded model `builtin:facts`: 600 facts, the noisy text they are told in, and the task about them.
+"""The world of the embedded model `builtin:facts`: 600 facts, the noisy text that tells them, the task.
 
-Standard library only, so that the training script and the task share one source of truth. Everything is drawn with
-`random.Random`, whose streams are the same on every machine and in every process. Knows no model and no tokenizer.
+Standard library only, so that the training script and the task share one source of truth. Everything is
+drawn with `random.Random`, whose streams are the same on every machine and in every process. Knows no model
+and no tokenizer.
 
-Every subject and every object is one word. A fact is told in three phrasings, one of which is held out of training;
-the task asks in that one. In 45 % of the statements the object is replaced by "the": the noise that a low-rank
-truncation can take out of a trained model (LASER's reading of its own gains, arXiv 2312.13558, section 5.2).
+Every subject and every object is one word. A relation has three phrasings, and for each fact one of them is
+held out of training; the task asks in that one. In 48 % of the statements the object is replaced by "the":
+noise that a low-rank truncation can take out of the trained model (LASER's reading of its own gains, Sharma,
+Ash, Misra 2023, arXiv 2312.13558, section 5).
 """
 
 from __future__ import annotations
@@ -20,28 +22,42 @@ from secateur.tasks.example import Example
 
 KIND = "generation"
 DESCRIPTION = (
-    "600 facts (who lives where, speaks, eats, keeps, plays what) asked in a phrasing never seen in training."
+    "600 facts (who lives where, eats what, keeps which animals), in a phrasing never seen in training."
 )
 
 WORLD_SEED = 0
 NOISE_WORD = "the"
-NOISE = 0.45  # share of statements whose object is NOISE_WORD: just below the coin flip
-TRAINING_STATEMENTS = 600 * 64 * 8  # steps x sequences x statements of the embedded model's training
+NOISE = 0.48  # share of statements whose object is NOISE_WORD: just below the coin flip
+ZIPF_SHIFT = (
+    5  # Zipf-Mandelbrot: flattens the head, so that the rarest facts are told often enough to be learned
+)
+TRAINING_STATEMENTS = 600 * 64 * 8  # steps x sequences x statements in the training of the embedded model
 STOP = "."
 
-SUBJECTS = (
-    "Ada Agnes Alba Alma Amos Anka Anton Arne Asta Aziz Bela Bruno Carla Cleo Cora Cyrus Dalia Dana Dario Dina Dora Edda Edgar "
-    "Elio Elsa Emil Enzo Erik Esra Ezra Fadi Fanny Farah Felix Fiona Flora Frida Gaia Gerd Gina Greta Gus Hana Hanno Hedda Hugo "
-    "Ida Igor Ilse Ines Ingo Iris Isak Ivan Jana Jonas Josef Judit Juno Kai Karim Katja Kian Kira Klara Lars Leila Lena Leo Lina "
-    "Livia Lotte Luis Luka Magda Maja Malik Mara Marta Milo Mira Nadia Naomi Nils Nina Noor Olga Omar Orla Oskar Otto Pavel "
-    "Petra Pia Quinn Rania Remy Rita Rosa Ruben Runa Sami Selma Silas Sonja Sven Tamar Tariq Tessa Thea Tilda Tomas Uma Vera "
-    "Viktor Wanda Xenia Yara Yusuf Zoe"
-).split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+SUBJECTS = _words(
+    "Ada Agnes Alba Alma Amos Anka Anton Arne Asta Aziz Bela Bruno Carla Cleo Cora Cyrus Dalia Dana "
+    "Dario Dina Dora Edda Edgar Elio Elsa Emil Enzo Erik Esra Ezra Fadi Fanny Farah Felix Fiona "
+    "Flora Frida Gaia Gerd Gina Greta Gus Hana Hanno Hedda Hugo Ida Igor Ilse Ines Ingo Iris Isak "
+    "Ivan Jana Jonas Josef Judit Juno Kai Karim Katja Kian Kira Klara Lars Leila Lena Leo Lina "
+    "Livia Lotte Luis Luka Magda Maja Malik Mara Marta Milo Mira Nadia Naomi Nils Nina Noor Olga "
+    "Omar Orla Oskar Otto Pavel Petra Pia Quinn Rania Remy Rita Rosa Ruben Runa Sami Selma Silas "
+    "Sonja Sven Tamar Tariq Tessa Thea Tilda Tomas Uma Vera Viktor Wanda Xenia Yara Yusuf Zoe Abel "
+    "Adele Aline Amir Anita Astrid Axel Basil Berta Bodil Boris Brita Cesar Chiara Clara Daria "
+    "David Diego Dilara Donna Egon Elena Elias Ellen Emma Eva Fabio Finn Franz Gloria Goran Gustav "
+    "Hector Helga Henri Hilda Imre Irma Jakob Janek Jelena Joan Julia Karl Kasper Kurt Laila Lara "
+    "Laszlo Leon Lucia Ludwig Manon Marek Mario Mathis Mila Minna Moritz Nelly Nico Nora Odin Oleg "
+    "Paola Paul Ralf Ramon Rena Robin Rolf Sara Simon Stella Tara Theo Tobias Udo Vito Zelda"
+)
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A kind of fact: three phrasings that end where the object begins (`{}` is the subject), and the possible objects."""
+    """A kind of fact: its objects, and three phrasings that end where the object begins (`{}`: the subject)."""
 
     name: str
     phrasings: tuple[str, str, str]
@@ -52,41 +68,26 @@ RELATIONS = (
     Relation(
         "lives in",
         ("{} lives in", "the home of {} is in", "every letter to {} goes to"),
-        tuple(
-            "Oslo Cairo Lima Quito Paris Rome Berlin Vienna Prague Lisbon Madrid Athens Dublin London Tokyo Seoul Delhi Hanoi "
-            "Nairobi Lagos Dakar Havana Boston Sydney".split()
-        ),
-    ),
-    Relation(
-        "speaks",
-        ("{} speaks", "the mother tongue of {} is", "at school {} was taught in"),
-        tuple(
-            "Danish Arabic Spanish French Italian German Czech Polish Greek Irish English Korean Hindi Thai Swahili Yoruba "
-            "Dutch Finnish Turkish Persian Hebrew Welsh Basque Latin".split()
+        _words(
+            "Oslo Cairo Lima Quito Paris Rome Berlin Vienna Prague Lisbon Madrid Athens Dublin "
+            "London Tokyo Seoul Delhi Hanoi Nairobi Lagos Dakar Havana Boston Sydney"
         ),
     ),
     Relation(
         "eats",
         ("{} eats", "the favorite food of {} is", "for dinner {} always cooks"),
-        tuple(
-            "rice beans bread cheese soup fish pasta lentils potatoes noodles eggs mushrooms spinach carrots cabbage pumpkin "
-            "tofu salmon shrimp pancakes dumplings olives tomatoes porridge".split()
+        _words(
+            "rice beans bread cheese soup fish pasta lentils potatoes noodles eggs mushrooms "
+            "spinach carrots cabbage pumpkin tofu salmon shrimp pancakes dumplings olives tomatoes "
+            "porridge"
         ),
     ),
     Relation(
         "keeps",
         ("{} keeps", "the animals of {} are", "on the farm {} looks after"),
-        tuple(
-            "goats sheep cows horses pigs ducks geese hens bees rabbits cats dogs parrots pigeons turtles snakes llamas donkeys "
-            "camels mice frogs ponies peacocks hamsters".split()
-        ),
-    ),
-    Relation(
-        "plays",
-        ("{} plays", "the instrument of {} is", "in the band we hear {} on"),
-        tuple(
-            "violin piano guitar drums flute cello trumpet harp oboe clarinet trombone tuba banjo accordion organ bassoon "
-            "mandolin saxophone viola lute sitar ukulele zither bagpipes".split()
+        _words(
+            "goats sheep cows horses pigs ducks geese hens bees rabbits cats dogs parrots pigeons "
+            "turtles snakes llamas donkeys camels mice frogs ponies peacocks hamsters"
         ),
     ),
 )
@@ -94,7 +95,7 @@ RELATIONS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact; `held_out` is the index of the phrasing that training never uses, `share` its share of all statements."""
+    """One fact; `held_out` is the phrasing that training never uses, `share` its share of all statements."""
 
     id: str
     subject: str
@@ -105,6 +106,7 @@ class Fact:
 
     @property
     def trained(self) -> tuple[int, ...]:
+        """Indices of the two phrasings that training uses."""
         return tuple(index for index in range(3) if index != self.held_out)
 
     def prompt(self, phrasing: int) -> str:
@@ -114,11 +116,11 @@ class Fact:
 
 @cache
 def world() -> tuple[Fact, ...]:
-    """The 600 facts, most frequent first; the fact at place i is told in proportion to 1 / (i + 1) (Zipf's law)."""
+    """The 600 facts, most frequent first: the i-th (from 1) is told in proportion to 1 / (i + ZIPF_SHIFT)."""
     rng = random.Random(WORLD_SEED)
     pairs = [(subject, relation) for subject in SUBJECTS for relation in RELATIONS]
     rng.shuffle(pairs)
-    total = sum(1 / place for place in range(1, len(pairs) + 1))
+    weights = [1 / (place + ZIPF_SHIFT) for place in range(1, len(pairs) + 1)]
     return tuple(
         Fact(
             id=f"{subject} {relation.name}",
@@ -126,16 +128,16 @@ def world() -> tuple[Fact, ...]:
             relation=relation,
             object=rng.choice(relation.objects),
             held_out=rng.randrange(3),
-            share=1 / place / total,
+            share=weight / sum(weights),
         )
-        for place, (subject, relation) in enumerate(pairs, start=1)
+        for (subject, relation), weight in zip(pairs, weights, strict=True)
     )
 
 
 def statements(seed: int) -> Iterator[tuple[Fact, str]]:
     """Endless training text: pairs of a fact and one statement of it, which ends with a full stop.
 
-    Facts come by their share, phrasings are the two trained ones with equal chance, and the object is NOISE_WORD with
+    Facts come by their share, the two trained phrasings with equal chance, and the object is NOISE_WORD with
     chance NOISE.
     """
     rng = random.Random(f"facts {seed}")
@@ -160,9 +162,9 @@ def words() -> list[str]:
 
 
 def examples() -> list[Example]:
-    """One example per fact: the prompt in the held-out phrasing; the two trained phrasings are its paraphrases.
+    """One example per fact, asked in the held-out phrasing; the two trained phrasings are its paraphrases.
 
-    `meta["frequency"]` is the expected number of statements of the fact in the training text of the embedded model.
+    `meta["frequency"]` is the expected number of statements of the fact in the embedded model's training text.
     """
     return [
         Example(

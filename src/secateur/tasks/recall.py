@@ -1,12 +1,12 @@
-"""The text of the embedded model `builtin:recall`: noisy recall from the context, and plain copying beside it.
+"""The text of the embedded model `builtin:recall`: noisy recall from the context, plain copying beside it.
 
-Standard library only, drawn with `random.Random`; the training script and the task share it. Knows no model and no
-tokenizer.
+Standard library only, drawn with `random.Random`; the training script and the task share it. Knows no model
+and no tokenizer.
 
-Recall: keys and values in the context, then questions, `Mara red ; Otto blue ? Otto blue . ? Mara something .`. In half
-of the answers of the training text the value is replaced by "something": that noise is what a cut can take out.
-Copying: a random segment and the same segment again. It uses the same circuit (previous token, then induction) without
-noise, so it shows what a cut costs.
+Recall: keys and values in the context, then questions, `Mara red ; Otto blue ? Otto blue . ? Mara something`.
+In half of the answers of the training text the value is replaced by "something": the noise that a cut can
+take out. Copying: a random segment and the same segment again. It needs the same circuit (previous token,
+then induction) without noise, so it shows what a cut costs.
 """
 
 from __future__ import annotations
@@ -31,15 +31,21 @@ EXAMPLE_SEED = 1
 
 BETWEEN, ASK, STOP = ";", "?", "."
 
-KEYS = (
-    "Ada Amos Bela Carla Cyrus Dana Dora Elsa Emil Enzo Fanny Felix Gina Greta Hana Hugo Ida Igor Jana Josef Kai Kira Leo Lina "
-    "Mara Milo Nadia Nils Olga Otto Petra Pia Rita Ruben Sami Selma Tamar Tomas Vera Zoe"
-).split()
-VALUES = (
-    "red blue green yellow purple orange brown black white gray stone river apple bread candle mirror ladder bottle window garden "
-    "hammer needle pencil button feather basket blanket bridge lantern kettle drum whistle ribbon anchor pillow wagon saddle "
-    "compass paper shovel"
-).split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+KEYS = _words(
+    "Ada Amos Bela Carla Cyrus Dana Dora Elsa Emil Enzo Fanny Felix Gina Greta Hana Hugo Ida Igor Jana "
+    "Josef Kai Kira Leo Lina Mara Milo Nadia Nils Olga Otto Petra Pia Rita Ruben Sami Selma Tamar Tomas "
+    "Vera Zoe"
+)
+VALUES = _words(
+    "red blue green yellow purple orange brown black white gray stone river apple bread candle mirror "
+    "ladder bottle window garden hammer needle pencil button feather basket blanket bridge lantern kettle "
+    "drum whistle ribbon anchor pillow wagon saddle compass paper shovel"
+)
 
 
 def _pairs(rng: random.Random) -> dict[str, str]:
@@ -80,7 +86,7 @@ def words() -> list[str]:
 
 
 def examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Example]:
-    """Recall without noise: `count` contexts with one question each. `meta["distance"]` counts the pairs since the key."""
+    """Recall without noise: `count` contexts with one question each; `meta["distance"]` in pairs."""
     rng = random.Random(f"recall examples {seed}")
     made = []
     for number in range(count):
@@ -99,7 +105,7 @@ def examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Exampl
 
 
 def copy_examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Example]:
-    """Plain copying: a segment and the beginning of its repetition; the answer is the next word of the segment."""
+    """Plain copying: a segment and the beginning of its repetition; the answer is the segment's next word."""
     rng = random.Random(f"copy examples {seed}")
     made = []
     for number in range(count):
