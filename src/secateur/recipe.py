@@ -110,6 +110,8 @@ def search_laser(session: Session) -> Found:
         plans.append(compose(base, _promising(raced, goal), select, judge, goal, z=z))
     judged = judge(plans, select, "choose")
     plan = max(dict.fromkeys(plans), key=lambda plan: goal.key(judged[plan]))
+    if goal.metric.gain(judged[plan], judged[base]).mean() <= 0:
+        plan = base  # a tie with better loss ranks candidates, but is no reason to cut
     return Found(plan, everything, readings, raced, len(judge.seen) - 1, sum(judge.seen.values()))
 
 
