@@ -77,7 +77,8 @@ def constant_predictor(
     shares = [float((labels == answer).mean()) for labels in (gold, before, after)]
     applicable = _modal(gold)[1] > 1
     over = (shares[2] - shares[0]) / (1 - shares[0]) if shares[0] < 1 else 0.0
-    collapsed = over >= OVER_ANSWERED and shares[2] > shares[1]
+    constant = over >= OVER_ANSWERED
+    collapsed = constant and shares[2] > shares[1]
     fired = applicable and collapsed and not _balanced_rises(gold, before, after, groups)
     return ConstantPredictor(
         applicable,
@@ -87,7 +88,7 @@ def constant_predictor(
         *(_modal(labels)[1] / gold.size for labels in (gold, before, after)),
         balanced_accuracy(gold, before),
         balanced_accuracy(gold, after),
-        _reason(applicable, collapsed, fired, str(answer), shares),
+        _reason(applicable, constant, collapsed, fired, str(answer), shares),
     )
 
 
@@ -107,11 +108,17 @@ def _balanced_rises(
     return paired_z(change) > stats.norm.ppf(1 - ALPHA / 2)
 
 
-def _reason(applicable: bool, collapsed: bool, fired: bool, answer: str, shares: list[float]) -> str:
+def _reason(
+    applicable: bool, constant: bool, collapsed: bool, fired: bool, answer: str, shares: list[float]
+) -> str:
     if not applicable:
         return "not applicable: no two examples share a gold answer"
     gold, before, after = (f"{100 * share:.1f} %" for share in shares)
     said = f"{answer!r} is given to {after} of the examples (before {before}, right for {gold})"
     if fired:
         return f"{said}, and balanced accuracy does not rise: a constant answer would explain the gain"
-    return f"{said}, but balanced accuracy rises with it" if collapsed else f"{said}: no constant answer"
+    if collapsed:
+        return f"{said}, but balanced accuracy rises with it"
+    if constant:
+        return f"{said}: the model says little else, as it did before the cut"
+    return f"{said}: no constant answer"
