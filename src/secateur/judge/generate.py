@@ -24,14 +24,20 @@ def greedy(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     while order:
-        longest = len(prompts[order[-1]]) + max_new_tokens
-        count = max(1, max_tokens // longest)
-        taken, order = order[-count:], order[:-count]
-        for index, tokens in zip(
-            taken, _generate(loaded, [prompts[i] for i in taken], max_new_tokens, ban), strict=True
-        ):
+        longest = len(prompts[order[-1]])
+        count = max(1, max_tokens // (longest + max_new_tokens))
+        taken = [i for i in order[-count:] if _may_pad(loaded) or len(prompts[i]) == longest]
+        order = order[: -len(taken)]
+        made = _generate(loaded, [prompts[i] for i in taken], max_new_tokens, ban)
+        for index, tokens in zip(taken, made, strict=True):
             out[index] = tokens
     return out
+
+
+def _may_pad(loaded: Loaded) -> bool:
+    """Not in float64: eager attention takes its softmax in float32, where float64's mask value is −∞, and the rows
+    of padding, which see nothing else, would make everything NaN."""
+    return loaded.model.dtype != torch.float64
 
 
 def _generate(
