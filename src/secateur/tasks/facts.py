@@ -57,7 +57,7 @@ SUBJECTS = _words(
 
 @dataclass(frozen=True)
 class Relation:
-    """A kind of fact: its objects, and three phrasings that end where the object begins (`{}`: the subject)."""
+    """A kind of fact: objects, and three phrasings that end where the object begins (`{}`: the subject)."""
 
     name: str
     phrasings: tuple[str, str, str]
@@ -164,7 +164,7 @@ def words() -> list[str]:
 def examples() -> list[Example]:
     """One example per fact, asked in the held-out phrasing; the two trained phrasings are its paraphrases.
 
-    `meta["frequency"]` is the expected number of statements of the fact in the embedded model's training text.
+    `meta["frequency"]` is the expected number of statements of the fact in the embedded model's training.
     """
     return [
         Example(
