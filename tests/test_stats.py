@@ -17,6 +17,7 @@ from secateur.core.stats import (
     DRAWS,
     bootstrap_mean,
     bootstrap_p,
+    effective_n,
     holm,
     mcnemar,
     paired_z,
@@ -312,6 +313,29 @@ def test_compare_groups_of_correct_answers():
     p = before.mean()  # fully dependent triples: as wide as 100 examples, not 300
     assert np.ptp(found.before.ci) == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / 100), rel=0.08)
     assert found.difference_ci[0] > 0
+
+
+def test_compare_groups_with_one_failure_keeps_a_narrow_interval():
+    groups, before = np.repeat(np.arange(420), 2), np.zeros(840)
+    after = np.ones(840)
+    after[:2] = 0.0  # one whole group of 420 is wrong
+    found = compare(METRICS["accuracy"], outcomes(correct=before), outcomes(correct=after), groups, seed=0)
+    assert found.after.ci == pytest.approx(wilson(419, 420), abs=1e-6)
+    assert found.difference_ci[0] > 0.98
+
+
+@pytest.mark.parametrize("share", [0.5, 0.97])
+def test_intervals_of_clustered_shares_cover(share):
+    """Groups of 1 to 4 dependent examples: the interval covers the true share in about 95 % of 400 draws."""
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(120), rng.integers(1, 5, size=120))
+        own = rng.random(groups.size) < 0.4  # 40 % answer for themselves, the others as their group does
+        correct = np.where(own, rng.random(groups.size) < share, (rng.random(120) < share)[groups])
+        low, high = wilson(correct.mean() * (n := effective_n(correct, groups)), n)
+        covered += low <= share <= high
+    assert 0.92 <= covered / 400 <= 0.98
 
 
 def test_compare_groups_without_variance_counts_groups():

@@ -15,6 +15,7 @@ from secateur.core.stats import (
     DRAWS,
     LEVEL,
     Interval,
+    effective_n,
     mcnemar,
     resample,
     sign_flip,
@@ -64,8 +65,8 @@ def compare(
     one.
 
     0/1 metric, every example its own group: exact McNemar, Wilson, Tango. 0/1 metric, larger groups: sign
-    flips by group, clustered bootstrap. Loss: paired bootstrap, clustered by group, token-weighted where the
-    metric is.
+    flips by group, Wilson and Tango at the effective sample size. Loss: paired bootstrap, clustered by group,
+    token-weighted where the metric is.
 
     Raises: `SecateurError` for values that are not finite, and where one group is all there is.
     """
@@ -98,14 +99,11 @@ def _by_pairs(x: np.ndarray, y: np.ndarray) -> _Tested:
 
 
 def _by_groups(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> _Tested:
-    drawn = resample([x, y, y - x], groups, None, DRAWS, seed)
-    intervals = [_clip(drawn.interval(k, LEVEL), low) for k, low in enumerate((0.0, 0.0, -1.0))]
-    n = drawn.num_groups  # where all values are equal the bootstrap sees no variance: count groups instead
-    for k, values in enumerate((x, y)):
-        if np.ptp(values) == 0:
-            intervals[k] = wilson(values[0] * n, n)
-    if np.ptp(y - x) == 0:
-        intervals[2] = tango_counts(max(y[0] - x[0], 0) * n, max(x[0] - y[0], 0) * n, n)
+    """Wilson's and Tango's intervals at the number of independent examples that the groups are worth."""
+    sizes = [effective_n(values, groups) for values in (x, y, y - x)]
+    gained, lost, n = float((y > x).mean()), float((y < x).mean()), sizes[2]
+    intervals = [wilson(values.mean() * size, size) for values, size in zip((x, y), sizes, strict=False)]
+    intervals.append(tango_counts(gained * n, lost * n, n))
     return intervals, sign_flip(y - x, groups, seed=seed), "sign-flip permutation by group"
 
 
@@ -116,10 +114,6 @@ def _by_bootstrap(
     drawn = resample([x, y, y - x], groups, weights, DRAWS, seed)
     clustered = "" if drawn.num_groups == len(x) else ", by group"
     return [drawn.interval(k, LEVEL) for k in range(3)], drawn.p_value(2), f"paired bootstrap{clustered}"
-
-
-def _clip(interval: Interval, low: float) -> Interval:
-    return max(interval[0], low), min(interval[1], 1.0)
 
 
 def _finite(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:

@@ -22,7 +22,7 @@ _UNITS = {"attn": "hg", "mlp": "n"}
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """`block`, then nothing, `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g) or neuron (n)."""
+    """`block`, then nothing, `attn`, `mlp` or a matrix; `unit`, `index` name a head, KV group or neuron."""
 
     block: int
     part: str = ""

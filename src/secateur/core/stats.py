@@ -142,6 +142,22 @@ def paired_z(gains: np.ndarray) -> float:
     return float(gains.sum() / math.sqrt(np.square(gains).sum()))
 
 
+def effective_n(values: np.ndarray, groups: np.ndarray) -> float:
+    """How many independent examples give the mean of `values` (n,) the variance that these groups give it.
+
+    Var(values) / Var of the mean between groups, never more than the examples nor fewer than the groups. A
+    bootstrap of sparse 0/1 values by group (one wrong group in 400) sees resamples without any variance and gives
+    intervals from 0 to 1; Wilson's and Tango's at the effective size do not.
+    Source: Korn & Graubard 1998 (Survey Methodology 24:193), design effect by linearization (Kish 1965).
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n, num_groups = values.size, np.unique(groups).size
+    between = np.square(group_sums(values - values.mean(), groups)).sum() / n**2
+    if between <= 0:
+        return float(num_groups)
+    return float(np.clip(values.var() / between, num_groups, n))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values in the order given: reject where ≤ α, and the family-wise error is ≤ α. Holm 1979."""
     p = np.asarray(p_values, dtype=np.float64)
