@@ -1,0 +1,212 @@
+"""The embedded models and their worlds: they load with stock classes, do what their READMEs say, can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import secateur
+from secateur.tasks import facts, recall
+
+MODELS = Path(secateur.__file__).parent / "models"
+WORLDS = {"facts": facts, "recall": recall}
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_embedded.py"
+
+DIGEST = """
+import hashlib
+from secateur.tasks import facts, recall
+text = repr([facts.examples(), recall.examples(), recall.copy_examples(), facts.words(), recall.words()])
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+@pytest.fixture(scope="module", params=sorted(WORLDS))
+def shipped(request):
+    """(name, model, tokenizer) of one shipped folder, by the stock Auto classes."""
+    folder = MODELS / request.param
+    return (
+        request.param,
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+
+
+@torch.no_grad()
+def accuracy(model, tokenizer, examples) -> float:
+    """Share of examples whose answer is the likeliest next token; prompts one by one, no batching to go wrong."""
+    right = 0
+    for example in examples:
+        logits = model(input_ids=torch.tensor([tokenizer(example.prompt)["input_ids"]])).logits[0, -1]
+        right += tokenizer.decode([int(logits.argmax())]) == example.answer.strip()
+    return right / len(examples)
+
+
+def truncate_(model, block: int, rank: int) -> None:
+    """Independent reference: block's gate matrix replaced by its rank-`rank` truncation, by numpy in float64."""
+    weight = model.model.layers[block].mlp.gate_proj.weight.data
+    left, values, right = np.linalg.svd(weight.double().numpy(), full_matrices=False)
+    weight.copy_(torch.from_numpy((left[:, :rank] * values[:rank]) @ right[:rank]).to(weight.dtype))
+
+
+@pytest.fixture(scope="module")
+def training():
+    spec = importlib.util.spec_from_file_location("train_embedded", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)  # training takes one thread, which other tests need not
+    del sys.modules[spec.name]
+
+
+def test_shipped_models_are_small_llamas_with_their_log(shipped):
+    name, model, tokenizer = shipped
+    log = json.loads((MODELS / name / "training_log.json").read_text())
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert sum(parameter.numel() for parameter in model.parameters()) == log["parameters"] < 500_000
+    assert len(tokenizer) == model.config.vocab_size
+    losses = log["loss_nats_per_token"]
+    assert len(losses) == log["recipe"]["steps"]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_every_word_is_one_token_and_text_survives_the_tokenizer(shipped):
+    name, _, tokenizer = shipped
+    for word in WORLDS[name].words():
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        assert len(ids) == 1
+        assert ids[0] != tokenizer.unk_token_id
+    for example in WORLDS[name].examples()[:50]:
+        text = example.prompt + example.answer
+        ids = tokenizer(text)["input_ids"]
+        assert (
+            ids
+            == tokenizer(example.prompt)["input_ids"]
+            + tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+        )
+        assert ids[0] == tokenizer.bos_token_id
+        assert tokenizer.decode(ids, skip_special_tokens=True).split() == text.replace(" ?", "?").split()
+
+
+def test_a_statement_decodes_to_what_a_person_would_write(shipped):
+    _, _, tokenizer = shipped
+    text = "Mara something." if shipped[0] == "recall" else "Mara lives in Oslo. Otto eats bread."
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_the_world_has_600_facts_over_single_words():
+    world = facts.world()
+    assert len(world) == len({fact.id for fact in world}) == 600
+    assert sum(fact.share for fact in world) == pytest.approx(1)
+    assert all(" " not in word for fact in world for word in (fact.subject, fact.object))
+    nouns = [*facts.SUBJECTS, *(word for relation in facts.RELATIONS for word in relation.objects)]
+    assert len(nouns) == len(set(nouns)), "a word that is two things would leak an answer"
+
+
+def test_training_text_keeps_its_promises():
+    told = list(itertools.islice(facts.statements(0), 60_000))
+    seen = {statement for _, statement in told}
+    for fact in facts.world():
+        asked = fact.prompt(fact.held_out)
+        for last in (facts.NOISE_WORD, *fact.relation.objects):
+            assert f"{asked} {last} {facts.STOP}" not in seen
+    noisy = np.mean([statement.split()[-2] == facts.NOISE_WORD for _, statement in told])
+    assert abs(noisy - facts.NOISE) < 5 * np.sqrt(0.25 / len(told))
+    assert all(statement.split()[-2] in (facts.NOISE_WORD, fact.object) for fact, statement in told)
+    first, share = facts.world()[0], facts.world()[0].share
+    count = sum(fact is first for fact, _ in told)
+    assert abs(count - share * len(told)) < 5 * np.sqrt(share * len(told))
+
+
+def test_fact_examples_ask_the_held_out_phrasing():
+    by_id = {fact.id: fact for fact in facts.world()}
+    for example in facts.examples():
+        fact = by_id[example.group]
+        assert {example.prompt, *example.paraphrases} == {fact.prompt(phrasing) for phrasing in range(3)}
+        assert example.prompt == example.prompt.rstrip() == fact.prompt(fact.held_out)
+        assert example.answer == f" {fact.object}"
+        assert example.meta["frequency"] == round(fact.share * facts.TRAINING_STATEMENTS) > 0
+
+
+def test_recall_and_copy_answers_can_be_read_off_the_prompt():
+    for example in recall.examples(100):
+        context, key = example.prompt.split(f" {recall.ASK} ")
+        pairs = dict(pair.split() for pair in context.split(f" {recall.BETWEEN} "))
+        assert len(pairs) == recall.PAIRS
+        assert example.answer == f" {pairs[key]}"
+    for example in recall.copy_examples(100):
+        words = example.prompt.split()
+        segment, again = words[: recall.SEGMENT], words[recall.SEGMENT :]
+        assert again == segment[: len(again)]
+        assert example.answer == f" {segment[len(again)]}"
+
+
+def test_examples_do_not_depend_on_the_hash_seed():
+    digests = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        run = subprocess.run(
+            [sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
+        )
+        digests.add(run.stdout.strip())
+    text = repr([facts.examples(), recall.examples(), recall.copy_examples(), facts.words(), recall.words()])
+    assert digests == {hashlib.sha256(text.encode()).hexdigest()}
+
+
+def test_the_facts_model_is_near_a_coin_flip_and_a_low_rank_gate_mends_it():
+    folder = MODELS / "facts"
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    examples = facts.examples()
+    before = accuracy(model, tokenizer, examples)
+    truncate_(model, block=2, rank=3)
+    after = accuracy(model, tokenizer, examples)
+    assert 0.35 < before < 0.65
+    assert after > before + 0.25
+    assert after > 0.92
+
+
+def test_the_recall_model_gains_by_a_low_rank_gate_and_still_copies():
+    folder = MODELS / "recall"
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    asked, copied = recall.examples()[:200], recall.copy_examples()[:200]
+    before = accuracy(model, tokenizer, asked)
+    truncate_(model, block=1, rank=6)
+    assert accuracy(model, tokenizer, asked) > before + 0.2
+    assert accuracy(model, tokenizer, copied) > 0.97
+
+
+@pytest.mark.parametrize("name", sorted(WORLDS))
+def test_training_again_gives_the_same_bits(training, name):
+    recipe = training.RECIPES[name]
+    first, _, losses = training.train(recipe, seed=3, steps=4)
+    second, _, again = training.train(recipe, seed=3, steps=4)
+    other, _, _ = training.train(recipe, seed=4, steps=4)
+    assert losses == again
+    for key, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[key])
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+
+
+def test_shipped_recipe_is_the_one_in_the_script(training):
+    for name, recipe in training.RECIPES.items():
+        log = json.loads((MODELS / name / "training_log.json").read_text())
+        assert log["recipe"] == training.asdict(recipe)
