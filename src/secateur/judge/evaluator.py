@@ -1,8 +1,9 @@
 """Judges plans on examples: what the search asks, again and again, made cheap without changing a result.
 
 Plans are taken from the lowest block they touch upwards; the activations that enter that block are computed once
-from the original model and kept, so that nothing below an edit ever runs twice. One boundary is kept for one shard
-of examples at a time, which bounds the cache at `cache_bytes`.
+from the original model and kept, so that nothing below an edit ever runs twice; nor does what the edit leaves alone
+inside that block. One boundary is kept for one shard of examples at a time: at most `cache_bytes`, and as much again
+for the inside.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from secateur.hf.load import Loaded
 from secateur.judge.forward import Forward
 from secateur.judge.generate import answers_within
 from secateur.judge.outcomes import Tally, token_scores
+from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
 from secateur.judge.rows import Batch, Packing
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import resolve
@@ -39,8 +41,9 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the evaluator may use. 0 chooses by device: 2,048 tokens and 256 MiB of logits on a CPU (trials: 300 to
-    2,000 are equally fast, more is slower), 32,768 and 2 GiB on an accelerator; both halve when memory runs out."""
+    """What the evaluator may use. 0 chooses by device: 2,048 tokens (trials: 300 to 2,000 are equally fast, more is
+    slower) and a sixteenth of the model's size in logits (16 to 256 MiB) on a CPU, 32,768 and 2 GiB on an
+    accelerator; both halve when memory runs out."""
 
     max_tokens: int = 0
     logit_bytes: int = 0
@@ -71,10 +74,13 @@ class Judge:
         self.spectra = Spectra(max(64 * MEBI, model_bytes // 5))
         on_cpu = self._forward.device.type == "cpu"
         tokens = self._limits.max_tokens or (2048 if on_cpu else 32768)
-        logit_bytes = self._limits.logit_bytes or (256 if on_cpu else 2048) * MEBI
+        logit_bytes = self._limits.logit_bytes or (
+            min(max(16 * MEBI, model_bytes // 16), 256 * MEBI) if on_cpu else 2048 * MEBI
+        )
         kept = max(1, logit_bytes // (4 * loaded.anatomy.vocab_size))
         self.packing = Packing(tokens, kept, pad=0)
         self.evaluated = 0
+        self._unchanged: dict[tuple[str, ...], Unchanged] = {}
 
     def __call__(
         self, plans: Iterable[Plan], examples: Sequence[int], stage: str = "judge"
@@ -136,6 +142,7 @@ class Judge:
     ) -> Iterator[tuple[Plan, np.ndarray, float]]:
         batches = self.packing.pack(self.encoded, shard)
         boundary = _Boundary(self._forward, batches)
+        reuse = Reuse(self.loaded.model, NOTHING, 0)
         for plan in plans:
             started = time.perf_counter()
             operations = self._resolve(plan)
@@ -143,9 +150,11 @@ class Judge:
             tally = Tally(self.task.kind, self.encoded)
             with torch.inference_mode():
                 boundary.move(block)
+                reuse = self._reuse(plan, block, reuse)
                 with masked(self.loaded.model, operations, self.spectra):
-                    for batch, hidden in zip(batches, boundary.hidden, strict=True):
-                        logits = self._forward.logits(batch, start=block, hidden=hidden)
+                    for number, batch in enumerate(batches):
+                        hidden, inside = boundary.hidden[number], reuse.on(number)
+                        logits = self._forward.logits(batch, start=block, hidden=hidden, reuse=inside)
                         tally.add(batch, token_scores(logits, batch, self.ban))
                     outcomes = tally.outcomes(shard)
                     if self.task.kind == "generation" and self.task.max_new_tokens:
@@ -154,6 +163,16 @@ class Judge:
                         )
                         outcomes["correct"] = found
             yield plan, outcomes, time.perf_counter() - started
+
+    def _reuse(self, plan: Plan, block: int, before: Reuse) -> Reuse:
+        """What inside the lowest block the plan leaves alone; `before` where that is the same as for the last plan."""
+        edited = (edit.matrix for edit in plan.edits if edit.matrix.block == block)
+        modules = tuple(dict.fromkeys(self.loaded.anatomy.matrix(site).module for site in edited))
+        if modules and modules not in self._unchanged:
+            parts = unchanged(self._forward, self.loaded.model, self.loaded.anatomy.blocks[block], modules)
+            self._unchanged[modules] = parts
+        parts = self._unchanged[modules] if modules else NOTHING
+        return before if parts == before.parts else Reuse(self.loaded.model, parts, self._limits.cache_bytes)
 
     def _shards(self, examples: Sequence[int]) -> Iterator[list[int]]:
         """Examples of similar length, as many as fit the activation cache."""

@@ -8,7 +8,7 @@ masks, positions and caches stay the model's own business.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -62,13 +62,14 @@ class Forward:
         handles = [block.register_forward_hook(note(i)) for i, block in enumerate(self._blocks)]
         try:
             with torch.no_grad():
-                self._model(
-                    input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False
-                )
+                self._run_two_tokens()
         finally:
             for handle in handles:
                 handle.remove()
         return seen
+
+    def _run_two_tokens(self) -> None:
+        self._model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False)
 
     def _standin(self, number: int, value: Callable[[Tensor], Tensor]) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -96,16 +97,35 @@ class Forward:
             self._model(input_ids=batch.tokens.to(self.device), use_cache=False)
         return caught[0]
 
+    def through(self, block: str) -> Float[Tensor, "1 2 d_model"]:
+        """What `block` (its path) makes of the embeddings of two tokens while all other blocks stand aside."""
+        caught: list[Any] = []
+        handle = self._model.get_submodule(block).register_forward_hook(lambda m, a, out: caught.append(out))
+        with ExitStack() as stack:
+            stack.callback(handle.remove)
+            for number, name in enumerate(self._anatomy.blocks):
+                if name != block:
+                    stack.enter_context(self._standin(number, lambda x: x))
+            self._run_two_tokens()
+        return caught[0][0] if isinstance(caught[0], tuple) else caught[0]
+
     def logits(
-        self, batch: Batch, *, start: int = 0, hidden: Tensor | None = None
+        self,
+        batch: Batch,
+        *,
+        start: int = 0,
+        hidden: Tensor | None = None,
+        reuse: AbstractContextManager | None = None,
     ) -> Float[Tensor, "kept vocab"]:
-        """Logits at `batch.keep`. With `hidden`, the activations entering block `start`, lower blocks do not run."""
+        """Logits at `batch.keep`. With `hidden`, the activations entering block `start`, lower blocks do not run;
+        with `reuse` (of `Reuse.on`) neither do those parts of block `start` that are known."""
         keep = batch.keep.to(self.device)
         with ExitStack() as stack:
             self._skip_below(stack, start, hidden)
             if keep.numel() < batch.num_tokens:
                 for module in self._trimmed:
                     stack.enter_context(_only_at(module, keep))
+            stack.enter_context(reuse or nullcontext())
             stack.enter_context(gathered(self._head, keep))
             out = self._model(input_ids=batch.tokens.to(self.device), use_cache=False)
         return out.logits[0]

@@ -35,7 +35,10 @@ def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequenc
     # ranks need the whole vocabulary at a target's position; only first tokens are ever asked for theirs
     rank = torch.full_like(token, -1)
     first = batch.first.to(logits.device)
-    rank[first] = (logits[where[first]] > value[first, None]).sum(dim=1)
+    asked = where[first]
+    each_once = torch.equal(asked, torch.arange(len(logits), device=asked.device))
+    likelier = (logits if each_once else logits[asked]) > value[first, None]
+    rank[first] = likelier.sum(dim=1, dtype=torch.int32).long()  # int32: 20 times as fast as int64 on a CPU
     top = logits.argmax(dim=1)[where]
     return TokenScores(logp.double().cpu().numpy(), rank.cpu().numpy(), top.cpu().numpy())
 
