@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,19 @@ from typing import Any
 import numpy as np
 
 from secateur import records, verify
-from secateur.checkpoint.folder import Folder, write_json
+from secateur.checkpoint.card import unverified_card
+from secateur.checkpoint.folder import Folder, write_json, writing
 from secateur.checkpoint.save import assert_same, logits_on, reload, save
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
-from secateur.core.plan import Plan, parse_edits
+from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.score import METRICS
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge, Progress, silent
 from secateur.probes.answers import split_answers
 from secateur.proof import read_plan, versions
-from secateur.recipe import Result, candidates, screen
+from secateur.recipe import Result, candidates, check_ledger, read_result, screen
 from secateur.recipe import prune as _prune
 from secateur.report import write_report
 from secateur.session import Options, Session, open_session
@@ -30,6 +32,7 @@ from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import resolve
 
 SPLITS = ("probe", "select", "test")
+Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
 
 
 def prune(
@@ -72,7 +75,7 @@ def evaluate(
     task: str,
     *,
     split: str = "select",
-    plan: Plan | Sequence[str] | str | Path | None = None,
+    plan: Given = None,
     ledger: str | Path | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -87,24 +90,31 @@ def evaluate(
         raise TaskError(
             "looking at the test split counts as opening it: say in which --ledger that is written down."
         )
+    given = read_edits(plan)
+    if ledger is not None:
+        check_ledger(Path(ledger))
+    session = open_session(Options(model=model, task=task, **options), None, progress)
+    chosen = plan_for(session, given)
     with Ledger.open(ledger) if ledger is not None else nullcontext() as journal:
-        session = open_session(Options(model=model, task=task, **options), journal, progress)
-        chosen = plan_for(session, plan)
+        session = replace(session, ledger=journal)
         examples = session.task.split(split)
         outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
         if journal is not None and split == "test":
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            journal.record_opening(verify.opening(session.task), session.scope, chosen, 1.0, now)
+            _count_opening(session, journal, chosen)
     groups = session.task.groups(examples)
     names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "loss"]}
     metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
     seed = session.options.seed
-    scores = [
-        compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics
-    ]
+    scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
         scores.append(_perplexity(scores[0]))
     return {"model": model, "task": session.task.name, "split": split, "plan": str(chosen), "scores": scores}
+
+
+def _count_opening(session: Session, journal: Ledger, plan: Plan) -> None:
+    """A look without a test has p = 1, under a scope of its own: it must not stand in for a verdict's p-value."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    journal.record_opening(verify.opening(session.task), f"{session.scope} eval", plan, 1.0, now)
 
 
 def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
@@ -112,15 +122,17 @@ def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
     return loss | shown | {"value": float(np.exp(loss["value"])), "ci": np.exp(loss["ci"]).tolist()}
 
 
-def plan_for(session: Session, plan: Plan | Sequence[str] | str | Path | None) -> Plan:
-    """A plan for this session's model, from a plan file, edits as text (`b2.gate=5`), or nothing."""
-    fingerprint = session.loaded.fingerprint
-    if plan is None:
-        return Plan(fingerprint)
-    if isinstance(plan, str | Path):
-        plan = read_plan(Path(plan))
-    chosen = plan if isinstance(plan, Plan) else Plan(fingerprint, parse_edits(plan))
-    resolve(chosen, session.loaded.anatomy, fingerprint)
+def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
+    """A plan, from a plan file; or bare edits, from text (`b2.gate=5`). No model is needed for that."""
+    if isinstance(plan, Plan):
+        return plan
+    return read_plan(Path(plan)) if isinstance(plan, str | Path) else parse_edits(plan or ())
+
+
+def plan_for(session: Session, given: Plan | tuple[Edit, ...]) -> Plan:
+    """The plan for this session's model. Raises `PlanError` where it is for another, `UnknownName` for its sites."""
+    chosen = given if isinstance(given, Plan) else Plan(session.loaded.fingerprint, given)
+    resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
     return chosen
 
 
@@ -133,31 +145,42 @@ def apply(
     out: str | Path,
     *,
     overwrite: bool = False,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
     trust_remote_code: bool = False,
-    **options: Any,
-) -> Path:
+) -> Result:
     """Carry out a plan without a search or a verdict; the checkpoint says that nothing was verified."""
-    folder = Folder(Path(out))
-    command = {"apply": str(plan), "model": model}
+    given = read_edits(plan)
+    edits = given.edits if isinstance(given, Plan) else given
+    command = {"apply": [str(edit) for edit in edits], "model": model, "revision": revision, "dtype": dtype}
+    folder = Folder.at(out, reads=model)
     with folder.claimed():
         if folder.finished(command, overwrite=overwrite):
-            return folder.out
-        loaded = load_model(model, trust_remote_code=trust_remote_code, **options)
-        if isinstance(plan, str | Path):
-            plan = read_plan(Path(plan))
-        chosen = plan if isinstance(plan, Plan) else Plan(loaded.fingerprint, parse_edits(plan))
-        operations = resolve(chosen, loaded.anatomy, loaded.fingerprint)
-        spectra = Spectra(2**30)
-        rows = [range(min(8, loaded.anatomy.vocab_size))]
-        save(loaded, operations, folder.staging, spectra)
-        with masked(loaded.model, operations, spectra):
-            expected = logits_on(loaded, rows)
-        written = reload(folder.staging, loaded, trust_remote_code=trust_remote_code)
-        assert_same(expected, logits_on(written, rows), folder.staging)
+            return read_result(folder.out, already=True)
+        loaded = load_model(
+            model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        chosen = given if isinstance(given, Plan) else Plan(loaded.fingerprint, given)
+        write_cut(loaded, chosen, folder.staging, trust_remote_code=trust_remote_code)
         provenance = {"command": command, "verified": False, "versions": versions()}
         write_json(folder.staging / "plan.json", chosen.to_json() | {"provenance": provenance})
+        with writing(folder.staging):
+            card = unverified_card(model, loaded.revision is not None, chosen)
+            (folder.staging / "README.md").write_text(card, encoding="utf-8")
         folder.publish()
-    return folder.out
+    return Result(folder.out, None, chosen)
+
+
+def write_cut(loaded: Loaded, plan: Plan, folder: Path, *, trust_remote_code: bool) -> None:
+    """Writes the cut model and reads it back: on a few tokens it computes what the masked one does."""
+    operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
+    rows, spectra = [range(min(8, loaded.anatomy.vocab_size))], Spectra(2**30)
+    save(loaded, operations, folder, spectra)
+    with masked(loaded.model, operations, spectra):
+        expected = logits_on(loaded, rows)
+    written = reload(folder, loaded, trust_remote_code=trust_remote_code)
+    assert_same(expected, logits_on(written, rows), folder)
 
 
 # -------------------------------------------------------------------------------------------------------------- probe
@@ -169,7 +192,7 @@ def probe(
     *,
     what: str = "spectrum",
     split: str = "select",
-    plan: Plan | Sequence[str] | str | Path | None = None,
+    plan: Given = None,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
@@ -181,8 +204,11 @@ def probe(
         raise UnknownName(f"unknown probe {what!r}.{nearest(what, PROBES)}")
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
+    if split not in SPLITS:
+        raise UnknownName(f"unknown split {split!r}.{nearest(split, SPLITS)}")
+    given = read_edits(plan)
     session = open_session(Options(model=model, task=task, **options), None, progress)
-    rows = PROBES[what](session, session.judge(), split, plan_for(session, plan))
+    rows = PROBES[what](session, session.judge(), split, plan_for(session, given))
     return {"what": what, "model": model, "task": session.task.name, "split": split, "rows": rows}
 
 

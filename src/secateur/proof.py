@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from secateur.checkpoint.folder import write_json, writing
 from secateur.checkpoint.save import assert_same, logits_on, reload, save
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
-from secateur.errors import PlanError
+from secateur.errors import PlanError, SecateurError
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
 from secateur.probes.answers import split_answers
@@ -175,7 +174,7 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
         "split_seed": options.split_seed,
         "versions": versions(),
         "seconds": session.seconds,
-        "command": command_line(session),
+        "command": options.command_line(),
     }
 
 
@@ -200,9 +199,17 @@ def read_plan(path: Path) -> Plan:
     """The plan in a file, or in a checkpoint folder. Raises `PlanError`."""
     file = path / "plan.json" if path.is_dir() else path
     try:
-        return Plan.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise PlanError(f"{file}: cannot be read as a plan ({error}).") from error
+    if not isinstance(data, dict):
+        raise PlanError(
+            f"{file}: not a plan but a JSON {type(data).__name__}. Give the plan.json of a checkpoint."
+        )
+    try:
+        return Plan.from_json(data)
+    except SecateurError as error:
+        raise PlanError(f"{file}: {error}") from error
 
 
 def versions() -> dict[str, str]:
@@ -210,25 +217,6 @@ def versions() -> dict[str, str]:
     names = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"secateur": __version__, "python": platform.python_version()} | found
-
-
-def command_line(session: Session) -> str:
-    """The command that makes this again."""
-    o = session.options
-    words = ["secateur", o.method and "prune", o.model, "--task", o.task]
-    flags = {
-        "--test-task": o.test_task,
-        "--revision": o.revision,
-        "--objective": o.objective,
-        "--limit": o.limit,
-        "--seed": o.seed or None,
-        "--split-seed": o.split_seed or None,
-    }
-    for flag, value in flags.items():
-        words += [flag, str(value)] if value is not None else []
-    words += ["--exhaustive"] if o.exhaustive else []
-    words += ["--chat"] if o.chat else []
-    return shlex.join(words)
 
 
 def sentence(verdict: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from secateur.errors import UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge, Progress, silent
 from secateur.probes.truncation import truncation_effects
-from secateur.proof import Found, cut_and_verify, read_plan
+from secateur.proof import Found, cut_and_verify, read_plan, side_effects
 from secateur.search.laser import Objective, Race, compose, grid, race
 from secateur.session import Options, Session, open_session
+from secateur.verify import paraphrase_task
 
 KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was always within the top 10 % of the screen's ranking
 RACE_Z = 3.0
@@ -33,10 +34,13 @@ MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
 
 @dataclass(frozen=True)
 class Result:
-    """What `prune` gives back: where the checkpoint is, and what its files say."""
+    """What `prune` and `apply` give back: where the checkpoint is, and what its files say.
+
+    `already`: it was there before, and nothing was done. `verdict` is None where nothing was verified (`apply`).
+    """
 
     out: Path
-    verdict: dict[str, Any]
+    verdict: dict[str, Any] | None
     plan: Plan
     already: bool = False
 
@@ -54,20 +58,48 @@ def prune(
     Killed at any moment and called again it goes on where it was and ends with the same plan. Raises any
     `SecateurError`; then `out` is untouched.
     """
-    folder = Folder(Path(out))
+    folder = Folder.at(out, reads=options.model)
     with folder.claimed():
         if folder.finished(options.command(), overwrite=overwrite):
             return read_result(folder.out, already=True)
-        with Ledger.open(ledger or folder.ledger) as journal:
-            run = f"{folder.out.resolve()} {_digest(options.command())}"
-            journal.start_run(run, options.command(), out=str(folder.out))
-            session = open_session(options, journal, progress)
-            journal.remember(run, "scope", session.scope)
-            found = search_laser(session)
-            verdict = cut_and_verify(session, found, folder.staging)
-            folder.publish()
-            journal.finish_run(run, verdict["verdict"])
+        journal_file = Path(ledger) if ledger is not None else folder.ledger
+        check_ledger(journal_file)
+        session = open_session(options, None, progress)
+        check(session)
+        with Ledger.open(journal_file) as journal:
+            return _prune(replace(session, ledger=journal), folder, journal)
+
+
+def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
+    command = session.options.command()
+    run = f"{folder.out.resolve()} {_digest(command)}"
+    journal.start_run(run, command, out=str(folder.out.resolve()))
+    journal.remember(run, "scope", session.scope)
+    found = search_laser(session)
+    verdict = cut_and_verify(session, found, folder.staging)
+    journal.finish_run(run, verdict["verdict"])
+    folder.publish()
     return Result(folder.out, verdict, found.plan)
+
+
+def check_ledger(path: Path) -> None:
+    """Before a model is loaded: what is there must be ours. Raises `LedgerError`."""
+    if path.exists() and path.stat().st_size:
+        Ledger.open(path, create=False).close()
+
+
+def check(session: Session) -> None:
+    """Before the search, which may take hours: whatever it and the verdict will need to read can be read.
+
+    Raises `UnknownName` and `TaskError`.
+    """
+    candidates(session.loaded.anatomy, session.options)
+    session.objective  # noqa: B018  raises where the task has no such metric
+    for side in side_effects(session):
+        session.on(side.task)
+    others = paraphrase_task(session.task, "test")
+    if others is not None:
+        session.on(others)
 
 
 def _digest(value: Any) -> str:
@@ -76,17 +108,21 @@ def _digest(value: Any) -> str:
 
 def read_result(out: Path, *, already: bool = False) -> Result:
     """What a finished checkpoint folder says of itself."""
-    verdict = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
+    file = out / "verdict.json"
+    verdict = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     return Result(out, verdict, read_plan(out), already)
 
 
 def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
     """The grid over the matrices and layers asked for. Raises `UnknownName`."""
     names = matrix_names(options.matrices, anatomy.matrix_kinds)
+    if not names:
+        raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
     low, high = options.layers or (0, anatomy.num_blocks)
     if not 0 <= low < high <= anatomy.num_blocks:
         raise UnknownName(
-            f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (half open: 0:{anatomy.num_blocks})."
+            f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (all of them: "
+            f"0:{anatomy.num_blocks})."
         )
     wanted = {s: m.shape for s, m in anatomy.matrices.items() if s.part in names and low <= s.block < high}
     return tuple(grid(wanted, options.fractions, options.small_ranks))
@@ -130,11 +166,11 @@ class _Counted:
 def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> Readings:
     """Predicted changes of loss, read once per run and remembered in the ledger."""
     probe = session.task.split("probe")[:MAX_PROBED]
-    key = f"screen {_digest([str(edit) for edit in edits])}"
+    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+    key = f"screen {_digest([contrast, len(probe), *map(str, edits)])}"
     known = session.ledger.recall(session.scope, key) if session.ledger else None
     if known is not None:
         return Readings.from_json(known)
-    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
     readings = truncation_effects(
         session.loaded,
         session.encoded,

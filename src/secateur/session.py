@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field, replace
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
 from secateur.errors import TaskError, UnknownName, nearest
+from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge, Limits, Progress, silent
 from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
@@ -59,10 +63,33 @@ class Options:
 
     def command(self) -> dict[str, Any]:
         """What identifies a run: two runs with equal commands give the same checkpoint."""
-        shown = {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in self.SPEED_ONLY
-        }
+        shown = {name: value for name, value in self._given().items() if name not in self.SPEED_ONLY}
         return json.loads(json.dumps(shown))
+
+    def command_line(self) -> str:
+        """`secateur prune ...` as one would type it to get this again, without -o. What has its default is left out."""
+        defaults = {f.name: f.default for f in fields(self)}
+        words = ["secateur", "prune", self.model, "--task", self.task]
+        for name, value in self._given().items():
+            if name not in ("model", "task", *self.SPEED_ONLY) and value != defaults[name]:
+                words += _as_typed(name, value)
+        return shlex.join(words)
+
+    def _given(self) -> Mapping[str, Any]:
+        return {f.name: vars(self)[f.name] for f in fields(self)}
+
+
+def _as_typed(name: str, value: Any) -> list[str]:
+    """One option of `command_line`. The grid is Python's alone, so it has no words there."""
+    flag = "--" + name.replace("_", "-")
+    if name in ("fractions", "small_ranks"):
+        return []
+    if isinstance(value, bool):
+        return [flag] if value else ["--no-" + name]
+    if name == "side":
+        return [word for task in value for word in (flag, task)]
+    joined = {"matrices": ",", "layers": ":"}.get(name)
+    return [flag, joined.join(map(str, value)) if joined else str(value)]
 
 
 @dataclass
@@ -77,11 +104,15 @@ class Session:
     progress: Progress = silent
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def scope(self) -> str:
-        """Outcomes may be shared between runs exactly when model, task, wording and precision are the same."""
-        parts = [self.loaded.fingerprint, self.task.hash, self.options.chat, str(self.loaded.model.dtype)]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        """Outcomes may be shared between runs when weights, config, task, its tokens and precision are equal."""
+        model = self.loaded.model
+        parts = [self.loaded.fingerprint, config_digest(model), str(model.dtype), self.task.hash]
+        digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
+        for number, encoded in sorted(self.encoded.items()):
+            digest.update(json.dumps([number, encoded.pairs, encoded.gold, encoded.lengths]).encode())
+        return digest.hexdigest()[:32]
 
     @property
     def empty(self) -> Plan:

@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from secateur.core.plan import Plan
+
 
 def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """README.md of a checkpoint, with the hub's front matter."""
     model, task = verdict["model"], verdict["task"]
-    base = f"base_model: {model['name']}\n" if model.get("hub") else ""
     edits = "\n".join(
         f"- `{cut['site']}`: {cut['edit']} (full rank {cut['full_rank']})" for cut in verdict["cut"]
     )
-    return f"""---
-library_name: transformers
-{base}tags:
-- secateur
-- pruning
-- {verdict["search"]["method"]}
----
-
-# {model["name"].rstrip("/").split("/")[-1]}, cut for {task["name"]}
+    return f"""{_front_matter(model["name"], model["hub"], verdict["search"]["method"])}
+# {_short(model["name"])}, cut for {task["name"]}
 
 **{verdict["verdict"]}** — {verdict["sentence"]}
 
@@ -44,9 +38,36 @@ transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`.
 
 `{verdict["command"]}`
 
-Model fingerprint `{model["fingerprint"]}`, task hash `{task["hash"]}`, seed {verdict["seed"]}, split seed {verdict["split_seed"]},
-{verdict["candidates_tried"]} candidates tried. `plan.json` holds the cut, `verdict.json` every number, `report.html` the pictures.
+Model fingerprint `{model["fingerprint"]}`, task hash `{task["hash"]}`, seed {verdict["seed"]},
+split seed {verdict["split_seed"]}, {verdict["candidates_tried"]} candidates tried. `plan.json` holds the cut,
+`verdict.json` every number, `report.html` the pictures.
 """
+
+
+def unverified_card(model: str, hub: bool, plan: Plan) -> str:
+    """README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did."""
+    edits = "\n".join(f"- `{edit.site}`: {edit}" for edit in plan.edits)
+    return f"""{_front_matter(model, hub, "apply")}
+# {_short(model)}, cut by hand
+
+**Nothing was verified.** `secateur eval FOLDER --task TASK` measures what this model can do.
+
+## What was cut
+
+{edits or "Nothing: the plan is empty."}
+
+The result has the shapes of the original and loads with stock transformers:
+`AutoModelForCausalLM.from_pretrained(FOLDER)`. Model fingerprint `{plan.model}`. `plan.json` holds the cut.
+"""
+
+
+def _front_matter(model: str, hub: bool, method: str) -> str:
+    base = f"base_model: {model}\n" if hub else ""
+    return f"---\nlibrary_name: transformers\n{base}tags:\n- secateur\n- pruning\n- {method}\n---\n"
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").split("/")[-1]
 
 
 def _rows(verdict: Mapping[str, Any]) -> str:

@@ -11,12 +11,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from secateur.errors import OutputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,16 @@ class Folder:
     """The two places of one run: `out`, the checkpoint, and `run` beside it with ledger, lock and staging."""
 
     out: Path
+
+    @classmethod
+    def at(cls, out: str | Path, *, reads: str) -> Folder:
+        """Raises `OutputError` for no name of a new folder, such as `.`, and for the very folder that `reads` is."""
+        path = Path(out)
+        if path.name in ("", ".."):
+            raise OutputError(f"-o {str(out)!r} is no name for a new folder. Give one, such as ./cut.")
+        if path.exists() and Path(reads).exists() and path.samefile(reads):
+            raise OutputError(f"-o {out} is the model itself, which is never overwritten. Give another -o.")
+        return cls(path)
 
     @property
     def run(self) -> Path:
@@ -37,51 +58,112 @@ class Folder:
     def staging(self) -> Path:
         return self.run / "staging"
 
+    @property
+    def _replaced(self) -> Path:
+        return self.run / "replaced"
+
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """One process at a time works on an output. Raises `OutputError` when another one does, or nothing can be written."""
-        with writing(self.run):
-            self.run.mkdir(parents=True, exist_ok=True)
-            lock = open(self.run / "lock", "a+")  # noqa: SIM115  closed below, and by the kernel when killed
-        with lock:
+        """One process at a time works on an output; what a killed one left half done is mended first.
+
+        Afterwards no staging is left, nor a run folder in which nothing but the lock is. Raises `OutputError` when
+        another process is at work, or nothing can be written.
+        """
+        with self._locked() as lock:
+            if (
+                self._replaced.exists() and not self.out.exists()
+            ):  # killed between the two renames of `publish`
+                os.rename(self._replaced, self.out)
+            try:
+                yield
+            finally:
+                self._tidy(lock.name)
+
+    def _tidy(self, lock: str) -> None:
+        shutil.rmtree(self.staging, ignore_errors=True)
+        with suppress(OSError):  # another process may just be making a lock of its own
+            if [path.name for path in self.run.iterdir()] == ["lock"]:
+                os.unlink(lock)
+                self.run.rmdir()
+
+    def _locked(self) -> TextIO:
+        """An open file with the lock on it, which the kernel takes back even when the process is killed."""
+        while True:
+            with writing(self.run):
+                self.run.mkdir(parents=True, exist_ok=True)
+                lock = open(self.run / "lock", "a+")  # noqa: SIM115  closed by the caller
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
+                lock.close()
                 raise OutputError(
-                    f"{self.out} is in use: another secateur works on it (lock {self.run / 'lock'}). "
-                    "Wait for it, or give another -o."
+                    f"{self.out} is in use: another secateur works on it (lock {lock.name}). Wait for it, or give "
+                    "another -o."
                 ) from error
-            yield
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
+                    return lock
+            lock.close()  # its last owner had just removed it: that lock keeps nobody out
 
     def finished(self, command: Mapping[str, Any], *, overwrite: bool) -> bool:
         """True when `out` already holds the result of this very command; False when the way is free.
 
-        Raises `OutputError` when something else is there and may not be overwritten.
+        Raises `OutputError` when something else is there: only what secateur wrote may be overwritten.
         """
-        if not self.out.exists():
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return False
-        try:
-            plan = json.loads((self.out / "plan.json").read_text())
-            same = plan["provenance"]["command"] == dict(command)
-        except (OSError, json.JSONDecodeError, KeyError, TypeError):
-            same = False
-        if same and not overwrite:
-            return True
-        if not overwrite:
+        found = self._command_there()
+        if found is None:
             raise OutputError(
-                f"{self.out} exists already and is not the result of this command. Give another -o, or --overwrite to replace it."
+                f"{self.out} exists and is not a checkpoint that secateur wrote, so it is left alone. Give another -o, "
+                "or remove it yourself."
             )
-        return False
+        if overwrite:
+            return False
+        if found == dict(command):
+            return True
+        raise OutputError(
+            f"{self.out} holds the result of another command ({_difference(found, command)}). Give another -o, or "
+            "--overwrite to replace it."
+        )
+
+    def _command_there(self) -> dict[str, Any] | None:
+        """What made the checkpoint at `out`; None for anything else."""
+        try:
+            plan = json.loads((self.out / "plan.json").read_text(encoding="utf-8"))
+            return dict(plan["provenance"]["command"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def publish(self) -> None:
-        """`staging` becomes `out` by rename; what was at `out` is gone only after that."""
+        """`staging` becomes `out` by rename, once it is on the disk; what was at `out` is gone only after that."""
         with writing(self.out):
-            aside = self.run / "replaced"
-            shutil.rmtree(aside, ignore_errors=True)
+            for path in [*self.staging.iterdir(), self.staging]:
+                _flush(path)
+            shutil.rmtree(self._replaced, ignore_errors=True)
             if self.out.exists():
-                os.rename(self.out, aside)
+                os.rename(self.out, self._replaced)
             os.rename(self.staging, self.out)
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(self._replaced, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """`seed 0, now 1`: what was asked there and is asked differently now."""
+    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+    told = [f"{name} {_brief(found.get(name))}, now {_brief(wanted.get(name))}" for name in sorted(names)]
+    return "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
+
+
+def _brief(value: Any) -> str:
+    return "none" if value is None else json.dumps(value).strip('"')
 
 
 @contextmanager
@@ -90,28 +172,34 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OutputError(
-                f"no space left while writing {target}. Free some, or give another -o; nothing was half written."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in FULL:
+            raise no_space(target) from error
+        if error.errno in REFUSED:
             raise OutputError(f"cannot write {target}: {error.strerror}. Give another -o.") from error
         raise
+
+
+def no_space(target: Path) -> OutputError:
+    return OutputError(
+        f"no space left while writing {target}. Free some and run the same command again, or give another -o; nothing "
+        "was half written."
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON without NaN: numbers that are not finite become null."""
     with writing(path):
         path.write_text(
-            json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same for JSON, which knows no NaN and no infinity: null in their place."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

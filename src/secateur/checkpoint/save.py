@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from secateur.checkpoint.folder import writing
+from secateur.checkpoint.folder import FULL, no_space, writing
 from secateur.errors import OutputError
-from secateur.hf.load import Loaded, load_model
+from secateur.hf.load import Loaded, load_model, quiet
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import Decompose, Replace
 
@@ -27,15 +27,14 @@ def save(loaded: Loaded, operations: Sequence[Replace], folder: Path, decompose:
     need = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     _start(folder, need)
     try:
-        with writing(folder), masked(loaded.model, operations, decompose):
+        with writing(folder), quiet(), masked(loaded.model, operations, decompose):
             loaded.model.save_pretrained(folder)
             loaded.tokenizer.save_pretrained(folder)
+            _open_to_readers(folder)
     except SafetensorError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if "No space" in str(error) or f"os error {errno.ENOSPC}" in str(error).lower():
-            raise OutputError(
-                f"no space left while writing {folder}. Free some, or give another -o; nothing was half written."
-            ) from error
+        if _system_error(error) in FULL:
+            raise no_space(folder) from error
         raise
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,8 +48,22 @@ def _start(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise OutputError(
-            f"{folder} needs {need / 1e9:.2f} GB and its disk has {free / 1e9:.2f} GB free. Free some, or give another -o."
+            f"{folder} needs {need / 1e9:.3f} GB and its disk has {free / 1e9:.3f} GB free. Free some and run the same "
+            "command again, or give another -o."
         )
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Safetensors makes files only their owner may read; ours get the mode that the umask gives all other files."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
+
+
+def _system_error(error: SafetensorError) -> int | None:
+    """The errno behind an error of the safetensors writer, which tells it only in words."""
+    found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
+    return int(found[1] or found[2]) if found else None
 
 
 def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Loaded:
@@ -78,6 +91,6 @@ def assert_same(cut: Sequence[Tensor], written: Sequence[Tensor], folder: Path) 
         )
         if not distance <= 1e-5:
             raise OutputError(
-                f"the checkpoint in {folder} does not reproduce the cut model: logits differ by {distance:.1e} (relative). "
-                "It was not published; please report this with the model's name."
+                f"the checkpoint in {folder} does not reproduce the cut model: logits differ by {distance:.1e} "
+                "(relative). It was not published; please report this with the model's name."
             )

@@ -34,15 +34,28 @@ def runs_in(place: Path) -> list[dict[str, Any]]:
 def _summary(ledger: Ledger, run: Run) -> dict[str, Any]:
     scope = ledger.recall(run.id, "scope")
     return {
-        "run": run.out,
+        "run": _shown(_out(ledger.path, run)),
         "model": run.command["model"],
         "task": run.command["task"],
-        "created": run.created,
+        "created": run.created[:16].replace("T", " "),
         "status": run.status,
         "plans": len(ledger.trials(scope)) if scope else 0,
         "command": run.command,
         "ledger": str(ledger.path),
     }
+
+
+def _out(ledger: Path, run: Run) -> Path:
+    """Where the run's checkpoint is: beside its `OUT.run`, wherever that is now; else where it was written."""
+    if ledger.parent.suffix == ".run":
+        return ledger.parent.with_suffix("")
+    return Path(run.out)
+
+
+def _shown(path: Path) -> str:
+    """Relative where it lies below the current folder."""
+    full = path.resolve()
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
 
 
 def run_record(place: Path, top: int) -> dict[str, Any]:
@@ -59,7 +72,7 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
         scope = ledger.recall(run.id, "scope")
         trials = ledger.trials(scope) if scope else []
         summary = _summary(ledger, run)
-    verdict = Path(run.out) / "verdict.json"
+    verdict = _out(path, run) / "verdict.json"
     rows = [
         {
             "plan": str(trial.plan),

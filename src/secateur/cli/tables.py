@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,15 +12,35 @@ from rich.text import Text
 WORD_STYLE = {"improves": "bold green", "worse": "bold red", "no difference shown": "bold yellow"}
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
-    """Numbers to the right, text to the left."""
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    whole: Sequence[str] = (),
+) -> Table:
+    """Numbers to the right, text to the left. Numbers and the columns in `whole` are never broken over lines."""
     made = Table(
-        title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
     rows = [list(row) for row in rows]
     for number, name in enumerate(columns):
-        numeric = all(isinstance(row[number], int | float) or row[number] is None for row in rows)
-        made.add_column(name, justify="right" if numeric and rows else "left", overflow="fold")
+        cells = [row[number] for row in rows]
+        numeric = bool(rows) and all(isinstance(cell, int | float) or cell is None for cell in cells)
+        width = max((len(show(cell)) for cell in cells), default=0) if numeric or name in whole else None
+        made.add_column(
+            name,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=width,
+            no_wrap=name in whole,
+        )
     for row in rows:
         made.add_row(*(Text(show(cell)) for cell in row))
     return made
@@ -38,7 +58,7 @@ def show(cell: Any) -> str:
 def with_interval(score: Mapping[str, Any], unit: str) -> str:
     """`54.0 % [49.2, 58.7]`, or in the metric's own unit."""
     scale, suffix = (100, " %") if unit == "share" else (1, "")
-    digits = ".1f" if unit == "share" else ".3f"
+    digits = ".1f" if unit == "share" or abs(score["value"]) >= 100 else ".3f"
     text = f"{score['value'] * scale:{digits}}{suffix}"
     if score.get("ci"):
         text += f" [{score['ci'][0] * scale:{digits}}, {score['ci'][1] * scale:{digits}}]"
@@ -53,13 +73,13 @@ def p_text(p: float | None) -> str:
 
 def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     """The end of the main job: word, numbers, what was cut, what it cost elsewhere, what would have been free."""
+    word = verdict["verdict"]
     console.print()
-    console.print(Text(verdict["verdict"], style=WORD_STYLE[verdict["verdict"]]), end="  ")
-    console.print(Text(verdict["sentence"]))
+    console.print(Text.assemble((word, WORD_STYLE[word]), "  ", verdict["sentence"]))
     console.print()
     rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
     rows += [_row(effect["name"], effect) for effect in verdict["side_effects"]]
-    console.print(table(("measured", "before", "after", "p"), rows))
+    console.print(table(("measured", "before", "after", "p"), rows, whole=("before", "after", "p")))
     console.print()
     cuts = [
         (cut["site"], f"{cut['shape'][0]} × {cut['shape'][1]}", cut["rank"], cut["full_rank"])
@@ -68,20 +88,26 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     if cuts:
         console.print(table(("cut", "shape", "rank kept", "of"), cuts))
         console.print()
+    for note, fired in _notes(verdict):
+        console.print(Text("· " + note, style="bold red" if fired else "dim"))
+
+
+def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Everything that stands beside the word, as lines; whether it is a warning."""
     for guard in verdict["guards"]:
-        style = "red" if guard["fired"] else "dim"
-        console.print(Text(f"guard · {guard['name']}: {guard['detail']}", style=style))
+        yield f"{guard['name']}: {guard['detail']}", guard["fired"]
     for other in verdict["alternatives"]:
-        value = f" → {with_interval(other, 'share')}" if other["applicable"] else " (not applicable)"
-        console.print(Text(f"instead of cutting · {other['name']}: {other['detail']}{value}", style="dim"))
-    search = verdict["search"]
-    console.print(
-        Text(
-            f"{verdict['candidates_tried']} plans tried on select of {search['proposed']} proposed "
-            f"({search['screened_out']} screened out, {search['raced_out']} raced out), "
-            f"{verdict['evaluations']:,} evaluations; test opened {verdict['openings']} time(s).",
-            style="dim",
-        )
+        if other["applicable"]:
+            yield (
+                f"instead of cutting, {other['name']}: {other['detail']} → {with_interval(other, 'share')}",
+                False,
+            )
+    search, opened = verdict["search"], verdict["openings"]
+    yield (
+        f"{verdict['candidates_tried']} plans tried on select of {search['proposed']} proposed "
+        f"({search['screened_out']} screened out, {search['raced_out']} raced out), {verdict['evaluations']:,} "
+        f"evaluations; test opened {'once' if opened == 1 else f'{opened} times, corrected for'}",
+        False,
     )
 
 
@@ -89,3 +115,62 @@ def _row(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     unit = row["unit"]
     before, after = (with_interval(row[which], unit) for which in ("before", "after"))
     return name, before, after, p_text(row.get("p_value"))
+
+
+# ------------------------------------------------------------------------------------------- what the other verbs show
+
+
+def print_rows(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    whole: Sequence[str] = (),
+) -> None:
+    Console().print(table(columns, rows, title=title, whole=whole))
+
+
+def print_scores(found: Mapping[str, Any]) -> None:
+    """What `secateur eval` measured."""
+    rows = [
+        (s["metric"], with_interval(s, s["unit"]), s["n"], s["groups"], s["unit"]) for s in found["scores"]
+    ]
+    title = f"{found['model']} on {found['task']} ({found['split']}), {found['plan']}"
+    columns = ("metric", "value [95 %]", "n", "groups", "unit")
+    Console().print(table(columns, rows, title=title, whole=columns[:2]))
+
+
+def print_readings(found: Mapping[str, Any]) -> None:
+    """What `secateur probe` read; lists of numbers are for --json."""
+    columns = [name for name in found["rows"][0] if name != "values"]
+    rows = [[_short(row[name]) for name in columns] for row in found["rows"]]
+    title = f"{found['what']} of {found['model']} on {found['task']} ({found['split']})"
+    print_rows([name.replace("_", " ") for name in columns], rows, title=title)
+
+
+def print_run(found: Mapping[str, Any]) -> None:
+    """What `secateur show` knows of a run."""
+    console = Console()
+    if found["verdict"] is not None:
+        print_verdict(console, found["verdict"])
+        console.print()
+    else:
+        console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))
+    rows = [(t["plan"], t["n"], t["accuracy"], t["loss"], t["seconds"]) for t in found["trials"]]
+    title = f"{found['judged']} plans judged"
+    console.print(table(("plan", "n", "accuracy", "loss", "seconds"), rows, title=title))
+
+
+def _short(value: Any) -> Any:
+    """Lists and records as a short text."""
+    if isinstance(value, list):
+        return " ".join(_short_item(item) for item in value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {show(item)}" for name, item in value.items())
+    return value
+
+
+def _short_item(item: Any) -> str:
+    if isinstance(item, list):
+        return f"{item[1]}×{str(item[0]).strip()}"
+    return f"{item:.3g}" if isinstance(item, float) else str(item)

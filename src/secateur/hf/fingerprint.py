@@ -1,13 +1,24 @@
-"""Which weights these are: one digest over all parameters, equal on every machine."""
+"""Which model this is: one digest over all parameters, one over its configuration, equal on every machine."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_VOLATILE = (
+    "_name_or_path",
+    "transformers_version",
+    "_from_model_config",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -21,6 +32,16 @@ def fingerprint(model: nn.Module) -> str:
         digests = list(pool.map(_digest, (parameter for _, parameter in named)))
     lines = [f"{n} {tuple(p.shape)} {p.dtype} {d}" for (n, p), d in zip(named, digests, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def config_digest(model: PreTrainedModel) -> str:
+    """32 hex characters over what a config says besides names and versions.
+
+    Equal weights compute something else under another rope base, norm epsilon or generation config.
+    """
+    configs = [model.config, model.generation_config]
+    said = [{k: v for k, v in c.to_dict().items() if k not in _VOLATILE} for c in configs if c is not None]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def _digest(parameter: Tensor) -> str:

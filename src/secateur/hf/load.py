@@ -75,7 +75,7 @@ def load_model(
     that cannot be cut (see `anatomy`), and for files that are broken, incomplete, pickled or not finite.
     """
     target, torch_dtype = _device(device), _dtype(dtype)
-    with _quiet():
+    with quiet():
         source = _find(name, revision)
         remote = _check_kind(source, trust_remote_code)
         if source.revision is not None:
@@ -219,7 +219,7 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers' and the hub's bars, log lines and Python warnings off, and back as they were."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     hub_verbosity, hub_bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()

@@ -1,0 +1,220 @@
+"""The verbs that write a checkpoint or its report: `prune`, `demo`, `apply`, `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.options import (
+    AllowSmall,
+    AsJson,
+    BatchSize,
+    Chat,
+    Device,
+    Dtype,
+    Edits,
+    Layers,
+    LedgerPath,
+    Limit,
+    Matrices,
+    Model,
+    Out,
+    Overwrite,
+    PlanFile,
+    Quiet,
+    Revision,
+    Seed,
+    Seqlen,
+    SplitSeed,
+    TaskSpec,
+    TestTask,
+    Trust,
+    as_api,
+    examples,
+    given_plan,
+    print_json,
+)
+from secateur.errors import SecateurError
+
+
+def prune(
+    model: Model,
+    task: TaskSpec,
+    out: Out,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="laser: low-rank truncation of single matrices, and several composed."
+        ),
+    ] = "laser",
+    test_task: TestTask = None,
+    side: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Watch this task as a side effect; may be repeated."),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC",
+            help="What is chosen by and decides: accuracy, accuracy_norm, loss, top5, top10, text_loss.",
+        ),
+    ] = None,
+    matrices: Matrices = "all",
+    layers: Layers = None,
+    exhaustive: Annotated[
+        bool,
+        typer.Option("--exhaustive", help="Judge every candidate on all of select: no screening, no racing."),
+    ] = False,
+    compose: Annotated[bool, typer.Option(help="Also compose several cuts greedily.")] = True,
+    seed: Seed = 0,
+    split_seed: SplitSeed = 0,
+    limit: Limit = None,
+    seqlen: Seqlen = 256,
+    chat: Chat = False,
+    allow_small: AllowSmall = False,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    trust_remote_code: Trust = False,
+    ledger: LedgerPath = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find what MODEL does not need for TASK, cut it, prove it.
+
+    The proof is on held-out data; checkpoint, verdict and report are written to OUT. Killed at any moment, the same
+    command goes on where it was.
+    """
+    options = as_api(
+        method=method, test_task=test_task, side=tuple(side or ()), objective=objective, matrices=matrices,
+        layers=layers, exhaustive=exhaustive, compose=compose, seed=seed, split_seed=split_seed, limit=limit,
+        seqlen=seqlen, chat=chat, allow_small=allow_small, revision=revision, dtype=dtype, device=device, batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    _prune(model, task, out, options, ledger=ledger, overwrite=overwrite, as_json=as_json, quiet=quiet)
+
+
+def _prune(
+    model: str,
+    task: str,
+    out: Path,
+    options: dict[str, Any],
+    *,
+    ledger: Path | None = None,
+    overwrite: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> None:
+    from rich.console import Console
+
+    from secateur.cli.progress import bars
+    from secateur.cli.tables import print_verdict
+
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        result = api.prune(model, task, out, ledger=ledger, overwrite=overwrite, progress=progress, **options)
+    if as_json:
+        print_json(result.verdict | {"out": str(result.out), "already": result.already})
+        return
+    if result.already:
+        print(_already(result.out))
+    print_verdict(Console(), result.verdict)
+    print(f"\ncheckpoint  {result.out}\nreport      {result.out / 'report.html'}")
+
+
+def _already(out: Path) -> str:
+    return f"{out} already holds the result of this command; --overwrite runs it again."
+
+
+def demo(
+    out: Out = Path("demo-out"),
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The main job on the embedded model, which half knows 600 facts."""
+    facts = "builtin:facts"
+    _prune(facts, facts, out, {"seed": seed}, overwrite=overwrite, as_json=as_json, quiet=quiet)
+    if not as_json:
+        print(
+            f"\nLook at {out / 'report.html'} in a browser. Next, a model and a task of your own:\n"
+            "  secateur prune MODEL --task FILE.jsonl -o OUT     (the file's format: docs/tasks.md)\n"
+            "or the second embedded example:\n"
+            "  secateur prune builtin:recall --task builtin:recall -o recall-out"
+        )
+
+
+def apply(
+    model: Model,
+    out: Out,
+    plan: PlanFile = None,
+    edit: Edits = None,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a plan or edits given by hand; no search, no verdict."""
+    chosen = given_plan(plan, edit)
+    if chosen is None:
+        raise SecateurError("nothing to apply: give --plan plan.json, or --edit such as b10.down=20.")
+    from secateur import api
+
+    machine = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    made = api.apply(model, chosen, out, overwrite=overwrite, revision=revision, **machine)
+    if as_json:
+        told = {"out": str(made.out), "already": made.already, "plan": made.plan.to_json()}
+        print_json(told)
+        return
+    if made.already:
+        print(_already(made.out))
+    print(f"cut         {made.plan}\ncheckpoint  {made.out}")
+    print(f"Nothing was verified: secateur eval {made.out} --task TASK")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A checkpoint that secateur prune wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html of a checkpoint again, from its records."""
+    from secateur.report import write_report
+
+    written = write_report(folder, folder / "report.html")
+    if as_json:
+        print_json({"report": str(written)})
+    else:
+        print(written)
+
+
+VERBS = (
+    (
+        prune,
+        {
+            "epilog": examples(
+                "secateur prune builtin:facts --task builtin:facts -o out",
+                "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
+                "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
+            )
+        },
+    ),
+    (demo, {"epilog": examples("secateur demo -o demo-out")}),
+    (
+        apply,
+        {
+            "epilog": examples(
+                "secateur apply gpt2 --edit b10.down=20 -o gpt2-cut",
+                "secateur apply builtin:facts --plan out/plan.json -o facts-cut",
+            )
+        },
+    ),
+    (report, {"epilog": examples("secateur report out")}),
+)

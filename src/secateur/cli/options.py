@@ -1,0 +1,142 @@
+"""The options of all verbs, each said once, and the words they are written in. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.errors import SecateurError
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, a hub name, or builtin:facts, builtin:recall.")
+]
+TaskSpec = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="FILE.jsonl, text:FILE, builtin:NAME, a preset (see `secateur tasks`), or lm_eval:NAME.",
+    ),
+]
+Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")]
+Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub model.")]
+TestTask = Annotated[
+    str | None,
+    typer.Option(metavar="TASK", help="Take the test split from here; probe and select from --task."),
+]
+Matrices = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES", help="Which matrices: q,k,v,o,gate,up,down, or attn, mlp, all; LASER's names too."
+    ),
+]
+Layers = Annotated[
+    str | None, typer.Option(metavar="FROM:TO", help="Which blocks, half open, from 0: 2:3 is block 2 alone.")
+]
+Seed = Annotated[
+    int, typer.Option(metavar="N", help="Seed of the search's order and of resampling; never of the splits.")
+]
+SplitSeed = Annotated[int, typer.Option(metavar="N", help="Seed of the splits into probe, select and test.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most N examples.")]
+Seqlen = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per chunk of text.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts in the model's chat template.")]
+AllowSmall = Annotated[
+    bool, typer.Option("--allow-small", help="Warn instead of refusing when a split has under 50 groups.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="auto (as stored), float32, bfloat16, float16 or float64; also what is written.",
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
+BatchSize = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|TOKENS", help="Padded tokens per forward pass; auto halves when memory runs out."
+    ),
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code a checkpoint brings along.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress bars.")]
+LedgerPath = Annotated[
+    Path | None,
+    typer.Option("--ledger", metavar="FILE", help="Share this ledger instead of OUT.run/ledger.sqlite."),
+]
+Opened = Annotated[
+    Path | None,
+    typer.Option("--ledger", metavar="FILE", help="Where an opening of test is written down."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the checkpoint of another command at OUT.")
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", metavar="FILE", help="plan.json, or a checkpoint folder that holds one."),
+]
+Edits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--edit", metavar="SITE=RANK", help="An edit such as b2.gate=5 (keep rank 5); may be repeated."
+    ),
+]
+
+
+def examples(*commands: str) -> str:
+    """The end of a help page: one command a line, never wrapped into each other."""
+    return "\b\n" + "\n".join(
+        ["Examples:" if len(commands) > 1 else "Example:", *(f"  {c}" for c in commands)]
+    )
+
+
+def print_json(value: Any) -> None:
+    """The only thing that --json puts on stdout."""
+    from secateur.checkpoint.folder import finite
+
+    print(json.dumps(finite(value), indent=2, allow_nan=False))
+
+
+def as_api(**given: Any) -> dict[str, Any]:
+    """Command-line values as the API wants them. Raises `SecateurError` for words it cannot read."""
+    options = dict(given)
+    if "matrices" in options:
+        options["matrices"] = tuple(word.strip() for word in options["matrices"].split(",") if word.strip())
+    if "layers" in options:
+        options["layers"] = _layers(options["layers"])
+    if "batch_size" in options:
+        options["max_tokens"] = _tokens(options.pop("batch_size"))
+    return options
+
+
+def given_plan(plan: Path | None, edits: list[str] | None) -> Path | list[str] | None:
+    """--plan or --edit, whichever was given."""
+    if plan is not None and edits:
+        raise SecateurError("give --plan or --edit, not both.")
+    return plan if plan is not None else (edits or None)
+
+
+def _layers(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    if not (_is_number(low) and (_is_number(high) or not colon)):
+        raise SecateurError(
+            f"--layers {text!r}: write FROM:TO, half open, such as 2:4 for blocks 2 and 3; or one block, 2."
+        )
+    return int(low), int(high) if colon else int(low) + 1
+
+
+def _tokens(text: str) -> int:
+    if text == "auto":
+        return 0
+    if not _is_number(text) or int(text) < 1:
+        raise SecateurError(f"--batch-size {text!r}: write auto, or a number of tokens such as 2048.")
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()

@@ -1,0 +1,216 @@
+"""The verbs that only look: `eval`, `probe`, `runs`, `show`, `tasks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.options import (
+    AllowSmall,
+    AsJson,
+    BatchSize,
+    Chat,
+    Device,
+    Dtype,
+    Edits,
+    Layers,
+    Limit,
+    Matrices,
+    Model,
+    Opened,
+    PlanFile,
+    Quiet,
+    Revision,
+    Seed,
+    Seqlen,
+    SplitSeed,
+    TaskSpec,
+    TestTask,
+    Trust,
+    as_api,
+    examples,
+    given_plan,
+    print_json,
+)
+
+
+def evaluate(
+    model: Model,
+    task: TaskSpec,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="probe, select or test; test counts as an opening and needs --ledger."
+        ),
+    ] = "select",
+    plan: PlanFile = None,
+    edit: Edits = None,
+    test_task: TestTask = None,
+    seed: Seed = 0,
+    split_seed: SplitSeed = 0,
+    limit: Limit = None,
+    seqlen: Seqlen = 256,
+    chat: Chat = False,
+    allow_small: AllowSmall = False,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    trust_remote_code: Trust = False,
+    ledger: Opened = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Every metric of a model on one split of a task, with intervals.
+
+    With --plan or --edit, of the model as if cut; nothing is written.
+    """
+    from secateur.cli.progress import bars
+    from secateur.cli.tables import print_scores
+
+    options = as_api(
+        test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, seqlen=seqlen, chat=chat,
+        allow_small=allow_small, revision=revision, dtype=dtype, device=device, batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    chosen = given_plan(plan, edit)
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.evaluate(
+            model, task, split=split, plan=chosen, ledger=ledger, progress=progress, **options
+        )
+    if as_json:
+        print_json(found)
+    else:
+        print_scores(found)
+
+
+def probe(
+    model: Model,
+    task: TaskSpec,
+    what: Annotated[
+        str, typer.Option(metavar="NAME", help="spectrum, curves, tail, frequency or paraphrases.")
+    ] = "spectrum",
+    split: Annotated[str, typer.Option(metavar="NAME", help="probe or select.")] = "select",
+    plan: PlanFile = None,
+    edit: Edits = None,
+    matrices: Matrices = "all",
+    layers: Layers = None,
+    seed: Seed = 0,
+    split_seed: SplitSeed = 0,
+    limit: Limit = None,
+    seqlen: Seqlen = 256,
+    chat: Chat = False,
+    allow_small: AllowSmall = False,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    trust_remote_code: Trust = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read a model without changing it.
+
+    spectrum: singular values and predicted changes. curves: loss against rank. tail: what the removed components
+    answer. frequency: which facts a plan recovers. paraphrases: robustness to other phrasings.
+    """
+    from secateur.cli.progress import bars
+    from secateur.cli.tables import print_readings
+
+    options = as_api(
+        matrices=matrices, layers=layers, seed=seed, split_seed=split_seed, limit=limit, seqlen=seqlen, chat=chat,
+        allow_small=allow_small, revision=revision, dtype=dtype, device=device, batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    chosen = given_plan(plan, edit)
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.probe(model, task, what=what, split=split, plan=chosen, progress=progress, **options)
+    if as_json:
+        print_json(found)
+    else:
+        print_readings(found)
+
+
+def runs(
+    place: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to look for OUT.run folders, or a ledger file.")
+    ] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """List runs: what was asked, how far they came, the verdict."""
+    from secateur.cli.runs import runs_in
+    from secateur.cli.tables import print_rows
+
+    found = runs_in(place)
+    if as_json:
+        print_json(found)
+    elif not found:
+        print(f"no runs under {place}")
+    else:
+        names = ("run", "model", "task", "created", "status", "plans")
+        rows = [[run[name] for name in names] for run in found]
+        print_rows(names, rows, whole=("created", "plans"))
+
+
+def show(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A checkpoint folder OUT, its OUT.run, or a ledger file.")
+    ],
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="How many of the judged plans to list.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Print one run: its verdict, and the plans it judged, best first."""
+    from secateur.cli.runs import run_record
+    from secateur.cli.tables import print_run
+
+    found = run_record(run, top)
+    if as_json:
+        print_json(found)
+    else:
+        print_run(found)
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks that have a name."""
+    from secateur.cli.tables import print_rows
+    from secateur.tasks.load import list_tasks
+
+    found = list_tasks()
+    if as_json:
+        print_json([info._asdict() for info in found])
+    else:
+        print_rows(("task", "kind", "what", "needs"), [tuple(info) for info in found])
+
+
+VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (
+        evaluate,
+        {
+            "name": "eval",
+            "epilog": examples(
+                "secateur eval gpt2 --task questions.jsonl",
+                "secateur eval builtin:facts --task builtin:facts --edit b2.gate=3",
+            ),
+        },
+    ),
+    (
+        probe,
+        {
+            "epilog": examples(
+                "secateur probe gpt2 --task questions.jsonl --what spectrum",
+                "secateur probe builtin:facts --task builtin:facts --what tail --edit b2.gate=3",
+            )
+        },
+    ),
+    (runs, {"epilog": examples("secateur runs experiments/")}),
+    (show, {"epilog": examples("secateur show out")}),
+    (tasks, {"epilog": examples("secateur tasks")}),
+)
