@@ -129,8 +129,8 @@ class Session:
         name = self.options.objective or self.task.primary_metric
         fits = {
             "text": {"text_loss", "loss"},
-            "choice": set(METRICS),
-            "generation": set(METRICS) - {"accuracy_norm"},
+            "choice": set(METRICS) - {"text_loss"},
+            "generation": set(METRICS) - {"text_loss", "accuracy_norm"},
         }
         if name not in fits[self.task.kind]:
             fitting = ", ".join(sorted(fits[self.task.kind]))

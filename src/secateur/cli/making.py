@@ -92,8 +92,8 @@ def prune(
     options = as_api(
         method=method, test_task=test_task, side=tuple(side or ()), objective=objective, matrices=matrices,
         layers=layers, exhaustive=exhaustive, compose=compose, seed=seed, split_seed=split_seed, limit=limit,
-        seqlen=seqlen, chat=chat, allow_small=allow_small, revision=revision, dtype=dtype, device=device, batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
+        seqlen=seqlen, chat=chat, allow_small=allow_small, revision=revision, dtype=dtype, device=device,
+        batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _prune(model, task, out, options, ledger=ledger, overwrite=overwrite, as_json=as_json, quiet=quiet)
 

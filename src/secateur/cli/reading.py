@@ -116,8 +116,12 @@ def probe(
 ) -> None:
     """Read a model without changing it.
 
-    spectrum: singular values and predicted changes. curves: loss against rank. tail: what the removed components
-    answer. frequency: which facts a plan recovers. paraphrases: robustness to other phrasings.
+    \b
+    spectrum     singular values, and what truncating is predicted to change
+    curves       loss and accuracy against rank
+    tail         what the kept and the removed components answer
+    frequency    which facts a plan recovers, by how often training had them
+    paraphrases  robustness to other phrasings
     """
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_readings
@@ -206,7 +210,7 @@ VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
         {
             "epilog": examples(
                 "secateur probe gpt2 --task questions.jsonl --what spectrum",
-                "secateur probe builtin:facts --task builtin:facts --what tail --edit b2.gate=3",
+                "secateur probe gpt2 --task questions.jsonl --what tail --edit b10.down=20",
             )
         },
     ),

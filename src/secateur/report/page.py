@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -59,9 +60,9 @@ def write_report(folder: str | Path, out_html: str | Path) -> Path:
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write the report to {out}: {error.strerror}. Name a file in a folder that exists."
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        mend = "There is no space left: free some" if full else "Name a file in a folder that exists"
+        raise OutputError(f"cannot write the report to {out}: {error.strerror}. {mend}.") from error
     return out
 
 
