@@ -39,6 +39,8 @@ def gptj(size: Size, seed: int = 0) -> Loaded:
         n_layer=size.layers,
         n_head=size.heads,
         rotary_dim=size.d_model // size.heads // 2,
+        bos_token_id=None,
+        eos_token_id=None,
     )
     model = GPTJForCausalLM(config).eval().requires_grad_(False)
     return Loaded("random GPT-J", model, None, anatomy(model), fingerprint(model), None, None)

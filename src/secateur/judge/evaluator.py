@@ -41,8 +41,8 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the evaluator may use. 0 chooses by device: 2,048 tokens (trials: 300 to 2,000 are equally fast, more is
-    slower) and a sixteenth of the model's size in logits (16 to 256 MiB) on a CPU, 32,768 and 2 GiB on an
+    """What the evaluator may use. 0 chooses by device: 768 tokens (300 to 2,000 are equally fast, and fewer take
+    less memory) and a sixteenth of the model's size in logits (16 to 256 MiB) on a CPU, 32,768 and 2 GiB on an
     accelerator; both halve when memory runs out."""
 
     max_tokens: int = 0
@@ -71,15 +71,16 @@ class Judge:
         self._limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        self.spectra = Spectra(max(64 * MEBI, model_bytes // 5))
+        self.spectra = Spectra(max(32 * MEBI, model_bytes // 10))
         on_cpu = self._forward.device.type == "cpu"
-        tokens = self._limits.max_tokens or (2048 if on_cpu else 32768)
+        tokens = self._limits.max_tokens or (768 if on_cpu else 32768)
         logit_bytes = self._limits.logit_bytes or (
             min(max(16 * MEBI, model_bytes // 16), 256 * MEBI) if on_cpu else 2048 * MEBI
         )
         kept = max(1, logit_bytes // (4 * loaded.anatomy.vocab_size))
         self.packing = Packing(tokens, kept, pad=0)
         self.evaluated = 0
+        self.most_kept = 0  # bytes of activations held at once so far
         self._unchanged: dict[tuple[str, ...], Unchanged] = {}
 
     def __call__(
@@ -156,6 +157,7 @@ class Judge:
                         hidden, inside = boundary.hidden[number], reuse.on(number)
                         logits = self._forward.logits(batch, start=block, hidden=hidden, reuse=inside)
                         tally.add(batch, token_scores(logits, batch, self.ban))
+                    self.most_kept = max(self.most_kept, boundary.num_bytes + reuse.used)
                     outcomes = tally.outcomes(shard)
                     if self.task.kind == "generation" and self.task.max_new_tokens:
                         found = answers_within(
@@ -200,6 +202,10 @@ class _Boundary:
         self._forward, self._batches = forward, batches
         self._block = 0
         self.hidden: list[Tensor | None] = [None] * len(batches)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(h.numel() * h.element_size() for h in self.hidden if h is not None)
 
     def move(self, block: int) -> None:
         start = self._block if block > self._block else 0
