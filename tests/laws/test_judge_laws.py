@@ -254,11 +254,13 @@ def test_a_plan_for_another_model_is_refused(as_loaded):
 
 @contextmanager
 def executions(loaded: Loaded) -> Iterator[Counter]:
-    """How often each block really ran: whoever runs it computes its keys, and a stand-in computes none."""
+    """How often each block really ran: whoever runs it computes its keys, and a stand-in computes none.
+
+    Calls with two tokens are not counted: by them a Judge learns once what shape the blocks have."""
     ran: Counter = Counter()
 
     def count(block: int) -> Callable[..., None]:
-        return lambda *_: ran.update([block])
+        return lambda _module, args, _out: ran.update([block] * (args[0].shape[:-1].numel() > 2))
 
     paths = [loaded.anatomy.matrix(Site(b, "k")).module for b in range(loaded.anatomy.num_blocks)]
     handles = [loaded.model.get_submodule(p).register_forward_hook(count(b)) for b, p in enumerate(paths)]
