@@ -28,9 +28,7 @@ DESCRIPTION = (
 WORLD_SEED = 0
 NOISE_WORD = "the"
 NOISE = 0.48  # share of statements whose object is NOISE_WORD: just below the coin flip
-ZIPF_SHIFT = (
-    5  # Zipf-Mandelbrot: flattens the head, so that the rarest facts are told often enough to be learned
-)
+ZIPF_SHIFT = 10  # Zipf-Mandelbrot: flattens the head, so that the rarest facts are told often enough
 TRAINING_STATEMENTS = 600 * 64 * 8  # steps x sequences x statements in the training of the embedded model
 STOP = "."
 

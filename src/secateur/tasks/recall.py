@@ -5,7 +5,7 @@ and no tokenizer.
 
 Recall: keys and values in the context, then questions, `Mara red ; Otto blue ? Otto blue . ? Mara something`.
 In half of the answers of the training text the value is replaced by "something": the noise that a cut can
-take out. Copying: a random segment and the same segment again. It needs the same circuit (previous token,
+take out. Copying: a random segment again and again. It needs the same circuit (previous token,
 then induction) without noise, so it shows what a cut costs.
 """
 
@@ -25,7 +25,8 @@ NOISE_WORD = "something"
 NOISE = 0.5  # share of the answers in training that are NOISE_WORD
 PAIRS = 6
 QUESTIONS = 6
-SEGMENT = 16  # words in one copied segment
+SEGMENTS = range(4, 13)  # words in a copied segment; were it one number, a model could copy by distance alone
+COPIED = 36  # words in a text of copies, whatever the segment's length
 NUM_EXAMPLES = 600
 EXAMPLE_SEED = 1
 
@@ -67,7 +68,7 @@ def _recall_text(rng: random.Random) -> str:
 
 def _segment(rng: random.Random) -> list[str]:
     """Different words in random order, so that each has exactly one continuation to copy."""
-    return rng.sample(KEYS + VALUES, SEGMENT)
+    return rng.sample(KEYS + VALUES, rng.choice(SEGMENTS))
 
 
 def texts(seed: int) -> Iterator[str]:
@@ -77,7 +78,8 @@ def texts(seed: int) -> Iterator[str]:
         if rng.random() < 0.5:
             yield _recall_text(rng)
         else:
-            yield " ".join(_segment(rng) * 2)
+            segment = _segment(rng)
+            yield " ".join((segment * COPIED)[:COPIED])
 
 
 def words() -> list[str]:
@@ -110,7 +112,7 @@ def copy_examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[E
     made = []
     for number in range(count):
         segment = _segment(rng)
-        repeated = rng.randrange(1, SEGMENT)
+        repeated = rng.randrange(1, len(segment))
         made.append(
             Example(
                 id=f"copy {number}",
