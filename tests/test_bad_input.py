@@ -374,7 +374,7 @@ def run_limited(tmp_path, limit, *words):
     return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
 
 
-@pytest.mark.parametrize("limit", [1000, 40_000])
+@pytest.mark.parametrize("limit", [40_000, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_space_for_the_checkpoint(limit, model, tmp_path, out):
     """1,000 bytes stop config.json or the tokenizer, 40,000 the weights."""
     done = run_limited(tmp_path, limit, "apply", model, "--edit", "b1.down=3", "-o", out)

@@ -70,16 +70,19 @@ class Folder:
         another process is at work, or nothing can be written.
         """
         with self._locked() as lock:
-            if (
-                self._replaced.exists() and not self.out.exists()
-            ):  # killed between the two renames of `publish`
-                os.rename(self._replaced, self.out)
+            self._put_back()
             try:
                 yield
             finally:
                 self._tidy(lock.name)
 
+    def _put_back(self) -> None:
+        """After a death or a failure between the two renames of `publish`."""
+        if self._replaced.exists() and not self.out.exists():
+            os.rename(self._replaced, self.out)
+
     def _tidy(self, lock: str) -> None:
+        self._put_back()
         shutil.rmtree(self.staging, ignore_errors=True)
         with suppress(OSError):  # another process may just be making a lock of its own
             if [path.name for path in self.run.iterdir()] == ["lock"]:
