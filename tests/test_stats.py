@@ -475,7 +475,7 @@ def test_guard_is_silent_on_lopsided_tasks_and_real_gains():
     found = constant_predictor(even, np.full(1000, "b"), informed)
     assert found.answer_after > 0.9
     assert not found.fired
-    assert "balanced accuracy rises" in found.reason
+    assert "balanced accuracy rises" in found.detail
 
 
 def test_guard_not_applicable_without_shared_answers():
@@ -483,7 +483,7 @@ def test_guard_not_applicable_without_shared_answers():
     found = constant_predictor(gold, ["x"] * 100, ["y"] * 100)
     assert not found.applicable
     assert not found.fired
-    assert found.reason.startswith("not applicable")
+    assert found.detail.startswith("not applicable")
 
 
 def test_guard_by_group_needs_more():

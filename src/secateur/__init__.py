@@ -24,7 +24,7 @@ _WHERE = {
     "Site": "secateur.core.site",
     "SecateurError": "secateur.errors",
 }
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604  names come from the table above
+__all__ = ["__version__", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -274,9 +274,9 @@ def _paraphrases(session: Session, judge: Judge, split: str, plan: Plan) -> Rows
     others = verify.paraphrase_task(session.task, split)
     if others is None:
         raise TaskError("this task has no paraphrases.")
-    other_judge = session.on(others).judge()
-    judged = other_judge([session.empty, plan], range(len(others.examples)), "paraphrases")
-    return [records.paraphrase_record(others, judged[session.empty], judged[plan])]
+    asked = session.on(others)
+    judged = asked.judge()([session.empty, plan], range(len(asked.task.examples)), "paraphrases")
+    return [records.paraphrase_record(asked.task, judged[session.empty], judged[plan])]
 
 
 def _needs_edits(plan: Plan, what: str) -> None:

@@ -28,6 +28,10 @@ class TaskError(SecateurError):
     """Task data that cannot be used as it is."""
 
 
+class TooLong(TaskError):
+    """An example that does not fit the model's context."""
+
+
 class PlanError(SecateurError):
     """Edits that contradict each other, or a plan for another model."""
 

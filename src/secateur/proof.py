@@ -72,7 +72,7 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
     session.seconds["verify"] = time.perf_counter() - started
     verdict = numbers | {"alternatives": trivial} | _describe(session, found, written)
     verdict["sentence"] = sentence(verdict)
-    analysis |= _compared(session, before, after)
+    analysis |= _compared(session, sides, before, after)
     _write_records(session, found.plan, verdict, analysis, staging)
     return verdict
 
@@ -93,15 +93,12 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
 
 
 def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:
-    others = verify.paraphrase_task(session.task, "test")
-    paraphrases = None if others is None else session.on(others).judge()
-    return verify.witness(
-        session.judge(), [session.on(side.task).judge() for side in sides], sides, paraphrases
-    )
+    return verify.witness(session.judge(), [session.on(side.task).judge() for side in sides], sides)
 
 
 def side_effects(session: Session) -> list[verify.Side]:
-    """What else is watched: the tasks of `--side`, else what the embedded model brings along, else plain English."""
+    """What else is watched: the other phrasings of the test questions where the task has them, and the tasks of
+    `--side`, else what the embedded model brings along, else plain English."""
     given = session.options.side
     specs = (
         list(given)
@@ -110,12 +107,16 @@ def side_effects(session: Session) -> list[verify.Side]:
     )
     context = session.loaded.anatomy.context
     seqlen = min(session.options.seqlen, context) if context else session.options.seqlen
-    sides = []
+    phrasings = verify.paraphrase_task(session.task, "test")
+    sides = (
+        []
+        if phrasings is None
+        else [verify.Side("other phrasings", session.on(phrasings).task, phrasings=True)]
+    )
     for spec in specs:
         task = load_side(spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES)
-        sides.append(
-            verify.Side(Path(spec.removeprefix("text:")).name, task, continuations=task.kind == "text")
-        )
+        name = Path(spec.removeprefix("text:")).stem.replace("_", " ")
+        sides.append(verify.Side(name, session.on(task).task, continuations=task.kind == "text"))
     return sides
 
 
@@ -302,7 +303,9 @@ def _spectrum(session: Session, judge: Judge, edit: Truncate) -> dict[str, Any]:
     return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
 
 
-def _compared(session: Session, before: verify.Witness, after: verify.Witness) -> dict[str, Any]:
+def _compared(
+    session: Session, sides: Sequence[verify.Side], before: verify.Witness, after: verify.Witness
+) -> dict[str, Any]:
     """The analyses that need both models: facts by frequency, paraphrases, examples that changed."""
     task = session.task
     if task.kind == "text":
@@ -311,7 +314,7 @@ def _compared(session: Session, before: verify.Witness, after: verify.Witness) -
         "frequency": records.frequency_records(task, task.split("test"), before.test, after.test),
         "changed": records.changed_records(task, before.test, after.test, before.labels, after.labels),
     }
-    if before.paraphrases is not None:
-        others = verify.paraphrase_task(task, "test")
-        found["paraphrases"] = records.paraphrase_record(others, before.paraphrases, after.paraphrases)
+    for side, was, now in zip(sides, before.sides, after.sides, strict=True):
+        if side.phrasings:
+            found["paraphrases"] = records.paraphrase_record(side.task, was, now)
     return found

@@ -25,7 +25,6 @@ from secateur.probes.truncation import truncation_effects
 from secateur.proof import Found, cut_and_verify, read_plan, side_effects
 from secateur.search.laser import Objective, Race, compose, grid, race
 from secateur.session import Options, Session, open_session
-from secateur.verify import paraphrase_task
 
 KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was always within the top 10 % of the screen's ranking
 RACE_Z = 3.0
@@ -95,11 +94,7 @@ def check(session: Session) -> None:
     """
     candidates(session.loaded.anatomy, session.options)
     session.objective  # noqa: B018  raises where the task has no such metric
-    for side in side_effects(session):
-        session.on(side.task)
-    others = paraphrase_task(session.task, "test")
-    if others is not None:
-        session.on(others)
+    side_effects(session)
 
 
 def _digest(value: Any) -> str:

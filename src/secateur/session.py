@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
-from secateur.errors import TaskError, UnknownName, nearest
+from secateur.errors import TaskError, TooLong, UnknownName, nearest
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge, Limits, Progress, silent
@@ -22,6 +23,7 @@ from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import Task
 from secateur.tasks.load import load_task
 
+LOG = logging.getLogger("secateur")
 METHODS = ("laser",)
 
 
@@ -48,6 +50,7 @@ class Options:
     seqlen: int = 256
     chat: bool = False
     allow_small: bool = False
+    skip_long: bool = False
     dtype: str = "auto"
     device: str = "auto"
     max_tokens: int = 0
@@ -80,10 +83,10 @@ class Options:
 
 
 def _as_typed(name: str, value: Any) -> list[str]:
-    """One option of `command_line`. The grid is Python's alone, so it has no words there."""
+    """One option of `command_line`. Of grids, only the paper's has a word; others are Python's alone."""
     flag = "--" + name.replace("_", "-")
     if name in ("fractions", "small_ranks"):
-        return []
+        return ["--grid", "paper"] if (name, value) == ("small_ranks", ()) else []
     if isinstance(value, bool):
         return [flag] if value else ["--no-" + name]
     if name == "side":
@@ -103,6 +106,7 @@ class Session:
     ledger: Ledger | None
     progress: Progress = silent
     seconds: dict[str, float] = field(default_factory=dict)
+    encodings: dict[str, tuple[Task, dict[int, Encoded]]] = field(default_factory=dict)  # by task hash
 
     @cached_property
     def scope(self) -> str:
@@ -141,8 +145,11 @@ class Session:
 
     def on(self, task: Task, loaded: Loaded | None = None) -> Session:
         """The same with another task, or with another model on the same task."""
-        loaded = loaded or self.loaded
-        encoded = self.encoded if task is self.task else _encode(task, loaded, self.options.chat)
+        loaded, encoded = loaded or self.loaded, self.encoded
+        if task is not self.task:
+            if task.hash not in self.encodings:  # once, so that what does not fit is also said only once
+                self.encodings[task.hash] = _encode(task, loaded, self.options)
+            task, encoded = self.encodings[task.hash]
         return replace(self, task=task, encoded=encoded, loaded=loaded)
 
 
@@ -165,11 +172,39 @@ def open_session(options: Options, ledger: Ledger | None, progress: Progress = s
         limit=options.limit,
         allow_small=options.allow_small,
     )
-    encoded = _encode(task, loaded, options.chat)
+    task, encoded = _encode(task, loaded, options)
     progress("load", 1, 1)
     return Session(options, loaded, task, encoded, ledger, progress)
 
 
-def _encode(task: Task, loaded: Loaded, chat: bool) -> dict[int, Encoded]:
-    context = loaded.anatomy.context
-    return {i: encode(e, loaded.tokenizer, context=context, chat=chat) for i, e in enumerate(task.examples)}
+def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int, Encoded]]:
+    """The task in tokens; with `skip_long` without the examples that do not fit, which is said.
+
+    Splits are made before anything is left out, so they do not depend on the model. Raises `TaskError`.
+    """
+    encoded: dict[int, Encoded] = {}
+    for number, example in enumerate(task.examples):
+        try:
+            encoded[number] = encode(
+                example, loaded.tokenizer, context=loaded.anatomy.context, chat=options.chat
+            )
+        except TooLong:
+            if not options.skip_long:
+                raise
+    if len(encoded) == len(task.examples):
+        return task, encoded
+    dropped = len(task.examples) - len(encoded)
+    LOG.warning(
+        "%s: %d of %d examples do not fit the context and are left out.",
+        task.name,
+        dropped,
+        len(task.examples),
+    )
+    fitting = task.without([i for i in range(len(task.examples)) if i not in encoded])
+    empty = [name for name, split in task.splits.items() if split and not fitting.split(name)]
+    if empty:
+        raise TaskError(
+            f"{task.name}: no example of the {empty[0]} split fits the model's context of "
+            f"{loaded.anatomy.context} tokens."
+        )
+    return fitting, dict(enumerate(encoded.values()))

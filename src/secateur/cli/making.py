@@ -15,6 +15,7 @@ from secateur.cli.options import (
     Device,
     Dtype,
     Edits,
+    Grid,
     Layers,
     LedgerPath,
     Limit,
@@ -27,6 +28,7 @@ from secateur.cli.options import (
     Revision,
     Seed,
     Seqlen,
+    SkipLong,
     SplitSeed,
     TaskSpec,
     TestTask,
@@ -63,6 +65,7 @@ def prune(
     ] = None,
     matrices: Matrices = "all",
     layers: Layers = None,
+    grid: Grid = "full",
     exhaustive: Annotated[
         bool,
         typer.Option("--exhaustive", help="Judge every candidate on all of select: no screening, no racing."),
@@ -74,6 +77,7 @@ def prune(
     seqlen: Seqlen = 256,
     chat: Chat = False,
     allow_small: AllowSmall = False,
+    skip_long: SkipLong = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -91,9 +95,9 @@ def prune(
     """
     options = as_api(
         method=method, test_task=test_task, side=tuple(side or ()), objective=objective, matrices=matrices,
-        layers=layers, exhaustive=exhaustive, compose=compose, seed=seed, split_seed=split_seed, limit=limit,
-        seqlen=seqlen, chat=chat, allow_small=allow_small, revision=revision, dtype=dtype, device=device,
-        batch_size=batch_size, trust_remote_code=trust_remote_code,
+        layers=layers, grid=grid, exhaustive=exhaustive, compose=compose, seed=seed, split_seed=split_seed,
+        limit=limit, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
+        revision=revision, dtype=dtype, device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _prune(model, task, out, options, ledger=ledger, overwrite=overwrite, as_json=as_json, quiet=quiet)
 

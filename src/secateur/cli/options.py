@@ -46,6 +46,18 @@ Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts in the model's 
 AllowSmall = Annotated[
     bool, typer.Option("--allow-small", help="Warn instead of refusing when a split has under 50 groups.")
 ]
+SkipLong = Annotated[
+    bool,
+    typer.Option(
+        "--skip-long", help="Leave out examples longer than the model's context, instead of refusing."
+    ),
+]
+Grid = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Ranks to try: full, or paper (LASER's fractions without the small ranks)."
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -107,9 +119,17 @@ def as_api(**given: Any) -> dict[str, Any]:
         options["matrices"] = tuple(word.strip() for word in options["matrices"].split(",") if word.strip())
     if "layers" in options:
         options["layers"] = _layers(options["layers"])
+    if "grid" in options:
+        options |= _grid(options.pop("grid"))
     if "batch_size" in options:
         options["max_tokens"] = _tokens(options.pop("batch_size"))
     return options
+
+
+def _grid(name: str) -> dict[str, Any]:
+    if name not in ("full", "paper"):
+        raise SecateurError(f"--grid {name!r}: write full or paper.")
+    return {"small_ranks": ()} if name == "paper" else {}
 
 
 def given_plan(plan: Path | None, edits: list[str] | None) -> Path | list[str] | None:

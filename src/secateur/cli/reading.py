@@ -15,6 +15,7 @@ from secateur.cli.options import (
     Device,
     Dtype,
     Edits,
+    Grid,
     Layers,
     Limit,
     Matrices,
@@ -25,6 +26,7 @@ from secateur.cli.options import (
     Revision,
     Seed,
     Seqlen,
+    SkipLong,
     SplitSeed,
     TaskSpec,
     TestTask,
@@ -54,6 +56,7 @@ def evaluate(
     seqlen: Seqlen = 256,
     chat: Chat = False,
     allow_small: AllowSmall = False,
+    skip_long: SkipLong = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -72,8 +75,8 @@ def evaluate(
 
     options = as_api(
         test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, seqlen=seqlen, chat=chat,
-        allow_small=allow_small, revision=revision, dtype=dtype, device=device, batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
+        allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
+        device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     chosen = given_plan(plan, edit)
     with bars(quiet=quiet or as_json) as progress:
@@ -100,12 +103,14 @@ def probe(
     edit: Edits = None,
     matrices: Matrices = "all",
     layers: Layers = None,
+    grid: Grid = "full",
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
     seqlen: Seqlen = 256,
     chat: Chat = False,
     allow_small: AllowSmall = False,
+    skip_long: SkipLong = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -127,9 +132,9 @@ def probe(
     from secateur.cli.tables import print_readings
 
     options = as_api(
-        matrices=matrices, layers=layers, seed=seed, split_seed=split_seed, limit=limit, seqlen=seqlen, chat=chat,
-        allow_small=allow_small, revision=revision, dtype=dtype, device=device, batch_size=batch_size,
-        trust_remote_code=trust_remote_code,
+        matrices=matrices, layers=layers, grid=grid, seed=seed, split_seed=split_seed, limit=limit,
+        seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
+        device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     chosen = given_plan(plan, edit)
     with bars(quiet=quiet or as_json) as progress:

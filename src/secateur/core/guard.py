@@ -39,7 +39,7 @@ class ConstantPredictor:
     modal_share_after: float
     balanced_before: float
     balanced_after: float
-    reason: str
+    detail: str
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,7 +22,7 @@ OUTCOME = np.dtype(
         (
             "correct_norm",
             np.float64,
-        ),  # choice accuracy with log-likelihood per byte of the choice; nan without choices
+        ),  # choice accuracy with log-likelihood per character of the choice; nan without choices
         ("rank", np.int64),  # how many tokens are likelier than the first gold token; 0 is top-1
         (
             "predicted",

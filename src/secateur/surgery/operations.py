@@ -58,7 +58,8 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Replace, ..
         matrix = anatomy.matrix(edit.matrix)
         if edit.rank > min(matrix.shape):
             raise PlanError(
-                f"{edit}: {edit.matrix} is {matrix.shape[0]} × {matrix.shape[1]}, its rank is at most {min(matrix.shape)}."
+                f"{edit}: {edit.matrix} is {matrix.shape[0]} × {matrix.shape[1]}, "
+                f"its rank is at most {min(matrix.shape)}."
             )
         operations.append(Replace(matrix, edit))
     return tuple(operations)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from secateur.errors import TaskError
+from secateur.errors import TaskError, TooLong
 from secateur.tasks.example import Example
 
 if TYPE_CHECKING:
@@ -150,8 +150,12 @@ def _check(example: Example, encoded: Encoded, context: int | None) -> None:
                 "Give it text that this tokenizer keeps."
             )
     if context is not None and encoded.longest > context:
-        raise TaskError(
+        raise TooLong(
             f"example {example.id!r}: prompt and answer take {encoded.longest} tokens, "
             f"{encoded.longest - context} more than the model's context of {context}. "
-            f"Shorten it or leave it out{' (--seqlen for text)' if example.tokens is not None else ''}."
+            + (
+                "Take a smaller --seqlen."
+                if example.tokens is not None
+                else "Shorten it, or --skip-long leaves it out."
+            )
         )

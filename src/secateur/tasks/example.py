@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,13 @@ class Task:
 
     def of(self, indices: Sequence[int]) -> list[Example]:
         return [self.examples[i] for i in indices]
+
+    def without(self, dropped: Collection[int]) -> Task:
+        """The same task with some examples left out; the others stay in their splits."""
+        kept = [i for i in range(len(self.examples)) if i not in dropped]
+        place = {old: new for new, old in enumerate(kept)}
+        splits = {name: tuple(place[i] for i in split if i in place) for name, split in self.splits.items()}
+        return replace(self, examples=tuple(self.examples[i] for i in kept), splits=splits)
 
     def groups(self, indices: Sequence[int]) -> np.ndarray:
         """Integer group label for each of `indices`: (n,) int64, equal where the examples belong together."""

@@ -22,7 +22,7 @@ from secateur.core.score import METRICS, Metric
 from secateur.core.stats import holm
 from secateur.judge.evaluator import Judge
 from secateur.tasks.example import Task
-from secateur.verify.witness import Side, Witness, gold_labels, opening, paraphrase_task
+from secateur.verify.witness import Side, Witness, gold_labels, opening
 
 VERDICT_VERSION = 1
 
@@ -65,7 +65,7 @@ def decide(
             for other in _secondary(judge.task, metric)
         ],
         "guards": guards,
-        "side_effects": _side_effects(judge, before, after, sides, groups, seed),
+        "side_effects": _side_effects(before, after, sides, seed),
     }
 
 
@@ -94,7 +94,7 @@ def _constant_guard(judge: Judge, before: Witness, after: Witness, plan: Plan) -
         return {"name": name, "fired": False, "detail": detail}
     gold = gold_labels(judge, judge.task.split("test"))
     found = constant_predictor(gold, before.labels, after.labels, judge.task.groups(judge.task.split("test")))
-    return {"name": name, "fired": found.fired, "detail": found.reason} | found.to_json()
+    return {"name": name, **found.to_json()}
 
 
 def _loss_guard(
@@ -110,29 +110,8 @@ def _loss_guard(
     return [{"name": "log-loss", "fired": bool(fired), "detail": detail}]
 
 
-def _side_effects(
-    judge: Judge, before: Witness, after: Witness, sides: Sequence[Side], groups: np.ndarray, seed: int
-) -> list[dict[str, Any]]:
+def _side_effects(before: Witness, after: Witness, sides: Sequence[Side], seed: int) -> list[dict[str, Any]]:
     effects = []
-    if before.paraphrases is not None and after.paraphrases is not None:
-        task = paraphrase_task(judge.task, "test")
-        assert task is not None
-        paired = compare(
-            METRICS["accuracy"],
-            before.paraphrases,
-            after.paraphrases,
-            task.groups(task.split("test")),
-            seed=seed,
-        )
-        effects.append(
-            {
-                "name": "accuracy on the other paraphrases",
-                "unit": "share",
-                "higher_is_better": True,
-                "n": len(before.paraphrases),
-            }
-            | paired.to_json()
-        )
     for number, side in enumerate(sides):
         everything = range(len(side.task.examples))
         side_metric = METRICS[side.task.primary_metric]

@@ -15,11 +15,15 @@ from secateur.tasks.example import Task
 
 @dataclass(frozen=True)
 class Side:
-    """A side effect to watch: another task's score, or with `continuations` what greedy generation does on it."""
+    """A side effect to watch: another task's score, with `continuations` also what greedy generation does on it.
+
+    `phrasings`: the task is the test questions in their other phrasings.
+    """
 
     name: str
     task: Task
     continuations: bool = False
+    phrasings: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,6 @@ class Witness:
     sides: tuple[np.ndarray, ...]  # OUTCOME rows per side
     generated: tuple[list[list[int]], ...]  # greedy continuations per side that asks for them
     labels: tuple[str, ...]  # what was answered on each test example, as text
-    paraphrases: np.ndarray | None
 
 
 def opening(task: Task) -> str:
@@ -38,23 +41,16 @@ def opening(task: Task) -> str:
     return task.split_hash("test")
 
 
-def witness(
-    judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side], paraphrase_judge: Judge | None
-) -> Witness:
+def witness(judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side]) -> Witness:
     """Measure the model that `judge` holds, as it is, on test and on all sides."""
     plan = Plan(judge.loaded.fingerprint)
     test = judge([plan], judge.task.split("test"), "verify")[plan]
     outcomes, generated = [], []
     for side, side_judge in zip(sides, side_judges, strict=True):
-        own = Plan(side_judge.loaded.fingerprint)
         everything = range(len(side.task.examples))
-        outcomes.append(side_judge([own], everything, "side effects")[own])
+        outcomes.append(side_judge([plan], everything, "side effects")[plan])
         generated.append(_continuations(side_judge) if side.continuations else [])
-    paraphrases = None
-    if paraphrase_judge is not None:
-        everything = range(len(paraphrase_judge.task.examples))
-        paraphrases = paraphrase_judge([plan], everything, "paraphrases")[plan]
-    return Witness(test, tuple(outcomes), tuple(generated), answer_labels(judge, test), paraphrases)
+    return Witness(test, tuple(outcomes), tuple(generated), answer_labels(judge, test))
 
 
 def answer_labels(judge: Judge, outcomes: np.ndarray) -> tuple[str, ...]:

@@ -1,0 +1,193 @@
+"""How much the loss of the gold answers hangs on each attention head: one backward pass per batch reads all of them.
+
+The reading is taken at the output projection's input, where heads lie side by side. `unit_importance` is the same
+machinery for anything that lies side by side at the input of a matrix; `neurons.py` uses it. No parameter gets a
+gradient: the graph begins at the first tapped input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from secateur.core.readings import Readings
+from secateur.core.site import Site
+from secateur.errors import ModelError
+from secateur.hf.load import Loaded
+from secateur.judge.evaluator import Progress, silent
+from secateur.judge.forward import Forward
+from secateur.judge.rows import Batch, Packing
+from secateur.tasks.encode import Encoded
+
+
+def head_importance(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    *,
+    packing: Packing,
+    split: str = "probe",
+    progress: Progress = silent,
+) -> Readings:
+    """E|A_h · dL/dA_h| of every query head, as `b3.attn.h5`: the dot product is over the head's d_head numbers A_h.
+
+    L is an example's mean negative log-likelihood over the tokens of its gold answer. The mean is over all tokens
+    that are run, those of every prompt and of every answer but its last, pooled over the examples; padding is not
+    among them. Units: nats per token. `n` counts examples.
+    Source: Bansal et al. 2022 (arXiv 2212.09095), after Michel et al. 2019 (arXiv 1905.10650).
+    Differs: all blocks are divided by one and the same number of tokens, where the authors' code divides the last
+    block by another, which biases its rank.
+    Raises: `ModelError` where an output projection never runs as a module.
+    """
+    parts = loaded.anatomy
+    values = unit_importance(
+        loaded, encoded, examples, "o", parts.num_heads, packing=packing, progress=progress
+    )
+    return Readings(
+        what="head importance",
+        unit="nats/token",
+        split=split,
+        n=len(examples),
+        low_is_removable=True,
+        source="E|A·dL/dA| (arXiv 2212.09095)",
+        values={str(Site(block, "attn", "h", h)): float(v) for (block, h), v in np.ndenumerate(values)},
+    )
+
+
+def group_importance(heads: Readings, num_heads: int, num_kv_heads: int) -> Readings:
+    """The sum over the query heads of each key/value group, as `b3.attn.g1`, from what `head_importance` gave.
+
+    A group goes with all its heads, and the sum bounds what they do together to first order from above.
+    """
+    queries = num_heads // num_kv_heads
+    values: dict[str, float] = {}
+    for name, value in heads.values.items():
+        head = Site.parse(name)
+        group = str(Site(head.block, "attn", "g", head.index // queries))
+        values[group] = values.get(group, 0.0) + value
+    what = heads.what.replace("head", "KV group", 1)
+    return replace(heads, what=what, source=f"{heads.source}, summed over the group's heads", values=values)
+
+
+# ------------------------------------------------------------------------------------------------------ the machinery
+
+
+def unit_importance(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    part: str,
+    num_units: int,
+    *,
+    packing: Packing,
+    progress: Progress = silent,
+) -> Float[np.ndarray, "blocks units"]:
+    """E|a · dL/da| per token for each of `num_units` equal slices of the input of every block's matrix `part`.
+
+    Cost: one forward and one backward pass without parameter gradients. Memory does not grow with the examples, and
+    nothing is kept of a block's gradient but one number per unit. Raises: as `head_importance`.
+    """
+    answers = {e: gold_alone(encoded[e]) for e in examples}
+    tokens = sum(
+        answer.longest - 1 for answer in answers.values()
+    )  # the last token of an answer is never run
+    taps = _Taps(loaded, part, num_units)
+    while True:
+        try:
+            return _summed(taps, packing.pack(answers, examples), progress) / max(1, tokens)
+        except torch.OutOfMemoryError:
+            if packing.max_tokens < 64:
+                raise
+            packing = packing.halved()
+
+
+def gold_alone(encoded: Encoded) -> Encoded:
+    """The same example with its gold answer as the only one."""
+    gold = slice(encoded.gold, encoded.gold + 1)
+    return replace(encoded, pairs=encoded.pairs[gold], lengths=encoded.lengths[gold], gold=0)
+
+
+def _summed(taps: _Taps, batches: Sequence[Batch], progress: Progress) -> np.ndarray:
+    total = np.zeros((taps.num_blocks, taps.num_units))
+    for number, batch in enumerate(batches):
+        total += taps.read(batch).double().cpu().numpy()
+        progress("importance", number + 1, len(batches))
+    return total
+
+
+class _Taps:
+    """The inputs of one matrix of every block, and the gradients that arrive there."""
+
+    def __init__(self, loaded: Loaded, part: str, num_units: int) -> None:
+        paths = [loaded.anatomy.matrix(Site(b, part)).module for b in range(loaded.anatomy.num_blocks)]
+        self._modules = {path: loaded.model.get_submodule(path) for path in paths}
+        self._forward = Forward(loaded.model, loaded.anatomy)
+        self.num_blocks, self.num_units = len(paths), num_units
+
+    @torch.enable_grad()
+    def read(self, batch: Batch) -> Float[Tensor, "blocks units"]:
+        """Sum over the batch's tokens of |a · dL/da|. Padding adds nothing: no loss hangs on it."""
+        found: dict[str, Tensor] = {}
+        leaves: list[Tensor] = []
+        with ExitStack() as stack:
+            for path, module in self._modules.items():
+                stack.enter_context(_tapped(module, path, self.num_units, found, leaves))
+            loss = _summed_loss(self._forward.logits(batch), batch)
+        if not leaves:
+            raise ModelError(f"{next(iter(self._modules))} never ran, so it cannot be read.")
+        torch.autograd.grad(loss, leaves)  # the taps keep what is wanted of it
+        for path in self._modules:
+            if path not in found:
+                raise ModelError(f"{path} never ran, or the loss does not hang on it, so it cannot be read.")
+        device = loss.device
+        return torch.stack([found[path].to(device) for path in self._modules])
+
+
+@contextmanager
+def _tapped(
+    module: nn.Module, path: str, num_units: int, found: dict[str, Tensor], leaves: list[Tensor]
+) -> Iterator[None]:
+    """While open, `found[path]` is filled when the gradient arrives at the module's input. An input that needs no
+    gradient yet is where the graph begins."""
+
+    def tap(_: nn.Module, args: tuple) -> tuple:
+        x = args[0]
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+            leaves.append(x)
+        value = x.detach()  # a hook that holds its own tensor would never be freed
+
+        def arrived(gradient: Tensor) -> None:
+            found[path] = _absolute(value, gradient, num_units)
+
+        x.register_hook(arrived)
+        return (x, *args[1:])
+
+    handle = module.register_forward_pre_hook(tap)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _absolute(x: Tensor, gradient: Tensor, num_units: int) -> Float[Tensor, " units"]:
+    """Sum over tokens of |x · gradient|, the dot product within a unit, in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    product = x.to(wide) * gradient.to(wide)
+    units = product.reshape(-1, num_units, x.shape[-1] // num_units)
+    return units.sum(dim=2).abs().sum(dim=0)
+
+
+def _summed_loss(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Tensor:
+    """The mean log-loss of each example's answer, summed over examples, so that each row has its own gradient."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    where, token, example = (t.to(logits.device) for t in (batch.where, batch.token, batch.example))
+    logp = logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+    _, index, count = torch.unique(example, return_inverse=True, return_counts=True)
+    return -(logp / count[index]).sum()

@@ -1,0 +1,42 @@
+"""How much the loss of the gold answers hangs on each feed-forward neuron, read at the down projection's input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from secateur.core.readings import Readings
+from secateur.core.site import Site
+from secateur.hf.load import Loaded
+from secateur.judge.evaluator import Progress, silent
+from secateur.judge.rows import Packing
+from secateur.probes.heads import unit_importance
+from secateur.tasks.encode import Encoded
+
+
+def neuron_importance(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    *,
+    packing: Packing,
+    split: str = "probe",
+    progress: Progress = silent,
+) -> Readings:
+    """E|a_n · dL/da_n| of every neuron, as `b3.mlp.n17`; a_n is what the down projection reads (gate times up).
+
+    Loss, tokens, units and errors as for `head_importance`, which this is for slices of one number.
+    Source: ours; the head importance of Bansal et al. 2022 (arXiv 2212.09095) carried over to neurons.
+    """
+    d_ff = loaded.anatomy.d_ff
+    values = unit_importance(loaded, encoded, examples, "down", d_ff, packing=packing, progress=progress)
+    return Readings(
+        what="neuron importance",
+        unit="nats/token",
+        split=split,
+        n=len(examples),
+        low_is_removable=True,
+        source="E|a·dL/da| at the down projection's input",
+        values={str(Site(block, "mlp", "n", n)): float(v) for (block, n), v in np.ndenumerate(values)},
+    )
