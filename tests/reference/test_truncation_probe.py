@@ -1,0 +1,274 @@
+"""The screen's predictions against finite differences of the loss, and against parameter gradients, both taken one
+example and one row at a time in float64 by code that shares nothing with the probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from zoo import ZOO, tiny
+
+from secateur.core.plan import Truncate
+from secateur.core.site import Site
+from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
+from secateur.judge.forward import lent
+from secateur.judge.rows import Packing
+from secateur.probes.truncation import truncation_effects
+from secateur.surgery.mask import Spectra
+from secateur.tasks.encode import Encoded
+
+PACKING = Packing(2048, 2048, pad=0)
+WIDE = {
+    "gpt2",
+    "gpt2-untied-wide",
+    "opt",
+    "opt-projected",
+    "phi",
+}  # all others compute parts in float32 (RMSNorm,
+# rotary angles, the softmax of eager attention), also after `.double()`
+
+
+@pytest.fixture(params=sorted(ZOO))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def some(seed: int, count: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(3, 96, count).tolist())
+
+
+def choices(seed: int, context: int, lengths: Sequence[int], gold: int) -> Encoded:
+    pairs = tuple((some(seed, context), some(seed + 1 + i, n)) for i, n in enumerate(lengths))
+    return Encoded(pairs, gold, lengths)
+
+
+EXAMPLES = {
+    3: choices(10, 5, (1, 1, 1), 2),  # one row
+    5: choices(20, 7, (1, 3, 2), 1),  # several rows, of different lengths
+    8: choices(30, 18, (2, 4), 0),  # beyond a window of 16
+}
+
+
+# -------------------------------------------------------------------------------------------- the references
+
+
+def loss(model: PreTrainedModel, encoded: Encoded, contrast: bool) -> Tensor:
+    """−log p per gold token, or with `contrast` −log of the gold choice's share among the choices."""
+    said = []
+    for context, answer in encoded.pairs:
+        logp = model(torch.tensor([[*context, *answer]])).logits[0].log_softmax(-1)
+        said.append(logp[torch.arange(len(context) - 1, len(context) + len(answer) - 1), list(answer)])
+    if contrast:
+        return -torch.stack([each.sum() for each in said]).log_softmax(0)[encoded.gold]
+    return -said[encoded.gold].mean()
+
+
+def removed(loaded: Loaded, edit: Truncate) -> tuple[Matrix, Tensor, Tensor]:
+    """The matrix, all of it, and the part that the edit takes away, by numpy."""
+    matrix = loaded.anatomy.matrix(edit.matrix)
+    whole = matrix.read(loaded.model.get_parameter(matrix.weight)).clone()
+    u, s, vh = np.linalg.svd(whole.numpy(), full_matrices=False)
+    gone = slice(edit.rank, None) if edit.side == "top" else slice(0, len(s) - edit.rank)
+    return matrix, whole, torch.from_numpy((u[:, gone] * s[gone]) @ vh[gone])
+
+
+def by_differences(loaded: Loaded, edit: Truncate, contrast: bool, step: float) -> np.ndarray:
+    """d loss / dε of every example, where the removed components' singular values are scaled by 1 − ε.
+
+    Five points: the error is of fourth order in `step`."""
+    matrix, whole, gone = removed(loaded, edit)
+    weight, at = loaded.model.get_parameter(matrix.weight), {}
+    with torch.no_grad():
+        for k in (-2, -1, 1, 2):
+            matrix.write_(weight, whole - k * step * gone)
+            at[k] = np.array([float(loss(loaded.model, e, contrast)) for e in EXAMPLES.values()])
+        matrix.write_(weight, whole)
+    return (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * step)
+
+
+def by_gradients(loaded: Loaded, edits: Sequence[Truncate], contrast: bool) -> np.ndarray:
+    """−⟨removed, dL/dW⟩ of every edit and example: (edits, examples)."""
+    out = np.zeros((len(edits), len(EXAMPLES)))
+    loaded.model.requires_grad_(True)
+    try:
+        for column, encoded in enumerate(EXAMPLES.values()):
+            loaded.model.zero_grad()
+            loss(loaded.model, encoded, contrast).backward()
+            for row, edit in enumerate(edits):
+                matrix = loaded.anatomy.matrix(edit.matrix)
+                gradient = matrix.read(loaded.model.get_parameter(matrix.weight).grad)
+                with torch.no_grad():
+                    out[row, column] = -float((removed(loaded, edit)[2] * gradient).sum())
+    finally:
+        loaded.model.zero_grad()
+        loaded.model.requires_grad_(False)
+    return out
+
+
+def predicted(d: np.ndarray) -> np.ndarray:
+    """Per-example first-order changes → mean d + ½ mean d²: a square per example, of the sum over its rows."""
+    return d.mean(-1) + 0.5 * (d**2).mean(-1)
+
+
+def effects(loaded: Loaded, edits: Sequence[Truncate], examples: Sequence[int] = tuple(EXAMPLES), **changes):
+    kept = {"spectra": Spectra(2**24), "packing": PACKING, "contrast": False}
+    return truncation_effects(loaded, EXAMPLES, examples, edits, **(kept | changes))
+
+
+def values(loaded: Loaded, edits: Sequence[Truncate], **changes) -> np.ndarray:
+    found = effects(loaded, edits, **changes).values
+    return np.array([found[str(edit)] for edit in edits])
+
+
+def one_of_each(loaded: Loaded) -> list[Truncate]:
+    """One edit of every matrix, at different ranks, from both sides."""
+    return [
+        Truncate(site, 1 + 5 * i % (min(m.shape) - 1), "tail" if i % 4 == 3 else "top")
+        for i, (site, m) in enumerate(loaded.anatomy.matrices.items())
+    ]
+
+
+# --------------------------------------------------------------------------------------------------- against
+
+
+def test_predictions_are_finite_differences(name, as_loaded):
+    loaded = as_loaded(tiny(name, torch.float64))
+    edits, contrast = one_of_each(loaded), name not in ("gpt2", "phi3")  # both losses at every rank below
+    # wide enough for what is rounded to float32, or narrow enough for the kinks of OPT's ReLU
+    step = 1e-5 if name in WIDE else 0.02
+    d = np.stack([by_differences(loaded, edit, contrast, step) for edit in edits])
+    found = values(loaded, edits, contrast=contrast)
+    rtol, atol = (1e-4, 1e-6) if name in WIDE else (1e-3, 1e-4)
+    np.testing.assert_allclose(found, predicted(d), rtol=rtol, atol=atol)
+    assert np.abs(found).max() > 0.05  # nats: there was something to predict
+
+
+@pytest.mark.parametrize("contrast", [False, True], ids=["gold alone", "contrast"])
+def test_predictions_are_parameter_gradients_at_every_rank(name, contrast, as_loaded):
+    loaded = as_loaded(tiny(name, torch.float64))
+    last = loaded.anatomy.num_blocks - 1
+    sites = [Site(0, "v"), Site(last, "k"), Site(last, "up"), Site(last, "down")]
+    edits = [
+        Truncate(site, rank, side)
+        for site in sites
+        for side in ("top", "tail")
+        for rank in range(0, min(loaded.anatomy.matrix(site).shape) + 1, 4)
+    ]
+    expected = predicted(by_gradients(loaded, edits, contrast))
+    rtol, atol = (1e-9, 1e-12) if name in WIDE else (1e-4, 1e-6)
+    np.testing.assert_allclose(values(loaded, edits, contrast=contrast), expected, rtol=rtol, atol=atol)
+
+
+def test_each_example_is_squared_by_itself(as_loaded):
+    """The mean of what single examples give, where one alone gives d + ½ d²: not the square of a mean, nor of rows."""
+    loaded = as_loaded(tiny("gpt2", torch.float64))
+    edits = one_of_each(loaded)
+    alone = np.stack([values(loaded, edits, examples=[e], contrast=True) for e in EXAMPLES])
+    d = by_gradients(loaded, edits, contrast=True)
+    np.testing.assert_allclose(alone.T, d + 0.5 * d**2, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(values(loaded, edits, contrast=True), alone.mean(0), rtol=1e-9, atol=1e-12)
+
+
+def test_gold_alone_and_contrast_are_different_questions(as_loaded):
+    loaded = as_loaded(tiny("llama", torch.float64))
+    edits = one_of_each(loaded)
+    assert not np.allclose(values(loaded, edits), values(loaded, edits, contrast=True), rtol=0.05)
+
+
+def test_a_single_choice_has_nothing_to_lose(as_loaded):
+    """Among one choice the gold one has all of the probability: contrast is 0, the log-loss is not."""
+    loaded = as_loaded(tiny("llama", torch.float64))
+    edits, single = one_of_each(loaded), {0: choices(40, 6, (2,), 0)}
+    found = truncation_effects(
+        loaded, single, [0], edits, spectra=Spectra(2**24), packing=PACKING, contrast=True
+    )
+    assert set(found.values.values()) == {0.0}
+
+
+def test_full_rank_removes_nothing(name, as_loaded):
+    loaded = as_loaded(tiny(name))
+    edits = [Truncate(site, min(m.shape)) for site, m in loaded.anatomy.matrices.items()]
+    assert not values(loaded, edits).any()
+
+
+# ---------------------------------------------------------------------------------- what must change nothing
+
+
+@pytest.mark.parametrize("contrast", [False, True], ids=["gold alone", "contrast"])
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "bloom", "llama"])
+def test_room_for_spectra_and_batches_changes_no_value(family, contrast, as_loaded):
+    loaded = as_loaded(tiny(family, torch.float64))
+    edits = one_of_each(loaded)
+    expected = values(loaded, edits, contrast=contrast)
+    for room, packing in ((1, PACKING), (20_000, PACKING), (1, Packing(1, 1, 0)), (2**24, Packing(30, 9, 5))):
+        found = values(loaded, edits, contrast=contrast, spectra=Spectra(room), packing=packing)
+        np.testing.assert_allclose(found, expected, rtol=1e-9 if family in WIDE else 1e-4, atol=1e-7)
+
+
+def test_float32_agrees(name, as_loaded):
+    double = as_loaded(tiny(name, torch.float64))
+    single = as_loaded(tiny(name))
+    expected = values(double, one_of_each(double))
+    np.testing.assert_allclose(values(single, one_of_each(single)), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_when_memory_runs_out_batches_halve_and_values_stay(as_loaded):
+    loaded = as_loaded(tiny("llama", torch.float64))
+    edits, refused = one_of_each(loaded), []
+    expected = values(loaded, edits, contrast=True)
+    module = loaded.model.get_submodule(loaded.anatomy.matrix(Site(1, "v")).module)
+    own = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if x.shape[:-1].numel() > 50:
+            refused.append(x.shape)
+            raise torch.OutOfMemoryError
+        return own(x)
+
+    with lent(module, forward):
+        found = values(loaded, edits, contrast=True)
+    assert refused
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_it_leaves_the_model_as_it_was(name, as_loaded):
+    loaded = as_loaded(tiny(name))
+    before, hooked = {k: v.clone() for k, v in loaded.model.state_dict().items()}, hooks(loaded.model)
+    effects(loaded, one_of_each(loaded), contrast=True)
+    assert hooks(loaded.model) == hooked
+    assert not any("forward" in module.__dict__ for module in loaded.model.modules())
+    assert all(p.grad is None and not p.requires_grad for p in loaded.model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in loaded.model.state_dict().items())
+
+
+def test_it_works_within_inference_mode_of_others_and_after_a_judge_used_the_spectra(as_loaded):
+    loaded = as_loaded(tiny("llama"))
+    edits, spectra = one_of_each(loaded), Spectra(2**24)
+    expected = values(loaded, edits)
+    with torch.inference_mode():  # as when a judge asked first
+        for edit in edits:
+            matrix = loaded.anatomy.matrix(edit.matrix)
+            spectra(matrix, loaded.model.get_parameter(matrix.weight))
+    np.testing.assert_array_equal(values(loaded, edits, spectra=spectra), expected)
+    with torch.no_grad():
+        np.testing.assert_array_equal(values(loaded, edits), expected)
+
+
+def test_readings_say_what_they_are(as_loaded):
+    loaded, steps = as_loaded(tiny("opt")), []
+    edits = one_of_each(loaded)
+    found = effects(loaded, edits, spectra=Spectra(1), progress=lambda *said: steps.append(said))
+    assert (found.unit, found.split, found.n, found.low_is_removable) == ("nats", "probe", 3, True)
+    assert list(found.values) == [str(edit) for edit in edits]
+    assert found.ranked()[0][1] == min(found.values.values())
+    assert steps == [("screen", i + 1, len(edits)) for i in range(len(edits))]  # one group of spectra each
+    assert type(found).from_json(found.to_json()) == found
