@@ -28,6 +28,7 @@ from secateur.tasks import facts, recall
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 IGNORED = -100  # label that the loss leaves out: padding
+SIDE_SEED = 999  # of text that no training seed draws
 STATEMENTS = 8  # statements of facts in one training sequence
 
 
@@ -179,6 +180,27 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
     (folder / "training_log.json").write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
 
 
+def sides(name: str) -> dict[str, list[dict]]:
+    """What a cut of this model might cost elsewhere, by file name: other draws of the text, and plain copying.
+
+    A `text_` file is watched as text (perplexity), another one as questions.
+    """
+    if name == "recall":
+        asked = recall.copy_examples(200)
+        rows = [{"id": e.id, "prompt": e.prompt, "answer": e.answer} for e in asked]
+        return {"plain_copying.jsonl": rows}
+    told = [text for _, text in islice(facts.statements(SIDE_SEED), 150 * STATEMENTS)]
+    documents = [" ".join(told[i : i + STATEMENTS]) for i in range(0, len(told), STATEMENTS)]
+    return {"text_trained_statements.jsonl": [{"text": text} for text in documents]}
+
+
+def write_sides(folder: Path, name: str) -> None:
+    (folder / "side").mkdir(exist_ok=True)
+    for file, rows in sides(name).items():
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "side" / file).write_text(lines, encoding="utf-8")
+
+
 def run(name: str, seed: int, out: Path) -> None:
     recipe = RECIPES[name]
     start = time.perf_counter()
@@ -198,6 +220,7 @@ def run(name: str, seed: int, out: Path) -> None:
         "loss_nats_per_token": [round(loss, 4) for loss in losses],
     }
     save(out / name, model, tokenizer, log)
+    write_sides(out / name, name)
     print(
         f"{name}: {log['parameters']:,} parameters, seed {seed}, {log['seconds']} s, written to {out / name}"
     )

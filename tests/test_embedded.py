@@ -209,6 +209,15 @@ def test_training_again_gives_the_same_bits(training, name):
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
 
+def test_shipped_sides_are_what_the_script_writes(training, tmp_path):
+    for name in ("facts", "recall"):
+        training.write_sides(tmp_path, name)
+        shipped = sorted((MODELS / name / "side").iterdir())
+        assert [file.name for file in shipped] == sorted(training.sides(name))
+        for file in shipped:
+            assert file.read_text() == (tmp_path / "side" / file.name).read_text()
+
+
 def test_shipped_recipe_is_the_one_in_the_script(training):
     for name, recipe in training.RECIPES.items():
         log = json.loads((MODELS / name / "training_log.json").read_text())

@@ -115,7 +115,7 @@ def side_effects(session: Session) -> list[verify.Side]:
     )
     for spec in specs:
         task = load_side(spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES)
-        name = Path(spec.removeprefix("text:")).stem.replace("_", " ")
+        name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
         sides.append(verify.Side(name, session.on(task).task, continuations=task.kind == "text"))
     return sides
 
@@ -125,7 +125,7 @@ def _own_sides(model: str) -> list[str]:
         return []
     folder = resources.files("secateur.models") / model.removeprefix("builtin:")
     files = sorted(Path(str(folder)).glob("side/*"))
-    return [str(f) if f.suffix == ".jsonl" else f"text:{f}" for f in files]
+    return [f"text:{f}" if f.name.startswith("text_") else str(f) for f in files]
 
 
 # ------------------------------------------------------------------------------------------------------- what it says
