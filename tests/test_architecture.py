@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "judge": {"errors", "core", "hf", "surgery", "tasks"},
     "probes": {"errors", "core", "linalg", "hf", "surgery", "tasks", "judge"},
     "search": {"errors", "core"},
-    "report": {"errors", "core"},
+    "reports": {"errors", "core"},
     "checkpoint": {"errors", "core", "hf", "surgery"},
     "records": {"errors", "core", "tasks"},
     "verify": {"errors", "core", "tasks", "judge"},
@@ -38,7 +38,7 @@ MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # the front door names the verbs and o
 NEVER = {
     "core": {"torch", "transformers", "safetensors", "huggingface_hub"},
     "search": {"torch", "transformers"},
-    "report": {"torch", "transformers"},
+    "reports": {"torch", "transformers"},
     "tasks": {"torch"},
     "linalg": {"transformers", "numpy", "scipy"},
 }
@@ -194,7 +194,7 @@ def test_no_error_is_swallowed_whole():
     [
         "import secateur",
         "import secateur.cli.app",
-        "import secateur.core.ledger, secateur.search.laser, secateur.report",
+        "import secateur.core.ledger, secateur.search.laser, secateur.reports",
         "import secateur.cli.runs",
         "from typer.testing import CliRunner; from secateur.cli.app import app;"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0",

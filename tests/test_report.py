@@ -15,10 +15,10 @@ import plotly.graph_objects as go
 import pytest
 
 from secateur.errors import OutputError, SecateurError
-from secateur.report import render, write_report
-from secateur.report.figures import spectrum
-from secateur.report.markup import change, embedded_json, finite, interval, number, p_value, ticks
-from secateur.report.sweep import color_limit
+from secateur.reports import render, write_report
+from secateur.reports.figures import spectrum
+from secateur.reports.markup import change, embedded_json, finite, interval, number, p_value, ticks
+from secateur.reports.sweep import color_limit
 
 RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile")}
 
@@ -395,7 +395,7 @@ def test_records_that_do_not_belong_together_are_refused():
 
 
 def test_a_report_needs_no_torch():
-    code = "import sys, secateur.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, secateur.reports; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

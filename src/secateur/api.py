@@ -26,7 +26,7 @@ from secateur.probes.answers import split_answers
 from secateur.proof import read_plan, versions
 from secateur.recipe import Result, candidates, check_ledger, read_result, screen
 from secateur.recipe import prune as _prune
-from secateur.report import write_report
+from secateur.reports import write_report
 from secateur.session import Options, Session, open_session
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import resolve

@@ -23,7 +23,7 @@ from secateur.errors import PlanError, SecateurError
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
 from secateur.probes.answers import split_answers
-from secateur.report import write_report
+from secateur.reports import write_report
 from secateur.search.laser import Race, grid
 from secateur.session import Session
 from secateur.surgery.mask import masked

@@ -190,7 +190,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write report.html of a checkpoint again, from its records."""
-    from secateur.report import write_report
+    from secateur.reports import write_report
 
     written = write_report(folder, folder / "report.html")
     if as_json:

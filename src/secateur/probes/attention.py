@@ -1,66 +1,55 @@
-"""The attention weights of a loaded model, one block at a time while it runs. What they are for is not said here."""
+"""The attention weights that a model computes with, one block at a time while it runs. What they are for is not said
+here, and the model's settings are left alone.
+
+Under `sdpa` the weights are computed once more from the very queries, keys and masks that are handed to torch; under
+`eager` they are those that the attention returns. Switching a loaded model to eager is no way: the public switch does
+not take for Falcon, BLOOM and GPT-J (transformers 5), Falcon asked for weights under sdpa forgets the causal mask, and
+Falcon with ALiBi adds it twice in eager mode.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from secateur.core.site import Site
 from secateur.errors import ModelError
-from secateur.hf.load import Loaded, quiet
+from secateur.hf.load import Loaded
 from secateur.judge.forward import gathered, lent
 
 Consume = Callable[[int, Tensor], None]
 
 
-@contextmanager
-def weights_on(loaded: Loaded) -> Iterator[Callable[[Tensor, Consume], None]]:
-    """Gives a verb: run the model on tokens and hand each block's attention weights, (rows, heads, length, length),
-    to a consumer as they arise, so that one block's are in memory at a time. The model's attention is as before after.
-
-    Raises: `ModelError` where the model gives no weights, or weights that look ahead.
-    """
-    config = loaded.model.config
-    before = config._attn_implementation
-    with quiet():
-        _set_attention(loaded, "eager")
-    try:
-        yield lambda tokens, consume: _run(loaded, tokens, consume)
-    finally:
-        with quiet():
-            _set_attention(loaded, before)
-
-
-def _set_attention(loaded: Loaded, name: str) -> None:
-    """The public way first. Falcon, BLOOM and GPT-J do not take it but ask their config at every call; Falcon under
-    sdpa, asked for weights, gives some that look ahead."""
-    loaded.model.set_attn_implementation(name)
-    loaded.model.config._attn_implementation = name
-
-
 @torch.inference_mode()
-def _run(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume) -> None:
+def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume) -> None:
+    """Runs the model on `tokens` and hands each block's number and weights, (rows, heads, length, length), to
+    `consume` as they arise, so that one block's are in memory at a time.
+
+    Raises: `ModelError` where the attention shows no weights (flash kernels), or weights that look ahead.
+    """
     parts, model = loaded.anatomy, loaded.model
     seen: list[int] = []
     with ExitStack() as stack:
         for block in range(parts.num_blocks):
-            # the module that holds the output projection is the one that computes and returns the weights
+            # the module that holds the output projection is the one that computes the weights
             module = model.get_submodule(parts.matrix(Site(block, "o")).module.rpartition(".")[0])
-            stack.enter_context(
-                lent(module, _attending(module.forward, block, parts.num_heads, consume, seen))
-            )
+            own = _attending(module.forward, block, parts.num_heads, consume, seen)
+            stack.enter_context(lent(module, own))
         stack.enter_context(
             gathered(model.get_submodule(parts.unembedding), torch.zeros(1, dtype=torch.long))
         )
-        model(input_ids=tokens.to(model.device), use_cache=False, output_attentions=True)
-    if len(seen) != parts.num_blocks:
+        eager = model.config._attn_implementation == "eager"
+        asked = {"output_attentions": True} if eager else {}
+        model(input_ids=tokens.to(model.device), use_cache=False, **asked)
+    if seen != list(range(parts.num_blocks)):
         raise ModelError(
-            f"{parts.architecture} gave attention weights for {len(seen)} of {parts.num_blocks} blocks."
+            f"{parts.architecture}: the attentions of blocks {seen} ran, in this order, not all once."
         )
 
 
@@ -68,18 +57,59 @@ def _attending(
     own: Callable[..., Any], block: int, num_heads: int, consume: Consume, seen: list[int]
 ) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        out = own(*args, **kwargs)
-        weights = out[1] if isinstance(out, tuple) and len(out) > 1 else None
+        with _Watch() as watch:
+            out = own(*args, **kwargs)
+        returned = [out[1]] if isinstance(out, tuple) and len(out) > 1 else []
+        weights = next((w for w in (*watch.weights, *returned) if w is not None), None)
         if not isinstance(weights, Tensor) or weights.dim() != 4 or weights.shape[1] != num_heads:
             raise ModelError(
-                f"the attention of block {block} returns no weights per head, so it cannot be read."
+                f"the attention of block {block} shows no weights per head; load the model with "
+                'attn_implementation="sdpa" or "eager".'
             )
         if weights[:, :, 0, 1:].any():
             raise ModelError(
-                f"the attention weights of block {block} look ahead; they are not what the model uses."
+                f"the attention weights of block {block} look ahead: this is no causal attention."
             )
         consume(block, weights)
         seen.append(block)
-        return (out[0], None, *out[2:])
+        return (out[0], None, *out[2:]) if isinstance(out, tuple) and len(out) > 1 else out
 
     return forward
+
+
+class _Watch(TorchFunctionMode):
+    """Sees what goes into torch's attention while it is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.weights.append(sdpa_weights(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def sdpa_weights(
+    query: Float[Tensor, "rows heads length d"],
+    key: Float[Tensor, "rows kv_heads length d"],
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Float[Tensor, "rows heads length length"]:
+    """The weights inside `scaled_dot_product_attention` called with these arguments, in float32 or wider."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    scores = query.to(wide) @ key.to(wide).transpose(-1, -2)
+    scores *= query.shape[-1] ** -0.5 if scale is None else scale
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores.masked_fill_(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores += attn_mask
+    return scores.softmax(dim=-1)

@@ -22,7 +22,7 @@ from secateur.hf.load import Loaded
 from secateur.judge.evaluator import MEBI, Progress, silent
 from secateur.judge.forward import Forward, lent
 from secateur.judge.rows import Batch
-from secateur.probes.attention import weights_on
+from secateur.probes.attention import attend
 from secateur.probes.random_tokens import lead_of, random_segments, with_bos
 
 REPEATS = 4
@@ -44,17 +44,16 @@ def prefix_matching(
     segments = random_segments(loaded, seeds, REPEATS, frequencies)
     total = torch.zeros(loaded.anatomy.num_blocks, loaded.anatomy.num_heads, dtype=torch.float64)
     done = 0
-    with weights_on(loaded) as weights_of:
-        for rows in _batches(loaded, segments):
-            tokens = with_bos(loaded, np.tile(rows, REPEATS))
-            segment, lead = rows.shape[1], tokens.shape[1] - REPEATS * rows.shape[1]
+    for rows in _batches(loaded, segments):
+        tokens = with_bos(loaded, np.tile(rows, REPEATS))
+        segment, lead = rows.shape[1], tokens.shape[1] - REPEATS * rows.shape[1]
 
-            def consume(block: int, weights: Tensor, segment: int = segment, lead: int = lead) -> None:
-                total[block] += prefix_scores(weights, segment, lead).double().sum(dim=0).cpu()
+        def consume(block: int, weights: Tensor, segment: int = segment, lead: int = lead) -> None:
+            total[block] += prefix_scores(weights, segment, lead).double().sum(dim=0).cpu()
 
-            weights_of(tokens, consume)
-            done += len(rows)
-            progress("prefix matching", done, len(segments))
+        attend(loaded, tokens, consume)
+        done += len(rows)
+        progress("prefix matching", done, len(segments))
     source = f"{len(segments)} random sequences repeated {REPEATS} times (arXiv 2212.09095)"
     return _readings("prefix matching", source, len(segments), total / len(segments))
 
@@ -173,8 +172,11 @@ class _Circuit:
                 stack.callback(model.get_submodule(matrix.module).register_forward_hook(keep).remove)
             if self._authors:
                 _feed_embeddings(stack, self._loaded)
-            weights_of = stack.enter_context(weights_on(self._loaded))
-            weights_of(tokens, lambda block, weights: attended.update({block: weights[0].argmax(dim=-1)}))
+            attend(
+                self._loaded,
+                tokens,
+                lambda block, weights: attended.update({block: weights[0].argmax(dim=-1)}),
+            )
         return attended, values
 
     def scores(

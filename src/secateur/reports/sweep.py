@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.report.chart import DIVERGING, INK, Figure, Row, by_matrix, marks, new_axis, new_layout
-from secateur.report.markup import known, number, text
+from secateur.reports.chart import DIVERGING, INK, Figure, Row, by_matrix, marks, new_axis, new_layout
+from secateur.reports.markup import known, number, text
 
 
 def color_limit(deltas: Sequence[float]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
 from secateur.errors import UnknownName
-from secateur.report.markup import capital, change, key, known, number, text
+from secateur.reports.markup import capital, change, key, known, number, text
 
 Record = Mapping[str, Any]
 

@@ -9,7 +9,17 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from secateur.report.markup import MISSING, change, interval, known, metric_name, number, p_value, table, text
+from secateur.reports.markup import (
+    MISSING,
+    change,
+    interval,
+    known,
+    metric_name,
+    number,
+    p_value,
+    table,
+    text,
+)
 
 MAX_CHANGED = 200
 KINDS = ("recovered", "lost", "changed")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.report.markup import (
+from secateur.reports.markup import (
     capital,
     change,
     interval,

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from secateur.report import cuts, forest, tables
-from secateur.report.chart import Figure
-from secateur.report.figures import curves, frequency, screen, spectrum
-from secateur.report.markup import change, interval, key, known, metric_name, number, numbers, p_value, text
-from secateur.report.sweep import color_limit, improvements, sweep
+from secateur.reports import cuts, forest, tables
+from secateur.reports.chart import Figure
+from secateur.reports.figures import curves, frequency, screen, spectrum
+from secateur.reports.markup import change, interval, key, known, metric_name, number, numbers, p_value, text
+from secateur.reports.sweep import color_limit, improvements, sweep
 
 SIGNS = {"improves": ("better", "▲"), "worse": ("worse", "▼")}  # anything else is neither
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.report.chart import (
+from secateur.reports.chart import (
     ACCENT,
     AFTER,
     BEFORE,
@@ -23,7 +23,7 @@ from secateur.report.chart import (
     new_axis,
     new_layout,
 )
-from secateur.report.markup import change, interval, known, number, text
+from secateur.reports.markup import change, interval, known, number, text
 
 SHIFT = 0.08  # of a bin: keeps the two intervals of a bin apart
 

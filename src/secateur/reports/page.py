@@ -12,9 +12,9 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.errors import OutputError, SecateurError
-from secateur.report.chart import Figure
-from secateur.report.markup import embedded_json, finite, text
-from secateur.report.sections import SECTIONS, hero
+from secateur.reports.chart import Figure
+from secateur.reports.markup import embedded_json, finite, text
+from secateur.reports.sections import SECTIONS, hero
 
 VERSION = 1
 REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
@@ -99,7 +99,7 @@ def _check(verdict: Record, plan: Record) -> None:
 
 
 def _resource(name: str) -> str:
-    return resources.files("secateur.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("secateur.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 _PAGE = """<!doctype html>
