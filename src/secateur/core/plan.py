@@ -129,7 +129,7 @@ def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
     for word in words:
         site, sep, value = word.partition("=")
         side, rank = ("tail", value[5:]) if value.startswith("tail:") else ("top", value)
-        if not sep or not rank.isdigit():
+        if not sep or not rank.isdecimal():
             raise SecateurError(
                 f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components) or b2.gate=tail:5."
             )

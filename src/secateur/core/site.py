@@ -34,6 +34,7 @@ class Site:
             raise UnknownName(
                 f"no such site: block {self.block}, part {self.part!r}.{nearest(self.part, MATRICES)}"
             )
+        assert self.unit or not self.index, f"index {self.index} of no unit: would print as another site"
         if self.unit and self.unit not in _UNITS.get(self.part, ""):
             raise UnknownName(
                 f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN"
@@ -68,7 +69,8 @@ def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, .
 
     Raises: `UnknownName` for a word that names nothing, or nothing that this model has.
     """
-    available = tuple(name for name in MATRICES if name in set(available))
+    has = set(available)
+    available = tuple(name for name in MATRICES if name in has)
     gated = "gate" in available
     meaning: dict[str, tuple[str, ...]] = {name: (name,) for name in MATRICES}
     meaning |= {
