@@ -177,7 +177,7 @@ def effect_rows(verdict: Mapping[str, Any]) -> list[Dumbbell]:
 def paraphrase_rows(found: Mapping[str, Any]) -> list[Dumbbell]:
     """Robustness over paraphrases: all of a fact's phrasings right, and the mean over phrasings."""
     rows = [
-        ("all", f"all {found.get('per_fact', '')} phrasings right", "all_right"),
+        ("all", f"all {found.get('per_fact', 0):g} phrasings right", "all_right"),
         ("mean", "one phrasing right, mean", "mean"),
     ]
     return [
