@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,25 +50,24 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
     The verdict is about what was written: the second model is the one that the stock classes load from disk.
     Returns the content of `verdict.json`.
     """
-    started = time.perf_counter()
-    judge, sides = session.judge(), side_effects(session)
-    before = _witness(session, sides)
-    trivial = verify.alternatives(judge, session.options.seed)
-    analysis = _analyze(session, judge, found)
-    written = _write_and_read(session, judge, found.plan, staging)
-    after = _witness(session.on(session.task, written), sides)
-    numbers = verify.decide(
-        judge,
-        before,
-        after,
-        found.plan,
-        sides,
-        session.objective.metric,
-        ledger=session.ledger,
-        scope=session.scope,
-        seed=session.options.seed,
-    )
-    session.seconds["verify"] = time.perf_counter() - started
+    with session.timed("verify"):
+        judge, sides = session.judge(), side_effects(session)
+        before = _witness(session, sides)
+        trivial = verify.alternatives(judge, session.options.seed)
+        analysis = _analyze(session, judge, found)
+        written = _write_and_read(session, judge, found.plan, staging)
+        after = _witness(session.on(session.task, written), sides)
+        numbers = verify.decide(
+            judge,
+            before,
+            after,
+            found.plan,
+            sides,
+            session.objective.metric,
+            ledger=session.ledger,
+            scope=session.scope,
+            seed=session.options.seed,
+        )
     verdict = numbers | {"alternatives": trivial} | _describe(session, found, written)
     verdict["sentence"] = sentence(verdict)
     analysis |= _compared(session, sides, before, after)

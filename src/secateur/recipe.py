@@ -131,14 +131,17 @@ def search_laser(session: Session) -> Found:
     everything = candidates(session.loaded.anatomy, options)
     select = list(task.split("select"))
     random.Random(options.seed).shuffle(select)
-    readings = None if options.exhaustive else screen(session, evaluator, everything)
+    with session.timed("screen"):
+        readings = None if options.exhaustive else screen(session, evaluator, everything)
     kept = everything if readings is None else _best(readings, everything)
     z = math.inf if options.exhaustive else RACE_Z
     base = session.empty
-    raced = race([base, *(base + edit for edit in kept)], select, judge, goal, z=z)
+    with session.timed("race"):
+        raced = race([base, *(base + edit for edit in kept)], select, judge, goal, z=z)
     plans = [base, raced.winner]
     if options.compose:
-        plans.append(compose(base, _promising(raced, goal), select, judge, goal, z=z))
+        with session.timed("compose"):
+            plans.append(compose(base, _promising(raced, goal), select, judge, goal, z=z))
     judged = judge(plans, select, "choose")
     plan = max(dict.fromkeys(plans), key=lambda plan: goal.key(judged[plan]))
     if goal.metric.gain(judged[plan], judged[base]).mean() <= 0:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -107,6 +109,15 @@ class Session:
     progress: Progress = silent
     seconds: dict[str, float] = field(default_factory=dict)
     encodings: dict[str, tuple[Task, dict[int, Encoded]]] = field(default_factory=dict)  # by task hash
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Wall-clock seconds of a stage, as far as this process did it."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     @cached_property
     def scope(self) -> str:
