@@ -164,8 +164,10 @@ def bits(judged: Mapping[Plan, np.ndarray]) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------- against the reference
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES))
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("choice", "float64"), ("text", "float64"), ("generation", "float64"), ("choice", "float32")],
+)
 def test_outcomes_are_those_of_a_model_really_cut_called_one_row_at_a_time(name, kind, dtype, as_loaded):
     loaded = as_loaded(tiny(name, DTYPES[dtype]))
     plans, examples = plans_for(loaded), list(KINDS[kind])
