@@ -16,7 +16,7 @@ from zoo import CONTEXT, VOCAB_SIZE, ZOO, tiny
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy
-from secateur.hf.load import Loaded
+from secateur.hf.load import Loaded, load_model
 from secateur.probes.attention import attend, sdpa_weights
 from secateur.probes.induction import copying, copying_scores, prefix_matching, prefix_scores
 from secateur.probes.random_tokens import random_segments, random_vocabulary, with_bos
@@ -254,6 +254,13 @@ def test_weights_times_values_are_what_the_model_computes(name, as_loaded):
         torch.testing.assert_close(
             used[f"{block}o"][0].reshape(30, parts.num_heads, -1), mixed, rtol=0, atol=1e-5
         )
+
+
+def test_a_model_trained_to_recall_has_induction_heads_above_its_first_block():
+    """Such a head needs one below it that looks one token back, so the first block can have none."""
+    found = prefix_matching(load_model("builtin:recall"), seeds=8).values
+    assert sum(value > 0.5 for name, value in found.items() if name.startswith("b1.")) >= 2
+    assert all(value < 0.1 for name, value in found.items() if name.startswith("b0."))
 
 
 # --------------------------------------------------------------------------------- attention, and how it is left behind
