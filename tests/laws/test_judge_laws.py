@@ -24,7 +24,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, Truncate
 from secateur.core.score import OUTCOME
 from secateur.core.site import Site
-from secateur.errors import PlanError
+from secateur.errors import PlanError, TaskError
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge, Limits
 from secateur.judge.forward import Forward, lent
@@ -533,6 +533,16 @@ def test_left_padded_batches_generate_what_one_prompt_alone_does(name, dtype, as
     expected = [alone(loaded, p, 6) for p in PROMPTS]
     for max_tokens in (1, 60, 4096):
         assert greedy(loaded, PROMPTS, 6, max_tokens) == expected
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_generation_fills_the_context_and_refuses_to_go_beyond(family, as_loaded):
+    loaded = as_loaded(tiny(family))
+    assert loaded.anatomy.context == 64
+    prompt = some(1, 60)
+    assert greedy(loaded, [prompt], 5, 4096) == [alone(loaded, prompt, 5)]
+    with pytest.raises(TaskError, match="60 tokens leaves no room for 6 more .* context of 64"):
+        greedy(loaded, [some(2, 3), prompt], 6, 4096)
 
 
 def test_generation_stops_at_the_end_of_sequence(as_loaded):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from secateur.errors import TaskError
 from secateur.hf.load import Loaded
 from secateur.judge.rows import Packing
 from secateur.tasks.encode import Encoded
@@ -20,7 +21,11 @@ def greedy(
     max_tokens: int,
     ban: Sequence[int] = (),
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt: token ids up to and without the end of sequence, none of `ban`."""
+    """The greedy continuation of each prompt: token ids up to and without the end of sequence, none of `ban`.
+
+    Raises: `TaskError` where a prompt and its continuation are longer than the model's context.
+    """
+    _check_room(loaded, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     while order:
@@ -32,6 +37,15 @@ def greedy(
         for index, tokens in zip(taken, made, strict=True):
             out[index] = tokens
     return out
+
+
+def _check_room(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    context, longest = loaded.anatomy.context, max(map(len, prompts), default=0)
+    if context is not None and longest + max_new_tokens - 1 > context:  # the last token is never read
+        raise TaskError(
+            f"a prompt of {longest} tokens leaves no room for {max_new_tokens} more in the model's context of "
+            f"{context}. Leave out the longest prompts, or ask for fewer tokens."
+        )
 
 
 def _may_pad(loaded: Loaded) -> bool:
