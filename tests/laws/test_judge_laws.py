@@ -541,7 +541,7 @@ def test_generation_fills_the_context_and_refuses_to_go_beyond(family, as_loaded
     assert loaded.anatomy.context == 64
     prompt = some(1, 60)
     assert greedy(loaded, [prompt], 5, 4096) == [alone(loaded, prompt, 5)]
-    with pytest.raises(TaskError, match="60 tokens leaves no room for 6 more .* context of 64"):
+    with pytest.raises(TaskError, match=r"60 tokens leaves no room for 6 more .* context of 64"):
         greedy(loaded, [some(2, 3), prompt], 6, 4096)
 
 
