@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur import records, verify
+from secateur import verify
 from secateur.checkpoint.card import unverified_card
 from secateur.checkpoint.folder import Folder, write_json, writing
 from secateur.checkpoint.save import assert_same, logits_on, reload, save
@@ -19,12 +19,12 @@ from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.score import METRICS
-from secateur.errors import PlanError, TaskError, UnknownName, nearest
+from secateur.errors import TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
-from secateur.judge.evaluator import Judge, Progress, silent
-from secateur.probes.answers import split_answers
+from secateur.judge.evaluator import Progress, silent
 from secateur.proof import read_plan, versions
-from secateur.recipe import Result, candidates, check_ledger, read_result, screen
+from secateur.readers import PROBES
+from secateur.recipe import Result, check_ledger, read_result
 from secateur.recipe import prune as _prune
 from secateur.reports import write_report
 from secateur.session import Options, Session, open_session
@@ -196,7 +196,8 @@ def probe(
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
-    """Read a model: `what` is spectrum, curves, tail, frequency or paraphrases (the four analyses of LASER's paper).
+    """Read a model: `what` is heads, ffns, neurons or induction (what matters, and what heads do), spectrum, or one of
+    the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
 
     `tail`, `frequency` and `paraphrases` look at what `plan` does. Raises `UnknownName`, `PlanError`.
     """
@@ -210,90 +211,3 @@ def probe(
     session = open_session(Options(model=model, task=task, **options), None, progress)
     rows = PROBES[what](session, session.judge(), split, plan_for(session, given))
     return {"what": what, "model": model, "task": session.task.name, "split": split, "rows": rows}
-
-
-Rows = list[dict[str, Any]]
-
-
-def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """Per matrix: how its singular values fall, and what truncation is predicted to do to the loss."""
-    edits = candidates(session.loaded.anatomy, session.options)
-    readings = screen(session, judge, edits)
-    rows = []
-    for site in dict.fromkeys(edit.matrix for edit in edits):
-        matrix = session.loaded.anatomy.matrix(site)
-        sigma = judge.spectra(
-            matrix, session.loaded.model.get_parameter(matrix.weight).detach()
-        ).sigma.double()
-        energy = (sigma**2).cumsum(0) / (sigma**2).sum().clamp_min(1e-300)
-        best = min((e for e in edits if e.matrix == site), key=lambda e: (readings.values[str(e)], e))
-        rows.append(
-            {
-                "site": str(site),
-                "shape": list(matrix.shape),
-                "largest": float(sigma[0]),
-                "stable_rank": float((sigma**2).sum() / (sigma[0] ** 2).clamp_min(1e-300)),
-                "rank_of_90_percent": int((energy < 0.9).sum()) + 1,
-                "best_rank": best.rank,
-                "predicted_change": readings.values[str(best)],
-                "values": sigma.tolist(),
-            }
-        )
-    return rows
-
-
-def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """(a) Loss and accuracy against the share of components removed, per matrix."""
-    edits = candidates(session.loaded.anatomy, session.options)
-    judged = judge(
-        [session.empty, *(session.empty + edit for edit in edits)], session.task.split(split), "curves"
-    )
-    base = judged.pop(session.empty)
-    return records.curve_records(judged, _full_ranks(session), base)
-
-
-def _tail(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """(c) What all, the kept, and the removed components of each edited matrix answer."""
-    _needs_edits(plan, "tail")
-    return split_answers(judge, plan, session.task.split(split))
-
-
-def _frequency(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """(b) Accuracy before and after the plan, by how often training text had the fact."""
-    _needs_edits(plan, "frequency")
-    examples = session.task.split(split)
-    judged = judge([session.empty, plan], examples, "frequency")
-    rows = records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
-    if not rows:
-        raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
-    return rows
-
-
-def _paraphrases(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """(d) Accuracy over all phrasings, and the share of facts right in every one of them."""
-    others = verify.paraphrase_task(session.task, split)
-    if others is None:
-        raise TaskError("this task has no paraphrases.")
-    asked = session.on(others)
-    judged = asked.judge()([session.empty, plan], range(len(asked.task.examples)), "paraphrases")
-    return [records.paraphrase_record(asked.task, judged[session.empty], judged[plan])]
-
-
-def _needs_edits(plan: Plan, what: str) -> None:
-    if not plan.edits:
-        raise PlanError(
-            f"--what {what} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
-        )
-
-
-def _full_ranks(session: Session) -> dict:
-    return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
-
-
-PROBES: dict[str, Callable[[Session, Judge, str, Plan], Rows]] = {
-    "spectrum": _spectrum,
-    "curves": _curves,
-    "tail": _tail,
-    "frequency": _frequency,
-    "paraphrases": _paraphrases,
-}

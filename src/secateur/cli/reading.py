@@ -95,9 +95,7 @@ def evaluate(
 def probe(
     model: Model,
     task: TaskSpec,
-    what: Annotated[
-        str, typer.Option(metavar="NAME", help="spectrum, curves, tail, frequency or paraphrases.")
-    ] = "spectrum",
+    what: Annotated[str, typer.Option(metavar="NAME", help="One of the readings below.")] = "spectrum",
     split: Annotated[str, typer.Option(metavar="NAME", help="probe or select.")] = "select",
     plan: PlanFile = None,
     edit: Edits = None,
@@ -122,6 +120,10 @@ def probe(
     """Read a model without changing it.
 
     \b
+    heads        importance of every attention head, from gradients
+    ffns         worth of every feed-forward network, attention and block, by ablation
+    neurons      importance of every feed-forward neuron, from gradients
+    induction    prefix matching and copying of every head: what it does, not what it is worth
     spectrum     singular values, and what truncating is predicted to change
     curves       loss and accuracy against rank
     tail         what the kept and the removed components answer

@@ -93,7 +93,7 @@ def unit_importance(
     Cost: one forward and one backward pass without parameter gradients. Memory does not grow with the examples, and
     nothing is kept of a block's gradient but one number per unit. Raises: as `head_importance`.
     """
-    answers = {e: gold_alone(encoded[e]) for e in examples}
+    answers = {e: encoded[e].gold_alone for e in examples}
     tokens = sum(
         answer.longest - 1 for answer in answers.values()
     )  # the last token of an answer is never run
@@ -105,12 +105,6 @@ def unit_importance(
             if packing.max_tokens < 64:
                 raise
             packing = packing.halved()
-
-
-def gold_alone(encoded: Encoded) -> Encoded:
-    """The same example with its gold answer as the only one."""
-    gold = slice(encoded.gold, encoded.gold + 1)
-    return replace(encoded, pairs=encoded.pairs[gold], lengths=encoded.lengths[gold], gold=0)
 
 
 def _summed(taps: _Taps, batches: Sequence[Batch], progress: Progress) -> np.ndarray:

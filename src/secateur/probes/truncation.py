@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +42,7 @@ def truncation_effects(
     matrices as have room for their spectra at a time, which on models of less than some 100M parameters is all.
     """
     if not contrast:
-        encoded = {e: _gold_alone(encoded[e]) for e in examples}
+        encoded = {e: encoded[e].gold_alone for e in examples}
     by_matrix: dict[Matrix, list[Truncate]] = {}
     for edit in candidates:
         by_matrix.setdefault(loaded.anatomy.matrix(edit.matrix), []).append(edit)
@@ -58,11 +57,6 @@ def truncation_effects(
     values = {str(edit): float(d.mean() + 0.5 * (d * d).mean()) for edit, d in changes.items()}
     source = "first order in singular values (arXiv 2510.20800) + ½ Fisher"
     return Readings("predicted change of loss", "nats", "probe", len(examples), True, source, values)
-
-
-def _gold_alone(encoded: Encoded) -> Encoded:
-    gold = slice(encoded.gold, encoded.gold + 1)
-    return replace(encoded, pairs=encoded.pairs[gold], lengths=encoded.lengths[gold], gold=0)
 
 
 def _changes(

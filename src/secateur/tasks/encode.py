@@ -36,6 +36,12 @@ class Encoded:
     lengths: tuple[int, ...]
 
     @property
+    def gold_alone(self) -> Encoded:
+        """The same example with its gold answer as the only one."""
+        gold = slice(self.gold, self.gold + 1)
+        return Encoded(self.pairs[gold], 0, self.lengths[gold])
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest context with its continuation."""
         return max(len(context) + len(continuation) for context, continuation in self.pairs)

@@ -1,0 +1,164 @@
+"""What `secateur probe` can read off a model: one function each, records out. Changes no model, opens no `test`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from secateur import records, verify
+from secateur.core.plan import Plan
+from secateur.core.readings import Readings
+from secateur.core.site import Site
+from secateur.errors import PlanError, TaskError
+from secateur.judge.evaluator import Judge
+from secateur.probes.ablation import ablation_importance
+from secateur.probes.answers import split_answers
+from secateur.probes.heads import head_importance
+from secateur.probes.induction import copying, prefix_matching
+from secateur.probes.neurons import neuron_importance
+from secateur.recipe import candidates, screen
+from secateur.session import Session
+
+Rows = list[dict[str, Any]]
+
+
+def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """Per matrix: how its singular values fall, and what truncation is predicted to do to the loss."""
+    edits = candidates(session.loaded.anatomy, session.options)
+    readings = screen(session, judge, edits)
+    rows = []
+    for site in dict.fromkeys(edit.matrix for edit in edits):
+        matrix = session.loaded.anatomy.matrix(site)
+        sigma = judge.spectra(
+            matrix, session.loaded.model.get_parameter(matrix.weight).detach()
+        ).sigma.double()
+        energy = (sigma**2).cumsum(0) / (sigma**2).sum().clamp_min(1e-300)
+        best = min((e for e in edits if e.matrix == site), key=lambda e: (readings.values[str(e)], e))
+        rows.append(
+            {
+                "site": str(site),
+                "shape": list(matrix.shape),
+                "largest": float(sigma[0]),
+                "stable_rank": float((sigma**2).sum() / (sigma[0] ** 2).clamp_min(1e-300)),
+                "rank_of_90_percent": int((energy < 0.9).sum()) + 1,
+                "best_rank": best.rank,
+                "predicted_change": readings.values[str(best)],
+                "values": sigma.tolist(),
+            }
+        )
+    return rows
+
+
+def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(a) Loss and accuracy against the share of components removed, per matrix."""
+    edits = candidates(session.loaded.anatomy, session.options)
+    judged = judge(
+        [session.empty, *(session.empty + edit for edit in edits)], session.task.split(split), "curves"
+    )
+    base = judged.pop(session.empty)
+    return records.curve_records(judged, _full_ranks(session), base)
+
+
+def _tail(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(c) What all, the kept, and the removed components of each edited matrix answer."""
+    _needs_edits(plan, "tail")
+    return split_answers(judge, plan, session.task.split(split))
+
+
+def _frequency(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(b) Accuracy before and after the plan, by how often training text had the fact."""
+    _needs_edits(plan, "frequency")
+    examples = session.task.split(split)
+    judged = judge([session.empty, plan], examples, "frequency")
+    rows = records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
+    if not rows:
+        raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
+    return rows
+
+
+def _paraphrases(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """(d) Accuracy over all phrasings, and the share of facts right in every one of them."""
+    others = verify.paraphrase_task(session.task, split)
+    if others is None:
+        raise TaskError("this task has no paraphrases.")
+    asked = session.on(others)
+    judged = asked.judge()([session.empty, plan], range(len(asked.task.examples)), "paraphrases")
+    return [records.paraphrase_record(asked.task, judged[session.empty], judged[plan])]
+
+
+def _needs_edits(plan: Plan, what: str) -> None:
+    if not plan.edits:
+        raise PlanError(
+            f"--what {what} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
+        )
+
+
+def _full_ranks(session: Session) -> dict:
+    return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
+
+
+def _heads(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """Importance of every query head from gradients; the rank counts from the most important one."""
+    examples = session.task.split(split)
+    found = head_importance(
+        session.loaded,
+        session.encoded,
+        examples,
+        packing=judge.packing,
+        split=split,
+        progress=session.progress,
+    )
+    return _ranked(found)
+
+
+def _neurons(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """Importance of every feed-forward neuron from gradients."""
+    examples = session.task.split(split)
+    found = neuron_importance(
+        session.loaded,
+        session.encoded,
+        examples,
+        packing=judge.packing,
+        split=split,
+        progress=session.progress,
+    )
+    return _ranked(found)
+
+
+def _ffns(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """What each feed-forward network, attention and whole block is worth: the metric with it less that without."""
+    blocks = range(session.loaded.anatomy.num_blocks)
+    sites = [Site(block, part) for part in ("mlp", "attn", "") for block in blocks]
+    examples = session.task.split(split)
+    found = ablation_importance(judge, sites, examples, split=split, progress=session.progress)
+    return [
+        {"site": str(site), "part": site.part or "block"}
+        | {name: one.values[str(site)] for name, one in found.items()}
+        for site in sites
+    ]
+
+
+def _induction(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """Prefix matching and copying of every head, on random tokens: what a head does, not what it is worth."""
+    prefix = prefix_matching(session.loaded, progress=session.progress)
+    copied = copying(session.loaded, progress=session.progress)
+    return [{"site": s, "prefix_matching": v, "copying": copied.values[s]} for s, v in prefix.values.items()]
+
+
+def _ranked(readings: Readings) -> Rows:
+    order = sorted(readings.values, key=lambda site: (-readings.values[site], site))
+    place = {site: number for number, site in enumerate(order, start=1)}
+    return [{"site": s, "importance": v, "rank": place[s]} for s, v in readings.values.items()]
+
+
+PROBES: dict[str, Callable[[Session, Judge, str, Plan], Rows]] = {
+    "heads": _heads,
+    "ffns": _ffns,
+    "neurons": _neurons,
+    "induction": _induction,
+    "spectrum": _spectrum,
+    "curves": _curves,
+    "tail": _tail,
+    "frequency": _frequency,
+    "paraphrases": _paraphrases,
+}
