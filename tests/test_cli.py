@@ -250,7 +250,7 @@ def test_what_data_says_is_printed_as_it_is():
     """Neither Rich's markup nor an escape sequence of a task gets through."""
     console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
-        console.print(table(("a",), [["[red]x[/red] [link=file]y"]], title="[bold]t"))
+        console.print(table(("[bold]t",), [["[red]x[/red] [link=file]y"]]))
     shown = console.export_text()
     assert "[red]x[/red] [link=file]y" in shown
     assert "[bold]t" in shown

@@ -22,7 +22,7 @@ from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge, Limits, Progress, silent
 from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
 from secateur.tasks.encode import Encoded, encode
-from secateur.tasks.example import Task
+from secateur.tasks.example import Example, Task
 from secateur.tasks.load import load_task
 
 LOG = logging.getLogger("secateur")
@@ -188,6 +188,19 @@ def open_session(options: Options, ledger: Ledger | None, progress: Progress = s
     return Session(options, loaded, task, encoded, ledger, progress)
 
 
+def _tokens(example: Example, task: Task, loaded: Loaded, chat: bool) -> Encoded:
+    """One example in tokens, with room in the context for what is to be generated after it. Raises `TaskError`."""
+    context = loaded.anatomy.context
+    encoded = encode(example, loaded.tokenizer, context=context, chat=chat)
+    prompt = len(encoded.pairs[0][0])
+    if task.kind == "generation" and context is not None and prompt + task.max_new_tokens - 1 > context:
+        raise TooLong(
+            f"example {example.id!r}: a prompt of {prompt} tokens leaves no room for {task.max_new_tokens} more in the "
+            f"model's context of {context}. Shorten it, or --skip-long leaves it out."
+        )
+    return encoded
+
+
 def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int, Encoded]]:
     """The task in tokens; with `skip_long` without the examples that do not fit, which is said.
 
@@ -196,9 +209,7 @@ def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[in
     encoded: dict[int, Encoded] = {}
     for number, example in enumerate(task.examples):
         try:
-            encoded[number] = encode(
-                example, loaded.tokenizer, context=loaded.anatomy.context, chat=options.chat
-            )
+            encoded[number] = _tokens(example, task, loaded, options.chat)
         except TooLong:
             if not options.skip_long:
                 raise

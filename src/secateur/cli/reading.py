@@ -121,9 +121,9 @@ def probe(
 
     \b
     heads        importance of every attention head, from gradients
-    ffns         worth of every feed-forward network, attention and block, by ablation
+    ffns         worth of every FFN, attention and block, by ablation
     neurons      importance of every feed-forward neuron, from gradients
-    induction    prefix matching and copying of every head: what it does, not what it is worth
+    induction    prefix matching and copying: what every head does, not its worth
     spectrum     singular values, and what truncating is predicted to change
     curves       loss and accuracy against rank
     tail         what the kept and the removed components answer

@@ -16,26 +16,17 @@ def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     *,
-    title: str | None = None,
     whole: Sequence[str] = (),
 ) -> Table:
     """Numbers to the right, text to the left. Numbers and the columns in `whole` are never broken over lines."""
-    made = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        title_style="",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
+    made = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     rows = [list(row) for row in rows]
     for number, name in enumerate(columns):
         cells = [row[number] for row in rows]
         numeric = bool(rows) and all(isinstance(cell, int | float) or cell is None for cell in cells)
         width = max((len(show(cell)) for cell in cells), default=0) if numeric or name in whole else None
         made.add_column(
-            name,
+            Text(name),
             justify="right" if numeric else "left",
             overflow="fold",
             min_width=width,
@@ -127,7 +118,10 @@ def print_rows(
     title: str | None = None,
     whole: Sequence[str] = (),
 ) -> None:
-    Console().print(table(columns, rows, title=title, whole=whole))
+    console = Console()
+    if title:
+        console.print(Text(title))
+    console.print(table(columns, rows, whole=whole))
 
 
 def print_scores(found: Mapping[str, Any]) -> None:
@@ -137,7 +131,7 @@ def print_scores(found: Mapping[str, Any]) -> None:
     ]
     title = f"{found['model']} on {found['task']} ({found['split']}), {found['plan']}"
     columns = ("metric", "value [95 %]", "n", "groups", "unit")
-    Console().print(table(columns, rows, title=title, whole=columns[:2]))
+    print_rows(columns, rows, title=title, whole=columns[:2])
 
 
 def print_readings(found: Mapping[str, Any]) -> None:
@@ -158,7 +152,7 @@ def print_run(found: Mapping[str, Any]) -> None:
         console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))
     rows = [(t["plan"], t["n"], t["accuracy"], t["loss"], t["seconds"]) for t in found["trials"]]
     title = f"{found['judged']} plans judged"
-    console.print(table(("plan", "n", "accuracy", "loss", "seconds"), rows, title=title))
+    print_rows(("plan", "n", "accuracy", "loss", "seconds"), rows, title=title)
 
 
 def _short(value: Any) -> Any:

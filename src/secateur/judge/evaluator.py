@@ -208,15 +208,13 @@ class _Boundary:
         return sum(h.numel() * h.element_size() for h in self.hidden if h is not None)
 
     def move(self, block: int) -> None:
-        start = self._block if block > self._block else 0
+        """Upwards only, as plans come; nothing is kept for block 0, where tokens enter."""
+        assert block >= self._block
         if block == self._block:
             return
         for number, batch in enumerate(self._batches):
-            hidden = self.hidden[number] if start else None
-            if block:
-                self.hidden[number] = self._forward.entering(batch, block, start=start, hidden=hidden)
-            else:
-                self.hidden[number] = None
+            hidden = self.hidden[number]
+            self.hidden[number] = self._forward.entering(batch, block, start=self._block, hidden=hidden)
         self._block = block
 
 
