@@ -56,7 +56,7 @@ CASES = (
     Case("facts, loss (candidates separate)", "builtin:facts", "builtin:facts", "loss", 8.0),
     Case("facts, accuracy (candidates separate)", "builtin:facts", "builtin:facts", "accuracy", 8.0),
     Case(
-        "stories, text loss (near ties)",
+        "stories, text loss (close, but a clear winner)",
         STORIES,
         f"text:{SHARED / 'text_tinystories_train.jsonl'}",
         "text_loss",
