@@ -71,6 +71,14 @@ CASES = (
         3.0,
         500,
     ),
+    Case(
+        "CounterFact on stories, loss",
+        STORIES,
+        str(SHARED / "counterfact.jsonl"),
+        "loss",
+        3.0,
+        500,
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from secateur.recipe import candidates, screen
 from secateur.session import Session
 
 Rows = list[dict[str, Any]]
+Reader = Callable[[Session, Judge, str, Plan], Rows]
 
 
 def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
@@ -97,32 +98,19 @@ def _full_ranks(session: Session) -> dict:
     return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
 
 
-def _heads(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """Importance of every query head from gradients; the rank counts from the most important one."""
-    examples = session.task.split(split)
-    found = head_importance(
-        session.loaded,
-        session.encoded,
-        examples,
-        packing=judge.packing,
-        split=split,
-        progress=session.progress,
-    )
-    return _ranked(found)
+def _by_gradient(importance: Callable[..., Readings]) -> Reader:
+    """Importance of every unit of one kind from gradients; the rank counts from the most important one."""
 
+    def read(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+        examples, progress = session.task.split(split), session.progress
+        found = importance(
+            session.loaded, session.encoded, examples, packing=judge.packing, split=split, progress=progress
+        )
+        order = sorted(found.values, key=lambda site: (-found.values[site], site))
+        place = {site: number for number, site in enumerate(order, start=1)}
+        return [{"site": s, "importance": v, "rank": place[s]} for s, v in found.values.items()]
 
-def _neurons(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """Importance of every feed-forward neuron from gradients."""
-    examples = session.task.split(split)
-    found = neuron_importance(
-        session.loaded,
-        session.encoded,
-        examples,
-        packing=judge.packing,
-        split=split,
-        progress=session.progress,
-    )
-    return _ranked(found)
+    return read
 
 
 def _ffns(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
@@ -145,16 +133,10 @@ def _induction(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     return [{"site": s, "prefix_matching": v, "copying": copied.values[s]} for s, v in prefix.values.items()]
 
 
-def _ranked(readings: Readings) -> Rows:
-    order = sorted(readings.values, key=lambda site: (-readings.values[site], site))
-    place = {site: number for number, site in enumerate(order, start=1)}
-    return [{"site": s, "importance": v, "rank": place[s]} for s, v in readings.values.items()]
-
-
-PROBES: dict[str, Callable[[Session, Judge, str, Plan], Rows]] = {
-    "heads": _heads,
+PROBES: dict[str, Reader] = {
+    "heads": _by_gradient(head_importance),
     "ffns": _ffns,
-    "neurons": _neurons,
+    "neurons": _by_gradient(neuron_importance),
     "induction": _induction,
     "spectrum": _spectrum,
     "curves": _curves,
