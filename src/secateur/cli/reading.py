@@ -95,7 +95,7 @@ def evaluate(
 def probe(
     model: Model,
     task: TaskSpec,
-    what: Annotated[str, typer.Option(metavar="NAME", help="One of the readings below.")] = "spectrum",
+    what: Annotated[str, typer.Option(metavar="NAME", help="One of the readings above.")] = "spectrum",
     split: Annotated[str, typer.Option(metavar="NAME", help="probe or select.")] = "select",
     plan: PlanFile = None,
     edit: Edits = None,
