@@ -168,7 +168,8 @@ def _check_sizes(task: Task, shares: tuple[float, float, float], allow_small: bo
     if empty:
         raise TaskError(f"{message} Nothing is left for {empty[0]}: give more data or a larger --limit.")
     if not allow_small:
-        raise TaskError(f"{message} Give more data, a larger --limit, or --allow-small for a first look.")
+        more = "a smaller --seqlen" if task.kind == "text" else "a larger --limit"
+        raise TaskError(f"{message} Give more data, {more}, or --allow-small for a first look.")
     LOG.warning("%s Going on, since small splits were allowed; expect wide intervals.", message)
 
 
