@@ -30,6 +30,7 @@ from secateur.surgery.operations import resolve
 from secateur.tasks.load import load_side
 
 SIDE_EXAMPLES = 200
+SHOWN_EXAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -262,8 +263,11 @@ def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, 
 
 
 def _analyze(session: Session, judge: Judge, found: Found) -> dict[str, Any]:
-    """What the report shows of the search and of the matrices that were cut; all of it on `select`."""
-    select = session.task.split("select")
+    """What the report shows of the search and of the matrices that were cut; all of it on `select`.
+
+    Curves and component answers are for looking at, so they read at most SHOWN_EXAMPLES, those a race read first.
+    """
+    select = session.shuffled("select")
     full_ranks = {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
     base = judge([session.empty], select)[session.empty]
     shown = found.plan.edits or _runner_up(session, found)
@@ -271,17 +275,19 @@ def _analyze(session: Session, judge: Judge, found: Found) -> dict[str, Any]:
     ranks = [
         session.empty + edit for edit in grid(chosen, session.options.fractions, session.options.small_ranks)
     ]
-    curves = judge(ranks, select, "curves")
+    some = select[:SHOWN_EXAMPLES]
+    curves = judge([session.empty, *ranks], some, "curves")
+    base_there = curves.pop(session.empty)
     analysis = {
         "base": records.base_record(base),
         "sweep": records.sweep_records(found.race.standing, full_ranks, len(select)),
-        "curves": records.curve_records(curves, full_ranks, base),
+        "curves": records.curve_records(curves, full_ranks, base_there),
         "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
     }
     if found.readings is not None:
         analysis["screen"] = records.screen_records(found.readings, found.candidates, full_ranks)
     if session.task.kind != "text":
-        analysis["tail"] = split_answers(judge, found.plan, select)
+        analysis["tail"] = split_answers(judge, found.plan, some)
     return analysis
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,12 +124,11 @@ def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
 
 def search_laser(session: Session) -> Found:
     """Screen on `probe`, race and compose on `select`. `test` is not touched."""
-    options, task = session.options, session.task
+    options = session.options
     evaluator, goal = session.judge(), session.objective
     judge = _Counted(evaluator)
     everything = candidates(session.loaded.anatomy, options)
-    select = list(task.split("select"))
-    random.Random(options.seed).shuffle(select)
+    select = session.shuffled("select")
     with session.timed("screen"):
         readings = None if options.exhaustive else screen(session, evaluator, everything)
     kept = everything if readings is None else _best(readings, everything)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import random
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -128,6 +129,12 @@ class Session:
         for number, encoded in sorted(self.encoded.items()):
             digest.update(json.dumps([number, encoded.pairs, encoded.gold, encoded.lengths]).encode())
         return digest.hexdigest()[:32]
+
+    def shuffled(self, split: str) -> list[int]:
+        """The examples of a split in the order of `--seed`, in which a race takes them."""
+        examples = list(self.task.split(split))
+        random.Random(self.options.seed).shuffle(examples)
+        return examples
 
     @property
     def empty(self) -> Plan:
