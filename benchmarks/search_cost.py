@@ -10,7 +10,6 @@ to luck, so regret is also measured on the rest of the pool, which neither searc
 from __future__ import annotations
 
 import json
-import math
 import random
 import statistics
 import sys
@@ -26,7 +25,7 @@ from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
 from secateur.recipe import KEPT_BY_SCREEN, MAX_PROBED, RACE_Z, candidates, screen
-from secateur.search.laser import Objective, race
+from secateur.search.laser import Objective, race, screened
 from secateur.session import Options, Session
 from secateur.tasks.encode import encode
 from secateur.tasks.load import load_task
@@ -162,9 +161,8 @@ def _screened(session: Session, goal: Objective, case: Case) -> tuple[list[Plan]
     """The plans that the library's own screen keeps, and on how many examples it took gradients."""
     session = replace(session, options=replace(session.options, objective=case.objective))
     edits = candidates(session.loaded.anatomy, session.options)
-    readings = screen(session, session.judge(), edits)
-    names = [name for name, _ in readings.ranked()[: math.ceil(KEPT_BY_SCREEN * len(edits))]]
-    kept = [session.empty, *(session.empty + edit for edit in edits if str(edit) in set(names))]
+    chosen = screened(screen(session, session.judge(), edits), edits, KEPT_BY_SCREEN)
+    kept = [session.empty, *(session.empty + edit for edit in chosen)]
     return kept, min(MAX_PROBED, len(session.task.split("probe")))
 
 

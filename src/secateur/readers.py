@@ -26,7 +26,7 @@ Reader = Callable[[Session, Judge, str, Plan], Rows]
 def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """Per matrix: how its singular values fall, and what truncation is predicted to do to the loss."""
     edits = candidates(session.loaded.anatomy, session.options)
-    readings = screen(session, judge, edits)
+    readings = screen(session, judge, edits)[-1]
     rows = []
     for site in dict.fromkeys(edit.matrix for edit in edits):
         matrix = session.loaded.anatomy.matrix(site)

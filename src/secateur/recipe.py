@@ -22,10 +22,10 @@ from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge, Progress, silent
 from secateur.probes.truncation import truncation_effects
 from secateur.proof import Found, cut_and_verify, read_plan, side_effects
-from secateur.search.laser import Objective, Race, compose, grid, race
+from secateur.search.laser import Objective, Race, compose, grid, race, screened
 from secateur.session import Options, Session, open_session
 
-KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was always within the top 10 % of the screen's ranking
+KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
 RACE_Z = 3.0
 MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
 
@@ -131,7 +131,7 @@ def search_laser(session: Session) -> Found:
     select = session.shuffled("select")
     with session.timed("screen"):
         readings = None if options.exhaustive else screen(session, evaluator, everything)
-    kept = everything if readings is None else _best(readings, everything)
+    kept = everything if readings is None else screened(readings, everything, KEPT_BY_SCREEN)
     z = math.inf if options.exhaustive else RACE_Z
     base = session.empty
     with session.timed("race"):
@@ -144,7 +144,8 @@ def search_laser(session: Session) -> Found:
     plan = max(dict.fromkeys(plans), key=lambda plan: goal.key(judged[plan]))
     if goal.metric.gain(judged[plan], judged[base]).mean() <= 0:
         plan = base  # a tie with better loss ranks candidates, but is no reason to cut
-    return Found(plan, everything, readings, raced, len(judge.seen) - 1, sum(judge.seen.values()))
+    predicted = None if readings is None else readings[-1]
+    return Found(plan, everything, predicted, raced, len(judge.seen) - 1, sum(judge.seen.values()))
 
 
 class _Counted:
@@ -159,14 +160,14 @@ class _Counted:
         return self._judge(plans, examples, stage)
 
 
-def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> Readings:
-    """Predicted changes of loss, read once per run and remembered in the ledger."""
+def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> list[Readings]:
+    """Predicted changes of loss to first and to second order, read once per run and remembered in the ledger."""
     probe = session.task.split("probe")[:MAX_PROBED]
     contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
     key = f"screen {_digest([contrast, len(probe), *map(str, edits)])}"
     known = session.ledger.recall(session.scope, key) if session.ledger else None
     if known is not None:
-        return Readings.from_json(known)
+        return [Readings.from_json(one) for one in known]
     readings = truncation_effects(
         session.loaded,
         session.encoded,
@@ -178,15 +179,8 @@ def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> Reading
         progress=session.progress,
     )
     if session.ledger:
-        session.ledger.remember(session.scope, key, readings.to_json())
-    return readings
-
-
-def _best(readings: Readings, edits: Sequence[Truncate]) -> list[Truncate]:
-    """The top third of the screen's ranking, in grid order."""
-    count = max(1, math.ceil(KEPT_BY_SCREEN * len(edits)))
-    names = {name for name, _ in readings.ranked()[:count]}
-    return [edit for edit in edits if str(edit) in names]
+        session.ledger.remember(session.scope, key, [one.to_json() for one in readings])
+    return list(readings)
 
 
 def _promising(raced: Race, goal: Objective) -> list[Truncate]:

@@ -12,12 +12,22 @@ import torch
 from zoo import tiny
 
 from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.hf.load import Loaded
 from secateur.recipe import search_laser
-from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective, compose, grid, race, ranks
+from secateur.search.laser import (
+    PAPER_FRACTIONS,
+    SMALL_RANKS,
+    Objective,
+    compose,
+    grid,
+    race,
+    ranks,
+    screened,
+)
 from secateur.session import Options, Session
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
@@ -347,3 +357,13 @@ def test_the_planted_matrix_is_found_and_its_noise_removed(family, where, rank, 
     before, after = (judged[p]["correct"].mean() for p in (session.empty, found.plan))
     assert before < 0.6
     assert after > 0.97
+
+
+def test_the_screen_keeps_the_best_of_every_ranking():
+    edits = grid({Site(0, "q"): (20, 20)}, fractions=(), small=range(12))
+    up, down = ({str(e): sign * e.rank for e in edits} for sign in (1.0, -1.0))
+    rankings = [Readings("x", "nats", "probe", 1, True, "", values) for values in (up, down)]
+    assert [edit.rank for edit in screened(rankings, edits, 1 / 3)] == [0, 1, 10, 11]
+    assert [edit.rank for edit in screened(rankings[:1], edits, 1 / 3)] == [0, 1, 2, 3]
+    assert screened(rankings, edits, 1.0) == edits
+    assert len(screened(rankings, edits, 0.001)) == 1

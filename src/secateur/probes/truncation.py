@@ -31,8 +31,9 @@ def truncation_effects(
     packing: Packing,
     contrast: bool = False,
     progress: Progress = silent,
-) -> Readings:
-    """Predicted change of the mean loss for each candidate: mean d + ½ mean d², negative where cutting helps.
+) -> tuple[Readings, Readings]:
+    """Predicted change of the mean loss for each candidate, negative where cutting helps: to first order, mean d, and
+    with the second, mean d + ½ mean d².
 
     dₙ = −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ is the first-order change of example n's loss, Gₙ its gradient with respect to
     W; the square is the Fisher approximation of the second order. Units: nats. The loss is the mean log-loss over
@@ -54,9 +55,12 @@ def truncation_effects(
             if packing.max_tokens < 64:
                 raise
             packing = packing.halved()
-    values = {str(edit): float(d.mean() + 0.5 * (d * d).mean()) for edit, d in changes.items()}
-    source = "first order in singular values (arXiv 2510.20800) + ½ Fisher"
-    return Readings("predicted change of loss", "nats", "probe", len(examples), True, source, values)
+    first = {str(edit): float(d.mean()) for edit, d in changes.items()}
+    second = {str(edit): first[str(edit)] + 0.5 * float((d * d).mean()) for edit, d in changes.items()}
+    source = "first order in singular values (arXiv 2510.20800)"
+    orders = ((source, first), (f"{source} + ½ Fisher", second))
+    what, n = "predicted change of loss", len(examples)
+    return tuple(Readings(what, "nats", "probe", n, True, source, values) for source, values in orders)
 
 
 def _changes(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
 from secateur.core.score import METRICS, Metric
 from secateur.core.site import MATRICES, Site
 from secateur.core.stats import paired_z
@@ -47,6 +48,20 @@ def grid(
     return [
         Truncate(site, rank) for site in sorted(shapes) for rank in ranks(min(shapes[site]), fractions, small)
     ]
+
+
+def screened(rankings: Sequence[Readings], candidates: Sequence[Truncate], share: float) -> list[Truncate]:
+    """The `share` of `candidates` that some ranking puts highest, in grid order: best of each, then second best, ...
+
+    One ranking is not enough. The second-order score punishes a large edit that helps every example alike, and missed
+    the best one on CounterFact's loss by .18 nats; the first-order score misses other large edits.
+    """
+    by_name = {str(edit): edit for edit in candidates}
+    count = max(1, math.ceil(share * len(candidates)))
+    orders = [[name for name, _ in readings.ranked() if name in by_name] for readings in rankings]
+    in_turn = dict.fromkeys(name for place in zip(*orders, strict=True) for name in place)
+    kept = set(list(in_turn)[:count])
+    return [edit for edit in candidates if str(edit) in kept]
 
 
 @dataclass(frozen=True)
