@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from secateur.errors import TaskError, UnknownName
 from secateur.tasks import jsonl
+from secateur.tasks.example import Example
 from secateur.tasks.load import BUILTINS, list_tasks, load_task
-from secateur.tasks.splits import MIN_GROUPS
+from secateur.tasks.splits import MIN_GROUPS, Source, make_task
 from secateur.tasks.text import cut
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -326,3 +327,17 @@ def test_shared_train_and_validation(tokenizer):
         files = [str(SHARED / f"{name}_{part}.jsonl") for part in ("train", "validation")]
         task = load_task(files[0], test_spec=files[1], tokenizer=tokenizer)
         assert len(task.split("test")) == tested
+
+
+def test_the_same_prompt_is_never_in_two_splits():
+    rows = [Example(f"e{n}", f"prompt {n // 3}", " a") for n in range(900)]
+    task = make_task(
+        Source("t", "generation", tuple(rows)), None, split_seed=0, limit=None, allow_small=False, shares=None
+    )
+    where: dict[str, set[str]] = {}
+    for name, split in task.splits.items():
+        for example in task.of(split):
+            where.setdefault(example.prompt, set()).add(name)
+    assert len(where) == 300
+    assert all(len(splits) == 1 for splits in where.values())
+    assert len({example.group for example in task.examples}) == 300

@@ -234,10 +234,13 @@ def sentence(verdict: Mapping[str, Any]) -> str:
         )
     low, high = (end * scale for end in verdict["difference"]["ci"])
     p = verdict["p_value"]
+    opened = verdict["openings"]
+    test = verdict["test"] + (f", p corrected for {opened} openings of this split" if opened > 1 else "")
+    kept = "" if verdict["verdict"] == "improves" else " The checkpoint holds the cut model all the same."
     return (
         f"On {n} test examples that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
         f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
-        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({verdict['test']})."
+        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}).{kept}"
     )
 
 

@@ -63,6 +63,8 @@ def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
 def _tail(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """(c) What all, the kept, and the removed components of each edited matrix answer."""
     _needs_edits(plan, "tail")
+    if session.task.kind == "text":
+        raise TaskError("--what tail looks at answers, and text has none. Take a task of questions.")
     return split_answers(judge, plan, session.task.split(split))
 
 

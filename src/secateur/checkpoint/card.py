@@ -34,6 +34,10 @@ transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`.
 
 {_effects(verdict)}
 
+## How far to trust it
+
+{_trust(verdict)}
+
 ## How it was made
 
 `{verdict["command"]}`
@@ -42,6 +46,17 @@ Model fingerprint `{model["fingerprint"]}`, task hash `{task["hash"]}`, seed {ve
 split seed {verdict["split_seed"]}, {verdict["candidates_tried"]} candidates tried. `plan.json` holds the cut,
 `verdict.json` every number, `report.html` the pictures.
 """
+
+
+def _trust(verdict: Mapping[str, Any]) -> str:
+    lines = [
+        f"- p = {verdict['p_value']:.2g} ({verdict['test']}); test split opened {verdict['openings']} time(s)"
+    ]
+    lines += [f"- {guard['name']}: {guard['detail']}" for guard in verdict["guards"]]
+    for other in verdict["alternatives"]:
+        if other["applicable"]:
+            lines.append(f"- instead of cutting, {other['name']} ({other['detail']}): {_value(other)}")
+    return "\n".join(lines)
 
 
 def unverified_card(model: str, hub: bool, plan: Plan) -> str:
@@ -88,5 +103,4 @@ def _effects(verdict: Mapping[str, Any]) -> str:
         f"- {e['name']} ({e['unit']}): {_value(e['before'])} → {_value(e['after'])}"
         for e in verdict["side_effects"]
     ]
-    lines += [f"- guard fired: {g['name']} ({g['detail']})" for g in verdict["guards"] if g["fired"]]
     return "\n".join(lines) or "No side effect was measured."

@@ -19,15 +19,6 @@ from typing import Any, TextIO
 from secateur.errors import OutputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.ELOOP,
-)
 
 
 @dataclass(frozen=True)
@@ -177,9 +168,8 @@ def writing(target: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL:
             raise no_space(target) from error
-        if error.errno in REFUSED:
-            raise OutputError(f"cannot write {target}: {error.strerror}. Give another -o.") from error
-        raise
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {target}: {reason}. Give another -o.") from error
 
 
 def no_space(target: Path) -> OutputError:

@@ -82,6 +82,7 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
             "seconds": trial.seconds,
         }
         for trial in trials
+        if trial.plan.edits  # the original is judged on test too, so its mean is not comparable
     ]
     rows.sort(key=lambda row: (-row["n"], -(row["accuracy"] or 0.0), row["loss"]))
     return {

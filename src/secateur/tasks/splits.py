@@ -10,7 +10,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.errors import TaskError
 from secateur.tasks.example import Example, Task
@@ -52,8 +52,8 @@ def make_task(
         _refuse_overlap(source, held_out, test.name)
     else:
         held_out = source.held_out
-    first = arrange(take(_without(source, held_out or ()), limit, split_seed), split_seed)
-    second = arrange(take(held_out or (), limit, split_seed), split_seed)
+    first = arrange(take(alike_together(_without(source, held_out or ())), limit, split_seed), split_seed)
+    second = arrange(take(alike_together(held_out or ()), limit, split_seed), split_seed)
     examples, named = _assign(first, second, shares)
     splits = {
         name: tuple(i for i, e in enumerate(examples) if named[e.group] == name)
@@ -76,6 +76,16 @@ def arrange(examples: Iterable[Example], seed: int) -> tuple[Example, ...]:
     for example in examples:
         ranks.setdefault(example.group, rank(example.group, seed, "split"))
     return tuple(sorted(examples, key=lambda example: (ranks[example.group], example.id)))
+
+
+def alike_together(examples: Iterable[Example]) -> tuple[Example, ...]:
+    """Examples without a group of their own that ask the same thing become one group: no split may share a prompt."""
+    asked: dict[object, str] = {}
+    joined = []
+    for example in examples:
+        group = asked.setdefault(_traits(example)[-1], example.group)
+        joined.append(replace(example, group=group) if example.group == example.id else example)
+    return tuple(joined)
 
 
 def take(examples: Sequence[Example], limit: int | None, seed: int) -> tuple[Example, ...]:
