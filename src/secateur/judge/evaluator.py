@@ -103,7 +103,7 @@ class Judge:
                 done += len(outcomes)
                 self.evaluated += len(outcomes)
                 self.progress(stage, done, total)
-        return {plan: _in_order(np.concatenate(found), examples) for plan, found in parts.items()}
+        return {plan: in_order(np.concatenate(found), examples) for plan, found in parts.items()}
 
     def tally(self, plan: Plan, examples: Sequence[int]) -> Tally:
         """The log-likelihood of every continuation, for what outcomes do not hold."""
@@ -218,7 +218,8 @@ class _Boundary:
         self._block = block
 
 
-def _in_order(outcomes: np.ndarray, examples: Sequence[int]) -> np.ndarray:
+def in_order(outcomes: np.ndarray, examples: Sequence[int]) -> np.ndarray:
+    """OUTCOME rows in the order of `examples`, which each have exactly one."""
     by_example = {example: number for number, example in enumerate(outcomes["example"].tolist())}
     assert len(by_example) == len(outcomes), "an example was judged twice"
     return outcomes[[by_example[e] for e in examples]]

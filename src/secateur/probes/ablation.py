@@ -21,7 +21,7 @@ from secateur.core.site import Site
 from secateur.errors import UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Judge, Progress, silent
+from secateur.judge.evaluator import Judge, Progress, in_order, silent
 from secateur.judge.forward import Forward, lent
 from secateur.judge.generate import answers_within
 from secateur.judge.outcomes import Tally, token_scores
@@ -156,7 +156,7 @@ def _outcomes(
             tally.add(batch, token_scores(logits, batch, judge.ban))
             rows[site].append(tally.outcomes(batch.row_example.unique().tolist()))
         progress("ablation", number + 1, len(batches))
-    found = {site: _in_order(np.concatenate(parts), examples) for site, parts in rows.items()}
+    found = {site: in_order(np.concatenate(parts), examples) for site, parts in rows.items()}
     if judge.task.kind == "generation" and judge.task.max_new_tokens:
         _generate(judge, found, examples, packing, progress)
     return found
@@ -190,8 +190,3 @@ def _generate(
                 judge.loaded, judge.task, examples, judge.encoded, packing, judge.ban
             )
         progress("ablation, generating", number + 1, len(found))
-
-
-def _in_order(outcomes: np.ndarray, examples: Sequence[int]) -> np.ndarray:
-    place = {example: number for number, example in enumerate(outcomes["example"].tolist())}
-    return outcomes[[place[e] for e in examples]]
