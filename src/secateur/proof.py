@@ -161,6 +161,8 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
             "architecture": loaded.anatomy.architecture,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "num_blocks": loaded.anatomy.num_blocks,
+            "num_heads": loaded.anatomy.num_heads,
+            "num_kv_heads": loaded.anatomy.num_kv_heads,
             "matrices": list(loaded.anatomy.matrix_kinds),
         },
         "written": {"fingerprint": written.fingerprint},
