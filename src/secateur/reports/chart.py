@@ -5,6 +5,7 @@ Imports no plotly: the tests validate the dictionaries against plotly's own sche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,19 +18,22 @@ BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
 # 10.1038/s41467-020-19160-7); gray in the middle, so that no cell that was tried is as white as the page.
 DIVERGING = [[0.0, "#9c430d"], [0.25, "#dd9c66"], [0.5, "#eeebe4"], [0.75, "#79aecd"], [1.0, "#124f78"]]
 DEPTH = ("#c3d3dd", "#17466a")
+# Pale to deep blue in even steps of lightness (CIE L*): equal steps of the value look equally far apart.
+SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b9cedc"], [0.5, "#79aecd"], [0.75, "#3a82b0"], [1.0, "#124f78"]]
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One plotly figure: traces, layout, and the same numbers as a table (escaped cells)."""
+    """One plotly figure: traces, layout, the same numbers as a table (escaped cells), a note beside the title."""
 
     title: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     head: tuple[str, ...] = ()
     rows: list[list[str]] = field(default_factory=list)
+    note: str = ""
 
     @property
     def height(self) -> int:
@@ -88,6 +92,35 @@ def marks(points: Sequence[tuple[float, float]], **marker: Any) -> dict[str, Any
     }
 
 
+def some(count: int, most: int) -> list[int]:
+    """At most `most` evenly spaced indices, the first always among them."""
+    return list(range(0, count, max(1, math.ceil(count / most))))
+
+
+def cell_height(lines: int) -> float:
+    """Pixels a line of a heat map gets: readable in shallow models, shrinking in deep ones."""
+    return min(34.0, max(9.0, 560 / lines))
+
+
 def level(value: float) -> dict[str, Any]:
     where = {"x0": 0, "x1": 1, "xref": "paper", "y0": value, "y1": value}
     return {"type": "line", **where, "line": {"color": MUTED, "width": 1.3, "dash": "dot"}}
+
+
+def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, Any]:
+    """Linear, or logarithmic where the worst loss would flatten everything else."""
+    low, high = min(losses), max(losses)
+    if low > 0 and high / low > 5:
+        at = [
+            m * 10.0**e for e in range(-4, 6) for m in (1, 2, 5) if low * 0.7 <= m * 10.0**e <= high * 1.4
+        ]
+        span = [math.log10(low) - 0.06, math.log10(high) + 0.06]
+        return new_axis(
+            f"{title} (log scale)",
+            type="log",
+            tickvals=at,
+            ticktext=[f"{m:g}" for m in at],
+            range=span,
+        )
+    pad = 0.06 * max(high - low, 1e-3)
+    return new_axis(title, range=[low - pad, high + pad], nticks=6)

@@ -5,7 +5,6 @@ Builders return an empty list where their block of the analysis is absent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from secateur.reports.chart import (
     Row,
     by_matrix,
     level,
+    loss_axis,
     marks,
     new_axis,
     new_layout,
@@ -36,30 +36,11 @@ def curves(rows: Sequence[Row], base_loss: float | None, chosen: Mapping[str, fl
     losses = [loss for row in rows for loss in row["loss"] if known(loss)]
     if not losses:
         return []
-    axis = _loss_axis(losses + ([base_loss] if known(base_loss) else []))
+    axis = loss_axis(losses + ([base_loss] if known(base_loss) else []))
     blocks = 1 + max(row["block"] for row in rows)
     return [
         _curve_panel(name, group, base_loss, chosen, blocks, axis) for name, group in by_matrix(rows).items()
     ]
-
-
-def _loss_axis(losses: Sequence[float]) -> dict[str, Any]:
-    """Linear, or logarithmic where the worst loss would flatten everything else."""
-    low, high = min(losses), max(losses)
-    if low > 0 and high / low > 5:
-        marks = [
-            m * 10.0**e for e in range(-4, 6) for m in (1, 2, 5) if low * 0.7 <= m * 10.0**e <= high * 1.4
-        ]
-        span = [math.log10(low) - 0.06, math.log10(high) + 0.06]
-        return new_axis(
-            "loss, nats (log scale)",
-            type="log",
-            tickvals=marks,
-            ticktext=[f"{m:g}" for m in marks],
-            range=span,
-        )
-    pad = 0.06 * max(high - low, 1e-3)
-    return new_axis("loss, nats", range=[low - pad, high + pad], nticks=6)
 
 
 def _curve_panel(

@@ -1,43 +1,16 @@
-"""The sections of the page: which figures and tables each has, and the line that says what it shows.
-
-A section takes the three records and the dictionary in which it registers its figures, and returns its HTML,
-or nothing where the run did not measure what it is about.
-"""
+"""The sections of the page: which figures and tables each has, and the line that says what it shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from secateur.reports import cuts, forest, tables
-from secateur.reports.chart import Figure
 from secateur.reports.figures import curves, frequency, screen, spectrum
-from secateur.reports.markup import change, interval, key, known, metric_name, number, numbers, p_value, text
+from secateur.reports.frame import Figures, Record, Section, place, section
+from secateur.reports.markup import change, interval, key, known, metric_name, number, p_value, text
 from secateur.reports.sweep import color_limit, improvements, sweep
 
 SIGNS = {"improves": ("better", "▲"), "worse": ("worse", "▼")}  # anything else is neither
-
-Record = Mapping[str, Any]
-Section = Callable[[Record, Record, Record, dict[str, Figure]], str]
-
-
-def _section(name: str, title: str, lead: str, *body: str) -> str:
-    """A section with its one-line explanation; nothing at all where the body is empty."""
-    inner = "".join(body)
-    return (
-        f'<section id="{name}"><h2>{title}</h2><p class="lead">{lead}</p>{inner}</section>' if inner else ""
-    )
-
-
-def _place(name: str, found: Sequence[Figure], figures: dict[str, Figure], *, layout: str = "wide") -> str:
-    """Registers figures under `name-0…` and returns their boxes, each with its numbers folded below."""
-    boxes = []
-    for index, figure in enumerate(found):
-        figures[f"{name}-{index}"] = figure
-        title = f"<h3>{text(figure.title)}</h3>" if figure.title else ""
-        plot = f'<div class="plot" id="{name}-{index}" style="height:{figure.height}px"></div>'
-        boxes.append(f'<figure class="box">{title}{plot}{numbers(figure.head, figure.rows)}</figure>')
-    return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
 
 
 def _cuts(verdict: Record) -> list[Record]:
@@ -104,14 +77,14 @@ def _legend(verdict: Record) -> str:
     return key(("dot before", "original"), ("dot after", "cut"), *other, ("bar95", "95&nbsp;% interval"))
 
 
-def _compared(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _compared(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     body = forest.panels(forest.main_rows(verdict), _TITLES)
     items = [verdict, *(verdict.get("secondary") or ())]
     folded = (
         f'<details class="numbers"><summary>numbers</summary>{tables.measures(items, "metric")}</details>'
     )
     lead = "Held-out test examples, before and after the cut, beside what a trivial change would have done."
-    return _section(
+    return section(
         "compared",
         "Before and after",
         lead,
@@ -123,7 +96,7 @@ def _compared(verdict: Record, plan: Record, analysis: Record, figures: dict[str
     )
 
 
-def _guards(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _guards(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     if not verdict.get("guards"):
         return ""
     fired = sum(bool(item["fired"]) for item in verdict["guards"])
@@ -132,24 +105,24 @@ def _guards(verdict: Record, plan: Record, analysis: Record, figures: dict[str, 
         if not fired
         else "Known ways for a gain to be hollow: look closer."
     )
-    return _section("guards", "Can the gain be trusted?", lead, cuts.guards(verdict))
+    return section("guards", "Can the gain be trusted?", lead, cuts.guards(verdict))
 
 
-def _cut(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _cut(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     drawn, said = cuts.model_map(verdict, analysis), cuts.cut_list(verdict)
     body = f'<div class="beside"><div>{drawn}</div><div>{said}</div></div>' if drawn else said
     lead = "The model block by block, matrix by matrix."
-    return _section("cut", "What was cut", lead, body, cuts.funnel(verdict))
+    return section("cut", "What was cut", lead, body, cuts.funnel(verdict))
 
 
-def _sweep(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _sweep(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     rows, base = analysis.get("sweep") or (), analysis.get("base") or {}
     metrics = [m for m in ("accuracy", "loss") if known(base.get(m)) and any(known(r.get(m)) for r in rows)]
     if not metrics:
         return ""
     if not str(verdict["metric"]).startswith("accuracy"):
         metrics.reverse()
-    boxes = _place(
+    boxes = place(
         "sweep",
         sweep(rows, base, metrics, _chosen(verdict), analysis.get("screen") or ()),
         figures,
@@ -163,7 +136,7 @@ def _sweep(verdict: Record, plan: Record, analysis: Record, figures: dict[str, F
         "original, orange worse. The frame marks what was chosen, a stroke what left the race early, "
         "a dot what was not run."
     )
-    return _section(
+    return section(
         "sweep",
         "Every cut that was tried",
         lead,
@@ -196,10 +169,10 @@ def _scale(metric: str, base: Record, limit: float, shown: bool) -> str:
     return f'<div class="scale" data-metric="{metric}"{hidden}><i></i><div>{ends}</div></div>'
 
 
-def _curves(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _curves(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     chosen = {c["site"]: 100 * (1 - c["rank"] / c["full_rank"]) for c in _cuts(verdict) if c.get("full_rank")}
     found = curves(analysis.get("curves") or (), (analysis.get("base") or {}).get("loss"), chosen)
-    boxes = _place("curves", found, figures, layout="multiples")
+    boxes = place("curves", found, figures, layout="multiples")
     if not boxes:
         return ""
     legend = key(
@@ -208,50 +181,50 @@ def _curves(verdict: Record, plan: Record, analysis: Record, figures: dict[str, 
         ("line base", "original"),
     )
     lead = "Loss as components are removed, smallest singular values first; below the dotted line is a gain."
-    return _section("curves", "How much can go", lead, legend, boxes)
+    return section("curves", "How much can go", lead, legend, boxes)
 
 
-def _spectrum(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _spectrum(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     found = analysis.get("spectrum") or {}
     drawn = [
         spectrum(site, item["values"], item["kept"], item.get("side", "top")) for site, item in found.items()
     ]
     lead = "Singular values of the matrix that was cut: in blue what stays, in gray what went."
-    return _section("spectrum", "Inside the matrix", lead, _place("spectrum", drawn, figures))
+    return section("spectrum", "Inside the matrix", lead, place("spectrum", drawn, figures))
 
 
-def _frequency(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
-    boxes = _place("frequency", frequency(analysis.get("frequency") or ()), figures)
+def _frequency(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
+    boxes = place("frequency", frequency(analysis.get("frequency") or ()), figures)
     lead = (
         "Accuracy before and after, by how often the training text held the fact; bars: 95&nbsp;% intervals."
     )
     legend = key(("dot before", "original"), ("dot after", "cut")) if boxes else ""
-    return _section("frequency", "Which facts came back", lead, legend, boxes)
+    return section("frequency", "Which facts came back", lead, legend, boxes)
 
 
-def _paraphrases(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _paraphrases(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     found = analysis.get("paraphrases") or {}
     body = forest.panels(forest.paraphrase_rows(found), {"share": "Share of facts"}) if found.get("n") else ""
     lead = "Asked in other words: whether a fact is known or only one way of asking for it."
-    return _section("paraphrases", "Other words, same fact", lead, body)
+    return section("paraphrases", "Other words, same fact", lead, body)
 
 
-def _tail(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _tail(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     rows = analysis.get("tail") or ()
     lead = (
         "The model's most frequent answers with the whole matrix, with the components that stay, and with "
         "only those that were removed. Cosine: how near the answer's vector lies to the right one's."
     )
-    return _section("tail", "What the removed part says", lead, tables.tail(rows) if rows else "")
+    return section("tail", "What the removed part says", lead, tables.tail(rows) if rows else "")
 
 
-def _changed(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _changed(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     rows = analysis.get("changed") or ()
     lead = "Questions answered differently after the cut."
-    return _section("changed", "Answers that changed", lead, tables.changed(rows) if rows else "")
+    return section("changed", "Answers that changed", lead, tables.changed(rows) if rows else "")
 
 
-def _effects(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _effects(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     body = forest.panels(forest.effect_rows(verdict), _TITLES)
     items = verdict.get("side_effects") or ()
     folded = (
@@ -260,10 +233,10 @@ def _effects(verdict: Record, plan: Record, analysis: Record, figures: dict[str,
         else ""
     )
     lead = "What the same cut did where nobody was aiming."
-    return _section("effects", "What it cost elsewhere", lead, body, folded)
+    return section("effects", "What it cost elsewhere", lead, body, folded)
 
 
-def _screen(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _screen(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     base = analysis.get("base") or {}
     found = screen(analysis.get("screen") or (), analysis.get("sweep") or (), base, _chosen(verdict))
     lead = (
@@ -271,10 +244,10 @@ def _screen(verdict: Record, plan: Record, analysis: Record, figures: dict[str, 
         "its lowest points at the left. The orange point is the chosen cut; the strokes below were not run "
         "to the end."
     )
-    return _section("screen", "Was the shortcut right?", lead, _place("screen", found, figures))
+    return section("screen", "Was the shortcut right?", lead, place("screen", found, figures))
 
 
-def _provenance(verdict: Record, plan: Record, analysis: Record, figures: dict[str, Figure]) -> str:
+def _provenance(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     return f"<footer>{tables.provenance(verdict, plan)}</footer>"
 
 

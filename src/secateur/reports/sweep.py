@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from secateur.reports.chart import DIVERGING, INK, Figure, Row, by_matrix, marks, new_axis, new_layout
+from secateur.reports.chart import (
+    DIVERGING,
+    INK,
+    Figure,
+    Row,
+    by_matrix,
+    cell_height,
+    marks,
+    new_axis,
+    new_layout,
+    some,
+)
 from secateur.reports.markup import known, number, text
 
 
@@ -83,15 +93,14 @@ def _heat_map(
 
 
 def _sheet(grid: _Grid, frames: list[dict[str, Any]]) -> dict[str, Any]:
-    """Axes and size: cells keep a readable height in shallow models and shrink in deep ones."""
     count, blocks = len(grid.columns), grid.blocks
-    shown = _some(count, 12)
+    shown = some(count, 12)
     labels = {"tickvals": shown, "ticktext": [_percent(grid.columns[i]) for i in shown]}
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
     return new_layout(
-        int(62 + min(34.0, max(9.0, 560 / blocks)) * blocks),
+        int(62 + cell_height(blocks) * blocks),
         xaxis=new_axis("% of components kept", range=[-0.6, count - 0.4], **labels, **plain),
-        yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=_some(blocks, 16), **plain),
+        yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
         shapes=frames,
     )
 
@@ -171,9 +180,3 @@ def _percent(share: float) -> str:
         if value >= 0.1
         else f"{value:.2g}"
     )
-
-
-def _some(count: int, most: int) -> list[int]:
-    """At most `most` evenly spaced indices, the first always among them."""
-    step = max(1, math.ceil(count / most))
-    return list(range(0, count, step))
