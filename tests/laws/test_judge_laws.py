@@ -27,10 +27,11 @@ from secateur.core.site import Site
 from secateur.errors import PlanError, TaskError
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge, Limits
-from secateur.judge.forward import Forward, lent
+from secateur.judge.forward import Forward
 from secateur.judge.generate import answers_within, greedy
 from secateur.judge.rows import Packing, rows_of
 from secateur.surgery.cut import cut_
+from secateur.surgery.mask import lent
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task

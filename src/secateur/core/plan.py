@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 from secateur.core.site import Site
@@ -55,25 +55,57 @@ class Truncate:
         return cls(Site.parse(data["matrix"]), int(data["rank"]), data.get("side", "top"))
 
 
-Edit = Truncate
-_KINDS: dict[str, type[Edit]] = {Truncate.kind: Truncate}
+@dataclass(frozen=True)
+class Drop:
+    """Take `site` away: a block, its attention or feed-forward network, a query head, a KV group, a neuron.
+
+    An attention or feed-forward network goes with its biases and leaves its norms; a block goes with all it has. Of a
+    head, group or neuron goes what it adds to the stream, so the last head leaves the output's bias behind.
+    """
+
+    site: Site
+
+    kind = "drop"
+
+    def __post_init__(self) -> None:
+        if self.site.is_matrix:
+            raise PlanError(f"{self.site} is a matrix, which is truncated (rank 0 is nothing), not dropped")
+
+    def __str__(self) -> str:
+        return f"{self.site} gone"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "site": str(self.site)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Drop:
+        return cls(Site.parse(data["site"]))
+
+
+Edit = Truncate | Drop
+_KINDS: dict[str, type[Truncate] | type[Drop]] = {kind.kind: kind for kind in (Truncate, Drop)}
 
 
 @dataclass(frozen=True)
 class Plan:
     """Edits in canonical order, for the model with fingerprint `model`. The empty plan leaves a model as it is.
 
-    Raises: `PlanError` at construction when two edits claim the same site.
+    Raises: `PlanError` at construction when two edits claim the same site, or one a part of what another drops.
     """
 
     model: str
     edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
-        ordered = tuple(sorted(self.edits))
+        ordered = tuple(sorted(self.edits, key=lambda edit: edit.site))
         for first, second in pairwise(ordered):
             if first.site == second.site:
                 raise PlanError(f"two edits claim {first.site}: {first}; {second}. Keep one of them.")
+        dropped = {edit.site for edit in ordered if isinstance(edit, Drop)}
+        for edit in ordered:
+            for whole in edit.site.wholes:
+                if whole in dropped:
+                    raise PlanError(f"{edit}, but {whole} is dropped whole. Keep one of them.")
         object.__setattr__(self, "edits", ordered)
 
     def __add__(self, edit: Edit) -> Plan:
@@ -83,7 +115,17 @@ class Plan:
         return len(self.edits)
 
     def __str__(self) -> str:
-        return "; ".join(str(edit) for edit in self.edits) or "nothing cut"
+        truncated = [str(edit) for edit in self.edits if isinstance(edit, Truncate)]
+        return "; ".join([*truncated, *_told(self.dropped)]) or "nothing cut"
+
+    @property
+    def dropped(self) -> tuple[Site, ...]:
+        """The sites that go, in order."""
+        return tuple(edit.site for edit in self.edits if isinstance(edit, Drop))
+
+    @property
+    def truncated(self) -> tuple[Truncate, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, Truncate))
 
     @property
     def identity(self) -> str:
@@ -123,15 +165,33 @@ def _edit_from_json(item: Mapping[str, Any]) -> Edit:
     return _KINDS[kind].from_json(item)
 
 
+_UNITS = {"h": "heads", "g": "KV groups", "n": "neurons"}
+
+
+def _told(dropped: Iterable[Site]) -> list[str]:
+    """`b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
+    words = []
+    for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):
+        numbers = ", ".join(str(site.index) for site in sites)
+        whole = Site(block, part)
+        words.append(f"{whole} without {_UNITS[unit]} {numbers}" if unit else f"{whole} gone")
+    return words
+
+
 def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
-    """Edits from the command line: `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest."""
-    edits = []
+    """Edits from the command line: `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest, and
+    `b2.attn.h3=drop` takes a head away; so do `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7` and `b2`."""
+    edits: list[Edit] = []
     for word in words:
         site, sep, value = word.partition("=")
+        if value == "drop":
+            edits.append(Drop(Site.parse(site)))
+            continue
         side, rank = ("tail", value[5:]) if value.startswith("tail:") else ("top", value)
         if not sep or not rank.isdecimal():
             raise SecateurError(
-                f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components) or b2.gate=tail:5."
+                f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components), b2.gate=tail:5, or "
+                "b2.attn.h3=drop."
             )
         edits.append(Truncate(Site.parse(site), int(rank), side))
     return tuple(edits)

@@ -60,6 +60,15 @@ class Site:
     def is_matrix(self) -> bool:
         return self.part in MATRICES
 
+    @property
+    def wholes(self) -> tuple[Site, ...]:
+        """What this is a part of: the attention or feed-forward network, then the block; of a block, nothing."""
+        if not self.part:
+            return ()
+        if self.is_matrix:
+            return Site(self.block, "attn" if self.part in ATTENTION_MATRICES else "mlp"), Site(self.block)
+        return (Site(self.block, self.part), Site(self.block)) if self.unit else (Site(self.block),)
+
 
 def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
     """Canonical matrix names for what a user wrote: `down`, LASER's `fc_out`, or a group `attn` / `mlp` / `all`.

@@ -172,7 +172,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Resampled:
-    """Ratio means of k series, their standard errors, and |t*| of every draw, (k, draws), unsorted."""
+    """Ratio means of k series, their standard errors, and t* of every draw, (k, draws), signed and unsorted."""
 
     mean: np.ndarray
     se: np.ndarray
@@ -180,16 +180,25 @@ class _Resampled:
     num_groups: int
 
     def interval(self, k: int, level: float) -> Interval:
-        finite = self.t[k][np.isfinite(self.t[k])]
-        t = np.where(np.isfinite(self.t[k]), self.t[k], finite.max(initial=0.0))
-        half = float(np.quantile(t, level, method="higher") * self.se[k])
+        half = float(np.quantile(np.abs(self._finite(k)), level, method="higher") * self.se[k])
         return float(self.mean[k]) - half, float(self.mean[k]) + half
+
+    def lower(self, k: int, level: float) -> float:
+        """One-sided lower bound; −inf where so few groups or draws bound nothing at this level."""
+        if 1 - level < max(2.0 ** -min(self.num_groups, 60), 1 / (1 + self.t.shape[1])):
+            return -math.inf
+        return float(self.mean[k] - np.quantile(self._finite(k), level, method="higher") * self.se[k])
+
+    def _finite(self, k: int) -> np.ndarray:
+        """t*, a draw without variance counted as far out as the farthest that has some."""
+        finite = np.abs(self.t[k][np.isfinite(self.t[k])]).max(initial=0.0)
+        return self.t[k].clip(-finite, finite)
 
     def p_value(self, k: int) -> float:
         if self.mean[k] == 0:
             return 1.0
         t = abs(self.mean[k]) / self.se[k] if self.se[k] > 0 else np.inf
-        p = (1 + int((self.t[k] >= t).sum())) / (1 + self.t.shape[1])
+        p = (1 + int((np.abs(self.t[k]) >= t).sum())) / (1 + self.t.shape[1])
         return max(p, 2.0 ** (1 - min(self.num_groups, 60)))
 
 
@@ -250,7 +259,9 @@ def resample(
     scale = np.abs(mean) + se[:, 0]
     se = np.where(se[:, 0] > 1e-12 * scale, se[:, 0], 0.0)  # equal values leave rounding behind, not variance
     shift, se_star = _moments(_resampled_sums(columns, draws, seed), len(mean))
-    t = np.where(se_star > 1e-12 * scale[:, None], np.abs(shift) / np.maximum(se_star, 1e-300), np.inf)
+    t = np.where(
+        se_star > 1e-12 * scale[:, None], shift / np.maximum(se_star, 1e-300), np.copysign(np.inf, shift)
+    )
     t[np.abs(shift) <= 1e-12 * scale[:, None]] = 0.0
     return _Resampled(mean, se, t, num_groups)
 

@@ -15,14 +15,27 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import MATRICES, Site
 from secateur.errors import ModelError, UnknownName, nearest
-from secateur.hf.families import Family, Sizes, family_of, sizes
+from secateur.hf.families import FAMILIES, Family, Sizes, family_of, has_alibi, sizes
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
+from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What one block has; 0 where the part is gone. `num_parameters` counts all of the block, norms too."""
+
+    num_heads: int
+    num_kv_heads: int
+    d_ff: int
+    num_parameters: int
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """A model's parts by name. Paths are what `model.get_submodule` takes; `context` counts usable positions.
 
+    `widths` says what each block has; `num_heads`, `num_kv_heads` and `d_ff` are those of the widest block, which
+    in a model that was never cut are all the same. `carved`: it was, and has shapes of its own.
     `mlps` are the feed-forward modules that map one tensor to one tensor, one per block, or None for families
     whose blocks have no such module; Falcon adds into what they return, so clone it to keep it.
     `num_parameters` counts tied parameters once.
@@ -46,6 +59,18 @@ class Anatomy:
     tied: bool
     num_parameters: int
     matrices: Mapping[Site, Matrix]
+    widths: tuple[Widths, ...]
+    alibi: bool = False
+    carved: bool = False
+
+    @property
+    def details(self) -> Family:
+        """What the family's table says."""
+        return FAMILIES[self.architecture]
+
+    def attention(self, block: int) -> str:
+        """The path of a block's attention: the module that holds its output projection."""
+        return f"{self.blocks[block]}.{self.details.slots['o'].module.rpartition('.')[0]}"
 
     def matrix(self, site: Site) -> Matrix:
         """Raises `UnknownName` with the nearest names for a site that is no matrix of this model."""
@@ -62,17 +87,23 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-    """The anatomy of a Hugging Face causal language model.
+    """The anatomy of a Hugging Face causal language model, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
     for unknown families, and for any module with a matrix that the family's table does not name.
     """
     _refuse_wrapped(model)
-    family = family_of(type(model).__name__, model.config.to_dict())
-    _refuse_foreign_code(model, family)
-    widths = sizes(family, model.config)
+    stock = stock_class(type(model))
+    family = family_of(stock.__name__, model.config.to_dict())
+    _refuse_foreign_code(stock, family)
+    carved = stock is not type(model)
+    general = sizes(family, model.config)
     blocks = _block_paths(model, family)
-    listed = (_block(model, family, widths, block, index) for index, block in enumerate(blocks))
+    widths = tuple(_widths(model, family, general, block, carved) for block in blocks)
+    listed = (
+        _block(model, family, general, block, index, own, carved)
+        for index, (block, own) in enumerate(zip(blocks, widths, strict=True))
+    )
     matrices = {matrix.site: matrix for matrix in chain.from_iterable(listed)}
     _refuse_unnamed(model, family, matrices)
     embedding, unembedding = (_module(model, path) for path in (family.embedding, family.unembedding))
@@ -80,13 +111,13 @@ def anatomy(model: nn.Module) -> Anatomy:
         family=family.name,
         architecture=family.architecture,
         num_blocks=len(blocks),
-        d_model=widths.d_model,
-        num_heads=widths.num_heads,
-        num_kv_heads=widths.num_kv_heads,
-        d_head=widths.d_head,
-        d_ff=_d_ff(matrices),
+        d_model=general.d_model,
+        num_heads=max(own.num_heads for own in widths),
+        num_kv_heads=max(own.num_kv_heads for own in widths),
+        d_head=general.d_head,
+        d_ff=max(own.d_ff for own in widths),
         vocab_size=unembedding.weight.shape[0],
-        context=widths.context,
+        context=general.context,
         blocks=blocks,
         mlps=None if family.mlp is None else tuple(f"{block}.{family.mlp}" for block in blocks),
         embedding=family.embedding,
@@ -95,7 +126,15 @@ def anatomy(model: nn.Module) -> Anatomy:
         tied=unembedding.weight is embedding.weight,
         num_parameters=sum(p.numel() for p in model.parameters()),
         matrices=matrices,
+        widths=widths,
+        alibi=has_alibi(family, model.config),
+        carved=carved,
     )
+
+
+def stock_class(cls: type) -> type:
+    """The class itself, or of a carved model the stock class that it carves."""
+    return cls.__mro__[1] if cls.__name__ == SecateurForCausalLM.__name__ else cls
 
 
 def _refuse_wrapped(model: Any) -> None:
@@ -109,12 +148,12 @@ def _refuse_wrapped(model: Any) -> None:
         raise ModelError(f"{type(model).__name__} is not a Hugging Face model: it has no config.")
 
 
-def _refuse_foreign_code(model: nn.Module, family: Family) -> None:
+def _refuse_foreign_code(stock: type, family: Family) -> None:
     """A class of the same name from elsewhere may order fused rows in another way, which no shape shows."""
     fused = any(slot.layout != "whole" for slot in family.slots.values())
-    if fused and not type(model).__module__.startswith("transformers."):
+    if fused and not stock.__module__.startswith("transformers."):
         raise ModelError(
-            f"{family.architecture} of {type(model).__module__} is not transformers' own class, and its "
+            f"{family.architecture} of {stock.__module__} is not transformers' own class, and its "
             "fused matrices may be laid out otherwise. Load it with transformers' class of that name."
         )
 
@@ -126,26 +165,60 @@ def _block_paths(model: nn.Module, family: Family) -> tuple[str, ...]:
     return tuple(f"{family.blocks}.{index}" for index in range(len(blocks)))
 
 
-def _block(model: nn.Module, family: Family, widths: Sizes, block: str, index: int) -> Iterator[Matrix]:
-    d_ff = _stored_shape(_linear(model, f"{block}.{family.slots['down'].module}"))[1]
+def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved: bool) -> Widths:
+    """As the config says; in a carved model as the modules say, which may be gone."""
+    own = sum(p.numel() for p in _module(model, block).parameters())
+    down = _find(model, f"{block}.{family.slots['down'].module}")
+    if not carved:
+        down = _linear(model, f"{block}.{family.slots['down'].module}")
+        return Widths(general.num_heads, general.num_kv_heads, _stored_shape(down)[1], own)
+    num_heads = _inputs(_find(model, f"{block}.{family.slots['o'].module}")) // general.d_head
+    key = family.slots["k"]
+    keys = _outputs(_find(model, f"{block}.{key.module}")) // general.d_head
+    num_kv_heads = keys if key.layout == "whole" else (keys - num_heads) // 2
+    return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(down), own)
+
+
+def _inputs(module: nn.Module | None) -> int:
+    """Of a linear layer, whole or as two factors; 0 for what stands in for one that is gone."""
+    return module.nx if isinstance(module, Conv1D) else getattr(module, "in_features", 0)
+
+
+def _outputs(module: nn.Module | None) -> int:
+    return module.nf if isinstance(module, Conv1D) else getattr(module, "out_features", 0)
+
+
+def _block(
+    model: nn.Module, family: Family, general: Sizes, block: str, index: int, own: Widths, carved: bool
+) -> Iterator[Matrix]:
+    """The block's matrices; in a carved model those that are left and whole."""
     for kind, slot in family.slots.items():
         path = f"{block}.{slot.module}"
+        if carved and not isinstance(_find(model, path), (nn.Linear, Conv1D)):
+            continue
         linear = _linear(model, path)
-        rows = _rows(kind, slot.layout, widths, d_ff)
-        shape = _shape(kind, widths, d_ff)
-        needed = _stored_rows(kind, slot.layout, widths, d_ff), shape[1]
+        shape = _shape(kind, general, own)
+        needed = sum(_shape(sharer, general, own)[0] for sharer in _sharers(kind, slot.layout)), shape[1]
         if _stored_shape(linear) != needed:
             found = _stored_shape(linear)
             raise ModelError(f"{path} is {found} (out, in), where {family.name} should have {needed}.")
-        yield Matrix(Site(index, kind), path, f"{path}.weight", shape, rows, isinstance(linear, Conv1D))
+        yield Matrix(
+            Site(index, kind),
+            path,
+            f"{path}.weight",
+            shape,
+            _rows(kind, slot.layout, general, own),
+            isinstance(linear, Conv1D),
+            None if linear.bias is None else f"{path}.bias",
+        )
 
 
-def _shape(kind: str, widths: Sizes, d_ff: int) -> tuple[int, int]:
+def _shape(kind: str, general: Sizes, own: Widths) -> tuple[int, int]:
     """(out, in) of a matrix, from the widths alone."""
-    queries, keys = widths.num_heads * widths.d_head, widths.num_kv_heads * widths.d_head
+    queries, keys, d_ff = own.num_heads * general.d_head, own.num_kv_heads * general.d_head, own.d_ff
     outputs = {"q": queries, "k": keys, "v": keys, "gate": d_ff, "up": d_ff}
     inputs = {"o": queries, "down": d_ff}
-    return outputs.get(kind, widths.d_model), inputs.get(kind, widths.d_model)
+    return outputs.get(kind, general.d_model), inputs.get(kind, general.d_model)
 
 
 def _sharers(kind: str, layout: str) -> tuple[str, ...]:
@@ -155,31 +228,21 @@ def _sharers(kind: str, layout: str) -> tuple[str, ...]:
     return ("q", "k", "v") if kind in "qkv" else ("gate", "up")
 
 
-def _stored_rows(kind: str, layout: str, widths: Sizes, d_ff: int) -> int:
-    return sum(_shape(sharer, widths, d_ff)[0] for sharer in _sharers(kind, layout))
-
-
-def _rows(kind: str, layout: str, widths: Sizes, d_ff: int) -> Ranges | None:
+def _rows(kind: str, layout: str, general: Sizes, own: Widths) -> Ranges | None:
     if layout == "whole":
         return None
     if layout == "grouped":
-        return grouped_rows(kind, widths.num_heads, widths.num_kv_heads, widths.d_head)
+        return grouped_rows(kind, own.num_heads, own.num_kv_heads, general.d_head)
     sharers = _sharers(kind, layout)
-    return stacked_rows(tuple(_shape(sharer, widths, d_ff)[0] for sharer in sharers), sharers.index(kind))
-
-
-def _d_ff(matrices: Mapping[Site, Matrix]) -> int:
-    widths = {matrix.shape[1]: site for site, matrix in matrices.items() if site.part == "down"}
-    if len(widths) > 1:
-        found = ", ".join(f"{site.block}: {width}" for width, site in widths.items())
-        raise ModelError(f"feed-forward networks of different widths (block {found}) are not supported.")
-    return next(iter(widths))
+    return stacked_rows(tuple(_shape(sharer, general, own)[0] for sharer in sharers), sharers.index(kind))
 
 
 def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Matrix]) -> None:
     """Every parameter of two or more dimensions must have a name; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     for path, module in model.named_modules():
+        if isinstance(module, LowRank | Side):
+            named.update(f"{path}.{inner}".rstrip(".") for inner, _ in module.named_modules())
         unknown = path not in named and any(p.dim() > 1 for p in module.parameters(recurse=False))
         if unknown:
             raise ModelError(

@@ -6,8 +6,8 @@ Module names are those of transformers 5, read from its modelling files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.errors import ModelError, nearest
@@ -39,6 +39,11 @@ class Family:
     one; None where there is no such module. `extras` are modules outside the blocks that hold matrices nobody
     edits (learned positions, OPT's projections). `context` is the config attribute that bounds the positions,
     and `kv_heads` a switch for configs that do not say it in `num_key_value_heads`.
+
+    What cutting must know: `counts` are the numbers that an attention module keeps of its heads (or reads in its
+    config), `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config
+    can state another number of heads without changing their size, and `adds_residual` that the attention returns the
+    stream with what it adds.
     """
 
     name: str
@@ -52,8 +57,13 @@ class Family:
     extras: tuple[str, ...] = ()
     context: str = "max_position_embeddings"
     kv_heads: str = "num_key_value_heads"
+    counts: Mapping[str, str] = field(default_factory=dict)
+    width: str | None = "intermediate_size"
+    free_heads: bool = False
+    adds_residual: bool = False
 
 
+_SHARED = {"num_key_value_groups": "queries"}  # query heads for each key/value head
 _LLAMA_ATTENTION = {kind: f"self_attn.{kind}_proj" for kind in "qkvo"}
 _LLAMA_SLOTS = _slots(**_LLAMA_ATTENTION, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
 
@@ -66,7 +76,8 @@ def _fused_slots(attention: str) -> Mapping[str, Slot]:
 
 
 def _llama_like(name: str, architecture: str) -> Family:
-    return Family(name, architecture, "model.layers", "model.embed_tokens", "model.norm", _LLAMA_SLOTS)
+    paths = ("model.layers", "model.embed_tokens", "model.norm")
+    return Family(name, architecture, *paths, _LLAMA_SLOTS, counts=_SHARED, free_heads=True)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -93,6 +104,8 @@ FAMILIES: Mapping[str, Family] = {
                 down="mlp.c_proj",
             ),
             extras=("transformer.wpe",),
+            counts={"num_heads": "heads", "split_size": "width"},
+            width="n_inner",
         ),
         Family(
             "gptj",
@@ -108,6 +121,8 @@ FAMILIES: Mapping[str, Family] = {
                 up="mlp.fc_in",
                 down="mlp.fc_out",
             ),
+            counts={"num_attention_heads": "heads"},
+            width="n_inner",
         ),
         Family(
             "gpt_neox",
@@ -126,6 +141,8 @@ FAMILIES: Mapping[str, Family] = {
             _slots(**_LLAMA_ATTENTION | {"o": "self_attn.out_proj"}, up="fc1", down="fc2"),
             mlp=None,
             extras=("model.decoder.embed_positions", "model.decoder.project_in", "model.decoder.project_out"),
+            counts={"num_heads": "heads"},
+            width="ffn_dim",
         ),
         Family(
             "bloom",
@@ -136,6 +153,9 @@ FAMILIES: Mapping[str, Family] = {
             _fused_slots("self_attention"),
             mlp=None,  # called with the residual as a second tensor, which it adds
             context="seq_length",  # ALiBi needs no bound; some configs carry the training length
+            counts={"num_heads": "heads"},
+            width=None,
+            adds_residual=True,
         ),
         Family(
             "falcon",
@@ -145,6 +165,8 @@ FAMILIES: Mapping[str, Family] = {
             "transformer.ln_f",
             _fused_slots("self_attention"),
             kv_heads="falcon",
+            counts={"num_heads": "heads", "num_kv_heads": "kv_heads"},
+            width="ffn_hidden_size",
         ),
         Family(
             "phi",
@@ -153,6 +175,7 @@ FAMILIES: Mapping[str, Family] = {
             "model.embed_tokens",
             "model.final_layernorm",
             _slots(**_LLAMA_ATTENTION | {"o": "self_attn.dense"}, up="mlp.fc1", down="mlp.fc2"),
+            counts=_SHARED,
         ),
         Family(
             "phi3",
@@ -169,6 +192,8 @@ FAMILIES: Mapping[str, Family] = {
                 up="mlp.gate_up_proj/stacked",
                 down="mlp.down_proj",
             ),
+            counts=_SHARED | {"num_key_value_heads": "kv_heads", "config.num_attention_heads": "heads"},
+            free_heads=True,
         ),
     )
 }
@@ -197,6 +222,21 @@ def sizes(family: Family, config: Any) -> Sizes:
     d_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     context = getattr(config, family.context, None)
     return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
+
+
+def has_alibi(family: Family, config: Any) -> bool:
+    """Whether positions enter as a bias for each head, made by the model for all heads at once."""
+    return family.name == "bloom" or (family.name == "falcon" and config.alibi)
+
+
+def repaired(config: Any, blocks: Sequence[int], **changes: Any) -> Any:
+    """The config of the model that has only `blocks` left, with `changes`. Lists of one entry a block follow."""
+    changes["num_hidden_layers"] = len(blocks)
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        changes["layer_types"] = [types[block] for block in blocks]
+    named = {config.attribute_map.get(name, name): value for name, value in changes.items()}
+    return type(config).from_dict(config.to_dict() | named)
 
 
 def _num_kv_heads(family: Family, config: Any) -> int:

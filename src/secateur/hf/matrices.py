@@ -5,7 +5,7 @@ Knows tensors and row ranges; no family, no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,8 @@ class Matrix:
     """`site`'s matrix, shape (out, in), stored in parameter `weight` of `module`.
 
     `rows` are half-open ranges of output rows of the stored parameter seen as (out, in), in the matrix's own
-    order; None means all. `transposed`: the parameter itself is (in, out), as in GPT-2's Conv1D.
+    order; None means all. `transposed`: the parameter itself is (in, out), as in GPT-2's Conv1D. `bias` is the
+    parameter that holds its bias, with others' where fused, or None.
     """
 
     site: Site
@@ -30,6 +31,18 @@ class Matrix:
     shape: tuple[int, int]
     rows: Ranges | None = None
     transposed: bool = False
+    bias: str | None = None
+
+    @property
+    def num_parameters(self) -> int:
+        return self.shape[0] * (self.shape[1] + (self.bias is not None))
+
+    def stored_rows(self, rows: Iterable[int]) -> list[int]:
+        """Where output rows of the matrix lie in the stored parameter seen as (out, in)."""
+        if self.rows is None:
+            return list(rows)
+        places = [place for start, stop in self.rows for place in range(start, stop)]
+        return [places[row] for row in rows]
 
     def read(self, weight: Tensor) -> Tensor:
         """The matrix (out, in) in the parameter's dtype; a view where its rows lie together, else a copy."""

@@ -27,7 +27,7 @@ from secateur.judge.outcomes import Tally, token_scores
 from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
 from secateur.judge.rows import Batch, Packing
 from secateur.surgery.mask import Spectra, masked
-from secateur.surgery.operations import resolve
+from secateur.surgery.operations import Bypass, Operation, resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
@@ -125,7 +125,7 @@ class Judge:
         self, plans: Sequence[Plan], examples: Sequence[int]
     ) -> Iterator[tuple[Plan, np.ndarray, float]]:
         """Outcomes of each (plan, shard of examples), lowest edit first."""
-        ordered = sorted(plans, key=lambda plan: (plan.lowest_block or 0, plan.edits))
+        ordered = sorted(plans, key=lambda plan: (plan.lowest_block or 0, str(plan)))
         for shard in self._shards(examples):
             waiting = list(ordered)
             while waiting:
@@ -151,7 +151,7 @@ class Judge:
             tally = Tally(self.task.kind, self.encoded)
             with torch.inference_mode():
                 boundary.move(block)
-                reuse = self._reuse(plan, block, reuse)
+                reuse = self._reuse(operations, block, reuse)
                 with masked(self.loaded.model, operations, self.spectra):
                     for number, batch in enumerate(batches):
                         hidden, inside = boundary.hidden[number], reuse.on(number)
@@ -166,13 +166,13 @@ class Judge:
                         outcomes["correct"] = found
             yield plan, outcomes, time.perf_counter() - started
 
-    def _reuse(self, plan: Plan, block: int, before: Reuse) -> Reuse:
-        """What inside the lowest block the plan leaves alone; `before` where that is the same as for the last plan."""
-        edited = (edit.matrix for edit in plan.edits if edit.matrix.block == block)
-        modules = tuple(dict.fromkeys(self.loaded.anatomy.matrix(site).module for site in edited))
+    def _reuse(self, operations: Sequence[Operation], block: int, before: Reuse) -> Reuse:
+        """What inside block `block` they leave alone; `before` where that is the same as for the last plan."""
+        path = self.loaded.anatomy.blocks[block]
+        inside = [o.parameter.rpartition(".")[0] for o in operations if not isinstance(o, Bypass)]
+        modules = tuple(dict.fromkeys(module for module in inside if module.startswith(path + ".")))
         if modules and modules not in self._unchanged:
-            parts = unchanged(self._forward, self.loaded.model, self.loaded.anatomy.blocks[block], modules)
-            self._unchanged[modules] = parts
+            self._unchanged[modules] = unchanged(self._forward, self.loaded.model, path, modules)
         parts = self._unchanged[modules] if modules else NOTHING
         return before if parts == before.parts else Reuse(self.loaded.model, parts, self._limits.cache_bytes)
 

@@ -7,8 +7,8 @@ masks, positions and caches stay the model's own business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -17,20 +17,7 @@ from torch import Tensor, nn
 
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.rows import Batch
-
-
-@contextmanager
-def lent(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """`module` runs `forward` instead of its own until the context closes (also when it already had a lent one)."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
+from secateur.surgery.mask import lent
 
 
 def _entering(args: tuple, kwargs: dict) -> Tensor:

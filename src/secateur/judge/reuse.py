@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.judge.forward import Forward, lent
+from secateur.judge.forward import Forward
+from secateur.surgery.mask import lent
 
 
 @dataclass(frozen=True)

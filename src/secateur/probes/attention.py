@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.load import Loaded
-from secateur.judge.forward import gathered, lent
+from secateur.judge.forward import gathered
+from secateur.surgery.mask import lent
 
 Consume = Callable[[int, Tensor], None]
 

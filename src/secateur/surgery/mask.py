@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum
-from secateur.surgery.operations import Decompose, Replace, decompose
+from secateur.surgery.operations import Bypass, Decompose, Operation, decompose
 
 
 @contextmanager
 def masked(
-    model: nn.Module, operations: Sequence[Replace], decompose: Decompose = decompose
+    model: nn.Module, operations: Sequence[Operation], decompose: Decompose = decompose
 ) -> Iterator[None]:
-    """Inside, `model` computes as if cut. Costs one copy of each parameter touched."""
-    saved: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
+    """Inside, `model` computes as if cut. Costs one copy of each parameter touched, and no time is saved."""
+    saved: dict[str, Tensor] = {}
+    with ExitStack() as stack, torch.no_grad():
         try:
             for operation in operations:
+                if isinstance(operation, Bypass):
+                    block = model.get_submodule(operation.path)
+                    stack.enter_context(lent(block, _passing(block.forward)))
+                    continue
                 weight = model.get_parameter(operation.parameter)
                 saved.setdefault(operation.parameter, weight.detach().clone())
                 operation.apply_(weight, decompose)
@@ -29,6 +34,32 @@ def masked(
         finally:
             for name, original in saved.items():
                 model.get_parameter(name).copy_(original)
+
+
+@contextmanager
+def lent(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `module` runs `forward` instead of its own; loans may be nested."""
+    before = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+def _passing(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A block that gives back what it got. Where there is a cache it runs all the same, so that the cache keeps
+    count."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        entered = (args[0] if args else kwargs["hidden_states"]).clone()
+        out = own(*args, **kwargs)
+        return (entered, *out[1:]) if isinstance(out, tuple) else entered
+
+    return forward
 
 
 class Spectra:

@@ -1,18 +1,20 @@
-"""From a plan to primitive operations on named parameters. All checks happen here; applying is dumb.
+"""From a plan to operations on named parameters and modules that make a model compute as if cut. All checks are here.
 
-An operation knows one parameter by name and changes one stored tensor in place, so that the reversible mask, the
-physical cut and anything that streams tensors one by one interpret the same list and agree.
+An operation on a parameter changes one stored tensor in place, so that the reversible mask, the physical cut and
+anything that streams tensors one by one interpret the same list and agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from torch import Tensor
 
 from secateur.core.plan import Plan, Truncate
-from secateur.errors import PlanError
+from secateur.core.site import Site
+from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum, spectrum
@@ -42,24 +44,124 @@ class Replace:
         self.matrix.write_(weight, kept)
 
 
-def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Replace, ...]:
-    """What to do to which parameter, lowest block first.
+@dataclass(frozen=True)
+class Silence:
+    """What the input `columns` of `matrix` bring, or all of it where None, is no more: zeros in `matrix.weight`."""
 
-    Raises: `PlanError` when the plan is for another model or a rank is above the full one; `UnknownName` for a
-    matrix the model does not have.
+    matrix: Matrix
+    columns: tuple[int, ...] | None
+
+    @property
+    def parameter(self) -> str:
+        return self.matrix.weight
+
+    def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> None:
+        stored = weight.T if self.matrix.transposed else weight
+        stored[:, slice(None) if self.columns is None else list(self.columns)] = 0
+
+
+@dataclass(frozen=True)
+class SilenceBias:
+    """A part that goes whole takes its output's bias with it."""
+
+    parameter: str
+
+    def apply_(self, bias: Tensor, decompose: Decompose = decompose) -> None:
+        bias.zero_()
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """What enters the block at `path` leaves it unchanged."""
+
+    path: str
+
+
+OnParameter = Replace | Silence | SilenceBias
+Operation = OnParameter | Bypass
+
+
+def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, ...]:
+    """What to do to which parameter or block: truncations first, which need the matrices as they were.
+
+    Raises: `PlanError` when the plan is for another model, a rank is above the full one, or nothing would be left;
+    `UnknownName` for a site the model does not have.
     """
     if plan.model != fingerprint:
         raise PlanError(
             f"this plan is for the model with fingerprint {plan.model}, not for this one ({fingerprint}): its weights "
             "differ. Use the model the plan was made for, or search again."
         )
-    operations = []
-    for edit in plan.edits:
-        matrix = anatomy.matrix(edit.matrix)
-        if edit.rank > min(matrix.shape):
+    check_sites(plan.dropped, anatomy)
+    return (*(_replace(edit, anatomy) for edit in plan.truncated), *_silenced(plan.dropped, anatomy))
+
+
+def _replace(edit: Truncate, anatomy: Anatomy) -> Replace:
+    matrix = anatomy.matrix(edit.matrix)
+    if edit.rank > min(matrix.shape):
+        raise PlanError(
+            f"{edit}: {edit.matrix} is {matrix.shape[0]} × {matrix.shape[1]}, "
+            f"its rank is at most {min(matrix.shape)}."
+        )
+    return Replace(matrix, edit)
+
+
+def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
+    """Raises `UnknownName` for a site that the model does not have, `PlanError` where a head goes twice or no block
+    would be left."""
+    for site in sites:
+        if site.block >= anatomy.num_blocks or (site.part and not _has(anatomy, site)):
+            raise UnknownName(f"this model has no {site}: it has {_sizes(anatomy, site)}, counted from 0.")
+    gone = {site for site in sites if not site.part}
+    if len(gone) == anatomy.num_blocks:
+        raise PlanError("this plan drops every block of the model. Keep at least one.")
+    groups = {site for site in sites if site.unit == "g"}
+    for site in sites:
+        if site.unit == "h" and group_of(site, anatomy) in groups:
             raise PlanError(
-                f"{edit}: {edit.matrix} is {matrix.shape[0]} × {matrix.shape[1]}, "
-                f"its rank is at most {min(matrix.shape)}."
+                f"{site} gone, but its KV group {group_of(site, anatomy)} goes whole. Keep one of them."
             )
-        operations.append(Replace(matrix, edit))
-    return tuple(operations)
+
+
+def _has(anatomy: Anatomy, site: Site) -> bool:
+    own = anatomy.widths[site.block]
+    counts = {"h": own.num_heads, "g": own.num_kv_heads, "n": own.d_ff}
+    count = counts.get(site.unit, own.num_heads if site.part == "attn" else own.d_ff)
+    return site.index < count
+
+
+def _sizes(anatomy: Anatomy, site: Site) -> str:
+    if site.block >= anatomy.num_blocks or not site.unit:
+        return f"{anatomy.num_blocks} blocks"
+    own = anatomy.widths[site.block]
+    words = {"h": f"{own.num_heads} heads", "g": f"{own.num_kv_heads} KV groups", "n": f"{own.d_ff} neurons"}
+    return f"{words[site.unit]} there"
+
+
+def group_of(head: Site, anatomy: Anatomy) -> Site:
+    """The KV group of a query head."""
+    own = anatomy.widths[head.block]
+    return Site(head.block, "attn", "g", head.index // (own.num_heads // own.num_kv_heads))
+
+
+def _silenced(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
+    for (block, part), listed in groupby(sites, key=lambda site: (site.block, site.part)):
+        if not part:
+            yield Bypass(anatomy.blocks[block])
+            continue
+        matrix = anatomy.matrix(Site(block, "o" if part == "attn" else "down"))
+        units = [site for site in listed if site.unit]
+        if units:
+            yield Silence(matrix, tuple(column for site in units for column in columns_of(site, anatomy)))
+            continue
+        yield Silence(matrix, None)
+        if matrix.bias is not None:
+            yield SilenceBias(matrix.bias)
+
+
+def columns_of(site: Site, anatomy: Anatomy) -> range:
+    """Where a head, group or neuron lies in the input of its block's `o` or `down`."""
+    own = anatomy.widths[site.block]
+    group = own.num_heads // own.num_kv_heads * anatomy.d_head if site.unit == "g" else 0
+    width = {"h": anatomy.d_head, "g": group, "n": 1}[site.unit]
+    return range(site.index * width, (site.index + 1) * width)

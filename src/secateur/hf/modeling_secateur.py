@@ -1,0 +1,258 @@
+"""A transformers model with parts of it cut away: its family's stock class, then carved to the shapes that are left.
+
+This file lies beside the weights of a checkpoint that secateur cut, and needs torch and transformers only:
+
+    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+
+`config.json` holds the family's own configuration under `stock`, and under `carving` what is different: a list of
+operations on modules named by their paths. Parameters keep the names they have in the stock model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    Cache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+VERSION = 1
+
+# -------------------------------------------------------------------------------------------------------- configuration
+
+
+class SecateurConfig(PreTrainedConfig):
+    """What `AutoConfig` finds by name. What it gives is the family's own configuration, which remembers the carving."""
+
+    model_type = "secateur"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        carving = config_dict["carving"]
+        if carving["version"] != VERSION:
+            raise ValueError(
+                f"this checkpoint is carved by version {carving['version']}, and this code reads version {VERSION}."
+            )
+        own = {
+            key: config_dict[key] for key in ("carving", "auto_map", "architectures") if key in config_dict
+        }
+        stock = CONFIG_MAPPING[config_dict["stock"]["model_type"]]
+        return carved_config(stock).from_dict(config_dict["stock"] | own, **kwargs)
+
+
+@lru_cache
+def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """The family's configuration class, written to disk in such a way that no stock class takes it for its own."""
+
+    class SecateurConfig(stock):
+        _auto_class = "AutoConfig"
+
+        def to_diff_dict(self) -> dict[str, Any]:
+            inner = super().to_diff_dict()
+            outer = ("carving", "auto_map", "architectures", "transformers_version")
+            shown = {key: inner.pop(key) for key in outer if key in inner}
+            return {"model_type": "secateur", **shown, "stock": inner}
+
+    return SecateurConfig
+
+
+# ---------------------------------------------------------------------------------------------------------------- model
+
+
+class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
+    """What `AutoModelForCausalLM` finds by name. What it gives is the family's own class, carved."""
+
+    config_class = SecateurConfig
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> PreTrainedModel:
+        config = SecateurConfig.from_pretrained(name) if config is None else config
+        return carved_model(_stock(config)).from_pretrained(name, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+        return carved_model(_stock(config))._from_config(config, **kwargs)
+
+
+def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config).__mro__[1]]
+
+
+@lru_cache
+def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The family's model class, which carves itself as soon as it is built, before any weight is read."""
+
+    class SecateurForCausalLM(stock):
+        config_class = carved_config(stock.config_class)
+        _auto_class = "AutoModelForCausalLM"
+
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            carve_(self, config.carving["operations"])
+
+    return SecateurForCausalLM
+
+
+def carve_(model: nn.Module, operations: Sequence[Mapping[str, Any]]) -> None:
+    """Gives `model` the shapes of what is left. New parameters hold nothing of meaning until weights are loaded."""
+    for operation in operations:
+        arguments = {key: value for key, value in operation.items() if key not in ("op", "path")}
+        OPERATIONS[operation["op"]](model, operation["path"], **arguments)
+
+
+def _resize(model: nn.Module, path: str, rows: int, columns: int) -> None:
+    """A linear layer from `columns` inputs to `rows` outputs, of the class it was."""
+    linear = model.get_submodule(path)
+    conv1d = hasattr(linear, "nf")  # GPT-2 keeps weights (in, out)
+    shape = (columns, rows) if conv1d else (rows, columns)
+    linear.weight = nn.Parameter(nn.init.normal_(linear.weight.new_empty(shape), std=0.02))
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
+    if conv1d:
+        linear.nx, linear.nf = columns, rows
+    else:
+        linear.in_features, linear.out_features = columns, rows
+
+
+def _attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
+    """Counts of heads that the module keeps for itself, or reads from its configuration (`config.NAME`)."""
+    module = model.get_submodule(path)
+    of_config = {key[7:]: value for key, value in values.items() if key.startswith("config.")}
+    if of_config:
+        module.config = Otherwise(module.config, of_config)
+    for name, value in values.items():
+        if not name.startswith("config."):
+            setattr(module, name, value)
+
+
+class Otherwise:
+    """A configuration of which one module sees some values differently."""
+
+    def __init__(self, config: Any, values: Mapping[str, int]) -> None:
+        self._config, self._values = config, dict(values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_config", "_values"):  # asked while this is being copied
+            raise AttributeError(name)
+        return self._values[name] if name in self._values else getattr(self._config, name)
+
+
+def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> None:
+    """The positions' biases (ALiBi), made for `of` heads, are those of the `heads` that are left."""
+
+    def select(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        if tensor.dim() == 3:  # (batch × heads, 1, length)
+            return tensor.unflatten(0, (-1, of))[:, heads].flatten(0, 1)
+        return tensor[:, heads] if tensor.dim() == 4 and tensor.shape[1] == of else tensor
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        return args, {k: select(v) if k in ("alibi", "attention_mask") else v for k, v in kwargs.items()}
+
+    model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+
+
+class Nothing(nn.Module):
+    """Stands where a linear layer was that has no outputs left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], 0)
+
+
+class Constant(nn.Module):
+    """Stands where a feed-forward network, or its output, was: `width` zeros, or the bias that was left of it."""
+
+    def __init__(self, width: int, bias: bool = False) -> None:
+        super().__init__()
+        self.width = width
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(*x.shape[:-1], self.width)
+        return out if self.bias is None else out + self.bias
+
+
+class NoAttention(nn.Module):
+    """Stands where an attention was: gives zeros, or the bias that was left of it (some families: plus the residual).
+
+    It keeps one number a token in the cache, because block 0's part of the cache tells how many tokens there are.
+    """
+
+    def __init__(self, width: int, layer: int, bias: bool = False, residual: bool = False) -> None:
+        super().__init__()
+        self.output, self.layer_idx, self.residual = Constant(width, bias), layer, residual
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Cache):
+                mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+                value.update(mark, mark, self.layer_idx)
+        out = self.output(hidden_states)
+        if self.residual:
+            out = out + (kwargs["residual"] if "residual" in kwargs else args[0])
+        return out, None
+
+
+class LowRank(nn.Module):
+    """A linear layer of low rank as two: first to `rank` numbers, then to the outputs, y = (x Aᵀ) B + b."""
+
+    def __init__(self, rows: int, columns: int, rank: int, bias: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features = columns, rows
+        self.a = nn.Parameter(nn.init.normal_(torch.empty(rank, columns), std=0.02))
+        self.b = nn.Parameter(nn.init.normal_(torch.empty(rank, rows), std=0.02))
+        self.bias = nn.Parameter(torch.zeros(rows)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.linear(x, self.a) @ self.b
+        return y if self.bias is None else y + self.bias
+
+
+class Side(nn.Module):
+    """Several linear layers that one fused layer was: their outputs side by side, in each of `groups` groups."""
+
+    def __init__(self, parts: Sequence[nn.Module], groups: int) -> None:
+        super().__init__()
+        self.parts, self.groups = nn.ModuleList(parts), groups
+        self.out_features = sum(part.out_features for part in parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [part(x).unflatten(-1, (self.groups, -1)) for part in self.parts]
+        return torch.cat(outputs, dim=-1).flatten(-2)
+
+
+def _stand(make: Callable[..., nn.Module]) -> Callable[..., None]:
+    def put(model: nn.Module, path: str, **arguments: Any) -> None:
+        model.set_submodule(path, make(**arguments))
+
+    return put
+
+
+def _linear(rows: int, columns: int, bias: bool, rank: int | None = None) -> nn.Module:
+    return nn.Linear(columns, rows, bias) if rank is None else LowRank(rows, columns, rank, bias)
+
+
+def _side(parts: Sequence[Mapping[str, Any]], groups: int) -> Side:
+    return Side([_linear(**part) for part in parts], groups)
+
+
+OPERATIONS: Mapping[str, Callable[..., None]] = {
+    "resize": _resize,
+    "attributes": _attributes,
+    "some_heads": _some_heads,
+    "nothing": _stand(Nothing),
+    "constant": _stand(Constant),
+    "no_attention": _stand(NoAttention),
+    "low_rank": _stand(LowRank),
+    "side": _stand(_side),
+}
