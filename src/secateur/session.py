@@ -25,6 +25,7 @@ from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import Example, Task
 from secateur.tasks.load import load_task
+from secateur.tasks.shots import with_shots
 
 LOG = logging.getLogger("secateur")
 METHODS = ("laser",)
@@ -50,6 +51,7 @@ class Options:
     seed: int = 0
     split_seed: int = 0
     limit: int | None = None
+    shots: int = 0
     seqlen: int = 256
     chat: bool = False
     allow_small: bool = False
@@ -174,13 +176,28 @@ class Session:
 def open_session(options: Options, ledger: Ledger | None, progress: Progress = silent) -> Session:
     """Loads model and task. Raises `ModelError`, `TaskError`, `UnknownName`."""
     progress("load", 0, 1)
-    loaded = load_model(
+    loaded = read_model(options)
+    session = session_on(options, loaded, read_task(options, loaded), ledger, progress)
+    progress("load", 1, 1)
+    return session
+
+
+def read_model(options: Options) -> Loaded:
+    """The model that `options` name. Raises `ModelError`, `UnknownName`."""
+    return load_model(
         options.model,
         revision=options.revision,
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def read_task(options: Options, loaded: Loaded) -> Task:
+    """The task that `options` name, in its splits and with its shots, before anything is left out of it.
+
+    Demonstrations belong to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
+    """
     task = load_task(
         options.task,
         tokenizer=loaded.tokenizer,
@@ -190,8 +207,14 @@ def open_session(options: Options, ledger: Ledger | None, progress: Progress = s
         limit=options.limit,
         allow_small=options.allow_small,
     )
+    return with_shots(task, options.shots, options.split_seed)
+
+
+def session_on(
+    options: Options, loaded: Loaded, task: Task, ledger: Ledger | None = None, progress: Progress = silent
+) -> Session:
+    """A session for what is read already. Raises `TaskError` for what does not fit the model's context."""
     task, encoded = _encode(task, loaded, options)
-    progress("load", 1, 1)
     return Session(options, loaded, task, encoded, ledger, progress)
 
 

@@ -28,6 +28,7 @@ from secateur.cli.options import (
     Revision,
     Seed,
     Seqlen,
+    Shots,
     SkipLong,
     SplitSeed,
     TaskSpec,
@@ -74,6 +75,7 @@ def prune(
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
+    shots: Shots = 0,
     seqlen: Seqlen = 256,
     chat: Chat = False,
     allow_small: AllowSmall = False,
@@ -96,7 +98,7 @@ def prune(
     options = as_api(
         method=method, test_task=test_task, side=tuple(side or ()), objective=objective, matrices=matrices,
         layers=layers, grid=grid, exhaustive=exhaustive, compose=compose, seed=seed, split_seed=split_seed,
-        limit=limit, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
+        limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
         revision=revision, dtype=dtype, device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _prune(model, task, out, options, ledger=ledger, overwrite=overwrite, as_json=as_json, quiet=quiet)

@@ -41,6 +41,10 @@ Seed = Annotated[
 ]
 SplitSeed = Annotated[int, typer.Option(metavar="N", help="Seed of the splits into probe, select and test.")]
 Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most N examples.")]
+Shots = Annotated[
+    int,
+    typer.Option(metavar="N", min=0, help="Put N solved examples of the probe split before every prompt."),
+]
 Seqlen = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per chunk of text.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts in the model's chat template.")]
 AllowSmall = Annotated[

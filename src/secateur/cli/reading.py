@@ -26,6 +26,7 @@ from secateur.cli.options import (
     Revision,
     Seed,
     Seqlen,
+    Shots,
     SkipLong,
     SplitSeed,
     TaskSpec,
@@ -53,6 +54,7 @@ def evaluate(
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
+    shots: Shots = 0,
     seqlen: Seqlen = 256,
     chat: Chat = False,
     allow_small: AllowSmall = False,
@@ -74,8 +76,8 @@ def evaluate(
     from secateur.cli.tables import print_scores
 
     options = as_api(
-        test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, seqlen=seqlen, chat=chat,
-        allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
+        test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen,
+        chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
         device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     chosen = given_plan(plan, edit)

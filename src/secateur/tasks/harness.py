@@ -1,8 +1,9 @@
 """Tasks of the evaluation harness (the `lm-eval` extra) as examples, so that our accuracy is the harness's
 own number.
 
-Zero-shot. The harness itself renders every (context, continuation) pair; here they only change their form.
-Nothing of lm_eval is imported before a task is asked for.
+Zero-shot; solved examples come before the prompts as for every other task (`shots.py`). The harness itself renders
+every (context, continuation) pair; here they only change their form. Nothing of lm_eval is imported before a task is
+asked for.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def _load(name: str) -> ConfigurableTask:
 def _warn_of_differences(name: str, task: ConfigurableTask) -> None:
     if task.config.num_fewshot:
         LOG.warning(
-            "lm_eval:%s: asked zero-shot here; the harness shows %d examples.", name, task.config.num_fewshot
+            "lm_eval:%s: the harness shows %d solved examples; here --shots says how many.",
+            name,
+            task.config.num_fewshot,
         )
     if callable(task.config.process_results):
         LOG.warning("lm_eval:%s: the harness has its own scoring; here it is accuracy by likelihood.", name)

@@ -16,6 +16,8 @@ from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
 from secateur.tasks.presets import NEEDS, PRESETS, read_preset
 from secateur.tasks.splits import Source, arrange, make_task, take
+from secateur.tasks.study import NEEDS as STUDY_NEEDS
+from secateur.tasks.study import STUDY, read_study
 from secateur.tasks.text import read_text
 
 if TYPE_CHECKING:
@@ -52,9 +54,9 @@ def load_task(
 ) -> Task:
     """The task that `spec` names, split into probe, select and test.
 
-    `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name or lm_eval:NAME. With `test_spec` the test
-    split is all of it, and `spec` gives probe and select. `limit` keeps at most that many examples, whole
-    groups, of each source. `shares` of probe, select, test are .1, .2, .7 unless the task itself says
+    `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name, study:NAME or lm_eval:NAME. With `test_spec`
+    the test split is all of it, and `spec` gives probe and select. `limit` keeps at most that many examples,
+    whole groups, of each source. `shares` of probe, select, test are .1, .2, .7 unless the task itself says
     otherwise. The result depends on content and `split_seed` only, never on the order of lines.
 
     Raises: `UnknownName` for a name that nothing answers to; `TaskError` for data that cannot be used.
@@ -84,7 +86,9 @@ def list_tasks() -> list[TaskInfo]:
     builtin = [
         TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), told[name], "") for name in BUILTINS
     ]
-    return builtin + [TaskInfo(p.name, p.kind, p.description, NEEDS) for p in PRESETS.values()]
+    presets = [TaskInfo(p.name, p.kind, p.description, NEEDS) for p in PRESETS.values()]
+    study = [TaskInfo(f"study:{name}", t.kind, t.description, STUDY_NEEDS) for name, t in STUDY.items()]
+    return builtin + presets + study
 
 
 def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
@@ -95,6 +99,8 @@ def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
         return _builtin(rest)
     if prefix == "lm_eval" and rest:
         return read_harness(rest)
+    if prefix == "study" and rest:
+        return read_study(rest)
     if spec in PRESETS:
         return read_preset(PRESETS[spec])
     path = Path(spec)
