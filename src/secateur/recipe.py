@@ -112,14 +112,20 @@ def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
     names = matrix_names(options.matrices, anatomy.matrix_kinds)
     if not names:
         raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
+    blocks = layers_of(anatomy, options)
+    wanted = {s: m.shape for s, m in anatomy.matrices.items() if s.part in names and s.block in blocks}
+    return tuple(grid(wanted, options.fractions, options.small_ranks))
+
+
+def layers_of(anatomy: Anatomy, options: Options) -> range:
+    """The blocks asked for. Raises `UnknownName` where the model has not all of them."""
     low, high = options.layers or (0, anatomy.num_blocks)
     if not 0 <= low < high <= anatomy.num_blocks:
         raise UnknownName(
             f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (all of them: "
             f"0:{anatomy.num_blocks})."
         )
-    wanted = {s: m.shape for s, m in anatomy.matrices.items() if s.part in names and low <= s.block < high}
-    return tuple(grid(wanted, options.fractions, options.small_ranks))
+    return range(low, high)
 
 
 def search_laser(session: Session) -> Found:
