@@ -22,12 +22,14 @@ from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
 
 @dataclass(frozen=True)
 class Widths:
-    """What one block has; 0 where the part is gone. `num_parameters` counts all of the block, norms too."""
+    """What one block has; 0 where the part is gone. `num_parameters` counts all of the block, norms too, and
+    `attention` those of its attention."""
 
     num_heads: int
     num_kv_heads: int
     d_ff: int
     num_parameters: int
+    attention: int
 
 
 @dataclass(frozen=True)
@@ -167,16 +169,17 @@ def _block_paths(model: nn.Module, family: Family) -> tuple[str, ...]:
 
 def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved: bool) -> Widths:
     """As the config says; in a carved model as the modules say, which may be gone."""
-    own = sum(p.numel() for p in _module(model, block).parameters())
-    down = _find(model, f"{block}.{family.slots['down'].module}")
+    whole, attention = f"{block}", f"{block}.{family.slots['o'].module.rpartition('.')[0]}"
+    counted = [sum(p.numel() for p in _module(model, path).parameters()) for path in (whole, attention)]
+    paths = {kind: f"{block}.{family.slots[kind].module}" for kind in ("k", "o", "down")}
     if not carved:
-        down = _linear(model, f"{block}.{family.slots['down'].module}")
-        return Widths(general.num_heads, general.num_kv_heads, _stored_shape(down)[1], own)
-    num_heads = _inputs(_find(model, f"{block}.{family.slots['o'].module}")) // general.d_head
-    key = family.slots["k"]
-    keys = _outputs(_find(model, f"{block}.{key.module}")) // general.d_head
-    num_kv_heads = keys if key.layout == "whole" else (keys - num_heads) // 2
-    return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(down), own)
+        d_ff = _stored_shape(_linear(model, paths["down"]))[1]
+        return Widths(general.num_heads, general.num_kv_heads, d_ff, *counted)
+    found = {kind: _find(model, path) for kind, path in paths.items()}
+    num_heads, keys = _inputs(found["o"]) // general.d_head, _outputs(found["k"]) // general.d_head
+    fused = family.slots["k"].layout != "whole"
+    num_kv_heads = (keys - num_heads) // 2 if fused else keys
+    return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(found["down"]), *counted)
 
 
 def _inputs(module: nn.Module | None) -> int:

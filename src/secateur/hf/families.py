@@ -6,7 +6,7 @@ Module names are those of transformers 5, read from its modelling files.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -227,16 +227,6 @@ def sizes(family: Family, config: Any) -> Sizes:
 def has_alibi(family: Family, config: Any) -> bool:
     """Whether positions enter as a bias for each head, made by the model for all heads at once."""
     return family.name == "bloom" or (family.name == "falcon" and config.alibi)
-
-
-def repaired(config: Any, blocks: Sequence[int], **changes: Any) -> Any:
-    """The config of the model that has only `blocks` left, with `changes`. Lists of one entry a block follow."""
-    changes["num_hidden_layers"] = len(blocks)
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        changes["layer_types"] = [types[block] for block in blocks]
-    named = {config.attribute_map.get(name, name): value for name, value in changes.items()}
-    return type(config).from_dict(config.to_dict() | named)
 
 
 def _num_kv_heads(family: Family, config: Any) -> int:

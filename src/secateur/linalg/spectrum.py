@@ -31,9 +31,21 @@ class Spectrum:
         A rank above the full one keeps everything. The largest ones are the best approximation of that rank in
         Frobenius and spectral norm (Eckart and Young 1936).
         """
-        rank = min(rank, self.full_rank)
-        kept = slice(0, rank) if side == "top" else slice(self.full_rank - rank, self.full_rank)
+        kept = self._kept(rank, side)
         return (self.u[:, kept] * self.sigma[kept]) @ self.vh[kept]
+
+    def factors(
+        self, rank: int, side: str = "top"
+    ) -> tuple[Float[Tensor, "rank in"], Float[Tensor, "rank out"]]:
+        """(a, b) with bᵀ a = `truncate(rank, side)`, each with the square roots of the singular values, so that both
+        have one scale in narrow dtypes."""
+        kept = self._kept(rank, side)
+        root = self.sigma[kept].sqrt()
+        return root[:, None] * self.vh[kept], (self.u[:, kept] * root).T
+
+    def _kept(self, rank: int, side: str) -> slice:
+        rank = min(rank, self.full_rank)
+        return slice(0, rank) if side == "top" else slice(self.full_rank - rank, self.full_rank)
 
 
 def spectrum(matrix: Float[Tensor, "out in"]) -> Spectrum:

@@ -1,17 +1,155 @@
-"""Plans applied for good."""
+"""Plans carried out for good: a new model that holds what is left, and nothing else.
+
+The new model is built without memory (on the meta device), by the stock class with a repaired config where the shapes
+allow it, else by the carved class of `modeling_secateur`, just as loading the checkpoint will build it. Then it is
+handed its tensors: those of the original, shared where nothing of them went.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from secateur.surgery.operations import Decompose, Replace, decompose
+from secateur.core.plan import Plan, Truncate
+from secateur.core.site import MATRICES, Site
+from secateur.errors import PlanError
+from secateur.hf.anatomy import Anatomy
+from secateur.hf.build import blank, carved, carving_of, filled_, repaired
+from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
+from secateur.surgery.carving import carving, is_grouped, modules_of, renumbered
+from secateur.surgery.operations import Bypass, Decompose, Operation, Silence, decompose, resolve
+from secateur.surgery.shape import BlockShape, Shape, columns_left, rows_left, shape_of, stock_config
+
+Named = Iterator[tuple[str, Tensor]]
 
 
-def cut_(model: nn.Module, operations: Sequence[Replace], decompose: Decompose = decompose) -> None:
-    """Changes `model` in place. The result has the original's shapes and dtype and needs nothing of ours to run."""
+def cut(
+    loaded: Loaded, plan: Plan, *, factorize: bool = False, decompose: Decompose = decompose
+) -> PreTrainedModel:
+    """What `plan` leaves of a model, which itself is not changed. Tensors of which nothing went are shared.
+
+    With `factorize`, truncated matrices become two factors wherever that is smaller. Raises: `PlanError` as
+    `resolve`, and where blocks cannot be renumbered.
+    """
+    operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
+    shape = shape_of(plan, loaded.anatomy, factorize=factorize)
+    model = blank(config_left(loaded, shape), like=loaded.model)
     with torch.no_grad():
+        tensors = dict(_Cutter(loaded, plan, operations, shape, decompose).tensors())
+    before = {
+        new: loaded.anatomy.blocks[old]
+        for new, old in zip(loaded.anatomy.blocks, shape.numbers, strict=False)
+    }
+    return filled_(model, loaded.model, tensors, before)
+
+
+def config_left(loaded: Loaded, shape: Shape) -> Any:
+    """The stock config of what is left, or one that carries the carving. Raises `PlanError`."""
+    anatomy, config = loaded.anatomy, loaded.model.config
+    fewer = len(shape.blocks) < anatomy.num_blocks
+    if fewer and config.to_dict().get("scale_attn_by_inverse_layer_idx"):
+        raise PlanError("this model scales attention by the number of its block, so no block can be dropped.")
+    changes = stock_config(shape, anatomy)
+    if not isinstance(changes, str):
+        return repaired(config, shape.numbers, **changes)
+    earlier = renumbered(carving_of(config), shape, anatomy)
+    return carved(repaired(config, shape.numbers), [*earlier, *carving(shape, anatomy)])
+
+
+class _Cutter:
+    """Gives the tensors of the cut model that are not the original's, under the names of the original's blocks."""
+
+    def __init__(
+        self, loaded: Loaded, plan: Plan, operations: Sequence[Operation], shape: Shape, decompose: Decompose
+    ) -> None:
+        self._model, self._anatomy, self._shape = loaded.model, loaded.anatomy, shape
+        self._decompose = decompose
+        self._truncated = {edit.matrix: edit for edit in plan.truncated}
+        self._silenced = {o.matrix.site: o.columns for o in operations if isinstance(o, Silence)}
+        self._written: dict[str, Tensor] = {}
         for operation in operations:
-            operation.apply_(model.get_parameter(operation.parameter), decompose)
+            if not isinstance(operation, Bypass):
+                operation.apply_(self._writable(operation.parameter), decompose)
+
+    def _writable(self, name: str) -> Tensor:
+        if name not in self._written:
+            self._written[name] = self._original(name).clone()
+        return self._written[name]
+
+    def _original(self, name: str) -> Tensor:
+        return self._model.get_parameter(name).detach()
+
+    def _masked(self, name: str) -> Tensor:
+        return self._written.get(name, self._original(name))
+
+    def tensors(self) -> Named:
+        yield from self._written.items()
+        for block in self._shape.blocks:
+            for module, matrices in modules_of(block, MATRICES, self._anatomy).items():
+                yield from self._module(block, module, matrices)
+            yield from self._left_biases(block)
+
+    def _module(self, block: BlockShape, module: str, matrices: Sequence[Matrix]) -> Named:
+        if any(matrix.site in self._shape.ranks for matrix in matrices):
+            single = len(matrices) == 1
+            for number, matrix in enumerate(matrices):
+                yield from self._part(block, matrix, module if single else f"{module}.parts.{number}")
+            return
+        first = matrices[0]
+        rows, columns = _stored_rows(block, matrices, self._anatomy), self._columns(first, block)
+        weight = self._masked(first.weight)
+        stored = weight.T if first.transposed else weight
+        if (rows, columns) == (list(range(stored.shape[0])), list(range(stored.shape[1]))):
+            return
+        kept = stored[rows][:, columns]
+        yield first.weight, (kept.T if first.transposed else kept).contiguous()
+        if first.bias is not None:
+            yield first.bias, self._masked(first.bias)[rows]
+
+    def _part(self, block: BlockShape, matrix: Matrix, path: str) -> Named:
+        """One matrix that is a module of its own afterwards, as two factors where it has a rank."""
+        rows, columns = list(rows_left(matrix, block, self._anatomy.d_head)), self._columns(matrix, block)
+        if matrix.bias is not None:
+            yield f"{path}.bias", matrix.of_output(self._masked(matrix.bias))[rows]
+        if matrix.site in self._shape.ranks:
+            a, b = self._factors(matrix, self._truncated[matrix.site])
+            yield f"{path}.a", a[:, columns].contiguous()
+            yield f"{path}.b", b[:, rows].contiguous()
+        else:
+            yield f"{path}.weight", matrix.read(self._masked(matrix.weight))[rows][:, columns].contiguous()
+
+    def _factors(self, matrix: Matrix, edit: Truncate) -> tuple[Tensor, Tensor]:
+        weight = self._original(matrix.weight)
+        a, b = self._decompose(matrix, weight).factors(edit.rank, edit.side)
+        gone = self._silenced.get(matrix.site, ())
+        a[:, slice(None) if gone is None else list(gone)] = 0
+        return a.to(weight.dtype), b.to(weight.dtype)
+
+    def _columns(self, matrix: Matrix, block: BlockShape) -> list[int]:
+        return list(columns_left(matrix, block, self._anatomy.d_head))
+
+    def _left_biases(self, block: BlockShape) -> Named:
+        """Where all units of a part are gone, one by one, the bias of its output is still there."""
+        if block.groups is not None and not block.groups:
+            bias = self._anatomy.matrices[Site(block.number, "o")].bias
+            assert bias is not None
+            yield f"{self._anatomy.attention(block.number)}.output.bias", self._masked(bias)
+        if block.neurons is not None and not block.neurons and self._anatomy.mlps is not None:
+            bias = self._anatomy.matrices[Site(block.number, "down")].bias
+            assert bias is not None
+            yield f"{self._anatomy.mlps[block.number]}.bias", self._masked(bias)
+
+
+def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:
+    """Rows of the stored parameter that are left, in their new order: group by group where it is laid out so."""
+    in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
+    turns = in_turn if is_grouped(matrices[0], anatomy) else [block]
+    rows = ((m, rows_left(m, turn, anatomy.d_head)) for turn in turns for m in matrices)
+    return list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))

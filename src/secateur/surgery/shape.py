@@ -1,0 +1,223 @@
+"""What is left of a model once a plan is carried out: blocks, heads, neurons and ranks. Values only, no tensor.
+
+Query heads that share one key/value head must stay equally many in all groups of a block, or the attention cannot be
+computed. Where a plan leaves them uneven there are two exact ways out, and the smaller one is taken: a key/value head
+is repeated for parts of its group, or heads that are gone stay in place, silenced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from secateur.core.plan import Plan
+from secateur.core.site import Site
+from secateur.hf.anatomy import Anatomy
+from secateur.hf.matrices import Matrix
+
+
+@dataclass(frozen=True)
+class Group:
+    """One key/value head and the query heads it serves, by their numbers in the original."""
+
+    kv: int
+    queries: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What is left of block `number`. None: the part is gone whole; empty: no unit is left, but a bias."""
+
+    number: int
+    groups: tuple[Group, ...] | None
+    neurons: Sequence[int] | None
+
+    @property
+    def heads(self) -> list[int]:
+        return [head for group in self.groups or () for head in group.queries]
+
+    @property
+    def queries(self) -> int:
+        """Query heads for each key/value head."""
+        return len(self.groups[0].queries) if self.groups else 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`ranks` are of the matrices that are stored as two factors."""
+
+    blocks: tuple[BlockShape, ...]
+    ranks: Mapping[Site, int] = field(default_factory=dict)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The blocks that are left, by their numbers in the original."""
+        return [block.number for block in self.blocks]
+
+    def size(self, matrix: Matrix, d_head: int) -> tuple[int, int]:
+        """(out, in) of what is left of a matrix of a block that is left."""
+        block = next(block for block in self.blocks if block.number == matrix.site.block)
+        return len(rows_left(matrix, block, d_head)), len(columns_left(matrix, block, d_head))
+
+    def num_parameters(self, anatomy: Anatomy) -> int:
+        """Of the whole model as it will be stored; tied ones count once."""
+        lost = sum(own.num_parameters for b, own in enumerate(anatomy.widths) if b not in self.numbers)
+        return anatomy.num_parameters - lost - sum(self._lost(block, anatomy) for block in self.blocks)
+
+    def _lost(self, block: BlockShape, anatomy: Anatomy) -> int:
+        lost = 0
+        if not block.groups:
+            lost += anatomy.widths[block.number].attention
+            if block.groups is not None:
+                lost -= anatomy.d_model  # the bias
+        for site in _sites(anatomy, block.number):
+            matrix = anatomy.matrices[site]
+            if site.part in "qkvo":
+                lost += self._lost_of(matrix, anatomy) if block.groups else 0
+            else:
+                lost += self._lost_of(matrix, anatomy)
+        return lost
+
+    def _lost_of(self, matrix: Matrix, anatomy: Anatomy) -> int:
+        rows, columns = self.size(matrix, anatomy.d_head)
+        rank = self.ranks.get(matrix.site)
+        weights = rows * columns if rank is None else rank * (rows + columns)
+        block = next(block for block in self.blocks if block.number == matrix.site.block)
+        gone = matrix.site.part == "down" and block.neurons is None
+        bias = 0 if matrix.bias is None or gone else rows
+        return matrix.num_parameters - weights - bias
+
+
+def _sites(anatomy: Anatomy, block: int) -> Iterator[Site]:
+    return (site for site in anatomy.matrices if site.block == block)
+
+
+def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
+    """What `plan`, which `resolve` accepts, leaves. With `factorize`, truncated matrices are stored as two factors
+    wherever that is smaller: below rank mn/(m + n)."""
+    gone = set(plan.dropped)
+    left = (number for number in range(anatomy.num_blocks) if Site(number) not in gone)
+    blocks = tuple(
+        BlockShape(number, _groups(number, gone, anatomy), _neurons(number, gone, anatomy)) for number in left
+    )
+    shape = Shape(blocks)
+    if not factorize:
+        return shape
+    ranks = {edit.matrix: edit.rank for edit in plan.truncated if edit.matrix.block in shape.numbers}
+    sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
+    smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
+    return Shape(blocks, smaller)
+
+
+def _groups(block: int, gone: set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
+    own = anatomy.widths[block]
+    if Site(block, "attn") in gone or not own.num_heads:
+        return None
+    queries = own.num_heads // own.num_kv_heads
+    groups = []
+    for kv in range(own.num_kv_heads):
+        heads = range(kv * queries, (kv + 1) * queries)
+        left = tuple(head for head in heads if Site(block, "attn", "h", head) not in gone)
+        if left and Site(block, "attn", "g", kv) not in gone:
+            groups.append(Group(kv, left))
+    if not groups and anatomy.matrices[Site(block, "o")].bias is None:
+        return None
+    return tuple(_even(groups, queries))
+
+
+def _even(groups: list[Group], queries: int) -> list[Group]:
+    """Equally many query heads in each group, in the way that stores less."""
+    counts = [len(group.queries) for group in groups]
+    if len(set(counts)) < 2:
+        return groups
+    part = math.gcd(*counts)
+    repeated = [
+        Group(group.kv, group.queries[start : start + part])
+        for group in groups
+        for start in range(0, len(group.queries), part)
+    ]
+    filled = [_filled(group, max(counts), queries) for group in groups]
+    return min((filled, repeated), key=lambda made: len(made) + sum(len(group.queries) for group in made))
+
+
+def _filled(group: Group, count: int, queries: int) -> Group:
+    """Up to `count` heads, with the first of those that are gone."""
+    gone = [h for h in range(group.kv * queries, (group.kv + 1) * queries) if h not in group.queries]
+    return Group(group.kv, tuple(sorted([*group.queries, *gone[: count - len(group.queries)]])))
+
+
+def _neurons(block: int, gone: set[Site], anatomy: Anatomy) -> Sequence[int] | None:
+    own = anatomy.widths[block]
+    if Site(block, "mlp") in gone or not own.d_ff:
+        return None
+    lost = {site.index for site in gone if site.unit == "n" and site.block == block}
+    if not lost:
+        return range(own.d_ff)
+    left = tuple(neuron for neuron in range(own.d_ff) if neuron not in lost)
+    return left if left or anatomy.matrices[Site(block, "down")].bias is not None else None
+
+
+def rows_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
+    """Output rows of a matrix that are left, in their new order."""
+    part = matrix.site.part
+    if part == "q":
+        return _spread(block.heads, d_head)
+    if part in "kv":
+        return _spread([group.kv for group in block.groups or ()], d_head)
+    if part in ("gate", "up"):
+        return () if block.neurons is None else block.neurons
+    return range(matrix.shape[0])
+
+
+def columns_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
+    """Input columns of a matrix that are left, in their new order."""
+    part = matrix.site.part
+    if part == "o":
+        return _spread(block.heads, d_head)
+    if part == "down":
+        return () if block.neurons is None else block.neurons
+    return range(matrix.shape[1])
+
+
+def _spread(heads: Sequence[int], d_head: int) -> list[int]:
+    return [head * d_head + column for head in heads for column in range(d_head)]
+
+
+# -------------------------------------------------------------------------------------------------- where it will load
+
+
+def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int] | str:
+    """What to change in the config so that the family's stock class has this shape, or the reason why none has it."""
+    if anatomy.carved:
+        return "the model has shapes of its own already"
+    if shape.ranks:
+        return "factorised matrices have no place in a stock class"
+    if any(not block.groups for block in shape.blocks):
+        return "a block without attention has no place in a stock class"
+    if any(not block.neurons for block in shape.blocks):
+        return "a block without feed-forward network has no place in a stock class"
+    heads = {(len(block.groups or ()), block.queries) for block in shape.blocks}
+    if len(heads) > 1:
+        return "blocks have different numbers of heads"
+    widths = {len(block.neurons or ()) for block in shape.blocks}
+    if len(widths) > 1:
+        return "feed-forward networks have different widths"
+    return _changes(*heads.pop(), widths.pop(), anatomy)
+
+
+def _changes(groups: int, queries: int, d_ff: int, anatomy: Anatomy) -> dict[str, int] | str:
+    family, changes = anatomy.details, {}
+    if (groups, groups * queries) != (anatomy.num_kv_heads, anatomy.num_heads):
+        if not family.free_heads:
+            return f"{family.architecture} fixes the size of a head by their number, so no other number fits"
+        changes = {
+            "num_attention_heads": groups * queries,
+            "num_key_value_heads": groups,
+            "head_dim": anatomy.d_head,
+        }
+    if d_ff != anatomy.d_ff:
+        if family.width is None:
+            return f"{family.architecture} fixes the width of its feed-forward networks"
+        changes[family.width] = d_ff
+    return changes
