@@ -18,6 +18,7 @@ import typer
 import secateur
 from secateur.cli import main
 from secateur.cli.app import app
+from secateur.core.noninferiority import NonInferiority
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -109,6 +110,8 @@ def test_every_record_is_as_documented(out: Path) -> None:
     for kind in TABLES:
         record = json.loads((out / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, kind.lower(), tables, seen) == []
+    bounded = NonInferiority(0.02, "share", -0.013, 0.95, "Tango score interval").to_json()
+    assert _problems(bounded, "NonInferiority", "non_inferiority", tables, seen) == []
     written = {(kind, key) for kind, keys in seen.items() for key in keys}
     documented = {(kind, key) for kind, rows in tables.items() for key in rows}
     assert written == documented

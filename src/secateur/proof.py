@@ -16,6 +16,7 @@ from secateur import __version__, records, verify
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import write_json, writing
 from secateur.checkpoint.save import assert_same, logits_on, reload, save
+from secateur.core.noninferiority import NOT_WORSE, bound_text
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
 from secateur.errors import PlanError, SecateurError
@@ -238,11 +239,14 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     p = verdict["p_value"]
     opened = verdict["openings"]
     test = verdict["test"] + (f", p corrected for {opened} openings of this split" if opened > 1 else "")
-    kept = "" if verdict["verdict"] == "improves" else " The checkpoint holds the cut model all the same."
+    margin = verdict.get("non_inferiority")
+    bound = f"; {bound_text(margin)}" if margin else ""
+    fine = verdict["verdict"] == "improves" or verdict["verdict"].startswith(NOT_WORSE)
+    kept = "" if fine else " The checkpoint holds the cut model all the same."
     return (
         f"On {n} test examples that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
         f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
-        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}).{kept}"
+        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{kept}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from secateur.core.noninferiority import bound_text
 from secateur.core.plan import Plan
 
 
@@ -52,6 +53,8 @@ def _trust(verdict: Mapping[str, Any]) -> str:
     lines = [
         f"- p = {verdict['p_value']:.2g} ({verdict['test']}); test split opened {verdict['openings']} time(s)"
     ]
+    if margin := verdict.get("non_inferiority"):
+        lines.append(f"- {margin['method']}: {bound_text(margin)}")
     lines += [f"- {guard['name']}: {guard['detail']}" for guard in verdict["guards"]]
     for other in verdict["alternatives"]:
         if other["applicable"]:

@@ -9,7 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WORD_STYLE = {"improves": "bold green", "worse": "bold red", "no difference shown": "bold yellow"}
+WORD_STYLE = {
+    "improves": "bold green",
+    "not worse": "bold green",  # by more than a margin
+    "worse": "bold red",
+    "no difference shown": "bold yellow",
+}
 
 
 def table(
@@ -66,7 +71,7 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     """The end of the main job: word, numbers, what was cut, what it cost elsewhere, what would have been free."""
     word = verdict["verdict"]
     console.print()
-    console.print(Text.assemble((word, WORD_STYLE[word]), "  ", verdict["sentence"]))
+    console.print(Text.assemble((word, WORD_STYLE[word.partition(" by ")[0]]), "  ", verdict["sentence"]))
     console.print()
     rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
     rows += [_row(effect["name"], effect) for effect in verdict["side_effects"]]
@@ -134,14 +139,6 @@ def print_scores(found: Mapping[str, Any]) -> None:
     print_rows(columns, rows, title=title, whole=columns[:2])
 
 
-def print_readings(found: Mapping[str, Any]) -> None:
-    """What `secateur probe` read; lists of numbers are for --json."""
-    columns = [name for name in found["rows"][0] if name != "values"]
-    rows = [[_short(row[name]) for name in columns] for row in found["rows"]]
-    title = f"{found['what']} of {found['model']} on {found['task']} ({found['split']})"
-    print_rows([name.replace("_", " ") for name in columns], rows, title=title)
-
-
 def print_run(found: Mapping[str, Any]) -> None:
     """What `secateur show` knows of a run."""
     console = Console()
@@ -153,18 +150,3 @@ def print_run(found: Mapping[str, Any]) -> None:
     rows = [(t["plan"], t["n"], t["accuracy"], t["loss"], t["seconds"]) for t in found["trials"]]
     title = f"{found['judged']} plans judged"
     print_rows(("plan", "n", "accuracy", "loss", "seconds"), rows, title=title)
-
-
-def _short(value: Any) -> Any:
-    """Lists and records as a short text."""
-    if isinstance(value, list):
-        return " ".join(_short_item(item) for item in value)
-    if isinstance(value, Mapping):
-        return " ".join(f"{name} {show(item)}" for name, item in value.items())
-    return value
-
-
-def _short_item(item: Any) -> str:
-    if isinstance(item, list):
-        return f"{item[1]}×{str(item[0]).strip()}"
-    return f"{item:.3g}" if isinstance(item, float) else str(item)

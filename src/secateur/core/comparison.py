@@ -71,7 +71,7 @@ def compare(
     Raises: `SecateurError` for values that are not finite, and where one group is all there is.
     """
     gain = metric.gain(after, before)
-    x, y = _finite(metric, before, "before"), _finite(metric, after, "after")
+    x, y = finite_values(metric, before, "before"), finite_values(metric, after, "after")
     num_groups = np.unique(groups).size
     if metric.unit != "share":
         intervals, p, test = _by_bootstrap(metric, before, x, y, groups, seed)
@@ -116,7 +116,8 @@ def _by_bootstrap(
     return [drawn.interval(k, LEVEL) for k in range(3)], drawn.p_value(2), f"paired bootstrap{clustered}"
 
 
-def _finite(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
+def finite_values(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
+    """The metric's value per example. Raises: `SecateurError` where one is not finite, or there are none."""
     values = metric.values(outcomes)
     bad = int((~np.isfinite(values)).sum())
     if bad or not len(values):
@@ -127,9 +128,17 @@ def _finite(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
     return values
 
 
-def verdict_word(p_value: float, gained: bool, guard_fired: bool) -> str:
+def verdict_word(p_value: float, gained: bool, guard_fired: bool, not_worse: str | None = None) -> str:
     """`improves` takes p < .05 in the right direction and a guard that did not fire; `worse` p < .05 in the
-    wrong one."""
-    if p_value >= ALPHA or (gained and guard_fired):
-        return "no difference shown"
-    return "improves" if gained else "worse"
+    wrong one. `not_worse` is the word for a loss within a margin where that was shown: it goes before `worse`,
+    since a loss may be significant and still be within it, and after `improves`, which says more.
+
+    "No gain" contains "worse by more than the margin", so testing both, each at its level, needs no correction for
+    being two: closed testing (Marcus, Peritz, Gabriel 1976; Morikawa, Yoshida 1995, J. Biopharm. Stat. 5:297).
+    """
+    significant = p_value < ALPHA
+    if significant and gained and not guard_fired:
+        return "improves"
+    if not_worse:
+        return not_worse
+    return "worse" if significant and not gained else "no difference shown"

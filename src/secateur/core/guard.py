@@ -25,7 +25,7 @@ class ConstantPredictor:
 
     `answer` is the one given most often after the cut, `answer_*` its share of the answers. `applicable` is
     False where no two examples share a gold answer: a constant answer could be right once at most, and the
-    guard cannot fire.
+    guard cannot fire. `constant_before`: the original, too, over-answered its own most frequent answer.
     """
 
     applicable: bool
@@ -39,7 +39,14 @@ class ConstantPredictor:
     modal_share_after: float
     balanced_before: float
     balanced_after: float
+    constant_before: bool
     detail: str
+
+    @property
+    def hollow(self) -> bool:
+        """It fired, and the cut lost something by it: "no worse than before" would be true of accuracy alone. Not so
+        where the original was a constant predictor as well, and told the answers apart no better."""
+        return self.fired and not (self.constant_before and self.balanced_before <= self.balanced_after)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,8 +83,7 @@ def constant_predictor(
     answer = _modal(after)[0]
     shares = [float((labels == answer).mean()) for labels in (gold, before, after)]
     applicable = _modal(gold)[1] > 1
-    over = (shares[2] - shares[0]) / (1 - shares[0]) if shares[0] < 1 else 0.0
-    constant = over >= OVER_ANSWERED
+    constant = _over_answered(gold, after)
     collapsed = constant and shares[2] > shares[1]
     fired = applicable and collapsed and not _balanced_rises(gold, before, after, groups)
     return ConstantPredictor(
@@ -88,8 +94,16 @@ def constant_predictor(
         *(_modal(labels)[1] / gold.size for labels in (gold, before, after)),
         balanced_accuracy(gold, before),
         balanced_accuracy(gold, after),
+        _over_answered(gold, before),
         _reason(applicable, constant, collapsed, fired, str(answer), shares),
     )
+
+
+def _over_answered(gold: np.ndarray, said: np.ndarray) -> bool:
+    """Does the answer said most often lie at least half of the way from its share among the gold ones to
+    "always"?"""
+    share, answered = (float((labels == _modal(said)[0]).mean()) for labels in (gold, said))
+    return share < 1 and (answered - share) / (1 - share) >= OVER_ANSWERED
 
 
 def _modal(labels: np.ndarray) -> tuple[Any, int]:
@@ -116,7 +130,7 @@ def _reason(
     gold, before, after = (f"{100 * share:.1f} %" for share in shares)
     said = f"{answer!r} is given to {after} of the examples (before {before}, right for {gold})"
     if fired:
-        return f"{said}, and balanced accuracy does not rise: a constant answer would explain the gain"
+        return f"{said}, and balanced accuracy does not rise: a constant answer would explain the score"
     if collapsed:
         return f"{said}, but balanced accuracy rises with it"
     if constant:

@@ -2,7 +2,7 @@
 
 What decides: the objective's metric on `test`, original against what was written to disk and read back. Everything
 else (log-loss, trivial alternatives, side effects) stands beside the word, it does not make it, except that a fired
-constant-predictor guard takes `improves` away.
+constant-predictor guard takes `improves` away, and `not worse by more than M` unless the original was as hollow.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from secateur.core.comparison import compare, verdict_word
-from secateur.core.guard import constant_predictor
+from secateur.core.guard import ConstantPredictor, constant_predictor
 from secateur.core.ledger import Ledger
+from secateur.core.noninferiority import NonInferiority, non_inferiority
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.core.stats import holm
@@ -38,15 +39,24 @@ def decide(
     ledger: Ledger,
     scope: str,
     seed: int,
+    margin: float | None = None,
 ) -> dict[str, Any]:
-    """The statistical part of `verdict.json`; records the opening of `test`."""
+    """The statistical part of `verdict.json`; records the opening of `test`.
+
+    `margin`, in the metric's unit: how much worse still counts as not worse. The caller fixes it before `test` is
+    opened. None, or nothing cut: the question is not asked.
+    """
     examples = judge.task.split("test")
     groups = judge.task.groups(examples)
     primary = compare(metric, before.test, after.test, groups, seed=seed)
     p_adjusted, openings = _adjusted(ledger, opening(judge.task), scope, plan, primary.p_value)
-    guards = [_constant_guard(judge, before, after, plan), *_loss_guard(before, after, groups, metric, seed)]
-    fired = any(guard["fired"] for guard in guards if guard["name"] == "constant predictor")
-    word = verdict_word(p_adjusted, primary.gained, fired)
+    bounded = None
+    if margin is not None and plan.edits:
+        bounded = non_inferiority(
+            metric, before.test, after.test, groups, margin=margin, openings=openings, seed=seed
+        )
+    constant = _constant_guard(judge, before, after, plan)
+    word = _word(p_adjusted, primary.gained, constant, bounded)
     return {
         "version": VERDICT_VERSION,
         "verdict": word,
@@ -59,12 +69,13 @@ def decide(
         "p_value": p_adjusted,
         "p_value_unadjusted": primary.p_value,
         "openings": openings,
+        "non_inferiority": None if bounded is None else bounded.to_json(),
         "secondary": [
             {"metric": other.name, "unit": other.unit, "higher_is_better": other.higher_is_better}
             | compare(other, before.test, after.test, groups, seed=seed).to_json()
             for other in _secondary(judge.task, metric)
         ],
-        "guards": guards,
+        "guards": [_constant_record(plan, constant), *_loss_guard(before, after, groups, metric, seed)],
         "side_effects": _side_effects(before, after, sides, seed),
     }
 
@@ -87,14 +98,27 @@ def _adjusted(ledger: Ledger, split: str, scope: str, plan: Plan, p_value: float
     return holm([o.p_value for o in known])[mine], len(known)
 
 
-def _constant_guard(judge: Judge, before: Witness, after: Witness, plan: Plan) -> dict[str, Any]:
-    name = "constant predictor"
+def _word(
+    p_value: float, gained: bool, constant: ConstantPredictor | None, bounded: NonInferiority | None
+) -> str:
+    fired, hollow = (False, False) if constant is None else (constant.fired, constant.hollow)
+    not_worse = bounded.word if bounded is not None and bounded.shown and not hollow else None
+    return verdict_word(p_value, gained, fired, not_worse)
+
+
+def _constant_guard(judge: Judge, before: Witness, after: Witness, plan: Plan) -> ConstantPredictor | None:
+    """None where there is nothing to guard: text, or nothing cut."""
     if judge.task.kind == "text" or not plan.edits:
-        detail = "not applicable to text" if plan.edits else "nothing was cut"
-        return {"name": name, "fired": False, "detail": detail}
-    gold = gold_labels(judge, judge.task.split("test"))
-    found = constant_predictor(gold, before.labels, after.labels, judge.task.groups(judge.task.split("test")))
-    return {"name": name, **found.to_json()}
+        return None
+    examples = judge.task.split("test")
+    gold = gold_labels(judge, examples)
+    return constant_predictor(gold, before.labels, after.labels, judge.task.groups(examples))
+
+
+def _constant_record(plan: Plan, found: ConstantPredictor | None) -> dict[str, Any]:
+    why_not = "not applicable to text" if plan.edits else "nothing was cut"
+    record = {"fired": False, "detail": why_not} if found is None else found.to_json()
+    return {"name": "constant predictor", **record}
 
 
 def _loss_guard(

@@ -1,0 +1,120 @@
+"""Not worse by more than a margin: a one-sided lower bound of the paired gain, and how to say it.
+
+Knows outcomes (arrays), nothing of models or tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.core.comparison import ALPHA, finite_values
+from secateur.core.score import Metric
+from secateur.core.stats import DRAWS, effective_n, resample, tango_counts
+from secateur.errors import SecateurError
+
+NOT_WORSE = "not worse by more than"
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Whether the loss is shown to be less than `margin`, in `unit`.
+
+    `bound`: one-sided lower bound, at `level`, of the gain (positive is better, whatever the metric's own direction);
+    −inf where there is too little to bound it at this level. `shown`: bound > −margin.
+    """
+
+    margin: float
+    unit: str
+    bound: float
+    level: float
+    method: str
+
+    @property
+    def shown(self) -> bool:
+        return self.bound > -self.margin
+
+    @property
+    def word(self) -> str:
+        """`not worse by more than 2.0 points`, or `… 0.020 nats`."""
+        return f"{NOT_WORSE} {margin_text(self.margin, self.unit)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """`bound` is null where there is none."""
+        bound = self.bound if math.isfinite(self.bound) else None
+        return asdict(self) | {"bound": bound, "shown": self.shown}
+
+
+def non_inferiority(
+    metric: Metric,
+    before: np.ndarray,
+    after: np.ndarray,
+    groups: np.ndarray,
+    *,
+    margin: float,
+    openings: int = 1,
+    seed: int,
+) -> NonInferiority:
+    """Is `after` shown not to be worse than `before` by more than `margin` (in the metric's unit)? Arguments as in
+    `compare`; `openings` says how often this test split was opened: each bound holds at 1 − .05 / openings.
+
+    0/1 metric: the lower limit of Tango's interval at the effective sample size. Loss: the studentized bootstrap's
+    one-sided limit, clustered by group, token-weighted where the metric is.
+
+    Raises: `SecateurError` for a margin that is negative or not finite, and as `compare` does.
+    """
+    if not (math.isfinite(margin) and margin >= 0):
+        raise SecateurError(
+            f"a margin of {margin:g} {metric.unit} bounds nothing; give a number that is 0 or more."
+        )
+    for outcomes, when in ((before, "before"), (after, "after")):
+        finite_values(metric, outcomes, when)
+    gain, level = metric.gain(after, before), 1 - ALPHA / openings
+    if metric.unit == "share":
+        bound, method = _by_tango(gain, groups, level), "Tango score interval"
+    else:
+        weights = before["tokens"] if metric.weighted else None
+        bound, method = resample([gain], groups, weights, DRAWS, seed).lower(0, level), "paired bootstrap"
+    return NonInferiority(float(margin), metric.unit, bound, level, method)
+
+
+def _by_tango(gain: np.ndarray, groups: np.ndarray, level: float) -> float:
+    """One-sided at 1 − α is the limit of the two-sided interval at 1 − 2α. Source: Tango 1998."""
+    n = effective_n(gain, groups)
+    gained, lost = float((gain > 0).mean()), float((gain < 0).mean())
+    return tango_counts(gained * n, lost * n, n, 2 * level - 1)[0]
+
+
+# ---------------------------------------------------------------- in words
+
+
+def margin_text(margin: float, unit: str) -> str:
+    """`2.0 points` or `0.020 nats`; more digits where the margin has them."""
+    scale, digits, name = (100, 1, "points") if unit == "share" else (1, 3, "nats")
+    return f"{np.format_float_positional(round(margin * scale, 10), trim='k', min_digits=digits)} {name}"
+
+
+def bound_text(found: Mapping[str, Any]) -> str:
+    """`NonInferiority.to_json()` in plain words: the bound, its level, and on which side of the margin it lies."""
+    openings = round(ALPHA / (1 - found["level"]))
+    over = f" ({100 * (1 - ALPHA):g} % over {openings} openings of this split)" if openings > 1 else ""
+    bound = f"one-sided {100 * found['level']:.6g} % lower bound{over}"
+    limit, name = margin_text(found["margin"], found["unit"]).split()
+    fixed = f"the margin of -{limit} fixed before test was opened"
+    if found["bound"] is None:
+        return f"too few groups for a {bound} of the gain, so nothing is shown about {fixed}"
+    side = "above" if found["shown"] else "not above"
+    return f"{bound} of the gain {_apart(found)} {name}, {side} {fixed}"
+
+
+def _apart(found: Mapping[str, Any]) -> str:
+    """The bound with so many digits that it does not read as the margin where it is not."""
+    scale, digits = (100, 1) if found["unit"] == "share" else (1, 3)
+    bound, limit = found["bound"] * scale, -found["margin"] * scale
+    while digits < 9 and bound != limit and round(bound, digits) == round(limit, digits):
+        digits += 1
+    return f"{bound:+.{digits}f}"
