@@ -1,5 +1,5 @@
 """Pages to look at, from a run's records. Knows no torch."""
 
-from secateur.reports.page import render, write_report
+from secateur.reports.page import render, render_probe, write_probe_report, write_report
 
-__all__ = ["render", "write_report"]
+__all__ = ["render", "render_probe", "write_probe_report", "write_report"]

@@ -19,7 +19,7 @@ BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
 DIVERGING = [[0.0, "#9c430d"], [0.25, "#dd9c66"], [0.5, "#eeebe4"], [0.75, "#79aecd"], [1.0, "#124f78"]]
 DEPTH = ("#c3d3dd", "#17466a")
 # Pale to deep blue in even steps of lightness (CIE L*): equal steps of the value look equally far apart.
-SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b9cedc"], [0.5, "#79aecd"], [0.75, "#3a82b0"], [1.0, "#124f78"]]
+SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b2c6d4"], [0.5, "#6f9fbc"], [0.75, "#3577a1"], [1.0, "#124f78"]]
 
 Row = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
-from secateur.errors import UnknownName
+from secateur.reports.drops import drop_list, drop_map, dropped, site_of
 from secateur.reports.markup import capital, change, key, known, number, text
 
 Record = Mapping[str, Any]
@@ -55,22 +55,25 @@ def _beside(gain: float, value: float, ci: Sequence[float] | None) -> str:
 def sites_of(verdict: Record, analysis: Record) -> set[Site]:
     """Sites the run speaks of: swept, screened, drawn as a curve or cut; what is no address is left out."""
     rows = [row for block in ("sweep", "screen", "curves") for row in analysis.get(block) or ()]
-    return {
-        site for row in [*rows, *(verdict.get("cut") or ())] if (site := _site(row.get("site"))) is not None
-    }
+    return {site for row in [*rows, *_truncated(verdict)] if (site := site_of(row.get("site"))) is not None}
 
 
-def _site(address: Any) -> Site | None:
-    try:
-        return Site.parse(str(address))
-    except UnknownName:
-        return None
+def _truncated(verdict: Record) -> list[Record]:
+    return [item for item in verdict.get("cut") or () if item.get("kind") != "drop"]
 
 
 def model_map(verdict: Record, analysis: Record) -> str:
+    """What was dropped on a map of heads and networks, what was truncated on one of matrices."""
+    gone = dropped(verdict)
+    if not gone.sites:
+        return _matrix_map(verdict, analysis)
+    return drop_map(gone) + (_matrix_map(verdict, analysis) if _truncated(verdict) else "")
+
+
+def _matrix_map(verdict: Record, analysis: Record) -> str:
     """Blocks × matrices, with what was cut filled in and what was tried tinted."""
     sites = sites_of(verdict, analysis)
-    cut = {str(item["site"]): item for item in verdict.get("cut") or ()}
+    cut = {str(item["site"]): item for item in _truncated(verdict)}
     blocks = 1 + max((site.block for site in sites), default=-1)
     names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
     if not blocks:
@@ -105,11 +108,14 @@ def _map_cell(block: int, name: str, sites: set[Site], cut: Record) -> str:
 
 
 def cut_list(verdict: Record) -> str:
-    """The edits in words, then what they do to the size."""
-    items = [_cut_item(item) for item in verdict.get("cut") or ()]
-    if not items:
+    """The edits in words, block by block where parts were dropped, then what they do to the size."""
+    if not verdict.get("cut"):
         return "<p>Nothing was cut: the checkpoint beside this page holds the model unchanged.</p>"
-    return f'<ul class="cuts">{"".join(items)}</ul>' + _size(verdict.get("parameters") or {})
+    gone, summary = dropped(verdict), verdict.get("cut_summary")
+    items = [f"<li><b>{text(summary)}</b></li>"] if gone.sites and summary else []
+    items += [_cut_item(item) for item in _truncated(verdict)]
+    said = f'<ul class="cuts">{"".join(items)}</ul>' if items else ""
+    return said + drop_list(gone) + _size(verdict.get("parameters") or {}, whole=bool(gone.sites))
 
 
 def _cut_item(item: Record) -> str:
@@ -122,12 +128,14 @@ def _cut_item(item: Record) -> str:
     return f"<li><b>{text(item.get('edit', item['site']))}</b><br><small>{text(shape)}{kept}</small></li>"
 
 
-def _size(parameters: Record) -> str:
+def _size(parameters: Record, *, whole: bool) -> str:
     before, after, stored = (parameters.get(name) for name in ("before", "after", "factorized"))
     if not before or after is None:
         return ""
     if after != before:
         return f"<p>{before:,} parameters before, {after:,} after ({_percent(after / before - 1)}).</p>"
+    if whole:
+        return f"<p>{before:,} parameters before and after: what was cut is zeroed, not gone, and saves none.</p>"
     words = f"{before:,} parameters before and after: the matrix keeps its shape, so the file is no smaller."
     if stored and stored < before:
         words += f" Stored as factors it would hold {stored:,} ({_percent(stored / before - 1)})."

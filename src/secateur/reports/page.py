@@ -1,10 +1,10 @@
-"""The page: three records in, one self-contained HTML file out. Knows no model and no torch."""
+"""The page: the records of a run or a probe in, one self-contained HTML file out. Knows no model and no torch."""
 
 from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.errors import OutputError, SecateurError
+from secateur.reports import tables
 from secateur.reports.chart import Figure
+from secateur.reports.components import importance, induction, parts, probe_hero
 from secateur.reports.markup import embedded_json, finite, text
 from secateur.reports.sections import SECTIONS, hero
 
@@ -33,9 +35,27 @@ def render(verdict: Record, plan: Record, analysis: Record) -> str:
     _check(verdict, plan)
     figures: dict[str, Figure] = {}
     sections = [hero(verdict)] + [build(verdict, plan, analysis, figures) for build in SECTIONS]
+    title = f"{verdict['verdict']}: {(verdict.get('model') or {}).get('name', 'secateur')}"
+    return _assemble(title, sections, figures)
+
+
+def render_probe(record: Record) -> str:
+    """One self-contained HTML page from `probe.json`: what the components of a model are worth, and what they do.
+
+    Raises: `SecateurError` where the record holds no reading.
+    """
+    record, figures = finite(record), {}
+    found = [build({}, {}, record, figures) for build in (importance, parts, induction)]
+    if not any(found):
+        raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
+    sections = [probe_hero(record), *found, f"<footer>{tables.probe_provenance(record)}</footer>"]
+    return _assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
+
+
+def _assemble(title: str, sections: Sequence[str], figures: Mapping[str, Figure]) -> str:
     drawn = [{"id": key, "data": figure.data, "layout": figure.layout} for key, figure in figures.items()]
     return _PAGE.format(
-        title=text(f"{verdict['verdict']}: {(verdict.get('model') or {}).get('name', 'secateur')}"),
+        title=text(title),
         style=_resource("style.css"),
         body="\n".join(section for section in sections if section),
         plotly=f"<script>{get_plotlyjs()}</script>" if drawn else "",
@@ -53,7 +73,18 @@ def write_report(folder: str | Path, out_html: str | Path) -> Path:
     folder, out = Path(folder), Path(out_html)
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
-    page = render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis)
+    return _write(render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis), out)
+
+
+def write_probe_report(record: Record, path: str | Path) -> Path:
+    """Writes the page of a probe's record.
+
+    Raises: `SecateurError` for a record without a reading, `OutputError` for a page that cannot be written.
+    """
+    return _write(render_probe(record), Path(path))
+
+
+def _write(page: str, out: Path) -> Path:
     partial = out.with_name(out.name + ".part")
     try:
         partial.write_text(page, encoding="utf-8")

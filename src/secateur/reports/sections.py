@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.reports import cuts, forest, tables
+from secateur.reports.components import importance, induction, parts
 from secateur.reports.figures import curves, frequency, screen, spectrum
 from secateur.reports.frame import Figures, Record, Section, place, section
+from secateur.reports.gains import gains, margin
 from secateur.reports.markup import change, interval, key, known, metric_name, number, p_value, text
+from secateur.reports.pruning import pruning
 from secateur.reports.sweep import color_limit, improvements, sweep
 
 SIGNS = {"improves": ("better", "▲"), "worse": ("worse", "▼")}  # anything else is neither
@@ -90,6 +93,7 @@ def _compared(verdict: Record, plan: Record, analysis: Record, figures: Figures)
         lead,
         _legend(verdict),
         body,
+        margin(verdict),
         cuts.simpler(verdict),
         cuts.not_applicable(verdict),
         folded,
@@ -111,7 +115,8 @@ def _guards(verdict: Record, plan: Record, analysis: Record, figures: Figures) -
 def _cut(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     drawn, said = cuts.model_map(verdict, analysis), cuts.cut_list(verdict)
     body = f'<div class="beside"><div>{drawn}</div><div>{said}</div></div>' if drawn else said
-    lead = "The model block by block, matrix by matrix."
+    whole = any(item.get("kind") == "drop" for item in verdict.get("cut") or ())
+    lead = f"The model block by block, {'part by part' if whole else 'matrix by matrix'}."
     return section("cut", "What was cut", lead, body, cuts.funnel(verdict))
 
 
@@ -255,7 +260,12 @@ SECTIONS: tuple[Section, ...] = (
     _compared,
     _guards,
     _cut,
+    gains,
     _effects,
+    pruning,
+    importance,
+    parts,
+    induction,
     _sweep,
     _curves,
     _spectrum,

@@ -143,6 +143,21 @@ def provenance(verdict: Record, plan: Record) -> str:
         "versions": _words(*(f"{name} {value}" for name, value in (verdict.get("versions") or {}).items())),
         "plan": f"<code>{text(json.dumps(plan.get('edits', []), ensure_ascii=False))}</code>",
     }
+    return _folded(facts)
+
+
+def probe_provenance(record: Record) -> str:
+    """The same for the readings of a probe."""
+    facts = {
+        "model": text(record.get("model", MISSING)),
+        "read": _words(*(record.get("what") or ())),
+        "tasks": _words(*(record.get("tasks") or ())),
+        "versions": _words(*(f"{name} {value}" for name, value in (record.get("versions") or {}).items())),
+    }
+    return _folded(facts)
+
+
+def _folded(facts: Mapping[str, str]) -> str:
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     summary = "<summary>Where these numbers come from</summary>"
     return f'<details class="provenance">{summary}<dl>{body}</dl></details>'
