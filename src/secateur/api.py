@@ -19,11 +19,13 @@ from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.score import METRICS
-from secateur.errors import TaskError, UnknownName, nearest
+from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Progress, silent
 from secateur.proof import read_plan, versions
-from secateur.readers import PROBES
+from secateur.readers.analyses import ANALYSES
+from secateur.readers.components import COMPONENTS
+from secateur.readers.record import read_record
 from secateur.recipe import Result, check_ledger, read_result
 from secateur.recipe import prune as _prune
 from secateur.reports import write_report
@@ -188,26 +190,55 @@ def write_cut(loaded: Loaded, plan: Plan, folder: Path, *, trust_remote_code: bo
 
 def probe(
     model: str,
-    task: str,
+    task: str | Sequence[str] = (),
     *,
-    what: str = "spectrum",
+    what: str | Sequence[str] = "spectrum",
     split: str = "select",
+    shots: int | Sequence[int] = 0,
     plan: Given = None,
+    out: str | Path | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
     """Read a model: `what` is heads, ffns, neurons or induction (what matters, and what heads do), spectrum, or one of
     the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
 
-    `tail`, `frequency` and `paraphrases` look at what `plan` does. Raises `UnknownName`, `PlanError`.
+    The first four take several tasks and numbers of shots, and may be asked for together; then there are `components`
+    (see docs/records.md) instead of `rows`, and `out` is a folder for them as `probe.json`. `tail`, `frequency` and
+    `paraphrases` look at what `plan` does. Raises `UnknownName`, `TaskError`, `PlanError`, `OutputError`.
     """
-    if what not in PROBES:
-        raise UnknownName(f"unknown probe {what!r}.{nearest(what, PROBES)}")
+    names = _each(what)
+    for name in names or [""]:
+        if name not in (*COMPONENTS, *ANALYSES):
+            raise UnknownName(f"unknown probe {name!r}.{nearest(name, (*COMPONENTS, *ANALYSES))}")
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
     if split not in SPLITS:
         raise UnknownName(f"unknown split {split!r}.{nearest(split, SPLITS)}")
-    given = read_edits(plan)
-    session = open_session(Options(model=model, task=task, **options), None, progress)
-    rows = PROBES[what](session, session.judge(), split, plan_for(session, given))
-    return {"what": what, "model": model, "task": session.task.name, "split": split, "rows": rows}
+    if set(names) <= set(COMPONENTS):
+        if plan is not None:
+            raise PlanError(
+                f"--what {','.join(names)} reads the model as it is; leave out --plan and --edit."
+            )
+        asked = Options(model=model, task="", **options)  # the tasks, which may be none, come beside it
+        return read_record(names, asked, _each(task), _each(shots) or [0], split, out=out, progress=progress)
+    (task, shots), given = _single(names, _each(task), _each(shots), out), read_edits(plan)
+    session = open_session(Options(model=model, task=task, shots=shots, **options), None, progress)
+    rows = ANALYSES[names[0]](session, session.judge(), split, plan_for(session, given))
+    return {"what": names[0], "model": model, "task": session.task.name, "split": split, "rows": rows}
+
+
+def _each(given: Any) -> list[Any]:
+    """One value or several, as a list."""
+    return [given] if isinstance(given, str | int) else list(given)
+
+
+def _single(what: list[str], tasks: list[str], shots: list[int], out: object) -> tuple[str, int]:
+    """What the readings of matrices and edits are of. Raises `TaskError`."""
+    if len(what) != 1 or len(tasks) != 1 or len(shots) != 1 or out is not None:
+        several = ", ".join(COMPONENTS)
+        raise TaskError(
+            f"--what {','.join(what)} reads one thing, on one --task, at one number of --shots, and writes no -o; "
+            f"several, and -o, are for {several}."
+        )
+    return tasks[0], shots[0]

@@ -22,7 +22,15 @@ TaskSpec = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")]
+Readout = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="OUT", help="Also write the readings to OUT/probe.json."),
+]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub model.")]
+TaskSpecs = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="TASK", help="As for prune; may be repeated. Induction alone needs none."),
+]
 TestTask = Annotated[
     str | None,
     typer.Option(metavar="TASK", help="Take the test split from here; probe and select from --task."),
@@ -44,6 +52,12 @@ Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most
 Shots = Annotated[
     int,
     typer.Option(metavar="N", min=0, help="Put N solved examples of the probe split before every prompt."),
+]
+ShotsList = Annotated[
+    str,
+    typer.Option(
+        "--shots", metavar="N,...", help="Solved examples before every prompt; 0,1,5 reads with each number."
+    ),
 ]
 Seqlen = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per chunk of text.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts in the model's chat template.")]
@@ -120,7 +134,7 @@ def as_api(**given: Any) -> dict[str, Any]:
     """Command-line values as the API wants them. Raises `SecateurError` for words it cannot read."""
     options = dict(given)
     if "matrices" in options:
-        options["matrices"] = tuple(word.strip() for word in options["matrices"].split(",") if word.strip())
+        options["matrices"] = tuple(names_of(options["matrices"]))
     if "layers" in options:
         options["layers"] = _layers(options["layers"])
     if "grid" in options:
@@ -152,6 +166,19 @@ def _layers(text: str | None) -> tuple[int, int] | None:
             f"--layers {text!r}: write FROM:TO, half open, such as 2:4 for blocks 2 and 3; or one block, 2."
         )
     return int(low), int(high) if colon else int(low) + 1
+
+
+def names_of(text: str) -> list[str]:
+    """Words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers_of(text: str) -> list[int]:
+    """`--shots 0,1,5`."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(map(_is_number, words)):
+        raise SecateurError(f"--shots {text!r}: write a number, or several such as 0,1,5.")
+    return [int(word) for word in words]
 
 
 def _tokens(text: str) -> int:

@@ -23,18 +23,23 @@ from secateur.cli.options import (
     Opened,
     PlanFile,
     Quiet,
+    Readout,
     Revision,
     Seed,
     Seqlen,
     Shots,
+    ShotsList,
     SkipLong,
     SplitSeed,
     TaskSpec,
+    TaskSpecs,
     TestTask,
     Trust,
     as_api,
     examples,
     given_plan,
+    names_of,
+    numbers_of,
     print_json,
 )
 
@@ -96,9 +101,20 @@ def evaluate(
 
 def probe(
     model: Model,
-    task: TaskSpec,
-    what: Annotated[str, typer.Option(metavar="NAME", help="One of the readings above.")] = "spectrum",
+    task: TaskSpecs = None,
+    what: Annotated[
+        str, typer.Option(metavar="NAME", help="One of the readings above; of the first four, several: a,b.")
+    ] = "spectrum",
     split: Annotated[str, typer.Option(metavar="NAME", help="probe or select.")] = "select",
+    shots: ShotsList = "0",
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Print the N most and N least important (10 of neurons, else all); --json has all.",
+        ),
+    ] = None,
     plan: PlanFile = None,
     edit: Edits = None,
     matrices: Matrices = "all",
@@ -116,6 +132,7 @@ def probe(
     device: Device = "auto",
     batch_size: BatchSize = "auto",
     trust_remote_code: Trust = False,
+    out: Readout = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -132,24 +149,26 @@ def probe(
     frequency    which facts a plan recovers, by how often training had them
     paraphrases  robustness to other phrasings
     """
+    from secateur.cli.probes import print_readings
     from secateur.cli.progress import bars
-    from secateur.cli.tables import print_readings
 
     options = as_api(
         matrices=matrices, layers=layers, grid=grid, seed=seed, split_seed=split_seed, limit=limit,
         seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
         device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    chosen = given_plan(plan, edit)
+    asked = {"what": names_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
 
-        found = api.probe(model, task, what=what, split=split, plan=chosen, progress=progress, **options)
+        found = api.probe(model, task or (), split=split, out=out, progress=progress, **asked, **options)
     if as_json:
         print_json(found)
-    else:
-        print_readings(found)
+        return
+    print_readings(found, top)
+    if out is not None:
+        print(f"\nreadings    {out / 'probe.json'}")
 
 
 def runs(
@@ -219,6 +238,7 @@ VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
         {
             "epilog": examples(
                 "secateur probe gpt2 --task questions.jsonl --what spectrum",
+                "secateur probe gpt2 --task a.jsonl --task b.jsonl --shots 0,5 --what heads",
                 "secateur probe gpt2 --task questions.jsonl --what tail --edit b10.down=20",
             )
         },

@@ -1,4 +1,4 @@
-"""What `secateur probe` can read off a model: one function each, records out. Changes no model, opens no `test`."""
+"""Readings of matrices and of what edits do, on one task: singular values, and LASER's four analyses. Rows out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from typing import Any
 
 from secateur import records, verify
 from secateur.core.plan import Plan
-from secateur.core.readings import Readings
-from secateur.core.site import Site
 from secateur.errors import PlanError, TaskError
 from secateur.judge.evaluator import Judge
-from secateur.probes.ablation import ablation_importance
 from secateur.probes.answers import split_answers
-from secateur.probes.heads import head_importance
-from secateur.probes.induction import copying, prefix_matching
-from secateur.probes.neurons import neuron_importance
 from secateur.recipe import candidates, screen
 from secateur.session import Session
 
@@ -100,46 +94,7 @@ def _full_ranks(session: Session) -> dict:
     return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
 
 
-def _by_gradient(importance: Callable[..., Readings]) -> Reader:
-    """Importance of every unit of one kind from gradients; the rank counts from the most important one."""
-
-    def read(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-        examples, progress = session.task.split(split), session.progress
-        found = importance(
-            session.loaded, session.encoded, examples, packing=judge.packing, split=split, progress=progress
-        )
-        order = sorted(found.values, key=lambda site: (-found.values[site], site))
-        place = {site: number for number, site in enumerate(order, start=1)}
-        return [{"site": s, "importance": v, "rank": place[s]} for s, v in found.values.items()]
-
-    return read
-
-
-def _ffns(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """What each feed-forward network, attention and whole block is worth: the metric with it less that without."""
-    blocks = range(session.loaded.anatomy.num_blocks)
-    sites = [Site(block, part) for part in ("mlp", "attn", "") for block in blocks]
-    examples = session.task.split(split)
-    found = ablation_importance(judge, sites, examples, split=split, progress=session.progress)
-    return [
-        {"site": str(site), "part": site.part or "block"}
-        | {name: one.values[str(site)] for name, one in found.items()}
-        for site in sites
-    ]
-
-
-def _induction(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """Prefix matching and copying of every head, on random tokens: what a head does, not what it is worth."""
-    prefix = prefix_matching(session.loaded, progress=session.progress)
-    copied = copying(session.loaded, progress=session.progress)
-    return [{"site": s, "prefix_matching": v, "copying": copied.values[s]} for s, v in prefix.values.items()]
-
-
-PROBES: dict[str, Reader] = {
-    "heads": _by_gradient(head_importance),
-    "ffns": _ffns,
-    "neurons": _by_gradient(neuron_importance),
-    "induction": _induction,
+ANALYSES: dict[str, Reader] = {
     "spectrum": _spectrum,
     "curves": _curves,
     "tail": _tail,

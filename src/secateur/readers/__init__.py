@@ -1,0 +1,1 @@
+"""What `secateur probe` can read off a model. Changes no model, opens no `test`."""
