@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "search": {"errors", "core"},
     "reports": {"errors", "core"},
     "checkpoint": {"errors", "core", "hf", "surgery"},
+    "gains": {"errors", "core", "hf"},
     "records": {"errors", "core", "tasks"},
     "verify": {"errors", "core", "tasks", "judge"},
     "session": {"errors", "core", "hf", "tasks", "judge", "search"},

@@ -1,7 +1,7 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
-The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `report`, `load`. They are imported
-when first used, so that `secateur --help` does not wait for torch.
+The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `report`, `bench`, `load`. They are
+imported when first used, so that `secateur --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _WHERE = {
     "evaluate": "secateur.api",
     "apply": "secateur.api",
     "report": "secateur.api",
+    "bench": "secateur.gains.bench",
     "load": "secateur.api",
     "Result": "secateur.recipe",
     "Plan": "secateur.core.plan",

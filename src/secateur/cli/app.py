@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from secateur import __version__
-from secateur.cli import making, reading
+from secateur.cli import making, measuring, reading
 from secateur.cli.options import examples
 from secateur.errors import SecateurError
 
@@ -73,7 +73,7 @@ def _root(
     pass
 
 
-for _verb, _options in (*making.VERBS, *reading.VERBS):
+for _verb, _options in (*making.VERBS, *reading.VERBS, *measuring.VERBS):
     app.command(**_options)(_verb)
 
 

@@ -1,0 +1,145 @@
+"""What a forward pass must compute and must read, counted on the model itself: the limit of any speedup.
+
+Counts shapes and calls, so it holds for uneven and factorized models too; measures no time, changes nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
+
+from secateur.hf.load import Loaded
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One block in the cache: `width` numbers a query (query heads × head size; 0: attends to nothing), `held` bytes a
+    token, and how many tokens back it sees (`window`, itself included; None: all)."""
+
+    width: int
+    held: int
+    window: int | None
+
+    def seen(self, length: int) -> int:
+        """Keys that the token at position `length` (from 1) attends to."""
+        return length if self.window is None else min(length, self.window)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one prefill of `batch` prompts of `prompt` tokens takes, and the decoding after it.
+
+    `matmul_flops`: 2 for each weight and each position it is applied to; an unembedding that is computed at the last
+    position only counts there only. `weight_bytes`: what one decoding step reads of the weights; rows that are looked
+    up are left out. `cache_bytes`: what the real cache held after the prefill.
+    """
+
+    batch: int
+    prompt: int
+    matmul_flops: int
+    weight_bytes: int
+    cache_bytes: int
+    attended: tuple[Attended, ...]
+
+    @property
+    def prefill_flops(self) -> int:
+        """Matrix products, and scores with what they weigh: 4 for each query number and each key it may attend to."""
+        scores = sum(4 * a.width * _sum_seen(a, self.prompt) for a in self.attended)
+        return self.matmul_flops + self.batch * scores
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of the cache for each token of the prompt, of one sequence; less than `held` where windows slide."""
+        return self.cache_bytes / (self.batch * self.prompt)
+
+    def decode_bytes(self, new: int) -> float:
+        """Bytes that a step reads, in the mean over `new` steps after the prompt: weights, and the cache so far."""
+        lengths = range(self.prompt + 1, self.prompt + new + 1)
+        cached = sum(a.held * a.seen(length) for a in self.attended for length in lengths)
+        return self.weight_bytes + self.batch * cached / new
+
+
+def _sum_seen(attended: Attended, length: int) -> int:
+    """Σ seen(i) for i = 1 … length."""
+    inner = attended.seen(length)
+    return inner * (inner + 1) // 2 + (length - inner) * inner
+
+
+def random_tokens(vocab_size: int, batch: int, prompt: int) -> Int[Tensor, "batch prompt"]:
+    """The same ones every time; what they are costs nothing."""
+    return torch.randint(vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
+
+
+def prefill(model: nn.Module, tokens: Int[Tensor, "batch prompt"]) -> Any:
+    """The model's output with its cache; logits of the last position alone where the model can, as `generate` does."""
+    can = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return model(input_ids=tokens, use_cache=True, **({"logits_to_keep": 1} if can else {}))
+
+
+@torch.inference_mode()
+def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
+    """Counts one prefill of `tokens`."""
+    with _positions(loaded.model) as positions:
+        cache = prefill(loaded.model, tokens.to(loaded.model.device)).past_key_values
+    return Cost(
+        batch=tokens.shape[0],
+        prompt=tokens.shape[1],
+        matmul_flops=sum(2 * _weights(module) * count for module, count in positions.items()),
+        weight_bytes=sum(p.nbytes for module in positions for p in module.parameters(recurse=False)),
+        cache_bytes=sum(_bytes(layer) for layer in cache.layers),
+        attended=_attended(loaded, cache.layers),
+    )
+
+
+@contextmanager
+def _positions(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
+    """Every module that is called and holds parameters of its own → the positions it is applied to. Not embeddings:
+    they look up, and where one is tied to the unembedding, that counts."""
+    found: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        found[module] = found.get(module, 0) + x.shape[:-1].numel()
+
+    with ExitStack() as stack:
+        for module in model.modules():
+            if not isinstance(module, nn.Embedding) and any(True for _ in module.parameters(recurse=False)):
+                stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        yield found
+
+
+def _weights(module: nn.Module) -> int:
+    """Numbers that multiply: matrices, be they one or two factors; norms and biases cost next to nothing."""
+    return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
+
+
+def _bytes(layer: CacheLayerMixin) -> int:
+    return sum(tensor.nbytes for tensor in (layer.keys, layer.values) if tensor is not None)
+
+
+def _attended(loaded: Loaded, layers: list[CacheLayerMixin]) -> tuple[Attended, ...]:
+    """Block by block; the cache has one layer a block."""
+    anatomy = loaded.anatomy
+    return tuple(
+        Attended(own.num_heads * anatomy.d_head, _held(layer), _window(layer))
+        for own, layer in zip(anatomy.widths, layers, strict=True)
+    )
+
+
+def _held(layer: CacheLayerMixin) -> int:
+    """Bytes of one token in the cache; 0 where nothing is held."""
+    if layer.keys is None or layer.keys.numel() == 0:
+        return 0
+    return _bytes(layer) // (layer.keys.shape[0] * layer.keys.shape[-2])
+
+
+def _window(layer: CacheLayerMixin) -> int | None:
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None

@@ -1,0 +1,92 @@
+"""Peak memory of one model, in a process of its own: `python -m secateur.gains.memory JSON` writes JSON.
+
+On an accelerator what its allocator gave out at most; on a CPU the kernel's high-water mark of resident memory, less
+what the process held before the model was read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import ModelError
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_bytes(
+    load: Mapping[str, Any], *, batch: int, prompt: int, new: int, threads: int
+) -> dict[str, int | None]:
+    """`prefill`, `decode`: peak bytes of each phase, model included. None on a CPU whose kernel keeps no high-water
+    mark that can be reset (other than Linux). `load`: the arguments of `load_model`.
+
+    Raises: `ModelError` where the process ends otherwise, for lack of memory above all.
+    """
+    if _on_cpu(load) and not (STATUS.exists() and os.access(RESET, os.W_OK)):
+        return {"prefill": None, "decode": None}
+    asked = json.dumps({"load": dict(load), "batch": batch, "prompt": prompt, "new": new, "threads": threads})
+    command = [sys.executable, "-W", "ignore", "-m", "secateur.gains.memory", asked]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        killed = f"ended by signal {-done.returncode}: out of memory?"
+        said = (done.stderr.strip().splitlines() or [killed])[-1]
+        raise ModelError(f"the peak memory of {load['name']} could not be measured: {said[:300]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _on_cpu(load: Mapping[str, Any]) -> bool:
+    import torch
+
+    return load["device"] == "cpu" or (load["device"] == "auto" and not torch.cuda.is_available())
+
+
+def _measure(load: Mapping[str, Any], batch: int, prompt: int, new: int, threads: int) -> dict[str, int]:
+    import torch
+
+    from secateur.gains.cost import prefill, random_tokens
+    from secateur.gains.timing import decode
+    from secateur.hf.load import load_model
+
+    torch.set_num_threads(threads)
+    held = 0 if torch.cuda.is_available() and not _on_cpu(load) else _resident("VmRSS")
+    loaded = load_model(**load)
+    tokens = random_tokens(loaded.anatomy.vocab_size, batch, prompt).to(loaded.model.device)
+    reset, peak = _meters(loaded.model.device, held)
+    found = {}
+    with torch.inference_mode():
+        reset()
+        output = prefill(loaded.model, tokens)
+        found["prefill"] = peak()
+        reset()
+        decode(loaded.model, output, new)
+        found["decode"] = peak()
+    return found
+
+
+def _meters(device: Any, held: int) -> tuple[Callable[[], Any], Callable[[], int]]:
+    """What starts a measurement, and what reads it."""
+    import torch
+
+    if device.type == "cuda":
+        return (
+            lambda: torch.cuda.reset_peak_memory_stats(device),
+            lambda: torch.cuda.max_memory_allocated(device),
+        )
+    return lambda: RESET.write_text("5"), lambda: _resident("VmHWM") - held  # 5 resets the mark: man 5 proc
+
+
+def _resident(which: str) -> int:
+    """`VmRSS`, resident memory now, or `VmHWM`, the most since the last reset; bytes."""
+    found = re.search(rf"^{which}:\s+(\d+) kB", STATUS.read_text(), flags=re.M)
+    assert found is not None, f"{STATUS} has no {which}"
+    return int(found[1]) * 1024
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_measure(**json.loads(sys.argv[1]))) + "\n")

@@ -1,0 +1,107 @@
+"""Two models timed against each other: the same tokens, turn by turn, so that what else the machine does hits both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from secateur.gains.cost import prefill
+
+Pair = tuple[float, float]  # before, after
+Progress = Callable[[str, int, int], None]
+Clock = Callable[[], float]
+STAGE = "prefill and decode"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each repetition, (before, after)."""
+
+    prefill: tuple[Pair, ...]
+    decode: tuple[Pair, ...]
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[int]:
+    """Torch computes with `count` threads (None: as many as now) until the context closes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield count or before
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def paired(
+    models: tuple[nn.Module, nn.Module],
+    tokens: Int[Tensor, "batch prompt"],
+    *,
+    new: int,
+    repeats: int,
+    progress: Progress,
+    clock: Clock = time.perf_counter,
+) -> Times:
+    """Prefill of `tokens`, then `new` greedy steps with the cache: `repeats` times for both models, one after the
+    other, and the other one first each second time. One round before that warms up and is not counted."""
+    rounds = []
+    for number in range(repeats + 1):
+        progress(STAGE, number, repeats + 1)
+        rounds.append(_round(models, tokens, new, clock, swapped=number % 2 == 1))
+    progress(STAGE, repeats + 1, repeats + 1)
+    return Times(tuple(first for first, _ in rounds[1:]), tuple(second for _, second in rounds[1:]))
+
+
+def _round(
+    models: tuple[nn.Module, nn.Module], tokens: Tensor, new: int, clock: Clock, *, swapped: bool
+) -> tuple[Pair, Pair]:
+    order = (1, 0) if swapped else (0, 1)
+    took = {}
+    outputs = {}
+    for which in order:
+        took["prefill", which], outputs[which] = _timed(lambda w=which: prefill(models[w], tokens), clock)
+    for which in order:
+        took["decode", which], _ = _timed(lambda w=which: decode(models[w], outputs.pop(w), new), clock)
+    return (took["prefill", 0], took["prefill", 1]), (took["decode", 0], took["decode", 1])
+
+
+def _timed(run: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
+    _finish()
+    start = clock()
+    result = run()
+    _finish()
+    return clock() - start, result
+
+
+def _finish() -> None:
+    """An accelerator answers before it is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def decode(model: nn.Module, output: Any, new: int) -> Int[Tensor, "batch new"]:
+    """`new` greedy tokens after a prefill, one forward pass each; the end of text stops nobody."""
+    chosen = []
+    for _ in range(new):
+        token = output.logits[:, -1:].argmax(-1)
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        chosen.append(token)
+    return torch.cat(chosen, dim=1)
+
+
+def speed(pairs: tuple[Pair, ...], tokens: int, limit: float) -> dict[str, float | list[float]]:
+    """Tokens/s (medians) and speedup (median of the ratios within pairs), each with its quartiles; beside the limit."""
+    seconds = np.asarray(pairs)  # (repeats, 2)
+    rates, ratios = tokens / seconds, seconds[:, 0] / seconds[:, 1]
+    found = {"before": rates[:, 0], "after": rates[:, 1], "speedup": ratios}
+    medians = {name: float(np.median(values)) for name, values in found.items()}
+    quartiles = {f"{name}_iqr": np.percentile(v, (25, 75)).tolist() for name, v in found.items()}
+    return medians | quartiles | {"limit": limit, "of_limit": medians["speedup"] / limit}
