@@ -21,6 +21,8 @@ from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n
 from secateur.errors import SecateurError
 from secateur.proof import sentence
+from secateur.reports.gains import margin
+from secateur.reports.sections import hero
 from secateur.tasks.example import Example, Task
 from secateur.verify.verdict import decide
 from secateur.verify.witness import Witness
@@ -505,6 +507,16 @@ def test_verdict_of_a_constant_that_was_one_before(case):
     assert found["guards"][0]["fired"]
     assert found["guards"][0]["constant_before"]
     assert found["verdict"] == "not worse by more than 2.0 points"  # and not "improves", from 40 to 60 %
+
+
+def test_report_shows_the_word_green_with_its_sign_and_the_bound(case):
+    found = case(case.gold, flipped(case.gold, [100]))
+    page = hero(found)
+    assert '<header class="better">' in page
+    assert "✓</span>not worse by more than 2.0 points</h1>" in page
+    assert bound_text(found["non_inferiority"]) in page
+    assert bound_text(found["non_inferiority"]).removeprefix("one") in margin(found)
+    assert margin(case(case.gold, case.gold, margin=None)) == ""
 
 
 def test_model_card_says_the_bound(case):

@@ -24,22 +24,26 @@ def gains(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> 
     found = verdict.get("gains") or {}
     rows = [_size_row(*_SIZES[name], found[name]) for name in _SIZES if found.get(name)]
     rows += [_speed_row(_SPEEDS[name], found[name]) for name in _SPEEDS if found.get(name)]
-    head = ("", "dense", "cut", "ratio", "limit", "share of the limit")
+    timed = any(found.get(name) for name in _SPEEDS)
+    head = ("", "dense", "cut", "ratio", *(("limit", "share of the limit") if timed else ()))
+    rows = [row[: len(head)] for row in rows]
     body = f'<div class="gains">{table(head, rows, source="verdict.json")}</div>' if rows else ""
     note = f'<p class="note">{text(found["note"])}</p>' if body and found.get("note") else ""
     return section("gains", "What it saves", _lead(found), body, note, where_it_loads(verdict))
 
 
 def _lead(found: Record) -> str:
-    lead = "The dense model against the cut one, measured in the same run."
-    shape = found.get("shape") or {}
+    """What was compared; with speeds also how, and against what."""
+    if not found.get("prefill") and not found.get("decode"):
+        return "The dense model against the cut one."
+    shape, threads = found.get("shape") or {}, found.get("threads")
     said = [words.format(shape[name]) for name, words in _SHAPE.items() if shape.get(name)]
-    where = " on ".join(text(found[name]) for name in ("dtype", "device") if found.get(name))
-    if found.get("prefill") or found.get("decode"):
-        lead += f" Speeds with {', '.join(said)}" if said else ""
-        lead += f", {where}." if said and where else "." if said else ""
-        lead += " The limit is what the remaining parameters allow."
-    return lead
+    said += [text(found[name]) for name in ("dtype", "device") if found.get(name)]
+    said += [f"{threads:,} thread{'s' if threads > 1 else ''}"] if threads else []
+    return (
+        "The dense model against the cut one, measured in the same run. The limit is what the remaining parameters "
+        f"allow. Speeds with {', '.join(said)}."
+    )
 
 
 _SHAPE = {"prompt": "{:,} prompt tokens", "new": "{:,} new tokens", "batch": "a batch of {:,}"}
@@ -107,16 +111,3 @@ def _place(item: Mapping[str, Any]) -> str:
     said = f"<code>{how}</code>" if item["loads"] and how else how
     mark = f'<span class="sign" role="img" aria-label="{word}">{sign}</span>'
     return f'<li class="{kind}">{mark}<div><b>{text(item["place"])}</b><br>{said}</div></li>'
-
-
-def margin(verdict: Record) -> str:
-    """What non-inferiority was asked and what was shown, in one sentence."""
-    found = verdict.get("non_inferiority")
-    if not found:
-        return ""
-    unit = found["unit"]
-    most, bound = change(found["margin"], unit).lstrip("+"), change(found["bound"], unit)
-    level = f"{100 * found['level']:.0f} %"
-    end = "stays within it" if found["shown"] else "does not stay within it"
-    said = f"Margin, fixed before the test split was opened: {most}. The one-sided {level} bound, {bound} "
-    return f'<p class="aside">{text(said)}({text(found["method"])}), {end}.</p>'

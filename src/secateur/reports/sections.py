@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.reports import cuts, forest, tables
-from secateur.reports.components import importance, induction, parts
+from secateur.reports.components import importance, induction, neurons, parts
 from secateur.reports.figures import curves, frequency, screen, spectrum
 from secateur.reports.frame import Figures, Record, Section, place, section
-from secateur.reports.gains import gains, margin
+from secateur.reports.gains import gains
 from secateur.reports.markup import change, interval, key, known, metric_name, number, p_value, text
 from secateur.reports.pruning import pruning
 from secateur.reports.sweep import color_limit, improvements, sweep
 
-SIGNS = {"improves": ("better", "▲"), "worse": ("worse", "▼")}  # anything else is neither
+SIGNS = {"improves": ("better", "▲"), "not worse": ("better", "✓"), "worse": ("worse", "▼")}  # else neither
 
 
 def _cuts(verdict: Record) -> list[Record]:
@@ -25,7 +25,7 @@ def _chosen(verdict: Record) -> set[tuple[str, int]]:
 
 
 def hero(verdict: Record) -> str:
-    kind, sign = SIGNS.get(verdict["verdict"], ("neutral", "○"))
+    kind, sign = SIGNS.get(verdict["verdict"].partition(" by ")[0], ("neutral", "○"))
     unit, gap = verdict["unit"], verdict.get("difference") or {}
     model, task = verdict.get("model") or {}, verdict.get("task") or {}
     change_note = " ".join(part for part in (text(interval(gap.get("ci"), unit, signed=True)),) if part)
@@ -93,7 +93,6 @@ def _compared(verdict: Record, plan: Record, analysis: Record, figures: Figures)
         lead,
         _legend(verdict),
         body,
-        margin(verdict),
         cuts.simpler(verdict),
         cuts.not_applicable(verdict),
         folded,
@@ -265,6 +264,7 @@ SECTIONS: tuple[Section, ...] = (
     pruning,
     importance,
     parts,
+    neurons,
     induction,
     _sweep,
     _curves,
