@@ -106,8 +106,9 @@ def hostile() -> Records:
         "where": [{"place": ATTACK, "loads": b, "how": ATTACK} for b in (True, False)],
     }
     verdict["non_inferiority"] |= {"unit": ATTACK, "method": ATTACK}
-    for kind in ("heads", "ffns", "attentions", "blocks"):
-        parts[kind]["overlap"]["names"] = [ATTACK] * 4
+    for kind in ("heads", "ffns", "attentions", "blocks", "neurons"):
+        if parts[kind]["overlap"]:
+            parts[kind]["overlap"]["names"] = [ATTACK] * 4
         for reading in parts[kind]["readings"]:
             reading |= {"name": ATTACK, "task": ATTACK}
         parts[kind]["unit"] = ATTACK
@@ -145,7 +146,7 @@ def _verdict(dropped: Sequence[str], summary: str, kept: float) -> Record:
     share = data_report._share
     gap = {"value": -0.004, "ci": [-0.0128, 0.0049]}
     verdict |= {
-        "verdict": "not worse by more than 2 points",
+        "verdict": "not worse by more than 2.0 points",
         "sentence": f"Without {summary} the model answers 90.8 % of 512 held-out questions right, the original "
         "91.2 %: not worse by more than 2 points (one-sided 95 % bound: 1.1 points).",
         "before": share(0.912, 512),
@@ -199,7 +200,8 @@ def _gains(kept: float) -> Record:
             "of_limit": 0.964,
         },
         "decode": {"before": 612.0, "after": 771.0, "speedup": 1.26, "limit": 1.37, "of_limit": 0.92},
-        "device": "cpu, 1 thread",
+        "device": "cpu x86_64",
+        "threads": 1,
         "dtype": "float32",
         "shape": {"prompt": 512, "new": 32, "batch": 1},
         "note": None,
@@ -238,6 +240,7 @@ def _components(rng: np.random.Generator) -> Record:
         "ffns": _block_scores(rng, "mlp", 0.06, READINGS),
         "attentions": _block_scores(rng, "attn", 0.04, READINGS),
         "blocks": _block_scores(rng, "", 0.15, READINGS),
+        "neurons": _neurons(rng),
         "prefix_matching": prefix,
         "copying": copying,
         "induction_overlap": {
@@ -250,7 +253,14 @@ def _components(rng: np.random.Generator) -> Record:
 
 def _reading(task: str, shots: int, n: int, worth: dict[str, float], rng: np.random.Generator) -> Record:
     values = {site: float(value * rng.lognormal(0, 0.5)) for site, value in worth.items()}
-    return {"name": f"{task}, {shots}-shot", "task": task, "shots": shots, "n": n, "values": values}
+    return {
+        "name": f"{task}, {shots}-shot",
+        "task": task,
+        "shots": shots,
+        "n": n,
+        "of": 200,
+        "values": values,
+    }
 
 
 def _block_scores(
@@ -262,6 +272,21 @@ def _block_scores(
     readings = [_reading(name, shots, n, worth, rng) for name, shots, n in which]
     mean = {site: float(np.mean([r["values"][site] for r in readings])) for site in sites}
     return {"unit": "share", "readings": readings, "mean": mean, "overlap": _overlap(readings)}
+
+
+def _neurons(rng: np.random.Generator) -> Record:
+    values = {
+        f"b{b}.mlp.n{i}": float(rng.lognormal(-8, 0.4 + 0.3 * b)) for b in range(BLOCKS) for i in range(160)
+    }
+    reading = {
+        "name": "hellaswag, 0-shot",
+        "task": "hellaswag",
+        "shots": 0,
+        "n": 200,
+        "of": 200,
+        "values": values,
+    }
+    return {"unit": "nats/token", "readings": [reading], "mean": values, "overlap": None}
 
 
 def _overlap(readings: Sequence[Record]) -> Record | None:

@@ -111,9 +111,7 @@ def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, A
     """Linear, or logarithmic where the worst loss would flatten everything else."""
     low, high = min(losses), max(losses)
     if low > 0 and high / low > 5:
-        at = [
-            m * 10.0**e for e in range(-4, 6) for m in (1, 2, 5) if low * 0.7 <= m * 10.0**e <= high * 1.4
-        ]
+        at = [m * 10.0**e for e in range(-4, 6) for m in (1, 2, 5) if low * 0.7 <= m * 10.0**e <= high * 1.4]
         span = [math.log10(low) - 0.06, math.log10(high) + 0.06]
         return new_axis(
             f"{title} (log scale)",
@@ -124,3 +122,10 @@ def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, A
         )
     pad = 0.06 * max(high - low, 1e-3)
     return new_axis(title, range=[low - pad, high + pad], nticks=6)
+
+
+def depth_color(block: int, blocks: int) -> str:
+    """From pale for the first block to dark for the last."""
+    share = block / max(1, blocks - 1)
+    ends = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in DEPTH]
+    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(*ends, strict=True))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from secateur.reports.chart import Figure
 from secateur.reports.drops import Dropped, dropped
 from secateur.reports.frame import Figures, Record, place, section
 from secateur.reports.grids import amount, correlations, unit_map, values_of
 from secateur.reports.markup import capital, change, key, known, text
+from secateur.reports.neurons import concentration
 from secateur.reports.parts import overlap_scatter, part_bars
 
 BESIDE = 8  # readings whose correlations fit beside the large map
@@ -63,14 +63,19 @@ def _mean_title(readings: Sequence[Record]) -> str:
     )
 
 
-def _map(title: str, values: Mapping, unit: str, gone: Dropped, n: Any = None) -> Figure:
-    said = [f"n = {n:,}"] if n else []
-    note = ", ".join([*said, f"largest {amount(max(values.values()), unit)}"])
+def _map(title: str, values: Mapping, unit: str, gone: Dropped, read: str = "") -> Figure:
+    note = ", ".join([*([read] if read else []), f"largest {amount(max(values.values()), unit)}"])
     return unit_map(title, values, gone, unit=unit, word="importance", note=note)
 
 
 def _reading(reading: Record, unit: str, gone: Dropped) -> Figure:
-    return _map(str(reading["name"]), values_of(reading["values"]), unit, gone, reading.get("n"))
+    return _map(str(reading["name"]), values_of(reading["values"]), unit, gone, _read(reading))
+
+
+def _read(reading: Record) -> str:
+    """How many examples were read, and of how many where not all fitted the context."""
+    n, of = reading.get("n"), reading.get("of")
+    return "" if not n else f"n = {n:,}" if of in (None, n) else f"n = {n:,} of {of:,}"
 
 
 def _scale(gone: Dropped) -> str:
@@ -102,6 +107,17 @@ def parts(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> 
 
 def _sites(measured: Mapping[str, Record]) -> list:
     return [site for item in measured.values() for site in values_of(item["mean"])]
+
+
+def neurons(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
+    """Neurons of the feed-forward networks: how few of them hold how much."""
+    record = (analysis.get("components") or {}).get("neurons") or {}
+    mean = values_of(record.get("mean"))
+    found = [concentration(mean, record["unit"])] if mean else []
+    lead = "The steeper a curve rises, the fewer neurons its block needs; a straight line means that all are alike."
+    legend = key(("depth", "first block to last")) if found else ""
+    boxes = place("neurons", found, figures, layout="duo")
+    return section("neurons", "How few neurons do the work", lead, legend, boxes)
 
 
 def induction(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
@@ -154,6 +170,7 @@ def probe_hero(record: Record) -> str:
     what = [text(_READ.get(name, name)) for name in record.get("what") or ()]
     said = f"Readings of {_listed(what)}" if what else "Readings"
     on = f", on {_listed(tasks)}" if tasks else ""
+    on += f" (split {text(record['split'])})" if tasks and record.get("split") else ""
     return (
         f'<header class="neutral probe"><p class="who">secateur probe</p><h1>{text(record.get("model", ""))}</h1>'
         f'<p class="sentence">{said}{on}. Nothing was cut.</p></header>'

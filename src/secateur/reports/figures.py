@@ -12,11 +12,11 @@ from secateur.reports.chart import (
     ACCENT,
     AFTER,
     BEFORE,
-    DEPTH,
     INK,
     Figure,
     Row,
     by_matrix,
+    depth_color,
     level,
     loss_axis,
     marks,
@@ -51,9 +51,7 @@ def _curve_panel(
     blocks: int,
     axis: dict[str, Any],
 ) -> Figure:
-    plain = [
-        _curve(row, _depth_color(row["block"], blocks), 1.6) for row in rows if row["site"] not in chosen
-    ]
+    plain = [_curve(row, depth_color(row["block"], blocks), 1.6) for row in rows if row["site"] not in chosen]
     cut = [row for row in rows if row["site"] in chosen]
     data = (
         plain
@@ -104,12 +102,6 @@ def _cut_point(row: Row, removed: float) -> dict[str, Any]:
         if known(y) and abs(x - removed) < 0.05
     ]
     return marks(near, symbol="circle-open", size=15, color=INK, line={"width": 2})
-
-
-def _depth_color(block: int, blocks: int) -> str:
-    share = block / max(1, blocks - 1)
-    ends = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in DEPTH]
-    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(*ends, strict=True))
 
 
 def spectrum(site: str, values: Sequence[float], kept: int, side: str = "top") -> Figure:

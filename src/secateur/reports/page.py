@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from secateur.errors import OutputError, SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
-from secateur.reports.components import importance, induction, parts, probe_hero
+from secateur.reports.components import importance, induction, neurons, parts, probe_hero
 from secateur.reports.markup import embedded_json, finite, text
 from secateur.reports.sections import SECTIONS, hero
 
@@ -45,7 +45,7 @@ def render_probe(record: Record) -> str:
     Raises: `SecateurError` where the record holds no reading.
     """
     record, figures = finite(record), {}
-    found = [build({}, {}, record, figures) for build in (importance, parts, induction)]
+    found = [build({}, {}, record, figures) for build in (importance, parts, neurons, induction)]
     if not any(found):
         raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
     sections = [probe_hero(record), *found, f"<footer>{tables.probe_provenance(record)}</footer>"]
