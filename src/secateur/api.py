@@ -235,6 +235,8 @@ def _each(given: Any) -> list[Any]:
 
 def _single(what: list[str], tasks: list[str], shots: list[int], out: object) -> tuple[str, int]:
     """What the readings of matrices and edits are of. Raises `TaskError`."""
+    if not tasks:
+        raise TaskError(f"--what {','.join(what)} is read on a task: give --task.")
     if len(what) != 1 or len(tasks) != 1 or len(shots) != 1 or out is not None:
         several = ", ".join(COMPONENTS)
         raise TaskError(

@@ -24,7 +24,7 @@ TaskSpec = Annotated[
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")]
 Readout = Annotated[
     Path | None,
-    typer.Option("-o", "--out", metavar="OUT", help="Also write the readings to OUT/probe.json."),
+    typer.Option("-o", "--out", metavar="OUT", help="Write probe.json and probe.html to this folder."),
 ]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub model.")]
 TaskSpecs = Annotated[

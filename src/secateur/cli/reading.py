@@ -168,7 +168,7 @@ def probe(
         return
     print_readings(found, top)
     if out is not None:
-        print(f"\nreadings    {out / 'probe.json'}")
+        print("\n" + "\n".join(f"written  {path}" for path in found["written"]))
 
 
 def runs(

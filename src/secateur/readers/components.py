@@ -75,6 +75,10 @@ def read_components(
     loaded = read_model(options)
     blocks = layers_of(loaded.anatomy, options)
     plain = _plain_tasks(options, loaded, tasks)
+    if "ffns" in what and len({task.kind == "text" for task in plain}) > 1:
+        raise TaskError(
+            "--what ffns measures text and answers by different losses: read them one after the other."
+        )
     progress("load", 1, 1)
     kinds = dict.fromkeys(
         "heads" if one == "induction" else one for one in what

@@ -13,6 +13,7 @@ from secateur.core.site import Site
 from secateur.judge.evaluator import Progress, silent
 from secateur.proof import versions
 from secateur.readers.components import Components, Reading, read_components
+from secateur.reports import write_probe_report
 from secateur.session import Options
 
 Record = dict[str, Any]
@@ -28,25 +29,38 @@ def read_record(
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Record:
-    """`rows` of one thing read once, else `components`; with `out` those are written to `out`/probe.json either way.
+    """`rows` of one thing read once, else `components`; with `out` those are written either way (see `write_probe`).
 
     Raises: as `read_components`; `OutputError` where nothing can be written.
     """
+    if out is not None:  # before hours of reading
+        _make(Path(out))
     found = read_components(what, options, tasks, shots, split, progress)
-    told: Record = {"what": list(what), "model": options.model, "split": split}
-    told |= {"tasks": list(dict.fromkeys(reading.task for reading in found.readings)), "shots": list(shots)}
-    record = told | {"components": components_record(found)}
+    record: Record = {"what": list(what), "model": options.model, "split": split}
+    record["tasks"] = list(dict.fromkeys(reading.task for reading in found.readings))
+    record["shots"] = list(dict.fromkeys(reading.shots for reading in found.readings))
+    record["components"] = components_record(found)
+    one = len(what) == 1 and len(found.readings) < 2
+    told = _single(what[0], options, split, found) if one else dict(record)
     if out is not None:
         layers = None if options.layers is None else list(options.layers)
-        write_probe(record | {"layers": layers, "versions": versions()}, Path(out))
-    return record if len(what) > 1 or len(found.readings) > 1 else _single(what[0], options, split, found)
+        full = record | {"layers": layers, "versions": versions()}
+        told["written"] = [str(path) for path in write_probe(full, Path(out))]
+    return told
 
 
-def write_probe(record: Record, out: Path) -> None:
-    """`out`/probe.json, in place of an older one."""
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+def write_probe(record: Record, out: Path) -> list[Path]:
+    """`out`/probe.json and, of what can be drawn, `out`/probe.html; older ones are replaced."""
+    _make(out)
     write_json(out / "probe.json", record)
+    if not set(record["components"]) - {"neurons"}:  # thousands of them make no picture
+        return [out / "probe.json"]
+    return [out / "probe.json", write_probe_report(record, out / "probe.html")]
+
+
+def _make(folder: Path) -> None:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _single(what: str, options: Options, split: str, found: Components) -> Record:
