@@ -66,7 +66,7 @@ def components(seed: int = 2) -> Records:
     ]
     dropped += [f"b5.mlp.n{i}" for i in range(40, 90)]
     verdict = _verdict(dropped, "21 of 48 heads, 2 of 6 feed-forward networks", 0.61)
-    pruning = _pruning(rng, "components", "head", 48, metric="loss", chosen=3) | {
+    pruning = _pruning(rng, "components", "head", 48, metric="loss", chosen=6) | {
         "params": 0.6,
         "max_loss": None,
     }
