@@ -1,7 +1,7 @@
 """Peak memory of one model, in a process of its own: `python -m secateur.gains.memory JSON` writes JSON.
 
-On an accelerator what its allocator gave out at most; on a CPU the kernel's high-water mark of resident memory, less
-what the process held before the model was read.
+On an accelerator what its allocator gave out at most. On a CPU the model's own bytes, and how far the kernel's mark of
+most resident memory rises above what the process holds while the loaded model rests.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from secateur.errors import ModelError
 
+RETURNS_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc: freed tensors of 64 KiB leave resident memory
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -32,7 +33,7 @@ def peak_bytes(
         return {"prefill": None, "decode": None}
     asked = json.dumps({"load": dict(load), "batch": batch, "prompt": prompt, "new": new, "threads": threads})
     command = [sys.executable, "-W", "ignore", "-m", "secateur.gains.memory", asked]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ) | RETURNS_AT_ONCE)
     if done.returncode != 0:
         killed = f"ended by signal {-done.returncode}: out of memory?"
         said = (done.stderr.strip().splitlines() or [killed])[-1]
@@ -54,31 +55,39 @@ def _measure(load: Mapping[str, Any], batch: int, prompt: int, new: int, threads
     from secateur.hf.load import load_model
 
     torch.set_num_threads(threads)
-    held = 0 if torch.cuda.is_available() and not _on_cpu(load) else _resident("VmRSS")
     loaded = load_model(**load)
-    tokens = random_tokens(loaded.anatomy.vocab_size, batch, prompt).to(loaded.model.device)
-    reset, peak = _meters(loaded.model.device, held)
+    model = loaded.model
+    tokens = random_tokens(loaded.anatomy.vocab_size, batch, prompt).to(model.device)
     found = {}
     with torch.inference_mode():
+        decode(
+            model, prefill(model, tokens[:1, :1]), 1
+        )  # brings in the libraries' code, which is no need of the model
+        reset, peak = _meters(model)
         reset()
-        output = prefill(loaded.model, tokens)
+        output = prefill(model, tokens)
         found["prefill"] = peak()
         reset()
-        decode(loaded.model, output, new)
+        decode(model, output, new)
         found["decode"] = peak()
     return found
 
 
-def _meters(device: Any, held: int) -> tuple[Callable[[], Any], Callable[[], int]]:
-    """What starts a measurement, and what reads it."""
+def _meters(model: Any) -> tuple[Callable[[], Any], Callable[[], int]]:
+    """What starts a measurement, and what reads it; for the model as it rests now."""
     import torch
 
+    device = model.device
     if device.type == "cuda":
         return (
             lambda: torch.cuda.reset_peak_memory_stats(device),
             lambda: torch.cuda.max_memory_allocated(device),
         )
-    return lambda: RESET.write_text("5"), lambda: _resident("VmHWM") - held  # 5 resets the mark: man 5 proc
+    own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    resting = _resident("VmRSS") - own
+    return lambda: RESET.write_text(
+        "5"
+    ), lambda: _resident("VmHWM") - resting  # 5 resets the mark: man 5 proc
 
 
 def _resident(which: str) -> int:
