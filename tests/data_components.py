@@ -187,25 +187,29 @@ def _verdict(dropped: Sequence[str], summary: str, kept: float) -> Record:
 
 
 def _gains(kept: float) -> Record:
+    peak = {"before": 48_103_424, "after": 39_321_600}
     return {
         "parameters": {"before": 391_104, "after": round(391_104 * kept)},
         "bytes_on_disk": {"before": 1_566_720, "after": round(1_566_720 * kept)},
-        "kv_bytes_per_token": {"before": 3_072, "after": 448},
-        "peak_bytes": {"before": 48_103_424, "after": 39_321_600},
-        "prefill": {
-            "before": 41_230.0,
-            "after": 60_820.0,
-            "speedup": 1.475,
-            "limit": 1.53,
-            "of_limit": 0.964,
-        },
-        "decode": {"before": 612.0, "after": 771.0, "speedup": 1.26, "limit": 1.37, "of_limit": 0.92},
+        "kv_bytes_per_token": {"before": 3_072.0, "after": 448.0},
+        "peak_bytes": peak,
+        "peak_bytes_prefill": peak,
+        "peak_bytes_decode": {"before": 9_103_424, "after": 8_321_600},
+        "prefill": _speed(41_230.0, 60_820.0, 1.53),
+        "decode": _speed(612.0, 771.0, 1.37),
+        "zeroed": {"heads": 0, "ffns": 0, "neurons": 0, "weights": 12},
         "device": "cpu x86_64",
-        "threads": 1,
         "dtype": "float32",
-        "shape": {"prompt": 512, "new": 32, "batch": 1},
+        "shape": {"prompt": 512, "new": 32, "batch": 1, "repeats": 7},
+        "threads": 1,
         "note": None,
     }
+
+
+def _speed(before: float, after: float, limit: float) -> Record:
+    found = {"before": before, "after": after, "speedup": after / before}
+    quartiles = {f"{name}_iqr": [0.98 * value, 1.02 * value] for name, value in found.items()}
+    return found | quartiles | {"limit": limit, "of_limit": after / before / limit}
 
 
 def _loads() -> Record:

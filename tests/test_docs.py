@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import data_components
 import pytest
 import typer
 
@@ -113,9 +114,21 @@ def test_every_record_is_as_documented(out: Path) -> None:
         assert _problems(record, kind, kind.lower(), tables, seen) == []
     bounded = NonInferiority(0.02, "share", -0.013, 0.95, "Tango score interval").to_json()
     assert _problems(bounded, "NonInferiority", "non_inferiority", tables, seen) == []
+    _see_components(tables, seen)
     written = {(kind, key) for kind, keys in seen.items() for key in keys}
     documented = {(kind, key) for kind, rows in tables.items() for key in rows}
     assert written == documented
+
+
+def _see_components(tables: Tables, seen: dict[str, set[str]]) -> None:
+    """What a run that truncates has not, from the records that the report of pruned components is tested with."""
+    verdict, _, analysis = data_components.heads()
+    parts = {"Verdict": ("cut_summary", "gains", "loads"), "Analysis": ("components", "pruning")}
+    for kind, keys in parts.items():
+        for key in keys:
+            value = (verdict if kind == "Verdict" else analysis)[key]
+            assert _problems(value, tables[kind][key][0], key, tables, seen) == []
+            seen[kind].add(key)
 
 
 def test_the_check_of_records_sees_a_wrong_key_a_missing_one_and_a_wrong_type() -> None:
