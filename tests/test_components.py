@@ -1,4 +1,4 @@
-"""Readings of several tasks at several numbers of shots: each is what it is alone, on prompts one could write by hand."""
+"""Readings of several tasks at several numbers of shots: each is what it is alone, on prompts one could type."""
 
 from __future__ import annotations
 
