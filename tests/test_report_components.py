@@ -265,6 +265,7 @@ def test_many_readings_move_the_matrix_below_and_drop_its_words():
     assert "annotations" not in figure["layout"]
     assert len(figure["layout"]["yaxis"]["tickvals"]) <= 16
     assert len(figures(page, "readings")) == 20
+    assert "Rank correlations between readings: +0.50 to +0.50." in page.text
 
 
 def test_one_reading_is_one_map_without_agreement():
@@ -274,7 +275,9 @@ def test_one_reading_is_one_map_without_agreement():
     page = Page(render(verdict, plan, analysis))
     assert len(figures(page, "importance")) == 1
     assert not figures(page, "readings")
-    assert "Rank correlations between readings" not in page.text
+    assert "Rank correlation" not in page.text.partition("What each block is worth")[0]
+    heads |= {"overlap": {"names": ["a", "b"], "rho": [[1.0, -0.25], [-0.25, 1.0]], "n": 48}}
+    assert "Rank correlation between the two readings: −0.25." in Page(render(verdict, plan, analysis)).text
 
 
 # --------------------------------------------------------------------------------- blocks, neurons, behavior
@@ -293,6 +296,17 @@ def test_bars_are_points_and_cut_ones_have_another_color(pages):
         colors = bars["marker"]["color"]
         cut = {"ffns": {2, 3}, "attentions": {1, 3}, "blocks": {3}}[name]
         assert {block for block, color in enumerate(colors) if color != colors[0]} == cut
+
+
+def test_a_part_that_does_harm_is_explained(pages):
+    words = "Below zero, the model does better without it."
+    assert words in pages["heads"].text
+    verdict, plan, analysis = data_components.heads()
+    for name in ("ffns", "attentions", "blocks"):
+        analysis["components"][name]["mean"] = {
+            s: abs(v) for s, v in analysis["components"][name]["mean"].items()
+        }
+    assert words not in Page(render(verdict, plan, analysis)).text
 
 
 def test_neurons_are_cumulated():

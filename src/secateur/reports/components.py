@@ -41,12 +41,14 @@ def _importance_lead(record: Record, overlap: Record | None) -> str:
         f"How strongly the loss hangs on each head, in {text(record['unit'])}: the mean of |output × gradient|. "
         "Each map has its own scale, by square roots, since a few heads outweigh all others."
     )
-    if overlap:
-        low, high = _ends(overlap)
-        lead += (
-            f" Rank correlations between readings: {text(change(low, 'rho'))} to {text(change(high, 'rho'))}."
-        )
-    return lead
+    return lead + (f" {_agreement(overlap)}" if overlap else "")
+
+
+def _agreement(overlap: Record) -> str:
+    low, high = (text(change(end, "rho")) for end in _ends(overlap))
+    if len(overlap["names"]) == 2:
+        return f"Rank correlation between the two readings: {low}."
+    return f"Rank correlations between readings: {low} to {high}."
 
 
 def _ends(overlap: Record) -> tuple[float | None, float | None]:
@@ -94,6 +96,8 @@ def parts(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> 
     lead = "What is lost when one part alone is taken out and everything else stays."
     if several:
         lead += " Bars are means over readings, dots the readings."
+    if any(value < 0 for item in measured.values() for value in values_of(item["mean"]).values()):
+        lead += " Below zero, the model does better without it."
     cut = (("square accent", "cut"),) if any(site in gone for site in _sites(measured)) else ()
     legend = key(("square", "stays"), *cut) if cut else ""
     return section(

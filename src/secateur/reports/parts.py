@@ -14,7 +14,7 @@ from secateur.reports.markup import text, ticks
 
 NAMED = 4  # heads that the scatter names: a small model has two to four clear induction heads
 LABEL = 0.09  # of the axis: the height of a line of text in a figure of this size
-CLEAR = 0.1  # prefix matching below this names no induction head; the median head has under .001
+CLEAR = 0.1  # prefix matching below this, or below half of the clearest, names no induction head: the median is .001
 
 Record = Mapping[str, Any]
 
@@ -72,7 +72,8 @@ def overlap_scatter(importance: Values, prefix: Values, unit: str, gone: Dropped
     """Importance against prefix matching, both on square-root axes; the clearest induction heads are named."""
     sites = [site for site in sorted(importance) if site in prefix]
     x, y = {s: _root(prefix[s]) for s in sites}, {s: _root(importance[s]) for s in sites}
-    named = [s for s in sorted(sites, key=lambda s: -prefix[s])[:NAMED] if prefix[s] >= CLEAR]
+    clear = max(CLEAR, max((prefix[s] for s in sites), default=0.0) / 2)
+    named = [s for s in sorted(sites, key=lambda s: -prefix[s])[:NAMED] if prefix[s] >= clear]
     tops = max(y.values(), default=0.0) or 1.0
     kept, cut = ([s for s in sites if (s in gone) == side] for side in (False, True))
     data = [_points(group, x, y, importance, prefix, unit, gone) for group in (cut, kept) if group]
@@ -133,5 +134,6 @@ def _names(sites: Sequence[Site], x: Values, y: Values, tops: float) -> list[dic
         ends = {"x": x[site], "y": y[site], "ax": left, "ay": above, "axref": "x", "ayref": "y"}
         line = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": "#b9b5aa", "standoff": 5}
         words = {"text": str(site), "xanchor": "right", "font": {"size": 11, "color": INK}}
+        words["bgcolor"] = "rgba(253,252,250,.8)"
         labels.append(ends | line | words)
     return labels
