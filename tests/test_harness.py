@@ -14,8 +14,13 @@ pytest.importorskip("lm_eval", reason="the lm-eval extra is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm_eval and datasets warn at will
 
 from secateur.errors import TaskError, UnknownName  # noqa: E402
-from secateur.tasks.encode import encode  # noqa: E402
-from secateur.tasks.harness import read_harness  # noqa: E402
+from secateur.tasks.encode import _wording, encode  # noqa: E402
+from secateur.tasks.example import Example  # noqa: E402
+from secateur.tasks.harness import _load, read_harness  # noqa: E402
+from secateur.tasks.shots import demonstrations, with_shots  # noqa: E402
+from secateur.tasks.splits import make_task  # noqa: E402
+
+SPLIT = {"split_seed": 0, "limit": None, "allow_small": True, "shares": None}
 
 ANIMALS = ["a cat", "two black dogs", "the old grey horse", "hen", "some very small mice", "fox"]
 
@@ -231,3 +236,27 @@ def test_unknown_names():
         read_harness("hellaswagg")
     with pytest.raises(TaskError, match="group of tasks"):
         read_harness("mmlu")
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("newline", "empty context")])
+def test_solved_examples_are_laid_out_as_the_harness_lays_them_out(name, tmp_path, monkeypatch):
+    """The harness renders the same examples itself, and every text it would score is ours.
+
+    Not where a task has a description, which would be repeated, nor where all prompts are equal and so one group.
+    """
+    path = write_task(tmp_path, name, TASKS[name])
+    task, theirs = make_task(read_harness(path), None, **SPLIT), _load(path)
+    documents = list(theirs.eval_docs)
+    asked = task.examples
+    for before, after in zip(asked, with_shots(task, 2, 0).examples, strict=True):
+        shown = [documents[_number(e)] for e in demonstrations(task, before, 2, 0)]
+        monkeypatch.setattr(theirs.sampler, "sample", lambda n, eval_doc, shown=shown: shown)
+        document = documents[_number(before)]
+        context = theirs.fewshot_context(document, num_fewshot=2)
+        requests = theirs.construct_requests(document, context, metadata=(name, 0, 1))
+        expected = [left + right for left, right in (request.args for request in requests)]
+        assert [left + right for left, right in _wording(after)] == expected
+
+
+def _number(example: Example) -> int:
+    return int(example.id.rpartition("-")[2])

@@ -220,6 +220,17 @@ def test_pickles_are_refused_unopened(folder):
     refused(folder, "a pickle under another name")
 
 
+def test_a_header_whose_length_begins_like_a_pickle_is_none(folder):
+    """The length's first byte is 0x80 in one file of 32 (lengths are multiples of 8)."""
+    weights = load_file(folder / "model.safetensors")
+    for padding in range(0, 256):
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "note": "x" * padding})
+        if (folder / "model.safetensors").read_bytes()[0] == 0x80:
+            break
+    assert (folder / "model.safetensors").read_bytes()[0] == 0x80
+    assert load_model(str(folder)).anatomy.num_blocks == 2
+
+
 def test_missing_unexpected_and_misshapen_tensors_are_named(folder):
     q, gate = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.gate_proj.weight"
 

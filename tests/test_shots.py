@@ -222,3 +222,27 @@ def test_eval_takes_shots(place):
     found = json.loads(with_some.stdout)
     assert found["task"] == "q (2-shot)"
     assert found["scores"] != json.loads(without.stdout)["scores"]
+
+
+def test_prune_searches_and_proves_with_shots(place):
+    """The verdict is about the prompts that eval asks at the same number of shots, side effects are without any."""
+    small = ["--matrices", "down", "--layers", "1", "--side", place / "t.jsonl", "--shots", "2"]
+    done = secateur("prune", place / "m", "--task", place / "q.jsonl", "-o", place / "out", *small, "--json")
+    assert done.exit_code == 0, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["task"]["name"] == "q (2-shot)"
+    assert not any("shot" in effect["name"] for effect in verdict["side_effects"])
+    eval_words = [
+        "eval",
+        place / "m",
+        "--task",
+        place / "q.jsonl",
+        "--split",
+        "test",
+        "--ledger",
+        place / "l.sqlite",
+    ]
+    scores = json.loads(secateur(*eval_words, "--shots", "2", "--json").stdout)["scores"]
+    assert next(s["value"] for s in scores if s["metric"] == "accuracy") == verdict["before"]["value"]
+    command = json.loads((place / "out/plan.json").read_text())["provenance"]["command"]
+    assert command["shots"] == 2

@@ -144,8 +144,8 @@ def _check_shards(folder: Path) -> None:
 def _tensor_names(path: Path) -> set[str]:
     """From the header, which also states how long the file must be."""
     with path.open("rb") as file:
-        start = file.read(8)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+        start = file.read(9)  # of safetensors: the header's length, whose first byte may be any, then the header
+    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
     try:
         with safe_open(path, framework="pt") as tensors:
