@@ -17,6 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, tiny
 
+from secateur.core.plan import Drop, Plan
+from secateur.core.site import Site
 from secateur.errors import UnknownName
 from secateur.gains.bench import bench
 from secateur.gains.cost import Attended, cost, prefill, random_tokens
@@ -25,6 +27,7 @@ from secateur.gains.record import Length, bytes_on_disk, gains, measure, memory_
 from secateur.gains.timing import decode, paired, speed, using_threads
 from secateur.gains.zeroed import zeroed
 from secateur.hf.modeling_secateur import LowRank
+from secateur.surgery.cut import cut
 
 BATCH, PROMPT = 2, 12
 
@@ -42,9 +45,25 @@ def tokens(batch=BATCH, prompt=PROMPT):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_flops_are_those_that_torch_counts(name, as_loaded):
+    _assert_as_torch_counts(as_loaded(tiny(name)))
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2", "llama", "bloom", "falcon-40b", "gemma2", "phi3"])
+def test_flops_of_a_cut_model_are_those_that_torch_counts(name, as_loaded):
+    """Block 0 without attention, block 1 with one KV group less and without its feed-forward network; what is left of
+    the cache is a mark a token in block 0, and the other groups' keys and values in block 1."""
+    before = as_loaded(tiny(name))
+    gone = [Drop(Site.parse(site)) for site in ("b0.attn", "b1.attn.g0", "b1.mlp")]
+    after = as_loaded(cut(before, Plan(before.fingerprint, tuple(gone))))
+    _assert_as_torch_counts(after)
+    groups = before.anatomy.num_kv_heads
+    held = cost(before, tokens()).attended[1].held * (groups - 1) // groups  # Falcon's cache repeats keys
+    assert cost(after, tokens()).kv_bytes_per_token == 2 * 4 + held
+
+
+def _assert_as_torch_counts(loaded):
     """Plain attention multiplies every query with every key, of which a causal model needs (n + 1) / 2n. The prompt is
     shorter than the windows; rotary angles are the model's own business."""
-    loaded = as_loaded(tiny(name))
     found = cost(loaded, tokens())
     plain = sdpa_kernel(SDPBackend.MATH)
     with torch.inference_mode(), plain, FlopCounterMode(display=False) as counter:
