@@ -144,7 +144,7 @@ def _check_shards(folder: Path) -> None:
 def _tensor_names(path: Path) -> set[str]:
     """From the header, which also states how long the file must be."""
     with path.open("rb") as file:
-        start = file.read(9)  # of safetensors: the header's length, whose first byte may be any, then the header
+        start = file.read(9)  # of safetensors: the length of its header, which may begin with any byte, and "{"
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
     try:
