@@ -495,6 +495,44 @@ def test_a_group_is_gone_with_its_heads_and_no_other():
     assert Site(3, "mlp") in gone
 
 
+def test_scattered_neurons_are_counted_not_listed():
+    verdict, plan, analysis = data_components.heads()
+    verdict["cut"] = [{"site": f"b2.mlp.n{2 * i}", "edit": "", "kind": "drop"} for i in range(1_500)]
+    text = Page(render(verdict, plan, analysis)).text
+    assert "b21,500 neurons" in text
+    assert "−1,500 neurons" in text
+
+
+def test_nothing_cut_keeps_the_curves_and_crosses_nothing():
+    verdict, plan, analysis = data_components.heads()
+    verdict |= {"cut": [], "verdict": "no difference shown", "gains": None, "loads": None, "cut_summary": ""}
+    analysis["pruning"]["chosen"] = None
+    page = Page(render(verdict, plan | {"edits": []}, analysis))
+    assert "Nothing was cut" in page.text
+    assert crosses(figures(page, "importance")[0]) == set()
+    assert sections(page) >= NEW - {"gains"}
+
+
+def test_dropping_and_truncating_are_both_drawn_and_told():
+    verdict, plan, analysis = data_components.heads()
+    verdict["cut"] += [
+        {
+            "site": "b5.down",
+            "edit": "b5.down → rank 3",
+            "kind": "truncate",
+            "shape": [64, 256],
+            "rank": 3,
+            "full_rank": 64,
+        }
+    ]
+    page = Page(render(verdict, plan, analysis))
+    assert "b5.down → rank 3" in page.text
+    assert [a["title"] for a in page.of_class("cut") if "rank" in (a.get("title") or "")] == [
+        "b5.down → rank 3"
+    ]
+    assert "38 of 48 heads" in page.text
+
+
 def test_runs_of_numbers():
     assert runs([0, 1, 2, 5, 7, 8, 10, 11, 12, 13]) == "0–2, 5, 7, 8, 10–13"
     assert runs([4]) == "4"

@@ -147,10 +147,13 @@ def _percent(share: float) -> str:
 
 
 def funnel(verdict: Record) -> str:
-    """How many candidates were set aside, dropped, and judged to the end: one bar and one sentence."""
+    """How many candidates were set aside, dropped, and judged to the end: one bar and one sentence.
+
+    Nothing for a search that does not narrow down, such as removal step by step.
+    """
     search = verdict.get("search") or {}
     proposed = search.get("proposed")
-    if not proposed:
+    if not proposed or "raced_out" not in search:
         return ""
     screened, raced = search.get("screened_out") or 0, search.get("raced_out") or 0
     parts = [("screened", "set aside by the screen", screened), ("raced", "dropped early in the race", raced)]

@@ -15,6 +15,7 @@ from secateur.reports.markup import key, text
 
 Record = Mapping[str, Any]
 
+MOST_RUNS = 40  # numbers and runs that are told one by one; beyond, as with scattered neurons, their count
 _UNITS = {"h": ("head", "heads"), "g": ("KV group", "KV groups"), "n": ("neuron", "neurons")}
 _WHOLES = {"attn": "attention", "mlp": "feed-forward network", "": "the whole block"}
 
@@ -131,8 +132,10 @@ def _unit_words(sites: Sequence[Site], unit: str) -> list[str]:
     found = [site.index for site in sites if site.unit == unit]
     if not found:
         return []
-    one, many = _UNITS[unit]
-    return [f"{one if len(found) == 1 else many} {runs(found)}"]
+    (one, many), numbers = _UNITS[unit], runs(found)
+    if numbers.count(",") >= MOST_RUNS:
+        return [f"{len(found):,} {many}"]
+    return [f"{one if len(found) == 1 else many} {numbers}"]
 
 
 def runs(numbers: Sequence[int]) -> str:
