@@ -654,4 +654,4 @@ def test_deep_wide_models_keep_readable_labels():
     (figure,) = Page(render_probe({"model": "m", "components": {"heads": heads}})).figures
     assert len(figure["layout"]["xaxis"]["tickvals"]) <= 12
     assert len(figure["layout"]["yaxis"]["tickvals"]) <= 16
-    assert 500 < figure["layout"]["height"] < 700
+    assert 500 < figure["layout"]["height"] < 700, "the large map"

@@ -97,9 +97,9 @@ def some(count: int, most: int) -> list[int]:
     return list(range(0, count, max(1, math.ceil(count / most))))
 
 
-def cell_height(lines: int) -> float:
-    """Pixels a line of a heat map gets: readable in shallow models, shrinking in deep ones."""
-    return min(34.0, max(9.0, 560 / lines))
+def cell_height(lines: int, most: int = 560) -> float:
+    """Pixels a line of a heat map gets: readable in shallow models, shrinking in deep ones to `most` pixels in all."""
+    return min(34.0, max(9.0 * most / 560, most / lines))
 
 
 def level(value: float) -> dict[str, Any]:

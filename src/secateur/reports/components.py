@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from secateur.reports.chart import Figure
 from secateur.reports.drops import Dropped, dropped
 from secateur.reports.frame import Figures, Record, place, section
-from secateur.reports.grids import amount, correlations, unit_map, values_of
+from secateur.reports.grids import LARGE, SMALL, amount, correlations, unit_map, values_of
 from secateur.reports.markup import capital, change, key, known, text
 from secateur.reports.neurons import concentration
 from secateur.reports.parts import overlap_scatter, part_bars
@@ -24,7 +24,7 @@ def importance(verdict: Record, plan: Record, analysis: Record, figures: Figures
     if not mean:
         return ""
     gone, readings, overlap = dropped(verdict), record.get("readings") or (), record.get("overlap")
-    first = [_map(_mean_title(readings), mean, record["unit"], gone)]
+    first = [_map(_mean_title(readings), mean, record["unit"], gone, most=LARGE)]
     agreement = [correlations("Do the readings agree?", overlap)] if overlap else []
     beside = len(readings) <= BESIDE
     body = place("importance", first + (agreement if beside else []), figures, layout="duo")
@@ -65,9 +65,9 @@ def _mean_title(readings: Sequence[Record]) -> str:
     )
 
 
-def _map(title: str, values: Mapping, unit: str, gone: Dropped, read: str = "") -> Figure:
+def _map(title: str, values: Mapping, unit: str, gone: Dropped, read: str = "", most: int = SMALL) -> Figure:
     note = ", ".join([*([read] if read else []), f"largest {amount(max(values.values()), unit)}"])
-    return unit_map(title, values, gone, unit=unit, word="importance", note=note)
+    return unit_map(title, values, gone, unit=unit, word="importance", note=note, most=most)
 
 
 def _reading(reading: Record, unit: str, gone: Dropped) -> Figure:

@@ -26,6 +26,7 @@ from secateur.reports.chart import (
 from secateur.reports.drops import Dropped, site_of
 from secateur.reports.markup import MINUS, known, text
 
+LARGE, SMALL = 560, 330  # pixels that the lines of a map take at most: alone, or as one of several
 MOST_NAMES = 12  # readings whose correlations are also written in the cells
 
 Values = Mapping[Site, float]
@@ -50,32 +51,37 @@ def amount(value: float, unit: str) -> str:
     return f"{value:.3g}".replace("-", MINUS)
 
 
-def unit_map(title: str, values: Values, gone: Dropped, *, unit: str, word: str, note: str = "") -> Figure:
+def unit_map(
+    title: str,
+    values: Values,
+    gone: Dropped,
+    *,
+    unit: str,
+    word: str,
+    note: str = "",
+    most: int = SMALL,
+) -> Figure:
     """A cell for each head, colored by the root of its value from 0 to the largest; × on what was cut.
 
-    Color ends at 1 where the value is a `score`, a number from 0 to 1.
+    Color ends at 1 where the `unit` is `score`, a number from 0 to 1. `word` says what the value is.
     """
     order = ranks(values)
-    blocks, heads = (1 + max(getter(site) for site in values) for getter in (_block, _index))
+    blocks, heads = 1 + max(site.block for site in values), 1 + max(site.index for site in values)
     z: list[list[float | None]] = [[None] * heads for _ in range(blocks)]
     hover = [[""] * heads for _ in range(blocks)]
     for site, value in values.items():
-        z[site.block][site.index] = math.sqrt(max(0.0, value))
+        z[site.block][site.index] = _root(value)
         hover[site.block][site.index] = _hover(site, value, order, unit, word, site in gone)
-    most = 1.0 if unit == "score" else math.sqrt(max(0.0, *values.values())) or 1.0
-    cells = _heat(z, hover, SEQUENTIAL, 0.0, most)
-    crossed = [(site.index, site.block) for site in values if site in gone]
+    top = 1.0 if unit == "score" else _root(max(values.values())) or 1.0
+    height = cell_height(blocks, most)
+    crosses = _crosses([(site.index, site.block) for site in values if site in gone], height, heads)
     rows = [_row(site, place, values[site], unit, gone) for site, place in order.items()]
-    layout = _sheet(blocks, heads)
-    return Figure(title, [cells, _crosses(crossed, blocks, heads)], layout, _head(word, gone), rows, note)
+    data = [_heat(z, hover, SEQUENTIAL, 0.0, top), crosses]
+    return Figure(title, data, _sheet(blocks, heads, height), _head(word, gone), rows, note)
 
 
-def _block(site: Site) -> int:
-    return site.block
-
-
-def _index(site: Site) -> int:
-    return site.index
+def _root(value: float) -> float:
+    return math.sqrt(max(0.0, value))
 
 
 def _hover(site: Site, value: float, order: Mapping[Site, int], unit: str, word: str, cut: bool) -> str:
@@ -99,6 +105,7 @@ def _row(site: Site, place: int, value: float, unit: str, gone: Dropped) -> list
 def _heat(
     z: list[list[float | None]], hover: list[list[str]], scale: list[list[Any]], low: float, high: float
 ) -> dict[str, Any]:
+    gap = 2 if max(len(z), len(z[0])) <= 16 else 1
     return {
         "type": "heatmap",
         "z": z,
@@ -109,20 +116,20 @@ def _heat(
         "zmax": high,
         "colorscale": scale,
         "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
+        "xgap": gap,
+        "ygap": gap,
     }
 
 
-def _crosses(points: Sequence[tuple[int, int]], blocks: int, heads: int) -> dict[str, Any]:
-    size = max(3.0, min(9.0, 0.4 * cell_height(blocks), 110 / heads))
+def _crosses(points: Sequence[tuple[int, int]], height: float, heads: int) -> dict[str, Any]:
+    size = max(3.0, min(9.0, 0.4 * height, 110 / heads))
     return marks(points, symbol="x-thin-open", size=size, color=ACCENT, line={"width": 1.6})
 
 
-def _sheet(blocks: int, heads: int) -> dict[str, Any]:
+def _sheet(blocks: int, heads: int, height: float) -> dict[str, Any]:
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
     return new_layout(
-        int(54 + cell_height(blocks) * blocks),
+        int(54 + height * blocks),
         xaxis=new_axis("head", range=[-0.6, heads - 0.4], tickvals=some(heads, 12), **plain),
         yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
     )
