@@ -144,7 +144,9 @@ def _check_shards(folder: Path) -> None:
 def _tensor_names(path: Path) -> set[str]:
     """From the header, which also states how long the file must be."""
     with path.open("rb") as file:
-        start = file.read(9)  # of safetensors: the length of its header, which may begin with any byte, and "{"
+        start = file.read(
+            9
+        )  # of safetensors: the length of its header, which may begin with any byte, and "{"
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
     try:
@@ -156,7 +158,7 @@ def _tensor_names(path: Path) -> set[str]:
 
 def _broken_shard(path: Path, start: bytes) -> str:
     size = path.stat().st_size
-    if len(start) < 8 or struct.unpack("<Q", start)[0] > size - 8:
+    if len(start) < 8 or struct.unpack("<Q", start[:8])[0] > size - 8:
         return f"{path} ends within its header ({size} bytes): truncated, or not safetensors. Copy it again."
     return f"{path} ({size} bytes) is not what its header states: truncated or broken. Copy it again."
 
