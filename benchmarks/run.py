@@ -1,6 +1,6 @@
 """All benchmarks (`make bench`): a table on the screen, a dated JSON file, and RESULTS.md beside this file.
 
-`--only sweep` (or search, null) repeats one part and keeps the others of the last JSON file.
+`--only sweep` (or search, null, cut) repeats one part and keeps the others of the last JSON file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import cut_speed
 import null_study
 import search_cost
 import sweep
@@ -52,6 +53,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "sweep": sweep_part,
     "search": search_cost.run,
     "null": null_study.run,
+    "cut": cut_speed.run,
 }
 
 
@@ -93,10 +95,27 @@ def null_rows(found: dict[str, Any]) -> Iterator[Row]:
         yield f"true null: says “{word}”", measured, wanted, met
 
 
+def cut_rows(found: dict[str, Any]) -> Iterator[Row]:
+    for name, model in found["models"].items():
+        for phase, target in found["targets"].items():
+            one = model[phase]
+            measured = f"{one['speedup']:.2f}× of at most {one['limit']:.2f}×: {one['of_limit']:.0%}"
+            what = f"{name} without 70 % of heads and 20 % of FFNs: {phase}"
+            yield what, measured, f"≥ {target:.0%} of the limit", _met(one["of_limit"] >= target)
+    for one in found["factors"]:
+        rows, columns = one["shape"]
+        speedups = dict(zip(one["ranks"], one["speedups"], strict=True))
+        shown = ", ".join(f"rank {rank}: {speedups[rank]:.1f}×" for rank in one["ranks"][:4])
+        even = "beyond" if one["break_even"] is None else f"{one['break_even']:.0f}"
+        what = f"{rows} × {columns} as two factors, {one['tokens']} token{'s' * (one['tokens'] > 1)}"
+        yield what, f"{shown}; break-even at {even} (arithmetic {one['arithmetic_break_even']:.0f})", "", ""
+
+
 ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "sweep": sweep_rows,
     "search": search_rows,
     "null": null_rows,
+    "cut": cut_rows,
 }
 
 
