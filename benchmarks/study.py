@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import tempfile
 import time
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--random-opt", action="store_true")
     parser.add_argument("--json", type=Path, help="write rows and agreement to this file")
     given = parser.parse_args()
+    logging.getLogger("secateur").setLevel(logging.ERROR)  # that splits are small, for every reading again
     with tempfile.TemporaryDirectory() as folder:
         model = random_opt(given.model, Path(folder)) if given.random_opt else given.model
         rows = run(model, given.data, [int(word) for word in given.shots.split(",")], given.limit)

@@ -161,7 +161,7 @@ def test_induction_needs_no_task_and_shows_importance_beside_it_with_one(place):
         ((), {"what": "heads"}, TaskError, "give --task"),
         ((), {"what": ["heads", "induction"]}, TaskError, "give --task"),
         ((), {}, TaskError, "give --task"),
-        (("a", "a"), {"what": "heads"}, TaskError, "two of the tasks are called 'a'"),
+        (("a", "a"), {"what": "heads"}, TaskError, "two tasks are called 'a'"),
         (("a", "b"), {"what": "spectrum"}, TaskError, "reads one thing"),
         (("a",), {"what": "curves", "shots": (0, 1)}, TaskError, "reads one thing"),
         (("a",), {"what": ["heads", "tail"]}, TaskError, "reads one thing"),
@@ -181,7 +181,7 @@ def test_what_cannot_be_read_is_refused(place, tasks, more, error, message):
 def test_losses_of_text_and_of_answers_are_not_averaged(place):
     (place / "t.txt").write_text("w5 w6 w7 w8 " * 4500, encoding="utf-8")
     tasks = [f"text:{place / 't.txt'}", str(place / "a.jsonl")]
-    with pytest.raises(TaskError, match="by different losses"):
+    with pytest.raises(TaskError, match="different losses"):
         package.probe(str(place / "m"), tasks, what="ffns", seqlen=6)
     found = package.probe(str(place / "m"), tasks, what="heads", seqlen=6)
     assert [r["task"] for r in found["components"]["heads"]["readings"]] == ["t", "a"]

@@ -77,12 +77,11 @@ def read_components(
     plain = _plain_tasks(options, loaded, tasks)
     if "ffns" in what and len({task.kind == "text" for task in plain}) > 1:
         raise TaskError(
-            "--what ffns measures text and answers by different losses: read them one after the other."
+            "text and answers have different losses, and --what ffns no mean of them: read one of them."
         )
     progress("load", 1, 1)
-    kinds = dict.fromkeys(
-        "heads" if one == "induction" else one for one in what
-    )  # its overlap is with importance
+    # Of induction the importance of heads is read too, to be set beside it.
+    kinds = dict.fromkeys("heads" if one == "induction" else one for one in what)
     readings = [
         Reading(name, count, len(session.task.split(split)), of, _found(kinds, session, split, blocks))
         for name, count, of, session in _sessions(options, loaded, plain, shots, split, progress)
@@ -97,9 +96,7 @@ def _plain_tasks(options: Options, loaded: Loaded, specs: Sequence[str]) -> list
     for spec in specs:
         task = read_task(replace(options, task=spec, shots=0), loaded)
         if task.name in found:
-            raise TaskError(
-                f"two of the tasks are called {task.name!r}. Give each once, files by different names."
-            )
+            raise TaskError(f"two tasks are called {task.name!r}. Give each once, files by different names.")
         found[task.name] = task
     return list(found.values())
 
