@@ -8,7 +8,6 @@ opened once; only the checkpoint and the report are not written, the cut model i
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 import sys
@@ -28,8 +27,7 @@ from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
 from secateur.recipe import search_laser
 from secateur.session import Options, Session, open_session
-from secateur.surgery.cut import cut_
-from secateur.surgery.operations import resolve
+from secateur.surgery.cut import cut
 from secateur.tasks.encode import encode
 from secateur.tasks.example import Example, Task
 from secateur.verify.verdict import decide
@@ -103,8 +101,7 @@ def null_task(task: Task, answers: list[str], rng: random.Random) -> Task:
 
 
 def _cut(loaded: Loaded, plan: Plan) -> Loaded:
-    model = copy.deepcopy(loaded.model)
-    cut_(model, resolve(plan, loaded.anatomy, loaded.fingerprint))
+    model = cut(loaded, plan)
     return replace(loaded, model=model, fingerprint=fingerprint(model))
 
 
