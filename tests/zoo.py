@@ -114,3 +114,9 @@ ZOO: dict[str, Callable[[], PreTrainedModel]] = {
 def tiny(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A fresh model of the zoo in `dtype`."""
     return ZOO[name]().to(dtype)
+
+
+def variant(name: str, **changes: Any) -> PreTrainedModel:
+    """A fresh model of the zoo with other values in its config."""
+    cls, config, tied, options = ZOO[name].args
+    return _build(cls, config, tied, options | changes)

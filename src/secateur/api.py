@@ -14,7 +14,8 @@ import numpy as np
 from secateur import verify
 from secateur.checkpoint.card import unverified_card
 from secateur.checkpoint.folder import Folder, write_json, writing
-from secateur.checkpoint.save import assert_same, logits_on, reload, save
+from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Edit, Plan, parse_edits
@@ -30,8 +31,9 @@ from secateur.recipe import Result, check_ledger, read_result
 from secateur.recipe import prune as _prune
 from secateur.reports import write_report
 from secateur.session import Options, Session, open_session
-from secateur.surgery.mask import Spectra, masked
+from secateur.surgery.mask import Spectra
 from secateur.surgery.operations import resolve
+from secateur.surgery.portable import portable_plan
 
 SPLITS = ("probe", "select", "test")
 Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
@@ -151,11 +153,19 @@ def apply(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    portable: bool = False,
+    zeroed: bool = False,
+    factorize: bool = False,
 ) -> Result:
-    """Carry out a plan without a search or a verdict; the checkpoint says that nothing was verified."""
-    given = read_edits(plan)
+    """Carry out a plan without a search or a verdict; the checkpoint says that nothing was verified.
+
+    With `portable` the nearest plan that a stock class can hold; with `zeroed` the original's shapes, zeros in them;
+    with `factorize` low rank is stored as two factors.
+    """
+    given, form = read_edits(plan), Form(zeroed, factorize)
     edits = given.edits if isinstance(given, Plan) else given
     command = {"apply": [str(edit) for edit in edits], "model": model, "revision": revision, "dtype": dtype}
+    command |= {"portable": portable, "zeroed": zeroed, "factorize": factorize}
     folder = Folder.at(out, reads=model)
     with folder.claimed():
         if folder.finished(command, overwrite=overwrite):
@@ -164,25 +174,25 @@ def apply(
             model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
         chosen = given if isinstance(given, Plan) else Plan(loaded.fingerprint, given)
-        write_cut(loaded, chosen, folder.staging, trust_remote_code=trust_remote_code)
-        provenance = {"command": command, "verified": False, "versions": versions()}
+        if portable:
+            chosen = portable_plan(chosen, loaded)
+        loads = where_it_loads(chosen, loaded.anatomy, form)
+        save_and_reload(
+            loaded,
+            chosen,
+            folder.staging,
+            rows=[range(min(8, loaded.anatomy.vocab_size))],
+            form=form,
+            decompose=Spectra(2**30),
+            trust_remote_code=trust_remote_code,
+        )
+        provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
         write_json(folder.staging / "plan.json", chosen.to_json() | {"provenance": provenance})
         with writing(folder.staging):
-            card = unverified_card(model, loaded.revision is not None, chosen)
+            card = unverified_card(model, loaded.revision is not None, chosen, loads)
             (folder.staging / "README.md").write_text(card, encoding="utf-8")
         folder.publish()
     return Result(folder.out, None, chosen)
-
-
-def write_cut(loaded: Loaded, plan: Plan, folder: Path, *, trust_remote_code: bool) -> None:
-    """Writes the cut model and reads it back: on a few tokens it computes what the masked one does."""
-    operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
-    rows, spectra = [range(min(8, loaded.anatomy.vocab_size))], Spectra(2**30)
-    save(loaded, operations, folder, spectra)
-    with masked(loaded.model, operations, spectra):
-        expected = logits_on(loaded, rows)
-    written = reload(folder, loaded, trust_remote_code=trust_remote_code)
-    assert_same(expected, logits_on(written, rows), folder)
 
 
 # -------------------------------------------------------------------------------------------------------------- probe

@@ -15,7 +15,7 @@ from typing import Any
 from secateur import __version__, records, verify
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import write_json, writing
-from secateur.checkpoint.save import assert_same, logits_on, reload, save
+from secateur.checkpoint.save import Form, save_and_reload
 from secateur.core.noninferiority import NOT_WORSE, bound_text
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
@@ -26,8 +26,6 @@ from secateur.probes.answers import split_answers
 from secateur.reports import write_report
 from secateur.search.laser import Race, grid
 from secateur.session import Session
-from secateur.surgery.mask import masked
-from secateur.surgery.operations import resolve
 from secateur.tasks.load import load_side
 
 SIDE_EXAMPLES = 200
@@ -78,18 +76,17 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
 
 
 def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
-    operations = resolve(plan, session.loaded.anatomy, session.loaded.fingerprint)
-    rows = [
-        context + answer
-        for e in session.task.split("select")[:4]
-        for context, answer in session.encoded[e].pairs[:1]
-    ]
-    save(session.loaded, operations, staging, judge.spectra)
-    with masked(session.loaded.model, operations, judge.spectra):
-        expected = logits_on(session.loaded, rows)
-    written = reload(staging, session.loaded, trust_remote_code=session.options.trust_remote_code)
-    assert_same(expected, logits_on(written, rows), staging)
-    return written
+    select = session.task.split("select")[:4]
+    rows = [context + answer for e in select for context, answer in session.encoded[e].pairs[:1]]
+    return save_and_reload(
+        session.loaded,
+        plan,
+        staging,
+        rows=rows,
+        form=Form(session.options.zeroed, session.options.factorize),
+        decompose=judge.spectra,
+        trust_remote_code=session.options.trust_remote_code,
+    )
 
 
 def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:

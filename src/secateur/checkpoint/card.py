@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from secateur.checkpoint.tiers import Loads
 from secateur.core.noninferiority import bound_text
 from secateur.core.plan import Plan
 
@@ -62,9 +63,9 @@ def _trust(verdict: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def unverified_card(model: str, hub: bool, plan: Plan) -> str:
+def unverified_card(model: str, hub: bool, plan: Plan, loads: Loads) -> str:
     """README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did."""
-    edits = "\n".join(f"- `{edit.site}`: {edit}" for edit in plan.edits)
+    edits = "\n".join(f"- {words}" for words in plan.told)
     return f"""{_front_matter(model, hub, "apply")}
 # {_short(model)}, cut by hand
 
@@ -74,8 +75,11 @@ def unverified_card(model: str, hub: bool, plan: Plan) -> str:
 
 {edits or "Nothing: the plan is empty."}
 
-The result has the shapes of the original and loads with stock transformers:
-`AutoModelForCausalLM.from_pretrained(FOLDER)`. Model fingerprint `{plan.model}`. `plan.json` holds the cut.
+Model fingerprint `{plan.model}`. `plan.json` holds the cut.
+
+## How to load it
+
+{loads.markdown()}
 """
 
 

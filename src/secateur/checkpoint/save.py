@@ -5,31 +5,72 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.checkpoint.folder import FULL, no_space, writing
-from secateur.errors import OutputError
+from secateur.core.plan import Plan
+from secateur.errors import OutputError, PlanError
 from secateur.hf.load import Loaded, load_model, quiet
+from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import Decompose, Replace
+from secateur.surgery.operations import Bypass, Decompose, resolve
 
 
-def save(loaded: Loaded, operations: Sequence[Replace], folder: Path, decompose: Decompose) -> None:
-    """A stock Hugging Face folder (safetensors, config, tokenizer, generation config) of the cut model.
+@dataclass(frozen=True)
+class Form:
+    """How a cut is written. `zeroed`: in the original's shapes, with zeros where something went, which loads wherever
+    the original does and saves nothing; else what went is not stored. `factorize`: truncated matrices as two factors
+    where that is smaller."""
 
-    The model in memory is the original again afterwards. Raises `OutputError` when the disk is full; then `folder`
-    is gone.
+    zeroed: bool = False
+    factorize: bool = False
+
+
+def save_and_reload(
+    loaded: Loaded,
+    plan: Plan,
+    folder: Path,
+    *,
+    rows: Sequence[Sequence[int]],
+    form: Form,
+    decompose: Decompose,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Writes the cut model to `folder` as a Hugging Face checkpoint (safetensors, config, tokenizer, generation
+    config; a modelling file where no stock class has its shapes), and reads it back.
+
+    The model in memory is the original again afterwards. Raises `OutputError` when the disk is full (then `folder` is
+    gone), or where on `rows` of tokens the model read back does not compute what the mask does.
     """
-    need = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
+    if form.zeroed and any(isinstance(operation, Bypass) for operation in operations):
+        raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
+    if form.zeroed:
+        with masked(loaded.model, operations, decompose):
+            save(loaded.model, loaded.tokenizer, folder)
+    else:
+        save(cut(loaded, plan, factorize=form.factorize, decompose=decompose), loaded.tokenizer, folder)
+    with masked(loaded.model, operations, decompose):
+        expected = logits_on(loaded, rows)
+    written = reload(folder, loaded, trust_remote_code=trust_remote_code)
+    assert_same(expected, logits_on(written, rows), folder)
+    return written
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A Hugging Face folder. Raises `OutputError` when the disk is full; then `folder` is gone."""
+    need = sum(p.numel() * p.element_size() for p in model.parameters())
     _start(folder, need)
     try:
-        with writing(folder), quiet(), masked(loaded.model, operations, decompose):
-            loaded.model.save_pretrained(folder)
-            loaded.tokenizer.save_pretrained(folder)
+        with writing(folder), quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
             _open_to_readers(folder)
     except SafetensorError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,7 +108,7 @@ def _system_error(error: SafetensorError) -> int | None:
 
 
 def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Loaded:
-    """The written checkpoint through the stock classes, in the dtype and on the device of `like`."""
+    """The written checkpoint as `secateur.load` reads it, in the dtype and on the device of `like`."""
     dtype = str(like.model.dtype).removeprefix("torch.")
     return load_model(
         str(folder), dtype=dtype, device=str(like.model.device), trust_remote_code=trust_remote_code

@@ -115,8 +115,12 @@ class Plan:
         return len(self.edits)
 
     def __str__(self) -> str:
-        truncated = [str(edit) for edit in self.edits if isinstance(edit, Truncate)]
-        return "; ".join([*truncated, *_told(self.dropped)]) or "nothing cut"
+        return "; ".join(self.told) or "nothing cut"
+
+    @property
+    def told(self) -> list[str]:
+        """What is cut, in words; the heads, groups or neurons of one part together."""
+        return [*map(str, self.truncated), *_told(self.dropped)]
 
     @property
     def dropped(self) -> tuple[Site, ...]:

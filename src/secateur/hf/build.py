@@ -42,7 +42,11 @@ def carving_of(config: Any) -> Sequence[Mapping[str, Any]]:
 
 def carved(config: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
     """A stock config with operations to replay: that of a model of our own class."""
-    carving = {"version": modeling_secateur.VERSION, "operations": list(operations)}
+    carving = {
+        "version": modeling_secateur.VERSION,
+        "family": config.model_type,
+        "operations": list(operations),
+    }
     own = {"carving": carving, "auto_map": AUTO_MAP, "architectures": [SecateurForCausalLM.__name__]}
     return carved_config(type(config)).from_dict(config.to_dict() | own)
 

@@ -31,6 +31,7 @@ from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.families import FAMILIES, family_of
 from secateur.hf.fingerprint import fingerprint
+from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.source import Source, check_weights, download, hub_source, local_source
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -102,6 +103,9 @@ def _find(name: str, revision: str | None) -> Source:
 def _check_kind(source: Source, trust_remote_code: bool) -> bool:
     """Whether the model needs code of its own. Raises before any weight is read or fetched."""
     architecture = _architecture(source)
+    if _is_carved(source):
+        family_of(architecture, source.config["stock"])
+        return False  # of that code this package has its own copy
     remote = source.config.get("model_type") not in CONFIG_MAPPING_NAMES and bool(
         source.config.get("auto_map")
     )
@@ -115,7 +119,17 @@ def _check_kind(source: Source, trust_remote_code: bool) -> bool:
     return remote
 
 
+def _is_carved(source: Source) -> bool:
+    """Whether secateur cut it into shapes of its own."""
+    return source.config.get("model_type") == SecateurConfig.model_type and all(
+        isinstance(source.config.get(key), dict) for key in ("stock", "carving")
+    )
+
+
 def _architecture(source: Source) -> str:
+    if _is_carved(source):
+        family = source.config["carving"].get("family")
+        return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, f"an unknown model ({family})")
     named = source.config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]
@@ -128,6 +142,8 @@ def _architecture(source: Source) -> str:
 
 def _config(source: Source, remote: bool) -> PreTrainedConfig:
     try:
+        if _is_carved(source):
+            return SecateurConfig.from_pretrained(str(source.folder))
         return AutoConfig.from_pretrained(str(source.folder), trust_remote_code=remote, local_files_only=True)
     except _BROKEN as error:
         raise ModelError(f"config.json of {source.name} cannot be used: {_first_line(error)}") from error
@@ -137,7 +153,8 @@ def _weights(
     source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
 ) -> PreTrainedModel:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        auto = SecateurForCausalLM if _is_carved(source) else AutoModelForCausalLM
+        model, info = auto.from_pretrained(
             str(source.folder),
             config=config,
             dtype=dtype,

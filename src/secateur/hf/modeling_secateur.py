@@ -4,8 +4,8 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-`config.json` holds the family's own configuration under `stock`, and under `carving` what is different: a list of
-operations on modules named by their paths. Parameters keep the names they have in the stock model.
+`config.json` holds the family's own configuration under `stock`, and under `carving` the family and what is different:
+a list of operations on modules named by their paths. Parameters keep the names they have in the stock model.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from transformers import (
 )
 
 VERSION = 1
+WARNING = "parts of this model are cut away: load it by AutoModelForCausalLM with trust_remote_code=True"
+"""In a place where every stock configuration wants a number, so that none reads the rest by mistake."""
 
 # -------------------------------------------------------------------------------------------------------- configuration
 
@@ -45,7 +47,7 @@ class SecateurConfig(PreTrainedConfig):
         own = {
             key: config_dict[key] for key in ("carving", "auto_map", "architectures") if key in config_dict
         }
-        stock = CONFIG_MAPPING[config_dict["stock"]["model_type"]]
+        stock = CONFIG_MAPPING[carving["family"]]
         return carved_config(stock).from_dict(config_dict["stock"] | own, **kwargs)
 
 
@@ -58,9 +60,12 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
         def to_diff_dict(self) -> dict[str, Any]:
             inner = super().to_diff_dict()
+            inner.pop(
+                "model_type", None
+            )  # with it, a stock class asked by name would take `stock` for its own
             outer = ("carving", "auto_map", "architectures", "transformers_version")
             shown = {key: inner.pop(key) for key in outer if key in inner}
-            return {"model_type": "secateur", **shown, "stock": inner}
+            return {"model_type": "secateur", "vocab_size": WARNING, **shown, "stock": inner}
 
     return SecateurConfig
 

@@ -1,0 +1,209 @@
+"""What must hold of every physical cut in every family: it computes what the mask computes, has the parameters that
+were predicted, and generates with its cache what it generates without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from zoo import ZOO, tiny, variant
+
+from secateur.core.plan import Drop, Edit, Plan, Truncate
+from secateur.core.site import Site
+from secateur.errors import PlanError, UnknownName
+from secateur.hf.anatomy import Anatomy, anatomy
+from secateur.hf.load import Loaded
+from secateur.hf.modeling_secateur import LowRank
+from secateur.surgery.cut import cut
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import resolve
+from secateur.surgery.shape import Shape, shape_of, stock_config
+
+TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+KINDS = [
+    "one head", "uneven heads", "all heads of a block", "KV group", "KV groups everywhere", "heads everywhere",
+    "attention of block 0", "attention of block 1", "FFN of block 0", "neurons", "all neurons of a block",
+    "neurons everywhere", "block 0", "last block", "mixed", "rank 0", "rank 3", "ranks and heads", "q alone",
+]  # fmt: skip
+
+
+def drops(*sites: str) -> list[Edit]:
+    return [Drop(Site.parse(site)) for site in sites]
+
+
+def edits_of(kind: str, a: Anatomy) -> list[Edit]:
+    """Edits of one kind for any model of the zoo."""
+    heads, groups, blocks = range(a.num_heads), range(a.num_kv_heads), range(a.num_blocks)
+    of_each_group = range(0, a.num_heads, a.num_heads // a.num_kv_heads)
+    if a.num_heads == a.num_kv_heads:
+        of_each_group = range(1, 2)
+    return {
+        "one head": lambda: drops("b0.attn.h1"),
+        "uneven heads": lambda: drops("b0.attn.h1", "b1.attn.h0", "b1.attn.h2", "b1.attn.h3"),
+        "all heads of a block": lambda: drops(*(f"b0.attn.h{h}" for h in heads)),
+        "KV group": lambda: drops("b1.attn.g0"),
+        "KV groups everywhere": lambda: drops(*(f"b{b}.attn.g{b % len(groups)}" for b in blocks)),
+        "heads everywhere": lambda: drops(*(f"b{b}.attn.h{h}" for b in blocks for h in of_each_group)),
+        "attention of block 0": lambda: drops("b0.attn"),
+        "attention of block 1": lambda: drops("b1.attn"),
+        "FFN of block 0": lambda: drops("b0.mlp"),
+        "neurons": lambda: drops("b0.mlp.n3", "b0.mlp.n4", "b1.mlp.n0"),
+        "all neurons of a block": lambda: drops(*(f"b1.mlp.n{n}" for n in range(a.d_ff))),
+        "neurons everywhere": lambda: drops(*(f"b{b}.mlp.n{n}" for b in blocks for n in (1, 5, 6))),
+        "block 0": lambda: drops("b0"),
+        "last block": lambda: drops(f"b{a.num_blocks - 1}"),
+        "mixed": lambda: drops("b0.attn", "b1.mlp", "b1.attn.h2"),
+        "rank 0": lambda: [Truncate(site, 0) for site in a.matrices if site.block == 0],
+        "rank 3": lambda: [Truncate(site, 3) for site in a.matrices if site.block == 0],
+        "ranks and heads": lambda: [
+            *(Truncate(site, 2, "tail") for site in a.matrices if site.block == 1),
+            *drops("b1.attn.h1", "b1.mlp.n2"),
+        ],
+        "q alone": lambda: [Truncate(Site(0, "q"), 2), *drops("b0.attn.h0")],
+    }[kind]()  # fmt: skip
+
+
+def loaded_of(name: str, dtype: torch.dtype = torch.float64) -> Loaded:
+    model = tiny(name, dtype)
+    return Loaded(name, model, None, anatomy(model), name, None, None)  # type: ignore[arg-type]
+
+
+def plan_of(kind: str, loaded: Loaded) -> Plan:
+    return Plan(loaded.fingerprint, tuple(edits_of(kind, loaded.anatomy)))
+
+
+def factorized(kind: str) -> bool:
+    return "rank" in kind or kind == "q alone"
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    return model(TOKENS).logits
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_mask_and_cut_agree_and_the_parameters_are_those_predicted(name, dtype):
+    loaded = loaded_of(name, dtype)
+    for kind in KINDS:
+        check_cut(loaded, kind, dtype)
+
+
+def check_cut(loaded: Loaded, kind: str, dtype: torch.dtype) -> None:
+    plan, whole = plan_of(kind, loaded), logits(loaded.model)
+    with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
+        expected = logits(loaded.model)
+    model = cut(loaded, plan, factorize=factorized(kind))
+    distance = torch.linalg.norm(logits(model) - expected) / torch.linalg.norm(expected)
+    assert distance <= TOLERANCE[dtype], kind
+    assert torch.equal(logits(loaded.model), whole), "the original was changed"
+    assert not torch.allclose(expected, whole, rtol=1e-3), "a cut that does nothing shows nothing"
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    assert kind in ("one head", "uneven heads", "q alone") or stored < loaded.anatomy.num_parameters
+    assert stored == shape_of(plan, loaded.anatomy, factorize=factorized(kind)).num_parameters(loaded.anatomy)
+    assert stored == anatomy(model).num_parameters
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_cached_generation_is_uncached_generation_with_padding_on_the_left(name):
+    loaded = loaded_of(name, torch.float32)
+    for kind in KINDS:
+        check_generation(loaded, kind)
+
+
+def check_generation(loaded: Loaded, kind: str) -> None:
+    model = cut(loaded, plan_of(kind, loaded), factorize=factorized(kind))
+    prompts = [(5, 6, 7, 8, 9), (11, 12), (20, 21, 22, 23, 24, 25, 26)]
+    length = max(map(len, prompts))
+    ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    made = model.generate(
+        ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert made[:, length:].tolist() == [uncached(model, prompt, 6) for prompt in prompts], kind
+
+
+@torch.no_grad()
+def uncached(model: PreTrainedModel, prompt: tuple[int, ...], count: int) -> list[int]:
+    """Greedy tokens one row at a time, without cache or padding."""
+    tokens: list[int] = []
+    for _ in range(count):
+        tokens.append(int(model(torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[0, -1].argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_a_cut_model_can_be_cut_again(name):
+    """First an attention and a head, then in what is left a block, an FFN and neurons: as if all went at once."""
+    loaded = loaded_of(name)
+    model = cut(loaded, Plan(name, tuple(drops("b1.attn.h1", "b0.mlp"))))
+    again = Loaded("cut", model, None, anatomy(model), "cut", None, None)  # type: ignore[arg-type]
+    twice = cut(again, Plan("cut", tuple(drops("b0", "b1.mlp.n3", "b1.mlp.n0"))))
+    once = cut(loaded, Plan(name, tuple(drops("b0", "b1.attn.h1", "b1.mlp.n3", "b1.mlp.n0"))))
+    torch.testing.assert_close(logits(twice), logits(once), rtol=1e-12, atol=1e-12)
+    assert anatomy(twice).num_parameters == anatomy(once).num_parameters
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "phi3", "mistral"])
+def test_equal_shapes_are_stock_models(name):
+    loaded = loaded_of(name)
+    for kind in ("KV groups everywhere", "heads everywhere", "neurons everywhere", "block 0", "last block"):
+        model = cut(loaded, plan_of(kind, loaded))
+        assert type(model) is type(loaded.model), kind
+        assert type(model.config) is type(loaded.model.config)
+    for kind in ("one head", "attention of block 0", "FFN of block 0", "rank 3"):
+        reason = stock_config(shape_of(plan_of(kind, loaded), loaded.anatomy, factorize=True), loaded.anatomy)
+        assert isinstance(reason, str)
+        assert type(cut(loaded, plan_of(kind, loaded), factorize=True)).__name__ == "SecateurForCausalLM"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "gpt-neox", "opt", "bloom", "falcon-7b", "phi"])
+def test_families_that_derive_the_size_of_a_head_are_carved(name):
+    loaded = loaded_of(name)
+    reason = stock_config(shape_of(plan_of("heads everywhere", loaded), loaded.anatomy), loaded.anatomy)
+    assert "fixes the size of a head" in reason
+
+
+def test_uneven_groups_take_the_smaller_way_out():
+    """4 + 1 heads: the single one's group would be filled with 3 silent heads, so keys are repeated instead; 4 + 3: the
+    fourth stays, silent."""
+    model = variant("llama", num_attention_heads=8, num_key_value_heads=2, head_dim=8)
+    loaded = Loaded("llama", model, None, anatomy(model), "l", None, None)  # type: ignore[arg-type]
+    repeated = shape_of(Plan("l", tuple(drops("b0.attn.h5", "b0.attn.h6", "b0.attn.h7"))), loaded.anatomy)
+    assert told(repeated) == [(0, (0,)), (0, (1,)), (0, (2,)), (0, (3,)), (1, (4,))]
+    filled = shape_of(Plan("l", tuple(drops("b0.attn.h7"))), loaded.anatomy)
+    assert told(filled) == [(0, (0, 1, 2, 3)), (1, (4, 5, 6, 7))]
+
+
+def told(shape: Shape) -> list[tuple[int, tuple[int, ...]]]:
+    return [(group.kv, group.queries) for group in shape.blocks[0].groups or ()]
+
+
+def test_factors_only_below_the_break_even_rank():
+    loaded = loaded_of("llama")
+    down = loaded.anatomy.matrices[Site(0, "down")]
+    m, n = down.shape
+    even = m * n // (m + n)
+    for rank, smaller in ((even - 1, True), (even + 1, False)):
+        plan = Plan("llama", (Truncate(Site(0, "down"), rank),))
+        model = cut(loaded, plan, factorize=True)
+        module = model.get_submodule(down.module)
+        assert isinstance(module, LowRank) is smaller
+        assert (sum(p.numel() for p in module.parameters()) < m * n) is smaller
+
+
+def test_what_cannot_be_cut_is_refused():
+    loaded = loaded_of("llama")
+    for edits, error, words in (
+        (drops("b0", "b1"), PlanError, "every block"),
+        (drops("b7"), UnknownName, "b7"),
+        (drops("b0.attn.g0", "b0.attn.h1"), PlanError, "goes whole"),
+    ):
+        with pytest.raises(error, match=words):
+            cut(loaded, Plan("llama", tuple(edits)))
+    model = variant("gpt2", scale_attn_by_inverse_layer_idx=True)
+    scaled = Loaded("gpt2", model, None, anatomy(model), "g", None, None)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="number of its block"):
+        cut(scaled, Plan("g", tuple(drops("b0"))))
