@@ -182,8 +182,8 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
     [
         pytest.param("secateur.recipe", "truncation_effects", marks=SLOW),
         pytest.param("secateur.recipe", "compose", marks=SLOW),
-        pytest.param("secateur.proof", "save", marks=SLOW),
-        pytest.param("secateur.proof", "assert_same", marks=SLOW),
+        pytest.param("secateur.checkpoint.save", "save", marks=SLOW),
+        pytest.param("secateur.checkpoint.save", "assert_same", marks=SLOW),
         ("secateur.verify", "decide"),
         pytest.param("secateur.proof", "write_report", marks=SLOW),
         pytest.param("secateur.checkpoint.folder", "_flush", marks=SLOW),

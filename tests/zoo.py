@@ -7,13 +7,15 @@ is zero, one or equal by accident of initialization.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
+
+from secateur.surgery.operations import OnParameter
 
 VOCAB_SIZE = 96
 CONTEXT = 64
@@ -120,3 +122,9 @@ def variant(name: str, **changes: Any) -> PreTrainedModel:
     """A fresh model of the zoo with other values in its config."""
     cls, config, tied, options = ZOO[name].args
     return _build(cls, config, tied, options | changes)
+
+
+def written_(model: PreTrainedModel, operations: Sequence[OnParameter]) -> None:
+    """Each operation written into the parameter it names, for good: the slow way to what the mask computes."""
+    for operation in operations:
+        operation.apply_(model.get_parameter(operation.parameter))

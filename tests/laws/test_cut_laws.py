@@ -153,7 +153,7 @@ def test_equal_shapes_are_stock_models(name):
         model = cut(loaded, plan_of(kind, loaded))
         assert type(model) is type(loaded.model), kind
         assert type(model.config) is type(loaded.model.config)
-    for kind in ("one head", "attention of block 0", "FFN of block 0", "rank 3"):
+    for kind in ("uneven heads", "attention of block 0", "FFN of block 0", "rank 3"):
         reason = stock_config(shape_of(plan_of(kind, loaded), loaded.anatomy, factorize=True), loaded.anatomy)
         assert isinstance(reason, str)
         assert type(cut(loaded, plan_of(kind, loaded), factorize=True)).__name__ == "SecateurForCausalLM"
@@ -167,14 +167,19 @@ def test_families_that_derive_the_size_of_a_head_are_carved(name):
 
 
 def test_uneven_groups_take_the_smaller_way_out():
-    """4 + 1 heads: the single one's group would be filled with 3 silent heads, so keys are repeated instead; 4 + 3: the
-    fourth stays, silent."""
+    """4 + 2 heads: filled, 2 groups of 4; with keys repeated, 3 groups of 2, which is less. 4 + 1 heads: 2 groups of 4
+    or 5 of 1, equally many numbers, of which the former keep less in the cache. 4 + 3: the fourth stays, silent."""
     model = variant("llama", num_attention_heads=8, num_key_value_heads=2, head_dim=8)
     loaded = Loaded("llama", model, None, anatomy(model), "l", None, None)  # type: ignore[arg-type]
-    repeated = shape_of(Plan("l", tuple(drops("b0.attn.h5", "b0.attn.h6", "b0.attn.h7"))), loaded.anatomy)
-    assert told(repeated) == [(0, (0,)), (0, (1,)), (0, (2,)), (0, (3,)), (1, (4,))]
-    filled = shape_of(Plan("l", tuple(drops("b0.attn.h7"))), loaded.anatomy)
-    assert told(filled) == [(0, (0, 1, 2, 3)), (1, (4, 5, 6, 7))]
+    for gone, left in (
+        ((6, 7), [(0, (0, 1)), (0, (2, 3)), (1, (4, 5))]),
+        ((5, 6, 7), [(0, (0, 1, 2, 3)), (1, (4, 5, 6, 7))]),
+        ((4,), [(0, (0, 1, 2, 3)), (1, (4, 5, 6, 7))]),
+        ((0, 6), [(0, (1, 2, 3)), (1, (4, 5, 7))]),
+        ((0, 1, 2, 3), [(1, (4, 5, 6, 7))]),
+    ):
+        shape = shape_of(Plan("l", tuple(drops(*(f"b0.attn.h{head}" for head in gone)))), loaded.anatomy)
+        assert told(shape) == left
 
 
 def told(shape: Shape) -> list[tuple[int, tuple[int, ...]]]:

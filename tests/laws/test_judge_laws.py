@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from zoo import ZOO, tiny
+from zoo import ZOO, tiny, written_
 
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, Truncate
@@ -30,7 +30,6 @@ from secateur.judge.evaluator import Judge, Limits
 from secateur.judge.forward import Forward
 from secateur.judge.generate import answers_within, greedy
 from secateur.judge.rows import Packing, rows_of
-from secateur.surgery.cut import cut_
 from secateur.surgery.mask import lent
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
@@ -105,7 +104,7 @@ def plans_for(loaded: Loaded) -> list[Plan]:
 
 def really_cut(loaded: Loaded, plan: Plan) -> PreTrainedModel:
     model = copy.deepcopy(loaded.model)
-    cut_(model, resolve(plan, loaded.anatomy, loaded.fingerprint))
+    written_(model, resolve(plan, loaded.anatomy, loaded.fingerprint))
     return model
 
 

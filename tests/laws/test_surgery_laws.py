@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO, tiny
+from zoo import ZOO, tiny, written_
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
@@ -17,7 +17,6 @@ from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum, spectrum
-from secateur.surgery.cut import cut_
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import Replace, decompose, resolve
 
@@ -67,7 +66,7 @@ def test_mask_is_cut_and_leaves_no_trace(name, dtype):
     parts, before, whole = anatomy(model), state(model), logits(model)
     planned = operations(parts, *everything(parts))
     cut = copy.deepcopy(model)
-    cut_(cut, planned)
+    written_(cut, planned)
     for how in (decompose, Spectra(2**20), Spectra(1)):
         for _ in range(2):  # the second time from spectra that are kept
             with masked(model, planned, how):
@@ -111,7 +110,7 @@ def test_masks_within_masks_unwind():
     parts, before = anatomy(model), state(model)
     q, k = Truncate(Site(0, "q"), 2), Truncate(Site(0, "k"), 2)
     both = copy.deepcopy(model)
-    cut_(both, operations(parts, q, k))
+    written_(both, operations(parts, q, k))
     with masked(model, operations(parts, q)):
         inside = state(model)
         with masked(model, operations(parts, k)):
@@ -126,7 +125,7 @@ def test_the_empty_plan_changes_no_bit(name):
     nothing = resolve(Plan(MODEL), anatomy(model), MODEL)
     with masked(model, nothing):
         assert torch.equal(logits(model), whole)
-    cut_(model, nothing)
+    written_(model, nothing)
     assert_bitwise(state(model), before)
 
 
@@ -134,7 +133,7 @@ def test_the_empty_plan_changes_no_bit(name):
 def test_full_rank_is_the_original_to_rounding(name, dtype):
     model = tiny(name, dtype)
     parts, before, whole = anatomy(model), state(model), logits(model)
-    cut_(model, operations(parts, *(Truncate(s, min(m.shape)) for s, m in parts.matrices.items())))
+    written_(model, operations(parts, *(Truncate(s, min(m.shape)) for s, m in parts.matrices.items())))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=tolerance)
