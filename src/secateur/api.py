@@ -23,12 +23,13 @@ from secateur.core.score import METRICS
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Progress, silent
-from secateur.proof import read_plan, versions
-from secateur.readers.analyses import ANALYSES
+from secateur.methods.analyses import ANALYSES
+from secateur.proof import read_plan
 from secateur.readers.components import COMPONENTS
 from secateur.readers.record import read_record
 from secateur.recipe import Result, check_ledger, read_result
 from secateur.recipe import prune as _prune
+from secateur.records import versions
 from secateur.reports import write_report
 from secateur.session import Options, Session, open_session
 from secateur.surgery.mask import Spectra

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from secateur import __version__, records, verify
+from secateur import records, verify
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import write_json, writing
 from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.noninferiority import NOT_WORSE, bound_text
-from secateur.core.plan import Plan, Truncate
-from secateur.core.readings import Readings
+from secateur.core.plan import Edit, Plan, Truncate
 from secateur.errors import PlanError, SecateurError
+from secateur.gains.record import gains
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
-from secateur.probes.answers import split_answers
+from secateur.methods.found import Found
 from secateur.reports import write_report
-from secateur.search.laser import Race, grid
 from secateur.session import Session
-from secateur.tasks.load import load_side
-
-SIDE_EXAMPLES = 200
-SHOWN_EXAMPLES = 256
-
-
-@dataclass(frozen=True)
-class Found:
-    """The outcome of a search: the plan, and how it was come by."""
-
-    plan: Plan
-    candidates: tuple[Truncate, ...]
-    readings: Readings | None
-    race: Race
-    tried: int
-    evaluations: int
+from secateur.sides import side_effects
+from secateur.surgery.shape import shape_of
 
 
 def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, Any]:
@@ -54,7 +36,6 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
         judge, sides = session.judge(), side_effects(session)
         before = _witness(session, sides)
         trivial = verify.alternatives(judge, session.options.seed)
-        analysis = _analyze(session, judge, found)
         written = _write_and_read(session, judge, found.plan, staging)
         after = _witness(session.on(session.task, written), sides)
         numbers = verify.decide(
@@ -67,10 +48,12 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
             ledger=session.ledger,
             scope=session.scope,
             seed=session.options.seed,
+            margin=found.margin,
         )
-    verdict = numbers | {"alternatives": trivial} | _describe(session, found, written)
+        saved = gains(session.loaded, written, staging)
+    verdict = numbers | {"alternatives": trivial, "gains": saved} | _describe(session, found, written)
     verdict["sentence"] = sentence(verdict)
-    analysis |= _compared(session, sides, before, after)
+    analysis = found.analysis | _compared(session, sides, before, after)
     _write_records(session, found.plan, verdict, analysis, staging)
     return verdict
 
@@ -83,7 +66,7 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
         plan,
         staging,
         rows=rows,
-        form=Form(session.options.zeroed, session.options.factorize),
+        form=form_of(session),
         decompose=judge.spectra,
         trust_remote_code=session.options.trust_remote_code,
     )
@@ -93,62 +76,24 @@ def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:
     return verify.witness(session.judge(), [session.on(side.task).judge() for side in sides], sides)
 
 
-def side_effects(session: Session) -> list[verify.Side]:
-    """What else is watched: the other phrasings of the test questions where the task has them, and the tasks of
-    `--side`, else what the embedded model brings along, else plain English."""
-    given = session.options.side
-    specs = (
-        list(given)
-        or _own_sides(session.options.model)
-        or [f"text:{resources.files('secateur.tasks') / 'passages.jsonl'}"]
-    )
-    context = session.loaded.anatomy.context
-    seqlen = min(session.options.seqlen, context) if context else session.options.seqlen
-    phrasings = verify.paraphrase_task(session.task, "test")
-    sides = (
-        []
-        if phrasings is None
-        else [verify.Side("other phrasings", session.on(phrasings).task, phrasings=True)]
-    )
-    for spec in specs:
-        task = load_side(spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES)
-        name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
-        sides.append(verify.Side(name, session.on(task).task, continuations=task.kind == "text"))
-    return sides
-
-
-def _own_sides(model: str) -> list[str]:
-    if not model.startswith("builtin:"):
-        return []
-    folder = resources.files("secateur.models") / model.removeprefix("builtin:")
-    files = sorted(Path(str(folder)).glob("side/*"))
-    return [f"text:{f}" if f.name.startswith("text_") else str(f) for f in files]
-
-
 # ------------------------------------------------------------------------------------------------------- what it says
 
 
 def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]:
     """The part of `verdict.json` that says what was done to what, with which versions."""
     loaded, task, options = session.loaded, session.task, session.options
-    raced_out = len(found.race.dropped_after)
+    anatomy, form = loaded.anatomy, form_of(session)
     return {
         "candidates_tried": found.tried,
         "evaluations": found.evaluations,
-        "search": {
-            "method": options.method,
-            "exhaustive": options.exhaustive,
-            "proposed": len(found.candidates),
-            "screened_out": len(found.candidates) + 1 - len(found.race.standing),
-            "raced_out": raced_out,
-            "rungs": [list(rung) for rung in found.race.rungs],
-            "composed": len(found.plan.edits) > 1,
-        },
+        "search": found.search,
         "cut": [_cut(session, edit) for edit in found.plan.edits],
+        "cut_summary": records.cut_summary(found.plan, *records.counted(anatomy.widths)),
+        "loads": where_it_loads(found.plan, anatomy, form).to_json(),
         "parameters": {
-            "before": loaded.anatomy.num_parameters,
+            "before": anatomy.num_parameters,
             "after": written.anatomy.num_parameters,
-            "factorized": loaded.anatomy.num_parameters - _saved_when_factorized(session, found.plan),
+            "factorized": shape_of(found.plan, anatomy, factorize=True).num_parameters(anatomy),
         },
         "model": {
             "name": options.model,
@@ -172,27 +117,22 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
         },
         "seed": options.seed,
         "split_seed": options.split_seed,
-        "versions": versions(),
+        "versions": records.versions(),
         "seconds": session.seconds,
         "command": options.command_line(),
     }
 
 
-def _cut(session: Session, edit: Truncate) -> dict[str, Any]:
+def _cut(session: Session, edit: Edit) -> dict[str, Any]:
+    told: dict[str, Any] = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
+    if not isinstance(edit, Truncate):
+        return told
     shape = session.loaded.anatomy.matrix(edit.matrix).shape
-    return {
-        "site": str(edit.matrix),
-        "edit": str(edit),
-        "shape": list(shape),
-        "rank": edit.rank,
-        "full_rank": min(shape),
-    }
+    return told | {"shape": list(shape), "rank": edit.rank, "full_rank": min(shape)}
 
 
-def _saved_when_factorized(session: Session, plan: Plan) -> int:
-    """Parameters that storing two factors would save: m·n − r(m + n), where that is positive."""
-    shapes = [(edit.rank, *session.loaded.anatomy.matrix(edit.matrix).shape) for edit in plan.edits]
-    return sum(max(0, m * n - rank * (m + n)) for rank, m, n in shapes)
+def form_of(session: Session) -> Form:
+    return Form(session.options.zeroed, session.options.factorize)
 
 
 def read_plan(path: Path) -> Plan:
@@ -210,13 +150,6 @@ def read_plan(path: Path) -> Plan:
         return Plan.from_json(data)
     except SecateurError as error:
         raise PlanError(f"{file}: {error}") from error
-
-
-def versions() -> dict[str, str]:
-    """What computed the numbers: secateur, Python and the libraries that decide them."""
-    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"secateur": __version__, "python": platform.python_version()} | found
 
 
 def sentence(verdict: Mapping[str, Any]) -> str:
@@ -266,51 +199,6 @@ def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, 
 
 
 # --------------------------------------------------------------------------------------------------------- analyses
-
-
-def _analyze(session: Session, judge: Judge, found: Found) -> dict[str, Any]:
-    """What the report shows of the search and of the matrices that were cut; all of it on `select`.
-
-    Curves and component answers are for looking at, so they read at most SHOWN_EXAMPLES, those a race read first.
-    """
-    select = session.shuffled("select")
-    full_ranks = {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
-    base = judge([session.empty], select)[session.empty]
-    shown = found.plan.edits or _runner_up(session, found)
-    chosen = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
-    ranks = [
-        session.empty + edit for edit in grid(chosen, session.options.fractions, session.options.small_ranks)
-    ]
-    some = select[:SHOWN_EXAMPLES]
-    curves = judge([session.empty, *ranks], some, "curves")
-    base_there = curves.pop(session.empty)
-    analysis = {
-        "base": records.base_record(base),
-        "sweep": records.sweep_records(found.race.standing, full_ranks, len(select)),
-        "curves": records.curve_records(curves, full_ranks, base_there),
-        "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
-    }
-    if found.readings is not None:
-        analysis["screen"] = records.screen_records(found.readings, found.candidates, full_ranks)
-    if session.task.kind != "text":
-        analysis["tail"] = split_answers(judge, found.plan, some)
-    return analysis
-
-
-def _runner_up(session: Session, found: Found) -> tuple[Truncate, ...]:
-    """Where nothing was cut, the cut that came nearest is shown."""
-    cuts = [plan for plan in found.race.standing if plan.edits]
-    best = max(
-        cuts,
-        key=lambda plan: (len(found.race.standing[plan]), session.objective.key(found.race.standing[plan])),
-    )
-    return best.edits
-
-
-def _spectrum(session: Session, judge: Judge, edit: Truncate) -> dict[str, Any]:
-    matrix = session.loaded.anatomy.matrix(edit.matrix)
-    weight = session.loaded.model.get_parameter(matrix.weight).detach()
-    return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
 
 
 def _compared(

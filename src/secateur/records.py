@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from secateur import __version__
 from secateur.core import stats
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
@@ -25,6 +29,30 @@ def _about(edit: Truncate, full_rank: int) -> dict[str, Any]:
         "full_rank": full_rank,
         "kept": edit.rank / full_rank,
     }
+
+
+def cut_summary(plan: Plan, heads: int, ffns: int, blocks: int) -> str:
+    """What goes, counted: `41 of 48 heads, 1 of 6 feed-forward networks`. The counts are the original's, whole."""
+    counts = Counter((site.part, site.unit) for site in plan.dropped)
+    of = {
+        ("", ""): f"of {blocks} blocks",
+        ("attn", ""): f"of {blocks} attentions",
+        ("attn", "g"): "KV groups",
+        ("attn", "h"): f"of {heads} heads",
+        ("mlp", ""): f"of {ffns} feed-forward networks",
+        ("mlp", "n"): "neurons",
+    }
+    words = [f"{counts[kind]} {what}" for kind, what in of.items() if counts[kind]]
+    matrices = len(plan.truncated)
+    if matrices:
+        words.append(f"{matrices} {'matrix' if matrices == 1 else 'matrices'} of lower rank")
+    return ", ".join(words) or "nothing"
+
+
+def counted(widths: Iterable[Any]) -> tuple[int, int, int]:
+    """Query heads, feed-forward networks and blocks of a model, from what each block has."""
+    widths = list(widths)
+    return sum(own.num_heads for own in widths), sum(own.d_ff > 0 for own in widths), len(widths)
 
 
 def _measured(outcomes: np.ndarray) -> dict[str, Any]:
@@ -138,3 +166,10 @@ def changed_records(
             told = {"id": example.id, "prompt": example.prompt, "answer": example.answer}
             records.append({**told, "before": old, "after": new, "kind": kind})
     return records
+
+
+def versions() -> dict[str, str]:
+    """What computed the numbers: secateur, Python and the libraries that decide them."""
+    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"secateur": __version__, "python": platform.python_version()} | found

@@ -18,6 +18,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
 from secateur.errors import TaskError, TooLong, UnknownName, nearest
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge, Limits, Progress, silent
@@ -28,7 +29,7 @@ from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
 
 LOG = logging.getLogger("secateur")
-METHODS = ("laser",)
+METHODS = ("laser", "heads", "ffns", "components")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,15 @@ class Options:
     small_ranks: tuple[int, ...] = SMALL_RANKS
     exhaustive: bool = False
     compose: bool = True
+    target: float | None = None
+    max_loss: float | None = None
+    params: float | None = None
+    step: float = 0.1
+    rescore: bool = True
+    random_orders: int = 3
+    portable: bool = False
+    zeroed: bool = False
+    factorize: bool = False
     seed: int = 0
     split_seed: int = 0
     limit: int | None = None
@@ -260,3 +270,19 @@ def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[in
             f"{loaded.anatomy.context} tokens."
         )
     return fitting, dict(enumerate(encoded.values()))
+
+
+def layers_of(anatomy: Anatomy, options: Options) -> range:
+    """The blocks asked for. Raises `UnknownName` where the model has not all of them."""
+    low, high = options.layers or (0, anatomy.num_blocks)
+    if not 0 <= low < high <= anatomy.num_blocks:
+        raise UnknownName(
+            f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (all of them: "
+            f"0:{anatomy.num_blocks})."
+        )
+    return range(low, high)
+
+
+def digest(value: Any) -> str:
+    """16 hex characters that name a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -13,9 +13,7 @@ from secateur.core.plan import Plan
 def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """README.md of a checkpoint, with the hub's front matter."""
     model, task = verdict["model"], verdict["task"]
-    edits = "\n".join(
-        f"- `{cut['site']}`: {cut['edit']} (full rank {cut['full_rank']})" for cut in verdict["cut"]
-    )
+    edits, saved = "\n".join(f"- {words}" for words in Plan.from_json(plan).told), verdict["parameters"]
     return f"""{_front_matter(model["name"], model["hub"], verdict["search"]["method"])}
 # {_short(model["name"])}, cut for {task["name"]}
 
@@ -29,8 +27,11 @@ def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
 
 {edits or "Nothing: no cut did better on the selection split."}
 
-The result has the shapes of the original ({verdict["parameters"]["after"]:,} parameters) and loads with stock
-transformers: `AutoModelForCausalLM.from_pretrained(FOLDER)`.
+In all {verdict["cut_summary"]}; {saved["before"]:,} parameters before, {saved["after"]:,} stored now.
+
+## How to load it
+
+{loads_markdown(verdict["loads"])}
 
 ## What it cost elsewhere
 
@@ -48,6 +49,16 @@ Model fingerprint `{model["fingerprint"]}`, task hash `{task["hash"]}`, seed {ve
 split seed {verdict["split_seed"]}, {verdict["candidates_tried"]} candidates tried. `plan.json` holds the cut,
 `verdict.json` every number, `report.html` the pictures.
 """
+
+
+def loads_markdown(loads: Mapping[str, Any]) -> str:
+    """The list of places, from the record of `Loads`."""
+    lines = []
+    for one in loads["where"]:
+        how = f"`{one['how']}`" if one["loads"] else f"no, {one['how']}"
+        lines.append(f"- {one['place']}: {how}")
+    why = [f"\nNot a stock checkpoint, because {loads['why']}."] if loads["why"] else []
+    return "\n".join([*lines, *why])
 
 
 def _trust(verdict: Mapping[str, Any]) -> str:
@@ -79,7 +90,7 @@ Model fingerprint `{plan.model}`. `plan.json` holds the cut.
 
 ## How to load it
 
-{loads.markdown()}
+{loads_markdown(loads.to_json())}
 """
 
 

@@ -36,10 +36,6 @@ class Loads:
     def to_json(self) -> dict[str, Any]:
         return {"form": self.form, "why": self.why, "where": [vars(place) for place in self.places]}
 
-    def markdown(self) -> str:
-        lines = [f"- {p.place}: {f'`{p.how}`' if p.loads else f'no, {p.how}'}" for p in self.places]
-        return "\n".join([*lines, *([f"\nNot a stock checkpoint, because {self.why}."] if self.why else [])])
-
     def sentence(self) -> str:
         """One line for the terminal."""
         if self.form == "carved":

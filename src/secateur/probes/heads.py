@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.errors import ModelError
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Progress, silent
 from secateur.judge.forward import Forward
 from secateur.judge.rows import Batch, Packing
+from secateur.surgery.operations import group_of
 from secateur.tasks.encode import Encoded
 
 
@@ -45,10 +47,8 @@ def head_importance(
     block by another, which biases its rank.
     Raises: `ModelError` where an output projection never runs as a module.
     """
-    parts = loaded.anatomy
-    values = unit_importance(
-        loaded, encoded, examples, "o", parts.num_heads, packing=packing, progress=progress
-    )
+    heads = {block: own.num_heads for block, own in enumerate(loaded.anatomy.widths) if own.num_heads}
+    values = unit_importance(loaded, encoded, examples, "o", heads, packing=packing, progress=progress)
     return Readings(
         what="head importance",
         unit="nats/token",
@@ -56,20 +56,20 @@ def head_importance(
         n=len(examples),
         low_is_removable=True,
         source="E|A·dL/dA| (arXiv 2212.09095)",
-        values={str(Site(block, "attn", "h", h)): float(v) for (block, h), v in np.ndenumerate(values)},
+        values={
+            str(Site(b, "attn", "h", h)): v for b, of_block in values.items() for h, v in enumerate(of_block)
+        },
     )
 
 
-def group_importance(heads: Readings, num_heads: int, num_kv_heads: int) -> Readings:
+def group_importance(heads: Readings, anatomy: Anatomy) -> Readings:
     """The sum over the query heads of each key/value group, as `b3.attn.g1`, from what `head_importance` gave.
 
     A group goes with all its heads, and the sum bounds what they do together to first order from above.
     """
-    queries = num_heads // num_kv_heads
     values: dict[str, float] = {}
     for name, value in heads.values.items():
-        head = Site.parse(name)
-        group = str(Site(head.block, "attn", "g", head.index // queries))
+        group = str(group_of(Site.parse(name), anatomy))
         values[group] = values.get(group, 0.0) + value
     what = heads.what.replace("head", "KV group", 1)
     return replace(heads, what=what, source=f"{heads.source}, summed over the group's heads", values=values)
@@ -83,12 +83,12 @@ def unit_importance(
     encoded: Mapping[int, Encoded],
     examples: Sequence[int],
     part: str,
-    num_units: int,
+    units: Mapping[int, int],
     *,
     packing: Packing,
     progress: Progress = silent,
-) -> Float[np.ndarray, "blocks units"]:
-    """E|a · dL/da| per token for each of `num_units` equal slices of the input of every block's matrix `part`.
+) -> dict[int, list[float]]:
+    """E|a · dL/da| per token for each of so many equal slices of the input of a block's matrix `part`, by block.
 
     Cost: one forward and one backward pass without parameter gradients. Memory does not grow with the examples, and
     nothing is kept of a block's gradient but one number per unit. Raises: as `head_importance`.
@@ -97,41 +97,43 @@ def unit_importance(
     tokens = sum(
         answer.longest - 1 for answer in answers.values()
     )  # the last token of an answer is never run
-    taps = _Taps(loaded, part, num_units)
+    taps = _Taps(loaded, part, units)
     while True:
         try:
-            return _summed(taps, packing.pack(answers, examples), progress) / max(1, tokens)
+            summed = _summed(taps, packing.pack(answers, examples), progress)
+            return {block: (total / max(1, tokens)).tolist() for block, total in summed.items()}
         except torch.OutOfMemoryError:
             if packing.max_tokens < 64:
                 raise
             packing = packing.halved()
 
 
-def _summed(taps: _Taps, batches: Sequence[Batch], progress: Progress) -> np.ndarray:
-    total = np.zeros((taps.num_blocks, taps.num_units))
+def _summed(taps: _Taps, batches: Sequence[Batch], progress: Progress) -> dict[int, np.ndarray]:
+    total = {block: np.zeros(count) for block, count in taps.units.items()}
     for number, batch in enumerate(batches):
-        total += taps.read(batch).double().cpu().numpy()
+        for block, found in taps.read(batch).items():
+            total[block] += found.double().cpu().numpy()
         progress("importance", number + 1, len(batches))
     return total
 
 
 class _Taps:
-    """The inputs of one matrix of every block, and the gradients that arrive there."""
+    """The inputs of one matrix of every block that has units, and the gradients that arrive there."""
 
-    def __init__(self, loaded: Loaded, part: str, num_units: int) -> None:
-        paths = [loaded.anatomy.matrix(Site(b, part)).module for b in range(loaded.anatomy.num_blocks)]
-        self._modules = {path: loaded.model.get_submodule(path) for path in paths}
+    def __init__(self, loaded: Loaded, part: str, units: Mapping[int, int]) -> None:
+        self._paths = {block: loaded.anatomy.matrix(Site(block, part)).module for block in units}
+        self._modules = {path: loaded.model.get_submodule(path) for path in self._paths.values()}
         self._forward = Forward(loaded.model, loaded.anatomy)
-        self.num_blocks, self.num_units = len(paths), num_units
+        self.units = units
 
     @torch.enable_grad()
-    def read(self, batch: Batch) -> Float[Tensor, "blocks units"]:
+    def read(self, batch: Batch) -> dict[int, Float[Tensor, " units"]]:
         """Sum over the batch's tokens of |a · dL/da|. Padding adds nothing: no loss hangs on it."""
         found: dict[str, Tensor] = {}
         leaves: list[Tensor] = []
         with ExitStack() as stack:
-            for path, module in self._modules.items():
-                stack.enter_context(_tapped(module, path, self.num_units, found, leaves))
+            for block, path in self._paths.items():
+                stack.enter_context(_tapped(self._modules[path], path, self.units[block], found, leaves))
             loss = _summed_loss(self._forward.logits(batch), batch)
         if not leaves:
             raise ModelError(f"{next(iter(self._modules))} never ran, so it cannot be read.")
@@ -139,8 +141,7 @@ class _Taps:
         for path in self._modules:
             if path not in found:
                 raise ModelError(f"{path} never ran, or the loss does not hang on it, so it cannot be read.")
-        device = loss.device
-        return torch.stack([found[path].to(device) for path in self._modules])
+        return {block: found[path] for block, path in self._paths.items()}
 
 
 @contextmanager

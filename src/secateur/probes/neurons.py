@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
@@ -29,8 +27,8 @@ def neuron_importance(
     Loss, tokens, units and errors as for `head_importance`, which this is for slices of one number.
     Source: ours; the head importance of Bansal et al. 2022 (arXiv 2212.09095) carried over to neurons.
     """
-    d_ff = loaded.anatomy.d_ff
-    values = unit_importance(loaded, encoded, examples, "down", d_ff, packing=packing, progress=progress)
+    neurons = {block: own.d_ff for block, own in enumerate(loaded.anatomy.widths) if own.d_ff}
+    values = unit_importance(loaded, encoded, examples, "down", neurons, packing=packing, progress=progress)
     return Readings(
         what="neuron importance",
         unit="nats/token",
@@ -38,5 +36,7 @@ def neuron_importance(
         n=len(examples),
         low_is_removable=True,
         source="E|a·dL/da| at the down projection's input",
-        values={str(Site(block, "mlp", "n", n)): float(v) for (block, n), v in np.ndenumerate(values)},
+        values={
+            str(Site(b, "mlp", "n", n)): v for b, of_block in values.items() for n, v in enumerate(of_block)
+        },
     )

@@ -18,8 +18,7 @@ from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import head_importance
 from secateur.probes.induction import copying, prefix_matching
 from secateur.probes.neurons import neuron_importance
-from secateur.recipe import layers_of
-from secateur.session import Options, Session, read_model, read_task, session_on
+from secateur.session import Options, Session, layers_of, read_model, read_task, session_on
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 

@@ -11,8 +11,8 @@ from secateur.core.aggregate import mean_readings, spearman_overlap
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.judge.evaluator import Progress, silent
-from secateur.proof import versions
 from secateur.readers.components import Components, Reading, read_components
+from secateur.records import versions
 from secateur.reports import write_probe_report
 from secateur.session import Options
 

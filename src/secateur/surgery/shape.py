@@ -15,6 +15,7 @@ from secateur.core.plan import Plan
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
+from secateur.surgery.operations import group_of
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,29 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
     smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
     return Shape(blocks, smaller)
+
+
+def heads_gone(plan: Plan, anatomy: Anatomy) -> set[Site]:
+    """Every query head that a plan takes away, by itself or with its group, attention or block."""
+    gone, found = set(plan.dropped), set()
+    for block, own in enumerate(anatomy.widths):
+        for index in range(own.num_heads):
+            head = Site(block, "attn", "h", index)
+            if gone & {head, group_of(head, anatomy), *head.wholes}:
+                found.add(head)
+    return found
+
+
+def ffns_gone(plan: Plan, anatomy: Anatomy) -> float:
+    """The share of feed-forward networks that goes; one that loses a third of its neurons counts as a third."""
+    gone = set(plan.dropped)
+    whole = [own.d_ff for own in anatomy.widths if own.d_ff]
+    lost = 0.0
+    for block, own in enumerate(anatomy.widths):
+        if own.d_ff:
+            neurons = sum(site.unit == "n" and site.block == block for site in gone)
+            lost += 1.0 if gone & {Site(block), Site(block, "mlp")} else neurons / own.d_ff
+    return lost / max(1, len(whole))
 
 
 def _groups(block: int, gone: set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:

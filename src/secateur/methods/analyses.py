@@ -9,8 +9,8 @@ from secateur import records, verify
 from secateur.core.plan import Plan
 from secateur.errors import PlanError, TaskError
 from secateur.judge.evaluator import Judge
+from secateur.methods.laser import candidates, screen
 from secateur.probes.answers import split_answers
-from secateur.recipe import candidates, screen
 from secateur.session import Session
 
 Rows = list[dict[str, Any]]

@@ -1,0 +1,1 @@
+"""Ways to find a plan, one file each: from a session to what was found. They open no `test` and write nothing."""

@@ -1,0 +1,49 @@
+"""What every method gives back, and a judge that keeps count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from secateur.core.plan import Plan
+from secateur.judge.evaluator import Judge
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plan and how it was come by. `search` and `analysis` are records for verdict.json and analysis.json.
+
+    `tried` counts plans, `evaluations` plans times examples. With a `margin` the verdict is about not being worse by
+    more than that, in the metric's unit, rather than about being better.
+    """
+
+    plan: Plan
+    tried: int
+    evaluations: int
+    search: dict[str, Any]
+    analysis: dict[str, Any] = field(default_factory=dict)
+    margin: float | None = None
+
+
+class Counted:
+    """A judge that keeps count of what a search asked, whether or not the ledger knew it."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._seen: dict[Plan, int] = {}
+
+    def __call__(self, plans: Sequence[Plan], examples: Sequence[int], stage: str) -> dict[Plan, np.ndarray]:
+        self._seen |= {plan: max(len(examples), self._seen.get(plan, 0)) for plan in plans}
+        return self._judge(plans, examples, stage)
+
+    @property
+    def tried(self) -> int:
+        """Plans that cut something."""
+        return sum(bool(plan.edits) for plan in self._seen)
+
+    @property
+    def evaluations(self) -> int:
+        return sum(self._seen.values())

@@ -1,0 +1,163 @@
+"""LASER: every matrix at every rank screened by gradients, raced on `select`, several composed.
+
+Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558); screening after Sreeram et al. 2025 (arXiv 2510.20800).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur import records
+from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
+from secateur.core.site import matrix_names
+from secateur.errors import UnknownName
+from secateur.hf.anatomy import Anatomy
+from secateur.judge.evaluator import Judge
+from secateur.methods.found import Counted, Found
+from secateur.probes.answers import split_answers
+from secateur.probes.truncation import truncation_effects
+from secateur.search.laser import Objective, Race, compose, grid, race, screened
+from secateur.session import Options, Session, digest, layers_of
+
+KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
+RACE_Z = 3.0
+MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
+SHOWN_EXAMPLES = 256
+
+
+def check(session: Session) -> None:
+    """Raises `UnknownName` for matrices or layers the model does not have."""
+    candidates(session.loaded.anatomy, session.options)
+
+
+def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
+    """The grid over the matrices and layers asked for. Raises `UnknownName`."""
+    names = matrix_names(options.matrices, anatomy.matrix_kinds)
+    if not names:
+        raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
+    blocks = layers_of(anatomy, options)
+    wanted = {s: m.shape for s, m in anatomy.matrices.items() if s.part in names and s.block in blocks}
+    return tuple(grid(wanted, options.fractions, options.small_ranks))
+
+
+def search(session: Session) -> Found:
+    """Screen on `probe`, race and compose on `select`. `test` is not touched."""
+    options = session.options
+    evaluator, goal = session.judge(), session.objective
+    judge = Counted(evaluator)
+    everything = candidates(session.loaded.anatomy, options)
+    select = session.shuffled("select")
+    with session.timed("screen"):
+        readings = None if options.exhaustive else screen(session, evaluator, everything)
+    kept = everything if readings is None else screened(readings, everything, KEPT_BY_SCREEN)
+    z = math.inf if options.exhaustive else RACE_Z
+    base = session.empty
+    with session.timed("race"):
+        raced = race([base, *(base + edit for edit in kept)], select, judge, goal, z=z)
+    plans = [base, raced.winner]
+    if options.compose:
+        with session.timed("compose"):
+            plans.append(compose(base, _promising(raced, goal), select, judge, goal, z=z))
+    judged = judge(plans, select, "choose")
+    plan = max(dict.fromkeys(plans), key=lambda plan: goal.key(judged[plan]))
+    if goal.metric.gain(judged[plan], judged[base]).mean() <= 0:
+        plan = base  # a tie with better loss ranks candidates, but is no reason to cut
+    predicted = None if readings is None else readings[-1]
+    with session.timed("analyze"):
+        analysis = _analyze(session, evaluator, plan, raced)
+        if predicted is not None:
+            analysis["screen"] = records.screen_records(predicted, everything, _full_ranks(session))
+    search = {
+        "method": "laser",
+        "exhaustive": options.exhaustive,
+        "proposed": len(everything),
+        "screened_out": len(everything) + 1 - len(raced.standing),
+        "raced_out": len(raced.dropped_after),
+        "rungs": [list(rung) for rung in raced.rungs],
+        "composed": len(plan.edits) > 1,
+    }
+    return Found(plan, judge.tried, judge.evaluations, search, analysis)
+
+
+def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> list[Readings]:
+    """Predicted changes of loss to first and to second order, read once per run and remembered in the ledger."""
+    probe = session.task.split("probe")[:MAX_PROBED]
+    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+    key = f"screen {digest([contrast, len(probe), *map(str, edits)])}"
+    known = session.ledger.recall(session.scope, key) if session.ledger else None
+    if known is not None:
+        return [Readings.from_json(one) for one in known]
+    readings = truncation_effects(
+        session.loaded,
+        session.encoded,
+        probe,
+        edits,
+        spectra=judge.spectra,
+        packing=judge.packing,
+        contrast=contrast,
+        progress=session.progress,
+    )
+    if session.ledger:
+        session.ledger.remember(session.scope, key, [one.to_json() for one in readings])
+    return list(readings)
+
+
+def _promising(raced: Race, goal: Objective) -> list[Truncate]:
+    """Edits that, as far as they were judged, did not do worse than the original on the same examples."""
+    base = next(plan for plan in raced.standing if not plan.edits)
+    found = []
+    for plan, outcomes in raced.standing.items():
+        same = min(len(outcomes), len(raced.standing[base]))
+        if plan.edits and goal.key(outcomes[:same]) >= goal.key(raced.standing[base][:same]):
+            found.extend(plan.edits)
+    return found
+
+
+def _analyze(session: Session, judge: Judge, plan: Plan, raced: Race) -> dict[str, Any]:
+    """What the report shows of the search and of the matrices that were cut; all of it on `select`.
+
+    Curves and component answers are for looking at, so they read at most SHOWN_EXAMPLES, those a race read first.
+    """
+    select = session.shuffled("select")
+    full_ranks = _full_ranks(session)
+    base = judge([session.empty], select)[session.empty]
+    shown = plan.truncated or _runner_up(session, raced)
+    chosen = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
+    ranks = [
+        session.empty + edit for edit in grid(chosen, session.options.fractions, session.options.small_ranks)
+    ]
+    some = select[:SHOWN_EXAMPLES]
+    curves = judge([session.empty, *ranks], some, "curves")
+    base_there = curves.pop(session.empty)
+    analysis = {
+        "base": records.base_record(base),
+        "sweep": records.sweep_records(raced.standing, full_ranks, len(select)),
+        "curves": records.curve_records(curves, full_ranks, base_there),
+        "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
+    }
+    if session.task.kind != "text":
+        analysis["tail"] = split_answers(judge, plan, some)
+    return analysis
+
+
+def _runner_up(session: Session, raced: Race) -> tuple[Truncate, ...]:
+    """Where nothing was cut, the cut that came nearest is shown."""
+    cuts = [plan for plan in raced.standing if plan.edits]
+    best = max(
+        cuts,
+        key=lambda plan: (len(raced.standing[plan]), session.objective.key(raced.standing[plan])),
+    )
+    return best.truncated
+
+
+def _spectrum(session: Session, judge: Judge, edit: Truncate) -> dict[str, Any]:
+    matrix = session.loaded.anatomy.matrix(edit.matrix)
+    weight = session.loaded.model.get_parameter(matrix.weight).detach()
+    return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
+
+
+def _full_ranks(session: Session) -> Mapping[Any, int]:
+    return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}

@@ -1,0 +1,201 @@
+"""Iterative pruning: parts go in steps, the least important first; how far is chosen by the loss on `select`.
+
+Knows values only. `read(plan)` gives the importance of the parts that are left under a plan, `judge` its outcomes.
+Source: Bansal et al. 2022 (arXiv 2212.09095), section 4: 10 % at a time by ranks taken once. Ours: ranks taken again
+after each step, equal shares of every block on request, and heads with feed-forward networks by what each step costs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from secateur.core.plan import Drop, Plan
+from secateur.core.score import METRICS, Metric
+from secateur.core.site import Site
+from secateur.errors import SecateurError
+from secateur.search.laser import Judge
+
+Importance = Mapping[Site, float]
+Read = Callable[[Plan, str], Importance]  # of one kind of part, under a plan
+
+RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of part, such as heads: the sites that may go. `uniform`: as many from each block, and never all."""
+
+    name: str
+    sites: tuple[Site, ...]
+    uniform: bool = False
+
+    def next_to_go(self, gone: set[Site], share: float, importance: Importance) -> list[Site]:
+        """Those that go next, least important first, until `share` of all are gone."""
+        pools = [self.sites]
+        if self.uniform:
+            blocks = dict.fromkeys(site.block for site in self.sites)
+            pools = [tuple(site for site in self.sites if site.block == block) for block in blocks]
+        return [site for pool in pools for site in self._from(pool, gone, share, importance)]
+
+    def _from(
+        self, pool: Sequence[Site], gone: set[Site], share: float, importance: Importance
+    ) -> list[Site]:
+        left = [site for site in pool if site not in gone]
+        count = min(round(share * len(pool)), len(pool) - self.uniform) - (len(pool) - len(left))
+        return sorted(left, key=lambda site: (importance[site], site))[: max(0, count)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One stop of a removal: the plan, and the share of each kind that is gone."""
+
+    plan: Plan
+    shares: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Points from nothing removed to everything. `order` is how parts were ranked, `seed` that of a random order."""
+
+    order: str
+    points: tuple[Point, ...]
+    seed: int | None = None
+
+
+def steps(step: float, target: float | None = None) -> list[float]:
+    """Shares to stop at: multiples of `step` up to 1, and `target`. Raises `SecateurError` for what is no share."""
+    for name, value in (("step", step), ("target", 1.0 if target is None else target)):
+        if not 0 < value <= 1:
+            raise SecateurError(f"--{name} {value:.0%}: a share above 0 and up to 100 %, please.")
+    regular = {round(step * number, 6) for number in range(1, int(1 / step + 1e-9) + 1)}
+    return sorted(regular | {1.0} | ({target} if target is not None else set()))
+
+
+@dataclass
+class Pruner:
+    """Removes parts of `kinds` step by step from `base`, in one order or another."""
+
+    base: Plan
+    kinds: Sequence[Kind]
+    shares: Sequence[float]
+    read: Read
+    judge: Judge
+    examples: Sequence[int]
+    weigh: Callable[[Plan], int]  # parameters that a plan leaves
+    _once: dict[str, Importance] = field(default_factory=dict)
+
+    def by_importance(self, *, again: bool) -> Removal:
+        """Ranks taken once from the whole model, or `again` after each step."""
+        rank = self.read if again else self._first
+        points = self._walk(rank) if len(self.kinds) == 1 else self._greedy(rank)
+        return Removal(RESCORED if again else ONCE, tuple(points))
+
+    def at_random(self, seed: int, like: Removal) -> Removal:
+        """The same shares as `like`, point by point, of parts in one random order."""
+        order = {}
+        for kind in self.kinds:
+            places = list(range(len(kind.sites)))
+            random.Random(f"{seed} {kind.name}").shuffle(places)
+            order[kind.name] = dict(zip(kind.sites, map(float, places), strict=True))
+        points = [Point(self.base, dict.fromkeys(order, 0.0))]
+        for stop in like.points[1:]:
+            plan = points[-1].plan
+            for kind in self.kinds:
+                plan = advanced(plan, kind, stop.shares[kind.name], order[kind.name])
+            points.append(Point(plan, stop.shares))
+        return Removal(RANDOM, tuple(points), seed)
+
+    def _first(self, plan: Plan, kind: str) -> Importance:
+        if kind not in self._once:
+            self._once[kind] = self.read(self.base, kind)
+        return self._once[kind]
+
+    def _walk(self, rank: Read) -> list[Point]:
+        (kind,) = self.kinds
+        points = [Point(self.base, {kind.name: 0.0})]
+        for share in self.shares:
+            before = points[-1].plan
+            plan = advanced(before, kind, share, rank(before, kind.name))
+            if plan != before:
+                points.append(Point(plan, {kind.name: share}))
+        return points
+
+    def _greedy(self, rank: Read) -> list[Point]:
+        """Each step takes the kind whose next step costs the least loss for the parameters it frees."""
+        points = [Point(self.base, {kind.name: 0.0 for kind in self.kinds})]
+        while options := self._options(points[-1], rank):
+            judged = self.judge([points[-1].plan, *(o.plan for o in options)], self.examples, "prune")
+            loss = METRICS["loss"]
+            before = loss.mean(judged[points[-1].plan])
+            size = self.weigh(points[-1].plan)
+            points.append(
+                min(
+                    options,
+                    key=lambda o: (loss.mean(judged[o.plan]) - before) / max(1, size - self.weigh(o.plan)),
+                )
+            )
+        return points
+
+    def _options(self, at: Point, rank: Read) -> list[Point]:
+        found = []
+        for kind in self.kinds:
+            for share in (s for s in self.shares if s > at.shares[kind.name]):
+                plan = advanced(at.plan, kind, share, rank(at.plan, kind.name))
+                if plan != at.plan:
+                    found.append(Point(plan, {**at.shares, kind.name: share}))
+                    break
+        return found
+
+
+def advanced(plan: Plan, kind: Kind, share: float, importance: Importance) -> Plan:
+    """`plan`, and what has to go next of a kind until `share` of it is gone."""
+    more = kind.next_to_go(set(plan.dropped), share, importance)
+    return Plan(plan.model, (*plan.edits, *map(Drop, more)))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How far to go: a share of the parts (`target`), a fraction of the parameters kept (`params`), and the most that
+    the metric may lose on `select` (`max_loss`, in its own unit); what is None does not bind."""
+
+    metric: Metric
+    max_loss: float | None = None
+    target: float | None = None
+    params: float | None = None
+
+    def choose(
+        self, points: Sequence[Point], outcomes: Mapping[Plan, np.ndarray], kept: Sequence[float]
+    ) -> int:
+        """The furthest point that is allowed; 0, where nothing is gone, always is.
+
+        `kept` is the fraction of parameters each point leaves. Raises `SecateurError` where `params` is out of reach.
+        """
+        last = self._last(points, kept)
+        if self.max_loss is None:
+            return last
+        base = outcomes[points[0].plan]
+        losses = [-float(self._gain(outcomes[point.plan], base)) for point in points[: last + 1]]
+        return max(number for number, loss in enumerate(losses) if loss <= self.max_loss or number == 0)
+
+    def _gain(self, outcomes: np.ndarray, base: np.ndarray) -> float:
+        sign = 1 if self.metric.higher_is_better else -1
+        return sign * (self.metric.mean(outcomes) - self.metric.mean(base))
+
+    def _last(self, points: Sequence[Point], kept: Sequence[float]) -> int:
+        ends = [len(points) - 1]
+        if self.target is not None:
+            within = [i for i, p in enumerate(points) if max(p.shares.values()) <= self.target + 1e-9]
+            ends.append(max(within))
+        if self.params is not None:
+            far = [number for number, fraction in enumerate(kept) if fraction <= self.params + 1e-9]
+            if not far:
+                raise SecateurError(
+                    f"--params {self.params}: without any of these parts {min(kept):.1%} of the parameters are left. "
+                    "Ask for more, or take --method components."
+                )
+            ends.append(far[0])
+        return min(ends)
