@@ -1,0 +1,53 @@
+"""One plan of every kind of cut, for any model of the zoo."""
+
+from __future__ import annotations
+
+from secateur.core.plan import Drop, Edit, Truncate
+from secateur.core.site import Site
+from secateur.hf.anatomy import Anatomy
+
+KINDS = [
+    "one head", "uneven heads", "all heads of a block", "KV group", "KV groups everywhere", "heads everywhere",
+    "attention of block 0", "attention of block 1", "FFN of block 0", "neurons", "all neurons of a block",
+    "neurons everywhere", "block 0", "last block", "mixed", "rank 0", "rank 3", "ranks and heads", "q alone",
+]  # fmt: skip
+
+
+def drops(*sites: str) -> list[Edit]:
+    return [Drop(Site.parse(site)) for site in sites]
+
+
+def edits_of(kind: str, a: Anatomy) -> list[Edit]:
+    """Edits of one kind for any model of the zoo."""
+    heads, groups, blocks = range(a.num_heads), range(a.num_kv_heads), range(a.num_blocks)
+    of_each_group = range(0, a.num_heads, a.num_heads // a.num_kv_heads)
+    if a.num_heads == a.num_kv_heads:
+        of_each_group = range(1, 2)
+    return {
+        "one head": lambda: drops("b0.attn.h1"),
+        "uneven heads": lambda: drops("b0.attn.h1", "b1.attn.h0", "b1.attn.h2", "b1.attn.h3"),
+        "all heads of a block": lambda: drops(*(f"b0.attn.h{h}" for h in heads)),
+        "KV group": lambda: drops("b1.attn.g0"),
+        "KV groups everywhere": lambda: drops(*(f"b{b}.attn.g{b % len(groups)}" for b in blocks)),
+        "heads everywhere": lambda: drops(*(f"b{b}.attn.h{h}" for b in blocks for h in of_each_group)),
+        "attention of block 0": lambda: drops("b0.attn"),
+        "attention of block 1": lambda: drops("b1.attn"),
+        "FFN of block 0": lambda: drops("b0.mlp"),
+        "neurons": lambda: drops("b0.mlp.n3", "b0.mlp.n4", "b1.mlp.n0"),
+        "all neurons of a block": lambda: drops(*(f"b1.mlp.n{n}" for n in range(a.d_ff))),
+        "neurons everywhere": lambda: drops(*(f"b{b}.mlp.n{n}" for b in blocks for n in (1, 5, 6))),
+        "block 0": lambda: drops("b0"),
+        "last block": lambda: drops(f"b{a.num_blocks - 1}"),
+        "mixed": lambda: drops("b0.attn", "b1.mlp", "b1.attn.h2"),
+        "rank 0": lambda: [Truncate(site, 0) for site in a.matrices if site.block == 0],
+        "rank 3": lambda: [Truncate(site, 3) for site in a.matrices if site.block == 0],
+        "ranks and heads": lambda: [
+            *(Truncate(site, 2, "tail") for site in a.matrices if site.block == 1),
+            *drops("b1.attn.h1", "b1.mlp.n2"),
+        ],
+        "q alone": lambda: [Truncate(Site(0, "q"), 2), *drops("b0.attn.h0")],
+    }[kind]()  # fmt: skip
+
+
+def factorized(kind: str) -> bool:
+    return "rank" in kind or kind == "q alone"
