@@ -29,12 +29,13 @@ from secateur.readers.components import COMPONENTS
 from secateur.readers.record import read_record
 from secateur.recipe import Result, check_ledger, read_result
 from secateur.recipe import prune as _prune
-from secateur.records import versions
+from secateur.records import counted, cut_summary, versions
 from secateur.reports import write_report
 from secateur.session import Options, Session, open_session
 from secateur.surgery.mask import Spectra
 from secateur.surgery.operations import resolve
 from secateur.surgery.portable import portable_plan
+from secateur.surgery.shape import shape_of
 
 SPLITS = ("probe", "select", "test")
 Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
@@ -171,12 +172,9 @@ def apply(
     with folder.claimed():
         if folder.finished(command, overwrite=overwrite):
             return read_result(folder.out, already=True)
-        loaded = load_model(
-            model, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-        )
-        chosen = given if isinstance(given, Plan) else Plan(loaded.fingerprint, given)
-        if portable:
-            chosen = portable_plan(chosen, loaded)
+        machine = {"device": device, "trust_remote_code": trust_remote_code}
+        loaded = load_model(model, revision=revision, dtype=dtype, **machine)
+        chosen = _chosen(given, loaded, portable)
         loads = where_it_loads(chosen, loaded.anatomy, form)
         save_and_reload(
             loaded,
@@ -194,6 +192,42 @@ def apply(
             (folder.staging / "README.md").write_text(card, encoding="utf-8")
         folder.publish()
     return Result(folder.out, None, chosen)
+
+
+def preview(
+    model: str,
+    plan: Plan | Sequence[str] | str | Path,
+    *,
+    portable: bool = False,
+    zeroed: bool = False,
+    factorize: bool = False,
+    **loading: Any,
+) -> dict[str, Any]:
+    """What `apply` would cut, how many parameters would be left, where the result would load, and the nearest plan
+    whose result would be a stock checkpoint. Writes nothing."""
+    given, form = read_edits(plan), Form(zeroed, factorize)
+    loaded = load_model(model, **loading)
+    chosen = _chosen(given, loaded, portable)
+    anatomy = loaded.anatomy
+    left = shape_of(chosen, anatomy, factorize=factorize).num_parameters(anatomy)
+    nearest = None if anatomy.carved else portable_plan(chosen, loaded)
+    return {
+        "cut": str(chosen),
+        "cut_summary": cut_summary(chosen, counted(anatomy.widths)),
+        "parameters": {
+            "before": anatomy.num_parameters,
+            "after": anatomy.num_parameters if zeroed else left,
+        },
+        "loads": where_it_loads(chosen, anatomy, form).to_json(),
+        "portable": None if nearest in (None, chosen) else str(nearest),
+    }
+
+
+def _chosen(given: Plan | tuple[Edit, ...], loaded: Loaded, portable: bool) -> Plan:
+    """The plan for this model. Raises `PlanError`, `UnknownName`."""
+    plan = given if isinstance(given, Plan) else Plan(loaded.fingerprint, given)
+    resolve(plan, loaded.anatomy, loaded.fingerprint)
+    return portable_plan(plan, loaded) if portable else plan
 
 
 # -------------------------------------------------------------------------------------------------------------- probe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from secateur.reports import write_report
 from secateur.session import Session
 from secateur.sides import side_effects
 from secateur.surgery.shape import shape_of
+
+LOG = logging.getLogger("secateur")
 
 
 def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, Any]:
@@ -59,6 +62,11 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
 
 
 def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
+    loads = where_it_loads(plan, session.loaded.anatomy, form_of(session))
+    if loads.form == "carved" and not session.loaded.anatomy.carved:
+        LOG.warning(
+            "no stock checkpoint, because %s: it %s. --portable asks for one.", loads.why, loads.sentence()
+        )
     select = session.task.split("select")[:4]
     rows = [context + answer for e in select for context, answer in session.encoded[e].pairs[:1]]
     return save_and_reload(
@@ -88,7 +96,7 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
         "evaluations": found.evaluations,
         "search": found.search,
         "cut": [_cut(session, edit) for edit in found.plan.edits],
-        "cut_summary": records.cut_summary(found.plan, *records.counted(anatomy.widths)),
+        "cut_summary": records.cut_summary(found.plan, records.counted(anatomy.widths)),
         "loads": where_it_loads(found.plan, anatomy, form).to_json(),
         "parameters": {
             "before": anatomy.num_parameters,

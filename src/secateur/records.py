@@ -31,28 +31,39 @@ def _about(edit: Truncate, full_rank: int) -> dict[str, Any]:
     }
 
 
-def cut_summary(plan: Plan, heads: int, ffns: int, blocks: int) -> str:
-    """What goes, counted: `41 of 48 heads, 1 of 6 feed-forward networks`. The counts are the original's, whole."""
-    counts = Counter((site.part, site.unit) for site in plan.dropped)
-    of = {
-        ("", ""): f"of {blocks} blocks",
-        ("attn", ""): f"of {blocks} attentions",
-        ("attn", "g"): "KV groups",
-        ("attn", "h"): f"of {heads} heads",
-        ("mlp", ""): f"of {ffns} feed-forward networks",
-        ("mlp", "n"): "neurons",
-    }
-    words = [f"{counts[kind]} {what}" for kind, what in of.items() if counts[kind]]
+Kind = tuple[str, str]  # part and unit of a site
+
+_KINDS: Mapping[Kind, str] = {
+    ("", ""): "blocks",
+    ("attn", ""): "attentions",
+    ("attn", "g"): "KV groups",
+    ("attn", "h"): "heads",
+    ("mlp", ""): "feed-forward networks",
+    ("mlp", "n"): "neurons",
+}
+
+
+def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
+    """What goes, counted: `29 of 48 heads, 1 of 6 feed-forward networks`, of a model that has `counts`."""
+    gone = Counter((site.part, site.unit) for site in plan.dropped)
+    words = [f"{gone[kind]} of {counts[kind]} {word}" for kind, word in _KINDS.items() if gone[kind]]
     matrices = len(plan.truncated)
     if matrices:
         words.append(f"{matrices} {'matrix' if matrices == 1 else 'matrices'} of lower rank")
     return ", ".join(words) or "nothing"
 
 
-def counted(widths: Iterable[Any]) -> tuple[int, int, int]:
-    """Query heads, feed-forward networks and blocks of a model, from what each block has."""
+def counted(widths: Iterable[Any]) -> dict[Kind, int]:
+    """How many parts of each kind a model has, from the widths of its blocks."""
     widths = list(widths)
-    return sum(own.num_heads for own in widths), sum(own.d_ff > 0 for own in widths), len(widths)
+    return {
+        ("", ""): len(widths),
+        ("attn", ""): sum(own.num_heads > 0 for own in widths),
+        ("attn", "g"): sum(own.num_kv_heads for own in widths),
+        ("attn", "h"): sum(own.num_heads for own in widths),
+        ("mlp", ""): sum(own.d_ff > 0 for own in widths),
+        ("mlp", "n"): sum(own.d_ff for own in widths),
+    }
 
 
 def _measured(outcomes: np.ndarray) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def _as_typed(name: str, value: Any) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if name in ("fractions", "small_ranks"):
         return ["--grid", "paper"] if (name, value) == ("small_ranks", ()) else []
+    if name == "rescore":
+        return ["--ranks-once"]
     if isinstance(value, bool):
         return [flag] if value else ["--no-" + name]
     if name == "side":

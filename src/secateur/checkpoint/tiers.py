@@ -39,7 +39,7 @@ class Loads:
     def sentence(self) -> str:
         """One line for the terminal."""
         if self.form == "carved":
-            return f"loads with trust_remote_code=True or secateur.load, not in vLLM or GGUF: {self.why}"
+            return "loads with trust_remote_code=True or secateur.load, not in vLLM or GGUF converters"
         saved = ", and saves nothing" if self.form == "zeroed" else ""
         return f"loads in stock transformers, vLLM and GGUF converters{saved}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from secateur.cli.options import (
     Device,
     Dtype,
     Edits,
+    Factorize,
     Grid,
     Layers,
     LedgerPath,
@@ -24,6 +26,7 @@ from secateur.cli.options import (
     Out,
     Overwrite,
     PlanFile,
+    Portable,
     Quiet,
     Revision,
     Seed,
@@ -34,6 +37,7 @@ from secateur.cli.options import (
     TaskSpec,
     TestTask,
     Trust,
+    Zeroed,
     as_api,
     examples,
     given_plan,
@@ -49,7 +53,9 @@ def prune(
     method: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="laser: low-rank truncation of single matrices, and several composed."
+            metavar="NAME",
+            help="laser: low-rank truncation of single matrices, and several composed. heads, ffns, components (both): "
+            "taken out step by step as far as the task allows.",
         ),
     ] = "laser",
     test_task: TestTask = None,
@@ -72,6 +78,42 @@ def prune(
         typer.Option("--exhaustive", help="Judge every candidate on all of select: no screening, no racing."),
     ] = False,
     compose: Annotated[bool, typer.Option(help="Also compose several cuts greedily.")] = True,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="heads, ffns, components: take out this share of them, such as 70%."
+        ),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            metavar="M",
+            help="heads, ffns, components: lose at most M of the metric (share or nats) on select; also the margin of "
+            "the verdict. [default: 0.02]",
+        ),
+    ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="heads, ffns, components: go on until this share of the parameters is left."
+        ),
+    ] = None,
+    step: Annotated[
+        str, typer.Option(metavar="SHARE", help="heads, ffns, components: how much goes at a time.")
+    ] = "10%",
+    rescore: Annotated[
+        bool,
+        typer.Option(
+            "--rescore/--ranks-once",
+            help="Choose from ranks taken again after each step, or once as the paper.",
+        ),
+    ] = True,
+    random_orders: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Random orders to draw beside the curves.")
+    ] = 3,
+    portable: Portable = False,
+    zeroed: Zeroed = False,
+    factorize: Factorize = False,
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
@@ -97,7 +139,9 @@ def prune(
     """
     options = as_api(
         method=method, test_task=test_task, side=tuple(side or ()), objective=objective, matrices=matrices,
-        layers=layers, grid=grid, exhaustive=exhaustive, compose=compose, seed=seed, split_seed=split_seed,
+        layers=layers, grid=grid, exhaustive=exhaustive, compose=compose, target=target, max_loss=max_loss,
+        params=params, step=step, rescore=rescore, random_orders=random_orders, portable=portable, zeroed=zeroed,
+        factorize=factorize, seed=seed, split_seed=split_seed,
         limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
         revision=revision, dtype=dtype, device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -159,9 +203,18 @@ def demo(
 
 def apply(
     model: Model,
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")
+    ] = None,
     plan: PlanFile = None,
     edit: Edits = None,
+    portable: Portable = False,
+    zeroed: Zeroed = False,
+    factorize: Factorize = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be cut, what is left, and where it would load."),
+    ] = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -172,19 +225,48 @@ def apply(
     """Carry out a plan or edits given by hand; no search, no verdict."""
     chosen = given_plan(plan, edit)
     if chosen is None:
-        raise SecateurError("nothing to apply: give --plan plan.json, or --edit such as b10.down=20.")
+        raise SecateurError(
+            "nothing to apply: give --plan plan.json, or --edit such as b10.down=20 or b3.attn.h2=drop."
+        )
+    if out is None and not dry_run:
+        raise SecateurError("where to? Give -o OUT, or --dry-run to write nothing.")
     from secateur import api
 
-    machine = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    made = api.apply(model, chosen, out, overwrite=overwrite, revision=revision, **machine)
+    how = {
+        "portable": portable,
+        "zeroed": zeroed,
+        "factorize": factorize,
+        "revision": revision,
+        "dtype": dtype,
+    }
+    machine = {"device": device, "trust_remote_code": trust_remote_code}
+    if out is None or dry_run:
+        told = api.preview(model, chosen, **how, **machine)
+        print_json(told) if as_json else print_preview(told)
+        return
+    made = api.apply(model, chosen, out, overwrite=overwrite, **how, **machine)
     if as_json:
-        told = {"out": str(made.out), "already": made.already, "plan": made.plan.to_json()}
-        print_json(told)
+        print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})
         return
     if made.already:
         print(_already(made.out))
     print(f"cut         {made.plan}\ncheckpoint  {made.out}")
     print(f"Nothing was verified: secateur eval {made.out} --task TASK")
+
+
+def print_preview(told: Mapping[str, Any]) -> None:
+    """What `apply --dry-run` says."""
+    before, after = told["parameters"]["before"], told["parameters"]["after"]
+    print(f"cut         {told['cut']}\nin all      {told['cut_summary']}")
+    print(
+        f"parameters  {before:,} → {after:,} ({after / before:.1%} kept)\nform        {told['loads']['form']}"
+    )
+    if told["loads"]["why"]:
+        print(f"            because {told['loads']['why']}")
+    for place in told["loads"]["where"]:
+        print(f"  {'✓' if place['loads'] else '✗'} {place['place']}: {place['how']}")
+    if told["portable"]:
+        print(f"The nearest plan of a stock checkpoint (--portable): {told['portable']}")
 
 
 def report(
@@ -209,6 +291,8 @@ VERBS = (
                 "secateur prune builtin:facts --task builtin:facts -o out",
                 "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
                 "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
+                "secateur prune ./my-llama --task questions.jsonl --method heads --max-loss 0.01 -o out",
+                "secateur prune ./my-llama --task questions.jsonl --method components --params 0.6 --portable -o out",
             )
         },
     ),

@@ -116,6 +116,23 @@ Edits = Annotated[
 ]
 
 
+Portable = Annotated[
+    bool,
+    typer.Option(
+        "--portable",
+        help="Only what a stock class can hold: the same number of heads and neurons everywhere.",
+    ),
+]
+Zeroed = Annotated[
+    bool,
+    typer.Option("--zeroed", help="Write zeros in the original's shapes: loads everywhere, saves nothing."),
+]
+Factorize = Annotated[
+    bool,
+    typer.Option("--factorize", help="Store matrices of low rank as two factors, where that is smaller."),
+]
+
+
 def examples(*commands: str) -> str:
     """The end of a help page: one command a line, never wrapped into each other."""
     return "\b\n" + "\n".join(
@@ -139,9 +156,21 @@ def as_api(**given: Any) -> dict[str, Any]:
         options["layers"] = _layers(options["layers"])
     if "grid" in options:
         options |= _grid(options.pop("grid"))
+    for name in ("target", "step", "params"):
+        if options.get(name) is not None:
+            options[name] = _share(name, options[name])
     if "batch_size" in options:
         options["max_tokens"] = _tokens(options.pop("batch_size"))
     return options
+
+
+def _share(name: str, text: str) -> float:
+    """`70%` or `0.7`."""
+    digits = text.removesuffix("%")
+    try:
+        return float(digits) / 100 if text.endswith("%") else float(digits)
+    except ValueError:
+        raise SecateurError(f"--{name} {text!r}: write a share, such as 70% or 0.7.") from None
 
 
 def _grid(name: str) -> dict[str, Any]:

@@ -80,12 +80,29 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     cuts = [
         (cut["site"], f"{cut['shape'][0]} × {cut['shape'][1]}", cut["rank"], cut["full_rank"])
         for cut in verdict["cut"]
+        if cut["kind"] == "truncate"
     ]
     if cuts:
         console.print(table(("cut", "shape", "rank kept", "of"), cuts))
         console.print()
+    if verdict["cut"]:
+        console.print(table(("saved", "before", "after"), list(_saved(verdict)), whole=("before", "after")))
+        console.print()
     for note, fired in _notes(verdict):
         console.print(Text("· " + note, style="bold red" if fired else "dim"))
+
+
+def _saved(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What is smaller, as stored: nothing where the shapes are the original's."""
+    gains = verdict["gains"]
+    names = {
+        "parameters": "parameters",
+        "bytes_on_disk": "bytes on disk",
+        "kv_bytes_per_token": "KV cache, bytes/token",
+    }
+    for key, name in names.items():
+        if gains[key] is not None:
+            yield name, f"{gains[key]['before']:,.0f}", f"{gains[key]['after']:,.0f}"
 
 
 def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
@@ -98,13 +115,23 @@ def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
                 f"instead of cutting, {other['name']}: {other['detail']} → {with_interval(other, 'share')}",
                 False,
             )
+    if verdict["cut"]:
+        yield f"out: {verdict['cut_summary']}", False
+        yield _loading(verdict["loads"]), False
     search, opened = verdict["search"], verdict["openings"]
+    raced = "raced_out" in search
+    lost = f" ({search['screened_out']} screened out, {search['raced_out']} raced out)" if raced else ""
     yield (
-        f"{verdict['candidates_tried']} plans tried on select of {search['proposed']} proposed "
-        f"({search['screened_out']} screened out, {search['raced_out']} raced out), {verdict['evaluations']:,} "
-        f"evaluations; test opened {'once' if opened == 1 else f'{opened} times, corrected for'}",
+        f"{verdict['candidates_tried']} plans tried on select of {search['proposed']} proposed{lost}, "
+        f"{verdict['evaluations']:,} evaluations; test opened {'once' if opened == 1 else f'{opened} times, corrected for'}",
         False,
     )
+
+
+def _loading(loads: Mapping[str, Any]) -> str:
+    first = next(place for place in loads["where"] if place["loads"])
+    why = f"; no stock checkpoint, because {loads['why']}" if loads["why"] else ""
+    return f"loads by {first['how']}{why}"
 
 
 def _row(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, str]:

@@ -169,17 +169,22 @@ def _edit_from_json(item: Mapping[str, Any]) -> Edit:
     return _KINDS[kind].from_json(item)
 
 
-_UNITS = {"h": "heads", "g": "KV groups", "n": "neurons"}
+_UNITS = {"h": "head", "g": "KV group", "n": "neuron"}
+NAMED = 12  # numbers in one line; more are counted
 
 
 def _told(dropped: Iterable[Site]) -> list[str]:
     """`b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
     words = []
     for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):
-        numbers = ", ".join(str(site.index) for site in sites)
-        whole = Site(block, part)
-        words.append(f"{whole} without {_UNITS[unit]} {numbers}" if unit else f"{whole} gone")
+        whole, numbers = Site(block, part), [site.index for site in sites]
+        words.append(f"{whole} without {_units(unit, numbers)}" if unit else f"{whole} gone")
     return words
+
+
+def _units(unit: str, numbers: list[int]) -> str:
+    word = _UNITS[unit] + ("" if len(numbers) == 1 else "s")
+    return f"{len(numbers)} {word}" if len(numbers) > NAMED else f"{word} {', '.join(map(str, numbers))}"
 
 
 def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
