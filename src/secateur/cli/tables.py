@@ -121,9 +121,10 @@ def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     search, opened = verdict["search"], verdict["openings"]
     raced = "raced_out" in search
     lost = f" ({search['screened_out']} screened out, {search['raced_out']} raced out)" if raced else ""
+    times = "once" if opened == 1 else f"{opened} times, corrected for"
     yield (
         f"{verdict['candidates_tried']} plans tried on select of {search['proposed']} proposed{lost}, "
-        f"{verdict['evaluations']:,} evaluations; test opened {'once' if opened == 1 else f'{opened} times, corrected for'}",
+        f"{verdict['evaluations']:,} evaluations; test opened {times}",
         False,
     )
 
