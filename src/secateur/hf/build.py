@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
@@ -49,6 +50,26 @@ def carved(config: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
     }
     own = {"carving": carving, "auto_map": AUTO_MAP, "architectures": [SecateurForCausalLM.__name__]}
     return carved_config(type(config)).from_dict(config.to_dict() | own)
+
+
+def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
+    """The class that a carved checkpoint was of, from its config.json. Raises `ModelError` where that is damaged."""
+    wrong = _unlike(stated, stock=dict, carving=dict)
+    wrong = wrong or _unlike(stated["carving"], version=int, family=str, operations=list)
+    if wrong:
+        raise ModelError(
+            f"config.json of {name} has no {' and no '.join(wrong)} as secateur writes it: damaged. Copy it again."
+        )
+    family = stated["carving"]["family"]
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{name} was carved from a model of type {family!r}, which this version of transformers does not know."
+        )
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
+
+
+def _unlike(stated: Mapping[str, Any], **kinds: type) -> list[str]:
+    return [repr(key) for key, kind in kinds.items() if not isinstance(stated.get(key), kind)]
 
 
 def blank(config: Any, *, like: PreTrainedModel) -> PreTrainedModel:

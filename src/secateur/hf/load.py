@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy, anatomy
+from secateur.hf.build import carved_architecture
 from secateur.hf.families import FAMILIES, family_of
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
@@ -121,15 +122,12 @@ def _check_kind(source: Source, trust_remote_code: bool) -> bool:
 
 def _is_carved(source: Source) -> bool:
     """Whether secateur cut it into shapes of its own."""
-    return source.config.get("model_type") == SecateurConfig.model_type and all(
-        isinstance(source.config.get(key), dict) for key in ("stock", "carving")
-    )
+    return source.config.get("model_type") == SecateurConfig.model_type
 
 
 def _architecture(source: Source) -> str:
     if _is_carved(source):
-        family = source.config["carving"].get("family")
-        return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, f"an unknown model ({family})")
+        return carved_architecture(source.name, source.config)
     named = source.config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]

@@ -110,6 +110,8 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 def carve_(model: nn.Module, operations: Sequence[Mapping[str, Any]]) -> None:
     """Gives `model` the shapes of what is left. New parameters hold nothing of meaning until weights are loaded."""
     for operation in operations:
+        if operation["op"] not in OPERATIONS:
+            raise ValueError(f"this checkpoint asks for {operation['op']!r}, which this code cannot do.")
         arguments = {key: value for key, value in operation.items() if key not in ("op", "path")}
         OPERATIONS[operation["op"]](model, operation["path"], **arguments)
 
