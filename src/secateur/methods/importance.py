@@ -1,0 +1,100 @@
+"""Importance of parts under a plan, read on `probe` and remembered in the ledger."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.core.plan import Plan
+from secateur.core.readings import Readings
+from secateur.core.site import Site
+from secateur.errors import ModelError
+from secateur.hf.anatomy import Anatomy
+from secateur.judge.evaluator import Judge
+from secateur.probes.ablation import ablation_importance
+from secateur.probes.heads import group_importance, head_importance
+from secateur.probes.induction import copying, prefix_matching
+from secateur.probes.neurons import neuron_importance
+from secateur.readers.components import Components, Reading
+from secateur.readers.record import components_record
+from secateur.session import Session, digest, layers_of
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import resolve
+
+LOG = logging.getLogger("secateur")
+MAX_PROBED = 256  # as for the gradients of LASER's screen
+
+
+def is_grouped(anatomy: Anatomy) -> bool:
+    """Whether query heads share keys, so that only whole groups can leave."""
+    return any(own.num_heads != own.num_kv_heads for own in anatomy.widths)
+
+
+def whole_ffns(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
+    return tuple(Site(block, "mlp") for block in blocks if anatomy.widths[block].d_ff)
+
+
+class Reader:
+    """Importance of parts under a plan, read on `probe` and remembered in the ledger."""
+
+    def __init__(self, session: Session, judge: Judge) -> None:
+        self._session, self._judge = session, judge
+        self._probe = session.task.split("probe")[:MAX_PROBED]
+
+    def read(self, plan: Plan, kind: str) -> Mapping[Site, float]:
+        """How much the task hangs on each part that is left of a kind; parts that are gone have some number too."""
+        if kind == "heads":
+            heads = self._gradients("heads", plan)
+            anatomy = self._session.loaded.anatomy
+            values = (group_importance(heads, anatomy) if is_grouped(anatomy) else heads).values
+        elif self._session.options.portable:
+            values = self._gradients("neurons", plan).values
+        else:
+            values = self._ablation(plan).values
+        return {Site.parse(site): value for site, value in values.items()}
+
+    def _gradients(self, kind: str, plan: Plan) -> Readings:
+        session = self._session
+        key = f"{kind} {digest([plan.to_json()['edits'], len(self._probe)])}"
+        known = session.ledger.recall(session.scope, key) if session.ledger else None
+        if known is not None:
+            return Readings.from_json(known)
+        importance = {"heads": head_importance, "neurons": neuron_importance}[kind]
+        loaded = session.loaded
+        with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
+            found = importance(
+                loaded, session.encoded, self._probe, packing=self._judge.packing, progress=session.progress
+            )
+        if session.ledger:
+            session.ledger.remember(session.scope, key, found.to_json())
+        return found
+
+    def _ablation(self, plan: Plan) -> Readings:
+        """Of the feed-forward networks that are left. By loss: accuracy ties on few examples."""
+        blocks = layers_of(self._session.loaded.anatomy, self._session.options)
+        left = [s for s in whole_ffns(self._session.loaded.anatomy, blocks) if s not in set(plan.dropped)]
+        found = ablation_importance(self._judge, left, self._probe, split="probe", base=plan)
+        return next(readings for name, readings in found.items() if "loss" in name)
+
+    def components(self) -> dict[str, Any]:
+        """What is read of the whole model for the report: importance, and what heads do."""
+        session, empty = self._session, self._session.empty
+        found = {
+            "heads": {"importance": self._gradients("heads", empty)},
+            "ffns": {"loss": self._ablation(empty)},
+        }
+        reading = Reading(session.task.name, session.options.shots, len(self._probe), len(self._probe), found)
+        return components_record(Components((reading,), self._behavior()))
+
+    def _behavior(self) -> dict[str, Readings]:
+        """Nothing, and a word about it, where the model has too little context or vocabulary for random repeats."""
+        loaded, progress = self._session.loaded, self._session.progress
+        try:
+            return {
+                "prefix_matching": prefix_matching(loaded, progress=progress),
+                "copying": copying(loaded, progress=progress),
+            }
+        except ModelError as error:
+            LOG.warning("prefix matching and copying are left out of the report: %s", error)
+            return {}
