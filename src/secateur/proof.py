@@ -169,8 +169,13 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     )
     metric, n = verdict["metric"].replace("_", " "), verdict["n"]
     if not verdict["cut"]:
+        why = (
+            "No cut did better"
+            if verdict["search"]["method"] == "laser"
+            else "Nothing could go within the bound"
+        )
         return (
-            f"No cut did better on the selection split, so the model is unchanged: {metric} {before:{digits}}{unit} "
+            f"{why} on the selection split, so the model is unchanged: {metric} {before:{digits}}{unit} "
             f"on {n} test examples."
         )
     low, high = (end * scale for end in verdict["difference"]["ci"])

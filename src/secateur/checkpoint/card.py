@@ -25,7 +25,7 @@ def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
 
 ## What was cut
 
-{edits or "Nothing: no cut did better on the selection split."}
+{edits or "Nothing: the selection split allowed no cut."}
 
 In all {verdict["cut_summary"]}; {saved["before"]:,} parameters before, {saved["after"]:,} stored now.
 

@@ -70,6 +70,11 @@ class Anatomy:
         """What the family's table says."""
         return FAMILIES[self.architecture]
 
+    @property
+    def attending(self) -> list[int]:
+        """The blocks that have heads: all of them, unless the model was cut."""
+        return [block for block, own in enumerate(self.widths) if own.num_heads]
+
     def attention(self, block: int) -> str:
         """The path of a block's attention: the module that holds its output projection."""
         return f"{self.blocks[block]}.{self.details.slots['o'].module.rpartition('.')[0]}"

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.load import Loaded
 from secateur.judge.forward import gathered
@@ -37,10 +36,10 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
     parts, model = loaded.anatomy, loaded.model
     seen: list[int] = []
     with ExitStack() as stack:
-        for block in range(parts.num_blocks):
+        for block in parts.attending:
             # the module that holds the output projection is the one that computes the weights
-            module = model.get_submodule(parts.matrix(Site(block, "o")).module.rpartition(".")[0])
-            own = _attending(module.forward, block, parts.num_heads, consume, seen)
+            module = model.get_submodule(parts.attention(block))
+            own = _attending(module.forward, block, parts.widths[block].num_heads, consume, seen)
             stack.enter_context(lent(module, own))
         stack.enter_context(
             gathered(model.get_submodule(parts.unembedding), torch.zeros(1, dtype=torch.long))
@@ -48,7 +47,7 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
         eager = model.config._attn_implementation == "eager"
         asked = {"output_attentions": True} if eager else {}
         model(input_ids=tokens.to(model.device), use_cache=False, **asked)
-    if seen != list(range(parts.num_blocks)):
+    if seen != parts.attending:
         raise ModelError(
             f"{parts.architecture}: the attentions of blocks {seen} ran, in this order, not all once."
         )

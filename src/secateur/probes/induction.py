@@ -43,7 +43,7 @@ def prefix_matching(
     Raises: `ModelError` where attention weights cannot be had, or context or vocabulary are too small.
     """
     segments = random_segments(loaded, seeds, REPEATS, frequencies)
-    total = torch.zeros(loaded.anatomy.num_blocks, loaded.anatomy.num_heads, dtype=torch.float64)
+    total = _zeros(loaded)
     done = 0
     for rows in _batches(loaded, segments):
         tokens = with_bos(loaded, np.tile(rows, REPEATS))
@@ -56,7 +56,7 @@ def prefix_matching(
         done += len(rows)
         progress("prefix matching", done, len(segments))
     source = f"{len(segments)} random sequences repeated {REPEATS} times (arXiv 2212.09095)"
-    return _readings("prefix matching", source, len(segments), total / len(segments))
+    return _readings("prefix matching", source, len(segments), total)
 
 
 def copying(
@@ -78,21 +78,27 @@ def copying(
     Source, `seeds`, `frequencies`, `n`, Raises: as `prefix_matching`.
     """
     segments = random_segments(loaded, seeds, REPEATS, frequencies, unique=True)
-    total = torch.zeros(loaded.anatomy.num_blocks, loaded.anatomy.num_heads, dtype=torch.float64)
+    total = _zeros(loaded)
     circuit = _Circuit(loaded, authors)
     for number, segment in enumerate(segments):
         tokens = with_bos(loaded, segment[None])
         attended, values = circuit.attend(tokens)
-        for block in range(loaded.anatomy.num_blocks):
+        for block in total:
             total[block] += circuit.scores(block, tokens, attended[block], values[block])
         progress("copying", number + 1, len(segments))
     fed = ", every block fed the embeddings" if authors else ""
     source = f"{len(segments)} random sequences{fed} (arXiv 2212.09095)"
-    return _readings("copying", source, len(segments), total / len(segments))
+    return _readings("copying", source, len(segments), total)
 
 
-def _readings(what: str, source: str, n: int, values: Float[Tensor, "blocks heads"]) -> Readings:
-    named = {str(Site(b, "attn", "h", h)): float(v) for (b, h), v in np.ndenumerate(values.numpy())}
+def _zeros(loaded: Loaded) -> dict[int, Float[Tensor, " heads"]]:
+    anatomy = loaded.anatomy
+    return {b: torch.zeros(anatomy.widths[b].num_heads, dtype=torch.float64) for b in anatomy.attending}
+
+
+def _readings(what: str, source: str, n: int, total: dict[int, Float[Tensor, " heads"]]) -> Readings:
+    means = {block: (sums / n).tolist() for block, sums in total.items()}
+    named = {str(Site(b, "attn", "h", h)): v for b, of_block in means.items() for h, v in enumerate(of_block)}
     return Readings(what, "share", "random tokens", n, True, source, named)
 
 
@@ -161,14 +167,14 @@ class _Circuit:
         attended: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
         with ExitStack() as stack:
-            for block in range(parts.num_blocks):
+            for block in parts.attending:
                 matrix = parts.matrix(Site(block, "v"))
 
                 def keep(
                     _: nn.Module, args: tuple, y: Tensor, block: int = block, matrix: Any = matrix
                 ) -> None:
                     own = matrix.of_output(y)
-                    values[block] = own.reshape(-1, parts.num_kv_heads, parts.d_head).clone()
+                    values[block] = own.reshape(-1, parts.widths[block].num_kv_heads, parts.d_head).clone()
 
                 stack.callback(model.get_submodule(matrix.module).register_forward_hook(keep).remove)
             if self._authors:
@@ -187,8 +193,9 @@ class _Circuit:
         parts, length = self._loaded.anatomy, tokens.shape[1]
         step = max(1, 16 * MEBI // (length * max(length, parts.d_model)))
         found = []
-        for first in range(0, parts.num_heads, step):
-            heads = range(first, min(first + step, parts.num_heads))
+        num_heads = parts.widths[block].num_heads
+        for first in range(0, num_heads, step):
+            heads = range(first, min(first + step, num_heads))
             logits = self._logits(tokens, self._outputs(block, heads, values))
             found.append(copying_scores(logits, attended[first : heads.stop], lead_of(self._loaded)))
         return torch.cat(found).double().cpu()
@@ -197,7 +204,8 @@ class _Circuit:
         parts = self._loaded.anatomy
         matrix = parts.matrix(Site(block, "o"))
         o = matrix.read(self._loaded.model.get_parameter(matrix.weight).detach())
-        queries = parts.num_heads // parts.num_kv_heads
+        own = parts.widths[block]
+        queries = own.num_heads // own.num_kv_heads
         each = values[:, [head // queries for head in heads]].transpose(0, 1)
         columns = o[:, heads.start * parts.d_head : heads.stop * parts.d_head]
         out = each @ columns.T.reshape(len(heads), parts.d_head, -1)
