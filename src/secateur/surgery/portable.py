@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 
@@ -12,7 +12,7 @@ from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.surgery.operations import columns_of, resolve
-from secateur.surgery.shape import Shape, shape_of, stock_config
+from secateur.surgery.shape import shape_of, stock_config
 
 Importance = Mapping[Site, float]
 
@@ -35,30 +35,23 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     dropped = set(plan.dropped)
     blocks = [site for site in plan.dropped if not site.part]
     kept = tuple(Drop(site) for site in blocks) + plan.truncated
-    counts = {"g": _groups_lost(shape, anatomy), "n": _neurons_lost(shape, anatomy)}
+    units = [
+        [_units(anatomy, block, unit) for block in shape.numbers] for unit in "gn" if _is_free(unit, anatomy)
+    ]
+    shares = {site: _share(site, dropped, anatomy) for of_unit in units for row in of_unit for site in row}
     drops = [
         Drop(site)
-        for block in shape.numbers
-        for unit, count in counts.items()
-        for site in _first(_units(anatomy, block, unit), dropped, importance, count)
+        for rows in units
+        for row in rows
+        for site in _first(row, shares, importance, _count(rows, shares))
     ]
     return Plan(plan.model, (*kept, *drops))
 
 
-def _groups_lost(shape: Shape, anatomy: Anatomy) -> int:
-    """KV groups that each block loses: the mean over blocks of the query heads lost, in groups; one group stays."""
-    if not anatomy.details.free_heads or anatomy.alibi:
-        return 0
-    lost = sum(anatomy.num_heads - len(set(block.heads)) for block in shape.blocks)
-    queries = anatomy.num_heads // anatomy.num_kv_heads
-    return min(round(lost / (queries * len(shape.blocks))), anatomy.num_kv_heads - 1)
-
-
-def _neurons_lost(shape: Shape, anatomy: Anatomy) -> int:
-    if anatomy.details.width is None:
-        return 0
-    lost = sum(anatomy.d_ff - len(block.neurons or ()) for block in shape.blocks)
-    return min(round(lost / len(shape.blocks)), anatomy.d_ff - 1)
+def _is_free(unit: str, anatomy: Anatomy) -> bool:
+    """Whether a config can state another number of these."""
+    family = anatomy.details
+    return family.free_heads and not anatomy.alibi if unit == "g" else family.width is not None
 
 
 def _units(anatomy: Anatomy, block: int, unit: str) -> list[Site]:
@@ -66,9 +59,28 @@ def _units(anatomy: Anatomy, block: int, unit: str) -> list[Site]:
     return [Site(block, part, unit, index) for index in range(count)]
 
 
-def _first(units: list[Site], dropped: set[Site], importance: Importance, count: int) -> list[Site]:
-    """The plan's own first, then the least important; ties in order."""
-    return sorted(units, key=lambda site: (site not in dropped, importance[site], site))[:count]
+def _share(site: Site, dropped: Set[Site], anatomy: Anatomy) -> float:
+    """How much of a KV group or neuron the plan drops: of a group perhaps some of its query heads."""
+    if site in dropped or not dropped.isdisjoint(site.wholes):
+        return 1.0
+    if site.unit == "n":
+        return 0.0
+    queries = anatomy.num_heads // anatomy.num_kv_heads
+    heads = range(site.index * queries, (site.index + 1) * queries)
+    return sum(Site(site.block, "attn", "h", head) in dropped for head in heads) / queries
+
+
+def _count(rows: Sequence[Sequence[Site]], shares: Mapping[Site, float]) -> int:
+    """How many each block loses: the mean over the blocks, to the nearest; one stays."""
+    mean = sum(shares[site] for row in rows for site in row) / len(rows)
+    return min(round(mean), len(rows[0]) - 1)
+
+
+def _first(
+    units: Sequence[Site], shares: Mapping[Site, float], importance: Importance, count: int
+) -> list[Site]:
+    """Those of which the plan drops most first, then the least important; ties in order."""
+    return sorted(units, key=lambda site: (-shares[site], importance[site], site))[:count]
 
 
 def output_norms(loaded: Loaded) -> dict[Site, float]:
