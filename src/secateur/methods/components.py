@@ -64,6 +64,8 @@ def kinds_of(session: Session) -> list[Kind]:
             raise PlanError(
                 f"--portable: {anatomy.architecture} fixes the width of its feed-forward networks."
             )
+    if portable and anatomy.carved:
+        raise PlanError("--portable: this model has shapes of its own already, so no cut makes it a stock one.")
     if portable and len(blocks) < anatomy.num_blocks:
         raise PlanError(
             "--portable needs the same shape in every block, so it cannot be joined with --layers."
