@@ -17,7 +17,7 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.hf.load import Loaded
-from secateur.recipe import search_laser
+from secateur.methods.laser import search as search_laser
 from secateur.search.laser import (
     PAPER_FRACTIONS,
     SMALL_RANKS,

@@ -202,7 +202,7 @@ def test_the_model_is_left_as_it_was(as_loaded):
 def test_a_group_is_the_sum_of_its_query_heads(as_loaded):
     loaded = as_loaded(tiny("llama"))
     heads = head_importance(loaded, MIXED, list(MIXED), packing=PACKING)
-    groups = group_importance(heads, loaded.anatomy.num_heads, loaded.anatomy.num_kv_heads)
+    groups = group_importance(heads, loaded.anatomy)
     assert set(groups.values) == {f"b{b}.attn.g{g}" for b in range(2) for g in range(2)}
     for block in range(2):
         wanted = heads.values[f"b{block}.attn.h2"] + heads.values[f"b{block}.attn.h3"]
