@@ -291,7 +291,7 @@ VERBS = (
                 "secateur prune builtin:facts --task builtin:facts -o out",
                 "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
                 "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
-                "secateur prune ./my-llama --task q.jsonl --method heads --max-loss 0.01 -o out",
+                "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
             )
         },
