@@ -45,8 +45,9 @@ class Site:
         """Raises `UnknownName` for anything that is not an address."""
         found = _PATTERN.fullmatch(text)
         if found is None:
+            hint = nearest(text.partition(".")[2], ("attn", "mlp", *MATRICES)) if "." in text else ""
             raise UnknownName(
-                f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
+                f"{text!r} is not a site.{hint} Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
                 f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)})."
             )
         part = found["sub"] or found["matrix"] or ""

@@ -16,7 +16,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.methods.curves import kept_share, pruning_record
 from secateur.methods.found import Counted, Found
 from secateur.methods.importance import Reader, is_grouped, whole_ffns
-from secateur.search.iterative import ONCE, RANDOM, RESCORED, Goal, Kind, Pruner, steps
+from secateur.search.iterative import ONCE, RANDOM, RESCORED, Goal, Kind, Pruner, advanced, steps
 from secateur.session import Session, layers_of
 from secateur.surgery.shape import shape_of
 
@@ -24,9 +24,12 @@ MARGIN = 0.02  # of accuracy, or nats
 
 
 def check(session: Session) -> None:
-    """Raises `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for shares."""
-    kinds_of(session)
-    goal_of(session)
+    """Raises `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for shares that are
+    none, or out of reach."""
+    everything = session.empty
+    for kind in kinds_of(session):
+        everything = advanced(everything, kind, 1.0, dict.fromkeys(kind.sites, 0.0))
+    goal_of(session).check_reach(kept_share(session, everything))
     steps(session.options.step, session.options.target)
 
 
@@ -65,7 +68,9 @@ def kinds_of(session: Session) -> list[Kind]:
                 f"--portable: {anatomy.architecture} fixes the width of its feed-forward networks."
             )
     if portable and anatomy.carved:
-        raise PlanError("--portable: this model has shapes of its own already, so no cut makes it a stock one.")
+        raise PlanError(
+            "--portable: this model has shapes of its own already, so no cut makes it a stock one."
+        )
     if portable and len(blocks) < anatomy.num_blocks:
         raise PlanError(
             "--portable needs the same shape in every block, so it cannot be joined with --layers."

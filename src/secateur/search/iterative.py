@@ -181,6 +181,14 @@ class Goal:
         losses = [-float(self._gain(outcomes[point.plan], base)) for point in points[: last + 1]]
         return max(number for number, loss in enumerate(losses) if loss <= self.max_loss or number == 0)
 
+    def check_reach(self, least: float) -> None:
+        """Raises `SecateurError` where even the `least` fraction of parameters that can be left is above `params`."""
+        if self.params is not None and least > self.params + 1e-9:
+            raise SecateurError(
+                f"--params {self.params}: without any of these parts {least:.1%} of the parameters are left. Ask for "
+                "more, or take --method components."
+            )
+
     def _gain(self, outcomes: np.ndarray, base: np.ndarray) -> float:
         sign = 1 if self.metric.higher_is_better else -1
         return sign * (self.metric.mean(outcomes) - self.metric.mean(base))
@@ -192,10 +200,6 @@ class Goal:
             ends.append(max(within))
         if self.params is not None:
             far = [number for number, fraction in enumerate(kept) if fraction <= self.params + 1e-9]
-            if not far:
-                raise SecateurError(
-                    f"--params {self.params}: without any of these parts {min(kept):.1%} of the parameters are left. "
-                    "Ask for more, or take --method components."
-                )
+            self.check_reach(min(kept))
             ends.append(far[0])
         return min(ends)
