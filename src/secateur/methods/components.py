@@ -7,6 +7,7 @@ Source: Bansal et al. 2022 (arXiv 2212.09095).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from secateur import records
@@ -40,7 +41,7 @@ def goal_of(session: Session) -> Goal:
         raise SecateurError(
             f"--params {options.params}: the fraction of parameters to keep, between 0 and 1."
         )
-    if options.max_loss is not None and options.max_loss < 0:
+    if options.max_loss is not None and not 0 <= options.max_loss < math.inf:
         raise SecateurError(f"--max-loss {options.max_loss}: a loss of 0 or more, in the metric's own unit.")
     free = options.target is None and options.params is None
     max_loss = MARGIN if options.max_loss is None and free else options.max_loss
@@ -104,6 +105,7 @@ def search(session: Session) -> Found:
         judge=judge,
         examples=select,
         weigh=lambda plan: shape_of(plan, session.loaded.anatomy).num_parameters(session.loaded.anatomy),
+        target=options.target or 1.0,
     )
     with session.timed("prune"):
         removals = [pruner.by_importance(again=again) for again in (True, False)]

@@ -22,6 +22,7 @@ from secateur.search.laser import Judge
 Importance = Mapping[Site, float]
 Read = Callable[[Plan, str], Importance]  # of one kind of part, under a plan
 
+SMALLEST = 1e-4  # of steps: one head at a time of the largest models
 RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
 
 
@@ -69,8 +70,10 @@ class Removal:
 def steps(step: float, target: float | None = None) -> list[float]:
     """Shares to stop at: multiples of `step` up to 1, and `target`. Raises `SecateurError` for what is no share."""
     for name, value in (("step", step), ("target", 1.0 if target is None else target)):
-        if not 0 < value <= 1:
-            raise SecateurError(f"--{name} {value:.0%}: a share above 0 and up to 100 %, please.")
+        if not SMALLEST <= value <= 1:
+            raise SecateurError(
+                f"--{name} {value:g}: a share from {SMALLEST} to 1, please, or 0.01% to 100%."
+            )
     regular = {round(step * number, 6) for number in range(1, int(1 / step + 1e-9) + 1)}
     return sorted(regular | {1.0} | ({target} if target is not None else set()))
 
@@ -86,6 +89,7 @@ class Pruner:
     judge: Judge
     examples: Sequence[int]
     weigh: Callable[[Plan], int]  # parameters that a plan leaves
+    target: float = 1.0  # a share that every kind reaches before one of them goes further
     _once: dict[str, Importance] = field(default_factory=dict)
 
     def by_importance(self, *, again: bool) -> Removal:
@@ -148,7 +152,7 @@ class Pruner:
                 if plan != at.plan:
                     found.append(Point(plan, {**at.shares, kind.name: share}))
                     break
-        return found
+        return [o for o in found if max(o.shares.values()) <= self.target] or found
 
 
 def advanced(plan: Plan, kind: Kind, share: float, importance: Importance) -> Plan:
@@ -179,7 +183,8 @@ class Goal:
             return last
         base = outcomes[points[0].plan]
         losses = [-float(self._gain(outcomes[point.plan], base)) for point in points[: last + 1]]
-        return max(number for number, loss in enumerate(losses) if loss <= self.max_loss or number == 0)
+        bound = self.max_loss + 1e-9  # .9 − .88 is more than .02 in floating point
+        return max(number for number, loss in enumerate(losses) if loss <= bound or number == 0)
 
     def check_reach(self, least: float) -> None:
         """Raises `SecateurError` where even the `least` fraction of parameters that can be left is above `params`."""
