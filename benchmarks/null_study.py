@@ -25,7 +25,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
-from secateur.recipe import search_laser
+from secateur.methods.laser import search as search_laser
 from secateur.session import Options, Session, open_session
 from secateur.surgery.cut import cut
 from secateur.tasks.encode import encode

@@ -17,6 +17,7 @@ from zoo import VOCAB_SIZE, ZOO, tiny
 from secateur import api
 from secateur.checkpoint.folder import Folder, finite, write_json
 from secateur.checkpoint.save import assert_same, save
+from secateur.checkpoint.tiers import STOCK
 from secateur.core.plan import Plan, parse_edits
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import config_digest
@@ -206,7 +207,10 @@ def test_the_card_says_what_the_verdict_says(pruned):
     assert verdict["sentence"] in card
     assert verdict["model"]["fingerprint"] in card
     assert verdict["task"]["hash"] in card
-    assert all(f"`{cut['site']}`" in card for cut in verdict["cut"])
+    told = Plan.from_json(json.loads((pruned / "out/plan.json").read_text())).told
+    assert told, "nothing was cut"
+    assert all(f"\n- {words}\n" in card for words in (*told, f"transformers: `{STOCK}`"))
+    assert f"{verdict['parameters']['after']:,} stored now" in card
     assert "base_model" not in card  # a folder is no model on the hub
 
 

@@ -180,8 +180,8 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        pytest.param("secateur.recipe", "truncation_effects", marks=SLOW),
-        pytest.param("secateur.recipe", "compose", marks=SLOW),
+        pytest.param("secateur.methods.laser", "truncation_effects", marks=SLOW),
+        pytest.param("secateur.methods.laser", "compose", marks=SLOW),
         pytest.param("secateur.checkpoint.save", "save", marks=SLOW),
         pytest.param("secateur.checkpoint.save", "assert_same", marks=SLOW),
         ("secateur.verify", "decide"),
