@@ -1,6 +1,7 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
-The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `report`, `bench`, `load`. They are
+The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `preview`,
+`report`, `bench`, `load`; and the values they speak of. They are
 imported when first used, so that `secateur --help` does not wait for torch.
 """
 
@@ -16,12 +17,15 @@ _WHERE = {
     "probe": "secateur.api",
     "evaluate": "secateur.api",
     "apply": "secateur.api",
+    "preview": "secateur.api",
     "report": "secateur.api",
     "bench": "secateur.gains.bench",
     "load": "secateur.api",
     "Result": "secateur.recipe",
     "Plan": "secateur.core.plan",
     "Truncate": "secateur.core.plan",
+    "Drop": "secateur.core.plan",
+    "cut": "secateur.surgery.cut",
     "Site": "secateur.core.site",
     "SecateurError": "secateur.errors",
 }
