@@ -1,8 +1,10 @@
 """The OPT-66B study's tasks (arXiv 2212.09095), as far as they are at hand, through head importance: how many prompts
-fit the model's context, how long a reading takes, how far the orders of heads agree between tasks and shots.
+fit the model's context, how long a reading takes, how far the orders of heads agree between tasks and shots. With
+--prune through the pruning of heads instead: how far it went, and what could be shown of it on `test`.
 
     python benchmarks/study.py DATA MODEL                                        every prompt, 0 shots
     python benchmarks/study.py DATA MODEL --random-opt --limit 200 --shots 0,1,5
+    python benchmarks/study.py DATA MODEL --prune --limit 200
 
 DATA is a folder with the task files of `FILES`. With --random-opt only the tokenizer of MODEL is used.
 """
@@ -40,6 +42,8 @@ FILES = (  # the others of the study need the hub: secateur probe MODEL --task s
     *("boolq_validation", "cb_train", "copa_train", "wsc_validation", "rte_train"),
 )
 COLUMNS = ("task", "shots", "examples", "fit", "read", "of", "seconds", "most important")
+PRUNED = ("task", "shots", "test", "gone", "before", "after", "bound", "verdict", "seconds")
+CHEAP = {"method": "heads", "step": 0.25, "random_orders": 0, "skip_long": True, "allow_small": True}
 Row = dict[str, Any]
 
 
@@ -97,15 +101,48 @@ def heads(model: str, task: str, shots: int, limit: int | None) -> Row:
     }
 
 
-def run(model: str, data: Path, shots: Sequence[int], limit: int | None) -> list[Row]:
+def run(model: str, data: Path, names: Sequence[str], shots: Sequence[int], limit: int | None) -> list[Row]:
     loaded = secateur.load(model)
     rows = []
-    for name in FILES:
+    for name in names:
         for count in shots:
             task = str(data / f"{name}.jsonl")
             fit, examples = fitting(loaded, task, count, limit)
             row = {"task": name, "shots": count, "examples": examples, "fit": fit}
             rows.append(row | heads(model, task, count, limit))
+    return rows
+
+
+def pruned(model: str, task: str, out: Path, shots: int, limit: int | None) -> Row:
+    """The verdict on a model without the heads that `prune` takes out, in steps of a quarter; or why there is none.
+
+    `bound` is the one-sided 95 % lower bound of the gain; there is none where nothing could go.
+    """
+    started = time.perf_counter()
+    try:
+        found = secateur.prune(model, task, out, shots=shots, limit=limit, **CHEAP)
+    except TaskError as error:
+        return dict.fromkeys(PRUNED) | {"why": str(error), "verdict": "not run"}
+    verdict, pruning = found.verdict, json.loads((found.out / "analysis.json").read_text())["pruning"]
+    return {
+        "test": verdict["n"],
+        "gone": pruning["series"][0]["points"][pruning["chosen"]["point"]]["heads_removed"],
+        "before": verdict["before"]["value"],
+        "after": verdict["after"]["value"],
+        "bound": verdict["non_inferiority"] and verdict["non_inferiority"]["bound"],
+        "verdict": verdict["verdict"],
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def prune(model: str, data: Path, names: Sequence[str], shots: Sequence[int], limit: int | None) -> list[Row]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            for count in shots:
+                out = Path(folder) / f"{name}-{count}"
+                found = pruned(model, str(data / f"{name}.jsonl"), out, count, limit)
+                rows.append(found | {"task": name, "shots": count})
     return rows
 
 
@@ -140,23 +177,42 @@ def main() -> None:
     parser.add_argument("--shots", default="0")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--random-opt", action="store_true")
-    parser.add_argument("--json", type=Path, help="write rows and agreement to this file")
+    parser.add_argument("--prune", action="store_true", help="prune heads instead of reading them")
+    parser.add_argument("--tasks", default=",".join(FILES), help="of them only these, by commas")
+    parser.add_argument("--json", type=Path, help="write what was found to this file")
     given = parser.parse_args()
     logging.getLogger("secateur").setLevel(logging.ERROR)  # that splits are small, for every reading again
+    names, shots = given.tasks.split(","), [int(word) for word in given.shots.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         model = random_opt(given.model, Path(folder)) if given.random_opt else given.model
-        rows = run(model, given.data, [int(word) for word in given.shots.split(",")], given.limit)
+        show = prunings if given.prune else readings
+        found = show(model, given.data, names, shots, given.limit)
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def prunings(model: str, data: Path, names: Sequence[str], shots: Sequence[int], limit: int | None) -> Row:
+    rows = prune(model, data, names, shots, limit)
+    _print_rows(PRUNED, rows)
+    return {"rows": rows}
+
+
+def readings(model: str, data: Path, names: Sequence[str], shots: Sequence[int], limit: int | None) -> Row:
+    rows = run(model, data, names, shots, limit)
     found = agreement(rows)
-    console = Console()
-    console.print(table(COLUMNS, [[row[name] for name in COLUMNS] for row in rows]))
-    for row in rows:
-        if not row["values"]:
-            console.print(f"{row['task']} at {row['shots']} shots: {row['why']}", markup=False)
+    _print_rows(COLUMNS, rows)
     for name, values in found.items():
         said = ", ".join(f"{which} {value:.2f}" for which, value in values.items())
-        console.print(f"rank correlation between {name}: {said}")
-    if given.json is not None:
-        given.json.write_text(json.dumps({"rows": rows, "agreement": found}, indent=1), encoding="utf-8")
+        Console().print(f"rank correlation between {name}: {said}")
+    return {"rows": rows, "agreement": found}
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Row]) -> None:
+    console = Console()
+    console.print(table(columns, [[row[name] for name in columns] for row in rows], whole=columns[:1]))
+    for row in rows:
+        if "why" in row:
+            console.print(f"{row['task']} at {row['shots']} shots: {row['why']}", markup=False)
 
 
 if __name__ == "__main__":
