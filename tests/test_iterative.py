@@ -1,4 +1,4 @@
-"""Iterative pruning on invented outcomes, in milliseconds: what goes at each step, in which order, and where it ends."""
+"""Iterative pruning on invented outcomes, in milliseconds: what goes at each step, in which order, where it ends."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
-from secateur.errors import TaskError, TooLong, UnknownName, nearest
+from secateur.errors import SecateurError, TaskError, TooLong, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
@@ -72,12 +72,26 @@ class Options:
     trust_remote_code: bool = False
 
     SPEED_ONLY: ClassVar[tuple[str, ...]] = ("device", "max_tokens")
+    OF_LASER: ClassVar[tuple[str, ...]] = ("matrices", "fractions", "small_ranks", "exhaustive", "compose")
+    OF_REMOVAL: ClassVar[tuple[str, ...]] = (
+        "target", "max_loss", "params", "step", "rescore", "random_orders", "portable",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UnknownName(f"unknown method {self.method!r}.{nearest(self.method, METHODS)}")
         if self.objective is not None and self.objective not in METRICS:
             raise UnknownName(f"unknown objective {self.objective!r}.{nearest(self.objective, METRICS)}")
+        self._refuse_foreign()
+
+    def _refuse_foreign(self) -> None:
+        """What another method would listen to must not be without effect and without a word."""
+        laser = self.method == "laser"
+        for f in fields(self):
+            if f.name in (self.OF_REMOVAL if laser else self.OF_LASER) and vars(self)[f.name] != f.default:
+                typed = " ".join(_as_typed(f.name, vars(self)[f.name])) or f.name
+                others = "heads, ffns or components" if laser else "laser"
+                raise SecateurError(f"{typed} is not for --method {self.method}, but for {others}.")
 
     def command(self) -> dict[str, Any]:
         """What identifies a run: two runs with equal commands give the same checkpoint."""

@@ -21,6 +21,7 @@ STAGES = {
     "screen": "screening candidates by gradients",
     "race": "racing candidates on select",
     "compose": "composing several cuts",
+    "prune": "removing step by step",
     "choose": "choosing on select",
     "curves": "loss against rank",
     "component answers": "what the parts answer",

@@ -7,6 +7,7 @@ Source: Bansal et al. 2022 (arXiv 2212.09095).
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ from secateur.search.iterative import ONCE, RANDOM, RESCORED, Goal, Kind, Pruner
 from secateur.session import Session, layers_of
 from secateur.surgery.shape import shape_of
 
+LOG = logging.getLogger("secateur")
 MARGIN = 0.02  # of accuracy, or nats
 
 
@@ -52,6 +54,8 @@ def kinds_of(session: Session) -> list[Kind]:
     """The parts that may go. Raises `PlanError` where a stock class could not hold what is left."""
     anatomy, portable = session.loaded.anatomy, session.options.portable
     blocks = layers_of(anatomy, session.options)
+    if portable and anatomy.carved:
+        raise PlanError("--portable: this model has shapes of its own already; no plan makes it a stock one.")
     found = []
     if session.options.method != "ffns":
         found.append(Kind("heads", _heads(anatomy, blocks), portable))
@@ -94,12 +98,15 @@ def _neurons(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
 
 def search(session: Session) -> Found:
     """All curves, and the furthest point that the goal allows. `test` is not touched."""
-    options, evaluator, goal = session.options, session.judge(), goal_of(session)
+    options, evaluator, goal, kinds = session.options, session.judge(), goal_of(session), kinds_of(session)
+    snapped = _snapped(session, kinds)
+    if options.target is not None and snapped:
+        LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.target, snapped)
     judge, select = Counted(evaluator), session.shuffled("select")
     reader = Reader(session, evaluator)
     pruner = Pruner(
         base=session.empty,
-        kinds=kinds_of(session),
+        kinds=kinds,
         shares=steps(options.step, options.target),
         read=reader.read,
         judge=judge,
@@ -112,14 +119,14 @@ def search(session: Session) -> Found:
         chosen_from = removals[0 if options.rescore else 1]
         removals += [pruner.at_random(seed, chosen_from) for seed in range(options.random_orders)]
         plans = dict.fromkeys(point.plan for removal in removals for point in removal.points)
-        outcomes = judge(list(plans), select, "curves")
+        outcomes = judge(list(plans), select, "prune")
         kept = [kept_share(session, point.plan) for point in chosen_from.points]
         number = goal.choose(chosen_from.points, outcomes, kept)
     with session.timed("analyze"):
         components = reader.components()
         pruning = pruning_record(session, goal, removals, outcomes, components)
     pruning["chosen"] = {"order": chosen_from.order, "point": number}
-    pruning["snapped"] = _snapped(session, pruner.kinds)
+    pruning["snapped"] = snapped
     search = {
         "method": options.method,
         "proposed": len(plans) - 1,
@@ -137,9 +144,12 @@ def search(session: Session) -> Found:
 
 
 def _snapped(session: Session, kinds: Sequence[Kind]) -> str | None:
-    """What a share of query heads had to be turned into."""
-    anatomy = session.loaded.anatomy
-    if session.options.method == "ffns" or not is_grouped(anatomy):
-        return None
-    queries, groups = anatomy.num_heads // anatomy.num_kv_heads, len(kinds[0].sites)
-    return f"query heads leave in whole KV groups of {queries}; the model has {groups} of them"
+    """What shares are rounded to, where that is coarser than single heads or networks."""
+    said = []
+    if is_grouped(session.loaded.anatomy) and kinds[0].name == "heads":
+        widths = session.loaded.anatomy.widths
+        sizes = sorted({own.num_heads // own.num_kv_heads for own in widths if own.num_kv_heads})
+        said.append(f"whole KV groups of {' or '.join(map(str, sizes))} query heads")
+    if session.options.portable:
+        said.append("the same number in every block")
+    return ", ".join(said) or None
