@@ -164,7 +164,7 @@ def apply(
     With `portable` the nearest plan that a stock class can hold; with `zeroed` the original's shapes, zeros in them;
     with `factorize` low rank is stored as two factors.
     """
-    given, form = read_edits(plan), Form(zeroed, factorize)
+    given, form = read_edits(plan), Form(zeroed, factorize, portable)
     edits = given.edits if isinstance(given, Plan) else given
     command = {"apply": [str(edit) for edit in edits], "model": model, "revision": revision, "dtype": dtype}
     command |= {"portable": portable, "zeroed": zeroed, "factorize": factorize}
@@ -205,7 +205,7 @@ def preview(
 ) -> dict[str, Any]:
     """What `apply` would cut, how many parameters would be left, where the result would load, and the nearest plan
     whose result would be a stock checkpoint. Writes nothing."""
-    given, form = read_edits(plan), Form(zeroed, factorize)
+    given, form = read_edits(plan), Form(zeroed, factorize, portable)
     loaded = load_model(model, **loading)
     chosen = _chosen(given, loaded, portable)
     anatomy = loaded.anatomy

@@ -140,7 +140,9 @@ def _cut(session: Session, edit: Edit) -> dict[str, Any]:
 
 
 def form_of(session: Session) -> Form:
-    return Form(session.options.zeroed, session.options.factorize)
+    """How the cut is to be written. Raises `SecateurError` where the options contradict each other."""
+    options = session.options
+    return Form(options.zeroed, options.factorize, options.portable)
 
 
 def read_plan(path: Path) -> Plan:

@@ -14,7 +14,7 @@ from secateur.core.plan import Plan
 from secateur.judge.evaluator import Progress, silent
 from secateur.methods import components, laser
 from secateur.methods.found import Found
-from secateur.proof import cut_and_verify, read_plan
+from secateur.proof import cut_and_verify, form_of, read_plan
 from secateur.session import Options, Session, digest, open_session
 from secateur.sides import side_effects
 
@@ -95,6 +95,7 @@ def check(session: Session) -> None:
     Raises `UnknownName` and `TaskError`.
     """
     METHODS[session.options.method].check(session)
+    form_of(session)
     session.objective  # noqa: B018  raises where the task has no such metric
     side_effects(session)
 
