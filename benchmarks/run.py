@@ -1,6 +1,6 @@
 """All benchmarks (`make bench`): a table on the screen, a dated JSON file, and RESULTS.md beside this file.
 
-`--only sweep` (or search, null, cut) repeats one part and keeps the others of the last JSON file.
+`--only sweep` (or search, null, cut, heads) repeats one part and keeps the others of the last JSON file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cut_speed
+import heads
 import null_study
 import search_cost
 import sweep
@@ -54,6 +55,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "search": search_cost.run,
     "null": null_study.run,
     "cut": cut_speed.run,
+    "heads": heads.run,
 }
 
 
@@ -116,6 +118,7 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "search": search_rows,
     "null": null_rows,
     "cut": cut_rows,
+    "heads": heads.rows,
 }
 
 
