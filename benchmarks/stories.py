@@ -32,6 +32,7 @@ from secateur.cli.tables import table
 BEGINNING = "Once upon a time"
 METHODS = ("heads", "ffns", "components")
 EVERY_OTHER = tuple(f"b{block}.attn.h{head}=drop" for block in range(5) for head in (1, 3, 5, 7))
+HALF_OF_FOUR = tuple(f"b{block}.attn.g{group}=drop" for block in range(4) for group in (0, 2))
 KINDS: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {  # edits, options of `apply`
     "heads, one of each group": (EVERY_OTHER, {}),
     "heads, unevenly": (("b1.attn.h3=drop", "b3.attn.h0=drop", "b3.attn.h5=drop"), {}),
@@ -41,7 +42,7 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {  # edits, options 
     "a block": (("b2=drop",), {}),
     "attention of block 0": (("b0.attn=drop",), {}),
     "low rank, factorized": (("b1.down=16", "b2.up=16"), {"factorize": True}),
-    "KV groups, portable": (("b1.attn.g0=drop", "b3.attn.g2=drop", "b4.attn.g1=drop"), {"portable": True}),
+    "KV groups, portable": (HALF_OF_FOUR, {"portable": True}),
     "KV groups, zeroed": (("b1.attn.g0=drop", "b3.attn.g2=drop"), {"zeroed": True}),
 }
 BENCHED = ("heads, one of each group", "attention of block 0")
@@ -54,7 +55,7 @@ import transformers
 transformers.utils.logging.disable_progress_bar()
 for folder, trusted in json.loads(sys.argv[2]):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusted)
-    words = transformers.AutoTokenizer.from_pretrained(folder)
+    words = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     asked = words(sys.argv[3], return_tensors="pt").input_ids
     made = model.generate(asked, max_new_tokens=40, do_sample=False, pad_token_id=0)
     print(json.dumps([type(model).__name__, words.decode(made[0], skip_special_tokens=True)]))
