@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import data_components
 import pytest
 import typer
 
 import secateur
 from secateur.cli import main
 from secateur.cli.app import app
-from secateur.core.noninferiority import NonInferiority
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -106,29 +104,31 @@ def _record_problems(
     return problems
 
 
-def test_every_record_is_as_documented(out: Path) -> None:
+@pytest.fixture(scope="module")
+def removed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small run of iterative pruning."""
+    folder = tmp_path_factory.mktemp("docs") / "removed"
+    options = {"method": "heads", "step": 0.5, "random_orders": 1}
+    result = secateur.prune("builtin:recall", "builtin:recall", folder, target=0.5, **options)
+    assert result.plan.edits
+    return folder
+
+
+def test_every_record_is_as_documented(out: Path, removed: Path) -> None:
     tables, seen = _tables(), {}
-    found = {k: json.loads((out / f"{k.lower()}.json").read_text(encoding="utf-8")) for k in TABLES}
-    found["Gains"] = secateur.bench(out, prompt=8, new=2, repeats=1)
-    for kind, record in found.items():
+    for kind, folder in ((kind, folder) for folder in (out, removed) for kind in TABLES):
+        record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
+        assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
+    read = {"what": ["heads", "ffns", "neurons", "induction"], "layers": (0, 1), "limit": 250}
+    probed = secateur.probe("builtin:recall", "builtin:recall", shots=[0, 1], **read)
+    for kind, record in {
+        "Gains": secateur.bench(out, prompt=8, new=2, repeats=1),
+        "Components": probed["components"],
+    }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
-    bounded = NonInferiority(0.02, "share", -0.013, 0.95, "Tango score interval").to_json()
-    assert _problems(bounded, "NonInferiority", "non_inferiority", tables, seen) == []
-    _see_components(tables, seen)
     written = {(kind, key) for kind, keys in seen.items() for key in keys}
     documented = {(kind, key) for kind, rows in tables.items() for key in rows}
     assert written == documented
-
-
-def _see_components(tables: Tables, seen: dict[str, set[str]]) -> None:
-    """What a run that truncates has not, from the records that the report of pruned components is tested with."""
-    verdict, _, analysis = data_components.heads()
-    parts = {"Verdict": ("cut_summary", "gains", "loads"), "Analysis": ("components", "pruning")}
-    for kind, keys in parts.items():
-        for key in keys:
-            value = (verdict if kind == "Verdict" else analysis)[key]
-            assert _problems(value, tables[kind][key][0], key, tables, seen) == []
-            seen[kind].add(key)
 
 
 def test_the_check_of_records_sees_a_wrong_key_a_missing_one_and_a_wrong_type() -> None:
