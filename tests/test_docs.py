@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import data_components
 import pytest
 import typer
 
@@ -129,6 +130,12 @@ def test_every_record_is_as_documented(out: Path, removed: Path) -> None:
     written = {(kind, key) for kind, keys in seen.items() for key in keys}
     documented = {(kind, key) for kind, rows in tables.items() for key in rows}
     assert written == documented
+
+
+@pytest.mark.parametrize("name", ["heads", "grouped", "components", "ffns"])
+def test_what_the_report_is_tested_with_is_as_documented(name: str) -> None:
+    _, _, analysis = getattr(data_components, name)()
+    assert _problems(analysis, "Analysis", name, _tables(), {}) == []
 
 
 def test_the_check_of_records_sees_a_wrong_key_a_missing_one_and_a_wrong_type() -> None:
