@@ -15,12 +15,11 @@ from secateur import records
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.curves import kept_share, pruning_record
+from secateur.methods.curves import kept_share, parameters_left, pruning_record
 from secateur.methods.found import Counted, Found
 from secateur.methods.importance import Reader, is_grouped, whole_ffns
-from secateur.search.iterative import ONCE, RANDOM, RESCORED, Goal, Kind, Pruner, advanced, steps
+from secateur.search.iterative import Goal, Kind, Pruner, Removal, advanced, steps
 from secateur.session import Session, layers_of
-from secateur.surgery.shape import shape_of
 
 LOG = logging.getLogger("secateur")
 MARGIN = 0.02  # of accuracy, or nats
@@ -51,39 +50,39 @@ def goal_of(session: Session) -> Goal:
 
 
 def kinds_of(session: Session) -> list[Kind]:
-    """The parts that may go. Raises `PlanError` where a stock class could not hold what is left."""
-    anatomy, portable = session.loaded.anatomy, session.options.portable
+    """The parts that may go. Raises `PlanError` where there are none, or a stock class could not hold what is left."""
+    anatomy, method, portable = session.loaded.anatomy, session.options.method, session.options.portable
     blocks = layers_of(anatomy, session.options)
-    if portable and anatomy.carved:
-        raise PlanError("--portable: this model has shapes of its own already; no plan makes it a stock one.")
+    if portable:
+        _check_portable(anatomy, method, blocks)
     found = []
-    if session.options.method != "ffns":
+    if method != "ffns":
         found.append(Kind("heads", _heads(anatomy, blocks), portable))
-        if portable and (not anatomy.details.free_heads or anatomy.alibi):
-            raise PlanError(
-                f"--portable: {anatomy.architecture} fixes the size of a head by their number, so a stock checkpoint "
-                "has all of them. Take --method ffns, or leave out --portable."
-            )
-    if session.options.method != "heads":
-        found.append(
-            Kind("ffns", _neurons(anatomy, blocks) if portable else whole_ffns(anatomy, blocks), portable)
-        )
-        if portable and anatomy.details.width is None:
-            raise PlanError(
-                f"--portable: {anatomy.architecture} fixes the width of its feed-forward networks."
-            )
-    if portable and anatomy.carved:
-        raise PlanError(
-            "--portable: this model has shapes of its own already, so no cut makes it a stock one."
-        )
-    if portable and len(blocks) < anatomy.num_blocks:
-        raise PlanError(
-            "--portable needs the same shape in every block, so it cannot be joined with --layers."
-        )
+    if method != "heads":
+        ffns = _neurons(anatomy, blocks) if portable else whole_ffns(anatomy, blocks)
+        found.append(Kind("ffns", ffns, portable))
     for kind in found:
         if not kind.sites:
             raise PlanError(f"this model has no {kind.name} in blocks {blocks.start}:{blocks.stop}.")
     return found
+
+
+def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
+    """Raises `PlanError` where no cut of this kind leaves a stock model."""
+    name, family = anatomy.architecture, anatomy.details
+    if anatomy.carved:
+        raise PlanError("--portable: this model has shapes of its own already; no plan makes it a stock one.")
+    if len(blocks) < anatomy.num_blocks:
+        raise PlanError(
+            "--portable needs the same shape in every block, so it cannot be joined with --layers."
+        )
+    if method != "ffns" and (not family.free_heads or anatomy.alibi):
+        raise PlanError(
+            f"--portable: {name} fixes the size of a head by their number, so a stock checkpoint has all of them. "
+            "Take --method ffns, or leave out --portable."
+        )
+    if method != "heads" and family.width is None:
+        raise PlanError(f"--portable: {name} fixes the width of its feed-forward networks.")
 
 
 def _heads(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
@@ -102,8 +101,35 @@ def search(session: Session) -> Found:
     snapped = _snapped(session, kinds)
     if options.target is not None and snapped:
         LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.target, snapped)
-    judge, select = Counted(evaluator), session.shuffled("select")
-    reader = Reader(session, evaluator)
+    judge, select, reader = Counted(evaluator), session.shuffled("select"), Reader(session, evaluator)
+    with session.timed("prune"):
+        removals = _removals(session, kinds, reader, judge, select)
+        plans = dict.fromkeys(point.plan for removal in removals for point in removal.points)
+        outcomes = judge(list(plans), select, "prune")
+        kept = [kept_share(session, point.plan) for point in removals[0].points]
+        number = goal.choose(removals[0].points, outcomes, kept)
+    with session.timed("analyze"):
+        components = reader.components()
+        pruning = pruning_record(session, goal, removals, outcomes, components)
+    pruning |= {"chosen": {"order": removals[0].order, "point": number}, "snapped": snapped}
+    orders = [removal.order for removal in removals]
+    search = {"method": options.method, "proposed": len(plans) - 1, "orders": orders, "step": options.step}
+    base = records.base_record(outcomes[session.empty])
+    return Found(
+        plan=removals[0].points[number].plan,
+        tried=judge.tried,
+        evaluations=judge.evaluations,
+        search=search,
+        analysis={"components": components, "pruning": pruning, "base": base},
+        margin=MARGIN if options.max_loss is None else options.max_loss,
+    )
+
+
+def _removals(
+    session: Session, kinds: Sequence[Kind], reader: Reader, judge: Counted, select: Sequence[int]
+) -> list[Removal]:
+    """Every order; first the one that is chosen from."""
+    options = session.options
     pruner = Pruner(
         base=session.empty,
         kinds=kinds,
@@ -111,36 +137,11 @@ def search(session: Session) -> Found:
         read=reader.read,
         judge=judge,
         examples=select,
-        weigh=lambda plan: shape_of(plan, session.loaded.anatomy).num_parameters(session.loaded.anatomy),
+        weigh=lambda plan: parameters_left(session, plan),
         target=options.target or 1.0,
     )
-    with session.timed("prune"):
-        removals = [pruner.by_importance(again=again) for again in (True, False)]
-        chosen_from = removals[0 if options.rescore else 1]
-        removals += [pruner.at_random(seed, chosen_from) for seed in range(options.random_orders)]
-        plans = dict.fromkeys(point.plan for removal in removals for point in removal.points)
-        outcomes = judge(list(plans), select, "prune")
-        kept = [kept_share(session, point.plan) for point in chosen_from.points]
-        number = goal.choose(chosen_from.points, outcomes, kept)
-    with session.timed("analyze"):
-        components = reader.components()
-        pruning = pruning_record(session, goal, removals, outcomes, components)
-    pruning["chosen"] = {"order": chosen_from.order, "point": number}
-    pruning["snapped"] = snapped
-    search = {
-        "method": options.method,
-        "proposed": len(plans) - 1,
-        "orders": [RESCORED, ONCE] + [RANDOM] * options.random_orders,
-        "step": options.step,
-    }
-    plan = chosen_from.points[number].plan
-    analysis = {
-        "components": components,
-        "pruning": pruning,
-        "base": records.base_record(outcomes[session.empty]),
-    }
-    margin = MARGIN if options.max_loss is None else options.max_loss
-    return Found(plan, judge.tried, judge.evaluations, search, analysis, margin)
+    ranked = [pruner.by_importance(again=again) for again in (options.rescore, not options.rescore)]
+    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(options.random_orders)]
 
 
 def _snapped(session: Session, kinds: Sequence[Kind]) -> str | None:

@@ -92,7 +92,11 @@ def _sides(session: Session, plans: Sequence[Plan]) -> tuple[dict[Plan, dict[str
     return values, units
 
 
+def parameters_left(session: Session, plan: Plan) -> int:
+    """Parameters of the model that a plan leaves."""
+    return shape_of(plan, session.loaded.anatomy).num_parameters(session.loaded.anatomy)
+
+
 def kept_share(session: Session, plan: Plan) -> float:
-    """The fraction of the parameters that a plan leaves."""
-    anatomy = session.loaded.anatomy
-    return shape_of(plan, anatomy).num_parameters(anatomy) / anatomy.num_parameters
+    """The same as a fraction of the whole model's."""
+    return parameters_left(session, plan) / session.loaded.anatomy.num_parameters
