@@ -277,6 +277,24 @@ def test_the_command_line_prints_what_the_document_shows(
         assert _missing(shown, captured.out + captured.err) == [], f"{line}\n{captured.out}{captured.err}"
 
 
+# ----------------------------------------------------------------------------------------------------- architecture.md
+
+
+def test_every_room_is_described_and_every_file_that_is_named_exists() -> None:
+    text, source = _read("architecture.md"), Path(secateur.__file__).parent
+    rooms = {path.name for path in source.iterdir() if path.is_dir()} - {"models", "__pycache__"}
+    alone = {path.stem for path in source.glob("*.py")} - {"__init__"}
+    table = text.partition("## The rooms")[2].partition("## ")[0]
+    described = {
+        n.strip("` /") for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for n in row.split(",")
+    }
+    assert described == rooms | alone
+    named = set(re.findall(r"`((?:[a-z_]+/)?[a-z_]+\.py)`", text))
+    assert len(named) > 25
+    missing = [name for name in named if not (source / name).exists() and not (ROOT / name).exists()]
+    assert missing == []
+
+
 # ----------------------------------------------------------------------------------------------------- code and links
 
 
