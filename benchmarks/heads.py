@@ -1,19 +1,15 @@
 """Speed and memory of reading heads, turn by turn against the plain ways of `plain_heads.py`.
 
 A random OPT, float32, one thread; times are processor time, medians of the turns' ratios.
-
-    python benchmarks/heads.py            all of it, a few minutes
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -30,6 +26,7 @@ from random_model import as_task
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from turns import paired
 
 from secateur.gains.memory import RESET, RETURNS_AT_ONCE
 from secateur.hf.load import Loaded
@@ -51,7 +48,6 @@ CASES = {
 PACKING = Packing(max_tokens=ROWS * LENGTH, max_kept=ROWS * LENGTH, pad=0)
 SPEED_TARGETS = {"every token": 1.4, "few tokens": 1.9}  # times a full backward pass
 MEMORY_TARGET, LOOP_TARGET, WHOLE_TARGET = 0.5, 350.0, 2.4
-TURNS = 5
 SEEDS = {
     "prefix matching": 12,
     "copying": 1,
@@ -199,35 +195,6 @@ def whole() -> dict[str, Any]:
     }
 
 
-# ----------------------------------------------------------------------------------------------------- measuring
-
-
-def paired(
-    ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], *, turns: int = TURNS, times: int = 1
-) -> dict[str, Any]:
-    """Turn by turn, after one that is not counted. `times`: ours so often in a turn, where one is too fast to clock."""
-    first, second = ours(), theirs()
-    seconds = []
-    for _ in range(turns):
-        fast = _seconds(ours, times) / times
-        seconds.append((fast, _seconds(theirs, 1)))
-    ratios = [slow / fast for fast, slow in seconds]
-    return {
-        "seconds": np.median([fast for fast, _ in seconds]).item(),
-        "plain_seconds": np.median([slow for _, slow in seconds]).item(),
-        "ratio": float(np.median(ratios)),
-        "ratio_iqr": np.quantile(ratios, (0.25, 0.75)).tolist(),
-        "largest_difference": float(np.abs(first - second).max() / np.abs(second).max()),
-    }
-
-
-def _seconds(run: Callable[[], Any], times: int) -> float:
-    start = time.process_time()
-    for _ in range(times):
-        run()
-    return time.process_time() - start
-
-
 def run() -> dict[str, Any]:
     torch.set_num_threads(1)
     return {
@@ -263,18 +230,11 @@ def _met(met: bool) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--memory", nargs=2, metavar=("WAY", "ANSWERS"))
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
-    if asked.memory:
-        torch.set_num_threads(1)
-        print(extra_bytes(*asked.memory))
-        return
-    found = run()
-    print(json.dumps(found, indent=2) if asked.json else "\n".join(" | ".join(row) for row in rows(found)))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", nargs=2, metavar=("WAY", "ANSWERS"), help="bytes of one way, alone")
+    asked = parser.parse_args().memory
+    torch.set_num_threads(1)
+    print(extra_bytes(*asked) if asked else "\n".join(" | ".join(row) for row in rows(run())))
 
 
 if __name__ == "__main__":

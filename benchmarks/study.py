@@ -42,7 +42,20 @@ FILES = (  # the others of the study need the hub: secateur probe MODEL --task s
     *("boolq_validation", "cb_train", "copa_train", "wsc_validation", "rte_train"),
 )
 COLUMNS = ("task", "shots", "examples", "fit", "read", "of", "seconds", "most important")
-PRUNED = ("task", "shots", "test", "gone", "before", "after", "bound", "verdict", "seconds")
+PRUNED = (
+    "task",
+    "shots",
+    "test",
+    "gone",
+    "before",
+    "after",
+    "bound",
+    "loss",
+    "one answer",
+    "verdict",
+    "seconds",
+)
+MODAL = ("modal_share_before", "modal_share_after")  # not there where nothing was cut
 CHEAP = {"method": "heads", "step": 0.25, "random_orders": 0, "skip_long": True, "allow_small": True}
 Row = dict[str, Any]
 
@@ -116,7 +129,8 @@ def run(model: str, data: Path, names: Sequence[str], shots: Sequence[int], limi
 def pruned(model: str, task: str, out: Path, shots: int, limit: int | None) -> Row:
     """The verdict on a model without the heads that `prune` takes out, in steps of a quarter; or why there is none.
 
-    `bound` is the one-sided 95 % lower bound of the gain; there is none where nothing could go.
+    `bound` is the one-sided 95 % lower bound of the gain; there is none where nothing could go. `loss`, nats a token,
+    and `one answer`, the share of examples that get the commonest answer, are before and after.
     """
     started = time.perf_counter()
     try:
@@ -124,12 +138,16 @@ def pruned(model: str, task: str, out: Path, shots: int, limit: int | None) -> R
     except TaskError as error:
         return dict.fromkeys(PRUNED) | {"why": str(error), "verdict": "not run"}
     verdict, pruning = found.verdict, json.loads((found.out / "analysis.json").read_text())["pruning"]
+    loss = next(row for row in verdict["secondary"] if row["metric"] == "loss")
+    guard = next(row for row in verdict["guards"] if row["name"] == "constant predictor")
     return {
         "test": verdict["n"],
         "gone": pruning["series"][0]["points"][pruning["chosen"]["point"]]["heads_removed"],
         "before": verdict["before"]["value"],
         "after": verdict["after"]["value"],
         "bound": verdict["non_inferiority"] and verdict["non_inferiority"]["bound"],
+        "loss": f"{loss['before']['value']:.2f} {loss['after']['value']:.2f}",
+        "one answer": " ".join(f"{guard[when]:.0%}" for when in MODAL if when in guard),
         "verdict": verdict["verdict"],
         "seconds": time.perf_counter() - started,
     }
