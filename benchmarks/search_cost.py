@@ -24,7 +24,7 @@ import torch
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
-from secateur.recipe import KEPT_BY_SCREEN, MAX_PROBED, RACE_Z, candidates, screen
+from secateur.methods.laser import KEPT_BY_SCREEN, MAX_PROBED, RACE_Z, candidates, screen
 from secateur.search.laser import Objective, race, screened
 from secateur.session import Options, Session
 from secateur.tasks.encode import encode
