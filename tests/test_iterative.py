@@ -239,11 +239,12 @@ def path(removal: Removal) -> list[tuple[float, float]]:
         (0.1, 1.1, "heads"),
         (0.0, 0.1, "heads"),
         (0.1, -0.1, "ffns"),
-        (-0.2, -0.1, "heads"),
+        (-0.2, -0.1, "ffns"),  # where both help, what frees more
+        (-0.3, -0.1, "heads"),
     ],
 )
 def test_the_kind_goes_that_costs_least_loss_per_parameter(head, ffn, first):
-    """A step frees 20 parameters of heads or 100 of a network, so the even price is 5 heads to a network."""
+    """A step frees 20 parameters of heads or 100 of a network, so the even price is 5 steps of heads to one."""
     found = path(both([0.5, 1.0], costing(head, ffn))[0].by_importance(again=True))
     heads_first = [(0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.0, 0.5), (1.0, 1.0)]
     ffns_first = [(0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (0.5, 1.0), (1.0, 1.0)]
@@ -263,9 +264,10 @@ def test_greedy_judges_every_option_of_every_step_on_all_examples_and_takes_the_
     for before, after in pairwise(removal.points):
         options = [Point(dropping(*before.plan.dropped, *more), after.shares) for more in _nexts(before.plan)]
         size = pruned.weigh(before.plan)
-        price = {
-            o.plan: (prices[o.plan] - prices[before.plan]) / (size - pruned.weigh(o.plan)) for o in options
-        }
+        price = {}
+        for option in options:
+            cost, freed = prices[option.plan] - prices[before.plan], size - pruned.weigh(option.plan)
+            price[option.plan] = cost / freed if cost > 0 else cost * freed
         assert after.plan == min(price, key=price.get)
     assert all(examples == (4, 2) for _, examples in judge.asked)
     assert set(removal.points[-1].plan.dropped) == {*heads(2, 2), *ffns(2)}

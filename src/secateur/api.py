@@ -219,7 +219,7 @@ def preview(
             "after": anatomy.num_parameters if zeroed else left,
         },
         "loads": where_it_loads(chosen, anatomy, form).to_json(),
-        "portable": None if nearest in (None, chosen) else str(nearest),
+        "portable": None if nearest is None or nearest == chosen or not nearest.edits else str(nearest),
     }
 
 
@@ -227,7 +227,13 @@ def _chosen(given: Plan | tuple[Edit, ...], loaded: Loaded, portable: bool) -> P
     """The plan for this model. Raises `PlanError`, `UnknownName`."""
     plan = given if isinstance(given, Plan) else Plan(loaded.fingerprint, given)
     resolve(plan, loaded.anatomy, loaded.fingerprint)
-    return portable_plan(plan, loaded) if portable else plan
+    nearest = portable_plan(plan, loaded) if portable else plan
+    if plan.edits and not nearest.edits:
+        raise PlanError(
+            "--portable: this plan takes less than half a KV group or neuron from each block, so the nearest plan that "
+            "is the same in every block takes nothing."
+        )
+    return nearest
 
 
 # -------------------------------------------------------------------------------------------------------------- probe

@@ -132,17 +132,18 @@ class Pruner:
         """Each step takes the kind whose next step costs the least loss for the parameters it frees."""
         points = [Point(self.base, {kind.name: 0.0 for kind in self.kinds})]
         while options := self._options(points[-1], rank):
-            judged = self.judge([points[-1].plan, *(o.plan for o in options)], self.examples, "prune")
-            loss = METRICS["loss"]
-            before = loss.mean(judged[points[-1].plan])
-            size = self.weigh(points[-1].plan)
+            before = points[-1].plan
+            judged = self.judge([before, *(option.plan for option in options)], self.examples, "prune")
+            losses = {plan: METRICS["loss"].mean(outcomes) for plan, outcomes in judged.items()}
             points.append(
-                min(
-                    options,
-                    key=lambda o: (loss.mean(judged[o.plan]) - before) / max(1, size - self.weigh(o.plan)),
-                )
+                min(options, key=lambda o: self._price(losses[o.plan] - losses[before], before, o.plan))
             )
         return points
+
+    def _price(self, loss: float, before: Plan, after: Plan) -> float:
+        """Loss for each parameter freed; where the loss falls, all the better the more is freed."""
+        freed = max(1, self.weigh(before) - self.weigh(after))
+        return loss / freed if loss > 0 else loss * freed
 
     def _options(self, at: Point, rank: Read) -> list[Point]:
         found = []
