@@ -153,7 +153,7 @@ def main() -> None:
     logging.getLogger("secateur").setLevel(
         logging.ERROR
     )  # that there is no stock checkpoint, every time again
-    console = Console()
+    console = Console(width=140)  # also where it goes to a file
     options = {"limit": given.limit, "step": given.step, "random_orders": given.random_orders}
     for method, found in curves(given.model, given.text, given.out, **options).items():
         columns = ("heads gone", "FFNs gone", "parameters", "re-scored", "ranks once", "random (range)")

@@ -226,7 +226,7 @@ def readings(model: str, data: Path, names: Sequence[str], shots: Sequence[int],
 
 
 def _print_rows(columns: Sequence[str], rows: Sequence[Row]) -> None:
-    console = Console()
+    console = Console(width=140)  # also where it goes to a file
     console.print(table(columns, [[row[name] for name in columns] for row in rows], whole=columns[:1]))
     for row in rows:
         if "why" in row:
