@@ -24,6 +24,7 @@ from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Progress, silent
 from secateur.judge.forward import Forward
 from secateur.judge.rows import Batch, Packing
+from secateur.probes.taps import summed_loss
 from secateur.surgery.operations import group_of
 from secateur.tasks.encode import Encoded
 
@@ -134,7 +135,7 @@ class _Taps:
         with ExitStack() as stack:
             for block, path in self._paths.items():
                 stack.enter_context(_tapped(self._modules[path], path, self.units[block], found, leaves))
-            loss = _summed_loss(self._forward.logits(batch), batch)
+            loss = summed_loss(self._forward.logits(batch), batch)
         if not leaves:
             raise ModelError(f"{next(iter(self._modules))} never ran, so it cannot be read.")
         torch.autograd.grad(loss, leaves)  # the taps keep what is wanted of it
@@ -177,15 +178,3 @@ def _absolute(x: Tensor, gradient: Tensor, num_units: int) -> Float[Tensor, " un
     product = x.to(wide) * gradient.to(wide)
     units = product.reshape(-1, num_units, x.shape[-1] // num_units)
     return units.sum(dim=2).abs().sum(dim=0)
-
-
-def _summed_loss(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Tensor:
-    """The mean log-loss of each example's answer, summed over examples, so that each row has its own gradient."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    token, example = (t.to(logits.device) for t in (batch.token, batch.example))
-    assert torch.equal(batch.where, torch.arange(len(logits))), (
-        "one answer alone asks one token of each position"
-    )
-    nll = nn.functional.cross_entropy(logits, token, reduction="none")
-    _, index, count = torch.unique(example, return_inverse=True, return_counts=True)
-    return (nll / count[index]).sum()

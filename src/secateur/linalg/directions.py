@@ -1,0 +1,52 @@
+"""A matrix as a sum of rank-one parts, one for each singular direction; or its heads, each so. Pure tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Every piece (a head, or all of the matrix as the only one) is Σᵢ uᵢ rowᵢ, with rowᵢ = uᵢᵀ W; σ descends.
+
+    From the plain decomposition rowᵢ = σᵢ vᵢᵀ. From the whitened one σ are the singular values of W C^½.
+    """
+
+    u: Float[Tensor, "pieces out k"]
+    sigma: Float[Tensor, "pieces k"]
+    rows: Float[Tensor, "pieces k in"]
+
+    def along(
+        self, x: Float[Tensor, "inputs rows t in"], g: Float[Tensor, "outputs rows t out"]
+    ) -> tuple[Float[Tensor, "pieces rows k"], Float[Tensor, "pieces rows k"]]:
+        """Σ_t (g_t · uᵢ)(rowᵢ · x_t), and Σ_t g_t · uᵢ. `inputs` and `outputs` are 1 where all pieces share them.
+
+        Two matrix products for all directions at once, no loop over singular values.
+        """
+        shape = g.shape[1:3]
+        left = (g.to(self.u.dtype).flatten(1, 2) @ self.u).unflatten(1, shape)
+        right = (x.to(self.u.dtype).flatten(1, 2) @ self.rows.mT).unflatten(1, shape)
+        return torch.einsum("hrtk,hrtk->hrk", left, right), left.sum(dim=2)
+
+
+def directions(
+    matrix: Float[Tensor, "pieces out in"], moment: Float[Tensor, "pieces in in"] | None = None
+) -> Directions:
+    """The exact singular directions of each piece, in float32 or wider; with `moment`, of W C^½.
+
+    C is the second moment of the input, so that directions are ordered by how much of the output's energy they
+    carry on the data. Only C's root up to a rotation is needed, which has the same u and σ, and no inverse: part i
+    is uᵢ uᵢᵀ W. `pieces` of the moment is 1 where all pieces share their input.
+    """
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    if moment is None:
+        u, sigma, vh = torch.linalg.svd(wide, full_matrices=False)
+        return Directions(u, sigma, sigma[..., None] * vh)
+    values, vectors = torch.linalg.eigh(moment)
+    root = vectors * values.clamp_min(0).sqrt()[..., None, :]
+    u, sigma, _ = torch.linalg.svd(wide @ root.to(wide.dtype), full_matrices=False)
+    return Directions(u, sigma, u.mT @ wide)
