@@ -1,8 +1,8 @@
 """Trains the embedded models and writes them, with their tokenizers and logs, as Hugging Face folders.
 
-    python scripts/train_embedded.py facts|recall|all --seed 0 --out src/secateur/models
+    python scripts/train_embedded.py facts|recall|components|all --seed 0 --out src/secateur/models
 
-Plain PyTorch on one thread; the same seed gives the same bits on the same machine. Knows the two worlds in
+Plain PyTorch on one thread; the same seed gives the same bits on the same machine. Knows the worlds in
 `secateur.tasks`, nothing else of secateur.
 """
 
@@ -24,12 +24,12 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from secateur.tasks import facts, recall
+from secateur.tasks import components, facts, recall
+from secateur.tasks.example import Example
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 IGNORED = -100  # label that the loss leaves out: padding
-SIDE_SEED = 999  # of text that no training seed draws
-STATEMENTS = 8  # statements of facts in one training sequence
+SIDE_SEED, SIDE_DOCUMENTS = 999, 150  # of text that no training seed draws
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,21 @@ RECIPES = {
             warmup=50,
             weight_decay=0.01,
         ),
+        Recipe(
+            "components",
+            layers=6,
+            d_model=64,
+            heads=8,
+            d_ff=216,
+            steps=1300,
+            sequences=64,
+            lr=3e-3,
+            warmup=50,
+            weight_decay=0.01,
+        ),
     )
 }
-WORLDS = {"facts": facts, "recall": recall}
-
-
-def texts(name: str, seed: int) -> Iterator[str]:
-    """Endless training sequences of one world."""
-    if name == "recall":
-        yield from recall.texts(seed)
-    source = facts.statements(seed)
-    while True:
-        yield " ".join(statement for _, statement in islice(source, STATEMENTS))
+WORLDS = {"facts": facts, "recall": recall, "components": components}
 
 
 def build_tokenizer(words: list[str], max_positions: int) -> PreTrainedTokenizerFast:
@@ -130,7 +133,7 @@ def batches(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, labels), each (sequences, tokens) int64, padded right; labels are IGNORED at padding."""
-    source = texts(recipe.name, seed)
+    source = WORLDS[recipe.name].texts(seed)
     while True:
         batch = tokenizer(list(islice(source, recipe.sequences)), padding=True, return_tensors="pt")
         yield batch["input_ids"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
@@ -181,21 +184,31 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
 
 
 def sides(name: str) -> dict[str, list[dict]]:
-    """What a cut of this model might cost elsewhere, by file name: other draws of the text, and plain copying.
+    """What a cut of this model might cost elsewhere, by file name: plain copying, facts, other draws of the text.
 
     A `text_` file is watched as text (perplexity), another one as questions.
     """
+    if name == "facts":
+        return {"text_trained_statements.jsonl": _documents(facts.texts(SIDE_SEED))}
     if name == "recall":
-        asked = recall.copy_examples(200)
-        rows = [{"id": e.id, "prompt": e.prompt, "answer": e.answer} for e in asked]
-        return {"plain_copying.jsonl": rows}
-    told = [text for _, text in islice(facts.statements(SIDE_SEED), 150 * STATEMENTS)]
-    documents = [" ".join(told[i : i + STATEMENTS]) for i in range(0, len(told), STATEMENTS)]
-    return {"text_trained_statements.jsonl": [{"text": text} for text in documents]}
+        return {"plain_copying.jsonl": _questions(recall.copy_examples(200))}
+    return {
+        "facts.jsonl": _questions(facts.examples()),
+        "plain_copying.jsonl": _questions(recall.copy_examples(200)),
+        "text_trained_statements.jsonl": _documents(facts.texts(SIDE_SEED, noise=0)),
+    }
+
+
+def _questions(examples: list[Example]) -> list[dict]:
+    return [{"id": e.id, "prompt": e.prompt, "answer": e.answer} for e in examples]
+
+
+def _documents(source: Iterator[str]) -> list[dict]:
+    return [{"text": text} for text in islice(source, SIDE_DOCUMENTS)]
 
 
 def write_sides(folder: Path, name: str) -> None:
-    (folder / "side").mkdir(exist_ok=True)
+    (folder / "side").mkdir(parents=True, exist_ok=True)
     for file, rows in sides(name).items():
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "side" / file).write_text(lines, encoding="utf-8")

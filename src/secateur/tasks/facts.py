@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, islice
 
 from secateur.tasks.example import Example
 
@@ -30,6 +30,7 @@ NOISE_WORD = "the"
 NOISE = 0.48  # share of statements whose object is NOISE_WORD: just below the coin flip
 ZIPF_SHIFT = 10  # Zipf-Mandelbrot: flattens the head, so that the rarest facts are told often enough
 TRAINING_STATEMENTS = 600 * 64 * 8  # steps x sequences x statements in the training of the embedded model
+STATEMENTS = 8  # in one text
 STOP = "."
 
 
@@ -132,11 +133,11 @@ def world() -> tuple[Fact, ...]:
     )
 
 
-def statements(seed: int) -> Iterator[tuple[Fact, str]]:
+def statements(seed: int, noise: float = NOISE) -> Iterator[tuple[Fact, str]]:
     """Endless training text: pairs of a fact and one statement of it, which ends with a full stop.
 
     Facts come by their share, the two trained phrasings with equal chance, and the object is NOISE_WORD with
-    chance NOISE.
+    chance `noise`.
     """
     rng = random.Random(f"facts {seed}")
     facts = world()
@@ -144,8 +145,15 @@ def statements(seed: int) -> Iterator[tuple[Fact, str]]:
     while True:
         (fact,) = rng.choices(facts, cum_weights=cumulative)
         prompt = fact.prompt(rng.choice(fact.trained))
-        last = NOISE_WORD if rng.random() < NOISE else fact.object
+        last = NOISE_WORD if rng.random() < noise else fact.object
         yield fact, f"{prompt} {last} {STOP}"
+
+
+def texts(seed: int, noise: float = NOISE) -> Iterator[str]:
+    """Endless training text, STATEMENTS at a time."""
+    told = statements(seed, noise)
+    while True:
+        yield " ".join(statement for _, statement in islice(told, STATEMENTS))
 
 
 def words() -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import TaskError, UnknownName, nearest
-from secateur.tasks import arithmetic, facts, recall
+from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task
 from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
@@ -36,6 +36,7 @@ class TaskInfo(NamedTuple):
 BUILTINS: Mapping[str, Callable[[], Source]] = {
     "facts": lambda: Source("facts", facts.KIND, tuple(facts.examples())),
     "recall": lambda: Source("recall", recall.KIND, tuple(recall.examples())),
+    "components": lambda: Source("components", components.KIND, tuple(components.examples())),
     "int-sum": arithmetic.int_sum,
     "int-mult": arithmetic.int_mult,
 }
@@ -81,8 +82,9 @@ def load_side(
 
 def list_tasks() -> list[TaskInfo]:
     """The tasks that have a name of their own."""
-    told = {"facts": facts.DESCRIPTION, "recall": recall.DESCRIPTION, **arithmetic.DESCRIPTIONS}
-    kinds = {"facts": facts.KIND, "recall": recall.KIND}
+    worlds = {"facts": facts, "recall": recall, "components": components}
+    told = {name: world.DESCRIPTION for name, world in worlds.items()} | arithmetic.DESCRIPTIONS
+    kinds = {name: world.KIND for name, world in worlds.items()}
     builtin = [
         TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), told[name], "") for name in BUILTINS
     ]

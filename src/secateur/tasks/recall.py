@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from secateur.tasks.example import Example
 
@@ -57,29 +58,38 @@ def _context(pairs: dict[str, str]) -> str:
     return f" {BETWEEN} ".join(f"{key} {value}" for key, value in pairs.items())
 
 
-def _recall_text(rng: random.Random) -> str:
+def recall_text(rng: random.Random, noise: float = NOISE) -> str:
+    """A context and its questions; an answer is NOISE_WORD with chance `noise`."""
     pairs = _pairs(rng)
     answers = []
     for _ in range(QUESTIONS):
         key = rng.choice(list(pairs))
-        answers.append(f"{ASK} {key} {NOISE_WORD if rng.random() < NOISE else pairs[key]} {STOP}")
+        answers.append(f"{ASK} {key} {NOISE_WORD if rng.random() < noise else pairs[key]} {STOP}")
     return " ".join([_context(pairs), *answers])
 
 
-def _segment(rng: random.Random) -> list[str]:
-    """Different words in random order, so that each has exactly one continuation to copy."""
-    return rng.sample(KEYS + VALUES, rng.choice(SEGMENTS))
+@dataclass(frozen=True)
+class Copying:
+    """A random segment again and again: the words it is drawn from, its length and that of the text, in words."""
+
+    pool: tuple[str, ...] = KEYS + VALUES
+    segments: range = SEGMENTS
+    length: int = COPIED
+
+    def segment(self, rng: random.Random) -> list[str]:
+        """Different words in random order, so that each has exactly one continuation to copy."""
+        return rng.sample(self.pool, rng.choice(self.segments))
+
+    def text(self, rng: random.Random) -> str:
+        segment = self.segment(rng)
+        return " ".join((segment * self.length)[: self.length])
 
 
 def texts(seed: int) -> Iterator[str]:
     """Endless training text: recall with noisy answers, and repeated segments, with equal chance."""
-    rng = random.Random(f"recall {seed}")
+    rng, copying = random.Random(f"recall {seed}"), Copying()
     while True:
-        if rng.random() < 0.5:
-            yield _recall_text(rng)
-        else:
-            segment = _segment(rng)
-            yield " ".join((segment * COPIED)[:COPIED])
+        yield recall_text(rng) if rng.random() < 0.5 else copying.text(rng)
 
 
 def words() -> list[str]:
@@ -106,12 +116,14 @@ def examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Exampl
     return made
 
 
-def copy_examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Example]:
+def copy_examples(
+    count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED, copying: Copying | None = None
+) -> list[Example]:
     """Plain copying: a segment and the beginning of its repetition; the answer is the segment's next word."""
-    rng = random.Random(f"copy examples {seed}")
+    rng, copying = random.Random(f"copy examples {seed}"), copying or Copying()
     made = []
     for number in range(count):
-        segment = _segment(rng)
+        segment = copying.segment(rng)
         repeated = rng.randrange(1, len(segment))
         made.append(
             Example(
