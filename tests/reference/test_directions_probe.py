@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from zoo import ZOO, tiny
 
+import secateur
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.load import Loaded
@@ -387,3 +388,26 @@ def test_a_projection_that_does_not_run_as_a_module_is_refused(as_loaded):
         block.self_attention.pretraining_tp, block.self_attention.slow_but_exact = 2, True
     with pytest.raises(ModelError, match=r"transformer\.h\.0\.self_attention\.dense never ran"):
         effects(as_loaded(model), [Site(0, "o"), Site(0, "k")])
+
+
+def test_the_command_reads_the_same_and_names_both_ends():
+    found = secateur.probe(
+        "builtin:recall",
+        "builtin:recall",
+        what="directions",
+        split="probe",
+        matrices=("o", "up"),
+        layers=(1, 2),
+    )
+    assert [row["site"] for row in found["rows"]] == ["b1.o", "b1.up"]
+    session = open_session(Options(model="builtin:recall", task="builtin:recall"), None)
+    examples, packing = session.task.split("probe"), session.judge().packing
+    for row in found["rows"]:
+        read = directions_effects(
+            session.loaded, session.encoded, examples, [Site.parse(row["site"])], packing=packing
+        )
+        effect = read.matrices[0].effect
+        np.testing.assert_allclose(row["values"]["effect"], effect, rtol=1e-5, atol=1e-9)
+        assert row["most_harmful"][str(effect.argmin())] == min(row["values"]["effect"])
+        assert row["most_useful"][str(effect.argmax())] == max(row["values"]["effect"])
+        assert (row["of"], row["harmful"]) == (64, (effect < 0).sum())

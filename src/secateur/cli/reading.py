@@ -144,6 +144,7 @@ def probe(
     neurons      importance of every feed-forward neuron, from gradients
     induction    prefix matching and copying: what every head does, not its worth
     spectrum     singular values, and what truncating is predicted to change
+    directions   what removing each singular direction is predicted to change
     curves       loss and accuracy against rank
     tail         what the kept and the removed components answer
     frequency    which facts a plan recovers, by how often training had them

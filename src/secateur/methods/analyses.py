@@ -7,13 +7,16 @@ from typing import Any
 
 from secateur import records, verify
 from secateur.core.plan import Plan
+from secateur.core.site import matrix_names
 from secateur.errors import PlanError, TaskError
 from secateur.judge.evaluator import Judge
 from secateur.methods.laser import candidates, screen
 from secateur.probes.answers import split_answers
-from secateur.session import Session
+from secateur.probes.directions import MatrixEffects, directions_effects
+from secateur.session import Session, layers_of
 
 Rows = list[dict[str, Any]]
+ENDS = 2  # the most harmful and the most useful directions of a matrix that a table shows
 Reader = Callable[[Session, Judge, str, Plan], Rows]
 
 
@@ -42,6 +45,38 @@ def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
             }
         )
     return rows
+
+
+def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+    """Per matrix: what removing each of its singular directions is predicted to do to the loss."""
+    anatomy, options = session.loaded.anatomy, session.options
+    names, blocks = matrix_names(options.matrices, anatomy.matrix_kinds), layers_of(anatomy, options)
+    sites = [site for site in anatomy.matrices if site.part in names and site.block in blocks]
+    found = directions_effects(
+        session.loaded,
+        session.encoded,
+        session.task.split(split),
+        sites,
+        packing=judge.packing,
+        split=split,
+        progress=session.progress,
+    )
+    return [_direction_row(one) for one in found.matrices]
+
+
+def _direction_row(one: MatrixEffects) -> dict[str, Any]:
+    """Directions count from 0, that of the largest singular value. Harmful are those whose removal lowers the loss."""
+    order = one.effect.argsort(kind="stable").tolist()
+    helps = one.effect[one.effect < 0]
+    return {
+        "site": str(one.site),
+        "of": len(order),
+        "harmful": len(helps),
+        "their_sum": float(helps.sum()),
+        "most_harmful": {str(i): float(one.effect[i]) for i in order[:ENDS]},
+        "most_useful": {str(i): float(one.effect[i]) for i in order[::-1][:ENDS]},
+        "values": one.to_json(),
+    }
 
 
 def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
@@ -96,6 +131,7 @@ def _full_ranks(session: Session) -> dict:
 
 ANALYSES: dict[str, Reader] = {
     "spectrum": _spectrum,
+    "directions": _directions,
     "curves": _curves,
     "tail": _tail,
     "frequency": _frequency,
