@@ -233,7 +233,14 @@ def test_a_whole_block_cannot_be_zeroed(originals, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def test_a_portable_plan_that_takes_nothing_is_refused(originals, tmp_path):
+    """BLOOM's class fixes both the number of heads and the width."""
+    loaded = originals["bloom"]
+    with pytest.raises(PlanError, match="takes nothing"):
+        api.apply(loaded.source, ["b0.mlp.n1=drop", "b1.attn=drop"], tmp_path / "out", portable=True)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bloom"])
 def test_a_portable_result_is_a_stock_model_of_what_the_plan_left(family, originals, tmp_path):
     """12 of 96 neurons and so on: three in the mean, of which those the plan names go first."""
     loaded, gone = originals[family], [f"b0.mlp.n{n}" for n in (1, 4, 7, 30)] + ["b1.mlp.n5", "b1.attn"]

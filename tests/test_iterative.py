@@ -119,7 +119,7 @@ def test_a_share_is_rounded_to_whole_parts(total, share, count):
 
 
 def test_uniform_takes_as_many_from_every_block_whatever_they_are_worth_and_leaves_one():
-    kind = Kind("heads", heads(3, 4), uniform=True)
+    kind = Kind("heads", heads(3, 4), losses=(0, 1, 2, 3))
     worth = {site: site.block * 100.0 - site.index for site in kind.sites}
     for share in (0.25, 0.5, 0.75, 1.0):
         going = kind.next_to_go(set(), share, worth)
@@ -154,8 +154,16 @@ def test_a_target_between_steps_is_a_point():
     assert removal.points[2].shares == {"heads": 0.7}
 
 
+def test_only_some_numbers_may_go():
+    """Of four a block, two may go or three: half a step short of two nothing goes yet."""
+    kind = Kind("heads", heads(3, 4), losses=(0, 2, 3))
+    importance = {site: float(site.index) for site in kind.sites}
+    counts = [len(kind.next_to_go(set(), share, importance)) for share in (0.25, 0.5, 0.75, 1.0)]
+    assert counts == [0, 6, 9, 9]
+
+
 def test_uniform_points_leave_one_in_every_block():
-    removal = pruner(Kind("heads", heads(3, 4), uniform=True)).by_importance(again=True)
+    removal = pruner(Kind("heads", heads(3, 4), losses=(0, 1, 2, 3))).by_importance(again=True)
     counts = [[sum(s.block == b for s in p.plan.dropped) for b in range(3)] for p in removal.points]
     assert counts == [[0] * 3, [1] * 3, [2] * 3, [3] * 3]
 
@@ -208,7 +216,7 @@ def test_random_orders_favor_no_part():
 
 
 def test_random_orders_of_uniform_kinds_are_uniform():
-    kind = Kind("heads", heads(3, 4), uniform=True)
+    kind = Kind("heads", heads(3, 4), losses=(0, 1, 2, 3))
     like = pruner(kind).by_importance(again=True)
     for point in pruner(kind).at_random(5, like).points:
         assert len({sum(s.block == b for s in point.plan.dropped) for b in range(3)}) == 1

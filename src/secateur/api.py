@@ -230,8 +230,8 @@ def _chosen(given: Plan | tuple[Edit, ...], loaded: Loaded, portable: bool) -> P
     nearest = portable_plan(plan, loaded) if portable else plan
     if plan.edits and not nearest.edits:
         raise PlanError(
-            "--portable: this plan takes less than half a KV group or neuron from each block, so the nearest plan that "
-            "is the same in every block takes nothing."
+            f"--portable: the nearest plan that a stock {loaded.anatomy.architecture} can hold, with the same shape in "
+            "every block, takes nothing. Ask for more, or leave out --portable."
         )
     return nearest
 

@@ -20,6 +20,7 @@ from secateur.hf.modeling_secateur import LowRank
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
+from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import Shape, shape_of, stock_config
 
 TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])
@@ -173,3 +174,17 @@ def test_what_cannot_be_cut_is_refused():
     scaled = Loaded("gpt2", model, None, anatomy(model), "g", None, None)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="number of its block"):
         cut(scaled, Plan("g", tuple(drops("b0"))))
+
+
+def test_a_config_that_wants_heads_to_divide_the_width_gets_no_others():
+    """3 groups of 2 are 6 heads, which Llama's config refuses at d_model 64; Qwen2's does not mind."""
+    for family, fits in (("llama", False), ("qwen2", True)):
+        model = variant(family, hidden_size=64, num_attention_heads=8, num_key_value_heads=4, head_dim=8)
+        loaded = Loaded(family, model, None, anatomy(model), "m", None, None)  # type: ignore[arg-type]
+        plan = Plan("m", tuple(drops(*(f"b{b}.attn.g{b}" for b in range(loaded.anatomy.num_blocks)))))
+        assert isinstance(stock_config(shape_of(plan, loaded.anatomy), loaded.anatomy), dict) is fits
+        assert (type(cut(loaded, plan)) is type(model)) is fits
+        for count in (1, 2, 3):
+            some = [f"b{b}.attn.g{g}" for b in range(loaded.anatomy.num_blocks) for g in range(count)]
+            nearest = portable_plan(Plan("m", tuple(drops(*some[:-1]))), loaded)
+            assert type(cut(loaded, nearest)) is type(model)

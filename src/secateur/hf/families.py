@@ -42,7 +42,8 @@ class Family:
 
     What cutting must know: `counts` are the numbers that an attention module keeps of its heads (or reads in its
     config), `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config
-    can state another number of heads without changing their size, and `adds_residual` that the attention returns the
+    can state another number of heads without changing their size, `even_heads` that it must divide d_model even
+    so, and `adds_residual` that the attention returns the
     stream with what it adds.
     """
 
@@ -60,6 +61,7 @@ class Family:
     counts: Mapping[str, str] = field(default_factory=dict)
     width: str | None = "intermediate_size"
     free_heads: bool = False
+    even_heads: bool = False
     adds_residual: bool = False
 
 
@@ -77,7 +79,8 @@ def _fused_slots(attention: str) -> Mapping[str, Slot]:
 
 def _llama_like(name: str, architecture: str) -> Family:
     paths = ("model.layers", "model.embed_tokens", "model.norm")
-    return Family(name, architecture, *paths, _LLAMA_SLOTS, counts=_SHARED, free_heads=True)
+    even = name in ("llama", "gemma2", "gemma3")  # their configs refuse others, though head_dim is stated
+    return Family(name, architecture, *paths, _LLAMA_SLOTS, counts=_SHARED, free_heads=True, even_heads=even)
 
 
 FAMILIES: Mapping[str, Family] = {

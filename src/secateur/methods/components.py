@@ -20,6 +20,7 @@ from secateur.methods.found import Counted, Found
 from secateur.methods.importance import Reader, is_grouped, whole_ffns
 from secateur.search.iterative import Goal, Kind, Pruner, Removal, advanced, steps
 from secateur.session import Session, layers_of
+from secateur.surgery.portable import losses
 
 LOG = logging.getLogger("secateur")
 MARGIN = 0.02  # of accuracy, or nats
@@ -57,10 +58,10 @@ def kinds_of(session: Session) -> list[Kind]:
         _check_portable(anatomy, method, blocks)
     found = []
     if method != "ffns":
-        found.append(Kind("heads", _heads(anatomy, blocks), portable))
+        found.append(Kind("heads", _heads(anatomy, blocks), tuple(losses("g", anatomy)) if portable else ()))
     if method != "heads":
         ffns = _neurons(anatomy, blocks) if portable else whole_ffns(anatomy, blocks)
-        found.append(Kind("ffns", ffns, portable))
+        found.append(Kind("ffns", ffns, tuple(losses("n", anatomy)) if portable else ()))
     for kind in found:
         if not kind.sites:
             raise PlanError(f"this model has no {kind.name} in blocks {blocks.start}:{blocks.stop}.")

@@ -28,16 +28,17 @@ RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of part, such as heads: the sites that may go. `uniform`: as many from each block, and never all."""
+    """One kind of part, such as heads: the sites that may go. With `losses` equally many go from each block, and only
+    in these numbers."""
 
     name: str
     sites: tuple[Site, ...]
-    uniform: bool = False
+    losses: tuple[int, ...] = ()
 
     def next_to_go(self, gone: set[Site], share: float, importance: Importance) -> list[Site]:
         """Those that go next, least important first, until `share` of all are gone."""
         pools = [self.sites]
-        if self.uniform:
+        if self.losses:
             blocks = dict.fromkeys(site.block for site in self.sites)
             pools = [tuple(site for site in self.sites if site.block == block) for block in blocks]
         return [site for pool in pools for site in self._from(pool, gone, share, importance)]
@@ -46,7 +47,10 @@ class Kind:
         self, pool: Sequence[Site], gone: set[Site], share: float, importance: Importance
     ) -> list[Site]:
         left = [site for site in pool if site not in gone]
-        count = min(round(share * len(pool)), len(pool) - self.uniform) - (len(pool) - len(left))
+        count = round(share * len(pool))
+        if self.losses:
+            count = max(loss for loss in self.losses if loss <= count)
+        count -= len(pool) - len(left)
         return sorted(left, key=lambda site: (importance[site], site))[: max(0, count)]
 
 

@@ -12,7 +12,7 @@ from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.surgery.operations import columns_of, resolve
-from secateur.surgery.shape import shape_of, stock_config
+from secateur.surgery.shape import shape_of, stock_config, stock_groups
 
 Importance = Mapping[Site, float]
 
@@ -35,23 +35,20 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     dropped = set(plan.dropped)
     blocks = [site for site in plan.dropped if not site.part]
     kept = tuple(Drop(site) for site in blocks) + plan.truncated
-    units = [
-        [_units(anatomy, block, unit) for block in shape.numbers] for unit in "gn" if _is_free(unit, anatomy)
-    ]
-    shares = {site: _share(site, dropped, anatomy) for of_unit in units for row in of_unit for site in row}
-    drops = [
-        Drop(site)
-        for rows in units
-        for row in rows
-        for site in _first(row, shares, importance, _count(rows, shares))
-    ]
+    drops = []
+    for unit in "gn":
+        rows = [_units(anatomy, block, unit) for block in shape.numbers]
+        shares = {site: _share(site, dropped, anatomy) for row in rows for site in row}
+        count = _count(rows, shares, losses(unit, anatomy))
+        drops += [Drop(site) for row in rows for site in _first(row, shares, importance, count)]
     return Plan(plan.model, (*kept, *drops))
 
 
-def _is_free(unit: str, anatomy: Anatomy) -> bool:
-    """Whether a config can state another number of these."""
-    family = anatomy.details
-    return family.free_heads and not anatomy.alibi if unit == "g" else family.width is not None
+def losses(unit: str, anatomy: Anatomy) -> list[int]:
+    """How many KV groups (`g`) or neurons (`n`) each block of a stock model may lose, ascending from 0."""
+    if unit == "g":
+        return sorted(anatomy.num_kv_heads - left for left in stock_groups(anatomy))
+    return list(range(anatomy.d_ff)) if anatomy.details.width is not None else [0]
 
 
 def _units(anatomy: Anatomy, block: int, unit: str) -> list[Site]:
@@ -70,10 +67,10 @@ def _share(site: Site, dropped: Set[Site], anatomy: Anatomy) -> float:
     return sum(Site(site.block, "attn", "h", head) in dropped for head in heads) / queries
 
 
-def _count(rows: Sequence[Sequence[Site]], shares: Mapping[Site, float]) -> int:
-    """How many each block loses: the mean over the blocks, to the nearest; one stays."""
+def _count(rows: Sequence[Sequence[Site]], shares: Mapping[Site, float], allowed: Sequence[int]) -> int:
+    """How many each block loses: the mean over the blocks, to the nearest that is allowed."""
     mean = sum(shares[site] for row in rows for site in row) / len(rows)
-    return min(round(mean), len(rows[0]) - 1)
+    return min(allowed, key=lambda count: (abs(count - mean), count))
 
 
 def _first(

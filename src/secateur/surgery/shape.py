@@ -230,11 +230,22 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int] | str:
     return _changes(*heads.pop(), widths.pop(), anatomy)
 
 
+def stock_groups(anatomy: Anatomy) -> list[int]:
+    """How many KV groups a block of a stock model may have, ascending; only as many as now where that is fixed."""
+    family, queries = anatomy.details, anatomy.num_heads // anatomy.num_kv_heads
+    if not family.free_heads or anatomy.alibi:
+        return [anatomy.num_kv_heads]
+    every = range(1, anatomy.num_kv_heads + 1)
+    return [groups for groups in every if not family.even_heads or anatomy.d_model % (groups * queries) == 0]
+
+
 def _changes(groups: int, queries: int, d_ff: int, anatomy: Anatomy) -> dict[str, int] | str:
     family, changes = anatomy.details, {}
     if (groups, groups * queries) != (anatomy.num_kv_heads, anatomy.num_heads):
         if not family.free_heads:
             return f"{family.architecture} fixes the size of a head by their number, so no other number fits"
+        if family.even_heads and anatomy.d_model % (groups * queries):
+            return f"{family.architecture} takes no {groups * queries} heads: they do not divide {anatomy.d_model}"
         changes = {
             "num_attention_heads": groups * queries,
             "num_key_value_heads": groups,
