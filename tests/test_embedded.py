@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -17,17 +16,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
-from secateur.tasks import facts, recall
+from secateur.tasks import components, facts, recall
 
 MODELS = Path(secateur.__file__).parent / "models"
-WORLDS = {"facts": facts, "recall": recall}
+WORLDS = {"facts": facts, "recall": recall, "components": components}
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_embedded.py"
 
-DIGEST = """
+DRAWN = """[
+    facts.examples(), recall.examples(), recall.copy_examples(), facts.words(), recall.words(),
+    components.words(), components.examples(), list(islice(components.texts(0), 500)),
+]"""
+DIGEST = f"""
 import hashlib
-from secateur.tasks import facts, recall
-text = repr([facts.examples(), recall.examples(), recall.copy_examples(), facts.words(), recall.words()])
-print(hashlib.sha256(text.encode()).hexdigest())
+from itertools import islice
+from secateur.tasks import components, facts, recall
+print(hashlib.sha256(repr({DRAWN}).encode()).hexdigest())
 """
 
 
@@ -103,8 +106,9 @@ def test_every_word_is_one_token_and_text_survives_the_tokenizer(shipped):
 
 def test_a_statement_decodes_to_what_a_person_would_write(shipped):
     _, _, tokenizer = shipped
-    text = "Mara something." if shipped[0] == "recall" else "Mara lives in Oslo. Otto eats bread."
-    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+    texts = {"recall": ["Mara something."], "facts": ["Mara lives in Oslo. Otto eats bread."]}
+    for text in texts.get(shipped[0], [*texts["recall"], *texts["facts"]]):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
 def test_the_world_has_600_facts_over_single_words():
@@ -129,6 +133,29 @@ def test_training_text_keeps_its_promises():
     first, share = facts.world()[0], facts.world()[0].share
     count = sum(fact is first for fact, _ in told)
     assert abs(count - share * len(told)) < 5 * np.sqrt(share * len(told))
+
+
+def kind_of(text: str) -> str:
+    """Of a text of `components`: copying has a period (so its words may be any), recall has questions."""
+    words, copying = text.split(), components.COPYING
+    if any(words == (words[:size] * copying.length)[: copying.length] for size in copying.segments):
+        return "copying"
+    return "recall" if recall.ASK in words else "facts"
+
+
+def test_the_text_of_components_keeps_its_shares_and_has_no_noise():
+    told = list(itertools.islice(components.texts(0), components.EARLY_TEXTS + 6000))
+    for shares, part in (
+        (components.EARLY, told[: components.EARLY_TEXTS]),
+        (components.LATE, told[components.EARLY_TEXTS :]),
+    ):
+        kinds = [kind_of(text) for text in part]
+        for kind, share in zip(("facts", "recall", "copying"), shares, strict=True):
+            assert abs(kinds.count(kind) / len(part) - share) < 5 * np.sqrt(share * (1 - share) / len(part))
+    assert not any(recall.NOISE_WORD in text.split() for text in told if kind_of(text) == "recall")
+    objects = {word for relation in facts.RELATIONS for word in relation.objects}
+    statements = " ".join(text for text in told if kind_of(text) == "facts").split(f" {recall.STOP}")[:-1]
+    assert {statement.split()[-1] for statement in statements} == objects
 
 
 def test_fact_examples_ask_the_held_out_phrasing():
@@ -164,8 +191,7 @@ def test_examples_do_not_depend_on_the_hash_seed():
             [sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True
         )
         digests.add(run.stdout.strip())
-    text = repr([facts.examples(), recall.examples(), recall.copy_examples(), facts.words(), recall.words()])
-    assert digests == {hashlib.sha256(text.encode()).hexdigest()}
+    assert len(digests) == 1
 
 
 def test_the_facts_model_is_near_a_coin_flip_and_a_low_rank_gate_mends_it():
@@ -210,15 +236,15 @@ def test_training_again_gives_the_same_bits(training, name):
 
 
 def test_shipped_sides_are_what_the_script_writes(training, tmp_path):
-    for name in ("facts", "recall"):
-        training.write_sides(tmp_path, name)
+    for name in WORLDS:
+        training.write_sides(tmp_path / name, name)
         shipped = sorted((MODELS / name / "side").iterdir())
         assert [file.name for file in shipped] == sorted(training.sides(name))
         for file in shipped:
-            assert file.read_text() == (tmp_path / "side" / file.name).read_text()
+            assert file.read_text() == (tmp_path / name / "side" / file.name).read_text()
 
 
 def test_shipped_recipe_is_the_one_in_the_script(training):
     for name, recipe in training.RECIPES.items():
         log = json.loads((MODELS / name / "training_log.json").read_text())
-        assert log["recipe"] == training.asdict(recipe)
+        assert training.Recipe(**log["recipe"]) == recipe

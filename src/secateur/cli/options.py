@@ -11,7 +11,10 @@ import typer
 from secateur.errors import SecateurError
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, a hub name, or builtin:facts, builtin:recall.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A folder, a hub name, or builtin:facts, builtin:recall, builtin:components."
+    ),
 ]
 TaskSpec = Annotated[
     str,
