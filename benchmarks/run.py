@@ -1,6 +1,6 @@
 """All benchmarks (`make bench`): a table on the screen, a dated JSON file, and RESULTS.md beside this file.
 
-`--only sweep` (or search, null, cut, heads) repeats one part and keeps the others of the last JSON file.
+`--only sweep` (or search, null, cut, heads, directions) repeats one part and keeps the others of the last JSON file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cut_speed
+import directions
 import heads
 import null_study
 import search_cost
@@ -56,6 +57,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "null": null_study.run,
     "cut": cut_speed.run,
     "heads": heads.run,
+    "directions": directions.run,
 }
 
 
@@ -119,6 +121,7 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "null": null_rows,
     "cut": cut_rows,
     "heads": heads.rows,
+    "directions": directions.rows,
 }
 
 
