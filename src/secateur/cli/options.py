@@ -114,7 +114,9 @@ PlanFile = Annotated[
 Edits = Annotated[
     list[str] | None,
     typer.Option(
-        "--edit", metavar="SITE=RANK", help="An edit such as b2.gate=5 (keep rank 5); may be repeated."
+        "--edit",
+        metavar="SITE=WHAT",
+        help="An edit such as b2.gate=5 (keep rank 5) or b0.attn.h1=drop; may be repeated.",
     ),
 ]
 

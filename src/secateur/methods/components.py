@@ -114,7 +114,7 @@ def search(session: Session) -> Found:
         pruning = pruning_record(session, goal, removals, outcomes, components)
     pruning |= {"chosen": {"order": removals[0].order, "point": number}, "snapped": snapped}
     orders = [removal.order for removal in removals]
-    search = {"method": options.method, "proposed": len(plans) - 1, "orders": orders, "step": options.step}
+    search = {"method": options.method, "proposed": judge.tried, "orders": orders, "step": options.step}
     base = records.base_record(outcomes[session.empty])
     return Found(
         plan=removals[0].points[number].plan,
