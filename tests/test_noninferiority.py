@@ -404,7 +404,7 @@ class Case:
         found = decide(
             self.judge, *witnesses, plan, (), metric, ledger=self.ledger, scope="s", seed=0, margin=margin
         )
-        return found | {"sentence": sentence(found | {"cut": [1] * cut})}
+        return found | {"sentence": sentence(found | {"cut": [1] * cut, "search": {"method": "heads"}})}
 
 
 @pytest.fixture
@@ -523,13 +523,15 @@ def test_model_card_says_the_bound(case):
         "task": {"name": "words", "hash": "h"},
         "search": {"method": "heads"},
         "cut": [],
-        "parameters": {"after": 10},
+        "cut_summary": "nothing",
+        "loads": {"form": "stock", "why": "", "where": []},
+        "parameters": {"before": 10, "after": 10},
         "alternatives": [],
         "command": "secateur prune",
         "seed": 0,
         "split_seed": 0,
         "candidates_tried": 1,
     }
-    card = model_card(verdict, {})
+    card = model_card(verdict, Plan("f").to_json())
     assert "**not worse by more than 2.0 points**" in card
     assert f"- Tango score interval: {bound_text(verdict['non_inferiority'])}" in card

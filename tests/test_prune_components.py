@@ -590,8 +590,14 @@ def test_a_dry_run_tells_all_and_writes_nothing(place, tmp_path):
     shown = secateur(*words, "-o", tmp_path / "cut").stdout
     assert "because blocks have different numbers of heads" in shown
     assert "✗ vLLM" in shown
-    assert "The nearest plan of a stock checkpoint (--portable): " in shown
+    assert "--portable" not in shown  # half a group of each block is none
     assert f"{told['parameters']['after']:,}" in shown
+    words[3:3] = ["b0.mlp.n3=drop", "--edit", "b0.mlp.n5=drop", "--edit"]
+    shown = secateur(*words).stdout
+    assert (
+        "The nearest plan of a stock checkpoint (--portable): b0.mlp without neuron 5; b1.mlp without"
+        in shown
+    )
     assert contents(place) == before
     assert list(tmp_path.iterdir()) == []
 

@@ -97,7 +97,7 @@ class Plan:
     edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
-        ordered = tuple(sorted(self.edits, key=lambda edit: edit.site))
+        ordered = tuple(sorted(self.edits, key=lambda edit: (edit.site, str(edit))))
         for first, second in pairwise(ordered):
             if first.site == second.site:
                 raise PlanError(f"two edits claim {first.site}: {first}; {second}. Keep one of them.")

@@ -45,10 +45,11 @@ class Site:
         """Raises `UnknownName` for anything that is not an address."""
         found = _PATTERN.fullmatch(text)
         if found is None:
-            hint = nearest(text.partition(".")[2], ("attn", "mlp", *MATRICES)) if "." in text else ""
+            close = nearest(text.partition(".")[2], ("attn", "mlp", *MATRICES))
+            hint = close if "Did you mean" in close else ""
             raise UnknownName(
-                f"{text!r} is not a site.{hint} Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
-                f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)})."
+                f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
+                f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)}).{hint}"
             )
         part = found["sub"] or found["matrix"] or ""
         return cls(int(found["block"]), part, found["unit"] or "", int(found["index"] or 0))
