@@ -19,10 +19,10 @@ from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Edit, Plan, parse_edits
+from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
-from secateur.judge.evaluator import Progress, silent
 from secateur.methods.analyses import ANALYSES
 from secateur.proof import read_plan
 from secateur.readers.components import COMPONENTS

@@ -65,7 +65,9 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
     loads = where_it_loads(plan, session.loaded.anatomy, form_of(session))
     if loads.form == "carved" and not session.loaded.anatomy.carved:
         LOG.warning(
-            "no stock checkpoint, because %s: it %s. --portable asks for one.", loads.why, loads.sentence()
+            "no stock checkpoint, because %s: it loads with trust_remote_code=True or secateur.load, not in vLLM or "
+            "GGUF converters. --portable asks for one.",
+            loads.why,
         )
     select = session.task.split("select")[:4]
     rows = [context + answer for e in select for context, answer in session.encoded[e].pairs[:1]]

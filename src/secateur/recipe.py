@@ -11,7 +11,7 @@ from typing import Any
 from secateur.checkpoint.folder import Folder
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
-from secateur.judge.evaluator import Progress, silent
+from secateur.core.progress import Progress, silent
 from secateur.methods import components, laser
 from secateur.methods.found import Found
 from secateur.proof import cut_and_verify, form_of, read_plan

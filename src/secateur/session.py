@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
+from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
 from secateur.errors import SecateurError, TaskError, TooLong, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
-from secateur.judge.evaluator import Judge, Limits, Progress, silent
+from secateur.judge.evaluator import Judge, Limits
 from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import Example, Task

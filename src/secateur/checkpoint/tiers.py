@@ -36,13 +36,6 @@ class Loads:
     def to_json(self) -> dict[str, Any]:
         return {"form": self.form, "why": self.why, "where": [vars(place) for place in self.places]}
 
-    def sentence(self) -> str:
-        """One line for the terminal."""
-        if self.form == "carved":
-            return "loads with trust_remote_code=True or secateur.load, not in vLLM or GGUF converters"
-        saved = ", and saves nothing" if self.form == "zeroed" else ""
-        return f"loads in stock transformers, vLLM and GGUF converters{saved}"
-
 
 def where_it_loads(plan: Plan, anatomy: Anatomy, form: Form) -> Loads:
     """Source: what each place can hold, measured for transformers, else from METHODS of this field's formats: vLLM and

@@ -97,9 +97,10 @@ class Plan:
     edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
-        ordered = tuple(sorted(self.edits, key=lambda edit: (edit.site, str(edit))))
+        ordered = tuple(sorted(self.edits, key=lambda edit: edit.site))
         for first, second in pairwise(ordered):
             if first.site == second.site:
+                first, second = sorted((first, second), key=str)
                 raise PlanError(f"two edits claim {first.site}: {first}; {second}. Keep one of them.")
         dropped = {edit.site for edit in ordered if isinstance(edit, Drop)}
         for edit in ordered:

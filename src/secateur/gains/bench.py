@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from secateur.core.progress import Progress, silent
 from secateur.errors import UnknownName
 from secateur.gains.memory import peak_bytes
 from secateur.gains.record import Length, measure, memory_record, original_of
-from secateur.gains.timing import Progress, using_threads
+from secateur.gains.timing import using_threads
 from secateur.hf.load import load_model
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress."""
 
 
 def bench(
@@ -29,7 +26,7 @@ def bench(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """What a cut model saves against the dense one, measured now, on this machine: sizes, memory, prefill, decode.
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from secateur.core.progress import Progress
 from secateur.errors import ModelError, UnknownName
 from secateur.gains.cost import Cost, cost, random_tokens
-from secateur.gains.timing import Progress, paired, speed
+from secateur.gains.timing import paired, speed
 from secateur.gains.zeroed import zeroed
 from secateur.hf.load import Loaded
 from secateur.hf.source import INDEX, WEIGHTS

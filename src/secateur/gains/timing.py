@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from secateur.core.progress import Progress
 from secateur.gains.cost import prefill
 
 Pair = tuple[float, float]  # before, after
-Progress = Callable[[str, int, int], None]
 Clock = Callable[[], float]
 STAGE = "prefill and decode"
 

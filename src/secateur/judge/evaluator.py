@@ -9,7 +9,7 @@ for the inside.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,24 +19,20 @@ from torch import Tensor
 
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
+from secateur.core.progress import Progress, silent
 from secateur.core.score import OUTCOME
 from secateur.hf.load import Loaded
 from secateur.judge.forward import Forward
 from secateur.judge.generate import answers_within
 from secateur.judge.outcomes import Tally, token_scores
 from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
-from secateur.judge.rows import Batch, Packing
+from secateur.judge.rows import SMALLEST, Batch, Packing
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import Bypass, Operation, resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
-Progress = Callable[[str, int, int], None]
 MEBI = 2**20
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """The progress callback of those who do not look."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ class Judge:
                         yield outcome
                         waiting.pop(0)
                 except torch.OutOfMemoryError:
-                    if self.packing.max_tokens < 64:
+                    if self.packing.max_tokens < SMALLEST:
                         raise
                     self.packing = self.packing.halved()
 

@@ -6,13 +6,17 @@ nor the rest of the batch changes a score beyond rounding, and no attention mask
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from secateur.tasks.encode import Encoded
+
+T = TypeVar("T")
+SMALLEST = 64  # padded tokens; where these do not fit, nothing will
 
 
 @dataclass(frozen=True)
@@ -109,3 +113,14 @@ class Packing:
             batches[-1].extend(group)
             kept += targets
         return [batch_of(group, self.pad) for group in batches]
+
+
+def with_room(packing: Packing, run: Callable[[Packing], T]) -> T:
+    """What `run` gives with `packing`, or with half of it, and half of that, as often as memory runs out."""
+    while True:
+        try:
+            return run(packing)
+        except torch.OutOfMemoryError:
+            if packing.max_tokens < SMALLEST:
+                raise
+            packing = packing.halved()

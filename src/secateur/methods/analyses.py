@@ -10,7 +10,7 @@ from secateur.core.plan import Plan
 from secateur.core.site import matrix_names
 from secateur.errors import PlanError, TaskError
 from secateur.judge.evaluator import Judge
-from secateur.methods.laser import candidates, screen
+from secateur.methods.laser import candidates, full_ranks, screen
 from secateur.probes.answers import split_answers
 from secateur.probes.directions import MatrixEffects, directions_effects
 from secateur.session import Session, layers_of
@@ -86,7 +86,7 @@ def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
         [session.empty, *(session.empty + edit for edit in edits)], session.task.split(split), "curves"
     )
     base = judged.pop(session.empty)
-    return records.curve_records(judged, _full_ranks(session), base)
+    return records.curve_records(judged, full_ranks(session), base)
 
 
 def _tail(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
@@ -123,10 +123,6 @@ def _needs_edits(plan: Plan, what: str) -> None:
         raise PlanError(
             f"--what {what} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
         )
-
-
-def _full_ranks(session: Session) -> dict:
-    return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
 
 
 ANALYSES: dict[str, Reader] = {

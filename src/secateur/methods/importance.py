@@ -14,9 +14,8 @@ from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import group_importance, head_importance
-from secateur.probes.induction import copying, prefix_matching
 from secateur.probes.neurons import neuron_importance
-from secateur.readers.components import Components, Reading
+from secateur.readers.components import Components, Reading, behavior
 from secateur.readers.record import components_record
 from secateur.session import Session, digest, layers_of
 from secateur.surgery.mask import masked
@@ -91,10 +90,7 @@ class Reader:
         """Nothing, and a word about it, where the model has too little context or vocabulary for random repeats."""
         loaded, progress = self._session.loaded, self._session.progress
         try:
-            return {
-                "prefix_matching": prefix_matching(loaded, progress=progress),
-                "copying": copying(loaded, progress=progress),
-            }
+            return behavior(loaded, range(loaded.anatomy.num_blocks), progress)
         except ModelError as error:
             LOG.warning("prefix matching and copying are left out of the report: %s", error)
             return {}

@@ -69,7 +69,7 @@ def search(session: Session) -> Found:
     with session.timed("analyze"):
         analysis = _analyze(session, evaluator, plan, raced)
         if predicted is not None:
-            analysis["screen"] = records.screen_records(predicted, everything, _full_ranks(session))
+            analysis["screen"] = records.screen_records(predicted, everything, full_ranks(session))
     search = {
         "method": "laser",
         "exhaustive": options.exhaustive,
@@ -122,7 +122,7 @@ def _analyze(session: Session, judge: Judge, plan: Plan, raced: Race) -> dict[st
     Curves and component answers are for looking at, so they read at most SHOWN_EXAMPLES, those a race read first.
     """
     select = session.shuffled("select")
-    full_ranks = _full_ranks(session)
+    whole = full_ranks(session)
     base = judge([session.empty], select)[session.empty]
     shown = plan.truncated or _runner_up(session, raced)
     chosen = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
@@ -134,8 +134,8 @@ def _analyze(session: Session, judge: Judge, plan: Plan, raced: Race) -> dict[st
     base_there = curves.pop(session.empty)
     analysis = {
         "base": records.base_record(base),
-        "sweep": records.sweep_records(raced.standing, full_ranks, len(select)),
-        "curves": records.curve_records(curves, full_ranks, base_there),
+        "sweep": records.sweep_records(raced.standing, whole, len(select)),
+        "curves": records.curve_records(curves, whole, base_there),
         "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
     }
     if session.task.kind != "text":
@@ -159,5 +159,5 @@ def _spectrum(session: Session, judge: Judge, edit: Truncate) -> dict[str, Any]:
     return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
 
 
-def _full_ranks(session: Session) -> Mapping[Any, int]:
+def full_ranks(session: Session) -> Mapping[Any, int]:
     return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}

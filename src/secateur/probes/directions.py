@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from secateur.core.progress import Progress, silent
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.judge.evaluator import Progress, silent
-from secateur.judge.rows import Batch, Packing
+from secateur.judge.rows import Batch, Packing, with_room
 from secateur.linalg.directions import directions
 from secateur.linalg.moments import Moments
 from secateur.probes.taps import read_taps
@@ -107,16 +107,13 @@ def directions_effects(
     matrices = [loaded.anatomy.matrix(site) for site in dict.fromkeys(sites)]
     groups = Spectra(room).fitting(matrices)
     cuts = {m.site: _num_heads(loaded, m.site) if per_head else None for m in matrices}
-    while True:
-        try:
-            passes = len(groups) * (1 + whitened)
-            probe = _Probe(loaded, answers, packing.pack(answers, examples), progress, passes)
-            found = [one for group in groups for one in _effects(probe, group, cuts, second_order, whitened)]
-            break
-        except torch.OutOfMemoryError:
-            if packing.max_tokens < 64:
-                raise
-            packing = packing.halved()
+
+    def read(packing: Packing) -> list[MatrixEffects]:
+        passes = len(groups) * (1 + whitened)
+        probe = _Probe(loaded, answers, packing.pack(answers, examples), progress, passes)
+        return [one for group in groups for one in _effects(probe, group, cuts, second_order, whitened)]
+
+    found = with_room(packing, read)
     num_tokens = sum(answer.longest - 1 for answer in answers.values())
     return DirectionEffects(split, len(examples), num_tokens, whitened, tuple(found))
 

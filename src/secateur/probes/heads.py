@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Progress, silent
 from secateur.judge.forward import Forward
-from secateur.judge.rows import Batch, Packing
+from secateur.judge.rows import Batch, Packing, with_room
 from secateur.probes.taps import summed_loss
 from secateur.surgery.operations import group_of
 from secateur.tasks.encode import Encoded
@@ -99,14 +99,8 @@ def unit_importance(
         answer.longest - 1 for answer in answers.values()
     )  # the last token of an answer is never run
     taps = _Taps(loaded, part, units)
-    while True:
-        try:
-            summed = _summed(taps, packing.pack(answers, examples), progress)
-            return {block: (total / max(1, tokens)).tolist() for block, total in summed.items()}
-        except torch.OutOfMemoryError:
-            if packing.max_tokens < 64:
-                raise
-            packing = packing.halved()
+    summed = with_room(packing, lambda room: _summed(taps, room.pack(answers, examples), progress))
+    return {block: (total / max(1, tokens)).tolist() for block, total in summed.items()}
 
 
 def _summed(taps: _Taps, batches: Sequence[Batch], progress: Progress) -> dict[int, np.ndarray]:

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import MEBI, Progress, silent
+from secateur.judge.evaluator import MEBI
 from secateur.judge.forward import Forward
 from secateur.judge.rows import Batch
 from secateur.probes.attention import attend

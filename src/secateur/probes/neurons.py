@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Progress, silent
 from secateur.judge.rows import Packing
 from secateur.probes.heads import unit_importance
 from secateur.tasks.encode import Encoded

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.core.plan import Truncate
+from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.judge.evaluator import Progress, silent
 from secateur.judge.forward import gathered
-from secateur.judge.rows import Batch, Packing
+from secateur.judge.rows import Batch, Packing, with_room
 from secateur.surgery.mask import Spectra
 from secateur.tasks.encode import Encoded
 
@@ -47,14 +47,10 @@ def truncation_effects(
     by_matrix: dict[Matrix, list[Truncate]] = {}
     for edit in candidates:
         by_matrix.setdefault(loaded.anatomy.matrix(edit.matrix), []).append(edit)
-    while True:
-        try:
-            changes = _changes(loaded, encoded, examples, by_matrix, spectra, packing, contrast, progress)
-            break
-        except torch.OutOfMemoryError:
-            if packing.max_tokens < 64:
-                raise
-            packing = packing.halved()
+    changes = with_room(
+        packing,
+        lambda room: _changes(loaded, encoded, examples, by_matrix, spectra, room, contrast, progress),
+    )
     first = {str(edit): float(d.mean()) for edit, d in changes.items()}
     second = {str(edit): first[str(edit)] + 0.5 * float((d * d).mean()) for edit, d in changes.items()}
     source = "first order in singular values (arXiv 2510.20800)"

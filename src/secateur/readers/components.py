@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.errors import TaskError
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Progress, silent
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import head_importance
 from secateur.probes.induction import copying, prefix_matching
@@ -85,8 +85,8 @@ def read_components(
         Reading(name, count, len(session.task.split(split)), of, _found(kinds, session, split, blocks))
         for name, count, of, session in _sessions(options, loaded, plain, shots, split, progress)
     ]
-    behavior = _behavior(loaded, blocks, progress) if "induction" in what else {}
-    return Components(tuple(readings), behavior)
+    found = behavior(loaded, blocks, progress) if "induction" in what else {}
+    return Components(tuple(readings), found)
 
 
 def _plain_tasks(options: Options, loaded: Loaded, specs: Sequence[str]) -> list[Task]:
@@ -143,7 +143,7 @@ def _by_ablation(session: Session, split: str, blocks: range) -> Found:
     return {kind: {m: _at(read[m], map(str, found)) for m in order} for kind, found in sites.items()}
 
 
-def _behavior(loaded: Loaded, blocks: range, progress: Progress) -> dict[str, Readings]:
+def behavior(loaded: Loaded, blocks: range, progress: Progress) -> dict[str, Readings]:
     """Prefix matching and copying of every head, on random tokens: what a head does, not what it is worth."""
     read = {"prefix_matching": prefix_matching, "copying": copying}
     return {name: _within(probe(loaded, progress=progress), blocks) for name, probe in read.items()}

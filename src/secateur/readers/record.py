@@ -8,9 +8,9 @@ from typing import Any
 
 from secateur.checkpoint.folder import write_json, writing
 from secateur.core.aggregate import mean_readings, spearman_overlap
+from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
-from secateur.judge.evaluator import Progress, silent
 from secateur.readers.components import Components, Reading, read_components
 from secateur.records import versions
 from secateur.reports import write_probe_report

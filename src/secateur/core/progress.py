@@ -1,0 +1,11 @@
+"""How long work says how far it is: `progress(stage, done, total)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress callback of those who do not look."""
