@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-from secateur.core.plan import Drop, Edit, Truncate
+import numpy as np
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Drop, Edit, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
+from secateur.surgery.operations import num_directions
 
 KINDS = [
     "one head", "uneven heads", "all heads of a block", "KV group", "KV groups everywhere", "heads everywhere",
     "attention of block 0", "attention of block 1", "FFN of block 0", "neurons", "all neurons of a block",
     "neurons everywhere", "block 0", "last block", "mixed", "rank 0", "rank 3", "ranks and heads", "q alone",
+    "directions", "directions of attention", "directions of heads", "directions and parts", "few directions left",
 ]  # fmt: skip
 
 
 def drops(*sites: str) -> list[Edit]:
     return [Drop(Site.parse(site)) for site in sites]
+
+
+def removals(
+    a: Anatomy,
+    block: int,
+    kinds: str = "q k v o gate up down",
+    *,
+    per_head: bool = False,
+    keep: int | None = None,
+) -> list[Edit]:
+    """Directions 0, 2 and the last of each matrix of a block, or all but the first `keep`, with a mean to fold."""
+    found: list[Edit] = []
+    for site, matrix in a.matrices.items():
+        if site.block == block and site.part in kinds.split():
+            heads = (a.heads_in(site) or 1) if per_head else 1
+            count = heads * num_directions(matrix, heads)
+            gone = (0, 2, count - 1) if keep is None else tuple(range(keep, count))
+            mean = np.random.default_rng([block, ord(site.part[0])]).normal(size=matrix.shape[1])
+            has_heads = per_head and a.heads_in(site) is not None
+            found.append(RemoveDirections(site, gone, has_heads, Fitted.of({"mean": mean})))
+    return found
 
 
 def edits_of(kind: str, a: Anatomy) -> list[Edit]:
@@ -45,9 +71,18 @@ def edits_of(kind: str, a: Anatomy) -> list[Edit]:
             *(Truncate(site, 2, "tail") for site in a.matrices if site.block == 1),
             *drops("b1.attn.h1", "b1.mlp.n2"),
         ],
+        "directions": lambda: removals(a, 0),
+        "directions of attention": lambda: removals(a, 1, "k v"),
+        "directions of heads": lambda: removals(a, 1, "q k v o", per_head=True),
+        "directions and parts": lambda: [
+            *removals(a, 0, "o down"), *removals(a, 1, "q up"),
+            *drops(*(f"b0.attn.h{h}" for h in heads), *(f"b0.mlp.n{n}" for n in range(a.d_ff))),
+            *drops("b1.attn.h1", "b1.mlp.n2"),
+        ],
+        "few directions left": lambda: removals(a, 0, keep=2),
         "q alone": lambda: [Truncate(Site(0, "q"), 2), *drops("b0.attn.h0")],
     }[kind]()  # fmt: skip
 
 
 def factorized(kind: str) -> bool:
-    return "rank" in kind or kind == "q alone"
+    return "rank" in kind or kind in ("q alone", "few directions left")

@@ -45,7 +45,7 @@ from secateur.surgery.shape import shape_of, stock_config
 FAMILIES = ["llama", "gpt2", "opt", "bloom", "falcon-rw", "gemma3", "phi3"]
 KINDS = [
     "one head", "uneven heads", "KV groups everywhere", "attention of block 0", "FFN of block 0", "neurons",
-    "block 0", "mixed", "rank 3",
+    "block 0", "mixed", "rank 3", "directions of attention", "directions and parts",
 ]  # fmt: skip
 CASES = [f"{family}, {kind}" for family in FAMILIES for kind in KINDS]
 HARNESS = "llama, mixed"

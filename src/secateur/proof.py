@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,11 +11,11 @@ from typing import Any
 from secateur import records, verify
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import write_json, writing
+from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import Form, save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.noninferiority import NOT_WORSE, bound_text
-from secateur.core.plan import Edit, Plan, Truncate
-from secateur.errors import PlanError, SecateurError
+from secateur.core.plan import Drop, Edit, Plan
 from secateur.gains.record import gains
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
@@ -24,7 +23,7 @@ from secateur.methods.found import Found
 from secateur.reports import write_report
 from secateur.session import Session
 from secateur.sides import side_effects
-from secateur.surgery.shape import shape_of
+from secateur.surgery.shape import ranks_left, shape_of
 
 LOG = logging.getLogger("secateur")
 
@@ -135,33 +134,20 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
 
 def _cut(session: Session, edit: Edit) -> dict[str, Any]:
     told: dict[str, Any] = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
-    if not isinstance(edit, Truncate):
+    if isinstance(edit, Drop):
         return told
-    shape = session.loaded.anatomy.matrix(edit.matrix).shape
-    return told | {"shape": list(shape), "rank": edit.rank, "full_rank": min(shape)}
+    anatomy = session.loaded.anatomy
+    shape, ranks = (
+        anatomy.matrix(edit.matrix).shape,
+        ranks_left(Plan(session.loaded.fingerprint, (edit,)), anatomy),
+    )
+    return told | {"shape": list(shape), "rank": ranks[edit.matrix], "full_rank": min(shape)}
 
 
 def form_of(session: Session) -> Form:
     """How the cut is to be written. Raises `SecateurError` where the options contradict each other."""
     options = session.options
     return Form(options.zeroed, options.factorize, options.portable)
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan in a file, or in a checkpoint folder. Raises `PlanError`."""
-    file = path / "plan.json" if path.is_dir() else path
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{file}: cannot be read as a plan ({error}).") from error
-    if not isinstance(data, dict):
-        raise PlanError(
-            f"{file}: not a plan but a JSON {type(data).__name__}. Give the plan.json of a checkpoint."
-        )
-    try:
-        return Plan.from_json(data)
-    except SecateurError as error:
-        raise PlanError(f"{file}: {error}") from error
 
 
 def sentence(verdict: Mapping[str, Any]) -> str:
@@ -206,8 +192,7 @@ def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, 
         "seed": session.options.seed,
         "versions": verdict["versions"],
     }
-    record = plan.to_json() | {"provenance": provenance}
-    write_json(staging / "plan.json", record)
+    record = write_plan(plan, provenance, staging)
     write_json(staging / "verdict.json", verdict)
     write_json(staging / "analysis.json", analysis)
     with writing(staging):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.plans import read_plan
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.methods import components, laser
 from secateur.methods.found import Found
-from secateur.proof import cut_and_verify, form_of, read_plan
+from secateur.proof import cut_and_verify, form_of
 from secateur.session import Options, Session, digest, open_session
 from secateur.sides import side_effects
 

@@ -50,6 +50,10 @@ def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
     matrices = len(plan.truncated)
     if matrices:
         words.append(f"{matrices} {'matrix' if matrices == 1 else 'matrices'} of lower rank")
+    removed = sum(len(edit.directions) for edit in plan.removed)
+    if removed:
+        where = "1 matrix" if len(plan.removed) == 1 else f"{len(plan.removed)} matrices"
+        words.append(f"{removed} singular direction{'s' * (removed > 1)} of {where}")
     return ", ".join(words) or "nothing"
 
 

@@ -19,7 +19,7 @@ from secateur.errors import OutputError, PlanError, SecateurError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import Bypass, Decompose, resolve
+from secateur.surgery.operations import Bypass, Decompose, Remove, resolve
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ def save_and_reload(
     operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
     if form.zeroed and any(isinstance(operation, Bypass) for operation in operations):
         raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
+    if form.zeroed and any(isinstance(o, Remove) and o.needs_bias for o in operations):
+        raise PlanError(
+            "--zeroed keeps the original's shapes, and this model has no bias that directions could be folded into."
+        )
     if form.zeroed:
         with masked(loaded.model, operations, decompose):
             save(loaded.model, loaded.tokenizer, folder)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
+from secateur.core.fitted import Fitted
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
 
@@ -56,6 +57,50 @@ class Truncate:
 
 
 @dataclass(frozen=True)
+class RemoveDirections:
+    """Take singular directions out of a matrix, W − Σᵢ uᵢ uᵢᵀ W, and put what they gave on average in the bias.
+
+    `directions` count from the largest singular value. With `per_head` each head's rows (of o: columns) have k
+    directions of their own, and number h·k + i is direction i of head h. `fold` holds `mean`, the layer's mean input
+    (in,), and `u` (pieces, out, k) where the directions are not those of the weights alone; without it nothing is
+    folded. Source: eigenpruning (Vergara-Browne et al. 2024, arXiv 2404.03147). Differs: one bias for all positions.
+    """
+
+    matrix: Site
+    directions: tuple[int, ...]
+    per_head: bool = False
+    fold: Fitted | None = None
+
+    kind = "remove_directions"
+
+    def __post_init__(self) -> None:
+        if not self.matrix.is_matrix:
+            raise PlanError(f"only a matrix has singular directions, and {self.matrix} is not one")
+        ordered = tuple(sorted(set(self.directions)))
+        if not ordered or ordered[0] < 0:
+            raise PlanError(f"{self.matrix}: name at least one direction to remove, counted from 0.")
+        object.__setattr__(self, "directions", ordered)
+
+    @property
+    def site(self) -> Site:
+        return self.matrix
+
+    def __str__(self) -> str:
+        numbers, heads = list(self.directions), " of its heads" if self.per_head else ""
+        return f"{self.matrix} without {_counted('direction', numbers)}{heads}"
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"kind": self.kind, "matrix": str(self.matrix), "directions": list(self.directions)}
+        return told | {"per_head": self.per_head, "fold": None if self.fold is None else self.fold.digest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RemoveDirections:
+        fold = None if data["fold"] is None else Fitted(str(data["fold"]))
+        directions = tuple(map(int, data["directions"]))
+        return cls(Site.parse(data["matrix"]), directions, bool(data["per_head"]), fold)
+
+
+@dataclass(frozen=True)
 class Drop:
     """Take `site` away: a block, its attention or feed-forward network, a query head, a KV group, a neuron.
 
@@ -82,8 +127,8 @@ class Drop:
         return cls(Site.parse(data["site"]))
 
 
-Edit = Truncate | Drop
-_KINDS: dict[str, type[Truncate] | type[Drop]] = {kind.kind: kind for kind in (Truncate, Drop)}
+Edit = Truncate | RemoveDirections | Drop
+_KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (Truncate, RemoveDirections, Drop)}
 
 
 @dataclass(frozen=True)
@@ -121,7 +166,7 @@ class Plan:
     @property
     def told(self) -> list[str]:
         """What is cut, in words; the heads, groups or neurons of one part together."""
-        return [*map(str, self.truncated), *_told(self.dropped)]
+        return [*map(str, (*self.truncated, *self.removed)), *_told(self.dropped)]
 
     @property
     def dropped(self) -> tuple[Site, ...]:
@@ -131,6 +176,25 @@ class Plan:
     @property
     def truncated(self) -> tuple[Truncate, ...]:
         return tuple(edit for edit in self.edits if isinstance(edit, Truncate))
+
+    @property
+    def removed(self) -> tuple[RemoveDirections, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, RemoveDirections))
+
+    @property
+    def fitted(self) -> tuple[Fitted, ...]:
+        """What lies beside the plan, each once."""
+        return tuple(dict.fromkeys(edit.fold for edit in self.removed if edit.fold is not None))
+
+    def with_fitted(self, known: Mapping[str, Fitted]) -> Plan:
+        """The same plan with the arrays that `known` has by their digests."""
+        filled = (
+            replace(edit, fold=known[edit.fold.digest])
+            if isinstance(edit, RemoveDirections) and edit.fold is not None
+            else edit
+            for edit in self.edits
+        )
+        return Plan(self.model, tuple(filled))
 
     @property
     def identity(self) -> str:
@@ -179,29 +243,33 @@ def _told(dropped: Iterable[Site]) -> list[str]:
     words = []
     for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):
         whole, numbers = Site(block, part), [site.index for site in sites]
-        words.append(f"{whole} without {_units(unit, numbers)}" if unit else f"{whole} gone")
+        words.append(f"{whole} without {_counted(_UNITS[unit], numbers)}" if unit else f"{whole} gone")
     return words
 
 
-def _units(unit: str, numbers: list[int]) -> str:
-    word = _UNITS[unit] + ("" if len(numbers) == 1 else "s")
+def _counted(word: str, numbers: list[int]) -> str:
+    word += "" if len(numbers) == 1 else "s"
     return f"{len(numbers)} {word}" if len(numbers) > NAMED else f"{word} {', '.join(map(str, numbers))}"
 
 
 def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
-    """Edits from the command line: `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest, and
-    `b2.attn.h3=drop` takes a head away; so do `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7` and `b2`."""
-    edits: list[Edit] = []
-    for word in words:
-        site, sep, value = word.partition("=")
-        if value == "drop":
-            edits.append(Drop(Site.parse(site)))
-            continue
-        side, rank = ("tail", value[5:]) if value.startswith("tail:") else ("top", value)
-        if not sep or not rank.isdecimal():
-            raise SecateurError(
-                f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components), b2.gate=tail:5, or "
-                "b2.attn.h3=drop."
-            )
-        edits.append(Truncate(Site.parse(site), int(rank), side))
-    return tuple(edits)
+    """Edits from the command line: `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest,
+    `b2.k=without:0,7` removes two directions and folds nothing, and `b2.attn.h3=drop` takes a head away; so do
+    `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7` and `b2`."""
+    return tuple(_edit_from_word(word) for word in words)
+
+
+def _edit_from_word(word: str) -> Edit:
+    site, sep, value = word.partition("=")
+    if value == "drop":
+        return Drop(Site.parse(site))
+    side, _, numbers = value.rpartition(":")
+    listed = numbers.split(",") if side == "without" else [numbers]
+    if not sep or side not in ("", "tail", "without") or not all(number.isdecimal() for number in listed):
+        raise SecateurError(
+            f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components), b2.gate=tail:5, "
+            "b2.k=without:0,7 (take out two directions), or b2.attn.h3=drop."
+        )
+    if side == "without":
+        return RemoveDirections(Site.parse(site), tuple(map(int, listed)))
+    return Truncate(Site.parse(site), int(numbers), side or "top")

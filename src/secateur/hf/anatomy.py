@@ -79,6 +79,12 @@ class Anatomy:
         """The path of a block's attention: the module that holds its output projection."""
         return f"{self.blocks[block]}.{self.details.slots['o'].module.rpartition('.')[0]}"
 
+    def heads_in(self, site: Site) -> int | None:
+        """How many heads a matrix's rows (of an o: its columns) belong to; None where they belong to none."""
+        own = self.widths[site.block]
+        heads = {"q": own.num_heads, "k": own.num_kv_heads, "v": own.num_kv_heads, "o": own.num_heads}
+        return heads.get(site.part)
+
     def matrix(self, site: Site) -> Matrix:
         """Raises `UnknownName` with the nearest names for a site that is no matrix of this model."""
         if site not in self.matrices:

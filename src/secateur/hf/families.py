@@ -43,8 +43,8 @@ class Family:
     What cutting must know: `counts` are the numbers that an attention module keeps of its heads (or reads in its
     config), `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config
     can state another number of heads without changing their size, `even_heads` that it must divide d_model even
-    so, and `adds_residual` that the attention returns the
-    stream with what it adds.
+    so, `adds_residual` that the attention returns the stream with what it adds, and `biases` which switch of the
+    config gives which matrices a bias, in all blocks.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Family:
     free_heads: bool = False
     even_heads: bool = False
     adds_residual: bool = False
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 _SHARED = {"num_key_value_groups": "queries"}  # query heads for each key/value head
@@ -80,7 +81,18 @@ def _fused_slots(attention: str) -> Mapping[str, Slot]:
 def _llama_like(name: str, architecture: str) -> Family:
     paths = ("model.layers", "model.embed_tokens", "model.norm")
     even = name in ("llama", "gemma2", "gemma3")  # their configs refuse others, though head_dim is stated
-    return Family(name, architecture, *paths, _LLAMA_SLOTS, counts=_SHARED, free_heads=True, even_heads=even)
+    biases = {"attention_bias": tuple("qkvo")} if name in ("llama", "qwen3", "gemma2", "gemma3") else {}
+    biases |= {"mlp_bias": ("gate", "up", "down")} if name == "llama" else {}
+    return Family(
+        name,
+        architecture,
+        *paths,
+        _LLAMA_SLOTS,
+        counts=_SHARED,
+        free_heads=True,
+        even_heads=even,
+        biases=biases,
+    )
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -134,6 +146,7 @@ FAMILIES: Mapping[str, Family] = {
             "gpt_neox.embed_in",
             "gpt_neox.final_layer_norm",
             _fused_slots("attention"),
+            biases={"attention_bias": tuple("qkvo")},
         ),
         Family(
             "opt",
@@ -146,6 +159,7 @@ FAMILIES: Mapping[str, Family] = {
             extras=("model.decoder.embed_positions", "model.decoder.project_in", "model.decoder.project_out"),
             counts={"num_heads": "heads"},
             width="ffn_dim",
+            biases={"enable_bias": (*"qkvo", "up", "down")},
         ),
         Family(
             "bloom",
@@ -170,6 +184,7 @@ FAMILIES: Mapping[str, Family] = {
             kv_heads="falcon",
             counts={"num_heads": "heads", "num_kv_heads": "kv_heads"},
             width="ffn_hidden_size",
+            biases={"bias": (*"qkvo", "up", "down")},
         ),
         Family(
             "phi",

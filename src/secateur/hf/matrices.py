@@ -65,6 +65,12 @@ class Matrix:
             return y
         return _joined([y[..., start:stop] for start, stop in self.rows], dim=-1)
 
+    def in_output(self, vector: Tensor, weight: Tensor) -> Tensor:
+        """`vector` (out,) at this matrix's places of the module's whole output, and zeros at others' places."""
+        whole = vector.new_zeros(weight.shape[1] if self.transposed else weight.shape[0])
+        whole[self.stored_rows(range(self.shape[0]))] = vector
+        return whole
+
     def _targets(self, stored_rows: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Pairs of (range in the parameter, range in the matrix)."""
         first = 0

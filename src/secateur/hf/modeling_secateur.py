@@ -130,6 +130,12 @@ def _resize(model: nn.Module, path: str, rows: int, columns: int) -> None:
         linear.in_features, linear.out_features = columns, rows
 
 
+def _bias(model: nn.Module, path: str) -> None:
+    """A linear layer that had no bias has one."""
+    linear = model.get_submodule(path)
+    linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+
+
 def _attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
     """Counts of heads that the module keeps for itself, or reads from its configuration (`config.NAME`)."""
     module = model.get_submodule(path)
@@ -254,6 +260,7 @@ def _side(parts: Sequence[Mapping[str, Any]], groups: int) -> Side:
 
 
 OPERATIONS: Mapping[str, Callable[..., None]] = {
+    "bias": _bias,
     "resize": _resize,
     "attributes": _attributes,
     "some_heads": _some_heads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -50,3 +50,23 @@ def directions(
     root = vectors * values.clamp_min(0).sqrt()[..., None, :]
     u, sigma, _ = torch.linalg.svd(wide @ root.to(wide.dtype), full_matrices=False)
     return Directions(u, sigma, u.mT @ wide)
+
+
+def pieces(matrix: Float[Tensor, "out in"], num: int, *, columns: bool) -> Float[Tensor, "pieces out_ in_"]:
+    """The matrix in `num` equal pieces: of its rows, or of its `columns`."""
+    if columns:
+        return matrix.unflatten(1, (num, -1)).movedim(1, 0)
+    return matrix.unflatten(0, (num, -1))
+
+
+def together(parts: Float[Tensor, "pieces out_ in_"], *, columns: bool) -> Float[Tensor, "out in"]:
+    """The matrix whose `pieces` these are."""
+    return parts.movedim(0, 1).flatten(1, 2) if columns else parts.flatten(0, 1)
+
+
+def part_along(
+    parts: Float[Tensor, "pieces out in"], u: Float[Tensor, "pieces out k"], gone: Bool[Tensor, "pieces k"]
+) -> Float[Tensor, "pieces out in"]:
+    """Σᵢ uᵢ uᵢᵀ W over the directions that are `gone`: what leaves each piece."""
+    taken = u * gone[:, None, :]
+    return taken @ (taken.mT @ parts.to(u.dtype))

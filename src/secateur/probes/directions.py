@@ -20,7 +20,7 @@ from secateur.core.site import Site
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.judge.rows import Batch, Packing, with_room
-from secateur.linalg.directions import directions
+from secateur.linalg.directions import directions, pieces
 from secateur.linalg.moments import Moments
 from secateur.probes.taps import read_taps
 from secateur.surgery.mask import Spectra
@@ -106,7 +106,7 @@ def directions_effects(
     answers = {e: encoded[e].gold_alone for e in examples}
     matrices = [loaded.anatomy.matrix(site) for site in dict.fromkeys(sites)]
     groups = Spectra(room).fitting(matrices)
-    cuts = {m.site: _num_heads(loaded, m.site) if per_head else None for m in matrices}
+    cuts = {m.site: loaded.anatomy.heads_in(m.site) if per_head else None for m in matrices}
 
     def read(packing: Packing) -> list[MatrixEffects]:
         passes = len(groups) * (1 + whitened)
@@ -119,13 +119,6 @@ def directions_effects(
 
 
 # ------------------------------------------------------------------------------------------------------ the machinery
-
-
-def _num_heads(loaded: Loaded, site: Site) -> int | None:
-    """How many heads a matrix's rows or columns belong to; None where it has none."""
-    own = loaded.anatomy.widths[site.block]
-    heads = {"q": own.num_heads, "k": own.num_kv_heads, "v": own.num_kv_heads, "o": own.num_heads}
-    return heads.get(site.part)
 
 
 def _effects(
@@ -196,10 +189,7 @@ class _Sums:
         self.matrix, self._heads, self._num = matrix, heads, heads or 1
         self._of_inputs = matrix.site.part == "o"  # whose heads lie side by side in what it reads
         whole = matrix.read(loaded.model.get_parameter(matrix.weight).detach())
-        if self._of_inputs:
-            weight = whole.unflatten(1, (self._num, -1)).movedim(1, 0)
-        else:
-            weight = whole.unflatten(0, (self._num, -1))
+        weight = pieces(whole, self._num, columns=self._of_inputs)
         self._parts = directions(weight, None if inputs is None else self._moment(inputs.second))
         self._sums = torch.zeros(5 if squares else 2, *self._parts.sigma.shape, dtype=torch.float64)
 

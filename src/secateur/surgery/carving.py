@@ -65,12 +65,13 @@ def _carved_mlp(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[dict[
 def _carved_linears(
     block: BlockShape, kinds: Sequence[str], shape: Shape, anatomy: Anatomy
 ) -> list[dict[str, Any]]:
-    found = []
+    found, folds = [], {anatomy.matrices[site].module for site in shape.folds}
     for module, matrices in modules_of(block, kinds, anatomy).items():
+        new = module in folds
         sizes = [shape.size(matrix, anatomy.d_head) for matrix in matrices]
         ranks = [shape.ranks.get(matrix.site) for matrix in matrices]
         parts = [
-            {"rows": rows, "columns": columns, "bias": m.bias is not None}
+            {"rows": rows, "columns": columns, "bias": new or m.bias is not None}
             | ({} if r is None else {"rank": r})
             for (rows, columns), r, m in zip(sizes, ranks, matrices, strict=True)
         ]
@@ -81,9 +82,11 @@ def _carved_linears(
             found.append({"op": "constant", "path": module, "width": sizes[0][0], "bias": parts[0]["bias"]})
         elif ranks[0] is not None:
             found.append({"op": "low_rank", "path": module} | parts[0])
-        elif sizes != [matrix.shape for matrix in matrices]:
-            rows = sum(rows for rows, _ in sizes)
-            found.append({"op": "resize", "path": module, "rows": rows, "columns": sizes[0][1]})
+        else:
+            found += [{"op": "bias", "path": module}] if new else []
+            if sizes != [matrix.shape for matrix in matrices]:
+                rows = sum(rows for rows, _ in sizes)
+                found.append({"op": "resize", "path": module, "rows": rows, "columns": sizes[0][1]})
     return found
 
 

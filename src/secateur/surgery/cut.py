@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.core.plan import Plan, Truncate
+from secateur.core.plan import Plan
 from secateur.core.site import MATRICES, Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
@@ -24,8 +24,16 @@ from secateur.hf.build import blank, carved, carving_of, filled_, repaired
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.surgery.carving import carving, is_grouped, modules_of, renumbered
-from secateur.surgery.operations import Bypass, Decompose, Operation, Silence, decompose, resolve
-from secateur.surgery.shape import BlockShape, Shape, columns_left, rows_left, shape_of, stock_config
+from secateur.surgery.operations import Bypass, Decompose, OnParameter, Operation, Silence, decompose, resolve
+from secateur.surgery.shape import (
+    BlockShape,
+    Shape,
+    columns_left,
+    new_biases,
+    rows_left,
+    shape_of,
+    stock_config,
+)
 
 Named = Iterator[tuple[str, Tensor]]
 
@@ -74,9 +82,27 @@ class _Cutter:
         self._truncated = {edit.matrix: edit for edit in plan.truncated}
         self._silenced = {o.matrix.site: o.columns for o in operations if isinstance(o, Silence)}
         self._written: dict[str, Tensor] = {}
+        self._biased = new_biases(shape, loaded.anatomy)
+        for matrix in loaded.anatomy.matrices.values():
+            if matrix.module in self._biased:
+                self._written[_bias_of(matrix)] = self._zeros(matrix)
         for operation in operations:
             if not isinstance(operation, Bypass):
-                operation.apply_(self._writable(operation.parameter), decompose)
+                self._apply(operation)
+
+    def _zeros(self, matrix: Matrix) -> Tensor:
+        weight = self._original(matrix.weight)
+        return weight.new_zeros(weight.shape[1] if matrix.transposed else weight.shape[0])
+
+    def _apply(self, operation: OnParameter) -> None:
+        weight = self._writable(operation.parameter)
+        added = operation.apply_(weight, self._decompose)
+        if added is not None:
+            bias = self._writable(_bias_of(operation.matrix))
+            bias.copy_(bias.to(added.dtype) + operation.matrix.in_output(added, weight))
+
+    def _has_bias(self, matrix: Matrix) -> bool:
+        return matrix.bias is not None or matrix.module in self._biased
 
     def _writable(self, name: str) -> Tensor:
         if name not in self._written:
@@ -87,7 +113,7 @@ class _Cutter:
         return self._model.get_parameter(name).detach()
 
     def _masked(self, name: str) -> Tensor:
-        return self._written.get(name, self._original(name))
+        return self._written[name] if name in self._written else self._original(name)
 
     def tensors(self) -> Named:
         yield from self._written.items()
@@ -110,24 +136,27 @@ class _Cutter:
             return
         kept = stored[rows][:, columns]
         yield first.weight, (kept.T if first.transposed else kept).contiguous()
-        if first.bias is not None:
-            yield first.bias, self._masked(first.bias)[rows]
+        if self._has_bias(first):
+            yield _bias_of(first), self._masked(_bias_of(first))[rows]
 
     def _part(self, block: BlockShape, matrix: Matrix, path: str) -> Named:
         """One matrix that is a module of its own afterwards, as two factors where it has a rank."""
         rows, columns = list(rows_left(matrix, block, self._anatomy.d_head)), self._columns(matrix, block)
-        if matrix.bias is not None:
-            yield f"{path}.bias", matrix.of_output(self._masked(matrix.bias))[rows]
+        if self._has_bias(matrix):
+            yield f"{path}.bias", matrix.of_output(self._masked(_bias_of(matrix)))[rows]
         if matrix.site in self._shape.ranks:
-            a, b = self._factors(matrix, self._truncated[matrix.site])
+            a, b = self._factors(matrix, self._shape.ranks[matrix.site])
             yield f"{path}.a", a[:, columns].contiguous()
             yield f"{path}.b", b[:, rows].contiguous()
         else:
             yield f"{path}.weight", matrix.read(self._masked(matrix.weight))[rows][:, columns].contiguous()
 
-    def _factors(self, matrix: Matrix, edit: Truncate) -> tuple[Tensor, Tensor]:
-        weight = self._original(matrix.weight)
-        a, b = self._decompose(matrix, weight).factors(edit.rank, edit.side)
+    def _factors(self, matrix: Matrix, rank: int) -> tuple[Tensor, Tensor]:
+        weight, edit = self._original(matrix.weight), self._truncated.get(matrix.site)
+        if edit is not None:
+            a, b = self._decompose(matrix, weight).factors(edit.rank, edit.side)
+        else:
+            a, b = decompose(matrix, self._masked(matrix.weight)).factors(rank)
         gone = self._silenced.get(matrix.site, ())
         a[:, slice(None) if gone is None else list(gone)] = 0
         return a.to(weight.dtype), b.to(weight.dtype)
@@ -138,13 +167,16 @@ class _Cutter:
     def _left_biases(self, block: BlockShape) -> Named:
         """Where all units of a part are gone, one by one, the bias of its output is still there."""
         if block.groups is not None and not block.groups:
-            bias = self._anatomy.matrices[Site(block.number, "o")].bias
-            assert bias is not None
-            yield f"{self._anatomy.attention(block.number)}.output.bias", self._masked(bias)
+            bias = self._masked(_bias_of(self._anatomy.matrices[Site(block.number, "o")]))
+            yield f"{self._anatomy.attention(block.number)}.output.bias", bias
         if block.neurons is not None and not block.neurons and self._anatomy.mlps is not None:
-            bias = self._anatomy.matrices[Site(block.number, "down")].bias
-            assert bias is not None
-            yield f"{self._anatomy.mlps[block.number]}.bias", self._masked(bias)
+            bias = self._masked(_bias_of(self._anatomy.matrices[Site(block.number, "down")]))
+            yield f"{self._anatomy.mlps[block.number]}.bias", bias
+
+
+def _bias_of(matrix: Matrix) -> str:
+    """The parameter that holds the bias of a matrix, or will."""
+    return matrix.bias or f"{matrix.module}.bias"
 
 
 def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:

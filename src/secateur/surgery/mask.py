@@ -27,13 +27,33 @@ def masked(
                     block = model.get_submodule(operation.path)
                     stack.enter_context(lent(block, _passing(block.forward)))
                     continue
-                weight = model.get_parameter(operation.parameter)
-                saved.setdefault(operation.parameter, weight.detach().clone())
-                operation.apply_(weight, decompose)
+                weight = _saved(model, operation.parameter, saved)
+                added = operation.apply_(weight, decompose)
+                if added is not None:
+                    _fold(model, operation.matrix, operation.matrix.in_output(added, weight), saved, stack)
             yield
         finally:
             for name, original in saved.items():
                 model.get_parameter(name).copy_(original)
+
+
+def _fold(
+    model: nn.Module, matrix: Matrix, constant: Tensor, saved: dict[str, Tensor], stack: ExitStack
+) -> None:
+    """A layer adds a constant to its output: in its bias, or where it has none by another forward for a while."""
+    if matrix.bias is not None:
+        bias = _saved(model, matrix.bias, saved)
+        bias.copy_(bias.to(constant.dtype) + constant)
+    else:
+        layer = model.get_submodule(matrix.module)
+        stack.enter_context(lent(layer, _adding(layer.forward, constant)))
+
+
+def _saved(model: nn.Module, name: str, saved: dict[str, Tensor]) -> nn.Parameter:
+    """A parameter, of which a copy is in `saved` from now on."""
+    parameter = model.get_parameter(name)
+    saved.setdefault(name, parameter.detach().clone())
+    return parameter
 
 
 @contextmanager
@@ -58,6 +78,16 @@ def _passing(own: Callable[..., Any]) -> Callable[..., Any]:
         entered = (args[0] if args else kwargs["hidden_states"]).clone()
         out = own(*args, **kwargs)
         return (entered, *out[1:]) if isinstance(out, tuple) else entered
+
+    return forward
+
+
+def _adding(own: Callable[..., Any], vector: Tensor) -> Callable[..., Any]:
+    """A layer whose output has a constant added."""
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        y = own(*args, **kwargs)
+        return y + vector.to(y.dtype)
 
     return forward
 

@@ -1,7 +1,8 @@
 """From a plan to operations on named parameters and modules that make a model compute as if cut. All checks are here.
 
 An operation on a parameter changes one stored tensor in place, so that the reversible mask, the physical cut and
-anything that streams tensors one by one interpret the same list and agree.
+anything that streams tensors one by one interpret the same list and agree. One that folds also says what its layer
+adds to its output from now on, be there a bias to hold it or not.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from secateur.core.plan import Plan, Truncate
+from secateur.core.plan import Plan, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
+from secateur.linalg.directions import directions, part_along, pieces, together
 from secateur.linalg.spectrum import Spectrum, spectrum
 
 Decompose = Callable[[Matrix, Tensor], Spectrum]
@@ -42,6 +46,45 @@ class Replace:
         """`weight` is the stored tensor, still holding the original of this matrix; changed in place."""
         kept = decompose(self.matrix, weight).truncate(self.edit.rank, self.edit.side)
         self.matrix.write_(weight, kept)
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Take singular directions out of `matrix`, stored in the parameter `matrix.weight`.
+
+    `heads` have directions of their own, in the columns of an `o` and in the rows of others; 1: the matrix is whole.
+    """
+
+    matrix: Matrix
+    edit: RemoveDirections
+    heads: int
+
+    @property
+    def parameter(self) -> str:
+        return self.matrix.weight
+
+    @property
+    def needs_bias(self) -> bool:
+        return self.edit.fold is not None and self.matrix.bias is None
+
+    def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> Float[Tensor, " out"] | None:
+        """Changes `weight` in place; gives W_removed · mean, in float32 or wider, or None where nothing is folded."""
+        whole, of_inputs = self.matrix.read(weight), self.matrix.site.part == "o"
+        parts = pieces(whole, self.heads, columns=of_inputs)
+        u = self._basis(parts, weight, decompose)
+        gone = torch.zeros(u.shape[0], u.shape[2], dtype=torch.bool, device=u.device)
+        gone.view(-1)[list(self.edit.directions)] = True
+        leaves = together(part_along(parts, u, gone), columns=of_inputs)
+        self.matrix.write_(weight, whole.to(leaves.dtype) - leaves)
+        return None if self.edit.fold is None else leaves @ self._fitted("mean", leaves)
+
+    def _basis(self, parts: Tensor, weight: Tensor, decompose: Decompose) -> Float[Tensor, "pieces out_ k"]:
+        if self.edit.fold is not None and "u" in (self.edit.fold.arrays or {}):
+            return self._fitted("u", parts.to(torch.promote_types(parts.dtype, torch.float32)))
+        return directions(parts).u if self.edit.per_head else decompose(self.matrix, weight).u[None]
+
+    def _fitted(self, name: str, like: Tensor) -> Tensor:
+        return torch.from_numpy(self.edit.fold.arrays[name]).to(like)
 
 
 @dataclass(frozen=True)
@@ -77,15 +120,15 @@ class Bypass:
     path: str
 
 
-OnParameter = Replace | Silence | SilenceBias
+OnParameter = Replace | Remove | Silence | SilenceBias
 Operation = OnParameter | Bypass
 
 
 def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, ...]:
-    """What to do to which parameter or block: truncations first, which need the matrices as they were.
+    """What to do to which parameter or block: first what needs the matrices as they were.
 
-    Raises: `PlanError` when the plan is for another model, a rank is above the full one, or nothing would be left;
-    `UnknownName` for a site the model does not have.
+    Raises: `PlanError` when the plan is for another model, a rank is above the full one, nothing would be left, or
+    what was fitted is not there; `UnknownName` for a site the model does not have.
     """
     if plan.model != fingerprint:
         raise PlanError(
@@ -93,7 +136,11 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
             "differ. Use the model the plan was made for, or search again."
         )
     check_sites(plan.dropped, anatomy)
-    return (*(_replace(edit, anatomy) for edit in plan.truncated), *_silenced(plan.dropped, anatomy))
+    return (
+        *(_replace(edit, anatomy) for edit in plan.truncated),
+        *(_remove(edit, anatomy) for edit in plan.removed),
+        *_silenced(plan.dropped, anatomy),
+    )
 
 
 def _replace(edit: Truncate, anatomy: Anatomy) -> Replace:
@@ -104,6 +151,41 @@ def _replace(edit: Truncate, anatomy: Anatomy) -> Replace:
             f"its rank is at most {min(matrix.shape)}."
         )
     return Replace(matrix, edit)
+
+
+def _remove(edit: RemoveDirections, anatomy: Anatomy) -> Remove:
+    matrix = anatomy.matrix(edit.matrix)
+    heads = anatomy.heads_in(edit.matrix) if edit.per_head else 1
+    if heads is None:
+        raise PlanError(f"{edit}: {edit.matrix} has no heads; its directions are those of the whole matrix.")
+    count = heads * num_directions(matrix, heads)
+    if edit.directions[-1] >= count:
+        raise PlanError(f"{edit}: {edit.matrix} has {count} directions, counted from 0.")
+    if edit.fold is not None:
+        _check_fitted(edit, matrix, heads)
+    return Remove(matrix, edit, heads)
+
+
+def num_directions(matrix: Matrix, heads: int) -> int:
+    """Of the matrix, or of each of its heads."""
+    rows, columns = matrix.shape
+    return min(rows, columns // heads) if matrix.site.part == "o" else min(rows // heads, columns)
+
+
+def _check_fitted(edit: RemoveDirections, matrix: Matrix, heads: int) -> None:
+    arrays = edit.fold.arrays
+    if arrays is None:
+        raise PlanError(
+            f"{edit}: its fitted tensors ({edit.fold.digest}) are not there. Read the plan from the folder that holds "
+            "tensors/ beside it."
+        )
+    rows = matrix.shape[0] if matrix.site.part == "o" else matrix.shape[0] // heads
+    wanted = {"mean": (matrix.shape[1],), "u": (heads, rows, num_directions(matrix, heads))}
+    for name, array in arrays.items():
+        if array.shape != wanted.get(name):
+            raise PlanError(
+                f"{edit}: fitted tensor {name} is {array.shape}, where it should be {wanted.get(name)}."
+            )
 
 
 def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:

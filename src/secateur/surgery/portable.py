@@ -22,7 +22,8 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     nearest number that is the same in every block.
 
     Whole blocks go as planned. In each block those the plan drops go first, then the least important; without
-    `importance`, those whose output weights are smallest. Truncations stay. Raises: `PlanError` for a carved model.
+    `importance`, those whose output weights are smallest. Truncations stay, and
+    removed directions whose fold has a place. Raises: `PlanError` for a carved model.
     """
     anatomy = loaded.anatomy
     resolve(plan, anatomy, loaded.fingerprint)
@@ -34,7 +35,8 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     importance = importance or output_norms(loaded)
     dropped = set(plan.dropped)
     blocks = [site for site in plan.dropped if not site.part]
-    kept = tuple(Drop(site) for site in blocks) + plan.truncated
+    held = (edit for edit in plan.removed if edit.fold is None or _can_hold(edit.matrix, anatomy))
+    kept = (*(Drop(site) for site in blocks), *plan.truncated, *held)
     drops = []
     for unit in "gn":
         rows = [_units(anatomy, block, unit) for block in shape.numbers]
@@ -42,6 +44,12 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
         count = _count(rows, shares, losses(unit, anatomy))
         drops += [Drop(site) for row in rows for site in _first(row, shares, importance, count)]
     return Plan(plan.model, (*kept, *drops))
+
+
+def _can_hold(matrix: Site, anatomy: Anatomy) -> bool:
+    """Whether a stock class has a place for a bias there."""
+    has = anatomy.matrices[matrix].bias is not None
+    return has or any(matrix.part in parts for parts in anatomy.details.biases.values())
 
 
 def losses(unit: str, anatomy: Anatomy) -> list[int]:

@@ -8,14 +8,14 @@ is repeated for parts of its group, or heads that are gone stay in place, silenc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from secateur.core.plan import Plan
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
-from secateur.surgery.operations import group_of
+from secateur.surgery.operations import group_of, num_directions
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,11 @@ class BlockShape:
 
 @dataclass(frozen=True)
 class Shape:
-    """`ranks` are of the matrices that are stored as two factors."""
+    """`ranks` are of the matrices that are stored as two factors; `folds` are those that need a bias and have none."""
 
     blocks: tuple[BlockShape, ...]
     ranks: Mapping[Site, int] = field(default_factory=dict)
+    folds: frozenset[Site] = frozenset()
 
     @property
     def numbers(self) -> list[int]:
@@ -64,9 +65,12 @@ class Shape:
     def num_parameters(self, anatomy: Anatomy) -> int:
         """Of the whole model as it will be stored; tied ones count once."""
         lost = sum(own.num_parameters for b, own in enumerate(anatomy.widths) if b not in self.numbers)
-        return anatomy.num_parameters - lost - sum(self._lost(block, anatomy) for block in self.blocks)
+        biased = new_biases(self, anatomy)
+        return (
+            anatomy.num_parameters - lost - sum(self._lost(block, anatomy, biased) for block in self.blocks)
+        )
 
-    def _lost(self, block: BlockShape, anatomy: Anatomy) -> int:
+    def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
         lost = 0
         if not block.groups:
             lost += anatomy.widths[block.number].attention
@@ -74,20 +78,18 @@ class Shape:
                 lost -= anatomy.d_model  # the bias
         for site in _sites(anatomy, block.number):
             matrix = anatomy.matrices[site]
-            if site.part in "qkvo":
-                lost += self._lost_of(matrix, anatomy) if block.groups else 0
-            else:
-                lost += self._lost_of(matrix, anatomy)
+            if block.groups or site.part not in "qkvo":
+                lost += self._lost_of(matrix, anatomy, biased)
         return lost
 
-    def _lost_of(self, matrix: Matrix, anatomy: Anatomy) -> int:
+    def _lost_of(self, matrix: Matrix, anatomy: Anatomy, biased: Set[str]) -> int:
         rows, columns = self.size(matrix, anatomy.d_head)
         rank = self.ranks.get(matrix.site)
         weights = rows * columns if rank is None else rank * (rows + columns)
         block = next(block for block in self.blocks if block.number == matrix.site.block)
         gone = matrix.site.part == "down" and block.neurons is None
-        bias = 0 if matrix.bias is None or gone else rows
-        return matrix.num_parameters - weights - bias
+        has_bias = matrix.bias is not None or matrix.module in biased
+        return matrix.num_parameters - weights - (rows if has_bias and not gone else 0)
 
 
 def _sites(anatomy: Anatomy, block: int) -> Iterator[Site]:
@@ -99,16 +101,42 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     wherever that is smaller: below rank mn/(m + n)."""
     gone = set(plan.dropped)
     left = (number for number in range(anatomy.num_blocks) if Site(number) not in gone)
+    folded = {edit.matrix for edit in plan.removed if edit.fold is not None}
+    lasting = folded | {site for site, matrix in anatomy.matrices.items() if matrix.bias is not None}
     blocks = tuple(
-        BlockShape(number, _groups(number, gone, anatomy), _neurons(number, gone, anatomy)) for number in left
+        BlockShape(number, _groups(number, gone, lasting, anatomy), _neurons(number, gone, lasting, anatomy))
+        for number in left
     )
-    shape = Shape(blocks)
+    shape = Shape(blocks, folds=frozenset(s for s in folded if anatomy.matrices[s].bias is None))
     if not factorize:
         return shape
-    ranks = {edit.matrix: edit.rank for edit in plan.truncated if edit.matrix.block in shape.numbers}
+    ranks = ranks_left(plan, anatomy)
     sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
     smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
-    return Shape(blocks, smaller)
+    return replace(shape, ranks=smaller)
+
+
+def ranks_left(plan: Plan, anatomy: Anatomy) -> dict[Site, int]:
+    """The rank that each truncated matrix, or one without some directions, has at most."""
+    ranks = {edit.matrix: edit.rank for edit in plan.truncated}
+    for edit in plan.removed:
+        matrix = anatomy.matrices[edit.matrix]
+        heads = anatomy.heads_in(edit.matrix) or 1 if edit.per_head else 1
+        left = heads * num_directions(matrix, heads) - len(edit.directions)
+        ranks[edit.matrix] = min(left, *matrix.shape)
+    return ranks
+
+
+def new_biases(shape: Shape, anatomy: Anatomy) -> Set[str]:
+    """The modules that get a bias they have not: of a stock class all that its config's switch gives one, in a carved
+    one those that need it."""
+    if not shape.folds:
+        return frozenset()
+    changes = stock_config(shape, anatomy)
+    if isinstance(changes, str):
+        return {anatomy.matrices[site].module for site in shape.folds}
+    parts = {part for switch, given in anatomy.details.biases.items() if switch in changes for part in given}
+    return {m.module for site, m in anatomy.matrices.items() if site.part in parts and m.bias is None}
 
 
 def heads_gone(plan: Plan, anatomy: Anatomy) -> set[Site]:
@@ -134,7 +162,7 @@ def ffns_gone(plan: Plan, anatomy: Anatomy) -> float:
     return lost / max(1, len(whole))
 
 
-def _groups(block: int, gone: set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
+def _groups(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
     own = anatomy.widths[block]
     if Site(block, "attn") in gone or not own.num_heads:
         return None
@@ -145,7 +173,7 @@ def _groups(block: int, gone: set[Site], anatomy: Anatomy) -> tuple[Group, ...] 
         left = tuple(head for head in heads if Site(block, "attn", "h", head) not in gone)
         if left and Site(block, "attn", "g", kv) not in gone:
             groups.append(Group(kv, left))
-    if not groups and anatomy.matrices[Site(block, "o")].bias is None:
+    if not groups and Site(block, "o") not in lasting:
         return None
     return tuple(_even(groups, queries))
 
@@ -171,7 +199,7 @@ def _filled(group: Group, count: int, queries: int) -> Group:
     return Group(group.kv, tuple(sorted([*group.queries, *gone[: count - len(group.queries)]])))
 
 
-def _neurons(block: int, gone: set[Site], anatomy: Anatomy) -> Sequence[int] | None:
+def _neurons(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> Sequence[int] | None:
     own = anatomy.widths[block]
     if Site(block, "mlp") in gone or not own.d_ff:
         return None
@@ -179,7 +207,7 @@ def _neurons(block: int, gone: set[Site], anatomy: Anatomy) -> Sequence[int] | N
     if not lost:
         return range(own.d_ff)
     left = tuple(neuron for neuron in range(own.d_ff) if neuron not in lost)
-    return left if left or anatomy.matrices[Site(block, "down")].bias is not None else None
+    return left if left or Site(block, "down") in lasting else None
 
 
 def rows_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
@@ -211,7 +239,7 @@ def _spread(heads: Sequence[int], d_head: int) -> list[int]:
 # -------------------------------------------------------------------------------------------------- where it will load
 
 
-def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int] | str:
+def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
     """What to change in the config so that the family's stock class has this shape, or the reason why none has it."""
     if anatomy.carved:
         return "the model has shapes of its own already"
@@ -227,7 +255,22 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int] | str:
     widths = {len(block.neurons or ()) for block in shape.blocks}
     if len(widths) > 1:
         return "feed-forward networks have different widths"
-    return _changes(*heads.pop(), widths.pop(), anatomy)
+    biases = _biases(shape.folds, anatomy)
+    if isinstance(biases, str):
+        return biases
+    sizes = _changes(*heads.pop(), widths.pop(), anatomy)
+    return sizes if isinstance(sizes, str) else sizes | biases
+
+
+def _biases(folds: Set[Site], anatomy: Anatomy) -> dict[str, bool] | str:
+    """The switches that give every matrix of `folds` a bias."""
+    family, switches = anatomy.details, {}
+    for part in sorted({site.part for site in folds}):
+        switch = next((name for name, parts in family.biases.items() if part in parts), None)
+        if switch is None:
+            return f"{family.architecture} has no place for a bias of {part}"
+        switches[switch] = True
+    return switches
 
 
 def stock_groups(anatomy: Anatomy) -> list[int]:

@@ -1,0 +1,68 @@
+"""Plans in files: `plan.json`, and what was fitted for its edits beside it, as `tensors/DIGEST.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from secateur.checkpoint.folder import write_json, writing
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Plan
+from secateur.errors import PlanError, SecateurError
+
+TENSORS = "tensors"
+
+
+def write_plan(plan: Plan, provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Writes both into `folder`; gives what is in `plan.json`. Raises `OutputError`."""
+    record = plan.to_json() | {"provenance": dict(provenance)}
+    write_json(folder / "plan.json", record)
+    with writing(folder):
+        for fitted in plan.fitted:
+            assert fitted.arrays is not None, "a plan that was carried out has its tensors"
+            (folder / TENSORS).mkdir(exist_ok=True)
+            save_file(dict(fitted.arrays), _file(folder, fitted))
+    return record
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file, or in a checkpoint folder, with what was fitted for it. Raises `PlanError`."""
+    file = path / "plan.json" if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{file}: cannot be read as a plan ({error}).") from error
+    if not isinstance(data, dict):
+        raise PlanError(
+            f"{file}: not a plan but a JSON {type(data).__name__}. Give the plan.json of a checkpoint."
+        )
+    try:
+        plan = Plan.from_json(data)
+    except SecateurError as error:
+        raise PlanError(f"{file}: {error}") from error
+    return plan.with_fitted({named.digest: _read(file.parent, named) for named in plan.fitted})
+
+
+def _file(folder: Path, fitted: Fitted) -> Path:
+    return folder / TENSORS / f"{fitted.digest}.safetensors"
+
+
+def _read(folder: Path, named: Fitted) -> Fitted:
+    """Raises `PlanError` where the tensors are missing, damaged, or not those that the plan was made with."""
+    file = _file(folder, named)
+    if not named.digest.isalnum():
+        raise PlanError(f"{named.digest!r} is no digest of fitted tensors.")
+    try:
+        found = Fitted.of(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise PlanError(
+            f"{file}: what was fitted for this plan cannot be read ({error}). Copy tensors/ along with plan.json."
+        ) from error
+    if found != named:
+        raise PlanError(f"{file}: its content is not what the plan was made with (damaged?). Copy it again.")
+    return found

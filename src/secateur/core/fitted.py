@@ -1,0 +1,30 @@
+"""What was fitted to data for an edit: arrays beside a plan, named by a digest of their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Equal by `digest`. `arrays` is None where only the name has been read, as from a `plan.json` alone.
+
+    Whoever applies an edit takes these arrays and never fits again, so that a plan computes the same everywhere.
+    """
+
+    digest: str
+    arrays: Mapping[str, np.ndarray] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Fitted:
+        """The arrays under the name that their content has."""
+        kept = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+        digest = hashlib.sha256()
+        for name, array in kept.items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}\0".encode())
+            digest.update(array.tobytes())
+        return cls(digest.hexdigest()[:32], kept)
