@@ -13,7 +13,8 @@ import numpy as np
 
 from secateur import verify
 from secateur.checkpoint.card import unverified_card
-from secateur.checkpoint.folder import Folder, write_json, writing
+from secateur.checkpoint.folder import Folder, writing
+from secateur.checkpoint.plans import read_plan, write_plan
 from secateur.checkpoint.save import Form, save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import compare
@@ -24,7 +25,6 @@ from secateur.core.score import METRICS
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.methods.analyses import ANALYSES
-from secateur.proof import read_plan
 from secateur.readers.components import COMPONENTS
 from secateur.readers.record import read_record
 from secateur.recipe import Result, check_ledger, read_result
@@ -186,7 +186,7 @@ def apply(
             trust_remote_code=trust_remote_code,
         )
         provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
-        write_json(folder.staging / "plan.json", chosen.to_json() | {"provenance": provenance})
+        write_plan(chosen, provenance, folder.staging)
         with writing(folder.staging):
             card = unverified_card(model, loaded.revision is not None, chosen, loads)
             (folder.staging / "README.md").write_text(card, encoding="utf-8")
