@@ -8,7 +8,7 @@ import pytest
 
 from secateur.errors import TaskError, UnknownName
 from secateur.tasks.load import list_tasks, load_task
-from secateur.tasks.presets import PRESETS, PROFESSIONS, SHORT_PROFESSIONS, _unique, read_preset, to_examples
+from secateur.tasks.presets import PRESETS, PROFESSIONS, SHORT_PROFESSIONS, read_preset, to_examples, unique
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 
@@ -116,7 +116,7 @@ def test_repeated_claims_count_once_and_contradicted_ones_not_at_all():
         ("b", "SUPPORTS"),
         ("c", "NOT ENOUGH INFO"),
     ]
-    examples = _unique(tuple(made("fever", *({"claim": claim, "label": label} for claim, label in claims))))
+    examples = unique(tuple(made("fever", *({"claim": claim, "label": label} for claim, label in claims))))
     assert [example.id for example in examples] == ["fever-split-0"]
 
 
@@ -136,8 +136,128 @@ def test_without_a_network_the_error_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(TaskError, match=r"hotpotqa/hotpot_qa cannot be loaded from the hub .*FILE\.jsonl"):
+    with pytest.raises(
+        TaskError, match=r"hotpotqa/hotpot_qa cannot be loaded from the hub .*hotpotqa:FILE\.jsonl"
+    ):
         read_preset(PRESETS["hotpotqa"])
+
+
+# ------------------------------------------------------------------------------------ records from a file of one's own
+
+
+def written(path: Path, *records: dict) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return str(path)
+
+
+def read(preset: str, path: str) -> list:
+    return load_task(f"{preset}:{path}", tokenizer=None, allow_small=True).examples
+
+
+PAIR = {"premise": "It rains.", "hypothesis": "It is wet.", "idx": 0}
+
+
+def pairs(count: int) -> list[dict]:
+    return [PAIR | {"premise": f"It rains {n} times.", "label": n % 2} for n in range(count)]
+
+
+def test_a_file_of_records_asks_as_the_preset_does(tmp_path):
+    records = pairs(20)
+    found = read("rte", written(tmp_path / "rte.jsonl", *records))
+    asked = {(example.prompt, example.answer, example.choices) for example in found}
+    assert asked == {(example.prompt, example.answer, example.choices) for example in made("rte", *records)}
+    assert len({example.id for example in found}) == 20
+
+
+def test_labels_in_words_are_those_of_superglue(tmp_path):
+    said = [PAIR | {"label": word} for word in ("entailment", "contradiction", "neutral")]
+    assert [example.answer for example in made("cb", *said)] == [" entails", " contradicts", " is neutral"]
+    assert [example.answer for example in made("rte", PAIR | {"label": "not_entailment"})] == [" contradicts"]
+    path = written(tmp_path / "cb.jsonl", PAIR | {"label": "maybe"})
+    with pytest.raises(TaskError, match=r"cb\.jsonl, line 1: not as cb reads it .*label maybe"):
+        read("cb", path)
+
+
+def test_neither_the_order_of_lines_nor_a_files_name_changes_the_splits(tmp_path):
+    records = pairs(30)
+    one = load_task(f"rte:{written(tmp_path / 'a.jsonl', *records)}", tokenizer=None, allow_small=True)
+    other = load_task(
+        f"rte:{written(tmp_path / 'b.jsonl', *reversed(records))}", tokenizer=None, allow_small=True
+    )
+    assert one.hash == other.hash
+
+
+def test_equal_records_have_ids_of_their_own_and_stay_together(tmp_path):
+    record = PAIR | {"label": 0}
+    task = load_task(
+        f"rte:{written(tmp_path / 'rte.jsonl', *pairs(20), record, record)}", tokenizer=None, allow_small=True
+    )
+    twins = [number for number, example in enumerate(task.examples) if "It rains." in example.prompt]
+    assert len({task.examples[n].id for n in twins}) == 2
+    assert len(set(task.groups(twins))) == 1
+
+
+def test_two_files_are_two_parts_and_must_not_share_a_question(tmp_path):
+    train = written(tmp_path / "train.jsonl", *pairs(20))
+    held = written(tmp_path / "val.jsonl", *({**pair, "hypothesis": "It is cold."} for pair in pairs(7)))
+    how = {"tokenizer": None, "allow_small": True}
+    task = load_task(f"rte:{train}", test_spec=f"rte:{held}", **how)
+    assert [len(task.split(name)) for name in ("probe", "select", "test")] == [7, 13, 7]
+    assert all("cold" in example.prompt for example in task.of(task.split("test")))
+    with pytest.raises(TaskError, match="has the same"):
+        load_task(f"rte:{train}", test_spec=f"rte:{train}", **how)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", r"line 2: not JSON"),
+        ("[1]", r"line 2: .*(dictionary|object)"),
+        (
+            '{"premise": "a", "label": 0}',
+            r"line 2: 'hypothesis' is missing; rte reads the fields of aps/super_glue",
+        ),
+        ('{"premise": "a", "hypothesis": "b", "label": -1}', r"line 2: .*label -1"),
+        ('{"premise": "a", "hypothesis": "b", "label": 7}', r"line 2: not as rte reads it"),
+        ('{"id": "1", "prompt": "a", "answer": " b"}', r"line 2: .*without rte: before it"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named(line, says, tmp_path):
+    path = tmp_path / "rte.jsonl"
+    path.write_text(json.dumps(PAIR | {"label": 0}) + f"\n{line}\n", encoding="utf-8")
+    with pytest.raises(TaskError, match=says):
+        read("rte", str(path))
+
+
+def test_files_that_hold_no_records(tmp_path):
+    with pytest.raises(TaskError, match="no examples of rte"):
+        read("rte", written(tmp_path / "empty.jsonl"))
+    with pytest.raises(TaskError, match="cannot be read"):
+        read("rte", str(tmp_path / "absent.jsonl"))
+    with pytest.raises(TaskError, match=r"\.jsonl file"):
+        read("rte", str(tmp_path / "rte.csv"))
+    with pytest.raises(UnknownName, match="unknown task 'rt:"):
+        read("rt", "file.jsonl")
+
+
+@pytest.mark.parametrize("name", ["cb", "copa", "rte"])
+def test_records_of_the_shared_files_ask_what_the_files_themselves_ask(name, tmp_path):
+    """The files keep a record of SuperGLUE in `meta`; read as records, or as the questions they are, it is one task."""
+    tasks = []
+    for preset in (f"{name}:", ""):
+        specs = []
+        for part in ("train", "validation"):
+            rows = shared(f"{name}_{part}")
+            records = [row["meta"] for row in rows] if preset else rows
+            specs.append(preset + written(tmp_path / f"{part}{len(preset)}.jsonl", *records))
+        tasks.append(load_task(specs[0], test_spec=specs[1], tokenizer=None))
+    asked = [
+        {part: {(e.prompt, e.answer, e.choices) for e in task.of(task.split(part))} for part in ("test",)}
+        for task in tasks
+    ]
+    assert asked[0] == asked[1]
+    everything = [sorted((e.prompt, e.answer) for e in task.examples) for task in tasks]
+    assert everything[0] == everything[1]
 
 
 def test_every_preset_is_listed_and_near_names_are_offered():

@@ -14,6 +14,7 @@ from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task
 from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
+from secateur.tasks.local import read_records
 from secateur.tasks.presets import NEEDS, PRESETS, read_preset
 from secateur.tasks.splits import Source, arrange, make_task, take
 from secateur.tasks.study import NEEDS as STUDY_NEEDS
@@ -55,10 +56,11 @@ def load_task(
 ) -> Task:
     """The task that `spec` names, split into probe, select and test.
 
-    `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name, study:NAME or lm_eval:NAME. With `test_spec`
-    the test split is all of it, and `spec` gives probe and select. `limit` keeps at most that many examples,
-    whole groups, of each source. `shares` of probe, select, test are .1, .2, .7 unless the task itself says
-    otherwise. The result depends on content and `split_seed` only, never on the order of lines.
+    `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name, PRESET:FILE.jsonl (its records from a file),
+    study:NAME or lm_eval:NAME. With `test_spec` the test split is all of it, and `spec` gives probe and select.
+    `limit` keeps at most that many examples, whole groups, of each source. `shares` of probe, select, test are .1, .2,
+    .7 unless the task itself says otherwise. The result depends on content and `split_seed` only, never on the order
+    of lines.
 
     Raises: `UnknownName` for a name that nothing answers to; `TaskError` for data that cannot be used.
     """
@@ -105,8 +107,10 @@ def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
         return read_study(rest)
     if spec in PRESETS:
         return read_preset(PRESETS[spec])
+    if prefix in PRESETS and rest:
+        return read_records(PRESETS[prefix], Path(rest))
     path = Path(spec)
-    if path.suffix == ".jsonl":
+    if path.suffix == ".jsonl" and (path.exists() or ":" not in spec):
         return read_jsonl(path)
     if path.exists():
         raise TaskError(f"{spec}: a task file ends in .jsonl; plain text is written text:{spec}.")

@@ -2,7 +2,8 @@
 
 Sources: LASER (Sharma, Ash, Misra 2023, arXiv 2312.13558), appendix E.1 and E.2, for the first eight;
 eigenpruning (Vergara-Browne et al. 2024, arXiv 2404.03147) for cb, copa, rte. Prompts are theirs to the
-letter, a missing space included. `datasets` (the `hub` extra) is imported only when a preset is loaded.
+letter, a missing space included. `datasets` (the `hub` extra) is imported only when a preset is loaded; `local.py`
+reads the same records from a file.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def read_preset(preset: Preset) -> Source:
     if preset.held_out is not None:
         held_out = tuple(to_examples(preset, preset.held_out, _records(preset, preset.held_out)))
     return Source(
-        preset.name, preset.kind, _unique(found) if preset.unique else found, held_out, preset.max_new_tokens
+        preset.name, preset.kind, unique(found) if preset.unique else found, held_out, preset.max_new_tokens
     )
 
 
@@ -56,7 +57,7 @@ def to_examples(preset: Preset, split: str, records: Iterable[Record]) -> Iterat
         name = f"{preset.name}-{split}-{number}"
         try:
             yield from preset.examples(record, name)
-        except (KeyError, IndexError, TypeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             where = f"{preset.dataset}, {split} record {number}"
             raise TaskError(
                 f"{where}: not as preset {preset.name!r} expects it ({error!r}); the hub's copy has changed."
@@ -75,11 +76,12 @@ def _records(preset: Preset, split: str) -> Iterable[Record]:
     except (OSError, ValueError, RuntimeError) as error:
         raise TaskError(
             f"{preset.name}: {preset.dataset} cannot be loaded from the hub ({error}). "
-            "It needs the network once; or bring the data as FILE.jsonl."
+            f"It needs the network once; or bring its records: {preset.name}:FILE.jsonl."
         ) from error
 
 
-def _unique(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+def unique(examples: tuple[Example, ...]) -> tuple[Example, ...]:
+    """One example per prompt, and none where answers contradict each other."""
     answers: dict[str, set[str]] = {}
     for example in examples:
         answers.setdefault(example.prompt, set()).add(example.answer)
@@ -93,9 +95,11 @@ def _stopped(text: str) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
-def _pick(choices: tuple[str, ...], label: int) -> str:
-    """The choice of that number; a hidden label (-1) is an error and not the last choice."""
-    if label < 0:
+def _pick(choices: tuple[str, ...], label: int | str, names: tuple[str, ...] = ()) -> str:
+    """The choice of that number, or of that one of `names`; a hidden label (-1) is an error and not the last choice."""
+    if label in names:
+        label = names.index(label)
+    if isinstance(label, str) or label < 0:
         raise IndexError(f"label {label}")
     return choices[label]
 
@@ -188,6 +192,10 @@ def wikidata_qa(record: Record, name: str) -> list[Example]:
     return [Example(name, record["inputs"].rstrip(), f" {targets[0]}")] if len(targets) == 1 else []
 
 
+ENTAILMENT = ("entailment", "contradiction", "neutral")  # SuperGLUE's own files say labels in words
+BINARY = ("entailment", "not_entailment")
+
+
 def cb(record: Record, name: str) -> list[Example]:
     choices = (" entails", " contradicts", " is neutral")
     prompt = (
@@ -195,7 +203,7 @@ def cb(record: Record, name: str) -> list[Example]:
         "Does the premise entail, contradict or is neutral to the hypothesis?\n"
         "Answer (entails, contradicts, is neutral): The premise"
     )
-    return [Example(name, prompt, _pick(choices, record["label"]), choices)]
+    return [Example(name, prompt, _pick(choices, record["label"], ENTAILMENT), choices)]
 
 
 def rte(record: Record, name: str) -> list[Example]:
@@ -205,7 +213,7 @@ def rte(record: Record, name: str) -> list[Example]:
         "Does the premise entail or contradict to the hypothesis?\n"
         "Answer (entails or contradicts): The premise"
     )
-    return [Example(name, prompt, _pick(choices, record["label"]), choices)]
+    return [Example(name, prompt, _pick(choices, record["label"], BINARY), choices)]
 
 
 def copa(record: Record, name: str) -> list[Example]:
