@@ -274,6 +274,7 @@ def probe(
         asked = Options(model=model, task="", **options)  # the tasks, which may be none, come beside it
         return read_record(names, asked, _each(task), _each(shots) or [0], split, out=out, progress=progress)
     (task, shots), given = _single(names, _each(task), _each(shots), out), read_edits(plan)
+    options |= {"method": "directions"} if names == ["directions"] else {}  # which listens to more options
     session = open_session(Options(model=model, task=task, shots=shots, **options), None, progress)
     rows = ANALYSES[names[0]](session, session.judge(), split, plan_for(session, given))
     return {"what": names[0], "model": model, "task": session.task.name, "split": split, "rows": rows}

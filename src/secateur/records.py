@@ -70,7 +70,7 @@ def counted(widths: Iterable[Any]) -> dict[Kind, int]:
     }
 
 
-def _measured(outcomes: np.ndarray) -> dict[str, Any]:
+def measured(outcomes: np.ndarray) -> dict[str, Any]:
     """Accuracy is None where the task has none."""
     accuracy = METRICS["accuracy"].mean(outcomes)
     loss = METRICS["text_loss" if np.isnan(accuracy) else "loss"].mean(outcomes)
@@ -78,7 +78,7 @@ def _measured(outcomes: np.ndarray) -> dict[str, Any]:
 
 
 def base_record(outcomes: np.ndarray) -> dict[str, Any]:
-    return _measured(outcomes)
+    return measured(outcomes)
 
 
 def sweep_records(
@@ -89,8 +89,8 @@ def sweep_records(
     for plan, outcomes in standing.items():
         if len(plan.edits) == 1 and plan.edits[0].side == "top":
             edit = plan.edits[0]
-            measured = {**_measured(outcomes), "complete": len(outcomes) == num_examples}
-            records.append(_about(edit, full_ranks[edit.matrix]) | measured)
+            values = measured(outcomes) | {"complete": len(outcomes) == num_examples}
+            records.append(_about(edit, full_ranks[edit.matrix]) | values)
     return sorted(records, key=lambda r: (r["block"], r["matrix"], r["rank"]))
 
 
@@ -110,7 +110,7 @@ def curve_records(
     for plan, outcomes in judged.items():
         (edit,) = plan.edits
         removed = 100 * (1 - edit.rank / full_ranks[edit.matrix])
-        by_site.setdefault(edit.matrix, [(0.0, _measured(base))]).append((removed, _measured(outcomes)))
+        by_site.setdefault(edit.matrix, [(0.0, measured(base))]).append((removed, measured(outcomes)))
     curves = []
     for site, points in sorted(by_site.items()):
         points.sort(key=lambda point: point[0])

@@ -8,7 +8,7 @@ import logging
 import random
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -30,7 +30,8 @@ from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
 
 LOG = logging.getLogger("secateur")
-METHODS = ("laser", "heads", "ffns", "components")
+METHODS = ("laser", "directions", "heads", "ffns", "components")
+REMOVING = ("heads", "ffns", "components")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Options:
     rescore: bool = True
     random_orders: int = 3
     portable: bool = False
+    protocol: str | None = None
+    per_head: bool = False
+    overall: bool = False
+    dynamic: bool = True
+    weakest: bool = False
+    second_order: bool = False
+    whitened: bool = False
     zeroed: bool = False
     factorize: bool = False
     seed: int = 0
@@ -73,10 +81,14 @@ class Options:
     trust_remote_code: bool = False
 
     SPEED_ONLY: ClassVar[tuple[str, ...]] = ("device", "max_tokens")
-    OF_LASER: ClassVar[tuple[str, ...]] = ("matrices", "fractions", "small_ranks", "exhaustive", "compose")
-    OF_REMOVAL: ClassVar[tuple[str, ...]] = (
-        "target", "max_loss", "params", "step", "rescore", "random_orders", "portable",
-    )  # fmt: skip
+    LISTENERS: ClassVar[Mapping[str, tuple[str, ...]]] = {  # which methods an option is for, if not for all
+        **dict.fromkeys(("fractions", "small_ranks", "compose"), ("laser",)),
+        **dict.fromkeys(("matrices", "exhaustive"), ("laser", "directions")),
+        **dict.fromkeys(("target", "max_loss", "step", "rescore"), ("directions", *REMOVING)),
+        **dict.fromkeys(("params", "random_orders", "portable"), REMOVING),
+        **dict.fromkeys(("protocol", "overall", "dynamic", "weakest"), ("directions",)),
+        **dict.fromkeys(("per_head", "second_order", "whitened"), ("directions",)),
+    }
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -87,12 +99,13 @@ class Options:
 
     def _refuse_foreign(self) -> None:
         """What another method would listen to must not be without effect and without a word."""
-        laser = self.method == "laser"
         for f in fields(self):
-            if f.name in (self.OF_REMOVAL if laser else self.OF_LASER) and vars(self)[f.name] != f.default:
+            listeners = self.LISTENERS.get(f.name, METHODS)
+            if self.method not in listeners and vars(self)[f.name] != f.default:
                 typed = " ".join(_as_typed(f.name, vars(self)[f.name])) or f.name
-                others = "heads, ffns or components" if laser else "laser"
-                raise SecateurError(f"{typed} is not for --method {self.method}, but for {others}.")
+                raise SecateurError(
+                    f"{typed} is not for --method {self.method}, but for {_either(listeners)}."
+                )
 
     def command(self) -> dict[str, Any]:
         """What identifies a run: two runs with equal commands give the same checkpoint."""
@@ -110,6 +123,11 @@ class Options:
 
     def _given(self) -> Mapping[str, Any]:
         return {f.name: vars(self)[f.name] for f in fields(self)}
+
+
+def _either(names: Sequence[str]) -> str:
+    """`heads, ffns or components`."""
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _as_typed(name: str, value: Any) -> list[str]:

@@ -25,10 +25,12 @@ from secateur.cli.options import (
     Model,
     Out,
     Overwrite,
+    PerHead,
     PlanFile,
     Portable,
     Quiet,
     Revision,
+    SecondOrder,
     Seed,
     Seqlen,
     Shots,
@@ -37,6 +39,7 @@ from secateur.cli.options import (
     TaskSpec,
     TestTask,
     Trust,
+    Whitened,
     Zeroed,
     as_api,
     examples,
@@ -54,8 +57,9 @@ def prune(
         str,
         typer.Option(
             metavar="NAME",
-            help="laser: low-rank truncation of single matrices, and several composed. heads, ffns, components (both): "
-            "taken out step by step as far as the task allows.",
+            help="laser: low-rank truncation of single matrices, and several composed. directions: singular directions "
+            "that hurt, folded into biases. heads, ffns, components (both): taken out step by step as far as the task "
+            "allows.",
         ),
     ] = "laser",
     test_task: TestTask = None,
@@ -81,15 +85,15 @@ def prune(
     target: Annotated[
         str | None,
         typer.Option(
-            metavar="SHARE", help="heads, ffns, components: take out this share of them, such as 70%."
+            metavar="SHARE", help="heads, ffns, components, directions: take out this share, such as 70%."
         ),
     ] = None,
     max_loss: Annotated[
         float | None,
         typer.Option(
             metavar="M",
-            help="heads, ffns, components: lose at most M of the metric (share or nats) on select; also the margin of "
-            "the verdict. [default: 0.02]",
+            help="heads, ffns, components, directions: lose at most M of the metric (share or nats) on select; also "
+            "the margin of the verdict. [default: 0.02; directions: go for gain]",
         ),
     ] = None,
     params: Annotated[
@@ -99,7 +103,8 @@ def prune(
         ),
     ] = None,
     step: Annotated[
-        str, typer.Option(metavar="SHARE", help="heads, ffns, components: how much goes at a time.")
+        str,
+        typer.Option(metavar="SHARE", help="heads, ffns, components, directions: how much goes at a time."),
     ] = "10%",
     rescore: Annotated[
         bool,
@@ -111,6 +116,36 @@ def prune(
     random_orders: Annotated[
         int, typer.Option(metavar="N", min=0, help="Random orders to draw beside the curves.")
     ] = 3,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="directions: search (what helps most, by true evaluations), removal (as many as --max-loss allows), "
+            "threshold (as many as the prediction allows), paper (a fixed --target of each matrix, 10% by default). "
+            "[default: search, or removal with --max-loss or --target]",
+        ),
+    ] = None,
+    per_head: PerHead = False,
+    overall: Annotated[
+        bool,
+        typer.Option(
+            "--overall", help="directions, protocol paper: the share of all in one list, not of each matrix."
+        ),
+    ] = False,
+    dynamic: Annotated[
+        bool,
+        typer.Option(
+            help="directions: also choose which kinds of matrices and which matrices, not only how many."
+        ),
+    ] = True,
+    weakest: Annotated[
+        bool,
+        typer.Option(
+            "--weakest", help="directions: those with the least effect go first, not those that hurt most."
+        ),
+    ] = False,
+    second_order: SecondOrder = False,
+    whitened: Whitened = False,
     portable: Portable = False,
     zeroed: Zeroed = False,
     factorize: Factorize = False,
@@ -141,7 +176,8 @@ def prune(
         method=method, test_task=test_task, side=tuple(side or ()), objective=objective, matrices=matrices,
         layers=layers, grid=grid, exhaustive=exhaustive, compose=compose, target=target, max_loss=max_loss,
         params=params, step=step, rescore=rescore, random_orders=random_orders, portable=portable, zeroed=zeroed,
-        factorize=factorize, seed=seed, split_seed=split_seed,
+        factorize=factorize, protocol=protocol, per_head=per_head, overall=overall, dynamic=dynamic, weakest=weakest,
+        second_order=second_order, whitened=whitened, seed=seed, split_seed=split_seed,
         limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
         revision=revision, dtype=dtype, device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -291,6 +327,7 @@ VERBS = (
                 "secateur prune builtin:facts --task builtin:facts -o out",
                 "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
                 "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
+                "secateur prune gpt2 --task builtin:int-mult --method directions --matrices k,v -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
             )

@@ -121,6 +121,15 @@ Edits = Annotated[
 ]
 
 
+PerHead = Annotated[
+    bool, typer.Option("--per-head", help="directions: each head's rows (of o: columns) have their own.")
+]
+SecondOrder = Annotated[
+    bool, typer.Option("--second-order", help="directions: add the Fisher term to the predicted change.")
+]
+Whitened = Annotated[
+    bool, typer.Option("--whitened", help="directions: those of W C^½, C the second moment of what W reads.")
+]
 Portable = Annotated[
     bool,
     typer.Option(

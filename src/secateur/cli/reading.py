@@ -21,10 +21,12 @@ from secateur.cli.options import (
     Matrices,
     Model,
     Opened,
+    PerHead,
     PlanFile,
     Quiet,
     Readout,
     Revision,
+    SecondOrder,
     Seed,
     Seqlen,
     Shots,
@@ -35,6 +37,7 @@ from secateur.cli.options import (
     TaskSpecs,
     TestTask,
     Trust,
+    Whitened,
     as_api,
     examples,
     given_plan,
@@ -120,6 +123,9 @@ def probe(
     matrices: Matrices = "all",
     layers: Layers = None,
     grid: Grid = "full",
+    per_head: PerHead = False,
+    second_order: SecondOrder = False,
+    whitened: Whitened = False,
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
@@ -154,7 +160,8 @@ def probe(
     from secateur.cli.progress import bars
 
     options = as_api(
-        matrices=matrices, layers=layers, grid=grid, seed=seed, split_seed=split_seed, limit=limit,
+        matrices=matrices, layers=layers, grid=grid, per_head=per_head, second_order=second_order, whitened=whitened,
+        seed=seed, split_seed=split_seed, limit=limit,
         seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
         device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip

@@ -7,13 +7,13 @@ from typing import Any
 
 from secateur import records, verify
 from secateur.core.plan import Plan
-from secateur.core.site import matrix_names
 from secateur.errors import PlanError, TaskError
 from secateur.judge.evaluator import Judge
+from secateur.methods.directions import sites_of
 from secateur.methods.laser import candidates, full_ranks, screen
 from secateur.probes.answers import split_answers
 from secateur.probes.directions import MatrixEffects, directions_effects
-from secateur.session import Session, layers_of
+from secateur.session import Session
 
 Rows = list[dict[str, Any]]
 ENDS = 2  # the most harmful and the most useful directions of a matrix that a table shows
@@ -48,16 +48,17 @@ def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
 
 
 def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """Per matrix: what removing each of its singular directions is predicted to do to the loss."""
-    anatomy, options = session.loaded.anatomy, session.options
-    names, blocks = matrix_names(options.matrices, anatomy.matrix_kinds), layers_of(anatomy, options)
-    sites = [site for site in anatomy.matrices if site.part in names and site.block in blocks]
+    """Per matrix or head: what removing each of its singular directions is predicted to do to the loss."""
+    options = session.options
     found = directions_effects(
         session.loaded,
         session.encoded,
         session.task.split(split),
-        sites,
+        sites_of(session),
         packing=judge.packing,
+        per_head=options.per_head,
+        second_order=options.second_order,
+        whitened=options.whitened,
         split=split,
         progress=session.progress,
     )
@@ -66,15 +67,16 @@ def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
 
 def _direction_row(one: MatrixEffects) -> dict[str, Any]:
     """Directions count from 0, that of the largest singular value. Harmful are those whose removal lowers the loss."""
-    order = one.effect.argsort(kind="stable").tolist()
-    helps = one.effect[one.effect < 0]
+    effect = one.predicted
+    order = effect.argsort(kind="stable").tolist()
+    helps = effect[effect < 0]
     return {
-        "site": str(one.site),
+        "site": str(one.site) if one.head is None else f"{one.site} head {one.head}",
         "of": len(order),
         "harmful": len(helps),
         "their_sum": float(helps.sum()),
-        "most_harmful": {str(i): float(one.effect[i]) for i in order[:ENDS]},
-        "most_useful": {str(i): float(one.effect[i]) for i in order[::-1][:ENDS]},
+        "most_harmful": {str(i): float(effect[i]) for i in order[:ENDS]},
+        "most_useful": {str(i): float(effect[i]) for i in order[::-1][:ENDS]},
         "values": one.to_json(),
     }
 

@@ -7,7 +7,7 @@ average stays. That part is one vector for all positions, which a bias can hold.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.judge.rows import Batch, Packing, with_room
-from secateur.linalg.directions import directions, pieces
+from secateur.linalg.directions import Directions, directions, pieces
 from secateur.linalg.moments import Moments
 from secateur.probes.taps import read_taps
-from secateur.surgery.mask import Spectra
+from secateur.surgery.mask import Spectra, masked
+from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
 
 ROOM = 2**30  # bytes of float32 directions held at once; what has no room is read in passes of its own
@@ -43,6 +45,7 @@ class MatrixEffects:
     effect: Float[np.ndarray, " k"]
     curvature: Float[np.ndarray, " k"] | None
     mean_input: Float[np.ndarray, " in"]
+    u: Float[np.ndarray, "out k"] | None = None
 
     @property
     def predicted(self) -> Float[np.ndarray, " k"]:
@@ -53,6 +56,13 @@ class MatrixEffects:
         arrays = ("sigma", "effect", "curvature", "mean_input")
         found = {name: None if vars(self)[name] is None else vars(self)[name].tolist() for name in arrays}
         return {"site": str(self.site), "head": self.head} | found
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MatrixEffects:
+        """What `to_json` wrote, which leaves out `u`."""
+        names = ("sigma", "effect", "curvature", "mean_input")
+        arrays = {name: None if data[name] is None else np.array(data[name], np.float64) for name in names}
+        return cls(Site.parse(data["site"]), data["head"], **arrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +81,11 @@ class DirectionEffects:
     def to_json(self) -> dict[str, Any]:
         return vars(self) | {"matrices": [one.to_json() for one in self.matrices]}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DirectionEffects:
+        read = tuple(MatrixEffects.from_json(one) for one in data["matrices"])
+        return cls(**dict(data) | {"matrices": read})
+
 
 def directions_effects(
     loaded: Loaded,
@@ -82,6 +97,8 @@ def directions_effects(
     per_head: bool = False,
     second_order: bool = False,
     whitened: bool = False,
+    under: Plan | None = None,
+    bases: Mapping[Site, Float[np.ndarray, "pieces out k"]] | None = None,
     split: str = "probe",
     room: int = ROOM,
     progress: Progress = silent,
@@ -94,6 +111,8 @@ def directions_effects(
     `second_order` also ½ meanₙ eₙᵢ², the Fisher approximation of the curvature. `per_head`: each head's rows of q, k
     and v (key/value heads for k and v) and columns of o have directions of their own; other matrices are read whole.
     `whitened`: the directions of W C^½, C the input's second moment over the same tokens.
+    `under` a plan the same directions of the original weights are read in the model that it leaves; `bases` hands in
+    directions that were read before, in place of those.
 
     Units: nats. Source: Vergara-Browne et al. 2024 (arXiv 2404.03147); curvature and whitening are ours.
     Differs: their reference is another example of the batch, so that a batch of one has no effects, and their taps of
@@ -108,10 +127,12 @@ def directions_effects(
     groups = Spectra(room).fitting(matrices)
     cuts = {m.site: loaded.anatomy.heads_in(m.site) if per_head else None for m in matrices}
 
+    asked = _Asked(cuts, second_order, whitened and not bases, under, bases or {})
+
     def read(packing: Packing) -> list[MatrixEffects]:
-        passes = len(groups) * (1 + whitened)
+        passes = len(groups) * (1 + asked.whitened)
         probe = _Probe(loaded, answers, packing.pack(answers, examples), progress, passes)
-        return [one for group in groups for one in _effects(probe, group, cuts, second_order, whitened)]
+        return [one for group in groups for one in _effects(probe, group, asked)]
 
     found = with_room(packing, read)
     num_tokens = sum(answer.longest - 1 for answer in answers.values())
@@ -121,15 +142,27 @@ def directions_effects(
 # ------------------------------------------------------------------------------------------------------ the machinery
 
 
-def _effects(
-    probe: _Probe, group: Sequence[Matrix], cuts: Mapping[Site, int | None], squares: bool, whitened: bool
-) -> list[MatrixEffects]:
+@dataclass(frozen=True)
+class _Asked:
+    """How to read: the number of heads per matrix or None, and the options of `directions_effects`."""
+
+    cuts: Mapping[Site, int | None]
+    squares: bool
+    whitened: bool
+    under: Plan | None
+    bases: Mapping[Site, np.ndarray]
+
+
+def _effects(probe: _Probe, group: Sequence[Matrix], asked: _Asked) -> list[MatrixEffects]:
     """Of the matrices of one group, whose directions have room together."""
-    seen = probe.run(group, second=True) if whitened else {}
-    sums = [
-        _Sums(probe.loaded, matrix, cuts[matrix.site], seen.get(matrix.module), squares) for matrix in group
-    ]
-    inputs = probe.run(group, sums)
+    loaded = probe.loaded
+    seen = probe.run(group, second=True) if asked.whitened else {}
+    sums = [_Sums(loaded, matrix, asked, seen.get(matrix.module)) for matrix in group]
+    plan = asked.under or Plan(loaded.fingerprint)
+    with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
+        for one in sums if plan.edits else ():
+            one.read_again()
+        inputs = probe.run(group, sums)
     return [e for one in sums for e in one.effects(inputs[one.matrix.module], len(probe.answers))]
 
 
@@ -183,15 +216,32 @@ class _Probe:
 class _Sums:
     """What one matrix's effects come from: sums over examples in float64, no larger than its singular values."""
 
-    def __init__(
-        self, loaded: Loaded, matrix: Matrix, heads: int | None, inputs: Moments | None, squares: bool
-    ) -> None:
-        self.matrix, self._heads, self._num = matrix, heads, heads or 1
+    def __init__(self, loaded: Loaded, matrix: Matrix, asked: _Asked, inputs: Moments | None) -> None:
+        self.matrix, self._heads = matrix, asked.cuts[matrix.site]
+        self._num = self._heads or 1
         self._of_inputs = matrix.site.part == "o"  # whose heads lie side by side in what it reads
-        whole = matrix.read(loaded.model.get_parameter(matrix.weight).detach())
-        weight = pieces(whole, self._num, columns=self._of_inputs)
-        self._parts = directions(weight, None if inputs is None else self._moment(inputs.second))
-        self._sums = torch.zeros(5 if squares else 2, *self._parts.sigma.shape, dtype=torch.float64)
+        self._weight = loaded.model.get_parameter(matrix.weight).detach()
+        self._keeps_u = asked.whitened
+        if matrix.site in asked.bases:
+            self._parts, self._keeps_u = self._based_on(asked.bases[matrix.site]), True
+        else:
+            moment = None if inputs is None else self._moment(inputs.second)
+            self._parts = directions(self._pieces(), moment)
+        shape = self._parts.sigma.shape
+        self._sums = torch.zeros(5 if asked.squares else 2, *shape, dtype=torch.float64)
+
+    def _pieces(self) -> Float[Tensor, "heads out in"]:
+        return pieces(self.matrix.read(self._weight), self._num, columns=self._of_inputs)
+
+    def _based_on(self, u: np.ndarray) -> Directions:
+        basis = torch.from_numpy(u).to(self._weight.device)
+        rows = basis.mT @ self._pieces().to(basis.dtype)
+        return Directions(basis, torch.linalg.norm(rows, dim=-1), rows)
+
+    def read_again(self) -> None:
+        """The directions stay; what they read is that of the weights as they are now."""
+        u = self._parts.u
+        self._parts = replace(self._parts, rows=u.mT @ self._pieces().to(u.dtype))
 
     def _moment(self, second: Tensor) -> Float[Tensor, "heads in in"]:
         if not self._of_inputs:
@@ -230,4 +280,5 @@ class _Sums:
                 effect[head].numpy(),
                 None if curvature is None else curvature[head].numpy(),
                 mean[head].cpu().numpy(),
+                self._parts.u[head].cpu().numpy() if self._keeps_u else None,
             )

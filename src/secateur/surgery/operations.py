@@ -71,17 +71,23 @@ class Remove:
         """Changes `weight` in place; gives W_removed · mean, in float32 or wider, or None where nothing is folded."""
         whole, of_inputs = self.matrix.read(weight), self.matrix.site.part == "o"
         parts = pieces(whole, self.heads, columns=of_inputs)
-        u = self._basis(parts, weight, decompose)
+        u = self.basis(weight, decompose)
         gone = torch.zeros(u.shape[0], u.shape[2], dtype=torch.bool, device=u.device)
         gone.view(-1)[list(self.edit.directions)] = True
         leaves = together(part_along(parts, u, gone), columns=of_inputs)
         self.matrix.write_(weight, whole.to(leaves.dtype) - leaves)
         return None if self.edit.fold is None else leaves @ self._fitted("mean", leaves)
 
-    def _basis(self, parts: Tensor, weight: Tensor, decompose: Decompose) -> Float[Tensor, "pieces out_ k"]:
-        if self.edit.fold is not None and "u" in (self.edit.fold.arrays or {}):
-            return self._fitted("u", parts.to(torch.promote_types(parts.dtype, torch.float32)))
-        return directions(parts).u if self.edit.per_head else decompose(self.matrix, weight).u[None]
+    def basis(self, weight: Tensor, decompose: Decompose = decompose) -> Float[Tensor, "pieces out_ k"]:
+        """All directions in the output, of the matrix or of each head: those fitted, else those of the weights."""
+        if self.edit.fold is not None and "u" in self.edit.fold.arrays:
+            return self._fitted(
+                "u", weight.new_empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
+            )
+        if not self.edit.per_head:
+            return decompose(self.matrix, weight).u[None]
+        of_inputs = self.matrix.site.part == "o"
+        return directions(pieces(self.matrix.read(weight), self.heads, columns=of_inputs)).u
 
     def _fitted(self, name: str, like: Tensor) -> Tensor:
         return torch.from_numpy(self.edit.fold.arrays[name]).to(like)

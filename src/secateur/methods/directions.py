@@ -1,0 +1,208 @@
+"""Directions: singular directions that hurt are removed, their mean effect stays as a bias.
+
+Effects are read on `probe` by one backward pass, the directions and their number are chosen on `select` by true
+evaluations, because the first order misjudges what goes together. Four protocols: `search` (what helps most),
+`removal` (as many as the task allows), `threshold` (as many as the prediction allows; no evaluation) and `paper` (a
+share of each matrix).
+Source: eigenpruning (Vergara-Browne et al. 2024, arXiv 2404.03147); all but the last protocol are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from secateur import records
+from secateur.core.plan import Plan
+from secateur.core.site import Site, matrix_names
+from secateur.core.stats import paired_z
+from secateur.errors import SecateurError, UnknownName
+from secateur.methods.components import goal_of
+from secateur.methods.effects import Effects, Reading
+from secateur.methods.found import Counted, Found
+from secateur.methods.trail import Step, Trail, trail_record
+from secateur.search.directions import (
+    Direction,
+    Order,
+    Pool,
+    counts,
+    fixed_share,
+    pools,
+    removal,
+    signed,
+    weakest,
+)
+from secateur.search.iterative import Point, steps
+from secateur.search.laser import race
+from secateur.session import Session, layers_of
+
+RACE_Z = 3.0
+HELPS = 1.0  # standard errors by which a round must better the last, as in LASER's composition
+ROUNDS = 8
+SHARE = 0.1  # of each matrix, for the paper's protocol
+
+
+def check(session: Session) -> None:
+    """Raises `UnknownName` for matrices, layers or protocols that there are none of, `SecateurError` for shares."""
+    sites_of(session)
+    protocol, options = protocol_of(session), session.options
+    goal_of(session)
+    steps(options.step, options.target)
+    if options.max_loss is not None and protocol != "removal":
+        raise SecateurError(f"--max-loss is for --protocol removal, not {protocol}.")
+    if options.target is not None and protocol in ("search", "threshold"):
+        raise SecateurError(f"--target is for --protocol removal and paper, not {protocol}.")
+    if options.weakest and protocol == "search":
+        raise SecateurError(
+            "--weakest is for --protocol removal, threshold and paper; search goes by the sign."
+        )
+    if options.overall and protocol != "paper":
+        raise SecateurError(f"--overall is for --protocol paper, not {protocol}.")
+
+
+def protocol_of(session: Session) -> str:
+    """The one asked for; else removal where a bound is set, and search where none is."""
+    options = session.options
+    if options.protocol is None:
+        return "search" if options.target is None and options.max_loss is None else "removal"
+    if options.protocol not in _WALKS:
+        raise UnknownName(f"unknown protocol {options.protocol!r}; it is one of {', '.join(_WALKS)}.")
+    return options.protocol
+
+
+def sites_of(session: Session) -> list[Site]:
+    """The matrices asked for. Raises `UnknownName`."""
+    anatomy, options = session.loaded.anatomy, session.options
+    names, blocks = matrix_names(options.matrices, anatomy.matrix_kinds), layers_of(anatomy, options)
+    if not names:
+        raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
+    return sorted(site for site in anatomy.matrices if site.part in names and site.block in blocks)
+
+
+def search(session: Session) -> Found:
+    """The plan that the protocol finds. `test` is not touched."""
+    evaluator = session.judge()
+    at = _At(session, Counted(evaluator), Effects(session, evaluator, sites_of(session)))
+    protocol = protocol_of(session)
+    with session.timed("choose"):
+        trail = _WALKS[protocol](at)
+    with session.timed("analyze"):
+        plans = [session.empty, trail.plan]
+        base, cut = (at.judge(plans, at.select, "choose")[plan] for plan in plans)
+        analysis = trail_record(session, protocol, at.effects.read(session.empty), trail)
+    search = {
+        "method": "directions",
+        "protocol": protocol,
+        "exhaustive": session.options.exhaustive,
+        "proposed": at.judge.tried,
+        "rounds": len(trail.chosen),
+    }
+    margin = goal_of(session).max_loss if protocol == "removal" else None
+    if protocol == "search" and session.objective.metric.gain(cut, base).mean() <= 0:
+        trail = replace(trail, plan=session.empty)
+    found = {"base": records.base_record(base), "directions": analysis}
+    return Found(trail.plan, at.judge.tried, at.judge.evaluations, search, found, margin)
+
+
+@dataclass(frozen=True)
+class _At:
+    """What a walk from the whole model to a plan needs."""
+
+    session: Session
+    judge: Counted
+    effects: Effects
+
+    @cached_property
+    def select(self) -> list[int]:
+        return self.session.shuffled("select")
+
+    @property
+    def order(self) -> Order:
+        return weakest if self.session.options.weakest else signed
+
+    def without(self, base: Plan, more: Sequence[Direction], reading: Reading) -> Plan:
+        return removal(base, more, reading.folds, per_head=self.session.options.per_head)
+
+    def once(self, name: str, directions: Sequence[Direction]) -> Trail:
+        """One plan without a choice, which is judged for the record."""
+        empty, pool = self.session.empty, Pool(name, tuple(directions))
+        plan = self.without(empty, directions, self.effects.read(empty)) if directions else empty
+        seen = self.judge([empty, plan], self.select, "choose")
+        step = Step(
+            0, pool.name, len(directions), pool.predicted(len(directions)), plan, seen[plan], seen[empty]
+        )
+        return Trail(plan, [step] if directions else [], [step] if directions else [])
+
+
+def _search(at: _At) -> Trail:
+    """Round after round what helps most, until nothing helps by more than its standard error."""
+    options, goal, trail = at.session.options, at.session.objective, Trail(at.session.empty)
+    z = math.inf if options.exhaustive else RACE_Z
+    for number in range(ROUNDS if options.rescore else 1):
+        base, reading = trail.plan, at.effects.read(trail.plan)
+        proposed = {
+            at.without(base, pool.ordered[:count], reading): (pool, count)
+            for pool in pools(reading.directions, dynamic=options.dynamic)
+            for count in counts(pool)
+        }
+        raced = race([base, *proposed], at.select, at.judge, goal, z=z)
+        judged = at.judge([base, raced.winner], at.select, "choose")
+        steps = {
+            plan: Step(
+                number, pool.name, count, pool.predicted(count), plan, raced.standing[plan], judged[base]
+            )
+            for plan, (pool, count) in proposed.items()
+        }
+        trail.steps.extend(steps.values())
+        if paired_z(goal.metric.gain(judged[raced.winner], judged[base])) < HELPS:
+            break
+        trail.took(steps[raced.winner])
+    return trail
+
+
+def _removal(at: _At) -> Trail:
+    """Step by step more directions, as far as the goal allows."""
+    options, goal, empty = at.session.options, goal_of(at.session), at.session.empty
+    total = len(at.effects.read(empty).directions)
+    points, walked = [Point(empty, {"directions": 0.0})], []
+    for share in steps(options.step, options.target):
+        base = points[-1].plan
+        reading = at.effects.read(base if options.rescore else empty)
+        gone = {(edit.matrix, number) for edit in base.removed for number in edit.directions}
+        left = [one for one in reading.directions if (one.matrix, one.index) not in gone]
+        pool = Pool("all", tuple(sorted(left, key=at.order)[: round(share * total) - len(gone)]))
+        if pool.ordered:
+            plan = at.without(base, pool.ordered, reading)
+            points.append(Point(plan, {"directions": share}))
+            walked.append((pool, plan))
+    seen = at.judge([point.plan for point in points], at.select, "prune")
+    trail = Trail(empty)
+    for number, (pool, plan) in enumerate(walked):
+        count, before = len(pool.ordered), seen[points[number].plan]
+        trail.steps.append(Step(number, "all", count, pool.predicted(count), plan, seen[plan], before))
+    for step in trail.steps[: goal.choose(points, seen, [1.0] * len(points))]:
+        trail.took(step)
+    return trail
+
+
+def _threshold(at: _At) -> Trail:
+    """As many as the prediction allows: their changes do not add up to a loss."""
+    (pool,) = pools(at.effects.read(at.session.empty).directions, at.order, dynamic=False)
+    return at.once("all", pool.ordered[: pool.harmless])
+
+
+def _paper(at: _At) -> Trail:
+    """A share of each matrix's directions, or of all."""
+    options, reading = at.session.options, at.effects.read(at.session.empty)
+    share = SHARE if options.target is None else options.target
+    return at.once("share", fixed_share(reading.directions, share, at.order, overall=options.overall))
+
+
+_WALKS: Mapping[str, Callable[[_At], Trail]] = {
+    "search": _search,
+    "removal": _removal,
+    "threshold": _threshold,
+    "paper": _paper,
+}
