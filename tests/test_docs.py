@@ -115,7 +115,14 @@ def removed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_record_is_as_documented(out: Path, removed: Path) -> None:
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small run of fine-tuning."""
+    folder = tmp_path_factory.mktemp("docs") / "tuned"
+    return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260).out
+
+
+def test_every_record_is_as_documented(out: Path, removed: Path, tuned: Path) -> None:
     tables, seen = _tables(), {}
     for kind, folder in ((kind, folder) for folder in (out, removed) for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
@@ -125,6 +132,7 @@ def test_every_record_is_as_documented(out: Path, removed: Path) -> None:
     for kind, record in {
         "Gains": secateur.bench(out, prompt=8, new=2, repeats=1),
         "Components": probed["components"],
+        "Finetuning": json.loads((tuned / "finetune.json").read_text(encoding="utf-8")),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
     written = {(kind, key) for kind, keys in seen.items() for key in keys}

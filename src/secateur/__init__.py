@@ -1,7 +1,7 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `bench`, `load`; and the values they speak of. They are
+`report`, `bench`, `finetune`, `load`; and the values they speak of. They are
 imported when first used, so that `secateur --help` does not wait for torch.
 """
 
@@ -20,8 +20,10 @@ _WHERE = {
     "preview": "secateur.api",
     "report": "secateur.api",
     "bench": "secateur.gains.bench",
+    "finetune": "secateur.training.finetune",
     "load": "secateur.api",
     "Result": "secateur.recipe",
+    "Tuned": "secateur.training.finetune",
     "Plan": "secateur.core.plan",
     "Truncate": "secateur.core.plan",
     "Drop": "secateur.core.plan",

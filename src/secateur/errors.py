@@ -36,6 +36,10 @@ class PlanError(SecateurError):
     """Edits that contradict each other, or a plan for another model."""
 
 
+class TrainingError(SecateurError):
+    """Training that cannot be done as asked, or went astray."""
+
+
 class LedgerError(SecateurError):
     """A run folder that is in use, foreign, or of another version."""
 

@@ -123,11 +123,11 @@ class Folder:
 
     def _command_there(self) -> dict[str, Any] | None:
         """What made the checkpoint at `out`; None for anything else."""
-        try:
-            plan = json.loads((self.out / "plan.json").read_text(encoding="utf-8"))
-            return dict(plan["provenance"]["command"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        for name in ("plan.json", "finetune.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                record = json.loads((self.out / name).read_text(encoding="utf-8"))
+                return dict(record["provenance"]["command"])
+        return None
 
     def publish(self) -> None:
         """`staging` becomes `out` by rename, once it is on the disk; what was at `out` is gone only after that."""

@@ -18,6 +18,8 @@ from rich.progress import (
 
 STAGES = {
     "load": "reading model and task",
+    "train": "training",
+    "evaluate": "measuring on the split",
     "screen": "screening candidates by gradients",
     "race": "racing candidates on select",
     "compose": "composing several cuts",

@@ -1,0 +1,142 @@
+"""The verb that trains: `finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.options import (
+    AllowSmall,
+    AsJson,
+    Chat,
+    Device,
+    Dtype,
+    Limit,
+    Model,
+    Out,
+    Overwrite,
+    Quiet,
+    Revision,
+    Seqlen,
+    Shots,
+    SkipLong,
+    SplitSeed,
+    TaskSpec,
+    TestTask,
+    Trust,
+    examples,
+    print_json,
+)
+
+
+def finetune(
+    model: Model,
+    task: TaskSpec,
+    out: Out,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES", help="What to learn: probe, select, or probe,select. Test is never trained on."
+        ),
+    ] = "probe",
+    epochs: Annotated[int, typer.Option(metavar="N", help="How often every example is learned.")] = 3,
+    lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate at its peak.")] = 5e-5,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples per step.")] = 8,
+    weight_decay: Annotated[float, typer.Option(metavar="RATE", help="AdamW's weight decay.")] = 0.0,
+    warmup: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the steps in which the rate rises, such as 0.06.")
+    ] = 0.0,
+    max_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Exactly N steps, whatever --epochs says.")
+    ] = None,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Mixed precision: weights in float32, arithmetic in bfloat16.")
+    ] = False,
+    test_task: TestTask = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order of examples and of dropout.")] = 0,
+    split_seed: SplitSeed = 0,
+    limit: Limit = None,
+    shots: Shots = 0,
+    seqlen: Seqlen = 256,
+    chat: Chat = False,
+    allow_small: AllowSmall = False,
+    skip_long: SkipLong = False,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train all weights of MODEL on the answers of TASK.
+
+    OUT loads like any other checkpoint and can be pruned: the test split stays unseen. Killed at any moment, the same
+    command goes on where it was.
+    """
+    from secateur.cli.progress import bars
+
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur.training.finetune import finetune as tune
+
+        tuned = tune(
+            model, task, out, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
+            warmup=warmup, max_steps=max_steps, bf16=bf16, test_task=test_task, seed=seed, split_seed=split_seed,
+            limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
+            revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
+        return
+    if tuned.already:
+        print(f"{tuned.out} already holds the result of this command; --overwrite runs it again.")
+    print_tuned(tuned.record)
+    print(
+        f"\ncheckpoint  {tuned.out}\nnext        secateur prune {tuned.out} --task {task} -o {tuned.out}-cut"
+    )
+
+
+def print_tuned(record: Mapping[str, Any]) -> None:
+    """Select before and after, then the losses epoch by epoch."""
+    from secateur.cli.tables import print_rows, with_interval
+
+    learned = record["trained_on"]
+    scores = [
+        (
+            f"{row['metric']} on select",
+            *(with_interval(row[side], row["unit"]) for side in ("before", "after")),
+        )
+        for row in record["scores"]
+    ]
+    title = (
+        f"learned {learned['examples']} examples of {record['task']['name']} ({', '.join(learned['splits'])})"
+    )
+    print_rows(("measured", "before", "after"), scores, title=title, whole=("before", "after"))
+    print()
+    epochs = [
+        (
+            f"{row['epoch']:g}", row["step"], row["train_loss"], row["select_loss"],
+            "written" if row["kept"] else "",
+        )
+        for row in record["epochs"]
+    ]  # fmt: skip
+    print_rows(("epoch", "step", "loss on learned", "loss on select", ""), epochs)
+    if learned["chosen_by"] == "last epoch":
+        print("Select was learned too: its numbers say nothing about new examples.")
+
+
+VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (
+        finetune,
+        {
+            "epilog": examples(
+                "secateur finetune gpt2 --task cb:train.jsonl --test-task cb:val.jsonl -o gpt2-cb",
+                "secateur finetune ./my-llama --task q.jsonl --split probe,select --lr 2e-5 -o tuned",
+            )
+        },
+    ),
+)

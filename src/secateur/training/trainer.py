@@ -1,0 +1,315 @@
+"""The Hugging Face Trainer on answers: the loss of their tokens alone, measured on whole splits after every epoch, kept
+on disk so that a killed run goes on as if nothing had happened. Knows token ids; no task, no checkpoint folder of ours.
+
+Its own state is read back by torch with `weights_only`, and lies in a folder that nobody else writes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, TrainerState
+
+from secateur.core.progress import Progress
+from secateur.errors import TrainingError
+from secateur.training.tuning import Tuning
+
+IGNORED = -100  # torch's and Transformers' label of a token that is not scored
+Sample = tuple[tuple[int, ...], int]  # token ids; how many of them, from the left, are read and not learned
+COMPLETE = "complete"  # the file that a checkpoint gets last
+
+
+@dataclass(frozen=True)
+class Trained:
+    """`history`: epoch, step and the mean loss (nats per answer token) on what is trained on and on select, from the
+    untrained model on. `best` is the step whose weights the model has now."""
+
+    history: tuple[dict[str, float], ...]
+    best: int
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Right padding, with token 0 and no attention mask: in a causal model nothing to the right reaches a position."""
+    width = max(len(ids) for ids, _ in samples)
+    input_ids = torch.zeros((len(samples), width), dtype=torch.long)
+    labels = torch.full((len(samples), width), IGNORED, dtype=torch.long)
+    for row, (ids, start) in enumerate(samples):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        labels[row, start : len(ids)] = torch.tensor(ids[start:])
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log p of every answer token, nats. `logits` (rows, width, vocabulary), `labels` (rows, width)."""
+    wanted = labels[:, 1:]
+    kept = wanted != IGNORED
+    scored = logits[:, :-1][kept]
+    return cross_entropy(
+        scored.to(torch.promote_types(scored.dtype, torch.float32)), wanted[kept], reduction="none"
+    )
+
+
+class AnswerTrainer(Trainer):
+    """Learns answers. Every batch counts by its mean loss per answer token."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **unused: Any
+    ) -> Any:
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = answer_losses(outputs.logits, inputs["labels"]).mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        refuse_nonfinite(float(loss), self.state.global_step + 1, self.args)
+        return loss
+
+    def evaluate(self, *unused: Any, **ignored: Any) -> dict[str, float]:
+        """The exact mean over whole splits, which does not depend on how they fall into batches."""
+        measured = {
+            "eval_train_loss": self.mean_loss(self.train_dataset),
+            "eval_select_loss": self.mean_loss(self.eval_dataset),
+        }
+        refuse_nonfinite(sum(measured.values()), self.state.global_step, self.args)
+        self.log(dict(measured))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)
+        return measured
+
+    def mean_loss(self, samples: Sequence[Sample]) -> float:
+        """Nats per answer token of all samples, as the model stands."""
+        self.model.eval()
+        ordered = sorted(samples, key=lambda sample: len(sample[0]))
+        size, total, tokens = self.args.per_device_eval_batch_size, 0.0, 0
+        for start in range(0, len(ordered), size):
+            batch = {n: t.to(self.args.device) for n, t in collate(ordered[start : start + size]).items()}
+            with torch.no_grad(), self.accelerator.autocast():
+                losses = answer_losses(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
+            total, tokens = total + float(losses.double().sum()), tokens + len(losses)
+        return total / tokens
+
+
+def refuse_nonfinite(loss: float, step: int, args: TrainingArguments) -> None:
+    """Raises `TrainingError` for a loss from which no weights can be learned."""
+    if not math.isfinite(loss):
+        precision = " or leave out --bf16" if args.bf16 else ""
+        raise TrainingError(
+            f"the loss is {loss} at step {step}: training with --lr {args.learning_rate} went astray. Give a smaller "
+            f"--lr, more --warmup{precision}; nothing was written."
+        )
+
+
+class Watch(TrainerCallback):
+    """Says how far training is, marks what is whole on disk, and stops there when asked to."""
+
+    def __init__(self, progress: Progress, asked_to_stop: Callable[[], bool]) -> None:
+        self._progress, self._asked_to_stop = progress, asked_to_stop
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._progress("train", state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._progress("train", state.global_step, state.max_steps)
+        last = (
+            state.epoch == int(state.epoch) or state.global_step >= state.max_steps
+        )  # saved after its evaluation
+        control.should_save |= self._asked_to_stop() and not last
+
+    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        if self._asked_to_stop():
+            raise KeyboardInterrupt
+
+
+def train(
+    model: PreTrainedModel,
+    learned: Sequence[Sample],
+    select: Sequence[Sample],
+    tuning: Tuning,
+    *,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+) -> Trained:
+    """Trains all parameters of `model` in place; `folder` keeps what a killed run goes on from.
+
+    Afterwards the model has the weights of the epoch with the lowest loss on select, or of the last one where select
+    itself was learned. Raises `TrainingError` for a loss that is not finite, and where memory does not suffice.
+    """
+    model.requires_grad_(True)
+    with _own_randomness(model.device), _held_back() as asked_to_stop:
+        trainer = _trainer(model, learned, select, tuning, seed, folder, Watch(progress, asked_to_stop))
+        start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
+        try:
+            state = _finish(trainer, newest_checkpoint(folder))
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory with --batch-size {tuning.batch_size}. Give a smaller one; weights, gradients and "
+                "AdamW's two moments alone take 16 bytes a parameter."
+            ) from error
+        if asked_to_stop():
+            raise KeyboardInterrupt
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    best = state.best_global_step if tuning.chooses else state.global_step
+    _read_weights(model, folder / f"checkpoint-{best}")
+    return Trained((start, *_history(state.log_history)), best)
+
+
+def _finish(trainer: AnswerTrainer, checkpoint: str | None) -> TrainerState:
+    """The state after the last step. The Trainer itself would do one more where the last step did not end an epoch."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+        if state.global_step >= state.max_steps:
+            return state
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.state
+
+
+def _read_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Into `model`, all of them."""
+    saved, info = type(model).from_pretrained(
+        checkpoint, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+    )
+    assert not info["missing_keys"], info["missing_keys"]
+    model.load_state_dict(saved.state_dict())
+    model.eval().requires_grad_(False)
+
+
+def _history(log: Sequence[Mapping[str, float]]) -> Iterator[dict[str, float]]:
+    for said in log:
+        if "eval_select_loss" in said and said["step"]:
+            yield {"epoch": said["epoch"], "step": said["step"]} | _losses(said)
+
+
+def _losses(said: Mapping[str, float]) -> dict[str, float]:
+    return {"train_loss": said["eval_train_loss"], "select_loss": said["eval_select_loss"]}
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The last one that is whole; what a killed process left half written is removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    for path in found:
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path)
+    whole = [path for path in found if path.exists()]
+    return str(whole[-1].resolve()) if whole else None
+
+
+def _trainer(
+    model: PreTrainedModel,
+    learned: Sequence[Sample],
+    select: Sequence[Sample],
+    tuning: Tuning,
+    seed: int,
+    folder: Path,
+    watch: Watch,
+) -> AnswerTrainer:
+    trainer = AnswerTrainer(
+        model=model,
+        args=_arguments(tuning, seed, folder, model.device),
+        data_collator=collate,
+        train_dataset=list(learned),
+        eval_dataset=list(select),
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)  # which the Trainer puts on stdout in place of its own bars
+    return trainer
+
+
+def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
+    """Raises `TrainingError` where the machine lacks what is asked for."""
+    if device.index:
+        raise TrainingError(
+            f"--device {device}: training takes the first one. Set CUDA_VISIBLE_DEVICES and give cuda."
+        )
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "select_loss",
+        "greater_is_better": False,
+    }
+    try:
+        made = TrainingArguments(
+            output_dir=str(folder.resolve()),
+            num_train_epochs=tuning.epochs,
+            max_steps=tuning.max_steps or -1,
+            learning_rate=tuning.lr,
+            per_device_train_batch_size=tuning.batch_size,
+            per_device_eval_batch_size=tuning.batch_size,
+            weight_decay=tuning.weight_decay,
+            warmup_steps=tuning.warmup,
+            bf16=tuning.bf16,
+            seed=seed,
+            use_cpu=device.type == "cpu",
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=2,  # the newest whole one stays while the next is written
+            logging_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.type == "cuda",
+            **(best if tuning.chooses else {}),
+        )
+    except ValueError as error:
+        raise TrainingError(f"this machine cannot train so: {error}") from error
+    made._n_gpu = min(made.n_gpu, 1)  # else several of them would share each batch, unasked
+    return made
+
+
+@contextmanager
+def _own_randomness(device: torch.device) -> Iterator[None]:
+    """The Trainer seeds Python, numpy and torch, for all; afterwards they go on as they were.
+
+    On CUDA, kernels that give the same numbers every time, as far as torch has them.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    strict, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with torch.random.fork_rng(devices=[device] if on_cuda else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if on_cuda:
+            torch.use_deterministic_algorithms(strict, warn_only=warns)
+
+
+@contextmanager
+def _held_back() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C waits until the step is done and saved, a second one does not. Only the main thread hears it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    heard: list[int] = []
+    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield lambda: bool(heard)
+    finally:
+        signal.signal(signal.SIGINT, before)

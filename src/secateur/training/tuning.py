@@ -1,0 +1,98 @@
+"""How a model is fine-tuned: what the user may choose, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from secateur.errors import TaskError, TrainingError, UnknownName, nearest
+from secateur.session import Options
+
+TRAINABLE = ("probe", "select")
+OF_TASK = (
+    "revision", "test_task", "seed", "split_seed", "limit", "shots", "seqlen", "chat", "allow_small", "skip_long",
+    "dtype", "device", "max_tokens", "trust_remote_code",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """AdamW with a linear schedule and gradients clipped at norm 1, as the Hugging Face Trainer has them by default.
+
+    `warmup` is the share of the steps in which the rate rises; with `max_steps` there are that many steps, whatever
+    `epochs` says. `bf16`: mixed precision. Raises: `TaskError` for the test split, `UnknownName` for no split,
+    `TrainingError` for numbers that mean nothing."""
+
+    split: tuple[str, ...] = ("probe",)
+    epochs: int = 3
+    lr: float = 5e-5
+    batch_size: int = 8
+    weight_decay: float = 0.0
+    warmup: float = 0.0
+    max_steps: int | None = None
+    bf16: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.split or ("",):
+            if name == "test":
+                raise TaskError("test is for the one verdict and is never trained on: probe, select or both.")
+            if name not in TRAINABLE:
+                raise UnknownName(f"unknown split {name!r} to train on.{nearest(name, TRAINABLE)}")
+        for name, (low, high, rule) in _RANGES.items():
+            value = vars(self)[name]
+            if value is not None and not (low <= value < high and math.isfinite(value)):
+                raise TrainingError(f"--{name.replace('_', '-')} {value}: {rule}.")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether select is left to choose the best epoch by."""
+        return "select" not in self.split
+
+
+_RANGES = {
+    "epochs": (1, math.inf, "give 1 or more"),
+    "lr": (math.ulp(0.0), math.inf, "a learning rate is above 0, such as 5e-5"),
+    "batch_size": (1, math.inf, "give 1 example or more"),
+    "weight_decay": (0, math.inf, "give 0 or more"),
+    "warmup": (0, 1, "a share of the steps, from 0 to below 1"),
+    "max_steps": (1, math.inf, "give 1 or more"),
+}
+
+
+def splits_of(given: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """`probe,select` or a sequence of names, each once, in the order of a task."""
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    known = [name for name in TRAINABLE if name in names]
+    return (*known, *(name for name in names if name not in TRAINABLE))
+
+
+def options_of(model: str, task: str, given: Mapping[str, Any]) -> Options:
+    """The model and the task as `prune` opens them. Raises `UnknownName` for an option that only `prune` has."""
+    for name in given:
+        if name not in OF_TASK:
+            raise UnknownName(f"finetune has no option {name!r}.{nearest(name, OF_TASK)}")
+    return Options(model=model, task=task, **given)
+
+
+def command_of(options: Options, tuning: Tuning) -> dict[str, Any]:
+    """What identifies a fine-tuning: two with equal commands give the same checkpoint."""
+    kept = {name: vars(options)[name] for name in OF_TASK if name not in Options.SPEED_ONLY}
+    told = asdict(tuning) | {"split": ",".join(tuning.split)}
+    return {"finetune": options.model, "task": options.task} | kept | told
+
+
+def command_line(command: Mapping[str, Any]) -> str:
+    """`secateur finetune ...` as one would type it to get this again, without -o. What has its default is left out."""
+    plain = command_of(Options(model="", task=""), Tuning())
+    words = ["secateur", "finetune", command["finetune"], "--task", command["task"]]
+    for name, value in command.items():
+        if name not in ("finetune", "task") and value != plain[name]:
+            flag = "--" + name.replace("_", "-")
+            words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+assert {f.name for f in fields(Options)} >= set(OF_TASK), "options of prune that finetune takes over"
