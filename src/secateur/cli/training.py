@@ -95,9 +95,7 @@ def finetune(
     if tuned.already:
         print(f"{tuned.out} already holds the result of this command; --overwrite runs it again.")
     print_tuned(tuned.record)
-    print(
-        f"\ncheckpoint  {tuned.out}\nnext        secateur prune {tuned.out} --task {task} -o {tuned.out}-cut"
-    )
+    print(f"\ncheckpoint  {tuned.out}")
 
 
 def print_tuned(record: Mapping[str, Any]) -> None:

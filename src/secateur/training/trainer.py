@@ -6,6 +6,7 @@ Its own state is read back by torch with `weights_only`, and lies in a folder th
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
@@ -74,6 +75,10 @@ class AnswerTrainer(Trainer):
         loss = answer_losses(outputs.logits, inputs["labels"]).mean()
         return (loss, outputs) if return_outputs else loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The Trainer's own takes what fits by name and leaves the rest as it was: GPT-NeoX's unembedding."""
+        read_weights(self.model, Path(resume_from_checkpoint))
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         refuse_nonfinite(float(loss), self.state.global_step + 1, self.args)
@@ -101,6 +106,14 @@ class AnswerTrainer(Trainer):
                 losses = answer_losses(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
             total, tokens = total + float(losses.double().sum()), tokens + len(losses)
         return total / tokens
+
+
+def read_weights(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Into `model`, all of them, by the names that its class stores them under."""
+    how = {"config": copy.deepcopy(model.config), "dtype": model.dtype, "output_loading_info": True}
+    saved, info = type(model).from_pretrained(checkpoint, use_safetensors=True, **how)
+    assert not info["missing_keys"], info["missing_keys"]
+    model.load_state_dict(saved.state_dict())
 
 
 def refuse_nonfinite(loss: float, step: int, args: TrainingArguments) -> None:
@@ -165,7 +178,8 @@ def train(
             raise KeyboardInterrupt
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     best = state.best_global_step if tuning.chooses else state.global_step
-    _read_weights(model, folder / f"checkpoint-{best}")
+    read_weights(model, folder / f"checkpoint-{best}")
+    model.eval().requires_grad_(False)
     return Trained((start, *_history(state.log_history)), best)
 
 
@@ -177,16 +191,6 @@ def _finish(trainer: AnswerTrainer, checkpoint: str | None) -> TrainerState:
             return state
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer.state
-
-
-def _read_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Into `model`, all of them."""
-    saved, info = type(model).from_pretrained(
-        checkpoint, dtype=model.dtype, use_safetensors=True, output_loading_info=True
-    )
-    assert not info["missing_keys"], info["missing_keys"]
-    model.load_state_dict(saved.state_dict())
-    model.eval().requires_grad_(False)
 
 
 def _history(log: Sequence[Mapping[str, float]]) -> Iterator[dict[str, float]]:
