@@ -11,6 +11,7 @@ import numpy as np
 from secateur.core.plan import Plan, RemoveDirections
 from secateur.core.score import Metric
 from secateur.core.site import Site
+from secateur.methods.components import goal_of
 from secateur.methods.effects import Reading
 from secateur.probes.directions import MatrixEffects
 from secateur.probes.words import direction_words
@@ -18,6 +19,7 @@ from secateur.records import measured
 from secateur.session import Session
 
 SHOWN = 256  # directions of one matrix or head, evenly along the spectrum; those that went are all there
+STRONGEST = 32  # of them by effect are there too
 WORDED = 24  # removed directions of which the record says what they do, the most harmful first
 
 
@@ -80,6 +82,7 @@ def trail_record(session: Session, protocol: str, reading: Reading, trail: Trail
         "metric": metric.name,
         "metric_unit": metric.unit,
         "higher_is_better": metric.higher_is_better,
+        "max_loss": goal_of(session).max_loss if protocol == "removal" else None,
         "total": len(reading.directions),
         "matrices": [_matrix_record(one, edits.get(one.site)) for one in found.matrices],
         "path": [step.record(metric) for step in trail.steps],
@@ -95,13 +98,16 @@ def _matrix_record(one: MatrixEffects, edit: RemoveDirections | None) -> dict[st
     gone = () if edit is None else (number - offset for number in edit.directions)
     removed = sorted(number for number in gone if 0 <= number < count)
     even = np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int).tolist()
-    shown = sorted({*even, *removed})
+    strongest = np.argsort(-np.abs(one.predicted), kind="stable")[:STRONGEST].tolist()
+    shown = sorted({*even, *strongest, *removed})
     return {
         "site": str(one.site),
         "matrix": one.site.part,
         "block": one.site.block,
         "head": one.head,
         "of": count,
+        "harmful": int((one.predicted < 0).sum()),
+        "harm": float(np.abs(one.predicted.clip(max=0)).sum()),
         "index": shown,
         "sigma": one.sigma[shown].tolist(),
         "effect": one.predicted[shown].tolist(),
