@@ -166,7 +166,12 @@ def apply(
     """
     given, form = read_edits(plan), Form(zeroed, factorize, portable)
     edits = given.edits if isinstance(given, Plan) else given
-    command = {"apply": [str(edit) for edit in edits], "model": model, "revision": revision, "dtype": dtype}
+    command = {
+        "apply": [edit.to_json() for edit in edits],
+        "model": model,
+        "revision": revision,
+        "dtype": dtype,
+    }
     command |= {"portable": portable, "zeroed": zeroed, "factorize": factorize}
     folder = Folder.at(out, reads=model)
     with folder.claimed():
