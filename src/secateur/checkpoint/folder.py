@@ -132,7 +132,7 @@ class Folder:
     def publish(self) -> None:
         """`staging` becomes `out` by rename, once it is on the disk; what was at `out` is gone only after that."""
         with writing(self.out):
-            for path in [*self.staging.iterdir(), self.staging]:
+            for path in [*self.staging.rglob("*"), self.staging]:
                 _flush(path)
             shutil.rmtree(self._replaced, ignore_errors=True)
             if self.out.exists():

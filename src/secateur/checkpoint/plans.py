@@ -27,6 +27,7 @@ def write_plan(plan: Plan, provenance: Mapping[str, Any], folder: Path) -> dict[
             assert fitted.arrays is not None, "a plan that was carried out has its tensors"
             (folder / TENSORS).mkdir(exist_ok=True)
             save_file(dict(fitted.arrays), _file(folder, fitted))
+            _file(folder, fitted).chmod((folder / "plan.json").stat().st_mode)  # else its owner's alone
     return record
 
 
