@@ -48,7 +48,8 @@ def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
 
 
 def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
-    """Per matrix or head: what removing each of its singular directions is predicted to do to the loss."""
+    """Per matrix or head: what removing each of its singular directions is predicted to do to the loss,
+    in the model that the plan leaves."""
     options = session.options
     found = directions_effects(
         session.loaded,
@@ -59,6 +60,7 @@ def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
         per_head=options.per_head,
         second_order=options.second_order,
         whitened=options.whitened,
+        under=plan,
         split=split,
         progress=session.progress,
     )
