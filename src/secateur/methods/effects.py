@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -34,7 +35,7 @@ class Reading:
             for index, change in enumerate(one.predicted)
         ]
 
-    @property
+    @cached_property
     def folds(self) -> Folds:
         pieces = groupby(self.found.matrices, key=lambda one: one.site)
         return {site: _fold(list(own)) for site, own in pieces}
@@ -52,16 +53,24 @@ def _fold(pieces: Sequence[MatrixEffects]) -> Fitted:
 
 
 class Effects:
-    """Reads `sites`. With whitened directions those of the first reading stay, and nothing is remembered: they are as
-    large as the weights."""
+    """Reads `sites`. With whitened directions those of the first reading, which is of the whole model, stay; nothing
+    goes to the ledger, since they are as large as the weights."""
 
     def __init__(self, session: Session, judge: Judge, sites: Sequence[Site]) -> None:
         self._session, self._judge, self._sites = session, judge, sites
         self._probe = session.task.split("probe")[:MAX_PROBED]
         self._bases: dict[Site, np.ndarray] = {}
+        self._known: dict[Plan, Reading] = {}
 
     def read(self, plan: Plan) -> Reading:
-        """Of the directions that are left under `plan`; those that are gone have no effect any more."""
+        """Of all directions; those that are gone under `plan` have no effect any more. Kept for the whole model and
+        the plan that was read last."""
+        if plan not in self._known:
+            found = self._read(plan)
+            self._known = {old: known for old, known in self._known.items() if not old.edits} | {plan: found}
+        return self._known[plan]
+
+    def _read(self, plan: Plan) -> Reading:
         session, options = self._session, self._session.options
         how = [options.per_head, options.second_order, len(self._probe), *map(str, self._sites)]
         key = f"directions {digest([plan.identity, how])}"
