@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from secateur import records
@@ -29,6 +29,7 @@ from secateur.search.directions import (
     Pool,
     counts,
     fixed_share,
+    left,
     pools,
     removal,
     signed,
@@ -36,30 +37,47 @@ from secateur.search.directions import (
 )
 from secateur.search.iterative import Point, steps
 from secateur.search.laser import race
-from secateur.session import Session, layers_of
+from secateur.session import Options, Session, layers_of
 
 RACE_Z = 3.0
 HELPS = 1.0  # standard errors by which a round must better the last, as in LASER's composition
 ROUNDS = 8
 SHARE = 0.1  # of each matrix, for the paper's protocol
+_LISTENERS = {  # which protocols an option is for, if not for all
+    "max_loss": ("--max-loss", ("removal",)),
+    "step": ("--step", ("removal",)),
+    "target": ("--target", ("removal", "paper")),
+    "overall": ("--overall", ("paper",)),
+    "weakest": ("--weakest", ("removal", "threshold", "paper")),
+    "rescore": ("--ranks-once", ("search", "removal")),
+    "exhaustive": ("--exhaustive", ("search",)),
+    "dynamic": ("--no-dynamic", ("search",)),
+}
 
 
 def check(session: Session) -> None:
-    """Raises `UnknownName` for matrices, layers or protocols that there are none of, `SecateurError` for shares."""
+    """Raises `UnknownName` for matrices, layers or protocols that there are none of, `SecateurError` for shares,
+    and for what the protocol does not listen to."""
     sites_of(session)
     protocol, options = protocol_of(session), session.options
     goal_of(session)
     steps(options.step, options.target)
-    if options.max_loss is not None and protocol != "removal":
-        raise SecateurError(f"--max-loss is for --protocol removal, not {protocol}.")
-    if options.target is not None and protocol in ("search", "threshold"):
-        raise SecateurError(f"--target is for --protocol removal and paper, not {protocol}.")
-    if options.weakest and protocol == "search":
-        raise SecateurError(
-            "--weakest is for --protocol removal, threshold and paper; search goes by the sign."
-        )
-    if options.overall and protocol != "paper":
-        raise SecateurError(f"--overall is for --protocol paper, not {protocol}.")
+    for name, (flag, listeners) in _LISTENERS.items():
+        if protocol not in listeners and vars(options)[name] != vars(Options)[name]:
+            raise SecateurError(f"{flag} is for --protocol {' and '.join(listeners)}, not {protocol}.")
+    if options.zeroed:
+        _check_zeroed(session)
+
+
+def _check_zeroed(session: Session) -> None:
+    """Raises `SecateurError` where a mean effect could not be folded into the original's shapes."""
+    matrices = session.loaded.anatomy.matrices
+    for site in sites_of(session):
+        if matrices[site].bias is None:
+            raise SecateurError(
+                f"--zeroed keeps the original's shapes, and {site} has no bias that its directions could be folded "
+                "into. Leave it out of --matrices, or leave out --zeroed."
+            )
 
 
 def protocol_of(session: Session) -> str:
@@ -89,8 +107,7 @@ def search(session: Session) -> Found:
     with session.timed("choose"):
         trail = _WALKS[protocol](at)
     with session.timed("analyze"):
-        plans = [session.empty, trail.plan]
-        base, cut = (at.judge(plans, at.select, "choose")[plan] for plan in plans)
+        base = at.judge([session.empty], at.select, "choose")[session.empty]
         analysis = trail_record(session, protocol, at.effects.read(session.empty), trail)
     search = {
         "method": "directions",
@@ -100,8 +117,6 @@ def search(session: Session) -> Found:
         "rounds": len(trail.chosen),
     }
     margin = goal_of(session).max_loss if protocol == "removal" else None
-    if protocol == "search" and session.objective.metric.gain(cut, base).mean() <= 0:
-        trail = replace(trail, plan=session.empty)
     found = {"base": records.base_record(base), "directions": analysis}
     return Found(trail.plan, at.judge.tried, at.judge.evaluations, search, found, margin)
 
@@ -144,7 +159,7 @@ def _search(at: _At) -> Trail:
         base, reading = trail.plan, at.effects.read(trail.plan)
         proposed = {
             at.without(base, pool.ordered[:count], reading): (pool, count)
-            for pool in pools(reading.directions, dynamic=options.dynamic)
+            for pool in pools(left(reading.directions, base), dynamic=options.dynamic)
             for count in counts(pool)
         }
         raced = race([base, *proposed], at.select, at.judge, goal, z=z)
@@ -170,9 +185,8 @@ def _removal(at: _At) -> Trail:
     for share in steps(options.step, options.target):
         base = points[-1].plan
         reading = at.effects.read(base if options.rescore else empty)
-        gone = {(edit.matrix, number) for edit in base.removed for number in edit.directions}
-        left = [one for one in reading.directions if (one.matrix, one.index) not in gone]
-        pool = Pool("all", tuple(sorted(left, key=at.order)[: round(share * total) - len(gone)]))
+        still = sorted(left(reading.directions, base), key=at.order)
+        pool = Pool("all", tuple(still[: round(share * total) - (total - len(still))]))
         if pool.ordered:
             plan = at.without(base, pool.ordered, reading)
             points.append(Point(plan, {"directions": share}))

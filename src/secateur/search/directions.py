@@ -83,7 +83,7 @@ def pools(directions: Sequence[Direction], order: Order = signed, *, dynamic: bo
         for name in (direction.matrix.part, str(direction.matrix)):
             named.setdefault(name, []).append(direction)
     parts = [Pool(name, tuple(own)) for name, own in named.items()]
-    distinct = {pool.ordered: pool for pool in (*parts, whole)}  # of equal ones the most general
+    distinct = {pool.ordered: pool for pool in (*reversed(parts), whole)}  # of equal ones the most general
     return sorted(distinct.values(), key=lambda pool: (-pool.harm, pool.name))[:POOLS]
 
 
@@ -106,6 +106,12 @@ def fixed_share(
     for direction in sorted(directions, key=order):
         lists.setdefault(None if overall else direction.matrix, []).append(direction)
     return [one for own in lists.values() for one in own[: round(share * len(own))]]
+
+
+def left(directions: Iterable[Direction], base: Plan) -> list[Direction]:
+    """Those that `base` does not remove: of one that is gone, rounding alone would say whether it hurts."""
+    gone = {(edit.matrix, number) for edit in base.removed for number in edit.directions}
+    return [one for one in directions if (one.matrix, one.index) not in gone]
 
 
 def removal(base: Plan, more: Iterable[Direction], folds: Folds, *, per_head: bool) -> Plan:
