@@ -159,11 +159,9 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     )
     metric, n = verdict["metric"].replace("_", " "), verdict["n"]
     if not verdict["cut"]:
-        why = (
-            "No cut did better"
-            if verdict["search"]["method"] == "laser"
-            else "Nothing could go within the bound"
-        )
+        search = verdict["search"]
+        free = search.get("protocol", search["method"]) in ("laser", "search", "threshold", "paper")
+        why = "No cut did better" if free else "Nothing could go within the bound"
         return (
             f"{why} on the selection split, so the model is unchanged: {metric} {before:{digits}}{unit} "
             f"on {n} test examples."
