@@ -187,6 +187,8 @@ def _check_fitted(edit: RemoveDirections, matrix: Matrix, heads: int) -> None:
         )
     rows = matrix.shape[0] if matrix.site.part == "o" else matrix.shape[0] // heads
     wanted = {"mean": (matrix.shape[1],), "u": (heads, rows, num_directions(matrix, heads))}
+    if "mean" not in arrays:
+        raise PlanError(f"{edit}: its fitted tensors hold no mean input, so there is nothing to fold.")
     for name, array in arrays.items():
         if array.shape != wanted.get(name):
             raise PlanError(
