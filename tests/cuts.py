@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.core.fitted import Fitted
-from secateur.core.plan import Drop, Edit, RemoveDirections, Truncate
+from secateur.core.plan import Drop, Edit, Linearize, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.surgery.operations import num_directions
@@ -15,6 +15,7 @@ KINDS = [
     "attention of block 0", "attention of block 1", "FFN of block 0", "neurons", "all neurons of a block",
     "neurons everywhere", "block 0", "last block", "mixed", "rank 0", "rank 3", "ranks and heads", "q alone",
     "directions", "directions of attention", "directions of heads", "directions and parts", "few directions left",
+    "linear block 0", "last block linear", "linear of rank 2", "all but one linear", "folded", "folded and cut",
 ]  # fmt: skip
 
 
@@ -43,12 +44,37 @@ def removals(
     return found
 
 
+def linear(a: Anatomy, *blocks: int, rank: int | None = None, form: str = "linear") -> Edit:
+    """A run of blocks as a random map near the identity."""
+    random = np.random.default_rng(blocks)
+    width = a.d_model
+    if form == "fold":
+        return Linearize(blocks, form, Fitted.of({"weight": near_identity(random, width)}))
+    bias = random.normal(size=width)
+    if rank is None:
+        return Linearize(blocks, form, Fitted.of({"weight": near_identity(random, width), "bias": bias}))
+    factors = {name: random.normal(size=(rank, width)) / width**0.5 for name in "ab"}
+    return Linearize(blocks, form, Fitted.of(factors | {"bias": bias}))
+
+
+def near_identity(random: np.random.Generator, width: int) -> np.ndarray:
+    return np.eye(width) + random.normal(size=(width, width)) / width**0.5
+
+
+def folded(a: Anatomy, *blocks: int) -> list[Edit]:
+    """Where a norm follows the feed-forward networks, the same run as a linear map, or dropped."""
+    if a.foldable:
+        return [linear(a, *blocks, form="fold")]
+    return [linear(a, *blocks)] if a.final_norm else drops(*(f"b{block}" for block in blocks))
+
+
 def edits_of(kind: str, a: Anatomy) -> list[Edit]:
     """Edits of one kind for any model of the zoo."""
     heads, groups, blocks = range(a.num_heads), range(a.num_kv_heads), range(a.num_blocks)
     of_each_group = range(0, a.num_heads, a.num_heads // a.num_kv_heads)
     if a.num_heads == a.num_kv_heads:
         of_each_group = range(1, 2)
+    last = a.num_blocks - 1
     return {
         "one head": lambda: drops("b0.attn.h1"),
         "uneven heads": lambda: drops("b0.attn.h1", "b1.attn.h0", "b1.attn.h2", "b1.attn.h3"),
@@ -80,6 +106,12 @@ def edits_of(kind: str, a: Anatomy) -> list[Edit]:
             *drops("b1.attn.h1", "b1.mlp.n2"),
         ],
         "few directions left": lambda: removals(a, 0, keep=2),
+        "linear block 0": lambda: [linear(a, 0)],
+        "last block linear": lambda: [linear(a, last)] if a.final_norm else drops(f"b{last}"),
+        "linear of rank 2": lambda: [linear(a, 0, rank=2), *drops("b1.attn.h1", "b1.mlp.n2")],
+        "all but one linear": lambda: [linear(a, *range(last))],
+        "folded": lambda: folded(a, *range(1, a.num_blocks)),
+        "folded and cut": lambda: [*folded(a, last), *drops("b0.attn.h1", "b0.mlp.n2"), *removals(a, 0, "k up")],
         "q alone": lambda: [Truncate(Site(0, "q"), 2), *drops("b0.attn.h0")],
     }[kind]()  # fmt: skip
 

@@ -46,6 +46,7 @@ FAMILIES = ["llama", "gpt2", "opt", "bloom", "falcon-rw", "gemma3", "phi3"]
 KINDS = [
     "one head", "uneven heads", "KV groups everywhere", "attention of block 0", "FFN of block 0", "neurons",
     "block 0", "mixed", "rank 3", "directions of attention", "directions and parts",
+    "linear of rank 2", "all but one linear", "folded",
 ]  # fmt: skip
 CASES = [f"{family}, {kind}" for family in FAMILIES for kind in KINDS]
 HARNESS = "llama, mixed"

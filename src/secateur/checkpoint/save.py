@@ -19,7 +19,7 @@ from secateur.errors import OutputError, PlanError, SecateurError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import Bypass, Decompose, Remove, resolve
+from secateur.surgery.operations import Decompose, OnBlock, Remove, resolve
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def save_and_reload(
     gone), or where on `rows` of tokens the model read back does not compute what the mask does.
     """
     operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
-    if form.zeroed and any(isinstance(operation, Bypass) for operation in operations):
+    if form.zeroed and any(isinstance(operation, OnBlock) for operation in operations):
         raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
     if form.zeroed and any(isinstance(o, Remove) and o.needs_bias for o in operations):
         raise PlanError(

@@ -127,8 +127,67 @@ class Drop:
         return cls(Site.parse(data["site"]))
 
 
-Edit = Truncate | RemoveDirections | Drop
-_KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (Truncate, RemoveDirections, Drop)}
+FORMS = ("linear", "fold")
+
+
+@dataclass(frozen=True)
+class Linearize:
+    """Put one linear map in the place of a run of blocks.
+
+    `linear`: what enters the first leaves the last as `weight` x + `bias`, or x + `b`ᵀ `a` x + `bias` of low rank.
+    `fold`: the run goes, and the feed-forward network before it gives `weight` y in place of y, which costs nothing.
+    Arrays are (d_model, d_model), (rank, d_model), (d_model,). Sources: Razzhigaev et al. 2024 (arXiv 2405.12250) for
+    the map; ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819) for the fold.
+    """
+
+    blocks: tuple[int, ...]
+    form: str
+    fitted: Fitted
+
+    kind = "linearize"
+
+    def __post_init__(self) -> None:
+        first, last = min(self.blocks, default=0), max(self.blocks, default=-1)
+        if tuple(range(first, last + 1)) != self.blocks or first < 0 or not self.blocks:
+            raise PlanError(f"blocks {self.blocks}: a run of blocks, one after the other, please.")
+        if self.form not in FORMS:
+            raise UnknownName(f"unknown form {self.form!r}.{nearest(self.form, FORMS)}")
+        if self.form == "fold" and first == 0:
+            raise PlanError("block 0 has no feed-forward network before it that it could be folded into.")
+
+    @property
+    def site(self) -> Site:
+        return Site(self.blocks[0])
+
+    @property
+    def folded_into(self) -> Site | None:
+        """The matrix that carries a fold."""
+        return Site(self.blocks[0] - 1, "down") if self.form == "fold" else None
+
+    def __str__(self) -> str:
+        first, last = self.blocks[0], self.blocks[-1]
+        name = f"b{first}" if first == last else f"b{first} to b{last}"
+        return f"{name} " + ("linear" if self.form == "linear" else f"folded into {self.folded_into}")
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"kind": self.kind, "blocks": list(self.blocks), "form": self.form}
+        return told | {"fold": self.fitted.digest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Linearize:
+        return cls(tuple(map(int, data["blocks"])), str(data["form"]), Fitted(str(data["fold"])))
+
+
+Edit = Truncate | RemoveDirections | Drop | Linearize
+_KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (Truncate, RemoveDirections, Drop, Linearize)}
+
+
+def _claims(edit: Edit) -> list[Site]:
+    """The sites that an edit changes, and nobody else may."""
+    if not isinstance(edit, Linearize):
+        return [edit.site]
+    into = edit.folded_into
+    return [*map(Site, edit.blocks), *([] if into is None else [into])]
 
 
 @dataclass(frozen=True)
@@ -143,15 +202,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         ordered = tuple(sorted(self.edits, key=lambda edit: edit.site))
-        for first, second in pairwise(ordered):
-            if first.site == second.site:
+        claims = sorted(
+            ((site, edit) for edit in ordered for site in _claims(edit)), key=lambda pair: pair[0]
+        )
+        for (site, first), (other, second) in pairwise(claims):
+            if site == other:
                 first, second = sorted((first, second), key=str)
-                raise PlanError(f"two edits claim {first.site}: {first}; {second}. Keep one of them.")
-        dropped = {edit.site for edit in ordered if isinstance(edit, Drop)}
-        for edit in ordered:
-            for whole in edit.site.wholes:
-                if whole in dropped:
-                    raise PlanError(f"{edit}, but {whole} is dropped whole. Keep one of them.")
+                raise PlanError(f"two edits claim {site}: {first}; {second}. Keep one of them.")
+        gone = {site for site, edit in claims if isinstance(edit, Drop) or not site.part}
+        for site, edit in claims:
+            for whole in site.wholes:
+                if whole in gone:
+                    raise PlanError(f"{edit}, but {whole} goes whole. Keep one of them.")
         object.__setattr__(self, "edits", ordered)
 
     def __add__(self, edit: Edit) -> Plan:
@@ -166,7 +228,7 @@ class Plan:
     @property
     def told(self) -> list[str]:
         """What is cut, in words; the heads, groups or neurons of one part together."""
-        return [*map(str, (*self.truncated, *self.removed)), *_told(self.dropped)]
+        return [*map(str, (*self.truncated, *self.removed, *self.linearized)), *_told(self.dropped)]
 
     @property
     def dropped(self) -> tuple[Site, ...]:
@@ -182,19 +244,24 @@ class Plan:
         return tuple(edit for edit in self.edits if isinstance(edit, RemoveDirections))
 
     @property
+    def linearized(self) -> tuple[Linearize, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, Linearize))
+
+    @property
+    def blocks_gone(self) -> set[int]:
+        """The blocks of which nothing is left, dropped or in favor of a linear map."""
+        dropped = {site.block for site in self.dropped if not site.part}
+        return dropped.union(*(edit.blocks for edit in self.linearized))
+
+    @property
     def fitted(self) -> tuple[Fitted, ...]:
         """What lies beside the plan, each once."""
-        return tuple(dict.fromkeys(edit.fold for edit in self.removed if edit.fold is not None))
+        folds = (edit.fold for edit in self.removed if edit.fold is not None)
+        return tuple(dict.fromkeys((*folds, *(edit.fitted for edit in self.linearized))))
 
     def with_fitted(self, known: Mapping[str, Fitted]) -> Plan:
         """The same plan with the arrays that `known` has by their digests."""
-        filled = (
-            replace(edit, fold=known[edit.fold.digest])
-            if isinstance(edit, RemoveDirections) and edit.fold is not None
-            else edit
-            for edit in self.edits
-        )
-        return Plan(self.model, tuple(filled))
+        return Plan(self.model, tuple(_filled(edit, known) for edit in self.edits))
 
     @property
     def identity(self) -> str:
@@ -204,7 +271,7 @@ class Plan:
     @property
     def lowest_block(self) -> int | None:
         """The first block this plan changes, or None for the empty plan: everything below may be reused."""
-        return min((edit.site.block for edit in self.edits), default=None)
+        return min((site.block for edit in self.edits for site in _claims(edit)), default=None)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -225,6 +292,12 @@ class Plan:
             return cls(str(data["model"]), tuple(edits))
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a plan: {error!r}") from error
+
+
+def _filled(edit: Edit, known: Mapping[str, Fitted]) -> Edit:
+    if isinstance(edit, RemoveDirections) and edit.fold is not None:
+        return replace(edit, fold=known[edit.fold.digest])
+    return replace(edit, fitted=known[edit.fitted.digest]) if isinstance(edit, Linearize) else edit
 
 
 def _edit_from_json(item: Mapping[str, Any]) -> Edit:

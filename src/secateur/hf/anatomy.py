@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import MATRICES, Site
 from secateur.errors import ModelError, UnknownName, nearest
-from secateur.hf.families import FAMILIES, Family, Sizes, family_of, has_alibi, sizes
+from secateur.hf.families import FAMILIES, Family, Sizes, family_of, has_alibi, is_foldable, sizes
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
 
@@ -40,7 +40,8 @@ class Anatomy:
     in a model that was never cut are all the same. `carved`: it was, and has shapes of its own.
     `mlps` are the feed-forward modules that map one tensor to one tensor, one per block, or None for families
     whose blocks have no such module; Falcon adds into what they return, so clone it to keep it.
-    `num_parameters` counts tied parameters once.
+    `num_parameters` counts tied parameters once. `foldable`: no norm follows a feed-forward network. `entered` are the
+    modules that linear maps lie before, in place of blocks that are gone.
     """
 
     family: str
@@ -64,6 +65,8 @@ class Anatomy:
     widths: tuple[Widths, ...]
     alibi: bool = False
     carved: bool = False
+    foldable: bool = True
+    entered: frozenset[str] = frozenset()
 
     @property
     def details(self) -> Family:
@@ -142,6 +145,8 @@ def anatomy(model: nn.Module) -> Anatomy:
         widths=widths,
         alibi=has_alibi(family, model.config),
         carved=carved,
+        foldable=is_foldable(family, model.config),
+        entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
     )
 
 
@@ -255,14 +260,20 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
     """Every parameter of two or more dimensions must have a name; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     for path, module in model.named_modules():
-        if isinstance(module, LowRank | Side):
-            named.update(f"{path}.{inner}".rstrip(".") for inner, _ in module.named_modules())
+        own = [(path, module)] if isinstance(module, LowRank | Side) else []
+        own += [(f"{path}.entry", entry)] if (entry := _entry_of(module)) is not None else []
+        named |= {f"{at}.{inner}".rstrip(".") for at, part in own for inner, _ in part.named_modules()}
         unknown = path not in named and any(p.dim() > 1 for p in module.parameters(recurse=False))
         if unknown:
             raise ModelError(
                 f"{family.architecture}: {path} ({type(module).__name__}) holds a matrix that the family "
                 f"{family.name} does not have (an adapter, cross-attention, or another variant?)."
             )
+
+
+def _entry_of(module: nn.Module) -> nn.Module | None:
+    """The linear maps that a carved module begins with."""
+    return module.entry if isinstance(getattr(module, "entry", None), nn.Sequential) else None
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:

@@ -247,6 +247,12 @@ def has_alibi(family: Family, config: Any) -> bool:
     return family.name == "bloom" or (family.name == "falcon" and config.alibi)
 
 
+def is_foldable(family: Family, config: Any) -> bool:
+    """Whether what a feed-forward network gives goes into the stream as it is, so that a linear map of it is one more
+    down projection."""
+    return family.name not in ("gemma2", "gemma3") and getattr(config, "do_layer_norm_before", True)
+
+
 def _num_kv_heads(family: Family, config: Any) -> int:
     if family.kv_heads == "falcon":  # 40B and later state it; 7B shares one head; falcon-rw shares none
         if config.new_decoder_architecture:

@@ -244,6 +244,33 @@ class Side(nn.Module):
         return torch.cat(outputs, dim=-1).flatten(-2)
 
 
+class Beside(LowRank):
+    """A linear map of low rank, beside what goes straight through: y = x + (x Aᵀ) B + b."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def _entry(model: nn.Module, path: str, width: int, ranks: Sequence[int | None]) -> None:
+    """Linear maps that stand for blocks that are gone; what enters the module at `path` goes through them first."""
+    module = model.get_submodule(path)
+    maps = (nn.Linear(width, width) if rank is None else Beside(width, width, rank, True) for rank in ranks)
+    module.entry = nn.Sequential(*maps)
+    module.__class__ = _entered(type(module))
+
+
+@lru_cache
+def _entered(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class under its own name, so that what asks for it by name or kind still finds it."""
+
+    class Entered(cls):
+        def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(self.entry(hidden_states), *args, **kwargs)
+
+    Entered.__name__ = cls.__name__
+    return Entered
+
+
 def _stand(make: Callable[..., nn.Module]) -> Callable[..., None]:
     def put(model: nn.Module, path: str, **arguments: Any) -> None:
         model.set_submodule(path, make(**arguments))
@@ -261,6 +288,7 @@ def _side(parts: Sequence[Mapping[str, Any]], groups: int) -> Side:
 
 OPERATIONS: Mapping[str, Callable[..., None]] = {
     "bias": _bias,
+    "entry": _entry,
     "resize": _resize,
     "attributes": _attributes,
     "some_heads": _some_heads,

@@ -28,7 +28,7 @@ from secateur.judge.outcomes import Tally, token_scores
 from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
 from secateur.judge.rows import SMALLEST, Batch, Packing
 from secateur.surgery.mask import Spectra, masked
-from secateur.surgery.operations import Bypass, Operation, resolve
+from secateur.surgery.operations import OnParameter, Operation, resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
@@ -165,7 +165,7 @@ class Judge:
     def _reuse(self, operations: Sequence[Operation], block: int, before: Reuse) -> Reuse:
         """What inside block `block` they leave alone; `before` where that is the same as for the last plan."""
         path = self.loaded.anatomy.blocks[block]
-        inside = [o.parameter.rpartition(".")[0] for o in operations if not isinstance(o, Bypass)]
+        inside = [o.parameter.rpartition(".")[0] for o in operations if isinstance(o, OnParameter)]
         modules = tuple(dict.fromkeys(module for module in inside if module.startswith(path + ".")))
         if modules and modules not in self._unchanged:
             self._unchanged[modules] = unchanged(self._forward, self.loaded.model, path, modules)

@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from secateur.core.plan import Linearize
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
+from secateur.surgery.operations import entry_path
 from secateur.surgery.shape import BlockShape, Shape
 
 
@@ -19,7 +21,13 @@ def carving(shape: Shape, anatomy: Anatomy) -> list[dict[str, Any]]:
     for block in shape.blocks:
         found += _carved_attention(block, shape, anatomy)
         found += _carved_mlp(block, shape, anatomy)
+    found += [_entry(before, edits, anatomy) for before, edits in shape.entries.items()]
     return renumbered(found, shape, anatomy)
+
+
+def _entry(before: int | None, edits: Sequence[Linearize], anatomy: Anatomy) -> dict[str, Any]:
+    ranks = [len(edit.fitted.arrays["a"]) if "a" in edit.fitted.arrays else None for edit in edits]
+    return {"op": "entry", "path": entry_path(before, anatomy), "width": anatomy.d_model, "ranks": ranks}
 
 
 def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[dict[str, Any]]:
@@ -110,6 +118,9 @@ def renumbered(
     """Operations on the original's blocks as those on the blocks that are left; what was done to others is gone."""
     found = []
     for operation in operations:
+        if not any(f"{operation['path']}.".startswith(f"{block}.") for block in anatomy.blocks):
+            found.append(dict(operation))
+            continue
         for new, old in enumerate(shape.numbers):
             if f"{operation['path']}.".startswith(f"{anatomy.blocks[old]}."):
                 path = anatomy.blocks[new] + operation["path"].removeprefix(anatomy.blocks[old])

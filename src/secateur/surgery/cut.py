@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.core.plan import Plan
+from secateur.core.plan import Linearize, Plan
 from secateur.core.site import MATRICES, Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
@@ -24,7 +24,15 @@ from secateur.hf.build import blank, carved, carving_of, filled_, repaired
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.surgery.carving import carving, is_grouped, modules_of, renumbered
-from secateur.surgery.operations import Bypass, Decompose, OnParameter, Operation, Silence, decompose, resolve
+from secateur.surgery.operations import (
+    Decompose,
+    OnParameter,
+    Operation,
+    Silence,
+    decompose,
+    entry_path,
+    resolve,
+)
 from secateur.surgery.shape import (
     BlockShape,
     Shape,
@@ -87,7 +95,7 @@ class _Cutter:
             if matrix.module in self._biased:
                 self._written[_bias_of(matrix)] = self._zeros(matrix)
         for operation in operations:
-            if not isinstance(operation, Bypass):
+            if isinstance(operation, OnParameter):
                 self._apply(operation)
 
     def _zeros(self, matrix: Matrix) -> Tensor:
@@ -121,6 +129,14 @@ class _Cutter:
             for module, matrices in modules_of(block, MATRICES, self._anatomy).items():
                 yield from self._module(block, module, matrices)
             yield from self._left_biases(block)
+        for before, edits in self._shape.entries.items():
+            yield from self._maps(entry_path(before, self._anatomy), edits)
+
+    def _maps(self, path: str, edits: Sequence[Linearize]) -> Named:
+        like = next(self._model.get_submodule(path).parameters())
+        for number, edit in enumerate(edits):
+            for name, array in edit.fitted.arrays.items():
+                yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)
 
     def _module(self, block: BlockShape, module: str, matrices: Sequence[Matrix]) -> Named:
         if any(matrix.site in self._shape.ranks for matrix in matrices):

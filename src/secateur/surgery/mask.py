@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum
-from secateur.surgery.operations import Bypass, Decompose, Operation, decompose
+from secateur.surgery.operations import Decompose, Enter, OnBlock, Operation, decompose
 
 
 @contextmanager
@@ -23,9 +23,10 @@ def masked(
     with ExitStack() as stack, torch.no_grad():
         try:
             for operation in operations:
-                if isinstance(operation, Bypass):
+                if isinstance(operation, OnBlock):
                     block = model.get_submodule(operation.path)
-                    stack.enter_context(lent(block, _passing(block.forward)))
+                    change = operation.apply if isinstance(operation, Enter) else torch.clone
+                    stack.enter_context(lent(block, _giving(block.forward, change)))
                     continue
                 weight = _saved(model, operation.parameter, saved)
                 added = operation.apply_(weight, decompose)
@@ -70,12 +71,12 @@ def lent(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             module.forward = before
 
 
-def _passing(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A block that gives back what it got. Where there is a cache it runs all the same, so that the cache keeps
+def _giving(own: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """A block that gives what it got, changed. Where there is a cache it runs all the same, so that the cache keeps
     count."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        entered = (args[0] if args else kwargs["hidden_states"]).clone()
+        entered = change(args[0] if args else kwargs["hidden_states"])
         out = own(*args, **kwargs)
         return (entered, *out[1:]) if isinstance(out, tuple) else entered
 

@@ -7,7 +7,7 @@ adds to its output from now on, be there a bias to hold it or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.core.plan import Plan, RemoveDirections, Truncate
+from secateur.core.plan import Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
@@ -126,8 +126,46 @@ class Bypass:
     path: str
 
 
-OnParameter = Replace | Remove | Silence | SilenceBias
-Operation = OnParameter | Bypass
+@dataclass(frozen=True)
+class Enter:
+    """What enters the block at `path` leaves it through a linear map."""
+
+    path: str
+    edit: Linearize
+
+    def apply(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """In float32 or wider, as `x` is narrow where the map is not."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        arrays = {name: torch.from_numpy(a).to(wide) for name, a in self.edit.fitted.arrays.items()}
+        whole = "weight" in arrays
+        mapped = wide @ arrays["weight"].T if whole else wide + (wide @ arrays["a"].T) @ arrays["b"]
+        return (mapped + arrays["bias"]).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """What `matrix` gives goes through a linear map of its own, written into its weight, or into its `bias`."""
+
+    matrix: Matrix
+    edit: Linearize
+    bias: bool = False
+
+    @property
+    def parameter(self) -> str:
+        return self.matrix.bias if self.bias else self.matrix.weight
+
+    def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> None:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        fold = torch.from_numpy(self.edit.fitted.arrays["weight"]).to(weight.device, wide)
+        if self.bias:
+            weight.copy_(fold @ weight.to(wide))
+        else:
+            self.matrix.write_(weight, fold @ self.matrix.read(weight).to(wide))
+
+
+OnParameter = Replace | Remove | Silence | SilenceBias | Multiply
+OnBlock = Bypass | Enter
+Operation = OnParameter | OnBlock
 
 
 def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, ...]:
@@ -142,9 +180,16 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
             "differ. Use the model the plan was made for, or search again."
         )
     check_sites(plan.dropped, anatomy)
+    if len(plan.blocks_gone) == anatomy.num_blocks:
+        raise PlanError("this plan takes every block of the model away. Keep at least one.")
+    for edit in plan.linearized:
+        if edit.form == "linear":
+            left = (number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone)
+            entry_path(following(edit, left), anatomy)
     return (
         *(_replace(edit, anatomy) for edit in plan.truncated),
         *(_remove(edit, anatomy) for edit in plan.removed),
+        *(operation for edit in plan.linearized for operation in _linearized(edit, anatomy)),
         *_silenced(plan.dropped, anatomy),
     )
 
@@ -170,6 +215,66 @@ def _remove(edit: RemoveDirections, anatomy: Anatomy) -> Remove:
     if edit.fold is not None:
         _check_fitted(edit, matrix, heads)
     return Remove(matrix, edit, heads)
+
+
+def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
+    """Raises `PlanError` where the map does not fit, or nothing can carry it."""
+    if edit.blocks[-1] >= anatomy.num_blocks:
+        raise UnknownName(
+            f"this model has no b{edit.blocks[-1]}: it has {anatomy.num_blocks} blocks, counted from 0."
+        )
+    _check_map(edit, anatomy)
+    blocks = [anatomy.blocks[block] for block in edit.blocks]
+    if edit.folded_into is None:
+        yield Enter(blocks.pop(0), edit)
+    else:
+        if not anatomy.foldable:
+            raise PlanError(
+                f"{edit}: {anatomy.architecture} has a norm after its feed-forward networks, so no linear map can be "
+                "folded into them. Take the form linear, or drop."
+            )
+        matrix = anatomy.matrix(edit.folded_into)
+        yield Multiply(matrix, edit)
+        if matrix.bias is not None:
+            yield Multiply(matrix, edit, bias=True)
+    yield from map(Bypass, blocks)
+
+
+def following(edit: Linearize, left: Iterable[int]) -> int | None:
+    """The first of the blocks that are left after a run, or None."""
+    return next((number for number in left if number > edit.blocks[-1]), None)
+
+
+def entry_path(before: int | None, anatomy: Anatomy) -> str:
+    """The module that linear maps lie before, which is the final norm where no block is left (None).
+
+    Raises `PlanError` where there is none, or it has some already."""
+    path = anatomy.final_norm if before is None else anatomy.blocks[before]
+    if path is None:
+        raise PlanError(
+            "the last block cannot be made linear: this model has no norm after it that could carry the map. Drop it."
+        )
+    if path in anatomy.entered:
+        raise PlanError(
+            f"before {path} lies a linear map of an earlier cut. Cut the original model once, with one plan for both."
+        )
+    return path
+
+
+def _check_map(edit: Linearize, anatomy: Anatomy) -> None:
+    arrays, width = edit.fitted.arrays, anatomy.d_model
+    if arrays is None:
+        raise PlanError(
+            f"{edit}: its fitted tensors ({edit.fitted.digest}) are not there. Read the plan from the folder that "
+            "holds tensors/ beside it."
+        )
+    rank = len(arrays["a"]) if "a" in arrays else None
+    maps = {"weight": (width, width)} if rank is None else {"a": (rank, width), "b": (rank, width)}
+    wanted = maps | ({"bias": (width,)} if edit.form == "linear" else {})
+    if {name: array.shape for name, array in arrays.items()} != wanted:
+        raise PlanError(
+            f"{edit}: its tensors are not those of a map of {width} numbers, as this model's stream has."
+        )
 
 
 def num_directions(matrix: Matrix, heads: int) -> int:
@@ -202,9 +307,6 @@ def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
     for site in sites:
         if site.block >= anatomy.num_blocks or (site.part and not _has(anatomy, site)):
             raise UnknownName(f"this model has no {site}: it has {_sizes(anatomy, site)}, counted from 0.")
-    gone = {site for site in sites if not site.part}
-    if len(gone) == anatomy.num_blocks:
-        raise PlanError("this plan drops every block of the model. Keep at least one.")
     groups = {site for site in sites if site.unit == "g"}
     for site in sites:
         if site.unit == "h" and group_of(site, anatomy) in groups:

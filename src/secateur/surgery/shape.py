@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from secateur.core.plan import Plan
+from secateur.core.plan import Linearize, Plan
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
-from secateur.surgery.operations import group_of, num_directions
+from secateur.surgery.operations import following, group_of, num_directions
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class BlockShape:
 
 @dataclass(frozen=True)
 class Shape:
-    """`ranks` are of the matrices that are stored as two factors; `folds` are those that need a bias and have none."""
+    """`ranks` are of the matrices that are stored as two factors; `folds` are those that need a bias and have none;
+    `entries` are the linear maps, in order, by the block that they lie before, None where that is the end."""
 
     blocks: tuple[BlockShape, ...]
     ranks: Mapping[Site, int] = field(default_factory=dict)
     folds: frozenset[Site] = frozenset()
+    entries: Mapping[int | None, tuple[Linearize, ...]] = field(default_factory=dict)
 
     @property
     def numbers(self) -> list[int]:
@@ -66,9 +68,9 @@ class Shape:
         """Of the whole model as it will be stored; tied ones count once."""
         lost = sum(own.num_parameters for b, own in enumerate(anatomy.widths) if b not in self.numbers)
         biased = new_biases(self, anatomy)
-        return (
-            anatomy.num_parameters - lost - sum(self._lost(block, anatomy, biased) for block in self.blocks)
-        )
+        maps = (array for edits in self.entries.values() for e in edits for array in e.fitted.arrays.values())
+        left = anatomy.num_parameters - lost + sum(array.size for array in maps)
+        return left - sum(self._lost(block, anatomy, biased) for block in self.blocks)
 
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
         lost = 0
@@ -100,20 +102,30 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     """What `plan`, which `resolve` accepts, leaves. With `factorize`, truncated matrices are stored as two factors
     wherever that is smaller: below rank mn/(m + n)."""
     gone = set(plan.dropped)
-    left = (number for number in range(anatomy.num_blocks) if Site(number) not in gone)
+    left = [number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone]
     folded = {edit.matrix for edit in plan.removed if edit.fold is not None}
     lasting = folded | {site for site, matrix in anatomy.matrices.items() if matrix.bias is not None}
     blocks = tuple(
         BlockShape(number, _groups(number, gone, lasting, anatomy), _neurons(number, gone, lasting, anatomy))
         for number in left
     )
-    shape = Shape(blocks, folds=frozenset(s for s in folded if anatomy.matrices[s].bias is None))
+    folds = frozenset(site for site in folded if anatomy.matrices[site].bias is None)
+    shape = Shape(blocks, folds=folds, entries=_entries(plan, left))
     if not factorize:
         return shape
     ranks = ranks_left(plan, anatomy)
     sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
     smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
     return replace(shape, ranks=smaller)
+
+
+def _entries(plan: Plan, left: Sequence[int]) -> dict[int | None, tuple[Linearize, ...]]:
+    found: dict[int | None, tuple[Linearize, ...]] = {}
+    for edit in plan.linearized:
+        if edit.form == "linear":
+            after = following(edit, left)
+            found[after] = (*found.get(after, ()), edit)
+    return found
 
 
 def ranks_left(plan: Plan, anatomy: Anatomy) -> dict[Site, int]:
@@ -141,7 +153,7 @@ def new_biases(shape: Shape, anatomy: Anatomy) -> Set[str]:
 
 def heads_gone(plan: Plan, anatomy: Anatomy) -> set[Site]:
     """Every query head that a plan takes away, by itself or with its group, attention or block."""
-    gone, found = set(plan.dropped), set()
+    gone, found = {*plan.dropped, *map(Site, plan.blocks_gone)}, set()
     for block, own in enumerate(anatomy.widths):
         for index in range(own.num_heads):
             head = Site(block, "attn", "h", index)
@@ -152,7 +164,7 @@ def heads_gone(plan: Plan, anatomy: Anatomy) -> set[Site]:
 
 def ffns_gone(plan: Plan, anatomy: Anatomy) -> float:
     """The share of feed-forward networks that goes; one that loses a third of its neurons counts as a third."""
-    gone = set(plan.dropped)
+    gone = {*plan.dropped, *map(Site, plan.blocks_gone)}
     whole = [own.d_ff for own in anatomy.widths if own.d_ff]
     lost = 0.0
     for block, own in enumerate(anatomy.widths):
@@ -243,6 +255,8 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
     """What to change in the config so that the family's stock class has this shape, or the reason why none has it."""
     if anatomy.carved:
         return "the model has shapes of its own already"
+    if shape.entries:
+        return "a linear map between blocks has no place in a stock class"
     if shape.ranks:
         return "factorised matrices have no place in a stock class"
     if any(not block.groups for block in shape.blocks):
