@@ -124,6 +124,35 @@ def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, A
     return new_axis(title, range=[low - pad, high + pad], nticks=6)
 
 
+def signed_root(value: float) -> float:
+    """The square root that keeps the sign: effects span orders of magnitude, and both signs matter."""
+    return math.copysign(math.sqrt(abs(value)), value)
+
+
+def root_axis(values: Iterable[float], title: str, **more: Any) -> dict[str, Any]:
+    """An axis for `signed_root` of `values`, with round ticks that lie about evenly on it, zero among them."""
+    ends = [0.0, *values]
+    low, high = signed_root(min(ends)), signed_root(max(ends))
+    span = (high - low) or 1e-6
+    at = sorted({0.0, *(-t for t in _root_ticks(-low, span)), *_root_ticks(high, span)})
+    labels = {
+        "tickvals": [signed_root(v) for v in at],
+        "ticktext": [f"{v:g}".replace("-", "\u2212") for v in at],
+    }
+    return new_axis(title, range=[low - 0.06 * span, high + 0.06 * span], **labels, **more)
+
+
+def _root_ticks(reach: float, span: float) -> list[float]:
+    """Round values from the square of `reach` (a root) down, whose roots keep a sixth of `span` apart, also from 0."""
+    rounds = (m * 10.0**e for e in range(4, -9, -1) for m in (5, 2, 1))
+    found: list[float] = []
+    for value in (value for value in rounds if math.sqrt(value) <= reach):
+        above = math.sqrt(found[-1]) if found else math.inf
+        if min(above - math.sqrt(value), math.sqrt(value)) >= span / 6:
+            found.append(value)
+    return found
+
+
 def depth_color(block: int, blocks: int) -> str:
     """From pale for the first block to dark for the last."""
     share = block / max(1, blocks - 1)

@@ -11,9 +11,11 @@ from typing import Any
 
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
 from secateur.reports.drops import drop_list, drop_map, dropped, site_of
-from secateur.reports.markup import capital, change, key, known, number, text
+from secateur.reports.markup import MINUS, capital, change, key, known, number, text
 
 Record = Mapping[str, Any]
+
+MOST_ITEMS = 8  # edits that are told before the rest is folded
 
 
 def guards(verdict: Record) -> str:
@@ -53,27 +55,41 @@ def _beside(gain: float, value: float, ci: Sequence[float] | None) -> str:
 
 
 def sites_of(verdict: Record, analysis: Record) -> set[Site]:
-    """Sites the run speaks of: swept, screened, drawn as a curve or cut; what is no address is left out."""
+    """Sites the run speaks of: swept, screened, read, drawn as a curve or cut; what is no address is left out."""
     rows = [row for block in ("sweep", "screen", "curves") for row in analysis.get(block) or ()]
-    return {site for row in [*rows, *_truncated(verdict)] if (site := site_of(row.get("site"))) is not None}
+    rows += (analysis.get("directions") or {}).get("matrices") or ()
+    return {site for row in [*rows, *_in_matrices(verdict)] if (site := site_of(row.get("site"))) is not None}
 
 
-def _truncated(verdict: Record) -> list[Record]:
+def _in_matrices(verdict: Record) -> list[Record]:
     return [item for item in verdict.get("cut") or () if item.get("kind") != "drop"]
 
 
+def removes_directions(item: Record) -> bool:
+    return item.get("kind") == "remove_directions"
+
+
+def _gone_of(item: Record, analysis: Record) -> tuple[int, int]:
+    """Directions of a matrix that went, and those it had: with heads of its own more than its rank may be."""
+    matrices = (analysis.get("directions") or {}).get("matrices") or ()
+    own = [one for one in matrices if one["site"] == item["site"]]
+    if not own:
+        return item["full_rank"] - item["rank"], item["full_rank"]
+    return sum(len(one["removed"]) for one in own), sum(one["of"] for one in own)
+
+
 def model_map(verdict: Record, analysis: Record) -> str:
-    """What was dropped on a map of heads and networks, what was truncated on one of matrices."""
+    """What was dropped on a map of heads and networks, what was cut inside matrices on one of these."""
     gone = dropped(verdict)
     if not gone.sites:
         return _matrix_map(verdict, analysis)
-    return drop_map(gone) + (_matrix_map(verdict, analysis) if _truncated(verdict) else "")
+    return drop_map(gone) + (_matrix_map(verdict, analysis) if _in_matrices(verdict) else "")
 
 
 def _matrix_map(verdict: Record, analysis: Record) -> str:
     """Blocks × matrices, with what was cut filled in and what was tried tinted."""
     sites = sites_of(verdict, analysis)
-    cut = {str(item["site"]): item for item in _truncated(verdict)}
+    cut = {str(item["site"]): item | _mark(item, analysis) for item in _in_matrices(verdict)}
     blocks = 1 + max((site.block for site in sites), default=-1)
     names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
     if not blocks:
@@ -88,8 +104,20 @@ def _matrix_map(verdict: Record, analysis: Record) -> str:
         f"Map of the model: {blocks} blocks, {len(names)} matrices each; cut: {', '.join(cut) or 'nothing'}"
     )
     grid = f'<div class="map" role="img" aria-label="{text(label)}" style="{columns}">{rows}{foot}</div>'
-    legend = key(("tried", "tried"), ("idle", "not tried"), ("cut", "cut, with the rank kept"))
+    legend = key(("tried", "tried"), ("idle", "not tried"), *_cut_keys(verdict))
     return f'{grid}<p class="axis-title">block, first to last →</p>{legend}'
+
+
+def _mark(item: Record, analysis: Record) -> Record:
+    """What stands in its cell of the map."""
+    gone = removes_directions(item)
+    return {"mark": f"{MINUS}{_gone_of(item, analysis)[0]}" if gone else item.get("rank", "×")}
+
+
+def _cut_keys(verdict: Record) -> list[tuple[str, str]]:
+    kinds = {removes_directions(item) for item in _in_matrices(verdict)} or {False}
+    words = {False: "cut, with the rank kept", True: "cut, with the number of directions removed"}
+    return [("cut", words[kind]) for kind in sorted(kinds)]
 
 
 def _map_row(name: str, blocks: int, sites: set[Site], cut: Record) -> str:
@@ -104,42 +132,70 @@ def _map_cell(block: int, name: str, sites: set[Site], cut: Record) -> str:
     if found is None:
         kind = "tried" if Site(block, name) in sites else "idle"
         return f'<span class="{kind}" title="b{block}.{name}"></span>'
-    return f'<span class="cut" title="{text(found.get("edit", ""))}">{text(found.get("rank", "×"))}</span>'
+    return f'<span class="cut" title="{text(found.get("edit", ""))}">{text(found["mark"])}</span>'
 
 
-def cut_list(verdict: Record) -> str:
+def cut_list(verdict: Record, analysis: Record) -> str:
     """The edits in words, block by block where parts were dropped, then what they do to the size."""
     if not verdict.get("cut"):
         return "<p>Nothing was cut: the checkpoint beside this page holds the model unchanged.</p>"
     gone, summary = dropped(verdict), verdict.get("cut_summary")
-    items = [f"<li><b>{text(summary)}</b></li>"] if gone.sites and summary else []
-    items += [_cut_item(item) for item in _truncated(verdict)]
+    inside = _in_matrices(verdict)
+    counted = gone.sites or len(inside) > MOST_ITEMS
+    items = [f"<li><b>{text(summary)}</b></li>"] if counted and summary else []
+    listed = [_cut_item(item, analysis) for item in inside]
+    items += listed[:MOST_ITEMS]
     said = f'<ul class="cuts">{"".join(items)}</ul>' if items else ""
-    return said + drop_list(gone) + _size(verdict.get("parameters") or {}, whole=bool(gone.sites))
-
-
-def _cut_item(item: Record) -> str:
-    shape = " × ".join(f"{size:,}" for size in item.get("shape") or ())
-    kept = (
-        f", {text(item['rank'])} of {text(item['full_rank'])} components kept"
-        if item.get("full_rank")
+    more = (
+        f'<details class="more"><summary>{len(listed) - MOST_ITEMS} more</summary>'
+        if listed[MOST_ITEMS:]
         else ""
     )
+    said += f'{more}<ul class="cuts">{"".join(listed[MOST_ITEMS:])}</ul></details>' if more else ""
+    return said + drop_list(gone) + _size(verdict.get("parameters") or {}, inside, whole=bool(gone.sites))
+
+
+def _cut_item(item: Record, analysis: Record) -> str:
+    shape = " × ".join(f"{size:,}" for size in item.get("shape") or ())
+    kept = ""
+    if removes_directions(item):
+        gone, had = _gone_of(item, analysis)
+        kept = f", {gone:,} of {had:,} directions removed"
+    elif item.get("full_rank"):
+        kept = f", {text(item['rank'])} of {text(item['full_rank'])} components kept"
     return f"<li><b>{text(item.get('edit', item['site']))}</b><br><small>{text(shape)}{kept}</small></li>"
 
 
-def _size(parameters: Record, *, whole: bool) -> str:
+def _size(parameters: Record, inside: Sequence[Record], *, whole: bool) -> str:
     before, after, stored = (parameters.get(name) for name in ("before", "after", "factorized"))
     if not before or after is None:
         return ""
+    directions = sum(map(removes_directions, inside))
+    said = [_means(parameters)] if directions else []
     if after != before:
-        return f"<p>{before:,} parameters before, {after:,} after ({_percent(after / before - 1)}).</p>"
-    if whole:
-        return f"<p>{before:,} parameters before and after: what was cut is zeroed, not gone, and saves none.</p>"
-    words = f"{before:,} parameters before and after: the matrix keeps its shape, so the file is no smaller."
-    if stored and stored < before:
-        words += f" Stored as factors it would hold {stored:,} ({_percent(stored / before - 1)})."
-    return f"<p>{words} Low rank serves accuracy here, not size.</p>"
+        said.insert(0, f"{before:,} parameters before, {after:,} after ({_percent(after / before - 1)}).")
+        said += [_as_factors(before, stored)] if inside and stored and stored < min(before, after) else []
+    elif whole:
+        said.insert(
+            0, f"{before:,} parameters before and after: what was cut is zeroed, not gone, and saves none."
+        )
+    else:
+        keeps = "the matrix keeps its shape" if len(inside) == 1 else "the matrices keep their shapes"
+        said.insert(0, f"{before:,} parameters before and after: {keeps}, so the file is no smaller.")
+        said += [_as_factors(before, stored)] if stored and stored < before else []
+        said.append(f"{'The cut' if directions else 'Low rank'} serves accuracy here, not size.")
+    return f"<p>{' '.join(said)}</p>"
+
+
+def _means(parameters: Record) -> str:
+    words = "What the removed directions gave on average stays"
+    if parameters["after"] > parameters["before"]:
+        return f"{words} in biases, which are what is new; they are zero where nothing was removed."
+    return f"{words} in the biases."
+
+
+def _as_factors(before: int, stored: int) -> str:
+    return f"Stored as factors it would hold {stored:,} ({_percent(stored / before - 1)})."
 
 
 def _percent(share: float) -> str:

@@ -29,7 +29,14 @@ def gains(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> 
     rows = [row[: len(head)] for row in rows]
     body = f'<div class="gains">{table(head, rows, source="verdict.json")}</div>' if rows else ""
     note = f'<p class="note">{text(found["note"])}</p>' if body and found.get("note") else ""
-    return section("gains", "What it saves", _lead(found), body, note, where_it_loads(verdict))
+    title = "What it weighs" if grown(found) else "What it saves"
+    return section("gains", title, _lead(found), body, note, where_it_loads(verdict))
+
+
+def grown(found: Record) -> bool:
+    """Whether the cut model is the larger one, as where biases were added."""
+    pair = found.get("parameters") or {}
+    return known(pair.get("before")) and known(pair.get("after")) and pair["after"] > pair["before"]
 
 
 def _lead(found: Record) -> str:

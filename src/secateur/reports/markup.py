@@ -64,6 +64,11 @@ def change(value: float | None, unit: str, *, name_unit: bool = True) -> str:
     return sign + _plain(abs(value), unit)
 
 
+def signed(value: float) -> str:
+    """A difference to three significant figures: effects of single parts span orders of magnitude."""
+    return f"{value:+.3g}".replace("-", MINUS)
+
+
 def _plain(value: float, unit: str) -> str:
     size = abs(value)
     if unit.startswith("nats") and size < 100:

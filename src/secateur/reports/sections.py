@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from secateur.reports import cuts, forest, tables
 from secateur.reports.components import importance, induction, neurons, parts
+from secateur.reports.directions import SECTIONS as DIRECTIONS
 from secateur.reports.figures import curves, frequency, screen, spectrum
 from secateur.reports.frame import Figures, Record, Section, place, section
 from secateur.reports.gains import gains
@@ -17,7 +18,9 @@ SIGNS = {"improves": ("better", "▲"), "not worse": ("better", "✓"), "worse":
 
 
 def _cuts(verdict: Record) -> list[Record]:
-    return [item for item in verdict.get("cut") or () if known(item.get("rank"))]
+    """What was truncated: other kinds of cut have no place in a grid of ranks."""
+    items = verdict.get("cut") or ()
+    return [item for item in items if known(item.get("rank")) and not cuts.removes_directions(item)]
 
 
 def _chosen(verdict: Record) -> set[tuple[str, int]]:
@@ -63,7 +66,7 @@ def _how_sure(verdict: Record) -> str:
         groups = verdict.get("groups") or verdict["n"]
         clusters = f" in {groups:,} groups" if groups != verdict["n"] else ""
         parts.append(f"{verdict['n']:,} test examples{clusters}, untouched until the end")
-    if verdict.get("candidates_tried"):
+    if (verdict.get("candidates_tried") or 0) > 1:
         parts.append(f"chosen among {verdict['candidates_tried']:,} candidates")
     if (verdict.get("openings") or 1) > 1:
         before = p_value(verdict.get("p_value_unadjusted"))
@@ -112,7 +115,7 @@ def _guards(verdict: Record, plan: Record, analysis: Record, figures: Figures) -
 
 
 def _cut(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    drawn, said = cuts.model_map(verdict, analysis), cuts.cut_list(verdict)
+    drawn, said = cuts.model_map(verdict, analysis), cuts.cut_list(verdict, analysis)
     body = f'<div class="beside"><div>{drawn}</div><div>{said}</div></div>' if drawn else said
     whole = any(item.get("kind") == "drop" for item in verdict.get("cut") or ())
     lead = f"The model block by block, {'part by part' if whole else 'matrix by matrix'}."
@@ -262,6 +265,7 @@ SECTIONS: tuple[Section, ...] = (
     gains,
     _effects,
     pruning,
+    *DIRECTIONS,
     importance,
     parts,
     neurons,
