@@ -15,6 +15,7 @@ from secateur.reports.markup import MINUS, capital, change, key, known, number, 
 
 Record = Mapping[str, Any]
 
+NUMBERED = 16  # blocks beside which a cell of a map is wide enough for a sign and a number
 MOST_ITEMS = 8  # edits that are told before the rest is folded
 
 
@@ -89,8 +90,8 @@ def model_map(verdict: Record, analysis: Record) -> str:
 def _matrix_map(verdict: Record, analysis: Record) -> str:
     """Blocks × matrices, with what was cut filled in and what was tried tinted."""
     sites = sites_of(verdict, analysis)
-    cut = {str(item["site"]): item | _mark(item, analysis) for item in _in_matrices(verdict)}
     blocks = 1 + max((site.block for site in sites), default=-1)
+    cut = {str(item["site"]): item | _mark(item, analysis, blocks) for item in _in_matrices(verdict)}
     names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
     if not blocks:
         return ""
@@ -104,19 +105,22 @@ def _matrix_map(verdict: Record, analysis: Record) -> str:
         f"Map of the model: {blocks} blocks, {len(names)} matrices each; cut: {', '.join(cut) or 'nothing'}"
     )
     grid = f'<div class="map" role="img" aria-label="{text(label)}" style="{columns}">{rows}{foot}</div>'
-    legend = key(("tried", "tried"), ("idle", "not tried"), *_cut_keys(verdict))
+    legend = key(("tried", "tried"), ("idle", "not tried"), *_cut_keys(verdict, blocks))
     return f'{grid}<p class="axis-title">block, first to last →</p>{legend}'
 
 
-def _mark(item: Record, analysis: Record) -> Record:
+def _mark(item: Record, analysis: Record, blocks: int) -> Record:
     """What stands in its cell of the map."""
-    gone = removes_directions(item)
-    return {"mark": f"{MINUS}{_gone_of(item, analysis)[0]}" if gone else item.get("rank", "×")}
+    if not removes_directions(item):
+        return {"mark": item.get("rank", "×")}
+    return {"mark": f"{MINUS}{_gone_of(item, analysis)[0]}" if blocks <= NUMBERED else ""}
 
 
-def _cut_keys(verdict: Record) -> list[tuple[str, str]]:
+def _cut_keys(verdict: Record, blocks: int) -> list[tuple[str, str]]:
     kinds = {removes_directions(item) for item in _in_matrices(verdict)} or {False}
-    words = {False: "cut, with the rank kept", True: "cut, with the number of directions removed"}
+    with_number = "cut, with the number of directions removed"
+    directions = with_number if blocks <= NUMBERED else "directions removed"
+    words = {False: "cut, with the rank kept", True: directions}
     return [("cut", words[kind]) for kind in sorted(kinds)]
 
 

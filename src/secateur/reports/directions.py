@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from secateur.reports.cuts import NUMBERED
 from secateur.reports.frame import Figures, Record, Section, place, section
 from secateur.reports.markup import change, key, metric_name, number, signed, table, text
 from secateur.reports.promises import ENOUGH, by_size, kept, measured, scatter, spearman
-from secateur.reports.spectra import NUMBERED, harm_map, name_of, spectra, worth_showing
+from secateur.reports.spectra import harm_map, name_of, spectra, worth_showing
 from secateur.reports.walk import bound, stops, walk
 
 

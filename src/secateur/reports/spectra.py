@@ -24,10 +24,10 @@ from secateur.reports.chart import (
     signed_root,
     some,
 )
+from secateur.reports.cuts import NUMBERED
 from secateur.reports.markup import MINUS, signed, text
 
 MOST, FEWEST = 12, 6  # panels: all matrices that lost something fit, and the page still says what was spared
-NUMBERED = 16  # blocks beside which a cell is wide enough for a number
 Record = Mapping[str, Any]
 
 
