@@ -16,6 +16,7 @@ from torch import Tensor
 
 from secateur.core.plan import Plan, RemoveDirections
 from secateur.core.site import Site
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.surgery.operations import Remove, resolve
 
@@ -38,10 +39,12 @@ class Words:
 @torch.no_grad()
 def direction_words(loaded: Loaded, edit: RemoveDirections, numbers: Sequence[int]) -> list[Words]:
     """Of some of the directions that `edit` removes; empty where they do not reach the stream by linear maps, or the
-    unembedding reads another width. Source: weights read in the vocabulary, Dar et al. 2022 (arXiv 2209.02535)."""
+    unembedding does not read the stream through one norm.
+
+    Source: weights read in the vocabulary, Dar et al. 2022 (arXiv 2209.02535)."""
     anatomy = loaded.anatomy
     unembedding = loaded.model.get_submodule(anatomy.unembedding).weight
-    if edit.matrix.part not in ("o", "down", "v") or unembedding.shape[1] != anatomy.d_model:
+    if edit.matrix.part not in ("o", "down", "v") or not _is_read_in_words(anatomy, unembedding):
         return []
     stream = _to_stream(loaded, edit) if edit.matrix.part == "v" else None
     if edit.matrix.part == "v" and stream is None:
@@ -57,6 +60,13 @@ def direction_words(loaded: Loaded, edit: RemoveDirections, numbers: Sequence[in
         logits = unembedding.float() @ _normed(loaded, written).float()
         found.append(Words(_tokens(loaded, logits, True), _tokens(loaded, logits, False)))
     return found
+
+
+def _is_read_in_words(anatomy: Anatomy, unembedding: Tensor) -> bool:
+    """Whether the stream is what the blocks add up to, and the unembedding reads it through one last norm: not where
+    norms stand on the way, nor in OPT-350m, which norms the stream block by block and projects it."""
+    plain = anatomy.final_norm is not None and anatomy.foldable
+    return plain and unembedding.shape[1] == anatomy.d_model
 
 
 def _to_stream(loaded: Loaded, edit: RemoveDirections) -> Float[Tensor, "d_model values"] | None:
@@ -79,8 +89,6 @@ def _beside(
 
 def _normed(loaded: Loaded, vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
     """The direction as the unembedding sees it; half the difference of both signs leaves out a norm's bias."""
-    if loaded.anatomy.final_norm is None:
-        return vector
     norm = loaded.model.get_submodule(loaded.anatomy.final_norm)
     vector = vector.to(loaded.model.dtype)
     return (norm(vector) - norm(-vector)) / 2
