@@ -25,7 +25,8 @@ from secateur.errors import OutputError, SecateurError, TaskError, TrainingError
 from secateur.session import Options, open_session
 from secateur.training import finetune as verb
 from secateur.training import trainer
-from secateur.training.trainer import AnswerTrainer, answer_losses, collate, newest_checkpoint, train
+from secateur.training.answers import answer_losses, collate
+from secateur.training.trainer import AnswerTrainer, newest_checkpoint, train
 from secateur.training.tuning import Tuning, command_line, command_of, splits_of
 
 FAST = Tuning(epochs=2, lr=3e-3, batch_size=8)
@@ -207,8 +208,9 @@ def test_ctrl_c_finishes_the_step_and_goes_on_from_it(step, tmp_path):
     assert newest_checkpoint(tmp_path / "stopped").endswith(f"checkpoint-{step}")
     steps = []
     again = tiny("gpt2")
-    found = learn(again, tmp_path / "stopped", progress=lambda stage, done, total: steps.append(done))
-    assert min(steps, default=6) == step, "it began before where it was stopped"
+    found = learn(again, tmp_path / "stopped", progress=lambda *said: steps.append(said))
+    done = [done for stage, done, _ in steps if stage == "train"]
+    assert min(done, default=6) == step, "it began before where it was stopped"
     assert found == expected
     assert same_weights(again, whole)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -467,8 +469,11 @@ def test_mixed_precision_computes_in_bfloat16(tmp_path):
         assert torch.equal(mixed(input_ids=ids).logits, fresh(input_ids=ids).logits)
 
 
-def test_a_carved_model_is_trained_in_its_shapes(model, task, tmp_path):
-    package.apply(str(model), ["b0.attn.g1=drop", "b1.mlp.n3=drop"], tmp_path / "cut")
+@pytest.mark.parametrize(
+    ("edits", "how"), [(["b0.attn.g1=drop", "b1.mlp.n3=drop"], {}), (["b1.down=2"], {"factorize": True})]
+)
+def test_a_carved_model_is_trained_in_its_shapes(edits, how, model, task, tmp_path):
+    package.apply(str(model), edits, tmp_path / "cut", **how)
     before = package.load(str(tmp_path / "cut"))
     assert before.anatomy.carved
     found = package.finetune(str(tmp_path / "cut"), str(task), tmp_path / "out", **HOW)
@@ -576,6 +581,26 @@ def test_no_space_is_seen_before_training(model, task, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OutputError, match=r"needs up to 0\.001 GB .* has 0\.000 GB free"):
         package.finetune(str(model), str(task), tmp_path / "out", **HOW)
+    assert not (tmp_path / "out.run").exists()
+
+
+def test_memory_that_runs_out_is_said_and_what_was_done_is_kept(model, task, tmp_path, monkeypatch):
+    step = AnswerTrainer.training_step
+
+    def short(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(AnswerTrainer, "training_step", short)
+    with pytest.raises(TrainingError, match="out of memory with --batch-size 8"):
+        package.finetune(str(model), str(task), tmp_path / "out", **HOW)
+    monkeypatch.undo()
+    started = []
+    package.finetune(
+        str(model), str(task), tmp_path / "out", progress=lambda *said: started.append(said), **HOW
+    )
+    assert min(done for stage, done, _ in started if stage == "train") == 4
 
 
 def test_another_training_does_not_go_on_from_this_one(model, task, tmp_path):

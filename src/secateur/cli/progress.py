@@ -19,6 +19,7 @@ from rich.progress import (
 STAGES = {
     "load": "reading model and task",
     "train": "training",
+    "losses": "losses, epoch by epoch",
     "evaluate": "measuring on the split",
     "screen": "screening candidates by gradients",
     "race": "racing candidates on select",

@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from safetensors import SafetensorError
 from secateur.checkpoint.folder import FULL, Folder, no_space, write_json, writing
 from secateur.checkpoint.save import reload, save
 from secateur.core.progress import Progress, silent
-from secateur.errors import OutputError, TrainingError
+from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import quiet
 from secateur.records import versions
 from secateur.session import Session, digest, open_session
+from secateur.training.answers import Sample
 from secateur.training.record import card, epoch_records, score_records, trained_on
-from secateur.training.trainer import Sample, Trained, newest_checkpoint, train
+from secateur.training.trainer import Astray, Trained, newest_checkpoint, train
 from secateur.training.tuning import Tuning, command_line, command_of, options_of, splits_of
 
 LOG = logging.getLogger("secateur")
@@ -134,8 +135,8 @@ def _train(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
     dtype, place = model.dtype, _place(session, command, folder)
     model.to(torch.promote_types(dtype, torch.float32))
     learned = [number for name in tuning.split for number in session.task.split(name)]
-    _check_room(place, sum(p.numel() for p in model.parameters()) * BYTES_KEPT)
     try:
+        _check_room(place, sum(p.numel() for p in model.parameters()) * BYTES_KEPT)
         with quiet(), _storing(place):
             trained = train(
                 model,
@@ -146,9 +147,12 @@ def _train(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
                 folder=place,
                 progress=session.progress,
             )
-    except TrainingError:
-        _forget(folder)  # the same command would fail at the same step again
+    except Astray:
+        _forget(folder)
         raise
+    finally:
+        with suppress(OSError):  # only where nothing was saved yet
+            place.rmdir()
     model.to(dtype)
     model.config = kept
     return trained

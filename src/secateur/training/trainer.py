@@ -8,31 +8,28 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import random
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from secateur.core.progress import Progress
+from secateur.core.progress import Progress, silent
 from secateur.errors import TrainingError
+from secateur.training.answers import Sample, answer_losses, collate
+from secateur.training.around import held_back, own_randomness
 from secateur.training.tuning import Tuning
 
-IGNORED = -100  # torch's and Transformers' label of a token that is not scored
-Sample = tuple[tuple[int, ...], int]  # token ids; how many of them, from the left, are read and not learned
 COMPLETE = "complete"  # the file that a checkpoint gets last
+
+
+class Astray(TrainingError):
+    """A loss that is not finite: the same command would come to the same step again."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +41,10 @@ class Trained:
     best: int
 
 
-def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Right padding, with token 0 and no attention mask: in a causal model nothing to the right reaches a position."""
-    width = max(len(ids) for ids, _ in samples)
-    input_ids = torch.zeros((len(samples), width), dtype=torch.long)
-    labels = torch.full((len(samples), width), IGNORED, dtype=torch.long)
-    for row, (ids, start) in enumerate(samples):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        labels[row, start : len(ids)] = torch.tensor(ids[start:])
-    return {"input_ids": input_ids, "labels": labels}
-
-
-def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p of every answer token, nats. `logits` (rows, width, vocabulary), `labels` (rows, width)."""
-    wanted = labels[:, 1:]
-    kept = wanted != IGNORED
-    scored = logits[:, :-1][kept]
-    return cross_entropy(
-        scored.to(torch.promote_types(scored.dtype, torch.float32)), wanted[kept], reduction="none"
-    )
-
-
 class AnswerTrainer(Trainer):
     """Learns answers. Every batch counts by its mean loss per answer token."""
+
+    progress: Progress = staticmethod(silent)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **unused: Any
@@ -105,6 +83,7 @@ class AnswerTrainer(Trainer):
             with torch.no_grad(), self.accelerator.autocast():
                 losses = answer_losses(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
             total, tokens = total + float(losses.double().sum()), tokens + len(losses)
+            self.progress("losses", min(start + size, len(ordered)), len(ordered))
         return total / tokens
 
 
@@ -117,10 +96,10 @@ def read_weights(model: PreTrainedModel, checkpoint: Path) -> None:
 
 
 def refuse_nonfinite(loss: float, step: int, args: TrainingArguments) -> None:
-    """Raises `TrainingError` for a loss from which no weights can be learned."""
+    """Raises `Astray` for a loss from which no weights can be learned."""
     if not math.isfinite(loss):
         precision = " or leave out --bf16" if args.bf16 else ""
-        raise TrainingError(
+        raise Astray(
             f"the loss is {loss} at step {step}: training with --lr {args.learning_rate} went astray. Give a smaller "
             f"--lr, more --warmup{precision}; nothing was written."
         )
@@ -161,11 +140,12 @@ def train(
     """Trains all parameters of `model` in place; `folder` keeps what a killed run goes on from.
 
     Afterwards the model has the weights of the epoch with the lowest loss on select, or of the last one where select
-    itself was learned. Raises `TrainingError` for a loss that is not finite, and where memory does not suffice.
+    itself was learned. Raises `Astray`, and `TrainingError` where memory does not suffice.
     """
     model.requires_grad_(True)
-    with _own_randomness(model.device), _held_back() as asked_to_stop:
+    with own_randomness(model.device), held_back() as asked_to_stop:
         trainer = _trainer(model, learned, select, tuning, seed, folder, Watch(progress, asked_to_stop))
+        trainer.progress = progress
         start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
         try:
             state = _finish(trainer, newest_checkpoint(folder))
@@ -272,48 +252,3 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) ->
         raise TrainingError(f"this machine cannot train so: {error}") from error
     made._n_gpu = min(made.n_gpu, 1)  # else several of them would share each batch, unasked
     return made
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """The Trainer seeds Python, numpy and torch, for all; afterwards they go on as they were.
-
-    On CUDA, kernels that give the same numbers every time, as far as torch has them.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    strict, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    on_cuda = device.type == "cuda"
-    if on_cuda:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with torch.random.fork_rng(devices=[device] if on_cuda else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        if on_cuda:
-            torch.use_deterministic_algorithms(strict, warn_only=warns)
-
-
-@contextmanager
-def _held_back() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C waits until the step is done and saved, a second one does not. Only the main thread hears it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    heard: list[int] = []
-    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
-
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, hear)
-    try:
-        yield lambda: bool(heard)
-    finally:
-        signal.signal(signal.SIGINT, before)
