@@ -116,15 +116,25 @@ def removed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def directed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small run that removes directions."""
+    folder = tmp_path_factory.mktemp("docs") / "directed"
+    options = {"method": "directions", "matrices": ("down",), "dynamic": False, "limit": 260}
+    result = secateur.prune("builtin:facts", "builtin:facts", folder, **options)
+    assert result.plan.removed
+    return folder
+
+
+@pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run of fine-tuning."""
     folder = tmp_path_factory.mktemp("docs") / "tuned"
     return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260).out
 
 
-def test_every_record_is_as_documented(out: Path, removed: Path, tuned: Path) -> None:
+def test_every_record_is_as_documented(out: Path, removed: Path, directed: Path, tuned: Path) -> None:
     tables, seen = _tables(), {}
-    for kind, folder in ((kind, folder) for folder in (out, removed) for kind in TABLES):
+    for kind, folder in ((kind, folder) for folder in (out, removed, directed) for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
     read = {"what": ["heads", "ffns", "neurons", "induction"], "layers": (0, 1), "limit": 250}
