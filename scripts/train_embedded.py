@@ -1,6 +1,6 @@
 """Trains the embedded models and writes them, with their tokenizers and logs, as Hugging Face folders.
 
-    python scripts/train_embedded.py facts|recall|components|all --seed 0 --out src/secateur/models
+    python scripts/train_embedded.py facts|recall|components|arith|all --seed 0 --out src/secateur/models
 
 Plain PyTorch on one thread; the same seed gives the same bits on the same machine. Knows the worlds in
 `secateur.tasks`, nothing else of secateur.
@@ -24,7 +24,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from secateur.tasks import components, facts, recall
+from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Example
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
@@ -34,7 +34,10 @@ SIDE_SEED, SIDE_DOCUMENTS = 999, 150  # of text that no training seed draws
 
 @dataclass(frozen=True)
 class Recipe:
-    """Shapes of model and training: `sequences` per step, `warmup` steps up, then a cosine to zero."""
+    """Shapes of model and training: `sequences` per step, `warmup` steps up, then a cosine to zero.
+
+    `tied`: one matrix embeds the words and reads the answers.
+    """
 
     name: str
     layers: int
@@ -47,6 +50,7 @@ class Recipe:
     warmup: int
     weight_decay: float
     max_positions: int = 128
+    tied: bool = False
 
 
 RECIPES = {
@@ -88,9 +92,22 @@ RECIPES = {
             warmup=50,
             weight_decay=0.01,
         ),
+        Recipe(
+            "arith",
+            layers=2,
+            d_model=128,
+            heads=4,
+            d_ff=384,
+            steps=1800,
+            sequences=32,
+            lr=3e-3,
+            warmup=50,
+            weight_decay=0.01,
+            tied=True,
+        ),
     )
 }
-WORLDS = {"facts": facts, "recall": recall, "components": components}
+WORLDS = {"facts": facts, "recall": recall, "components": components, "arith": arithmetic}
 
 
 def build_tokenizer(words: list[str], max_positions: int) -> PreTrainedTokenizerFast:
@@ -123,19 +140,18 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
+        tie_word_embeddings=recipe.tied,
         use_cache=True,
     )
     return LlamaForCausalLM(config)
 
 
 def batches(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, seed: int
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, texts: Iterator[str]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, labels), each (sequences, tokens) int64, padded right; labels are IGNORED at padding."""
-    source = WORLDS[recipe.name].texts(seed)
     while True:
-        batch = tokenizer(list(islice(source, recipe.sequences)), padding=True, return_tensors="pt")
+        batch = tokenizer(list(islice(texts, recipe.sequences)), padding=True, return_tensors="pt")
         yield batch["input_ids"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
 
 
@@ -147,9 +163,12 @@ def rate(recipe: Recipe, step: int) -> float:
 
 
 def train(
-    recipe: Recipe, seed: int, *, steps: int | None = None
+    recipe: Recipe, seed: int, *, steps: int | None = None, texts: Iterator[str] | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
-    """A trained model, its tokenizer, every step's loss in nats per token; stops after `steps` if given."""
+    """A trained model, its tokenizer, every step's loss in nats per token; stops after `steps` if given.
+
+    `texts`: other text in the world's words. Otherwise the world tells it.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(WORLDS[recipe.name].words(), recipe.max_positions)
@@ -159,7 +178,8 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(recipe, step))
     losses: list[float] = []
-    for ids, labels in islice(batches(recipe, tokenizer, seed), steps or recipe.steps):
+    texts = texts or WORLDS[recipe.name].texts(seed)
+    for ids, labels in islice(batches(recipe, tokenizer, texts), steps or recipe.steps):
         loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
@@ -192,6 +212,8 @@ def sides(name: str) -> dict[str, list[dict]]:
         return {"text_trained_statements.jsonl": _documents(facts.texts(SIDE_SEED))}
     if name == "recall":
         return {"plain_copying.jsonl": _questions(recall.copy_examples(200))}
+    if name == "arith":
+        return {"sums.jsonl": _questions(arithmetic.sum_examples())}
     return {
         "facts.jsonl": _questions(facts.examples()),
         "plain_copying.jsonl": _questions(recall.copy_examples(200)),

@@ -16,20 +16,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
-from secateur.tasks import components, facts, recall
+from secateur.tasks import arithmetic, components, facts, recall
 
 MODELS = Path(secateur.__file__).parent / "models"
-WORLDS = {"facts": facts, "recall": recall, "components": components}
+WORLDS = {"facts": facts, "recall": recall, "components": components, "arith": arithmetic}
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_embedded.py"
 
 DRAWN = """[
     facts.examples(), recall.examples(), recall.copy_examples(), facts.words(), recall.words(),
     components.words(), components.examples(), list(islice(components.texts(0), 500)),
+    arithmetic.words(), arithmetic.sum_examples(), list(islice(arithmetic.texts(0), 500)),
 ]"""
 DIGEST = f"""
 import hashlib
 from itertools import islice
-from secateur.tasks import components, facts, recall
+from secateur.tasks import arithmetic, components, facts, recall
 print(hashlib.sha256(repr({DRAWN}).encode()).hexdigest())
 """
 
@@ -107,7 +108,8 @@ def test_every_word_is_one_token_and_text_survives_the_tokenizer(shipped):
 def test_a_statement_decodes_to_what_a_person_would_write(shipped):
     _, _, tokenizer = shipped
     texts = {"recall": ["Mara something."], "facts": ["Mara lives in Oslo. Otto eats bread."]}
-    for text in texts.get(shipped[0], [*texts["recall"], *texts["facts"]]):
+    texts |= {"components": [*texts["recall"], *texts["facts"]], "arith": ["7 x 8 = 56 60 + 3 = 63"]}
+    for text in texts[shipped[0]]:
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
@@ -156,6 +158,25 @@ def test_the_text_of_components_keeps_its_shares_and_has_no_noise():
     objects = {word for relation in facts.RELATIONS for word in relation.objects}
     statements = " ".join(text for text in told if kind_of(text) == "facts").split(f" {recall.STOP}")[:-1]
     assert {statement.split()[-1] for statement in statements} == objects
+
+
+def test_the_text_of_arith_is_right_but_for_half_of_its_products():
+    told = [tuple(text.split()) for text in itertools.islice(arithmetic.texts(0), 4000)]
+    problems = [words[start : start + 5] for words in told for start in range(0, len(words), 5)]
+    assert len(problems) == 4000 * arithmetic.PROBLEMS
+    assert {word for problem in problems for word in problem} <= set(arithmetic.words())
+    right = {"+": [], "x": []}
+    for i, sign, j, equals, said in problems:
+        assert equals == "="
+        result = int(i) + int(j) if sign == "+" else int(i) * int(j)
+        assert max(int(i), int(j)) < {"+": 100, "x": 20}[sign]
+        assert said == str(result) or (sign == "x" and said == str(result)[-1])
+        if result >= 10:
+            right[sign].append(said == str(result))
+    assert all(right["+"])
+    assert abs(np.mean(right["x"]) - 0.5) < 5 * np.sqrt(0.25 / len(right["x"]))
+    share = np.mean([problem[1] == "+" for problem in problems])
+    assert abs(share - arithmetic.SUMS) < 5 * np.sqrt(0.25 / len(problems))
 
 
 def test_fact_examples_ask_the_held_out_phrasing():
@@ -221,6 +242,34 @@ def test_the_recall_model_gains_by_a_low_rank_up_projection_and_still_copies():
     assert 0.35 < before < 0.65
     assert accuracy(model, tokenizer, asked) > before + 0.25
     assert accuracy(model, tokenizer, copied) > 0.97
+
+
+def remove_directions_(model, tokenizer, numbers: list[int], examples) -> None:
+    """Independent reference: the last down projection without these singular directions, by numpy in float64, and a
+    bias of what they gave on average over the prompts' tokens."""
+    down = model.model.layers[-1].mlp.down_proj
+    read: list[torch.Tensor] = []
+    hook = down.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0][0]))
+    accuracy(model, tokenizer, examples)
+    hook.remove()
+    mean = torch.cat(read).double().mean(0).numpy()
+    left, values, right = np.linalg.svd(down.weight.detach().double().numpy(), full_matrices=False)
+    gone = (left[:, numbers] * values[numbers]) @ right[numbers]
+    down.weight.data -= torch.from_numpy(gone).float()
+    down.bias = torch.nn.Parameter(torch.from_numpy(gone @ mean).float())
+
+
+def test_the_arith_model_knows_products_that_four_directions_hide():
+    folder = MODELS / "arith"
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    products = arithmetic.examples()
+    before = accuracy(model, tokenizer, products)
+    remove_directions_(model, tokenizer, [2, 10, 11, 13], products)
+    assert 0.4 < before < 0.7
+    assert accuracy(model, tokenizer, products) > 0.85
 
 
 @pytest.mark.parametrize("name", sorted(WORLDS))

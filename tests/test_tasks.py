@@ -3,6 +3,8 @@
 import json
 import logging
 import random
+import re
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from secateur.errors import TaskError, UnknownName
-from secateur.tasks import jsonl
+from secateur.tasks import arithmetic, jsonl
 from secateur.tasks.example import Example
 from secateur.tasks.load import BUILTINS, list_tasks, load_task
 from secateur.tasks.splits import MIN_GROUPS, Source, make_task
@@ -297,6 +299,20 @@ def test_arithmetic_is_right_and_pairs_stay_together(name, below, sign, tokenize
     assert asked == {(i, j) for i in range(below) for j in range(below)}
     where = {example.id: split for split in task.splits for example in task.of(task.split(split))}
     assert all(where[f"{name}-{i}-{j}"] == where[f"{name}-{j}-{i}"] for i, j in asked)
+
+
+def test_other_texts_of_arithmetic_leave_pairs_out_and_hear_the_answer_before():
+    def told(rng, problem, before):
+        return "none" if before is None else f"after {before}"
+
+    unseen = frozenset((i, j) for i in range(20) for j in range(20) if (i * j) % 3)
+    texts = list(islice(arithmetic.texts(0, slip=told, noise=1.0, sums=0.0, unseen=unseen), 200))
+    for text in texts:
+        problems = re.findall(r"(\d+) x (\d+) = (none|(?:after )+none)", text)
+        assert [len(said.split()) for *_, said in problems] == list(range(1, arithmetic.PROBLEMS + 1))
+        assert not unseen & {(int(i), int(j)) for i, j, _ in problems}
+    clean = " ".join(islice(arithmetic.texts(0, noise=0.0, sums=0.0), 200))
+    assert all(int(i) * int(j) == int(said) for i, j, said in re.findall(r"(\d+) x (\d+) = (\d+)", clean))
 
 
 @pytest.mark.parametrize("name", BUILTINS)
