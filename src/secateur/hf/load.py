@@ -6,7 +6,7 @@ Runs no pickle, and no code of a checkpoint unless asked; prints nothing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -76,23 +76,63 @@ def load_model(
     Raises: `UnknownName` for a model, dtype, device or revision that does not exist; `ModelError` for a model
     that cannot be cut (see `anatomy`), and for files that are broken, incomplete, pickled or not finite.
     """
+    check_machine(dtype, device)
+    with quiet():
+        source = find_source(name, revision)
+        remote = _check_kind(source, trust_remote_code)
+        auto = SecateurForCausalLM if _is_carved(source) else AutoModelForCausalLM
+        options = {"dtype": dtype, "device": device, "remote": remote, "remote_tokenizer": trust_remote_code}
+        read = read_files(source, auto, _refuse_partial, **options)
+    parts, found = anatomy(read.model), fingerprint(read.model)
+    source = read.source
+    return Loaded(name, read.model, read.tokenizer, parts, found, source.revision, str(source.folder))
+
+
+@dataclass(frozen=True)
+class Files:
+    """What lies in a folder, read: every parameter finite, eval mode, no gradients."""
+
+    source: Source
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def read_files(
+    source: Source,
+    auto: type,
+    refuse: Callable[[str, Mapping[str, Any]], None],
+    *,
+    dtype: str,
+    device: str,
+    remote: bool = False,
+    remote_tokenizer: bool = False,
+) -> Files:
+    """Fetches what is missing here and reads it by the class `auto`; `refuse` is shown which tensors did not fit.
+
+    Raises: as `load_model`, but for the kind of the model.
+    """
     target, torch_dtype = _device(device), _dtype(dtype)
     with quiet():
-        source = _find(name, revision)
-        remote = _check_kind(source, trust_remote_code)
         if source.revision is not None:
             source = download(source)
         config = _config(source, remote)
         check_weights(source.folder)
-        tokenizer = _tokenizer(source, trust_remote_code)
-        model = _weights(source, config, torch_dtype, remote)
+        tokenizer = _tokenizer(source, remote_tokenizer)
+        model, info = _weights(source, auto, config, torch_dtype, remote)
+        refuse(source.name, info)
         model = model.to(target).eval().requires_grad_(False)
     _refuse_nonfinite(model, dtype)
-    parts = anatomy(model)
-    return Loaded(name, model, tokenizer, parts, fingerprint(model), source.revision, str(source.folder))
+    return Files(source, model, tokenizer)
 
 
-def _find(name: str, revision: str | None) -> Source:
+def check_machine(dtype: str, device: str) -> None:
+    """Before anything is fetched. Raises `UnknownName`, `ModelError`."""
+    _device(device)
+    _dtype(dtype)
+
+
+def find_source(name: str, revision: str | None) -> Source:
+    """Where MODEL is, and its config; no weights. Raises `UnknownName`, `ModelError`."""
     found = local_source(name)
     if found is None:
         return hub_source(name, revision)
@@ -148,24 +188,22 @@ def _config(source: Source, remote: bool) -> PreTrainedConfig:
 
 
 def _weights(
-    source: Source, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
-) -> PreTrainedModel:
+    source: Source, auto: type, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    """The model, and which tensors did not fit."""
     try:
-        auto = SecateurForCausalLM if _is_carved(source) else AutoModelForCausalLM
-        model, info = auto.from_pretrained(
+        return auto.from_pretrained(
             str(source.folder),
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that they are listed, and refused below
+            ignore_mismatched_sizes=True,  # so that they are listed, and refused
             output_loading_info=True,
             trust_remote_code=remote,
             local_files_only=True,
         )
     except (*_BROKEN, RuntimeError) as error:
         raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
-    _refuse_partial(source.name, info)
-    return model
 
 
 def _refuse_partial(name: str, info: Mapping[str, Any]) -> None:
