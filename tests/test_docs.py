@@ -8,11 +8,12 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import data_components
+import data_directions
 import pytest
 import typer
 
@@ -150,10 +151,16 @@ def test_every_record_is_as_documented(out: Path, removed: Path, directed: Path,
     assert written == documented
 
 
-@pytest.mark.parametrize("name", ["heads", "grouped", "components", "ffns"])
-def test_what_the_report_is_tested_with_is_as_documented(name: str) -> None:
-    _, _, analysis = getattr(data_components, name)()
-    assert _problems(analysis, "Analysis", name, _tables(), {}) == []
+@pytest.mark.parametrize(
+    "build",
+    [getattr(data_components, name) for name in ("heads", "grouped", "components", "ffns")]
+    + [getattr(data_directions, name) for name in ("heads", "removal", "single", "deep", "nothing")],
+)
+def test_what_the_report_is_tested_with_is_as_documented(
+    build: Callable[[], data_components.Records],
+) -> None:
+    _, _, analysis = build()
+    assert _problems(analysis, "Analysis", build.__name__, _tables(), {}) == []
 
 
 def test_the_check_of_records_sees_a_wrong_key_a_missing_one_and_a_wrong_type() -> None:
