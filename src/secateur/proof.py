@@ -15,7 +15,7 @@ from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import Form, save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.noninferiority import NOT_WORSE, bound_text
-from secateur.core.plan import Drop, Edit, Plan
+from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.gains.record import gains
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
@@ -134,7 +134,7 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
 
 def _cut(session: Session, edit: Edit) -> dict[str, Any]:
     told: dict[str, Any] = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
-    if isinstance(edit, Drop):
+    if isinstance(edit, Drop | Linearize):
         return told
     anatomy = session.loaded.anatomy
     shape, ranks = (

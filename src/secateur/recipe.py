@@ -13,7 +13,7 @@ from secateur.checkpoint.plans import read_plan
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
-from secateur.methods import components, directions, laser
+from secateur.methods import components, depth, directions, laser
 from secateur.methods.found import Found
 from secateur.proof import cut_and_verify, form_of
 from secateur.session import Options, Session, digest, open_session
@@ -31,6 +31,7 @@ class Method:
 METHODS: Mapping[str, Method] = {
     "laser": Method(laser.check, laser.search),
     "directions": Method(directions.check, directions.search),
+    "depth": Method(depth.check, depth.search),
     **dict.fromkeys(("heads", "ffns", "components"), Method(components.check, components.search)),
 }
 

@@ -30,7 +30,7 @@ from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
 
 LOG = logging.getLogger("secateur")
-METHODS = ("laser", "directions", "heads", "ffns", "components")
+METHODS = ("laser", "directions", "depth", "heads", "ffns", "components")
 REMOVING = ("heads", "ffns", "components")
 
 
@@ -65,6 +65,11 @@ class Options:
     weakest: bool = False
     second_order: bool = False
     whitened: bool = False
+    blocks: int | None = None
+    by: str = "loss"
+    form: str = "fold"
+    contiguous: bool = False
+    rank: int | None = None
     zeroed: bool = False
     factorize: bool = False
     seed: int = 0
@@ -84,10 +89,12 @@ class Options:
     LISTENERS: ClassVar[Mapping[str, tuple[str, ...]]] = {  # which methods an option is for, if not for all
         **dict.fromkeys(("fractions", "small_ranks", "compose"), ("laser",)),
         **dict.fromkeys(("matrices", "exhaustive"), ("laser", "directions")),
-        **dict.fromkeys(("target", "max_loss", "step", "rescore"), ("directions", *REMOVING)),
+        **dict.fromkeys(("target", "step", "rescore"), ("directions", *REMOVING)),
+        "max_loss": ("directions", "depth", *REMOVING),
         **dict.fromkeys(("params", "random_orders", "portable"), REMOVING),
         **dict.fromkeys(("protocol", "overall", "dynamic", "weakest"), ("directions",)),
         **dict.fromkeys(("per_head", "second_order", "whitened"), ("directions",)),
+        **dict.fromkeys(("blocks", "by", "form", "contiguous", "rank"), ("depth",)),
     }
 
     def __post_init__(self) -> None:

@@ -58,8 +58,8 @@ def prune(
         typer.Option(
             metavar="NAME",
             help="laser: low-rank truncation of single matrices, and several composed. directions: singular directions "
-            "that hurt, folded into biases. heads, ffns, components (both): taken out step by step as far as the task "
-            "allows.",
+            "that hurt, folded into biases. depth: whole blocks, folded or linear. heads, ffns, components (both): "
+            "taken out step by step as far as the task allows.",
         ),
     ] = "laser",
     test_task: TestTask = None,
@@ -146,6 +146,27 @@ def prune(
     ] = False,
     second_order: SecondOrder = False,
     whitened: Whitened = False,
+    blocks: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="depth: take this many blocks. [default: as --max-loss allows]"),
+    ] = None,
+    by: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="depth: which go first: by measured loss, linearity, or cosine."),
+    ] = "loss",
+    form: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="depth: fold (a linear map in the network before them, no new parameters), linear (a map of its own), "
+            "or drop.",
+        ),
+    ] = "fold",
+    contiguous: Annotated[bool, typer.Option("--contiguous", help="depth: one run of blocks.")] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="R", min=1, help="depth, form linear: maps of rank R beside the residual."),
+    ] = None,
     portable: Portable = False,
     zeroed: Zeroed = False,
     factorize: Factorize = False,
@@ -177,6 +198,7 @@ def prune(
         layers=layers, grid=grid, exhaustive=exhaustive, compose=compose, target=target, max_loss=max_loss,
         params=params, step=step, rescore=rescore, random_orders=random_orders, portable=portable, zeroed=zeroed,
         factorize=factorize, protocol=protocol, per_head=per_head, overall=overall, dynamic=dynamic, weakest=weakest,
+        blocks=blocks, by=by, form=form, contiguous=contiguous, rank=rank,
         second_order=second_order, whitened=whitened, seed=seed, split_seed=split_seed,
         limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
         revision=revision, dtype=dtype, device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
@@ -328,6 +350,7 @@ VERBS = (
                 "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
                 "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
                 "secateur prune gpt2 --task builtin:int-mult --method directions --matrices k,v -o out",
+                "secateur prune ./my-llama --task text:book.txt --method depth --blocks 4 -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
             )

@@ -135,7 +135,8 @@ class Linearize:
     """Put one linear map in the place of a run of blocks.
 
     `linear`: what enters the first leaves the last as `weight` x + `bias`, or x + `b`ᵀ `a` x + `bias` of low rank.
-    `fold`: the run goes, and the feed-forward network before it gives `weight` y in place of y, which costs nothing.
+    `fold`: the run goes, and the feed-forward network before it gives `weight` y in place of y, plus `bias` where its
+    output has one; that costs nothing.
     Arrays are (d_model, d_model), (rank, d_model), (d_model,). Sources: Razzhigaev et al. 2024 (arXiv 2405.12250) for
     the map; ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819) for the fold.
     """

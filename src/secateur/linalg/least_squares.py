@@ -33,18 +33,24 @@ class PairMoments:
     have, costs no digits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, near: tuple[Tensor, Tensor] | None = None) -> None:
+        """`near` are roughly the means, where others' moments are to be added to these."""
         self.count = 0
-        self._near: tuple[Tensor, Tensor] | None = None
+        self._near = near
+        self._eigen: tuple[int, Tensor, Tensor] | None = None
+        if near is not None:
+            self._start()
+
+    def _start(self) -> None:
+        x, y = self._near
+        self._x, self._y, self._yy = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(y)
+        self._xx, self._xy = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y))
 
     def add(self, x: Float[Tensor, "vectors in"], y: Float[Tensor, "vectors out"]) -> None:
         x, y = x.double(), y.double()
         if self._near is None:
             self._near = x.mean(dim=0), y.mean(dim=0)
-            self._x, self._y = torch.zeros_like(self._near[0]), torch.zeros_like(self._near[1])
-            self._xx = x.new_zeros(x.shape[1], x.shape[1])
-            self._xy = x.new_zeros(x.shape[1], y.shape[1])
-            self._yy = torch.zeros_like(self._near[1])
+            self._start()
         x, y = x - self._near[0], y - self._near[1]
         self.count += len(x)
         self._x += x.sum(dim=0)
@@ -52,6 +58,14 @@ class PairMoments:
         self._xx.addmm_(x.T, x)
         self._xy.addmm_(x.T, y)
         self._yy += (y * y).sum(dim=0)
+
+    def __add__(self, other: PairMoments) -> PairMoments:
+        """The moments of both streams, which began with the same `near`."""
+        both = PairMoments(self._near)
+        both.count = self.count + other.count
+        both._x, both._y, both._yy = self._x + other._x, self._y + other._y, self._yy + other._yy
+        both._xx, both._xy = self._xx + other._xx, self._xy + other._xy
+        return both
 
     @property
     def mean_x(self) -> Float[Tensor, " in"]:
@@ -71,34 +85,64 @@ class PairMoments:
         return self._xy - torch.outer(self._x, self._y) / self.count
 
     @property
+    def spread_x(self) -> float:
+        """‖X‖²_F of the centered X."""
+        return float(self.centered_xx.trace())
+
+    @property
     def spread_y(self) -> float:
         """‖Y‖²_F of the centered Y."""
         return float((self._yy - self._y * self._y / self.count).sum())
 
+    def _solved(self) -> tuple[Float[Tensor, " in"], Float[Tensor, "in in"]]:
+        """Eigenvalues, ascending, and eigenvectors of XᵀX: once for what has been added so far."""
+        if self._eigen is None or self._eigen[0] != self.count:
+            self._eigen = self.count, *torch.linalg.eigh(self.centered_xx)
+        return self._eigen[1:]
+
     @property
     def condition(self) -> float:
         """Of XᵀX among the directions that the data have."""
-        values = torch.linalg.eigvalsh(self.centered_xx)
+        values, _ = self._solved()
         kept = values[values > _smallest(values)]
         return float(kept.max() / kept.min()) if len(kept) else 1.0
 
     @property
     def rank(self) -> int:
         """Of the centered X."""
-        values = torch.linalg.eigvalsh(self.centered_xx)
+        values, _ = self._solved()
         return int((values > _smallest(values)).sum())
 
-    def fit(self, *, ridge: float = 0.0) -> LinearMap:
-        """The map with the smallest ‖X W ᵀ + b − Y‖²; of several, the one with the smallest W.
+    @property
+    def largest_share(self) -> float:
+        """Of the variance of X that lies along one direction: σ₁² / Σσ², 0 where nothing varies."""
+        values = self._solved()[0].clamp_min(0)
+        return float(values[-1] / values.sum().clamp_min(torch.finfo(values.dtype).tiny))
 
-        `ridge` is added to XᵀX, as a share of its mean eigenvalue. Directions that the data do not have are left out,
-        so that rank-deficient and badly conditioned inputs do no harm.
+    def fit(self, *, ridge: float = 0.0, intercept: bool = True) -> LinearMap:
+        """The map with the smallest ‖X Wᵀ + b − Y‖²; of several, the one with the smallest W.
+
+        `ridge` is added to XᵀX, as a share of its mean eigenvalue; without `intercept` b is 0. Directions that the data
+        do not have are left out, so that rank-deficient and badly conditioned inputs do no harm.
         """
-        values, vectors = torch.linalg.eigh(self.centered_xx)
+        if intercept:
+            (values, vectors), xy = self._solved(), self.centered_xy
+        else:
+            xx, xy = self._around_zero()
+            values, vectors = torch.linalg.eigh(xx)
         kept = values > _smallest(values)
         inverse = 1 / (values[kept] + ridge * values.mean().clamp_min(0))
-        weight = ((vectors[:, kept] * inverse) @ (vectors[:, kept].T @ self.centered_xy)).T
-        return LinearMap(weight, self.mean_y - weight @ self.mean_x)
+        weight = ((vectors[:, kept] * inverse) @ (vectors[:, kept].T @ xy)).T
+        bias = self.mean_y - weight @ self.mean_x
+        return LinearMap(weight, bias if intercept else torch.zeros_like(bias))
+
+    def _around_zero(self) -> tuple[Float[Tensor, "in in"], Float[Tensor, "in out"]]:
+        """XᵀX and XᵀY with their means."""
+        x, y = self.mean_x, self.mean_y
+        return (
+            self.centered_xx + self.count * torch.outer(x, x),
+            self.centered_xy + self.count * torch.outer(x, y),
+        )
 
     def error(self, fitted: LinearMap) -> float:
         """‖X Wᵀ + b − Y‖²_F of a map that may have been fitted elsewhere."""

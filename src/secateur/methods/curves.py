@@ -27,7 +27,7 @@ def pruning_record(
 ) -> dict[str, Any]:
     metric, options = goal.metric, session.options
     shown = [point.plan for removal in removals if removal.seed is None for point in removal.points]
-    sides, units = _sides(session, list(dict.fromkeys(shown)))
+    sides, units = side_values(session, list(dict.fromkeys(shown)))
     record = {
         "what": options.method,
         "unit": "KV group" if is_grouped(session.loaded.anatomy) else "head",
@@ -77,7 +77,9 @@ def _share_left(scores: Mapping[str, float], gone: Collection[Site]) -> float:
     return left / max(sum(scores.values()), 1e-300)
 
 
-def _sides(session: Session, plans: Sequence[Plan]) -> tuple[dict[Plan, dict[str, float]], dict[str, str]]:
+def side_values(
+    session: Session, plans: Sequence[Plan]
+) -> tuple[dict[Plan, dict[str, float]], dict[str, str]]:
     """Each side's metric under each plan, and its unit."""
     values: dict[Plan, dict[str, float]] = {plan: {} for plan in plans}
     units = {}

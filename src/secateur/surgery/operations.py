@@ -156,9 +156,10 @@ class Multiply:
 
     def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> None:
         wide = torch.promote_types(weight.dtype, torch.float32)
-        fold = torch.from_numpy(self.edit.fitted.arrays["weight"]).to(weight.device, wide)
+        arrays = {n: torch.from_numpy(a).to(weight.device, wide) for n, a in self.edit.fitted.arrays.items()}
+        fold = arrays["weight"]
         if self.bias:
-            weight.copy_(fold @ weight.to(wide))
+            weight.copy_(fold @ weight.to(wide) + arrays.get("bias", 0))
         else:
             self.matrix.write_(weight, fold @ self.matrix.read(weight).to(wide))
 
@@ -270,7 +271,9 @@ def _check_map(edit: Linearize, anatomy: Anatomy) -> None:
         )
     rank = len(arrays["a"]) if "a" in arrays else None
     maps = {"weight": (width, width)} if rank is None else {"a": (rank, width), "b": (rank, width)}
-    wanted = maps | ({"bias": (width,)} if edit.form == "linear" else {})
+    into = edit.folded_into
+    may_add = into is None or ("bias" in arrays and anatomy.matrix(into).bias is not None)
+    wanted = maps | ({"bias": (width,)} if may_add else {})
     if {name: array.shape for name, array in arrays.items()} != wanted:
         raise PlanError(
             f"{edit}: its tensors are not those of a map of {width} numbers, as this model's stream has."

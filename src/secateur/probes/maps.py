@@ -1,0 +1,164 @@
+"""Linear maps fitted to stand for runs of blocks: what enters a run, and what left it in the original model.
+
+One pass of the original and one of the model under a plan for each batch, and second moments in float64, so memory does
+not grow with the tokens. Maps are shrunk towards doing nothing as much as is best for tokens they were not fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Linearize, Plan
+from secateur.core.progress import Progress, silent
+from secateur.core.site import Site
+from secateur.errors import ModelError
+from secateur.hf.load import Loaded
+from secateur.judge.rows import Packing, with_room
+from secateur.linalg.directions import directions
+from secateur.linalg.least_squares import LinearMap, PairMoments
+from secateur.probes.streams import Place, Streams, real_tokens, streams
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import resolve
+from secateur.tasks.encode import Encoded
+
+RIDGES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # shares of the mean eigenvalue of XᵀX
+
+
+@dataclass(frozen=True)
+class Run:
+    """Blocks one after the other, and the form of what is to stand for them; `rank` of a `linear` map, or full."""
+
+    blocks: tuple[int, ...]
+    form: str
+    rank: int | None = None
+
+
+def fit_maps(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    runs: Sequence[Run],
+    *,
+    under: Plan,
+    packing: Packing,
+    progress: Progress = silent,
+) -> dict[Run, Linearize]:
+    """An edit for each run: in the model that `under` leaves, the stream after the map is as near as it can be to the
+    original's after the run, in the mean square over all tokens of `examples`.
+
+    `linear`: W and b with x → W x + b. `fold`: T with y → T y for what the network before the run gives, and where its
+    output has a bias also what is added to it. The share of ridge is the one of RIDGES that is best on the half of the
+    sequences that a map is not fitted on; then it is fitted on all.
+    Source: Razzhigaev et al. 2024 (arXiv 2405.12250) for W, ReplaceMe (arXiv 2505.02819), equation 5, for T.
+    Differs: targets are the original's also under a plan, and maps shrink towards the identity instead of zero.
+    Raises: `ModelError` where activations are not finite.
+    """
+    assert examples, "a fit to no examples"
+    answers = {e: encoded[e].gold_alone for e in examples}
+    operations = resolve(under, loaded.anatomy, loaded.fingerprint)
+
+    def read(packing: Packing) -> dict[Run, _Halves]:
+        halves = {run: _Halves() for run in runs}
+        batches = packing.pack(answers, examples)
+        for number, batch in enumerate(batches):
+            real = real_tokens(batch, answers).to(loaded.model.device)
+            original = streams(loaded, batch, _ends(runs))
+            with masked(loaded.model, operations):
+                own = streams(loaded, batch, _begins(runs))
+            for run in runs:
+                halves[run].add(*_pair(run, own, original), real, batch.row_example)
+            progress("fit", number + 1, len(batches))
+        return halves
+
+    return {run: _edit(run, halves, loaded) for run, halves in with_room(packing, read).items()}
+
+
+def _ends(runs: Iterable[Run]) -> set[Place]:
+    return {("leaves", run.blocks[-1]) for run in runs}
+
+
+def _begins(runs: Iterable[Run]) -> set[Place]:
+    found: set[Place] = set()
+    for run in runs:
+        first = run.blocks[0]
+        found |= (
+            {("enters", first)} if run.form == "linear" else {("leaves", first - 1), ("gives", first - 1)}
+        )
+    return found
+
+
+def _pair(run: Run, own: Streams, original: Streams) -> tuple[Tensor, Tensor]:
+    """What goes into the map, and what should be added to it: (rows, length, d_model) each, float64."""
+    first, target = run.blocks[0], original["leaves", run.blocks[-1]].double()
+    if run.form == "linear":
+        x = own["enters", first].double()
+        return x, target - x
+    return own["gives", first - 1].double(), target - own["leaves", first - 1].double()
+
+
+# --------------------------------------------------------------------------------------------------------------- fits
+
+
+class _Halves:
+    """Moments of the sequences with even and with odd numbers."""
+
+    def __init__(self) -> None:
+        self._moments: tuple[PairMoments, PairMoments] | None = None
+
+    def add(self, x: Tensor, y: Tensor, real: Tensor, numbers: Tensor) -> None:
+        if self._moments is None:
+            near = x[real].mean(0), y[real].mean(0)
+            self._moments = PairMoments(near), PairMoments(near)
+        for odd, moments in enumerate(self._moments):
+            rows = (numbers % 2 == odd).to(x.device)
+            if rows.any():
+                moments.add(x[rows][real[rows]], y[rows][real[rows]])
+
+    def fit(self, *, intercept: bool) -> tuple[LinearMap, PairMoments]:
+        assert self._moments is not None
+        both = self._moments[0] + self._moments[1]
+        if not np.isfinite(both.spread_y):
+            raise ModelError(
+                "activations are not finite, so nothing can be fitted to them (broken weights?)."
+            )
+        return both.fit(ridge=self._ridge(intercept), intercept=intercept), both
+
+    def _ridge(self, intercept: bool) -> float:
+        if min(moments.count for moments in self._moments) == 0:
+            return RIDGES[-1]
+        pairs = (self._moments, self._moments[::-1])
+        errors = {
+            ridge: sum(other.error(one.fit(ridge=ridge, intercept=intercept)) for one, other in pairs)
+            for ridge in RIDGES
+        }
+        return min(errors, key=lambda ridge: (errors[ridge], ridge))
+
+
+def _edit(run: Run, halves: _Halves, loaded: Loaded) -> Linearize:
+    fold = run.form == "fold"
+    into = loaded.anatomy.matrices[Site(run.blocks[0] - 1, "down")] if fold else None
+    intercept = into is None or into.bias is not None
+    found, moments = halves.fit(intercept=intercept)
+    arrays = {"bias": found.bias} if intercept else {}
+    if run.rank is None:
+        arrays["weight"] = found.weight + torch.eye(len(found.bias), dtype=found.weight.dtype).to(
+            found.weight
+        )
+    else:
+        arrays |= _factors(found.weight, moments.centered_xx, run.rank)
+    return Linearize(run.blocks, run.form, Fitted.of({n: a.float().cpu().numpy() for n, a in arrays.items()}))
+
+
+def _factors(
+    weight: Float[Tensor, "d d"], moment: Float[Tensor, "d d"], rank: int
+) -> dict[str, Float[Tensor, "rank d"]]:
+    """The best map of this rank on these data: bᵀ a is the weight's output along its largest directions."""
+    found = directions(weight[None], moment[None])
+    return {"a": found.rows[0, :rank], "b": found.u[0, :, :rank].T.contiguous()}
