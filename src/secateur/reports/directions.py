@@ -108,15 +108,13 @@ def _alone(step: Record) -> str:
 
 def _agreement(path: Sequence[Record]) -> str:
     rho, (did, promised) = spearman(path), kept(path)
-    said = [f"Spearman's rank correlation over {len(path):,} plans: {change(rho, 'rho')}."]
+    said = [f"Spearman’s rank correlation over {len(path):,} plans: {change(rho, 'rho')}."]
     if promised:
         said.append(
             f"Of {promised:,} that were predicted to lower the loss, {did:,} did ({number(did / promised, 'share')})."
         )
     if rho is not None and rho < 0 and promised:
-        said.append(
-            "Larger promises were kept less: effects of single directions do not add up, which is why plans are judged."
-        )
+        said.append("Larger promises were kept less, which is why every plan is judged.")
     return f'<p class="aside">{text(" ".join(said))}</p>'
 
 
