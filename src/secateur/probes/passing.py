@@ -1,0 +1,189 @@
+"""Tokens through a model of any kind that can be read, and what passes chosen places on the way, caught by hooks.
+
+Padding lies on the right and never reaches whoever looks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+from secateur.hf.readable import Readable, Stack
+from secateur.judge.rows import Packing
+
+Ids = Sequence[int]
+Name = tuple[int, int]  # of a token: its sequence, and its position in what a stack reads of that
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place to look at: X is what enters the module `reads`, Y what the module `writes` gives.
+
+    `kind` is `block`, `part`, or `last` (what leaves the last block, as X and as Y). `comparable`: Y, of a block less X,
+    is what was added to the stream.
+    """
+
+    kind: str
+    site: str
+    stack: str
+    reads: str
+    writes: str
+    comparable: bool = True
+
+
+def taps(readable: Readable, blocks: range | None = None, *, parts: bool = False) -> list[Tap]:
+    """Every block (of `blocks`) of every stack, and its parts: with `parts`, where norms follow, and in
+    encoder-decoders."""
+    found: list[Tap] = []
+    for stack in readable.stacks:
+        own = parts or stack.norm != "pre" or readable.kind == "encoder-decoder"
+        for number in range(len(stack.blocks)) if blocks is None else blocks:
+            found.extend(_of_block(stack, number, own))
+        if blocks is None or len(stack.blocks) - 1 in blocks:
+            path = stack.blocks[-1].path
+            found.append(Tap("last", f"{stack.prefix}last", stack.prefix, path, path))
+    return found
+
+
+def _of_block(stack: Stack, number: int, parts: bool) -> Iterator[Tap]:
+    block = stack.blocks[number]
+    yield Tap("block", stack.site(number), stack.prefix, block.path, block.path, stack.norm != "post")
+    for part in block.parts if parts else ():
+        yield Tap("part", stack.site(number, part.name), stack.prefix, part.reads, part.writes)
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences that run together, all `held_out` or none. `numbers` says which."""
+
+    numbers: tuple[int, ...]
+    sequences: tuple[Ids, ...]
+    held_out: bool
+
+
+def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing) -> Iterator[Batch]:
+    """Of similar length, as many as `packing` allows."""
+    for side in (False, True):
+        group: list[int] = []
+        numbers = [number for number, out in enumerate(held_out) if out == side]
+        for number in sorted(numbers, key=lambda n: (len(sequences[n]), n)):
+            if group and (len(group) + 1) * len(sequences[number]) > packing.max_tokens:
+                yield Batch(tuple(group), tuple(sequences[n] for n in group), side)
+                group = []
+            group.append(number)
+        if group:
+            yield Batch(tuple(group), tuple(sequences[n] for n in group), side)
+
+
+def streams(readable: Readable, sequences: Iterable[Ids]) -> dict[str, list[Ids]]:
+    """What each stack reads, by its prefix. An encoder-decoder reads the first half and goes on with the second."""
+    if readable.kind != "encoder-decoder":
+        return {readable.stacks[0].prefix: list(sequences)}
+    halves = [(ids[: (len(ids) + 1) // 2], ids[(len(ids) + 1) // 2 :]) for ids in sequences]
+    later = [(readable.start, *second[:-1]) for _, second in halves]
+    return {"enc.": [first for first, _ in halves], "dec.": later}
+
+
+def sampled(readable: Readable, sequences: Sequence[Ids], count: int, seed: int) -> dict[str, set[Name]]:
+    """At most `count` tokens of each stack, the same whatever the batches."""
+    found = {}
+    for stack, rows in streams(readable, sequences).items():
+        names = [(number, at) for number, ids in enumerate(rows) for at in range(len(ids))]
+        found[stack] = set(random.Random(seed).sample(names, min(count, len(names))))
+    return found
+
+
+def names(readable: Readable, batch: Batch) -> dict[str, list[Name]]:
+    """Of the tokens that a stack shows for this batch, in its order."""
+    return {
+        stack: [(n, at) for n, ids in zip(batch.numbers, rows, strict=True) for at in range(len(ids))]
+        for stack, rows in streams(readable, batch.sequences).items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+
+Seen = Callable[[Tap, Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]], None]
+
+
+@torch.inference_mode()
+def run(readable: Readable, batch: Batch, places: Sequence[Tap], seen: Seen) -> None:
+    """Runs the model once and shows X and Y of every tap. Raises `ModelError` for a module that never ran."""
+    device = next(readable.runs.parameters()).device
+    found = streams(readable, batch.sequences)
+    padded = {stack: _padded(rows, readable.pad, device) for stack, rows in found.items()}
+    real = {stack: where.flatten() for stack, (_, where) in padded.items()}
+
+    def tokens(tap: Tap, value: Tensor) -> Float[Tensor, "tokens d"]:
+        """A copy, since some families add into what a module gave."""
+        return value.reshape(-1, value.shape[-1])[real[tap.stack]]
+
+    with _tapped(readable.runs, places, tokens, seen) as missing:
+        readable.runs(**_inputs(readable, padded))
+    if missing:
+        raise ModelError(f"{min(missing)} never ran as a module, so what passes there cannot be read.")
+
+
+def _padded(
+    sequences: Sequence[Ids], pad: int, device: torch.device
+) -> tuple[Tensor, Bool[Tensor, "rows t"]]:
+    """Token ids with padding on the right, and where there is none."""
+    length = max(map(len, sequences))
+    ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in sequences], device=device)
+    lengths = torch.tensor([len(row) for row in sequences], device=device)
+    return ids, torch.arange(length, device=device) < lengths[:, None]
+
+
+def _inputs(readable: Readable, padded: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """A decoder needs no mask: nothing to the right of a token reaches it."""
+    if readable.kind == "decoder":
+        return {"input_ids": padded[""][0], "use_cache": False}
+    ids, mask = padded["enc."]
+    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    if readable.kind == "encoder-decoder":
+        inputs |= {"decoder_input_ids": padded["dec."][0], "use_cache": False}
+    return inputs
+
+
+@contextmanager
+def _tapped(
+    model: nn.Module, places: Sequence[Tap], tokens: Callable[[Tap, Tensor], Tensor], seen: Seen
+) -> Iterator[set[str]]:
+    """While open, all taps are read; gives the paths of `writes` that have not run so far."""
+    missing = {tap.writes for tap in places}
+    entered: dict[Tap, Tensor] = {}
+
+    def before(tap: Tap) -> Any:
+        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            entered[tap] = tokens(tap, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def after(tap: Tap) -> Any:
+        def hook(_: nn.Module, args: tuple, output: Any) -> None:
+            y = tokens(tap, output[0] if isinstance(output, tuple) else output)
+            x = y if tap.kind == "last" else entered.pop(tap, None)
+            if x is not None:
+                missing.discard(tap.writes)
+                seen(tap, x, y)
+
+        return hook
+
+    with ExitStack() as stack:
+        for tap in places:
+            if tap.kind != "last":
+                module = model.get_submodule(tap.reads)
+                stack.callback(module.register_forward_pre_hook(before(tap), with_kwargs=True).remove)
+            stack.callback(model.get_submodule(tap.writes).register_forward_hook(after(tap)).remove)
+        yield missing
