@@ -26,6 +26,7 @@ from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.methods.analyses import ANALYSES
 from secateur.readers.components import COMPONENTS
+from secateur.readers.linearity import read_linearity
 from secateur.readers.record import read_record
 from secateur.recipe import Result, check_ledger, read_result
 from secateur.recipe import prune as _prune
@@ -38,6 +39,7 @@ from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
 
 SPLITS = ("probe", "select", "test")
+LINEARITY = "linearity"
 Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
 
 
@@ -252,6 +254,9 @@ def probe(
     split: str = "select",
     shots: int | Sequence[int] = 0,
     plan: Given = None,
+    revisions: Sequence[str] = (),
+    also: Sequence[str] = (),
+    parts: bool = False,
     out: str | Path | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -261,21 +266,27 @@ def probe(
 
     The first four take several tasks and numbers of shots, and may be asked for together; then there are `components`
     (see docs/records.md) instead of `rows`, and `out` is a folder for them as `probe.json`. `tail`, `frequency` and
-    `paraphrases` look at what `plan` does. Raises `UnknownName`, `TaskError`, `PlanError`, `OutputError`.
+    `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models` instead of `rows`: MODEL,
+    or `revisions` of it, and those in `also`. Raises `UnknownName`, `TaskError`, `PlanError`, `OutputError`.
     """
-    names = _each(what)
+    names, known = _each(what), (*COMPONENTS, *ANALYSES, LINEARITY)
     for name in names or [""]:
-        if name not in (*COMPONENTS, *ANALYSES):
-            raise UnknownName(f"unknown probe {name!r}.{nearest(name, (*COMPONENTS, *ANALYSES))}")
+        if name not in known:
+            raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")
+    if names != [LINEARITY] and (revisions or also or parts):
+        raise TaskError("--revisions, --also and --parts are for --what linearity.")
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
     if split not in SPLITS:
         raise UnknownName(f"unknown split {split!r}.{nearest(split, SPLITS)}")
+    if plan is not None and (names == [LINEARITY] or set(names) <= set(COMPONENTS)):
+        raise PlanError(f"--what {','.join(names)} reads the model as it is; leave out --plan and --edit.")
+    if names == [LINEARITY]:
+        task, shots = _single(names, _each(task), _each(shots), None)
+        asked = Options(model=model, task=task, shots=shots, **options)
+        series = {"revisions": _each(revisions), "also": _each(also), "parts": parts}
+        return read_linearity(asked, split, **series, out=out, progress=progress)
     if set(names) <= set(COMPONENTS):
-        if plan is not None:
-            raise PlanError(
-                f"--what {','.join(names)} reads the model as it is; leave out --plan and --edit."
-            )
         asked = Options(model=model, task="", **options)  # the tasks, which may be none, come beside it
         return read_record(names, asked, _each(task), _each(shots) or [0], split, out=out, progress=progress)
     (task, shots), given = _single(names, _each(task), _each(shots), out), read_edits(plan)
@@ -291,11 +302,15 @@ def _each(given: Any) -> list[Any]:
 
 
 def _single(what: list[str], tasks: list[str], shots: list[int], out: object) -> tuple[str, int]:
-    """What the readings of matrices and edits are of. Raises `TaskError`."""
+    """What the readings of matrices and edits are of, and linearity. Raises `TaskError`."""
     if not tasks:
         raise TaskError(f"--what {','.join(what)} is read on a task: give --task.")
     if len(what) != 1 or len(tasks) != 1 or len(shots) != 1 or out is not None:
         several = ", ".join(COMPONENTS)
+        if what == [LINEARITY]:
+            raise TaskError(
+                f"--what linearity is read on one --task, at one number of --shots; {several} on several."
+            )
         raise TaskError(
             f"--what {','.join(what)} reads one thing, on one --task, at one number of --shots, and writes no -o; "
             f"several, and -o, are for {several}."

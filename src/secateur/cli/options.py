@@ -130,6 +130,23 @@ SecondOrder = Annotated[
 Whitened = Annotated[
     bool, typer.Option("--whitened", help="directions: those of W C^½, C the second moment of what W reads.")
 ]
+Revisions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...", help="linearity: one profile for each of these revisions of a hub model."
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also",
+        metavar="MODEL",
+        help="linearity: another model or checkpoint beside MODEL; may be repeated.",
+    ),
+]
+Parts = Annotated[
+    bool, typer.Option("--parts", help="linearity: attentions and feed-forward networks too, in every model.")
+]
 Portable = Annotated[
     bool,
     typer.Option(

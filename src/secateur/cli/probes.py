@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from secateur.cli.linearity import print_linearity
 from secateur.cli.tables import print_rows, show
 
 NEURONS_SHOWN = 10  # of each end: a reading of neurons has thousands, and 20 lines fit a screen
@@ -18,6 +19,9 @@ BEHAVIOR = ("prefix_matching", "copying")
 
 def print_readings(found: Mapping[str, Any], top: int | None = None) -> None:
     """Rows of one reading, or the tables of several."""
+    if found["what"] == "linearity":
+        print_linearity(found)
+        return
     if "components" in found:
         _print_components(found, top)
         return

@@ -9,6 +9,7 @@ import typer
 
 from secateur.cli.options import (
     AllowSmall,
+    Also,
     AsJson,
     BatchSize,
     Chat,
@@ -21,11 +22,13 @@ from secateur.cli.options import (
     Matrices,
     Model,
     Opened,
+    Parts,
     PerHead,
     PlanFile,
     Quiet,
     Readout,
     Revision,
+    Revisions,
     SecondOrder,
     Seed,
     Seqlen,
@@ -126,6 +129,9 @@ def probe(
     per_head: PerHead = False,
     second_order: SecondOrder = False,
     whitened: Whitened = False,
+    revisions: Revisions = None,
+    also: Also = None,
+    parts: Parts = False,
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
@@ -149,6 +155,7 @@ def probe(
     ffns         worth of every FFN, attention and block, by ablation
     neurons      importance of every feed-forward neuron, from gradients
     induction    prefix matching and copying: what every head does, not its worth
+    linearity    how near every block is to a linear map; of encoders too
     spectrum     singular values, and what truncating is predicted to change
     directions   what removing each singular direction is predicted to change
     curves       loss and accuracy against rank
@@ -166,6 +173,7 @@ def probe(
         device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     asked = {"what": names_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
+    asked |= {"revisions": names_of(revisions or ""), "also": also or (), "parts": parts}
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api

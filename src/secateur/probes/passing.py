@@ -27,8 +27,8 @@ Name = tuple[int, int]  # of a token: its sequence, and its position in what a s
 class Tap:
     """A place to look at: X is what enters the module `reads`, Y what the module `writes` gives.
 
-    `kind` is `block`, `part`, or `last` (what leaves the last block, as X and as Y). `comparable`: Y, of a block less X,
-    is what was added to the stream.
+    `kind` is `block`, `part`, or `last` (what leaves the last block, as X and as Y). `comparable`: Y, of a block less
+    X, is what was added to the stream.
     """
 
     kind: str

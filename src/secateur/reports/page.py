@@ -15,6 +15,7 @@ from secateur.errors import OutputError, SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
 from secateur.reports.components import importance, induction, neurons, parts, probe_hero
+from secateur.reports.linearity import linearity_page
 from secateur.reports.markup import embedded_json, finite, text
 from secateur.reports.sections import SECTIONS, hero
 
@@ -45,6 +46,8 @@ def render_probe(record: Record) -> str:
     Raises: `SecateurError` where the record holds no reading.
     """
     record, figures = finite(record), {}
+    if record.get("what") == "linearity":
+        return _assemble(f"linearity: {record['model']}", linearity_page(record, figures), figures)
     found = [build({}, {}, record, figures) for build in (importance, parts, neurons, induction)]
     if not any(found):
         raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")

@@ -1,0 +1,192 @@
+"""How linear the blocks of a model are, or of a series of checkpoints, on one task: `probe --what linearity`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from secateur.checkpoint.folder import write_json, writing
+from secateur.core.progress import Progress, silent
+from secateur.errors import TaskError, TooLong, UnknownName
+from secateur.hf.load import find_source, quiet
+from secateur.hf.readable import Readable, load_readable
+from secateur.probes.linearity import Linearity, Profile, linearity
+from secateur.records import versions
+from secateur.reports import write_probe_report
+from secateur.session import Options, read_task
+from secateur.tasks.encode import encode
+from secateur.tasks.example import Task
+
+Record = dict[str, Any]
+HELD_OUT = 0.25  # of the groups of sequences
+ON_CPU, ON_GPU = 2048, 32768  # padded tokens of a forward pass
+
+
+def read_linearity(
+    options: Options,
+    split: str,
+    *,
+    revisions: Sequence[str] = (),
+    also: Sequence[str] = (),
+    parts: bool = False,
+    out: str | Path | None = None,
+    progress: Progress = silent,
+) -> Record:
+    """The record of docs/records.md (Linearity): one profile for each of `revisions` of `options.model` (for the model
+    as it is, where there are none) and of the models `also`. With `out` it is written there, and a page of curves.
+
+    Raises: what reading a model or a task raises, before the first is read where it can be told; `TaskError` where
+    there are too few sequences to hold some out; `OutputError` where nothing can be written.
+    """
+    asked = [replace(options, revision=one) for one in revisions] or [options]
+    asked += [replace(options, model=one, revision=None) for one in also]
+    _check(asked)
+    if out is not None:
+        _make(Path(out))
+    models, names = [], []
+    for number, one in enumerate(asked):
+        progress("models", number, len(asked))
+        name, model = _read(one, split, parts, progress)
+        names.append(name)
+        models.append(model)
+    progress("models", len(asked), len(asked))
+    record: Record = {"what": "linearity", "model": options.model, "task": names[0], "split": split}
+    record["models"] = models
+    if out is not None:
+        record["written"] = [str(path) for path in _write(record, Path(out))]
+    return record
+
+
+def _check(asked: Sequence[Options]) -> None:
+    """Hours of reading should not end at a name that is not there."""
+    names = [_name(one) for one in asked]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UnknownName(f"{twice[0]} is given twice; a curve each needs models of different names.")
+    for one in asked if len(asked) > 1 else ():
+        with quiet():
+            find_source(one.model, one.revision)
+
+
+def _name(options: Options) -> str:
+    return options.model if options.revision is None else f"{options.model}@{options.revision}"
+
+
+def _make(folder: Path) -> None:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write(record: Record, out: Path) -> list[Path]:
+    full = record | {"versions": versions()}
+    write_json(out / "probe.json", full)
+    return [out / "probe.json", write_probe_report(full, out / "probe.html")]
+
+
+# ------------------------------------------------------------------------------------------------------------ one model
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The sequences of a split, and which are held out."""
+
+    sequences: list[tuple[int, ...]]
+    held_out: list[bool]
+    of: int
+
+
+def _read(options: Options, split: str, parts: bool, progress: Progress) -> tuple[str, Record]:
+    """The task's name, and the model's record."""
+    readable = load_readable(
+        options.model,
+        revision=options.revision,
+        dtype=options.dtype,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
+    )
+    task = read_task(options, readable)
+    text = _text(task, readable, options, split)
+    on_cpu = next(readable.runs.parameters()).device.type == "cpu"
+    profile = linearity(
+        readable,
+        text.sequences,
+        text.held_out,
+        blocks=_blocks(readable, options),
+        parts=parts,
+        max_tokens=options.max_tokens or (ON_CPU if on_cpu else ON_GPU),
+        seed=options.seed,
+        progress=progress,
+    )
+    return task.name, _model_record(_name(options), readable, text, profile)
+
+
+def _blocks(readable: Readable, options: Options) -> range | None:
+    if options.layers is None:
+        return None
+    low, high = options.layers
+    fewest = min(len(stack.blocks) for stack in readable.stacks)
+    if not 0 <= low < high <= fewest:
+        raise UnknownName(f"layers {low}:{high} are not in this model: it has blocks 0 to {fewest - 1}.")
+    return range(low, high)
+
+
+def _text(task: Task, readable: Readable, options: Options, split: str) -> _Text:
+    """Whole groups are held out, since neighbors in a book, or phrasings of a fact, resemble each other."""
+    if task.kind != "text" and readable.kind != "decoder":
+        raise TaskError(
+            f"{readable.name} is an {readable.kind}, which is read on text alone: --task text:FILE."
+        )
+    asked = list(task.split(split))
+    found = _encoded(task, readable, options, asked)
+    groups = sorted({task.examples[number].group for number in found})
+    if len(groups) < 2:
+        raise TaskError(
+            f"{task.name} ({split}) has {len(groups)} group of sequences, and linearity fits on some and scores on "
+            "others. Give more text, or a smaller --seqlen (ten chunks of a .txt file are one group)."
+        )
+    random.Random(options.split_seed).shuffle(groups)
+    out = set(groups[: max(1, round(HELD_OUT * len(groups)))])
+    return _Text(list(found.values()), [task.examples[number].group in out for number in found], len(asked))
+
+
+def _encoded(
+    task: Task, readable: Readable, options: Options, asked: Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """Prompt and right answer; of text, the chunk. What does not fit is left out with `skip_long`, else refused."""
+    found: dict[int, tuple[int, ...]] = {}
+    for number in asked:
+        with suppress(*([TooLong] if options.skip_long else [])):
+            encoded = encode(
+                task.examples[number], readable.tokenizer, context=readable.context, chat=options.chat
+            )
+            context, answer = encoded.pairs[encoded.gold]
+            found[number] = context + answer
+    return found
+
+
+def _model_record(name: str, readable: Readable, text: _Text, profile: Profile) -> Record:
+    return {
+        "name": name,
+        "revision": readable.revision,
+        "kind": readable.kind,
+        "norms": dict(profile.norms),
+        "n": len(text.sequences),
+        "of": text.of,
+        "held_out": sum(text.held_out),
+        "rows": [_row(one) for one in profile.rows],
+        "last": {
+            stack: {"anisotropy": share, "intrinsic_dimension": dimension}
+            for stack, (share, dimension) in profile.last.items()
+        },
+    }
+
+
+def _row(one: Linearity) -> Record:
+    """Scores as lists [in-sample, held out]."""
+    found = asdict(one)
+    for name, score in (("stream", one.stream), ("added", one.added)):
+        found[name] = None if score is None else [score.in_sample, score.held_out]
+    return found
