@@ -11,7 +11,7 @@ from rich.text import Text
 from secateur.cli.tables import print_rows
 
 COLUMNS = (
-    "site", "with residual", "held out", "without", "held out", "cosine", "condition", "dimension", "anisotropy"
+    "site", "residual", "held out", "without", "held out", "cosine", "cond.", "dim.", "anis."
 )  # fmt: skip
 _KINDS = {"stream": "with the residual", "added": "without the residual"}
 
