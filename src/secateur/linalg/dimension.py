@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 SHARE = 5  # the lowest fifth of the ratios is fitted, as in the authors' toolkit
+ROUNDING = 8  # units of rounding, as a share of the mean distance from the middle: nearer points are equal
 FEWEST = 20  # distinct points; with fewer, that fifth is no line
 
 
@@ -15,12 +18,15 @@ def intrinsic_dimension(points: Float[Tensor, "n d"]) -> float | None:
     distances to the second and the nearest other point. None where fewer than 20 points are distinct.
 
     Source: Facco et al. 2017 (doi 10.1038/s41598-017-11873-y), fitted to the lowest fifth as in LLM-Microscope.
-    Differs: equal points, such as one word's embedding wherever it stands, are one point. There they stay in F.
+    Differs: points that are equal up to rounding, such as a first token wherever it stands, are one point. There they
+    stay in F.
     """
-    distinct = torch.unique(points.double(), dim=0)
+    centered = points.double() - points.double().mean(dim=0)
+    rounding = ROUNDING * torch.finfo(points.dtype).eps * float(centered.norm(dim=-1).mean())
+    distinct = centered[_first_of_equals(centered, rounding)]
     if len(distinct) < FEWEST:
         return None
-    near = _two_nearest(distinct - distinct.mean(dim=0))
+    near = torch.cat([d.topk(2, largest=False).values for _, d in _distances(distinct)])
     ratios = (near[:, 1] / near[:, 0]).log().sort().values
     ratios = ratios[: len(distinct) // SHARE]
     below = torch.arange(1, len(ratios) + 1, dtype=ratios.dtype, device=ratios.device) / len(distinct)
@@ -28,14 +34,23 @@ def intrinsic_dimension(points: Float[Tensor, "n d"]) -> float | None:
     return float((ratios * -torch.log1p(-below)).sum()) / squares if squares else None
 
 
-def _two_nearest(points: Float[Tensor, "n d"], rows: int = 256) -> Float[Tensor, "n 2"]:
-    """Distances to the nearest other point and the next; `rows` points at a time. Exact differences: what is near would
-    be lost in products of what is large."""
-    mode = "donot_use_mm_for_euclid_dist"
+def _first_of_equals(points: Float[Tensor, "n d"], rounding: float) -> Bool[Tensor, " n"]:
+    """Where no point before is as near as that."""
     found = []
-    for start in range(0, len(points), rows):
-        distance = torch.cdist(points[start : start + rows], points, compute_mode=mode)
-        at = torch.arange(len(distance), device=points.device)
-        distance[at, start + at] = torch.inf
-        found.append(distance.topk(2, largest=False).values)
+    for numbers, distance in _distances(points):
+        before = torch.arange(len(points), device=points.device) < numbers[:, None]
+        found.append(~((distance <= rounding) & before).any(dim=1))
     return torch.cat(found)
+
+
+def _distances(
+    points: Float[Tensor, "n d"], rows: int = 256
+) -> Iterator[tuple[Tensor, Float[Tensor, "rows n"]]]:
+    """Some points' numbers and their distances to all, infinite to themselves. By exact differences: what is near
+    would be lost in products of what is large."""
+    for start in range(0, len(points), rows):
+        some = points[start : start + rows]
+        distance = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
+        numbers = torch.arange(start, start + len(some), device=points.device)
+        distance[numbers - start, numbers] = torch.inf
+        yield numbers, distance
