@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from secateur import verify
 from secateur.checkpoint.card import unverified_card
 from secateur.checkpoint.folder import Folder, writing
@@ -22,6 +20,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
+from secateur.core.stats import exponential
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.methods.analyses import ANALYSES
@@ -127,7 +126,7 @@ def _count_opening(session: Session, journal: Ledger, plan: Plan) -> None:
 
 def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
     shown = {"metric": "perplexity", "unit": "perplexity"}
-    return loss | shown | {"value": float(np.exp(loss["value"])), "ci": np.exp(loss["ci"]).tolist()}
+    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential(loss["ci"]).tolist()}
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:

@@ -126,6 +126,12 @@ def _flip_drawn(sizes: np.ndarray, reach: float, draws: int, rng: np.random.Gene
     return hits
 
 
+def exponential(values: np.ndarray | float) -> np.ndarray:
+    """Perplexity of a mean loss, or a ratio of two of a difference; infinite beyond what a float holds."""
+    with np.errstate(over="ignore"):
+        return np.exp(np.asarray(values, dtype=np.float64))
+
+
 def paired_z(gains: np.ndarray) -> float:
     """z of the mean of paired differences (n,), for racing: Σd / √Σd².
 

@@ -144,7 +144,7 @@ class _Walk:
             packing=self.packing,
             progress=session.progress,
         )
-        return {block: 1 - getattr(found[block], by) for block in left}
+        return {block: 1 - vars(found[block])[by] for block in left}
 
     def _plans(self, plan: Plan, gone: Sequence[int], left: Sequence[int], form: str) -> dict[int, Plan]:
         """`plan` with each of the blocks `left` gone too; what stands for a run is fitted for all of it."""

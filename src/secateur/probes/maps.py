@@ -146,14 +146,15 @@ def _edit(run: Run, halves: _Halves, loaded: Loaded) -> Linearize:
     into = loaded.anatomy.matrices[Site(run.blocks[0] - 1, "down")] if fold else None
     intercept = into is None or into.bias is not None
     found, moments = halves.fit(intercept=intercept)
-    arrays = {"bias": found.bias} if intercept else {}
     if run.rank is None:
-        arrays["weight"] = found.weight + torch.eye(len(found.bias), dtype=found.weight.dtype).to(
-            found.weight
-        )
+        arrays = {"weight": found.weight + torch.eye(len(found.bias)).to(found.weight)}
+        arrays |= {"bias": found.bias} if intercept else {}
     else:
-        arrays |= _factors(found.weight, moments.centered_xx, run.rank)
-    return Linearize(run.blocks, run.form, Fitted.of({n: a.float().cpu().numpy() for n, a in arrays.items()}))
+        arrays = _factors(found.weight, moments.centered_xx, run.rank)
+        arrays["bias"] = moments.mean_y - arrays["b"].T @ (arrays["a"] @ moments.mean_x)
+    stored = torch.promote_types(loaded.model.dtype, torch.float32)
+    kept = {name: array.to(stored).cpu().numpy() for name, array in arrays.items()}
+    return Linearize(run.blocks, run.form, Fitted.of(kept))
 
 
 def _factors(

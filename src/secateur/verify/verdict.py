@@ -20,7 +20,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, non_inferiority
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
-from secateur.core.stats import holm
+from secateur.core.stats import exponential, holm
 from secateur.judge.evaluator import Judge
 from secateur.tasks.example import Task
 from secateur.verify.witness import Side, Witness, gold_labels, opening
@@ -158,12 +158,12 @@ def _named(side: Side, metric: Metric, paired: dict[str, Any], n: int) -> dict[s
             "n": n,
         } | paired
     shown = {
-        which: {"value": float(np.exp(paired[which]["value"])), "ci": np.exp(paired[which]["ci"]).tolist()}
+        which: {"value": float(exponential(paired[which]["value"])), "ci": exponential(paired[which]["ci"]).tolist()}
         for which in ("before", "after")
     }
     ratio = {
-        "value": float(np.exp(paired["difference"]["value"])),
-        "ci": np.exp(paired["difference"]["ci"]).tolist(),
+        "value": float(exponential(paired["difference"]["value"])),
+        "ci": exponential(paired["difference"]["ci"]).tolist(),
     }
     head = {"name": f"perplexity on {side.name}", "unit": "perplexity", "higher_is_better": False, "n": n}
     return head | shown | {"ratio": ratio, "p_value": paired["p_value"], "test": paired["test"]}
