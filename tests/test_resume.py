@@ -208,6 +208,48 @@ def test_killed_again_and_again(run, undisturbed, tmp_path):
     same_end(tmp_path, undisturbed)
 
 
+DIRECTIONS = [
+    "prune", "builtin:recall", "--task", "builtin:recall", "--side", "side.jsonl", "--method", "directions",
+    "--matrices", "up", "--layers", "1", "--limit", "200", "--allow-small", "-o", "out",
+]  # fmt: skip
+READING = """
+from secateur.methods import effects
+read = effects.directions_effects
+def noted(*args, **kwargs):
+    open("read", "a").write(kwargs["under"].identity + chr(10))
+    return read(*args, **kwargs)
+effects.directions_effects = noted
+"""
+
+
+@pytest.fixture(scope="module")
+def directed(run, tmp_path_factory):
+    """What `--method directions` makes when nobody kills it."""
+    folder = tmp_path_factory.mktemp("directed")
+    assert run(folder, counting() + READING, DIRECTIONS) == 0, (folder / "said").read_text()
+    assert told(folder, "plan.json")["edits"]
+    return folder
+
+
+@pytest.mark.parametrize("share", [0.6, *(pytest.param(share, marks=SLOW) for share in (0.0, 0.3, 1.0))])
+def test_directions_killed_while_judging(share, run, directed, tmp_path):
+    """Nothing is judged twice, no effect is read twice, and the folds are the same to the byte."""
+    death = 1 + round(share * (len(calls(directed)) - 1))
+    assert run(tmp_path, counting(death) + READING, DIRECTIONS) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path, counting() + READING, DIRECTIONS) == 0, (tmp_path / "said").read_text()
+    assert sum(calls(tmp_path)) == len(judged(directed)), "an evaluation was computed twice"
+    readings = (tmp_path / "read").read_text().split()
+    assert sorted(readings) == sorted(set(readings)), "effects were read twice under one plan"
+    assert set(readings) == set((directed / "read").read_text().split())
+    same_end(tmp_path, directed)
+    tensors = [
+        {f.name: f.read_bytes() for f in (folder / "out/tensors").iterdir()}
+        for folder in (tmp_path, directed)
+    ]
+    assert tensors[0] == tensors[1] != {}
+
+
 def test_killed_between_the_two_renames_of_an_overwrite(run, undisturbed, tmp_path):
     """For an instant neither the old nor the new result is at OUT; the next command puts the old one back."""
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
