@@ -349,8 +349,8 @@ VERBS = (
                 "secateur prune builtin:facts --task builtin:facts -o out",
                 "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
                 "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
-                "secateur prune gpt2 --task builtin:int-mult --method directions --matrices k,v -o out",
-                "secateur prune ./my-llama --task text:book.txt --method depth --blocks 4 -o out",
+                "secateur prune gpt2 --task builtin:int-mult --method directions -o out",
+                "secateur prune ./llama --task text:book.txt --method depth --blocks 4 -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
             )
