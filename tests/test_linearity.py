@@ -62,7 +62,7 @@ def test_one_model(place, words):
     task = load_task(f"text:{place / 'text.jsonl'}", tokenizer=words)
     tokens = sum(len(task.examples[number].tokens) for number in task.split("select"))
     assert {row["num_tokens"] for row in model["rows"]} == {tokens}
-    assert {row["num_fit"] / tokens for row in model["rows"]} == {pytest.approx(0.75, abs=0.02)}
+    assert all(abs(row["num_fit"] / tokens - 0.75) < 0.02 for row in model["rows"])
     assert json.loads(json.dumps(found)) == found
 
 
