@@ -127,15 +127,27 @@ def directed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small run of depth pruning: an edit in `linear` form, since a fold's record has the same keys."""
+    folder = tmp_path_factory.mktemp("docs") / "shortened"
+    options = {"method": "depth", "blocks": 1, "form": "linear", "by": "cosine", "limit": 260}
+    result = secateur.prune("builtin:facts", "builtin:facts", folder, **options)
+    assert result.plan.linearized
+    return folder
+
+
+@pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run of fine-tuning."""
     folder = tmp_path_factory.mktemp("docs") / "tuned"
     return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260).out
 
 
-def test_every_record_is_as_documented(out: Path, removed: Path, directed: Path, tuned: Path) -> None:
+def test_every_record_is_as_documented(
+    out: Path, removed: Path, directed: Path, shortened: Path, tuned: Path
+) -> None:
     tables, seen = _tables(), {}
-    for kind, folder in ((kind, folder) for folder in (out, removed, directed) for kind in TABLES):
+    for kind, folder in ((kind, f) for f in (out, removed, directed, shortened) for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
     read = {"what": ["heads", "ffns", "neurons", "induction"], "layers": (0, 1), "limit": 250}
