@@ -152,7 +152,12 @@ def test_every_record_is_as_documented(
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
     read = {"what": ["heads", "ffns", "neurons", "induction"], "layers": (0, 1), "limit": 250}
     probed = secateur.probe("builtin:recall", "builtin:recall", shots=[0, 1], **read)
+    straight = secateur.probe(
+        "builtin:facts", "builtin:facts", what="linearity", out=tuned.parent / "straight"
+    )
+    straight |= json.loads((tuned.parent / "straight/probe.json").read_text(encoding="utf-8"))
     for kind, record in {
+        "Linearity": straight,
         "Gains": secateur.bench(out, prompt=8, new=2, repeats=1),
         "Components": probed["components"],
         "Finetuning": json.loads((tuned / "finetune.json").read_text(encoding="utf-8")),
