@@ -22,6 +22,8 @@ _WHERE = {
     "bench": "secateur.gains.bench",
     "finetune": "secateur.training.finetune",
     "load": "secateur.api",
+    "LinearityRegulariser": "secateur.training.regulariser",
+    "RegularisedTrainer": "secateur.training.regulariser",
     "Result": "secateur.recipe",
     "Tuned": "secateur.training.finetune",
     "Plan": "secateur.core.plan",

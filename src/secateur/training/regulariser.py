@@ -1,0 +1,184 @@
+"""A term in the loss that pulls the stream that enters a block and the stream that leaves it together.
+
+Two lines in any loop: one makes a `LinearityRegulariser` of the model, one adds its `loss()`. Knows no task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel, Trainer
+
+from secateur.errors import TrainingError, UnknownName, nearest
+from secateur.hf.anatomy import anatomy
+
+Stream = Float[Tensor, "rows length d_model"]
+TINY = 1e-8  # a shorter state has no direction; torch's own bound
+
+
+class _Turned(torch.autograd.Function):
+    """Σᵢ 1 − cos(hᵢ₋₁, hᵢ) of each token. With a backward pass of its own: autograd's writes every product to memory,
+    and costs several times as much."""
+
+    @staticmethod
+    def forward(ctx: Any, *stream: Stream) -> Float[Tensor, "rows length 1"]:
+        norms = [torch.linalg.vector_norm(h, dim=-1, keepdim=True).clamp_min(TINY) for h in stream]
+        pairs = zip(stream[:-1], stream[1:], norms[:-1], norms[1:], strict=True)
+        cosines = [
+            (a * b).sum(-1, keepdim=True) / (length_a * length_b) for a, b, length_a, length_b in pairs
+        ]
+        ctx.save_for_backward(*stream, *norms, *cosines)
+        return len(cosines) - torch.stack(cosines).sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Float[Tensor, "rows length 1"]) -> tuple[Stream, ...]:
+        count = (len(ctx.saved_tensors) + 1) // 3
+        stream, norms = ctx.saved_tensors[:count], ctx.saved_tensors[count : 2 * count]
+        cosines = ctx.saved_tensors[2 * count :]
+        found = []
+        for i, (own, norm) in enumerate(zip(stream, norms, strict=True)):
+            neighbors = [j for j in (i - 1, i + 1) if 0 <= j < count]
+            along = sum(cosines[max(i, j) - 1] for j in neighbors)
+            gradient = own * (upstream * along / norm.square())
+            for j in neighbors:
+                gradient.addcmul_(stream[j], upstream / (norm * norms[j]), value=-1)
+            found.append(gradient)
+        return tuple(found)
+
+
+def turned(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
+    """Σᵢ 1 − cos(hᵢ₋₁, hᵢ) of each token's states."""
+    return _Turned.apply(*stream).squeeze(-1)
+
+
+def moved(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
+    """Σᵢ ‖hᵢ − hᵢ₋₁‖² of each token's states: summed over the d_model channels, not averaged."""
+    steps = [after - before for before, after in pairwise(stream)]
+    return torch.stack([step.square().sum(-1) for step in steps]).sum(0)
+
+
+KINDS: dict[str, Callable[[Sequence[Stream]], Tensor]] = {"cosine": turned, "mse": moved}
+
+
+class LinearityRegulariser:
+    """Adds to a loss how far each block moves the stream: weight · meanₜ Σᵢ distance(hᵢ₋₁, hᵢ), without a unit.
+
+    h₀ enters the first block of `model`, hᵢ is what block i leaves, before the final norm; the mean is over all tokens
+    of the batch that are not padding. `kind` is cosine, 1 − cos(hᵢ₋₁, hᵢ), or mse, ‖hᵢ − hᵢ₋₁‖². Computed in float32 or
+    wider. Make it of the model itself, before it is compiled or wrapped:
+
+        regulariser = LinearityRegulariser(model, weight=0.5)
+        ...
+        loss = loss + regulariser.loss()
+
+    Source: Razzhigaev et al. 2024 (arXiv 2405.12250), section 5; the weight is theirs.
+    Raises: `UnknownName` for another kind, `TrainingError` for a weight below 0, `ModelError` as `anatomy` does.
+    """
+
+    def __init__(self, model: PreTrainedModel, weight: float = 0.5, kind: str = "cosine") -> None:
+        if kind not in KINDS:
+            raise UnknownName(f"unknown regulariser {kind!r}.{nearest(kind, KINDS)}")
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise TrainingError(f"the regulariser's weight is {weight}: give 0 or more, such as 0.5.")
+        blocks = anatomy(model).blocks
+        self.weight, self.kind = weight, kind
+        self._decoder = model.get_submodule(blocks[0].rsplit(".", 2)[0])
+        self._stream: list[Tensor | None] = [None] * (len(blocks) + 1)
+        self._real: Tensor | None = None
+        self._open = False
+        self._hooks = [
+            self._decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self._decoder.register_forward_hook(self._end),
+            model.get_submodule(blocks[0]).register_forward_pre_hook(self._enter, with_kwargs=True),
+        ]
+        for number, path in enumerate(blocks, 1):
+            self._hooks.append(model.get_submodule(path).register_forward_hook(self._left_as(number)))
+
+    def loss(self, real: Bool[Tensor, "rows length"] | None = None) -> Float[Tensor, ""]:
+        """The term for the last forward pass in training mode, once; 0 in evaluation, where losses stay comparable.
+
+        `real` is true where there is a token; without it, the two-dimensional attention mask that the model was given
+        says so, and without one all are. Raises `TrainingError` where no forward pass went before.
+        """
+        if not self._decoder.training:
+            return torch.zeros(())
+        stream = [state for state in self._stream if state is not None]
+        if len(stream) < len(self._stream):
+            raise TrainingError(
+                f"the regulariser saw {len(stream)} of {len(self._stream)} streams: call loss() once after each "
+                "forward pass of the model that it was made of, on one device a process."
+            )
+        real = self._real if real is None else real
+        self._stream, self._real = [None] * len(stream), None
+        wide = [state.to(torch.promote_types(state.dtype, torch.float32)) for state in stream]
+        return self.weight * _mean(KINDS[self.kind](wide), real)
+
+    def remove(self) -> None:
+        """Takes the hooks off; the model is as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Opens for the length of the decoder's forward pass: blocks that a backward pass runs again are not heard."""
+        mask = kwargs.get("attention_mask")
+        self._real = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._stream = [None] * len(self._stream)
+        self._open = module.training
+
+    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._open = False
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._open:
+            self._stream[0] = args[0] if args else kwargs["hidden_states"]
+
+    def _left_as(self, number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if self._open:
+                self._stream[number] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+
+def _mean(values: Float[Tensor, "rows length"], real: Tensor | None) -> Float[Tensor, ""]:
+    if real is None:
+        return values.mean()
+    kept = real.to(values)
+    return (values * kept).sum() / kept.sum()
+
+
+class RegularisedTrainer(Trainer):
+    """A Hugging Face Trainer that adds `regulariser.loss()` to whatever its loss is, in training.
+
+    With gradient accumulation the term is the mean over the batches of a step, as it should be: the Trainer does not
+    divide the loss of models that count their tokens themselves, so the term is divided here.
+    """
+
+    def __init__(self, *args: Any, regulariser: LinearityRegulariser, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.regulariser = regulariser
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        loss = loss + self.regulariser.loss() / self._undivided(num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _undivided(self, num_items_in_batch: Tensor | None) -> int:
+        """How many batches the Trainer adds up without dividing."""
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        undivided = self.model.training and (counted or self.compute_loss_func is not None)
+        return self.current_gradient_accumulation_steps if undivided else 1
