@@ -1,6 +1,7 @@
 """All benchmarks (`make bench`): a table on the screen, a dated JSON file, and RESULTS.md beside this file.
 
-`--only sweep` (or search, null, cut, heads, directions) repeats one part and keeps the others of the last JSON file.
+`--only sweep` (or search, null, cut, heads, directions, linearity) repeats one part and keeps the others of the
+last JSON file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cut_speed
 import directions
 import heads
+import linearity
 import null_study
 import search_cost
 import sweep
@@ -58,6 +60,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "cut": cut_speed.run,
     "heads": heads.run,
     "directions": directions.run,
+    "linearity": linearity.run,
 }
 
 
@@ -122,6 +125,7 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "cut": cut_rows,
     "heads": heads.rows,
     "directions": directions.rows,
+    "linearity": linearity.rows,
 }
 
 
