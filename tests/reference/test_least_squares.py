@@ -69,6 +69,18 @@ def test_rank_deficient_inputs(rank: int) -> None:
     assert moments.fit().weight.numpy() == pytest.approx(smallest.T, abs=1e-6)
 
 
+def test_rank_of_few_distinct_vectors_that_come_often() -> None:
+    """As embeddings of a small vocabulary, with one direction far larger than the rest; their sums gather rounding."""
+    random = np.random.default_rng(0)
+    table = random.normal(size=(12, D)) + 30 * random.normal(size=(12, 1)) * random.normal(size=D)
+    x = table[random.integers(12, size=60_000)]
+    y = np.tanh(x @ random.normal(size=(D, D)))
+    moments = streamed(x, y, size=64)
+    assert moments.rank == 11  # the mean takes one
+    assert moments.condition < 1e8
+    assert moments.score() == pytest.approx(paper_score(x, y), abs=1e-9)
+
+
 def test_fewer_vectors_than_dimensions() -> None:
     random = np.random.default_rng(0)
     x, y = random.normal(size=(2, 10, D))
