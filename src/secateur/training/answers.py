@@ -13,14 +13,17 @@ Sample = tuple[tuple[int, ...], int]  # token ids; how many of them, from the le
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Right padding, with token 0 and no attention mask: in a causal model nothing to the right reaches a position."""
+    """Right padding, with token 0 and no attention mask: in a causal model nothing to the right reaches a position.
+
+    `real` is where there is a token."""
     width = max(len(ids) for ids, _ in samples)
     input_ids = torch.zeros((len(samples), width), dtype=torch.long)
     labels = torch.full((len(samples), width), IGNORED, dtype=torch.long)
     for row, (ids, start) in enumerate(samples):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         labels[row, start : len(ids)] = torch.tensor(ids[start:])
-    return {"input_ids": input_ids, "labels": labels}
+    real = torch.arange(width) < torch.tensor([len(ids) for ids, _ in samples])[:, None]
+    return {"input_ids": input_ids, "labels": labels, "real": real}
 
 
 def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:

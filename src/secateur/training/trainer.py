@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,23 +35,30 @@ class Astray(TrainingError):
 @dataclass(frozen=True)
 class Trained:
     """`history`: epoch, step and the mean loss (nats per answer token) on what is trained on and on select, from the
-    untrained model on. `best` is the step whose weights the model has now."""
+    untrained model on. `best` is the step whose weights the model has now, `tokens` what was read in training, padding
+    and repetitions included."""
 
     history: tuple[dict[str, float], ...]
     best: int
+    tokens: int
+
+
+Objective = Callable[[Any, Mapping[str, Tensor]], Tensor]  # model and batch to what is to become small
+
+
+def answer_loss(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The mean over the answer tokens of a batch."""
+    return answer_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"]).mean()
 
 
 class AnswerTrainer(Trainer):
-    """Learns answers. Every batch counts by its mean loss per answer token."""
+    """Learns answers, or by another objective; the losses that it reports are always those of the answers."""
 
     progress: Progress = staticmethod(silent)
+    objective: Objective = staticmethod(answer_loss)
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **unused: Any
-    ) -> Any:
-        outputs = model(input_ids=inputs["input_ids"])
-        loss = answer_losses(outputs.logits, inputs["labels"]).mean()
-        return (loss, outputs) if return_outputs else loss
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *unused: Any, **ignored: Any) -> Tensor:
+        return self.objective(model, inputs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The Trainer's own takes what fits by name and leaves the rest as it was: GPT-NeoX's unembedding."""
@@ -136,16 +143,19 @@ def train(
     seed: int,
     folder: Path,
     progress: Progress,
+    objective: Objective = answer_loss,
+    trainable: Collection[str] | None = None,
 ) -> Trained:
-    """Trains all parameters of `model` in place; `folder` keeps what a killed run goes on from.
+    """Trains `model` in place, all parameters or those named; `folder` keeps what a killed run goes on from.
 
     Afterwards the model has the weights of the epoch with the lowest loss on select, or of the last one where select
     itself was learned. Raises `Astray`, and `TrainingError` where memory does not suffice.
     """
-    model.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable is None or name in trainable)
     with own_randomness(model.device), held_back() as asked_to_stop:
         trainer = _trainer(model, learned, select, tuning, seed, folder, Watch(progress, asked_to_stop))
-        trainer.progress = progress
+        trainer.progress, trainer.objective = progress, objective
         start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
         try:
             state = _finish(trainer, newest_checkpoint(folder))
@@ -160,7 +170,7 @@ def train(
     best = state.best_global_step if tuning.chooses else state.global_step
     read_weights(model, folder / f"checkpoint-{best}")
     model.eval().requires_grad_(False)
-    return Trained((start, *_history(state.log_history)), best)
+    return Trained((start, *_history(state.log_history)), best, state.num_input_tokens_seen)
 
 
 def _finish(trainer: AnswerTrainer, checkpoint: str | None) -> TrainerState:
@@ -240,6 +250,7 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) ->
             use_cpu=device.type == "cpu",
             eval_strategy="epoch",
             save_strategy="epoch",
+            include_num_input_tokens_seen="all",
             save_total_limit=2,  # the newest whole one stays while the next is written
             logging_strategy="no",
             disable_tqdm=True,

@@ -1,0 +1,123 @@
+"""Where a training keeps its state, and what it is given: room on the disk, samples, precision. Knows no verb."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from secateur.checkpoint.folder import FULL, Folder, no_space, writing
+from secateur.errors import OutputError
+from secateur.hf.load import quiet
+from secateur.records import versions
+from secateur.session import Session, digest
+from secateur.training.answers import Sample
+from secateur.training.trainer import Astray, newest_checkpoint
+
+BYTES_KEPT = (
+    3 * 12
+)  # a parameter in float32 with AdamW's two moments; the best, the newest, and the next being written
+
+
+def judged(session: Session, examples: list[int]) -> np.ndarray:
+    """The outcomes of the model as it stands, one row for each example."""
+    return session.judge()([session.empty], examples, "evaluate")[session.empty]
+
+
+def versions_used() -> dict[str, str]:
+    """Of the packages that the numbers come from."""
+    return versions() | {"accelerate": importlib.metadata.version("accelerate")}
+
+
+@contextmanager
+def in_float32(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """`model` in float32 or wider; afterwards its dtype and its config are its own again."""
+    kept, dtype = copy.deepcopy(model.config), model.dtype
+    model.to(torch.promote_types(dtype, torch.float32))
+    yield model
+    model.to(dtype)
+    model.config = kept
+
+
+@contextmanager
+def kept_at(place: Path, folder: Folder) -> Iterator[None]:
+    """What a training leaves at `place` when it is stopped; nothing when it went astray.
+
+    Raises `OutputError` where the disk is, or becomes, full."""
+    try:
+        with quiet(), _storing(place):
+            yield
+    except Astray:
+        forget(folder)
+        raise
+    finally:
+        for empty in (*place.glob("*"), place):
+            with suppress(OSError):  # only where nothing was saved yet
+                empty.rmdir()
+
+
+def samples_of(session: Session, examples: Iterable[int]) -> list[Sample]:
+    """The right answer after its question; of a chunk of text all tokens but the first."""
+    pairs = (session.encoded[number].gold_alone.pairs[0] for number in examples)
+    return [(context + answer, len(context)) for context, answer in pairs]
+
+
+def place_of(session: Session, command: dict[str, Any], folder: Folder) -> Path:
+    """Where this very training keeps its state; that of another is removed. Moved elsewhere it starts anew."""
+    key = digest([command, session.scope, versions_used(), str(folder.run.resolve())])
+    place = folder.run / f"train-{key}"
+    for other in folder.run.glob("train-*"):
+        if other != place:
+            shutil.rmtree(other)
+    with writing(place):
+        place.mkdir(exist_ok=True)
+    return place
+
+
+def forget(folder: Folder) -> None:
+    """Removes the state of every training for this output."""
+    for place in folder.run.glob("train-*"):
+        shutil.rmtree(place)
+
+
+def check_room(place: Path, model: PreTrainedModel) -> None:
+    """Raises `OutputError` where the state of a training of all parameters has no room."""
+    need = sum(p.numel() for p in model.parameters()) * BYTES_KEPT
+    free = shutil.disk_usage(place).free + sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+    if free < need:
+        raise OutputError(
+            f"{place} needs up to {need / 1e9:.3f} GB while training goes on, and its disk has {free / 1e9:.3f} GB "
+            "free. Free some and run the same command again, or give another -o."
+        )
+
+
+@contextmanager
+def _storing(place: Path) -> Iterator[None]:
+    """A full disk in our words: libraries tell it in theirs. What was half written is removed, to go on from before."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_full(error):
+            raise
+        newest_checkpoint(place)
+        raise no_space(place) from error
+
+
+def _is_full(error: Exception) -> bool:
+    """torch says only that its writer failed; safetensors has the errno in its message."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
+    if isinstance(error, SafetensorError):
+        return found is not None and int(found[1] or found[2]) in FULL
+    return "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
