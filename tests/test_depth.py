@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from folders import contents, questions, save_model, secateur, write_rows
@@ -17,6 +18,9 @@ from secateur.core.fitted import Fitted
 from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
+from secateur.reports.chart import Figure
+from secateur.reports.depth import SECTIONS
+from secateur.reports.page import render
 from secateur.search import depth
 
 COMMON = ("--allow-small", "--limit", "90", "--quiet", "--device", "cpu")
@@ -101,6 +105,13 @@ def test_every_form_at_every_depth(place, tmp_path):
     )  # fmt: skip
     assert found["scores"][0]["value"] == pytest.approx(one["value"], abs=1e-6)
     config = told(tmp_path / "out", "config.json")
+    page = (tmp_path / "out/report.html").read_text()
+    for words in (
+        "Without whole blocks",
+        "2 of 4 blocks gone, folded into the network before",
+        "Which block goes next",
+    ):
+        assert words in page
     assert config["num_hidden_layers"] == 2
     assert "auto_map" not in config
 
@@ -161,6 +172,24 @@ def test_runs_are_joined_and_never_fold_into_nothing():
     assert depth.may_go([1], range(4), "fold", contiguous=False) == [2, 3]
     assert depth.may_go([1], range(4), "linear", contiguous=False) == [0, 2, 3]
     assert depth.may_go([1], range(5), "drop", contiguous=True) == [0, 2]
+
+
+def test_figures_are_plotly_figures_and_samples_are_escaped(place, tmp_path):
+    ran = prune(place, "llama", tmp_path / "out", "--blocks", "1", "--side", place / "q.jsonl")
+    assert ran.exit_code == 0, ran.output
+    verdict, plan, analysis = (told(tmp_path / "out", f"{n}.json") for n in ("verdict", "plan", "analysis"))
+    for series in analysis["depth"]["series"]:
+        for point in series["points"]:
+            point["sample"] = "<script>alert(1)</script>"
+    page = render(verdict, plan, analysis)
+    assert "<script>alert(1)</script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    figures: dict[str, Figure] = {}
+    assert all(section(verdict, plan, analysis, figures) for section in SECTIONS)
+    assert len(figures) == 4  # accuracy, loss, the side, the choice
+    for figure in figures.values():
+        go.Figure(data=figure.data, layout=figure.layout)  # raises for what plotly does not know
+        assert figure.rows
 
 
 class TestTheEdit:

@@ -134,7 +134,9 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
 
 def _cut(session: Session, edit: Edit) -> dict[str, Any]:
     told: dict[str, Any] = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
-    if isinstance(edit, Drop | Linearize):
+    if isinstance(edit, Linearize):
+        return told | {"blocks": list(edit.blocks)}
+    if isinstance(edit, Drop):
         return told
     anatomy = session.loaded.anatomy
     shape, ranks = (

@@ -54,9 +54,10 @@ def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
     if removed:
         where = "1 matrix" if len(plan.removed) == 1 else f"{len(plan.removed)} matrices"
         words.append(f"{removed} singular direction{'s' * (removed > 1)} of {where}")
-    linear = sum(len(edit.blocks) for edit in plan.linearized)
-    if linear:
-        words.append(f"{linear} of {counts['', '']} blocks as linear maps")
+    for form, told in (("fold", "folded into those before"), ("linear", "as linear maps")):
+        count = sum(len(edit.blocks) for edit in plan.linearized if edit.form == form)
+        if count:
+            words.append(f"{count} of {counts['', '']} blocks {told}")
     return ", ".join(words) or "nothing"
 
 

@@ -124,6 +124,16 @@ def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, A
     return new_axis(title, range=[low - pad, high + pad], nticks=6)
 
 
+def value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
+    """Of a metric: shares in percent, else a loss, its unit beside the title."""
+    if unit != "share":
+        return loss_axis(values, "") | {"title": {"text": ""}}
+    low, high = min(values), max(values)
+    pad = 0.06 * max(high - low, 0.02)
+    form = ".0%" if high - low > 0.05 else ".1%"
+    return new_axis("", tickformat=form, nticks=6, range=[low - pad, high + pad])
+
+
 def signed_root(value: float) -> float:
     """The square root that keeps the sign: effects span orders of magnitude, and both signs matter."""
     return math.copysign(math.sqrt(abs(value)), value)

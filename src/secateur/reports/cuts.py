@@ -91,7 +91,13 @@ def _matrix_map(verdict: Record, analysis: Record) -> str:
     """Blocks × matrices, with what was cut filled in and what was tried tinted."""
     sites = sites_of(verdict, analysis)
     blocks = 1 + max((site.block for site in sites), default=-1)
-    cut = {str(item["site"]): item | _mark(item, analysis, blocks) for item in _in_matrices(verdict)}
+    if any(item.get("blocks") for item in _in_matrices(verdict)):
+        blocks = max(blocks, (verdict.get("model") or {}).get("num_blocks") or 0)
+    cut = {
+        place: item | _mark(item, analysis, blocks)
+        for item in _in_matrices(verdict)
+        for place in [f"b{block}" for block in item.get("blocks") or ()] or [str(item["site"])]
+    }
     names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
     if not blocks:
         return ""
@@ -117,10 +123,13 @@ def _mark(item: Record, analysis: Record, blocks: int) -> Record:
 
 
 def _cut_keys(verdict: Record, blocks: int) -> list[tuple[str, str]]:
-    kinds = {removes_directions(item) for item in _in_matrices(verdict)} or {False}
     with_number = "cut, with the number of directions removed"
-    directions = with_number if blocks <= NUMBERED else "directions removed"
-    words = {False: "cut, with the rank kept", True: directions}
+    words = {
+        "linearize": "gone, a linear map stands for them",
+        "remove_directions": with_number if blocks <= NUMBERED else "directions removed",
+        "truncate": "cut, with the rank kept",
+    }
+    kinds = {item.get("kind", "truncate") for item in _in_matrices(verdict)} or {"truncate"}
     return [("cut", words[kind]) for kind in sorted(kinds)]
 
 

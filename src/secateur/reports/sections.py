@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from secateur.reports import cuts, forest, tables
 from secateur.reports.components import importance, induction, neurons, parts
+from secateur.reports.depth import SECTIONS as DEPTH
 from secateur.reports.directions import SECTIONS as DIRECTIONS
 from secateur.reports.figures import curves, frequency, screen, spectrum
 from secateur.reports.frame import Figures, Record, Section, place, section
@@ -266,6 +267,7 @@ SECTIONS: tuple[Section, ...] = (
     _effects,
     pruning,
     *DIRECTIONS,
+    *DEPTH,
     importance,
     parts,
     neurons,

@@ -13,10 +13,10 @@ from secateur.reports.chart import (
     INK,
     Figure,
     level,
-    loss_axis,
     marks,
     new_axis,
     new_layout,
+    value_axis,
 )
 from secateur.reports.markup import MINUS, known, metric_name, number, text
 
@@ -98,7 +98,7 @@ def _panel(
     layout = new_layout(
         300,
         xaxis=_along(way, x, by_count),
-        yaxis=_value_axis([*values, *([limit] if limit is not None else [])], unit),
+        yaxis=value_axis([*values, *([limit] if limit is not None else [])], unit),
         shapes=[level(limit)] if limit is not None else [],
     )
     layout["margin"] |= {"l": 52, "b": 60}
@@ -122,12 +122,3 @@ def _along(way: Sequence[Stop], x: Sequence[int], by_count: bool) -> dict[str, A
     names = [f"{text(stop.name)}<br>{stop.removed:,} in all" if stop.removed else "original" for stop in way]
     axis = new_axis("", tickvals=list(x), ticktext=names, showgrid=False)
     return axis | {"range": [-0.4, len(way) - 0.6], "tickangle": 0}
-
-
-def _value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
-    if unit != "share":
-        return loss_axis(values, "") | {"title": {"text": ""}}
-    low, high = min(values), max(values)
-    pad = 0.06 * max(high - low, 0.02)
-    form = ".0%" if high - low > 0.05 else ".1%"
-    return new_axis("", tickformat=form, nticks=6, range=[low - pad, high + pad])
