@@ -275,7 +275,7 @@ deaths = {
     "first step": lambda: at_step(1),
     "in the second epoch": lambda: at_step(6),
     "half a checkpoint": half_saved,
-    "after training": lambda: before(verb, "save"),
+    "after training": lambda: before(verb, "written"),
     "before the rename": lambda: before(verb.Folder, "publish"),
 }
 for number, (name, prepare) in enumerate(deaths.items()):

@@ -123,7 +123,7 @@ class Folder:
 
     def _command_there(self) -> dict[str, Any] | None:
         """What made the checkpoint at `out`; None for anything else."""
-        for name in ("plan.json", "finetune.json"):
+        for name in ("plan.json", "finetune.json", "heal.json", "train.json"):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 record = json.loads((self.out / name).read_text(encoding="utf-8"))
                 return dict(record["provenance"]["command"])

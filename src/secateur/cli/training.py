@@ -30,32 +30,44 @@ from secateur.cli.options import (
     print_json,
 )
 
+Learned = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        metavar="NAMES",
+        help="What to learn: probe, select, or probe,select. Test is never trained on.",
+    ),
+]
+Epochs = Annotated[int, typer.Option(metavar="N", help="How often every example is learned.")]
+Rate = Annotated[float, typer.Option(metavar="RATE", help="Learning rate at its peak.")]
+PerStep = Annotated[int, typer.Option("--batch-size", metavar="N", help="Examples per step.")]
+Decay = Annotated[float, typer.Option("--weight-decay", metavar="RATE", help="AdamW's weight decay.")]
+Warmup = Annotated[
+    float, typer.Option(metavar="SHARE", help="Share of the steps in which the rate rises, such as 0.06.")
+]
+MaxSteps = Annotated[int | None, typer.Option(metavar="N", help="Exactly N steps, whatever --epochs says.")]
+Bf16 = Annotated[
+    bool, typer.Option("--bf16", help="Mixed precision: weights in float32, arithmetic in bfloat16.")
+]
+TrainSeed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Seed of the order of examples and of dropout.")
+]
+
 
 def finetune(
     model: Model,
     task: TaskSpec,
     out: Out,
-    split: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES", help="What to learn: probe, select, or probe,select. Test is never trained on."
-        ),
-    ] = "probe",
-    epochs: Annotated[int, typer.Option(metavar="N", help="How often every example is learned.")] = 3,
-    lr: Annotated[float, typer.Option(metavar="RATE", help="Learning rate at its peak.")] = 5e-5,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Examples per step.")] = 8,
-    weight_decay: Annotated[float, typer.Option(metavar="RATE", help="AdamW's weight decay.")] = 0.0,
-    warmup: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of the steps in which the rate rises, such as 0.06.")
-    ] = 0.0,
-    max_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Exactly N steps, whatever --epochs says.")
-    ] = None,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Mixed precision: weights in float32, arithmetic in bfloat16.")
-    ] = False,
+    split: Learned = "probe",
+    epochs: Epochs = 3,
+    lr: Rate = 5e-5,
+    batch_size: PerStep = 8,
+    weight_decay: Decay = 0.0,
+    warmup: Warmup = 0.0,
+    max_steps: MaxSteps = None,
+    bf16: Bf16 = False,
     test_task: TestTask = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the order of examples and of dropout.")] = 0,
+    seed: TrainSeed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
     shots: Shots = 0,

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.checkpoint.folder import Folder, write_json, writing
-from secateur.checkpoint.save import reload, save
 from secateur.core.progress import Progress, silent
-from secateur.errors import OutputError
-from secateur.hf.fingerprint import fingerprint
 from secateur.session import Session, open_session
 from secateur.training.record import card, epoch_records, score_records, trained_on
 from secateur.training.state import (
@@ -27,6 +24,7 @@ from secateur.training.state import (
     place_of,
     samples_of,
     versions_used,
+    written,
 )
 from secateur.training.trainer import Trained, train
 from secateur.training.tuning import Tuning, command_line, command_of, options_of, splits_of
@@ -89,14 +87,8 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
     select = list(task.split("select"))
     before = judged(session, select)
     trained = _train(session, tuning, command, folder)
-    save(loaded.model, loaded.tokenizer, folder.staging)
-    written = reload(folder.staging, loaded, trust_remote_code=session.options.trust_remote_code)
-    if written.fingerprint != fingerprint(loaded.model):
-        raise OutputError(
-            f"the checkpoint in {folder.staging} does not hold the weights that were trained. It was not published; "
-            "please report this with the model's name."
-        )
-    after = judged(session.on(task, written), select)
+    made = written(session, folder.staging)
+    after = judged(session.on(task, made), select)
     _warn(trained, tuning)
     return {
         "model": {
@@ -108,12 +100,12 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
             "parameters": loaded.anatomy.num_parameters,
             "fingerprint": loaded.fingerprint,
         },
-        "fingerprint": written.fingerprint,
+        "fingerprint": made.fingerprint,
         "task": {"name": task.name, "kind": task.kind, "hash": task.hash},
         "trained_on": trained_on(task, tuning),
         "scores": score_records(task, before, after, task.groups(select), seed),
         "epochs": epoch_records(trained),
-        "dtype": str(written.model.dtype).removeprefix("torch."),
+        "dtype": str(made.model.dtype).removeprefix("torch."),
         "command": command_line(command),
         "provenance": {"command": command, "versions": versions_used()},
     }

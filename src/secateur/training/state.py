@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from secateur.checkpoint.folder import FULL, Folder, no_space, writing
+from secateur.checkpoint.save import reload, save
 from secateur.errors import OutputError
-from secateur.hf.load import quiet
+from secateur.hf.fingerprint import fingerprint
+from secateur.hf.load import Loaded, quiet
 from secateur.records import versions
 from secateur.session import Session, digest
 from secateur.training.answers import Sample
@@ -37,6 +39,19 @@ def judged(session: Session, examples: list[int]) -> np.ndarray:
 def versions_used() -> dict[str, str]:
     """Of the packages that the numbers come from."""
     return versions() | {"accelerate": importlib.metadata.version("accelerate")}
+
+
+def written(session: Session, staging: Path) -> Loaded:
+    """The session's model saved and read back. Raises `OutputError` where what is read is not what was saved."""
+    loaded = session.loaded
+    save(loaded.model, loaded.tokenizer, staging)
+    found = reload(staging, loaded, trust_remote_code=session.options.trust_remote_code)
+    if found.fingerprint != fingerprint(loaded.model):
+        raise OutputError(
+            f"the checkpoint in {staging} does not hold the weights that were trained. It was not published; "
+            "please report this with the model's name."
+        )
+    return found
 
 
 @contextmanager
@@ -61,7 +76,7 @@ def kept_at(place: Path, folder: Folder) -> Iterator[None]:
         forget(folder)
         raise
     finally:
-        for empty in (*place.glob("*"), place):
+        for empty in (place, place.parent):
             with suppress(OSError):  # only where nothing was saved yet
                 empty.rmdir()
 

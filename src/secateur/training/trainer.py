@@ -35,8 +35,8 @@ class Astray(TrainingError):
 @dataclass(frozen=True)
 class Trained:
     """`history`: epoch, step and the mean loss (nats per answer token) on what is trained on and on select, from the
-    untrained model on. `best` is the step whose weights the model has now, `tokens` what was read in training, padding
-    and repetitions included."""
+    untrained model on. `best` is the step whose weights the model has now, `tokens` what was read in training, each
+    as often as it was."""
 
     history: tuple[dict[str, float], ...]
     best: int
@@ -63,6 +63,10 @@ class AnswerTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The Trainer's own takes what fits by name and leaves the rest as it was: GPT-NeoX's unembedding."""
         read_weights(self.model, Path(resume_from_checkpoint))
+
+    def _track_num_input_tokens(self, inputs: Mapping[str, Tensor]) -> None:
+        """Without padding, which the Trainer could only tell by an attention mask."""
+        self.state.num_input_tokens_seen += int(inputs["real"].sum())
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
