@@ -1,7 +1,7 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `bench`, `finetune`, `heal`, `load`; and the values they speak of. They are
+`report`, `bench`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
 imported when first used, so that `secateur --help` does not wait for torch.
 """
 
@@ -22,6 +22,7 @@ _WHERE = {
     "bench": "secateur.gains.bench",
     "finetune": "secateur.training.finetune",
     "heal": "secateur.training.heal",
+    "train": "secateur.training.pretrain",
     "load": "secateur.api",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",

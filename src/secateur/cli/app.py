@@ -9,11 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 from secateur import __version__
-from secateur.cli import healing, making, measuring, reading, training
+from secateur.cli import healing, making, measuring, pretraining, reading, training
 from secateur.cli.options import examples
 from secateur.errors import SecateurError
 
-RESUMABLE = ("prune", "demo", "finetune", "heal")
+RESUMABLE = ("prune", "demo", "finetune", "heal", "train")
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -73,7 +73,14 @@ def _root(
     pass
 
 
-for _verb, _options in (*making.VERBS, *reading.VERBS, *measuring.VERBS, *training.VERBS, *healing.VERBS):
+for _verb, _options in (
+    *making.VERBS,
+    *reading.VERBS,
+    *measuring.VERBS,
+    *training.VERBS,
+    *healing.VERBS,
+    *pretraining.VERBS,
+):
     app.command(**_options)(_verb)
 
 

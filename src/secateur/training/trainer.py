@@ -162,7 +162,7 @@ def train(
         trainer.progress, trainer.objective = progress, objective
         start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
         try:
-            state = _finish(trainer, newest_checkpoint(folder))
+            state = finish(trainer, newest_checkpoint(folder))
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of memory with --batch-size {tuning.batch_size}. Give a smaller one; weights, gradients and "
@@ -177,7 +177,7 @@ def train(
     return Trained((start, *_history(state.log_history)), best, state.num_input_tokens_seen)
 
 
-def _finish(trainer: AnswerTrainer, checkpoint: str | None) -> TrainerState:
+def finish(trainer: AnswerTrainer, checkpoint: str | None) -> TrainerState:
     """The state after the last step. The Trainer itself would do one more where the last step did not end an epoch."""
     if checkpoint is not None:
         state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
@@ -218,7 +218,7 @@ def _trainer(
 ) -> AnswerTrainer:
     trainer = AnswerTrainer(
         model=model,
-        args=_arguments(tuning, seed, folder, model.device),
+        args=arguments(tuning, seed, folder, model.device),
         data_collator=collate,
         train_dataset=list(learned),
         eval_dataset=list(select),
@@ -228,17 +228,21 @@ def _trainer(
     return trainer
 
 
-def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) -> TrainingArguments:
-    """Raises `TrainingError` where the machine lacks what is asked for."""
+def arguments(
+    tuning: Tuning, seed: int, folder: Path, device: torch.device, **others: Any
+) -> TrainingArguments:
+    """The Trainer's own, with `others` in place. Raises `TrainingError` where the machine lacks what is asked for."""
     if device.index:
         raise TrainingError(
             f"--device {device}: training takes the first one. Set CUDA_VISIBLE_DEVICES and give cuda."
         )
+    by_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     best = {
         "load_best_model_at_end": True,
         "metric_for_best_model": "select_loss",
         "greater_is_better": False,
     }
+    given = by_epoch | (best if tuning.chooses else {}) | others
     try:
         made = TrainingArguments(
             output_dir=str(folder.resolve()),
@@ -252,8 +256,6 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) ->
             bf16=tuning.bf16,
             seed=seed,
             use_cpu=device.type == "cpu",
-            eval_strategy="epoch",
-            save_strategy="epoch",
             include_num_input_tokens_seen="all",
             save_total_limit=2,  # the newest whole one stays while the next is written
             logging_strategy="no",
@@ -261,7 +263,7 @@ def _arguments(tuning: Tuning, seed: int, folder: Path, device: torch.device) ->
             report_to="none",
             remove_unused_columns=False,
             dataloader_pin_memory=device.type == "cuda",
-            **(best if tuning.chooses else {}),
+            **given,
         )
     except ValueError as error:
         raise TrainingError(f"this machine cannot train so: {error}") from error

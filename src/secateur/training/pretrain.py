@@ -1,0 +1,152 @@
+"""`secateur.train`: a Mistral from nothing on any text, with or without the regulariser, kept at chosen steps.
+
+A tenth of the text is held out for the losses that are reported. Nothing here is a verdict: take another text for one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.checkpoint.folder import Folder, write_json, writing
+from secateur.checkpoint.save import save
+from secateur.core.progress import Progress, silent
+from secateur.errors import TaskError
+from secateur.hf.fingerprint import fingerprint
+from secateur.hf.fresh import Size, fresh_mistral, read_tokenizer
+from secateur.hf.load import check_machine
+from secateur.session import digest
+from secateur.tasks.example import Example
+from secateur.tasks.text import read_text
+from secateur.training.answers import Sample
+from secateur.training.finetune import Tuned
+from secateur.training.recipe import Recipe, card, command_line, command_of
+from secateur.training.regulariser import LinearityRegulariser
+from secateur.training.state import check_room, forget, kept_at, versions_used
+from secateur.training.steps import run
+from secateur.training.tuning import Tuning
+
+HELD_OUT = 10  # one group of chunks in so many
+
+
+def train(
+    text: str,
+    tokenizer: str,
+    out: str | Path,
+    *,
+    steps: int = 1000,
+    save_steps: Sequence[int] = (),
+    regulariser: str = "none",
+    weight: float = 0.5,
+    seqlen: int = 256,
+    seed: int = 0,
+    lr: float = 1e-3,
+    batch_size: int = 16,
+    weight_decay: float = 0.1,
+    warmup: float = 0.05,
+    bf16: bool = False,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **size: Any,
+) -> Tuned:
+    """Train a Mistral with random weights on a text file and write it to `out`, and to `out/step-N` after N steps.
+
+    `text` is FILE or text:FILE (.txt, or .jsonl with one document a line); `tokenizer` a folder that has one; `size`
+    gives layers, d_model, heads, kv_heads, d_ff and context. `regulariser` is none, cosine or mse, as
+    `LinearityRegulariser`. Resumes as `finetune`. Source of the recipe: Razzhigaev et al. 2024 (arXiv 2405.12250).
+    Raises any `SecateurError`; then `out` is untouched.
+    """
+    tuning = Tuning(("select",), 1, lr, batch_size, weight_decay, warmup, steps, bf16)
+    file = text.removeprefix("text:")
+    chosen = tuple(sorted(set(save_steps)))
+    recipe = Recipe(file, tokenizer, Size(**size), steps, chosen, regulariser, weight, seqlen, seed)
+    check_machine("auto", device)
+    command = json.loads(json.dumps(command_of(recipe, tuning)))
+    folder = Folder.at(out, reads=tokenizer)
+    with folder.claimed():
+        if folder.finished(command, overwrite=overwrite):
+            forget(folder)
+            return Tuned(folder.out, json.loads((folder.out / "train.json").read_text()), already=True)
+        record = _trained(recipe, tuning, device, command, folder, progress)
+        write_json(folder.staging / "train.json", record)
+        with writing(folder.staging):
+            (folder.staging / "README.md").write_text(card(record), encoding="utf-8")
+        folder.publish()
+        forget(folder)
+    return Tuned(folder.out, record)
+
+
+def _trained(
+    recipe: Recipe,
+    tuning: Tuning,
+    device: str,
+    command: dict[str, Any],
+    folder: Folder,
+    progress: Progress,
+) -> dict[str, Any]:
+    progress("load", 0, 1)
+    tokenizer = read_tokenizer(recipe.tokenizer)
+    learned, held_out = _split(read_text(Path(recipe.text), tokenizer, recipe.seqlen).examples, recipe.seed)
+    model = fresh_mistral(recipe.size, tokenizer, recipe.seed).to(_device(device))
+    regulariser = None
+    if recipe.regulariser != "none":
+        regulariser = LinearityRegulariser(model, recipe.weight, recipe.regulariser)
+    place = folder.run / f"train-{digest([command, str(folder.run.resolve()), versions_used()])}"
+    for other in folder.run.glob("train-*"):
+        if other != place:
+            shutil.rmtree(other)
+    with writing(place):
+        place.mkdir(exist_ok=True)
+    started = time.perf_counter()
+    with kept_at(place, folder):
+        check_room(place, model)
+        losses, tokens = run(
+            model, tokenizer, learned, held_out, recipe, tuning, regulariser, place, progress
+        )
+    if regulariser is not None:
+        regulariser.remove()
+    save(model, tokenizer, folder.staging)
+    for step in recipe.save_steps:
+        shutil.copytree(place / f"step-{step}", folder.staging / f"step-{step}")
+    return {
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "fingerprint": fingerprint(model),
+        "sequences": {"learned": len(learned), "held_out": len(held_out)},
+        "losses": losses,
+        "tokens": tokens,
+        "seconds": time.perf_counter() - started,
+        "command": command_line(command),
+        "provenance": {"command": command, "versions": versions_used()},
+    }
+
+
+def _device(name: str) -> torch.device:
+    return (
+        torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    )
+
+
+def _split(examples: Sequence[Example], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """What is learned and what is held out, whole groups. Raises `TaskError` where there is one group only."""
+    groups = sorted({example.group for example in examples})
+    if len(groups) < 2:
+        raise TaskError(
+            f"the text has {len(examples)} chunks, too few to hold some out: give a longer one, or a smaller --seqlen."
+        )
+    random.Random(seed).shuffle(groups)
+    out = set(groups[: max(1, len(groups) // HELD_OUT)])
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for example in examples:
+        assert example.tokens is not None
+        parts[example.group in out].append((example.tokens, 1))
+    return parts
