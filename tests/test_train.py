@@ -1,4 +1,4 @@
-"""`secateur train`: the first step against plain PyTorch, checkpoints at chosen steps, stopped and resumed, refusals."""
+"""`secateur train`: the first step against plain PyTorch, checkpoints at chosen steps, resuming, refusals."""
 
 from __future__ import annotations
 
