@@ -59,7 +59,7 @@ CASES = {
     "stories": Case(
         str(STORIES / "models" / "stories260K"),
         f"text:{STORIES / 'text_tinystories_train.jsonl'}",
-        {"limit": 400, "seqlen": 64},
+        {"limit": 350, "seqlen": 64, "allow_small": True},
         free=0.02,
     ),
 }
@@ -84,13 +84,13 @@ SCORES: Mapping[str, Way] = {
     "--second-order": {"second_order": True},
     "--whitened": {"whitened": True},
     "--per-head": {"per_head": True},
-    "--per-head --second-order": {"per_head": True, "second_order": True},
 }
 FREE: Mapping[str, Way] = {
     "signed, steps of 5 %": {"step": 0.05},
     "signed, steps of 5 %, second order": {"step": 0.05, "second_order": True},
     "signed, steps of 0.5 %": {"step": 0.005},
     "weakest, steps of 5 %": {"step": 0.05, "weakest": True},
+    "weakest, steps of 0.5 %": {"step": 0.005, "weakest": True},
     "weakest, steps of 5 %, second order": {"step": 0.05, "weakest": True, "second_order": True},
 }
 TUNED = ((), ("tune",), ("directions",), ("directions", "tune"), ("tune", "directions"))
