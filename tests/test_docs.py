@@ -143,6 +143,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260).out
 
 
+def _trained(place: Path) -> dict[str, Any]:
+    """A real, tiny model from nothing, in the tokens of one that is there."""
+    text = place.parent / "words.txt"
+    text.write_text(" ".join(f"w{n % 7}" for n in range(4000)), encoding="utf-8")
+    size = {"layers": 1, "d_model": 8, "heads": 2, "seqlen": 32}
+    made = secateur.train(str(text), str(place), place.parent / "trained", steps=2, save_steps=(1,), **size)
+    return json.loads((made.out / "train.json").read_text(encoding="utf-8"))
+
+
 def test_every_record_is_as_documented(
     out: Path, removed: Path, directed: Path, shortened: Path, tuned: Path
 ) -> None:
@@ -161,6 +170,10 @@ def test_every_record_is_as_documented(
         "Gains": secateur.bench(out, prompt=8, new=2, repeats=1),
         "Components": probed["components"],
         "Finetuning": json.loads((tuned / "finetune.json").read_text(encoding="utf-8")),
+        "Healing": secateur.heal(
+            shortened, "builtin:facts", tuned.parent / "healed", epochs=1, limit=260
+        ).record,
+        "Pretraining": _trained(tuned),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
     written = {(kind, key) for kind, keys in seen.items() for key in keys}
