@@ -68,5 +68,7 @@ def part_along(
     parts: Float[Tensor, "pieces out in"], u: Float[Tensor, "pieces out k"], gone: Bool[Tensor, "pieces k"]
 ) -> Float[Tensor, "pieces out in"]:
     """Σᵢ uᵢ uᵢᵀ W over the directions that are `gone`: what leaves each piece."""
-    taken = u * gone[:, None, :]
+    taken = (
+        u[:, :, gone[0]] if len(u) == 1 else u * gone[:, None, :]
+    )  # of several pieces different ones may go
     return taken @ (taken.mT @ parts.to(u.dtype))
