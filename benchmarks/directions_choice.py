@@ -86,9 +86,9 @@ SCORES: Mapping[str, Way] = {
     "--per-head": {"per_head": True},
 }
 FREE: Mapping[str, Way] = {
-    "signed, steps of 5 %": {"step": 0.05},
-    "signed, steps of 5 %, second order": {"step": 0.05, "second_order": True},
-    "signed, steps of 0.5 %": {"step": 0.005},
+    "signed, steps of 5 %": {"step": 0.05, "weakest": False},
+    "signed, steps of 5 %, second order": {"step": 0.05, "weakest": False, "second_order": True},
+    "signed, steps of 0.5 %": {"step": 0.005, "weakest": False},
     "weakest, steps of 5 %": {"step": 0.05, "weakest": True},
     "weakest, steps of 0.5 %": {"step": 0.005, "weakest": True},
     "weakest, steps of 5 %, second order": {"step": 0.05, "weakest": True, "second_order": True},

@@ -62,7 +62,7 @@ class Options:
     per_head: bool = False
     overall: bool = False
     dynamic: bool = True
-    weakest: bool = False
+    weakest: bool | None = None
     second_order: bool = False
     whitened: bool = False
     blocks: int | None = None
@@ -144,6 +144,8 @@ def _as_typed(name: str, value: Any) -> list[str]:
         return ["--grid", "paper"] if (name, value) == ("small_ranks", ()) else []
     if name == "rescore":
         return ["--ranks-once"]
+    if name == "weakest":
+        return ["--weakest" if value else "--signed"]
     if isinstance(value, bool):
         return [flag] if value else ["--no-" + name]
     if name == "side":

@@ -139,11 +139,13 @@ def prune(
         ),
     ] = True,
     weakest: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--weakest", help="directions: those with the least effect go first, not those that hurt most."
+            "--weakest/--signed",
+            help="directions: those with the least effect go first, or those that hurt most. [default: signed; "
+            "protocol removal: weakest]",
         ),
-    ] = False,
+    ] = None,
     second_order: SecondOrder = False,
     whitened: Whitened = False,
     blocks: Annotated[

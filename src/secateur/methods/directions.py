@@ -90,6 +90,12 @@ def protocol_of(session: Session) -> str:
     return options.protocol
 
 
+def weakest_first(session: Session) -> bool:
+    """What was asked for; else only where the aim is that as many as can go, go."""
+    asked = session.options.weakest
+    return protocol_of(session) == "removal" if asked is None else asked
+
+
 def sites_of(session: Session) -> list[Site]:
     """The matrices asked for. Raises `UnknownName`."""
     anatomy, options = session.loaded.anatomy, session.options
@@ -108,7 +114,8 @@ def search(session: Session) -> Found:
         trail = _WALKS[protocol](at)
     with session.timed("analyze"):
         base = at.judge([session.empty], at.select, "choose")[session.empty]
-        analysis = trail_record(session, protocol, at.effects.read(session.empty), trail)
+        order = "weakest" if weakest_first(session) else "signed"
+        analysis = trail_record(session, protocol, order, at.effects.read(session.empty), trail)
     search = {
         "method": "directions",
         "protocol": protocol,
@@ -135,7 +142,7 @@ class _At:
 
     @property
     def order(self) -> Order:
-        return weakest if self.session.options.weakest else signed
+        return weakest if weakest_first(self.session) else signed
 
     def without(self, base: Plan, more: Sequence[Direction], reading: Reading) -> Plan:
         return removal(base, more, reading.folds, per_head=self.session.options.per_head)

@@ -66,13 +66,15 @@ def num_removed(plan: Plan) -> int:
     return sum(len(edit.directions) for edit in plan.removed)
 
 
-def trail_record(session: Session, protocol: str, reading: Reading, trail: Trail) -> dict[str, Any]:
+def trail_record(
+    session: Session, protocol: str, order: str, reading: Reading, trail: Trail
+) -> dict[str, Any]:
     """For the report. `reading` is that of the whole model."""
     found, metric, options = reading.found, session.objective.metric, session.options
     edits = {edit.matrix: edit for edit in trail.plan.removed}
     return {
         "protocol": protocol,
-        "order": "weakest" if options.weakest else "signed",
+        "order": order,
         "split": found.split,
         "n": found.n,
         "num_tokens": found.num_tokens,
