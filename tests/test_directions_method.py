@@ -347,12 +347,18 @@ def test_removal_goes_as_far_as_the_bound_allows(as_loaded):
     assert nothing.plan == session.empty
 
 
-def test_removal_to_a_target_takes_that_share(planted):
-    session = planted(target=0.3, matrices=("down",))
+@pytest.mark.parametrize("weak", [None, False])
+def test_removal_to_a_target_takes_that_share(weak, planted):
+    """The weakest first, unless they are asked for by sign."""
+    session = planted(target=0.3, matrices=("down",), weakest=weak)
     found = search(session)
     assert sum(len(own) for own in removed(found.plan).values()) == round(0.3 * 64)
-    once = search(planted(target=0.3, matrices=("down",), rescore=False))
-    order = [(c, site, n) for site, change in read_by_hand(session).items() for n, c in enumerate(change)]
+    assert found.analysis["directions"]["order"] == ("weakest" if weak is None else "signed")
+    once = search(planted(target=0.3, matrices=("down",), rescore=False, weakest=weak))
+    key = abs if weak is None else float
+    order = [
+        (key(c), site, n) for site, change in read_by_hand(session).items() for n, c in enumerate(change)
+    ]
     first = {(site, n) for _, site, n in sorted(order)[: round(0.3 * 64)]}
     assert {(site, n) for site, own in removed(once.plan).items() for n in own} == first
 
