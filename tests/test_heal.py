@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -391,3 +392,24 @@ def test_the_command_line(place, tmp_path):
     assert record["command"] == (
         f"secateur heal {place / 'fold'} --task {place / 'q.jsonl'} --stage end --allow-small --epochs 1 --lr 0.001"
     )
+
+
+STORIES = Path(__file__).parents[2] / "shared/data"
+
+
+@pytest.mark.slow
+def test_on_stories_a_drop_is_worse_than_a_linear_map_and_that_is_worse_than_one_healed(tmp_path):
+    """The paper's ordering, on a model by somebody else: one block of five goes, chosen by loss."""
+    if not STORIES.exists():
+        pytest.skip("needs ../shared/data")
+    model, task = str(STORIES / "models/stories260K"), f"text:{STORIES / 'text_tinystories_train.jsonl'}"
+    for form in ("drop", "linear"):
+        how = {"method": "depth", "blocks": 1, "form": form, "by": "loss", "limit": 600}
+        package.prune(model, task, tmp_path / form, **how)
+    healed = package.heal(tmp_path / "linear", task, tmp_path / "healed", stage="end", limit=600, lr=1e-3)
+    (score,) = healed.record["scores"]
+    assert score["metric"] == "text_loss"
+    loss = {"healed": score["healed"]["value"], "linear": score["unhealed"]["value"]}
+    (said,) = package.evaluate(str(tmp_path / "drop"), task, split="select", limit=600)["scores"]
+    assert score["teacher"]["value"] < loss["healed"] < loss["linear"] < said["value"]
+    assert score["gain"]["ci"][1] < 0, "no more than chance"

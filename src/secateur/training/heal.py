@@ -19,13 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from secateur.checkpoint.folder import Folder, write_json, writing
-from secateur.checkpoint.plans import read_plan
-from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
-from secateur.errors import ModelError, TrainingError, UnknownName, nearest
-from secateur.hf.load import Loaded, load_model
+from secateur.errors import TrainingError, UnknownName, nearest
+from secateur.hf.load import Loaded
 from secateur.session import Options, Session, open_session
-from secateur.training.depths import Depth, depths, named
+from secateur.training.depths import Depth, depths
 from secateur.training.distill import Distillation
 from secateur.training.finetune import Tuned
 from secateur.training.heal_record import card, heal_record, stage_record
@@ -40,6 +38,7 @@ from secateur.training.state import (
     versions_used,
     written,
 )
+from secateur.training.teacher import origin_of, teacher_of, trained_by
 from secateur.training.trainer import train
 from secateur.training.tuning import Tuning, command_of, options_of, splits_of
 
@@ -199,52 +198,6 @@ def _stage(
 def _copies(loaded: Loaded, names: set[str]) -> dict[str, Tensor]:
     """To go back to, where no epoch is better."""
     return {name: p.detach().clone() for name, p in loaded.model.named_parameters() if name in names}
-
-
-def origin_of(cut: Path) -> tuple[Plan, Mapping[str, Any]]:
-    """The plan that a folder was cut by, and the command that says from what. Raises `TrainingError`, `PlanError`."""
-    try:
-        origin = json.loads((cut / "plan.json").read_text(encoding="utf-8"))["provenance"]["command"]
-        found = {name: origin[name] for name in ("model", "revision", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"{cut} is no folder that secateur prune or apply wrote: its plan.json would say what was cut, and from "
-            "what. Give such a folder."
-        ) from error
-    return read_plan(cut), found
-
-
-def teacher_of(plan: Plan, origin: Mapping[str, Any], given: str | None, options: Options) -> Loaded:
-    """The model that `plan` is for, in the precision it was cut in. Raises `ModelError` where another is found."""
-    how = {"device": options.device, "trust_remote_code": options.trust_remote_code}
-    revision = origin["revision"] if given is None else None
-    name = given or origin["model"]
-    try:
-        found = load_model(name, revision=revision, dtype=origin["dtype"], **how)
-    except UnknownName as error:
-        raise ModelError(
-            f"the teacher cannot be loaded: {error} Say with --teacher where it is now."
-        ) from error
-    if found.fingerprint != plan.model:
-        raise ModelError(
-            f"{name} is not the model that {options.model} was cut from: fingerprint {found.fingerprint}, where "
-            f"plan.json has {plan.model}. Give that model with --teacher."
-        )
-    return found
-
-
-def trained_by(stage: str, known: list[Depth], loaded: Loaded) -> set[str]:
-    """The names of the parameters that a stage trains. Raises `TrainingError` where nothing stands for a block."""
-    names = [name for name, _ in loaded.model.named_parameters()]
-    if stage == "end":
-        return set(names)
-    replaced = tuple(path for depth in known for path in depth.replaced)
-    if not replaced:
-        raise TrainingError(
-            "in this cut nothing stands for a block that is gone, so there is nothing for the stage layers. Give "
-            "--stage end."
-        )
-    return named(replaced, names)
 
 
 def _warn(record: Mapping[str, Any]) -> None:
