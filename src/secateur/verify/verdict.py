@@ -158,7 +158,10 @@ def _named(side: Side, metric: Metric, paired: dict[str, Any], n: int) -> dict[s
             "n": n,
         } | paired
     shown = {
-        which: {"value": float(exponential(paired[which]["value"])), "ci": exponential(paired[which]["ci"]).tolist()}
+        which: {
+            "value": float(exponential(paired[which]["value"])),
+            "ci": exponential(paired[which]["ci"]).tolist(),
+        }
         for which in ("before", "after")
     }
     ratio = {
