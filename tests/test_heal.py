@@ -226,15 +226,16 @@ def heal(place, name, out, **more):
     ("form", "trained"),
     [
         ("linear", ["model.layers.2.entry.0.bias", "model.layers.2.entry.0.weight"]),
-        ("low", [f"model.layers.2.entry.0.{name}" for name in ("a", "b", "bias")]),
+        pytest.param(
+            "low", [f"model.layers.2.entry.0.{name}" for name in ("a", "b", "bias")], marks=pytest.mark.slow
+        ),
         ("fold", ["model.layers.1.mlp.down_proj.weight"]),
     ],
 )
 def test_the_first_stage_trains_what_stands_for_blocks_and_nothing_else(place, tmp_path, form, trained):
+    more = {"epochs": 6, "lr": 1e-2, "split": "probe,select"}  # all of it: nothing is chosen
     out = tmp_path / "out"
-    found = heal(
-        place, form, out, stage="layers", epochs=20, split="probe,select"
-    )  # all of it: nothing is chosen
+    found = heal(place, form, out, stage="layers", **more)
     before, after = weights(place / form), weights(out)
     assert before.keys() == after.keys()
     assert sorted(n for n in before if not torch.equal(before[n], after[n])) == trained
@@ -329,7 +330,7 @@ def stop_at(stage, step):
     return progress
 
 
-@pytest.mark.parametrize(("stage", "step"), [(1, 2), (2, 3)])
+@pytest.mark.parametrize(("stage", "step"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 3)])
 def test_stopped_in_either_stage_it_goes_on_to_the_same_weights(place, tmp_path, stage, step):
     heal(place, "linear", tmp_path / "whole", lr=1e-3)
     with pytest.raises(KeyboardInterrupt):
@@ -410,6 +411,7 @@ def test_on_stories_a_drop_is_worse_than_a_linear_map_and_that_is_worse_than_one
     (score,) = healed.record["scores"]
     assert score["metric"] == "text_loss"
     loss = {"healed": score["healed"]["value"], "linear": score["unhealed"]["value"]}
-    (said,) = package.evaluate(str(tmp_path / "drop"), task, split="select", limit=600)["scores"]
-    assert score["teacher"]["value"] < loss["healed"] < loss["linear"] < said["value"]
+    said = package.evaluate(str(tmp_path / "drop"), task, split="select", limit=600)["scores"]
+    (dropped,) = [row["value"] for row in said if row["metric"] == "text_loss"]
+    assert score["teacher"]["value"] < loss["healed"] < loss["linear"] < dropped
     assert score["gain"]["ci"][1] < 0, "no more than chance"
