@@ -496,9 +496,15 @@ def test_the_same_seed_gives_the_same_plan_in_another_process(place, prune, tmp_
         (["--method", "heads", "--portable"], "fixes the size of a head by their number"),
         (["--method", "components", "--portable"], "Take --method ffns"),
         (["--method", "ffns", "--portable", "--layers", "1"], "cannot be joined with --layers"),
-        (["--target", "70%"], "--target 0.7 is not for --method laser, but for heads, ffns or components."),
+        (
+            ["--target", "70%"],
+            "--target 0.7 is not for --method laser, but for directions, heads, ffns or components.",
+        ),
         (["--ranks-once"], "--ranks-once is not for --method laser"),
-        (["--method", "ffns", "--exhaustive"], "--exhaustive is not for --method ffns, but for laser."),
+        (
+            ["--method", "ffns", "--exhaustive"],
+            "--exhaustive is not for --method ffns, but for laser or directions.",
+        ),
         (["--method", "ffns", "--grid", "paper"], "--grid paper is not for --method ffns, but for laser."),
         (["--method", "heads", "--objective", "text_loss"], "--objective text_loss does not exist"),
     ],
