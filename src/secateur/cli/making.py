@@ -92,8 +92,8 @@ def prune(
         float | None,
         typer.Option(
             metavar="M",
-            help="heads, ffns, components, directions: lose at most M of the metric (share or nats) on select; also "
-            "the margin of the verdict. [default: 0.02; directions: go for gain]",
+            help="all but laser: lose at most M of the metric (share or nats) on select; also the margin of the "
+            "verdict. [default: 0.02; directions: go for gain]",
         ),
     ] = None,
     params: Annotated[

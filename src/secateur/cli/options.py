@@ -13,7 +13,8 @@ from secateur.errors import SecateurError
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A folder, a hub name, or builtin:facts, builtin:recall, builtin:components."
+        metavar="MODEL",
+        help="A folder, a hub name, or builtin:facts, builtin:recall, builtin:components, builtin:arith.",
     ),
 ]
 TaskSpec = Annotated[
@@ -21,7 +22,8 @@ TaskSpec = Annotated[
     typer.Option(
         "--task",
         metavar="TASK",
-        help="FILE.jsonl, text:FILE, builtin:NAME, a preset (see `secateur tasks`), or lm_eval:NAME.",
+        help="FILE.jsonl, text:FILE, builtin:NAME, a preset (see `secateur tasks`), PRESET:FILE.jsonl, or "
+        "lm_eval:NAME.",
     ),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")]
