@@ -22,6 +22,7 @@ Reader = Callable[[Session, Judge, str, Plan], Rows]
 
 def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """Per matrix: how its singular values fall, and what truncation is predicted to do to the loss."""
+    _needs_none(plan, "spectrum")
     edits = candidates(session.loaded.anatomy, session.options)
     readings = screen(session, judge, edits)[-1]
     rows = []
@@ -85,6 +86,7 @@ def _direction_row(one: MatrixEffects) -> dict[str, Any]:
 
 def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """(a) Loss and accuracy against the share of components removed, per matrix."""
+    _needs_none(plan, "curves")
     edits = candidates(session.loaded.anatomy, session.options)
     judged = judge(
         [session.empty, *(session.empty + edit for edit in edits)], session.task.split(split), "curves"
@@ -127,6 +129,11 @@ def _needs_edits(plan: Plan, what: str) -> None:
         raise PlanError(
             f"--what {what} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
         )
+
+
+def _needs_none(plan: Plan, what: str) -> None:
+    if plan.edits:
+        raise PlanError(f"--what {what} reads the model as it is; leave out --plan and --edit.")
 
 
 ANALYSES: dict[str, Reader] = {
