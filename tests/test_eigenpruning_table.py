@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import runpy
 from pathlib import Path
 
@@ -35,6 +36,14 @@ BOTH = [
     "--epochs",
     "1",
 ]
+
+
+@pytest.fixture(autouse=True)
+def loud():
+    """The script turns our warnings down, in its own process for good."""
+    level = logging.getLogger("secateur").level
+    yield
+    logging.getLogger("secateur").setLevel(level)
 
 
 @pytest.fixture(scope="module")
