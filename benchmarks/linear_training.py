@@ -30,6 +30,7 @@ def profile(models: list[Path], text: str) -> list[dict[str, float]]:
         text,
         what="linearity",
         allow_small=True,
+        limit=500,
         also=tuple(map(str, models[1:])),
         device="cpu",
     )
@@ -54,7 +55,7 @@ def one(given: argparse.Namespace, regulariser: str, seed: int) -> dict[str, Any
                               skip_long=True, device="cpu")  # fmt: skip
     models = [*(out / f"step-{step}" for step in marks[:-1]), out, tuned.out]
     names = [*map(str, marks), "fine-tuned"]
-    loss = trained.record["epochs"][-1]["select_loss"]
+    loss = trained.record["losses"][-1]["held_out_loss"]
     read = dict(zip(names, profile(models, given.held_out), strict=True))
     return {"regulariser": regulariser, "seed": seed, "loss": loss, "linearity": read}
 
