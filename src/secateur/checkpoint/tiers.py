@@ -13,6 +13,7 @@ from secateur.surgery.shape import shape_of, stock_config
 STOCK = "AutoModelForCausalLM.from_pretrained(FOLDER)"
 REMOTE = "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)"
 OURS = "secateur.load(FOLDER).model"
+UNSURE = "it may leave out biases that the config switched on, without a word: compare its answers before you trust it"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class Loads:
 def where_it_loads(plan: Plan, anatomy: Anatomy, form: Form) -> Loads:
     """Source: what each place can hold, measured for transformers, else from METHODS of this field's formats: vLLM and
     GGUF know the shapes that a family's config can state, and no others."""
-    changes = stock_config(shape_of(plan, anatomy, factorize=form.factorize), anatomy)
+    shape = shape_of(plan, anatomy, factorize=form.factorize)
+    changes = stock_config(shape, anatomy)
     if form.zeroed and not anatomy.carved:
         changes = {}
     if not isinstance(changes, str):
-        return Loads("zeroed" if form.zeroed else "stock", "", _stock_places())
+        return Loads("zeroed" if form.zeroed else "stock", "", _stock_places(biased=bool(shape.folds)))
     no = "it knows only shapes that the family's config can state"
     places = (
         Place("transformers", True, REMOTE),
@@ -57,11 +59,12 @@ def where_it_loads(plan: Plan, anatomy: Anatomy, form: Form) -> Loads:
     return Loads("carved", changes, places)
 
 
-def _stock_places() -> tuple[Place, ...]:
+def _stock_places(*, biased: bool) -> tuple[Place, ...]:
+    """`biased`: the config gives biases to matrices that had none, which is rare, and not all readers look for it."""
     return (
         Place("transformers", True, STOCK),
         Place("secateur", True, OURS),
         Place("lm-eval", True, "lm_eval --model hf --model_args pretrained=FOLDER"),
-        Place("vLLM", True, "vllm serve FOLDER"),
-        Place("GGUF (llama.cpp)", True, "convert_hf_to_gguf.py FOLDER"),
+        Place("vLLM", not biased, UNSURE if biased else "vllm serve FOLDER"),
+        Place("GGUF (llama.cpp)", not biased, UNSURE if biased else "convert_hf_to_gguf.py FOLDER"),
     )
