@@ -27,7 +27,7 @@ _WHERE = {
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
     "Result": "secateur.recipe",
-    "Tuned": "secateur.training.finetune",
+    "Tuned": "secateur.training.state",
     "Plan": "secateur.core.plan",
     "Truncate": "secateur.core.plan",
     "Drop": "secateur.core.plan",

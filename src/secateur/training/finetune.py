@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.checkpoint.folder import Folder, write_json, writing
+from secateur.checkpoint.folder import Folder
 from secateur.core.progress import Progress, silent
 from secateur.session import Session, open_session
 from secateur.training.record import card, epoch_records, score_records, trained_on
 from secateur.training.state import (
+    Tuned,
     check_room,
-    forget,
     in_float32,
     judged,
     kept_at,
+    made_once,
     place_of,
     samples_of,
     versions_used,
@@ -30,15 +30,6 @@ from secateur.training.trainer import Trained, train
 from secateur.training.tuning import Tuning, command_line, command_of, options_of, splits_of
 
 LOG = logging.getLogger("secateur")
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """Where the checkpoint is, and what its finetune.json says. `already`: it was there before."""
-
-    out: Path
-    record: dict[str, Any]
-    already: bool = False
 
 
 def finetune(
@@ -68,17 +59,11 @@ def finetune(
     chosen = options_of(model, task, options)
     command = json.loads(json.dumps(command_of(chosen, tuning)))
     folder = Folder.at(out, reads=model)
-    with folder.claimed():
-        if folder.finished(command, overwrite=overwrite):
-            forget(folder)
-            return Tuned(folder.out, json.loads((folder.out / "finetune.json").read_text()), already=True)
-        record = _tuned(open_session(chosen, None, progress), tuning, command, folder)
-        write_json(folder.staging / "finetune.json", record)
-        with writing(folder.staging):
-            (folder.staging / "README.md").write_text(card(record), encoding="utf-8")
-        folder.publish()
-        forget(folder)
-    return Tuned(folder.out, record)
+
+    def make() -> dict[str, Any]:
+        return _tuned(open_session(chosen, None, progress), tuning, command, folder)
+
+    return made_once(folder, command, "finetune.json", make, card, overwrite=overwrite)
 
 
 def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Folder) -> dict[str, Any]:

@@ -18,21 +18,21 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.checkpoint.folder import Folder, write_json, writing
+from secateur.checkpoint.folder import Folder
 from secateur.core.progress import Progress, silent
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.hf.load import Loaded
 from secateur.session import Options, Session, open_session
 from secateur.training.depths import Depth, depths
 from secateur.training.distill import Distillation
-from secateur.training.finetune import Tuned
 from secateur.training.heal_record import card, heal_record, stage_record
 from secateur.training.state import (
+    Tuned,
     check_room,
-    forget,
     in_float32,
     judged,
     kept_at,
+    made_once,
     place_of,
     samples_of,
     versions_used,
@@ -96,17 +96,11 @@ def heal(
     healing, chosen = Healing(stage, temperature, hidden), options_of(str(cut), task, options)
     command = json.loads(json.dumps(_command(chosen, tuning, healing, teacher)))
     folder = Folder.at(out, reads=str(cut))
-    with folder.claimed():
-        if folder.finished(command, overwrite=overwrite):
-            forget(folder)
-            return Tuned(folder.out, json.loads((folder.out / "heal.json").read_text()), already=True)
-        record = _healed(chosen, tuning, healing, teacher, command, folder, progress)
-        write_json(folder.staging / "heal.json", record)
-        with writing(folder.staging):
-            (folder.staging / "README.md").write_text(card(record), encoding="utf-8")
-        folder.publish()
-        forget(folder)
-    return Tuned(folder.out, record)
+
+    def make() -> dict[str, Any]:
+        return _healed(chosen, tuning, healing, teacher, command, folder, progress)
+
+    return made_once(folder, command, "heal.json", make, card, overwrite=overwrite)
 
 
 def _command(options: Options, tuning: Tuning, healing: Healing, teacher: str | None) -> dict[str, Any]:

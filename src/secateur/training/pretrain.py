@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from secateur.checkpoint.folder import Folder, write_json, writing
+from secateur.checkpoint.folder import Folder, writing
 from secateur.checkpoint.save import save
 from secateur.core.progress import Progress, silent
 from secateur.errors import TaskError
@@ -27,10 +27,9 @@ from secateur.session import digest
 from secateur.tasks.example import Example
 from secateur.tasks.text import read_text
 from secateur.training.answers import Sample
-from secateur.training.finetune import Tuned
 from secateur.training.recipe import Recipe, card, command_line, command_of
 from secateur.training.regulariser import LinearityRegulariser
-from secateur.training.state import check_room, forget, kept_at, versions_used
+from secateur.training.state import Tuned, check_room, kept_at, made_once, versions_used
 from secateur.training.steps import run
 from secateur.training.tuning import Tuning
 
@@ -72,17 +71,11 @@ def train(
     check_machine("auto", device)
     command = json.loads(json.dumps(command_of(recipe, tuning)))
     folder = Folder.at(out, reads=tokenizer)
-    with folder.claimed():
-        if folder.finished(command, overwrite=overwrite):
-            forget(folder)
-            return Tuned(folder.out, json.loads((folder.out / "train.json").read_text()), already=True)
-        record = _trained(recipe, tuning, device, command, folder, progress)
-        write_json(folder.staging / "train.json", record)
-        with writing(folder.staging):
-            (folder.staging / "README.md").write_text(card(record), encoding="utf-8")
-        folder.publish()
-        forget(folder)
-    return Tuned(folder.out, record)
+
+    def make() -> dict[str, Any]:
+        return _trained(recipe, tuning, device, command, folder, progress)
+
+    return made_once(folder, command, "train.json", make, card, overwrite=overwrite)
 
 
 def _trained(

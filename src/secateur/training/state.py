@@ -1,13 +1,15 @@
-"""Where a training keeps its state, and what it is given: room on the disk, samples, precision. Knows no verb."""
+"""Where a training keeps its state and its result, and what it is given: room, samples, precision. Knows no verb."""
 
 from __future__ import annotations
 
 import copy
 import importlib.metadata
+import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from secateur.checkpoint.folder import FULL, Folder, no_space, writing
+from secateur.checkpoint.folder import FULL, Folder, no_space, write_json, writing
 from secateur.checkpoint.save import reload, save
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
@@ -29,6 +31,40 @@ from secateur.training.trainer import Astray, newest_checkpoint
 BYTES_KEPT = (
     3 * 12
 )  # a parameter in float32 with AdamW's two moments; the best, the newest, and the next being written
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Where the checkpoint is, and what the JSON beside its weights says. `already`: it was there before."""
+
+    out: Path
+    record: dict[str, Any]
+    already: bool = False
+
+
+def made_once(
+    folder: Folder,
+    command: Mapping[str, Any],
+    name: str,
+    make: Callable[[], dict[str, Any]],
+    card: Callable[[Mapping[str, Any]], str],
+    *,
+    overwrite: bool,
+) -> Tuned:
+    """What `command` leaves at `folder`: made now, or found there.
+
+    `make` writes the weights to staging and gives their record, which is written as `name`, and by `card` as README.md.
+    Raises what `make` raises, and `OutputError`; then nothing is published."""
+    with folder.claimed():
+        already = folder.finished(command, overwrite=overwrite)
+        record = json.loads((folder.out / name).read_text(encoding="utf-8")) if already else make()
+        if not already:
+            write_json(folder.staging / name, record)
+            with writing(folder.staging):
+                (folder.staging / "README.md").write_text(card(record), encoding="utf-8")
+            folder.publish()
+        forget(folder)
+    return Tuned(folder.out, record, already)
 
 
 def judged(session: Session, examples: list[int]) -> np.ndarray:
