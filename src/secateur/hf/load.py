@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -59,6 +60,10 @@ class Loaded:
     revision: str | None
     source: str | None
 
+    def parameter(self, name: str) -> Tensor:
+        """One parameter of the model by its name, without gradients."""
+        return self.model.get_parameter(name).detach()
+
 
 def load_model(
     name: str,
@@ -79,10 +84,10 @@ def load_model(
     check_machine(dtype, device)
     with quiet():
         source = find_source(name, revision)
-        remote = _check_kind(source, trust_remote_code)
-        auto = SecateurForCausalLM if _is_carved(source) else AutoModelForCausalLM
+        remote = check_kind(source, trust_remote_code)
+        auto = SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
         options = {"dtype": dtype, "device": device, "remote": remote, "remote_tokenizer": trust_remote_code}
-        read = read_files(source, auto, _refuse_partial, **options)
+        read = read_files(source, auto, refuse_partial, **options)
     parts, found = anatomy(read.model), fingerprint(read.model)
     source = read.source
     return Loaded(name, read.model, read.tokenizer, parts, found, source.revision, str(source.folder))
@@ -115,9 +120,9 @@ def read_files(
     with quiet():
         if source.revision is not None:
             source = download(source)
-        config = _config(source, remote)
+        config = config_of(source, remote)
         check_weights(source.folder)
-        tokenizer = _tokenizer(source, remote_tokenizer)
+        tokenizer = tokenizer_of(source, remote_tokenizer)
         model, info = _weights(source, auto, config, torch_dtype, remote)
         refuse(source.name, info)
         model = model.to(target).eval().requires_grad_(False)
@@ -141,10 +146,10 @@ def find_source(name: str, revision: str | None) -> Source:
     return found
 
 
-def _check_kind(source: Source, trust_remote_code: bool) -> bool:
+def check_kind(source: Source, trust_remote_code: bool) -> bool:
     """Whether the model needs code of its own. Raises before any weight is read or fetched."""
     architecture = _architecture(source)
-    if _is_carved(source):
+    if is_carved(source):
         family_of(architecture, source.config["stock"])
         return False  # of that code this package has its own copy
     remote = source.config.get("model_type") not in CONFIG_MAPPING_NAMES and bool(
@@ -160,13 +165,13 @@ def _check_kind(source: Source, trust_remote_code: bool) -> bool:
     return remote
 
 
-def _is_carved(source: Source) -> bool:
+def is_carved(source: Source) -> bool:
     """Whether secateur cut it into shapes of its own."""
     return source.config.get("model_type") == SecateurConfig.model_type
 
 
 def _architecture(source: Source) -> str:
-    if _is_carved(source):
+    if is_carved(source):
         return carved_architecture(source.name, source.config)
     named = source.config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
@@ -178,9 +183,9 @@ def _architecture(source: Source) -> str:
     return known[model_type]
 
 
-def _config(source: Source, remote: bool) -> PreTrainedConfig:
+def config_of(source: Source, remote: bool) -> PreTrainedConfig:
     try:
-        if _is_carved(source):
+        if is_carved(source):
             return SecateurConfig.from_pretrained(str(source.folder))
         return AutoConfig.from_pretrained(str(source.folder), trust_remote_code=remote, local_files_only=True)
     except _BROKEN as error:
@@ -206,7 +211,7 @@ def _weights(
         raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
 
 
-def _refuse_partial(name: str, info: Mapping[str, Any]) -> None:
+def refuse_partial(name: str, info: Mapping[str, Any]) -> None:
     """Transformers fills gaps with random numbers and drops what is too much; here neither passes."""
     mismatched = [
         f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]
@@ -228,16 +233,19 @@ def _some(keys: list[str], count: int = 3) -> str:
 
 def _refuse_nonfinite(model: PreTrainedModel, dtype: str) -> None:
     for name, parameter in model.named_parameters():
-        if not parameter.is_floating_point() or parameter.dtype not in DTYPES.values():
-            raise ModelError(
-                f"{name} is stored as {parameter.dtype}: quantized? Only float weights can be cut."
-            )
-        if parameter.numel() and not torch.isfinite(torch.stack(torch.aminmax(parameter))).all():
-            hint = " Perhaps it does not fit float16: try --dtype bfloat16." if dtype == "float16" else ""
-            raise ModelError(f"{name} holds NaN or infinity; this model cannot be trusted.{hint}")
+        refuse_nonfinite(name, parameter, dtype)
 
 
-def _tokenizer(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:
+    """Raises `ModelError` for a parameter that is quantized, or holds NaN or infinity in the `dtype` asked for."""
+    if not parameter.is_floating_point() or parameter.dtype not in DTYPES.values():
+        raise ModelError(f"{name} is stored as {parameter.dtype}: quantized? Only float weights can be cut.")
+    if parameter.numel() and not torch.isfinite(torch.stack(torch.aminmax(parameter))).all():
+        hint = " Perhaps it does not fit float16: try --dtype bfloat16." if dtype == "float16" else ""
+        raise ModelError(f"{name} holds NaN or infinity; this model cannot be trusted.{hint}")
+
+
+def tokenizer_of(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     if not any((source.folder / file).exists() for file in _VOCABULARIES):
         raise ModelError(
             f"{source.folder} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy one there."
