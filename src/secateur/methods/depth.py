@@ -1,36 +1,32 @@
 """Depth: whole blocks go, one after another; a linear map stands for them, or is folded into the network before them.
 
 What goes next is chosen on `probe`, by the measured loss, by linearity or by cosine similarity, and maps are fitted
-there; how far to go is chosen on `select`. Beside the form that is asked for, the others are measured at every depth.
+there; how far to go is chosen on `select`. Beside the form that is asked for, the others are measured at every depth,
+and the orders in which cheaper measures would have taken blocks.
 Sources: Razzhigaev et al. 2024 (arXiv 2405.12250); ReplaceMe (arXiv 2505.02819).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from secateur import records
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
-from secateur.judge.generate import greedy
 from secateur.methods.components import MARGIN, goal_of
-from secateur.methods.curves import kept_share, side_values
+from secateur.methods.curves import kept_share
+from secateur.methods.depth_record import depth_record
 from secateur.methods.found import Counted, Found
 from secateur.probes.maps import Run, fit_maps
-from secateur.probes.similarity import block_similarity
+from secateur.probes.similarity import Similarity, block_similarity
 from secateur.search.depth import BY, FORMS, dropped, may_go, run_with, without
 from secateur.search.iterative import Point
 from secateur.session import Session, layers_of
-from secateur.surgery.mask import masked
-from secateur.surgery.operations import resolve
 
-SAMPLE = 24  # tokens of greedy text at each depth
-PROMPT = 8  # tokens of a chunk of text that it goes on from
+CHEAP = ("linearity", "cosine")  # measures that need no plan judged for every block that is left
 
 
 def check(session: Session) -> None:
@@ -61,18 +57,20 @@ def search(session: Session) -> Found:
     walk = _Walk(session, Counted(evaluator), evaluator.packing)
     options, goal, select = session.options, goal_of(session), session.shuffled("select")
     with session.timed("choose"):
-        order = walk.order()
+        order = walk.order(options.by)
     with session.timed("analyze"):
         curves = {form: walk.points(order, form) for form in walk.forms}
         plans = dict.fromkeys(point.plan for points in curves.values() for point in points)
         outcomes = walk.judge(list(plans), select, "depth")
-        analysis = _record(session, curves, outcomes, order, goal.max_loss)
     points = curves[options.form]
     if options.blocks is not None and options.max_loss is None:
         number = len(points) - 1
     else:
         number = goal.choose(points, outcomes, [kept_share(session, point.plan) for point in points])
-    analysis["chosen"] = number
+    with session.timed("analyze"):
+        others = _other_orders(walk, max(1, number))
+        outcomes |= walk.judge([p.plan for points_ in others.values() for p in points_], select, "depth")
+        analysis = depth_record(session, curves, others, outcomes, order, goal.max_loss) | {"chosen": number}
     found = {
         "method": "depth",
         "by": options.by,
@@ -92,12 +90,20 @@ def search(session: Session) -> Found:
     )
 
 
+def _other_orders(walk: _Walk, most: int) -> dict[str, list[Point]]:
+    """By each cheap measure that was not asked for: the same form, as deep as what was chosen."""
+    options = walk.session.options
+    others = (by for by in CHEAP if by != options.by)
+    return {by: walk.points(walk.order(by, most), options.form) for by in others}
+
+
 @dataclass
 class _Walk:
     session: Session
     judge: Counted
     packing: Any
     _fits: dict[tuple[Plan, Run], Any] = field(default_factory=dict)
+    _read: dict[tuple[Plan, tuple[int, ...]], dict[int, Similarity]] = field(default_factory=dict)
 
     @property
     def forms(self) -> list[str]:
@@ -110,41 +116,49 @@ class _Walk:
     def probe(self) -> Sequence[int]:
         return self.session.task.split("probe")
 
-    def order(self) -> list[dict[str, Any]]:
-        """Blocks in the order in which they go, each with what all that were left measured then."""
+    def order(self, by: str, most: int | None = None) -> list[dict[str, Any]]:
+        """Blocks in the order in which they go, each with what all that were left measured then; `most` of them, or as
+        many as are asked for."""
         options, anatomy = self.session.options, self.session.loaded.anatomy
         blocks, found = layers_of(anatomy, options), []
-        most = options.blocks or len(blocks) - (len(blocks) == anatomy.num_blocks)
+        most = most or options.blocks or len(blocks) - (len(blocks) == anatomy.num_blocks)
         plan, gone = self.session.empty, []
         while len(gone) < most:
             left = may_go(gone, blocks, options.form, contiguous=options.contiguous)
             if not left or len(gone) + 1 == anatomy.num_blocks:
                 break
-            measured = self._measured(plan, gone, left)
+            measured = self._measured(by, plan, gone, left)
             block = min(measured, key=lambda b: (measured[b], b))
             found.append({"block": block, "measured": {str(b): value for b, value in measured.items()}})
             gone.append(block)
             plan = self._plans(plan, gone[:-1], [block], options.form)[block]
         return found
 
-    def _measured(self, plan: Plan, gone: Sequence[int], left: Sequence[int]) -> dict[int, float]:
+    def _measured(self, by: str, plan: Plan, gone: Sequence[int], left: Sequence[int]) -> dict[int, float]:
         """The lower, the sooner a block goes."""
-        session, by = self.session, self.session.options.by
+        session = self.session
         if by == "loss":
             plans = self._plans(plan, gone, left, session.options.form)
             judged = self.judge(list(plans.values()), self.probe, "depth")
             metric = METRICS["text_loss" if session.task.kind == "text" else "loss"]
             return {block: float(metric.mean(judged[plans[block]])) for block in left}
-        found = block_similarity(
-            session.loaded,
-            session.encoded,
-            self.probe,
-            left,
-            under=plan,
-            packing=self.packing,
-            progress=session.progress,
-        )
+        found = self._similarity(plan, tuple(left))
         return {block: 1 - vars(found[block])[by] for block in left}
+
+    def _similarity(self, plan: Plan, left: tuple[int, ...]) -> dict[int, Similarity]:
+        """Both of the cheap measures, in one pass over `probe`."""
+        session = self.session
+        if (plan, left) not in self._read:
+            self._read[plan, left] = block_similarity(
+                session.loaded,
+                session.encoded,
+                self.probe,
+                left,
+                under=plan,
+                packing=self.packing,
+                progress=session.progress,
+            )
+        return self._read[plan, left]
 
     def _plans(self, plan: Plan, gone: Sequence[int], left: Sequence[int], form: str) -> dict[int, Plan]:
         """`plan` with each of the blocks `left` gone too; what stands for a run is fitted for all of it."""
@@ -189,69 +203,3 @@ class _Walk:
             gone.append(block)
             points.append(Point(plan, {"blocks": len(gone) / count}))
         return points
-
-
-# ------------------------------------------------------------------------------------------------------------ records
-
-
-def _record(
-    session: Session,
-    curves: Mapping[str, Sequence[Point]],
-    outcomes: Mapping[Plan, np.ndarray],
-    order: Sequence[dict[str, Any]],
-    max_loss: float | None,
-) -> dict[str, Any]:
-    """Every form at every depth: the metric, the loss, the sides, and a piece of greedy text, because a good loss can
-    hide garbage."""
-    options, metric = session.options, session.objective.metric
-    plans = list(dict.fromkeys(point.plan for points in curves.values() for point in points))
-    sides, units = side_values(session, plans)
-    prompt = _prompt(session)
-    texts = {plan: _sample(session, plan, prompt) for plan in plans}
-    series = []
-    for form, points in curves.items():
-        told = [
-            {
-                "blocks_removed": len(point.plan.blocks_gone),
-                "parameters": kept_share(session, point.plan),
-                "value": metric.mean(outcomes[point.plan]),
-                "loss": records.measured(outcomes[point.plan])["loss"],
-                "sides": sides[point.plan],
-                "sample": texts[point.plan],
-            }
-            for point in points
-        ]
-        series.append({"form": form, "points": told})
-    return {
-        "by": options.by,
-        "form": options.form,
-        "contiguous": options.contiguous,
-        "rank": options.rank,
-        "blocks": options.blocks,
-        "max_loss": max_loss,
-        "metric": metric.name,
-        "metric_unit": metric.unit,
-        "higher_is_better": metric.higher_is_better,
-        "num_blocks": session.loaded.anatomy.num_blocks,
-        "side_units": units,
-        "prompt": session.loaded.tokenizer.decode(prompt),
-        "order": list(order),
-        "series": series,
-    }
-
-
-def _prompt(session: Session) -> tuple[int, ...]:
-    """Of the first example of `select`: the beginning of a chunk of text, or the question."""
-    context, answer = session.encoded[session.task.split("select")[0]].pairs[0]
-    return (context + answer)[:PROMPT] if session.task.kind == "text" else context
-
-
-def _sample(session: Session, plan: Plan, prompt: Sequence[int]) -> str:
-    """What follows the prompt greedily under a plan; empty where the context has no room for it."""
-    loaded = session.loaded
-    room = SAMPLE if loaded.anatomy.context is None else min(SAMPLE, loaded.anatomy.context - len(prompt))
-    if room < 1:
-        return ""
-    with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
-        (tokens,) = greedy(loaded, [prompt], room, room + len(prompt))
-    return loaded.tokenizer.decode(tokens)

@@ -1,0 +1,38 @@
+"""How much of what one step lost another brought back: a ratio of two paired means, with its interval.
+
+Knows outcomes (arrays), nothing of models or tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from secateur.core.score import Metric
+from secateur.core.stats import LEVEL, Interval, group_sums
+
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+
+
+def recovered(
+    metric: Metric, original: np.ndarray, cut: np.ndarray, healed: np.ndarray, groups: np.ndarray
+) -> tuple[float, Interval] | None:
+    """The share of the metric's loss from `original` to `cut` that `healed` has back: 1 is all of it, above 1 more,
+    below 0 it lost more still. 95 % interval; None where the cut is not shown to have lost anything.
+
+    OUTCOME arrays (n,) of the same examples; `groups` (n,) says what was sampled as one. The interval is Fieller's
+    (1954, J. R. Stat. Soc. B 16:175), by the linearized variances of means over groups.
+    """
+    weights = cut["tokens"].astype(float) if metric.weighted else np.ones(len(cut))
+    back, lost = metric.gain(healed, cut), metric.gain(original, cut)
+    y, x = np.average(back, weights=weights), np.average(lost, weights=weights)
+    sums = np.stack([group_sums(weights * (v - m), groups) for v, m in ((back, y), (lost, x))])
+    (yy, xy), (_, xx) = sums @ sums.T / weights.sum() ** 2
+    a = x * x - Z * Z * xx
+    if x <= 0 or a <= 0:
+        return None
+    middle, rest = x * y - Z * Z * xy, y * y - Z * Z * yy
+    spread = math.sqrt(max(0.0, middle * middle - a * rest))
+    return float(y / x), (float((middle - spread) / a), float((middle + spread) / a))
