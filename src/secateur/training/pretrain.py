@@ -16,20 +16,19 @@ from typing import Any
 
 import torch
 
-from secateur.checkpoint.folder import Folder, writing
+from secateur.checkpoint.folder import Folder
 from secateur.checkpoint.save import save
 from secateur.core.progress import Progress, silent
 from secateur.errors import TaskError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.fresh import Size, fresh_mistral, read_tokenizer
 from secateur.hf.load import check_machine
-from secateur.session import digest
 from secateur.tasks.example import Example
 from secateur.tasks.text import read_text
 from secateur.training.answers import Sample
 from secateur.training.recipe import Recipe, card, command_line, command_of
 from secateur.training.regulariser import LinearityRegulariser
-from secateur.training.state import Tuned, check_room, kept_at, made_once, versions_used
+from secateur.training.state import Tuned, check_room, kept_at, made_once, own_place, versions_used
 from secateur.training.steps import run
 from secateur.training.tuning import Tuning
 
@@ -93,12 +92,7 @@ def _trained(
     regulariser = None
     if recipe.regulariser != "none":
         regulariser = LinearityRegulariser(model, recipe.weight, recipe.regulariser)
-    place = folder.run / f"train-{digest([command, str(folder.run.resolve()), versions_used()])}"
-    for other in folder.run.glob("train-*"):
-        if other != place:
-            shutil.rmtree(other)
-    with writing(place):
-        place.mkdir(exist_ok=True)
+    place = own_place(folder, [command, str(folder.run.resolve()), versions_used()])
     started = time.perf_counter()
     with kept_at(place, folder):
         check_room(place, model)

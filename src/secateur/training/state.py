@@ -125,8 +125,12 @@ def samples_of(session: Session, examples: Iterable[int]) -> list[Sample]:
 
 def place_of(session: Session, command: dict[str, Any], folder: Folder) -> Path:
     """Where this very training keeps its state; that of another is removed. Moved elsewhere it starts anew."""
-    key = digest([command, session.scope, versions_used(), str(folder.run.resolve())])
-    place = folder.run / f"train-{key}"
+    return own_place(folder, [command, session.scope, versions_used(), str(folder.run.resolve())])
+
+
+def own_place(folder: Folder, identity: list[Any]) -> Path:
+    """A folder of the run for what has this identity alone; those of others are removed."""
+    place = folder.run / f"train-{digest(identity)}"
     for other in folder.run.glob("train-*"):
         if other != place:
             shutil.rmtree(other)
