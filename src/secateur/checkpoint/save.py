@@ -86,7 +86,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
             _open_to_readers(folder)
     except SafetensorError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if _system_error(error) in FULL:
+        if system_error(error) in FULL:
             raise no_space(folder) from error
         raise
     except BaseException:
@@ -113,7 +113,7 @@ def _open_to_readers(folder: Path) -> None:
         file.chmod(mode)
 
 
-def _system_error(error: SafetensorError) -> int | None:
+def system_error(error: SafetensorError) -> int | None:
     """The errno behind an error of the safetensors writer, which tells it only in words."""
     found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
     return int(found[1] or found[2]) if found else None

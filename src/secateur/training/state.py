@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from secateur.checkpoint.folder import FULL, Folder, no_space, write_json, writing
-from secateur.checkpoint.save import reload, save
+from secateur.checkpoint.save import reload, save, system_error
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded, quiet
@@ -172,7 +171,6 @@ def _is_full(error: Exception) -> bool:
     """torch says only that its writer failed; safetensors has the errno in its message."""
     if isinstance(error, OSError):
         return error.errno in FULL
-    found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
     if isinstance(error, SafetensorError):
-        return found is not None and int(found[1] or found[2]) in FULL
+        return system_error(error) in FULL
     return "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
