@@ -25,6 +25,7 @@ from secateur.cli.options import (
     TestTask,
     Trust,
     examples,
+    print_already,
     print_json,
 )
 from secateur.cli.training import (
@@ -108,7 +109,7 @@ def heal(
         print_json(healed.record | {"out": str(healed.out), "already": healed.already})
         return
     if healed.already:
-        print(f"{healed.out} already holds the result of this command; --overwrite runs it again.")
+        print_already(healed.out)
     print_healed(healed.record)
     print(f"\ncheckpoint  {healed.out}")
 

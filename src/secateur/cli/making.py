@@ -44,6 +44,7 @@ from secateur.cli.options import (
     as_api,
     examples,
     given_plan,
+    print_already,
     print_json,
 )
 from secateur.errors import SecateurError
@@ -233,13 +234,9 @@ def _prune(
         print_json(result.verdict | {"out": str(result.out), "already": result.already})
         return
     if result.already:
-        print(_already(result.out))
+        print_already(result.out)
     print_verdict(Console(), result.verdict)
     print(f"\ncheckpoint  {result.out}\nreport      {result.out / 'report.html'}")
-
-
-def _already(out: Path) -> str:
-    return f"{out} already holds the result of this command; --overwrite runs it again."
 
 
 def demo(
@@ -309,7 +306,7 @@ def apply(
         print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})
         return
     if made.already:
-        print(_already(made.out))
+        print_already(made.out)
     print(f"cut         {made.plan}\ncheckpoint  {made.out}")
     print(f"Nothing was verified: secateur eval {made.out} --task TASK")
 

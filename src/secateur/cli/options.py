@@ -180,6 +180,11 @@ def print_json(value: Any) -> None:
     print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
+def print_already(out: Path) -> None:
+    """Above a result that was there before."""
+    print(f"{out} already holds the result of this command; --overwrite runs it again.")
+
+
 def as_api(**given: Any) -> dict[str, Any]:
     """Command-line values as the API wants them. Raises `SecateurError` for words it cannot read."""
     options = dict(given)

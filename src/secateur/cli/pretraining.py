@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.options import AsJson, Device, Out, Overwrite, Quiet, Seqlen, examples, print_json
+from secateur.cli.options import (
+    AsJson,
+    Device,
+    Out,
+    Overwrite,
+    Quiet,
+    Seqlen,
+    examples,
+    print_already,
+    print_json,
+)
 from secateur.cli.training import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup
 from secateur.errors import SecateurError
 
@@ -76,7 +86,7 @@ def train(
         print_json(made.record | {"out": str(made.out), "already": made.already})
         return
     if made.already:
-        print(f"{made.out} already holds the result of this command; --overwrite runs it again.")
+        print_already(made.out)
     print_trained(made.record)
     print(f"\ncheckpoint  {made.out}")
 

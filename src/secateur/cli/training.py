@@ -27,6 +27,7 @@ from secateur.cli.options import (
     TestTask,
     Trust,
     examples,
+    print_already,
     print_json,
 )
 
@@ -105,7 +106,7 @@ def finetune(
         print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
         return
     if tuned.already:
-        print(f"{tuned.out} already holds the result of this command; --overwrite runs it again.")
+        print_already(tuned.out)
     print_tuned(tuned.record)
     print(f"\ncheckpoint  {tuned.out}")
 
