@@ -27,27 +27,19 @@ from secateur.judge.generate import answers_within
 from secateur.judge.outcomes import Tally, token_scores
 from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
 from secateur.judge.rows import SMALLEST, Batch, Packing
+from secateur.judge.workers import MEBI, Judged, Limits, Question, Workers, ordered, work_on
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import OnParameter, Operation, resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
-MEBI = 2**20
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the evaluator may use. 0 chooses by device: 768 tokens (300 to 2,000 are equally fast, and fewer take
-    less memory) and a sixteenth of the model's size in logits (16 to 256 MiB) on a CPU, 32,768 and 2 GiB on an
-    accelerator; both halve when memory runs out."""
-
-    max_tokens: int = 0
-    logit_bytes: int = 0
-    cache_bytes: int = 1024 * MEBI
-
 
 class Judge:
-    """`judge(plans, examples)` gives OUTCOME rows per plan, from the ledger where they are known already."""
+    """`judge(plans, examples)` gives OUTCOME rows per plan, from the ledger where they are known already.
+
+    With `workers` they compute what is missing. With `keeps` the activations of the last shard stay from one call of
+    `compute` to the next: for whoever is asked in small portions.
+    """
 
     def __init__(
         self,
@@ -60,10 +52,13 @@ class Judge:
         scope: str = "",
         ban: Sequence[int] = (),
         progress: Progress = silent,
+        workers: Workers | None = None,
+        keeps: bool = False,
     ) -> None:
         self.loaded, self.task, self.encoded = loaded, task, encoded
         self.progress, self.ban = progress, tuple(ban)
         self._ledger, self._scope = ledger, scope
+        self._workers, self._keeps, self._open = workers, keeps, None
         self._limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
@@ -91,14 +86,13 @@ class Judge:
             groups.setdefault(tuple(e for e in examples if e not in have), []).append(plan)
         total = sum(len(missing) * len(group) for missing, group in groups.items())
         done = 0
-        for missing, group in groups.items():
-            for plan, outcomes, seconds in self._compute(group, missing):
-                parts[plan].append(outcomes)
-                if self._ledger is not None:
-                    self._ledger.record(self._scope, plan, outcomes, seconds=seconds)
-                done += len(outcomes)
-                self.evaluated += len(outcomes)
-                self.progress(stage, done, total)
+        for plan, outcomes, seconds in self._missing(groups):
+            parts[plan].append(outcomes)
+            if self._ledger is not None:
+                self._ledger.record(self._scope, plan, outcomes, seconds=seconds)
+            done += len(outcomes)
+            self.evaluated += len(outcomes)
+            self.progress(stage, done, total)
         return {plan: in_order(np.concatenate(found), examples) for plan, found in parts.items()}
 
     def tally(self, plan: Plan, examples: Sequence[int]) -> Tally:
@@ -117,13 +111,21 @@ class Judge:
     def _resolve(self, plan: Plan) -> Any:
         return resolve(plan, self.loaded.anatomy, self.loaded.fingerprint)
 
-    def _compute(
-        self, plans: Sequence[Plan], examples: Sequence[int]
-    ) -> Iterator[tuple[Plan, np.ndarray, float]]:
-        """Outcomes of each (plan, shard of examples), lowest edit first."""
-        ordered = sorted(plans, key=lambda plan: (plan.lowest_block or 0, str(plan)))
+    def _missing(self, groups: Mapping[tuple[int, ...], Sequence[Plan]]) -> Iterator[Judged]:
+        """Outcomes of the plans of each group on its examples, computed by the workers where there are some."""
+        if self._workers is None:
+            for examples, plans in groups.items():
+                yield from self.compute(plans, examples)
+            return
+        question = Question(self.task, self.encoded, self.ban, self._limits)
+        work = [one for examples, plans in groups.items() for one in work_on(plans, self._shards(examples))]
+        yield from self._workers.compute(question, work)
+
+    def compute(self, plans: Iterable[Plan], examples: Sequence[int]) -> Iterator[Judged]:
+        """Outcomes of each (plan, shard of examples), lowest edit first; no ledger is asked, nothing is recorded."""
+        plans = ordered(plans)
         for shard in self._shards(examples):
-            waiting = list(ordered)
+            waiting = list(plans)
             while waiting:
                 try:
                     for outcome in self._compute_shard(list(waiting), shard):
@@ -134,26 +136,22 @@ class Judge:
                         raise
                     self.packing = self.packing.halved()
 
-    def _compute_shard(
-        self, plans: Sequence[Plan], shard: Sequence[int]
-    ) -> Iterator[tuple[Plan, np.ndarray, float]]:
-        batches = self.packing.pack(self.encoded, shard)
-        boundary = _Boundary(self._forward, batches)
-        reuse = Reuse(self.loaded.model, NOTHING, 0)
+    def _compute_shard(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[Judged]:
+        at = self._opened(shard, plans[0].lowest_block or 0)
         for plan in plans:
             started = time.perf_counter()
             operations = self._resolve(plan)
             block = plan.lowest_block or 0
             tally = Tally(self.task.kind, self.encoded)
             with torch.inference_mode():
-                boundary.move(block)
-                reuse = self._reuse(operations, block, reuse)
+                at.boundary.move(block)
+                at.reuse = self._reuse(operations, block, at.reuse)
                 with masked(self.loaded.model, operations, self.spectra):
-                    for number, batch in enumerate(batches):
-                        hidden, inside = boundary.hidden[number], reuse.on(number)
+                    for number, batch in enumerate(at.batches):
+                        hidden, inside = at.boundary.hidden[number], at.reuse.on(number)
                         logits = self._forward.logits(batch, start=block, hidden=hidden, reuse=inside)
                         tally.add(batch, token_scores(logits, batch, self.ban))
-                    self.most_kept = max(self.most_kept, boundary.num_bytes + reuse.used)
+                    self.most_kept = max(self.most_kept, at.boundary.num_bytes + at.reuse.used)
                     outcomes = tally.outcomes(shard)
                     if self.task.kind == "generation" and self.task.max_new_tokens:
                         found = answers_within(
@@ -161,6 +159,21 @@ class Judge:
                         )
                         outcomes["correct"] = found
             yield plan, outcomes, time.perf_counter() - started
+
+    def _opened(self, shard: Sequence[int], block: int) -> _Open:
+        """The activations of a shard: those kept, where they enter no higher block, or to be computed."""
+        found = self._open
+        if (
+            found is None
+            or (found.shard, found.packing) != (list(shard), self.packing)
+            or found.block > block
+        ):
+            self._open = None  # what was kept makes room before there is more
+            batches = self.packing.pack(self.encoded, shard)
+            boundary, reuse = _Boundary(self._forward, batches), Reuse(self.loaded.model, NOTHING, 0)
+            found = _Open(list(shard), self.packing, batches, boundary, reuse)
+        self._open = found if self._keeps else None
+        return found
 
     def _reuse(self, operations: Sequence[Operation], block: int, before: Reuse) -> Reuse:
         """What inside block `block` they leave alone; `before` where that is the same as for the last plan."""
@@ -196,7 +209,7 @@ class _Boundary:
 
     def __init__(self, forward: Forward, batches: Sequence[Batch]) -> None:
         self._forward, self._batches = forward, batches
-        self._block = 0
+        self.block = 0
         self.hidden: list[Tensor | None] = [None] * len(batches)
 
     @property
@@ -205,13 +218,28 @@ class _Boundary:
 
     def move(self, block: int) -> None:
         """Upwards only, as plans come; nothing is kept for block 0, where tokens enter."""
-        assert block >= self._block
-        if block == self._block:
+        assert block >= self.block
+        if block == self.block:
             return
         for number, batch in enumerate(self._batches):
             hidden = self.hidden[number]
-            self.hidden[number] = self._forward.entering(batch, block, start=self._block, hidden=hidden)
-        self._block = block
+            self.hidden[number] = self._forward.entering(batch, block, start=self.block, hidden=hidden)
+        self.block = block
+
+
+@dataclass
+class _Open:
+    """One shard with what is known of its activations so far."""
+
+    shard: list[int]
+    packing: Packing
+    batches: Sequence[Batch]
+    boundary: _Boundary
+    reuse: Reuse
+
+    @property
+    def block(self) -> int:
+        return self.boundary.block
 
 
 def in_order(outcomes: np.ndarray, examples: Sequence[int]) -> np.ndarray:
