@@ -18,6 +18,7 @@ from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.families import FAMILIES, Family, Sizes, family_of, has_alibi, is_foldable, sizes
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
+from secateur.hf.weights import distinct, same
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     )
     matrices = {matrix.site: matrix for matrix in chain.from_iterable(listed)}
     _refuse_unnamed(model, family, matrices)
-    embedding, unembedding = (_module(model, path) for path in (family.embedding, family.unembedding))
+    _, unembedding = (_module(model, path) for path in (family.embedding, family.unembedding))
     return Anatomy(
         family=family.name,
         architecture=family.architecture,
@@ -139,8 +140,8 @@ def anatomy(model: nn.Module) -> Anatomy:
         embedding=family.embedding,
         unembedding=family.unembedding,
         final_norm=None if _find(model, family.final_norm) is None else family.final_norm,
-        tied=unembedding.weight is embedding.weight,
-        num_parameters=sum(p.numel() for p in model.parameters()),
+        tied=same(model, f"{family.unembedding}.weight", f"{family.embedding}.weight"),
+        num_parameters=sum(p.numel() for p in distinct(model).values()),
         matrices=matrices,
         widths=widths,
         alibi=has_alibi(family, model.config),

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from secateur.hf.weights import distinct, stored
+
 _VOLATILE = (
     "_name_or_path",
     "transformers_version",
@@ -27,9 +29,9 @@ def fingerprint(model: nn.Module) -> str:
     Two models with one fingerprint have the same parameters bit for bit, in the same dtype. Tensors are
     hashed in a thread pool (hashing releases the interpreter's lock) and joined in the order of their names.
     """
-    named = sorted(model.named_parameters())
+    named = sorted(distinct(model).items())
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        digests = list(pool.map(_digest, (parameter for _, parameter in named)))
+        digests = list(pool.map(lambda name: _digest(stored(model, name)), (name for name, _ in named)))
     lines = [f"{n} {tuple(p.shape)} {p.dtype} {d}" for (n, p), d in zip(named, digests, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,7 +34,9 @@ from secateur.hf.build import carved_architecture
 from secateur.hf.families import FAMILIES, family_of
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
+from secateur.hf.placement import Placement
 from secateur.hf.source import Source, check_weights, download, hub_source, local_source
+from secateur.hf.weights import device_of, distinct, read, stored
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
@@ -59,10 +61,16 @@ class Loaded:
     fingerprint: str
     revision: str | None
     source: str | None
+    placement: Placement = field(default_factory=Placement)
 
     def parameter(self, name: str) -> Tensor:
         """One parameter of the model by its name, without gradients."""
-        return self.model.get_parameter(name).detach()
+        return read(self.model, name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens enter and logits come out."""
+        return device_of(self.model, f"{self.anatomy.embedding}.weight")
 
 
 def load_model(
@@ -72,25 +80,28 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    **offloading: Any,
 ) -> Loaded:
     """Loads MODEL: a folder, a hub name, or `builtin:NAME`.
 
     `dtype` is `auto` (as stored), float32, bfloat16, float16 or float64; `device` is `auto` (cuda where there
-    is one, else cpu), or what torch calls it.
+    is one, else cpu), or what torch calls it. `offloading`: `device_map`, `offload_folder` and `max_memory` of
+    `Placement`, for a model that is larger than a device.
 
     Raises: `UnknownName` for a model, dtype, device or revision that does not exist; `ModelError` for a model
     that cannot be cut (see `anatomy`), and for files that are broken, incomplete, pickled or not finite.
     """
-    check_machine(dtype, device)
+    placement = Placement(device, **offloading)
+    check_machine(dtype, device, **offloading)
     with quiet():
         source = find_source(name, revision)
         remote = check_kind(source, trust_remote_code)
         auto = SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
-        options = {"dtype": dtype, "device": device, "remote": remote, "remote_tokenizer": trust_remote_code}
-        read = read_files(source, auto, refuse_partial, **options)
-    parts, found = anatomy(read.model), fingerprint(read.model)
-    source = read.source
-    return Loaded(name, read.model, read.tokenizer, parts, found, source.revision, str(source.folder))
+        options = {"dtype": dtype, "remote": remote, "remote_tokenizer": trust_remote_code}
+        files = read_files(source, auto, refuse_partial, placement=placement, **options)
+    model, source = files.model, files.source
+    parts, found = anatomy(model), fingerprint(model)
+    return Loaded(name, model, files.tokenizer, parts, found, source.revision, str(source.folder), placement)
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ def read_files(
     refuse: Callable[[str, Mapping[str, Any]], None],
     *,
     dtype: str,
-    device: str,
+    placement: Placement,
     remote: bool = False,
     remote_tokenizer: bool = False,
 ) -> Files:
@@ -116,23 +127,24 @@ def read_files(
 
     Raises: as `load_model`, but for the kind of the model.
     """
-    target, torch_dtype = _device(device), _dtype(dtype)
+    torch_dtype, folder = _dtype(dtype), placement.working_folder()
     with quiet():
         if source.revision is not None:
             source = download(source)
         config = config_of(source, remote)
         check_weights(source.folder)
         tokenizer = tokenizer_of(source, remote_tokenizer)
-        model, info = _weights(source, auto, config, torch_dtype, remote)
+        where = placement.arguments(folder)
+        model, info = _weights(source, auto, config, torch_dtype, remote, where)
         refuse(source.name, info)
-        model = model.to(target).eval().requires_grad_(False)
+        model = placement.placed_(model, folder).eval().requires_grad_(False)
     _refuse_nonfinite(model, dtype)
     return Files(source, model, tokenizer)
 
 
-def check_machine(dtype: str, device: str) -> None:
+def check_machine(dtype: str, device: str, **offloading: Any) -> None:
     """Before anything is fetched. Raises `UnknownName`, `ModelError`."""
-    _device(device)
+    Placement(device, **offloading).check()
     _dtype(dtype)
 
 
@@ -193,7 +205,12 @@ def config_of(source: Source, remote: bool) -> PreTrainedConfig:
 
 
 def _weights(
-    source: Source, auto: type, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+    source: Source,
+    auto: type,
+    config: PreTrainedConfig,
+    dtype: torch.dtype | str,
+    remote: bool,
+    where: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model, and which tensors did not fit."""
     try:
@@ -206,6 +223,7 @@ def _weights(
             output_loading_info=True,
             trust_remote_code=remote,
             local_files_only=True,
+            **where,
         )
     except (*_BROKEN, RuntimeError) as error:
         raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
@@ -232,8 +250,8 @@ def _some(keys: list[str], count: int = 3) -> str:
 
 
 def _refuse_nonfinite(model: PreTrainedModel, dtype: str) -> None:
-    for name, parameter in model.named_parameters():
-        refuse_nonfinite(name, parameter, dtype)
+    for name in distinct(model):
+        refuse_nonfinite(name, stored(model, name), dtype)
 
 
 def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:
@@ -265,18 +283,6 @@ def _dtype(name: str) -> torch.dtype | str:
     if name != "auto" and name not in DTYPES:
         raise UnknownName(f"unknown dtype {name!r}.{nearest(name, ('auto', *DTYPES))}")
     return DTYPES.get(name, "auto")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if kind not in counts or not (index.isdigit() or not index):
-        raise UnknownName(f"unknown device {name!r}.{nearest(kind, ('auto', *counts))}")
-    if int(index or 0) >= counts[kind]:
-        raise ModelError(f"this machine has no device {name}; use auto or cpu.")
-    return torch.device(name)
 
 
 @contextmanager

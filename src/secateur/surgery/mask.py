@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.hf.matrices import Matrix
+from secateur.hf.weights import writable
 from secateur.linalg.spectrum import Spectrum
 from secateur.surgery.operations import Decompose, Enter, OnBlock, Operation, decompose
 
@@ -19,42 +20,40 @@ def masked(
     model: nn.Module, operations: Sequence[Operation], decompose: Decompose = decompose
 ) -> Iterator[None]:
     """Inside, `model` computes as if cut. Costs one copy of each parameter touched, and no time is saved."""
-    saved: dict[str, Tensor] = {}
-    with ExitStack() as stack, torch.no_grad():
-        try:
-            for operation in operations:
-                if isinstance(operation, OnBlock):
-                    block = model.get_submodule(operation.path)
-                    change = operation.apply if isinstance(operation, Enter) else torch.clone
-                    stack.enter_context(lent(block, _giving(block.forward, change)))
-                    continue
-                weight = _saved(model, operation.parameter, saved)
-                added = operation.apply_(weight, decompose)
-                if added is not None:
-                    _fold(model, operation.matrix, operation.matrix.in_output(added, weight), saved, stack)
-            yield
-        finally:
-            for name, original in saved.items():
-                model.get_parameter(name).copy_(original)
+    changed: dict[str, Tensor] = {}
+    with torch.no_grad(), ExitStack() as stack:
+        for operation in operations:
+            if isinstance(operation, OnBlock):
+                block = model.get_submodule(operation.path)
+                change = operation.apply if isinstance(operation, Enter) else torch.clone
+                stack.enter_context(lent(block, _giving(block.forward, change)))
+                continue
+            weight = _changed(model, operation.parameter, changed, stack)
+            added = operation.apply_(weight, decompose)
+            if added is not None:
+                constant = operation.matrix.in_output(added, weight)
+                _fold(model, operation.matrix, constant, changed, stack)
+        yield
 
 
 def _fold(
-    model: nn.Module, matrix: Matrix, constant: Tensor, saved: dict[str, Tensor], stack: ExitStack
+    model: nn.Module, matrix: Matrix, constant: Tensor, changed: dict[str, Tensor], stack: ExitStack
 ) -> None:
     """A layer adds a constant to its output: in its bias, or where it has none by another forward for a while."""
     if matrix.bias is not None:
-        bias = _saved(model, matrix.bias, saved)
+        bias = _changed(model, matrix.bias, changed, stack)
         bias.copy_(bias.to(constant.dtype) + constant)
     else:
         layer = model.get_submodule(matrix.module)
         stack.enter_context(lent(layer, _adding(layer.forward, constant)))
 
 
-def _saved(model: nn.Module, name: str, saved: dict[str, Tensor]) -> nn.Parameter:
-    """A parameter, of which a copy is in `saved` from now on."""
-    parameter = model.get_parameter(name)
-    saved.setdefault(name, parameter.detach().clone())
-    return parameter
+def _changed(model: nn.Module, name: str, changed: dict[str, Tensor], stack: ExitStack) -> Tensor:
+    """A parameter to change in place, which is as it was when `stack` closes."""
+    if name not in changed:
+        changed[name], undo = writable(model, name)
+        stack.callback(undo)
+    return changed[name]
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""Where a user wants a model: on one device, or dispatched by accelerate over several, memory and disk.
+
+How weights that lie elsewhere are read and changed is said in `weights.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from transformers import PreTrainedModel
+
+from secateur.errors import ModelError, UnknownName, nearest
+from secateur.hf.weights import open_door_
+
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where to put a model. `device`: all of it there (`auto`: cuda where there is one, else cpu). `device_map`, in
+    its place: one of `MAPS`, a device, or a JSON file of module → device, `cpu` or `disk`; accelerate then dispatches
+    the model. `max_memory`, such as `cpu=8GB,0=20GB`, is what each of the `MAPS` may fill. Weights are left on disk
+    only where an `offload_folder` is named, for it makes every pass over the model read them."""
+
+    device: str = "auto"
+    device_map: str | None = None
+    offload_folder: str | None = None
+    max_memory: str | None = None
+
+    def check(self) -> None:
+        """Before anything is fetched. Raises `UnknownName`, `ModelError`."""
+        if self.device_map is None:
+            for word, value in (
+                ("--offload-folder", self.offload_folder),
+                ("--max-memory", self.max_memory),
+            ):
+                if value is not None:
+                    raise ModelError(f"{word} is for --device-map: give --device-map auto, or leave it out.")
+            torch_device(self.device)
+            return
+        if self.device != "auto":
+            raise ModelError(
+                f"--device {self.device} and --device-map {self.device_map} contradict each other: give one of them."
+            )
+        self._refuse_disk(self._map(), "the device map")
+        self._memory()
+
+    def target(self) -> torch.device | None:
+        """The one device of the whole model, or None where a map places it. Raises as `check`."""
+        return torch_device(self.device) if self.device_map is None else None
+
+    def arguments(self, folder: Path | None) -> dict[str, Any]:
+        """What `from_pretrained` is told; `folder` is for weights that have to be stored again to be offloaded."""
+        if self.device_map is None:
+            return {}
+        asked = {"device_map": self._map(), "max_memory": self._memory()}
+        return asked | ({} if folder is None else {"offload_folder": str(folder)})
+
+    def working_folder(self) -> Path | None:
+        """A new folder in the offload folder: two models must not overwrite each other's weights there."""
+        if self.offload_folder is None:
+            return None
+        try:
+            Path(self.offload_folder).mkdir(parents=True, exist_ok=True)
+            return Path(tempfile.mkdtemp(prefix="secateur-", dir=self.offload_folder))
+        except OSError as error:
+            raise ModelError(
+                f"--offload-folder {self.offload_folder} cannot be used: {error.strerror}."
+            ) from error
+
+    def placed_(self, model: PreTrainedModel, folder: Path | None) -> PreTrainedModel:
+        """What `from_pretrained` gave, ready to be read through this door. Raises `ModelError` where weights would be
+        read from disk and no offload folder allows it."""
+        if folder is not None:
+            weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        if self.device_map is None:
+            return model.to(self.target())
+        self._refuse_disk(getattr(model, "hf_device_map", {}), "this model")
+        open_door_(model)
+        return model
+
+    def _map(self) -> Any:
+        name = self.device_map
+        if name in MAPS:
+            return name
+        if not name.endswith(".json"):
+            return str(torch_device(name, known=MAPS))
+        try:
+            read = json.loads(Path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"--device-map {name} cannot be read: {error}") from error
+        if not isinstance(read, dict) or not all(isinstance(to, str | int) for to in read.values()):
+            raise ModelError(f'--device-map {name}: write {{"module": device, ...}}, or "cpu", or "disk".')
+        for device in read.values():
+            if device != "disk":
+                torch_device(f"cuda:{device}" if isinstance(device, int) else device)
+        return read
+
+    def _memory(self) -> dict[str | int, int] | None:
+        """`cpu=8GB,0=20GB` as bytes by device."""
+        if self.max_memory is None:
+            return None
+        if self.device_map not in MAPS:
+            raise ModelError(f"--max-memory is for a map that is worked out: {', '.join(MAPS)}.")
+        found: dict[str | int, int] = {}
+        for word in self.max_memory.split(","):
+            device, _, size = word.strip().partition("=")
+            try:
+                found[int(device) if device.isdigit() else device] = convert_file_size_to_int(size)
+            except ValueError:
+                raise ModelError(
+                    f"--max-memory {self.max_memory!r}: write sizes by device, such as cpu=8GB,0=20GB."
+                ) from None
+        if wrong := [key for key in found if isinstance(key, str) and key not in ("cpu", "mps")]:
+            raise ModelError(f"--max-memory {wrong[0]}=...: devices are cpu, mps, or the number of a GPU.")
+        return found
+
+    def _refuse_disk(self, found: Any, what: str) -> None:
+        if self.offload_folder is not None or not isinstance(found, Mapping):
+            return
+        on_disk = [name or "all" for name, device in found.items() if device == "disk"]
+        if on_disk:
+            raise ModelError(
+                f"{what} leaves {len(on_disk)} modules on disk (the first is {on_disk[0]}), which is slow: every pass "
+                "reads them. Give --offload-folder DIR to allow it, or more memory."
+            )
+
+
+def torch_device(name: str, known: tuple[str, ...] = ("auto",)) -> torch.device:
+    """`auto`, or what torch calls a device. Raises `UnknownName`, and `ModelError` for one that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind not in counts or not (index.isdigit() or not index):
+        raise UnknownName(f"unknown device {name!r}.{nearest(kind, (*known, *counts))}")
+    if int(index or 0) >= counts[kind]:
+        raise ModelError(f"this machine has no device {name}; use auto or cpu.")
+    return torch.device(name)

@@ -1,0 +1,186 @@
+"""The one door to a model's parameters: on a device, or offloaded to memory or disk.
+
+Accelerate's hooks bring an offloaded weight in for one call of its module and drop it after that; between calls its
+parameter has a shape and no numbers. Whoever reads or changes parameters outside a call comes through here. What is
+changed is kept in memory and handed to the hooks in place of the original: no file is ever written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from secateur.errors import ModelError
+
+
+def read(model: nn.Module, name: str) -> Tensor:
+    """A parameter's numbers on the device that computes with them, as they are now: with edits, where there are."""
+    weights, key = _offloaded(model, name)
+    return model.get_parameter(name).detach() if weights is None else weights[key]
+
+
+def stored(model: nn.Module, name: str) -> Tensor:
+    """As `read`, but where they lie: an offloaded weight is a view of its file, or in memory, and not to be changed."""
+    weights, key = _offloaded(model, name)
+    return model.get_parameter(name).detach() if weights is None else weights.stored(key)
+
+
+def writable(model: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
+    """A tensor to change in place, with which the model computes from now on; and what undoes that, to the bit."""
+    weights, key = _offloaded(model, name)
+    if weights is not None:
+        return weights.edit(key)
+    parameter = model.get_parameter(name)
+    original = parameter.detach().clone()
+    return parameter, lambda: parameter.copy_(original)
+
+
+def distinct(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once, tied ones under their first name. Of offloaded ones only shape and dtype are there."""
+    found: dict[Any, tuple[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(_identity(model, name), (name, parameter))
+    return dict(found.values())
+
+
+def same(model: nn.Module, one: str, other: str) -> bool:
+    """Whether two names are of one parameter."""
+    return _identity(model, one) == _identity(model, other)
+
+
+def device_of(model: nn.Module, name: str) -> torch.device:
+    """Where a parameter is computed with."""
+    weights, _ = _offloaded(model, name)
+    return model.get_parameter(name).device if weights is None else weights.device
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether some weights are brought in for each call."""
+    return _weights(model) is not None
+
+
+def reread(model: nn.Module) -> AbstractContextManager:
+    """Inside, autograd keeps of an offloaded weight its name, and reads it again in the backward pass; else all
+    weights of a model would be in memory at once when that begins. Nothing for a model that lies on its devices."""
+    weights = _weights(model)
+    return nullcontext() if weights is None else saved_tensors_hooks(weights.pack, weights.unpack)
+
+
+# ------------------------------------------------------------------------------------------------------ the machinery
+
+
+class Weights(Mapping[str, Tensor]):
+    """What the hooks bring in, by parameter name: the weights that lie in memory or in safetensors files, or what was
+    written in their place."""
+
+    def __init__(self, loader: OffloadedWeightsLoader, device: torch.device) -> None:
+        self.device = device
+        self._loader = loader
+        self._files: dict[str, Any] = {}
+        self._edited: dict[str, Tensor] = {}
+        self._lent: dict[int, tuple[StorageWeakRef, str]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.stored(name).to(self.device)
+        storage = tensor.untyped_storage()
+        self._lent[storage.data_ptr()] = StorageWeakRef(storage), name
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def stored(self, name: str) -> Tensor:
+        """Raises `ModelError` for a weight that is nowhere: of two tied ones, the map left one behind."""
+        held = self._edited if name in self._edited else self._loader.state_dict
+        if name in held:
+            return held[name]
+        if name not in self._loader.index:
+            raise ModelError(f"{name} was offloaded and lies nowhere; give tied modules the same device.")
+        place = self._loader.index[name]
+        file = place["safetensors_file"]
+        if file not in self._files:  # once: reading a file's header costs more than a small weight
+            self._files[file] = safe_open(file, framework="pt", device="cpu")
+        tensor = self._files[file].get_tensor(place.get("weight_name", name))
+        return tensor.to(getattr(torch, place["dtype"])) if "dtype" in place else tensor
+
+    def edit(self, name: str) -> tuple[Tensor, Callable[[], None]]:
+        before = self._edited.get(name)
+        self._edited[name] = self.stored(name).to(self.device, copy=True)
+
+        def undo() -> None:
+            if before is None:
+                del self._edited[name]
+            else:
+                self._edited[name] = before
+
+        return self._edited[name], undo
+
+    def pack(self, tensor: Tensor) -> Any:
+        """The name of the weight that `tensor` is a view of, and which view; or `tensor` itself."""
+        storage = tensor.untyped_storage()
+        alive, name = self._lent.get(storage.data_ptr(), (None, ""))
+        if alive is None or alive.expired() or not storage.data_ptr():
+            return tensor
+        return name, tensor.size(), tensor.stride(), tensor.storage_offset()
+
+    def unpack(self, packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        name, *view = packed
+        return torch.as_strided(self[name], *view)
+
+
+def open_door_(model: nn.Module) -> None:
+    """All offloaded weights of a model come from one `Weights`."""
+    hooks = [hook for module in model.modules() if (hook := _hook(module)) is not None]
+    if not hooks:
+        return
+    loader, device = hooks[0].weights_map.dataset, torch.device(hooks[0].execution_device)
+    weights = Weights(loader, device)
+    for hook in hooks:
+        assert hook.weights_map.dataset is loader
+        assert torch.device(hook.execution_device) == device
+        hook.weights_map.dataset = weights
+
+
+def _hook(module: nn.Module) -> AlignDevicesHook | None:
+    """What brings a module's own weights in, if they are offloaded."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        if isinstance(one, AlignDevicesHook) and one.offload and isinstance(one.weights_map, PrefixedDataset):
+            return one
+    return None
+
+
+def _weights(model: nn.Module) -> Weights | None:
+    return next((hook.weights_map.dataset for m in model.modules() if (hook := _hook(m)) is not None), None)
+
+
+def _offloaded(model: nn.Module, name: str) -> tuple[Weights | None, str]:
+    """What holds an offloaded parameter, and under which name."""
+    path, _, own = name.rpartition(".")
+    hook = _hook(model.get_submodule(path))
+    return (None, name) if hook is None else (hook.weights_map.dataset, hook.weights_map.prefix + own)
+
+
+def _identity(model: nn.Module, name: str) -> Any:
+    """The same for tied parameters: offloaded ones are one by transformers' word, others are one object."""
+    weights, key = _offloaded(model, name)
+    if weights is None:
+        return id(model.get_parameter(name))
+    ties = getattr(model, "all_tied_weights_keys", {})
+    while key in ties:
+        key = ties[key]
+    return key
