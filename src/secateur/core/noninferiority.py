@@ -18,6 +18,7 @@ from secateur.core.stats import DRAWS, effective_n, resample, tango_counts
 from secateur.errors import SecateurError
 
 NOT_WORSE = "not worse by more than"
+MARGIN = 0.02  # of accuracy, or nats: where nothing else is asked for
 
 
 @dataclass(frozen=True)

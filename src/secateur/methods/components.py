@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from secateur import records
+from secateur.core.noninferiority import MARGIN
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
@@ -23,7 +24,6 @@ from secateur.session import Session, layers_of
 from secateur.surgery.portable import losses
 
 LOG = logging.getLogger("secateur")
-MARGIN = 0.02  # of accuracy, or nats
 
 
 def check(session: Session) -> None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur import records
+from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
-from secateur.methods.components import MARGIN, goal_of
+from secateur.methods.components import goal_of
 from secateur.methods.curves import kept_share
 from secateur.methods.depth_record import depth_record
 from secateur.methods.found import Counted, Found
