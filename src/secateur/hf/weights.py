@@ -40,8 +40,12 @@ def writable(model: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
     if weights is not None:
         return weights.edit(key)
     parameter = model.get_parameter(name)
-    original = parameter.detach().clone()
-    return parameter, lambda: parameter.copy_(original)
+    original, parameter.data = parameter.data, parameter.data.clone()  # others may read the same memory
+    return parameter, lambda: _give_back(parameter, original)
+
+
+def _give_back(parameter: nn.Parameter, original: Tensor) -> None:
+    parameter.data = original
 
 
 def distinct(model: nn.Module) -> dict[str, nn.Parameter]:
