@@ -44,6 +44,10 @@ class LedgerError(SecateurError):
     """A run folder that is in use, foreign, or of another version."""
 
 
+class ClusterError(SecateurError):
+    """Workers that cannot be reached, started or kept."""
+
+
 class OutputError(SecateurError):
     """An output folder that cannot be written."""
 
