@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from secateur.hf.weights import distinct, stored
+from secateur.hf.weights import distinct, is_offloaded, stored
 
 _VOLATILE = (
     "_name_or_path",
@@ -27,10 +27,12 @@ def fingerprint(model: nn.Module) -> str:
     """32 hex characters over (name, shape, dtype, bytes) of every parameter; tied ones count once.
 
     Two models with one fingerprint have the same parameters bit for bit, in the same dtype. Tensors are
-    hashed in a thread pool (hashing releases the interpreter's lock) and joined in the order of their names.
+    hashed in a thread pool (hashing releases the interpreter's lock) and joined in the order of their names;
+    those of an offloaded model one after the other, so that no two of them are in memory.
     """
     named = sorted(distinct(model).items())
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    workers = 1 if is_offloaded(model) else min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(max_workers=workers) as pool:
         digests = list(pool.map(lambda name: _digest(stored(model, name)), (name for name, _ in named)))
     lines = [f"{n} {tuple(p.shape)} {p.dtype} {d}" for (n, p), d in zip(named, digests, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]

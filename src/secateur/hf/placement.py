@@ -27,7 +27,7 @@ MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 @dataclass(frozen=True)
 class Placement:
     """Where to put a model. `device`: all of it there (`auto`: cuda where there is one, else cpu). `device_map`, in
-    its place: one of `MAPS`, a device, or a JSON file of module → device, `cpu` or `disk`; accelerate then dispatches
+    its place: one of `MAPS`, a device, `disk`, or a JSON file of module → device, `cpu` or `disk`; accelerate then dispatches
     the model. `max_memory`, such as `cpu=8GB,0=20GB`, is what each of the `MAPS` may fill. Weights are left on disk
     only where an `offload_folder` is named, for it makes every pass over the model read them."""
 
@@ -92,6 +92,8 @@ class Placement:
         name = self.device_map
         if name in MAPS:
             return name
+        if name == "disk":
+            return {"": "disk"}
         if not name.endswith(".json"):
             return str(torch_device(name, known=MAPS))
         try:
