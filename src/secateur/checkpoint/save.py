@@ -120,18 +120,16 @@ def system_error(error: SafetensorError) -> int | None:
 
 
 def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Loaded:
-    """The written checkpoint as `secateur.load` reads it, in the dtype and on the device of `like`."""
+    """The written checkpoint as `secateur.load` reads it, in the dtype and placed as `like`."""
     dtype = str(like.model.dtype).removeprefix("torch.")
-    return load_model(
-        str(folder), dtype=dtype, device=str(like.model.device), trust_remote_code=trust_remote_code
-    )
+    return load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code, **like.machine)
 
 
 def logits_on(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Plain whole-model logits of a few rows, for comparing models."""
     with torch.inference_mode():
         return [
-            loaded.model(input_ids=torch.tensor([list(r)], device=loaded.model.device)).logits[0].cpu()
+            loaded.model(input_ids=torch.tensor([list(r)], device=loaded.device)).logits[0].cpu()
             for r in rows
         ]
 

@@ -88,7 +88,7 @@ def prefill(model: nn.Module, tokens: Int[Tensor, "batch prompt"]) -> Any:
 def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     """Counts one prefill of `tokens`."""
     with _positions(loaded.model) as positions:
-        cache = prefill(loaded.model, tokens.to(loaded.model.device)).past_key_values
+        cache = prefill(loaded.model, tokens.to(loaded.device)).past_key_values
     return Cost(
         batch=tokens.shape[0],
         prompt=tokens.shape[1],

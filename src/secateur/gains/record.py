@@ -61,7 +61,7 @@ def measure(before: Loaded, after: Loaded, asked: Length, *, progress: Progress)
     """`gains` with speeds, measured here and now, and the limits that the shapes set."""
     length = asked.within(before.anatomy.context, after.anatomy.context)
     was, now = costs(before, after, length)
-    tokens = _tokens(before, after, length).to(before.model.device)
+    tokens = _tokens(before, after, length).to(before.device)
     models = before.model, after.model
     times = paired(models, tokens, new=length.new, repeats=length.repeats, progress=progress)
     processed, made = length.batch * length.prompt, length.batch * length.new
@@ -151,7 +151,7 @@ def _dtype(loaded: Loaded) -> str:
 
 
 def _device(loaded: Loaded) -> str:
-    device = loaded.model.device
+    device = loaded.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return f"{device.type} {name}"
 

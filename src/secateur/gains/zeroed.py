@@ -37,7 +37,7 @@ class Zeroed:
 
 def zeroed(loaded: Loaded) -> Zeroed:
     """What of a model is there and does nothing. A factorized matrix counts as not zero."""
-    silent = {site: _silent_inputs(loaded.model, matrix.module) for site, matrix in _outputs(loaded)}
+    silent = {site: _silent_inputs(loaded, matrix.module) for site, matrix in _outputs(loaded)}
     d_head = loaded.anatomy.d_head
     heads = [inputs.unflatten(0, (-1, d_head)).all(1) for site, inputs in silent.items() if site.part == "o"]
     downs = [inputs for site, inputs in silent.items() if site.part == "down"]
@@ -45,7 +45,7 @@ def zeroed(loaded: Loaded) -> Zeroed:
         heads=sum(int(one.sum()) for one in heads),
         ffns=sum(bool(one.all()) for one in downs),
         neurons=sum(int(one.sum()) for one in downs if not one.all()),
-        weights=_zeros(loaded.model),
+        weights=_zeros(loaded),
     )
 
 
@@ -59,19 +59,20 @@ def _outputs(loaded: Loaded) -> list[tuple[Site, Matrix]]:
     ]
 
 
-def _silent_inputs(model: nn.Module, path: str) -> Bool[Tensor, " inputs"]:
+def _silent_inputs(loaded: Loaded, path: str) -> Bool[Tensor, " inputs"]:
     """Which inputs of a linear layer no output listens to."""
-    linear = model.get_submodule(path)
-    weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight
-    return (weight == 0).all(0)
+    weight = loaded.parameter(f"{path}.weight")
+    linear = loaded.model.get_submodule(path)
+    return ((weight.T if isinstance(linear, Conv1D) else weight) == 0).all(0)
 
 
-def _zeros(model: nn.Module) -> int:
+def _zeros(loaded: Loaded) -> int:
     matrices = [
-        p
-        for module in model.modules()
+        f"{path}.{name}".lstrip(".")
+        for path, module in loaded.model.named_modules()
         if not isinstance(module, nn.Embedding)
-        for p in module.parameters(recurse=False)
+        for name, p in module.named_parameters(recurse=False)
         if p.dim() > 1
     ]
-    return sum(int(p.numel() - torch.count_nonzero(p)) for p in matrices)
+    weights = map(loaded.parameter, matrices)
+    return sum(int(p.numel() - torch.count_nonzero(p)) for p in weights)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging import ERROR, getLogger
 from typing import Any
 
 import torch
@@ -71,6 +72,11 @@ class Loaded:
     def device(self) -> torch.device:
         """Where tokens enter and logits come out."""
         return device_of(self.model, f"{self.anatomy.embedding}.weight")
+
+    @property
+    def machine(self) -> dict[str, str | None]:
+        """The options of `load_model` that put another model where this one is."""
+        return vars(self.placement) if self.placement.device_map else {"device": str(self.device)}
 
 
 def load_model(
@@ -287,10 +293,13 @@ def _dtype(name: str) -> torch.dtype | str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers' and the hub's bars, log lines and Python warnings off, and back as they were."""
+    """Transformers', accelerate's and the hub's bars, log lines and Python warnings off, and back as they were."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     hub_verbosity, hub_bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()
+    dispatch = getLogger("accelerate.big_modeling")
+    dispatch_level = dispatch.level
     logging.set_verbosity_error()
+    dispatch.setLevel(ERROR)
     hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
@@ -300,6 +309,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+        dispatch.setLevel(dispatch_level)
         hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()

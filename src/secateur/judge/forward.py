@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.weights import device_of
 from secateur.judge.rows import Batch
 from secateur.surgery.mask import lent
 
@@ -33,7 +34,7 @@ class Forward:
         self._blocks = [model.get_submodule(name) for name in anatomy.blocks]
         self._head = model.get_submodule(anatomy.unembedding)
         self._trimmed = [model.get_submodule(name) for name in _positionwise(anatomy)]
-        self.device = model.get_submodule(anatomy.embedding).weight.device
+        self.device = device_of(model, f"{anatomy.embedding}.weight")
         self._tuples = self._learn_return_types()
 
     def _learn_return_types(self) -> list[bool]:
@@ -153,7 +154,7 @@ def _only_at(module: nn.Module, keep: Tensor) -> Any:
         at = keep.to(x.device)
         some = own(x.reshape(-1, x.shape[-1])[at][None])[0]
         out = some.new_zeros(x.shape[:-1].numel(), some.shape[-1])
-        out[at] = some
+        out[at.to(some.device)] = some
         return out.reshape(*x.shape[:-1], -1)
 
     return lent(module, forward)

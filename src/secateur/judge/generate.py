@@ -58,7 +58,7 @@ def _generate(
     loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, ban: Sequence[int]
 ) -> list[list[int]]:
     length = max(len(prompt) for prompt in prompts)
-    device = loaded.model.device
+    device = loaded.device
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
     stop = loaded.tokenizer.eos_token_id

@@ -28,9 +28,7 @@ def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     rows = []
     for site in dict.fromkeys(edit.matrix for edit in edits):
         matrix = session.loaded.anatomy.matrix(site)
-        sigma = judge.spectra(
-            matrix, session.loaded.model.get_parameter(matrix.weight).detach()
-        ).sigma.double()
+        sigma = judge.spectra(matrix, session.loaded.parameter(matrix.weight)).sigma.double()
         energy = (sigma**2).cumsum(0) / (sigma**2).sum().clamp_min(1e-300)
         best = min((e for e in edits if e.matrix == site), key=lambda e: (readings.values[str(e)], e))
         rows.append(

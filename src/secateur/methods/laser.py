@@ -155,7 +155,7 @@ def _runner_up(session: Session, raced: Race) -> tuple[Truncate, ...]:
 
 def _spectrum(session: Session, judge: Judge, edit: Truncate) -> dict[str, Any]:
     matrix = session.loaded.anatomy.matrix(edit.matrix)
-    weight = session.loaded.model.get_parameter(matrix.weight).detach()
+    weight = session.loaded.parameter(matrix.weight)
     return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
 
 

@@ -58,6 +58,6 @@ def _answered(judge: Judge, row: np.void) -> int:
 
 
 def _mean_cosine(judge: Judge, answered: np.ndarray, gold: np.ndarray) -> float:
-    table = judge.loaded.model.get_submodule(judge.loaded.anatomy.embedding).weight.detach()
+    table = judge.loaded.parameter(f"{judge.loaded.anatomy.embedding}.weight")
     left, right = (table[torch.from_numpy(ids).to(table.device)].double() for ids in (answered, gold))
     return float(torch.nn.functional.cosine_similarity(left, right, dim=1).mean())

@@ -46,7 +46,7 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
         )
         eager = model.config._attn_implementation == "eager"
         asked = {"output_attentions": True} if eager else {}
-        model(input_ids=tokens.to(model.device), use_cache=False, **asked)
+        model(input_ids=tokens.to(loaded.device), use_cache=False, **asked)
     if seen != parts.attending:
         raise ModelError(
             f"{parts.architecture}: the attentions of blocks {seen} ran, in this order, not all once."

@@ -194,7 +194,7 @@ class _Probe:
                     one.add(x - inputs[path].near, one.matrix.of_output(g))
 
         for batch in self._batches:
-            real = self._real(batch).to(self.loaded.model.device)
+            real = self._real(batch).to(self.loaded.device)
 
             def entered(path: str, first: str, x: Tensor, real: Tensor = real) -> None:
                 if path not in inputs:
@@ -220,7 +220,7 @@ class _Sums:
         self.matrix, self._heads = matrix, asked.cuts[matrix.site]
         self._num = self._heads or 1
         self._of_inputs = matrix.site.part == "o"  # whose heads lie side by side in what it reads
-        self._weight = loaded.model.get_parameter(matrix.weight).detach()
+        self._loaded = loaded
         self._keeps_u = asked.whitened
         if matrix.site in asked.bases:
             self._parts, self._keeps_u = self._based_on(asked.bases[matrix.site]), True
@@ -231,11 +231,13 @@ class _Sums:
         self._sums = torch.zeros(5 if asked.squares else 2, *shape, dtype=torch.float64)
 
     def _pieces(self) -> Float[Tensor, "heads out in"]:
-        return pieces(self.matrix.read(self._weight), self._num, columns=self._of_inputs)
+        weight = self._loaded.parameter(self.matrix.weight)
+        return pieces(self.matrix.read(weight), self._num, columns=self._of_inputs)
 
     def _based_on(self, u: np.ndarray) -> Directions:
-        basis = torch.from_numpy(u).to(self._weight.device)
-        rows = basis.mT @ self._pieces().to(basis.dtype)
+        whole = self._pieces()
+        basis = torch.from_numpy(u).to(whole.device)
+        rows = basis.mT @ whole.to(basis.dtype)
         return Directions(basis, torch.linalg.norm(rows, dim=-1), rows)
 
     def read_again(self) -> None:

@@ -22,6 +22,7 @@ from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
+from secateur.hf.weights import reread
 from secateur.judge.forward import Forward
 from secateur.judge.rows import Batch, Packing, with_room
 from secateur.probes.taps import summed_loss
@@ -118,7 +119,7 @@ class _Taps:
     def __init__(self, loaded: Loaded, part: str, units: Mapping[int, int]) -> None:
         self._paths = {block: loaded.anatomy.matrix(Site(block, part)).module for block in units}
         self._modules = {path: loaded.model.get_submodule(path) for path in self._paths.values()}
-        self._forward = Forward(loaded.model, loaded.anatomy)
+        self._model, self._forward = loaded.model, Forward(loaded.model, loaded.anatomy)
         self.units = units
 
     @torch.enable_grad()
@@ -129,6 +130,7 @@ class _Taps:
         with ExitStack() as stack:
             for block, path in self._paths.items():
                 stack.enter_context(_tapped(self._modules[path], path, self.units[block], found, leaves))
+            stack.enter_context(reread(self._model))
             loss = summed_loss(self._forward.logits(batch), batch)
         if not leaves:
             raise ModelError(f"{next(iter(self._modules))} never ran, so it cannot be read.")

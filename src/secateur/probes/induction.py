@@ -204,23 +204,26 @@ class _Circuit:
     def _outputs(self, block: int, heads: range, values: Tensor) -> Float[Tensor, "heads length d_model"]:
         parts = self._loaded.anatomy
         matrix = parts.matrix(Site(block, "o"))
-        o = matrix.read(self._loaded.model.get_parameter(matrix.weight).detach())
+        o = matrix.read(self._loaded.parameter(matrix.weight))
         own = parts.widths[block]
         queries = own.num_heads // own.num_kv_heads
         each = values[:, [head // queries for head in heads]].transpose(0, 1)
         columns = o[:, heads.start * parts.d_head : heads.stop * parts.d_head]
         out = each @ columns.T.reshape(len(heads), parts.d_head, -1)
-        bias = self._loaded.model.get_submodule(matrix.module).bias if self._authors else None
-        return out if bias is None else out + bias.detach()
+        biased = self._authors and matrix.bias is not None
+        return out + self._loaded.parameter(matrix.bias) if biased else out
 
     @torch.inference_mode()
     def _logits(self, tokens: Tensor, hidden: Float[Tensor, "heads length d_model"]) -> Tensor:
         """Logits of the sequence's own tokens, (heads, length, length), through norm, projection and unembedding as
         the model has them: one call in which every block stands aside."""
-        weight, bias, own = self._head.weight, self._head.bias, tokens[0].to(self._head.weight.device)
-        bias = None if bias is None else bias[own]
+        path = self._loaded.anatomy.unembedding
+        weight = self._loaded.parameter(f"{path}.weight")
+        own = tokens[0].to(weight.device)
+        weight = weight[own]
+        bias = None if self._head.bias is None else self._loaded.parameter(f"{path}.bias")[own]
         with ExitStack() as stack:
-            stack.enter_context(lent(self._head, lambda x: nn.functional.linear(x, weight[own], bias)))
+            stack.enter_context(lent(self._head, lambda x: nn.functional.linear(x, weight, bias)))
             if self._authors and self._loaded.anatomy.final_norm is not None:
                 norm = self._loaded.model.get_submodule(self._loaded.anatomy.final_norm)
                 stack.enter_context(lent(norm, lambda x: x))

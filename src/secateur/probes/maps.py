@@ -68,7 +68,7 @@ def fit_maps(
         halves = {run: _Halves() for run in runs}
         batches = packing.pack(answers, examples)
         for number, batch in enumerate(batches):
-            real = real_tokens(batch, answers).to(loaded.model.device)
+            real = real_tokens(batch, answers).to(loaded.device)
             original = streams(loaded, batch, _ends(runs))
             with masked(loaded.model, operations):
                 own = streams(loaded, batch, _begins(runs))

@@ -50,7 +50,7 @@ def block_similarity(
         cosines = dict.fromkeys(blocks, 0.0)
         batches = packing.pack(answers, examples)
         for number, batch in enumerate(batches):
-            real = real_tokens(batch, answers).to(loaded.model.device)
+            real = real_tokens(batch, answers).to(loaded.device)
             with masked(loaded.model, operations):
                 found = streams(loaded, batch, places)
             for block in blocks:

@@ -29,8 +29,9 @@ def real_tokens(batch: Batch, answers: Mapping[int, Encoded]) -> Bool[Tensor, "r
 def streams(loaded: Loaded, batch: Batch, places: Iterable[Place]) -> Streams:
     """What passes these places when the model, as it is now, reads `batch`."""
     with _caught(loaded, places) as found:
-        loaded.model(input_ids=batch.tokens.to(loaded.model.device), use_cache=False)
-    return {place: value.reshape(*batch.tokens.shape, -1) for place, value in found.items()}
+        loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
+    shape = batch.tokens.shape  # blocks may lie on several devices
+    return {place: value.to(loaded.device).reshape(*shape, -1) for place, value in found.items()}
 
 
 @contextmanager

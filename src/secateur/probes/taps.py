@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.hf.load import Loaded
+from secateur.hf.weights import reread
 from secateur.judge.forward import gathered
 from secateur.judge.rows import Batch
 
@@ -69,8 +70,8 @@ def read_taps(
 def _logits(loaded: Loaded, batch: Batch) -> Float[Tensor, "kept vocab"]:
     """All positions run, also those of the last block that no loss hangs on: means of inputs are over all."""
     model = loaded.model
-    with gathered(model.get_submodule(loaded.anatomy.unembedding), batch.keep):
-        return model(input_ids=batch.tokens.to(model.device), use_cache=False).logits[0]
+    with reread(model), gathered(model.get_submodule(loaded.anatomy.unembedding), batch.keep):
+        return model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
+from secateur.hf.weights import reread
 from secateur.judge.forward import gathered
 from secateur.judge.rows import Batch, Packing, with_room
 from secateur.surgery.mask import Spectra
@@ -79,7 +80,7 @@ def _changes(
     for number, (group, batch) in enumerate(passes):
         rows = torch.tensor([index[e] for e in batch.row_example.tolist()])
         for matrix, x, g in _taps(loaded, batch, encoded, group, contrast):
-            weight = loaded.model.get_parameter(matrix.weight).detach()
+            weight = loaded.parameter(matrix.weight)
             along = _along_components(spectra(matrix, weight), x, g)
             for edit, change in _removed(along, by_matrix[matrix]):
                 changes[edit].index_add_(0, rows, change)
@@ -113,13 +114,13 @@ def _taps(
     modules = {matrix.module: model.get_submodule(matrix.module) for matrix in matrices}
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
-    with torch.enable_grad(), ExitStack() as stack:
+    with torch.enable_grad(), reread(model), ExitStack() as stack:
         for name, module in modules.items():
             stack.enter_context(_recorded(module, name, inputs, outputs))
         embedding = model.get_submodule(anatomy.embedding)
         stack.enter_context(_differentiable(embedding))
         stack.enter_context(gathered(model.get_submodule(anatomy.unembedding), batch.keep))
-        logits = model(input_ids=batch.tokens.to(model.device), use_cache=False).logits[0]
+        logits = model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
         loss = _summed_loss(logits, batch, encoded, contrast)
         gradients = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
     shape = batch.tokens.shape

@@ -43,7 +43,7 @@ def direction_words(loaded: Loaded, edit: RemoveDirections, numbers: Sequence[in
 
     Source: weights read in the vocabulary, Dar et al. 2022 (arXiv 2209.02535)."""
     anatomy = loaded.anatomy
-    unembedding = loaded.model.get_submodule(anatomy.unembedding).weight
+    unembedding = loaded.parameter(f"{anatomy.unembedding}.weight")
     if edit.matrix.part not in ("o", "down", "v") or not _is_read_in_words(anatomy, unembedding):
         return []
     stream = _to_stream(loaded, edit) if edit.matrix.part == "v" else None
@@ -51,7 +51,7 @@ def direction_words(loaded: Loaded, edit: RemoveDirections, numbers: Sequence[in
         return []
     (operation,) = resolve(Plan(loaded.fingerprint, (edit,)), anatomy, loaded.fingerprint)
     assert isinstance(operation, Remove)
-    basis = operation.basis(loaded.model.get_parameter(operation.parameter))
+    basis = operation.basis(loaded.parameter(operation.parameter))
     found = []
     for number in numbers:
         piece, index = divmod(number, basis.shape[2])
@@ -75,7 +75,7 @@ def _to_stream(loaded: Loaded, edit: RemoveDirections) -> Float[Tensor, "d_model
     matrix, own = anatomy.matrices.get(Site(block, "o")), anatomy.widths[block]
     if matrix is None:
         return None
-    o = matrix.read(loaded.model.get_parameter(matrix.weight)).float()
+    o = matrix.read(loaded.parameter(matrix.weight)).float()
     queries = own.num_heads // own.num_kv_heads
     return o.unflatten(1, (own.num_kv_heads, queries, anatomy.d_head)).sum(2).flatten(1)
 

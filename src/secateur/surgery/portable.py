@@ -94,7 +94,7 @@ def output_norms(loaded: Loaded) -> dict[Site, float]:
     for block in range(loaded.anatomy.num_blocks):
         for unit, kind in (("g", "o"), ("n", "down")):
             matrix = loaded.anatomy.matrices[Site(block, kind)]
-            weight = matrix.read(loaded.model.get_parameter(matrix.weight).detach()).double()
+            weight = matrix.read(loaded.parameter(matrix.weight)).double()
             for site in _units(loaded.anatomy, block, unit):
                 columns = columns_of(site, loaded.anatomy)
                 found[site] = float(torch.linalg.norm(weight[:, columns.start : columns.stop]))
