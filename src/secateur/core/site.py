@@ -47,6 +47,8 @@ class Site:
         if found is None:
             close = nearest(text.partition(".")[2], ("attn", "mlp", *MATRICES))
             hint = close if "Did you mean" in close else ""
+            if text.startswith(("enc.", "dec.")):
+                hint = " Encoders, and what has one, are read (probe --what linearity) and not cut."
             raise UnknownName(
                 f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
                 f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)}).{hint}"

@@ -7,6 +7,7 @@ on another one, because the error of any linear map is a function of the moments
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -57,11 +58,15 @@ class PairMoments:
         self._y += y.sum(dim=0)
         self._xx.addmm_(x.T, x)
         self._xy.addmm_(x.T, y)
-        self._yy += (y * y).sum(dim=0)
+        self._yy += self._squared(y)
 
-    def __add__(self, other: PairMoments) -> PairMoments:
+    def _squared(self, y: Tensor) -> Tensor:
+        """Of YᵀY its diagonal."""
+        return (y * y).sum(dim=0)
+
+    def __add__(self, other: Self) -> Self:
         """The moments of both streams, which began with the same `near`."""
-        both = PairMoments(self._near)
+        both = type(self)(self._near)
         both.count = self.count + other.count
         both._x, both._y, both._yy = self._x + other._x, self._y + other._y, self._yy + other._yy
         both._xx, both._xy = self._xx + other._xx, self._xy + other._xy
@@ -155,6 +160,31 @@ class PairMoments:
         """1 − error / ‖Y‖²_F with Y centered: of the best map on these data, or of one fitted elsewhere, which may be
         below 0. Source: Razzhigaev et al. 2024 (arXiv 2405.12250), section 3; they score in-sample."""
         return 1 - self.error(fitted or self.fit()) / max(self.spread_y, 1e-300)
+
+
+class JointMoments(PairMoments):
+    """Moments with all of YᵀY, from which follow those of (x, W y) for any W that comes later."""
+
+    def _start(self) -> None:
+        super()._start()
+        self._yy = self._y.new_zeros(len(self._y), len(self._y))
+
+    def _squared(self, y: Tensor) -> Tensor:
+        return y.T @ y
+
+    @property
+    def spread_y(self) -> float:
+        return float((self._yy.diagonal() - self._y * self._y / self.count).sum())
+
+    def through(self, weight: Float[Tensor, "to out"], columns: slice = slice(None)) -> PairMoments:
+        """The moments of (x, `weight` y) with `columns` of y. What was solved for x is not solved again."""
+        weight = weight.double()
+        seen = PairMoments((self._near[0], weight @ self._near[1][columns]))
+        seen.count, seen._x, seen._y = self.count, self._x, weight @ self._y[columns]
+        seen._xx, seen._xy = self._xx, self._xy[:, columns] @ weight.T
+        seen._yy = ((weight @ self._yy[columns, columns]) * weight).sum(dim=1)
+        seen._eigen = self.count, *self._solved()
+        return seen
 
 
 def _smallest(values: Float[Tensor, " n"]) -> float:

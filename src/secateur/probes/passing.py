@@ -16,19 +16,32 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.hf.readable import Readable, Stack
+from secateur.hf.readable import Readable
+from secateur.hf.stacks import Part, Stack, Weight
 from secateur.judge.rows import Packing
 
 Ids = Sequence[int]
 Name = tuple[int, int]  # of a token: its sequence, and its position in what a stack reads of that
 
 
+HEADS, MATRICES = FINER = ("heads", "matrices")  # what of a part can be looked at
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A head or a matrix: what it gives is its weight times those columns of a tap's Y that it reads."""
+
+    site: str
+    weight: Weight
+
+
 @dataclass(frozen=True)
 class Tap:
     """A place to look at: X is what enters the module `reads`, Y what the module `writes` gives.
 
-    `kind` is `block`, `part`, or `last` (what leaves the last block, as X and as Y). `comparable`: Y, of a block less
-    X, is what was added to the stream.
+    `kind` is `block`, `part`, `units`, or `last` (what leaves the last block, as X and as Y). `comparable`: Y, of a
+    block less X, is what was added to the stream. With `units` Y is what enters `writes`, and what matters are linear
+    maps of it.
     """
 
     kind: str
@@ -37,27 +50,54 @@ class Tap:
     reads: str
     writes: str
     comparable: bool = True
+    units: tuple[Unit, ...] = ()
 
 
-def taps(readable: Readable, blocks: range | None = None, *, parts: bool = False) -> list[Tap]:
+def taps(
+    readable: Readable, blocks: range | None = None, *, parts: bool = False, finer: Sequence[str] = ()
+) -> list[Tap]:
     """Every block (of `blocks`) of every stack, and its parts: with `parts`, where norms follow, and in
-    encoder-decoders."""
+    encoder-decoders. Where there is any `finer`, the parts, and their heads or matrices."""
     found: list[Tap] = []
     for stack in readable.stacks:
-        own = parts or stack.norm != "pre" or readable.kind == "encoder-decoder"
+        own = parts or bool(finer) or stack.norm != "pre" or readable.kind == "encoder-decoder"
         for number in range(len(stack.blocks)) if blocks is None else blocks:
-            found.extend(_of_block(stack, number, own))
+            found.extend(_of_block(stack, number, own, finer))
         if blocks is None or len(stack.blocks) - 1 in blocks:
             path = stack.blocks[-1].path
             found.append(Tap("last", f"{stack.prefix}last", stack.prefix, path, path))
     return found
 
 
-def _of_block(stack: Stack, number: int, parts: bool) -> Iterator[Tap]:
+def _of_block(stack: Stack, number: int, parts: bool, finer: Sequence[str]) -> Iterator[Tap]:
     block = stack.blocks[number]
     yield Tap("block", stack.site(number), stack.prefix, block.path, block.path, stack.norm != "post")
     for part in block.parts if parts else ():
         yield Tap("part", stack.site(number, part.name), stack.prefix, part.reads, part.writes)
+        if HEADS in finer and part.num_heads:
+            yield _of_heads(stack, number, part)
+        if MATRICES in finer:
+            yield from _of_matrices(stack, number, part)
+
+
+def _of_heads(stack: Stack, number: int, part: Part) -> Tap:
+    """From what the attention reads to the heads' outputs; a head adds to the stream its columns of o times its own."""
+    count = part.num_heads
+    heads = (
+        Unit(stack.site(number, part.name, head), Weight(part.projects, share=(head, count)))
+        for head in range(count)
+    )
+    site = f"{stack.site(number, part.name)}.heads"
+    return Tap("units", site, stack.prefix, part.reads, part.projects, units=tuple(heads))
+
+
+def _of_matrices(stack: Stack, number: int, part: Part) -> Iterator[Tap]:
+    """From a stream to what matrices make of it behind its norm."""
+    for one in part.readers:
+        units = tuple(Unit(stack.site(number, name), weight) for name, weight in one.matrices)
+        site = stack.site(number, part.name)
+        if units:
+            yield Tap("units", f"{site}.matrices", one.stack, one.enters, one.reads, units=units)
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
@@ -170,20 +210,29 @@ def _tapped(
 
         return hook
 
-    def after(tap: Tap) -> Any:
-        def hook(_: nn.Module, args: tuple, output: Any) -> None:
-            y = tokens(tap, output[0] if isinstance(output, tuple) else output)
-            x = y if tap.kind == "last" else entered.pop(tap, None)
-            if x is not None:
-                missing.discard(tap.writes)
-                seen(tap, x, y)
+    def arrived(tap: Tap, value: Tensor) -> None:
+        y = tokens(tap, value)
+        x = y if tap.kind == "last" else entered.pop(tap, None)
+        if x is not None:
+            missing.discard(tap.writes)
+            seen(tap, x, y)
 
-        return hook
+    def after(tap: Tap) -> Any:
+        return lambda _, args, output: arrived(tap, output[0] if isinstance(output, tuple) else output)
+
+    def within(tap: Tap) -> Any:
+        return lambda _, args: arrived(tap, args[0])
 
     with ExitStack() as stack:
         for tap in places:
             if tap.kind != "last":
                 module = model.get_submodule(tap.reads)
                 stack.callback(module.register_forward_pre_hook(before(tap), with_kwargs=True).remove)
-            stack.callback(model.get_submodule(tap.writes).register_forward_hook(after(tap)).remove)
+            written = model.get_submodule(tap.writes)
+            handle = (
+                written.register_forward_pre_hook(within(tap))
+                if tap.units
+                else written.register_forward_hook(after(tap))
+            )
+            stack.callback(handle.remove)
         yield missing

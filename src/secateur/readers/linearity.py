@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 from secateur.checkpoint.folder import write_json, writing
 from secateur.core.progress import Progress, silent
-from secateur.errors import TaskError, TooLong, UnknownName
+from secateur.errors import TaskError, TooLong, UnknownName, nearest
 from secateur.hf.load import find_source, quiet
 from secateur.hf.readable import Readable, load_readable
 from secateur.probes.linearity import Linearity, Profile, linearity
+from secateur.probes.passing import FINER
 from secateur.records import versions
 from secateur.reports import write_probe_report
 from secateur.session import Options, read_task
@@ -33,6 +34,7 @@ def read_linearity(
     revisions: Sequence[str] = (),
     also: Sequence[str] = (),
     parts: bool = False,
+    finer: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Record:
@@ -42,6 +44,9 @@ def read_linearity(
     Raises: what reading a model or a task raises, before the first is read where it can be told; `TaskError` where
     there are too few sequences to hold some out; `OutputError` where nothing can be written.
     """
+    for one in finer:
+        if one not in FINER:
+            raise UnknownName(f"there are no finer {one!r} to read.{nearest(one, FINER)}")
     asked = [replace(options, revision=one) for one in revisions] or [options]
     asked += [replace(options, model=one, revision=None) for one in also]
     _check(asked)
@@ -50,7 +55,7 @@ def read_linearity(
     models, names = [], []
     for number, one in enumerate(asked):
         progress("models", number, len(asked))
-        name, model = _read(one, split, parts, progress)
+        name, model = _read(one, split, {"parts": parts, "finer": finer}, progress)
         names.append(name)
         models.append(model)
     progress("models", len(asked), len(asked))
@@ -98,7 +103,7 @@ class _Text:
     of: int
 
 
-def _read(options: Options, split: str, parts: bool, progress: Progress) -> tuple[str, Record]:
+def _read(options: Options, split: str, places: Mapping[str, Any], progress: Progress) -> tuple[str, Record]:
     """The task's name, and the model's record."""
     readable = load_readable(
         options.model,
@@ -106,19 +111,20 @@ def _read(options: Options, split: str, parts: bool, progress: Progress) -> tupl
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
+        **options.offloading,
     )
     task = read_task(options, readable)
     text = _text(task, readable, options, split)
-    on_cpu = next(readable.runs.parameters()).device.type == "cpu"
+    on_cpu = readable.device.type == "cpu"
     profile = linearity(
         readable,
         text.sequences,
         text.held_out,
         blocks=_blocks(readable, options),
-        parts=parts,
         max_tokens=options.max_tokens or (ON_CPU if on_cpu else ON_GPU),
         seed=options.seed,
         progress=progress,
+        **places,
     )
     return task.name, _model_record(_name(options), readable, text, profile)
 

@@ -1,0 +1,53 @@
+"""The address of what can be read, which is more than can go: `enc.b3`, `dec.b3.cross`, `b3.attn.h7`, `dec.b3.cross.q`.
+
+In a decoder it is spelled as the `Site` of the same thing. Where two streams run there is a stack before it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from secateur.core.site import MATRICES
+from secateur.errors import UnknownName
+
+STACKS = ("enc.", "dec.")
+ATTENTIONS = ("attn", "cross")
+SUBLAYERS = (*ATTENTIONS, "mlp")
+
+_MATRIX = "|".join(MATRICES)
+_PATTERN = re.compile(
+    rf"(?P<stack>enc\.|dec\.)?b(?P<block>\d+)"
+    rf"(?:\.(?:(?P<attention>attn|cross)\.h(?P<head>\d+)|(?P<kind>attn|cross|mlp|(?:cross\.)?(?:{_MATRIX}))))?"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """`stack` is nothing, `enc.` or `dec.`. `kind` is nothing (the block), a sublayer (`attn`, `cross`, `mlp`), or a
+    matrix: `q`, `down`, and of a cross-attention `cross.q`. `head` numbers a query head of `attn` or `cross`."""
+
+    block: int
+    kind: str = ""
+    head: int | None = None
+    stack: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Raises `UnknownName` for anything that is not an address."""
+        found = _PATTERN.fullmatch(text)
+        if found is None:
+            raise UnknownName(
+                f"{text!r} is no place in a model. Write b3 (block), b3.attn, b3.mlp, b3.attn.h7 (head) or b3.q "
+                f"({', '.join(MATRICES)}); with an encoder enc.b3, dec.b3.cross, dec.b3.cross.h7, dec.b3.cross.q."
+            )
+        head = None if found["head"] is None else int(found["head"])
+        return cls(int(found["block"]), found["attention"] or found["kind"] or "", head, found["stack"] or "")
+
+    def __str__(self) -> str:
+        head = "" if self.head is None else f".h{self.head}"
+        return f"{self.stack}b{self.block}" + (f".{self.kind}" if self.kind else "") + head
+
+    @property
+    def is_matrix(self) -> bool:
+        return self.kind.removeprefix("cross.") in MATRICES

@@ -1,0 +1,103 @@
+"""Encoders and encoder-decoders as data: BERT, RoBERTa, T5. They are read; the verbs that cut refuse them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from secateur.hf.stacks import Block, Part, Readers, Stack, Weight
+
+Matrices = tuple[tuple[str, Weight], ...]
+
+
+def _bert(model: PreTrainedModel) -> dict[str, Any]:
+    """BERT and RoBERTa: a norm on the stream after each addition."""
+    config = model.config
+    reserved = config.pad_token_id + 1 if config.model_type != "bert" else 0  # RoBERTa counts from there
+    blocks = [_bert_block(f"encoder.layer.{n}", config) for n in range(config.num_hidden_layers)]
+    return {
+        "kind": "encoder",
+        "stacks": (Stack("enc.", "post", tuple(blocks)),),
+        "d_model": config.hidden_size,
+        "context": config.max_position_embeddings - reserved,
+        "pad": config.pad_token_id or 0,
+    }
+
+
+def _bert_block(path: str, config: Any) -> Block:
+    inner, dense = f"{path}.attention.self", f"{path}.attention.output.dense"
+    names = {"q": "query", "k": "key", "v": "value"}
+    reading = _reading("enc.", f"{inner}.query", f"{inner}.query", _matrices(inner, names))
+    attn = Part("attn", f"{inner}.query", dense, config.num_attention_heads, dense, reading)
+    up = f"{path}.intermediate"
+    reading = _reading("enc.", up, up, _matrices(up, {"up": "dense"}))
+    return Block(path, (attn, Part("mlp", up, f"{path}.output.dense", readers=reading)))
+
+
+def _t5(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config
+    encoder = [_t5_encoder_block(n, config) for n in range(config.num_layers)]
+    decoder = [_t5_decoder_block(n, config) for n in range(config.num_decoder_layers)]
+    return {
+        "kind": "encoder-decoder",
+        "stacks": (Stack("enc.", "pre", tuple(encoder)), Stack("dec.", "pre", tuple(decoder))),
+        "d_model": config.d_model,
+        "context": None,
+        "pad": config.pad_token_id or 0,
+        "start": config.decoder_start_token_id or 0,
+    }
+
+
+def _t5_encoder_block(number: int, config: Any) -> Block:
+    path = f"encoder.block.{number}"
+    return Block(path, (_t5_attention("enc.", f"{path}.layer.0", config), _t5_mlp("enc.", path, 1, config)))
+
+
+def _t5_decoder_block(number: int, config: Any) -> Block:
+    path = f"decoder.block.{number}"
+    own = _t5_attention("dec.", f"{path}.layer.0", config)
+    return Block(path, (own, _t5_cross(f"{path}.layer.1", config), _t5_mlp("dec.", path, 2, config)))
+
+
+def _t5_attention(stack: str, layer: str, config: Any) -> Part:
+    inner = f"{layer}.SelfAttention"
+    reading = _reading(stack, f"{layer}.layer_norm", f"{inner}.q", _matrices(inner, "qkv"))
+    return Part("attn", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", reading)
+
+
+def _t5_cross(layer: str, config: Any) -> Part:
+    """Queries come from the decoder's stream; keys and values from what leaves the encoder, behind its final norm."""
+    inner = f"{layer}.EncDecAttention"
+    queries = _reading("dec.", f"{layer}.layer_norm", f"{inner}.q", _matrices(inner, "q", "cross."))
+    kept = _reading("enc.", "encoder.final_layer_norm", f"{inner}.k", _matrices(inner, "kv", "cross."))
+    return Part("cross", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", queries + kept)
+
+
+def _t5_mlp(stack: str, path: str, layer: int, config: Any) -> Part:
+    inner = f"{path}.layer.{layer}.DenseReluDense"
+    names = {"gate": "wi_0", "up": "wi_1"} if config.is_gated_act else {"up": "wi"}
+    reading = _reading(stack, f"{path}.layer.{layer}.layer_norm", inner, _matrices(inner, names))
+    return Part("mlp", inner, inner, readers=reading)
+
+
+def _reading(stack: str, enters: str, reads: str, matrices: Matrices) -> tuple[Readers, ...]:
+    return (Readers(stack, enters, reads, matrices),)
+
+
+def _matrices(path: str, names: Mapping[str, str] | Sequence[str], prefix: str = "") -> Matrices:
+    """Of `path`, by our name and the module's."""
+    known = names if isinstance(names, Mapping) else {name: name for name in names}
+    return tuple((prefix + name, Weight(f"{path}.{module}")) for name, module in known.items())
+
+
+ENCODERS: Mapping[str, Callable[[PreTrainedModel], dict[str, Any]]] = {
+    "bert": _bert,
+    "roberta": _bert,
+    "xlm-roberta": _bert,
+    "t5": _t5,
+    "mt5": _t5,
+}
+UNREAD = ("pooler.",)  # what the body has beyond its blocks; it is missing where a head was trained instead
+INSIDE = ("encoder.layer.", "encoder.block.", "decoder.block.")
