@@ -1,5 +1,6 @@
-"""Speed of models without 70 % of their heads and 20 % of their feed-forward networks, against the limit that what is
-left sets; and the rank below which two factors are faster than one matrix. Random weights, float32, one thread.
+"""Speed of models without 70 % of their heads and 20 % of their feed-forward networks, and without a third of their
+blocks, against the limit that what is left sets; and the rank below which two factors are faster than one matrix.
+Random weights, float32, one thread.
 
 Times are processor time: with one thread it is what the work takes, whoever else uses the machine's other cores.
 """
@@ -11,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from secateur.core.plan import Drop, Plan
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Drop, Linearize, Plan
 from secateur.core.site import Site
 from secateur.gains.cost import random_tokens
 from secateur.gains.record import Length, costs
@@ -33,6 +35,7 @@ from secateur.hf.load import Loaded
 from secateur.surgery.cut import cut
 
 TARGETS = {"prefill": 0.95, "decode": 0.90}  # of the limit
+DEPTH_TARGETS = {"prefill": 0.95, "decode": 0.95}
 HEADS_REMOVED, FFNS_REMOVED = 0.7, 0.2
 TOKENS = (512, 1)  # a prompt's, a decoding step's
 FRACTIONS = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of d_model
@@ -101,10 +104,36 @@ def plan_of(loaded: Loaded, seed: int = 0) -> Plan:
     return Plan(loaded.fingerprint, tuple(Drop(site) for site in sorted(gone)))
 
 
-def measure(name: str, size: Size, length: Length) -> dict[str, Any]:
+def _third(loaded: Loaded) -> range:
+    """The middle third of the blocks, where blocks are most alike."""
+    count = loaded.anatomy.num_blocks
+    return range(count // 3, count // 3 + count // 3)
+
+
+def dropped(loaded: Loaded) -> Plan:
+    return Plan(loaded.fingerprint, tuple(Drop(Site(block)) for block in _third(loaded)))
+
+
+def linear(loaded: Loaded) -> Plan:
+    """One map for the run; what numbers it holds costs nothing."""
+    d = loaded.anatomy.d_model
+    draw = np.random.default_rng(0)
+    arrays = {"weight": draw.standard_normal((d, d)) / d**0.5, "bias": np.zeros(d)}
+    edit = Linearize(
+        tuple(_third(loaded)), "linear", Fitted.of({n: a.astype("f4") for n, a in arrays.items()})
+    )
+    return Plan(loaded.fingerprint, (edit,))
+
+
+DEPTH: Mapping[str, Callable[[Loaded], Plan]] = {"dropped": dropped, "as one linear map": linear}
+
+
+def measure(
+    name: str, size: Size, length: Length, plan_for: Callable[[Loaded], Plan] = plan_of
+) -> dict[str, Any]:
     """The record of `secateur bench` in short, for a model in memory."""
     before = dense(name, size)
-    plan = plan_of(before)
+    plan = plan_for(before)
     after = _loaded(name, cut(before, plan))
     was, now = costs(before, after, length)
     tokens = random_tokens(size.vocabulary, length.batch, length.prompt)
@@ -121,6 +150,7 @@ def measure(name: str, size: Size, length: Length) -> dict[str, Any]:
     return {
         "parameters": {"before": before.anatomy.num_parameters, "after": after.anatomy.num_parameters},
         "removed": len(plan.edits),
+        "blocks": {"before": before.anatomy.num_blocks, "gone": len(plan.blocks_gone)},
     } | {phase: speed(pairs[phase], made[phase], limits[phase]) for phase in pairs}
 
 
@@ -188,6 +218,25 @@ def run(size: Size = SIZE, length: Length = LENGTH) -> dict[str, Any]:
     models = {name: measure(name, size, length) for name in MODELS}
     d = size.d_model
     return {"models": models, "factors": [*factors(d, d), *factors(4 * d, d)], "targets": TARGETS}
+
+
+def run_depth(size: Size = SIZE, length: Length = LENGTH) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    models = {
+        f"{name}, {how}": measure(name, size, length, plan) for name in MODELS for how, plan in DEPTH.items()
+    }
+    return {"models": models, "targets": DEPTH_TARGETS}
+
+
+def depth_rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """For RESULTS.md."""
+    for name, model in found["models"].items():
+        for phase, target in found["targets"].items():
+            one, blocks = model[phase], model["blocks"]
+            measured = f"{one['speedup']:.2f}× of at most {one['limit']:.2f}×: {one['of_limit']:.0%}"
+            met = "yes" if one["of_limit"] >= target else "NO"
+            what = f"{name}, {blocks['gone']} of {blocks['before']} blocks gone: {phase}"
+            yield what, measured, f"≥ {target:.0%} of the limit", met
 
 
 def lines(found: dict[str, Any]) -> list[str]:

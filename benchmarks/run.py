@@ -1,6 +1,6 @@
 """All benchmarks (`make bench`): a table on the screen, a dated JSON file, and RESULTS.md beside this file.
 
-`--only sweep` (or search, null, cut, heads, directions, linearity) repeats one part and keeps the others of the
+`--only sweep` (or search, null, cut, depth, heads, directions, linearity) repeats one part and keeps the others of the
 last JSON file.
 """
 
@@ -58,6 +58,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "search": search_cost.run,
     "null": null_study.run,
     "cut": cut_speed.run,
+    "depth": cut_speed.run_depth,
     "heads": heads.run,
     "directions": directions.run,
     "linearity": linearity.run,
@@ -123,6 +124,7 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "search": search_rows,
     "null": null_rows,
     "cut": cut_rows,
+    "depth": cut_speed.depth_rows,
     "heads": heads.rows,
     "directions": directions.rows,
     "linearity": linearity.rows,
