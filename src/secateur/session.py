@@ -82,10 +82,19 @@ class Options:
     skip_long: bool = False
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str | None = None
+    offload_folder: str | None = None
+    max_memory: str | None = None
     max_tokens: int = 0
     trust_remote_code: bool = False
 
-    SPEED_ONLY: ClassVar[tuple[str, ...]] = ("device", "max_tokens")
+    SPEED_ONLY: ClassVar[tuple[str, ...]] = (
+        "device",
+        "device_map",
+        "offload_folder",
+        "max_memory",
+        "max_tokens",
+    )
     LISTENERS: ClassVar[Mapping[str, tuple[str, ...]]] = {  # which methods an option is for, if not for all
         **dict.fromkeys(("fractions", "small_ranks", "compose"), ("laser",)),
         **dict.fromkeys(("matrices", "exhaustive"), ("laser", "directions")),
@@ -127,6 +136,11 @@ class Options:
             if name not in ("model", "task", *self.SPEED_ONLY) and value != defaults[name]:
                 words += _as_typed(name, value)
         return shlex.join(words)
+
+    @property
+    def offloading(self) -> dict[str, str | None]:
+        """What `load_model` is told of a model that is larger than a device."""
+        return {name: vars(self)[name] for name in ("device_map", "offload_folder", "max_memory")}
 
     def _given(self) -> Mapping[str, Any]:
         return {f.name: vars(self)[f.name] for f in fields(self)}
@@ -244,6 +258,7 @@ def read_model(options: Options) -> Loaded:
         dtype=options.dtype,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
+        **options.offloading,
     )
 
 

@@ -14,6 +14,7 @@ from secateur.cli.options import (
     BatchSize,
     Chat,
     Device,
+    DeviceMap,
     Dtype,
     Edits,
     Factorize,
@@ -22,7 +23,9 @@ from secateur.cli.options import (
     LedgerPath,
     Limit,
     Matrices,
+    MaxMemory,
     Model,
+    OffloadFolder,
     Out,
     Overwrite,
     PerHead,
@@ -184,6 +187,9 @@ def prune(
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
+    max_memory: MaxMemory = None,
     batch_size: BatchSize = "auto",
     trust_remote_code: Trust = False,
     ledger: LedgerPath = None,
@@ -204,7 +210,8 @@ def prune(
         blocks=blocks, by=by, form=form, contiguous=contiguous, rank=rank,
         second_order=second_order, whitened=whitened, seed=seed, split_seed=split_seed,
         limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
-        revision=revision, dtype=dtype, device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
+        revision=revision, dtype=dtype, device=device, device_map=device_map, offload_folder=offload_folder,
+        max_memory=max_memory, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _prune(model, task, out, options, ledger=ledger, overwrite=overwrite, as_json=as_json, quiet=quiet)
 

@@ -89,6 +89,23 @@ Dtype = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|FILE",
+        help="Spread the model by accelerate instead: auto, balanced, sequential, disk, or FILE.json.",
+    ),
+]
+OffloadFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Allow --device-map to leave weights on disk; DIR holds converted ones."
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(metavar="cpu=SIZE,0=SIZE", help="What --device-map may fill: of memory, of GPU 0, ..."),
+]
 BatchSize = Annotated[
     str,
     typer.Option(
@@ -197,6 +214,8 @@ def as_api(**given: Any) -> dict[str, Any]:
     for name in ("target", "step", "params"):
         if options.get(name) is not None:
             options[name] = _share(name, options[name])
+    if options.get("offload_folder") is not None:
+        options["offload_folder"] = str(options["offload_folder"])
     if "batch_size" in options:
         options["max_tokens"] = _tokens(options.pop("batch_size"))
     return options

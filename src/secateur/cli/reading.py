@@ -14,13 +14,16 @@ from secateur.cli.options import (
     BatchSize,
     Chat,
     Device,
+    DeviceMap,
     Dtype,
     Edits,
     Grid,
     Layers,
     Limit,
     Matrices,
+    MaxMemory,
     Model,
+    OffloadFolder,
     Opened,
     Parts,
     PerHead,
@@ -73,6 +76,9 @@ def evaluate(
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
+    max_memory: MaxMemory = None,
     batch_size: BatchSize = "auto",
     trust_remote_code: Trust = False,
     ledger: Opened = None,
@@ -89,7 +95,8 @@ def evaluate(
     options = as_api(
         test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen,
         chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
-        device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
+        device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
+        batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     chosen = given_plan(plan, edit)
     with bars(quiet=quiet or as_json) as progress:
@@ -142,6 +149,9 @@ def probe(
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
+    max_memory: MaxMemory = None,
     batch_size: BatchSize = "auto",
     trust_remote_code: Trust = False,
     out: Readout = None,
@@ -170,7 +180,8 @@ def probe(
         matrices=matrices, layers=layers, grid=grid, per_head=per_head, second_order=second_order, whitened=whitened,
         seed=seed, split_seed=split_seed, limit=limit,
         seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
-        device=device, batch_size=batch_size, trust_remote_code=trust_remote_code,
+        device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
+        batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     asked = {"what": names_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
     asked |= {"revisions": names_of(revisions or ""), "also": also or (), "parts": parts}

@@ -133,17 +133,17 @@ def read_files(
 
     Raises: as `load_model`, but for the kind of the model.
     """
-    torch_dtype, folder = _dtype(dtype), placement.working_folder()
+    torch_dtype, scratch = _dtype(dtype), placement.scratch()
     with quiet():
         if source.revision is not None:
             source = download(source)
         config = config_of(source, remote)
         check_weights(source.folder)
         tokenizer = tokenizer_of(source, remote_tokenizer)
-        where = placement.arguments(folder)
+        where = placement.arguments(scratch)
         model, info = _weights(source, auto, config, torch_dtype, remote, where)
         refuse(source.name, info)
-        model = placement.placed_(model, folder).eval().requires_grad_(False)
+        model = placement.placed_(model, scratch).eval().requires_grad_(False)
     _refuse_nonfinite(model, dtype)
     return Files(source, model, tokenizer)
 

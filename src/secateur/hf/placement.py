@@ -27,9 +27,9 @@ MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 @dataclass(frozen=True)
 class Placement:
     """Where to put a model. `device`: all of it there (`auto`: cuda where there is one, else cpu). `device_map`, in
-    its place: one of `MAPS`, a device, `disk`, or a JSON file of module → device, `cpu` or `disk`; accelerate then dispatches
-    the model. `max_memory`, such as `cpu=8GB,0=20GB`, is what each of the `MAPS` may fill. Weights are left on disk
-    only where an `offload_folder` is named, for it makes every pass over the model read them."""
+    its place: one of `MAPS`, a device, `disk`, or a JSON file of module → device, `cpu` or `disk`; accelerate then
+    dispatches the model. `max_memory`, such as `cpu=8GB,0=20GB`, is what each of the `MAPS` may fill. Weights are left
+    on disk only where an `offload_folder` is named, for it makes every pass over the model read them."""
 
     device: str = "auto"
     device_map: str | None = None
@@ -51,41 +51,38 @@ class Placement:
             raise ModelError(
                 f"--device {self.device} and --device-map {self.device_map} contradict each other: give one of them."
             )
-        self._refuse_disk(self._map(), "the device map")
+        self._refuse_disk(self._map(), f"--device-map {self.device_map}")
         self._memory()
 
     def target(self) -> torch.device | None:
         """The one device of the whole model, or None where a map places it. Raises as `check`."""
         return torch_device(self.device) if self.device_map is None else None
 
-    def arguments(self, folder: Path | None) -> dict[str, Any]:
-        """What `from_pretrained` is told; `folder` is for weights that have to be stored again to be offloaded."""
+    def arguments(self, scratch: Scratch | None) -> dict[str, Any]:
+        """What `from_pretrained` is told; `scratch` is for weights that are stored in another form to be offloaded."""
         if self.device_map is None:
             return {}
         asked = {"device_map": self._map(), "max_memory": self._memory()}
-        return asked | ({} if folder is None else {"offload_folder": str(folder)})
+        return asked | ({} if scratch is None else {"offload_folder": str(scratch.folder)})
 
-    def working_folder(self) -> Path | None:
+    def scratch(self) -> Scratch | None:
         """A new folder in the offload folder: two models must not overwrite each other's weights there."""
         if self.offload_folder is None:
             return None
         try:
-            Path(self.offload_folder).mkdir(parents=True, exist_ok=True)
-            return Path(tempfile.mkdtemp(prefix="secateur-", dir=self.offload_folder))
+            return Scratch(Path(self.offload_folder))
         except OSError as error:
             raise ModelError(
                 f"--offload-folder {self.offload_folder} cannot be used: {error.strerror}."
             ) from error
 
-    def placed_(self, model: PreTrainedModel, folder: Path | None) -> PreTrainedModel:
-        """What `from_pretrained` gave, ready to be read through this door. Raises `ModelError` where weights would be
+    def placed_(self, model: PreTrainedModel, scratch: Scratch | None) -> PreTrainedModel:
+        """What `from_pretrained` gave, ready to be read through the door. Raises `ModelError` where weights would be
         read from disk and no offload folder allows it."""
-        if folder is not None:
-            weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
         if self.device_map is None:
             return model.to(self.target())
-        self._refuse_disk(getattr(model, "hf_device_map", {}), "this model")
-        open_door_(model)
+        self._refuse_disk(getattr(model, "hf_device_map", {}), "this device map")
+        open_door_(model, keeps=scratch)
         return model
 
     def _map(self) -> Any:
@@ -135,6 +132,15 @@ class Placement:
                 f"{what} leaves {len(on_disk)} modules on disk (the first is {on_disk[0]}), which is slow: every pass "
                 "reads them. Give --offload-folder DIR to allow it, or more memory."
             )
+
+
+class Scratch:
+    """A folder that is gone when nobody holds this any more, or the process ends."""
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="secateur-", dir=parent))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
 def torch_device(name: str, known: tuple[str, ...] = ("auto",)) -> torch.device:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +24,8 @@ from secateur.hf.families import refuse_quantized
 from secateur.hf.load import Loaded, check_machine, find_source, load_model, quiet, read_files
 from secateur.hf.placement import Placement
 from secateur.hf.stacks import Block, Part, Readers, Stack, Weight
+from secateur.hf.weights import device_of
+from secateur.hf.weights import device_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,16 @@ class Readable:
     pad: int
     start: int | None = None
     revision: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go."""
+        return device_of(self.runs, next(name for name, _ in self.runs.named_parameters()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens enter."""
+        return device_of(self.runs, next(name for name, _ in self.runs.named_parameters()))
 
 
 def load_readable(

@@ -61,6 +61,19 @@ def same(model: nn.Module, one: str, other: str) -> bool:
     return _identity(model, one) == _identity(model, other)
 
 
+def held(model: nn.Module) -> Callable[[str], Tensor | None]:
+    """What gives a parameter or a buffer by its name, or None: where it lies, or of an offloaded model on the CPU, where
+    weights are views of their files."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers, offloaded = dict(model.named_buffers()), is_offloaded(model)
+
+    def find(name: str) -> Tensor | None:
+        found = stored(model, name) if name in parameters else buffers.get(name)
+        return found.cpu() if offloaded and found is not None else found
+
+    return find
+
+
 def device_of(model: nn.Module, name: str) -> torch.device:
     """Where a parameter is computed with."""
     weights, _ = _offloaded(model, name)
@@ -86,8 +99,8 @@ class Weights(Mapping[str, Tensor]):
     """What the hooks bring in, by parameter name: the weights that lie in memory or in safetensors files, or what was
     written in their place."""
 
-    def __init__(self, loader: OffloadedWeightsLoader, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, loader: OffloadedWeightsLoader, device: torch.device, keeps: object) -> None:
+        self.device, self._keeps = device, keeps
         self._loader = loader
         self._files: dict[str, Any] = {}
         self._edited: dict[str, Tensor] = {}
@@ -146,13 +159,13 @@ class Weights(Mapping[str, Tensor]):
         return torch.as_strided(self[name], *view)
 
 
-def open_door_(model: nn.Module) -> None:
-    """All offloaded weights of a model come from one `Weights`."""
+def open_door_(model: nn.Module, keeps: object = None) -> None:
+    """All offloaded weights of a model come from one `Weights`, which holds on to `keeps` as long as it lives."""
     hooks = [hook for module in model.modules() if (hook := _hook(module)) is not None]
     if not hooks:
         return
     loader, device = hooks[0].weights_map.dataset, torch.device(hooks[0].execution_device)
-    weights = Weights(loader, device)
+    weights = Weights(loader, device, keeps)
     for hook in hooks:
         assert hook.weights_map.dataset is loader
         assert torch.device(hook.execution_device) == device

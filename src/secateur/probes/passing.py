@@ -160,14 +160,14 @@ Seen = Callable[[Tap, Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]], 
 @torch.inference_mode()
 def run(readable: Readable, batch: Batch, places: Sequence[Tap], seen: Seen) -> None:
     """Runs the model once and shows X and Y of every tap. Raises `ModelError` for a module that never ran."""
-    device = next(readable.runs.parameters()).device
+    device = readable.device
     found = streams(readable, batch.sequences)
     padded = {stack: _padded(rows, readable.pad, device) for stack, rows in found.items()}
     real = {stack: where.flatten() for stack, (_, where) in padded.items()}
 
     def tokens(tap: Tap, value: Tensor) -> Float[Tensor, "tokens d"]:
         """A copy, since some families add into what a module gave."""
-        return value.reshape(-1, value.shape[-1])[real[tap.stack]]
+        return value.to(device).reshape(-1, value.shape[-1])[real[tap.stack]]
 
     with _tapped(readable.runs, places, tokens, seen) as missing:
         readable.runs(**_inputs(readable, padded))
@@ -215,7 +215,7 @@ def _tapped(
         x = y if tap.kind == "last" else entered.pop(tap, None)
         if x is not None:
             missing.discard(tap.writes)
-            seen(tap, x, y)
+            seen(tap, x.to(y.device), y)  # blocks may lie on several devices
 
     def after(tap: Tap) -> Any:
         return lambda _, args, output: arrived(tap, output[0] if isinstance(output, tuple) else output)
