@@ -92,6 +92,22 @@ def marks(points: Sequence[tuple[float, float]], **marker: Any) -> dict[str, Any
     }
 
 
+def line(
+    points: Sequence[tuple[float, float]], hover: Sequence[str], color: str, dash: str
+) -> dict[str, Any]:
+    """Points, joined; `hover` is escaped."""
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": [x for x, _ in points],
+        "y": [y for _, y in points],
+        "text": list(hover),
+        "hovertemplate": "%{text}<extra></extra>",
+        "line": {"color": color, "width": 2, "dash": dash},
+        "marker": {"size": 7, "color": color},
+    }
+
+
 def some(count: int, most: int) -> list[int]:
     """At most `most` evenly spaced indices, the first always among them."""
     return list(range(0, count, max(1, math.ceil(count / most))))
@@ -132,6 +148,14 @@ def value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
     pad = 0.06 * max(high - low, 0.02)
     form = ".0%" if high - low > 0.05 else ".1%"
     return new_axis("", tickformat=form, nticks=6, range=[low - pad, high + pad])
+
+
+def counted_layout(count: int, title: str, values: Sequence[float], unit: str) -> dict[str, Any]:
+    """Of a metric over whole numbers up to `count`, such as blocks: each has a tick where they are few."""
+    axis = new_axis(title, dtick=1) if count <= 16 else new_axis(title, nticks=9)
+    layout = new_layout(300, xaxis=axis, yaxis=value_axis(values, unit))
+    layout["margin"] |= {"l": 52}
+    return layout
 
 
 def signed_root(value: float) -> float:

@@ -1,35 +1,21 @@
-"""The sections about depth: every form at every depth, what each block would have cost, and samples."""
+"""The section about depth: every form at every depth, where replacing loses to dropping, and samples."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from secateur.reports.chart import (
-    ACCENT,
-    AFTER,
-    BEFORE,
-    INK,
-    Figure,
-    level,
-    marks,
-    new_axis,
-    new_layout,
-    value_axis,
-)
+from secateur.reports.chart import ACCENT, AFTER, BEFORE, INK, Figure, counted_layout, level, line, marks
+from secateur.reports.depth_order import order
 from secateur.reports.frame import Figures, Record, Section, place, section
-from secateur.reports.markup import key, known, metric_name, number, table, text
+from secateur.reports.markup import capital, change, interval, key, known, metric_name, number, table, text
 
 COLORS = {"fold": AFTER, "linear": "#6f9fbc", "drop": BEFORE}
 WORDS = {
     "fold": "folded into the network before",
     "linear": "a linear map in their place",
     "drop": "dropped",
-}
-MEASURES = {
-    "loss": "loss on probe without it, nats/token",
-    "linearity": "1 − linearity",
-    "cosine": "1 − cosine",
 }
 
 
@@ -38,34 +24,48 @@ def depth(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> 
     record = analysis.get("depth")
     if not record:
         return ""
-    title, unit = metric_name(record["metric"]), record["metric_unit"]
-    found = [_curves(record, title, "value", unit, _bound(record))]
-    if record["metric"] not in ("loss", "text_loss"):
-        found.append(_curves(record, "Loss", "loss", "nats/token", None))
-    found += [_side(record, name, unit) for name, unit in record["side_units"].items()]
-    legend = key(*((f"line {form}", WORDS[form]) for form in (one["form"] for one in record["series"])))
+    found = [*curves(record), *(_side(record, name, unit) for name, unit in record["side_units"].items())]
     return section(
         "depth",
         "Without whole blocks",
         "The same blocks gone in the same order, by what stands for them; judged on the selection split.",
-        f"<p>{_chosen(record)}</p>",
-        legend,
+        f"<p>{_chosen(record)} {replacing(record)}</p>",
+        forms_key(record),
         place("depth", found, figures, layout="pair"),
-        _samples(record),
+        samples(record),
     )
 
 
-def order(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    """What every block measured when each choice was made."""
-    record = analysis.get("depth")
-    if not record or not record["order"]:
-        return ""
-    return section(
-        "order",
-        "Which block goes next",
-        f"What each block that was left measured at each step ({MEASURES[record['by']]}); the lowest went.",
-        place("order", [_steps(record)], figures),
-    )
+def is_text(record: Record) -> bool:
+    return record["metric"] == "text_loss"
+
+
+def curves(record: Record) -> list[Figure]:
+    """The metric; beside it the loss, or of text, where the metric is the loss, the perplexity."""
+    found = [curve(record, metric_name(record["metric"]), "value", record["metric_unit"], _bound(record))]
+    if is_text(record):
+        bound = _bound(record)
+        limit = None if bound is None else math.exp(bound)
+        found.append(curve(with_perplexity(record), "Perplexity", "perplexity", "perplexity", limit))
+    elif record["metric"] != "loss":
+        found.append(curve(record, "Loss", "loss", "nats/token", None))
+    return found
+
+
+def with_perplexity(record: Record) -> Record:
+    """The same with exp(metric) at every point."""
+    return _with_field(record, "perplexity", lambda p: math.exp(p["value"]) if known(p["value"]) else None)
+
+
+def _with_field(record: Record, name: str, value: Any) -> Record:
+    told = [{**one, "points": [p | {name: value(p)} for p in one["points"]]} for one in record["series"]]
+    return {**record, "series": told}
+
+
+def forms_key(record: Record, *more: tuple[str, str]) -> str:
+    forms = [one["form"] for one in record["series"]]
+    bound = [("line base", "bound")] if _bound(record) is not None else []
+    return key(*((f"line {form}", WORDS[form]) for form in forms), *bound, *more)
 
 
 def _bound(record: Record) -> float | None:
@@ -82,102 +82,93 @@ def _chosen(record: Record) -> str:
     return f"Chosen: {count} of {of} blocks gone, {WORDS[record['form']]}."
 
 
+def replacing(record: Record) -> str:
+    """Where what stands for blocks does worse than dropping them: the worst such depth of each form, and how many."""
+    compared = [
+        (one["form"], point)
+        for one in record["series"]
+        for point in one["points"]
+        if known((point.get("over_drop") or {}).get("value"))
+    ]
+    if not compared:
+        return ""
+    losing = {form: [p for f, p in compared if f == form and _worse(record, p) > 0] for form, _ in compared}
+    said = [_losing(record, form, points) for form, points in losing.items() if points]
+    return " ".join(said) or "Replacing does no worse than dropping at any depth."
+
+
+def _worse(record: Record, point: Record) -> float:
+    """How much worse than a drop of the same blocks."""
+    value = point["over_drop"]["value"]
+    return -value if record["higher_is_better"] else value
+
+
+def _losing(record: Record, form: str, points: Sequence[Record]) -> str:
+    worst, unit = max(points, key=lambda p: _worse(record, p)), record["metric_unit"]
+    gap = worst["over_drop"]
+    sure = " (not beyond chance)" if gap["ci"] and gap["ci"][0] <= 0 <= gap["ci"][1] else ""
+    depths = ", ".join(str(p["blocks_removed"]) for p in points)
+    where = f"with {depths} blocks gone" if depths != "1" else "with 1 block gone"
+    at = f"at {worst['blocks_removed']} " if len(points) > 1 else ""
+    ends = f" [{interval(gap['ci'], unit, signed=True)}]" if gap["ci"] else ""
+    what = "Folding them loses" if form == "fold" else "A linear map loses"
+    size = text(f"{change(gap['value'], unit)}{ends}")
+    metric = text(metric_name(record["metric"]).lower())
+    return f"<b>{what} to dropping</b> {where}: {at}{metric} {size} against the drop{sure}."
+
+
 def _side(record: Record, name: str, unit: str) -> Figure:
-    told = {
-        **record,
-        "series": [
-            {**one, "points": [p | {name: p["sides"].get(name)} for p in one["points"]]}
-            for one in record["series"]
-        ],
-    }
-    return _curves(told, f"{name}, on the side", name, unit, None)
+    told = _with_field(record, name, lambda point: point["sides"].get(name))
+    return curve(told, f"{capital(name)}, on the side", name, unit, None)
 
 
-def _curves(record: Record, title: str, field: str, unit: str, limit: float | None) -> Figure:
+def curve(record: Record, title: str, field: str, unit: str, limit: float | None) -> Figure:
+    """A field of every point over the number of blocks gone, a line for each form; what was chosen filled."""
     lines, values, rows = [], [limit] if limit is not None else [], []
     for one in record["series"]:
         points = [p for p in one["points"] if known(p[field])]
         values += [p[field] for p in points]
         rows += [[WORDS[one["form"]], str(p["blocks_removed"]), text(number(p[field], unit))] for p in points]
-        lines.append(_line(one["form"], points, field, unit))
+        lines.append(_form_line(one["form"], points, field, unit))
     best = record["series"][0]["points"][record["chosen"]]
     if known(best[field]):
         at = [(best["blocks_removed"], best[field])]
         lines.append(marks(at, symbol="circle", size=12, color=ACCENT, line={"width": 2, "color": INK}))
-    layout = new_layout(
-        300,
-        xaxis=_counted("blocks gone", record),
-        yaxis=value_axis(values, unit),
-        shapes=[level(limit)] if limit is not None else [],
-    )
-    layout["margin"] |= {"l": 52}
-    return Figure(
-        title, lines, layout, ("form", "blocks gone", title), rows, "%" if unit == "share" else text(unit)
-    )
+    layout = counted_layout(record["num_blocks"], "blocks gone", values, unit)
+    layout["shapes"] = [level(limit)] if limit is not None else []
+    note = {"share": "%", "perplexity": "exp(loss)"}.get(unit, unit)
+    return Figure(title, lines, layout, ("form", "blocks gone", title), rows, note)
 
 
-def _counted(title: str, record: Record) -> dict[str, Any]:
-    """Whole numbers, each where there are few."""
-    return new_axis(title, dtick=1) if record["num_blocks"] <= 16 else new_axis(title, nticks=9)
+def _form_line(form: str, points: Sequence[Record], field: str, unit: str) -> dict[str, Any]:
+    at = [(p["blocks_removed"], p[field]) for p in points]
+    said = [f"<b>{WORDS[form]}</b><br>{x} blocks gone<br>{text(number(y, unit))}" for x, y in at]
+    return line(at, said, COLORS[form], "dot" if form == "drop" else "solid")
 
 
-def _line(form: str, points: Sequence[Record], field: str, unit: str) -> dict[str, Any]:
-    hover = [
-        f"<b>{WORDS[form]}</b><br>{p['blocks_removed']} blocks gone<br>{text(number(p[field], unit))}"
-        for p in points
-    ]
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": [p["blocks_removed"] for p in points],
-        "y": [p[field] for p in points],
-        "text": hover,
-        "hovertemplate": "%{text}<extra></extra>",
-        "line": {"color": COLORS[form], "width": 2, "dash": "dot" if form == "drop" else "solid"},
-        "marker": {"size": 7, "color": COLORS[form]},
-    }
-
-
-def _steps(record: Record) -> Figure:
-    lines, rows, values = [], [], []
-    last = max(1, len(record["order"]) - 1)
-    for number_, step in enumerate(record["order"]):
-        measured = sorted((int(block), value) for block, value in step["measured"].items())
-        values += [value for _, value in measured]
-        rows += [
-            [str(number_ + 1), f"b{b}", f"{v:.4g}", "went" if b == step["block"] else ""] for b, v in measured
-        ]
-        lines.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "x": [b for b, _ in measured],
-                "y": [v for _, v in measured],
-                "text": [f"<b>step {number_ + 1}, b{b}</b><br>{v:.4g}" for b, v in measured],
-                "hovertemplate": "%{text}<extra></extra>",
-                "line": {"color": AFTER, "width": 2},
-                "marker": {"size": 6, "color": AFTER},
-                "opacity": 1 - 0.75 * number_ / last,
-            }
-        )
-    went = [(step["block"], step["measured"][str(step["block"])]) for step in record["order"]]
-    lines.append(marks(went, symbol="circle", size=11, color=ACCENT, line={"width": 2, "color": INK}))
-    layout = new_layout(300, xaxis=_counted("block", record), yaxis=value_axis(values, "nats/token"))
-    layout["margin"] |= {"l": 52}
-    note = "first step darkest; filled: what went"
-    return Figure(
-        MEASURES[record["by"]].capitalize(), lines, layout, ("step", "block", "measured", ""), rows, note
-    )
-
-
-def _samples(record: Record) -> str:
-    """A piece of text at each depth, in the form asked for: a good loss can hide garbage."""
-    points = record["series"][0]["points"]
-    if not any(point["sample"] for point in points):
+def samples(record: Record) -> str:
+    """A piece of text at each depth in each form, beside the loss: a good loss can hide garbage."""
+    if not any(point["sample"] for one in record["series"] for point in one["points"]):
         return ""
-    rows = [[str(p["blocks_removed"]), f"<q>{text(p['sample'])}</q>"] for p in points]
+    original = record["series"][0]["points"][0]
+    rows = [_sample(record, "the original", original)]
+    deepest = max(len(one["points"]) for one in record["series"])
+    for depth_ in range(1, deepest):
+        rows += [
+            _sample(record, WORDS[one["form"]], one["points"][depth_])
+            for one in record["series"]
+            if depth_ < len(one["points"])
+        ]
+    head = ("gone", "in their place", "perplexity" if is_text(record) else "on select", "what the model says")
     said = f"<p>Greedily after <q>{text(record['prompt'])}</q>:</p>"
-    return said + table(("blocks gone", "what the model says"), rows)
+    return f'{said}<div class="texts">{table(head, rows)}</div>'
+
+
+def _sample(record: Record, form: str, point: Record) -> list[str]:
+    value = number(point["value"], record["metric_unit"])
+    if is_text(record) and known(point["value"]):
+        value = number(math.exp(point["value"]), "perplexity")
+    return [str(point["blocks_removed"]), form, text(value), f"<q>{text(point['sample'])}</q>"]
 
 
 SECTIONS: tuple[Section, ...] = (depth, order)
