@@ -61,19 +61,6 @@ def same(model: nn.Module, one: str, other: str) -> bool:
     return _identity(model, one) == _identity(model, other)
 
 
-def held(model: nn.Module) -> Callable[[str], Tensor | None]:
-    """What gives a parameter or a buffer by its name, or None: where it lies, or of an offloaded model on the CPU, where
-    weights are views of their files."""
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    buffers, offloaded = dict(model.named_buffers()), is_offloaded(model)
-
-    def find(name: str) -> Tensor | None:
-        found = stored(model, name) if name in parameters else buffers.get(name)
-        return found.cpu() if offloaded and found is not None else found
-
-    return find
-
-
 def device_of(model: nn.Module, name: str) -> torch.device:
     """Where a parameter is computed with."""
     weights, _ = _offloaded(model, name)
