@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,7 +23,6 @@ from secateur.hf.families import refuse_quantized
 from secateur.hf.load import Loaded, check_machine, find_source, load_model, quiet, read_files
 from secateur.hf.placement import Placement
 from secateur.hf.stacks import Block, Part, Readers, Stack, Weight
-from secateur.hf.weights import device_of
 from secateur.hf.weights import device_of
 
 
@@ -45,11 +43,6 @@ class Readable:
     pad: int
     start: int | None = None
     revision: str | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where tokens go."""
-        return device_of(self.runs, next(name for name, _ in self.runs.named_parameters()))
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from secateur.core.place import Place
 from secateur.hf.matrices import Ranges
 from secateur.hf.modeling_secateur import LowRank
+from secateur.hf.weights import read
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Weight:
         """As a linear map, however it is stored."""
         module = runs.get_submodule(self.module)
         if isinstance(module, LowRank):
-            whole = module.b.detach().T @ module.a.detach()
+            whole = read(runs, f"{self.module}.b").T @ read(runs, f"{self.module}.a")
         else:
-            whole = module.weight.detach().T if isinstance(module, Conv1D) else module.weight.detach()
+            kept = read(runs, f"{self.module}.weight")
+            whole = kept.T if isinstance(module, Conv1D) else kept
         mine = whole[:, self.columns(whole.shape[1])]
         return mine if self.rows is None else torch.cat([mine[start:stop] for start, stop in self.rows])
 
