@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
 from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config
+from secateur.hf.weights import stored
+
+Find = Callable[[str], Tensor | None]  # a tensor by its name in the model that is built
 
 AUTO_MAP = {
     "AutoConfig": "modeling_secateur.SecateurConfig",
@@ -84,31 +89,34 @@ def blank(config: Any, *, like: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def filled_(
-    model: PreTrainedModel,
-    original: PreTrainedModel,
-    tensors: Mapping[str, Tensor],
-    before: Mapping[str, str],
-) -> PreTrainedModel:
-    """Gives a blank model its tensors: those of `tensors`, else those of `original`, both under the original's names.
+def filled_(model: PreTrainedModel, find: Find) -> PreTrainedModel:
+    """Gives a blank model its parameters and buffers, each as `find` gives it for its name.
 
-    `before` says which path of a block of the original a block's path stands for. Raises `ModelError` where a tensor
-    is missing or does not fit: a blank rest would compute nonsense in silence.
+    Raises `ModelError` where one is missing or does not fit: a blank rest would compute nonsense in silence.
     """
-    known = dict(original.named_parameters(remove_duplicate=False)) | dict(original.named_buffers())
     for module, path, name, blank_tensor in _tensors(model):
-        old = _original_name(f"{path}.{name}".lstrip("."), before)
-        found = tensors.get(old, known.get(old))
-        if found is None or found.shape != blank_tensor.shape:
-            raise ModelError(
-                f"{path}.{name} {tuple(blank_tensor.shape)} has no tensor that fits in the original."
-            )
+        found = fitting(find, f"{path}.{name}".lstrip("."), blank_tensor)
         if isinstance(blank_tensor, nn.Parameter):
             module._parameters[name] = nn.Parameter(found.detach(), requires_grad=False)
         else:
             module._buffers[name] = found
     model.tie_weights()
     return model.eval()
+
+
+def held_by(model: nn.Module) -> Find:
+    """A model's own parameters and buffers, where they lie: an offloaded one is a view of its file."""
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    buffers = dict(model.named_buffers())
+    return lambda name: stored(model, name) if name in names else buffers.get(name)
+
+
+def fitting(find: Find, name: str, blank_tensor: Tensor) -> Tensor:
+    """What `find` gives for a name. Raises `ModelError` for nothing, or another shape."""
+    found = find(name)
+    if found is None or found.shape != blank_tensor.shape:
+        raise ModelError(f"{name} {tuple(blank_tensor.shape)} has no tensor that fits in the original.")
+    return found
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, Tensor]]:
@@ -118,8 +126,21 @@ def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, Tensor]]:
                 yield module, path, name, tensor
 
 
-def _original_name(name: str, before: Mapping[str, str]) -> str:
-    for new, old in before.items():
-        if name.startswith(f"{new}."):
-            return old + name.removeprefix(new)
-    return name
+def as_stored(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
+    """What `save_pretrained` would store: the name in the file → the model's own name for it, and a tensor of its
+    shape and dtype. Tied weights are there once, and names are those of the family's checkpoints.
+
+    Works on the meta device. Raises `ModelError` where transformers would store other tensors than the model has.
+    """
+    held = model.state_dict()
+    own = {id(tensor): name for name, tensor in held.items()}
+    for name in model._keys_to_ignore_on_save or ():
+        held.pop(name, None)
+    named = revert_weight_conversion(model, remove_tied_weights_from_state_dict(held, model))
+    foreign = [name for name, tensor in named.items() if id(tensor) not in own]
+    if foreign:
+        raise ModelError(
+            f"{type(model).__name__} is stored in another form than it computes with ({foreign[0]}), which cannot be "
+            "written tensor by tensor."
+        )
+    return {name: (own[id(tensor)], tensor) for name, tensor in named.items()}
