@@ -33,13 +33,15 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["records"] |= {"__init__"}  # for the version
 MAY_IMPORT["sides"] = {"session", "tasks", "verify"}
-MAY_IMPORT["training"] = {"errors", "core", "hf", "tasks", "checkpoint", "records", "session"}
+MAY_IMPORT["training"] = {"errors", "core", "hf", "tasks", "judge", "checkpoint", "records", "session"}
+MAY_IMPORT["training"] |= {"sides", "verify", "reports"}  # healing is reported as a cut is
 MAY_IMPORT["readers"] = {*MAY_IMPORT["probes"], "probes", "session", "records", "checkpoint", "reports"}
 MAY_IMPORT["methods"] = {*MAY_IMPORT["readers"], "readers", "search", "sides", "verify"}
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains"}
 MAY_IMPORT["recipe"] = {*MAY_IMPORT["proof"], "proof"}
 MAY_IMPORT["api"] = MAY_IMPORT["recipe"] | {"recipe", "gains"}
-MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "__init__"}
+MAY_IMPORT["distributed"] = {"errors", "core", "hf", "judge"}
+MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # the front door names the verbs and opens them when asked
 NEVER = {
     "core": {"torch", "transformers", "safetensors", "huggingface_hub"},

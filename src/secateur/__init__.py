@@ -24,6 +24,7 @@ _WHERE = {
     "heal": "secateur.training.heal",
     "train": "secateur.training.pretrain",
     "load": "secateur.api",
+    "on_ray": "secateur.distributed.cluster",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
     "Result": "secateur.recipe",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from secateur.checkpoint.plans import read_plan
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
+from secateur.judge.workers import Hire
 from secateur.methods import components, depth, directions, laser
 from secateur.methods.found import Found
 from secateur.proof import cut_and_verify, form_of
@@ -56,11 +58,12 @@ def prune(
     ledger: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    workers: Hire | None = None,
 ) -> Result:
     """Find what `options.model` does not need for `options.task`, cut it, prove it, write it to `out`.
 
-    Killed at any moment and called again it goes on where it was and ends with the same plan. Raises any
-    `SecateurError`; then `out` is untouched.
+    Killed at any moment and called again it goes on where it was and ends with the same plan; `workers` judge in the
+    place of this process. Raises any `SecateurError`; then `out` is untouched.
     """
     folder = Folder.at(out, reads=options.model)
     with folder.claimed():
@@ -70,8 +73,9 @@ def prune(
         check_ledger(journal_file)
         session = open_session(options, None, progress)
         check(session)
-        with Ledger.open(journal_file) as journal:
-            return _prune(replace(session, ledger=journal), folder, journal)
+        hired = nullcontext() if workers is None else workers(session.loaded)
+        with Ledger.open(journal_file) as journal, hired as hands:
+            return _prune(replace(session, ledger=journal, workers=hands), folder, journal)
 
 
 def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:

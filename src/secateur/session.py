@@ -22,7 +22,8 @@ from secateur.errors import SecateurError, TaskError, TooLong, UnknownName, near
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
-from secateur.judge.evaluator import Judge, Limits
+from secateur.judge.evaluator import Judge
+from secateur.judge.workers import Limits, Workers
 from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import Example, Task
@@ -180,6 +181,7 @@ class Session:
     progress: Progress = silent
     seconds: dict[str, float] = field(default_factory=dict)
     encodings: dict[str, tuple[Task, dict[int, Encoded]]] = field(default_factory=dict)  # by task hash
+    workers: Workers | None = None  # who hold the same model and judge in the place of this process
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -213,6 +215,7 @@ class Session:
     def judge(self, **changes: Any) -> Judge:
         limits = Limits(max_tokens=self.options.max_tokens)
         kept = {"limits": limits, "ledger": self.ledger, "scope": self.scope, "progress": self.progress}
+        kept["workers"] = self.workers
         return Judge(self.loaded, self.task, self.encoded, **(kept | changes))
 
     @property
@@ -238,7 +241,8 @@ class Session:
             if task.hash not in self.encodings:  # once, so that what does not fit is also said only once
                 self.encodings[task.hash] = _encode(task, loaded, self.options)
             task, encoded = self.encodings[task.hash]
-        return replace(self, task=task, encoded=encoded, loaded=loaded)
+        workers = self.workers if loaded is self.loaded else None
+        return replace(self, task=task, encoded=encoded, loaded=loaded, workers=workers)
 
 
 def open_session(options: Options, ledger: Ledger | None, progress: Progress = silent) -> Session:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.cli.cluster import Cpus, Gpus, NumWorkers, OnRay, hire
 from secateur.cli.options import (
     AllowSmall,
     AsJson,
@@ -191,6 +192,10 @@ def prune(
     offload_folder: OffloadFolder = None,
     max_memory: MaxMemory = None,
     batch_size: BatchSize = "auto",
+    ray: OnRay = None,
+    workers: NumWorkers = None,
+    cpus_per_worker: Cpus = None,
+    gpus_per_worker: Gpus = None,
     trust_remote_code: Trust = False,
     ledger: LedgerPath = None,
     overwrite: Overwrite = False,
@@ -213,7 +218,9 @@ def prune(
         revision=revision, dtype=dtype, device=device, device_map=device_map, offload_folder=offload_folder,
         max_memory=max_memory, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    _prune(model, task, out, options, ledger=ledger, overwrite=overwrite, as_json=as_json, quiet=quiet)
+    hired = hire(ray, workers, cpus_per_worker, gpus_per_worker)
+    how = {"ledger": ledger, "overwrite": overwrite, "workers": hired}
+    _prune(model, task, out, options, as_json=as_json, quiet=quiet, **how)
 
 
 def _prune(
@@ -222,10 +229,9 @@ def _prune(
     out: Path,
     options: dict[str, Any],
     *,
-    ledger: Path | None = None,
-    overwrite: bool = False,
     as_json: bool = False,
     quiet: bool = False,
+    **how: Any,
 ) -> None:
     from rich.console import Console
 
@@ -236,7 +242,7 @@ def _prune(
         progress("load", 0, 1)
         from secateur import api
 
-        result = api.prune(model, task, out, ledger=ledger, overwrite=overwrite, progress=progress, **options)
+        result = api.prune(model, task, out, progress=progress, **how, **options)
     if as_json:
         print_json(result.verdict | {"out": str(result.out), "already": result.already})
         return

@@ -44,6 +44,11 @@ class Question:
     ban: tuple[int, ...]
     limits: Limits
 
+    def same(self, other: Question) -> bool:
+        """Whether this is about the very same task and tokens."""
+        objects = self.task is other.task and self.encoded is other.encoded
+        return objects and (self.ban, self.limits) == (other.ban, other.limits)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -95,6 +100,7 @@ class Portions:
         self._work = list(work)
         self._left = [deque(piece.plans) for piece in self._work]
         self._at: dict[int, int] = {}  # the piece that a worker was last given of
+        self._alone: set[Plan] = set()  # lost once: they go one by one, so that it shows which of them kills
         self._workers, self._seconds = workers, seconds
         self._pace = 0.0  # seconds per plan and example
 
@@ -105,15 +111,18 @@ class Portions:
         """A portion for worker number `worker`. There must be one left."""
         piece = self._at[worker] = self._piece(worker)
         left, examples = self._left[piece], self._work[piece].examples
-        plans = tuple(left.popleft() for _ in range(min(len(left), self._count(len(examples)))))
-        return Portion(piece, Work(plans, examples))
+        plans, count = [left.popleft()], self._count(len(examples))
+        while left and len(plans) < count and not self._alone & {plans[-1], left[0]}:
+            plans.append(left.popleft())
+        return Portion(piece, Work(tuple(plans), examples))
 
     def took(self, portion: Portion, seconds: float) -> None:
         """A portion is done, in so many seconds."""
         self._pace = seconds / (len(portion.work.plans) * len(portion.work.examples))
 
     def again(self, portion: Portion) -> None:
-        """A portion was lost; it comes first now."""
+        """A portion was lost; it comes first now, plan by plan."""
+        self._alone.update(portion.work.plans)
         self._left[portion.piece].extendleft(reversed(portion.work.plans))
 
     def _piece(self, worker: int) -> int:

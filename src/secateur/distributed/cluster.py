@@ -1,0 +1,146 @@
+"""A Ray cluster that is there already, or one begun on this machine: how many workers it has room for."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectStoreFullError
+
+from secateur.distributed.pool import Pool
+from secateur.distributed.worker import num_bytes
+from secateur.errors import ClusterError
+from secateur.hf.load import Loaded
+from secateur.hf.weights import is_offloaded
+from secateur.judge.workers import Hire
+
+STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
+SMALLEST_STORE = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How many workers, and what one takes: processors are its threads too, parts of a GPU put several on one."""
+
+    workers: int | None
+    cpus: float
+    gpus: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("workers", self.workers), ("cpus-per-worker", self.cpus)):
+            if value is not None and value <= 0:
+                raise ClusterError(f"--{name} {value:g}: more than 0, please.")
+        if self.gpus < 0:
+            raise ClusterError(f"--gpus-per-worker {self.gpus:g}: 0 or more, please.")
+
+    def room_on(self, resources: Mapping[str, float]) -> int:
+        """Workers on a node with these resources."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        return int(min(resources.get(name, 0.0) // need for name, need in wanted.items() if need))
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+def on_ray(
+    address: str,
+    *,
+    workers: int | None = None,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float | None = None,
+) -> Hire:
+    """Workers for `prune(..., workers=...)`: `local:N` on this machine, or a cluster, by its address or found (`auto`).
+
+    `workers`: as many as the cluster has room for, by default. `gpus_per_worker`: 1 where the model is on a GPU, else
+    none; 0.5 puts two workers on one. A worker computes with as many threads as it has CPUs.
+
+    Raises: `ClusterError` for what cannot be read here, and later for a cluster that cannot be reached or is lost.
+    """
+    local = _local(address)
+    if local is not None and workers not in (None, local):
+        raise ClusterError(f"--ray {address} says how many workers, and --workers {workers} another number.")
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"--ray {address}: the driver holds the model; run it on a node of the cluster, with auto."
+        )
+    asked = Ask(local or workers, cpus_per_worker, gpus_per_worker or 0.0)
+
+    def hire(loaded: Loaded) -> AbstractContextManager[Pool]:
+        on_gpu = loaded.device.type == "cuda" and gpus_per_worker is None
+        return _hired(loaded, address, Ask(asked.workers, asked.cpus, 1.0) if on_gpu else asked)
+
+    return hire
+
+
+def _local(address: str) -> int | None:
+    """N of `local:N`; None for a cluster that is there already. Raises `ClusterError`."""
+    name, _, count = address.partition(":")
+    if name != "local":
+        return None
+    if not (count.isascii() and count.isdigit() and int(count)):
+        raise ClusterError(f"--ray {address}: write local:N for N workers on this machine, such as local:2.")
+    return int(count)
+
+
+@contextmanager
+def _hired(loaded: Loaded, address: str, ask: Ask) -> Iterator[Pool]:
+    """Workers with this model; ended with the context, and with them a Ray that was begun here."""
+    _refuse(loaded)
+    begun = not ray.is_initialized()
+    if begun:
+        _begin(address, ask, loaded)
+    try:
+        count = ask.workers or sum(ask.room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
+        if not count:
+            raise ClusterError(
+                f"no node of the cluster has {ask}, which one worker takes. All: {_resources()}."
+            )
+        with Pool(loaded, count, cpus=ask.cpus, gpus=ask.gpus) as pool:
+            yield pool
+    except ObjectStoreFullError as error:
+        raise ClusterError(
+            "Ray's object store has no room for the weights: start Ray with a larger --object-store-memory."
+        ) from error
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _refuse(loaded: Loaded) -> None:
+    """Models that workers cannot hold. Raises `ClusterError`."""
+    if is_offloaded(loaded.model):
+        raise ClusterError("a model that is offloaded has no room for workers beside it; leave out --ray.")
+    if type(loaded.model).__module__.startswith("transformers_modules."):
+        raise ClusterError(f"{loaded.name} brings code of its own, which workers lack; leave out --ray.")
+
+
+def _begin(address: str, ask: Ask, loaded: Loaded) -> None:
+    how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if _local(address) is None:
+        how["address"] = address
+    else:
+        cpus = math.ceil(ask.workers * ask.cpus)
+        store = max(SMALLEST_STORE, int(STORE * num_bytes(loaded.model)))
+        how |= {
+            "address": "local",
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": store,
+        }
+    try:
+        ray.init(**how)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"--ray {address}: {reason} Begin a cluster with `ray start --head`, or use local:N."
+        ) from error
+
+
+def _resources() -> str:
+    total = ray.cluster_resources()
+    return ", ".join(f"{total.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))

@@ -1,0 +1,189 @@
+"""Workers as the driver sees them: who has the model, who has what in hand, who died and is replaced."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Plan
+from secateur.distributed.worker import Shipped, Worker
+from secateur.errors import ClusterError, SecateurError
+from secateur.hf.load import Loaded
+from secateur.judge.workers import Judged, Portion, Portions, Question, Work
+
+LOG = logging.getLogger("secateur")
+SECONDS = 0.25  # of work in one portion: so much is lost with a worker, and asking takes 1 ms
+IN_HAND = 2  # portions at a worker, so that it need not wait for the driver
+DEATHS = 3  # of workers over one plan; or, for each place of a worker, in a row without a result
+PATIENCE = 120.0  # seconds without any worker: the cluster may just be growing
+KEPT = "What was judged is kept: the same command goes on from there."
+
+
+@dataclass(eq=False)
+class Hand:
+    """One worker. `ready` until it has the model, then None; `busy` with so many portions."""
+
+    number: int
+    actor: Any
+    ready: Any
+    busy: int = 0
+
+
+class Pool:
+    """See `Workers`. What was with a worker that dies is given to another, and a new one is asked for."""
+
+    def __init__(self, loaded: Loaded, count: int, *, cpus: float, gpus: float) -> None:
+        self._start = ray.put(Shipped.of(loaded)), "cuda" if gpus else "cpu", max(1, int(cpus))
+        self._worker = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+        self._count, self._hired, self._deaths = count, 0, 0
+        self._lost: Counter[Plan] = Counter()
+        self._questions: list[tuple[Question, Any]] = []
+        self._fitted: dict[str, Any] = {}
+        self._hands = [self._hire() for _ in range(count)]
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hand in self._hands:
+            ray.kill(hand.actor)
+
+    def compute(self, question: Question, work: Sequence[Work]) -> Iterator[Judged]:
+        """Outcomes as they come. Raises `ClusterError` where no worker is left, and what a worker raises."""
+        portions = Portions(work, self._count, SECONDS)
+        asked: dict[Any, tuple[Hand, Portion]] = {}
+        about = self._sent(question)
+        self._ship(plan for piece in work for plan in piece.plans)
+        while portions or asked:
+            self._hand_out(portions, asked, about)
+            for ref in self._wait(asked):
+                hand, portion = asked.pop(ref)
+                hand.busy -= 1
+                found = self._result(ref, hand, portion)
+                if found is None:
+                    portions.again(portion)
+                    continue
+                portions.took(portion, sum(seconds for _, seconds in found))
+                for plan, (outcomes, seconds) in zip(portion.work.plans, found, strict=True):
+                    yield plan, outcomes, seconds
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes of the workers, once all have the model."""
+        return ray.get([hand.actor.pid.remote() for hand in self._hands])
+
+    # ------------------------------------------------------------------------------------------------ giving and taking
+
+    def _hand_out(self, portions: Portions, asked: dict[Any, tuple[Hand, Portion]], about: Any) -> None:
+        for busy in range(IN_HAND):  # everybody gets a first portion before anybody gets a second
+            for hand in self._hands:
+                if hand.ready is None and hand.busy <= busy and portions:
+                    portion = portions.next(hand.number)
+                    plans = [_bare(plan) for plan in portion.work.plans]
+                    fitted = {f.digest: self._fitted[f.digest] for plan in plans for f in plan.fitted}
+                    ref = hand.actor.judge.remote([about], plans, fitted, portion.work.examples)
+                    asked[ref] = hand, portion
+                    hand.busy += 1
+
+    def _wait(self, asked: Mapping[Any, Any]) -> list[Any]:
+        """Portions that are done or lost; meanwhile workers may have become ready. Raises `ClusterError`."""
+        starting = {hand.ready: hand for hand in self._hands if hand.ready is not None}
+        done, _ = ray.wait([*asked, *starting], timeout=None if asked else PATIENCE)
+        if not done:
+            raise ClusterError(f"no worker for {PATIENCE:g} s: the cluster has no room for one. {KEPT}")
+        for ref in done:
+            if ref in starting:
+                self._begin(starting[ref])
+        return [ref for ref in done if ref in asked]
+
+    def _begin(self, hand: Hand) -> None:
+        """A worker has the model, or died on the way."""
+        try:
+            ray.get(hand.ready)
+        except RayActorError as error:
+            self._replace(hand, error)
+        hand.ready = None
+
+    def _result(self, ref: Any, hand: Hand, portion: Portion) -> list[tuple[np.ndarray, float]] | None:
+        """What a worker found, or None where it died. Raises what was raised there."""
+        try:
+            found = ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, SecateurError):
+                raise error.cause from error
+            raise
+        except RayActorError as error:
+            self._blame(portion, error)
+            self._replace(hand, error)
+            return None
+        self._deaths = 0
+        return found
+
+    # ------------------------------------------------------------------------------------------------ hiring and losing
+
+    def _hire(self) -> Hand:
+        actor = self._worker.remote(*self._start)
+        self._hired += 1
+        return Hand(self._hired - 1, actor, actor.pid.remote())
+
+    def _replace(self, hand: Hand, error: RayActorError) -> None:
+        """A dead worker's place is filled, once: each portion it had in hand fails by itself."""
+        if hand not in self._hands:
+            return
+        self._hands.remove(hand)
+        self._deaths += 1
+        if self._deaths >= DEATHS * self._count:
+            raise ClusterError(
+                f"{self._deaths} workers died in a row without a result. {reason(error)} {KEPT}"
+            ) from error
+        LOG.warning("a worker was lost; what it had in hand is done again. %s", reason(error))
+        self._hands.append(self._hire())
+
+    def _blame(self, portion: Portion, error: RayActorError) -> None:
+        """A plan that no worker survives would go round for ever. Raises `ClusterError`."""
+        if len(portion.work.plans) > 1:
+            return  # they go one by one from here on
+        self._lost.update(portion.work.plans)
+        plan, deaths = self._lost.most_common(1)[0]
+        if deaths >= DEATHS:
+            raise ClusterError(
+                f"{deaths} workers died over “{plan}”. {reason(error)} Perhaps it needs more memory: "
+                f"put fewer workers on a node. {KEPT}"
+            ) from error
+
+    # ------------------------------------------------------------------------------------------------ what travels once
+
+    def _sent(self, question: Question) -> Any:
+        """A reference to task and tokens."""
+        for known, ref in self._questions:
+            if known.same(question):
+                return ref
+        self._questions.append((question, ray.put(question)))
+        return self._questions[-1][1]
+
+    def _ship(self, plans: Iterable[Plan]) -> None:
+        """What was fitted for these plans, by its digest; what no plan here has is let go."""
+        needed = {fitted.digest: fitted for plan in plans for fitted in plan.fitted}
+        known = self._fitted
+        self._fitted = {d: known[d] if d in known else ray.put(dict(f.arrays)) for d, f in needed.items()}
+
+
+def _bare(plan: Plan) -> Plan:
+    """The plan with the names of what was fitted, without the arrays."""
+    names = {fitted.digest: Fitted(fitted.digest) for fitted in plan.fitted}
+    return plan.with_fitted(names) if names else plan
+
+
+def reason(error: RayActorError) -> str:
+    """The line of Ray's report that says why."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if "Error" in line.split(":")[0] or line.startswith("The actor")]
+    return (said or lines)[-1][:300]

@@ -1,0 +1,138 @@
+"""A worker: the model from Ray's object store, and a judge on it.
+
+Weights lie once on each node, and all workers there compute with the same memory. Ray marks it read-only and torch does
+not look; what protects it is that a mask swaps parameters and never writes into them (`hf/weights.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Plan
+from secateur.hf.anatomy import anatomy
+from secateur.hf.build import blank, filled_
+from secateur.hf.load import Loaded
+from secateur.judge.evaluator import Judge
+
+READ_ONLY = "The given NumPy array is not writable"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in the object store: its bytes, and how to read them. numpy knows no bfloat16."""
+
+    ref: Any
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Stored:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        return cls(ray.put(flat.view(torch.uint8).numpy()), tensor.dtype, tuple(tensor.shape))
+
+    def read(self, data: np.ndarray) -> Tensor:
+        """The tensor on the store's own memory."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", READ_ONLY)
+            return torch.from_numpy(data).view(self.dtype).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A model as it travels: on the meta device, and where its tensors lie. Tied ones lie once."""
+
+    name: str
+    blank: PreTrainedModel
+    tensors: Mapping[str, Stored]
+    tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
+    revision: str | None
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> Shipped:
+        tensors = _tensors(loaded.model)
+        once = {id(tensor): Stored.of(tensor) for tensor in {id(t): t for t in tensors.values()}.values()}
+        return cls(
+            loaded.name,
+            blank(loaded.model.config, like=loaded.model),
+            {name: once[id(tensor)] for name, tensor in tensors.items()},
+            loaded.tokenizer,
+            loaded.fingerprint,
+            loaded.revision,
+        )
+
+    def load(self, device: str) -> Loaded:
+        """The model, on the CPU without memory of its own. Raises `ModelError` where it is not whole."""
+        once = list({id(stored): stored for stored in self.tensors.values()}.values())
+        data = ray.get([stored.ref for stored in once])
+        read = {id(stored): stored.read(array) for stored, array in zip(once, data, strict=True)}
+        named = {name: read[id(stored)] for name, stored in self.tensors.items()}
+        model = filled_(self.blank, named.get).to(device)
+        return Loaded(self.name, model, self.tokenizer, anatomy(model), self.fingerprint, self.revision, None)
+
+
+def num_bytes(model: nn.Module) -> int:
+    """What `Shipped` puts into the store."""
+    return sum(tensor.nbytes for tensor in {id(t): t for t in _tensors(model).values()}.values())
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names; tied ones are one object."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
+
+
+class Worker:
+    """Lives in a process of its own, on any node."""
+
+    def __init__(self, shipped: Shipped, device: str, threads: int) -> None:
+        warnings.filterwarnings("ignore", READ_ONLY)  # what was fitted is only read
+        torch.set_num_threads(threads)
+        self._loaded = shipped.load(device)
+        self._about: Any = None
+        self._judge: Judge | None = None
+        self._fitted: dict[str, Fitted] = {}
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def judge(
+        self,
+        about: Sequence[Any],
+        plans: Sequence[Plan],
+        fitted: Mapping[str, Any],
+        examples: Sequence[int],
+    ) -> list[tuple[np.ndarray, float]]:
+        """OUTCOME rows and seconds for each of `plans`, in their order. `about` holds a reference to the `Question`,
+        `fitted` references to arrays by digest: what is here already is not fetched again."""
+        judge = self._judge_of(about[0])
+        self._keep(fitted)
+        whole = [plan.with_fitted(self._fitted) for plan in plans]
+        return [(outcomes, seconds) for _, outcomes, seconds in judge.compute(whole, examples)]
+
+    def _judge_of(self, about: Any) -> Judge:
+        if self._judge is None or about != self._about:
+            spectra, self._judge = self._judge and self._judge.spectra, None  # its activations make room
+            question = ray.get(about)
+            limits, ban = question.limits, question.ban
+            made = Judge(self._loaded, question.task, question.encoded, limits=limits, ban=ban, keeps=True)
+            made.spectra = spectra or made.spectra  # they are of the model, whatever the task
+            self._about, self._judge = about, made
+        return self._judge
+
+    def _keep(self, fitted: Mapping[str, Any]) -> None:
+        kept = {digest: self._fitted[digest] for digest in fitted if digest in self._fitted}
+        fresh = [digest for digest in fitted if digest not in kept]
+        arrays = ray.get([fitted[digest] for digest in fresh])
+        self._fitted = kept | {d: Fitted(d, found) for d, found in zip(fresh, arrays, strict=True)}
