@@ -23,6 +23,7 @@ from secateur.core.score import METRICS
 from secateur.core.stats import exponential
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
+from secateur.judge.workers import Hire
 from secateur.methods.analyses import ANALYSES
 from secateur.readers.components import COMPONENTS
 from secateur.readers.linearity import read_linearity
@@ -50,14 +51,16 @@ def prune(
     ledger: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    workers: Hire | None = None,
     **options: Any,
 ) -> Result:
     """Find what `model` does not need for `task`, take it out, prove it on held-out data, write a checkpoint.
 
     `options` are the fields of `secateur.session.Options`: seed, limit, exhaustive, matrices, layers, ...
+    `workers`: who judges in the place of this process, such as `secateur.on_ray("local:2")`.
     """
     chosen = Options(model=model, task=task, **options)
-    return _prune(chosen, out, ledger=ledger, overwrite=overwrite, progress=progress)
+    return _prune(chosen, out, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers)
 
 
 def load(model: str, **options: Any) -> Loaded:
@@ -256,6 +259,7 @@ def probe(
     revisions: Sequence[str] = (),
     also: Sequence[str] = (),
     parts: bool = False,
+    finer: str | Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -266,14 +270,15 @@ def probe(
     The first four take several tasks and numbers of shots, and may be asked for together; then there are `components`
     (see docs/records.md) instead of `rows`, and `out` is a folder for them as `probe.json`. `tail`, `frequency` and
     `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models` instead of `rows`: MODEL,
-    or `revisions` of it, and those in `also`. Raises `UnknownName`, `TaskError`, `PlanError`, `OutputError`.
+    or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises `UnknownName`, `TaskError`,
+    `PlanError`, `OutputError`.
     """
     names, known = _each(what), (*COMPONENTS, *ANALYSES, LINEARITY)
     for name in names or [""]:
         if name not in known:
             raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")
-    if names != [LINEARITY] and (revisions or also or parts):
-        raise TaskError("--revisions, --also and --parts are for --what linearity.")
+    if names != [LINEARITY] and (revisions or also or parts or finer):
+        raise TaskError("--revisions, --also, --parts and --finer are for --what linearity.")
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
     if split not in SPLITS:
@@ -283,7 +288,7 @@ def probe(
     if names == [LINEARITY]:
         task, shots = _single(names, _each(task), _each(shots), None)
         asked = Options(model=model, task=task, shots=shots, **options)
-        series = {"revisions": _each(revisions), "also": _each(also), "parts": parts}
+        series = {"revisions": _each(revisions), "also": _each(also), "parts": parts, "finer": _each(finer)}
         return read_linearity(asked, split, **series, out=out, progress=progress)
     if set(names) <= set(COMPONENTS):
         asked = Options(model=model, task="", **options)  # the tasks, which may be none, come beside it

@@ -166,6 +166,12 @@ Also = Annotated[
 Parts = Annotated[
     bool, typer.Option("--parts", help="linearity: attentions and feed-forward networks too, in every model.")
 ]
+Finer = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES", help="linearity: heads, matrices, or heads,matrices, with the parts they are of."
+    ),
+]
 Portable = Annotated[
     bool,
     typer.Option(

@@ -17,6 +17,7 @@ from secateur.cli.options import (
     DeviceMap,
     Dtype,
     Edits,
+    Finer,
     Grid,
     Layers,
     Limit,
@@ -139,6 +140,7 @@ def probe(
     revisions: Revisions = None,
     also: Also = None,
     parts: Parts = False,
+    finer: Finer = None,
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
@@ -185,6 +187,7 @@ def probe(
     )  # fmt: skip
     asked = {"what": names_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
     asked |= {"revisions": names_of(revisions or ""), "also": also or (), "parts": parts}
+    asked["finer"] = names_of(finer or "")
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
