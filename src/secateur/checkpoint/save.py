@@ -19,7 +19,7 @@ from secateur.errors import OutputError, PlanError, SecateurError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import Decompose, OnBlock, Remove, resolve
+from secateur.surgery.operations import Decompose, OnBlock, Operation, Remove, resolve
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,7 @@ def save_and_reload(
     gone), or where on `rows` of tokens the model read back does not compute what the mask does.
     """
     operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
-    if form.zeroed and any(isinstance(operation, OnBlock) for operation in operations):
-        raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
-    if form.zeroed and any(isinstance(o, Remove) and o.needs_bias for o in operations):
-        raise PlanError(
-            "--zeroed keeps the original's shapes, and this model has no bias that directions could be folded into."
-        )
+    check_form(form, operations)
     if form.zeroed:
         with masked(loaded.model, operations, decompose):
             save(loaded.model, loaded.tokenizer, folder)
@@ -73,6 +68,16 @@ def save_and_reload(
     written = reload(folder, loaded, trust_remote_code=trust_remote_code)
     assert_same(expected, logits_on(written, rows), folder)
     return written
+
+
+def check_form(form: Form, operations: Sequence[Operation]) -> None:
+    """Raises `PlanError` where what goes leaves nothing that zeros could stand for."""
+    if form.zeroed and any(isinstance(operation, OnBlock) for operation in operations):
+        raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
+    if form.zeroed and any(isinstance(o, Remove) and o.needs_bias for o in operations):
+        raise PlanError(
+            "--zeroed keeps the original's shapes, and this model has no bias that directions could be folded into."
+        )
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -98,6 +103,11 @@ def _start(folder: Path, need: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with writing(folder):
         folder.mkdir(parents=True)
+    check_space(folder, need)
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Raises `OutputError` where the disk of a folder has fewer than `need` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < need:
         raise OutputError(

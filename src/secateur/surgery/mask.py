@@ -98,8 +98,8 @@ class Spectra:
     Holds spectra of the *original* matrices: it is only asked before an edit is written.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, max_bytes: int, decompose: Decompose = decompose) -> None:
+        self._max_bytes, self._decompose = max_bytes, decompose
         self._kept: dict[str, Spectrum] = {}
 
     def fitting(self, matrices: Iterable[Matrix]) -> list[list[Matrix]]:
@@ -117,7 +117,7 @@ class Spectra:
 
     def __call__(self, matrix: Matrix, weight: torch.Tensor) -> Spectrum:
         name = str(matrix.site)
-        found = self._kept.pop(name, None) or decompose(matrix, weight)
+        found = self._kept.pop(name, None) or self._decompose(matrix, weight)
         self._kept[name] = found
         while len(self._kept) > 1 and sum(s.num_bytes for s in self._kept.values()) > self._max_bytes:
             self._kept.pop(next(iter(self._kept)))
