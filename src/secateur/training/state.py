@@ -25,7 +25,8 @@ from secateur.hf.load import Loaded, quiet
 from secateur.records import versions
 from secateur.session import Session, digest
 from secateur.training.answers import Sample
-from secateur.training.trainer import Astray, newest_checkpoint
+from secateur.training.checkpoints import newest_checkpoint
+from secateur.training.trainer import Astray
 
 BYTES_KEPT = (
     3 * 12

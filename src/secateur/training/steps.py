@@ -13,7 +13,9 @@ from transformers.trainer_callback import PrinterCallback
 from secateur.checkpoint.save import save
 from secateur.core.progress import Progress
 from secateur.training.answers import Sample, collate
+from secateur.training.arguments import arguments
 from secateur.training.around import held_back, own_randomness
+from secateur.training.checkpoints import newest_checkpoint, read_trained
 from secateur.training.recipe import Recipe
 from secateur.training.regulariser import LinearityRegulariser
 from secateur.training.trainer import (
@@ -21,10 +23,7 @@ from secateur.training.trainer import (
     Objective,
     Watch,
     answer_loss,
-    arguments,
     finish,
-    newest_checkpoint,
-    read_weights,
     refuse_nonfinite,
 )
 from secateur.training.tuning import Tuning
@@ -99,7 +98,7 @@ def run(
         state = finish(trainer, newest_checkpoint(place))
         if asked_to_stop():
             raise KeyboardInterrupt
-    read_weights(model, place / f"checkpoint-{state.global_step}")
+    read_trained(model, place / f"checkpoint-{state.global_step}")
     model.eval().requires_grad_(False)
     losses = [
         {"step": said["step"], "held_out_loss": said["held_out_loss"]}

@@ -6,9 +6,7 @@ Its own state is read back by torch with `weights_only`, and lies in a folder th
 
 from __future__ import annotations
 
-import copy
 import math
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +20,10 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 from secateur.core.progress import Progress, silent
 from secateur.errors import TrainingError
 from secateur.training.answers import Sample, answer_losses, collate
+from secateur.training.arguments import arguments
 from secateur.training.around import held_back, own_randomness
+from secateur.training.checkpoints import COMPLETE, newest_checkpoint, read_trained, save_trained
 from secateur.training.tuning import Tuning
-
-COMPLETE = "complete"  # the file that a checkpoint gets last
 
 
 class Astray(TrainingError):
@@ -61,8 +59,15 @@ class AnswerTrainer(Trainer):
         return self.objective(model, inputs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The Trainer's own takes what fits by name and leaves the rest as it was: GPT-NeoX's unembedding."""
-        read_weights(self.model, Path(resume_from_checkpoint))
+        read_trained(self.model, Path(resume_from_checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        if self.args.should_save:
+            save_trained(self.model, Path(output_dir))
+
+    def _load_best_model(self) -> None:
+        """Whoever trains reads it, also where nothing was left to do."""
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Tensor]) -> None:
         """Without padding, which the Trainer could only tell by an attention mask."""
@@ -96,14 +101,6 @@ class AnswerTrainer(Trainer):
             total, tokens = total + float(losses.double().sum()), tokens + len(losses)
             self.progress("losses", min(start + size, len(ordered)), len(ordered))
         return total / tokens
-
-
-def read_weights(model: PreTrainedModel, checkpoint: Path) -> None:
-    """Into `model`, all of them, by the names that its class stores them under."""
-    how = {"config": copy.deepcopy(model.config), "dtype": model.dtype, "output_loading_info": True}
-    saved, info = type(model).from_pretrained(checkpoint, use_safetensors=True, **how)
-    assert not info["missing_keys"], info["missing_keys"]
-    model.load_state_dict(saved.state_dict())
 
 
 def refuse_nonfinite(loss: float, step: int, args: TrainingArguments) -> None:
@@ -172,7 +169,7 @@ def train(
             raise KeyboardInterrupt
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     best = state.best_global_step if tuning.chooses else state.global_step
-    read_weights(model, folder / f"checkpoint-{best}")
+    read_trained(model, folder / f"checkpoint-{best}")
     model.eval().requires_grad_(False)
     return Trained((start, *_history(state.log_history)), best, state.num_input_tokens_seen)
 
@@ -197,16 +194,6 @@ def _losses(said: Mapping[str, float]) -> dict[str, float]:
     return {"train_loss": said["eval_train_loss"], "select_loss": said["eval_select_loss"]}
 
 
-def newest_checkpoint(folder: Path) -> str | None:
-    """The last one that is whole; what a killed process left half written is removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
-    for path in found:
-        if not (path / COMPLETE).exists():
-            shutil.rmtree(path)
-    whole = [path for path in found if path.exists()]
-    return str(whole[-1].resolve()) if whole else None
-
-
 def _trainer(
     model: PreTrainedModel,
     learned: Sequence[Sample],
@@ -226,46 +213,3 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)  # which the Trainer puts on stdout in place of its own bars
     return trainer
-
-
-def arguments(
-    tuning: Tuning, seed: int, folder: Path, device: torch.device, **others: Any
-) -> TrainingArguments:
-    """The Trainer's own, with `others` in place. Raises `TrainingError` where the machine lacks what is asked for."""
-    if device.index:
-        raise TrainingError(
-            f"--device {device}: training takes the first one. Set CUDA_VISIBLE_DEVICES and give cuda."
-        )
-    by_epoch = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    best = {
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "select_loss",
-        "greater_is_better": False,
-    }
-    given = by_epoch | (best if tuning.chooses else {}) | others
-    try:
-        made = TrainingArguments(
-            output_dir=str(folder.resolve()),
-            num_train_epochs=tuning.epochs,
-            max_steps=tuning.max_steps or -1,
-            learning_rate=tuning.lr,
-            per_device_train_batch_size=tuning.batch_size,
-            per_device_eval_batch_size=tuning.batch_size,
-            weight_decay=tuning.weight_decay,
-            warmup_steps=tuning.warmup,
-            bf16=tuning.bf16,
-            seed=seed,
-            use_cpu=device.type == "cpu",
-            include_num_input_tokens_seen="all",
-            save_total_limit=2,  # the newest whole one stays while the next is written
-            logging_strategy="no",
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=device.type == "cuda",
-            **given,
-        )
-    except ValueError as error:
-        raise TrainingError(f"this machine cannot train so: {error}") from error
-    made._n_gpu = min(made.n_gpu, 1)  # else several of them would share each batch, unasked
-    return made
