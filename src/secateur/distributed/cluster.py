@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from secateur.judge.workers import Hire
 
 STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
 SMALLEST_STORE = 256 * 2**20
+KNOCK = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,8 @@ def on_ray(
     local = _local(address)
     if local is not None and workers not in (None, local):
         raise ClusterError(f"--ray {address} says how many workers, and --workers {workers} another number.")
-    if address.startswith("ray://"):
-        raise ClusterError(
-            f"--ray {address}: the driver holds the model; run it on a node of the cluster, with auto."
-        )
+    if local is None and address != "auto":
+        _knock(address)
     asked = Ask(local or workers, cpus_per_worker, gpus_per_worker or 0.0)
 
     def hire(loaded: Loaded) -> AbstractContextManager[Pool]:
@@ -85,6 +85,21 @@ def _local(address: str) -> int | None:
     if not (count.isascii() and count.isdigit() and int(count)):
         raise ClusterError(f"--ray {address}: write local:N for N workers on this machine, such as local:2.")
     return int(count)
+
+
+def _knock(address: str) -> None:
+    """Ray itself asks for minutes where nobody answers. Raises `ClusterError`."""
+    if address.startswith("ray://"):
+        raise ClusterError(f"--ray {address}: the driver holds the model; run it on a node of the cluster.")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        raise ClusterError(f"--ray {address}: write auto, HOST:PORT of a cluster (often 6379), or local:N.")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+    except OSError as error:
+        raise ClusterError(
+            f"--ray {address}: nobody answers there ({error}). Begin a cluster with `ray start --head`, or use local:N."
+        ) from error
 
 
 @contextmanager
