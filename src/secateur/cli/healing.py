@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,10 @@ def heal(
         float,
         typer.Option(metavar="WEIGHT", help="end: weight of the streams' error beside the divergence."),
     ] = 1.0,
+    side: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="A task to watch; may be repeated. Left out: plain English."),
+    ] = None,
     split: Learned = "probe",
     epochs: Epochs = 3,
     lr: Rate = 1e-4,
@@ -83,14 +88,18 @@ def heal(
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: Trust = False,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Compare to the original on test too; the opening is noted here."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Teach a cut model what its original computes on TASK.
 
-    OUT has the form that CUT has, and loads where CUT loads. Killed at any moment, the same command goes on where it
-    was.
+    OUT has the form that CUT has, and loads where CUT loads; its report.html shows the original, the cut and the healed
+    side by side. Killed at any moment, the same command goes on where it was.
     """
     from secateur.cli.progress import bars
 
@@ -99,11 +108,11 @@ def heal(
         from secateur.training.heal import heal as teach
 
         healed = teach(
-            cut, task, out, teacher=teacher, stage=stage, temperature=temperature, hidden=hidden, split=split,
-            epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay, warmup=warmup,
-            max_steps=max_steps, bf16=bf16, test_task=test_task, seed=seed, split_seed=split_seed, limit=limit,
-            shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, dtype=dtype,
-            device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
+            cut, task, out, teacher=teacher, stage=stage, temperature=temperature, hidden=hidden, side=side or (),
+            ledger=ledger, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
+            warmup=warmup, max_steps=max_steps, bf16=bf16, test_task=test_task, seed=seed, split_seed=split_seed,
+            limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
+            dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(healed.record | {"out": str(healed.out), "already": healed.already})
@@ -111,7 +120,7 @@ def heal(
     if healed.already:
         print_already(healed.out)
     print_healed(healed.record)
-    print(f"\ncheckpoint  {healed.out}")
+    print(f"\ncheckpoint  {healed.out}\nreport      {healed.out / 'report.html'}")
 
 
 def print_healed(record: Mapping[str, Any]) -> None:
@@ -119,9 +128,11 @@ def print_healed(record: Mapping[str, Any]) -> None:
     from secateur.cli.tables import print_rows, with_interval
 
     sides, learned = ("teacher", "unhealed", "healed"), record["trained_on"]
+    measured = [("select", row) for row in record["scores"]] + [(row["name"], row) for row in record["sides"]]
+    measured += [("test", row) for row in (record["test"] or {"scores": ()})["scores"]]
     scores = [
-        (f"{row['metric']} on select", *(with_interval(row[side], row["unit"]) for side in sides))
-        for row in record["scores"]
+        (f"{row['metric']} on {where}", *(with_interval(row[side], row["unit"]) for side in sides))
+        for where, row in measured
     ]
     title = f"healed on {learned['examples']} examples of {record['task']['name']} ({', '.join(learned['splits'])})"
     print_rows(("measured", *sides), scores, title=title, whole=sides)
@@ -136,6 +147,9 @@ def print_healed(record: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     print_rows(("stage", "epoch", "step", "loss on learned", "loss on select", ""), epochs)
     print(f"{record['tokens']:,} tokens read in {record['seconds']:.1f} s")
+    print(record["sentence"])
+    if record["test"]:
+        print(record["test"]["sentence"])
     if learned["chosen_by"] == "last epoch":
         print("Select was learned too: its numbers say nothing about new examples.")
 

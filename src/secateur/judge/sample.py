@@ -17,8 +17,11 @@ PROMPT = 8  # tokens of a chunk of text that it goes on from
 
 def prompts(task: Task, encoded: Mapping[int, Encoded], count: int) -> list[tuple[int, ...]]:
     """Of the first `count` examples of `select`: the beginning of a chunk of text, or the question."""
-    pairs = [encoded[example].pairs[0] for example in task.split("select")[:count]]
-    return [(context + answer)[:PROMPT] if task.kind == "text" else context for context, answer in pairs]
+    found = []
+    for example in task.split("select")[:count]:
+        context, answer = encoded[example].pairs[0]
+        found.append((context + answer)[:PROMPT] if task.member(example).kind == "text" else context)
+    return found
 
 
 def sample(loaded: Loaded, prompt: Sequence[int], length: int, plan: Plan | None = None) -> str:
@@ -31,4 +34,9 @@ def sample(loaded: Loaded, prompt: Sequence[int], length: int, plan: Plan | None
     operations = resolve(plan or Plan(loaded.fingerprint), loaded.anatomy, loaded.fingerprint)
     with masked(loaded.model, operations):
         (tokens,) = greedy(loaded, [prompt], room, room + len(prompt))
-    return loaded.tokenizer.decode(tokens)
+    return plain(loaded, tokens)
+
+
+def plain(loaded: Loaded, tokens: Sequence[int]) -> str:
+    """Tokens as people read them, without those that only mark where a text begins."""
+    return loaded.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -11,7 +11,7 @@ import numpy as np
 from secateur import records
 from secateur.core.comparison import compare
 from secateur.core.plan import Plan
-from secateur.judge.sample import prompts, sample
+from secateur.judge.sample import plain, prompts, sample
 from secateur.methods.curves import kept_share, side_values
 from secateur.search.iterative import Point
 from secateur.session import Session
@@ -68,7 +68,7 @@ def _series(session: Session, curves: Curves, outcomes: Outcomes) -> dict[str, A
             for number, point in enumerate(points)
         ]
         series.append({"form": form, "points": told})
-    return {"side_units": units, "prompt": session.loaded.tokenizer.decode(prompt), "series": series}
+    return {"side_units": units, "prompt": plain(session.loaded, prompt), "series": series}
 
 
 def _measured(session: Session, point: Point, outcomes: Outcomes) -> dict[str, Any]:

@@ -1,5 +1,19 @@
 """Pages to look at, from a run's records. Knows no torch."""
 
-from secateur.reports.page import render, render_probe, write_probe_report, write_report
+from secateur.reports.page import (
+    render,
+    render_heal,
+    render_probe,
+    write_heal_report,
+    write_probe_report,
+    write_report,
+)
 
-__all__ = ["render", "render_probe", "write_probe_report", "write_report"]
+__all__ = [
+    "render",
+    "render_heal",
+    "render_probe",
+    "write_heal_report",
+    "write_probe_report",
+    "write_report",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from secateur.reports.chart import ACCENT, AFTER, BEFORE, INK, Figure, counted_layout, level, line, marks
@@ -12,6 +12,7 @@ from secateur.reports.frame import Figures, Record, Section, place, section
 from secateur.reports.markup import capital, change, interval, key, known, metric_name, number, table, text
 
 COLORS = {"fold": AFTER, "linear": "#6f9fbc", "drop": BEFORE}
+HEALED = {"fold": "#7d3209", "linear": ACCENT, "drop": "#d98b52"}
 WORDS = {
     "fold": "folded into the network before",
     "linear": "a linear map in their place",
@@ -40,15 +41,18 @@ def is_text(record: Record) -> bool:
     return record["metric"] == "text_loss"
 
 
-def curves(record: Record) -> list[Figure]:
-    """The metric; beside it the loss, or of text, where the metric is the loss, the perplexity."""
-    found = [curve(record, metric_name(record["metric"]), "value", record["metric_unit"], _bound(record))]
+def curves(record: Record, healed: Sequence[Record] = ()) -> list[Figure]:
+    """The metric; beside it the loss, or of text, where the metric is the loss, the perplexity. `healed` are points
+    with their form, drawn as curves of their own."""
+    title, unit = metric_name(record["metric"]), record["metric_unit"]
+    found = [curve(record, title, "value", unit, _bound(record), healed)]
     if is_text(record):
         bound = _bound(record)
         limit = None if bound is None else math.exp(bound)
-        found.append(curve(with_perplexity(record), "Perplexity", "perplexity", "perplexity", limit))
+        told = with_perplexity(record)
+        found.append(curve(told, "Perplexity", "perplexity", "perplexity", limit, healed))
     elif record["metric"] != "loss":
-        found.append(curve(record, "Loss", "loss", "nats/token", None))
+        found.append(curve(record, "Loss", "loss", "nats/token", None, healed))
     return found
 
 
@@ -122,16 +126,25 @@ def _side(record: Record, name: str, unit: str) -> Figure:
     return curve(told, f"{capital(name)}, on the side", name, unit, None)
 
 
-def curve(record: Record, title: str, field: str, unit: str, limit: float | None) -> Figure:
-    """A field of every point over the number of blocks gone, a line for each form; what was chosen filled."""
+def curve(
+    record: Record,
+    title: str,
+    field: str,
+    unit: str,
+    limit: float | None,
+    healed: Sequence[Record] = (),
+) -> Figure:
+    """A field of every point over the number of blocks gone, a line for each form; what was chosen filled, or in its
+    place healed cuts, a line for each form of theirs."""
     lines, values, rows = [], [limit] if limit is not None else [], []
-    for one in record["series"]:
-        points = [p for p in one["points"] if known(p[field])]
-        values += [p[field] for p in points]
-        rows += [[WORDS[one["form"]], str(p["blocks_removed"]), text(number(p[field], unit))] for p in points]
-        lines.append(_form_line(one["form"], points, field, unit))
+    for words, style, series in [*_forms(record), *_healed(record, healed)]:
+        points = [(p["blocks_removed"], p[field]) for p in series if known(p[field])]
+        values += [y for _, y in points]
+        rows += [[words, str(x), text(number(y, unit))] for x, y in points]
+        hover = [f"<b>{words}</b><br>{x} blocks gone<br>{text(number(y, unit))}" for x, y in points]
+        lines.append(line(points, hover, *style))
     best = record["series"][0]["points"][record["chosen"]]
-    if known(best[field]):
+    if known(best[field]) and not healed:
         at = [(best["blocks_removed"], best[field])]
         lines.append(marks(at, symbol="circle", size=12, color=ACCENT, line={"width": 2, "color": INK}))
     layout = counted_layout(record["num_blocks"], "blocks gone", values, unit)
@@ -140,10 +153,21 @@ def curve(record: Record, title: str, field: str, unit: str, limit: float | None
     return Figure(title, lines, layout, ("form", "blocks gone", title), rows, note)
 
 
-def _form_line(form: str, points: Sequence[Record], field: str, unit: str) -> dict[str, Any]:
-    at = [(p["blocks_removed"], p[field]) for p in points]
-    said = [f"<b>{WORDS[form]}</b><br>{x} blocks gone<br>{text(number(y, unit))}" for x, y in at]
-    return line(at, said, COLORS[form], "dot" if form == "drop" else "solid")
+Curve = tuple[str, tuple[str, str], Sequence[Record]]  # words, color and dash, points
+
+
+def _forms(record: Record) -> Iterator[Curve]:
+    for one in record["series"]:
+        form = one["form"]
+        yield WORDS[form], (COLORS[form], "dot" if form == "drop" else "solid"), one["points"]
+
+
+def _healed(record: Record, points: Sequence[Record]) -> Iterator[Curve]:
+    """From the original, of which nothing is gone that could be healed."""
+    original = record["series"][0]["points"][0]
+    for form in dict.fromkeys(point["form"] for point in points):
+        own = sorted((p for p in points if p["form"] == form), key=lambda p: p["blocks_removed"])
+        yield f"{WORDS[form]}, healed", (HEALED[form], "dot" if form == "drop" else "solid"), [original, *own]
 
 
 def samples(record: Record) -> str:

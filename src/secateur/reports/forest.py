@@ -27,7 +27,7 @@ Measured = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Dumbbell:
-    """One row: a measurement before and after the cut, or (`after` None) one alternative beside it."""
+    """One row: a measurement before and after the cut, one alternative to it (`before` None), or all three."""
 
     label: str
     note: str
@@ -95,13 +95,15 @@ def _row(row: Dumbbell, scale: Sequence[float]) -> str:
     marks = "".join(_mark(side, score, row.unit, scale) for side, score in row.marks)
     label = f'<div class="label">{text(capital(row.label))}<small>{text(row.note)}</small></div>'
     track = f'<div class="track">{lines}{_join(row, scale)}{marks}</div>'
-    return f'<div class="row">{label}{track}{_figures(row)}</div>'
+    three = " three" if row.alternative is not None and row.before is not None else ""
+    return f'<div class="row{three}">{label}{track}{_figures(row)}</div>'
 
 
 def _join(row: Dumbbell, scale: Sequence[float]) -> str:
     if len(row.marks) < 2:
         return ""
-    low, high = sorted(_at(score["value"], scale) for _, score in row.marks)
+    at = [_at(score["value"], scale) for _, score in row.marks]
+    low, high = min(at), max(at)
     return f'<i class="join" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
 
 
@@ -116,7 +118,7 @@ def _mark(side: str, score: Measured, unit: str, scale: Sequence[float]) -> str:
 
 
 def _figures(row: Dumbbell) -> str:
-    if row.alternative is not None:
+    if row.alternative is not None and row.before is None:
         value, extra = (
             number(row.alternative["value"], row.unit),
             interval(row.alternative.get("ci"), row.unit),

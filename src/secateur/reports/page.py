@@ -15,6 +15,7 @@ from secateur.errors import OutputError, SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
 from secateur.reports.components import importance, induction, neurons, parts, probe_hero
+from secateur.reports.healing import healing_page
 from secateur.reports.linearity import linearity_page
 from secateur.reports.markup import embedded_json, finite, text
 from secateur.reports.sections import SECTIONS, hero
@@ -55,6 +56,23 @@ def render_probe(record: Record) -> str:
     return _assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
 
 
+def render_heal(record: Record, also: Sequence[Record] = ()) -> str:
+    """One self-contained HTML page from `heal.json`: what healing brought back, at what cost; `also` are the records of
+    other healed cuts of the same original, for the curves over depth.
+
+    Raises: `SecateurError` where they are of another original or task.
+    """
+    origins = {(one["teacher"]["fingerprint"], one["task"]["hash"]) for one in (record, *also)}
+    if len(origins) > 1:
+        raise SecateurError(
+            "these healed cuts are not of one original on one task, so their curves cannot be drawn together. Heal "
+            "them with the same --task, --limit, --seqlen and --split-seed."
+        )
+    record, figures = finite(record), {}
+    sections = healing_page(record, [finite(other) for other in also], figures)
+    return _assemble(f"healed: {record['cut']['name']}", sections, figures)
+
+
 def _assemble(title: str, sections: Sequence[str], figures: Mapping[str, Figure]) -> str:
     drawn = [{"id": key, "data": figure.data, "layout": figure.layout} for key, figure in figures.items()]
     return _PAGE.format(
@@ -67,16 +85,30 @@ def _assemble(title: str, sections: Sequence[str], figures: Mapping[str, Figure]
     )
 
 
-def write_report(folder: str | Path, out_html: str | Path) -> Path:
-    """Reads `verdict.json`, `plan.json` and, where there is one, `analysis.json`; writes the page.
+def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
+    """Writes the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
+    `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
 
-    Raises: `SecateurError` for records that are missing or broken, `OutputError` for a page that cannot be
-    written.
+    Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
+    cannot be written.
     """
     folder, out = Path(folder), Path(out_html)
+    if (folder / "heal.json").exists():
+        others = [_read(Path(other) / "heal.json") for other in also]
+        return write_heal_report(_read(folder / "heal.json"), out, others)
+    if also:
+        raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
     return _write(render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis), out)
+
+
+def write_heal_report(record: Record, path: str | Path, also: Sequence[Record] = ()) -> Path:
+    """Writes the page of a healed cut.
+
+    Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
+    """
+    return _write(render_heal(record, also), Path(path))
 
 
 def write_probe_report(record: Record, path: str | Path) -> Path:
@@ -105,7 +137,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SecateurError(
-            f"{path} is missing. A report needs the folder that `secateur prune` wrote."
+            f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
         ) from error
     except ValueError as error:
         raise SecateurError(

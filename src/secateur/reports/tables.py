@@ -157,6 +157,24 @@ def probe_provenance(record: Record) -> str:
     return _folded(facts)
 
 
+def heal_provenance(record: Record) -> str:
+    """The same for a healed cut."""
+    cut, teacher, origin = record["cut"], record["teacher"], record["provenance"]
+    facts = {
+        "command": f"<code>{text(record['command'])}</code>",
+        "cut": _words(cut["name"], cut["architecture"]),
+        "fingerprint": f"<code>{text(cut['fingerprint'])}</code>",
+        "original": _words(teacher["name"], teacher["architecture"]),
+        "its fingerprint": f"<code>{text(teacher['fingerprint'])}</code>",
+        "healed": f"<code>{text(record['fingerprint'])}</code>",
+        "task": _words(record["task"]["name"], record["task"]["kind"]),
+        "task hash": f"<code>{text(record['task']['hash'])}</code>",
+        "learned": _words(*record["trained_on"]["splits"]),
+        "versions": _words(*(f"{name} {value}" for name, value in origin["versions"].items())),
+    }
+    return _folded(facts)
+
+
 def _folded(facts: Mapping[str, str]) -> str:
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     summary = "<summary>Where these numbers come from</summary>"

@@ -1,36 +1,44 @@
 """`secateur.heal`: a cut model is taught by the model that it was cut from, and compared to both.
 
 First what stands for blocks that are gone, by the streams there; then everything, by the probabilities too. The test
-split is never touched.
+split is never learned, and opened only where a ledger is given to write that down in.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import shlex
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.folder import Folder, writing
+from secateur.core.ledger import Ledger
 from secateur.core.progress import Progress, silent
-from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.hf.load import Loaded
+from secateur.reports import write_heal_report
 from secateur.session import Options, Session, open_session
 from secateur.training.depths import Depth, depths
 from secateur.training.distill import Distillation
-from secateur.training.heal_record import card, heal_record, stage_record
+from secateur.training.heal_measures import measured, proved, select_scores, side_scores, texts, watched
+from secateur.training.heal_options import STAGES, Healing, command_line, heal_command
+from secateur.training.heal_record import (
+    card,
+    curves_of,
+    heal_record,
+    sentence,
+    sentence_of_test,
+    stage_record,
+)
+from secateur.training.stake import Stake
 from secateur.training.state import (
     Tuned,
     check_room,
     in_float32,
-    judged,
     kept_at,
     made_once,
     place_of,
@@ -40,28 +48,9 @@ from secateur.training.state import (
 )
 from secateur.training.teacher import origin_of, teacher_of, trained_by
 from secateur.training.trainer import train
-from secateur.training.tuning import Tuning, command_of, options_of, splits_of
+from secateur.training.tuning import Tuning, options_of, splits_of
 
 LOG = logging.getLogger("secateur")
-STAGES = {"layers": ("layers",), "end": ("end",), "both": ("layers", "end")}
-
-
-@dataclass(frozen=True)
-class Healing:
-    """What is healed: `stage` is layers, end or both; `temperature` and `hidden` (the weight of the streams' error
-    beside the divergence) are for end. Raises: `UnknownName`, `TrainingError` for numbers that mean nothing."""
-
-    stage: str = "both"
-    temperature: float = 1.0
-    hidden: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise UnknownName(f"unknown stage {self.stage!r}.{nearest(self.stage, STAGES)}")
-        if not 0 < self.temperature < math.inf:
-            raise TrainingError(f"--temperature {self.temperature}: above 0, such as 1 or 2.")
-        if not 0 <= self.hidden < math.inf:
-            raise TrainingError(f"--hidden {self.hidden}: give 0 or more.")
 
 
 def heal(
@@ -73,6 +62,8 @@ def heal(
     stage: str = "both",
     temperature: float = 1.0,
     hidden: float = 1.0,
+    side: Sequence[str] = (),
+    ledger: str | Path | None = None,
     split: str | tuple[str, ...] = "probe",
     overwrite: bool = False,
     progress: Progress = silent,
@@ -89,35 +80,20 @@ def heal(
 
     `teacher` is that original, by default where its plan.json says; both give the same fingerprint or it is refused.
     `epochs` and `max_steps` are those of each stage; one that does not lower the loss on select leaves the weights as
-    they were. Otherwise as `finetune`: splits, resuming, precision, options.
+    they were. `side` are tasks to watch. With a `ledger` the healed model is compared to the original on test, once,
+    and that file notes the opening. Otherwise as `finetune`: splits, resuming, precision, options.
     Raises any `SecateurError`; then `out` is untouched.
     """
     tuning = Tuning(splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16)
-    healing, chosen = Healing(stage, temperature, hidden), options_of(str(cut), task, options)
-    command = json.loads(json.dumps(_command(chosen, tuning, healing, teacher)))
+    healing = Healing(stage, temperature, hidden, tuple(side), None if ledger is None else str(ledger))
+    chosen = replace(options_of(str(cut), task, options), side=healing.side)
+    command = heal_command(chosen, tuning, healing, teacher)
     folder = Folder.at(out, reads=str(cut))
 
     def make() -> dict[str, Any]:
         return _healed(chosen, tuning, healing, teacher, command, folder, progress)
 
     return made_once(folder, command, "heal.json", make, card, overwrite=overwrite)
-
-
-def _command(options: Options, tuning: Tuning, healing: Healing, teacher: str | None) -> dict[str, Any]:
-    plain = command_of(options, tuning)
-    cut = plain.pop("finetune")
-    return {"heal": cut, "teacher": teacher} | asdict(healing) | plain
-
-
-def command_line(command: Mapping[str, Any]) -> str:
-    """`secateur heal ...` as one would type it to get this again, without -o. What has its default is left out."""
-    plain = _command(Options(model="", task=""), Tuning(lr=1e-4), Healing(), None)
-    words = ["secateur", "heal", command["heal"], "--task", command["task"]]
-    for name, value in command.items():
-        if name not in ("heal", "task") and value != plain[name]:
-            flag = "--" + name.replace("_", "-")
-            words += [flag] if value is True else [flag, str(value)]
-    return shlex.join(words)
 
 
 def _healed(
@@ -132,29 +108,44 @@ def _healed(
     """Measures both models, trains stage by stage, writes to staging, measures what was written."""
     plan, origin = origin_of(Path(options.model))
     original = teacher_of(plan, origin, teacher, options)
-    session = open_session(options, None, progress)
-    loaded, task, select = session.loaded, session.task, list(session.task.split("select"))
-    known = depths(plan, original.anatomy, loaded.anatomy)
-    plans = {stage: trained_by(stage, known, loaded) for stage in STAGES[healing.stage]}
-    outcomes = {"teacher": judged(session.on(task, original), select), "unhealed": judged(session, select)}
-    stages = [
-        _stage(stage, known, names, original, session, tuning, healing, command, folder)
-        for stage, names in plans.items()
-    ]
-    made = written(session, folder.staging)
-    outcomes["healed"] = judged(session.on(task, made), select)
-    record = heal_record(session, original, made, tuning, stages, outcomes)
+    session, opens = open_session(options, None, progress), healing.ledger is not None
+    known = depths(plan, original.anatomy, session.loaded.anatomy)
+    curves = curves_of(Path(options.model), session.task)
+    plans = {stage: trained_by(stage, known, session.loaded, tuning) for stage in STAGES[healing.stage]}
+    with Ledger.open(healing.ledger) if opens else nullcontext() as journal:
+        sides = watched(session)
+        three = {
+            "teacher": measured(session.on(session.task, original), sides, test=opens),
+            "unhealed": measured(session, sides, test=opens),
+        }
+        stages = [
+            _stage(stage, known, stake, original, session, tuning, healing, command, folder)
+            for stage, stake in plans.items()
+        ]
+        made = session.on(session.task, written(session, folder.staging))
+        three["healed"] = measured(made, sides, test=opens)
+        record = heal_record(session, original, made.loaded, plan, tuning, stages) | {
+            "scores": select_scores(session, three),
+            "sides": side_scores(session, sides, three),
+            "samples": texts(session, three),
+            "depth": curves,
+            "test": proved(made, plan, three, journal) if journal else None,
+            "command": command_line(command),
+            "provenance": {"command": command, "versions": versions_used()},
+        }
+    record["sentence"] = sentence(record)
+    if record["test"]:
+        record["test"]["sentence"] = sentence_of_test(record["test"])
     _warn(record)
-    return record | {
-        "command": command_line(command),
-        "provenance": {"command": command, "versions": versions_used()},
-    }
+    with writing(folder.staging):
+        write_heal_report(record, folder.staging / "report.html")
+    return record
 
 
 def _stage(
     stage: str,
     known: list[Depth],
-    names: set[str],
+    stake: Stake,
     original: Loaded,
     session: Session,
     tuning: Tuning,
@@ -167,9 +158,9 @@ def _stage(
     towards = {"hidden": healing.hidden, "temperature": healing.temperature} if stage == "end" else {}
     place = place_of(session, command, folder) / stage
     learned = [number for name in tuning.split for number in session.task.split(name)]
-    started, start = time.perf_counter(), _copies(session.loaded, names)
+    started, start = time.perf_counter(), _copies(session.loaded, stake.changed)
     with in_float32(session.loaded.model) as model, kept_at(place, folder):
-        check_room(place.parent, model)
+        check_room(place.parent, stake.count(model))
         trained = train(
             model,
             samples_of(session, learned),
@@ -179,17 +170,17 @@ def _stage(
             folder=place,
             progress=session.progress,
             objective=Distillation(original, watched, **towards),
-            trainable=names,
+            stake=stake,
         )
     losses = {row["step"]: row["select_loss"] for row in trained.history}
     if tuning.chooses and losses[trained.best] >= losses[0]:
         session.loaded.model.load_state_dict(start, strict=False)
         trained = replace(trained, best=0)
-    count = sum(tensor.numel() for tensor in start.values())
+    count = stake.count(session.loaded.model)
     return stage_record(stage, trained, count, len(watched), time.perf_counter() - started)
 
 
-def _copies(loaded: Loaded, names: set[str]) -> dict[str, Tensor]:
+def _copies(loaded: Loaded, names: Collection[str]) -> dict[str, Tensor]:
     """To go back to, where no epoch is better."""
     return {name: p.detach().clone() for name, p in loaded.model.named_parameters() if name in names}
 

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from secateur.core.comparison import compare
-from secateur.core.score import METRICS
+from secateur.core.plan import Plan
+from secateur.core.site import Site
+from secateur.errors import TrainingError
 from secateur.hf.load import Loaded
 from secateur.session import Session
-from secateur.training.record import SHOWN, epoch_records, trained_on
+from secateur.tasks.example import Task
+from secateur.training.heal_measures import SIDES
+from secateur.training.record import epoch_records, trained_on
 from secateur.training.trainer import Trained
 from secateur.training.tuning import Tuning
-
-Outcomes = Mapping[str, np.ndarray]  # teacher, unhealed, healed
 
 
 def heal_record(
     session: Session,
     teacher: Loaded,
     made: Loaded,
+    plan: Plan,
     tuning: Tuning,
     stages: Sequence[Mapping[str, Any]],
-    outcomes: Outcomes,
 ) -> dict[str, Any]:
-    """heal.json without its command."""
+    """heal.json without what was measured, and its command."""
     task, loaded = session.task, session.loaded
-    groups = task.groups(list(task.split("select")))
     return {
         "cut": _model(loaded) | {"carved": loaded.anatomy.carved},
         "teacher": _model(teacher),
         "fingerprint": made.fingerprint,
+        "gone": {"blocks": sorted(plan.blocks_gone), "form": form_of(plan)},
         "task": {"name": task.name, "kind": task.kind, "hash": task.hash},
         "trained_on": trained_on(task, tuning),
-        "scores": [_scores(name, outcomes, groups, session.options.seed) for name in SHOWN[task.kind]],
         "stages": list(stages),
         "tokens": sum(stage["tokens"] for stage in stages),
         "seconds": sum(stage["seconds"] for stage in stages),
@@ -68,22 +68,66 @@ def _model(loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _scores(name: str, outcomes: Outcomes, groups: np.ndarray, seed: int) -> dict[str, Any]:
-    """A metric of all three, with how far the healed is from the unhealed and from the teacher."""
-    healed = outcomes["healed"]
-    found = {
-        side: compare(METRICS[name], outcomes[side], healed, groups, seed=seed).to_json()
-        for side in ("teacher", "unhealed")
-    }
-    return {
-        "metric": name,
-        "unit": found["teacher"]["before"]["unit"],
-        "teacher": found["teacher"]["before"],
-        "unhealed": found["unhealed"]["before"],
-        "healed": found["unhealed"]["after"],
-        "gain": found["unhealed"]["difference"],
-        "gap": found["teacher"]["difference"],
-    }
+def form_of(plan: Plan) -> str | None:
+    """What stands for the blocks that are gone; None where none are, or not one form for all."""
+    blocks = [site for site in plan.dropped if site == Site(site.block)]
+    forms = {edit.form for edit in plan.linearized} | ({"drop"} if blocks else set())
+    return forms.pop() if len(forms) == 1 else None
+
+
+def curves_of(cut: Path, task: Task) -> dict[str, Any] | None:
+    """`depth` of a cut's own analysis.json; None where it is no such cut, or its curves are of another task.
+
+    Raises `TrainingError` for records that cannot be read."""
+    files = [cut / "verdict.json", cut / "analysis.json"]
+    if not all(file.exists() for file in files):
+        return None
+    try:
+        verdict, analysis = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+        return analysis.get("depth") if verdict["task"]["hash"] == task.hash else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(
+            f"{cut} has a verdict.json or an analysis.json that cannot be read ({error}). Remove both, or cut again."
+        ) from error
+
+
+def sentence(record: Mapping[str, Any]) -> str:
+    """What came back and what it cost, in plain words."""
+    row = record["scores"][0]
+    name, lost = row["metric"].replace("_", " "), abs(row["teacher"]["value"] - row["unhealed"]["value"])
+    back = row["recovered"]
+    said = f"On select the cut is not shown to have lost any {name}"
+    if back is not None:
+        low, high = (f"{100 * end:.0f}" for end in back["ci"])
+        said = (
+            f"Of the {_amount(lost, row['unit'])} of {name} that the cut lost on select, healing brought back "
+            f"{100 * back['value']:.0f} % [{low}, {high}]"
+        )
+    cost = f"{record['tokens']:,} tokens read in {record['seconds']:.0f} s."
+    return f"{said}; {cost}"
+
+
+def sentence_of_test(test: Mapping[str, Any]) -> str:
+    """What test says, in plain words."""
+    row = test["scores"][0]
+    gap, gain = (_change(row[name], row["unit"]) for name in ("gap", "gain"))
+    return (
+        f"On {test['n']} test examples that nothing was chosen by, the healed model against the original: "
+        f"{test['verdict']}, {gap}; against the unhealed {gain}."
+    )
+
+
+def _change(gap: Mapping[str, Any], unit: str) -> str:
+    ends = ", ".join(_plain(end, unit) for end in gap["ci"])
+    return f"{_amount(gap['value'], unit, '+')} [{ends}]"
+
+
+def _amount(value: float, unit: str, sign: str = "") -> str:
+    return _plain(value, unit, sign) + (" points" if unit == "share" else f" {unit}")
+
+
+def _plain(value: float, unit: str, sign: str = "+") -> str:
+    return f"{100 * value:{sign}.1f}" if unit == "share" else f"{value:{sign}.3f}"
 
 
 def card(record: Mapping[str, Any]) -> str:
@@ -103,8 +147,10 @@ A cut model ({cut["parameters"]:,} parameters), taught by the model that it was 
 ({teacher["parameters"]:,}) on {learned["examples"]} examples ({" and ".join(learned["splits"])}); nothing of the test
 split was learned. The epoch of each stage was chosen by: {learned["chosen_by"]}.
 
-| on select (n = {learned["select_examples"]}) | teacher | cut, unhealed | healed |
-|---|---|---|---|
+{" ".join([record["sentence"], *([record["test"]["sentence"]] if record["test"] else [])])}
+
+| | teacher | cut, unhealed | healed | of what was lost came back |
+|---|---|---|---|---|
 {_score_rows(record)}
 
 | stage | parameters trained | depths compared | tokens | seconds | loss on select before | after |
@@ -127,13 +173,23 @@ task hash `{record["task"]["hash"]}`. `heal.json` holds every number.
 
 
 def _score_rows(record: Mapping[str, Any]) -> str:
+    test = record["test"]["scores"] if record["test"] else []
+    rows = [("on select", row) for row in record["scores"]] + [("on test", row) for row in test]
+    rows += [(f"on {row['name']}, on the side", row) for row in record["sides"]]
     return "\n".join(
-        f"| {row['metric']} ({row['unit']}) | " + " | ".join(map(_value, (row[s] for s in SIDES))) + " |"
-        for row in record["scores"]
+        f"| {row['metric']} {where} ({row['unit']}) | "
+        + " | ".join([*(_value(row[side]) for side in SIDES), _share(row["recovered"])])
+        + " |"
+        for where, row in rows
     )
 
 
-SIDES = ("teacher", "unhealed", "healed")
+def _share(back: Mapping[str, Any] | None) -> str:
+    return (
+        ""
+        if back is None
+        else f"{100 * back['value']:.0f} % [{', '.join(f'{100 * e:.0f}' for e in back['ci'])}]"
+    )
 
 
 def _value(score: Mapping[str, Any]) -> str:
