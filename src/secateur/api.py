@@ -68,13 +68,15 @@ def load(model: str, **options: Any) -> Loaded:
     return load_model(model, **options)
 
 
-def report(folder: str | Path) -> Path:
-    """Write `report.html` of a checkpoint folder again, from its records."""
+def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
+    """Write `report.html` of what `prune` or `heal` left again, from its records; of a healed cut with others (`also`)
+    on its curves over depth."""
     folder = Path(folder)
-    if not (folder / "verdict.json").exists():
-        raise UnknownName(f"{folder} holds no verdict.json: it is not the output of secateur prune.")
-    write_report(folder, folder / "report.html")
-    return folder / "report.html"
+    if not any((folder / name).exists() for name in ("verdict.json", "heal.json")):
+        raise UnknownName(
+            f"{folder} holds no verdict.json and no heal.json: it is not the output of secateur prune or heal."
+        )
+    return write_report(folder, folder / "report.html", also)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluate

@@ -340,13 +340,21 @@ def print_preview(told: Mapping[str, Any]) -> None:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A checkpoint that secateur prune wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A checkpoint that secateur prune or heal wrote.")
+    ],
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="Of a healed cut: another of the same original, on its curves over depth."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write report.html of a checkpoint again, from its records."""
     from secateur.reports import write_report
 
-    written = write_report(folder, folder / "report.html")
+    written = write_report(folder, folder / "report.html", also or ())
     if as_json:
         print_json({"report": str(written)})
     else:
