@@ -77,7 +77,8 @@ def counted(widths: Iterable[Any]) -> dict[Kind, int]:
 def measured(outcomes: np.ndarray) -> dict[str, Any]:
     """Accuracy is None where the task has none."""
     accuracy = METRICS["accuracy"].mean(outcomes)
-    loss = METRICS["text_loss" if np.isnan(accuracy) else "loss"].mean(outcomes)
+    only_text = np.isnan(outcomes["correct"]).all()
+    loss = METRICS["text_loss" if only_text else "loss"].mean(outcomes)
     return {"accuracy": None if np.isnan(accuracy) else accuracy, "loss": loss, "n": len(outcomes)}
 
 

@@ -26,7 +26,8 @@ from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Limits, Workers
 from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
 from secateur.tasks.encode import Encoded, encode
-from secateur.tasks.example import Example, Task
+from secateur.tasks.example import Task
+from secateur.tasks.joint import check_apart, interleaved, joint
 from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
 
@@ -45,6 +46,7 @@ class Options:
     revision: str | None = None
     test_task: str | None = None
     side: tuple[str, ...] = ()
+    more_tasks: tuple[str, ...] = ()
     objective: str | None = None
     matrices: tuple[str, ...] = ("all",)
     layers: tuple[int, int] | None = None
@@ -112,7 +114,18 @@ class Options:
             raise UnknownName(f"unknown method {self.method!r}.{nearest(self.method, METHODS)}")
         if self.objective is not None and self.objective not in METRICS:
             raise UnknownName(f"unknown objective {self.objective!r}.{nearest(self.objective, METRICS)}")
+        if self.more_tasks and self.test_task is not None:
+            raise SecateurError(
+                "--test-task is for one --task: with several it would not say whose test it is."
+            )
+        if len(set(self.tasks)) < len(self.tasks):
+            raise SecateurError(f"a --task is given twice: {', '.join(self.tasks)}. Each counts once.")
         self._refuse_foreign()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Every --task."""
+        return (self.task, *self.more_tasks)
 
     def _refuse_foreign(self) -> None:
         """What another method would listen to must not be without effect and without a word."""
@@ -132,9 +145,9 @@ class Options:
     def command_line(self) -> str:
         """`secateur prune ...` as one would type it to get this again, without -o. What has its default is left out."""
         defaults = {f.name: f.default for f in fields(self)}
-        words = ["secateur", "prune", self.model, "--task", self.task]
+        words = ["secateur", "prune", self.model, *(word for task in self.tasks for word in ("--task", task))]
         for name, value in self._given().items():
-            if name not in ("model", "task", *self.SPEED_ONLY) and value != defaults[name]:
+            if name not in ("model", "task", "more_tasks", *self.SPEED_ONLY) and value != defaults[name]:
                 words += _as_typed(name, value)
         return shlex.join(words)
 
@@ -203,10 +216,10 @@ class Session:
         return digest.hexdigest()[:32]
 
     def shuffled(self, split: str) -> list[int]:
-        """The examples of a split in the order of `--seed`, in which a race takes them."""
+        """The examples of a split in the order of `--seed`, in which a race takes them; of several tasks by turns."""
         examples = list(self.task.split(split))
         random.Random(self.options.seed).shuffle(examples)
-        return examples
+        return interleaved(self.task, examples)
 
     @property
     def empty(self) -> Plan:
@@ -227,10 +240,11 @@ class Session:
             "choice": set(METRICS) - {"text_loss"},
             "generation": set(METRICS) - {"text_loss", "accuracy_norm"},
         }
-        if name not in fits[self.task.kind]:
-            fitting = ", ".join(sorted(fits[self.task.kind]))
+        fitting = set.intersection(*(fits[kind] for kind in self.task.kinds))
+        if name not in fitting:
+            which = " and ".join(sorted(self.task.kinds))
             raise TaskError(
-                f"--objective {name} does not exist for a {self.task.kind} task; it may be {fitting}."
+                f"--objective {name} does not exist for a {which} task; it may be {', '.join(sorted(fitting))}."
             )
         return Objective(METRICS[name])
 
@@ -267,12 +281,24 @@ def read_model(options: Options) -> Loaded:
 
 
 def read_task(options: Options, loaded: Loaded) -> Task:
-    """The task that `options` name, in its splits and with its shots, before anything is left out of it.
+    """The task that `options` name, in its splits and with its shots, before anything is left out of it. Of several
+    the joint one: what does not fit is left out of each first (`skip_long`), so that they still count alike.
 
     Demonstrations belong to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
     """
-    task = load_task(
-        options.task,
+    if not options.more_tasks:
+        return with_shots(_load(options, options.task, loaded), options.shots, options.split_seed)
+    plain = [_load(options, spec, loaded) for spec in options.tasks]
+    check_apart(plain)
+    tasks = [with_shots(task, options.shots, options.split_seed) for task in plain]
+    if options.skip_long:
+        tasks = [_encode(task, loaded, options)[0] for task in tasks]
+    return joint(tasks, options.split_seed)
+
+
+def _load(options: Options, spec: str, loaded: Loaded) -> Task:
+    return load_task(
+        spec,
         tokenizer=loaded.tokenizer,
         test_spec=options.test_task,
         seqlen=options.seqlen,
@@ -280,7 +306,6 @@ def read_task(options: Options, loaded: Loaded) -> Task:
         limit=options.limit,
         allow_small=options.allow_small,
     )
-    return with_shots(task, options.shots, options.split_seed)
 
 
 def session_on(
@@ -291,14 +316,15 @@ def session_on(
     return Session(options, loaded, task, encoded, ledger, progress)
 
 
-def _tokens(example: Example, task: Task, loaded: Loaded, chat: bool) -> Encoded:
+def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     """One example in tokens, with room in the context for what is to be generated after it. Raises `TaskError`."""
+    example, new = task.examples[number], task.member(number).new_tokens
     context = loaded.anatomy.context
     encoded = encode(example, loaded.tokenizer, context=context, chat=chat)
     prompt = len(encoded.pairs[0][0])
-    if task.kind == "generation" and context is not None and prompt + task.max_new_tokens - 1 > context:
+    if new and context is not None and prompt + new - 1 > context:
         raise TooLong(
-            f"example {example.id!r}: a prompt of {prompt} tokens leaves no room for {task.max_new_tokens} more in the "
+            f"example {example.id!r}: a prompt of {prompt} tokens leaves no room for {new} more in the "
             f"model's context of {context}. Shorten it, or --skip-long leaves it out."
         )
     return encoded
@@ -310,9 +336,9 @@ def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[in
     Splits are made before anything is left out, so they do not depend on the model. Raises `TaskError`.
     """
     encoded: dict[int, Encoded] = {}
-    for number, example in enumerate(task.examples):
+    for number in range(len(task.examples)):
         try:
-            encoded[number] = _tokens(example, task, loaded, options.chat)
+            encoded[number] = _tokens(task, number, loaded, options.chat)
         except TooLong:
             if not options.skip_long:
                 raise

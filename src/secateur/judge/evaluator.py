@@ -97,7 +97,7 @@ class Judge:
 
     def tally(self, plan: Plan, examples: Sequence[int]) -> Tally:
         """The log-likelihood of every continuation, for what outcomes do not hold."""
-        tally = Tally(self.task.kind, self.encoded)
+        tally = Tally(self.task, self.encoded)
         with torch.inference_mode(), masked(self.loaded.model, self._resolve(plan), self.spectra):
             for batch in self.packing.pack(self.encoded, examples):
                 tally.add(batch, token_scores(self._forward.logits(batch), batch, self.ban))
@@ -142,7 +142,7 @@ class Judge:
             started = time.perf_counter()
             operations = self._resolve(plan)
             block = plan.lowest_block or 0
-            tally = Tally(self.task.kind, self.encoded)
+            tally = Tally(self.task, self.encoded)
             with torch.inference_mode():
                 at.boundary.move(block)
                 at.reuse = self._reuse(operations, block, at.reuse)
@@ -153,12 +153,18 @@ class Judge:
                         tally.add(batch, token_scores(logits, batch, self.ban))
                     self.most_kept = max(self.most_kept, at.boundary.num_bytes + at.reuse.used)
                     outcomes = tally.outcomes(shard)
-                    if self.task.kind == "generation" and self.task.max_new_tokens:
-                        found = answers_within(
-                            self.loaded, self.task, shard, self.encoded, self.packing, self.ban
-                        )
-                        outcomes["correct"] = found
+                    self._generate(shard, outcomes)
             yield plan, outcomes, time.perf_counter() - started
+
+    def _generate(self, shard: Sequence[int], outcomes: np.ndarray) -> None:
+        """Puts what greedy generation says in the place of `correct`, for the tasks that ask for it."""
+        limits = np.array([self.task.member(e).new_tokens for e in shard])
+        for limit in sorted({*limits.tolist()} - {0}):
+            asked = np.flatnonzero(limits == limit)
+            examples = [shard[i] for i in asked]
+            outcomes["correct"][asked] = answers_within(
+                self.loaded, self.task, examples, self.encoded, self.packing, self.ban
+            )
 
     def _opened(self, shard: Sequence[int], block: int) -> _Open:
         """The activations of a shard: those kept, where they enter no higher block, or to be computed."""

@@ -85,12 +85,15 @@ def answers_within(
     packing: Packing,
     ban: Sequence[int] = (),
 ) -> np.ndarray:
-    """1.0 where the gold answer occurs in the first `task.max_new_tokens` greedy tokens, else 0.0. (n,) float64.
+    """1.0 where the gold answer occurs in the first greedy tokens, else 0.0. (n,) float64. How many: as the task of
+    the first example says, which must be that of all.
 
     Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text.
     """
     prompts = [encoded[e].pairs[0][0] for e in examples]
-    made = greedy(loaded, prompts, task.max_new_tokens, packing.max_tokens, ban)
+    limits = {task.member(e).new_tokens for e in examples}
+    assert len(limits) == 1, "examples that are generated from together have one bound"
+    made = greedy(loaded, prompts, limits.pop(), packing.max_tokens, ban)
     texts = loaded.tokenizer.batch_decode(made)
     golds = [task.examples[e].answer.strip() for e in examples]
     return np.array([float(gold in text) for gold, text in zip(golds, texts, strict=True)])

@@ -13,6 +13,7 @@ from torch import Tensor
 from secateur.core.score import OUTCOME
 from secateur.judge.rows import Batch
 from secateur.tasks.encode import Encoded
+from secateur.tasks.example import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequenc
 class Tally:
     """Collects token scores of many batches, per (example, continuation), until whole examples can be judged."""
 
-    kind: str  # Task.kind
+    task: Task
     encoded: Mapping[int, Encoded]
     logp: dict[tuple[int, int], float] = field(default_factory=dict)
     exact: dict[tuple[int, int], bool] = field(default_factory=dict)
@@ -89,9 +90,10 @@ class Tally:
         return out
 
     def _answer(self, example: int, encoded: Encoded, top: int) -> tuple[float, float, int]:
-        if self.kind == "text":
+        kind = self.task.member(example).kind
+        if kind == "text":
             return np.nan, np.nan, -1
-        if self.kind == "generation":
+        if kind == "generation":
             return float(self.exact[example, encoded.gold]), np.nan, top
         logps = np.array(self.choice_logps(example))
         chosen, chosen_norm = int(logps.argmax()), int((logps / np.array(encoded.lengths)).argmax())

@@ -138,7 +138,7 @@ def _analyze(session: Session, judge: Judge, plan: Plan, raced: Race) -> dict[st
         "curves": records.curve_records(curves, whole, base_there),
         "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
     }
-    if session.task.kind != "text":
+    if "text" not in session.task.kinds:
         analysis["tail"] = split_answers(judge, plan, some)
     return analysis
 

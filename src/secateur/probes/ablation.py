@@ -13,6 +13,7 @@ from secateur.core.readings import Readings
 from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.judge.evaluator import Judge
+from secateur.tasks.example import Task
 
 
 def ablation_importance(
@@ -21,8 +22,8 @@ def ablation_importance(
     """metric(model) − metric(model without the part), turned so that a part worth keeping has a positive number.
 
     "The model" is that of plan `base`, the whole one by default. One Readings for each metric the task has:
-    `text_loss` for text, `accuracy` and `loss` for answers. Units: the metric's own. With L blocks, one kind of part
-    costs about half of L whole passes.
+    `text_loss` for text, `accuracy` and `loss` for answers, `loss` for tasks of both. Units: the metric's own. With L
+    blocks, one kind of part costs about half of L whole passes.
     Source: Bansal et al. 2022 (arXiv 2212.09095), FFN importance. Differs: measured on the split named, never on the
     one reported; loss beside accuracy, which ties on few examples.
     Raises: `UnknownName` for a site the model does not have, `PlanError` for one that cannot be dropped.
@@ -31,7 +32,7 @@ def ablation_importance(
     plans = {site: base + Drop(site) for site in sites}
     outcomes = judge([base, *plans.values()], examples, "ablation")
     found = {}
-    for name in ("text_loss",) if judge.task.kind == "text" else ("accuracy", "loss"):
+    for name in _metrics(judge.task):
         metric = METRICS[name]
         sign, whole = (1 if metric.higher_is_better else -1), metric.mean(outcomes[base])
         found[name] = Readings(
@@ -44,3 +45,9 @@ def ablation_importance(
             values={str(s): sign * (whole - metric.mean(outcomes[plan])) for s, plan in plans.items()},
         )
     return found
+
+
+def _metrics(task: Task) -> tuple[str, ...]:
+    if "text" not in task.kinds:
+        return "accuracy", "loss"
+    return (task.primary_metric,)

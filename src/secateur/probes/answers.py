@@ -52,7 +52,7 @@ def component_answers(
 
 def _answered(judge: Judge, row: np.void) -> int:
     """The first token of the answer: of the chosen choice, or the first greedy one."""
-    if judge.task.kind == "choice":
+    if judge.task.member(int(row["example"])).kind == "choice":
         return judge.encoded[int(row["example"])].pairs[int(row["predicted"])][1][0]
     return int(row["predicted"])
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ class Example:
     Three fields are for what an evaluation harness asks and prompt and choices alone cannot say: `contexts`,
     one context per choice, where a choice is put into the question and `answer` is scored after each;
     `label`, the index of the right choice, where two choices may read alike; `lengths`, the characters of
-    each choice as the harness counts them.
+    each choice as the harness counts them. `task` names the member of a joint task that it is of.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Example:
     contexts: tuple[str, ...] | None = None
     label: int | None = None
     lengths: tuple[int, ...] | None = None
+    task: str = ""
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -54,12 +56,28 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Member:
+    """What is asked of an example: one of the tasks in a joint one, or a task by itself. `left_out`: its examples
+    of probe, select and test that the joint task has no use for, so that all members count alike."""
+
+    name: str
+    kind: str
+    max_new_tokens: int = 0
+    left_out: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens are generated to see whether the answer is among them; 0: none, or as many as it has."""
+        return self.max_new_tokens if self.kind == "generation" else 0
+
+
+@dataclass(frozen=True)
 class Task:
     """Examples with their splits. `kind` is "choice", "generation" or "text"; it decides the primary metric.
 
     `splits` maps probe / select / test to indices into `examples`; probe is for gradients and statistics,
     select for choosing, test for the one verdict. `max_new_tokens` bounds greedy generation (0: as many as
-    the answer has).
+    the answer has). A joint task has `members`, and may be of kind "mixed"; see `joint.py`.
     """
 
     name: str
@@ -67,9 +85,28 @@ class Task:
     examples: tuple[Example, ...]
     splits: Mapping[str, tuple[int, ...]]
     max_new_tokens: int = 0
+    members: tuple[Member, ...] = ()
 
     def split(self, name: str) -> tuple[int, ...]:
         return self.splits[name]
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of its members, or its own."""
+        return frozenset(member.kind for member in self.members) or frozenset({self.kind})
+
+    def member(self, index: int) -> Member:
+        """The task that an example is of."""
+        return self._members[self.examples[index].task] if self.members else self._own
+
+    @cached_property
+    def _members(self) -> Mapping[str, Member]:
+        """By the name in their examples."""
+        return {member.name: member for member in self.members}
+
+    @cached_property
+    def _own(self) -> Member:
+        return Member(self.name, self.kind, self.max_new_tokens)
 
     def of(self, indices: Sequence[int]) -> list[Example]:
         return [self.examples[i] for i in indices]
@@ -89,7 +126,11 @@ class Task:
 
     @property
     def primary_metric(self) -> str:
-        return {"choice": "accuracy", "generation": "accuracy", "text": "text_loss"}[self.kind]
+        """Accuracy of answers, loss per token of text. Of several tasks with text among them the loss per example, as
+        weights of tokens would let the task with the longer chunks count for more."""
+        if "text" not in self.kinds:
+            return "accuracy"
+        return "loss" if self.members else "text_loss"
 
     @property
     def hash(self) -> str:
@@ -100,6 +141,7 @@ class Task:
                 self.max_new_tokens,
                 [_row(e) for e in self.examples],
                 {k: list(v) for k, v in self.splits.items()},
+                *[[m.name, m.kind, m.max_new_tokens] for m in self.members],
             ]
         )
 

@@ -135,10 +135,14 @@ def _check_pair(source: Source, test: Source) -> None:
         )
 
 
+def asked_for(example: Example) -> object:
+    """What a model is shown: equal for two that ask the same. Contexts stand for the prompt where there are several."""
+    return example.tokens or example.contexts or example.prompt
+
+
 def _traits(example: Example) -> tuple[tuple[str, object], ...]:
-    """What two sources must not share. Contexts stand for the prompt where there are several."""
-    asked = example.tokens or example.contexts or example.prompt
-    return (("id", example.id), ("group", example.group), ("prompt", asked))
+    """What two sources must not share."""
+    return (("id", example.id), ("group", example.group), ("prompt", asked_for(example)))
 
 
 def _refuse_overlap(source: Source, test: Sequence[Example], test_name: str) -> None:

@@ -23,11 +23,9 @@ def alternatives(judge: Judge, seed: int) -> list[dict[str, Any]]:
 def _ban(judge: Judge, seed: int) -> dict[str, Any]:
     name = "ban one token"
     if judge.task.kind != "generation":
-        return {
-            "name": name,
-            "applicable": False,
-            "detail": "answers are chosen among given ones, not generated",
-        }
+        chosen = "answers are chosen among given ones, not generated"
+        detail = "the tasks are of several kinds" if len(judge.task.kinds) > 1 else chosen
+        return {"name": name, "applicable": False, "detail": detail}
     plan = Plan(judge.loaded.fingerprint)
     on_select = judge([plan], judge.task.split("select"))[plan]
     wrong = Counter(on_select["predicted"][on_select["correct"] == 0].tolist())
