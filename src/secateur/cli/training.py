@@ -50,6 +50,16 @@ MaxSteps = Annotated[int | None, typer.Option(metavar="N", help="Exactly N steps
 Bf16 = Annotated[
     bool, typer.Option("--bf16", help="Mixed precision: weights in float32, arithmetic in bfloat16.")
 ]
+Lora = Annotated[
+    int | None,
+    typer.Option(metavar="RANK", help="Train low-rank adapters of this rank instead, and merge them (peft)."),
+]
+LoraAlpha = Annotated[
+    float | None, typer.Option(metavar="A", help="What adapters add is scaled by A/RANK; default 2 · RANK.")
+]
+LoraTargets = Annotated[
+    str, typer.Option(metavar="NAMES", help="Matrices that get adapters, such as q,v or o,down, attn, mlp.")
+]
 TrainSeed = Annotated[
     int, typer.Option("--seed", metavar="N", help="Seed of the order of examples and of dropout.")
 ]
@@ -67,6 +77,9 @@ def finetune(
     warmup: Warmup = 0.0,
     max_steps: MaxSteps = None,
     bf16: Bf16 = False,
+    lora: Lora = None,
+    lora_alpha: LoraAlpha = None,
+    lora_targets: LoraTargets = "all",
     test_task: TestTask = None,
     seed: TrainSeed = 0,
     split_seed: SplitSeed = 0,
@@ -97,8 +110,9 @@ def finetune(
 
         tuned = tune(
             model, task, out, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
-            warmup=warmup, max_steps=max_steps, bf16=bf16, test_task=test_task, seed=seed, split_seed=split_seed,
-            limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
+            warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha, lora_targets=lora_targets,
+            test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen, chat=chat,
+            allow_small=allow_small, skip_long=skip_long,
             revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
@@ -147,6 +161,7 @@ VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
             "epilog": examples(
                 "secateur finetune gpt2 --task cb:train.jsonl --test-task cb:val.jsonl -o gpt2-cb",
                 "secateur finetune ./my-llama --task q.jsonl --split probe,select --lr 2e-5 -o tuned",
+                "secateur finetune ./my-llama --task q.jsonl --lora 8 --lora-targets q,v --lr 2e-4 -o tuned",
             )
         },
     ),

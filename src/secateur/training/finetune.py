@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from secateur.checkpoint.folder import Folder
 from secateur.core.progress import Progress, silent
 from secateur.session import Session, open_session
 from secateur.training.record import card, epoch_records, score_records, trained_on
+from secateur.training.stake import Stake, stake_of
 from secateur.training.state import (
     Tuned,
     check_room,
@@ -27,7 +29,7 @@ from secateur.training.state import (
     written,
 )
 from secateur.training.trainer import Trained, train
-from secateur.training.tuning import Tuning, command_line, command_of, options_of, splits_of
+from secateur.training.tuning import Tuning, command_line, command_of, names_of, options_of, splits_of
 
 LOG = logging.getLogger("secateur")
 
@@ -47,15 +49,22 @@ def finetune(
     warmup: float = 0.0,
     max_steps: int | None = None,
     bf16: bool = False,
+    lora: int | None = None,
+    lora_alpha: float | None = None,
+    lora_targets: str | Sequence[str] = "all",
     **options: Any,
 ) -> Tuned:
     """Train all parameters of `model` on the answers of `task`, in float32, and write it to `out` in its own dtype.
 
+    With `lora` adapters of that rank are trained instead, and merged: see `Tuning`.
     `split` is probe, select or both; without select in it the epoch with the lowest loss there is kept. `options` are
     those of `prune` that say what model and task are: limit, shots, seed, dtype, ... Killed at any moment and called
     again it goes on where it was and ends with the same weights. Raises any `SecateurError`; then `out` is untouched.
     """
-    tuning = Tuning(splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16)
+    adapters = (lora, lora_alpha, names_of(lora_targets))
+    tuning = Tuning(
+        splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16, *adapters
+    )
     chosen = options_of(model, task, options)
     command = json.loads(json.dumps(command_of(chosen, tuning)))
     folder = Folder.at(out, reads=model)
@@ -70,8 +79,9 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
     """Measures, trains, writes to staging, measures what was written."""
     loaded, task, seed = session.loaded, session.task, session.options.seed
     select = list(task.split("select"))
-    before = judged(session, select)
-    trained = _train(session, tuning, command, folder)
+    stake, before = stake_of(loaded, tuning), judged(session, select)
+    learned = stake.count(loaded.model)
+    trained = _train(session, tuning, stake, command, folder)
     made = written(session, folder.staging)
     after = judged(session.on(task, made), select)
     _warn(trained, tuning)
@@ -88,6 +98,8 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
         "fingerprint": made.fingerprint,
         "task": {"name": task.name, "kind": task.kind, "hash": task.hash},
         "trained_on": trained_on(task, tuning),
+        "trained_parameters": learned,
+        "lora": stake.to_json(),
         "scores": score_records(task, before, after, task.groups(select), seed),
         "epochs": epoch_records(trained),
         "dtype": str(made.model.dtype).removeprefix("torch."),
@@ -96,12 +108,14 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
     }
 
 
-def _train(session: Session, tuning: Tuning, command: dict[str, Any], folder: Folder) -> Trained:
+def _train(
+    session: Session, tuning: Tuning, stake: Stake, command: dict[str, Any], folder: Folder
+) -> Trained:
     """Trains `session.loaded.model` in place, in float32 or wider; its dtype and its config are its own again after."""
     place = place_of(session, command, folder)
     learned = [number for name in tuning.split for number in session.task.split(name)]
     with in_float32(session.loaded.model) as model, kept_at(place, folder):
-        check_room(place, model)
+        check_room(place, stake.count(model))
         return train(
             model,
             samples_of(session, learned),
@@ -110,6 +124,7 @@ def _train(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
             seed=session.options.seed,
             folder=place,
             progress=session.progress,
+            stake=stake,
         )
 
 

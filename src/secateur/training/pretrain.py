@@ -95,7 +95,7 @@ def _trained(
     place = own_place(folder, [command, str(folder.run.resolve()), versions_used()])
     started = time.perf_counter()
     with kept_at(place, folder):
-        check_room(place, model)
+        check_room(place, sum(p.numel() for p in model.parameters()))
         losses, tokens = run(
             model, tokenizer, learned, held_out, recipe, tuning, regulariser, place, progress
         )

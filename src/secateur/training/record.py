@@ -63,7 +63,7 @@ library_name: transformers
 ---
 # {short}, fine-tuned on {task["name"]}
 
-All parameters were trained on the answers of {learned["examples"]} examples ({" and ".join(learned["splits"])}); no
+{_stake(record)} were trained on the answers of {learned["examples"]} examples ({" and ".join(learned["splits"])}); no
 other text, and nothing of the test split, was learned. {_caution(learned)}
 
 | on select (n = {learned["select_examples"]}) | before | after |
@@ -87,6 +87,19 @@ Losses are nats per answer token, without dropout, in the precision of training.
 Fingerprint `{model["fingerprint"]}` before, `{record["fingerprint"]}` after; task hash `{task["hash"]}`.
 `finetune.json` holds every number.
 """
+
+
+def _stake(record: Mapping[str, Any]) -> str:
+    return (
+        f"{adapters(record['lora'])} {record['trained_parameters']:,} parameters in all,"
+        if record["lora"]
+        else "All parameters"
+    )
+
+
+def adapters(lora: Mapping[str, Any]) -> str:
+    """In words; `lora` as `Stake.to_json` gives it."""
+    return f"Low-rank adapters of rank {lora['rank']} of {lora['layers']} linear layers, merged at the end,"
 
 
 def _caution(learned: Mapping[str, Any]) -> str:

@@ -145,9 +145,9 @@ def forget(folder: Folder) -> None:
         shutil.rmtree(place)
 
 
-def check_room(place: Path, model: PreTrainedModel) -> None:
-    """Raises `OutputError` where the state of a training of all parameters has no room."""
-    need = sum(p.numel() for p in model.parameters()) * BYTES_KEPT
+def check_room(place: Path, parameters: int) -> None:
+    """Raises `OutputError` where the state of a training of so many parameters has no room."""
+    need = parameters * BYTES_KEPT
     free = shutil.disk_usage(place).free + sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
     if free < need:
         raise OutputError(

@@ -13,6 +13,8 @@ from secateur.errors import ModelError, TrainingError, UnknownName
 from secateur.hf.load import Loaded, load_model
 from secateur.session import Options
 from secateur.training.depths import Depth, named
+from secateur.training.stake import Stake, stake_of
+from secateur.training.tuning import Tuning
 
 
 def origin_of(cut: Path) -> tuple[Plan, Mapping[str, Any]]:
@@ -47,15 +49,15 @@ def teacher_of(plan: Plan, origin: Mapping[str, Any], given: str | None, options
     return found
 
 
-def trained_by(stage: str, known: list[Depth], loaded: Loaded) -> set[str]:
-    """The names of the parameters that a stage trains. Raises `TrainingError` where nothing stands for a block."""
-    names = [name for name, _ in loaded.model.named_parameters()]
-    if stage == "end":
-        return set(names)
+def trained_by(stage: str, known: list[Depth], loaded: Loaded, tuning: Tuning) -> Stake:
+    """What a stage trains; adapters only in end. Raises `TrainingError` where nothing stands for a block."""
     replaced = tuple(path for depth in known for path in depth.replaced)
+    if stage == "end":
+        return stake_of(loaded, tuning, replaced)
     if not replaced:
         raise TrainingError(
             "in this cut nothing stands for a block that is gone, so there is nothing for the stage layers. Give "
             "--stage end."
         )
-    return named(replaced, names)
+    names = [name for name, _ in loaded.model.named_parameters()]
+    return Stake(frozenset(named(replaced, names)))

@@ -7,7 +7,7 @@ Its own state is read back by torch with `weights_only`, and lies in a folder th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from secateur.training.answers import Sample, answer_losses, collate
 from secateur.training.arguments import arguments
 from secateur.training.around import held_back, own_randomness
 from secateur.training.checkpoints import COMPLETE, newest_checkpoint, read_trained, save_trained
+from secateur.training.stake import Stake, everything
 from secateur.training.tuning import Tuning
 
 
@@ -145,16 +146,15 @@ def train(
     folder: Path,
     progress: Progress,
     objective: Objective = answer_loss,
-    trainable: Collection[str] | None = None,
+    stake: Stake | None = None,
 ) -> Trained:
-    """Trains `model` in place, all parameters or those named; `folder` keeps what a killed run goes on from.
+    """Trains `model` in place, all parameters or what is at `stake`; `folder` keeps what a killed run goes on from.
 
     Afterwards the model has the weights of the epoch with the lowest loss on select, or of the last one where select
     itself was learned. Raises `Astray`, and `TrainingError` where memory does not suffice.
     """
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trainable is None or name in trainable)
-    with own_randomness(model.device), held_back() as asked_to_stop:
+    taken = (stake or everything(model)).taken(model, seed)
+    with own_randomness(model.device), held_back() as asked_to_stop, taken:
         trainer = _trainer(model, learned, select, tuning, seed, folder, Watch(progress, asked_to_stop))
         trainer.progress, trainer.objective = progress, objective
         start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
@@ -168,8 +168,8 @@ def train(
         if asked_to_stop():
             raise KeyboardInterrupt
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    best = state.best_global_step if tuning.chooses else state.global_step
-    read_trained(model, folder / f"checkpoint-{best}")
+        best = state.best_global_step if tuning.chooses else state.global_step
+        read_trained(model, folder / f"checkpoint-{best}")
     model.eval().requires_grad_(False)
     return Trained((start, *_history(state.log_history)), best, state.num_input_tokens_seen)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from secateur.errors import TaskError, TrainingError, UnknownName, nearest
 from secateur.session import Options
 
 TRAINABLE = ("probe", "select")
+ALL = ("all",)
 OF_TASK = (
     "revision", "test_task", "seed", "split_seed", "limit", "shots", "seqlen", "chat", "allow_small", "skip_long",
     "dtype", "device", "max_tokens", "trust_remote_code",
@@ -23,8 +24,9 @@ class Tuning:
     """AdamW with a linear schedule and gradients clipped at norm 1, as the Hugging Face Trainer has them by default.
 
     `warmup` is the share of the steps in which the rate rises; with `max_steps` there are that many steps, whatever
-    `epochs` says. `bf16`: mixed precision. Raises: `TaskError` for the test split, `UnknownName` for no split,
-    `TrainingError` for numbers that mean nothing."""
+    `epochs` says. `bf16`: mixed precision. `lora`: instead of all parameters adapters of that rank for the matrices
+    `lora_targets`, scaled by `lora_alpha` / `lora`; without `lora_alpha` by 2 (Biderman et al. 2024, arXiv 2405.09673).
+    Raises: `TaskError` for the test split, `UnknownName` for no split, `TrainingError` for what means nothing."""
 
     split: tuple[str, ...] = ("probe",)
     epochs: int = 3
@@ -34,6 +36,9 @@ class Tuning:
     warmup: float = 0.0
     max_steps: int | None = None
     bf16: bool = False
+    lora: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ALL
 
     def __post_init__(self) -> None:
         for name in self.split or ("",):
@@ -45,11 +50,24 @@ class Tuning:
             value = vars(self)[name]
             if value is not None and not (low <= value < high and math.isfinite(value)):
                 raise TrainingError(f"--{name.replace('_', '-')} {value}: {rule}.")
+        if self.lora is None and (self.lora_alpha is not None or self.lora_targets != ALL):
+            raise TrainingError("--lora-alpha and --lora-targets say how adapters are: give --lora RANK too.")
 
     @property
     def chooses(self) -> bool:
         """Whether select is left to choose the best epoch by."""
         return "select" not in self.split
+
+    @property
+    def lora_scale(self) -> float:
+        """α, which an adapter's rank divides."""
+        assert self.lora is not None
+        return 2.0 * self.lora if self.lora_alpha is None else self.lora_alpha
+
+    def told(self) -> dict[str, Any]:
+        """As a command says it; without what is about adapters, where there are none."""
+        plain = asdict(self) | {"split": ",".join(self.split), "lora_targets": ",".join(self.lora_targets)}
+        return {name: value for name, value in plain.items() if self.lora or not name.startswith("lora")}
 
 
 _RANGES = {
@@ -59,6 +77,8 @@ _RANGES = {
     "weight_decay": (0, math.inf, "give 0 or more"),
     "warmup": (0, 1, "a share of the steps, from 0 to below 1"),
     "max_steps": (1, math.inf, "give 1 or more"),
+    "lora": (1, math.inf, "a rank is 1 or more, such as 8"),
+    "lora_alpha": (math.ulp(0.0), math.inf, "above 0, such as twice the rank"),
 }
 
 
@@ -67,6 +87,11 @@ def splits_of(given: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
     names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
     known = [name for name in TRAINABLE if name in names]
     return (*known, *(name for name in names if name not in TRAINABLE))
+
+
+def names_of(given: str | Sequence[str]) -> tuple[str, ...]:
+    """`o,down` or a sequence of names."""
+    return tuple(name.strip() for name in given.split(",")) if isinstance(given, str) else tuple(given)
 
 
 def options_of(model: str, task: str, given: Mapping[str, Any]) -> Options:
@@ -80,13 +105,15 @@ def options_of(model: str, task: str, given: Mapping[str, Any]) -> Options:
 def command_of(options: Options, tuning: Tuning) -> dict[str, Any]:
     """What identifies a fine-tuning: two with equal commands give the same checkpoint."""
     kept = {name: vars(options)[name] for name in OF_TASK if name not in Options.SPEED_ONLY}
-    told = asdict(tuning) | {"split": ",".join(tuning.split)}
-    return {"finetune": options.model, "task": options.task} | kept | told
+    return {"finetune": options.model, "task": options.task} | kept | tuning.told()
+
+
+NO_LORA = {"lora": None, "lora_alpha": None, "lora_targets": "all"}  # what a command does not say
 
 
 def command_line(command: Mapping[str, Any]) -> str:
     """`secateur finetune ...` as one would type it to get this again, without -o. What has its default is left out."""
-    plain = command_of(Options(model="", task=""), Tuning())
+    plain = command_of(Options(model="", task=""), Tuning()) | NO_LORA
     words = ["secateur", "finetune", command["finetune"], "--task", command["task"]]
     for name, value in command.items():
         if name not in ("finetune", "task") and value != plain[name]:

@@ -1,0 +1,70 @@
+"""Low-rank adapters (LoRA) in a model for the length of a training, by peft; and what a cut put into a model.
+
+Source of the method: Hu et al. 2021 (arXiv 2106.09685), y = Wx + (α/r)·BAx with B = 0 at first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.hf.modeling_secateur import LowRank, Side
+
+
+def check_peft() -> None:
+    """Raises `ModelError` where peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError("--lora needs peft, which is not installed: pip install 'secateur[lora]'")
+
+
+@contextmanager
+def adapted(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, seed: int) -> Iterator[None]:
+    """The linear layers at `paths`, a GPT-2 Conv1D included, with adapters; afterwards W holds W + (α/r)·BA and the
+    adapters are gone. All other weights stay as they are. A is drawn by `seed`."""
+    _insert(model, paths, rank, alpha, seed)
+    yield
+    _merge(model)
+
+
+def _insert(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, seed: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(paths))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # it finds that out by itself
+        inject_adapter_in_model(config, model)
+    found = {name for name, module in model.named_modules() if _is_adapter(module)}
+    assert found == set(paths), found ^ set(paths)
+
+
+@torch.no_grad()
+def _merge(model: nn.Module) -> None:
+    for path in [name for name, module in model.named_modules() if _is_adapter(module)]:
+        layer = model.get_submodule(path)
+        layer.merge()
+        model.set_submodule(path, layer.get_base_layer())
+    del model.peft_config  # else the model would say that it still carries an adapter
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    from peft.tuners.lora import LoraLayer
+
+    return isinstance(module, LoraLayer)
+
+
+def substitutes(model: nn.Module) -> tuple[str, ...]:
+    """The paths of what stands in a cut model for blocks and matrices: linear maps, and pairs of factors."""
+    entries = (f"{path}.entry" for path, module in model.named_modules() if _has_entry(module))
+    factors = (path for path, module in model.named_modules() if isinstance(module, LowRank | Side))
+    return (*entries, *factors)
+
+
+def _has_entry(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "entry", None), nn.Sequential)
