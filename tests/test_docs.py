@@ -140,7 +140,7 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run of fine-tuning."""
     folder = tmp_path_factory.mktemp("docs") / "tuned"
-    return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260).out
+    return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260, lora=2).out
 
 
 def _trained(place: Path) -> dict[str, Any]:
@@ -171,7 +171,13 @@ def test_every_record_is_as_documented(
         "Components": probed["components"],
         "Finetuning": json.loads((tuned / "finetune.json").read_text(encoding="utf-8")),
         "Healing": secateur.heal(
-            shortened, "builtin:facts", tuned.parent / "healed", epochs=1, limit=260
+            shortened,
+            "builtin:facts",
+            tuned.parent / "healed",
+            lora=2,
+            epochs=1,
+            limit=260,
+            ledger=tuned.parent / "openings.sqlite",
         ).record,
         "Pretraining": _trained(tuned),
     }.items():
