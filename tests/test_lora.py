@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import signal
 
 import pytest
 import torch
-from folders import questions, save_model, write_rows
+from folders import questions, save_model, secateur, write_rows
 from safetensors.torch import load_file
 from test_finetune import drawn, same_weights, silent, stop_at
+from test_heal import heal
+from test_heal import place as made_place
 from zoo import tiny
 
 import secateur as package
@@ -20,6 +25,7 @@ from secateur.training.tuning import Tuning
 
 pytest.importorskip("peft")
 FAST = Tuning(epochs=2, lr=3e-2, lora=3)
+place = made_place  # the fixture
 HOW = {"epochs": 2, "lr": 3e-2, "allow_small": True, "lora": 3}
 
 
@@ -176,3 +182,81 @@ def test_without_peft_it_is_said_what_to_install(model, task, tmp_path, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'secateur\[lora\]'"):
         package.finetune(str(model), str(task), tmp_path / "out", **HOW)
+
+
+# ----------------------------------------------------------------------------------------------------------------- heal
+
+LLAMA = "model.layers"
+
+
+@pytest.mark.parametrize(
+    ("form", "whole"),
+    [
+        ("linear", f"{LLAMA}.2.entry."),
+        ("fold", f"{LLAMA}.1.mlp.down_proj."),
+        pytest.param("drop", f"{LLAMA}.0.", marks=pytest.mark.slow),
+    ],
+)
+def test_healing_trains_what_stands_for_blocks_whole_and_adapters_beside(form, whole, place, tmp_path):
+    how = {"lora": 2, "lora_targets": "o,down", "split": "probe,select", "epochs": 1, "lr": 1e-2}
+    found = heal(place, form, tmp_path / "out", **how)
+    before, after = weights(place / form), weights(tmp_path / "out")
+    matrices = {
+        f"{LLAMA}.{n}.{part}.weight" for n in range(3) for part in ("self_attn.o_proj", "mlp.down_proj")
+    }
+    replaced = {name for name in before if name.startswith(whole)}
+    assert changed(before, after) == matrices | replaced
+    layers, end = found.record["stages"]
+    assert layers["lora"] is None
+    assert end["lora"] == {"rank": 2, "alpha": 4.0, "layers": len(matrices - replaced)}
+    assert end["trained_parameters"] == sum(before[n].numel() for n in replaced) + sum(
+        2 * sum(before[n].shape) for n in matrices - replaced
+    )
+    assert "--lora 2 --lora-targets o,down" in found.record["command"]
+
+
+@pytest.mark.slow
+def test_killed_while_healing_it_ends_as_if_it_never_was(place, tmp_path):
+    heal(place, "linear", tmp_path / "whole", lr=1e-2, lora=2)
+    trainings = []
+
+    def die_in_the_second_epoch_of_end(stage, done, total):
+        if stage == "train" and done == 0:
+            trainings.append(stage)
+        if stage == "train" and len(trainings) == 2 and done == total - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        heal(place, "linear", tmp_path / "out", lr=1e-2, lora=2, progress=die_in_the_second_epoch_of_end)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    steps = []
+    heal(place, "linear", tmp_path / "out", lr=1e-2, lora=2, progress=lambda *said: steps.append(said))
+    assert min(done for name, done, _ in steps if name == "train") > 0, "it began anew"
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert one.keys() == other.keys()
+    assert not changed(one, other)
+
+
+def test_adapters_are_refused_where_none_would_be_trained(place, tmp_path):
+    with pytest.raises(TrainingError, match="for the stage end"):
+        heal(place, "linear", tmp_path / "out", stage="layers", lora=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_has_adapters(place, tmp_path):
+    words = (
+        "heal",
+        place / "fold",
+        "--task",
+        f"text:{place / 'book.txt'}",
+        "-o",
+        tmp_path / "out",
+        "--allow-small",
+    )
+    more = ("--stage", "end", "--max-steps", 1, "--lora", 2, "--lora-alpha", 3, "--seqlen", 16, "--json")
+    ran = secateur(*words, *more)
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(ran.stdout)["stages"][0]["lora"] == {"rank": 2, "alpha": 3.0, "layers": 20}

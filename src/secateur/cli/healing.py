@@ -34,6 +34,9 @@ from secateur.cli.training import (
     Decay,
     Epochs,
     Learned,
+    Lora,
+    LoraAlpha,
+    LoraTargets,
     MaxSteps,
     PerStep,
     Rate,
@@ -76,6 +79,9 @@ def heal(
     warmup: Warmup = 0.0,
     max_steps: MaxSteps = None,
     bf16: Bf16 = False,
+    lora: Lora = None,
+    lora_alpha: LoraAlpha = None,
+    lora_targets: LoraTargets = "all",
     test_task: TestTask = None,
     seed: TrainSeed = 0,
     split_seed: SplitSeed = 0,
@@ -110,9 +116,10 @@ def heal(
         healed = teach(
             cut, task, out, teacher=teacher, stage=stage, temperature=temperature, hidden=hidden, side=side or (),
             ledger=ledger, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
-            warmup=warmup, max_steps=max_steps, bf16=bf16, test_task=test_task, seed=seed, split_seed=split_seed,
-            limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
-            dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
+            warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha,
+            lora_targets=lora_targets, test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots,
+            seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, dtype=dtype,
+            device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json(healed.record | {"out": str(healed.out), "already": healed.already})

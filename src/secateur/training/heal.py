@@ -48,7 +48,7 @@ from secateur.training.state import (
 )
 from secateur.training.teacher import origin_of, teacher_of, trained_by
 from secateur.training.trainer import train
-from secateur.training.tuning import Tuning, options_of, splits_of
+from secateur.training.tuning import Tuning, names_of, options_of, splits_of
 
 LOG = logging.getLogger("secateur")
 
@@ -74,6 +74,9 @@ def heal(
     warmup: float = 0.0,
     max_steps: int | None = None,
     bf16: bool = False,
+    lora: int | None = None,
+    lora_alpha: float | None = None,
+    lora_targets: str | Sequence[str] = "all",
     **options: Any,
 ) -> Tuned:
     """Distill into `cut`, a folder that `prune` or `apply` wrote, what its original computes on `task`.
@@ -81,10 +84,14 @@ def heal(
     `teacher` is that original, by default where its plan.json says; both give the same fingerprint or it is refused.
     `epochs` and `max_steps` are those of each stage; one that does not lower the loss on select leaves the weights as
     they were. `side` are tasks to watch. With a `ledger` the healed model is compared to the original on test, once,
-    and that file notes the opening. Otherwise as `finetune`: splits, resuming, precision, options.
+    and that file notes the opening. `lora` is for the stage end, where what stands for blocks is trained whole beside
+    the adapters. Otherwise as `finetune`: splits, resuming, precision, options.
     Raises any `SecateurError`; then `out` is untouched.
     """
-    tuning = Tuning(splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16)
+    adapters = (lora, lora_alpha, names_of(lora_targets))
+    tuning = Tuning(
+        splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16, *adapters
+    )
     healing = Healing(stage, temperature, hidden, tuple(side), None if ledger is None else str(ledger))
     chosen = replace(options_of(str(cut), task, options), side=healing.side)
     command = heal_command(chosen, tuning, healing, teacher)
@@ -160,7 +167,8 @@ def _stage(
     learned = [number for name in tuning.split for number in session.task.split(name)]
     started, start = time.perf_counter(), _copies(session.loaded, stake.changed)
     with in_float32(session.loaded.model) as model, kept_at(place, folder):
-        check_room(place.parent, stake.count(model))
+        learning = stake.count(model)
+        check_room(place.parent, learning)
         trained = train(
             model,
             samples_of(session, learned),
@@ -176,8 +184,9 @@ def _stage(
     if tuning.chooses and losses[trained.best] >= losses[0]:
         session.loaded.model.load_state_dict(start, strict=False)
         trained = replace(trained, best=0)
-    count = stake.count(session.loaded.model)
-    return stage_record(stage, trained, count, len(watched), time.perf_counter() - started)
+    return stage_record(
+        stage, trained, learning, stake.to_json(), len(watched), time.perf_counter() - started
+    )
 
 
 def _copies(loaded: Loaded, names: Collection[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.session import Options
-from secateur.training.tuning import Tuning, command_of
+from secateur.training.tuning import NO_LORA, Tuning, command_of
 
 STAGES = {"layers": ("layers",), "end": ("end",), "both": ("layers", "end")}
 
@@ -38,15 +38,21 @@ class Healing:
 
 
 def heal_command(options: Options, tuning: Tuning, healing: Healing, teacher: str | None) -> dict[str, Any]:
-    """What identifies a healing: two with equal commands give the same checkpoint and the same record."""
+    """What identifies a healing: two with equal commands give the same checkpoint and the same record.
+
+    Raises `TrainingError` for adapters in a stage that has none."""
     plain = command_of(options, tuning)
     cut = plain.pop("finetune")
+    if tuning.lora is not None and healing.stage == "layers":
+        raise TrainingError(
+            "--lora is for the stage end: what stands for blocks is always trained whole. Leave it out."
+        )
     return json.loads(json.dumps({"heal": cut, "teacher": teacher} | asdict(healing) | plain))
 
 
 def command_line(command: Mapping[str, Any]) -> str:
     """`secateur heal ...` as one would type it to get this again, without -o. What has its default is left out."""
-    plain = heal_command(Options(model="", task=""), Tuning(lr=1e-4), Healing(), None)
+    plain = heal_command(Options(model="", task=""), Tuning(lr=1e-4), Healing(), None) | NO_LORA
     words = ["secateur", "heal", command["heal"], "--task", command["task"]]
     for name, value in command.items():
         if name not in ("heal", "task") and value != plain[name]:

@@ -44,12 +44,18 @@ def heal_record(
 
 
 def stage_record(
-    stage: str, trained: Trained, parameters: int, depths: int, seconds: float
+    stage: str,
+    trained: Trained,
+    parameters: int,
+    lora: Mapping[str, Any] | None,
+    depths: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """One stage: what was trained, at how many depths streams were compared, what it took, and epoch by epoch."""
     return {
         "stage": stage,
         "trained_parameters": parameters,
+        "lora": lora,
         "depths": depths,
         "tokens": trained.tokens,
         "seconds": seconds,
