@@ -14,6 +14,7 @@ from secateur.checkpoint.folder import write_json, writing
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import Form, save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
+from secateur.core.comparison import ALPHA
 from secateur.core.noninferiority import NOT_WORSE, bound_text
 from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.gains.record import gains
@@ -159,14 +160,14 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     before, after, difference = (
         verdict[which]["value"] * scale for which in ("before", "after", "difference")
     )
-    metric, n = verdict["metric"].replace("_", " "), verdict["n"]
+    metric, n = verdict["metric"].replace("_", " "), f"{verdict['n']} test examples{_each_of(verdict)}"
     if not verdict["cut"]:
         search = verdict["search"]
         free = search.get("protocol", search["method"]) in ("laser", "search", "threshold", "paper")
         why = "No cut did better" if free else "Nothing could go within the bound"
         return (
             f"{why} on the selection split, so the model is unchanged: {metric} {before:{digits}}{unit} "
-            f"on {n} test examples."
+            f"on {n}."
         )
     low, high = (end * scale for end in verdict["difference"]["ci"])
     p = verdict["p_value"]
@@ -177,10 +178,29 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     fine = verdict["verdict"] == "improves" or verdict["verdict"].startswith(NOT_WORSE)
     kept = "" if fine else " The checkpoint holds the cut model all the same."
     return (
-        f"On {n} test examples that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
+        f"On {n} that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
         f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
-        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{kept}"
+        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{_task_by_task(verdict)}{kept}"
     )
+
+
+def _each_of(verdict: Mapping[str, Any]) -> str:
+    """`, as many of facts as of recall,` where there are several tasks."""
+    names = [row["name"] for row in verdict["tasks"]]
+    return f", as many of {' as of '.join(names)}," if names else ""
+
+
+def _task_by_task(verdict: Mapping[str, Any]) -> str:
+    """Which of several tasks got better and which worse, on all of their own test examples."""
+    if not verdict["tasks"]:
+        return ""
+    told = []
+    for row in verdict["tasks"]:
+        scale, unit, digits = (100, " %", ".1f") if row["unit"] == "share" else (1, "", ".3f")
+        was, now = (f"{row[which]['value'] * scale:{digits}}" for which in ("before", "after"))
+        shown = "no difference shown" if row["p_value"] >= ALPHA else "better" if row["gained"] else "worse"
+        told.append(f"{row['name']} {was} → {now}{unit} ({shown})")
+    return f" Task by task: {', '.join(told)}."
 
 
 def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, staging: Path) -> None:

@@ -128,15 +128,20 @@ def finite_values(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray
     return values
 
 
-def verdict_word(p_value: float, gained: bool, guard_fired: bool, not_worse: str | None = None) -> str:
+def verdict_word(
+    p_value: float, gained: bool, guard_fired: bool, not_worse: str | None = None, harmed: bool = False
+) -> str:
     """`improves` takes p < .05 in the right direction and a guard that did not fire; `worse` p < .05 in the
     wrong one. `not_worse` is the word for a loss within a margin where that was shown: it goes before `worse`,
-    since a loss may be significant and still be within it, and after `improves`, which says more.
+    since a loss may be significant and still be within it, and after `improves`, which says more. `harmed`: of several
+    tasks one got worse beyond any margin; whatever their mean does, that is worse.
 
     "No gain" contains "worse by more than the margin", so testing both, each at its level, needs no correction for
     being two: closed testing (Marcus, Peritz, Gabriel 1976; Morikawa, Yoshida 1995, J. Biopharm. Stat. 5:297).
     """
     significant = p_value < ALPHA
+    if harmed:
+        return "worse"
     if significant and gained and not guard_fired:
         return "improves"
     if not_worse:

@@ -2,20 +2,21 @@
 
 What decides: the objective's metric on `test`, original against what was written to disk and read back. Everything
 else (log-loss, trivial alternatives, side effects) stands beside the word, it does not make it, except that a fired
-constant-predictor guard takes `improves` away, and `not worse by more than M` unless the original was as hollow.
+constant-predictor guard takes `improves` away, and `not worse by more than M` unless the original was as hollow; and
+that several tasks are judged one by one, where harm to one of them decides (`members.py`).
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from secateur.core.comparison import compare, verdict_word
-from secateur.core.guard import ConstantPredictor, constant_predictor
+from secateur.core.guard import ConstantPredictor
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, non_inferiority
 from secateur.core.plan import Plan
@@ -23,7 +24,16 @@ from secateur.core.score import METRICS, Metric
 from secateur.core.stats import exponential, holm
 from secateur.judge.evaluator import Judge
 from secateur.tasks.example import Task
-from secateur.verify.witness import Side, Witness, gold_labels, opening
+from secateur.tasks.joint import alone
+from secateur.verify.members import (
+    beyond_margin,
+    constant_guards,
+    harm_guards,
+    harmed,
+    member_rows,
+    secondary,
+)
+from secateur.verify.witness import Side, Witness, opening
 
 VERDICT_VERSION = 1
 
@@ -49,14 +59,16 @@ def decide(
     examples = judge.task.split("test")
     groups = judge.task.groups(examples)
     primary = compare(metric, before.test, after.test, groups, seed=seed)
-    p_adjusted, openings = _adjusted(ledger, opening(judge.task), scope, plan, primary.p_value)
-    bounded = None
-    if margin is not None and plan.edits:
+    p_adjusted, openings = _adjusted(ledger, judge.task, scope, plan, primary.p_value)
+    margin, bounded = margin if plan.edits else None, None
+    if margin is not None:
         bounded = non_inferiority(
             metric, before.test, after.test, groups, margin=margin, openings=openings, seed=seed
         )
-    constant = _constant_guard(judge, before, after, plan)
-    word = _word(p_adjusted, primary.gained, constant, bounded)
+    members = member_rows(judge, before, after, metric, margin=margin, openings=openings, seed=seed)
+    _count_members(ledger, judge.task, scope, plan, members)
+    constants = constant_guards(judge, before, after) if plan.edits else {"": None}
+    word = _word(p_adjusted, primary.gained, list(constants.values()), bounded, members)
     return {
         "version": VERDICT_VERSION,
         "verdict": word,
@@ -70,55 +82,58 @@ def decide(
         "p_value_unadjusted": primary.p_value,
         "openings": openings,
         "non_inferiority": None if bounded is None else bounded.to_json(),
-        "secondary": [
-            {"metric": other.name, "unit": other.unit, "higher_is_better": other.higher_is_better}
-            | compare(other, before.test, after.test, groups, seed=seed).to_json()
-            for other in _secondary(judge.task, metric)
+        "secondary": secondary(judge.task.kinds, metric, before.test, after.test, groups, seed),
+        "tasks": members,
+        "guards": [
+            *harm_guards(members),
+            *(_constant_record(plan, name, found) for name, found in constants.items()),
+            *_loss_guard(before, after, groups, metric, seed),
         ],
-        "guards": [_constant_record(plan, constant), *_loss_guard(before, after, groups, metric, seed)],
         "side_effects": _side_effects(before, after, sides, seed),
     }
 
 
-def _secondary(task: Task, primary: Metric) -> list[Metric]:
-    names = {
-        "text": [],
-        "choice": ["accuracy", "accuracy_norm", "loss"],
-        "generation": ["accuracy", "loss", "top5", "top10"],
-    }
-    return [METRICS[name] for name in names[task.kind] if name != primary.name]
+def _adjusted(ledger: Ledger, task: Task, scope: str, plan: Plan, p_value: float) -> tuple[float, int]:
+    """Holm's correction over every plan this ledger has opened this test split for, this one included; of a joint task
+    also those that it opened the test split of a member for."""
+    _count(ledger, task, scope, plan, p_value)
+    splits = [*(alone(task, member) for member in task.members), task]
+    known = {(o.scope, o.plan): o.p_value for split in splits for o in ledger.openings(opening(split))}
+    mine = list(known).index((scope, plan))
+    return holm(list(known.values()))[mine], len(known)
 
 
-def _adjusted(ledger: Ledger, split: str, scope: str, plan: Plan, p_value: float) -> tuple[float, int]:
-    """Holm's correction over every plan this ledger has opened this test split for, this one included."""
+def _count(ledger: Ledger, task: Task, scope: str, plan: Plan, p_value: float) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    ledger.record_opening(split, scope, plan, p_value, now)
-    known = ledger.openings(split)
-    mine = next(i for i, o in enumerate(known) if o.scope == scope and o.plan == plan)
-    return holm([o.p_value for o in known])[mine], len(known)
+    ledger.record_opening(opening(task), scope, plan, p_value, now)
+
+
+def _count_members(
+    ledger: Ledger, task: Task, scope: str, plan: Plan, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """A joint verdict is a look at the test split of each member."""
+    for member, row in zip(task.members, rows, strict=True):
+        _count(ledger, alone(task, member), scope, plan, row["p_value_unadjusted"])
 
 
 def _word(
-    p_value: float, gained: bool, constant: ConstantPredictor | None, bounded: NonInferiority | None
+    p_value: float,
+    gained: bool,
+    constants: Sequence[ConstantPredictor | None],
+    bounded: NonInferiority | None,
+    members: Sequence[Mapping[str, Any]],
 ) -> str:
-    fired, hollow = (False, False) if constant is None else (constant.fired, constant.hollow)
+    hollow = any(found.hollow for found in constants if found is not None)
+    fired = any(found.fired for found in constants if found is not None) or any(map(harmed, members))
     not_worse = bounded.word if bounded is not None and bounded.shown and not hollow else None
-    return verdict_word(p_value, gained, fired, not_worse)
+    return verdict_word(p_value, gained, fired, not_worse, any(map(beyond_margin, members)))
 
 
-def _constant_guard(judge: Judge, before: Witness, after: Witness, plan: Plan) -> ConstantPredictor | None:
-    """None where there is nothing to guard: text, or nothing cut."""
-    if judge.task.kind == "text" or not plan.edits:
-        return None
-    examples = judge.task.split("test")
-    gold = gold_labels(judge, examples)
-    return constant_predictor(gold, before.labels, after.labels, judge.task.groups(examples))
-
-
-def _constant_record(plan: Plan, found: ConstantPredictor | None) -> dict[str, Any]:
+def _constant_record(plan: Plan, task: str, found: ConstantPredictor | None) -> dict[str, Any]:
+    """`task` is "" for a task by itself."""
     why_not = "not applicable to text" if plan.edits else "nothing was cut"
     record = {"fired": False, "detail": why_not} if found is None else found.to_json()
-    return {"name": "constant predictor", **record}
+    return {"name": f"constant predictor on {task}" if task else "constant predictor", **record}
 
 
 def _loss_guard(
@@ -143,7 +158,7 @@ def _side_effects(before: Witness, after: Witness, sides: Sequence[Side], seed: 
             side_metric, before.sides[number], after.sides[number], side.task.groups(everything), seed=seed
         )
         effects.append(_named(side, side_metric, paired.to_json(), len(side.task.examples)))
-        if side.continuations:
+        if side.continuations and before.generated[number]:  # none where chunks are too short to go on from
             effects.append(_agreement(side, before.generated[number], after.generated[number]))
     return effects
 

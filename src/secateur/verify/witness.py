@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from secateur.core.plan import Plan
 from secateur.judge.evaluator import Judge
 from secateur.judge.generate import greedy
 from secateur.tasks.example import Task
+from secateur.tasks.joint import whole_test
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,14 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
+class Told:
+    """OUTCOME rows, and what was answered on each example as text."""
+
+    outcomes: np.ndarray
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Witness:
     """Everything measured on one of the two models: what `compare` needs when the other is no longer in memory."""
 
@@ -34,6 +43,7 @@ class Witness:
     sides: tuple[np.ndarray, ...]  # OUTCOME rows per side
     generated: tuple[list[list[int]], ...]  # greedy continuations per side that asks for them
     labels: tuple[str, ...]  # what was answered on each test example, as text
+    members: tuple[Told, ...] = ()  # of a joint task: each member on all of its own test split
 
 
 def opening(task: Task) -> str:
@@ -44,32 +54,50 @@ def opening(task: Task) -> str:
 def witness(judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side]) -> Witness:
     """Measure the model that `judge` holds, as it is, on test and on all sides."""
     plan = Plan(judge.loaded.fingerprint)
-    test = judge([plan], judge.task.split("test"), "verify")[plan]
+    asked = [judge.task.split("test"), *(whole_test(judge.task, member) for member in judge.task.members)]
+    test, *members = _told(judge, plan, asked)
     outcomes, generated = [], []
     for side, side_judge in zip(sides, side_judges, strict=True):
         everything = range(len(side.task.examples))
         outcomes.append(side_judge([plan], everything, "side effects")[plan])
         generated.append(_continuations(side_judge) if side.continuations else [])
-    return Witness(test, tuple(outcomes), tuple(generated), answer_labels(judge, test))
+    return Witness(test.outcomes, tuple(outcomes), tuple(generated), test.labels, tuple(members))
+
+
+def _told(judge: Judge, plan: Plan, asked: Sequence[Sequence[int]]) -> list[Told]:
+    """What was said on each of several sets of examples, which may overlap: none is run twice."""
+    every = list(dict.fromkeys(example for examples in asked for example in examples))
+    place = {example: number for number, example in enumerate(every)}
+    judged = judge([plan], every, "verify")[plan]
+    rows = [judged[[place[example] for example in examples]] for examples in asked]
+    return [Told(some, answer_labels(judge, some)) for some in rows]
 
 
 def answer_labels(judge: Judge, outcomes: np.ndarray) -> tuple[str, ...]:
     """What was answered, as text: the chosen choice, or the first greedy token; empty for text."""
-    if judge.task.kind == "text":
-        return ("",) * len(outcomes)
-    if judge.task.kind == "choice":
-        pairs = zip(outcomes["example"], outcomes["predicted"], strict=True)
-        return tuple(judge.task.examples[e].choices[p] for e, p in pairs)
-    return tuple(judge.loaded.tokenizer.decode([p]) for p in outcomes["predicted"].tolist())
+    pairs = zip(outcomes["example"].tolist(), outcomes["predicted"].tolist(), strict=True)
+    return tuple(_said(judge, example, predicted) for example, predicted in pairs)
+
+
+def _said(judge: Judge, example: int, predicted: int) -> str:
+    kind = judge.task.member(example).kind
+    if kind == "text":
+        return ""
+    if kind == "choice":
+        return judge.task.examples[example].choices[predicted]
+    return judge.loaded.tokenizer.decode([predicted])
 
 
 def gold_labels(judge: Judge, examples: Sequence[int]) -> tuple[str, ...]:
     """The right answers in the same terms as `answer_labels`."""
-    if judge.task.kind == "choice":
-        asked = judge.task.of(examples)
-        return tuple(example.choices[example.gold] for example in asked)
-    golds = (judge.encoded[e].pairs[0][1][0] for e in examples)
-    return tuple(judge.loaded.tokenizer.decode([token]) for token in golds)
+    return tuple(_right(judge, example) for example in examples)
+
+
+def _right(judge: Judge, number: int) -> str:
+    example = judge.task.examples[number]
+    if judge.task.member(number).kind == "choice":
+        return example.choices[example.gold]
+    return judge.loaded.tokenizer.decode([judge.encoded[number].pairs[0][1][0]])
 
 
 GENERATED_TOKENS = 24
@@ -91,11 +119,11 @@ def paraphrase_task(task: Task, split: str) -> Task | None:
     """The other phrasings of a split's questions as a task of their own, or None where there are none."""
     asked = [task.examples[i] for i in task.split(split)]
     rows = [
-        type(e)(f"{e.id}#{n}", text, e.answer, e.choices, group=e.group, meta=e.meta)
+        type(e)(f"{e.id}#{n}", text, e.answer, e.choices, group=e.group, meta=e.meta, task=e.task)
         for e in asked
         for n, text in enumerate(e.paraphrases)
     ]
     if not rows:
         return None
     splits = {"probe": (), "select": (), "test": tuple(range(len(rows)))}
-    return Task(f"{task.name} (paraphrases)", task.kind, tuple(rows), splits, task.max_new_tokens)
+    return replace(task, name=f"{task.name} (paraphrases)", examples=tuple(rows), splits=splits)
