@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "gains": {"errors", "core", "hf"},
     "records": {"errors", "core", "tasks"},
     "verify": {"errors", "core", "tasks", "judge"},
-    "session": {"errors", "core", "hf", "tasks", "judge", "search"},
+    "session": {"errors", "core", "hf", "surgery", "tasks", "judge", "search"},
 }
 MAY_IMPORT["records"] |= {"__init__"}  # for the version
 MAY_IMPORT["sides"] = {"session", "tasks", "verify"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from secateur.checkpoint.plans import read_plan
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
+from secateur.errors import OutputError
 from secateur.judge.workers import Hire
 from secateur.methods import components, depth, directions, laser
 from secateur.methods.found import Found
 from secateur.proof import cut_and_verify, form_of
-from secateur.session import Options, Session, digest, open_session
+from secateur.session import Options, Session, digest, open_session, read_model, read_task, session_on
 from secateur.sides import side_effects
+from secateur.tasks.joint import distinct
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,13 @@ def prune(
     overwrite: bool = False,
     progress: Progress = silent,
     workers: Hire | None = None,
+    session: Session | None = None,
 ) -> Result:
     """Find what `options.model` does not need for `options.task`, cut it, prove it, write it to `out`.
 
     Killed at any moment and called again it goes on where it was and ends with the same plan; `workers` judge in the
-    place of this process. Raises any `SecateurError`; then `out` is untouched.
+    place of this process; `session` is for these options, where there is one already. Raises any `SecateurError`; then
+    `out` is untouched.
     """
     folder = Folder.at(out, reads=options.model)
     with folder.claimed():
@@ -71,7 +76,7 @@ def prune(
             return read_result(folder.out, already=True)
         journal_file = Path(ledger) if ledger is not None else folder.ledger
         check_ledger(journal_file)
-        session = open_session(options, None, progress)
+        session = session or open_session(options, None, progress)
         check(session)
         hired = nullcontext() if workers is None else workers(session.loaded)
         with Ledger.open(journal_file) as journal, hired as hands:
@@ -88,6 +93,55 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
     journal.finish_run(run, verdict["verdict"])
     folder.publish()
     return Result(folder.out, verdict, found.plan)
+
+
+def prune_each(
+    options: Options,
+    out: str | Path,
+    *,
+    ledger: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    workers: Hire | None = None,
+) -> list[Result]:
+    """One plan for each of `options.tasks`: what as many calls of `prune` write to OUT/NAME, of a model that is read
+    once and whose matrices are decomposed once.
+
+    All tasks are read and checked before the first search. Each run has its own state, so that the same call goes on
+    with the one that was killed. Raises any `SecateurError`; what was finished before stays.
+    """
+    if (Path(out) / "plan.json").exists():
+        raise OutputError(f"{out} is a checkpoint; --each makes a folder of several. Give another -o.")
+    places = [Path(out) / name for name in distinct([*map(folder_name, options.tasks)], "{}-{}")]
+    runs = [
+        (replace(options, task=task, more_tasks=()), place)
+        for task, place in zip(options.tasks, places, strict=True)
+    ]
+    ready = _sessions([run for run in runs if not _is_there(*run, overwrite)], progress)
+    how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+    return [prune(own, place, session=ready.get(place), **how) for own, place in runs]
+
+
+def folder_name(spec: str) -> str:
+    """What a task is called among folders: `facts` of `builtin:facts`, `q` of `data/q.jsonl`."""
+    return re.sub(r"[^\w.-]+", "-", Path(spec.rpartition(":")[2]).stem).strip(".-") or "task"
+
+
+def _is_there(options: Options, place: Path, overwrite: bool) -> bool:
+    return Folder.at(place, reads=options.model).finished(options.command(), overwrite=overwrite)
+
+
+def _sessions(runs: Sequence[tuple[Options, Path]], progress: Progress) -> dict[Path, Session]:
+    """Sessions on one model, all checked; none where there is nothing to do."""
+    if not runs:
+        return {}
+    loaded, spectra, ready = read_model(runs[0][0]), None, {}
+    for options, place in runs:
+        session = session_on(options, loaded, read_task(options, loaded), None, progress)
+        spectra = spectra or session.judge().spectra
+        ready[place] = replace(session, spectra=spectra)
+        check(ready[place])
+    return ready
 
 
 def check_ledger(path: Path) -> None:

@@ -25,6 +25,7 @@ from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Limits, Workers
 from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS, Objective
+from secateur.surgery.mask import Spectra
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import Task
 from secateur.tasks.joint import check_apart, interleaved, joint
@@ -195,6 +196,7 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     encodings: dict[str, tuple[Task, dict[int, Encoded]]] = field(default_factory=dict)  # by task hash
     workers: Workers | None = None  # who hold the same model and judge in the place of this process
+    spectra: Spectra | None = None  # of the model, where they outlive one judge
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -228,7 +230,7 @@ class Session:
     def judge(self, **changes: Any) -> Judge:
         limits = Limits(max_tokens=self.options.max_tokens)
         kept = {"limits": limits, "ledger": self.ledger, "scope": self.scope, "progress": self.progress}
-        kept["workers"] = self.workers
+        kept |= {"workers": self.workers, "spectra": self.spectra}
         return Judge(self.loaded, self.task, self.encoded, **(kept | changes))
 
     @property
@@ -255,8 +257,8 @@ class Session:
             if task.hash not in self.encodings:  # once, so that what does not fit is also said only once
                 self.encodings[task.hash] = _encode(task, loaded, self.options)
             task, encoded = self.encodings[task.hash]
-        workers = self.workers if loaded is self.loaded else None
-        return replace(self, task=task, encoded=encoded, loaded=loaded, workers=workers)
+        of_model = {} if loaded is self.loaded else {"workers": None, "spectra": None}
+        return replace(self, task=task, encoded=encoded, loaded=loaded, **of_model)
 
 
 def open_session(options: Options, ledger: Ledger | None, progress: Progress = silent) -> Session:

@@ -38,7 +38,8 @@ class Judge:
     """`judge(plans, examples)` gives OUTCOME rows per plan, from the ledger where they are known already.
 
     With `workers` they compute what is missing. With `keeps` the activations of the last shard stay from one call of
-    `compute` to the next: for whoever is asked in small portions.
+    `compute` to the next: for whoever is asked in small portions. `spectra` are those of the same model that another
+    judge has.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Judge:
         progress: Progress = silent,
         workers: Workers | None = None,
         keeps: bool = False,
+        spectra: Spectra | None = None,
     ) -> None:
         self.loaded, self.task, self.encoded = loaded, task, encoded
         self.progress, self.ban = progress, tuple(ban)
@@ -62,7 +64,7 @@ class Judge:
         self._limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        self.spectra = Spectra(max(32 * MEBI, model_bytes // 10))
+        self.spectra = Spectra(max(32 * MEBI, model_bytes // 10)) if spectra is None else spectra
         on_cpu = self._forward.device.type == "cpu"
         tokens = self._limits.max_tokens or (768 if on_cpu else 32768)
         logit_bytes = self._limits.logit_bytes or (

@@ -7,9 +7,9 @@ is the mean over tasks, and nothing that searches need know of it. Knows no mode
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 
 from secateur.errors import TaskError
 from secateur.tasks.example import SPLITS, Example, Member, Task
@@ -26,7 +26,7 @@ def joint(tasks: Sequence[Task], seed: int) -> Task:
     tasks, so a beginning of one is balanced too. `whole_test` has all test examples of a member, drawn or not.
     The kind is that of all members, or "mixed".
     """
-    names = unique_names([task.name for task in tasks])
+    names = distinct([task.name for task in tasks])
     sizes = {split: min(len(task.split(split)) for task in tasks) for split in SPLITS}
     drawn = [{split: _drawn(task, split, sizes[split], seed) for split in SPLITS} for task in tasks]
     kept = [
@@ -83,7 +83,7 @@ def in_turn(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
 def check_apart(tasks: Sequence[Task]) -> None:
     """What one task chooses by must not be what another is tested on. Raises `TaskError`."""
     seen: dict[object, tuple[str, str, str]] = {}
-    for task, name in zip(tasks, unique_names([task.name for task in tasks]), strict=True):
+    for task, name in zip(tasks, distinct([task.name for task in tasks]), strict=True):
         for split in SPLITS:
             for example in task.of(task.split(split)):
                 where = seen.setdefault(asked_for(example), (name, split, example.id))
@@ -95,13 +95,12 @@ def check_apart(tasks: Sequence[Task]) -> None:
                     )
 
 
-def unique_names(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str], form: str = "{} ({})") -> list[str]:
     """The same names, the second of two that are alike called `name (2)`."""
-    count: Counter[str] = Counter()
-    told = []
+    told: list[str] = []
     for name in names:
-        count[name] += 1
-        told.append(name if count[name] == 1 else f"{name} ({count[name]})")
+        tries = chain([name], (form.format(name, number) for number in count(2)))
+        told.append(next(one for one in tries if one not in told))
     return told
 
 
