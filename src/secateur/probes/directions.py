@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from secateur.core.plan import Plan
@@ -23,6 +23,7 @@ from secateur.hf.matrices import Matrix
 from secateur.judge.rows import Batch, Packing, with_room
 from secateur.linalg.directions import Directions, directions, pieces
 from secateur.linalg.moments import Moments
+from secateur.probes.streams import real_tokens
 from secateur.probes.taps import read_taps
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import resolve
@@ -194,7 +195,7 @@ class _Probe:
                     one.add(x - inputs[path].near, one.matrix.of_output(g))
 
         for batch in self._batches:
-            real = self._real(batch).to(self.loaded.device)
+            real = real_tokens(batch, self.answers).to(self.loaded.device)
 
             def entered(path: str, first: str, x: Tensor, real: Tensor = real) -> None:
                 if path not in inputs:
@@ -206,11 +207,6 @@ class _Probe:
             self._done += 1
             self._progress("directions", self._done, self._total)
         return inputs
-
-    def _real(self, batch: Batch) -> Bool[Tensor, "rows length"]:
-        """Where there is a token and no padding."""
-        lengths = torch.tensor([self.answers[e].longest - 1 for e in batch.row_example.tolist()])
-        return torch.arange(batch.tokens.shape[1]) < lengths[:, None]
 
 
 class _Sums:

@@ -7,15 +7,17 @@ adds to its output from now on, be there a bias to hold it or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.core.plan import Linearize, Plan, RemoveDirections, Truncate
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Edit, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
@@ -262,13 +264,18 @@ def entry_path(before: int | None, anatomy: Anatomy) -> str:
     return path
 
 
-def _check_map(edit: Linearize, anatomy: Anatomy) -> None:
-    arrays, width = edit.fitted.arrays, anatomy.d_model
-    if arrays is None:
+def _arrays(edit: Edit, fitted: Fitted) -> Mapping[str, np.ndarray]:
+    """What an edit is fitted with. Raises `PlanError` where only its name was read."""
+    if fitted.arrays is None:
         raise PlanError(
-            f"{edit}: its fitted tensors ({edit.fitted.digest}) are not there. Read the plan from the folder that "
-            "holds tensors/ beside it."
+            f"{edit}: its fitted tensors ({fitted.digest}) are not there. Read the plan from the folder that holds "
+            "tensors/ beside it."
         )
+    return fitted.arrays
+
+
+def _check_map(edit: Linearize, anatomy: Anatomy) -> None:
+    arrays, width = _arrays(edit, edit.fitted), anatomy.d_model
     rank = len(arrays["a"]) if "a" in arrays else None
     maps = {"weight": (width, width)} if rank is None else {"a": (rank, width), "b": (rank, width)}
     into = edit.folded_into
@@ -287,12 +294,7 @@ def num_directions(matrix: Matrix, heads: int) -> int:
 
 
 def _check_fitted(edit: RemoveDirections, matrix: Matrix, heads: int) -> None:
-    arrays = edit.fold.arrays
-    if arrays is None:
-        raise PlanError(
-            f"{edit}: its fitted tensors ({edit.fold.digest}) are not there. Read the plan from the folder that holds "
-            "tensors/ beside it."
-        )
+    arrays = _arrays(edit, edit.fold)
     rows = matrix.shape[0] if matrix.site.part == "o" else matrix.shape[0] // heads
     wanted = {"mean": (matrix.shape[1],), "u": (heads, rows, num_directions(matrix, heads))}
     if "mean" not in arrays:
