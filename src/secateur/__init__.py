@@ -1,6 +1,6 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
-The verbs of the command line, as functions: `prune`, `probe`, `evaluate`, `apply`, `preview`,
+The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `evaluate`, `apply`, `preview`,
 `report`, `bench`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
 imported when first used, so that `secateur --help` does not wait for torch.
 """
@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "prune": "secateur.api",
+    "prune_each": "secateur.api",
     "probe": "secateur.api",
     "evaluate": "secateur.api",
     "apply": "secateur.api",

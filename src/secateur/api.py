@@ -30,6 +30,7 @@ from secateur.readers.linearity import read_linearity
 from secateur.readers.record import read_record
 from secateur.recipe import Result, check_ledger, read_result
 from secateur.recipe import prune as _prune
+from secateur.recipe import prune_each as _prune_each
 from secateur.records import counted, cut_summary, versions
 from secateur.reports import write_report
 from secateur.session import Options, Session, open_session
@@ -45,7 +46,7 @@ Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.ga
 
 def prune(
     model: str,
-    task: str,
+    task: str | Sequence[str],
     out: str | Path,
     *,
     ledger: str | Path | None = None,
@@ -54,13 +55,42 @@ def prune(
     workers: Hire | None = None,
     **options: Any,
 ) -> Result:
-    """Find what `model` does not need for `task`, take it out, prove it on held-out data, write a checkpoint.
+    """Find what `model` does not need for `task`, take it out, prove it on held-out data, write a checkpoint. Of
+    several tasks one plan that is good for all.
 
     `options` are the fields of `secateur.session.Options`: seed, limit, exhaustive, matrices, layers, ...
     `workers`: who judges in the place of this process, such as `secateur.on_ray("local:2")`.
     """
-    chosen = Options(model=model, task=task, **options)
+    chosen = _options(model, task, options)
     return _prune(chosen, out, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers)
+
+
+def prune_each(
+    model: str,
+    tasks: Sequence[str],
+    out: str | Path,
+    *,
+    ledger: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    workers: Hire | None = None,
+    **options: Any,
+) -> list[Result]:
+    """As `prune`, a plan for each task by itself, in folders of `out` that are named after them; the model is read once.
+
+    The results are those of as many calls of `prune`, bit for bit.
+    """
+    chosen = _options(model, tasks, options)
+    return _prune_each(
+        chosen, out, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers
+    )
+
+
+def _options(model: str, task: str | Sequence[str], options: dict[str, Any]) -> Options:
+    tasks = _each(task)
+    if not tasks:
+        raise TaskError("no task is given; name one, such as questions.jsonl.")
+    return Options(model=model, task=tasks[0], more_tasks=tuple(tasks[1:]), **options)
 
 
 def load(model: str, **options: Any) -> Loaded:

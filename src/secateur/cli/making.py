@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from secateur.cli.options import (
     Device,
     DeviceMap,
     Dtype,
+    Each,
     Edits,
     Factorize,
     Grid,
@@ -32,6 +33,7 @@ from secateur.cli.options import (
     PerHead,
     PlanFile,
     Portable,
+    PruneTasks,
     Quiet,
     Revision,
     SecondOrder,
@@ -40,7 +42,6 @@ from secateur.cli.options import (
     Shots,
     SkipLong,
     SplitSeed,
-    TaskSpec,
     TestTask,
     Trust,
     Whitened,
@@ -53,11 +54,15 @@ from secateur.cli.options import (
 )
 from secateur.errors import SecateurError
 
+if TYPE_CHECKING:
+    from secateur.recipe import Result
+
 
 def prune(
     model: Model,
-    task: TaskSpec,
+    task: PruneTasks,
     out: Out,
+    each: Each = False,
     method: Annotated[
         str,
         typer.Option(
@@ -202,7 +207,7 @@ def prune(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Find what MODEL does not need for TASK, cut it, prove it.
+    """Find what MODEL does not need for TASK, or for several, cut it, prove it.
 
     The proof is on held-out data; checkpoint, verdict and report are written to OUT. Killed at any moment, the same
     command goes on where it was.
@@ -220,12 +225,13 @@ def prune(
     )  # fmt: skip
     hired = hire(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": hired}
-    _prune(model, task, out, options, as_json=as_json, quiet=quiet, **how)
+    run = _prune_each if each else _prune
+    run(model, task, out, options, as_json=as_json, quiet=quiet, **how)
 
 
 def _prune(
     model: str,
-    task: str,
+    tasks: list[str],
     out: Path,
     options: dict[str, Any],
     *,
@@ -242,14 +248,45 @@ def _prune(
         progress("load", 0, 1)
         from secateur import api
 
-        result = api.prune(model, task, out, progress=progress, **how, **options)
+        result = api.prune(model, tasks, out, progress=progress, **how, **options)
     if as_json:
-        print_json(result.verdict | {"out": str(result.out), "already": result.already})
+        print_json(_told(result))
         return
     if result.already:
         print_already(result.out)
     print_verdict(Console(), result.verdict)
     print(f"\ncheckpoint  {result.out}\nreport      {result.out / 'report.html'}")
+
+
+def _prune_each(
+    model: str,
+    tasks: list[str],
+    out: Path,
+    options: dict[str, Any],
+    *,
+    as_json: bool = False,
+    quiet: bool = False,
+    **how: Any,
+) -> None:
+    from secateur.cli.progress import bars
+    from secateur.cli.tables import print_each
+
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        results = api.prune_each(model, tasks, out, progress=progress, **how, **options)
+    if as_json:
+        print_json([_told(result) for result in results])
+        return
+    for result in results:
+        if result.already:
+            print_already(result.out)
+    print_each([_told(result) for result in results])
+
+
+def _told(result: Result) -> dict[str, Any]:
+    return result.verdict | {"out": str(result.out), "already": result.already}
 
 
 def demo(
@@ -261,7 +298,7 @@ def demo(
 ) -> None:
     """The main job on the embedded model, which half knows 600 facts."""
     facts = "builtin:facts"
-    _prune(facts, facts, out, {"seed": seed}, overwrite=overwrite, as_json=as_json, quiet=quiet)
+    _prune(facts, [facts], out, {"seed": seed}, overwrite=overwrite, as_json=as_json, quiet=quiet)
     if not as_json:
         print(
             f"\nLook at {out / 'report.html'} in a browser. Next, a model and a task of your own:\n"
@@ -369,6 +406,7 @@ VERBS = (
                 "secateur prune builtin:facts --task builtin:facts -o out",
                 "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
                 "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
+                "secateur prune gpt2 --task a.jsonl --task b.jsonl -o out",
                 "secateur prune gpt2 --task builtin:int-mult --method directions -o out",
                 "secateur prune ./llama --task text:book.txt --method depth --blocks 4 -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",

@@ -26,6 +26,18 @@ TaskSpec = Annotated[
         "lm_eval:NAME.",
     ),
 ]
+PruneTasks = Annotated[
+    list[str],
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="FILE.jsonl, text:FILE, builtin:NAME, a preset (see `secateur tasks`), PRESET:FILE.jsonl, or "
+        "lm_eval:NAME; repeated: one plan that is good for all of them.",
+    ),
+]
+Each = Annotated[
+    bool, typer.Option("--each", help="Of several --task: a plan for each, in OUT/NAME, instead of one for all.")
+]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")]
 Readout = Annotated[
     Path | None,

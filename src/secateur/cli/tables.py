@@ -74,6 +74,7 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     console.print(Text.assemble((word, WORD_STYLE[word.partition(" by ")[0]]), "  ", verdict["sentence"]))
     console.print()
     rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
+    rows += [_row(f"{row['metric']} on {name}", row) for name, row in _by_task(verdict)]
     rows += [_row(effect["name"], effect) for effect in verdict["side_effects"]]
     console.print(table(("measured", "before", "after", "p"), rows, whole=("before", "after", "p")))
     console.print()
@@ -90,6 +91,22 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
         console.print()
     for note, fired in _notes(verdict):
         console.print(Text("· " + note, style="bold red" if fired else "dim"))
+
+
+def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Of several tasks each, in the metric that decides and in accuracy where it has one."""
+    for row in verdict["tasks"]:
+        yield row["name"], row
+        yield from ((row["name"], other) for other in row["secondary"] if other["metric"] == "accuracy")
+
+
+def print_each(verdicts: Sequence[Mapping[str, Any]]) -> None:
+    """The end of `prune --each`: one line a task."""
+    rows = [
+        (told["task"]["name"], told["verdict"], *_row(told["metric"], told), told["out"]) for told in verdicts
+    ]
+    columns = ("task", "verdict", "measured", "before", "after", "p", "checkpoint")
+    print_rows(columns, rows, whole=("before", "after", "p"))
 
 
 def _saved(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
