@@ -76,14 +76,12 @@ def prune_each(
     workers: Hire | None = None,
     **options: Any,
 ) -> list[Result]:
-    """As `prune`, a plan for each task by itself, in folders of `out` that are named after them; the model is read once.
+    """As `prune`, a plan for each task by itself, in folders of `out` that are named after them.
 
-    The results are those of as many calls of `prune`, bit for bit.
+    The model is read once. The results are those of as many calls of `prune`, bit for bit.
     """
     chosen = _options(model, tasks, options)
-    return _prune_each(
-        chosen, out, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers
-    )
+    return _prune_each(chosen, out, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers)
 
 
 def _options(model: str, task: str | Sequence[str], options: dict[str, Any]) -> Options:

@@ -33,7 +33,7 @@ In all {verdict["cut_summary"]}; {saved["before"]:,} parameters before, {saved["
 
 {loads_markdown(verdict["loads"])}
 
-## What it cost elsewhere
+{_by_task(verdict)}## What it cost elsewhere
 
 {_effects(verdict)}
 
@@ -114,6 +114,16 @@ def _rows(verdict: Mapping[str, Any]) -> str:
 def _value(score: Mapping[str, Any]) -> str:
     low_high = score.get("ci")
     return f"{score['value']:.4g}" + (f" [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else "")
+
+
+def _by_task(verdict: Mapping[str, Any]) -> str:
+    """Each of several tasks by itself; nothing for one."""
+    lines = [
+        f"| {t['name']} (n = {t['n']}) | {t['metric']} | {_value(t['before'])} | {_value(t['after'])} | {t['p_value']:.2g} |"
+        for t in verdict["tasks"]
+    ]
+    head = ["## Task by task", "", "| all test examples of | metric | before | after | p |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *lines, "", ""]) if lines else ""
 
 
 def _effects(verdict: Mapping[str, Any]) -> str:

@@ -36,7 +36,8 @@ PruneTasks = Annotated[
     ),
 ]
 Each = Annotated[
-    bool, typer.Option("--each", help="Of several --task: a plan for each, in OUT/NAME, instead of one for all.")
+    bool,
+    typer.Option("--each", help="Of several --task: a plan for each, in OUT/NAME, instead of one for all."),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")]
 Readout = Annotated[

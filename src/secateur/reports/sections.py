@@ -12,6 +12,7 @@ from secateur.reports.figures import curves, frequency, screen, spectrum
 from secateur.reports.frame import Figures, Record, Section, place, section
 from secateur.reports.gains import gains
 from secateur.reports.markup import change, interval, key, known, metric_name, number, p_value, text
+from secateur.reports.members import members
 from secateur.reports.pruning import pruning
 from secateur.reports.sweep import color_limit, improvements, sweep
 
@@ -261,6 +262,7 @@ def _provenance(verdict: Record, plan: Record, analysis: Record, figures: Figure
 
 SECTIONS: tuple[Section, ...] = (
     _compared,
+    members,
     _guards,
     _cut,
     gains,
