@@ -137,6 +137,14 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small run on two tasks."""
+    folder = tmp_path_factory.mktemp("docs") / "together"
+    options = {"matrices": ("down",), "layers": (1, 2), "limit": 260}
+    return secateur.prune("builtin:components", ["builtin:facts", "builtin:recall"], folder, **options).out
+
+
+@pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run of fine-tuning."""
     folder = tmp_path_factory.mktemp("docs") / "tuned"
@@ -153,10 +161,10 @@ def _trained(place: Path) -> dict[str, Any]:
 
 
 def test_every_record_is_as_documented(
-    out: Path, removed: Path, directed: Path, shortened: Path, tuned: Path
+    out: Path, removed: Path, directed: Path, shortened: Path, together: Path, tuned: Path
 ) -> None:
     tables, seen = _tables(), {}
-    for kind, folder in ((kind, f) for f in (out, removed, directed, shortened) for kind in TABLES):
+    for kind, folder in ((kind, f) for f in (out, removed, directed, shortened, together) for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
     read = {"what": ["heads", "ffns", "neurons", "induction"], "layers": (0, 1), "limit": 250}

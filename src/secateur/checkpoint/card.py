@@ -119,11 +119,12 @@ def _value(score: Mapping[str, Any]) -> str:
 def _by_task(verdict: Mapping[str, Any]) -> str:
     """Each of several tasks by itself; nothing for one."""
     lines = [
-        f"| {t['name']} (n = {t['n']}) | {t['metric']} | {_value(t['before'])} | {_value(t['after'])} | {t['p_value']:.2g} |"
-        for t in verdict["tasks"]
+        f"| {row['name']} (n = {row['n']}) | {row['metric']} | {_value(row['before'])} | {_value(row['after'])} | "
+        f"{row['p_value']:.2g} |"
+        for row in verdict["tasks"]
     ]
-    head = ["## Task by task", "", "| all test examples of | metric | before | after | p |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *lines, "", ""]) if lines else ""
+    head = "## Task by task\n\n| all test examples of | metric | before | after | p |\n|---|---|---|---|---|"
+    return "\n".join([head, *lines, "", ""]) if lines else ""
 
 
 def _effects(verdict: Mapping[str, Any]) -> str:

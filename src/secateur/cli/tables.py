@@ -95,7 +95,7 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
 
 def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Of several tasks each, in the metric that decides and in accuracy where it has one."""
-    for row in verdict["tasks"]:
+    for row in verdict.get("tasks") or ():  # verdicts of an earlier day have none
         yield row["name"], row
         yield from ((row["name"], other) for other in row["secondary"] if other["metric"] == "accuracy")
 
