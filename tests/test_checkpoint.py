@@ -16,7 +16,7 @@ from zoo import VOCAB_SIZE, ZOO, tiny
 
 from secateur import api
 from secateur.checkpoint.folder import Folder, finite, write_json
-from secateur.checkpoint.save import assert_same, save
+from secateur.checkpoint.save import assert_same
 from secateur.checkpoint.tiers import STOCK
 from secateur.core.plan import Plan, parse_edits
 from secateur.errors import OutputError
@@ -228,11 +228,7 @@ def test_a_checkpoint_that_computes_something_else_is_not_published():
 def test_a_wrong_checkpoint_leaves_nothing(words, tmp_path, monkeypatch):
     """The model that is read back is another one: the command fails and OUT does not appear."""
     model = save_model(tmp_path / "m", tiny("llama"), words)
-
-    def spoiling(_cut, tokenizer, folder):
-        save(tiny("llama"), tokenizer, folder)  # forgets the cut
-
-    monkeypatch.setattr("secateur.checkpoint.save.save", spoiling)
+    monkeypatch.setattr("secateur.surgery.cut.Remade.__call__", lambda self, name: None)  # forgets the cut
     with pytest.raises(OutputError, match="does not reproduce"):
         api.apply(str(model), ["b1.down=3"], tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]

@@ -7,13 +7,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from secateur import verify
 from secateur.checkpoint.card import unverified_card
 from secateur.checkpoint.folder import Folder, writing
 from secateur.checkpoint.plans import read_plan, write_plan
-from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.save import Form
+from secateur.checkpoint.stream import Way, mapped, stream
+from secateur.checkpoint.stream_shards import parse_size
 from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
@@ -34,7 +37,6 @@ from secateur.recipe import prune_each as _prune_each
 from secateur.records import counted, cut_summary, versions
 from secateur.reports import write_report
 from secateur.session import Options, Session, open_session
-from secateur.surgery.mask import Spectra
 from secateur.surgery.operations import resolve
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
@@ -192,13 +194,21 @@ def apply(
     portable: bool = False,
     zeroed: bool = False,
     factorize: bool = False,
+    shard_size: str = "5GB",
+    svd: str = "auto",
+    check: str = "auto",
+    progress: Progress = silent,
 ) -> Result:
     """Carry out a plan without a search or a verdict; the checkpoint says that nothing was verified.
 
-    With `portable` the nearest plan that a stock class can hold; with `zeroed` the original's shapes, zeros in them;
-    with `factorize` low rank is stored as two factors.
+    The model is read from its files and written tensor by tensor, so it may be larger than memory; killed, the same
+    call goes on with the next file. With `portable` the nearest plan that a stock class can hold; with `zeroed` the
+    original's shapes, zeros in them; with `factorize` low rank is stored as two factors. `svd` is exact, randomized
+    or auto (randomized for small ranks of large matrices), on `device`; `check` is logits, digests or auto (by the
+    memory that is free). plan.json says which it was.
     """
     given, form = read_edits(plan), Form(zeroed, factorize, portable)
+    way = Way(parse_size(shard_size), svd, check, device)
     edits = given.edits if isinstance(given, Plan) else given
     command = {
         "apply": [edit.to_json() for edit in edits],
@@ -207,27 +217,23 @@ def apply(
         "dtype": dtype,
     }
     command |= {"portable": portable, "zeroed": zeroed, "factorize": factorize}
+    command |= {"shard_size": shard_size, "svd": svd}
+    loading = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
     folder = Folder.at(out, reads=model)
     with folder.claimed():
         if folder.finished(command, overwrite=overwrite):
             return read_result(folder.out, already=True)
-        machine = {"device": device, "trust_remote_code": trust_remote_code}
-        loaded = load_model(model, revision=revision, dtype=dtype, **machine)
-        chosen = _chosen(given, loaded, portable)
-        loads = where_it_loads(chosen, loaded.anatomy, form)
-        save_and_reload(
-            loaded,
-            chosen,
-            folder.staging,
-            rows=[range(min(8, loaded.anatomy.vocab_size))],
-            form=form,
-            decompose=Spectra(2**30),
-            trust_remote_code=trust_remote_code,
-        )
+        with mapped(model, folder.run, **loading) as loaded:
+            chosen = _chosen(given, loaded, portable)
+            loads = where_it_loads(chosen, loaded.anatomy, form)
+            trust = {"trust_remote_code": trust_remote_code}
+            made = stream(
+                loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
+            )
         provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
-        write_plan(chosen, provenance, folder.staging)
+        write_plan(chosen, provenance | made, folder.staging)
         with writing(folder.staging):
-            card = unverified_card(model, loaded.revision is not None, chosen, loads)
+            card = unverified_card(model, loaded.revision is not None, chosen, loads, made)
             (folder.staging / "README.md").write_text(card, encoding="utf-8")
         folder.publish()
     return Result(folder.out, None, chosen)
@@ -240,16 +246,18 @@ def preview(
     portable: bool = False,
     zeroed: bool = False,
     factorize: bool = False,
+    device: str = "auto",
     **loading: Any,
 ) -> dict[str, Any]:
     """What `apply` would cut, how many parameters would be left, where the result would load, and the nearest plan
     whose result would be a stock checkpoint. Writes nothing."""
     given, form = read_edits(plan), Form(zeroed, factorize, portable)
-    loaded = load_model(model, **loading)
-    chosen = _chosen(given, loaded, portable)
-    anatomy = loaded.anatomy
-    left = shape_of(chosen, anatomy, factorize=factorize).num_parameters(anatomy)
-    nearest = None if anatomy.carved else portable_plan(chosen, loaded)
+    Way(device=device)  # as `apply` would refuse it; nothing is computed here
+    with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
+        chosen = _chosen(given, loaded, portable)
+        anatomy = loaded.anatomy
+        left = shape_of(chosen, anatomy, factorize=factorize).num_parameters(anatomy)
+        nearest = None if anatomy.carved else portable_plan(chosen, loaded)
     return {
         "cut": str(chosen),
         "cut_summary": cut_summary(chosen, counted(anatomy.widths)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from secateur.checkpoint.tiers import Loads
@@ -74,8 +75,9 @@ def _trust(verdict: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def unverified_card(model: str, hub: bool, plan: Plan, loads: Loads) -> str:
-    """README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did."""
+def unverified_card(model: str, hub: bool, plan: Plan, loads: Loads, made: Mapping[str, Any]) -> str:
+    """README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did. `made` is
+    what `stream` tells."""
     edits = "\n".join(f"- {words}" for words in plan.told)
     return f"""{_front_matter(model, hub, "apply")}
 # {_short(model)}, cut by hand
@@ -88,10 +90,32 @@ def unverified_card(model: str, hub: bool, plan: Plan, loads: Loads) -> str:
 
 Model fingerprint `{plan.model}`. `plan.json` holds the cut.
 
+{_made(made)}
 ## How to load it
 
 {loads_markdown(loads.to_json())}
 """
+
+
+_CHECKED = {
+    "logits": "The files were read back and compute what the cut model in memory computes.",
+    "digests": "The files were read back and hold, bit for bit, what was written; nothing was computed with them.",
+}
+
+
+def _made(made: Mapping[str, Any]) -> str:
+    """Which matrices were not decomposed exactly, and what the files were held to."""
+    told = [_randomized(one) for one in made["svd"] if one["svd"] == "randomized"]
+    return "\n".join([*told, *([""] if told else []), _CHECKED[made["check"]]])
+
+
+def _randomized(told: Mapping[str, Any]) -> str:
+    excess = told["excess"]
+    more = "how much more is not bounded" if excess == inf else f"at most {excess:.2g} of that more"
+    return (
+        f"- {told['matrix']}, rank {told['rank']}: by the randomized method, seeded. It leaves "
+        f"{told['residual']:.4f} of the matrix's norm; {more} than the exact decomposition would."
+    )
 
 
 def _front_matter(model: str, hub: bool, method: str) -> str:

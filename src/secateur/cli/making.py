@@ -14,6 +14,7 @@ from secateur.cli.options import (
     AsJson,
     BatchSize,
     Chat,
+    Check,
     Device,
     DeviceMap,
     Dtype,
@@ -39,9 +40,11 @@ from secateur.cli.options import (
     SecondOrder,
     Seed,
     Seqlen,
+    ShardSize,
     Shots,
     SkipLong,
     SplitSeed,
+    Svd,
     TestTask,
     Trust,
     Whitened,
@@ -322,14 +325,22 @@ def apply(
         bool,
         typer.Option("--dry-run", help="Only say what would be cut, what is left, and where it would load."),
     ] = False,
+    shard_size: ShardSize = "5GB",
+    svd: Svd = "auto",
+    check: Check = "auto",
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Carry out a plan or edits given by hand; no search, no verdict."""
+    """Carry out a plan or edits given by hand; no search, no verdict.
+
+    MODEL may be larger than memory: it is read and written tensor by tensor. Killed at any moment, the same command
+    goes on with the next file.
+    """
     chosen = given_plan(plan, edit)
     if chosen is None:
         raise SecateurError(
@@ -338,6 +349,7 @@ def apply(
     if out is None and not dry_run:
         raise SecateurError("where to? Give -o OUT, or --dry-run to write nothing.")
     from secateur import api
+    from secateur.cli.progress import bars
 
     how = {
         "portable": portable,
@@ -351,7 +363,9 @@ def apply(
         told = api.preview(model, chosen, **how, **machine)
         print_json(told) if as_json else print_preview(told)
         return
-    made = api.apply(model, chosen, out, overwrite=overwrite, **how, **machine)
+    how |= {"shard_size": shard_size, "svd": svd, "check": check}
+    with bars(quiet=quiet or as_json) as progress:
+        made = api.apply(model, chosen, out, overwrite=overwrite, progress=progress, **how, **machine)
     if as_json:
         print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})
         return
@@ -420,6 +434,7 @@ VERBS = (
         {
             "epilog": examples(
                 "secateur apply gpt2 --edit b10.down=20 -o gpt2-cut",
+                "secateur apply ./llama-70b --plan plan.json --shard-size 10GB --check digests -o cut",
                 "secateur apply builtin:facts --plan out/plan.json -o facts-cut",
             )
         },

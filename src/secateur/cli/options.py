@@ -201,6 +201,23 @@ Factorize = Annotated[
     typer.Option("--factorize", help="Store matrices of low rank as two factors, where that is smaller."),
 ]
 
+ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Write files of at most this size: 5GB, 500MB.")]
+Svd = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How matrices are decomposed: exact, randomized, or auto (randomized for small ranks of large matrices).",
+    ),
+]
+Check = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What is compared at the end: logits, digests (needs no memory), or auto (logits where the model is small "
+        "against free memory).",
+    ),
+]
+
 
 def examples(*commands: str) -> str:
     """The end of a help page: one command a line, never wrapped into each other."""

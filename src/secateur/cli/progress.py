@@ -10,11 +10,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from secateur.core.launched import is_main
 
 STAGES = {
     "load": "reading model and task",
@@ -32,7 +36,19 @@ STAGES = {
     "paraphrases": "other phrasings",
     "side effects": "side effects",
     "alternatives": "trivial alternatives",
+    "write": "writing the cut model",
+    "check": "reading it back",
 }
+IN_BYTES = {STAGES["write"], STAGES["check"]}
+
+
+class Amount(MofNCompleteColumn):
+    """How many of how many; of stages that count bytes in GB."""
+
+    def render(self, task: Task) -> Text:
+        if task.description not in IN_BYTES:
+            return super().render(task)
+        return Text(f"{task.completed / 1e9:.2f}/{(task.total or 0) / 1e9:.2f} GB", style="progress.download")
 
 
 class Bars:
@@ -62,11 +78,11 @@ def bars(*, quiet: bool) -> Iterator[Bars]:
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=28),
-        MofNCompleteColumn(),
+        Amount(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Progress(
-        *columns, console=console, disable=quiet or not console.is_terminal, transient=False
+        *columns, console=console, disable=quiet or not console.is_terminal or not is_main(), transient=False
     ) as progress:
         yield Bars(progress)

@@ -144,7 +144,7 @@ def read_files(
         model, info = _weights(source, auto, config, torch_dtype, remote, where)
         refuse(source.name, info)
         model = placement.placed_(model, scratch).eval().requires_grad_(False)
-    _refuse_nonfinite(model, dtype)
+    _refuse_unfit(source.name, model, dtype, refuse)
     return Files(source, model, tokenizer)
 
 
@@ -255,9 +255,14 @@ def _some(keys: list[str], count: int = 3) -> str:
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
 
 
-def _refuse_nonfinite(model: PreTrainedModel, dtype: str) -> None:
-    for name in distinct(model):
-        refuse_nonfinite(name, stored(model, name), dtype)
+def _refuse_unfit(name: str, model: PreTrainedModel, dtype: str, refuse: Callable[..., None]) -> None:
+    """Transformers does not look at the shapes of what it leaves on disk."""
+    for own, parameter in distinct(model).items():
+        found = stored(model, own)
+        if found.shape != parameter.shape:
+            wrong = {"mismatched_keys": [(own, found.shape, parameter.shape)]}
+            refuse(name, {"missing_keys": [], "unexpected_keys": [], "error_msgs": []} | wrong)
+        refuse_nonfinite(own, found, dtype)
 
 
 def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:

@@ -1,0 +1,222 @@
+"""A plan carried out on a checkpoint that may be larger than memory: mapped, made and written tensor by tensor.
+
+What is finished is kept in `OUT.run/shards` until the whole is, so that a killed command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.checkpoint.folder import writing
+from secateur.checkpoint.save import Form, assert_same, check_form, check_space, logits_on
+from secateur.checkpoint.stream_journal import Journal
+from secateur.checkpoint.stream_shards import (
+    Count,
+    Shard,
+    check_digest,
+    digest_of,
+    shards_of,
+    write_index,
+    write_shard,
+)
+from secateur.core.plan import Plan
+from secateur.core.progress import Progress, silent
+from secateur.core.site import Site
+from secateur.errors import ModelError, OutputError, UnknownName, nearest
+from secateur.hf.load import Loaded, load_model, quiet
+from secateur.hf.placement import torch_device
+from secateur.surgery.cut import Left, what_is_left
+from secateur.surgery.decompositions import Decompositions, check_svd
+from secateur.surgery.mask import Spectra, masked
+from secateur.surgery.operations import resolve
+
+CHECKS = ("auto", "logits", "digests")
+SHARD_SIZE = 5 * 10**9  # what the hub's tools take
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a plan is streamed. `shard_size` in bytes; `svd` of `surgery.decompositions.SVDS`; `check` of `CHECKS`:
+    `logits` computes with what was written, `digests` reads it again, `auto` computes where the model is at most a
+    quarter of the memory that is free. `device` is where matrices are decomposed.
+
+    Raises: `UnknownName`, `ModelError` for a device that is not here."""
+
+    shard_size: int = SHARD_SIZE
+    svd: str = "auto"
+    check: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_svd(self.svd)
+        torch_device(self.device)
+        if self.check not in CHECKS:
+            raise UnknownName(
+                f"unknown --check {self.check!r}: {', '.join(CHECKS)}.{nearest(self.check, CHECKS)}"
+            )
+
+
+@contextmanager
+def mapped(model: str, run: Path, **loading: Any) -> Iterator[Loaded]:
+    """MODEL with its weights left in their files; only what a family stores in another form is stored again, in a
+    folder of `run` that is gone at the end. Raises as `load_model`."""
+    offloaded = run / "offloaded"
+    try:
+        yield load_model(model, device_map="disk", offload_folder=str(offloaded), **loading)
+    finally:
+        shutil.rmtree(offloaded, ignore_errors=True)
+
+
+def stream(
+    loaded: Loaded,
+    plan: Plan,
+    run: Path,
+    folder: Path,
+    *,
+    form: Form,
+    way: Way,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Writes the cut model to `folder` as a Hugging Face checkpoint and reads it back. Gives how: `svd`, a record for
+    each decomposed matrix, and which `check` was made.
+
+    `loaded` is `mapped`. In memory there is at most one matrix and, where it is decomposed, about 5 times its float32
+    size. Raises `OutputError` where the disk has no room, or the checkpoint is not what it should be.
+    """
+    operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
+    check_form(form, operations)
+    check = _check_of(loaded) if way.check == "auto" else way.check
+    decompose = Decompositions(plan, way.svd, torch_device(way.device))
+    kept = Spectra(2**30, decompose) if check == "logits" else decompose
+    left = what_is_left(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
+    shards = shards_of(left.model, way.shard_size)
+    place = run / "shards"
+    with _keeping_what_is_finished(place), writing(folder):
+        journal = Journal(place, _job(loaded, plan, form, way, shards))
+        _drop_damaged(journal, place)
+        _write_shards(shards, left, loaded, place, journal, decompose, progress)
+        if check == "digests":
+            _check_digests(shards, journal, place, progress)
+        _save_the_rest(left, loaded, shards, folder)
+        for shard in shards:
+            os.rename(place / shard.file, folder / shard.file)
+    shutil.rmtree(place)
+    if check == "logits":
+        with masked(loaded.model, operations, kept):
+            expected = logits_on(loaded, [range(min(8, loaded.anatomy.vocab_size))])
+    with quiet(), _read_back(folder, run, loaded, trust_remote_code) as written:
+        if check == "logits":
+            rows = [range(min(8, loaded.anatomy.vocab_size))]
+            assert_same(expected, logits_on(written, rows), folder)
+    told = [told for record in journal.done.values() for told in record["matrices"]]
+    return {"svd": sorted(told, key=lambda one: Site.parse(one["matrix"])), "check": check}
+
+
+def _check_of(loaded: Loaded) -> str:
+    """Logits where the model is small against the memory that is free."""
+    size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    return "logits" if 4 * size <= _free_memory() else "digests"
+
+
+def _free_memory() -> int:
+    """Bytes that can be had without swapping; half of all there is where the kernel does not say."""
+    told = Path("/proc/meminfo")
+    for line in told.read_text().splitlines() if told.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _job(loaded: Loaded, plan: Plan, form: Form, way: Way, shards: list[Shard]) -> str:
+    """The digest of all that decides what is in the files."""
+    layout = [hashlib.sha256(shard.header).hexdigest() for shard in shards]
+    asked = [loaded.fingerprint, plan.to_json(), asdict(form), way.svd, way.device, torch.__version__, layout]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _keeping_what_is_finished(place: Path) -> Iterator[None]:
+    """After a failure nothing is left that the next run could not use."""
+    try:
+        yield
+    except BaseException:
+        if not any(place.glob("*.safetensors")):
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _drop_damaged(journal: Journal, place: Path) -> None:
+    """Of files that a killed run left finished, those that are not as they were."""
+    for name, record in list(journal.done.items()):
+        path = place / name
+        if not path.exists() or digest_of(path, lambda _: None) != record["sha256"]:
+            del journal.done[name]
+
+
+def _write_shards(
+    shards: list[Shard],
+    left: Left,
+    loaded: Loaded,
+    place: Path,
+    journal: Journal,
+    decompose: Decompositions,
+    progress: Progress,
+) -> None:
+    missing = [shard for shard in shards if shard.file not in journal.done]
+    check_space(place, sum(shard.num_bytes for shard in missing))
+    find = left.tensors_of(loaded.model)
+    count = _counting("write", missing, progress)
+    for shard in missing:
+        before = set(decompose.told)
+        digest = write_shard(shard, find, place, count)
+        new = [told for site, told in decompose.told.items() if site not in before]
+        journal.add({"file": shard.file, "sha256": digest, "matrices": new})
+
+
+def _check_digests(shards: list[Shard], journal: Journal, place: Path, progress: Progress) -> None:
+    count = _counting("check", shards, progress)
+    for shard in shards:
+        check_digest(place / shard.file, journal.done[shard.file]["sha256"], count)
+
+
+def _counting(stage: str, shards: list[Shard], progress: Progress) -> Count:
+    """Tells the progress in bytes."""
+    total, done = sum(shard.num_bytes for shard in shards), 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress(stage, done, total)
+
+    return count
+
+
+def _save_the_rest(left: Left, loaded: Loaded, shards: list[Shard], folder: Path) -> None:
+    """All of a checkpoint but its weights."""
+    with quiet():
+        shutil.rmtree(folder, ignore_errors=True)
+        left.model.save_pretrained(folder, state_dict={})
+        loaded.tokenizer.save_pretrained(folder)
+    write_index(left.model, shards, folder)
+
+
+@contextmanager
+def _read_back(folder: Path, run: Path, like: Loaded, trust_remote_code: bool) -> Iterator[Loaded]:
+    """Raises `OutputError` where what was written cannot be loaded."""
+    dtype = str(like.model.dtype).removeprefix("torch.")
+    try:
+        with mapped(str(folder), run, dtype=dtype, trust_remote_code=trust_remote_code) as written:
+            yield written
+    except ModelError as error:
+        raise OutputError(f"what was written cannot be read, and was not published: {error}") from error
