@@ -147,6 +147,9 @@ def _begin(address: str, ask: Ask, loaded: Loaded) -> None:
             "include_dashboard": False,
             "object_store_memory": store,
         }
+    ray._private.worker._worker_logs_enabled = (
+        False  # of a lost worker Ray would tell on stdout, which is --json's
+    )
     try:
         ray.init(**how)
     except (ConnectionError, ValueError, RuntimeError) as error:

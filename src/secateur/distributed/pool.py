@@ -186,4 +186,4 @@ def reason(error: RayActorError) -> str:
     """The line of Ray's report that says why."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if "Error" in line.split(":")[0] or line.startswith("The actor")]
-    return (said or lines)[-1][:300]
+    return (said or lines)[-1].partition(" Some common causes")[0][:300]

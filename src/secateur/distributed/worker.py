@@ -119,7 +119,8 @@ class Worker:
         judge = self._judge_of(about[0])
         self._keep(fitted)
         whole = [plan.with_fitted(self._fitted) for plan in plans]
-        return [(outcomes, seconds) for _, outcomes, seconds in judge.compute(whole, examples)]
+        found = {plan: (outcomes, seconds) for plan, outcomes, seconds in judge.compute(whole, examples)}
+        return [found[plan] for plan in plans]
 
     def _judge_of(self, about: Any) -> Judge:
         if self._judge is None or about != self._about:
