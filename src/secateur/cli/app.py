@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +13,7 @@ from typer.core import TyperGroup
 from secateur import __version__
 from secateur.cli import healing, making, measuring, pretraining, reading, training
 from secateur.cli.options import examples
+from secateur.core.launched import is_main
 from secateur.errors import SecateurError
 
 RESUMABLE = ("prune", "demo", "finetune", "heal", "train")
@@ -24,7 +27,8 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except SecateurError as error:
-            typer.echo(f"secateur: {error}", err=True)
+            if is_main():
+                typer.echo(f"secateur: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             kept = " What was judged is kept: the same command goes on from there."
@@ -85,6 +89,10 @@ for _verb, _options in (
 
 
 def main() -> None:
-    """Entry point."""
-    logging.getLogger("secateur").addHandler(Warnings(logging.WARNING))
+    """Entry point. Of several processes that were launched together one speaks; the others only work."""
+    if is_main():
+        logging.getLogger("secateur").addHandler(Warnings(logging.WARNING))
+    else:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+        logging.getLogger("secateur").addHandler(Warnings(logging.ERROR))
     app()

@@ -16,7 +16,7 @@ def arguments(
     tuning: Tuning, seed: int, folder: Path, device: torch.device, **others: Any
 ) -> TrainingArguments:
     """The Trainer's own, with `others` in place. Raises `TrainingError` where the machine lacks what is asked for."""
-    if device.index:
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         raise TrainingError(
             f"--device {device}: training takes the first one. Set CUDA_VISIBLE_DEVICES and give cuda."
         )
@@ -46,6 +46,7 @@ def arguments(
             disable_tqdm=True,
             report_to="none",
             remove_unused_columns=False,
+            ddp_find_unused_parameters=False,  # what is trained has a part in every loss
             dataloader_pin_memory=device.type == "cuda",
             **given,
         )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from secateur.hf.load import Loaded
@@ -39,13 +40,18 @@ class Distillation:
         blocks = self.teacher.anatomy.blocks
         with torch.no_grad(), caught(self.teacher.model, [blocks[d.original] for d in self.depths]) as wanted:
             target = self.teacher.model(input_ids=inputs["input_ids"], use_cache=False).logits
-        with caught(model, [d.path for d in self.depths]) as found:
+        with caught(alone(model), [d.path for d in self.depths]) as found:
             logits = model(input_ids=inputs["input_ids"], use_cache=False).logits
         errors = [relative_error(found[d.path], wanted[blocks[d.original]], real) for d in self.depths]
         loss = self.hidden * torch.stack(errors).sum() if errors else logits.new_zeros(())
         if self.temperature is not None:
             loss = loss + divergence(logits[real], target[real], self.temperature)
         return loss
+
+
+def alone(model: nn.Module) -> nn.Module:
+    """The model itself, where several processes train copies of it together."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from secateur.checkpoint.folder import Folder, writing
+from secateur.core.launched import is_main
 from secateur.core.ledger import Ledger
 from secateur.core.progress import Progress, silent
 from secateur.hf.load import Loaded
@@ -47,6 +48,7 @@ from secateur.training.state import (
     written,
 )
 from secateur.training.teacher import origin_of, teacher_of, trained_by
+from secateur.training.together import by_main
 from secateur.training.trainer import train
 from secateur.training.tuning import Tuning, names_of, options_of, splits_of
 
@@ -119,7 +121,7 @@ def _healed(
     known = depths(plan, original.anatomy, session.loaded.anatomy)
     curves = curves_of(Path(options.model), session.task)
     plans = {stage: trained_by(stage, known, session.loaded, tuning) for stage in STAGES[healing.stage]}
-    with Ledger.open(healing.ledger) if opens else nullcontext() as journal:
+    with Ledger.open(healing.ledger) if opens and is_main() else nullcontext() as journal:
         sides = watched(session)
         three = {
             "teacher": measured(session.on(session.task, original), sides, test=opens),
@@ -145,7 +147,7 @@ def _healed(
         record["test"]["sentence"] = sentence_of_test(record["test"])
     _warn(record)
     with writing(folder.staging):
-        write_heal_report(record, folder.staging / "report.html")
+        by_main(lambda: write_heal_report(record, folder.staging / "report.html"))
     return record
 
 

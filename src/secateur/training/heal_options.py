@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.session import Options
-from secateur.training.tuning import NO_LORA, Tuning, command_of
+from secateur.training.tuning import NO_LORA, Tuning, command_of, started
 
 STAGES = {"layers": ("layers",), "end": ("end",), "both": ("layers", "end")}
 
@@ -53,9 +53,9 @@ def heal_command(options: Options, tuning: Tuning, healing: Healing, teacher: st
 def command_line(command: Mapping[str, Any]) -> str:
     """`secateur heal ...` as one would type it to get this again, without -o. What has its default is left out."""
     plain = heal_command(Options(model="", task=""), Tuning(lr=1e-4), Healing(), None) | NO_LORA
-    words = ["secateur", "heal", command["heal"], "--task", command["task"]]
+    words = [*started(command), "heal", command["heal"], "--task", command["task"]]
     for name, value in command.items():
-        if name not in ("heal", "task") and value != plain[name]:
+        if name not in ("heal", "task", "processes") and value != plain[name]:
             words += _typed("--" + name.replace("_", "-"), value)
     return shlex.join(words)
 

@@ -18,8 +18,9 @@ import torch
 
 from secateur.checkpoint.folder import Folder
 from secateur.checkpoint.save import save
+from secateur.core.launched import world
 from secateur.core.progress import Progress, silent
-from secateur.errors import TaskError
+from secateur.errors import TaskError, TrainingError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.fresh import Size, fresh_mistral, read_tokenizer
 from secateur.hf.load import check_machine
@@ -68,6 +69,10 @@ def train(
     chosen = tuple(sorted(set(save_steps)))
     recipe = Recipe(file, tokenizer, Size(**size), steps, chosen, regulariser, weight, seqlen, seed)
     check_machine("auto", device)
+    if world() > 1:
+        raise TrainingError(
+            f"train works in one process, and {world()} were launched. Start it as secateur train."
+        )
     command = json.loads(json.dumps(command_of(recipe, tuning)))
     folder = Folder.at(out, reads=tokenizer)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from secateur.core.comparison import compare
+from secateur.core.launched import world
 from secateur.core.score import METRICS
 from secateur.tasks.example import Task
 from secateur.training.trainer import Trained
@@ -46,6 +47,7 @@ def trained_on(task: Task, tuning: Tuning) -> dict[str, Any]:
         "splits": list(tuning.split),
         "examples": sum(len(task.split(name)) for name in tuning.split),
         "select_examples": len(task.split("select")),
+        "examples_per_step": tuning.batch_size * world(),
         "chosen_by": "loss on select" if tuning.chooses else "last epoch",
     }
 

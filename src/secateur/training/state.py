@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from secateur.checkpoint.folder import FULL, Folder, no_space, write_json, writing
 from secateur.checkpoint.save import reload, save, system_error
+from secateur.core.launched import is_main
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded, quiet
@@ -26,6 +27,7 @@ from secateur.records import versions
 from secateur.session import Session, digest
 from secateur.training.answers import Sample
 from secateur.training.checkpoints import newest_checkpoint
+from secateur.training.together import by_main, from_main, join
 from secateur.training.trainer import Astray
 
 BYTES_KEPT = (
@@ -54,17 +56,24 @@ def made_once(
     """What `command` leaves at `folder`: made now, or found there.
 
     `make` writes the weights to staging and gives their record, which is written as `name`, and by `card` as README.md.
-    Raises what `make` raises, and `OutputError`; then nothing is published."""
-    with folder.claimed():
-        already = folder.finished(command, overwrite=overwrite)
+    Of several processes all call `make`, and the main one alone writes. Raises what `make` raises, and `OutputError`;
+    then nothing is published."""
+    join()
+    with ExitStack() as stack:
+        by_main(lambda: stack.enter_context(folder.claimed()))
+        already = from_main(lambda: folder.finished(command, overwrite=overwrite))
         record = json.loads((folder.out / name).read_text(encoding="utf-8")) if already else make()
         if not already:
-            write_json(folder.staging / name, record)
-            with writing(folder.staging):
-                (folder.staging / "README.md").write_text(card(record), encoding="utf-8")
-            folder.publish()
-        forget(folder)
+            by_main(lambda: _publish(folder, name, record, card(record)))
+        by_main(lambda: forget(folder))
     return Tuned(folder.out, record, already)
+
+
+def _publish(folder: Folder, name: str, record: Mapping[str, Any], card: str) -> None:
+    write_json(folder.staging / name, record)
+    with writing(folder.staging):
+        (folder.staging / "README.md").write_text(card, encoding="utf-8")
+    folder.publish()
 
 
 def judged(session: Session, examples: list[int]) -> np.ndarray:
@@ -80,7 +89,7 @@ def versions_used() -> dict[str, str]:
 def written(session: Session, staging: Path) -> Loaded:
     """The session's model saved and read back. Raises `OutputError` where what is read is not what was saved."""
     loaded = session.loaded
-    save(loaded.model, loaded.tokenizer, staging)
+    by_main(lambda: save(loaded.model, loaded.tokenizer, staging))
     found = reload(staging, loaded, trust_remote_code=session.options.trust_remote_code)
     if found.fingerprint != fingerprint(loaded.model):
         raise OutputError(
@@ -108,11 +117,11 @@ def kept_at(place: Path, folder: Folder) -> Iterator[None]:
     try:
         with quiet(), _storing(place):
             yield
-    except Astray:
-        forget(folder)
+    except Astray:  # in all processes at once
+        by_main(lambda: forget(folder))
         raise
     finally:
-        for empty in (place, place.parent):
+        for empty in (place, place.parent) if is_main() else ():
             with suppress(OSError):  # only where nothing was saved yet
                 empty.rmdir()
 
@@ -131,12 +140,16 @@ def place_of(session: Session, command: dict[str, Any], folder: Folder) -> Path:
 def own_place(folder: Folder, identity: list[Any]) -> Path:
     """A folder of the run for what has this identity alone; those of others are removed."""
     place = folder.run / f"train-{digest(identity)}"
-    for other in folder.run.glob("train-*"):
+    by_main(lambda: _only(place))
+    return place
+
+
+def _only(place: Path) -> None:
+    for other in place.parent.glob("train-*"):
         if other != place:
             shutil.rmtree(other)
     with writing(place):
         place.mkdir(exist_ok=True)
-    return place
 
 
 def forget(folder: Folder) -> None:

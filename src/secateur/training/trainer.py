@@ -6,6 +6,7 @@ Its own state is read back by torch with `weights_only`, and lies in a folder th
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
+from secateur.core.launched import is_main, rank, world
 from secateur.core.progress import Progress, silent
 from secateur.errors import TrainingError
 from secateur.training.answers import Sample, answer_losses, collate
@@ -24,7 +26,10 @@ from secateur.training.arguments import arguments
 from secateur.training.around import held_back, own_randomness
 from secateur.training.checkpoints import COMPLETE, newest_checkpoint, read_trained, save_trained
 from secateur.training.stake import Stake, everything
+from secateur.training.together import added, any_of, from_main
 from secateur.training.tuning import Tuning
+
+LOG = logging.getLogger("secateur")
 
 
 class Astray(TrainingError):
@@ -72,11 +77,11 @@ class AnswerTrainer(Trainer):
 
     def _track_num_input_tokens(self, inputs: Mapping[str, Tensor]) -> None:
         """Without padding, which the Trainer could only tell by an attention mask."""
-        self.state.num_input_tokens_seen += int(inputs["real"].sum())
+        self.state.num_input_tokens_seen += int(added(int(inputs["real"].sum()))[0])
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        refuse_nonfinite(float(loss), self.state.global_step + 1, self.args)
+        refuse_nonfinite(added(float(loss))[0] / world(), self.state.global_step + 1, self.args)
         return loss
 
     def evaluate(self, *unused: Any, **ignored: Any) -> dict[str, float]:
@@ -91,16 +96,17 @@ class AnswerTrainer(Trainer):
         return measured
 
     def mean_loss(self, samples: Sequence[Sample]) -> float:
-        """Nats per answer token of all samples, as the model stands."""
+        """Nats per answer token of all samples, as the model stands; each process reads its share of them."""
         self.model.eval()
         ordered = sorted(samples, key=lambda sample: len(sample[0]))
         size, total, tokens = self.args.per_device_eval_batch_size, 0.0, 0
-        for start in range(0, len(ordered), size):
+        for start in range(0, len(ordered), size)[rank() :: world()]:
             batch = {n: t.to(self.args.device) for n, t in collate(ordered[start : start + size]).items()}
             with torch.no_grad(), self.accelerator.autocast():
                 losses = answer_losses(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
             total, tokens = total + float(losses.double().sum()), tokens + len(losses)
-            self.progress("losses", min(start + size, len(ordered)), len(ordered))
+            self.progress("losses", min(start + size * world(), len(ordered)), len(ordered))
+        total, tokens = added(total, tokens)
         return total / tokens
 
 
@@ -128,11 +134,13 @@ class Watch(TrainerCallback):
         last = (
             state.epoch == int(state.epoch) or state.global_step >= state.max_steps
         )  # saved after its evaluation
-        control.should_save |= self._asked_to_stop() and not last
+        control.should_save |= any_of(self._asked_to_stop()) and not last
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-        if self._asked_to_stop():
+        stop = any_of(self._asked_to_stop())  # when all have answered, all have saved what is theirs
+        if is_main():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        if stop:
             raise KeyboardInterrupt
 
 
@@ -159,13 +167,14 @@ def train(
         trainer.progress, trainer.objective = progress, objective
         start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
         try:
-            state = finish(trainer, newest_checkpoint(folder))
+            state = finish(trainer, from_main(lambda: newest_checkpoint(folder)))
         except torch.OutOfMemoryError as error:
+            LOG.log(logging.DEBUG if is_main() else logging.ERROR, "process %d is out of memory.", rank())
             raise TrainingError(
                 f"out of memory with --batch-size {tuning.batch_size}. Give a smaller one; weights, gradients and "
                 "AdamW's two moments alone take 16 bytes a parameter."
             ) from error
-        if asked_to_stop():
+        if any_of(asked_to_stop()):
             raise KeyboardInterrupt
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         best = state.best_global_step if tuning.chooses else state.global_step

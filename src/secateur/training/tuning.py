@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from secateur.core.launched import world
 from secateur.errors import TaskError, TrainingError, UnknownName, nearest
 from secateur.session import Options
 
@@ -65,9 +66,10 @@ class Tuning:
         return 2.0 * self.lora if self.lora_alpha is None else self.lora_alpha
 
     def told(self) -> dict[str, Any]:
-        """As a command says it; without what is about adapters, where there are none."""
+        """As a command says it; without what is about adapters or several processes, where there are none."""
         plain = asdict(self) | {"split": ",".join(self.split), "lora_targets": ",".join(self.lora_targets)}
-        return {name: value for name, value in plain.items() if self.lora or not name.startswith("lora")}
+        kept = {name: value for name, value in plain.items() if self.lora or not name.startswith("lora")}
+        return kept | ({"processes": world()} if world() > 1 else {})
 
 
 _RANGES = {
@@ -111,12 +113,18 @@ def command_of(options: Options, tuning: Tuning) -> dict[str, Any]:
 NO_LORA = {"lora": None, "lora_alpha": None, "lora_targets": "all"}  # what a command does not say
 
 
+def started(command: Mapping[str, Any]) -> list[str]:
+    """`secateur`, or how several processes of it are."""
+    several = ["torchrun", "--nproc-per-node", str(command.get("processes")), "-m", "secateur"]
+    return several if "processes" in command else ["secateur"]
+
+
 def command_line(command: Mapping[str, Any]) -> str:
     """`secateur finetune ...` as one would type it to get this again, without -o. What has its default is left out."""
     plain = command_of(Options(model="", task=""), Tuning()) | NO_LORA
-    words = ["secateur", "finetune", command["finetune"], "--task", command["task"]]
+    words = [*started(command), "finetune", command["finetune"], "--task", command["task"]]
     for name, value in command.items():
-        if name not in ("finetune", "task") and value != plain[name]:
+        if name not in ("finetune", "task", "processes") and value != plain[name]:
             flag = "--" + name.replace("_", "-")
             words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)

@@ -1,0 +1,5 @@
+"""`python -m secateur`, which is also what `torchrun` and `accelerate launch` start."""
+
+from secateur.cli import main
+
+main()

@@ -1,0 +1,136 @@
+"""Two processes that train one model: against one with batches of twice the size, killed, refused, silent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from folders import questions, save_model, write_rows
+from safetensors.torch import load_file
+from test_heal import affine
+from zoo import tiny, variant
+
+import secateur as package
+from secateur.core import launched
+from secateur.core.plan import Plan
+from secateur.errors import TrainingError
+from secateur.training import together
+from secateur.training.tuning import Tuning, started
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+
+def two(*words):
+    """`secateur WORDS` in two processes."""
+    command = [*TORCHRUN, "-m", "secateur", *map(str, words)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def distance(one, other, start):
+    """Of two trained models, against how far training went."""
+    moved = sum(float((one[n] - start[n]).square().sum()) for n in one)
+    return (sum(float((one[n] - other[n]).square().sum()) for n in one) / moved) ** 0.5
+
+
+@pytest.mark.slow
+def test_two_fine_tune_as_one_with_batches_of_twice_the_size(tmp_path, words):
+    """Answers of one token and prompts of one length: then the mean of two means is the mean, up to rounding."""
+    model = save_model(tmp_path / "model", tiny("llama"), words)
+    task = write_rows(tmp_path / "task.jsonl", questions(300))
+    how = ("finetune", model, "--task", task, "--epochs", "2", "--lr", "3e-3", "--device", "cpu")
+    ran = two(*how, "--batch-size", 4, "-o", tmp_path / "two", "--json")
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads(ran.stdout)  # once, and nothing else
+    one = package.finetune(
+        str(model), str(task), tmp_path / "one", epochs=2, lr=3e-3, batch_size=8, device="cpu"
+    )
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+    assert not (tmp_path / "two.run").exists()
+    assert record["trained_on"]["examples_per_step"] == 8 == one.record["trained_on"]["examples_per_step"]
+    assert [row["step"] for row in record["epochs"]] == [row["step"] for row in one.record["epochs"]]
+    first, second = (r["epochs"][0]["select_loss"] for r in (record, one.record))
+    assert first == pytest.approx(second, abs=1e-9), "untrained they are one model"
+    for ours, theirs in zip(record["epochs"], one.record["epochs"], strict=True):
+        assert ours["select_loss"] == pytest.approx(theirs["select_loss"], rel=0.02)
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.02)
+    apart = distance(weights(tmp_path / "two"), weights(tmp_path / "one"), weights(model))
+    assert apart < 0.05, "the steps were others"
+    assert record["command"].startswith("torchrun --nproc-per-node 2 -m secateur finetune")
+
+
+@pytest.mark.slow
+def test_two_heal_as_one(tmp_path, words):
+    model = save_model(tmp_path / "model", variant("llama", num_hidden_layers=4), words)
+    task = write_rows(tmp_path / "task.jsonl", questions(300))
+    loaded = package.load(str(model))
+    plan = Plan(loaded.fingerprint, (affine([2], "linear", scale=0.4),))
+    package.apply(str(model), plan, tmp_path / "cut")
+    how = (
+        "heal",
+        tmp_path / "cut",
+        "--task",
+        task,
+        "--epochs",
+        "1",
+        "--lr",
+        "3e-3",
+        "--device",
+        "cpu",
+        "--lora",
+        2,
+    )
+    ran = two(*how, "--batch-size", 4, "-o", tmp_path / "two", "--json", "--bf16")
+    assert ran.returncode == 0, ran.stderr
+    record = json.loads(ran.stdout)
+    more = {"epochs": 1, "lr": 3e-3, "batch_size": 8, "device": "cpu", "lora": 2, "bf16": True}
+    one = package.heal(tmp_path / "cut", str(task), tmp_path / "one", **more).record
+    for ours, theirs in zip(record["stages"], one["stages"], strict=True):
+        assert ours["tokens"] == pytest.approx(theirs["tokens"], rel=0.1)
+        for row, other in zip(ours["epochs"], theirs["epochs"], strict=True):
+            assert row["select_loss"] == pytest.approx(other["select_loss"], rel=0.02)
+    assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once_and_both_end_with_its_code(tmp_path, words):
+    model = save_model(tmp_path / "model", tiny("llama"), words)
+    task = write_rows(tmp_path / "task.jsonl", questions(300))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    ran = two("finetune", model, "--task", task, "-o", tmp_path / "out", "--device", "cpu")
+    assert ran.returncode != 0
+    assert ran.stderr.count("is not a checkpoint that secateur wrote") == 1
+    assert ran.stderr.count("exitcode  : 2") >= 1
+    assert "exitcode  : 1" not in ran.stderr
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_alone_nothing_is_waited_for(monkeypatch):
+    monkeypatch.setenv("RANK", "3")  # of something else: a scheduler's, without the rest
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert (launched.world(), launched.rank(), launched.is_main()) == (1, 0, True)
+    together.join()
+    assert not torch.distributed.is_initialized()
+    assert together.from_main(lambda: 5) == 5
+    assert together.added(1, 2.5) == [1, 2.5]
+    assert (together.any_of(True), together.any_of(False)) == (True, False)
+    assert "processes" not in Tuning().told()
+
+
+def test_several_are_part_of_the_command_and_train_refuses_them(monkeypatch, tmp_path):
+    told = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert (launched.world(), launched.rank(), launched.is_main()) == (3, 1, False)
+    assert started(Tuning().told()) == ["torchrun", "--nproc-per-node", "3", "-m", "secateur"]
+    with pytest.raises(TrainingError, match="3 were launched"):
+        package.train("text:book.txt", str(tmp_path), tmp_path / "out", device="cpu")
