@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from secateur.reports.chart import AFTER, Figure, depth_color, new_axis, new_layout
+from secateur.reports.chart import AFTER, Figure, depth_color, new_axis, new_layout, some
 from secateur.reports.components import probe_hero
 from secateur.reports.frame import Figures, place, section
+from secateur.reports.inside import inside_maps
 from secateur.reports.markup import known, text
 from secateur.reports.tables import probe_provenance
 
 Record = Mapping[str, Any]
 Points = list[tuple[float, float]]
 SIDES = {"held out": 1, "in-sample": 0}  # its place in a score
+INSIDE = (
+    "How far what a part or a head adds to a token depends linearly on that token alone; and how linear what a matrix "
+    "makes of the stream is, for the norm between. Fitted to other sequences."
+)
 
 
 def linearity_page(record: Record, figures: Figures) -> list[str]:
@@ -41,6 +46,7 @@ def linearity_page(record: Record, figures: Figures) -> list[str]:
     return [
         probe_hero(told),
         section("linearity", "How linear the blocks are", lead, place("linearity", scores, figures)),
+        section("inside", "Inside the blocks", INSIDE, place("inside", inside_maps(models), figures)),
         section("shape", "What passes between blocks", "", place("shape", shapes, figures)),
         _notes(models),
         f"<footer>{probe_provenance(told)}</footer>",
@@ -108,7 +114,8 @@ def _line(label: str, side: str, color: str, points: Points) -> dict[str, Any]:
 def _layout(unit: str, data: Sequence[Record]) -> dict[str, Any]:
     several = len({trace["name"] for trace in data}) > 1
     legend = {"showlegend": several, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"}}
-    axes = {"xaxis": new_axis("block", tickformat="d"), "yaxis": new_axis(unit, nticks=6)}
+    blocks = 1 + int(max(x for trace in data for x in trace["x"]))
+    axes = {"xaxis": new_axis("block", tickvals=some(blocks, 16)), "yaxis": new_axis(unit, nticks=6)}
     return new_layout(320, **axes, **legend) | {"margin": {"l": 54, "r": 14, "t": 34, "b": 44}}
 
 
