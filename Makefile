@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: help demo test lint model bench report-picture clean
+.PHONY: help demo test lint model bench offload surgery report-picture clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -28,6 +28,12 @@ model: $(VENV)/ready ## train the embedded models again, seeded
 
 bench: $(VENV)/ready ## speed and memory, paired against plain references
 	$(BIN)/python benchmarks/run.py
+
+offload: $(VENV)/ready ## a model with most weights left on disk: the same readings, memory and time
+	$(BIN)/python benchmarks/run.py --only offload
+
+surgery: $(VENV)/ready ## a plan on a 20 GB checkpoint in less than 4 GB of memory; needs 45 GB of disk
+	$(BIN)/python benchmarks/run.py --only surgery
 
 clean:           ## remove the environment and the demo's output
 	rm -rf $(VENV) $(OUT) $(OUT).run

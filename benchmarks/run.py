@@ -1,7 +1,7 @@
 """All benchmarks (`make bench`): a table on the screen, a dated JSON file, and RESULTS.md beside this file.
 
-`--only sweep` (or search, null, cut, depth, heads, directions, linearity) repeats one part and keeps the others of the
-last JSON file.
+`--only sweep` (or search, null, cut, depth, heads, directions, linearity, offload, surgery) repeats one part and keeps the
+others of the last JSON file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import directions
 import heads
 import linearity
 import null_study
+import offload
 import search_cost
+import surgery
 import sweep
 import torch
 import transformers
@@ -62,6 +64,8 @@ PARTS: dict[str, Callable[[], Any]] = {
     "heads": heads.run,
     "directions": directions.run,
     "linearity": linearity.run,
+    "offload": offload.run,
+    "surgery": surgery.run,
 }
 
 
@@ -128,6 +132,8 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "heads": heads.rows,
     "directions": directions.rows,
     "linearity": linearity.rows,
+    "offload": offload.rows,
+    "surgery": surgery.rows,
 }
 
 
