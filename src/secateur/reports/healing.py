@@ -31,7 +31,8 @@ def healing_page(record: Record, also: Sequence[Record], figures: Figures) -> li
 
 
 def hero(record: Record) -> str:
-    row, back = record["scores"][0], record["scores"][0]["recovered"]
+    row = next((row for row in record["scores"] if row["recovered"]), record["scores"][0])
+    back = row["recovered"]
     kind, sign, word = "neutral", "○", "no loss to heal"
     if back:
         low, high = back["ci"]

@@ -98,19 +98,20 @@ def curves_of(cut: Path, task: Task) -> dict[str, Any] | None:
 
 
 def sentence(record: Mapping[str, Any]) -> str:
-    """What came back and what it cost, in plain words."""
-    row = record["scores"][0]
-    name, lost = row["metric"].replace("_", " "), abs(row["teacher"]["value"] - row["unhealed"]["value"])
-    back = row["recovered"]
-    said = f"On select the cut is not shown to have lost any {name}"
-    if back is not None:
-        low, high = (f"{100 * end:.0f}" for end in back["ci"])
-        said = (
-            f"Of the {_amount(lost, row['unit'])} of {name} that the cut lost on select, healing brought back "
-            f"{100 * back['value']:.0f} % [{low}, {high}]"
+    """What came back and at what cost, in plain words: of the first metric that the cut is shown to have cost any of."""
+    scores, cost = record["scores"], f"{record['tokens']:,} tokens read in {record['seconds']:.0f} s."
+    row = next((row for row in scores if row["recovered"]), None)
+    if row is None:
+        return (
+            f"On select the cut is not shown to have cost any {scores[0]['metric'].replace('_', ' ')}; {cost}"
         )
-    cost = f"{record['tokens']:,} tokens read in {record['seconds']:.0f} s."
-    return f"{said}; {cost}"
+    lost = _amount(abs(row["teacher"]["value"] - row["unhealed"]["value"]), row["unit"])
+    back = row["recovered"]
+    low, high = (f"{100 * end:.0f}" for end in back["ci"])
+    return (
+        f"The cut cost {lost} of {row['metric'].replace('_', ' ')} on select; healing brought back "
+        f"{100 * back['value']:.0f} % [{low}, {high}] of that: {cost}"
+    )
 
 
 def sentence_of_test(test: Mapping[str, Any]) -> str:
