@@ -98,7 +98,7 @@ def curves_of(cut: Path, task: Task) -> dict[str, Any] | None:
 
 
 def sentence(record: Mapping[str, Any]) -> str:
-    """What came back and at what cost, in plain words: of the first metric that the cut is shown to have cost any of."""
+    """What came back and at what cost, in plain words: of the first metric that the cut is shown to have lost."""
     scores, cost = record["scores"], f"{record['tokens']:,} tokens read in {record['seconds']:.0f} s."
     row = next((row for row in scores if row["recovered"]), None)
     if row is None:
