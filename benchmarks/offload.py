@@ -1,8 +1,10 @@
 """A model that has no room: heads read by gradients, and an edit judged, with most weights left on disk. In how much
 memory, and in how much time.
-Random weights in a Llama's shape, float32, one thread; each case in a process of its own.
+Random weights in a Llama's shape, stored in bfloat16 and computed with in float32, one thread; each case in a process
+of its own.
 
 Memory is anonymous memory (RssAnon): pages of a mapped checkpoint are the kernel's to drop, and no need of ours.
+A model in memory lies in such pages too where it is computed with as it is stored.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ SHAPE = {
 LIMIT = 150  # MB of weights that may lie in memory
 EDITS = ["b3.down=100", "b7.attn.h2=drop"]
 REPEATS = 3
+IN_MEMORY = {"dtype": "float32", "device": "cpu"}
 TARGET = 0.5  # of the anonymous memory that the model in memory takes
 
 
@@ -43,7 +46,7 @@ def run() -> dict[str, Any]:
     """Medians over processes that take turns, so that a busy machine is busy for both."""
     with tempfile.TemporaryDirectory() as place:
         weights = make(Path(place))
-        how = {"here": {"device": "cpu"}, "there": dispatched(place)}
+        how = {"here": IN_MEMORY, "there": dispatched(place)}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in how}
         for _ in range(REPEATS):
             for name, options in how.items():
@@ -57,7 +60,12 @@ def run() -> dict[str, Any]:
 
 
 def dispatched(place: str) -> dict[str, str]:
-    return {"device_map": "auto", "max_memory": f"cpu={LIMIT}MB", "offload_folder": f"{place}/offload"}
+    return {
+        "dtype": "float32",
+        "device_map": "auto",
+        "max_memory": f"cpu={LIMIT}MB",
+        "offload_folder": f"{place}/offload",
+    }
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -78,14 +86,15 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def make(place: Path) -> int:
-    """A checkpoint, its tokenizer and a task. How many bytes of weights."""
+    """A checkpoint, its tokenizer and a task. How many bytes the weights are in float32."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE))
-    model.save_pretrained(place / "model", max_shard_size="100MB")
+    size = sum(p.nbytes for p in model.parameters())
+    model.to(torch.bfloat16).save_pretrained(place / "model", max_shard_size="100MB")
     inner = Tokenizer(models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w1").save_pretrained(place / "model")
@@ -95,7 +104,7 @@ def make(place: Path) -> int:
             words = [f"w{draw.randrange(2, VOCABULARY)}" for _ in range(16)]
             row = {"id": str(number), "prompt": " ".join(words[:-1]), "answer": f" {words[-1]}"}
             file.write(json.dumps(row) + "\n")
-    return sum(p.nbytes for p in model.parameters())
+    return size
 
 
 def in_a_process(place: str, options: dict[str, Any]) -> dict[str, Any]:

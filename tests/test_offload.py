@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from folders import contents, questions, save_model, secateur, write_rows
 from zoo import ZOO, tiny
 
@@ -16,8 +18,10 @@ import secateur as api
 from secateur.checkpoint.save import Form, save_and_reload
 from secateur.core.plan import Plan, parse_edits
 from secateur.errors import ModelError, SecateurError, UnknownName
+from secateur.hf.anatomy import anatomy
+from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded, load_model
-from secateur.hf.weights import Weights, is_offloaded, reread
+from secateur.hf.weights import Weights, is_offloaded, open_door_, reread
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import decompose, resolve
@@ -186,6 +190,29 @@ def test_masks_nest(place):
         assert torch.equal(there.parameter(name), once)
     assert torch.equal(there.parameter(name), whole)
     assert [int((w == 0).all(0).sum()) for w in (whole, once, twice)] == [0, 8, 16]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bloom"])
+def test_weights_offloaded_to_memory(place, name):
+    """As beside a GPU: what is offloaded comes from memory, not from a file. Here that takes a device by another name,
+    on which nothing is computed."""
+    here = load_model(str(place / name), device="cpu")
+    model = tiny(name)
+    children = dict.fromkeys((child for child, _ in model.named_children()), "cpu")
+    dispatch_model(model, children, main_device="cpu:0", force_hooks=True)
+    for module in model.modules():
+        if hasattr(module, "_hf_hook"):
+            module._hf_hook.execution_device = torch.device("cpu")
+    open_door_(model)
+    there = replace(here, model=model, anatomy=anatomy(model), fingerprint=fingerprint(model))
+    assert is_offloaded(model)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert (there.fingerprint, there.anatomy) == (here.fingerprint, here.anatomy)
+    operations = resolve(Plan(here.fingerprint, parse_edits(EDITS[0])), here.anatomy, here.fingerprint)
+    with masked(here.model, operations), masked(model, operations):
+        assert torch.equal(logits(there), logits(here))
+    assert torch.equal(logits(there), logits(here))
+    assert fingerprint(model) == here.fingerprint
 
 
 # ------------------------------------------------------------------------------------------------------------- probes
