@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,12 @@ KEPT = "What was judged is kept: the same command goes on from there."
 
 @dataclass(eq=False)
 class Hand:
-    """One worker. `ready` until it has the model, then None; `busy` with so many portions."""
+    """One worker. `ready` until it has the model, then None; it takes the portions in `given` one after another."""
 
     number: int
     actor: Any
     ready: Any
-    busy: int = 0
+    given: list[Portion] = field(default_factory=list)
 
 
 class Pool:
@@ -66,11 +66,11 @@ class Pool:
             self._hand_out(portions, asked, about)
             for ref in self._wait(asked):
                 hand, portion = asked.pop(ref)
-                hand.busy -= 1
-                found = self._result(ref, hand, portion)
+                found = self._result(ref, hand)
                 if found is None:
                     portions.again(portion)
                     continue
+                hand.given.remove(portion)
                 portions.took(portion, sum(seconds for _, seconds in found))
                 for plan, (outcomes, seconds) in zip(portion.work.plans, found, strict=True):
                     yield plan, outcomes, seconds
@@ -85,13 +85,13 @@ class Pool:
     def _hand_out(self, portions: Portions, asked: dict[Any, tuple[Hand, Portion]], about: Any) -> None:
         for busy in range(IN_HAND):  # everybody gets a first portion before anybody gets a second
             for hand in self._hands:
-                if hand.ready is None and hand.busy <= busy and portions:
+                if hand.ready is None and len(hand.given) <= busy and portions:
                     portion = portions.next(hand.number)
                     plans = [_bare(plan) for plan in portion.work.plans]
                     fitted = {f.digest: self._fitted[f.digest] for plan in plans for f in plan.fitted}
                     ref = hand.actor.judge.remote([about], plans, fitted, portion.work.examples)
                     asked[ref] = hand, portion
-                    hand.busy += 1
+                    hand.given.append(portion)
 
     def _wait(self, asked: Mapping[Any, Any]) -> list[Any]:
         """Portions that are done or lost; meanwhile workers may have become ready. Raises `ClusterError`."""
@@ -112,7 +112,7 @@ class Pool:
             self._replace(hand, error)
         hand.ready = None
 
-    def _result(self, ref: Any, hand: Hand, portion: Portion) -> list[tuple[np.ndarray, float]] | None:
+    def _result(self, ref: Any, hand: Hand) -> list[tuple[np.ndarray, float]] | None:
         """What a worker found, or None where it died. Raises what was raised there."""
         try:
             found = ray.get(ref)
@@ -121,7 +121,6 @@ class Pool:
                 raise error.cause from error
             raise
         except RayActorError as error:
-            self._blame(portion, error)
             self._replace(hand, error)
             return None
         self._deaths = 0
@@ -139,6 +138,8 @@ class Pool:
         if hand not in self._hands:
             return
         self._hands.remove(hand)
+        if hand.given:
+            self._blame(hand.given[0].work.plans, error)
         self._deaths += 1
         if self._deaths >= DEATHS * self._count:
             raise ClusterError(
@@ -147,15 +148,15 @@ class Pool:
         LOG.warning("a worker was lost; what it had in hand is done again. %s", reason(error))
         self._hands.append(self._hire())
 
-    def _blame(self, portion: Portion, error: RayActorError) -> None:
+    def _blame(self, plans: Sequence[Plan], error: RayActorError) -> None:
         """A plan that no worker survives would go round for ever. Raises `ClusterError`."""
-        if len(portion.work.plans) > 1:
+        if len(plans) > 1:
             return  # they go one by one from here on
-        self._lost.update(portion.work.plans)
-        plan, deaths = self._lost.most_common(1)[0]
-        if deaths >= DEATHS:
+        [plan] = plans
+        self._lost[plan] += 1
+        if self._lost[plan] >= DEATHS:
             raise ClusterError(
-                f"{deaths} workers died over “{plan}”. {reason(error)} Perhaps it needs more memory: "
+                f"{DEATHS} workers died over “{plan}”. {reason(error)} Perhaps it needs more memory: "
                 f"put fewer workers on a node. {KEPT}"
             ) from error
 

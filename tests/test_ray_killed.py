@@ -1,0 +1,170 @@
+"""`secateur prune --ray` from the outside, against the same command without it: the driver killed, a node leaving.
+
+Each needs a cluster of its own, in processes of their own, so all are slow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+pytestmark = pytest.mark.slow
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+WORDS = [
+    "prune",
+    "builtin:facts",
+    "--task",
+    "builtin:facts",
+    "--matrices",
+    "mlp",
+    "--layers",
+    "2",
+    "-o",
+    "out",
+]
+COUNTING = """
+import os, signal
+from secateur.core.ledger import Ledger
+record, calls = Ledger.record, []
+def counted(self, scope, plan, outcomes, *, seconds):
+    record(self, scope, plan, outcomes, seconds=seconds)
+    calls.append(len(outcomes))
+    with open("counted", "a") as log:
+        log.write(f"{len(outcomes)}\\n")
+    if len(calls) == DEATH:
+        os.kill(os.getpid(), signal.SIGNAL)
+Ledger.record = counted
+"""
+LEAVING = """
+import os, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+leaver = cluster.add_node(num_cpus=1)
+sys.argv += ["--ray", cluster.address]
+from secateur.core.ledger import Ledger
+record, calls = Ledger.record, []
+def watched(self, scope, plan, outcomes, *, seconds):
+    record(self, scope, plan, outcomes, seconds=seconds)
+    calls.append(len(outcomes))
+    if len(calls) == 5:
+        cluster.remove_node(leaver, allow_graceful=False)
+Ledger.record = watched
+"""
+
+
+def run(folder, before="", *more) -> subprocess.CompletedProcess:
+    """The command in `folder`, in a process of its own, after the Python code `before`."""
+    code = f"import sys\nsys.argv = ['secateur', *{[*WORDS, *more]!r}]\n{before}\nfrom secateur.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
+    )
+
+
+def counting(death=0, by="SIGKILL") -> str:
+    return COUNTING.replace("DEATH", str(death)).replace("SIGNAL", by)
+
+
+def judged(folder) -> list[tuple]:
+    """Everything in a ledger, in an order of its own."""
+    with sqlite3.connect(folder / "out.run/ledger.sqlite") as db:
+        rows = db.execute(
+            "SELECT name, identity, example, loss, correct, rank, predicted FROM outcomes JOIN trials ON trials.id = trial "
+            "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan"
+        ).fetchall()
+    db.close()
+    return sorted(rows, key=repr)
+
+
+def edits(folder) -> object:
+    return json.loads((folder / "out/plan.json").read_text())["edits"]
+
+
+def counted(folder) -> int:
+    return sum(map(int, (folder / "counted").read_text().split()))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What the command does without a cluster."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = run(folder, counting())
+    assert done.returncode == 0, done.stderr
+    assert edits(folder)
+    return folder
+
+
+def same_end(folder, alone) -> None:
+    assert edits(folder) == edits(alone)
+    assert judged(folder) == judged(alone), "outcomes differ from those of one process"
+
+
+def test_the_driver_killed_and_interrupted(alone, tmp_path):
+    """SIGKILL, then Ctrl-C, then to the end: the ledger goes on, and no process of the cluster is left."""
+    mark = {"SECATEUR_TEST": str(tmp_path)}
+    ENVIRONMENT.update(mark)
+    assert run(tmp_path, counting(9), "--ray", "local:2").returncode == -signal.SIGKILL
+    assert counted(tmp_path) == len(judged(tmp_path))
+    stopped = run(tmp_path, counting(9, "SIGINT"), "--ray", "local:2")
+    assert stopped.returncode == 130
+    assert "What was judged is kept" in stopped.stderr
+    done = run(tmp_path, counting(), "--ray", "local:2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "improves"
+    assert counted(tmp_path) == len(judged(alone)), "an evaluation was computed twice"
+    assert edits(tmp_path) == edits(alone)
+    deadline = time.monotonic() + 30
+    while (left := with_environment(mark)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, f"still there: {left}"
+
+
+def with_environment(mark: dict[str, str]) -> list[str]:
+    """Processes whose environment says that they belong to this test."""
+    [(name, value)] = mark.items()
+    wanted, found = f"{name}={value}".encode(), []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if wanted in file.read().split(b"\0"):
+                    found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def test_a_node_that_leaves(alone, tmp_path):
+    """Two nodes with one worker each; one of them is killed in the middle of the race."""
+    done = run(tmp_path, LEAVING)
+    assert done.returncode == 0, done.stderr
+    assert "a worker was lost" in done.stderr
+    same_end(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--method", "heads", "--max-loss", "0.05"],
+        ["--method", "depth", "--blocks", "1", "--max-loss", "0.05"],
+    ],
+    ids=["heads", "depth"],
+)
+def test_other_methods_find_the_same(more, tmp_path):
+    """Without a kill: what is removed step by step, and maps that are fitted on the way."""
+    words = [*more, "--limit", "300", "--allow-small"]
+    ends = []
+    for name, ray in (("alone", []), ("together", ["--ray", "local:2"])):
+        (tmp_path / name).mkdir()
+        done = run(tmp_path / name, "WORDS = None; sys.argv = [w for w in sys.argv if w not in "
+                   "('--matrices', 'mlp', '--layers', '2')]", *words, *ray)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        ends.append((edits(tmp_path / name), judged(tmp_path / name)))
+    assert ends[0] == ends[1]
