@@ -90,7 +90,7 @@ def measures(record: Record) -> str:
     if record["test"]:
         n = f"test, n = {record['test']['n']:,}"
         rows += [_dumbbell(row, metric_name(row["metric"]), n) for row in record["test"]["scores"]]
-    rows += [_dumbbell(row, row["name"], f"on the side, n = {row['n']:,}") for row in record["sides"]]
+    sides = [_dumbbell(row, row["name"], f"n = {row['n']:,}") for row in record["sides"]]
     legend = key(
         ("dot alternative", "the original"),
         ("dot before", "cut"),
@@ -99,12 +99,12 @@ def measures(record: Record) -> str:
     )
     folded = f'<details class="numbers"><summary>numbers</summary>{_numbers(record)}</details>'
     lead = "What healing brought back, and what it did to tasks that it was not for."
-    return section(
-        "measured", "Original, cut, healed", lead, legend, panels(rows, _TITLES), _word(record), folded
-    )
+    drawn = panels(rows, _TITLES) + panels(sides, _SIDE_TITLES)
+    return section("measured", "Original, cut, healed", lead, legend, drawn, _word(record), folded)
 
 
 _TITLES = {"share": "Share of questions", "nats/token": "Loss"}
+_SIDE_TITLES = {unit: f"{title}, on the side" for unit, title in _TITLES.items()}  # on a scale of its own
 
 
 def _n(record: Record) -> str:
