@@ -45,7 +45,7 @@ def distance(one, other, start):
 def test_two_fine_tune_as_one_with_batches_of_twice_the_size(tmp_path, words):
     """Answers of one token and prompts of one length: then the mean of two means is the mean, up to rounding."""
     model = save_model(tmp_path / "model", tiny("llama"), words)
-    task = write_rows(tmp_path / "task.jsonl", questions(300))
+    task = write_rows(tmp_path / "task.jsonl", questions(320))
     how = ("finetune", model, "--task", task, "--epochs", "2", "--lr", "3e-3", "--device", "cpu")
     ran = two(*how, "--batch-size", 4, "-o", tmp_path / "two", "--json")
     assert ran.returncode == 0, ran.stderr
@@ -53,6 +53,7 @@ def test_two_fine_tune_as_one_with_batches_of_twice_the_size(tmp_path, words):
     one = package.finetune(
         str(model), str(task), tmp_path / "one", epochs=2, lr=3e-3, batch_size=8, device="cpu"
     )
+    assert record["trained_on"]["examples"] % 8 == 0, "else two fill the last step of an epoch up"
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
     assert not (tmp_path / "two.run").exists()
     assert record["trained_on"]["examples_per_step"] == 8 == one.record["trained_on"]["examples_per_step"]
@@ -134,3 +135,52 @@ def test_several_are_part_of_the_command_and_train_refuses_them(monkeypatch, tmp
     assert started(Tuning().told()) == ["torchrun", "--nproc-per-node", "3", "-m", "secateur"]
     with pytest.raises(TrainingError, match="3 were launched"):
         package.train("text:book.txt", str(tmp_path), tmp_path / "out", device="cpu")
+
+
+KILLED = """
+import os, signal, sys
+import secateur
+from secateur.core.launched import rank
+model, task, out = sys.argv[1:]
+
+def die(stage, done, total):
+    if rank() == 1 and stage == "train" and done == total - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+secateur.finetune(model, task, out, epochs=2, lr=3e-3, batch_size=8, device="cpu", progress=die)
+"""
+
+
+@pytest.mark.slow
+def test_one_of_two_killed_they_go_on_together_to_the_same_weights(tmp_path, words):
+    model = save_model(
+        tmp_path / "model", tiny("gpt2"), words
+    )  # with dropout: each process has its own randomness
+    task = write_rows(tmp_path / "task.jsonl", questions(260))
+    (tmp_path / "killed.py").write_text(KILLED)
+    out, env = tmp_path / "out", os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, str(tmp_path / "killed.py"), str(model), str(task), str(out)]
+    killed = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    assert killed.returncode != 0
+    assert not out.exists()
+    (kept,) = (tmp_path / "out.run").glob("train-*/checkpoint-*/complete")
+    assert len(list(kept.parent.glob("rng_state*"))) == 2
+    how = (
+        "finetune",
+        model,
+        "--task",
+        task,
+        "--epochs",
+        2,
+        "--lr",
+        "3e-3",
+        "--batch-size",
+        8,
+        "--device",
+        "cpu",
+    )
+    for folder in (out, tmp_path / "whole"):
+        ran = two(*how, "-o", folder)
+        assert ran.returncode == 0, ran.stderr
+    one, other = weights(out), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in one)
