@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: help demo test lint model bench offload surgery report-picture clean
+.PHONY: cluster help demo test lint model bench offload surgery report-picture clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -34,6 +34,9 @@ offload: $(VENV)/ready ## a model with most weights left on disk: the same readi
 
 surgery: $(VENV)/ready ## a plan on a 20 GB checkpoint in less than 4 GB of memory; needs 45 GB of disk
 	$(BIN)/python benchmarks/run.py --only surgery
+
+cluster: $(VENV)/ready ## two Ray workers against one, and what a start and a candidate cost
+	$(BIN)/python benchmarks/cluster.py
 
 clean:           ## remove the environment and the demo's output
 	rm -rf $(VENV) $(OUT) $(OUT).run
