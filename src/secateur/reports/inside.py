@@ -11,7 +11,7 @@ from secateur.reports.markup import known, text
 
 Record = Mapping[str, Any]
 Cells = dict[tuple[int, str], Record]  # block and column → row of the record
-MOST = 16  # columns whose cells have room for their number
+MOST = 12  # columns whose cells have room for their number
 
 
 def inside_maps(models: Sequence[Record]) -> list[Figure]:
@@ -31,9 +31,9 @@ def _of_stack(model: Record, stack: str, name: str) -> Iterator[Figure]:
         return
     begin = " ".join(word for word in (name, stack.rstrip(".")) if word)
     begin += ": " if begin else ""
-    yield _map(
-        f"{begin}parts and matrices", "", {(p.block, p.kind): row for p, row in mine if p.head is None}
-    )
+    kinds: Cells = {(place.block, place.kind): row for place, row in mine if place.head is None}
+    matrices = " and matrices" if any(place.is_matrix for place, _ in mine) else ""
+    yield _map(f"{begin}parts{matrices}", "", kinds)
     for kind in ATTENTIONS:
         heads = {(p.block, str(p.head)): row for p, row in mine if p.head is not None and p.kind == kind}
         if heads:

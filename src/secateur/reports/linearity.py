@@ -42,15 +42,24 @@ def linearity_page(record: Record, figures: Figures) -> list[str]:
         "1 − the share of the variance that the best linear map of what enters leaves unexplained. Solid: of a map "
         "fitted to other sequences; dashed: fitted to the same tokens, as in the paper, where noise scores d/n."
     )
+    maps = inside_maps(models)
     told = dict(record) | {"what": ["linearity"], "tasks": [record["task"]]}
+    more = f" and {len(models) - 1} more" if len(models) > 1 else ""
     return [
-        probe_hero(told),
+        probe_hero(told | {"model": f"{record['model']}{more}"}),
         section("linearity", "How linear the blocks are", lead, place("linearity", scores, figures)),
-        section("inside", "Inside the blocks", INSIDE, place("inside", inside_maps(models), figures)),
+        section(
+            "inside", "Inside the blocks", INSIDE, place("inside", maps, figures, layout=_layout_of(maps))
+        ),
         section("shape", "What passes between blocks", "", place("shape", shapes, figures)),
         _notes(models),
         f"<footer>{probe_provenance(told)}</footer>",
     ]
+
+
+def _layout_of(maps: Sequence[Figure]) -> str:
+    """Side by side, to be compared, where there are many."""
+    return "multiples" if len(maps) > 2 else "wide"
 
 
 def _colors(models: Sequence[Record]) -> list[str]:
