@@ -40,8 +40,9 @@ MAY_IMPORT["methods"] = {*MAY_IMPORT["readers"], "readers", "search", "sides", "
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains"}
 MAY_IMPORT["recipe"] = {*MAY_IMPORT["proof"], "proof"}
 MAY_IMPORT["api"] = MAY_IMPORT["recipe"] | {"recipe", "gains"}
+MAY_IMPORT["forecast"] = MAY_IMPORT["recipe"] | {"recipe"}
 MAY_IMPORT["distributed"] = {"errors", "core", "hf", "judge"}
-MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}
+MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "forecast", "__init__"}
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # the front door names the verbs and opens them when asked
 NEVER = {
     "core": {"torch", "transformers", "safetensors", "huggingface_hub"},

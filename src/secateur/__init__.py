@@ -21,6 +21,7 @@ _WHERE = {
     "preview": "secateur.api",
     "report": "secateur.api",
     "bench": "secateur.gains.bench",
+    "plan_cost": "secateur.forecast.record",
     "finetune": "secateur.training.finetune",
     "heal": "secateur.training.heal",
     "train": "secateur.training.pretrain",

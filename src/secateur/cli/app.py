@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from secateur import __version__
-from secateur.cli import healing, making, measuring, pretraining, reading, training
+from secateur.cli import forecast, healing, making, measuring, pretraining, reading, training
 from secateur.cli.options import examples
 from secateur.core.launched import is_main
 from secateur.errors import SecateurError
@@ -81,6 +81,7 @@ for _verb, _options in (
     *making.VERBS,
     *reading.VERBS,
     *measuring.VERBS,
+    *forecast.VERBS,
     *training.VERBS,
     *healing.VERBS,
     *pretraining.VERBS,

@@ -1,0 +1,210 @@
+"""Work → amounts: how many passes, FLOPs, numbers written, decompositions. From shapes alone; measures nothing.
+
+Counted as the evaluator saves: below the lowest edited block nothing runs twice, inside it only what the edit changes,
+logits only where they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from secateur.core.site import Site
+from secateur.forecast.load import CACHE_BYTES, Load, Loads
+from secateur.hf.anatomy import Anatomy
+from secateur.methods.forecast import CHORES, Generated, Judged, Plans, Read, Work
+from secateur.probes.directions import ROOM
+
+Amounts = Mapping[str, float]  # what → how many; `machine.py` says what each takes
+
+FFN = frozenset({"gate", "up", "down"})
+RERUN = {  # what an edit of one matrix makes run again in its block, as `judge.reuse` finds it
+    "down": frozenset({"down"}),
+    "gate": frozenset({"gate", "down"}),
+    "up": frozenset({"up", "down"}),
+    "o": FFN | {"o"},
+    **{kind: FFN | {kind, "o"} for kind in "qkv"},
+}
+ATTENDING = frozenset("qkvo")  # edits of these compute attention's scores again
+PASSES = {  # of the whole model at all positions for one reading of a batch: forward 1, backward to activations 1
+    "truncation effects": 4.0,  # and two projections of about as many products
+    "direction effects": 4.0,
+    "head importance": 2.0,
+    "neuron importance": 2.0,
+    "maps": 2.0,
+    "similarity": 1.0,
+}
+FITTED = ("maps", "similarity")
+BEHAVIOR = 100  # random sequences, of prefix matching and again of copying
+BEHAVIOR_TOKENS = tuple(4 * (25 + 2 * seed) for seed in range(BEHAVIOR))
+
+
+def spectrum_bytes(shape: tuple[int, int]) -> int:
+    """A float32 decomposition with its singular values."""
+    return 4 * min(shape) * (sum(shape) + 1)
+
+
+def decomposition(shape: tuple[int, int]) -> str:
+    return f"svd {max(shape)}x{min(shape)}"
+
+
+@dataclass
+class Counted:
+    """Counts works in their order, since what was decomposed stays as long as there is room (`spectra_bytes`)."""
+
+    anatomy: Anatomy
+    loads: Loads
+    spectra_bytes: int
+    _decomposed: set[Site] = field(default_factory=set)
+
+    def __call__(self, work: Work) -> Amounts:
+        if isinstance(work, Judged):
+            return self.judged(work)
+        return self.read(work) if isinstance(work, Read) else self.generated(work)
+
+    # ------------------------------------------------------------------------------------------------------- judging
+
+    def judged(self, work: Judged) -> Amounts:
+        load = self.loads.of(work.place, work.first, work.last)
+        asked = [plans for plans in work.plans if plans.count]
+        found: Counter[str] = Counter()
+        for plans in asked:
+            found.update(self._plans(plans, load))
+            found["step"] += (
+                plans.count * load.calls * self.loads.places[work.place].session.task.max_new_tokens
+            )
+        found.update(self._boundary({plans.block for plans in asked}, load))
+        if work.decomposes:
+            found.update(self._spectra((site for plans in asked for site in plans.edited), load.shards))
+        return found
+
+    def _plans(self, plans: Plans, load: Load) -> Amounts:
+        """The first of a group runs its block whole; it keeps what the others need not run, as far as there is room."""
+        count, last = plans.count, self.anatomy.num_blocks
+        inside = self._block(plans.block, load)
+        kinds = {site.part for site in plans.edited if site.block == plans.block}
+        saved = (inside - self._inside(plans.block, kinds, load)) * self._room(plans.block, kinds, load)
+        above = sum(self._block(block, load) for block in range(plans.block + 1, last))
+        flops = count * (inside + above) - max(0.0, count - 1) * saved
+        shapes = [self.anatomy.matrix(site).shape for site in plans.edited]
+        return {
+            "plan": count * load.shards,
+            "edit": count * load.shards * len(shapes),
+            "example": count * load.examples,
+            "call": count * load.calls,
+            "block": count * load.calls * (last - plans.block),
+            "flop": flops,
+            "logit": count * load.kept * self.anatomy.vocab_size,
+            "written": count * load.shards * sum(rows * columns for rows, columns in shapes),
+            "mask flop": count
+            * load.shards
+            * sum(2 * plans.rank * rows * columns for rows, columns in shapes),
+        }
+
+    def _boundary(self, blocks: set[int], load: Load) -> Amounts:
+        """The activations that enter each block at which some plan begins, every block run once."""
+        highest = max(blocks, default=0)
+        return {
+            "call": len(blocks - {0}) * load.calls,
+            "block": highest * load.calls,
+            "flop": sum(self._block(block, load) for block in range(highest)),
+        }
+
+    def _block(self, block: int, load: Load) -> float:
+        return self._parts(block, frozenset(self.anatomy.matrix_kinds), load) + self._scores(block, load)
+
+    def _inside(self, block: int, kinds: set[str], load: Load) -> float:
+        """What an edit of these kinds makes run again; everything where nothing is said of the inside."""
+        if not kinds:
+            return self._block(block, load)
+        parts = frozenset().union(*(RERUN[kind] for kind in kinds))
+        scores = self._scores(block, load) if kinds & ATTENDING else 0.0
+        return self._parts(block, self._with_sharers(block, parts, kinds), load) + scores
+
+    def _with_sharers(self, block: int, parts: frozenset[str], kinds: set[str]) -> frozenset[str]:
+        """Matrices that lie in one parameter with an edited one run with it."""
+        own = {s.part: m.module for s, m in self.anatomy.matrices.items() if s.block == block}
+        edited = {own[kind] for kind in kinds}
+        return parts | {part for part, module in own.items() if module in edited}
+
+    def _parts(self, block: int, parts: frozenset[str], load: Load) -> float:
+        """Matrix products; in the last block what lies beyond keys and values runs where logits are asked for."""
+        own = {s.part: m for s, m in self.anatomy.matrices.items() if s.block == block}
+        everywhere = {
+            m.module for part, m in own.items() if part in "kv" or block < self.anatomy.num_blocks - 1
+        }
+        total = 0.0
+        for part in parts & own.keys():
+            rows, columns = own[part].shape
+            total += 2 * rows * columns * (load.tokens if own[part].module in everywhere else load.kept)
+        return total
+
+    def _scores(self, block: int, load: Load) -> float:
+        """Attention's scores and what they weigh: 4 for each query number and each token that it may attend to."""
+        return 4.0 * self.anatomy.widths[block].num_heads * self.anatomy.d_head * load.pairs
+
+    def _room(self, block: int, kinds: set[str], load: Load) -> float:
+        """The share of batches of which the inside fits the cache: what edited layers read, or what is beside them."""
+        if not kinds:
+            return 0.0
+        widths = [self.anatomy.matrix(Site(block, kind)).shape[1] + self.anatomy.d_model for kind in kinds]
+        need = load.tokens * sum(widths) * self.loads.width / self.anatomy.d_model
+        return min(1.0, CACHE_BYTES * load.shards / max(1.0, need))
+
+    def _spectra(self, sites: Iterable[Site], times: int) -> Amounts:
+        """Decompositions: once where the spectra of all matrices have room together, else in every round again."""
+        asked = set(sites)
+        whole = sum(spectrum_bytes(self.anatomy.matrix(site).shape) for site in asked | self._decomposed)
+        if whole <= self.spectra_bytes:
+            times, asked = 1, asked - self._decomposed
+        self._decomposed |= asked
+        shapes = Counter(decomposition(self.anatomy.matrix(site).shape) for site in asked)
+        return {name: count * times for name, count in shapes.items()}
+
+    # ------------------------------------------------------------------------------------------------------- readings
+
+    def read(self, work: Read) -> Amounts:
+        if work.what in CHORES:
+            flops = 4 * self._behavior() if work.what == "behavior" else 0.0
+            return {work.what: work.times, f"{work.what} flop": work.times * flops}
+        load = self.loads.of(work.place, 0, work.examples, answers=True)
+        times = work.times * (self._groups(work) if work.decomposes else 1)
+        whole = sum(self._block(block, load) for block in range(self.anatomy.num_blocks))
+        found = {
+            work.what: times * load.calls,
+            f"{work.what} flop": times * PASSES[work.what] * whole,
+            f"{work.what} part": work.times * len(work.parts) * (1 + work.under),
+        }
+        if work.what in FITTED:
+            products = 6 * load.tokens * self.anatomy.d_model**2  # three moments of pairs
+            return found | {f"{work.what} moment": work.times * len(work.parts) * products}
+        return found | {f"{work.what} example": times * load.examples} | self._read_spectra(work)
+
+    def _read_spectra(self, work: Read) -> Amounts:
+        """Directions are decomposed anew in every reading, and once more for a plan; what a screen needs is kept."""
+        if not work.decomposes or work.what == "truncation effects":
+            return self._spectra(work.parts if work.decomposes else (), 1)
+        shapes = Counter(decomposition(self.anatomy.matrix(site).shape) for site in work.parts)
+        return {name: count * work.times * (1 + work.under) for name, count in shapes.items()}
+
+    def _groups(self, work: Read) -> int:
+        """Runs of matrices whose spectra have room together: each needs passes of its own."""
+        room = ROOM if work.what == "direction effects" else self.spectra_bytes
+        groups, used = 0, room + 1
+        for site in work.parts:
+            need = spectrum_bytes(self.anatomy.matrix(site).shape)
+            groups, used = (groups + 1, need) if used + need > room else (groups, used + need)
+        return groups
+
+    def _behavior(self) -> float:
+        """FLOPs of the blocks on all random sequences once."""
+        context = self.anatomy.context or max(BEHAVIOR_TOKENS)
+        lengths = [min(length, context) for length in BEHAVIOR_TOKENS]
+        load = Load(BEHAVIOR, sum(lengths), sum(length * (length + 1) // 2 for length in lengths))
+        return sum(self._block(block, load) for block in range(self.anatomy.num_blocks))
+
+    def generated(self, work: Generated) -> Amounts:
+        weights = sum(rows * columns for rows, columns in (m.shape for m in self.anatomy.matrices.values()))
+        steps = work.tokens * work.plans
+        return {"step": steps, "flop": 2.0 * weights * work.rows * steps}

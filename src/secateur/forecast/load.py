@@ -1,0 +1,96 @@
+"""What is to be run for some examples, added up: passes, padded tokens, positions that are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from secateur.judge.rows import Batch, Packing
+from secateur.session import Session
+from secateur.tasks.encode import Encoded
+
+CACHE_BYTES = 2**30  # of one shard's activations: `judge.workers.Limits`
+
+
+@dataclass(frozen=True)
+class Load:
+    """Sums over batches: `calls` of the model, padded `tokens`, `pairs` of a token and one that it may attend to,
+    `kept` positions with logits. `shards` are what the activation cache holds at a time."""
+
+    calls: int = 0
+    tokens: int = 0
+    pairs: int = 0
+    kept: int = 0
+    examples: int = 0
+    shards: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(*(vars(self)[f.name] + vars(other)[f.name] for f in fields(self)))
+
+
+def load_of(batches: Sequence[Batch], examples: int) -> Load:
+    """Of one shard."""
+    shapes = [batch.tokens.shape for batch in batches]
+    return Load(
+        calls=len(batches),
+        tokens=sum(rows * length for rows, length in shapes),
+        pairs=sum(rows * length * (length + 1) // 2 for rows, length in shapes),
+        kept=sum(len(batch.keep) for batch in batches),
+        examples=examples,
+        shards=1,
+    )
+
+
+def shards(examples: Sequence[int], encoded: Mapping[int, Encoded], width: int) -> Iterator[list[int]]:
+    """As the evaluator cuts them: examples of similar length, `width` bytes a token, as many as the cache holds."""
+    shard: list[int] = []
+    used = 0
+    for example in sorted(examples, key=lambda e: (encoded[e].longest, e)):
+        need = width * sum(len(context) + len(answer) for context, answer in encoded[example].pairs)
+        if shard and used + need > CACHE_BYTES:
+            yield shard
+            shard, used = [], 0
+        shard.append(example)
+        used += need
+    if shard:
+        yield shard
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Examples of a session in the order in which a search takes them."""
+
+    examples: Sequence[int]
+    session: Session
+
+
+@dataclass(frozen=True, eq=False)
+class Loads:
+    """The loads of every place, packed as the evaluator packs. `width`: bytes of one token's activations."""
+
+    places: Mapping[str, Place]
+    packing: Packing
+    width: int
+    _known: dict[tuple[str, int, int, bool], Load] = field(default_factory=dict)
+
+    def of(self, place: str, first: int, last: int, *, answers: bool = False) -> Load:
+        """Examples `first` to `last` of a place; with `answers` each with its gold answer alone, as readings do."""
+        key = (place, first, last, answers)
+        if key not in self._known:
+            self._known[key] = self._packed(*key)
+        return self._known[key]
+
+    def _packed(self, place: str, first: int, last: int, answers: bool) -> Load:
+        at = self.places[place]
+        encoded, examples = at.session.encoded, at.examples[first:last]
+        if answers:
+            encoded = {example: encoded[example].gold_alone for example in examples}
+        cut = shards(examples, encoded, self.width)
+        return sum((load_of(self.packing.pack(encoded, shard), len(shard)) for shard in cut), Load())
+
+
+def places_of(session: Session, sides: Mapping[str, Session]) -> dict[str, Place]:
+    """The splits in the order of the search, and every side by its name."""
+    found = {name: Place(session.task.split(name), session) for name in ("probe", "test")}
+    found["select"] = Place(session.shuffled("select"), session)
+    return found | {name: Place(range(len(side.task.examples)), side) for name, side in sides.items()}

@@ -1,0 +1,243 @@
+"""`secateur.plan_cost`: what a prune will cost, before it starts, as plain data (docs/records.md, PlanCost)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.core.progress import Progress, silent
+from secateur.errors import SecateurError
+from secateur.forecast.calibrate import calibrated
+from secateur.forecast.count import Amounts, Counted, spectrum_bytes
+from secateur.forecast.load import Loads, Place, places_of
+from secateur.forecast.machine import SHARED, SVD, UTILIZATION, Machine, stated
+from secateur.hf.blank import Ruler, blank_model
+from secateur.judge.rows import Packing
+from secateur.methods.forecast import LUCKS, Judged, Read, Watched, Work, laser, proof
+from secateur.methods.forecast_directions import directions
+from secateur.methods.forecast_parts import components, depth
+from secateur.recipe import check
+from secateur.session import Options, Session, open_session, read_task, session_on
+from secateur.sides import side_effects
+from secateur.verify import Side
+
+FORECASTS = {
+    "laser": laser,
+    "directions": directions,
+    "depth": depth,
+    **dict.fromkeys(("heads", "ffns", "components"), components),
+}
+GIBI = 2**30
+ACCELERATOR = (
+    32768,
+    2 * GIBI,
+)  # padded tokens, and bytes of logits: `judge.workers.Limits` on an accelerator
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """`devices` equal ones of `memory` GB, or as much as it takes (None). `tflops` and `bandwidth` (GB/s) of one that
+    is not here; None: as measured here."""
+
+    devices: int = 1
+    tflops: float | None = None
+    bandwidth: float | None = None
+    utilization: float = UTILIZATION
+    memory: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [n for n in (self.tflops, self.bandwidth, self.memory) if n is not None]
+        if self.devices < 1 or min(numbers, default=1.0) <= 0 or not 0 < self.utilization <= 1:
+            raise SecateurError(
+                "--devices from 1, --tflops, --bandwidth and --memory above 0, --utilization up to 1."
+            )
+        if (self.tflops is None) != (self.bandwidth is None):
+            raise SecateurError("--tflops and --bandwidth describe one device: give both, or none.")
+
+    @property
+    def elsewhere(self) -> bool:
+        return self.tflops is not None
+
+    def workers(self, weight_bytes: int) -> int:
+        """Models side by side. Raises `SecateurError` where not even one has room."""
+        each = 1 if self.memory is None else math.ceil(1.2 * weight_bytes / (self.memory * 1e9))
+        if each > self.devices:
+            raise SecateurError(
+                f"{weight_bytes / 1e9:.0f} GB of weights, with a fifth more for activations, need {each} devices of "
+                f"{self.memory:g} GB: give more --devices, or --memory."
+            )
+        return self.devices // each
+
+
+def plan_cost(
+    model: str,
+    task: str | Sequence[str],
+    *,
+    calibrate: bool = True,
+    devices: int = 1,
+    tflops: float | None = None,
+    bandwidth: float | None = None,
+    utilization: float = UTILIZATION,
+    memory: float | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """What `prune` with these options will ask: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
+
+    Each number is three: the least a search can take, what searches took so far, the most. Seconds are measured here
+    for some seconds; with `tflops` and `bandwidth` (GB/s) they are those of another machine, and with `calibrate`
+    False there are none: then no weights are read, and a config.json is enough. Raises: as `prune` does before it
+    starts.
+    """
+    first, *more = [task] if isinstance(task, str) else task
+    asked = Options(model=model, task=first, more_tasks=tuple(more), **options)
+    fleet = Fleet(devices, tflops, bandwidth, utilization, memory)
+    started = time.perf_counter()
+    blank = fleet.elsewhere or not calibrate
+    session = _blank_session(asked) if blank else open_session(asked, None, progress)
+    loading = time.perf_counter() - started
+    check(session)
+    return forecast(session, fleet, calibrate=not blank, loading=loading, progress=progress)
+
+
+def _blank_session(options: Options) -> Session:
+    how = {name: vars(options)[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
+    loaded = blank_model(options.model, **how)
+    return session_on(options, loaded, read_task(options, loaded))
+
+
+def forecast(
+    session: Session, fleet: Fleet, *, calibrate: bool, loading: float = 0.0, progress: Progress = silent
+) -> dict[str, Any]:
+    """The record of a session whose method has been checked."""
+    watched = side_effects(session)
+    anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
+    loads = Loads(_places(session, watched), _packing(session, calibrate), anatomy.d_model * itemsize)
+    weights = anatomy.num_parameters * itemsize
+    room = max(32 * 2**20, weights // 10)  # of the evaluator's spectra
+    works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
+    machine = None
+    if fleet.elsewhere:
+        machine = stated(anatomy, itemsize, fleet.tflops, fleet.bandwidth, fleet.utilization)
+    elif calibrate:
+        machine = calibrated(session, Counted(anatomy, loads, room), works["most"], progress)
+    workers = fleet.workers(weights)
+    each = {
+        luck: _stages(own, Counted(anatomy, loads, room), machine, workers) for luck, own in works.items()
+    }
+    names = list(dict.fromkeys(name for stages in each.values() for name in stages))
+    load = _load_seconds(loading, machine, fleet)
+    stages = [_row("load", {luck: {"seconds": load} for luck in LUCKS})]
+    stages += [_row(name, {luck: each[luck].get(name, {}) for luck in LUCKS}) for name in names]
+    return {
+        "model": session.options.model,
+        "task": session.task.name,
+        "method": session.options.method,
+        "parameters": anatomy.num_parameters,
+        "examples": {name: len(session.task.split(name)) for name in ("probe", "select", "test")},
+        "tokens": loads.of("select", 0, len(session.task.split("select"))).tokens,
+        "devices": fleet.devices,
+        "workers": workers,
+        "stages": stages,
+        "total": _row("all", {luck: _total(row["counts"][luck] for row in stages) for luck in LUCKS}),
+        "bytes": _bytes(session, loads, room),
+        "assumptions": _said(session, fleet, machine, workers),
+    }
+
+
+def _works(session: Session, watched: Sequence[Side], luck: str) -> list[Work]:
+    sides = [Watched(s.name, len(s.task.examples), s.continuations, s.phrasings) for s in watched]
+    return [*FORECASTS[session.options.method](session, sides, luck), *proof(session, sides)]
+
+
+def _places(session: Session, watched: Sequence[Side]) -> dict[str, Place]:
+    return places_of(session, {side.name: session.on(side.task) for side in watched})
+
+
+def _packing(session: Session, here: bool) -> Packing:
+    """The evaluator's own, or for a machine that is not here what it is on an accelerator."""
+    if here:
+        return session.judge().packing
+    tokens, logits = ACCELERATOR
+    kept = max(1, logits // (4 * session.loaded.anatomy.vocab_size))
+    return Packing(session.options.max_tokens or tokens, kept, pad=0)
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+def _stages(
+    works: Sequence[Work], counted: Counted, machine: Machine | None, workers: int
+) -> dict[str, dict[str, float]]:
+    """Sums by stage. What is judged is shared among workers; what is read, written and decided is not."""
+    found: dict[str, Counter[str]] = {}
+    for work in works:
+        amounts = counted(work)
+        own = found.setdefault(work.stage, Counter())
+        own.update(_shown(work, amounts))
+        if machine is not None:
+            shared = 1.0 if workers == 1 or not isinstance(work, Judged) else 1 / (SHARED * workers)
+            own["seconds"] += shared * machine.time(amounts)
+    return {name: dict(own) for name, own in found.items()}
+
+
+def _shown(work: Work, amounts: Amounts) -> dict[str, float]:
+    """What the table says of one work."""
+    judged = isinstance(work, Judged)
+    gradients = isinstance(work, Read) and f"{work.what} example" in amounts
+    return {
+        "plans": sum(p.count for p in work.plans) if judged and work.first == 0 else 0,
+        "evaluations": work.evaluations if judged else 0,
+        "flops": sum(amount for name, amount in amounts.items() if name.endswith("flop")),
+        "svds": sum(amount for name, amount in amounts.items() if name.startswith(SVD)),
+        "gradients": amounts[f"{work.what} example"] if gradients else 0,
+    }
+
+
+def _row(name: str, counts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    return {"stage": name, "counts": {luck: dict(own) for luck, own in counts.items()}}
+
+
+def _total(each: Any) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for one in each:
+        total.update({name: value for name, value in one.items() if value is not None})
+    return dict(total)
+
+
+def _load_seconds(loading: float, machine: Machine | None, fleet: Fleet) -> float | None:
+    if machine is None:
+        return None
+    return machine.seconds["reload"] / 2 if fleet.elsewhere else loading
+
+
+def _bytes(session: Session, loads: Loads, room: int) -> dict[str, int]:
+    """Of the largest thing of each kind that is held at once."""
+    anatomy = session.loaded.anatomy
+    load = loads.of("select", 0, len(session.task.split("select")))
+    spectra = [spectrum_bytes(matrix.shape) for matrix in anatomy.matrices.values()]
+    longest = max((sum(map(len, pair)) for e in session.encoded.values() for pair in e.pairs), default=1)
+    kept = min(load.kept, loads.packing.max_kept, max(longest, loads.packing.max_tokens))
+    return {
+        "weights": anatomy.num_parameters * session.loaded.model.dtype.itemsize,
+        "spectra": sum(spectra),
+        "spectra_kept": min(sum(spectra), max(room, max(spectra))),
+        "activations": min(load.tokens * loads.width, GIBI),
+        "logits": 4 * kept * anatomy.vocab_size,
+    }
+
+
+def _said(session: Session, fleet: Fleet, machine: Machine | None, workers: int) -> list[str]:
+    """What the numbers rest on, in words."""
+    said = list(machine.said) if machine else ["no machine: FLOPs and bytes, no seconds"]
+    if isinstance(session.loaded.tokenizer, Ruler):
+        said.append("no tokenizer: about 1.3 tokens a word")
+    if fleet.devices > 1:
+        said.append(
+            f"{workers} models on {fleet.devices} devices judge at {SHARED:.0%} of {workers} times one; all else on one"
+        )
+    return [*said, "expected: what races and compositions took in the benchmarks (docs/scale.md)"]

@@ -1,0 +1,97 @@
+"""What a calibration runs: plans such as a method makes, and the readings it will ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Drop, Plan, RemoveDirections, Truncate
+from secateur.core.site import Site
+from secateur.hf.anatomy import Anatomy
+from secateur.judge.evaluator import Judge
+from secateur.methods.forecast import Plans
+from secateur.methods.laser import candidates
+from secateur.probes.directions import directions_effects
+from secateur.probes.heads import head_importance
+from secateur.probes.maps import Run, fit_maps
+from secateur.probes.neurons import neuron_importance
+from secateur.probes.similarity import block_similarity
+from secateur.probes.truncation import truncation_effects
+from secateur.session import Session
+
+
+def realized(session: Session, group: Plans, base: Plan, turn: int) -> Plan:
+    """A plan such as the method makes: number `turn` of some that differ where it can."""
+    anatomy, method = session.loaded.anatomy, session.options.method
+    if not group.edited:
+        return base + Drop(Site(group.block)) if group.block else base
+    edits = []
+    for site in group.edited:
+        matrix = anatomy.matrix(site)
+        full = min(matrix.shape)
+        if method == "laser":
+            edits.append(Truncate(site, max(0, min(full - 1, round(group.rank)) - turn)))
+        elif method == "directions":
+            mean = Fitted.of({"mean": np.zeros(matrix.shape[1], np.float32)})
+            gone = tuple(range(max(1, full // 2 - turn)))
+            edits.append(RemoveDirections(site, gone, False, mean))
+        elif site.part == "o":
+            edits.append(Drop(_head(anatomy, site.block, turn)))
+        else:
+            edits.append(Drop(Site(site.block, "mlp")))
+    return Plan(base.model, tuple(edits))
+
+
+def _head(anatomy: Anatomy, block: int, turn: int) -> Site:
+    own = anatomy.widths[block]
+    unit = "g" if own.num_heads != own.num_kv_heads else "h"
+    return Site(block, "attn", unit, turn % own.num_kv_heads)
+
+
+Reader = Callable[[Session, Judge, Sequence[int], Sequence[Site]], object]
+
+
+def _truncation(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
+    edits = [
+        edit for edit in candidates(session.loaded.anatomy, session.options) if edit.matrix in set(parts)
+    ]
+    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+    how = {"spectra": judge.spectra, "packing": judge.packing, "contrast": contrast}
+    return truncation_effects(session.loaded, session.encoded, examples, edits, **how)
+
+
+def _directions(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
+    options = session.options
+    how = {name: vars(options)[name] for name in ("per_head", "second_order", "whitened")}
+    return directions_effects(session.loaded, session.encoded, examples, parts, packing=judge.packing, **how)
+
+
+def _importance(importance: Callable) -> Reader:
+    return lambda session, judge, examples, parts: importance(
+        session.loaded, session.encoded, examples, packing=judge.packing
+    )
+
+
+def _maps(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
+    form = session.options.form if session.options.form != "drop" else "linear"
+    runs = [Run((site.block,), form) for site in parts if site.block or form == "linear"]
+    how = {"under": session.empty, "packing": judge.packing}
+    return fit_maps(session.loaded, session.encoded, examples, runs, **how)
+
+
+def _similarity(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
+    blocks = [site.block for site in parts]
+    how = {"under": session.empty, "packing": judge.packing}
+    return block_similarity(session.loaded, session.encoded, examples, blocks, **how)
+
+
+READINGS: dict[str, Reader] = {
+    "truncation effects": _truncation,
+    "direction effects": _directions,
+    "head importance": _importance(head_importance),
+    "neuron importance": _importance(neuron_importance),
+    "maps": _maps,
+    "similarity": _similarity,
+}
