@@ -44,6 +44,7 @@ MAY_IMPORT["forecast"] = MAY_IMPORT["recipe"] | {"recipe"}
 MAY_IMPORT["distributed"] = {"errors", "core", "hf", "judge"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "forecast", "__init__"}
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # the front door names the verbs and opens them when asked
+MAY_IMPORT["__main__"] = {"cli"}
 NEVER = {
     "core": {"torch", "transformers", "safetensors", "huggingface_hub"},
     "search": {"torch", "transformers"},
