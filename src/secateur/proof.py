@@ -178,16 +178,16 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     fine = verdict["verdict"] == "improves" or verdict["verdict"].startswith(NOT_WORSE)
     kept = "" if fine else " The checkpoint holds the cut model all the same."
     return (
-        f"On {n} that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
+        f"On {n}{',' if verdict['tasks'] else ''} that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
         f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
         f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{_task_by_task(verdict)}{kept}"
     )
 
 
 def _each_of(verdict: Mapping[str, Any]) -> str:
-    """`, as many of facts as of recall,` where there are several tasks."""
+    """`, as many of facts as of recall` where there are several tasks."""
     names = [row["name"] for row in verdict["tasks"]]
-    return f", as many of {' as of '.join(names)}," if names else ""
+    return f", as many of {' as of '.join(names)}" if names else ""
 
 
 def _task_by_task(verdict: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     console.print(Text.assemble((word, WORD_STYLE[word.partition(" by ")[0]]), "  ", verdict["sentence"]))
     console.print()
     rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
-    rows += [_row(f"{row['metric']} on {name}", row) for name, row in _by_task(verdict)]
+    rows += [_row(f"{row['metric']} on all test of {name}", row) for name, row in _by_task(verdict)]
     rows += [_row(effect["name"], effect) for effect in verdict["side_effects"]]
     console.print(table(("measured", "before", "after", "p"), rows, whole=("before", "after", "p")))
     console.print()
