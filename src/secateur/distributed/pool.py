@@ -22,7 +22,7 @@ from secateur.judge.workers import Judged, Portion, Portions, Question, Work
 LOG = logging.getLogger("secateur")
 SECONDS = 0.25  # of work in one portion: so much is lost with a worker, and asking takes 1 ms
 IN_HAND = 2  # portions at a worker, so that it need not wait for the driver
-DEATHS = 3  # of workers over one plan; or, for each place of a worker, in a row without a result
+DEATHS = 3  # of workers over one plan; more, for each worker there should be, in a row without a result
 PATIENCE = 120.0  # seconds without any worker: the cluster may just be growing
 KEPT = "What was judged is kept: the same command goes on from there."
 
@@ -141,7 +141,7 @@ class Pool:
         if hand.given:
             self._blame(hand.given[0].work.plans, error)
         self._deaths += 1
-        if self._deaths >= DEATHS * self._count:
+        if self._deaths > DEATHS * self._count:
             raise ClusterError(
                 f"{self._deaths} workers died in a row without a result. {reason(error)} {KEPT}"
             ) from error
