@@ -56,7 +56,14 @@ def run() -> dict[str, Any]:
         for name, runs in found.items()
     }
     digests = {run["digest"] for runs in found.values() for run in runs}
-    return {"weights": weights, "limit": LIMIT * MEGA, "equal": len(digests) == 1, "target": TARGET, **middle}
+    return {
+        "weights": weights,
+        "limit": LIMIT * MEGA,
+        "repeats": REPEATS,
+        "equal": len(digests) == 1,
+        "target": TARGET,
+        **middle,
+    }
 
 
 def dispatched(place: str) -> dict[str, str]:
@@ -76,7 +83,8 @@ def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     yield f"{what}: anonymous memory", measured, f"≤ {TARGET}×", "yes" if share <= TARGET else "NO"
     times = f"{there['wall']:.0f} s, {here['wall']:.0f} s in memory, {there['wall'] / here['wall']:.2f}×"
     processor = f"processor time {there['processor'] / here['processor']:.2f}×"
-    yield f"{what}: time, load included", f"{times} ({processor})", "", ""
+    runs = f"median of {found['repeats']}" if found["repeats"] > 1 else "one run each"
+    yield f"{what}: time, load included", f"{times} ({processor}; {runs})", "", ""
     yield (
         f"{what}: every reading",
         "equal" if found["equal"] else "different",
