@@ -177,8 +177,9 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     bound = f"; {bound_text(margin)}" if margin else ""
     fine = verdict["verdict"] == "improves" or verdict["verdict"].startswith(NOT_WORSE)
     kept = "" if fine else " The checkpoint holds the cut model all the same."
+    on = f"On {n}{',' if verdict['tasks'] else ''} that nothing was chosen by"
     return (
-        f"On {n}{',' if verdict['tasks'] else ''} that nothing was chosen by, {metric} went from {before:{digits}}{unit} to "
+        f"{on}, {metric} went from {before:{digits}}{unit} to "
         f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
         f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{_task_by_task(verdict)}{kept}"
     )
