@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -23,17 +24,28 @@ _VOLATILE = (
 )
 
 
-def fingerprint(model: nn.Module) -> str:
+Look = Callable[[str, nn.Parameter, Tensor], None]  # a name, the parameter of that name, its numbers
+
+
+def fingerprint(model: nn.Module, look: Look | None = None) -> str:
     """32 hex characters over (name, shape, dtype, bytes) of every parameter; tied ones count once.
 
     Two models with one fingerprint have the same parameters bit for bit, in the same dtype. Tensors are
     hashed in a thread pool (hashing releases the interpreter's lock) and joined in the order of their names;
-    those of an offloaded model one after the other, so that no two of them are in memory.
+    those of an offloaded model one after the other, so that no two of them are in memory. `look` is shown each of
+    them first, since to read them all once more may take minutes.
     """
+
+    def digest(name: str, parameter: nn.Parameter) -> str:
+        tensor = stored(model, name)
+        if look is not None:
+            look(name, parameter, tensor)
+        return _digest(tensor)
+
     named = sorted(distinct(model).items())
     workers = 1 if is_offloaded(model) else min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        digests = list(pool.map(lambda name: _digest(stored(model, name)), (name for name, _ in named)))
+        digests = list(pool.map(digest, *zip(*named, strict=True)))
     lines = [f"{n} {tuple(p.shape)} {p.dtype} {d}" for (n, p), d in zip(named, digests, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 

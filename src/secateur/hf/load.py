@@ -16,7 +16,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,11 +33,11 @@ from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import carved_architecture
 from secateur.hf.families import FAMILIES, family_of
-from secateur.hf.fingerprint import fingerprint
+from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
 from secateur.hf.source import Source, check_weights, download, hub_source, local_source
-from secateur.hf.weights import device_of, distinct, read, stored
+from secateur.hf.weights import device_of, read
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
@@ -106,7 +106,7 @@ def load_model(
         options = {"dtype": dtype, "remote": remote, "remote_tokenizer": trust_remote_code}
         files = read_files(source, auto, refuse_partial, placement=placement, **options)
     model, source = files.model, files.source
-    parts, found = anatomy(model), fingerprint(model)
+    parts, found = anatomy(model), files.fingerprint
     return Loaded(name, model, files.tokenizer, parts, found, source.revision, str(source.folder), placement)
 
 
@@ -117,6 +117,7 @@ class Files:
     source: Source
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    fingerprint: str
 
 
 def read_files(
@@ -144,8 +145,7 @@ def read_files(
         model, info = _weights(source, auto, config, torch_dtype, remote, where)
         refuse(source.name, info)
         model = placement.placed_(model, scratch).eval().requires_grad_(False)
-    _refuse_unfit(source.name, model, dtype, refuse)
-    return Files(source, model, tokenizer)
+    return Files(source, model, tokenizer, fingerprint(model, _refuse_unfit(source, dtype, refuse)))
 
 
 def check_machine(dtype: str, device: str, **offloading: Any) -> None:
@@ -255,14 +255,16 @@ def _some(keys: list[str], count: int = 3) -> str:
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
 
 
-def _refuse_unfit(name: str, model: PreTrainedModel, dtype: str, refuse: Callable[..., None]) -> None:
-    """Transformers does not look at the shapes of what it leaves on disk."""
-    for own, parameter in distinct(model).items():
-        found = stored(model, own)
+def _refuse_unfit(source: Source, dtype: str, refuse: Callable[..., None]) -> Look:
+    """Of each parameter the numbers, and the shape, which transformers does not look at where it leaves it on disk."""
+
+    def look(name: str, parameter: nn.Parameter, found: Tensor) -> None:
         if found.shape != parameter.shape:
-            wrong = {"mismatched_keys": [(own, found.shape, parameter.shape)]}
-            refuse(name, {"missing_keys": [], "unexpected_keys": [], "error_msgs": []} | wrong)
-        refuse_nonfinite(own, found, dtype)
+            wrong = {"mismatched_keys": [(name, found.shape, parameter.shape)]}
+            refuse(source.name, {"missing_keys": [], "unexpected_keys": [], "error_msgs": []} | wrong)
+        refuse_nonfinite(name, found, dtype)
+
+    return look
 
 
 def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:
