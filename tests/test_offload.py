@@ -28,6 +28,7 @@ from secateur.surgery.operations import decompose, resolve
 
 LAYOUTS = ("llama", "gpt2", "llama-tied-biased", "bloom", "falcon-40b", "gemma2", "opt-projected")
 EDITS = (("b0.q=3", "b1.down=2"), ("b0=drop",), ("b0.mlp=drop",), ("b0.attn=drop",))
+SLOW = pytest.mark.slow
 TOKENS = torch.arange(3, 15)[None]
 
 
@@ -220,7 +221,16 @@ def test_weights_offloaded_to_memory(place, name):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "llama-tied-biased"])
 @pytest.mark.parametrize(
-    "what", ["heads,ffns,neurons", "induction", "linearity", "spectrum", "directions", "curves", "tail"]
+    "what",
+    [
+        "heads,ffns,neurons",
+        pytest.param("induction", marks=SLOW),
+        "linearity",
+        "spectrum",
+        "directions",
+        "curves",
+        "tail",
+    ],
 )
 def test_every_probe_reads_a_model_on_disk(place, name, what):
     how = {"what": what.split(","), "limit": 40, "allow_small": True, "layers": (1, 2)}
@@ -298,7 +308,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["laser", *(pytest.param(m, marks=SLOW) for m in ("heads", "depth"))])
 def test_prune_on_disk_finds_and_proves_the_same(place, tmp_path, method):
     before = contents(place / "llama")
     asked = ["prune", place / "llama", "--task", place / "q.jsonl", "--method", method, *METHODS[method]]
