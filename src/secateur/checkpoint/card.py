@@ -91,6 +91,7 @@ def unverified_card(model: str, hub: bool, plan: Plan, loads: Loads, made: Mappi
 Model fingerprint `{plan.model}`. `plan.json` holds the cut.
 
 {_made(made)}
+
 ## How to load it
 
 {loads_markdown(loads.to_json())}
