@@ -51,8 +51,9 @@ Objective = Callable[[Any, Mapping[str, Tensor]], Tensor]  # model and batch to 
 
 
 def answer_loss(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The mean over the answer tokens of a batch."""
-    return answer_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"]).mean()
+    """The mean over the answer tokens of a batch; of several processes weighted, so that their mean is that of all."""
+    losses = answer_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
+    return losses.mean() * (len(losses) * world() / added(len(losses))[0])
 
 
 class AnswerTrainer(Trainer):
