@@ -36,7 +36,7 @@ from secateur.judge.workers import Judged, Question, Work
 TURNS = int(os.environ.get("TURNS", 3))
 TARGET, OVERHEAD = 1.7, 0.6e-3  # times, and seconds per candidate
 SIZE = Size(layers=4, d_model=512, vocabulary=8_000, prompts=60)
-TINY = Size(layers=2, d_model=16, heads=2, vocabulary=64, prompts=1)
+TINY = Size(layers=2, d_model=64, heads=2, vocabulary=64, prompts=1)
 CANDIDATES = 400  # of the tiny model
 
 
