@@ -17,9 +17,10 @@ from test_report import Page, strings
 
 from secateur.reports import render
 from secateur.reports.chart import ACCENT, root_axis, signed_root
+from secateur.reports.frame import worst_allowed
 from secateur.reports.promises import by_size, kept, spearman
 from secateur.reports.spectra import FEWEST, MOST, worth_showing
-from secateur.reports.walk import bound, stops
+from secateur.reports.walk import stops
 
 NAMES = ("heads", "removal", "single", "deep", "mixed", "nothing", "hostile")
 RECORDS = {name: getattr(data_directions, name)() for name in NAMES}
@@ -291,7 +292,7 @@ def test_a_removal_shows_all_its_steps_the_bound_and_the_last_one_that_held_it(p
     (level,) = metric["layout"]["shapes"]
     assert math.isclose(level["y0"], 0.5417 - 0.02)
     assert loss["layout"]["shapes"] == []
-    assert math.isclose(bound(record | {"higher_is_better": False}, 0.8), 0.82)
+    assert math.isclose(worst_allowed(record | {"higher_is_better": False}, 0.8), 0.82)
     assert f"Chosen: 202 of {record['total']:,} directions removed, accuracy 53.3" in part(
         html["removal"], "removal"
     )

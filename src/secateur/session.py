@@ -18,6 +18,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
+from secateur.core.site import Site, matrix_names
 from secateur.errors import SecateurError, TaskError, TooLong, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.fingerprint import config_digest
@@ -372,6 +373,14 @@ def layers_of(anatomy: Anatomy, options: Options) -> range:
             f"0:{anatomy.num_blocks})."
         )
     return range(low, high)
+
+
+def matrices_of(anatomy: Anatomy, options: Options) -> list[Site]:
+    """The matrices asked for, lowest block first. Raises `UnknownName`."""
+    names, blocks = matrix_names(options.matrices, anatomy.matrix_kinds), layers_of(anatomy, options)
+    if not names:
+        raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
+    return sorted(site for site in anatomy.matrices if site.part in names and site.block in blocks)
 
 
 def digest(value: Any) -> str:

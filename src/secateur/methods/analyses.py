@@ -9,11 +9,10 @@ from secateur import records, verify
 from secateur.core.plan import Plan
 from secateur.errors import PlanError, TaskError
 from secateur.judge.evaluator import Judge
-from secateur.methods.directions import sites_of
 from secateur.methods.laser import candidates, full_ranks, screen
 from secateur.probes.answers import split_answers
 from secateur.probes.directions import MatrixEffects, directions_effects
-from secateur.session import Session
+from secateur.session import Session, matrices_of
 
 Rows = list[dict[str, Any]]
 ENDS = 2  # the most harmful and the most useful directions of a matrix that a table shows
@@ -54,7 +53,7 @@ def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
         session.loaded,
         session.encoded,
         session.task.split(split),
-        sites_of(session),
+        matrices_of(session.loaded.anatomy, session.options),
         packing=judge.packing,
         per_head=options.per_head,
         second_order=options.second_order,

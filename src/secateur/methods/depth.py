@@ -17,6 +17,7 @@ from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
+from secateur.hf.anatomy import Anatomy
 from secateur.methods.components import goal_of
 from secateur.methods.curves import kept_share
 from secateur.methods.depth_record import depth_record
@@ -25,7 +26,7 @@ from secateur.probes.maps import Run, fit_maps
 from secateur.probes.similarity import Similarity, block_similarity
 from secateur.search.depth import BY, FORMS, dropped, may_go, run_with, without
 from secateur.search.iterative import Point
-from secateur.session import Session, layers_of
+from secateur.session import Options, Session, layers_of
 
 CHEAP = ("linearity", "cosine")  # measures that need no plan judged for every block that is left
 
@@ -36,8 +37,7 @@ def check(session: Session) -> None:
     for name, value, known in (("by", options.by, BY), ("form", options.form, FORMS)):
         if value not in known:
             raise UnknownName(f"--{name} {value!r}.{nearest(value, known)}")
-    blocks = layers_of(anatomy, options)
-    most = len(blocks) - (len(blocks) == anatomy.num_blocks)
+    blocks, most = layers_of(anatomy, options), most_blocks(anatomy, options)
     if options.blocks is not None and not 1 <= options.blocks <= most:
         raise SecateurError(
             f"--blocks {options.blocks}: from 1 to {most} of the {len(blocks)} blocks may go."
@@ -50,6 +50,12 @@ def check(session: Session) -> None:
     if options.rank is not None and (options.form != "linear" or not 1 <= options.rank <= anatomy.d_model):
         raise SecateurError(f"--rank {options.rank} is for --form linear, from 1 to {anatomy.d_model}.")
     goal_of(session)
+
+
+def most_blocks(anatomy: Anatomy, options: Options) -> int:
+    """How many of the blocks asked for may go: one of all stays."""
+    blocks = layers_of(anatomy, options)
+    return len(blocks) - (len(blocks) == anatomy.num_blocks)
 
 
 def search(session: Session) -> Found:
@@ -122,7 +128,7 @@ class _Walk:
         many as are asked for."""
         options, anatomy = self.session.options, self.session.loaded.anatomy
         blocks, found = layers_of(anatomy, options), []
-        most = most or options.blocks or len(blocks) - (len(blocks) == anatomy.num_blocks)
+        most = most or options.blocks or most_blocks(anatomy, options)
         plan, gone = self.session.empty, []
         while len(gone) < most:
             left = may_go(gone, blocks, options.form, contiguous=options.contiguous)

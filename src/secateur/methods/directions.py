@@ -16,7 +16,6 @@ from functools import cached_property
 
 from secateur import records
 from secateur.core.plan import Plan
-from secateur.core.site import Site, matrix_names
 from secateur.core.stats import paired_z
 from secateur.errors import SecateurError, UnknownName
 from secateur.methods.components import goal_of
@@ -37,7 +36,7 @@ from secateur.search.directions import (
 )
 from secateur.search.iterative import Point, steps
 from secateur.search.laser import race
-from secateur.session import Options, Session, layers_of
+from secateur.session import Options, Session, matrices_of
 
 RACE_Z = 3.0
 HELPS = 1.0  # standard errors by which a round must better the last, as in LASER's composition
@@ -58,7 +57,7 @@ _LISTENERS = {  # which protocols an option is for, if not for all
 def check(session: Session) -> None:
     """Raises `UnknownName` for matrices, layers or protocols that there are none of, `SecateurError` for shares,
     and for what the protocol does not listen to."""
-    sites_of(session)
+    matrices_of(session.loaded.anatomy, session.options)
     protocol, options = protocol_of(session), session.options
     goal_of(session)
     steps(options.step, options.target)
@@ -72,7 +71,7 @@ def check(session: Session) -> None:
 def _check_zeroed(session: Session) -> None:
     """Raises `SecateurError` where a mean effect could not be folded into the original's shapes."""
     matrices = session.loaded.anatomy.matrices
-    for site in sites_of(session):
+    for site in matrices_of(session.loaded.anatomy, session.options):
         if matrices[site].bias is None:
             raise SecateurError(
                 f"--zeroed keeps the original's shapes, and {site} has no bias that its directions could be folded "
@@ -96,19 +95,14 @@ def weakest_first(session: Session) -> bool:
     return protocol_of(session) == "removal" if asked is None else asked
 
 
-def sites_of(session: Session) -> list[Site]:
-    """The matrices asked for. Raises `UnknownName`."""
-    anatomy, options = session.loaded.anatomy, session.options
-    names, blocks = matrix_names(options.matrices, anatomy.matrix_kinds), layers_of(anatomy, options)
-    if not names:
-        raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
-    return sorted(site for site in anatomy.matrices if site.part in names and site.block in blocks)
-
-
 def search(session: Session) -> Found:
     """The plan that the protocol finds. `test` is not touched."""
     evaluator = session.judge()
-    at = _At(session, Counted(evaluator), Effects(session, evaluator, sites_of(session)))
+    at = _At(
+        session,
+        Counted(evaluator),
+        Effects(session, evaluator, matrices_of(session.loaded.anatomy, session.options)),
+    )
     protocol = protocol_of(session)
     with session.timed("choose"):
         trail = _WALKS[protocol](at)

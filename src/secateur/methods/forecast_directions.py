@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.directions import ROUNDS, protocol_of, sites_of
+from secateur.methods.directions import ROUNDS, protocol_of
 from secateur.methods.effects import MAX_PROBED
 from secateur.methods.forecast import (
     EXPECTED,
@@ -24,7 +24,7 @@ from secateur.methods.forecast import (
 )
 from secateur.search.directions import GROWTH, POOLS
 from secateur.search.iterative import steps
-from secateur.session import Session
+from secateur.session import Session, matrices_of
 
 ROUNDS_WALKED = {LEAST: 1, EXPECTED: 4, MOST: ROUNDS}  # expected: benchmarks/plan-cost
 HARMLESS = {LEAST: 0.1, EXPECTED: 0.7, MOST: 1.0}  # of a pool's directions, by the prediction
@@ -33,7 +33,8 @@ SURVIVING = 0.75  # after a rung: plans of nested pools are much alike
 
 def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Work]:
     """By the protocol: rounds of races, one walk, or one plan."""
-    options, sites = session.options, tuple(sites_of(session))
+    options = session.options
+    sites = tuple(matrices_of(session.loaded.anatomy, options))
     n, protocol = len(session.task.split("select")), protocol_of(session)
     reading = Read(
         "choose",

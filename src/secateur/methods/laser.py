@@ -12,15 +12,13 @@ from typing import Any
 from secateur import records
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
-from secateur.core.site import matrix_names
-from secateur.errors import UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge
 from secateur.methods.found import Counted, Found
 from secateur.probes.answers import split_answers
 from secateur.probes.truncation import truncation_effects
 from secateur.search.laser import Objective, Race, compose, grid, race, screened
-from secateur.session import Options, Session, digest, layers_of
+from secateur.session import Options, Session, digest, matrices_of
 
 KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
 RACE_Z = 3.0
@@ -35,11 +33,7 @@ def check(session: Session) -> None:
 
 def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
     """The grid over the matrices and layers asked for. Raises `UnknownName`."""
-    names = matrix_names(options.matrices, anatomy.matrix_kinds)
-    if not names:
-        raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
-    blocks = layers_of(anatomy, options)
-    wanted = {s: m.shape for s, m in anatomy.matrices.items() if s.part in names and s.block in blocks}
+    wanted = {site: anatomy.matrices[site].shape for site in matrices_of(anatomy, options)}
     return tuple(grid(wanted, options.fractions, options.small_ranks))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.reports.chart import ACCENT, AFTER, BEFORE, INK, Figure, counted_layout, level, line, marks
 from secateur.reports.depth_order import order
-from secateur.reports.frame import Figures, Record, Section, place, section
+from secateur.reports.frame import Figures, Record, Section, place, section, worst_allowed
 from secateur.reports.markup import capital, change, interval, key, known, metric_name, number, table, text
 
 COLORS = {"fold": AFTER, "linear": "#6f9fbc", "drop": BEFORE}
@@ -73,10 +73,7 @@ def forms_key(record: Record, *more: tuple[str, str]) -> str:
 
 
 def _bound(record: Record) -> float | None:
-    if not known(record["max_loss"]):
-        return None
-    start = record["series"][0]["points"][0]["value"]
-    return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]
+    return worst_allowed(record, record["series"][0]["points"][0]["value"])
 
 
 def _chosen(record: Record) -> str:

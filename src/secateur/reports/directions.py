@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.reports.cuts import NUMBERED
-from secateur.reports.frame import Figures, Record, Section, place, section
+from secateur.reports.frame import Figures, Record, Section, place, section, worst_allowed
 from secateur.reports.markup import change, key, metric_name, number, signed, table, text
 from secateur.reports.promises import ENOUGH, by_size, kept, measured, scatter, spearman
 from secateur.reports.spectra import harm_map, name_of, spectra, worth_showing
-from secateur.reports.walk import bound, stops, walk
+from secateur.reports.walk import stops, walk
 
 
 def _record(analysis: Record) -> Record:
@@ -140,7 +140,7 @@ def removal(verdict: Record, plan: Record, analysis: Record, figures: Figures) -
         else "Each round takes the directions that help most, after those that the rounds before took; judged on the "
         "selection split."
     )
-    limit = bound(record, stops(record)[0].value)
+    limit = worst_allowed(record, stops(record)[0].value)
     legend = key(("dot chosen", "chosen"), *((("line base", "bound"),) if limit is not None else ()))
     return section("removal", "How far it went", lead, _end(record), legend, boxes)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from secateur.reports.chart import Figure
-from secateur.reports.markup import numbers, text
+from secateur.reports.markup import known, numbers, text
 
 Record = Mapping[str, Any]
 Figures = dict[str, Figure]
@@ -35,3 +35,10 @@ def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str =
         plot = f'<div class="plot" id="{name}-{index}" style="height:{figure.height}px"></div>'
         boxes.append(f'<figure class="box">{title}{plot}{numbers(figure.head, figure.rows)}</figure>')
     return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
+
+
+def worst_allowed(record: Record, start: float | None) -> float | None:
+    """Where the metric may go at worst, from the original's value: `max_loss` worse. None where no bound was given."""
+    if not known(start) or not known(record.get("max_loss")):
+        return None
+    return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]

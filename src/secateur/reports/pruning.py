@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.reports.frame import Figures, Record, place, section
-from secateur.reports.markup import capital, key, known, metric_name, number, text
+from secateur.reports.frame import Figures, Record, place, section, worst_allowed
+from secateur.reports.markup import capital, key, metric_name, number, text
 from secateur.reports.orders import Quantity, aim, chosen, noun, panels, removed
 
 WIDE = 300  # pixels of the panels that decide; the others are smaller
@@ -41,9 +41,7 @@ def _deciding(record: Record) -> list[Quantity]:
 def _bound(record: Record) -> float | None:
     """Where the metric may go at worst: the original's value, `max_loss` worse."""
     start = next((p["value"] for s in record["series"] for p in s["points"] if removed(record, p) == 0), None)
-    if not known(start) or not known(record.get("max_loss")):
-        return None
-    return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]
+    return worst_allowed(record, start)
 
 
 def _elsewhere(record: Record) -> list[Quantity]:

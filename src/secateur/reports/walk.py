@@ -18,7 +18,8 @@ from secateur.reports.chart import (
     new_layout,
     value_axis,
 )
-from secateur.reports.markup import MINUS, known, metric_name, number, text
+from secateur.reports.frame import worst_allowed
+from secateur.reports.markup import MINUS, metric_name, number, text
 
 Record = Mapping[str, Any]
 
@@ -51,13 +52,6 @@ def _stop(step: Record, taken: bool) -> Stop:
     )
 
 
-def bound(record: Record, start: float) -> float | None:
-    """Where the metric may go at worst: the original's value, `max_loss` worse."""
-    if not known(record.get("max_loss")):
-        return None
-    return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]
-
-
 def walk(record: Record) -> list[Figure]:
     """The metric, and the loss beside it where that is not the metric; nothing for a way of fewer than two steps."""
     way = stops(record)
@@ -65,7 +59,7 @@ def walk(record: Record) -> list[Figure]:
         return []
     values = [stop.value for stop in way]
     title, unit = metric_name(record["metric"]), record["metric_unit"]
-    found = [_panel(record, way, title, values, unit, bound(record, values[0]))]
+    found = [_panel(record, way, title, values, unit, worst_allowed(record, values[0]))]
     if record["metric"] not in ("loss", "text_loss"):
         found.append(_panel(record, way, "Loss", [stop.loss for stop in way], "nats/token", None))
     return found
