@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,7 +25,7 @@ import torch
 from torch import Tensor
 from turns import paired
 
-from secateur.gains.memory import RESET, RETURNS_AT_ONCE
+from secateur.gains.memory import RESET, RETURNS_AT_ONCE, resident
 from secateur.judge.rows import Packing
 from secateur.linalg.directions import Directions, directions
 from secateur.probes.directions import directions_effects
@@ -127,15 +125,10 @@ def extra_bytes(count: int) -> int:
         )
 
     probe(range(8))
-    resting = _resident("VmRSS")
+    resting = resident("VmRSS")
     RESET.write_text("5")  # the mark of most resident memory: man 5 proc
     probe(range(count))
-    return _resident("VmHWM") - resting
-
-
-def _resident(which: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"^{which}:\s+(\d+) kB", status, flags=re.M)[1])
+    return resident("VmHWM") - resting
 
 
 def memory() -> dict[str, Any]:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from turns import paired
 
-from secateur.gains.memory import RESET, RETURNS_AT_ONCE
+from secateur.gains.memory import RESET, RETURNS_AT_ONCE, resident
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
 from secateur.judge.rows import Packing
@@ -126,15 +124,10 @@ def extra_bytes(way: str, answers: str) -> int:
     small = cut_speed.Size(layers=1, d_model=16, heads=2, vocabulary=SIZE.vocabulary)
     IMPORTANCE[way](opt(small), text(ANSWERS[answers]))  # brings in the libraries' code
     loaded, encoded = opt(), text(ANSWERS[answers])
-    resting = _resident("VmRSS")
+    resting = resident("VmRSS")
     RESET.write_text("5")  # the mark of most resident memory: man 5 proc
     IMPORTANCE[way](loaded, encoded)
-    return _resident("VmHWM") - resting
-
-
-def _resident(which: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"^{which}:\s+(\d+) kB", status, flags=re.M)[1])
+    return resident("VmHWM") - resting
 
 
 # ------------------------------------------------------------------------------------------------ what heads do

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,7 +25,7 @@ import torch
 from torch import Tensor
 from turns import paired
 
-from secateur.gains.memory import RESET, RETURNS_AT_ONCE
+from secateur.gains.memory import RESET, RETURNS_AT_ONCE, resident
 from secateur.linalg.least_squares import PairMoments
 
 D, BATCH, TOKENS = 768, 2000, 50_000
@@ -92,15 +90,10 @@ def extra_bytes(tokens: int) -> int:
     """How far resident memory rises above what this process holds after two batches."""
     torch.set_num_threads(1)
     ours(states(2 * BATCH))
-    resting = _resident("VmRSS")
+    resting = resident("VmRSS")
     RESET.write_text("5")  # the mark of most resident memory: man 5 proc
     ours(states(tokens))
-    return _resident("VmHWM") - resting
-
-
-def _resident(which: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"^{which}:\s+(\d+) kB", status, flags=re.M)[1])
+    return resident("VmHWM") - resting
 
 
 def memory() -> dict[str, Any]:

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import torch
 from random_model import Size, as_task, gptj, prompts
 
 from secateur.core.plan import Plan, Truncate
+from secateur.gains.memory import resident
 from secateur.judge.evaluator import Judge
 
 FRACTIONS = (
@@ -219,14 +219,14 @@ def memory(size: Size) -> dict[str, Any]:
 def _measure_memory(size: Size) -> dict[str, float]:
     torch.set_num_threads(1)
     _warm_up()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     loaded = gptj(size)
     gc.collect()
-    with_model = _resident("VmRSS")
+    with_model = resident("VmRSS")
     task, encoded = as_task(prompts(size))
     judge = Judge(loaded, task, encoded)
     judge(_plans(loaded, size, MEASURED)[-48:], range(size.prompts))  # the upper half: boundaries and insides
-    peak = _resident("VmHWM")
+    peak = resident("VmHWM")
     model = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
     return {
         "model_bytes": model,
@@ -244,14 +244,6 @@ def _warm_up() -> None:
     loaded = gptj(small)
     task, encoded = as_task(prompts(small))
     Judge(loaded, task, encoded)(_plans(loaded, small, MEASURED), range(4))
-
-
-def _resident(which: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at most so far (VmHWM); Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(which):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {which}")
 
 
 if __name__ == "__main__":

@@ -84,13 +84,11 @@ def _meters(model: Any) -> tuple[Callable[[], Any], Callable[[], int]]:
             lambda: torch.cuda.max_memory_allocated(device),
         )
     own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    resting = _resident("VmRSS") - own
-    return lambda: RESET.write_text(
-        "5"
-    ), lambda: _resident("VmHWM") - resting  # 5 resets the mark: man 5 proc
+    resting = resident("VmRSS") - own
+    return lambda: RESET.write_text("5"), lambda: resident("VmHWM") - resting  # 5 resets the mark: man 5 proc
 
 
-def _resident(which: str) -> int:
+def resident(which: str) -> int:
     """`VmRSS`, resident memory now, or `VmHWM`, the most since the last reset; bytes."""
     found = re.search(rf"^{which}:\s+(\d+) kB", STATUS.read_text(), flags=re.M)
     assert found is not None, f"{STATUS} has no {which}"

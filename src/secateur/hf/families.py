@@ -44,7 +44,8 @@ class Family:
     config), `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config
     can state another number of heads without changing their size, `even_heads` that it must divide d_model even
     so, `adds_residual` that the attention returns the stream with what it adds, and `biases` which switch of the
-    config gives which matrices a bias, in all blocks.
+    config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that what a part (attn,
+    mlp) gives passes before it is added to the stream.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Family:
     even_heads: bool = False
     adds_residual: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict)
 
 
 _SHARED = {"num_key_value_groups": "queries"}  # query heads for each key/value head
@@ -83,6 +85,7 @@ def _llama_like(name: str, architecture: str) -> Family:
     even = name in ("llama", "gemma2", "gemma3")  # their configs refuse others, though head_dim is stated
     biases = {"attention_bias": tuple("qkvo")} if name in ("llama", "qwen3", "gemma2", "gemma3") else {}
     biases |= {"mlp_bias": ("gate", "up", "down")} if name == "llama" else {}
+    after = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
     return Family(
         name,
         architecture,
@@ -92,6 +95,7 @@ def _llama_like(name: str, architecture: str) -> Family:
         free_heads=True,
         even_heads=even,
         biases=biases,
+        after=after if name in ("gemma2", "gemma3") else {},
     )
 
 
@@ -250,7 +254,7 @@ def has_alibi(family: Family, config: Any) -> bool:
 def is_foldable(family: Family, config: Any) -> bool:
     """Whether what a feed-forward network gives goes into the stream as it is, so that a linear map of it is one more
     down projection."""
-    return family.name not in ("gemma2", "gemma3") and getattr(config, "do_layer_norm_before", True)
+    return not family.after and getattr(config, "do_layer_norm_before", True)
 
 
 def _num_kv_heads(family: Family, config: Any) -> int:

@@ -114,13 +114,7 @@ def _norm(anatomy: Anatomy, config: Any) -> str:
     """BLOOM can be told to take the normed stream as its residual."""
     if anatomy.foldable:
         return "post" if getattr(config, "apply_residual_connection_post_layernorm", False) else "pre"
-    return "sandwich" if anatomy.family in _AFTER else "post"
-
-
-_AFTER = {  # norms that what a sublayer gives passes before it is added
-    name: {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
-    for name in ("gemma2", "gemma3")
-}
+    return "sandwich" if anatomy.details.after else "post"
 
 
 def _decoder_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Block]:
@@ -141,7 +135,7 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> P
     return Part(
         name,
         reads,
-        f"{path}.{_AFTER.get(anatomy.family, {}).get(name, slots[last].module)}",
+        f"{path}.{anatomy.details.after.get(name, slots[last].module)}",
         anatomy.widths[number].num_heads if name == "attn" else 0,
         f"{path}.{slots[last].module}" if name == "attn" else "",
         (Readers("", _entered(model, path, name) or reads, reads, tuple(matrices)),),
