@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,15 +77,26 @@ class _Measured:
     def judging(self) -> dict[str, float]:
         """Plans of every kind the search has, where most of them are judged, on few examples and on more; and the
         model as it is wherever else something is judged."""
-        rows, seconds = [], []
+        rows, seconds, packed = [], [], self._packed()
         with tempfile.TemporaryDirectory() as folder, Ledger.open(Path(folder) / "ledger.sqlite") as ledger:
             for place, count, group in self._samples():
                 if count > FEW and time.perf_counter() - self.started > PATIENCE and len(rows) > len(JUDGING):
                     continue
                 plans, work = self._asked(group, place, count)
                 rows.append(self.counted.judged(work))
-                seconds.append(self._judged(plans, place, count, ledger))
-        return fitted(rows, seconds, JUDGING)
+                taken = self._judged(plans, place, count, ledger)
+                seconds.append(max(taken / 2, taken - packed * rows[-1]["packed"]))
+        return fitted(rows, seconds, JUDGING) | {"packed": packed}
+
+    def _packed(self) -> float:
+        """Seconds to put a token into a batch, which is done once for all plans that are judged together."""
+        loads, taken, amount = self.counted.loads, 0.0, 0
+        for name in {work.place for work in self.works if isinstance(work, Judged)}:
+            at = loads.places[name]
+            some, load = at.examples[:MANY], loads.of(name, 0, min(MANY, len(at.examples)))
+            taken += min(_timed(partial(loads.packing.pack, at.session.encoded, some)) for _ in range(TWICE))
+            amount += load.tokens + load.kept
+        return taken / amount
 
     def _samples(self) -> Iterator[tuple[str, int, Plans]]:
         places = dict.fromkeys(work.place for work in self.works if isinstance(work, Judged))
@@ -187,7 +199,7 @@ class _Measured:
         room = self._judge.packing.max_tokens
         step = min(_timed(lambda: greedy(session.loaded, prompts, STEPS, room)) for _ in range(TWICE)) / STEPS
         outcomes = np.zeros(len(test), OUTCOME)
-        outcomes["loss"] = np.random.default_rng(0).random(len(test))
+        outcomes["tokens"], outcomes["loss"] = 1, np.random.default_rng(0).random(len(test))
         groups, metric = session.task.groups(test), session.objective.metric
         statistics = _timed(lambda: compare(metric, outcomes, outcomes, groups, seed=0))
         again = _timed(lambda: read_model(session.options))

@@ -7,7 +7,7 @@ logits only where they are asked for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from secateur.core.site import Site
@@ -68,7 +68,7 @@ class Counted:
     def judged(self, work: Judged) -> Amounts:
         load = self.loads.of(work.place, work.first, work.last)
         asked = [plans for plans in work.plans if plans.count]
-        found: Counter[str] = Counter()
+        found: Counter[str] = Counter({"packed": load.tokens + load.kept})  # once for all plans
         for plans in asked:
             found.update(self._plans(plans, load))
             found["step"] += (
@@ -76,7 +76,7 @@ class Counted:
             )
         found.update(self._boundary({plans.block for plans in asked}, load))
         if work.decomposes:
-            found.update(self._spectra((site for plans in asked for site in plans.edited), load.shards))
+            found.update(self._spectra(((plans.edited, plans.count) for plans in asked), load.shards))
         return found
 
     def _plans(self, plans: Plans, load: Load) -> Amounts:
@@ -152,15 +152,25 @@ class Counted:
         need = load.tokens * sum(widths) * self.loads.width / self.anatomy.d_model
         return min(1.0, CACHE_BYTES * load.shards / max(1.0, need))
 
-    def _spectra(self, sites: Iterable[Site], times: int) -> Amounts:
-        """Decompositions: once where the spectra of all matrices have room together, else in every round again."""
-        asked = set(sites)
-        whole = sum(spectrum_bytes(self.anatomy.matrix(site).shape) for site in asked | self._decomposed)
-        if whole <= self.spectra_bytes:
-            times, asked = 1, asked - self._decomposed
+    def _spectra(self, groups: Iterable[tuple[Sequence[Site], float]], rounds: int) -> Amounts:
+        """Decompositions for groups of plans (the matrices, how many plans): once where the spectra of all have room
+        together; else in every round again, and where not even one plan's have, for each of its plans."""
+        groups = list(groups)
+        asked = {site for sites, _ in groups for site in sites}
+        found: Counter[str] = Counter()
+        if self._bytes(asked | self._decomposed) <= self.spectra_bytes:
+            groups, rounds = [(sorted(asked - self._decomposed), 1.0)], 1
+        for sites, count in groups:
+            times = rounds * (
+                max(1.0, count) if self._bytes(sites) > self.spectra_bytes and len(sites) > 1 else 1
+            )
+            for site in sites:
+                found[decomposition(self.anatomy.matrix(site).shape)] += times
         self._decomposed |= asked
-        shapes = Counter(decomposition(self.anatomy.matrix(site).shape) for site in asked)
-        return {name: count * times for name, count in shapes.items()}
+        return found
+
+    def _bytes(self, sites: Iterable[Site]) -> int:
+        return sum(spectrum_bytes(self.anatomy.matrix(site).shape) for site in sites)
 
     # ------------------------------------------------------------------------------------------------------- readings
 
@@ -184,7 +194,7 @@ class Counted:
     def _read_spectra(self, work: Read) -> Amounts:
         """Directions are decomposed anew in every reading, and once more for a plan; what a screen needs is kept."""
         if not work.decomposes or work.what == "truncation effects":
-            return self._spectra(work.parts if work.decomposes else (), 1)
+            return self._spectra([((part,), 1.0) for part in work.parts] if work.decomposes else [], 1)
         shapes = Counter(decomposition(self.anatomy.matrix(site).shape) for site in work.parts)
         return {name: count * work.times * (1 + work.under) for name, count in shapes.items()}
 

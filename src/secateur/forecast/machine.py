@@ -21,6 +21,7 @@ OVERHEAD = {  # s each, in Python; measured on one core of a server, builtin:fac
     "edit": 5e-4,
     "example": 2e-5,
     "call": 2e-3,
+    "packed": 3e-6,
     "behavior": 0.0,
     **dict.fromkeys((f"{what} example" for what in PASSES), 1e-4),
     **dict.fromkeys((f"{what} part" for what in PASSES), 1e-2),

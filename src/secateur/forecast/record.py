@@ -1,4 +1,4 @@
-"""`secateur.plan_cost`: what a prune will cost, before it starts, as plain data (docs/records.md, PlanCost)."""
+"""`secateur.plan_cost`: what a prune will cost, before it starts, as plain data (docs/scale.md)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from secateur.judge.rows import Packing
 from secateur.methods.forecast import LUCKS, Judged, Read, Watched, Work, laser, proof
 from secateur.methods.forecast_directions import directions
 from secateur.methods.forecast_parts import components, depth
+from secateur.options import Options
 from secateur.recipe import check
-from secateur.session import Options, Session, open_session, read_task, session_on
+from secateur.session import Session, open_session, read_task, session_on
 from secateur.sides import side_effects
 from secateur.verify import Side
 

@@ -154,7 +154,7 @@ def by_matrix(session: Session) -> tuple[Plans, ...]:
 def _shown(session: Session, grid: Sequence[Plans], kept: float, luck: str) -> Iterator[Work]:
     """Curves of the matrices that were cut, as far as the race did not judge them, and what their parts answer."""
     shown = min(SHOWN_EXAMPLES, len(session.task.split("select")))
-    cut = {LEAST: 1, EXPECTED: CUT_MATRICES, MOST: len(grid)}[luck] / len(grid)
+    cut = {LEAST: 1, EXPECTED: min(CUT_MATRICES, len(grid)), MOST: len(grid)}[luck] / len(grid)
     tails = 0 if session.task.kind == "text" else 2
     plans = [replace(one, count=cut * (one.count * (1 - kept) + tails)) for one in grid]
     yield Judged("analyze", "select", 0, shown, tuple(plans), decomposes=True)
