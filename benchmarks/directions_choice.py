@@ -34,8 +34,9 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.methods import directions
 from secateur.methods.effects import Effects
+from secateur.options import Options
 from secateur.search.directions import removal
-from secateur.session import Options, Session, open_session
+from secateur.session import Session, open_session
 
 STORIES = Path(__file__).parents[2] / "shared" / "data"
 Way = Mapping[str, Any]  # options of `prune`

@@ -26,7 +26,8 @@ from secateur.core.plan import Plan
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
 from secateur.methods.laser import search as search_laser
-from secateur.session import Options, Session, open_session
+from secateur.options import Options
+from secateur.session import Session, open_session
 from secateur.surgery.cut import cut
 from secateur.tasks.encode import encode
 from secateur.tasks.example import Example, Task

@@ -34,7 +34,8 @@ from secateur.core.aggregate import spearman_overlap
 from secateur.core.readings import Readings
 from secateur.errors import TaskError, TooLong
 from secateur.hf.load import Loaded
-from secateur.session import Options, read_task
+from secateur.options import Options
+from secateur.session import read_task
 from secateur.tasks.encode import encode
 
 FILES = (  # the others of the study need the hub: secateur probe MODEL --task study:record

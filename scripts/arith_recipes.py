@@ -23,8 +23,9 @@ from train_embedded import RECIPES, save, train
 from secateur.core.stats import sign_flip
 from secateur.methods.directions import sites_of
 from secateur.methods.effects import Effects, Reading
+from secateur.options import Options
 from secateur.search.directions import Direction, Order, removal, signed, weakest
-from secateur.session import Options, Session, open_session
+from secateur.session import Session, open_session
 from secateur.tasks.arithmetic import SUMS, Problem, Slip, int_mult, last_digit, texts
 from secateur.tasks.splits import make_task
 

@@ -128,7 +128,9 @@ def test_names_of_the_other_verbs(model, task):
     refused(secateur("probe", model, "--task", task, "--what", "spektrum"), "'spektrum'", "spectrum")
     refused(secateur("probe", model, "--task", task, "--split", "test"), "test is for the one verdict")
     for what in ("spectrum", "curves"):
-        refused(secateur("probe", model, "--task", task, "--what", what, "--edit", "b0.up=3"), "leave out --plan")
+        refused(
+            secateur("probe", model, "--task", task, "--what", what, "--edit", "b0.up=3"), "leave out --plan"
+        )
     refused(secateur("probe", model, "--task", task, "--what", "tail"), "--edit", "b2.gate=5")
     refused(secateur("eval", model, "--task", task, "--split", "test"), "--ledger")
 

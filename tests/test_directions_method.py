@@ -22,6 +22,7 @@ from secateur.judge.rows import Packing
 from secateur.methods import directions, effects
 from secateur.methods.directions import check, search
 from secateur.methods.effects import Effects
+from secateur.options import Options
 from secateur.probes.directions import directions_effects
 from secateur.search.directions import (
     POOLS,
@@ -35,7 +36,7 @@ from secateur.search.directions import (
     signed,
     weakest,
 )
-from secateur.session import Options, Session, open_session
+from secateur.session import Session, open_session
 from secateur.surgery.cut import cut
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task

@@ -22,7 +22,8 @@ from zoo import ZOO, tiny
 import secateur as package
 from secateur.checkpoint.folder import Folder
 from secateur.errors import OutputError, SecateurError, TaskError, TrainingError, UnknownName
-from secateur.session import Options, open_session
+from secateur.options import Options
+from secateur.session import open_session
 from secateur.training import finetune as verb
 from secateur.training import trainer
 from secateur.training.answers import answer_losses, collate

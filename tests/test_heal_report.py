@@ -18,6 +18,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Drop, Plan
 from secateur.core.site import Site
 from secateur.errors import SecateurError
+from secateur.options import Options
 from secateur.reports.chart import Figure
 from secateur.reports.depth import replacing
 from secateur.reports.depth_order import order
@@ -25,7 +26,6 @@ from secateur.reports.epochs import epochs
 from secateur.reports.healed_depth import healed_depth
 from secateur.reports.healing import healing_page, hero
 from secateur.reports.page import render_heal
-from secateur.session import Options
 from secateur.training.heal_options import Healing, command_line, heal_command
 from secateur.training.heal_record import form_of
 from secateur.training.tuning import Tuning

@@ -15,7 +15,8 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.errors import SecateurError, TaskError
 from secateur.judge.evaluator import Judge
-from secateur.session import Options, open_session, session_on
+from secateur.options import Options
+from secateur.session import open_session, session_on
 from secateur.tasks.example import SPLITS, Example, Task
 from secateur.tasks.joint import MIXED, alone, check_apart, distinct, joint, whole_test
 

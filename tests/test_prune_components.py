@@ -23,7 +23,8 @@ from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.judge.evaluator import Judge
 from secateur.methods import components
-from secateur.session import Options, Session
+from secateur.options import Options
+from secateur.session import Session
 from secateur.surgery.operations import columns_of
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task

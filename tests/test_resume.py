@@ -22,7 +22,8 @@ from zoo import tiny
 
 from secateur.core.ledger import Ledger
 from secateur.hf.fingerprint import config_digest
-from secateur.session import Options, open_session
+from secateur.options import Options
+from secateur.session import open_session
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ZYGOTE = """

@@ -11,7 +11,8 @@ from folders import questions, save_model, secateur, write_rows
 from zoo import tiny
 
 from secateur.errors import TaskError
-from secateur.session import Options, open_session
+from secateur.options import Options
+from secateur.session import open_session
 from secateur.tasks.encode import encode
 from secateur.tasks.example import Example, Task
 from secateur.tasks.load import load_task

@@ -28,6 +28,7 @@ from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.workers import Hire
 from secateur.methods.analyses import ANALYSES
+from secateur.options import Options
 from secateur.readers.components import COMPONENTS
 from secateur.readers.linearity import read_linearity
 from secateur.readers.record import read_record
@@ -36,7 +37,7 @@ from secateur.recipe import prune as _prune
 from secateur.recipe import prune_each as _prune_each
 from secateur.records import counted, cut_summary, versions
 from secateur.reports import write_report
-from secateur.session import Options, Session, open_session
+from secateur.session import Session, open_session
 from secateur.surgery.operations import resolve
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
@@ -60,7 +61,7 @@ def prune(
     """Find what `model` does not need for `task`, take it out, prove it on held-out data, write a checkpoint. Of
     several tasks one plan that is good for all.
 
-    `options` are the fields of `secateur.session.Options`: seed, limit, exhaustive, matrices, layers, ...
+    `options` are the fields of `secateur.options.Options`: seed, limit, exhaustive, matrices, layers, ...
     `workers`: who judges in the place of this process, such as `secateur.on_ray("local:2")`.
     """
     chosen = _options(model, task, options)

@@ -19,8 +19,9 @@ from secateur.errors import OutputError
 from secateur.judge.workers import Hire
 from secateur.methods import components, depth, directions, laser
 from secateur.methods.found import Found
+from secateur.options import Options
 from secateur.proof import cut_and_verify, form_of
-from secateur.session import Options, Session, digest, open_session, read_model, read_task, session_on
+from secateur.session import Session, digest, open_session, read_model, read_task, session_on
 from secateur.sides import side_effects
 from secateur.tasks.joint import distinct
 

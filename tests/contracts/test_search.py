@@ -18,6 +18,7 @@ from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.hf.load import Loaded
 from secateur.methods.laser import search as search_laser
+from secateur.options import Options
 from secateur.search.laser import (
     PAPER_FRACTIONS,
     SMALL_RANKS,
@@ -28,7 +29,7 @@ from secateur.search.laser import (
     ranks,
     screened,
 )
-from secateur.session import Options, Session
+from secateur.session import Session
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
 

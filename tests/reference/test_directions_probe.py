@@ -20,8 +20,9 @@ from secateur.errors import ModelError
 from secateur.hf.load import Loaded
 from secateur.judge.forward import lent
 from secateur.judge.rows import Packing
+from secateur.options import Options
 from secateur.probes.directions import MatrixEffects, directions_effects
-from secateur.session import Options, open_session
+from secateur.session import open_session
 from secateur.tasks.encode import Encoded
 
 PACKING = Packing(2048, 2048, pad=0)

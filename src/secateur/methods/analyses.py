@@ -10,9 +10,10 @@ from secateur.core.plan import Plan
 from secateur.errors import PlanError, TaskError
 from secateur.judge.evaluator import Judge
 from secateur.methods.laser import candidates, full_ranks, screen
+from secateur.options import matrices_of
 from secateur.probes.answers import split_answers
 from secateur.probes.directions import MatrixEffects, directions_effects
-from secateur.session import Session, matrices_of
+from secateur.session import Session
 
 Rows = list[dict[str, Any]]
 ENDS = 2  # the most harmful and the most useful directions of a matrix that a table shows

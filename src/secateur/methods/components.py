@@ -19,8 +19,9 @@ from secateur.hf.anatomy import Anatomy
 from secateur.methods.curves import kept_share, parameters_left, pruning_record
 from secateur.methods.found import Counted, Found
 from secateur.methods.importance import Reader, is_grouped, whole_ffns
+from secateur.options import layers_of
 from secateur.search.iterative import Goal, Kind, Pruner, Removal, advanced, steps
-from secateur.session import Session, layers_of
+from secateur.session import Session
 from secateur.surgery.portable import losses
 
 LOG = logging.getLogger("secateur")

@@ -22,11 +22,12 @@ from secateur.methods.components import goal_of
 from secateur.methods.curves import kept_share
 from secateur.methods.depth_record import depth_record
 from secateur.methods.found import Counted, Found
+from secateur.options import Options, layers_of
 from secateur.probes.maps import Run, fit_maps
 from secateur.probes.similarity import Similarity, block_similarity
 from secateur.search.depth import BY, FORMS, dropped, may_go, run_with, without
 from secateur.search.iterative import Point
-from secateur.session import Options, Session, layers_of
+from secateur.session import Session
 
 CHEAP = ("linearity", "cosine")  # measures that need no plan judged for every block that is left
 

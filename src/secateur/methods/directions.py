@@ -22,6 +22,7 @@ from secateur.methods.components import goal_of
 from secateur.methods.effects import Effects, Reading
 from secateur.methods.found import Counted, Found
 from secateur.methods.trail import Step, Trail, trail_record
+from secateur.options import Options, matrices_of
 from secateur.search.directions import (
     Direction,
     Order,
@@ -36,7 +37,7 @@ from secateur.search.directions import (
 )
 from secateur.search.iterative import Point, steps
 from secateur.search.laser import race
-from secateur.session import Options, Session, matrices_of
+from secateur.session import Session
 
 RACE_Z = 3.0
 HELPS = 1.0  # standard errors by which a round must better the last, as in LASER's composition

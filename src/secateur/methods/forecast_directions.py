@@ -22,9 +22,10 @@ from secateur.methods.forecast import (
     empty,
     raced,
 )
+from secateur.options import matrices_of
 from secateur.search.directions import GROWTH, POOLS
 from secateur.search.iterative import steps
-from secateur.session import Session, matrices_of
+from secateur.session import Session
 
 ROUNDS_WALKED = {LEAST: 1, EXPECTED: 4, MOST: ROUNDS}  # expected: benchmarks/plan-cost
 HARMLESS = {LEAST: 0.1, EXPECTED: 0.7, MOST: 1.0}  # of a pool's directions, by the prediction

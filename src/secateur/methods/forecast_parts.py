@@ -24,8 +24,9 @@ from secateur.methods.forecast import (
     scaled,
 )
 from secateur.methods.importance import MAX_PROBED, whole_ffns
+from secateur.options import layers_of
 from secateur.search.iterative import Kind, steps
-from secateur.session import Session, layers_of
+from secateur.session import Session
 
 
 def lowest(blocks: Sequence[int], taken: float, luck: str) -> int:

@@ -12,12 +12,13 @@ from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge
+from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import group_importance, head_importance
 from secateur.probes.neurons import neuron_importance
 from secateur.readers.components import Components, Reading, behavior
 from secateur.readers.record import components_record
-from secateur.session import Session, digest, layers_of
+from secateur.session import Session, digest
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 

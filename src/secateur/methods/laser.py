@@ -15,10 +15,11 @@ from secateur.core.readings import Readings
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge
 from secateur.methods.found import Counted, Found
+from secateur.options import Options, matrices_of
 from secateur.probes.answers import split_answers
 from secateur.probes.truncation import truncation_effects
 from secateur.search.laser import Objective, Race, compose, grid, race, screened
-from secateur.session import Options, Session, digest, matrices_of
+from secateur.session import Session, digest
 
 KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
 RACE_Z = 3.0

@@ -14,11 +14,12 @@ from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.errors import TaskError
 from secateur.hf.load import Loaded
+from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import head_importance
 from secateur.probes.induction import copying, prefix_matching
 from secateur.probes.neurons import neuron_importance
-from secateur.session import Options, Session, layers_of, read_model, read_task, session_on
+from secateur.session import Session, read_model, read_task, session_on
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 

@@ -14,11 +14,12 @@ from secateur.core.progress import Progress, silent
 from secateur.errors import TaskError, TooLong, UnknownName, nearest
 from secateur.hf.load import find_source, quiet
 from secateur.hf.readable import Readable, load_readable
+from secateur.options import Options
 from secateur.probes.linearity import Linearity, Profile, linearity
 from secateur.probes.passing import FINER
 from secateur.records import versions
 from secateur.reports import write_probe_report
-from secateur.session import Options, read_task
+from secateur.session import read_task
 from secateur.tasks.encode import encode
 from secateur.tasks.example import Task
 

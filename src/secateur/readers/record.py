@@ -11,10 +11,10 @@ from secateur.core.aggregate import mean_readings, spearman_overlap
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
+from secateur.options import Options
 from secateur.readers.components import Components, Reading, read_components
 from secateur.records import versions
 from secateur.reports import write_probe_report
-from secateur.session import Options
 
 Record = dict[str, Any]
 

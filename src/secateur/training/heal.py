@@ -21,8 +21,9 @@ from secateur.core.launched import is_main
 from secateur.core.ledger import Ledger
 from secateur.core.progress import Progress, silent
 from secateur.hf.load import Loaded
+from secateur.options import Options
 from secateur.reports import write_heal_report
-from secateur.session import Options, Session, open_session
+from secateur.session import Session, open_session
 from secateur.training.depths import Depth, depths
 from secateur.training.distill import Distillation
 from secateur.training.heal_measures import measured, proved, select_scores, side_scores, texts, watched

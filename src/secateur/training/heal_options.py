@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur.errors import TrainingError, UnknownName, nearest
-from secateur.session import Options
+from secateur.options import Options
 from secateur.training.tuning import NO_LORA, Tuning, command_of, started
 
 STAGES = {"layers": ("layers",), "end": ("end",), "both": ("layers", "end")}

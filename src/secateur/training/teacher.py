@@ -11,7 +11,7 @@ from secateur.checkpoint.plans import read_plan
 from secateur.core.plan import Plan
 from secateur.errors import ModelError, TrainingError, UnknownName
 from secateur.hf.load import Loaded, load_model
-from secateur.session import Options
+from secateur.options import Options
 from secateur.training.depths import Depth, named
 from secateur.training.stake import Stake, stake_of
 from secateur.training.tuning import Tuning

@@ -10,7 +10,7 @@ from typing import Any
 
 from secateur.core.launched import world
 from secateur.errors import TaskError, TrainingError, UnknownName, nearest
-from secateur.session import Options
+from secateur.options import Options
 
 TRAINABLE = ("probe", "select")
 ALL = ("all",)
