@@ -120,7 +120,7 @@ def test_the_driver_killed_and_interrupted(alone, tmp_path):
     assert counted(tmp_path) == len(judged(tmp_path))
     stopped = run(tmp_path, counting(9, "SIGINT"), "--ray", "local:2")
     assert stopped.returncode == 130
-    assert "What was judged is kept" in stopped.stderr
+    assert "What is done is kept" in stopped.stderr
     done = run(tmp_path, counting(), "--ray", "local:2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdict"] == "improves"

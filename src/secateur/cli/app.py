@@ -16,7 +16,7 @@ from secateur.cli.options import examples
 from secateur.core.launched import is_main
 from secateur.errors import SecateurError
 
-RESUMABLE = ("prune", "demo", "finetune", "heal", "train")
+RESUMABLE = ("prune", "demo", "apply", "finetune", "heal", "train")
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
@@ -31,7 +31,7 @@ class Verbs(TyperGroup):
                 typer.echo(f"secateur: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            kept = " What was judged is kept: the same command goes on from there."
+            kept = " What is done is kept: the same command goes on from there."
             typer.echo(
                 f"\nsecateur: interrupted.{kept if ctx.invoked_subcommand in RESUMABLE else ''}", err=True
             )
@@ -79,6 +79,7 @@ def _root(
 
 for _verb, _options in (
     *making.VERBS,
+    *applying.VERBS,
     *reading.VERBS,
     *measuring.VERBS,
     *forecast.VERBS,

@@ -1,8 +1,7 @@
-"""The verbs that write a checkpoint or its report: `prune`, `demo`, `apply`, `report`."""
+"""The verbs that search and prove, and write the report: `prune`, `demo`, `report`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +13,10 @@ from secateur.cli.options import (
     AsJson,
     BatchSize,
     Chat,
-    Check,
     Device,
     DeviceMap,
     Dtype,
     Each,
-    Edits,
     Factorize,
     Grid,
     Layers,
@@ -32,7 +29,6 @@ from secateur.cli.options import (
     Out,
     Overwrite,
     PerHead,
-    PlanFile,
     Portable,
     PruneTasks,
     Quiet,
@@ -40,22 +36,18 @@ from secateur.cli.options import (
     SecondOrder,
     Seed,
     Seqlen,
-    ShardSize,
     Shots,
     SkipLong,
     SplitSeed,
-    Svd,
     TestTask,
     Trust,
     Whitened,
     Zeroed,
     as_api,
     examples,
-    given_plan,
     print_already,
     print_json,
 )
-from secateur.errors import SecateurError
 
 if TYPE_CHECKING:
     from secateur.recipe import Result
@@ -311,85 +303,6 @@ def demo(
         )
 
 
-def apply(
-    model: Model,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="OUT", help="The checkpoint folder to write.")
-    ] = None,
-    plan: PlanFile = None,
-    edit: Edits = None,
-    portable: Portable = False,
-    zeroed: Zeroed = False,
-    factorize: Factorize = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only say what would be cut, what is left, and where it would load."),
-    ] = False,
-    shard_size: ShardSize = "5GB",
-    svd: Svd = "auto",
-    check: Check = "auto",
-    revision: Revision = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Carry out a plan or edits given by hand; no search, no verdict.
-
-    MODEL may be larger than memory: it is read and written tensor by tensor. Killed at any moment, the same command
-    goes on with the next file.
-    """
-    chosen = given_plan(plan, edit)
-    if chosen is None:
-        raise SecateurError(
-            "nothing to apply: give --plan plan.json, or --edit such as b10.down=20 or b3.attn.h2=drop."
-        )
-    if out is None and not dry_run:
-        raise SecateurError("where to? Give -o OUT, or --dry-run to write nothing.")
-    from secateur import api
-    from secateur.cli.progress import bars
-
-    how = {
-        "portable": portable,
-        "zeroed": zeroed,
-        "factorize": factorize,
-        "revision": revision,
-        "dtype": dtype,
-    }
-    machine = {"device": device, "trust_remote_code": trust_remote_code}
-    if out is None or dry_run:
-        told = api.preview(model, chosen, **how, **machine)
-        print_json(told) if as_json else print_preview(told)
-        return
-    how |= {"shard_size": shard_size, "svd": svd, "check": check}
-    with bars(quiet=quiet or as_json) as progress:
-        made = api.apply(model, chosen, out, overwrite=overwrite, progress=progress, **how, **machine)
-    if as_json:
-        print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})
-        return
-    if made.already:
-        print_already(made.out)
-    print(f"cut         {made.plan}\ncheckpoint  {made.out}")
-    print(f"Nothing was verified: secateur eval {made.out} --task TASK")
-
-
-def print_preview(told: Mapping[str, Any]) -> None:
-    """What `apply --dry-run` says."""
-    before, after = told["parameters"]["before"], told["parameters"]["after"]
-    print(f"cut         {told['cut']}\nin all      {told['cut_summary']}")
-    print(
-        f"parameters  {before:,} → {after:,} ({after / before:.1%} kept)\nform        {told['loads']['form']}"
-    )
-    if told["loads"]["why"]:
-        print(f"            because {told['loads']['why']}")
-    for place in told["loads"]["where"]:
-        print(f"  {'✓' if place['loads'] else '✗'} {place['place']}: {place['how']}")
-    if told["portable"]:
-        print(f"The nearest plan of a stock checkpoint (--portable): {told['portable']}")
-
-
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="OUT", help="A checkpoint that secateur prune or heal wrote.")
@@ -429,15 +342,5 @@ VERBS = (
         },
     ),
     (demo, {"epilog": examples("secateur demo -o demo-out")}),
-    (
-        apply,
-        {
-            "epilog": examples(
-                "secateur apply gpt2 --edit b10.down=20 -o gpt2-cut",
-                "secateur apply ./llama-70b --plan plan.json --shard-size 10GB --check digests -o cut",
-                "secateur apply builtin:facts --plan out/plan.json -o facts-cut",
-            )
-        },
-    ),
     (report, {"epilog": examples("secateur report out")}),
 )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -166,22 +167,18 @@ class _Measured:
         """Its rates; decompositions have theirs."""
         rows, seconds = [], []
         names = [work.what, *(f"{work.what} {each}" for each in ("flop", "example", "part", "moment"))]
-        for count in dict.fromkeys(min(size, work.examples) for size in (8, FEW, 2 * FEW)):
-            for parts in dict.fromkeys((work.parts[-1:], work.parts)):
-                smaller = replace(work, examples=count, parts=parts, times=1.0, under=False)
-                amounts = self.counted.read(smaller)
-                rows.append(amounts)
-                known = sum(self._svds.get(name, 0.0) * amount for name, amount in amounts.items())
-                taken = self._read(smaller)
-                seconds.append(max(taken / 10, taken - known))
+        sizes = dict.fromkeys(min(size, work.examples) for size in (8, FEW, 2 * FEW))
+        for count, parts, under in product(sizes, {work.parts[-1:], work.parts}, {False, work.under}):
+            smaller = replace(work, examples=count, parts=parts, times=1.0, under=under)
+            amounts = self.counted.read(smaller)
+            rows.append(amounts)
+            known = sum(self._svds.get(name, 0.0) * amount for name, amount in amounts.items())
+            taken = min(_timed(partial(self._read, smaller)) for _ in range(TWICE))
+            seconds.append(max(taken / 10, taken - known))
         return fitted(rows, seconds, names)
 
-    def _read(self, work: Read) -> float:
-        read = READINGS[work.what]
-        examples = self.session.task.split(work.place)[: work.examples]
-        return min(
-            _timed(lambda: read(self.session, self._judge, examples, work.parts)) for _ in range(TWICE)
-        )
+    def _read(self, work: Read) -> None:
+        READINGS[work.what](self.session, self._judge, work)
 
     def _behavior(self) -> dict[str, float]:
         """By tokens: sequences grow, and end at the context."""

@@ -11,7 +11,7 @@ from secateur.core.plan import Drop, Plan, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge
-from secateur.methods.forecast import Plans
+from secateur.methods.forecast import Plans, Read
 from secateur.methods.laser import candidates
 from secateur.probes.directions import directions_effects
 from secateur.probes.heads import head_importance
@@ -50,41 +50,48 @@ def _head(anatomy: Anatomy, block: int, turn: int) -> Site:
     return Site(block, "attn", unit, turn % own.num_kv_heads)
 
 
-Reader = Callable[[Session, Judge, Sequence[int], Sequence[Site]], object]
+Reader = Callable[[Session, Judge, Read], object]
 
 
-def _truncation(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
-    edits = [
-        edit for edit in candidates(session.loaded.anatomy, session.options) if edit.matrix in set(parts)
-    ]
+def _truncation(session: Session, judge: Judge, work: Read) -> object:
+    edits = [e for e in candidates(session.loaded.anatomy, session.options) if e.matrix in set(work.parts)]
     contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
     how = {"spectra": judge.spectra, "packing": judge.packing, "contrast": contrast}
-    return truncation_effects(session.loaded, session.encoded, examples, edits, **how)
+    return truncation_effects(session.loaded, session.encoded, _asked(session, work), edits, **how)
 
 
-def _directions(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
+def _directions(session: Session, judge: Judge, work: Read) -> object:
     options = session.options
+    group = Plans(1, work.parts[0].block, work.parts)
     how = {name: vars(options)[name] for name in ("per_head", "second_order", "whitened")}
-    return directions_effects(session.loaded, session.encoded, examples, parts, packing=judge.packing, **how)
-
-
-def _importance(importance: Callable) -> Reader:
-    return lambda session, judge, examples, parts: importance(
-        session.loaded, session.encoded, examples, packing=judge.packing
+    how |= {"under": realized(session, group, session.empty, 0)} if work.under else {}
+    examples = _asked(session, work)
+    return directions_effects(
+        session.loaded, session.encoded, examples, work.parts, packing=judge.packing, **how
     )
 
 
-def _maps(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
+def _importance(importance: Callable) -> Reader:
+    return lambda session, judge, work: importance(
+        session.loaded, session.encoded, _asked(session, work), packing=judge.packing
+    )
+
+
+def _maps(session: Session, judge: Judge, work: Read) -> object:
     form = session.options.form if session.options.form != "drop" else "linear"
-    runs = [Run((site.block,), form) for site in parts if site.block or form == "linear"]
+    runs = [Run((site.block,), form) for site in work.parts if site.block or form == "linear"]
     how = {"under": session.empty, "packing": judge.packing}
-    return fit_maps(session.loaded, session.encoded, examples, runs, **how)
+    return fit_maps(session.loaded, session.encoded, _asked(session, work), runs, **how)
 
 
-def _similarity(session: Session, judge: Judge, examples: Sequence[int], parts: Sequence[Site]) -> object:
-    blocks = [site.block for site in parts]
+def _similarity(session: Session, judge: Judge, work: Read) -> object:
+    blocks = [site.block for site in work.parts]
     how = {"under": session.empty, "packing": judge.packing}
-    return block_similarity(session.loaded, session.encoded, examples, blocks, **how)
+    return block_similarity(session.loaded, session.encoded, _asked(session, work), blocks, **how)
+
+
+def _asked(session: Session, work: Read) -> Sequence[int]:
+    return session.task.split(work.place)[: work.examples]
 
 
 READINGS: dict[str, Reader] = {
