@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from secateur import __version__
-from secateur.cli import forecast, healing, making, measuring, pretraining, reading, training
+from secateur.cli import applying, forecast, healing, making, measuring, pretraining, reading, training
 from secateur.cli.options import examples
 from secateur.core.launched import is_main
 from secateur.errors import SecateurError
