@@ -52,14 +52,15 @@ def components(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
     for kind, gone in stops:
         yield _ranked(session, "prune", kind.name, len(kind.sites), gone, luck)
     n = len(session.task.split("select"))
-    orders = 2 * tries + options.random_orders
-    same = int(tries == 1)  # the first stop of both orders by importance
+    ranked = 1 if luck == LEAST else 2  # ranks once may be the very order of ranks taken again
+    orders = ranked * tries + options.random_orders
+    same = int(tries == 1 < ranked)  # the first stop of both orders by importance
     asked = (empty(), *scaled(points[:1], orders - same), *scaled(points[1:-1], orders), points[-1])
     yield Judged("prune", "select", 0, n, asked)
     yield from _reported(session, [kind.name for kind in kinds], luck)
     for side in sides:
         if not side.phrasings:
-            shown = (empty(), *scaled(points[:1], 2 - same), *scaled(points[1:-1], 2), points[-1])
+            shown = (empty(), *scaled(points[:1], ranked - same), *scaled(points[1:-1], ranked), points[-1])
             yield Judged("analyze", side.name, 0, side.examples, shown)
 
 
