@@ -22,6 +22,7 @@ import directions
 import heads
 import linearity
 import null_study
+import plan_cost
 import offload
 import search_cost
 import surgery
@@ -66,6 +67,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "linearity": linearity.run,
     "offload": offload.run,
     "surgery": surgery.run,
+    "plan-cost": plan_cost.run,
 }
 
 
@@ -134,6 +136,7 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "linearity": linearity.rows,
     "offload": offload.rows,
     "surgery": surgery.rows,
+    "plan-cost": plan_cost.rows,
 }
 
 
