@@ -22,8 +22,8 @@ import directions
 import heads
 import linearity
 import null_study
-import plan_cost
 import offload
+import plan_cost
 import search_cost
 import surgery
 import sweep
