@@ -48,7 +48,7 @@ CASES = (
     Case("facts: laser, exhaustive", "builtin:facts", "builtin:facts", EVERY),
     Case("facts: heads", "builtin:facts", "builtin:facts", {"method": "heads"}),
     Case("facts: ffns", "builtin:facts", "builtin:facts", {"method": "ffns"}),
-    Case("facts: depth by loss", "builtin:facts", "builtin:facts", {"method": "depth"}),
+    Case("facts: depth by loss", "builtin:facts", "builtin:facts", {"method": "depth", "blocks": 1}),
     Case(
         "facts: directions, removal",
         "builtin:facts",
@@ -67,7 +67,7 @@ CASES = (
         "stories: depth by loss",
         STORIES,
         TEXT,
-        {"method": "depth", "limit": 400, "seqlen": 64, "allow_small": True},
+        {"method": "depth", "blocks": 2, "limit": 400, "seqlen": 64, "allow_small": True},
     ),
     Case(
         f"{RANDOM}: laser, exhaustive",

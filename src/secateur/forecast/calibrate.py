@@ -33,7 +33,7 @@ from secateur.sides import side_effects
 JUDGING = ("plan", "edit", "example", "call", "block", "flop", "logit", "written", "mask flop")
 FEW, MANY = 32, 256  # examples of the smaller and the larger samples
 SAMPLES = 10  # groups of plans that are tried
-TWICE = 2  # times that each is measured; the faster counts
+TIMES = 3  # that each is measured; the fastest counts
 PATIENCE = 20.0  # s, after which no larger sample is judged
 REPORT = 0.25  # s to write records and report.html of builtin:facts on one core; grows with the blocks
 STEPS = 8  # of greedy text
@@ -95,7 +95,7 @@ class _Measured:
         for name in {work.place for work in self.works if isinstance(work, Judged)}:
             at = loads.places[name]
             some, load = at.examples[:MANY], loads.of(name, 0, min(MANY, len(at.examples)))
-            taken += min(_timed(partial(loads.packing.pack, at.session.encoded, some)) for _ in range(TWICE))
+            taken += min(_timed(partial(loads.packing.pack, at.session.encoded, some)) for _ in range(TIMES))
             amount += load.tokens + load.kept
         return taken / amount
 
@@ -128,7 +128,7 @@ class _Measured:
         examples = at.examples[:count]
         self._decomposed(plans)
         times = []
-        for turn in range(TWICE):
+        for turn in range(TIMES):
             judge = at.session.judge(ledger=ledger, scope=f"{len(plans)} {turn} {time.perf_counter()}")
             judge.spectra = self._judge.spectra
             times.append(_timed(lambda judge=judge: judge(plans, examples, "calibrate")))
@@ -150,14 +150,15 @@ class _Measured:
             name = decomposition(matrix.shape)
             if asked and name not in found:
                 weight = matrix.read(loaded.parameter(matrix.weight))
-                found[name] = min(_timed(lambda weight=weight: spectrum(weight)) for _ in range(TWICE))
+                found[name] = min(_timed(lambda weight=weight: spectrum(weight)) for _ in range(TIMES))
         self._svds = found
         each = [found[name] / svd_flops(name) for name in found]
         return found | {"svd flop": max(each, default=0.0)}
 
     def readings(self) -> dict[str, float]:
         """Each reading on some numbers of examples; behavior on fewer random sequences."""
-        asked = {work.what: work for work in self.works if isinstance(work, Read)}
+        reads = sorted((work for work in self.works if isinstance(work, Read)), key=lambda w: len(w.parts))
+        asked = {work.what: work for work in reads}  # of each the one that reads most
         rates = self._behavior() if "behavior" in asked else {}
         for what, work in asked.items():
             rates |= {} if what in CHORES else self._reading(work)
@@ -173,7 +174,7 @@ class _Measured:
             amounts = self.counted.read(smaller)
             rows.append(amounts)
             known = sum(self._svds.get(name, 0.0) * amount for name, amount in amounts.items())
-            taken = min(_timed(partial(self._read, smaller)) for _ in range(TWICE))
+            taken = min(_timed(partial(self._read, smaller)) for _ in range(TIMES))
             seconds.append(max(taken / 10, taken - known))
         return fitted(rows, seconds, names)
 
@@ -194,7 +195,7 @@ class _Measured:
         test = session.task.split("test")
         prompts = [session.encoded[e].pairs[0][0][:8] for e in test[:8]]
         room = self._judge.packing.max_tokens
-        step = min(_timed(lambda: greedy(session.loaded, prompts, STEPS, room)) for _ in range(TWICE)) / STEPS
+        step = min(_timed(lambda: greedy(session.loaded, prompts, STEPS, room)) for _ in range(TIMES)) / STEPS
         outcomes = np.zeros(len(test), OUTCOME)
         outcomes["tokens"], outcomes["loss"] = 1, np.random.default_rng(0).random(len(test))
         groups, metric = session.task.groups(test), session.objective.metric

@@ -115,10 +115,14 @@ class _Depth:
     luck: str
 
     @property
+    def can(self) -> list[int]:
+        """The blocks that may go: before a fold there is one."""
+        return [block for block in self.blocks if block or self.session.options.form != "fold"]
+
+    @property
     def most(self) -> int:
         asked, every = self.session.options.blocks, self.session.loaded.anatomy.num_blocks
-        can = [block for block in self.blocks if block or self.session.options.form != "fold"]
-        return min(asked or len(can), len(can), every - 1)
+        return min(asked or len(self.can), len(self.can), every - 1)
 
     def without(self, gone: int, form: str, count: float = 1.0) -> Plans:
         """Plans without so many blocks; a fold is written into the network before them."""
@@ -130,7 +134,7 @@ class _Depth:
         """Before each block goes: what all that are left measure."""
         n, form = len(self.session.task.split("probe")), self.session.options.form
         for gone in range(most):
-            left = tuple(map(Site, self.blocks[: len(self.blocks) - gone]))
+            left = tuple(map(Site, self.can[: len(self.can) - gone]))
             if by != "loss":
                 yield Read("choose", "similarity", "probe", n, left)
                 continue
