@@ -15,7 +15,7 @@ from secateur.core.plan import Truncate
 from secateur.errors import ModelError, SecateurError
 from secateur.forecast.calibrate import fitted
 from secateur.forecast.count import RERUN, Counted
-from secateur.forecast.load import Load, Loads, places_of, shards
+from secateur.forecast.load import Load, Loads, places_of
 from secateur.forecast.machine import Machine, svd_flops
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
@@ -82,15 +82,22 @@ def test_what_runs_again_is_what_the_evaluator_finds_by_tracing(name):
         assert again == own.keys() - still, kind
 
 
-def test_shards_are_those_of_the_evaluator(session, monkeypatch):
+def test_a_pass_is_counted_shard_by_shard_as_the_evaluator_cuts_it(session, monkeypatch):
     monkeypatch.setattr("secateur.forecast.load.CACHE_BYTES", 50_000)
     limits = type(session.judge()._limits)(cache_bytes=50_000)
     examples = session.task.split("select")
-    judge = session.judge(limits=limits)
-    theirs = [row["example"].tolist() for _, row, _ in judge.compute([session.empty], examples)]
+    theirs = list(session.judge(limits=limits).compute([session.empty], examples))
     width = session.loaded.anatomy.d_model * 4
-    assert list(shards(examples, session.encoded, width)) == theirs
-    assert len(theirs) > 3
+    counted = Loads(places_of(session, {}), session.judge().packing, width).of("select", 0, len(examples))
+    assert counted.shards == len(theirs) > 3
+
+
+def test_a_side_may_be_called_as_a_split_is(session):
+    """`--side text:test.txt`: what it takes is not what `test` takes."""
+    side = session.on(session.task)
+    places = places_of(session, {"side 0": side})
+    assert places["test"].examples == list(session.task.split("test"))
+    assert len(places["side 0"].examples) == len(session.task.examples)
 
 
 def test_calls_of_the_model_are_counted_to_the_number(session):

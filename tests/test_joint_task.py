@@ -144,6 +144,9 @@ def test_kinds():
 # --------------------------------------------------------------------------------------------------- with a model
 
 
+TEXTS = {"words.jsonl": 12, "more.jsonl": 7}  # words of a text
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, words):
     """A tiny model, two tasks with choices, one of free answers, and text."""
@@ -154,13 +157,16 @@ def place(tmp_path_factory, words):
     free = [{k: row[k] for k in ("id", "prompt", "answer")} for row in questions(260, seed=2)]
     write_rows(place / "free.jsonl", free)
     draw = np.random.default_rng(0)
-    rows = [{"id": f"d{i}", "text": " ".join(f"w{t}" for t in draw.integers(3, 90, 12))} for i in range(260)]
-    write_rows(place / "words.jsonl", rows)
+    for name, size in TEXTS.items():
+        rows = [
+            {"id": f"d{i}", "text": " ".join(f"w{t}" for t in draw.integers(3, 90, size))} for i in range(260)
+        ]
+        write_rows(place / name, rows)
     return place
 
 
 def opened(place, *specs, **more):
-    first, *rest = (f"text:{place / spec}" if spec == "words.jsonl" else str(place / spec) for spec in specs)
+    first, *rest = (f"text:{place / spec}" if spec in TEXTS else str(place / spec) for spec in specs)
     return open_session(
         Options(model=str(place / "m"), task=first, more_tasks=tuple(rest), seqlen=16, **more), None
     )
@@ -208,6 +214,10 @@ def test_objectives_that_all_kinds_have(place):
     assert mixed.objective.metric is METRICS["loss"]
     with pytest.raises(TaskError, match="accuracy does not exist for a choice and text task; it may be loss"):
         _ = opened(place, "a.jsonl", "words.jsonl", objective="accuracy").objective
+    texts = opened(place, "words.jsonl", "more.jsonl")
+    assert texts.objective.metric is METRICS["loss"]
+    with pytest.raises(TaskError, match="text_loss does not exist for a text task; it may be loss"):
+        _ = opened(place, "words.jsonl", "more.jsonl", objective="text_loss").objective
     answers = opened(place, "a.jsonl", "free.jsonl")
     assert answers.objective.metric is METRICS["accuracy"]
     with pytest.raises(TaskError, match="accuracy_norm does not exist for a choice and generation task"):

@@ -345,6 +345,14 @@ def test_free_memory_is_that_of_this_machine():
     assert 10**8 < stream._free_memory() < whole
 
 
+def test_a_container_has_what_its_group_may_still_take(tmp_path):
+    assert list(stream._left_in_group(tmp_path)) == []
+    (tmp_path / "memory.current").write_text("300\n")
+    for limit, left in (("max\n", []), ("1000\n", [700])):
+        (tmp_path / "memory.max").write_text(limit)
+        assert list(stream._left_in_group(tmp_path)) == left
+
+
 @pytest.mark.parametrize(
     ("how", "kind", "says"),
     [

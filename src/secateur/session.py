@@ -94,6 +94,8 @@ class Session:
             "generation": set(METRICS) - {"text_loss", "accuracy_norm"},
         }
         fitting = set.intersection(*(fits[kind] for kind in self.task.kinds))
+        if self.task.members:  # by tokens the longest task would count most
+            fitting = {name for name in fitting if not METRICS[name].weighted}
         if name not in fitting:
             which = " and ".join(sorted(self.task.kinds))
             raise TaskError(

@@ -119,8 +119,8 @@ def stream(
         if check == "logits":
             rows = [range(min(8, loaded.anatomy.vocab_size))]
             assert_same(expected, logits_on(written, rows), folder)
-    told = [told for record in journal.done.values() for told in record["matrices"]]
-    return {"svd": sorted(told, key=lambda one: Site.parse(one["matrix"])), "check": check}
+    told = {told["matrix"]: told for record in journal.done.values() for told in record["matrices"]}
+    return {"svd": [told[site] for site in sorted(told, key=Site.parse)], "check": check}
 
 
 def _check_of(loaded: Loaded) -> str:
@@ -130,18 +130,26 @@ def _check_of(loaded: Loaded) -> str:
 
 
 def _free_memory() -> int:
-    """Bytes that can be had without swapping; half of all there is where the kernel does not say."""
+    """Bytes that can be had without swapping, in this control group; half of all where the kernel does not say."""
     told = Path("/proc/meminfo")
     for line in told.read_text().splitlines() if told.exists() else ():
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            return min([int(line.split()[1]) * 1024, *_left_in_group()])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _left_in_group(root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """What a container may still take, where it has a limit; pages of files, which it gives back, count as taken."""
+    most, now = root / "memory.max", root / "memory.current"
+    if most.exists() and (limit := most.read_text().strip()) != "max":
+        yield int(limit) - int(now.read_text())
 
 
 def _job(loaded: Loaded, plan: Plan, form: Form, way: Way, shards: list[Shard]) -> str:
     """The digest of all that decides what is in the files."""
     layout = [hashlib.sha256(shard.header).hexdigest() for shard in shards]
-    asked = [loaded.fingerprint, plan.to_json(), asdict(form), way.svd, way.device, torch.__version__, layout]
+    device = str(torch_device(way.device))
+    asked = [loaded.fingerprint, plan.to_json(), asdict(form), way.svd, device, torch.__version__, layout]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from secateur.judge.rows import Batch, Packing
+from secateur.judge.rows import Batch, Packing, shards
+from secateur.judge.workers import Limits
 from secateur.session import Session
-from secateur.tasks.encode import Encoded
+from secateur.tasks.joint import tested
 
-CACHE_BYTES = 2**30  # of one shard's activations: `judge.workers.Limits`
+CACHE_BYTES = Limits().cache_bytes
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,6 @@ def load_of(batches: Sequence[Batch], examples: int) -> Load:
     )
 
 
-def shards(examples: Sequence[int], encoded: Mapping[int, Encoded], width: int) -> Iterator[list[int]]:
-    """As the evaluator cuts them: examples of similar length, `width` bytes a token, as many as the cache holds."""
-    shard: list[int] = []
-    used = 0
-    for example in sorted(examples, key=lambda e: (encoded[e].longest, e)):
-        need = width * sum(len(context) + len(answer) for context, answer in encoded[example].pairs)
-        if shard and used + need > CACHE_BYTES:
-            yield shard
-            shard, used = [], 0
-        shard.append(example)
-        used += need
-    if shard:
-        yield shard
-
-
 @dataclass(frozen=True, eq=False)
 class Place:
     """Examples of a session in the order in which a search takes them."""
@@ -85,12 +71,15 @@ class Loads:
         encoded, examples = at.session.encoded, at.examples[first:last]
         if answers:
             encoded = {example: encoded[example].gold_alone for example in examples}
-        cut = shards(examples, encoded, self.width)
+        cut = shards(examples, encoded, self.width, CACHE_BYTES)
         return sum((load_of(self.packing.pack(encoded, shard), len(shard)) for shard in cut), Load())
 
 
 def places_of(session: Session, sides: Mapping[str, Session]) -> dict[str, Place]:
-    """The splits in the order of the search, and every side by its name."""
-    found = {name: Place(session.task.split(name), session) for name in ("probe", "test")}
-    found["select"] = Place(session.shuffled("select"), session)
+    """The splits in the order of the search, of `test` all that a verdict reads; and every side by its name."""
+    found = {
+        "probe": Place(session.task.split("probe"), session),
+        "test": Place(tested(session.task), session),
+        "select": Place(session.shuffled("select"), session),
+    }
     return found | {name: Place(range(len(side.task.examples)), side) for name, side in sides.items()}

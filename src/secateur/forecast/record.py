@@ -151,12 +151,20 @@ def forecast(
 
 
 def _works(session: Session, watched: Sequence[Side], luck: str) -> list[Work]:
-    sides = [Watched(s.name, len(s.task.examples), s.continuations, s.phrasings) for s in watched]
+    sides = [
+        Watched(_place(number), len(side.task.examples), side.continuations, side.phrasings)
+        for number, side in enumerate(watched)
+    ]
     return [*FORECASTS[session.options.method](session, sides, luck), *proof(session, sides)]
 
 
 def _places(session: Session, watched: Sequence[Side]) -> dict[str, Place]:
-    return places_of(session, {side.name: session.on(side.task) for side in watched})
+    return places_of(session, {_place(number): session.on(s.task) for number, s in enumerate(watched)})
+
+
+def _place(number: int) -> str:
+    """Of a side: not by its own name, which may be that of another, or of a split."""
+    return f"side {number}"
 
 
 def _packing(session: Session, here: bool) -> Packing:
@@ -241,4 +249,4 @@ def _said(session: Session, fleet: Fleet, machine: Machine | None, workers: int)
         said.append(
             f"{workers} models on {fleet.devices} devices judge at {SHARED:.0%} of {workers} times one; all else on one"
         )
-    return [*said, "expected: what races and compositions took in the benchmarks (docs/scale.md)"]
+    return [*said, "expected: what races and compositions took in a few small searches (docs/scale.md)"]

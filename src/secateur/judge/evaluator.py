@@ -26,7 +26,7 @@ from secateur.judge.forward import Forward
 from secateur.judge.generate import answers_within
 from secateur.judge.outcomes import Tally, token_scores
 from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
-from secateur.judge.rows import SMALLEST, Batch, Packing
+from secateur.judge.rows import SMALLEST, Batch, Packing, shards
 from secateur.judge.workers import MEBI, Judged, Limits, Question, Workers, ordered, work_on
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import OnParameter, Operation, resolve
@@ -194,22 +194,8 @@ class Judge:
         return before if parts == before.parts else Reuse(self.loaded.model, parts, self._limits.cache_bytes)
 
     def _shards(self, examples: Sequence[int]) -> Iterator[list[int]]:
-        """Examples of similar length, as many as fit the activation cache."""
-        size = self.loaded.anatomy.d_model * self.loaded.model.dtype.itemsize
-        shard: list[int] = []
-        used = 0
-        for example in sorted(examples, key=self._length):
-            need = size * sum(len(c) + len(a) for c, a in self.encoded[example].pairs)
-            if shard and used + need > self._limits.cache_bytes:
-                yield shard
-                shard, used = [], 0
-            shard.append(example)
-            used += need
-        if shard:
-            yield shard
-
-    def _length(self, example: int) -> tuple[int, int]:
-        return max(len(c) + len(a) for c, a in self.encoded[example].pairs), example
+        width = self.loaded.anatomy.d_model * self.loaded.model.dtype.itemsize
+        return shards(examples, self.encoded, width, self._limits.cache_bytes)
 
 
 class _Boundary:

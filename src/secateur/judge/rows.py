@@ -6,7 +6,7 @@ nor the rest of the batch changes a score beyond rounding, and no attention mask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -124,3 +124,20 @@ def with_room(packing: Packing, run: Callable[[Packing], T]) -> T:
             if packing.max_tokens < SMALLEST:
                 raise
             packing = packing.halved()
+
+
+def shards(
+    examples: Sequence[int], encoded: Mapping[int, Encoded], width: int, cache_bytes: int
+) -> Iterator[list[int]]:
+    """Examples of similar length, as many as `cache_bytes` hold at `width` bytes a token."""
+    shard: list[int] = []
+    used = 0
+    for example in sorted(examples, key=lambda e: (encoded[e].longest, e)):
+        need = width * sum(len(context) + len(answer) for context, answer in encoded[example].pairs)
+        if shard and used + need > cache_bytes:
+            yield shard
+            shard, used = [], 0
+        shard.append(example)
+        used += need
+    if shard:
+        yield shard

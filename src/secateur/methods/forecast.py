@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from secateur.core.site import Site
 from secateur.methods.laser import KEPT_BY_SCREEN, MAX_PROBED, SHOWN_EXAMPLES, candidates
 from secateur.session import Session
+from secateur.tasks.joint import tested
 from secateur.verify.witness import GENERATED_TOKENS
 
 LEAST, EXPECTED, MOST = LUCKS = ("least", "expected", "most")
 FIRST_RUNG = 32  # examples, as in `search.laser.race`
-SURVIVING = 0.55  # of the runners after each rung: benchmarks/plan-cost, median of the races there
+SURVIVING = 0.55  # of the runners after each rung: median of a few races on small models, see docs/scale.md
 COMPOSED = {
     False: 0.4,
     True: 0.3,
@@ -86,7 +87,8 @@ Work = Judged | Read | Generated
 
 @dataclass(frozen=True)
 class Watched:
-    """A side effect: how many examples it has, whether text is continued, whether it is `test` in other words."""
+    """A side effect: its place, how many examples it has, whether text is continued, whether it is `test` in other
+    words."""
 
     name: str
     examples: int
@@ -162,7 +164,7 @@ def _shown(session: Session, grid: Sequence[Plans], kept: float, luck: str) -> I
 
 def proof(session: Session, sides: Sequence[Watched]) -> Iterator[Work]:
     """The verdict: both models on `test` and on each side, and what could be had without cutting."""
-    n, kind = len(session.task.split("test")), session.task.kind
+    n, kind = len(tested(session.task)), session.task.kind
     alternative = 0 if kind == "text" else 1  # one token banned, or a bias per answer
     yield Judged("verify", "test", 0, n, (empty(2 + alternative),))
     for what in ("reload", "report", "sides read"):

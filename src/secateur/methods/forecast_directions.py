@@ -27,7 +27,7 @@ from secateur.search.directions import GROWTH, POOLS
 from secateur.search.iterative import steps
 from secateur.session import Session
 
-ROUNDS_WALKED = {LEAST: 1, EXPECTED: 4, MOST: ROUNDS}  # expected: benchmarks/plan-cost
+ROUNDS_WALKED = {LEAST: 1, EXPECTED: 4, MOST: ROUNDS}  # expected: of one search, see docs/scale.md
 HARMLESS = {LEAST: 0.1, EXPECTED: 0.7, MOST: 1.0}  # of a pool's directions, by the prediction
 SURVIVING = 0.75  # after a rung: plans of nested pools are much alike
 

@@ -55,6 +55,12 @@ def whole_test(task: Task, member: Member) -> tuple[int, ...]:
     return task.split(_whole(member.name))
 
 
+def tested(task: Task) -> list[int]:
+    """All examples that a verdict reads: of the test split, and of the whole one of every member, each once."""
+    splits = [task.split("test"), *(whole_test(task, member) for member in task.members)]
+    return list(dict.fromkeys(example for split in splits for example in split))
+
+
 def alone(task: Task, member: Member) -> Task:
     """The test split of a member as it was before it was joined, with its own ids: what its openings are counted by."""
     prefix = f"{member.name}/"

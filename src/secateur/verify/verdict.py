@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.comparison import compare, verdict_word
+from secateur.core.comparison import ALPHA, compare, verdict_word
 from secateur.core.guard import ConstantPredictor
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, non_inferiority
@@ -143,7 +143,7 @@ def _loss_guard(
     if metric.column == "loss":
         return []
     found = compare(METRICS["loss"], before.test, after.test, groups, seed=seed)
-    fired = found.difference > 0 and found.p_value < 0.05
+    fired = found.difference > 0 and found.p_value < ALPHA
     word = "got worse" if fired else "did not get worse"
     detail = f"the log-loss of the right answer {word}: {found.before.value:.3f} → {found.after.value:.3f} nats/token"
     return [{"name": "log-loss", "fired": bool(fired), "detail": detail}]
