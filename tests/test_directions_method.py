@@ -22,7 +22,7 @@ from secateur.judge.rows import Packing
 from secateur.methods import directions, effects
 from secateur.methods.directions import check, search
 from secateur.methods.effects import Effects
-from secateur.options import Options
+from secateur.options import Options, matrices_of
 from secateur.probes.directions import directions_effects
 from secateur.search.directions import (
     POOLS,
@@ -271,7 +271,7 @@ def planted(as_loaded, sick):
 
 
 def read_by_hand(session, **how):
-    sites = directions.sites_of(session)
+    sites = matrices_of(session.loaded.anatomy, session.options)
     found = directions_effects(
         session.loaded, session.encoded, session.task.split("probe"), sites, packing=PACKING, **how
     )
@@ -376,7 +376,7 @@ def test_whitened_directions_keep_their_basis_and_spectrum(planted):
     found = search(session)
     assert found.plan.edits
     one = directions_effects(
-        session.loaded, session.encoded, session.task.split("probe"), directions.sites_of(session),
+        session.loaded, session.encoded, session.task.split("probe"), matrices_of(session.loaded.anatomy, session.options),
         packing=PACKING, whitened=True,
     ).matrices[0]  # fmt: skip
     (record,) = found.analysis["directions"]["matrices"]
@@ -394,7 +394,7 @@ def test_whitened_directions_keep_their_basis_and_spectrum(planted):
 @pytest.mark.parametrize("per_head", [False, True], ids=["whole", "per head"])
 def test_what_is_gone_has_no_effect_any_more(per_head, as_loaded):
     session = session_on(as_loaded, tiny("llama").double(), matrices=("k", "o", "down"), per_head=per_head)
-    read = Effects(session, session.judge(), directions.sites_of(session)).read
+    read = Effects(session, session.judge(), matrices_of(session.loaded.anatomy, session.options)).read
     whole = read(session.empty)
     gone = [one for one in whole.directions if one.index % 3 == 0]
     plan = removal(session.empty, gone, whole.folds, per_head=per_head)
@@ -410,7 +410,7 @@ def test_effects_under_a_plan_are_differences_in_the_cut_model(as_loaded):
     """d loss / d share of one more direction, its own mean read in the cut model; weights written by hand."""
     session = session_on(as_loaded, tiny("gpt2").double(), matrices=("k", "down", "o"))
     loaded, examples = session.loaded, session.task.split("probe")[:12]
-    sites = directions.sites_of(session)
+    sites = matrices_of(session.loaded.anatomy, session.options)
     first = directions_effects(loaded, session.encoded, examples, sites, packing=PACKING)
     folds = effects.Reading(first).folds
     plan = removal(
