@@ -19,7 +19,7 @@ from secateur.core.plan import Plan, RemoveDirections, Truncate
 from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.judge.rows import Packing
-from secateur.methods import directions, effects
+from secateur.methods import effects
 from secateur.methods.directions import check, search
 from secateur.methods.effects import Effects
 from secateur.options import Options, matrices_of
@@ -376,8 +376,8 @@ def test_whitened_directions_keep_their_basis_and_spectrum(planted):
     found = search(session)
     assert found.plan.edits
     one = directions_effects(
-        session.loaded, session.encoded, session.task.split("probe"), matrices_of(session.loaded.anatomy, session.options),
-        packing=PACKING, whitened=True,
+        session.loaded, session.encoded, session.task.split("probe"),
+        matrices_of(session.loaded.anatomy, session.options), packing=PACKING, whitened=True,
     ).matrices[0]  # fmt: skip
     (record,) = found.analysis["directions"]["matrices"]
     np.testing.assert_allclose(record["sigma"], one.sigma, rtol=1e-5)
