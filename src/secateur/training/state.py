@@ -101,11 +101,14 @@ def written(session: Session, staging: Path) -> Loaded:
 
 @contextmanager
 def in_float32(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """`model` in float32 or wider; afterwards its dtype and its config are its own again."""
-    kept, dtype = copy.deepcopy(model.config), model.dtype
-    model.to(torch.promote_types(dtype, torch.float32))
+    """`model` with parameters in float32 or wider; afterwards their dtypes and its config are its own again. Buffers
+    are left alone: rotary frequencies are float32 in a model of any dtype, and must not be rounded on the way back."""
+    kept, dtypes = copy.deepcopy(model.config), {name: p.dtype for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     yield model
-    model.to(dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
     model.config = kept
 
 
