@@ -119,7 +119,7 @@ def test_alone_nothing_is_waited_for(monkeypatch):
     monkeypatch.setenv("RANK", "3")  # of something else: a scheduler's, without the rest
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert (launched.world(), launched.rank(), launched.is_main()) == (1, 0, True)
-    together.join()
+    together.join("cpu")
     assert not torch.distributed.is_initialized()
     assert together.from_main(lambda: 5) == 5
     assert together.added(1, 2.5) == [1, 2.5]

@@ -179,6 +179,18 @@ def no_space(target: Path) -> OutputError:
     )
 
 
+def copy_folder(source: Path, target: Path) -> None:
+    """All files of `source`, in its folders. Raises `OutputError`.
+
+    `shutil.copytree` would gather what goes wrong as words, in which a full disk is not told from others."""
+    with writing(target):
+        for path in sorted(source.rglob("*")):
+            copy = target / path.relative_to(source)
+            (copy if path.is_dir() else copy.parent).mkdir(parents=True, exist_ok=True)
+            if path.is_file():
+                shutil.copyfile(path, copy)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON without NaN: numbers that are not finite become null."""
     with writing(path):

@@ -32,9 +32,9 @@ class Verbs(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             kept = " What is done is kept: the same command goes on from there."
-            typer.echo(
-                f"\nsecateur: interrupted.{kept if ctx.invoked_subcommand in RESUMABLE else ''}", err=True
-            )
+            said = f"\nsecateur: interrupted.{kept if ctx.invoked_subcommand in RESUMABLE else ''}"
+            if is_main():
+                typer.echo(said, err=True)
             raise typer.Exit(INTERRUPTED) from error
 
 

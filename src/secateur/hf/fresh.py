@@ -62,10 +62,15 @@ def fresh_mistral(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
 
 
 def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder. Raises `ModelError` where there is none."""
+    """The tokenizer in a folder; code that lies there is never run. Raises `ModelError` where none can be read so."""
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"--tokenizer {folder} brings code of its own, and train runs none; nothing of it was run. Give the "
+                "folder of a tokenizer that transformers knows."
+            ) from error
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"--tokenizer {folder}: no tokenizer can be read there ({reason}).") from error

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-COMPLETE = "complete"  # the file that a checkpoint gets last
+COMPLETE = "complete"  # the file that a checkpoint gets last: the seconds that training took until then
 TRAINED = "trained.safetensors"
 
 
@@ -25,6 +25,18 @@ def read_trained(model: nn.Module, checkpoint: Path) -> None:
     """Into `model`, in place. What was not trained is as the model already has it."""
     for name, tensor in load_file(checkpoint / TRAINED).items():
         model.get_parameter(name).copy_(tensor)
+
+
+def complete(checkpoint: Path, seconds: float) -> None:
+    """Marks it as whole, at once or not at all."""
+    half = checkpoint / "half"
+    half.write_text(repr(seconds), encoding="utf-8")
+    half.rename(checkpoint / COMPLETE)
+
+
+def seconds_until(checkpoint: str | None) -> float:
+    """What training took until it was whole, over all sittings; what came after it is done, and counted, again."""
+    return 0.0 if checkpoint is None else float((Path(checkpoint) / COMPLETE).read_text(encoding="utf-8"))
 
 
 def newest_checkpoint(folder: Path) -> str | None:

@@ -26,7 +26,9 @@ class Distillation:
     None, τ² KL(teacher ‖ student) of the probabilities at that temperature, nats a token.
 
     The relative error is Σ ‖student − teacher‖² / Σ ‖teacher‖² over all tokens of the batch, so that every depth counts
-    alike. Source of τ²: Hinton et al. 2015 (arXiv 1503.02531), so that the gradient's size does not depend on τ.
+    alike. Of several processes each has a batch and a loss of its own, and their gradients are averaged, one as much as
+    another whatever its tokens: near to the gradient over all tokens of all of them, and not the same.
+    Source of τ²: Hinton et al. 2015 (arXiv 1503.02531), so that the gradient's size does not depend on τ.
     """
 
     teacher: Loaded

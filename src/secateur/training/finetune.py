@@ -72,7 +72,7 @@ def finetune(
     def make() -> dict[str, Any]:
         return _tuned(open_session(chosen, None, progress), tuning, command, folder)
 
-    return made_once(folder, command, "finetune.json", make, card, overwrite=overwrite)
+    return made_once(folder, command, "finetune.json", make, card, device=chosen.device, overwrite=overwrite)
 
 
 def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Folder) -> dict[str, Any]:

@@ -7,7 +7,6 @@ split is never learned, and opened only where a ledger is given to write that do
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -103,7 +102,7 @@ def heal(
     def make() -> dict[str, Any]:
         return _healed(chosen, tuning, healing, teacher, command, folder, progress)
 
-    return made_once(folder, command, "heal.json", make, card, overwrite=overwrite)
+    return made_once(folder, command, "heal.json", make, card, device=chosen.device, overwrite=overwrite)
 
 
 def _healed(
@@ -168,7 +167,7 @@ def _stage(
     towards = {"hidden": healing.hidden, "temperature": healing.temperature} if stage == "end" else {}
     place = place_of(session, command, folder) / stage
     learned = [number for name in tuning.split for number in session.task.split(name)]
-    started, start = time.perf_counter(), _copies(session.loaded, stake.changed)
+    start = _copies(session.loaded, stake.changed)
     with in_float32(session.loaded.model) as model, kept_at(place, folder):
         learning = stake.count(model)
         check_room(place.parent, learning)
@@ -187,9 +186,7 @@ def _stage(
     if tuning.chooses and losses[trained.best] >= losses[0]:
         session.loaded.model.load_state_dict(start, strict=False)
         trained = replace(trained, best=0)
-    return stage_record(
-        stage, trained, learning, stake.to_json(), len(watched), time.perf_counter() - started
-    )
+    return stage_record(stage, trained, learning, stake.to_json(), len(watched))
 
 
 def _copies(loaded: Loaded, names: Collection[str]) -> dict[str, Tensor]:

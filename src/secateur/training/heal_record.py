@@ -49,7 +49,6 @@ def stage_record(
     parameters: int,
     lora: Mapping[str, Any] | None,
     depths: int,
-    seconds: float,
 ) -> dict[str, Any]:
     """One stage: what was trained, at how many depths streams were compared, what it took, and epoch by epoch."""
     return {
@@ -58,7 +57,7 @@ def stage_record(
         "lora": lora,
         "depths": depths,
         "tokens": trained.tokens,
-        "seconds": seconds,
+        "seconds": trained.seconds,
         "epochs": epoch_records(trained),
     }
 

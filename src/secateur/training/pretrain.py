@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.folder import Folder, copy_folder
 from secateur.checkpoint.save import save
 from secateur.core.launched import world
 from secateur.core.progress import Progress, silent
@@ -24,6 +20,7 @@ from secateur.errors import TaskError, TrainingError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.fresh import Size, fresh_mistral, read_tokenizer
 from secateur.hf.load import check_machine
+from secateur.hf.placement import torch_device
 from secateur.tasks.example import Example
 from secateur.tasks.text import read_text
 from secateur.training.answers import Sample
@@ -79,7 +76,7 @@ def train(
     def make() -> dict[str, Any]:
         return _trained(recipe, tuning, device, command, folder, progress)
 
-    return made_once(folder, command, "train.json", make, card, overwrite=overwrite)
+    return made_once(folder, command, "train.json", make, card, device=device, overwrite=overwrite)
 
 
 def _trained(
@@ -93,22 +90,21 @@ def _trained(
     progress("load", 0, 1)
     tokenizer = read_tokenizer(recipe.tokenizer)
     learned, held_out = _split(read_text(Path(recipe.text), tokenizer, recipe.seqlen).examples, recipe.seed)
-    model = fresh_mistral(recipe.size, tokenizer, recipe.seed).to(_device(device))
+    model = fresh_mistral(recipe.size, tokenizer, recipe.seed).to(torch_device(device))
     regulariser = None
     if recipe.regulariser != "none":
         regulariser = LinearityRegulariser(model, recipe.weight, recipe.regulariser)
     place = own_place(folder, [command, str(folder.run.resolve()), versions_used()])
-    started = time.perf_counter()
     with kept_at(place, folder):
         check_room(place, sum(p.numel() for p in model.parameters()))
-        losses, tokens = run(
+        losses, tokens, seconds = run(
             model, tokenizer, learned, held_out, recipe, tuning, regulariser, place, progress
         )
     if regulariser is not None:
         regulariser.remove()
     save(model, tokenizer, folder.staging)
     for step in recipe.save_steps:
-        shutil.copytree(place / f"step-{step}", folder.staging / f"step-{step}")
+        copy_folder(place / f"step-{step}", folder.staging / f"step-{step}")
     return {
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -116,16 +112,10 @@ def _trained(
         "sequences": {"learned": len(learned), "held_out": len(held_out)},
         "losses": losses,
         "tokens": tokens,
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds,
         "command": command_line(command),
         "provenance": {"command": command, "versions": versions_used()},
     }
-
-
-def _device(name: str) -> torch.device:
-    return (
-        torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-    )
 
 
 def _split(examples: Sequence[Example], seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -26,6 +26,7 @@ from secateur.hf.load import Loaded, quiet
 from secateur.records import versions
 from secateur.session import Session, digest
 from secateur.training.answers import Sample
+from secateur.training.around import fixed_workspace
 from secateur.training.checkpoints import newest_checkpoint
 from secateur.training.together import by_main, from_main, join
 from secateur.training.trainer import Astray
@@ -51,15 +52,17 @@ def made_once(
     make: Callable[[], dict[str, Any]],
     card: Callable[[Mapping[str, Any]], str],
     *,
+    device: str,
     overwrite: bool,
 ) -> Tuned:
     """What `command` leaves at `folder`: made now, or found there.
 
     `make` writes the weights to staging and gives their record, which is written as `name`, and by `card` as README.md.
-    Of several processes all call `make`, and the main one alone writes. Raises what `make` raises, and `OutputError`;
-    then nothing is published."""
-    join()
+    Of several processes all call `make`, and the main one alone writes. Raises what `make` and `join` raise, and
+    `OutputError`; then nothing is published."""
+    join(device)
     with ExitStack() as stack:
+        stack.enter_context(fixed_workspace())
         by_main(lambda: stack.enter_context(folder.claimed()))
         already = from_main(lambda: folder.finished(command, overwrite=overwrite))
         record = json.loads((folder.out / name).read_text(encoding="utf-8")) if already else make()

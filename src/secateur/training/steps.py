@@ -14,8 +14,8 @@ from secateur.checkpoint.save import save
 from secateur.core.progress import Progress
 from secateur.training.answers import Sample, collate
 from secateur.training.arguments import arguments
-from secateur.training.around import held_back, own_randomness
-from secateur.training.checkpoints import newest_checkpoint, read_trained
+from secateur.training.around import Clock, held_back, own_randomness, within_memory
+from secateur.training.checkpoints import newest_checkpoint, read_trained, seconds_until
 from secateur.training.recipe import Recipe
 from secateur.training.regulariser import LinearityRegulariser
 from secateur.training.trainer import (
@@ -73,8 +73,9 @@ def run(
     regulariser: LinearityRegulariser | None,
     place: Path,
     progress: Progress,
-) -> tuple[list[dict[str, float]], int]:
-    """Trains `model` in place; gives the held-out losses by step, and the tokens read."""
+) -> tuple[list[dict[str, float]], int, float]:
+    """Trains `model` in place; gives the held-out losses by step, the tokens read and the seconds that took, both over
+    all sittings. Raises `Astray`, and `TrainingError` where memory does not suffice."""
 
     def write(step: int) -> None:
         half = place / "half"
@@ -84,18 +85,20 @@ def run(
 
     keeper = _Keeper(recipe.save_steps, recipe.steps, write)
     how = {"eval_strategy": "no", "save_strategy": "steps", "save_steps": STATE_EVERY}
-    with own_randomness(model.device), held_back() as asked_to_stop:
+    checkpoint = newest_checkpoint(place)
+    clock, memory = Clock(seconds_until(checkpoint)), within_memory(tuning.batch_size)
+    with own_randomness(model.device), held_back() as asked_to_stop, memory:
         trainer = PretrainingTrainer(
             model=model,
             args=arguments(tuning, recipe.seed, place, model.device, **how),
             data_collator=collate,
             train_dataset=list(learned),
             eval_dataset=list(held_out),
-            callbacks=[keeper, Watch(progress, asked_to_stop)],
+            callbacks=[keeper, Watch(progress, asked_to_stop, clock)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.objective, keeper.trainer = _objective(regulariser), trainer
-        state = finish(trainer, newest_checkpoint(place))
+        state = finish(trainer, checkpoint)
         if asked_to_stop():
             raise KeyboardInterrupt
     read_trained(model, place / f"checkpoint-{state.global_step}")
@@ -105,7 +108,7 @@ def run(
         for said in state.log_history
         if "held_out_loss" in said
     ]
-    return losses, state.num_input_tokens_seen
+    return losses, state.num_input_tokens_seen, clock.seconds()
 
 
 def _objective(regulariser: LinearityRegulariser | None) -> Objective:

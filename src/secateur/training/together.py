@@ -14,18 +14,33 @@ import torch
 from torch import distributed
 
 from secateur.core.launched import is_main, world
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, TrainingError
+from secateur.hf.placement import torch_device
 
 PATIENCE = timedelta(hours=24)  # while the main process writes and measures
 
 
-def join() -> None:
-    """Meets the other processes, on every kind of device that there is; on CUDA each has the device of its own."""
+def join(device: str) -> None:
+    """Meets the other processes, on every kind of device that there is; where `device` is CUDA each has one of its own.
+
+    Raises: `TrainingError` where there are fewer than processes on this machine, and as `torch_device`."""
     if world() == 1 or distributed.is_initialized():
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if torch_device(device).type == "cuda":
+        torch.cuda.set_device(_own_gpu())
     distributed.init_process_group(timeout=PATIENCE)
+
+
+def _own_gpu() -> int:
+    """Refused in every process of the machine, also in those that would have one, for one of those speaks."""
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), number + 1)
+    if here > there:
+        raise TrainingError(
+            f"{here} processes on a machine with {there} GPU: each needs one of its own. Start at most {there} there, "
+            "such as by torchrun's --nproc-per-node, or give --device cpu."
+        )
+    return number
 
 
 def by_main(act: Callable[[], Any]) -> None:

@@ -6,7 +6,6 @@ Its own state is read back by torch with `weights_only`, and lies in a folder th
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +22,17 @@ from secateur.core.progress import Progress, silent
 from secateur.errors import TrainingError
 from secateur.training.answers import Sample, answer_losses, collate
 from secateur.training.arguments import arguments
-from secateur.training.around import held_back, own_randomness
-from secateur.training.checkpoints import COMPLETE, newest_checkpoint, read_trained, save_trained
+from secateur.training.around import Clock, held_back, own_randomness, within_memory
+from secateur.training.checkpoints import (
+    complete,
+    newest_checkpoint,
+    read_trained,
+    save_trained,
+    seconds_until,
+)
 from secateur.training.stake import Stake, everything
 from secateur.training.together import added, any_of, from_main
 from secateur.training.tuning import Tuning
-
-LOG = logging.getLogger("secateur")
 
 
 class Astray(TrainingError):
@@ -40,11 +43,12 @@ class Astray(TrainingError):
 class Trained:
     """`history`: epoch, step and the mean loss (nats per answer token) on what is trained on and on select, from the
     untrained model on. `best` is the step whose weights the model has now, `tokens` what was read in training, each
-    as often as it was."""
+    as often as it was, `seconds` the wall clock of that; both over all sittings."""
 
     history: tuple[dict[str, float], ...]
     best: int
     tokens: int
+    seconds: float
 
 
 Objective = Callable[[Any, Mapping[str, Tensor]], Tensor]  # model and batch to what is to become small
@@ -124,8 +128,8 @@ def refuse_nonfinite(loss: float, step: int, args: TrainingArguments) -> None:
 class Watch(TrainerCallback):
     """Says how far training is, marks what is whole on disk, and stops there when asked to."""
 
-    def __init__(self, progress: Progress, asked_to_stop: Callable[[], bool]) -> None:
-        self._progress, self._asked_to_stop = progress, asked_to_stop
+    def __init__(self, progress: Progress, asked_to_stop: Callable[[], bool], clock: Clock) -> None:
+        self._progress, self._asked_to_stop, self._clock = progress, asked_to_stop, clock
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self._progress("train", state.global_step, state.max_steps)
@@ -140,7 +144,7 @@ class Watch(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         stop = any_of(self._asked_to_stop())  # when all have answered, all have saved what is theirs
         if is_main():
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._clock.seconds())
         if stop:
             raise KeyboardInterrupt
 
@@ -163,25 +167,22 @@ def train(
     itself was learned. Raises `Astray`, and `TrainingError` where memory does not suffice.
     """
     taken = (stake or everything(model)).taken(model, seed)
-    with own_randomness(model.device), held_back() as asked_to_stop, taken:
-        trainer = _trainer(model, learned, select, tuning, seed, folder, Watch(progress, asked_to_stop))
+    checkpoint = from_main(lambda: newest_checkpoint(folder))
+    clock, memory = Clock(seconds_until(checkpoint)), within_memory(tuning.batch_size)
+    with own_randomness(model.device), held_back() as asked_to_stop, memory, taken:
+        watch = Watch(progress, asked_to_stop, clock)
+        trainer = _trainer(model, learned, select, tuning, seed, folder, watch)
         trainer.progress, trainer.objective = progress, objective
         start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
-        try:
-            state = finish(trainer, from_main(lambda: newest_checkpoint(folder)))
-        except torch.OutOfMemoryError as error:
-            LOG.log(logging.DEBUG if is_main() else logging.ERROR, "process %d is out of memory.", rank())
-            raise TrainingError(
-                f"out of memory with --batch-size {tuning.batch_size}. Give a smaller one; weights, gradients and "
-                "AdamW's two moments alone take 16 bytes a parameter."
-            ) from error
+        state = finish(trainer, checkpoint)
         if any_of(asked_to_stop()):
             raise KeyboardInterrupt
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         best = state.best_global_step if tuning.chooses else state.global_step
         read_trained(model, folder / f"checkpoint-{best}")
     model.eval().requires_grad_(False)
-    return Trained((start, *_history(state.log_history)), best, state.num_input_tokens_seen)
+    history = (start, *_history(state.log_history))
+    return Trained(history, best, state.num_input_tokens_seen, clock.seconds())
 
 
 def finish(trainer: AnswerTrainer, checkpoint: str | None) -> TrainerState:
