@@ -143,7 +143,8 @@ def test_weights_lie_in_the_store_and_nobody_writes_there(pool, loaded):
     """Torch would write into Ray's read-only arrays without a word, and every other worker would see it."""
     shipped = Shipped.of(loaded)
     before = of_parameters(loaded)
-    worker = Worker(shipped, "cpu", 1)
+    worker = Worker()
+    worker.load(shipped, "cpu", 1)
     model = worker._loaded.model
     arrays = {name: ray.get(stored.ref) for name, stored in shipped.tensors.items()}
     for name, parameter in model.named_parameters():
@@ -165,7 +166,9 @@ def test_weights_lie_in_the_store_and_nobody_writes_there(pool, loaded):
 def test_a_mask_on_shared_memory_leaves_it_alone(pool, loaded):
     """While an edit is on, not only after: another worker computes at the same time."""
     sent = ray.put(Shipped.of(loaded))
-    one, other = (Worker(ray.get(sent), "cpu", 1) for _ in range(2))
+    one, other = Worker(), Worker()
+    for worker in (one, other):
+        worker.load(ray.get(sent), "cpu", 1)
     before = of_parameters(other._loaded)
     judge = one._judge_of(ray.put(Question(TASK, ENCODED, (), Limits())))
     during = []
@@ -181,7 +184,8 @@ def test_a_mask_on_shared_memory_leaves_it_alone(pool, loaded):
     assert all(during)
 
 
-@pytest.mark.parametrize("victims", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victims", [1, 2])
 def test_killed_workers_are_replaced_and_nothing_is_lost(victims, pool, loaded, caplog):
     """Once in the middle of a search, then all at once."""
     plans = [Plan(loaded.fingerprint, (Truncate(Site(b, k), r),)) for b in (1, 2) for k in ("q", "up", "down", "o")

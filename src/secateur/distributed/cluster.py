@@ -23,6 +23,7 @@ from secateur.judge.workers import Hire
 STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
 SMALLEST_STORE = 256 * 2**20
 KNOCK = 10.0  # seconds
+TINY = 1e-6  # Ray counts resources in ten-thousandths
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,11 @@ class Ask:
 
     def room_on(self, resources: Mapping[str, float]) -> int:
         """Workers on a node with these resources."""
-        wanted = {"CPU": self.cpus, "GPU": self.gpus}
-        return int(min(resources.get(name, 0.0) // need for name, need in wanted.items() if need))
+        room = [resources.get("CPU", 0.0) / self.cpus]
+        if self.gpus:
+            sharing = max(1, math.floor(1 / self.gpus + TINY))  # a part of a GPU is never of two
+            room.append(resources.get("GPU", 0.0) * sharing / max(1.0, self.gpus))
+        return math.floor(min(room) + TINY)
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
@@ -109,13 +113,10 @@ def _hired(loaded: Loaded, address: str, ask: Ask) -> Iterator[Pool]:
     begun = not ray.is_initialized()
     if begun:
         _begin(address, ask, loaded)
+    else:
+        _refuse_another(address)
     try:
-        count = ask.workers or sum(ask.room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
-        if not count:
-            raise ClusterError(
-                f"no node of the cluster has {ask}, which one worker takes. All: {_resources()}."
-            )
-        with Pool(loaded, count, cpus=ask.cpus, gpus=ask.gpus) as pool:
+        with Pool(loaded, _count(address, ask), cpus=ask.cpus, gpus=ask.gpus) as pool:
             yield pool
     except ObjectStoreFullError as error:
         raise ClusterError(
@@ -130,8 +131,45 @@ def _refuse(loaded: Loaded) -> None:
     """Models that workers cannot hold. Raises `ClusterError`."""
     if is_offloaded(loaded.model):
         raise ClusterError("a model that is offloaded has no room for workers beside it; leave out --ray.")
-    if type(loaded.model).__module__.startswith("transformers_modules."):
+    if len({parameter.device for parameter in loaded.model.parameters()}) > 1:
+        raise ClusterError(
+            "the model lies on several devices, and a worker has one; leave out --ray, or --device-map."
+        )
+    brought = type(loaded.model).__module__, type(loaded.tokenizer).__module__
+    if any(module.startswith("transformers_modules.") for module in brought):
         raise ClusterError(f"{loaded.name} brings code of its own, which workers lack; leave out --ray.")
+
+
+def _refuse_another(address: str) -> None:
+    """A process has one Ray at a time, and this one has begun. Raises `ClusterError` where another is meant."""
+    here = ray.get_runtime_context().gcs_address
+    if address not in ("auto", here):
+        raise ClusterError(
+            f"--ray {address}: this process is on the Ray at {here} already; auto means that one."
+        )
+
+
+def _count(address: str, ask: Ask) -> int:
+    """Workers to ask for. Raises `ClusterError` where there is room for none, or on this machine for fewer than asked:
+    a cluster may grow, this machine does not."""
+    room = sum(ask.room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    local = _local(address)
+    if local is not None and room < local:
+        raise ClusterError(
+            f"--ray {address}: a worker takes {ask}, and here is room for {room}. {_sharing(local)}"
+        )
+    if not (ask.workers or room):
+        raise ClusterError(f"no node of the cluster has {ask}, which one worker takes. All: {_resources()}.")
+    return ask.workers or room
+
+
+def _sharing(workers: int) -> str:
+    """How so many workers have room on the GPUs of this machine."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if not gpus:
+        return "Ray finds no GPU on this machine: leave out --gpus-per-worker."
+    share = math.floor(100 / math.ceil(workers / gpus)) / 100
+    return f"--gpus-per-worker {share:g} lets them share."
 
 
 def _begin(address: str, ask: Ask, loaded: Loaded) -> None:

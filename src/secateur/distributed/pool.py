@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
@@ -23,17 +30,24 @@ LOG = logging.getLogger("secateur")
 SECONDS = 0.25  # of work in one portion: so much is lost with a worker, and asking takes 1 ms
 IN_HAND = 2  # portions at a worker, so that it need not wait for the driver
 DEATHS = 3  # of workers over one plan; more, for each worker there should be, in a row without a result
-PATIENCE = 120.0  # seconds without any worker: the cluster may just be growing
+PATIENCE = 120.0  # seconds until a first worker answers: the cluster may just be growing. Loading takes what it takes
+LOST = (  # a worker died, or its node did, where a result lay that was not fetched yet
+    RayActorError,
+    OutOfMemoryError,
+    NodeDiedError,
+    ObjectLostError,
+)
 KEPT = "What was judged is kept: the same command goes on from there."
 
 
 @dataclass(eq=False)
 class Hand:
-    """One worker. `ready` until it has the model, then None; it takes the portions in `given` one after another."""
+    """One worker. `starting` is what it has still to answer before it can judge: that it is there, that it has the
+    model. It takes the portions in `given` one after another."""
 
     number: int
     actor: Any
-    ready: Any
+    starting: list[Any]
     given: list[Portion] = field(default_factory=list)
 
 
@@ -43,7 +57,7 @@ class Pool:
     def __init__(self, loaded: Loaded, count: int, *, cpus: float, gpus: float) -> None:
         self._start = ray.put(Shipped.of(loaded)), "cuda" if gpus else "cpu", max(1, int(cpus))
         self._worker = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
-        self._count, self._hired, self._deaths = count, 0, 0
+        self._count, self._hired, self._deaths, self._any_ready = count, 0, 0, False
         self._lost: Counter[Plan] = Counter()
         self._questions: list[tuple[Question, Any]] = []
         self._fitted: dict[str, Any] = {}
@@ -85,7 +99,7 @@ class Pool:
     def _hand_out(self, portions: Portions, asked: dict[Any, tuple[Hand, Portion]], about: Any) -> None:
         for busy in range(IN_HAND):  # everybody gets a first portion before anybody gets a second
             for hand in self._hands:
-                if hand.ready is None and len(hand.given) <= busy and portions:
+                if not hand.starting and len(hand.given) <= busy and portions:
                     portion = portions.next(hand.number)
                     plans = [_bare(plan) for plan in portion.work.plans]
                     fitted = {f.digest: self._fitted[f.digest] for plan in plans for f in plan.fitted}
@@ -95,8 +109,9 @@ class Pool:
 
     def _wait(self, asked: Mapping[Any, Any]) -> list[Any]:
         """Portions that are done or lost; meanwhile workers may have become ready. Raises `ClusterError`."""
-        starting = {hand.ready: hand for hand in self._hands if hand.ready is not None}
-        done, _ = ray.wait([*asked, *starting], timeout=None if asked else PATIENCE)
+        starting = {hand.starting[0]: hand for hand in self._hands if hand.starting}
+        nobody = not asked and all(len(hand.starting) == 2 for hand in self._hands)
+        done, _ = ray.wait([*asked, *starting], timeout=PATIENCE if nobody else None)
         if not done:
             raise ClusterError(f"no worker for {PATIENCE:g} s: the cluster has no room for one. {KEPT}")
         for ref in done:
@@ -105,22 +120,19 @@ class Pool:
         return [ref for ref in done if ref in asked]
 
     def _begin(self, hand: Hand) -> None:
-        """A worker has the model, or died on the way."""
+        """A worker is there, or has the model, or failed on the way. Raises as `_answer`, and `ClusterError`."""
         try:
-            ray.get(hand.ready)
-        except RayActorError as error:
+            _answer(hand.starting.pop(0))
+        except (*LOST, RayTaskError) as error:
             self._replace(hand, error)
-        hand.ready = None
+            return
+        self._any_ready |= not hand.starting
 
     def _result(self, ref: Any, hand: Hand) -> list[tuple[np.ndarray, float]] | None:
-        """What a worker found, or None where it died. Raises what was raised there."""
+        """What a worker found, or None where it is lost. Raises what was raised there."""
         try:
-            found = ray.get(ref)
-        except RayTaskError as error:
-            if isinstance(error.cause, SecateurError):
-                raise error.cause from error
-            raise
-        except RayActorError as error:
+            found = _answer(ref)
+        except LOST as error:
             self._replace(hand, error)
             return None
         self._deaths = 0
@@ -129,18 +141,24 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ hiring and losing
 
     def _hire(self) -> Hand:
-        actor = self._worker.remote(*self._start)
+        actor = self._worker.remote()
         self._hired += 1
-        return Hand(self._hired - 1, actor, actor.pid.remote())
+        return Hand(self._hired - 1, actor, [actor.pid.remote(), actor.load.remote(*self._start)])
 
-    def _replace(self, hand: Hand, error: RayActorError) -> None:
-        """A dead worker's place is filled, once: each portion it had in hand fails by itself."""
+    def _replace(self, hand: Hand, error: RayError) -> None:
+        """A lost worker's place is filled, once: each portion it had in hand fails by itself. Raises `ClusterError`."""
         if hand not in self._hands:
             return
         self._hands.remove(hand)
+        ray.kill(hand.actor)  # it may live: where it could not load, or only a result is lost
         if hand.given:
             self._blame(hand.given[0].work.plans, error)
         self._deaths += 1
+        if self._deaths >= DEATHS and not self._any_ready:
+            raise ClusterError(
+                f"{self._deaths} workers failed before they had the model. {reason(error)} Every node needs "
+                "secateur in this version, and memory for the model of each worker."
+            ) from error
         if self._deaths > DEATHS * self._count:
             raise ClusterError(
                 f"{self._deaths} workers died in a row without a result. {reason(error)} {KEPT}"
@@ -148,7 +166,7 @@ class Pool:
         LOG.warning("a worker was lost; what it had in hand is done again. %s", reason(error))
         self._hands.append(self._hire())
 
-    def _blame(self, plans: Sequence[Plan], error: RayActorError) -> None:
+    def _blame(self, plans: Sequence[Plan], error: RayError) -> None:
         """A plan that no worker survives would go round for ever. Raises `ClusterError`."""
         if len(plans) > 1:
             return  # they go one by one from here on
@@ -177,13 +195,23 @@ class Pool:
         self._fitted = {d: known[d] if d in known else ray.put(dict(f.arrays)) for d, f in needed.items()}
 
 
+def _answer(ref: Any) -> Any:
+    """What a worker gave back. Raises what was raised there: ours as it was, else as Ray's."""
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, SecateurError):
+            raise error.cause from error
+        raise
+
+
 def _bare(plan: Plan) -> Plan:
     """The plan with the names of what was fitted, without the arrays."""
     names = {fitted.digest: Fitted(fitted.digest) for fitted in plan.fitted}
     return plan.with_fitted(names) if names else plan
 
 
-def reason(error: RayActorError) -> str:
+def reason(error: RayError) -> str:
     """The line of Ray's report that says why."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if "Error" in line.split(":")[0] or line.startswith("The actor")]

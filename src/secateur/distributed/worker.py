@@ -94,18 +94,21 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Worker:
-    """Lives in a process of its own, on any node."""
+    """Lives in a process of its own, on any node. It is there before it has the model: `load` comes first."""
 
-    def __init__(self, shipped: Shipped, device: str, threads: int) -> None:
-        warnings.filterwarnings("ignore", READ_ONLY)  # what was fitted is only read
-        torch.set_num_threads(threads)
-        self._loaded = shipped.load(device)
+    def __init__(self) -> None:
         self._about: Any = None
         self._judge: Judge | None = None
         self._fitted: dict[str, Fitted] = {}
 
     def pid(self) -> int:
         return os.getpid()
+
+    def load(self, shipped: Shipped, device: str, threads: int) -> None:
+        """The model, from the store. Raises as `Shipped.load`."""
+        warnings.filterwarnings("ignore", READ_ONLY)  # what was fitted is only read
+        torch.set_num_threads(threads)
+        self._loaded = shipped.load(device)
 
     def judge(
         self,
