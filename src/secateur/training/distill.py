@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from secateur.hf.load import Loaded
 from secateur.training.depths import Depth
+from secateur.training.together import share
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,7 @@ class Distillation:
     None, τ² KL(teacher ‖ student) of the probabilities at that temperature, nats a token.
 
     The relative error is Σ ‖student − teacher‖² / Σ ‖teacher‖² over all tokens of the batch, so that every depth counts
-    alike. Of several processes each has a batch and a loss of its own, and their gradients are averaged, one as much as
-    another whatever its tokens: near to the gradient over all tokens of all of them, and not the same.
+    alike. Of several processes each has its part of the batch, and the mean of what they give is that of all of it.
     Source of τ²: Hinton et al. 2015 (arXiv 1503.02531), so that the gradient's size does not depend on τ.
     """
 
@@ -78,17 +78,20 @@ def relative_error(
     wanted: Float[Tensor, "rows length d"],
     real: Bool[Tensor, "rows length"],
 ) -> Float[Tensor, ""]:
-    """Σ ‖found − wanted‖² / Σ ‖wanted‖² over the real tokens, in float32 or wider; 0 is perfect, 1 as bad as zeros."""
+    """Σ ‖found − wanted‖² / Σ ‖wanted‖² over the real tokens, in float32 or wider; 0 is perfect, 1 as bad as zeros.
+
+    Of several processes weighted, as `share` does."""
     wide = torch.promote_types(found.dtype, torch.float32)
     found, wanted = found[real].to(wide), wanted[real].to(wide)
-    return (found - wanted).square().sum() / wanted.square().sum()
+    size = wanted.square().sum()
+    return (found - wanted).square().sum() / size * share(size)
 
 
 def divergence(
     found: Float[Tensor, "tokens vocabulary"], wanted: Float[Tensor, "tokens vocabulary"], temperature: float
 ) -> Float[Tensor, ""]:
-    """τ² times the mean of KL(softmax(wanted/τ) ‖ softmax(found/τ)), nats a token."""
+    """τ² times the mean of KL(softmax(wanted/τ) ‖ softmax(found/τ)), nats a token; weighted as `share` does."""
     wide = torch.promote_types(found.dtype, torch.float32)
     found = (found.to(wide) / temperature).log_softmax(-1)
     wanted = (wanted.to(wide) / temperature).log_softmax(-1)
-    return temperature**2 * (wanted.exp() * (wanted - found)).sum(-1).mean()
+    return temperature**2 * (wanted.exp() * (wanted - found)).sum(-1).mean() * share(len(found))

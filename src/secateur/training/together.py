@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from secateur.core.launched import is_main, world
 from secateur.errors import SecateurError, TrainingError
@@ -79,6 +79,11 @@ def any_of(flag: bool) -> bool:
     flags = [False] * world()
     distributed.all_gather_object(flags, flag)
     return any(flags)
+
+
+def share(size: float | Tensor) -> float:
+    """The weight of a mean over so much in this process, so that the mean over processes is that over all they have."""
+    return 1.0 if world() == 1 else float(size) * world() / added(float(size))[0]
 
 
 def added(*numbers: float) -> list[float]:

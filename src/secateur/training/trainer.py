@@ -31,7 +31,7 @@ from secateur.training.checkpoints import (
     seconds_until,
 )
 from secateur.training.stake import Stake, everything
-from secateur.training.together import added, any_of, from_main
+from secateur.training.together import added, any_of, from_main, share
 from secateur.training.tuning import Tuning
 
 
@@ -57,7 +57,7 @@ Objective = Callable[[Any, Mapping[str, Tensor]], Tensor]  # model and batch to 
 def answer_loss(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     """The mean over the answer tokens of a batch; of several processes weighted, so that their mean is that of all."""
     losses = answer_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
-    return losses.mean() * (len(losses) * world() / added(len(losses))[0])
+    return losses.mean() * share(len(losses))
 
 
 class AnswerTrainer(Trainer):
