@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.core.finite import finite
 from secateur.errors import SecateurError
 
 Model = Annotated[
@@ -228,8 +229,6 @@ def examples(*commands: str) -> str:
 
 def print_json(value: Any) -> None:
     """The only thing that --json puts on stdout."""
-    from secateur.checkpoint.folder import finite
-
     print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
@@ -295,11 +294,11 @@ def names_of(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def numbers_of(text: str) -> list[int]:
-    """`--shots 0,1,5`."""
+def numbers_of(text: str, option: str = "--shots", such: str = "0,1,5") -> list[int]:
+    """`--shots 0,1,5`, or another option with numbers such as those."""
     words = [word.strip() for word in text.split(",")]
     if not all(map(_is_number, words)):
-        raise SecateurError(f"--shots {text!r}: write a number, or several such as 0,1,5.")
+        raise SecateurError(f"{option} {text!r}: write a number, or several such as {such}.")
     return [int(word) for word in words]
 
 

@@ -15,11 +15,11 @@ from secateur.cli.options import (
     Quiet,
     Seqlen,
     examples,
+    numbers_of,
     print_already,
     print_json,
 )
 from secateur.cli.training import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup
-from secateur.errors import SecateurError
 
 
 def train(
@@ -69,7 +69,7 @@ def train(
     With checkpoints at chosen steps, to read how linear they are. Killed at any moment, the same command goes on where
     it was.
     """
-    chosen = _steps(save_steps)
+    chosen = numbers_of(save_steps, "--save-steps", "0,100,1000") if save_steps else ()
     from secateur.cli.progress import bars
 
     with bars(quiet=quiet or as_json) as progress:
@@ -89,13 +89,6 @@ def train(
         print_already(made.out)
     print_trained(made.record)
     print(f"\ncheckpoint  {made.out}")
-
-
-def _steps(words: str) -> tuple[int, ...]:
-    given = [word.strip() for word in words.split(",") if word.strip()]
-    if not all(word.isdecimal() for word in given):
-        raise SecateurError(f"--save-steps {words!r}: numbers of steps, such as 0,100,1000.")
-    return tuple(map(int, given))
 
 
 def print_trained(record: Mapping[str, Any]) -> None:

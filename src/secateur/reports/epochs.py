@@ -27,6 +27,11 @@ STAGES = {"layers": "what stands for blocks", "end": "everything"}
 LINES = {"learned": ("train_loss", BEFORE, "dash"), "select": ("select_loss", AFTER, "solid")}
 
 
+def kept_loss(stage: Record) -> float:
+    """The loss on select of the weights that a stage ended with."""
+    return next(row["select_loss"] for row in stage["epochs"] if row["kept"])
+
+
 def epochs(record: Record, figures: Figures) -> str:
     """Both losses over the steps of all stages, one after the other; what each stage kept, filled."""
     points = list(_points(record))

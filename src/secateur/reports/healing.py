@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.reports import tables
-from secateur.reports.epochs import STAGES, epochs
+from secateur.reports.epochs import STAGES, epochs, kept_loss
 from secateur.reports.forest import Dumbbell, panels
 from secateur.reports.frame import Figures, section
 from secateur.reports.healed_depth import healed_depth
@@ -157,7 +157,7 @@ def cost(record: Record) -> str:
             f"{stage['depths']:,}",
             f"{stage['tokens']:,}",
             f"{stage['seconds']:,.1f}",
-            f"{stage['epochs'][0]['select_loss']:.4f} → {_kept(stage)['select_loss']:.4f}",
+            f"{stage['epochs'][0]['select_loss']:.4f} → {kept_loss(stage):.4f}",
         ]
         for stage in record["stages"]
     ]
@@ -169,10 +169,6 @@ def cost(record: Record) -> str:
         f"often as it was read. The healed model has {parameters:,} parameters, the original {teacher:,}."
     )
     return section("cost", "What healing cost", lead, table(head, [*rows, total], source="heal.json"))
-
-
-def _kept(stage: Record) -> Record:
-    return next(row for row in stage["epochs"] if row["kept"])
 
 
 def texts(record: Record) -> str:

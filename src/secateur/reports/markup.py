@@ -8,8 +8,10 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from secateur.core.finite import finite
 
 MINUS, SPACE, DASH = "\u2212", "\u00a0", "\u2013"
 MISSING = "\u2014"
@@ -27,17 +29,6 @@ def embedded_json(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         dumped = dumped.replace(character, f"\\u{ord(character):04x}")
     return dumped
-
-
-def finite(value: Any) -> Any:
-    """The same structure with every NaN and infinity replaced by None, since JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def known(value: Any) -> bool:

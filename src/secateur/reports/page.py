@@ -11,13 +11,14 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from secateur.core.finite import finite
 from secateur.errors import OutputError, SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
 from secateur.reports.components import importance, induction, neurons, parts, probe_hero
 from secateur.reports.healing import healing_page
 from secateur.reports.linearity import linearity_page
-from secateur.reports.markup import embedded_json, finite, text
+from secateur.reports.markup import embedded_json, text
 from secateur.reports.sections import SECTIONS, hero
 
 VERSION = 1

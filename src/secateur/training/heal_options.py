@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.options import Options
-from secateur.training.tuning import NO_LORA, Tuning, command_of, started
+from secateur.training.tuning import NO_LORA, Tuning, command_of, started, typed
 
 STAGES = {"layers": ("layers",), "end": ("end",), "both": ("layers", "end")}
 
@@ -54,13 +53,4 @@ def command_line(command: Mapping[str, Any]) -> str:
     """`secateur heal ...` as one would type it to get this again, without -o. What has its default is left out."""
     plain = heal_command(Options(model="", task=""), Tuning(lr=1e-4), Healing(), None) | NO_LORA
     words = [*started(command), "heal", command["heal"], "--task", command["task"]]
-    for name, value in command.items():
-        if name not in ("heal", "task", "processes") and value != plain[name]:
-            words += _typed("--" + name.replace("_", "-"), value)
-    return shlex.join(words)
-
-
-def _typed(flag: str, value: Any) -> list[str]:
-    if value is True:
-        return [flag]
-    return [word for one in (value if isinstance(value, list) else [value]) for word in (flag, str(one))]
+    return typed(words, command, plain)

@@ -11,10 +11,11 @@ from secateur.core.plan import Plan
 from secateur.core.site import Site
 from secateur.errors import TrainingError
 from secateur.hf.load import Loaded
+from secateur.reports.epochs import kept_loss
 from secateur.session import Session
 from secateur.tasks.example import Task
 from secateur.training.heal_measures import SIDES
-from secateur.training.record import epoch_records, trained_on
+from secateur.training.record import epoch_records, how_remote, trained_on, with_ends
 from secateur.training.trainer import Trained
 from secateur.training.tuning import Tuning
 
@@ -167,7 +168,7 @@ A token counts as often as it was read. Intervals are 95 %.
 
 ## How to load it
 
-`AutoModelForCausalLM.from_pretrained(FOLDER)`{_remote(cut)}
+`AutoModelForCausalLM.from_pretrained(FOLDER)`{how_remote(cut)}
 
 ## How it was made
 
@@ -184,7 +185,7 @@ def _score_rows(record: Mapping[str, Any]) -> str:
     rows += [(f"on {row['name']}, on the side", row) for row in record["sides"]]
     return "\n".join(
         f"| {row['metric']} {where} ({row['unit']}) | "
-        + " | ".join([*(_value(row[side]) for side in SIDES), _share(row["recovered"])])
+        + " | ".join([*(with_ends(row[side]) for side in SIDES), _share(row["recovered"])])
         + " |"
         for where, row in rows
     )
@@ -198,22 +199,9 @@ def _share(back: Mapping[str, Any] | None) -> str:
     )
 
 
-def _value(score: Mapping[str, Any]) -> str:
-    return f"{score['value']:.4g} [{score['ci'][0]:.4g}, {score['ci'][1]:.4g}]"
-
-
 def _stage_rows(record: Mapping[str, Any]) -> str:
     return "\n".join(
         f"| {stage['stage']} | {stage['trained_parameters']:,} | {stage['depths']} | {stage['tokens']:,} | "
         f"{stage['seconds']:.1f} | {stage['epochs'][0]['select_loss']:.4f} | {kept_loss(stage):.4f} |"
         for stage in record["stages"]
     )
-
-
-def kept_loss(stage: Mapping[str, Any]) -> float:
-    """The loss on select of the weights that a stage ended with."""
-    return next(row["select_loss"] for row in stage["epochs"] if row["kept"])
-
-
-def _remote(cut: Mapping[str, Any]) -> str:
-    return ", with `trust_remote_code=True`: its shapes are no stock class's." if cut["carved"] else ""

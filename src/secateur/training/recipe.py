@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.hf.fresh import Size
 from secateur.training.regulariser import KINDS
-from secateur.training.tuning import Tuning
+from secateur.training.tuning import Tuning, typed
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,8 @@ def command_of(recipe: Recipe, tuning: Tuning) -> dict[str, Any]:
 def command_line(command: Mapping[str, Any]) -> str:
     """`secateur train ...` as one would type it to get this again, without -o. What has its default is left out."""
     like = Tuning(("select",), 1, 1e-3, 16, 0.1, 0.05)
-    plain = command_of(Recipe("", "", Size()), like)
-    words = ["secateur", "train", command["train"]]
-    for name, value in command.items():
-        if name != "train" and value != plain[name] and value != []:
-            typed = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            flag = "--" + name.replace("_", "-")
-            words += [flag] if value is True else [flag, typed]
-    return shlex.join(words)
+    plain = json.loads(json.dumps(command_of(Recipe("", "", Size()), like)))
+    return typed(["secateur", "train", command["train"]], command, plain)
 
 
 def card(record: Mapping[str, Any]) -> str:

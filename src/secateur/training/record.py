@@ -80,7 +80,7 @@ Losses are nats per answer token, without dropout, in the precision of training.
 
 ## How to load it
 
-`AutoModelForCausalLM.from_pretrained(FOLDER)`{_remote(model)}
+`AutoModelForCausalLM.from_pretrained(FOLDER)`{how_remote(model)}
 
 ## How it was made
 
@@ -112,12 +112,13 @@ def _caution(learned: Mapping[str, Any]) -> str:
 
 def _rows(record: Mapping[str, Any]) -> str:
     return "\n".join(
-        f"| {row['metric']} ({row['unit']}) | {_value(row['before'])} | {_value(row['after'])} |"
+        f"| {row['metric']} ({row['unit']}) | {with_ends(row['before'])} | {with_ends(row['after'])} |"
         for row in record["scores"]
     )
 
 
-def _value(score: Mapping[str, Any]) -> str:
+def with_ends(score: Mapping[str, Any]) -> str:
+    """A value and the ends of its interval."""
     return f"{score['value']:.4g} [{score['ci'][0]:.4g}, {score['ci'][1]:.4g}]"
 
 
@@ -129,5 +130,6 @@ def _epochs(record: Mapping[str, Any]) -> str:
     )
 
 
-def _remote(model: Mapping[str, Any]) -> str:
+def how_remote(model: Mapping[str, Any]) -> str:
+    """What loading needs where the model has shapes of its own."""
     return ", with `trust_remote_code=True`: its shapes are no stock class's." if model["carved"] else ""

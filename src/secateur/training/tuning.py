@@ -123,11 +123,27 @@ def command_line(command: Mapping[str, Any]) -> str:
     """`secateur finetune ...` as one would type it to get this again, without -o. What has its default is left out."""
     plain = command_of(Options(model="", task=""), Tuning()) | NO_LORA
     words = [*started(command), "finetune", command["finetune"], "--task", command["task"]]
-    for name, value in command.items():
-        if name not in ("finetune", "task", "processes") and value != plain[name]:
-            flag = "--" + name.replace("_", "-")
-            words += [flag] if value is True else [flag, str(value)]
-    return shlex.join(words)
+    return typed(words, command, plain)
+
+
+SAID = ("finetune", "heal", "train", "task", "processes")  # of a command, by the words before its options
+
+
+def typed(words: Sequence[str], command: Mapping[str, Any], plain: Mapping[str, Any]) -> str:
+    """These words, and what `command` has otherwise than `plain`, as one would type them."""
+    options = ((name, value) for name, value in command.items() if name not in SAID and value != plain[name])
+    return shlex.join([*words, *(word for name, value in options for word in _option(name, value))])
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """Numbers are typed with commas between them; text, which may have commas, each with the option's name."""
+    flag = "--" + name.replace("_", "-")
+    if value is True:
+        return [flag]
+    many = value if isinstance(value, list) else [value]
+    if all(isinstance(one, int) for one in many):
+        many = [",".join(map(str, many))]
+    return [word for one in many for word in (flag, str(one))]
 
 
 assert {f.name for f in fields(Options)} >= set(OF_TASK), "options of prune that finetune takes over"
