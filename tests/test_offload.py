@@ -136,7 +136,13 @@ def test_what_cannot_be_placed_is_refused(place, given, error, said):
 
 
 def test_a_map_that_is_none_is_refused(place, tmp_path):
-    for text, said in (("[1]", "write"), ('{"model": "cqu"}', "cpu"), ('{"model": "disk"}', "lm_head")):
+    for text, said in (
+        ("[1]", "write"),
+        ('{"model": "cqu"}', "cpu"),
+        ('{"model": "disk"}', "lm_head"),
+        ('{"": "cpu", "foo": "cpu"}', "no module 'foo'"),
+        ('{"model.layers.0": "cpu"}', "says nothing of"),
+    ):
         (tmp_path / "map.json").write_text(text)
         with pytest.raises(SecateurError, match=said):
             both(place, "llama", device_map=str(tmp_path / "map.json"))

@@ -61,9 +61,7 @@ class Way:
         check_svd(self.svd)
         torch_device(self.device)
         if self.check not in CHECKS:
-            raise UnknownName(
-                f"unknown --check {self.check!r}: {', '.join(CHECKS)}.{nearest(self.check, CHECKS)}"
-            )
+            raise UnknownName(f"unknown --check {self.check!r}.{nearest(self.check, CHECKS)}")
 
 
 @contextmanager

@@ -101,9 +101,9 @@ def print_cost(found: Mapping[str, Any]) -> None:
 
     sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
     title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"
-    columns = ("stage", *SHOWN.values(), "time")
+    columns = ("stage", "time", *SHOWN.values())
     rows = [_cells(row) for row in (*found["stages"], found["total"])]
-    print_rows(columns, rows, title=title, whole=columns)
+    print_rows(columns, rows, title=title, whole=columns[:2])
     held = ", ".join(f"{name.replace('_', ' ')} {_short(count)}B" for name, count in found["bytes"].items())
     print(f"held at once: {held}")
     for said in found["assumptions"]:
@@ -113,8 +113,8 @@ def print_cost(found: Mapping[str, Any]) -> None:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["stage"],
-        *(_between(row["counts"], key, _short) for key in SHOWN),
         _between(row["counts"], "seconds", _time),
+        *(_between(row["counts"], key, _short) for key in SHOWN),
     )
 
 

@@ -81,6 +81,7 @@ class Placement:
         read from disk and no offload folder allows it."""
         if self.device_map is None:
             return model.to(self.target())
+        self._refuse_strange(model)
         self._refuse_disk(getattr(model, "hf_device_map", {}), "this device map")
         open_door_(model, keeps=scratch)
         return model
@@ -123,13 +124,31 @@ class Placement:
             raise ModelError(f"--max-memory {wrong[0]}=...: devices are cpu, mps, or the number of a GPU.")
         return found
 
+    def _refuse_strange(self, model: PreTrainedModel) -> None:
+        """A map from a file must name modules of this model, and every weight must have a place in it."""
+        asked = self._map()
+        if not isinstance(asked, Mapping):
+            return
+        modules = {name for name, _ in [*model.named_modules(), *model.named_parameters()]}
+        if unknown := [name for name in asked if name not in modules]:
+            large = [name for name in modules if name and name.count(".") < 2]
+            raise ModelError(
+                f"--device-map {self.device_map}: this model has no module {unknown[0]!r}."
+                f"{nearest(unknown[0], large)}"
+            )
+        for name, _ in model.named_parameters():
+            if not any(place in ("", name) or name.startswith(f"{place}.") for place in asked):
+                raise ModelError(
+                    f'--device-map {self.device_map} says nothing of {name}. "" stands for all that is not named.'
+                )
+
     def _refuse_disk(self, found: Any, what: str) -> None:
         if self.offload_folder is not None or not isinstance(found, Mapping):
             return
         on_disk = [name or "all" for name, device in found.items() if device == "disk"]
         if on_disk:
             raise ModelError(
-                f"{what} leaves {len(on_disk)} modules on disk (the first is {on_disk[0]}), which is slow: every pass "
+                f"{what} leaves modules on disk ({len(on_disk)}, the first is {on_disk[0]}), which is slow: every pass "
                 "reads them. Give --offload-folder DIR to allow it, or more memory."
             )
 

@@ -25,7 +25,7 @@ LARGE, SMALL_SHARE = 4096, 16
 def check_svd(svd: str) -> None:
     """Raises `UnknownName`."""
     if svd not in SVDS:
-        raise UnknownName(f"unknown --svd {svd!r}: {', '.join(SVDS)}.{nearest(svd, SVDS)}")
+        raise UnknownName(f"unknown --svd {svd!r}.{nearest(svd, SVDS)}")
 
 
 class Decompositions:

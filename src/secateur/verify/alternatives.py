@@ -23,8 +23,8 @@ def alternatives(judge: Judge, seed: int) -> list[dict[str, Any]]:
 def _ban(judge: Judge, seed: int) -> dict[str, Any]:
     name = "ban one token"
     if judge.task.kind != "generation":
-        chosen = "answers are chosen among given ones, not generated"
-        detail = "the tasks are of several kinds" if len(judge.task.kinds) > 1 else chosen
+        why = {"text": "text has no answers", "choice": "answers are chosen among given ones, not generated"}
+        detail = why.get(judge.task.kind, "the tasks are of several kinds")
         return {"name": name, "applicable": False, "detail": detail}
     plan = Plan(judge.loaded.fingerprint)
     on_select = judge([plan], judge.task.split("select"))[plan]
@@ -50,8 +50,8 @@ def _calibration(judge: Judge, seed: int) -> dict[str, Any]:
     name = "label calibration"
     answers = {frozenset(e.choices or ()) for e in judge.task.examples}
     if judge.task.kind != "choice" or len(answers) != 1:
-        fixed = "no fixed set of answers"
-        detail = fixed if judge.task.kind != "choice" else "the choices differ from example to example"
+        why = {"text": "text has no answers", "choice": "the choices differ from example to example"}
+        detail = why.get(judge.task.kind, "no fixed set of answers")
         return {"name": name, "applicable": False, "detail": detail}
     labels = sorted(next(iter(answers)))
     plan = Plan(judge.loaded.fingerprint)

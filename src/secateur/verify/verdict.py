@@ -86,7 +86,7 @@ def decide(
         "tasks": members,
         "guards": [
             *harm_guards(members),
-            *(_constant_record(plan, name, found) for name, found in constants.items()),
+            *(_constant_record(name, found) for name, found in constants.items() if found is not None),
             *_loss_guard(before, after, groups, metric, seed),
         ],
         "side_effects": _side_effects(before, after, sides, seed),
@@ -129,11 +129,9 @@ def _word(
     return verdict_word(p_value, gained, fired, not_worse, any(map(beyond_margin, members)))
 
 
-def _constant_record(plan: Plan, task: str, found: ConstantPredictor | None) -> dict[str, Any]:
+def _constant_record(task: str, found: ConstantPredictor) -> dict[str, Any]:
     """`task` is "" for a task by itself."""
-    why_not = "not applicable to text" if plan.edits else "nothing was cut"
-    record = {"fired": False, "detail": why_not} if found is None else found.to_json()
-    return {"name": f"constant predictor on {task}" if task else "constant predictor", **record}
+    return {"name": f"constant predictor on {task}" if task else "constant predictor"} | found.to_json()
 
 
 def _loss_guard(
