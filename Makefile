@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: cluster help demo test lint model bench offload surgery report-picture clean
+.PHONY: help demo test lint model bench offload surgery cluster killed clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -37,6 +37,9 @@ surgery: $(VENV)/ready ## a plan on a 20 GB checkpoint in less than 4 GB of memo
 
 cluster: $(VENV)/ready ## two Ray workers against one, and what a start and a candidate cost
 	$(BIN)/python benchmarks/cluster.py
+
+killed: $(VENV)/ready ## searches whose workers, driver and nodes are really killed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray_killed.py tests/test_ray.py
 
 clean:           ## remove the environment and the demo's output
 	rm -rf $(VENV) $(OUT) $(OUT).run
