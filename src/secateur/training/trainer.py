@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Trained:
     history: tuple[dict[str, float], ...]
     best: int
     tokens: int
-    seconds: float
+    seconds: float = field(compare=False)
 
 
 Objective = Callable[[Any, Mapping[str, Tensor]], Tensor]  # model and batch to what is to become small
