@@ -34,9 +34,27 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["records"] |= {"__init__"}  # for the version
 MAY_IMPORT["sides"] = {"session", "tasks", "verify"}
-MAY_IMPORT["training"] = {"errors", "core", "hf", "tasks", "judge", "checkpoint", "records", "options", "session"}
+MAY_IMPORT["training"] = {
+    "errors",
+    "core",
+    "hf",
+    "tasks",
+    "judge",
+    "checkpoint",
+    "records",
+    "options",
+    "session",
+}
 MAY_IMPORT["training"] |= {"sides", "verify", "reports"}  # healing is reported as a cut is
-MAY_IMPORT["readers"] = {*MAY_IMPORT["probes"], "probes", "options", "session", "records", "checkpoint", "reports"}
+MAY_IMPORT["readers"] = {
+    *MAY_IMPORT["probes"],
+    "probes",
+    "options",
+    "session",
+    "records",
+    "checkpoint",
+    "reports",
+}
 MAY_IMPORT["methods"] = {*MAY_IMPORT["readers"], "readers", "search", "sides", "verify"}
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains"}
 MAY_IMPORT["recipe"] = {*MAY_IMPORT["proof"], "proof"}
