@@ -150,6 +150,8 @@ def print_tuned(record: Mapping[str, Any]) -> None:
         for row in record["epochs"]
     ]  # fmt: skip
     print_rows(("epoch", "step", "loss on learned", "loss on select", ""), epochs)
+    if record["task"]["kind"] != "text":
+        print("Epochs count every answer token alike; the loss before and after counts every example alike.")
     if learned["chosen_by"] == "last epoch":
         print("Select was learned too: its numbers say nothing about new examples.")
 
