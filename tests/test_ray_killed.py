@@ -113,7 +113,7 @@ def same_end(folder, alone) -> None:
 
 
 def test_the_driver_killed_and_interrupted(alone, tmp_path):
-    """SIGKILL, then Ctrl-C, then to the end: the ledger goes on, and no process of the cluster is left."""
+    """SIGKILL, then Ctrl-C, then to the end without a cluster: the ledger goes on, and no process is left."""
     mark = {"SECATEUR_TEST": str(tmp_path)}
     ENVIRONMENT.update(mark)
     assert run(tmp_path, counting(9), "--ray", "local:2").returncode == -signal.SIGKILL
@@ -121,12 +121,12 @@ def test_the_driver_killed_and_interrupted(alone, tmp_path):
     stopped = run(tmp_path, counting(9, "SIGINT"), "--ray", "local:2")
     assert stopped.returncode == 130
     assert "What is done is kept" in stopped.stderr
-    done = run(tmp_path, counting(), "--ray", "local:2", "--json")
+    done = run(tmp_path, counting(), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdict"] == "improves"
     assert counted(tmp_path) == len(judged(alone)), "an evaluation was computed twice"
     assert edits(tmp_path) == edits(alone)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60  # on a busy machine Ray took 27 s to be gone
     while (left := with_environment(mark)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left, f"still there: {left}"
@@ -169,7 +169,7 @@ def test_other_methods_find_the_same(more, tmp_path):
     ends = []
     for name, ray in (("alone", []), ("together", ["--ray", "local:2"])):
         (tmp_path / name).mkdir()
-        done = run(tmp_path / name, "WORDS = None; sys.argv = [w for w in sys.argv if w not in "
+        done = run(tmp_path / name, "sys.argv = [w for w in sys.argv if w not in "
                    "('--matrices', 'mlp', '--layers', '2')]", *words, *ray)  # fmt: skip
         assert done.returncode == 0, done.stderr
         ends.append((edits(tmp_path / name), judged(tmp_path / name)))
