@@ -59,7 +59,9 @@ def sites_of(verdict: Record, analysis: Record) -> set[Site]:
     """Sites the run speaks of: swept, screened, read, drawn as a curve or cut; what is no address is left out."""
     rows = [row for block in ("sweep", "screen", "curves") for row in analysis.get(block) or ()]
     rows += (analysis.get("directions") or {}).get("matrices") or ()
-    named = {site for row in [*rows, *_in_matrices(verdict)] if (site := site_of(row.get("site"))) is not None}
+    named = {
+        site for row in [*rows, *_in_matrices(verdict)] if (site := site_of(row.get("site"))) is not None
+    }
     return named | _in_blocks(verdict, analysis)
 
 
@@ -67,7 +69,9 @@ def _in_blocks(verdict: Record, analysis: Record) -> set[Site]:
     """Every matrix of the blocks that were measured as wholes."""
     steps = (analysis.get("depth") or {}).get("order") or ()
     blocks = {int(block) for step in steps for block in step["measured"]}
-    return {Site(block, kind) for block in blocks for kind in (verdict.get("model") or {}).get("matrices") or ()}
+    return {
+        Site(block, kind) for block in blocks for kind in (verdict.get("model") or {}).get("matrices") or ()
+    }
 
 
 def _in_matrices(verdict: Record) -> list[Record]:
