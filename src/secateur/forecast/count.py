@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from secateur.core.site import Site
 from secateur.forecast.load import CACHE_BYTES, Load, Loads
 from secateur.hf.anatomy import Anatomy
+from secateur.linalg.spectrum import spectrum_bytes
 from secateur.methods.forecast import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.probes.directions import ROOM
 
@@ -38,11 +39,6 @@ PASSES = {  # of the whole model at all positions for one reading of a batch: fo
 FITTED = ("maps", "similarity")
 BEHAVIOR = 100  # random sequences, of prefix matching and again of copying
 BEHAVIOR_TOKENS = tuple(4 * (25 + 2 * seed) for seed in range(BEHAVIOR))
-
-
-def spectrum_bytes(shape: tuple[int, int]) -> int:
-    """A float32 decomposition with its singular values."""
-    return 4 * min(shape) * (sum(shape) + 1)
 
 
 def decomposition(shape: tuple[int, int]) -> str:

@@ -12,11 +12,13 @@ from typing import Any
 from secateur.core.progress import Progress, silent
 from secateur.errors import SecateurError
 from secateur.forecast.calibrate import calibrated
-from secateur.forecast.count import Amounts, Counted, spectrum_bytes
-from secateur.forecast.load import Loads, Place, places_of
+from secateur.forecast.count import Amounts, Counted
+from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
 from secateur.forecast.machine import SHARED, SVD, UTILIZATION, Machine, stated
 from secateur.hf.blank import Ruler, blank_model
 from secateur.judge.rows import Packing
+from secateur.judge.workers import Limits, spectra_bytes
+from secateur.linalg.spectrum import spectrum_bytes
 from secateur.methods.forecast import LUCKS, Judged, Read, Watched, Work, laser, proof
 from secateur.methods.forecast_directions import directions
 from secateur.methods.forecast_parts import components, depth
@@ -32,11 +34,6 @@ FORECASTS = {
     "depth": depth,
     **dict.fromkeys(("heads", "ffns", "components"), components),
 }
-GIBI = 2**30
-ACCELERATOR = (
-    32768,
-    2 * GIBI,
-)  # padded tokens, and bytes of logits: `judge.workers.Limits` on an accelerator
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def forecast(
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
     loads = Loads(_places(session, watched), _packing(session, calibrate), anatomy.d_model * itemsize)
     weights = anatomy.num_parameters * itemsize
-    room = max(32 * 2**20, weights // 10)  # of the evaluator's spectra
+    room = spectra_bytes(weights)
     works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
     machine = None
     if fleet.elsewhere:
@@ -171,9 +168,10 @@ def _packing(session: Session, here: bool) -> Packing:
     """The evaluator's own, or for a machine that is not here what it is on an accelerator."""
     if here:
         return session.judge().packing
-    tokens, logits = ACCELERATOR
-    kept = max(1, logits // (4 * session.loaded.anatomy.vocab_size))
-    return Packing(session.options.max_tokens or tokens, kept, pad=0)
+    anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
+    limits = Limits(max_tokens=session.options.max_tokens)
+    weights = anatomy.num_parameters * itemsize
+    return limits.packing(on_cpu=False, model_bytes=weights, vocab_size=anatomy.vocab_size)
 
 
 # -------------------------------------------------------------------------------------------------------------- stages
@@ -235,7 +233,7 @@ def _bytes(session: Session, loads: Loads, room: int) -> dict[str, int]:
         "weights": anatomy.num_parameters * session.loaded.model.dtype.itemsize,
         "spectra": sum(spectra),
         "spectra_kept": min(sum(spectra), max(room, max(spectra))),
-        "activations": min(load.tokens * loads.width, GIBI),
+        "activations": min(load.tokens * loads.width, CACHE_BYTES),
         "logits": 4 * kept * anatomy.vocab_size,
     }
 

@@ -27,7 +27,7 @@ from secateur.judge.generate import answers_within
 from secateur.judge.outcomes import Tally, token_scores
 from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
 from secateur.judge.rows import SMALLEST, Batch, Packing, shards
-from secateur.judge.workers import MEBI, Judged, Limits, Question, Workers, ordered, work_on
+from secateur.judge.workers import Judged, Limits, Question, Workers, ordered, spectra_bytes, work_on
 from secateur.surgery.mask import Spectra, masked
 from secateur.surgery.operations import OnParameter, Operation, resolve
 from secateur.tasks.encode import Encoded
@@ -64,14 +64,12 @@ class Judge:
         self._limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        self.spectra = Spectra(max(32 * MEBI, model_bytes // 10)) if spectra is None else spectra
-        on_cpu = self._forward.device.type == "cpu"
-        tokens = self._limits.max_tokens or (768 if on_cpu else 32768)
-        logit_bytes = self._limits.logit_bytes or (
-            min(max(16 * MEBI, model_bytes // 16), 256 * MEBI) if on_cpu else 2048 * MEBI
+        self.spectra = Spectra(spectra_bytes(model_bytes)) if spectra is None else spectra
+        self.packing = self._limits.packing(
+            on_cpu=self._forward.device.type == "cpu",
+            model_bytes=model_bytes,
+            vocab_size=loaded.anatomy.vocab_size,
         )
-        kept = max(1, logit_bytes // (4 * loaded.anatomy.vocab_size))
-        self.packing = Packing(tokens, kept, pad=0)
         self.evaluated = 0
         self.most_kept = 0  # bytes of activations held at once so far
         self._unchanged: dict[tuple[str, ...], Unchanged] = {}

@@ -17,6 +17,7 @@ import numpy as np
 
 from secateur.core.plan import Plan
 from secateur.hf.load import Loaded
+from secateur.judge.rows import Packing
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
@@ -33,6 +34,19 @@ class Limits:
     max_tokens: int = 0
     logit_bytes: int = 0
     cache_bytes: int = 1024 * MEBI
+
+    def packing(self, *, on_cpu: bool, model_bytes: int, vocab_size: int) -> Packing:
+        """How examples are batched for a model of this size."""
+        tokens = self.max_tokens or (768 if on_cpu else 32768)
+        logit_bytes = self.logit_bytes or (
+            min(max(16 * MEBI, model_bytes // 16), 256 * MEBI) if on_cpu else 2048 * MEBI
+        )
+        return Packing(tokens, max(1, logit_bytes // (4 * vocab_size)), pad=0)
+
+
+def spectra_bytes(model_bytes: int) -> int:
+    """What the evaluator keeps of decompositions of a model of this size."""
+    return max(32 * MEBI, model_bytes // 10)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,3 +57,8 @@ def spectrum(matrix: Float[Tensor, "out in"]) -> Spectrum:
     wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     u, sigma, vh = torch.linalg.svd(wide, full_matrices=False)
     return Spectrum(u, sigma, vh)
+
+
+def spectrum_bytes(shape: tuple[int, int]) -> int:
+    """Of a float32 decomposition of a matrix of this shape, with its singular values."""
+    return 4 * min(shape) * (sum(shape) + 1)

@@ -20,9 +20,9 @@ from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import MEBI
 from secateur.judge.forward import Forward
 from secateur.judge.rows import Batch
+from secateur.judge.workers import MEBI
 from secateur.probes.attention import attend
 from secateur.probes.random_tokens import lead_of, random_segments, with_bos
 from secateur.surgery.mask import lent

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.hf.matrices import Matrix
 from secateur.hf.weights import writable
-from secateur.linalg.spectrum import Spectrum
+from secateur.linalg.spectrum import Spectrum, spectrum_bytes
 from secateur.surgery.operations import Decompose, Enter, OnBlock, Operation, decompose
 
 
@@ -107,7 +107,7 @@ class Spectra:
         groups: list[list[Matrix]] = []
         used = 0
         for matrix in matrices:
-            need = 4 * (min(matrix.shape) * (sum(matrix.shape) + 1))
+            need = spectrum_bytes(matrix.shape)
             if not groups or used + need > self._max_bytes:
                 groups.append([])
                 used = 0
