@@ -357,7 +357,7 @@ def test_a_container_has_what_its_group_may_still_take(tmp_path):
     ("how", "kind", "says"),
     [
         ({"svd": "best"}, UnknownName, "auto, exact, randomized"),
-        ({"check": "none"}, UnknownName, "auto, logits, digests"),
+        ({"check": "none"}, UnknownName, "auto, digests, logits"),
         ({"shard_size": "5 apples"}, SecateurError, "5GB or 500MB"),
         ({"shard_size": "0GB"}, SecateurError, "5GB or 500MB"),
         ({"device": "tpu"}, UnknownName, "unknown device"),
