@@ -36,7 +36,7 @@ surgery: $(VENV)/ready ## a plan on a 20 GB checkpoint in less than 4 GB of memo
 	$(BIN)/python benchmarks/run.py --only surgery
 
 cluster: $(VENV)/ready ## two Ray workers against one, and what a start and a candidate cost
-	$(BIN)/python benchmarks/cluster.py
+	$(BIN)/python benchmarks/run.py --only cluster
 
 killed: $(VENV)/ready ## searches whose workers, driver and nodes are really killed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray_killed.py tests/test_ray.py

@@ -4,7 +4,7 @@ and what a candidate costs beyond its evaluation.
 Turn by turn, so that both see the same machine. Wall time counts here, and two workers need two free cores: beside the
 ratio stands what share of two cores a plain loop of two processes got in the same turn.
 
-    python benchmarks/cluster.py       (make cluster), about five minutes; appends to RESULTS.md
+    python benchmarks/run.py --only cluster       (make cluster), about five minutes where two cores are free
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import torch
 from random_model import Size, as_task, gptj, prompts
 
 from secateur.core.plan import Plan, Truncate
@@ -33,7 +29,7 @@ from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Judged, Question, Work
 
-TURNS = int(os.environ.get("TURNS", 3))
+TURNS = int(os.environ.get("TURNS", 6))
 TARGET, OVERHEAD = 1.7, 0.6e-3  # times, and seconds per candidate
 SIZE = Size(layers=4, d_model=512, vocabulary=8_000, prompts=60)
 TINY = Size(layers=2, d_model=64, heads=2, vocabulary=64, prompts=1)
@@ -82,9 +78,11 @@ def one_and_two() -> dict[str, Any]:
             there = judged(loaded, SIZE, plans, pool)[1]
             assert all(there[plan].tobytes() == here[plan].tobytes() for plan in plans)
         turns = []
-        for _ in range(TURNS):
-            seconds = [judged(loaded, SIZE, plans, pool)[0] for pool in (one, two)]
-            turns.append({"one": seconds[0], "two": seconds[1], "cores": cores()})
+        for turn in range(TURNS):
+            pools = {"one": one, "two": two}
+            order = sorted(pools, reverse=bool(turn % 2))
+            seconds = {name: judged(loaded, SIZE, plans, pools[name])[0] for name in order}
+            turns.append(seconds | {"cores": cores()})
     ratios = [turn["one"] / turn["two"] for turn in turns]
     return {"plans": len(plans), "start": start, "turns": turns, "ratio": float(np.median(ratios))}
 
@@ -126,40 +124,34 @@ def overhead() -> dict[str, float]:
     return {"seconds": float(np.median(found)), "target": OVERHEAD}
 
 
-def written(found: dict[str, Any]) -> str:
-    """A section of RESULTS.md."""
-    two, extra, when = found["two"], found["overhead"], date.today()
-    shown = ", ".join(f"{t['one']:.1f} and {t['two']:.1f} s ({t['cores']:.2f} cores)" for t in two["turns"])
-    best = max(two["turns"], key=lambda turn: turn["cores"])
-    met = "yes" if two["ratio"] >= TARGET else "NO"
-    cheap = "yes" if extra["seconds"] <= OVERHEAD else "NO"
-    return "\n".join(
-        [
-            f"\n## Cluster, {when}\n",
-            "| what | measured | target | met |",
-            "|---|---|---|---|",
-            f"| two Ray workers of one thread against one, {two['plans']} candidates, wall | {two['ratio']:.2f}× "
-            f"| ≥ {TARGET}× | {met} |",
-            f"| … in the turn with most processor to be had ({best['cores']:.2f} of 2 cores) "
-            f"| {best['one'] / best['two']:.2f}× |  |  |",
-            f"| per candidate beyond its evaluation | {1000 * extra['seconds']:.2f} ms | ≤ {1000 * OVERHEAD:g} ms "
-            f"| {cheap} |",
-            f"| start: Ray and three workers with the model | {two['start']:.1f} s |  |  |",
-            "",
-            f"One worker and two, turn by turn: {shown}. “Cores” is what two busy loops got right after. Outcomes are "
-            "those of one process to the bit.",
-            "",
-            f"- {when}, {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, "
-            f"torch {torch.__version__}",
-            "",
-        ]
+def run() -> dict[str, Any]:
+    return {"two": one_and_two(), "overhead": overhead()}
+
+
+def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    two, extra = found["two"], found["overhead"]["seconds"]
+    what, most = (
+        "two Ray workers of one thread against one",
+        max(two["turns"], key=lambda turn: turn["cores"]),
     )
+    each = ", ".join(f"{turn['one']:.1f} and {turn['two']:.1f} s" for turn in two["turns"])
+    measured = f"{two['ratio']:.2f}× ({each})"
+    yield f"{what}: {two['plans']} candidates, wall", measured, f"≥ {TARGET}×", _met(two["ratio"] >= TARGET)
+    measured = f"{most['one'] / most['two']:.2f}×"
+    yield (
+        f"{what}: … when two busy loops got {most['cores']:.2f} of 2 cores, the most of any turn",
+        measured,
+        "",
+        "",
+    )
+    measured, target = f"{1000 * extra:.2f} ms", f"≤ {1000 * OVERHEAD:g} ms"
+    yield f"{what}: a candidate, beyond its evaluation", measured, target, _met(extra <= OVERHEAD)
+    yield f"{what}: start of Ray and three workers with the model", f"{two['start']:.1f} s", "", ""
+
+
+def _met(met: bool) -> str:
+    return "yes" if met else "NO"
 
 
 if __name__ == "__main__":
-    result = {"two": one_and_two(), "overhead": overhead()}
-    print(json.dumps(result, indent=2))
-    section = written(result)
-    print(section)
-    with (Path(__file__).parent / "RESULTS.md").open("a", encoding="utf-8") as file:
-        file.write(section)
+    print(json.dumps(run(), indent=2))

@@ -1,7 +1,7 @@
 """All benchmarks (`make bench`): a table on the screen, a dated JSON file, and RESULTS.md beside this file.
 
-`--only sweep` (or search, null, cut, depth, heads, directions, linearity, offload, surgery) repeats one part and keeps
-the others of the last JSON file. Surgery, which needs 45 GB of disk, is measured only so.
+`--only sweep` (or another of PARTS) repeats one part and keeps the others of the last JSON file. Surgery, which needs
+45 GB of disk, is measured only so.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import cluster
 import cut_speed
 import directions
 import heads
@@ -67,6 +68,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "linearity": linearity.run,
     "offload": offload.run,
     "surgery": surgery.run,
+    "cluster": cluster.run,
     "plan-cost": plan_cost.run,
 }
 
@@ -136,6 +138,7 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "linearity": linearity.rows,
     "offload": offload.rows,
     "surgery": surgery.rows,
+    "cluster": cluster.rows,
     "plan-cost": plan_cost.rows,
 }
 
