@@ -319,11 +319,13 @@ def test_each_on_the_command_line(place, tmp_path, monkeypatch):
     found = json.loads(done.stdout)
     assert [one["task"]["name"] for one in found] == ["a", "b"]
     assert [one["out"] for one in found] == [str(tmp_path / "out" / name) for name in "ab"]
-    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setenv("COLUMNS", "60")
     told_again = secateur(*words)
     assert told_again.stdout.count("already holds the result") == 2
+    said = " ".join(told_again.stdout.split())
     for one in found:
-        assert any(one["verdict"] in line and one["out"] in line for line in told_again.stdout.splitlines())
+        name = one["task"]["name"]
+        assert f"{name}: {one['verdict']} {one['sentence']} checkpoint {one['out']}" in said
 
 
 def test_what_each_refuses(place, both, tmp_path):

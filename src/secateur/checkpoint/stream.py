@@ -110,12 +110,12 @@ def stream(
         for shard in shards:
             os.rename(place / shard.file, folder / shard.file)
     shutil.rmtree(place)
+    rows = [range(min(8, loaded.anatomy.vocab_size))]
     if check == "logits":
         with masked(loaded.model, operations, kept):
-            expected = logits_on(loaded, [range(min(8, loaded.anatomy.vocab_size))])
+            expected = logits_on(loaded, rows)
     with quiet(), _read_back(folder, run, loaded, trust_remote_code) as written:
         if check == "logits":
-            rows = [range(min(8, loaded.anatomy.vocab_size))]
             assert_same(expected, logits_on(written, rows), folder)
     told = {told["matrix"]: told for record in journal.done.values() for told in record["matrices"]}
     return {"svd": [told[site] for site in sorted(told, key=Site.parse)], "check": check}

@@ -220,8 +220,7 @@ def prune(
     )  # fmt: skip
     hired = hire(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": hired}
-    run = _prune_each if each else _prune
-    run(model, task, out, options, as_json=as_json, quiet=quiet, **how)
+    _prune(model, task, out, options, each=each, as_json=as_json, quiet=quiet, **how)
 
 
 def _prune(
@@ -230,6 +229,7 @@ def _prune(
     out: Path,
     options: dict[str, Any],
     *,
+    each: bool = False,
     as_json: bool = False,
     quiet: bool = False,
     **how: Any,
@@ -237,47 +237,26 @@ def _prune(
     from rich.console import Console
 
     from secateur.cli.progress import bars
-    from secateur.cli.tables import print_verdict
+    from secateur.cli.tables import print_each, print_verdict
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
 
-        result = api.prune(model, tasks, out, progress=progress, **how, **options)
+        asked, how = (model, tasks, out), how | options | {"progress": progress}
+        results = api.prune_each(*asked, **how) if each else [api.prune(*asked, **how)]
+    told = [_told(result) for result in results]
     if as_json:
-        print_json(_told(result))
-        return
-    if result.already:
-        print_already(result.out)
-    print_verdict(Console(), result.verdict)
-    print(f"\ncheckpoint  {result.out}\nreport      {result.out / 'report.html'}")
-
-
-def _prune_each(
-    model: str,
-    tasks: list[str],
-    out: Path,
-    options: dict[str, Any],
-    *,
-    as_json: bool = False,
-    quiet: bool = False,
-    **how: Any,
-) -> None:
-    from secateur.cli.progress import bars
-    from secateur.cli.tables import print_each
-
-    with bars(quiet=quiet or as_json) as progress:
-        progress("load", 0, 1)
-        from secateur import api
-
-        results = api.prune_each(model, tasks, out, progress=progress, **how, **options)
-    if as_json:
-        print_json([_told(result) for result in results])
+        print_json(told if each else told[0])
         return
     for result in results:
         if result.already:
             print_already(result.out)
-    print_each([_told(result) for result in results])
+    if each:
+        print_each(Console(), told)
+    else:
+        print_verdict(Console(), told[0])
+        print(f"\ncheckpoint  {out}\nreport      {out / 'report.html'}")
 
 
 def _told(result: Result) -> dict[str, Any]:

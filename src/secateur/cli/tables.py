@@ -69,9 +69,8 @@ def p_text(p: float | None) -> str:
 
 def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     """The end of the main job: word, numbers, what was cut, what it cost elsewhere, what would have been free."""
-    word = verdict["verdict"]
     console.print()
-    console.print(Text.assemble((word, WORD_STYLE[word.partition(" by ")[0]]), "  ", verdict["sentence"]))
+    console.print(_said(verdict))
     console.print()
     rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
     rows += [_row(f"{row['metric']} on all test of {name}", row) for name, row in _by_task(verdict)]
@@ -100,13 +99,18 @@ def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
         yield from ((row["name"], other) for other in row["secondary"] if other["metric"] == "accuracy")
 
 
-def print_each(verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """The end of `prune --each`: one line a task."""
-    rows = [
-        (told["task"]["name"], told["verdict"], *_row(told["metric"], told), told["out"]) for told in verdicts
-    ]
-    columns = ("task", "verdict", "measured", "before", "after", "p", "checkpoint")
-    print_rows(columns, rows, whole=("before", "after", "p"))
+def print_each(console: Console, verdicts: Sequence[Mapping[str, Any]]) -> None:
+    """The end of `prune --each`: word, sentence and place of every task."""
+    for told in verdicts:
+        console.print()
+        console.print(Text.assemble((told["task"]["name"], "bold"), ": ", _said(told)))
+        console.print(Text(f"checkpoint  {told['out']}"), soft_wrap=True)
+
+
+def _said(verdict: Mapping[str, Any]) -> Text:
+    """The word and its sentence."""
+    word = verdict["verdict"]
+    return Text.assemble((word, WORD_STYLE[word.partition(" by ")[0]]), "  ", verdict["sentence"])
 
 
 def _saved(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -193,5 +197,5 @@ def print_run(found: Mapping[str, Any]) -> None:
     else:
         console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))
     rows = [(t["plan"], t["n"], t["accuracy"], t["loss"], t["seconds"]) for t in found["trials"]]
-    title = f"{found['judged']} plans judged"
+    title = f"{found['judged']} plans judged, on any split"
     print_rows(("plan", "n", "accuracy", "loss", "seconds"), rows, title=title)

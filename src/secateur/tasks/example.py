@@ -150,6 +150,11 @@ class Task:
         return _digest([self.kind, [_row(e) for e in self.of(self.splits[name])]])
 
 
+def all_tested(examples: Sequence[Example]) -> dict[str, tuple[int, ...]]:
+    """The splits of a task that is only measured, never chosen by."""
+    return {"probe": (), "select": (), "test": tuple(range(len(examples)))}
+
+
 def _row(example: Example) -> list[Any]:
     said = [
         example.id,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain, count
 
 from secateur.errors import TaskError
-from secateur.tasks.example import SPLITS, Example, Member, Task
+from secateur.tasks.example import SPLITS, Example, Member, Task, all_tested
 from secateur.tasks.splits import asked_for, rank
 
 LOG = logging.getLogger("secateur")
@@ -55,21 +55,24 @@ def whole_test(task: Task, member: Member) -> tuple[int, ...]:
     return task.split(_whole(member.name))
 
 
+def test_splits(task: Task) -> list[tuple[int, ...]]:
+    """What a verdict reads: the test split, then the whole one of every member."""
+    return [task.split("test"), *(whole_test(task, member) for member in task.members)]
+
+
 def tested(task: Task) -> list[int]:
-    """All examples that a verdict reads: of the test split, and of the whole one of every member, each once."""
-    splits = [task.split("test"), *(whole_test(task, member) for member in task.members)]
-    return list(dict.fromkeys(example for split in splits for example in split))
+    """All examples of `test_splits`, each once."""
+    return list(dict.fromkeys(chain.from_iterable(test_splits(task))))
 
 
 def alone(task: Task, member: Member) -> Task:
     """The test split of a member as it was before it was joined, with its own ids: what its openings are counted by."""
     prefix = f"{member.name}/"
-    rows = [
+    rows = tuple(
         replace(e, id=e.id.removeprefix(prefix), group=e.group.removeprefix(prefix), task="")
         for e in task.of(whole_test(task, member))
-    ]
-    splits = {"probe": (), "select": (), "test": tuple(range(len(rows)))}
-    return Task(member.name, member.kind, tuple(rows), splits, member.max_new_tokens)
+    )
+    return Task(member.name, member.kind, rows, all_tested(rows), member.max_new_tokens)
 
 
 def interleaved(task: Task, indices: Sequence[int]) -> list[int]:

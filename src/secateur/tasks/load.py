@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, components, facts, recall
-from secateur.tasks.example import Task
+from secateur.tasks.example import Task, all_tested
 from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
 from secateur.tasks.local import read_records
@@ -78,8 +78,7 @@ def load_side(
     """
     source = _open(spec, tokenizer, seqlen)
     examples = arrange(take((*source.examples, *(source.held_out or ())), limit, 0), 0)
-    splits = {"probe": (), "select": (), "test": tuple(range(len(examples)))}
-    return Task(source.name, source.kind, examples, splits, source.max_new_tokens)
+    return Task(source.name, source.kind, examples, all_tested(examples), source.max_new_tokens)
 
 
 def list_tasks() -> list[TaskInfo]:

@@ -15,20 +15,17 @@ from secateur.checkpoint.folder import Folder
 from secateur.core.progress import Progress, silent
 from secateur.session import Session, open_session
 from secateur.training.record import card, epoch_records, score_records, trained_on
-from secateur.training.stake import Stake, stake_of
+from secateur.training.stake import stake_of
 from secateur.training.state import (
     Tuned,
-    check_room,
-    in_float32,
     judged,
-    kept_at,
     made_once,
     place_of,
-    samples_of,
+    taught,
     versions_used,
     written,
 )
-from secateur.training.trainer import Trained, train
+from secateur.training.trainer import Trained
 from secateur.training.tuning import Tuning, command_line, command_of, names_of, options_of, splits_of
 
 LOG = logging.getLogger("secateur")
@@ -81,7 +78,7 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
     select = list(task.split("select"))
     stake, before = stake_of(loaded, tuning), judged(session, select)
     learned = stake.count(loaded.model)
-    trained = _train(session, tuning, stake, command, folder)
+    trained = taught(session, tuning, stake, place_of(session, command, folder), folder)
     made = written(session, folder.staging)
     after = judged(session.on(task, made), select)
     _warn(trained, tuning)
@@ -108,32 +105,11 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
     }
 
 
-def _train(
-    session: Session, tuning: Tuning, stake: Stake, command: dict[str, Any], folder: Folder
-) -> Trained:
-    """Trains `session.loaded.model` in place, in float32 or wider; its dtype and its config are its own again after."""
-    place = place_of(session, command, folder)
-    learned = [number for name in tuning.split for number in session.task.split(name)]
-    with in_float32(session.loaded.model) as model, kept_at(place, folder):
-        check_room(place, stake.count(model))
-        return train(
-            model,
-            samples_of(session, learned),
-            samples_of(session, session.task.split("select")),
-            tuning,
-            seed=session.options.seed,
-            folder=place,
-            progress=session.progress,
-            stake=stake,
-        )
-
-
 def _warn(trained: Trained, tuning: Tuning) -> None:
-    losses = {row["step"]: row["select_loss"] for row in trained.history}
-    if tuning.chooses and losses[trained.best] >= losses[0]:
+    if tuning.chooses and not trained.lowered:
         LOG.warning(
             "no epoch has a lower loss on select than the original (%.4f): the best, which is written, has %.4f. Try "
             "another --lr or more --epochs.",
-            losses[0],
-            losses[trained.best],
+            trained.losses[0],
+            trained.losses[trained.best],
         )

@@ -38,18 +38,14 @@ from secateur.training.heal_record import (
 from secateur.training.stake import Stake
 from secateur.training.state import (
     Tuned,
-    check_room,
-    in_float32,
-    kept_at,
     made_once,
     place_of,
-    samples_of,
+    taught,
     versions_used,
     written,
 )
 from secateur.training.teacher import origin_of, teacher_of, trained_by
 from secateur.training.together import by_main
-from secateur.training.trainer import train
 from secateur.training.tuning import Tuning, names_of, options_of, splits_of
 
 LOG = logging.getLogger("secateur")
@@ -166,24 +162,10 @@ def _stage(
     watched = [depth for depth in known if depth.replaced] if stage == "layers" else known
     towards = {"hidden": healing.hidden, "temperature": healing.temperature} if stage == "end" else {}
     place = place_of(session, command, folder) / stage
-    learned = [number for name in tuning.split for number in session.task.split(name)]
-    start = _copies(session.loaded, stake.changed)
-    with in_float32(session.loaded.model) as model, kept_at(place, folder):
-        learning = stake.count(model)
-        check_room(place.parent, learning)
-        trained = train(
-            model,
-            samples_of(session, learned),
-            samples_of(session, session.task.split("select")),
-            tuning,
-            seed=session.options.seed,
-            folder=place,
-            progress=session.progress,
-            objective=Distillation(original, watched, **towards),
-            stake=stake,
-        )
-    losses = {row["step"]: row["select_loss"] for row in trained.history}
-    if tuning.chooses and losses[trained.best] >= losses[0]:
+    objective = Distillation(original, watched, **towards)
+    start, learning = _copies(session.loaded, stake.changed), stake.count(session.loaded.model)
+    trained = taught(session, tuning, stake, place, folder, objective=objective)
+    if tuning.chooses and not trained.lowered:
         session.loaded.model.load_state_dict(start, strict=False)
         trained = replace(trained, best=0)
     return stage_record(stage, trained, learning, stake.to_json(), len(watched))

@@ -28,8 +28,10 @@ from secateur.session import Session, digest
 from secateur.training.answers import Sample
 from secateur.training.around import fixed_workspace
 from secateur.training.checkpoints import newest_checkpoint
+from secateur.training.stake import Stake
 from secateur.training.together import by_main, from_main, join
-from secateur.training.trainer import Astray
+from secateur.training.trainer import Astray, Trained, train
+from secateur.training.tuning import Tuning
 
 BYTES_KEPT = (
     3 * 12
@@ -130,6 +132,27 @@ def kept_at(place: Path, folder: Folder) -> Iterator[None]:
         for empty in (place, place.parent) if is_main() else ():
             with suppress(OSError):  # only where nothing was saved yet
                 empty.rmdir()
+
+
+def taught(
+    session: Session, tuning: Tuning, stake: Stake, place: Path, folder: Folder, **towards: Any
+) -> Trained:
+    """Trains the session's model in place on the splits of `tuning`, in float32 or wider; its dtype and its config are
+    its own again after. `place` keeps the state; `towards` is the objective, where that is not the answers."""
+    learned = [number for name in tuning.split for number in session.task.split(name)]
+    with in_float32(session.loaded.model) as model, kept_at(place, folder):
+        check_room(folder.run, stake.count(model))
+        return train(
+            model,
+            samples_of(session, learned),
+            samples_of(session, session.task.split("select")),
+            tuning,
+            seed=session.options.seed,
+            folder=place,
+            progress=session.progress,
+            stake=stake,
+            **towards,
+        )
 
 
 def samples_of(session: Session, examples: Iterable[int]) -> list[Sample]:

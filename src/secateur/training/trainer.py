@@ -50,6 +50,16 @@ class Trained:
     tokens: int
     seconds: float = field(compare=False)
 
+    @property
+    def losses(self) -> dict[int, float]:
+        """The loss on select by step; 0 is the untrained model."""
+        return {int(row["step"]): row["select_loss"] for row in self.history}
+
+    @property
+    def lowered(self) -> bool:
+        """Whether the loss on select is lower at the best step than it was."""
+        return self.losses[self.best] < self.losses[0]
+
 
 Objective = Callable[[Any, Mapping[str, Tensor]], Tensor]  # model and batch to what is to become small
 

@@ -10,8 +10,8 @@ import numpy as np
 from secateur.core.plan import Plan
 from secateur.judge.evaluator import Judge
 from secateur.judge.generate import greedy
-from secateur.tasks.example import Task
-from secateur.tasks.joint import whole_test
+from secateur.tasks.example import Task, all_tested
+from secateur.tasks.joint import test_splits, tested
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,7 @@ def opening(task: Task) -> str:
 def witness(judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side]) -> Witness:
     """Measure the model that `judge` holds, as it is, on test and on all sides."""
     plan = Plan(judge.loaded.fingerprint)
-    asked = [judge.task.split("test"), *(whole_test(judge.task, member) for member in judge.task.members)]
-    test, *members = _told(judge, plan, asked)
+    test, *members = _told(judge, plan)
     outcomes, generated = [], []
     for side, side_judge in zip(sides, side_judges, strict=True):
         everything = range(len(side.task.examples))
@@ -64,12 +63,12 @@ def witness(judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side]) -
     return Witness(test.outcomes, tuple(outcomes), tuple(generated), test.labels, tuple(members))
 
 
-def _told(judge: Judge, plan: Plan, asked: Sequence[Sequence[int]]) -> list[Told]:
-    """What was said on each of several sets of examples, which may overlap: none is run twice."""
-    every = list(dict.fromkeys(example for examples in asked for example in examples))
+def _told(judge: Judge, plan: Plan) -> list[Told]:
+    """What was said on each of the test splits, which may overlap: no example is run twice."""
+    every = tested(judge.task)
     place = {example: number for number, example in enumerate(every)}
     judged = judge([plan], every, "verify")[plan]
-    rows = [judged[[place[example] for example in examples]] for examples in asked]
+    rows = [judged[[place[example] for example in examples]] for examples in test_splits(judge.task)]
     return [Told(some, answer_labels(judge, some)) for some in rows]
 
 
@@ -125,5 +124,5 @@ def paraphrase_task(task: Task, split: str) -> Task | None:
     ]
     if not rows:
         return None
-    splits = {"probe": (), "select": (), "test": tuple(range(len(rows)))}
-    return replace(task, name=f"{task.name} (paraphrases)", examples=tuple(rows), splits=splits)
+    name = f"{task.name} (paraphrases)"
+    return replace(task, name=name, examples=tuple(rows), splits=all_tested(rows))
