@@ -188,6 +188,7 @@ def test_every_record_is_as_documented(
             ledger=tuned.parent / "openings.sqlite",
         ).record,
         "Pretraining": _trained(tuned),
+        "PlanCost": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
     written = {(kind, key) for kind, keys in seen.items() for key in keys}

@@ -346,6 +346,11 @@ def test_the_record_says_what_evaluate_says(tuned):
     assert loss["after"]["value"] < loss["before"]["value"] - 0.3, "it learned next to nothing"
 
 
+def test_show_says_what_was_gained(tuned):
+    assert json.loads(secateur("show", tuned.out, "--json").stdout) == tuned.record
+    assert "facts" in secateur("show", tuned.out).stdout
+
+
 def test_the_folder_is_a_stock_checkpoint_with_the_originals_config(tuned):
     made = AutoModelForCausalLM.from_pretrained(tuned.out)
     assert AutoTokenizer.from_pretrained(tuned.out)("a")

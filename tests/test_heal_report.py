@@ -51,6 +51,19 @@ def place(tmp_path_factory, words):
     return place
 
 
+def test_show_tells_what_healing_gained(place):
+    assert json.loads(secateur("show", place / "two", "--json").stdout) == json.loads(
+        (place / "two/heal.json").read_text(encoding="utf-8")
+    )
+    said = " ".join(secateur("show", place / "one").stdout.split())
+    assert json.loads((place / "one/heal.json").read_text(encoding="utf-8"))["sentence"] in said
+    (place / "broken").mkdir()
+    (place / "broken/heal.json").write_text("{", encoding="utf-8")
+    told = secateur("show", place / "broken")
+    assert told.exit_code == 2
+    assert "heal.json is no JSON" in " ".join(told.output.split())
+
+
 def task(place):
     return f"text:{place / 'words.txt'}"
 

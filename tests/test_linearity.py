@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from zoo import tiny
 
 import secateur as package
-from secateur.errors import ModelError, OutputError, PlanError, TaskError, UnknownName
+from secateur.errors import ModelError, OutputError, PlanError, SecateurError, TaskError, UnknownName
 from secateur.hf import load
 from secateur.hf.readable import load_readable, readable_from
 from secateur.hf.source import Source, read_config
@@ -283,8 +283,24 @@ def test_too_few_sequences_to_hold_some_out(place, tmp_path):
     for seqlen in (256, 8):
         with pytest.raises(TaskError, match=r"too few groups|has 1 group of sequences|has 0 group"):
             package.probe(
-                str(place / "gpt2"), f"text:{path}", what="linearity", seqlen=seqlen, allow_small=True
+                str(place / "gpt2"),
+                f"text:{path}",
+                what="linearity",
+                seqlen=seqlen,
+                allow_small=True,
+                out=tmp_path / "new/out",
             )
+        assert list(tmp_path.iterdir()) == [path], "no empty folders are left"
+
+
+def test_a_folder_that_was_there_stays_when_nothing_is_read(place, tmp_path):
+    for name in ("heads", "linearity"):
+        with pytest.raises(SecateurError):
+            package.probe(str(place / "nowhere"), "builtin:facts", what=name, out=tmp_path)
+        assert tmp_path.is_dir()
+        with pytest.raises(SecateurError):
+            package.probe(str(place / "nowhere"), "builtin:facts", what=name, out=tmp_path / "new")
+        assert list(tmp_path.iterdir()) == []
 
 
 # --------------------------------------------------------------------------------------------------- files and the page

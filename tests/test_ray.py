@@ -274,7 +274,7 @@ def test_workers_that_fit_on_a_node():
         (["--ray", "local:2", "--workers", "3"], "says how many workers"),
         (["--ray", "ray://head:10001"], "run it on a node of the cluster"),
         (["--ray", "somewhere"], "write auto, HOST:PORT"),
-        (["--ray", "127.0.0.1:1"], "nobody answers there"),
+        (["--ray", "127.0.0.1:1"], "nobody answers at 127.0.0.1:1"),
         (["--ray", "auto", "--workers", "0"], "--workers 0: more than 0"),
         (["--ray", "auto", "--cpus-per-worker", "0"], "--cpus-per-worker 0: more than 0"),
         (["--ray", "auto", "--gpus-per-worker", "-1"], "--gpus-per-worker -1: 0 or more"),
@@ -286,6 +286,13 @@ def test_what_cannot_be_asked_is_said_before_a_model_is_read(words, message, tmp
     told = secateur("prune", "nowhere/at-all", "--task", "t", "-o", tmp_path / "out", *words)
     assert told.exit_code == 2
     assert message in " ".join(told.output.split())
+
+
+def test_the_address_of_a_cluster_that_is_gone_is_told_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    told = secateur("prune", "nowhere/at-all", "--task", "t", "-o", tmp_path / "out", "--ray", "auto")
+    assert told.exit_code == 2
+    assert "--ray auto: nobody answers at 127.0.0.1:1 " in " ".join(told.output.split())
 
 
 def test_without_ray_it_is_said_how_to_get_it(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur import verify
 from secateur.checkpoint.card import unverified_card
-from secateur.checkpoint.folder import Folder, writing
+from secateur.checkpoint.folder import Folder, made_early, writing
 from secateur.checkpoint.plans import read_plan, write_plan
 from secateur.checkpoint.save import Form
 from secateur.checkpoint.stream import Way, mapped, stream
@@ -328,10 +328,13 @@ def probe(
         task, shots = _single(names, _each(task), _each(shots), None)
         asked = Options(model=model, task=task, shots=shots, **options)
         series = {"revisions": _each(revisions), "also": _each(also), "parts": parts, "finer": _each(finer)}
-        return read_linearity(asked, split, **series, out=out, progress=progress)
+        with made_early(out):
+            return read_linearity(asked, split, **series, out=out, progress=progress)
     if set(names) <= set(COMPONENTS):
         asked = Options(model=model, task="", **options)  # the tasks, which may be none, come beside it
-        return read_record(names, asked, _each(task), _each(shots) or [0], split, out=out, progress=progress)
+        tasks, examples = _each(task), _each(shots) or [0]
+        with made_early(out):
+            return read_record(names, asked, tasks, examples, split, out=out, progress=progress)
     (task, shots), given = _single(names, _each(task), _each(shots), out), read_edits(plan)
     options |= {"method": "directions"} if names == ["directions"] else {}  # which listens to more options
     session = open_session(Options(model=model, task=task, shots=shots, **options), None, progress)

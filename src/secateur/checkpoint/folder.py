@@ -173,6 +173,24 @@ def writing(target: Path) -> Iterator[None]:
         raise OutputError(f"cannot write {target}: {reason}. Give another -o.") from error
 
 
+@contextmanager
+def made_early(out: str | Path | None) -> Iterator[None]:
+    """The folder `out`, if any, exists before hours of work, or `OutputError` says now that it cannot; gone again where
+    that work fails and leaves it empty."""
+    places = [] if out is None else [Path(out), *Path(out).parents]
+    missing = [place for place in places if not place.exists()]
+    for place in places[:1]:
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            for place in missing:
+                place.rmdir()
+        raise
+
+
 def no_space(target: Path) -> OutputError:
     return OutputError(
         f"no space left while writing {target}. Free some and run the same command again, or give another -o; nothing "

@@ -229,15 +229,19 @@ def show(
     top: Annotated[int, typer.Option(metavar="N", min=1, help="How many of the judged plans to list.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Print one run: its verdict, and the plans it judged, best first."""
-    from secateur.cli.runs import run_record
+    """Print one run: its verdict, and the plans it judged, best first. Of a trained checkpoint, what was gained."""
+    from secateur.cli.healing import print_healed
+    from secateur.cli.pretraining import print_trained
+    from secateur.cli.runs import run_record, trained_record
     from secateur.cli.tables import print_run
+    from secateur.cli.training import print_tuned
 
-    found = run_record(run, top)
+    printers = {"heal": print_healed, "finetune": print_tuned, "train": print_trained, "prune": print_run}
+    verb, found = trained_record(run) or ("prune", run_record(run, top))
     if as_json:
         print_json(found)
     else:
-        print_run(found)
+        printers[verb](found)
 
 
 def tasks(as_json: AsJson = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.checkpoint.folder import Folder
 from secateur.core.ledger import Ledger, Run
-from secateur.errors import UnknownName
+from secateur.errors import OutputError, UnknownName
 
 
 def runs_in(place: Path) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def _summary(ledger: Ledger, run: Run) -> dict[str, Any]:
     return {
         "run": _shown(_out(ledger.path, run)),
         "model": run.command["model"],
-        "task": run.command["task"],
+        "task": " + ".join([run.command["task"], *run.command.get("more_tasks", ())]),
         "created": run.created[:16].replace("T", " "),
         "status": run.status,
         "plans": len(ledger.trials(scope)) if scope else 0,
@@ -91,6 +91,18 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
         "judged": len(trials),
         "trials": rows[:top],
     }
+
+
+def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:
+    """The verb that trained what is in a folder, and its record; None for any other place."""
+    for verb in ("heal", "finetune", "train"):
+        path = place / f"{verb}.json"
+        if path.is_file():
+            try:
+                return verb, json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise OutputError(f"{path} is no JSON: {error}. Make the checkpoint again.") from error
+    return None
 
 
 def _ledger_of(place: Path) -> Path:

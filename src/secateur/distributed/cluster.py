@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import ObjectStoreFullError
 
 from secateur.distributed.pool import Pool
@@ -23,6 +24,7 @@ from secateur.judge.workers import Hire
 STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
 SMALLEST_STORE = 256 * 2**20
 KNOCK = 10.0  # seconds
+OTHERWISE = "Begin a cluster with `ray start --head`, or use local:N."
 TINY = 1e-6  # Ray counts resources in ten-thousandths
 
 
@@ -70,7 +72,7 @@ def on_ray(
     local = _local(address)
     if local is not None and workers not in (None, local):
         raise ClusterError(f"--ray {address} says how many workers, and --workers {workers} another number.")
-    if local is None and address != "auto":
+    if local is None and not (address == "auto" and ray.is_initialized()):
         _knock(address)
     asked = Ask(local or workers, cpus_per_worker, gpus_per_worker or 0.0)
 
@@ -92,18 +94,20 @@ def _local(address: str) -> int | None:
 
 
 def _knock(address: str) -> None:
-    """Ray itself asks for minutes where nobody answers. Raises `ClusterError`."""
+    """Ray itself asks for minutes where nobody answers, as where the address file of a cluster that is gone still lies.
+    Raises `ClusterError`."""
+    found = canonicalize_bootstrap_address("auto") if address == "auto" else address
+    if found is None:
+        return  # no trace of a cluster, which Ray says at once
     if address.startswith("ray://"):
         raise ClusterError(f"--ray {address}: the driver holds the model; run it on a node of the cluster.")
-    host, _, port = address.rpartition(":")
+    host, _, port = found.rpartition(":")
     if not (host and port.isdigit()):
         raise ClusterError(f"--ray {address}: write auto, HOST:PORT of a cluster (often 6379), or local:N.")
     try:
         socket.create_connection((host, int(port)), timeout=KNOCK).close()
     except OSError as error:
-        raise ClusterError(
-            f"--ray {address}: nobody answers there ({error}). Begin a cluster with `ray start --head`, or use local:N."
-        ) from error
+        raise ClusterError(f"--ray {address}: nobody answers at {found} ({error}). {OTHERWISE}") from error
 
 
 @contextmanager
@@ -192,9 +196,7 @@ def _begin(address: str, ask: Ask, loaded: Loaded) -> None:
         ray.init(**how)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ClusterError(
-            f"--ray {address}: {reason} Begin a cluster with `ray start --head`, or use local:N."
-        ) from error
+        raise ClusterError(f"--ray {address}: {reason.rstrip('.')}. {OTHERWISE}") from error
 
 
 def _resources() -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secateur.checkpoint.folder import write_json, writing
+from secateur.checkpoint.folder import write_json
 from secateur.core.progress import Progress, silent
 from secateur.errors import TaskError, TooLong, UnknownName, nearest
 from secateur.hf.load import find_source, quiet
@@ -51,8 +51,6 @@ def read_linearity(
     asked = [replace(options, revision=one) for one in revisions] or [options]
     asked += [replace(options, model=one, revision=None) for one in also]
     _check(asked)
-    if out is not None:
-        _make(Path(out))
     models, names = [], []
     for number, one in enumerate(asked):
         progress("models", number, len(asked))
@@ -79,11 +77,6 @@ def _check(asked: Sequence[Options]) -> None:
 
 def _name(options: Options) -> str:
     return options.model if options.revision is None else f"{options.model}@{options.revision}"
-
-
-def _make(folder: Path) -> None:
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write(record: Record, out: Path) -> list[Path]:

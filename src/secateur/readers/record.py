@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.checkpoint.folder import write_json, writing
+from secateur.checkpoint.folder import write_json
 from secateur.core.aggregate import mean_readings, spearman_overlap
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
@@ -33,8 +33,6 @@ def read_record(
 
     Raises: as `read_components`; `OutputError` where nothing can be written.
     """
-    if out is not None:  # before hours of reading
-        _make(Path(out))
     found = read_components(what, options, tasks, shots, split, progress)
     record: Record = {"what": list(what), "model": options.model, "split": split}
     record["tasks"] = list(dict.fromkeys(reading.task for reading in found.readings))
@@ -51,16 +49,10 @@ def read_record(
 
 def write_probe(record: Record, out: Path) -> list[Path]:
     """`out`/probe.json and, of what can be drawn, `out`/probe.html; older ones are replaced."""
-    _make(out)
     write_json(out / "probe.json", record)
     if not set(record["components"]) - {"neurons"}:  # thousands of them make no picture
         return [out / "probe.json"]
     return [out / "probe.json", write_probe_report(record, out / "probe.html")]
-
-
-def _make(folder: Path) -> None:
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
 
 
 def _single(what: str, options: Options, split: str, found: Components) -> Record:
