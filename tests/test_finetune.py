@@ -24,8 +24,7 @@ from secateur.checkpoint.folder import Folder
 from secateur.errors import OutputError, SecateurError, TaskError, TrainingError, UnknownName
 from secateur.options import Options
 from secateur.session import open_session
-from secateur.training import finetune as verb
-from secateur.training import trainer
+from secateur.training import state, trainer
 from secateur.training.answers import answer_losses, collate
 from secateur.training.trainer import AnswerTrainer, newest_checkpoint, train
 from secateur.training.tuning import Tuning, command_line, command_of, splits_of
@@ -405,7 +404,7 @@ def test_what_is_learned_are_the_right_answers_of_the_split(split, model, task, 
         seen.update(learned=learned, select=select)
         return train(model, learned, select, tuning, **rest)
 
-    monkeypatch.setattr(verb, "train", looked)
+    monkeypatch.setattr(state, "train", looked)
     found = package.finetune(str(model), str(task), tmp_path / "out", split=split, **HOW)
     session = open_session(Options(str(model), str(task), allow_small=True), None)
 
@@ -427,7 +426,7 @@ def test_of_text_every_token_but_the_first_is_learned(model, tmp_path, monkeypat
     text.write_text(" ".join(f"w{3 + n % 7}" for n in range(4000)))
     seen = []
     monkeypatch.setattr(
-        verb,
+        state,
         "train",
         lambda model, learned, *rest, **more: seen.extend(learned) or train(model, learned, *rest, **more),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,9 +291,13 @@ def test_what_cannot_be_asked_is_said_before_a_model_is_read(words, message, tmp
 
 def test_the_address_of_a_cluster_that_is_gone_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # nor is a cluster of another test meant
     told = secateur("prune", "nowhere/at-all", "--task", "t", "-o", tmp_path / "out", "--ray", "auto")
     assert told.exit_code == 2
-    assert "--ray auto: nobody answers at 127.0.0.1:1 " in " ".join(told.output.split())
+    said = " ".join(told.output.split())
+    assert re.search(r"--ray auto: nobody answers at [\d.]+:1 \(", said), (
+        said
+    )  # Ray names the machine's own address
 
 
 def test_without_ray_it_is_said_how_to_get_it(tmp_path):

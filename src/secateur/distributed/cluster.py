@@ -72,9 +72,9 @@ def on_ray(
     local = _local(address)
     if local is not None and workers not in (None, local):
         raise ClusterError(f"--ray {address} says how many workers, and --workers {workers} another number.")
+    asked = Ask(local or workers, cpus_per_worker, gpus_per_worker or 0.0)
     if local is None and not (address == "auto" and ray.is_initialized()):
         _knock(address)
-    asked = Ask(local or workers, cpus_per_worker, gpus_per_worker or 0.0)
 
     def hire(loaded: Loaded) -> AbstractContextManager[Pool]:
         on_gpu = loaded.device.type == "cuda" and gpus_per_worker is None
