@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur import verify
 from secateur.checkpoint.card import unverified_card
-from secateur.checkpoint.folder import Folder, made_early, writing
+from secateur.checkpoint.folder import Folder, made_early
 from secateur.checkpoint.plans import read_plan, write_plan
 from secateur.checkpoint.save import Form
 from secateur.checkpoint.stream import Way, mapped, stream
@@ -24,6 +24,7 @@ from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential
+from secateur.core.writing import writing
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.workers import Hire

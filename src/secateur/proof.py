@@ -10,13 +10,14 @@ from typing import Any
 
 from secateur import records, verify
 from secateur.checkpoint.card import model_card
-from secateur.checkpoint.folder import write_json, writing
+from secateur.checkpoint.folder import write_json
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import Form, save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import ALPHA
 from secateur.core.noninferiority import NOT_WORSE, bound_text
 from secateur.core.plan import Drop, Edit, Linearize, Plan
+from secateur.core.writing import writing
 from secateur.gains.record import gains
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge

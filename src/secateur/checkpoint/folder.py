@@ -5,7 +5,6 @@ Knows files, no model.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from secateur.core.finite import finite
+from secateur.core.writing import writing
 from secateur.errors import OutputError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -162,18 +160,6 @@ def _brief(value: Any) -> str:
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
-    """Turns what a file system refuses into an error that says where and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise no_space(target) from error
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {target}: {reason}. Give another -o.") from error
-
-
-@contextmanager
 def made_early(out: str | Path | None) -> Iterator[None]:
     """The folder `out`, if any, exists before hours of work, or `OutputError` says now that it cannot; gone again where
     that work fails and leaves it empty."""
@@ -189,13 +175,6 @@ def made_early(out: str | Path | None) -> Iterator[None]:
             for place in missing:
                 place.rmdir()
         raise
-
-
-def no_space(target: Path) -> OutputError:
-    return OutputError(
-        f"no space left while writing {target}. Free some and run the same command again, or give another -o; nothing "
-        "was half written."
-    )
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from secateur.checkpoint.folder import write_json, writing
+from secateur.checkpoint.folder import write_json
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
+from secateur.core.writing import writing
 from secateur.errors import PlanError, SecateurError
 
 TENSORS = "tensors"

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.checkpoint.folder import FULL, no_space, writing
 from secateur.core.plan import Plan
+from secateur.core.writing import writing
 from secateur.errors import OutputError, PlanError, SecateurError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.surgery.cut import cut
@@ -89,11 +87,6 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             _open_to_readers(folder)
-    except SafetensorError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if system_error(error) in FULL:
-            raise no_space(folder) from error
-        raise
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -121,12 +114,6 @@ def _open_to_readers(folder: Path) -> None:
     mode = (folder / "config.json").stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)
-
-
-def system_error(error: SafetensorError) -> int | None:
-    """The errno behind an error of the safetensors writer, which tells it only in words."""
-    found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
-    return int(found[1] or found[2]) if found else None
 
 
 def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Loaded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -12,6 +11,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.core.finite import finite
+from secateur.core.writing import FULL
 from secateur.errors import OutputError, SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
@@ -127,7 +127,7 @@ def _write(page: str, out: Path) -> Path:
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in FULL
         mend = "There is no space left: free some" if full else "Name a file in a folder that exists"
         raise OutputError(f"cannot write the report to {out}: {error.strerror}. {mend}.") from error
     return out

@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.checkpoint.folder import Folder, writing
+from secateur.checkpoint.folder import Folder
 from secateur.core.launched import is_main
 from secateur.core.ledger import Ledger
 from secateur.core.progress import Progress, silent
+from secateur.core.writing import writing
 from secateur.hf.load import Loaded
 from secateur.options import Options
 from secateur.reports import write_heal_report

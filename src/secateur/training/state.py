@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from secateur.checkpoint.folder import FULL, Folder, no_space, write_json, writing
-from secateur.checkpoint.save import reload, save, system_error
+from secateur.checkpoint.folder import Folder, write_json
+from secateur.checkpoint.save import reload, save
 from secateur.core.launched import is_main
+from secateur.core.writing import FULL, no_space, system_error, writing
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded, quiet
@@ -212,8 +213,6 @@ def _storing(place: Path) -> Iterator[None]:
 
 def _is_full(error: Exception) -> bool:
     """torch says only that its writer failed; safetensors has the errno in its message."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    if isinstance(error, SafetensorError):
-        return system_error(error) in FULL
-    return "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    return (
+        system_error(error) in FULL or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+    )

@@ -1,0 +1,42 @@
+"""What a file system refuses, as an error of ours."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secateur.errors import OutputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def writing(target: Path, option: str = "-o") -> Iterator[None]:
+    """Turns what a file system refuses into an error that says where and what to do: `option` names the place."""
+    try:
+        yield
+    except Exception as error:
+        if system_error(error) in FULL:
+            raise no_space(target, option) from error
+        if not isinstance(error, OSError):
+            raise
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {target}: {reason}. Give another {option}.") from error
+
+
+def no_space(target: Path, option: str = "-o") -> OutputError:
+    return OutputError(
+        f"no space left while writing {target}. Free some and run the same command again, or give another {option}; "
+        "nothing was half written."
+    )
+
+
+def system_error(error: Exception) -> int | None:
+    """The errno behind an error, also where a library tells it only in words, as safetensors does."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
+    return int(found[1] or found[2]) if found else None
