@@ -70,6 +70,7 @@ class Options:
     device_map: str | None = None
     offload_folder: str | None = None
     max_memory: str | None = None
+    spectra: str | None = None
     max_tokens: int = 0
     trust_remote_code: bool = False
 
@@ -78,6 +79,7 @@ class Options:
         "device_map",
         "offload_folder",
         "max_memory",
+        "spectra",
         "max_tokens",
     )
     LISTENERS: ClassVar[Mapping[str, tuple[str, ...]]] = {  # which methods an option is for, if not for all

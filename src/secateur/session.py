@@ -24,7 +24,7 @@ from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Limits, Workers
 from secateur.options import Options
 from secateur.search.laser import Objective
-from secateur.surgery.mask import Spectra
+from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import Task
 from secateur.tasks.joint import check_apart, interleaved, joint
@@ -79,7 +79,7 @@ class Session:
         return Plan(self.loaded.fingerprint)
 
     def judge(self, **changes: Any) -> Judge:
-        limits = Limits(max_tokens=self.options.max_tokens)
+        limits = Limits(max_tokens=self.options.max_tokens, spectra=self.options.spectra)
         kept = {"limits": limits, "ledger": self.ledger, "scope": self.scope, "progress": self.progress}
         kept |= {"workers": self.workers, "spectra": self.spectra}
         return Judge(self.loaded, self.task, self.encoded, **(kept | changes))

@@ -17,8 +17,9 @@ from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum, spectrum
-from secateur.surgery.mask import Spectra, masked
+from secateur.surgery.mask import masked
 from secateur.surgery.operations import Replace, decompose, resolve
+from secateur.surgery.spectra import Spectra
 
 MODEL = "fingerprint"
 TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])

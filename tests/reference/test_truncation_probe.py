@@ -19,7 +19,7 @@ from secateur.hf.matrices import Matrix
 from secateur.judge.forward import lent
 from secateur.judge.rows import Packing
 from secateur.probes.truncation import truncation_effects
-from secateur.surgery.mask import Spectra
+from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
 PACKING = Packing(2048, 2048, pad=0)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from secateur.checkpoint.folder import writing
 from secateur.checkpoint.save import Form, assert_same, check_form, check_space, logits_on
 from secateur.checkpoint.stream_journal import Journal
 from secateur.checkpoint.stream_shards import (
@@ -32,13 +31,15 @@ from secateur.checkpoint.stream_shards import (
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.site import Site
+from secateur.core.writing import writing
 from secateur.errors import ModelError, OutputError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
 from secateur.surgery.cut import Left, what_is_left
 from secateur.surgery.decompositions import Decompositions, check_svd
-from secateur.surgery.mask import Spectra, masked
+from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
+from secateur.surgery.spectra import Spectra
 
 CHECKS = ("auto", "logits", "digests")
 SHARD_SIZE = 5 * 10**9  # what the hub's tools take

@@ -38,6 +38,7 @@ from secateur.cli.options import (
     Seqlen,
     Shots,
     SkipLong,
+    SpectraFolder,
     SplitSeed,
     TestTask,
     Trust,
@@ -191,6 +192,7 @@ def prune(
     device_map: DeviceMap = None,
     offload_folder: OffloadFolder = None,
     max_memory: MaxMemory = None,
+    spectra: SpectraFolder = None,
     batch_size: BatchSize = "auto",
     ray: OnRay = None,
     workers: NumWorkers = None,
@@ -216,7 +218,7 @@ def prune(
         second_order=second_order, whitened=whitened, seed=seed, split_seed=split_seed,
         limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
         revision=revision, dtype=dtype, device=device, device_map=device_map, offload_folder=offload_folder,
-        max_memory=max_memory, batch_size=batch_size, trust_remote_code=trust_remote_code,
+        max_memory=max_memory, spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     hired = hire(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": hired}

@@ -39,6 +39,7 @@ from secateur.cli.options import (
     Shots,
     ShotsList,
     SkipLong,
+    SpectraFolder,
     SplitSeed,
     TaskSpec,
     TaskSpecs,
@@ -80,6 +81,7 @@ def evaluate(
     device_map: DeviceMap = None,
     offload_folder: OffloadFolder = None,
     max_memory: MaxMemory = None,
+    spectra: SpectraFolder = None,
     batch_size: BatchSize = "auto",
     trust_remote_code: Trust = False,
     ledger: Opened = None,
@@ -97,7 +99,7 @@ def evaluate(
         test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen,
         chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
         device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
-        batch_size=batch_size, trust_remote_code=trust_remote_code,
+        spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     chosen = given_plan(plan, edit)
     with bars(quiet=quiet or as_json) as progress:
@@ -154,6 +156,7 @@ def probe(
     device_map: DeviceMap = None,
     offload_folder: OffloadFolder = None,
     max_memory: MaxMemory = None,
+    spectra: SpectraFolder = None,
     batch_size: BatchSize = "auto",
     trust_remote_code: Trust = False,
     out: Readout = None,
@@ -183,7 +186,7 @@ def probe(
         seed=seed, split_seed=split_seed, limit=limit,
         seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
         device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
-        batch_size=batch_size, trust_remote_code=trust_remote_code,
+        spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     asked = {"what": names_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
     asked |= {"revisions": names_of(revisions or ""), "also": also or (), "parts": parts}

@@ -47,11 +47,14 @@ def decomposition(shape: tuple[int, int]) -> str:
 
 @dataclass
 class Counted:
-    """Counts works in their order, since what was decomposed stays as long as there is room (`spectra_bytes`)."""
+    """Counts works in their order, since what was decomposed stays as long as there is room (`spectra_bytes`), and in a
+    folder for good (`stored`)."""
 
     anatomy: Anatomy
     loads: Loads
     spectra_bytes: int
+    stored: bool = False
+    _on_disk: set[Site] = field(default_factory=set)
     _decomposed: set[Site] = field(default_factory=set)
 
     def __call__(self, work: Work) -> Amounts:
@@ -153,16 +156,29 @@ class Counted:
         together; else in every round again, and where not even one plan's have, for each of its plans."""
         groups = list(groups)
         asked = {site for sites, _ in groups for site in sites}
-        found: Counter[str] = Counter()
+        needed: Counter[Site] = Counter()
         if self._bytes(asked | self._decomposed) <= self.spectra_bytes:
             groups, rounds = [(sorted(asked - self._decomposed), 1.0)], 1
         for sites, count in groups:
             times = rounds * (
                 max(1.0, count) if self._bytes(sites) > self.spectra_bytes and len(sites) > 1 else 1
             )
-            for site in sites:
-                found[decomposition(self.anatomy.matrix(site).shape)] += times
+            needed.update(dict.fromkeys(sites, times))
         self._decomposed |= asked
+        return self._decompositions(needed)
+
+    def _decompositions(self, needed: Mapping[Site, float]) -> Amounts:
+        """As often as needed; with a folder each once, written there and read as often, as if always whole."""
+        found: Counter[str] = Counter()
+        for site, times in needed.items():
+            shape = self.anatomy.matrix(site).shape
+            if not self.stored:
+                found[decomposition(shape)] += times
+                continue
+            fresh = site not in self._on_disk
+            found[decomposition(shape)] += fresh
+            found["spectrum byte"] += (times + fresh) * spectrum_bytes(shape)
+            self._on_disk.add(site)
         return found
 
     def _bytes(self, sites: Iterable[Site]) -> int:
@@ -188,9 +204,11 @@ class Counted:
         return found | {f"{work.what} example": times * load.examples} | self._read_spectra(work)
 
     def _read_spectra(self, work: Read) -> Amounts:
-        """Directions are decomposed anew in every reading, and once more for a plan; what a screen needs is kept."""
-        if not work.decomposes or work.what == "truncation effects":
-            return self._spectra([((part,), 1.0) for part in work.parts] if work.decomposes else [], 1)
+        """Once, and under a plan once more for that where there is no room for them to stay."""
+        if not work.decomposes:
+            return {}
+        if not work.anew:
+            return self._spectra([((part,), 1.0) for part in work.parts], 1 + work.under)
         shapes = Counter(decomposition(self.anatomy.matrix(site).shape) for site in work.parts)
         return {name: count * work.times * (1 + work.under) for name, count in shapes.items()}
 

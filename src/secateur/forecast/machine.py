@@ -16,6 +16,7 @@ NARROW = (
 )
 SVD_TFLOPS = 0.5  # of a GPU in a decomposition, which is bound by memory and by its iterations; unmeasured
 LAUNCH = 3e-4  # s to launch one block from Python: some 20 kernels
+DISK = 1e9  # bytes/s of weights and spectra read or written
 OVERHEAD = {  # s each, in Python; measured on one core of a server, builtin:facts
     "plan": 1e-3,
     "edit": 5e-4,
@@ -23,10 +24,10 @@ OVERHEAD = {  # s each, in Python; measured on one core of a server, builtin:fac
     "call": 2e-3,
     "packed": 3e-6,
     "behavior": 0.0,
+    "spectrum byte": 1 / DISK,
     **dict.fromkeys((f"{what} example" for what in PASSES), 1e-4),
     **dict.fromkeys((f"{what} part" for what in PASSES), 1e-2),
 }
-DISK = 1e9  # bytes/s of weights read or written
 SHARED = 0.85  # of N times one device, where N judge: two local workers are to reach 1.7 of 2
 
 

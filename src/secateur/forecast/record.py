@@ -14,7 +14,7 @@ from secateur.errors import SecateurError
 from secateur.forecast.calibrate import calibrated
 from secateur.forecast.count import Amounts, Counted
 from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
-from secateur.forecast.machine import SHARED, SVD, UTILIZATION, Machine, stated
+from secateur.forecast.machine import DISK, SHARED, SVD, UTILIZATION, Machine, stated
 from secateur.hf.blank import Ruler, blank_model
 from secateur.judge.rows import Packing
 from secateur.judge.workers import Limits, spectra_bytes
@@ -124,8 +124,10 @@ def forecast(
     elif calibrate:
         machine = calibrated(session, Counted(anatomy, loads, room), works["most"], progress)
     workers = fleet.workers(weights)
+    stored = session.options.spectra is not None
     each = {
-        luck: _stages(own, Counted(anatomy, loads, room), machine, workers) for luck, own in works.items()
+        luck: _stages(own, Counted(anatomy, loads, room, stored), machine, workers)
+        for luck, own in works.items()
     }
     names = list(dict.fromkeys(name for stages in each.values() for name in stages))
     load = _load_seconds(loading, machine, fleet)
@@ -243,6 +245,10 @@ def _said(session: Session, fleet: Fleet, machine: Machine | None, workers: int)
     said = list(machine.said) if machine else ["no machine: FLOPs and bytes, no seconds"]
     if isinstance(session.loaded.tokenizer, Ruler):
         said.append("no tokenizer: about 1.3 tokens a word")
+    if session.options.spectra is not None:
+        said.append(
+            f"--spectra: nothing is there yet; what is read again is read whole, at {DISK / 1e9:g} GB/s for each worker"
+        )
     if fleet.devices > 1:
         said.append(
             f"{workers} models on {fleet.devices} devices judge at {SHARED:.0%} of {workers} times one; all else on one"

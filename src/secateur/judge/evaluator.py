@@ -28,8 +28,9 @@ from secateur.judge.outcomes import Tally, token_scores
 from secateur.judge.reuse import NOTHING, Reuse, Unchanged, unchanged
 from secateur.judge.rows import SMALLEST, Batch, Packing, shards
 from secateur.judge.workers import Judged, Limits, Question, Workers, ordered, spectra_bytes, work_on
-from secateur.surgery.mask import Spectra, masked
+from secateur.surgery.mask import masked
 from secateur.surgery.operations import OnParameter, Operation, resolve
+from secateur.surgery.spectra import Spectra, spectra_of
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
@@ -64,7 +65,7 @@ class Judge:
         self._limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        self.spectra = Spectra(spectra_bytes(model_bytes)) if spectra is None else spectra
+        self.spectra = spectra or spectra_of(spectra_bytes(model_bytes), self._limits.spectra)
         self.packing = self._limits.packing(
             on_cpu=self._forward.device.type == "cpu",
             model_bytes=model_bytes,

@@ -29,11 +29,12 @@ Judged = tuple[Plan, np.ndarray, float]  # OUTCOME rows of a plan on some exampl
 class Limits:
     """What the evaluator may use. 0 chooses by device: 768 tokens (300 to 2,000 are equally fast, and fewer take
     less memory) and a sixteenth of the model's size in logits (16 to 256 MiB) on a CPU, 32,768 and 2 GiB on an
-    accelerator; both halve when memory runs out."""
+    accelerator; both halve when memory runs out. `spectra` is a folder for decompositions."""
 
     max_tokens: int = 0
     logit_bytes: int = 0
     cache_bytes: int = 1024 * MEBI
+    spectra: str | None = None
 
     def packing(self, *, on_cpu: bool, model_bytes: int, vocab_size: int) -> Packing:
         """How examples are batched for a model of this size."""

@@ -56,7 +56,7 @@ def spectrum(matrix: Float[Tensor, "out in"]) -> Spectrum:
     """
     wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
     u, sigma, vh = torch.linalg.svd(wide, full_matrices=False)
-    return Spectrum(u, sigma, vh)
+    return Spectrum(u, sigma, vh.contiguous())  # so that a component is a row that lies together
 
 
 def spectrum_bytes(shape: tuple[int, int]) -> int:

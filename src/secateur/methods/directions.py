@@ -110,7 +110,8 @@ def search(session: Session) -> Found:
     with session.timed("analyze"):
         base = at.judge([session.empty], at.select, "choose")[session.empty]
         order = "weakest" if weakest_first(session) else "signed"
-        analysis = trail_record(session, protocol, order, at.effects.read(session.empty), trail)
+        reading = at.effects.read(session.empty)
+        analysis = trail_record(session, protocol, order, reading, trail, evaluator.spectra)
     search = {
         "method": "directions",
         "protocol": protocol,

@@ -60,7 +60,8 @@ class Judged:
 @dataclass(frozen=True)
 class Read:
     """A reading named `what` on the first `examples` of a place, `times` over, of `parts`: sites, or blocks as sites.
-    Under a plan matrices are decomposed for the plan, too. Some are no readings, but take their time: `CHORES`."""
+    Under a plan matrices are decomposed for the plan, too. `anew`: these are no decompositions that could be kept. Some
+    are no readings, but take their time: `CHORES`."""
 
     stage: str
     what: str
@@ -70,6 +71,7 @@ class Read:
     times: float = 1.0
     decomposes: bool = False
     under: bool = False
+    anew: bool = False
 
 
 @dataclass(frozen=True)

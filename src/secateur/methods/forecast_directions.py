@@ -44,6 +44,7 @@ def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
         min(MAX_PROBED, len(session.task.split("probe"))),
         sites,
         decomposes=True,
+        anew=options.per_head or options.whitened,
     )
     if protocol == "search":
         rounds = ROUNDS_WALKED[luck] if options.rescore else 1

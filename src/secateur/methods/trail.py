@@ -17,6 +17,7 @@ from secateur.probes.directions import MatrixEffects
 from secateur.probes.words import direction_words
 from secateur.records import measured
 from secateur.session import Session
+from secateur.surgery.operations import Decompose
 
 SHOWN = 256  # directions of one matrix or head, evenly along the spectrum; those that went are all there
 STRONGEST = 32  # of them by effect are there too
@@ -67,7 +68,7 @@ def num_removed(plan: Plan) -> int:
 
 
 def trail_record(
-    session: Session, protocol: str, order: str, reading: Reading, trail: Trail
+    session: Session, protocol: str, order: str, reading: Reading, trail: Trail, decompose: Decompose
 ) -> dict[str, Any]:
     """For the report. `reading` is that of the whole model."""
     found, metric, options = reading.found, session.objective.metric, session.options
@@ -89,7 +90,7 @@ def trail_record(
         "matrices": [_matrix_record(one, edits.get(one.site)) for one in found.matrices],
         "path": [step.record(metric) for step in trail.steps],
         "chosen": [step.record(metric) for step in trail.chosen],
-        "words": _words(session, reading, edits),
+        "words": _words(session, reading, edits, decompose),
     }
 
 
@@ -118,7 +119,7 @@ def _matrix_record(one: MatrixEffects, edit: RemoveDirections | None) -> dict[st
 
 
 def _words(
-    session: Session, reading: Reading, edits: Mapping[Site, RemoveDirections]
+    session: Session, reading: Reading, edits: Mapping[Site, RemoveDirections], decompose: Decompose
 ) -> list[dict[str, Any]]:
     """What the removed directions write, the most harmful first."""
     gone = {(site, number) for site, edit in edits.items() for number in edit.directions}
@@ -128,7 +129,7 @@ def _words(
     found = []
     for site, edit in edits.items():
         ours = [one for one in worst[:WORDED] if one.matrix == site]
-        words = direction_words(session.loaded, edit, [one.index for one in ours])
+        words = direction_words(session.loaded, edit, [one.index for one in ours], decompose)
         for one, said in zip(ours, words, strict=bool(words)):
             found.append({"site": str(site), "direction": one.index, "effect": one.change} | said.to_json())
     return sorted(found, key=lambda record: record["effect"])

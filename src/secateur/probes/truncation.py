@@ -18,7 +18,7 @@ from secateur.hf.matrices import Matrix
 from secateur.hf.weights import reread
 from secateur.judge.forward import gathered
 from secateur.judge.rows import Batch, Packing, with_room
-from secateur.surgery.mask import Spectra
+from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
 

@@ -18,7 +18,7 @@ from secateur.core.plan import Plan, RemoveDirections
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
-from secateur.surgery.operations import Remove, resolve
+from secateur.surgery.operations import Decompose, Remove, decompose, resolve
 
 MOST = 6  # tokens on each side
 Tokens = tuple[tuple[str, float], ...]
@@ -37,21 +37,27 @@ class Words:
 
 
 @torch.no_grad()
-def direction_words(loaded: Loaded, edit: RemoveDirections, numbers: Sequence[int]) -> list[Words]:
+def direction_words(
+    loaded: Loaded, edit: RemoveDirections, numbers: Sequence[int], decompose: Decompose = decompose
+) -> list[Words]:
     """Of some of the directions that `edit` removes; empty where they do not reach the stream by linear maps, or the
     unembedding does not read the stream through one norm.
 
     Source: weights read in the vocabulary, Dar et al. 2022 (arXiv 2209.02535)."""
     anatomy = loaded.anatomy
     unembedding = loaded.parameter(f"{anatomy.unembedding}.weight")
-    if edit.matrix.part not in ("o", "down", "v") or not _is_read_in_words(anatomy, unembedding):
+    if (
+        not numbers
+        or edit.matrix.part not in ("o", "down", "v")
+        or not _is_read_in_words(anatomy, unembedding)
+    ):
         return []
     stream = _to_stream(loaded, edit) if edit.matrix.part == "v" else None
     if edit.matrix.part == "v" and stream is None:
         return []
     (operation,) = resolve(Plan(loaded.fingerprint, (edit,)), anatomy, loaded.fingerprint)
     assert isinstance(operation, Remove)
-    basis = operation.basis(loaded.parameter(operation.parameter))
+    basis = operation.basis(loaded.parameter(operation.parameter), decompose)
     found = []
     for number in numbers:
         piece, index = divmod(number, basis.shape[2])

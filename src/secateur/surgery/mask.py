@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from secateur.hf.matrices import Matrix
 from secateur.hf.weights import writable
-from secateur.linalg.spectrum import Spectrum, spectrum_bytes
 from secateur.surgery.operations import Decompose, Enter, OnBlock, Operation, decompose
 
 
@@ -90,35 +89,3 @@ def _adding(own: Callable[..., Any], vector: Tensor) -> Callable[..., Any]:
         return y + vector.to(y.dtype)
 
     return forward
-
-
-class Spectra:
-    """Each matrix is decomposed once and its spectrum kept, the least recently used leaving beyond `max_bytes`.
-
-    Holds spectra of the *original* matrices: it is only asked before an edit is written.
-    """
-
-    def __init__(self, max_bytes: int, decompose: Decompose = decompose) -> None:
-        self._max_bytes, self._decompose = max_bytes, decompose
-        self._kept: dict[str, Spectrum] = {}
-
-    def fitting(self, matrices: Iterable[Matrix]) -> list[list[Matrix]]:
-        """Runs of matrices whose float32 spectra have room together."""
-        groups: list[list[Matrix]] = []
-        used = 0
-        for matrix in matrices:
-            need = spectrum_bytes(matrix.shape)
-            if not groups or used + need > self._max_bytes:
-                groups.append([])
-                used = 0
-            groups[-1].append(matrix)
-            used += need
-        return groups
-
-    def __call__(self, matrix: Matrix, weight: torch.Tensor) -> Spectrum:
-        name = str(matrix.site)
-        found = self._kept.pop(name, None) or self._decompose(matrix, weight)
-        self._kept[name] = found
-        while len(self._kept) > 1 and sum(s.num_bytes for s in self._kept.values()) > self._max_bytes:
-            self._kept.pop(next(iter(self._kept)))
-        return found
