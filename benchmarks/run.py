@@ -26,6 +26,7 @@ import null_study
 import offload
 import plan_cost
 import search_cost
+import spectra
 import surgery
 import sweep
 import torch
@@ -68,6 +69,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "linearity": linearity.run,
     "offload": offload.run,
     "surgery": surgery.run,
+    "spectra": spectra.run,
     "cluster": cluster.run,
     "plan-cost": plan_cost.run,
 }
@@ -138,6 +140,7 @@ ROWS: dict[str, Callable[[Any], Iterator[Row]]] = {
     "linearity": linearity.rows,
     "offload": offload.rows,
     "surgery": surgery.rows,
+    "spectra": spectra.rows,
     "cluster": cluster.rows,
     "plan-cost": plan_cost.rows,
 }
