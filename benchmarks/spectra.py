@@ -1,6 +1,6 @@
 """A race whose spectra have no room in memory: decomposed again in every rung, read from a folder (`--spectra`), and
-kept in memory as a bound. Turn by turn, wall time, since reading is not processor time alone (here files are in the page
-cache); same outcomes to the bit.
+kept in memory as a bound. Turn by turn, wall time, since reading is not processor time alone (files are in the page
+cache here); same outcomes to the bit.
 
 Rungs of 32, 32 and 64 prompts as a race takes them; nobody drops, which is the same for all ways.
 
