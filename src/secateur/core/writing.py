@@ -18,7 +18,7 @@ def writing(target: Path, option: str = "-o") -> Iterator[None]:
     """Turns what a file system refuses into an error that says where and what to do: `option` names the place."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         if system_error(error) in FULL:
             raise no_space(target, option) from error
         if not isinstance(error, OSError):
@@ -34,7 +34,7 @@ def no_space(target: Path, option: str = "-o") -> OutputError:
     )
 
 
-def system_error(error: Exception) -> int | None:
+def system_error(error: BaseException) -> int | None:
     """The errno behind an error, also where a library tells it only in words, as safetensors does."""
     if isinstance(error, OSError):
         return error.errno
