@@ -84,7 +84,7 @@ def test_what_runs_again_is_what_the_evaluator_finds_by_tracing(name):
 
 def test_a_pass_is_counted_shard_by_shard_as_the_evaluator_cuts_it(session, monkeypatch):
     monkeypatch.setattr("secateur.forecast.load.CACHE_BYTES", 50_000)
-    limits = type(session.judge()._limits)(cache_bytes=50_000)
+    limits = type(session.judge().limits)(cache_bytes=50_000)
     examples = session.task.split("select")
     theirs = list(session.judge(limits=limits).compute([session.empty], examples))
     width = session.loaded.anatomy.d_model * 4

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,20 @@ def test_outcomes_are_those_of_this_process_to_the_bit(pool, loaded):
     total = len(plans) * len(examples)
     assert seen[-1] == ("judge", total, total)
     assert [done for _, done, _ in seen] == sorted({done for _, done, _ in seen})
+
+
+def test_workers_share_a_folder_of_spectra(pool, loaded, tmp_path):
+    """Both write it, from a question that has one onwards, and outcomes stay what they are."""
+    plans, examples = plans_of(loaded), list(ENCODED)
+    here = Judge(loaded, TASK, ENCODED, limits=SHARDS)(plans, examples)
+    limits = replace(SHARDS, spectra=str(tmp_path / "spectra"))
+    for _ in range(2):
+        there = Judge(loaded, TASK, ENCODED, limits=limits, workers=pool)(plans, examples)
+        assert bits(there) == bits(here)
+        assert len(list((tmp_path / "spectra").glob("*.safetensors"))) == 7, (
+            "q and up of three blocks, one down"
+        )
+        assert not list((tmp_path / "spectra").glob("*.part"))
 
 
 def test_generation_and_banned_tokens_travel(pool, loaded):

@@ -127,12 +127,14 @@ class Worker:
 
     def _judge_of(self, about: Any) -> Judge:
         if self._judge is None or about != self._about:
-            spectra, self._judge = self._judge and self._judge.spectra, None  # its activations make room
-            question = ray.get(about)
-            limits, ban = question.limits, question.ban
-            made = Judge(self._loaded, question.task, question.encoded, limits=limits, ban=ban, keeps=True)
-            made.spectra = spectra or made.spectra  # they are of the model, whatever the task
-            self._about, self._judge = about, made
+            question, before = ray.get(about), self._judge
+            limits, spectra = question.limits, None
+            if before is not None and before.limits.spectra == limits.spectra:
+                spectra = before.spectra  # they are of the model, whatever the task
+            before = self._judge = None  # its activations make room
+            how = {"limits": limits, "ban": question.ban, "spectra": spectra, "keeps": True}
+            self._judge = Judge(self._loaded, question.task, question.encoded, **how)
+            self._about = about
         return self._judge
 
     def _keep(self, fitted: Mapping[str, Any]) -> None:

@@ -62,11 +62,11 @@ class Judge:
         self.progress, self.ban = progress, tuple(ban)
         self._ledger, self._scope = ledger, scope
         self._workers, self._keeps, self._open = workers, keeps, None
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-        self.spectra = spectra or spectra_of(spectra_bytes(model_bytes), self._limits.spectra)
-        self.packing = self._limits.packing(
+        self.spectra = spectra or spectra_of(spectra_bytes(model_bytes), self.limits.spectra)
+        self.packing = self.limits.packing(
             on_cpu=self._forward.device.type == "cpu",
             model_bytes=model_bytes,
             vocab_size=loaded.anatomy.vocab_size,
@@ -118,7 +118,7 @@ class Judge:
             for examples, plans in groups.items():
                 yield from self.compute(plans, examples)
             return
-        question = Question(self.task, self.encoded, self.ban, self._limits)
+        question = Question(self.task, self.encoded, self.ban, self.limits)
         work = [one for examples, plans in groups.items() for one in work_on(plans, self._shards(examples))]
         yield from self._workers.compute(question, work)
 
@@ -190,11 +190,11 @@ class Judge:
         if modules and modules not in self._unchanged:
             self._unchanged[modules] = unchanged(self._forward, self.loaded.model, path, modules)
         parts = self._unchanged[modules] if modules else NOTHING
-        return before if parts == before.parts else Reuse(self.loaded.model, parts, self._limits.cache_bytes)
+        return before if parts == before.parts else Reuse(self.loaded.model, parts, self.limits.cache_bytes)
 
     def _shards(self, examples: Sequence[int]) -> Iterator[list[int]]:
         width = self.loaded.anatomy.d_model * self.loaded.model.dtype.itemsize
-        return shards(examples, self.encoded, width, self._limits.cache_bytes)
+        return shards(examples, self.encoded, width, self.limits.cache_bytes)
 
 
 class _Boundary:
