@@ -261,6 +261,34 @@ def test_a_plan_that_kills_every_worker_is_named_and_the_rest_is_kept(pool, load
     assert known.dtype == OUTCOME
 
 
+class Choosy(Worker):
+    """The first to come gets the model; where the others are something is missing."""
+
+    place: str
+
+    def load(self, shipped, device, threads):
+        with open(self.place, "x"):
+            super().load(shipped, device, threads)
+
+
+def test_a_node_where_no_worker_can_begin_is_given_up_and_the_others_go_on(
+    pool, loaded, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(pools, "Worker", type("Choosy", (Choosy,), {"place": str(tmp_path / "taken")}))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    plans = plans_of(loaded)
+    here = Judge(loaded, TASK, ENCODED, limits=SHARDS)(plans, list(ENCODED))
+    with pools.Pool(loaded, 2, cpus=0, gpus=0) as half:
+        for _ in range(3):
+            there = Judge(loaded, TASK, ENCODED, limits=SHARDS, workers=half)(plans, list(ENCODED))
+            assert bits(there) == bits(here)
+        while len(half._hands) > 1:
+            half._wait({})
+        assert half._hired == 1 + pools.DEATHS
+    assert "could not begin" in caplog.text
+    assert "Going on with 1" in caplog.text
+
+
 def test_nobody_left_is_said(pool, loaded, monkeypatch):
     """The cluster has two CPUs, and both are taken."""
     monkeypatch.setattr(pools, "PATIENCE", 0.5)

@@ -30,7 +30,7 @@ LOG = logging.getLogger("secateur")
 SECONDS = 0.25  # of work in one portion: so much is lost with a worker, and asking takes 1 ms
 IN_HAND = 2  # portions at a worker, so that it need not wait for the driver
 DEATHS = 3  # of workers over one plan; more, for each worker there should be, in a row without a result
-PATIENCE = 120.0  # seconds until a first worker answers: the cluster may just be growing. Loading takes what it takes
+PATIENCE = 300.0  # seconds until a first worker answers: a cluster may grow, a machine be busy. Loading takes its time
 LOST = (  # a worker died, or its node did, where a result lay that was not fetched yet
     RayActorError,
     OutOfMemoryError,
@@ -58,6 +58,9 @@ class Pool:
         self._start = ray.put(Shipped.of(loaded)), "cuda" if gpus else "cpu", max(1, int(cpus))
         self._worker = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
         self._count, self._hired, self._deaths, self._any_ready = count, 0, 0, False
+        self._unready = (
+            0  # workers that failed before they had the model: on a node that lacks something, all do
+        )
         self._lost: Counter[Plan] = Counter()
         self._questions: list[tuple[Question, Any]] = []
         self._fitted: dict[str, Any] = {}
@@ -124,7 +127,8 @@ class Pool:
         try:
             _answer(hand.starting.pop(0))
         except (*LOST, RayTaskError) as error:
-            self._replace(hand, error)
+            self._unready += 1
+            self._replace(hand, error, gives_up=self._unready >= DEATHS)
             return
         self._any_ready |= not hand.starting
 
@@ -145,8 +149,9 @@ class Pool:
         self._hired += 1
         return Hand(self._hired - 1, actor, [actor.pid.remote(), actor.load.remote(*self._start)])
 
-    def _replace(self, hand: Hand, error: RayError) -> None:
-        """A lost worker's place is filled, once: each portion it had in hand fails by itself. Raises `ClusterError`."""
+    def _replace(self, hand: Hand, error: RayError, *, gives_up: bool = False) -> None:
+        """A lost worker's place is filled, once: each portion it had in hand fails by itself. Unless that is given up,
+        and others are there. Raises `ClusterError`."""
         if hand not in self._hands:
             return
         self._hands.remove(hand)
@@ -163,6 +168,9 @@ class Pool:
             raise ClusterError(
                 f"{self._deaths} workers died in a row without a result. {reason(error)} {KEPT}"
             ) from error
+        if gives_up and self._hands:
+            LOG.warning("a worker could not begin. %s Going on with %d.", reason(error), len(self._hands))
+            return
         LOG.warning("a worker was lost; what it had in hand is done again. %s", reason(error))
         self._hands.append(self._hire())
 
