@@ -322,6 +322,7 @@ def test_workers_that_fit_on_a_node():
         (["--ray", "auto", "--workers", "0"], "--workers 0: more than 0"),
         (["--ray", "auto", "--cpus-per-worker", "0"], "--cpus-per-worker 0: more than 0"),
         (["--ray", "auto", "--gpus-per-worker", "-1"], "--gpus-per-worker -1: 0 or more"),
+        (["--ray", "local:1", "--cpus-per-worker", "5000"], "--cpus-per-worker 5000: this machine has"),
         (["--workers", "2"], "are for --ray"),
         (["--gpus-per-worker", "0.5"], "are for --ray"),
     ],
@@ -330,6 +331,11 @@ def test_what_cannot_be_asked_is_said_before_a_model_is_read(words, message, tmp
     told = secateur("prune", "nowhere/at-all", "--task", "t", "-o", tmp_path / "out", *words)
     assert told.exit_code == 2
     assert message in " ".join(told.output.split())
+
+
+def test_more_workers_than_the_machine_has_cpus_is_said(caplog):
+    on_ray("local:5000")
+    assert "5000 workers of 1 CPUs share" in caplog.text
 
 
 def test_the_address_of_a_cluster_that_is_gone_is_told_at_once(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ from secateur.hf.load import Loaded
 from secateur.hf.weights import is_offloaded
 from secateur.judge.workers import Hire
 
+LOG = logging.getLogger("secateur")
 STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
 SMALLEST_STORE = 256 * 2**20
 KNOCK = 10.0  # seconds
@@ -73,7 +75,9 @@ def on_ray(
     if local is not None and workers not in (None, local):
         raise ClusterError(f"--ray {address} says how many workers, and --workers {workers} another number.")
     asked = Ask(local or workers, cpus_per_worker, gpus_per_worker or 0.0)
-    if local is None and not (address == "auto" and ray.is_initialized()):
+    if local is not None:
+        _check_here(address, local, cpus_per_worker)
+    elif not (address == "auto" and ray.is_initialized()):
         _knock(address)
 
     def hire(loaded: Loaded) -> AbstractContextManager[Pool]:
@@ -91,6 +95,22 @@ def _local(address: str) -> int | None:
     if not (count.isascii() and count.isdigit() and int(count)):
         raise ClusterError(f"--ray {address}: write local:N for N workers on this machine, such as local:2.")
     return int(count)
+
+
+def _check_here(address: str, workers: int, cpus: float) -> None:
+    """Ray would believe any number. Raises `ClusterError` for a worker with more CPUs than there are."""
+    there = os.cpu_count() or 1
+    if cpus > there:
+        raise ClusterError(f"--cpus-per-worker {cpus:g}: this machine has {there}.")
+    if workers * cpus > there:
+        LOG.warning(
+            "--ray %s: %d workers of %g CPUs share %d; more than %d are no faster here.",
+            address,
+            workers,
+            cpus,
+            there,
+            max(1, int(there / cpus)),
+        )
 
 
 def _knock(address: str) -> None:
