@@ -57,11 +57,12 @@ def test_show_tells_what_healing_gained(place):
     )
     said = " ".join(secateur("show", place / "one").stdout.split())
     assert json.loads((place / "one/heal.json").read_text(encoding="utf-8"))["sentence"] in said
-    (place / "broken").mkdir()
-    (place / "broken/heal.json").write_text("{", encoding="utf-8")
-    told = secateur("show", place / "broken")
-    assert told.exit_code == 2
-    assert "heal.json is no JSON" in " ".join(told.output.split())
+    for name, said in (("heal.json", "{"), ("train.json", '[{"q": 1}]'), ("finetune.json", '{"format": 99}')):
+        (place / f"other-{name}").mkdir()
+        (place / f"other-{name}" / name).write_text(said, encoding="utf-8")
+        told = secateur("show", place / f"other-{name}")
+        assert told.exit_code == 2
+        assert "is no run" in told.output
 
 
 def task(place):

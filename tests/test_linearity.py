@@ -293,6 +293,15 @@ def test_too_few_sequences_to_hold_some_out(place, tmp_path):
         assert list(tmp_path.iterdir()) == [path], "no empty folders are left"
 
 
+def test_a_name_that_no_folder_can_have_is_refused(place, tmp_path):
+    told = secateur(
+        "probe", place / "gpt2", "--what", "linearity", "--task", "x", "-o", tmp_path / ("x" * 300)
+    )
+    assert told.exit_code == 2
+    assert "name too long" in " ".join(told.output.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_was_there_stays_when_nothing_is_read(place, tmp_path):
     for name in ("heads", "linearity"):
         with pytest.raises(SecateurError):

@@ -187,7 +187,7 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
         pytest.param("secateur.checkpoint.save", "assert_same", marks=SLOW),
         ("secateur.verify", "decide"),
         pytest.param("secateur.proof", "write_report", marks=SLOW),
-        pytest.param("secateur.checkpoint.folder", "_flush", marks=SLOW),
+        pytest.param("secateur.checkpoint.folder", "flush", marks=SLOW),
     ],
 )
 def test_killed_between(place, name, run, undisturbed, tmp_path):
@@ -271,7 +271,7 @@ def test_killed_between_the_two_renames_of_an_overwrite(run, undisturbed, tmp_pa
 @SLOW
 def test_a_killed_process_holds_no_lock_and_its_staging_is_not_mistaken(run, undisturbed, tmp_path):
     """What lies in staging from a killed process is never published, whatever it is."""
-    assert run(tmp_path, dying("secateur.checkpoint.folder", "_flush")) == -signal.SIGKILL
+    assert run(tmp_path, dying("secateur.checkpoint.folder", "flush")) == -signal.SIGKILL
     staging = tmp_path / "out.run/staging"
     (staging / "model.safetensors").write_bytes(b"half")
     (staging / "stranger").write_text("")

@@ -19,6 +19,8 @@ from secateur.core.site import Site
 from secateur.errors import OutputError
 from secateur.hf.anatomy import anatomy
 from secateur.linalg.spectrum import spectrum
+from secateur.options import Options
+from secateur.session import open_session
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import decompose, resolve
 from secateur.surgery.spectra import Stored, spectra_of
@@ -90,20 +92,22 @@ def test_a_mask_from_the_folder_is_the_mask(name, tmp_path):
 
 
 def test_a_file_serves_the_same_matrix_wherever_it_is_and_no_other(tmp_path, counted):
-    site = Site(0, "down")
-    for seed, expected in ((0, 1), (0, 1), (1, 2)):
-        torch.manual_seed(seed)
-        model = tiny("llama")
-        matrix = anatomy(model).matrix(site)
-        weight = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed))
-        Stored(tmp_path)(matrix, weight)
-        assert len(counted) == expected
-        Stored(tmp_path)(matrix, weight.clone())
-        assert len(counted) == expected
-        assert len(files(tmp_path)) == expected
+    parts = anatomy(tiny("llama"))
+    for seed, block, dtype, expected in (
+        (0, 0, torch.float32, 1),
+        (0, 1, torch.float32, 1),
+        (1, 0, torch.float32, 2),
+        (0, 1, torch.bfloat16, 3),
+    ):
+        matrix = parts.matrix(Site(block, "down"))
+        weight = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        for copy in (weight, weight.clone()):
+            found = Stored(tmp_path)(matrix, copy)
+            assert torch.equal(found.sigma, spectrum(weight).sigma)
+        assert len(counted) == len(files(tmp_path)) == expected
 
 
-@pytest.mark.parametrize("damage", ["empty", "half", "noise"])
+@pytest.mark.parametrize("damage", ["empty", "half", "noise", "zeros", "another"])
 def test_a_damaged_file_is_said_and_made_again(damage, tmp_path, counted, caplog):
     model = tiny("llama")
     matrix = anatomy(model).matrix(Site(0, "up"))
@@ -112,13 +116,45 @@ def test_a_damaged_file_is_said_and_made_again(damage, tmp_path, counted, caplog
     Stored(tmp_path)(matrix, weight)
     [file] = tmp_path.iterdir()
     whole = file.read_bytes()
-    file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "noise": os.urandom(500)}[damage])
+    other = anatomy(model).matrix(Site(0, "down"))
+    Stored(tmp_path / "other")(other, model.get_parameter(other.weight))
+    [another] = (tmp_path / "other").iterdir()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    file.write_bytes(
+        {
+            "empty": b"",
+            "half": whole[: len(whole) // 2],
+            "noise": os.urandom(500),
+            "zeros": whole[:header] + bytes(len(whole) - header),
+            "another": another.read_bytes(),
+        }[damage]
+    )
     counted.clear()
     found = Stored(tmp_path)(matrix, weight)
     assert len(counted) == 1
     assert "decomposed again" in caplog.text
     assert torch.equal(found.vh, expected.vh)
     assert file.read_bytes() == whole
+
+
+def test_what_cannot_be_read_back_is_still_there(tmp_path, monkeypatch, caplog):
+    """As on a disk from which nothing can be mapped."""
+
+    def unmapped(*_, **__):
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr("secateur.surgery.spectra.safe_open", unmapped)
+    model = tiny("llama")
+    matrix = anatomy(model).matrix(Site(0, "up"))
+    weight = model.get_parameter(matrix.weight)
+    assert torch.equal(Stored(tmp_path)(matrix, weight).u, decompose(matrix, weight).u)
+    assert "cannot be read" in caplog.text
+
+
+def test_a_folder_is_named_whole_for_workers_are_elsewhere(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    options = Options(str(place / "m"), str(place / "q.jsonl"), spectra="s", allow_small=True)
+    assert open_session(options, None).judge().limits.spectra == str(tmp_path / "s")
 
 
 def test_a_full_disk_is_said_and_nothing_half_written(tmp_path, monkeypatch):
@@ -155,6 +191,7 @@ from secateur.surgery import spectra
 save = spectra.save_file
 def dying(tensors, path):
     save(tensors, path)
+    os.truncate(path, os.path.getsize(path) // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 spectra.save_file = dying
 model = tiny("llama")

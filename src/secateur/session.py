@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from secateur.core.ledger import Ledger
@@ -79,7 +80,8 @@ class Session:
         return Plan(self.loaded.fingerprint)
 
     def judge(self, **changes: Any) -> Judge:
-        limits = Limits(max_tokens=self.options.max_tokens, spectra=self.options.spectra)
+        spectra = self.options.spectra  # whole, for workers are elsewhere
+        limits = Limits(max_tokens=self.options.max_tokens, spectra=spectra and str(Path(spectra).absolute()))
         kept = {"limits": limits, "ledger": self.ledger, "scope": self.scope, "progress": self.progress}
         kept |= {"workers": self.workers, "spectra": self.spectra}
         return Judge(self.loaded, self.task, self.encoded, **(kept | changes))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from secateur.core.finite import finite
-from secateur.core.writing import writing
+from secateur.core.writing import flush, writing
 from secateur.errors import OutputError
 
 
@@ -123,29 +123,28 @@ class Folder:
     def _command_there(self) -> dict[str, Any] | None:
         """What made the checkpoint at `out`; None for anything else."""
         for name in ("plan.json", "finetune.json", "heal.json", "train.json"):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                record = json.loads((self.out / name).read_text(encoding="utf-8"))
+            if record := self.record(name):
                 return dict(record["provenance"]["command"])
+        return None
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """A file in `out` that says what made the checkpoint; None where there is none, or it is another's."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((self.out / name).read_text(encoding="utf-8"))
+            if dict(record["provenance"]["command"]):
+                return record
         return None
 
     def publish(self) -> None:
         """`staging` becomes `out` by rename, once it is on the disk; what was at `out` is gone only after that."""
         with writing(self.out):
             for path in [*self.staging.rglob("*"), self.staging]:
-                _flush(path)
+                flush(path)
             shutil.rmtree(self._replaced, ignore_errors=True)
             if self.out.exists():
                 os.rename(self.out, self._replaced)
             os.rename(self.staging, self.out)
             shutil.rmtree(self._replaced, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -164,14 +163,15 @@ def made_early(out: str | Path | None) -> Iterator[None]:
     """The folder `out`, if any, exists before hours of work, or `OutputError` says now that it cannot; gone again where
     that work fails and leaves it empty."""
     places = [] if out is None else [Path(out), *Path(out).parents]
-    missing = [place for place in places if not place.exists()]
-    for place in places[:1]:
-        with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
+    missing: list[Path] = []
     try:
+        for place in places[:1]:
+            with writing(place):
+                missing = [place for place in places if not place.exists()]
+                place.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        with suppress(OSError):  # something is in it
+        with suppress(OSError):  # something is in it, or it was never made
             for place in missing:
                 place.rmdir()
         raise

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.checkpoint.folder import Folder
 from secateur.core.ledger import Ledger, Run
-from secateur.errors import OutputError, UnknownName
+from secateur.errors import UnknownName
 
 
 def runs_in(place: Path) -> list[dict[str, Any]]:
@@ -95,14 +95,8 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
 
 def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:
     """The verb that trained what is in a folder, and its record; None for any other place."""
-    for verb in ("heal", "finetune", "train"):
-        path = place / f"{verb}.json"
-        if path.is_file():
-            try:
-                return verb, json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise OutputError(f"{path} is no JSON: {error}. Make the checkpoint again.") from error
-    return None
+    records = ((verb, Folder(place).record(f"{verb}.json")) for verb in ("heal", "finetune", "train"))
+    return next(((verb, record) for verb, record in records if record), None)
 
 
 def _ledger_of(place: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +36,19 @@ def no_space(target: Path, option: str = "-o") -> OutputError:
 
 
 def system_error(error: BaseException) -> int | None:
-    """The errno behind an error, also where a library tells it only in words, as safetensors does."""
+    """The errno behind an error, also where safetensors tells it only in words."""
     if isinstance(error, OSError):
         return error.errno
+    if type(error).__name__ != "SafetensorError":
+        return None
     found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
     return int(found[1] or found[2]) if found else None
+
+
+def flush(path: Path) -> None:
+    """What was written there is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

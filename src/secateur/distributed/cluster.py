@@ -116,18 +116,25 @@ def _check_here(address: str, workers: int, cpus: float) -> None:
 def _knock(address: str) -> None:
     """Ray itself asks for minutes where nobody answers, as where the address file of a cluster that is gone still lies.
     Raises `ClusterError`."""
-    found = canonicalize_bootstrap_address("auto") if address == "auto" else address
-    if found is None:
-        return  # no trace of a cluster, which Ray says at once
-    if address.startswith("ray://"):
-        raise ClusterError(f"--ray {address}: the driver holds the model; run it on a node of the cluster.")
+    found = (os.environ.get("RAY_ADDRESS") or _last()) if address == "auto" else address
+    which = address if found == address else f"{address} ({found})"
+    if found.startswith("ray://"):
+        raise ClusterError(f"--ray {which}: the driver holds the model; run it on a node of the cluster.")
     host, _, port = found.rpartition(":")
     if not (host and port.isdigit()):
-        raise ClusterError(f"--ray {address}: write auto, HOST:PORT of a cluster (often 6379), or local:N.")
+        raise ClusterError(f"--ray {which}: write auto, HOST:PORT of a cluster (often 6379), or local:N.")
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
     except OSError as error:
-        raise ClusterError(f"--ray {address}: nobody answers at {found} ({error}). {OTHERWISE}") from error
+        raise ClusterError(f"--ray {which}: nobody answers there ({error}). {OTHERWISE}") from error
+
+
+def _last() -> str:
+    """The address of the cluster that was begun on this machine last. Raises `ClusterError`."""
+    try:
+        return canonicalize_bootstrap_address("auto") or ""
+    except (ConnectionError, ValueError) as error:
+        raise ClusterError(f"--ray auto: there is no cluster on this machine. {OTHERWISE}") from error
 
 
 @contextmanager

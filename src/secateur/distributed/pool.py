@@ -58,9 +58,7 @@ class Pool:
         self._start = ray.put(Shipped.of(loaded)), "cuda" if gpus else "cpu", max(1, int(cpus))
         self._worker = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
         self._count, self._hired, self._deaths, self._any_ready = count, 0, 0, False
-        self._unready = (
-            0  # workers that failed before they had the model: on a node that lacks something, all do
-        )
+        self._unready = 0  # workers in a row that failed before they had the model
         self._lost: Counter[Plan] = Counter()
         self._questions: list[tuple[Question, Any]] = []
         self._fitted: dict[str, Any] = {}
@@ -130,7 +128,8 @@ class Pool:
             self._unready += 1
             self._replace(hand, error, gives_up=self._unready >= DEATHS)
             return
-        self._any_ready |= not hand.starting
+        if not hand.starting:
+            self._any_ready, self._unready = True, 0
 
     def _result(self, ref: Any, hand: Hand) -> list[tuple[np.ndarray, float]] | None:
         """What a worker found, or None where it is lost. Raises what was raised there."""

@@ -118,13 +118,12 @@ def forecast(
     weights = anatomy.num_parameters * itemsize
     room = spectra_bytes(weights)
     works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
-    machine = None
+    machine, stored = None, session.options.spectra is not None
     if fleet.elsewhere:
         machine = stated(anatomy, itemsize, fleet.tflops, fleet.bandwidth, fleet.utilization)
     elif calibrate:
-        machine = calibrated(session, Counted(anatomy, loads, room), works["most"], progress)
+        machine = calibrated(session, Counted(anatomy, loads, room, stored), works["most"], progress)
     workers = fleet.workers(weights)
-    stored = session.options.spectra is not None
     each = {
         luck: _stages(own, Counted(anatomy, loads, room, stored), machine, workers)
         for luck, own in works.items()

@@ -11,8 +11,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.core.finite import finite
-from secateur.core.writing import FULL
-from secateur.errors import OutputError, SecateurError
+from secateur.core.writing import writing
+from secateur.errors import SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
 from secateur.reports.components import importance, induction, neurons, parts, probe_hero
@@ -122,14 +122,12 @@ def write_probe_report(record: Record, path: str | Path) -> Path:
 
 def _write(page: str, out: Path) -> Path:
     partial = out.with_name(out.name + ".part")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        full = error.errno in FULL
-        mend = "There is no space left: free some" if full else "Name a file in a folder that exists"
-        raise OutputError(f"cannot write the report to {out}: {error.strerror}. {mend}.") from error
+    with writing(out, "folder"):
+        try:
+            partial.write_text(page, encoding="utf-8")
+            partial.replace(out)
+        finally:
+            partial.unlink(missing_ok=True)
     return out
 
 

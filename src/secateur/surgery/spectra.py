@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.core.site import Site
-from secateur.core.writing import writing
+from secateur.core.writing import flush, writing
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum, spectrum_bytes
 from secateur.surgery.operations import Decompose, decompose
@@ -74,14 +74,24 @@ class Stored:
         self._files: dict[Site, Path] = {}
 
     def __call__(self, matrix: Matrix, weight: Tensor) -> Spectrum:
-        if matrix.site not in self._files:
-            self._files[matrix.site] = self._folder / _name(matrix.read(weight))
-        file = self._files[matrix.site]
+        if matrix.site in self._files:
+            found = self._read(self._files[matrix.site], weight.device)
+        else:
+            found = self._first(matrix, weight)
+        if found is not None:
+            return found
+        made, file = self._decompose(matrix, weight), self._files[matrix.site]
+        self._write(file, made)
+        return self._read(file, weight.device) or made
+
+    def _first(self, matrix: Matrix, weight: Tensor) -> Spectrum | None:
+        """Whoever wrote it: it must be of this matrix, as far as can be told at a glance."""
+        whole = matrix.read(weight)
+        file = self._files[matrix.site] = self._folder / _name(whole)
         found = self._read(file, weight.device)
-        if found is None:
-            self._write(file, self._decompose(matrix, weight))
-            found = self._read(file, weight.device)
-        assert found is not None, f"{file} cannot be read, though it was just written"
+        if found is not None and not _fits(found, whole):
+            LOG.warning("%s is not what it should be: its matrix is decomposed again.", file)
+            return None
         return found
 
     def _read(self, file: Path, device: torch.device) -> Spectrum | None:
@@ -107,9 +117,20 @@ class Stored:
                 mode = partial.stat().st_mode  # safetensors makes files that only their owner may read
                 save_file({name: part.contiguous() for name, part in parts.items()}, partial)
                 partial.chmod(mode)
+                flush(partial)
                 partial.replace(file)
             finally:
                 partial.unlink(missing_ok=True)
+
+
+def _fits(found: Spectrum, whole: Tensor) -> bool:
+    """Shapes, dtype, and the norm: ‖σ‖ = ‖W‖."""
+    rows, columns = whole.shape
+    rank, dtype = min(rows, columns), torch.promote_types(whole.dtype, torch.float32)
+    if [tuple(t.shape) for t in (found.u, found.sigma, found.vh)] != [(rows, rank), (rank,), (rank, columns)]:
+        return False
+    norm, expected = torch.linalg.vector_norm(found.sigma), torch.linalg.vector_norm(whole, dtype=dtype)
+    return found.sigma.dtype == dtype and torch.isclose(norm, expected, rtol=1e-3).item()
 
 
 def _name(whole: Tensor) -> str:
