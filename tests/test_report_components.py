@@ -617,7 +617,7 @@ def test_probe_report_is_written_and_an_empty_record_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["probe.html"]
     with pytest.raises(SecateurError, match="holds no reading"):
         write_probe_report(record | {"components": {}}, tmp_path / "other.html")
-    with pytest.raises(OutputError, match="cannot write .*probe.html: No such file"):
+    with pytest.raises(OutputError, match=r"cannot write .*probe.html: No such file"):
         write_probe_report(record, tmp_path / "nowhere" / "probe.html")
 
 

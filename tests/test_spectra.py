@@ -107,7 +107,7 @@ def test_a_file_serves_the_same_matrix_wherever_it_is_and_no_other(tmp_path, cou
         assert len(counted) == len(files(tmp_path)) == expected
 
 
-@pytest.mark.parametrize("damage", ["empty", "half", "noise", "zeros", "another"])
+@pytest.mark.parametrize("damage", ["empty", "half", "noise", "zeros", "bit", "another"])
 def test_a_damaged_file_is_said_and_made_again(damage, tmp_path, counted, caplog):
     model = tiny("llama")
     matrix = anatomy(model).matrix(Site(0, "up"))
@@ -126,6 +126,7 @@ def test_a_damaged_file_is_said_and_made_again(damage, tmp_path, counted, caplog
             "half": whole[: len(whole) // 2],
             "noise": os.urandom(500),
             "zeros": whole[:header] + bytes(len(whole) - header),
+            "bit": whole[:-1] + bytes([whole[-1] ^ 64]),
             "another": another.read_bytes(),
         }[damage]
     )
@@ -158,7 +159,7 @@ def test_a_folder_is_named_whole_for_workers_are_elsewhere(place, monkeypatch, t
 
 
 def test_a_full_disk_is_said_and_nothing_half_written(tmp_path, monkeypatch):
-    def full(tensors, path):
+    def full(tensors, path, *_):
         path.write_bytes(b"half")
         raise SafetensorError("Error while serializing: IoError(Os { code: 28, kind: StorageFull })")
 
@@ -189,8 +190,8 @@ from zoo import tiny
 from secateur.hf.anatomy import anatomy
 from secateur.surgery import spectra
 save = spectra.save_file
-def dying(tensors, path):
-    save(tensors, path)
+def dying(tensors, path, *more):
+    save(tensors, path, *more)
     os.truncate(path, os.path.getsize(path) // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 spectra.save_file = dying

@@ -248,13 +248,16 @@ def preview(
     portable: bool = False,
     zeroed: bool = False,
     factorize: bool = False,
+    shard_size: str = "5GB",
+    svd: str = "auto",
+    check: str = "auto",
     device: str = "auto",
     **loading: Any,
 ) -> dict[str, Any]:
     """What `apply` would cut, how many parameters would be left, where the result would load, and the nearest plan
     whose result would be a stock checkpoint. Writes nothing."""
     given, form = read_edits(plan), Form(zeroed, factorize, portable)
-    Way(device=device)  # as `apply` would refuse it; nothing is computed here
+    Way(parse_size(shard_size), svd, check, device)  # as `apply` would refuse it; nothing is computed here
     with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
         chosen = _chosen(given, loaded, portable)
         anatomy = loaded.anatomy

@@ -98,6 +98,8 @@ class Options:
             raise UnknownName(f"unknown method {self.method!r}.{nearest(self.method, METHODS)}")
         if self.objective is not None and self.objective not in METRICS:
             raise UnknownName(f"unknown objective {self.objective!r}.{nearest(self.objective, METRICS)}")
+        if self.spectra == "":
+            raise SecateurError("--spectra is empty: give a folder, or leave it out.")
         if self.more_tasks and self.test_task is not None:
             raise SecateurError(
                 "--test-task is for one --task: with several it would not say whose test it is."

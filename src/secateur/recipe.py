@@ -23,6 +23,7 @@ from secateur.options import Options
 from secateur.proof import cut_and_verify, form_of
 from secateur.session import Session, digest, open_session, read_model, read_task, session_on
 from secateur.sides import side_effects
+from secateur.surgery.spectra import make_ready
 from secateur.tasks.joint import distinct
 
 
@@ -79,8 +80,10 @@ def prune(
         check_ledger(journal_file)
         session = session or open_session(options, None, progress)
         check(session)
+        if options.spectra is not None:
+            make_ready(options.spectra)
         hired = nullcontext() if workers is None else workers(session.loaded)
-        with Ledger.open(journal_file) as journal, hired as hands:
+        with hired as hands, Ledger.open(journal_file) as journal:
             return _prune(replace(session, ledger=journal, workers=hands), folder, journal)
 
 

@@ -80,12 +80,12 @@ def apply(
         "revision": revision,
         "dtype": dtype,
     }
+    how |= {"shard_size": shard_size, "svd": svd, "check": check}
     machine = {"device": device, "trust_remote_code": trust_remote_code}
     if out is None or dry_run:
         told = api.preview(model, chosen, **how, **machine)
         print_json(told) if as_json else print_preview(told)
         return
-    how |= {"shard_size": shard_size, "svd": svd, "check": check}
     with bars(quiet=quiet or as_json) as progress:
         made = api.apply(model, chosen, out, overwrite=overwrite, progress=progress, **how, **machine)
     if as_json:

@@ -15,11 +15,12 @@ NOT_ASKED = {"out", "each", "ledger", "overwrite", "as_json", "quiet"}  # of pru
 NOT_ASKED |= {"ray", "workers", "cpus_per_worker", "gpus_per_worker"}
 SHOWN = {
     "plans": "plans",
-    "evaluations": "evaluations",
-    "gradients": "gradients",
+    "evaluations": "evals",
+    "gradients": "grads",
     "svds": "SVDs",
     "flops": "FLOPs",
 }
+NARROW = 110  # columns that the brackets need
 UNITS = ((86400 * 3, 86400, "days"), (5400, 3600, "h"), (100, 60, "min"), (0, 1, "s"))
 
 
@@ -97,25 +98,32 @@ def _like_prune(verb: Callable[..., None]) -> Callable[..., None]:
 
 def print_cost(found: Mapping[str, Any]) -> None:
     """The stages, what is held in memory, and what all that rests on."""
+    from rich.console import Console
+
     from secateur.cli.tables import print_rows
 
     sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
     title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"
-    columns = ("stage", "time", *SHOWN.values())
-    rows = [_cells(row) for row in (*found["stages"], found["total"])]
-    print_rows(columns, rows, title=title, whole=columns[:2])
-    held = ", ".join(f"{name.replace('_', ' ')} {_short(count)}B" for name, count in found["bytes"].items())
-    print(f"held at once: {held}")
+    rows = [*found["stages"], found["total"]]
+    shown = {"seconds": "time", **SHOWN}
+    shown = {
+        key: name for key, name in shown.items() if any(_between(row["counts"], key, str) for row in rows)
+    }
+    narrow = Console().width < NARROW
+    cells = [(row["stage"], *(_cell(row["counts"], key, narrow) for key in shown)) for row in rows]
+    print_rows(("stage", *shown.values()), cells, title=title, whole=("stage", "time"))
+    if narrow:
+        print(f"expected numbers; the least and the most in {NARROW} columns, or with --json")
+    held = {name: f"{name.replace('_', ' ')} {_short(count)}B" for name, count in found["bytes"].items()}
+    every = held.pop("spectra")
+    print(f"held at once: {', '.join(held.values())} (all {every})")
     for said in found["assumptions"]:
         print(f"· {said}")
 
 
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (
-        row["stage"],
-        _between(row["counts"], "seconds", _time),
-        *(_between(row["counts"], key, _short) for key in SHOWN),
-    )
+def _cell(counts: Mapping[str, Mapping[str, float]], key: str, narrow: bool) -> str:
+    shown = _between(counts, key, _time if key == "seconds" else _short)
+    return shown.partition(" [")[0] if narrow else shown
 
 
 def _between(counts: Mapping[str, Mapping[str, float]], key: str, show: Callable[[float], str]) -> str:

@@ -132,6 +132,8 @@ def heal(
 
 def print_healed(record: Mapping[str, Any]) -> None:
     """Select of all three models, then the losses stage by stage."""
+    from rich.console import Console
+
     from secateur.cli.tables import print_rows, with_interval
 
     sides, learned = ("teacher", "unhealed", "healed"), record["trained_on"]
@@ -141,6 +143,8 @@ def print_healed(record: Mapping[str, Any]) -> None:
         (f"{row['metric']} on {where}", *(with_interval(row[side], row["unit"]) for side in sides))
         for where, row in measured
     ]
+    if Console().width < 100:  # intervals below their values
+        scores = [tuple(cell.replace(" [", "\n[") for cell in row) for row in scores]
     title = f"healed on {learned['examples']} examples of {record['task']['name']} ({', '.join(learned['splits'])})"
     print_rows(("measured", *sides), scores, title=title, whole=sides)
     print()

@@ -121,7 +121,7 @@ MaxMemory = Annotated[
     typer.Option(metavar="cpu=SIZE,0=SIZE", help="What --device-map may fill: of memory, of GPU 0, ..."),
 ]
 SpectraFolder = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         metavar="DIR",
         help="Keep decompositions of matrices in DIR, for this run and any other of the same weights.",
@@ -256,9 +256,8 @@ def as_api(**given: Any) -> dict[str, Any]:
     for name in ("target", "step", "params"):
         if options.get(name) is not None:
             options[name] = _share(name, options[name])
-    for name in ("offload_folder", "spectra"):
-        if options.get(name) is not None:
-            options[name] = str(options[name])
+    if options.get("offload_folder") is not None:
+        options["offload_folder"] = str(options["offload_folder"])
     if "batch_size" in options:
         options["max_tokens"] = _tokens(options.pop("batch_size"))
     return options

@@ -144,7 +144,7 @@ def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     lost = f" ({search['screened_out']} screened out, {search['raced_out']} raced out)" if raced else ""
     times = "once" if opened == 1 else f"{opened} times, corrected for"
     yield (
-        f"{verdict['candidates_tried']} plans tried on select of {search['proposed']} proposed{lost}, "
+        f"{verdict['candidates_tried']} plans tried on select, from {search['proposed']} proposed{lost}; "
         f"{verdict['evaluations']:,} evaluations; test opened {times}",
         False,
     )

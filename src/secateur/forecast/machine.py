@@ -28,6 +28,7 @@ OVERHEAD = {  # s each, in Python; measured on one core of a server, builtin:fac
     **dict.fromkeys((f"{what} example" for what in PASSES), 1e-4),
     **dict.fromkeys((f"{what} part" for what in PASSES), 1e-2),
 }
+CONSTANT = {"report": 1.0, "statistics": 0.5, "sides read": 1.0}  # s each time, on whatever machine
 SHARED = 0.85  # of N times one device, where N judge: two local workers are to reach 1.7 of 2
 
 
@@ -74,14 +75,12 @@ def stated(anatomy: Anatomy, itemsize: int, tflops: float, bandwidth: float, uti
             "svd flop": 1 / (SVD_TFLOPS * 1e12),
             "step": anatomy.num_blocks * block,
             "reload": 2 * itemsize * anatomy.num_parameters / DISK,
-            "report": 1.0,
-            "statistics": 0.5,
-            "sides read": 1.0,
+            **CONSTANT,
         },
         (
             f"a device of {tflops:g} TFLOP/s, of which matrix products reach {utilization:.0%}, and {bandwidth:g} GB/s",
             f"float32 {NARROW:g} times slower; {SVD_TFLOPS:g} TFLOP/s in exact decompositions",
             f"{LAUNCH * 1e3:g} ms to launch a block, {OVERHEAD['plan'] * 1e3:g} ms for each plan; "
-            f"disks of {DISK / 1e9:g} GB/s",
+            f"disks of {DISK / 1e9:g} GB/s; " + ", ".join(f"{name} {s:g} s" for name, s in CONSTANT.items()),
         ),
     )

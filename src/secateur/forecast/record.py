@@ -49,7 +49,8 @@ class Fleet:
 
     def __post_init__(self) -> None:
         numbers = [n for n in (self.tflops, self.bandwidth, self.memory) if n is not None]
-        if self.devices < 1 or min(numbers, default=1.0) <= 0 or not 0 < self.utilization <= 1:
+        positive = all(0 < number < math.inf for number in numbers)
+        if self.devices < 1 or not positive or not 0 < self.utilization <= 1:
             raise SecateurError(
                 "--devices from 1, --tflops, --bandwidth and --memory above 0, --utilization up to 1."
             )
@@ -129,6 +130,7 @@ def forecast(
         for luck, own in works.items()
     }
     names = list(dict.fromkeys(name for stages in each.values() for name in stages))
+    each = _in_order(each, names)
     load = _load_seconds(loading, machine, fleet)
     stages = [_row("load", {luck: {"seconds": load} for luck in LUCKS})]
     stages += [_row(name, {luck: each[luck].get(name, {}) for luck in LUCKS}) for name in names]
@@ -206,6 +208,21 @@ def _shown(work: Work, amounts: Amounts) -> dict[str, float]:
     }
 
 
+def _in_order(
+    each: Mapping[str, Mapping[str, Mapping[str, float]]], names: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The least no more than what is expected, nor the most less: where a plan begins is a mean, and may cost more than
+    what the brackets have."""
+    found: dict[str, dict[str, dict[str, float]]] = {luck: {} for luck in LUCKS}
+    for name in names:
+        keys = dict.fromkeys(key for luck in LUCKS for key in each[luck].get(name, {}))
+        for key in keys:
+            values = [each[luck].get(name, {}).get(key, 0.0) for luck in LUCKS]
+            for luck, value in zip(LUCKS, (min(values), values[1], max(values)), strict=True):
+                found[luck].setdefault(name, {})[key] = value
+    return found
+
+
 def _row(name: str, counts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return {"stage": name, "counts": {luck: dict(own) for luck, own in counts.items()}}
 
@@ -246,7 +263,8 @@ def _said(session: Session, fleet: Fleet, machine: Machine | None, workers: int)
         said.append("no tokenizer: about 1.3 tokens a word")
     if session.options.spectra is not None:
         said.append(
-            f"--spectra: nothing is there yet; what is read again is read whole, at {DISK / 1e9:g} GB/s for each worker"
+            "--spectra: counted as if nothing were there yet; what is read again is read whole, at "
+            f"{DISK / 1e9:g} GB/s for each worker"
         )
     if fleet.devices > 1:
         said.append(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -54,6 +55,12 @@ class Spectra:
         return found
 
 
+def make_ready(folder: str) -> None:
+    """Before hours of work. Raises `OutputError` where there can be no such folder."""
+    with writing(Path(folder), "--spectra"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
 def spectra_of(max_bytes: int, folder: str | None = None) -> Spectra:
     """Decompositions of one model; with a `folder` those that have no room are read again from there."""
     return Spectra(max_bytes, decompose if folder is None else Stored(Path(folder)))
@@ -65,8 +72,8 @@ class Stored:
     memory that are used.
 
     A file is named after the matrix, its dtype, torch's version and the kind of device. It appears when it is whole, so
-    any number of processes may share a folder. One that cannot be read is made again. Bound to one model.
-    Raises `OutputError` where the folder cannot be written.
+    any number of processes may share a folder. One that cannot be read, or was damaged, is made again. Bound to one
+    model. Raises `OutputError` where the folder cannot be written.
     """
 
     def __init__(self, folder: Path, decompose: Decompose = decompose) -> None:
@@ -85,12 +92,11 @@ class Stored:
         return self._read(file, weight.device) or made
 
     def _first(self, matrix: Matrix, weight: Tensor) -> Spectrum | None:
-        """Whoever wrote it: it must be of this matrix, as far as can be told at a glance."""
-        whole = matrix.read(weight)
-        file = self._files[matrix.site] = self._folder / _name(whole)
+        """Whoever wrote it: what is in it must be what was written, and for this matrix."""
+        file = self._files[matrix.site] = self._folder / _name(matrix.read(weight))
         found = self._read(file, weight.device)
-        if found is not None and not _fits(found, whole):
-            LOG.warning("%s is not what it should be: its matrix is decomposed again.", file)
+        if found is not None and _said(file) != _digest(file, found):
+            LOG.warning("%s is not what was written (damaged?): its matrix is decomposed again.", file)
             return None
         return found
 
@@ -108,14 +114,14 @@ class Stored:
 
     def _write(self, file: Path, found: Spectrum) -> None:
         """Components lie one after another, so that few of them are few pages."""
-        parts = {"ut": found.u.T, "sigma": found.sigma, "vh": found.vh}
+        parts = {"ut": found.u.T.contiguous(), "sigma": found.sigma, "vh": found.vh}
         partial = file.with_suffix(f".{uuid4().hex}.part")
         with writing(self._folder, "--spectra"):
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
                 partial.touch()
                 mode = partial.stat().st_mode  # safetensors makes files that only their owner may read
-                save_file({name: part.contiguous() for name, part in parts.items()}, partial)
+                save_file(parts, partial, {"digest": _digest(file, found)})
                 partial.chmod(mode)
                 flush(partial)
                 partial.replace(file)
@@ -123,18 +129,26 @@ class Stored:
                 partial.unlink(missing_ok=True)
 
 
-def _fits(found: Spectrum, whole: Tensor) -> bool:
-    """Shapes, dtype, and the norm: ‖σ‖ = ‖W‖."""
-    rows, columns = whole.shape
-    rank, dtype = min(rows, columns), torch.promote_types(whole.dtype, torch.float32)
-    if [tuple(t.shape) for t in (found.u, found.sigma, found.vh)] != [(rows, rank), (rank,), (rank, columns)]:
-        return False
-    norm, expected = torch.linalg.vector_norm(found.sigma), torch.linalg.vector_norm(whole, dtype=dtype)
-    return found.sigma.dtype == dtype and torch.isclose(norm, expected, rtol=1e-3).item()
+def _said(file: Path) -> str | None:
+    """The digest that was written."""
+    with safe_open(file, "pt") as stored:
+        return (stored.metadata() or {}).get("digest")
+
+
+def _digest(file: Path, found: Spectrum) -> str:
+    """Of the content, and of the name, which is the matrix's."""
+    digest = hashlib.sha256(file.name.encode())
+    for part in (found.u.T, found.sigma, found.vh):
+        digest.update(_bytes(part))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _name(whole: Tensor) -> str:
     made_by = f"{tuple(whole.shape)} {whole.dtype} {torch.__version__} {whole.device.type}"
     digest = hashlib.sha256(made_by.encode())
-    digest.update(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(_bytes(whole))
     return f"{digest.hexdigest()[:32]}.safetensors"
