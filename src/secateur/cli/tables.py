@@ -29,7 +29,8 @@ def table(
     for number, name in enumerate(columns):
         cells = [row[number] for row in rows]
         numeric = bool(rows) and all(isinstance(cell, int | float) or cell is None for cell in cells)
-        width = max((len(show(cell)) for cell in cells), default=0) if numeric or name in whole else None
+        lines = [line for cell in cells for line in show(cell).split("\n")]
+        width = max(map(len, lines), default=0) if numeric or name in whole else None
         made.add_column(
             Text(name),
             justify="right" if numeric else "left",
