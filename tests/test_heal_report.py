@@ -27,7 +27,7 @@ from secateur.reports.healed_depth import healed_depth
 from secateur.reports.healing import healing_page, hero
 from secateur.reports.page import render_heal
 from secateur.training.heal_options import Healing, command_line, heal_command
-from secateur.training.heal_record import form_of
+from secateur.training.heal_record import form_of, sentence
 from secateur.training.tuning import Tuning
 
 HOW = {"allow_small": True, "device": "cpu", "seqlen": 24, "limit": 600}
@@ -63,6 +63,17 @@ def test_show_tells_what_healing_gained(place):
         told = secateur("show", place / f"other-{name}")
         assert told.exit_code == 2
         assert "is no run" in told.output
+
+
+def test_what_healing_did_to_others_is_said_where_it_is_worse(place):
+    record = json.loads((place / "one/heal.json").read_text(encoding="utf-8"))
+    [side] = record["sides"]
+    assert side["higher_is_better"]
+    for ends, said in (([-0.3, -0.1], True), ([-0.3, 0.1], False), ([0.1, 0.3], False)):
+        changed = record | {"sides": [side | {"gain": {"value": sum(ends) / 2, "ci": ends}}]}
+        assert ("Worse for it: q, accuracy -20.0 points [-30.0, -10.0]." in sentence(changed)) == said
+        lower = changed | {"sides": [changed["sides"][0] | {"higher_is_better": False}]}
+        assert ("Worse for it" in sentence(lower)) == (ends[0] > 0)
 
 
 def task(place):

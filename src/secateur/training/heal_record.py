@@ -98,7 +98,17 @@ def curves_of(cut: Path, task: Task) -> dict[str, Any] | None:
 
 
 def sentence(record: Mapping[str, Any]) -> str:
-    """What came back and at what cost, in plain words: of the first metric that the cut is shown to have lost."""
+    """What came back and at what cost, in plain words: of the first metric that the cut is shown to have lost; and what
+    got worse elsewhere."""
+    worse = [
+        f" Worse for it: {row['name']}, {row['metric'].replace('_', ' ')} {_change(row['gain'], row['unit'])}."
+        for row in record["sides"]
+        if (row["gain"]["ci"][1] < 0 if row["higher_is_better"] else row["gain"]["ci"][0] > 0)
+    ]
+    return _brought_back(record) + "".join(worse)
+
+
+def _brought_back(record: Mapping[str, Any]) -> str:
     scores, cost = record["scores"], f"{record['tokens']:,} tokens read in {record['seconds']:.0f} s."
     row = next((row for row in scores if row["recovered"]), None)
     if row is None:
