@@ -131,6 +131,14 @@ def test_what_apply_leaves(words, tmp_path):
     assert not list((tmp_path / "out").glob("verdict*"))
 
 
+def test_show_says_of_what_apply_made_that_nothing_was_judged(words, tmp_path):
+    save_model(tmp_path / "m", tiny("llama"), words)
+    api.apply(str(tmp_path / "m"), ["b0.up=1"], tmp_path / "out")
+    told = secateur("show", tmp_path / "out")
+    assert told.exit_code == 2
+    assert "made by `secateur apply`, which judges nothing" in " ".join(told.output.split())
+
+
 def test_apply_twice_and_otherwise(words, tmp_path):
     model = save_model(tmp_path / "m", tiny("llama"), words)
     first = api.apply(str(model), ["b1.down=3"], tmp_path / "out")

@@ -106,6 +106,10 @@ def _ledger_of(place: Path) -> Path:
     for path in tried:
         if path.exists():
             return path
+    if (place / "plan.json").exists() and not (place / "verdict.json").exists():
+        raise UnknownName(
+            f"{place} was made by `secateur apply`, which judges nothing: secateur eval {place} --task TASK."
+        )
     raise UnknownName(
         f"{place} is no run: there is no {' and no '.join(map(str, tried))}. `secateur runs DIR` lists runs."
     )
