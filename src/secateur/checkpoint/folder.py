@@ -150,7 +150,10 @@ class Folder:
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """`seed 0, now 1`: what was asked there and is asked differently now."""
     names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    told = [f"{name} {_brief(found.get(name))}, now {_brief(wanted.get(name))}" for name in sorted(names)]
+    told = [
+        f"{name.replace('_', ' ')} {_brief(found.get(name))}, now {_brief(wanted.get(name))}"
+        for name in sorted(names)
+    ]
     return "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
 
 
