@@ -45,23 +45,29 @@ def counted(self, scope, plan, outcomes, *, seconds):
 Ledger.record = counted
 """
 LEAVING = """
-import os, sys
+import os, signal, sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 leaver = cluster.add_node(num_cpus=1)
 sys.argv += ["--ray", cluster.address]
 from secateur.core.ledger import Ledger
 from secateur.distributed.pool import Pool
-record, calls, compute = Ledger.record, [], Pool.compute
+record, compute, there, left = Ledger.record, Pool.compute, [], []
+def of_leaver(pid):
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        return f"RAY_RAYLET_PID={leaver.all_processes['raylet'][0].process.pid}".encode() in file.read()
 def when_all_are_there(self, question, work):
-    assert calls or len(self.pids) == 2
+    while not there and any(hand.starting for hand in self._hands):
+        self._wait({})
+    if not there and sum(len(piece.plans) for piece in work) > 8:
+        there.extend(filter(of_leaver, self.pids))
     return compute(self, question, work)
 Pool.compute = when_all_are_there
 def watched(self, scope, plan, outcomes, *, seconds):
     record(self, scope, plan, outcomes, seconds=seconds)
-    calls.append(len(outcomes))
-    if len(calls) == 5:
-        cluster.remove_node(leaver, allow_graceful=False)
+    if there and not left:
+        os.kill(there[0], signal.SIGKILL)  # a node that loses its power takes its worker along
+        left.append(cluster.remove_node(leaver, allow_graceful=False))
 Ledger.record = watched
 """
 
