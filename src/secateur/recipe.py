@@ -81,7 +81,7 @@ def prune(
         session = session or open_session(options, None, progress)
         check(session)
         if options.spectra is not None:
-            make_ready(options.spectra)
+            make_ready(Path(options.spectra))
         hired = nullcontext() if workers is None else workers(session.loaded)
         with hired as hands, Ledger.open(journal_file) as journal:
             return _prune(replace(session, ledger=journal, workers=hands), folder, journal)

@@ -66,7 +66,7 @@ def _directions(session: Session, judge: Judge, work: Read) -> object:
     how = {name: vars(options)[name] for name in ("per_head", "second_order", "whitened")}
     how |= {"under": realized(session, group, session.empty, 0)} if work.under else {}
     examples = _asked(session, work)
-    how |= {"packing": judge.packing, "spectra": judge.spectra}
+    how |= {"packing": judge.packing, "decompose": judge.spectra}
     return directions_effects(session.loaded, session.encoded, examples, work.parts, **how)
 
 

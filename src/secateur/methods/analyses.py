@@ -60,7 +60,7 @@ def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
         second_order=options.second_order,
         whitened=options.whitened,
         under=plan,
-        spectra=judge.spectra,
+        decompose=judge.spectra,
         split=split,
         progress=session.progress,
     )

@@ -96,7 +96,7 @@ class Effects:
             whitened=options.whitened,
             under=plan,
             bases=self._bases,
-            spectra=self._judge.spectra,
+            decompose=self._judge.spectra,
             progress=session.progress,
         )
         if options.whitened and not self._bases:

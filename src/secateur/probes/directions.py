@@ -26,7 +26,7 @@ from secateur.linalg.moments import Moments
 from secateur.probes.streams import real_tokens
 from secateur.probes.taps import read_taps
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import decompose, resolve
+from secateur.surgery.operations import Decompose, decompose, resolve
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
@@ -103,7 +103,7 @@ def directions_effects(
     bases: Mapping[Site, Float[np.ndarray, "pieces out k"]] | None = None,
     split: str = "probe",
     room: int = ROOM,
-    spectra: Spectra | None = None,
+    decompose: Decompose = decompose,
     progress: Progress = silent,
 ) -> DirectionEffects:
     """The effect on the loss of removing each singular direction of each matrix in `sites`.
@@ -115,8 +115,8 @@ def directions_effects(
     and v (key/value heads for k and v) and columns of o have directions of their own; other matrices are read whole.
     `whitened`: the directions of W C^½, C the input's second moment over the same tokens.
     `under` a plan the same directions of the original weights are read in the model that it leaves; `bases` hands in
-    directions that were read before, in place of those. Plain ones of whole matrices come from `spectra`, where there
-    are some.
+    directions that were read before, in place of those. Plain ones of whole matrices, and those of the plan, come
+    from `decompose`.
 
     Units: nats. Source: Vergara-Browne et al. 2024 (arXiv 2404.03147); curvature and whitening are ours.
     Differs: their reference is another example of the batch, so that a batch of one has no effects, and their taps of
@@ -131,7 +131,7 @@ def directions_effects(
     groups = Spectra(room).fitting(matrices)
     cuts = {m.site: loaded.anatomy.heads_in(m.site) if per_head else None for m in matrices}
 
-    asked = _Asked(cuts, second_order, whitened and not bases, under, bases or {}, spectra)
+    asked = _Asked(cuts, second_order, whitened and not bases, under, bases or {}, decompose)
 
     def read(packing: Packing) -> list[MatrixEffects]:
         passes = len(groups) * (1 + asked.whitened)
@@ -155,7 +155,7 @@ class _Asked:
     whitened: bool
     under: Plan | None
     bases: Mapping[Site, np.ndarray]
-    spectra: Spectra | None
+    decompose: Decompose
 
 
 def _effects(probe: _Probe, group: Sequence[Matrix], asked: _Asked) -> list[MatrixEffects]:
@@ -165,7 +165,7 @@ def _effects(probe: _Probe, group: Sequence[Matrix], asked: _Asked) -> list[Matr
     sums = [_Sums(loaded, matrix, asked, seen.get(matrix.module)) for matrix in group]
     plan = asked.under or Plan(loaded.fingerprint)
     operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
-    with masked(loaded.model, operations, asked.spectra or decompose):
+    with masked(loaded.model, operations, asked.decompose):
         for one in sums if plan.edits else ():
             one.read_again()
         inputs = probe.run(group, sums)
@@ -226,16 +226,16 @@ class _Sums:
         if matrix.site in asked.bases:
             self._parts, self._keeps_u = self._based_on(asked.bases[matrix.site]), True
         else:
-            self._parts = self._own(inputs, asked.spectra)
+            self._parts = self._own(inputs, asked.decompose)
         shape = self._parts.sigma.shape
         self._sums = torch.zeros(5 if asked.squares else 2, *shape, dtype=torch.float64)
 
-    def _own(self, inputs: Moments | None, spectra: Spectra | None) -> Directions:
+    def _own(self, inputs: Moments | None, decompose: Decompose) -> Directions:
         if inputs is not None:
             return directions(self._pieces(), self._moment(inputs.second))
-        if spectra is None or self._heads is not None:
+        if self._heads is not None:
             return directions(self._pieces())
-        found = spectra(self.matrix, self._loaded.parameter(self.matrix.weight))
+        found = decompose(self.matrix, self._loaded.parameter(self.matrix.weight))
         return Directions(found.u[None], found.sigma[None], (found.sigma[:, None] * found.vh)[None])
 
     def _pieces(self) -> Float[Tensor, "heads out in"]:

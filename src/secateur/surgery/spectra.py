@@ -55,10 +55,10 @@ class Spectra:
         return found
 
 
-def make_ready(folder: str) -> None:
-    """Before hours of work. Raises `OutputError` where there can be no such folder."""
-    with writing(Path(folder), "--spectra"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+def make_ready(folder: Path) -> None:
+    """Raises `OutputError` where there can be no such folder, before hours of work."""
+    with writing(folder, "--spectra"):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def spectra_of(max_bytes: int, folder: str | None = None) -> Spectra:
@@ -116,8 +116,8 @@ class Stored:
         """Components lie one after another, so that few of them are few pages."""
         parts = {"ut": found.u.T.contiguous(), "sigma": found.sigma, "vh": found.vh}
         partial = file.with_suffix(f".{uuid4().hex}.part")
+        make_ready(self._folder)
         with writing(self._folder, "--spectra"):
-            self._folder.mkdir(parents=True, exist_ok=True)
             try:
                 partial.touch()
                 mode = partial.stat().st_mode  # safetensors makes files that only their owner may read
