@@ -23,7 +23,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
-from secateur.core.stats import exponential
+from secateur.core.stats import exponential, exponential_interval
 from secateur.core.writing import writing
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
@@ -163,7 +163,7 @@ def _count_opening(session: Session, journal: Ledger, plan: Plan) -> None:
 
 def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
     shown = {"metric": "perplexity", "unit": "perplexity"}
-    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential(loss["ci"]).tolist()}
+    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:

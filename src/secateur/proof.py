@@ -17,6 +17,7 @@ from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import ALPHA
 from secateur.core.noninferiority import NOT_WORSE, bound_text
 from secateur.core.plan import Drop, Edit, Linearize, Plan
+from secateur.core.score import few_groups
 from secateur.core.writing import writing
 from secateur.gains.record import gains
 from secateur.hf.load import Loaded
@@ -170,7 +171,8 @@ def sentence(verdict: Mapping[str, Any]) -> str:
             f"{why} on the selection split, so the model is unchanged: {metric} {before:{digits}}{unit} "
             f"on {n}."
         )
-    low, high = (end * scale for end in verdict["difference"]["ci"])
+    ci = verdict["difference"]["ci"]
+    ends = ", ".join(f"{end * scale:+{digits}}" for end in ci) if ci else few_groups(verdict["groups"])
     p = verdict["p_value"]
     opened = verdict["openings"]
     test = verdict["test"] + (f", p corrected for {opened} openings of this split" if opened > 1 else "")
@@ -181,7 +183,7 @@ def sentence(verdict: Mapping[str, Any]) -> str:
     on = f"On {n}{',' if verdict['tasks'] else ''} that nothing was chosen by"
     return (
         f"{on}, {metric} went from {before:{digits}}{unit} to "
-        f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
+        f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{ends}], "
         f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{_task_by_task(verdict)}{kept}"
     )
 

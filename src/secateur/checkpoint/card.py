@@ -9,6 +9,7 @@ from typing import Any
 from secateur.checkpoint.tiers import Loads
 from secateur.core.noninferiority import bound_text
 from secateur.core.plan import Plan
+from secateur.core.score import few_groups
 
 
 def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
@@ -66,6 +67,8 @@ def _trust(verdict: Mapping[str, Any]) -> str:
     lines = [
         f"- p = {verdict['p_value']:.2g} ({verdict['test']}); test split opened {verdict['openings']} time(s)"
     ]
+    if verdict["before"]["ci"] is None:
+        lines.append(f"- {few_groups(verdict['groups'])}")
     if margin := verdict.get("non_inferiority"):
         lines.append(f"- {margin['method']}: {bound_text(margin)}")
     lines += [f"- {guard['name']}: {guard['detail']}" for guard in verdict["guards"]]

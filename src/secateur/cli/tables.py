@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from secateur.core.score import few_groups
+
 WORD_STYLE = {
     "improves": "bold green",
     "not worse": "bold green",  # by more than a margin
@@ -59,6 +61,8 @@ def with_interval(score: Mapping[str, Any], unit: str) -> str:
     text = f"{score['value'] * scale:{digits}}{suffix}"
     if score.get("ci"):
         text += f" [{score['ci'][0] * scale:{digits}}, {score['ci'][1] * scale:{digits}}]"
+    elif "groups" in score:
+        text += " [too few groups]"
     return text
 
 
@@ -129,6 +133,8 @@ def _saved(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     """Everything that stands beside the word, as lines; whether it is a warning."""
+    if verdict["before"]["ci"] is None:
+        yield few_groups(verdict["groups"]), True
     for guard in verdict["guards"]:
         yield f"{guard['name']}: {guard['detail']}", guard["fired"]
     for other in verdict["alternatives"]:
@@ -187,6 +193,8 @@ def print_scores(found: Mapping[str, Any]) -> None:
     title = f"{found['model']} on {found['task']} ({found['split']}), {found['plan']}"
     columns = ("metric", "value [95 %]", "n", "groups", "unit")
     print_rows(columns, rows, title=title, whole=columns[:2])
+    if found["scores"][0]["ci"] is None:
+        print(few_groups(found["scores"][0]["groups"]))
 
 
 def print_run(found: Mapping[str, Any]) -> None:

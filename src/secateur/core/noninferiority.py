@@ -14,7 +14,7 @@ import numpy as np
 
 from secateur.core.comparison import ALPHA, finite_values
 from secateur.core.score import Metric
-from secateur.core.stats import DRAWS, effective_n, resample, tango_counts
+from secateur.core.stats import DRAWS, FEWEST_GROUPS, effective_n, resample, tango_counts
 from secateur.errors import SecateurError
 
 NOT_WORSE = "not worse by more than"
@@ -75,7 +75,9 @@ def non_inferiority(
     for outcomes, when in ((before, "before"), (after, "after")):
         finite_values(metric, outcomes, when)
     gain, level = metric.gain(after, before), 1 - ALPHA / openings
-    if metric.unit == "share":
+    if np.unique(groups).size < FEWEST_GROUPS:
+        bound, method = -math.inf, "none, too few groups"
+    elif metric.unit == "share":
         bound, method = _by_tango(gain, groups, level), "Tango score interval"
     else:
         weights = before["tokens"] if metric.weighted else None

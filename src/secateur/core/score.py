@@ -83,11 +83,12 @@ def metric_named(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with its interval. `ci` is 95 %; `n` counts examples, `groups` what was resampled."""
+    """A mean with its interval. `ci` is 95 %, None where there are too few groups; `n` counts examples, `groups` what
+    was resampled."""
 
     metric: str
     value: float
-    ci: tuple[float, float]
+    ci: tuple[float, float] | None
     n: int
     groups: int
     unit: str
@@ -97,9 +98,14 @@ class Score:
         return {
             "metric": self.metric,
             "value": self.value,
-            "ci": list(self.ci),
+            "ci": self.ci and list(self.ci),
             "n": self.n,
             "groups": self.groups,
             "unit": self.unit,
             "higher_is_better": self.higher_is_better,
         }
+
+
+def few_groups(groups: int) -> str:
+    """Say why there is no interval."""
+    return f"too few groups for an interval: {groups}"

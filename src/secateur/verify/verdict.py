@@ -21,7 +21,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, non_inferiority
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
-from secateur.core.stats import exponential, holm
+from secateur.core.stats import exponential, exponential_interval, holm
 from secateur.judge.evaluator import Judge
 from secateur.tasks.example import Task
 from secateur.tasks.joint import alone
@@ -173,13 +173,13 @@ def _named(side: Side, metric: Metric, paired: dict[str, Any], n: int) -> dict[s
     shown = {
         which: {
             "value": float(exponential(paired[which]["value"])),
-            "ci": exponential(paired[which]["ci"]).tolist(),
+            "ci": exponential_interval(paired[which]["ci"]),
         }
         for which in ("before", "after")
     }
     ratio = {
         "value": float(exponential(paired["difference"]["value"])),
-        "ci": exponential(paired["difference"]["ci"]).tolist(),
+        "ci": exponential_interval(paired["difference"]["ci"]),
     }
     head = {"name": f"perplexity on {side.name}", "unit": "perplexity", "higher_is_better": False, "n": n}
     return head | shown | {"ratio": ratio, "p_value": paired["p_value"], "test": paired["test"]}
