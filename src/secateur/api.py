@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -144,21 +143,15 @@ def evaluate(
         examples = session.task.split(split)
         outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
         if journal is not None and split == "test":
-            _count_opening(session, journal, chosen)
+            verify.record(journal, session.task, verify.look(session.scope, chosen))
     groups = session.task.groups(examples)
-    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "loss"]}
+    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
     metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
     seed = session.options.seed
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
         scores.append(_perplexity(scores[0]))
     return {"model": model, "task": session.task.name, "split": split, "plan": str(chosen), "scores": scores}
-
-
-def _count_opening(session: Session, journal: Ledger, plan: Plan) -> None:
-    """A look without a test has p = 1, under a scope of its own: it must not stand in for a verdict's p-value."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    journal.record_opening(verify.opening(session.task), f"{session.scope} eval", plan, 1.0, now)
 
 
 def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:

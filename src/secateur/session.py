@@ -17,7 +17,7 @@ from typing import Any
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
-from secateur.core.score import METRICS
+from secateur.core.score import METRICS, OUTCOME
 from secateur.errors import TaskError, TooLong
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
@@ -61,9 +61,10 @@ class Session:
 
     @cached_property
     def scope(self) -> str:
-        """Outcomes may be shared between runs when weights, config, task, its tokens and precision are equal."""
+        """Outcomes may be shared between runs when weights, config, task, its tokens, precision and what an outcome
+        holds are equal."""
         model = self.loaded.model
-        parts = [self.loaded.fingerprint, config_digest(model), str(model.dtype), self.task.hash]
+        parts = [self.loaded.fingerprint, config_digest(model), str(model.dtype), self.task.hash, *OUTCOME.names]
         digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
         for number, encoded in sorted(self.encoded.items()):
             digest.update(json.dumps([number, encoded.pairs, encoded.gold, encoded.lengths]).encode())
@@ -93,7 +94,7 @@ class Session:
         fits = {
             "text": {"text_loss", "loss"},
             "choice": set(METRICS) - {"text_loss"},
-            "generation": set(METRICS) - {"text_loss", "accuracy_norm"},
+            "generation": set(METRICS) - {"text_loss", "accuracy_norm", "choice_loss"},
         }
         fitting = set.intersection(*(fits[kind] for kind in self.task.kinds))
         if self.task.members:  # by tokens the longest task would count most

@@ -77,7 +77,7 @@ def prune(
         str | None,
         typer.Option(
             metavar="METRIC",
-            help="What is chosen by and decides: accuracy, accuracy_norm, loss, top5, top10, text_loss.",
+            help="What is chosen by and decides: accuracy, accuracy_norm, choice_loss, loss, top5, top10, text_loss.",
         ),
     ] = None,
     matrices: Matrices = "all",

@@ -56,9 +56,8 @@ def show(cell: Any) -> str:
 
 def with_interval(score: Mapping[str, Any], unit: str) -> str:
     """`54.0 % [49.2, 58.7]`, or in the metric's own unit."""
-    scale, suffix = (100, " %") if unit == "share" else (1, "")
-    digits = ".1f" if unit == "share" or abs(score["value"]) >= 100 else ".3f"
-    text = f"{score['value'] * scale:{digits}}{suffix}"
+    text = _in_unit(score["value"], unit)
+    scale, digits = (100, ".1f") if unit == "share" else (1, ".1f" if abs(score["value"]) >= 100 else ".3f")
     if score.get("ci"):
         text += f" [{score['ci'][0] * scale:{digits}}, {score['ci'][1] * scale:{digits}}]"
     elif "groups" in score:
@@ -66,10 +65,11 @@ def with_interval(score: Mapping[str, Any], unit: str) -> str:
     return text
 
 
-def p_text(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "< 1e-12" if p < 1e-12 else f"{p:.2g}"
+def _in_unit(value: float, unit: str) -> str:
+    """`54.0 %`, or a number of nats, or a perplexity."""
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
 def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
@@ -80,7 +80,7 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
     rows += [_row(f"{row['metric']} on all test of {name}", row) for name, row in _by_task(verdict)]
     rows += [_row(effect["name"], effect) for effect in verdict["side_effects"]]
-    console.print(table(("measured", "before", "after", "p"), rows, whole=("before", "after", "p")))
+    console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
     console.print()
     cuts = [
         (cut["site"], f"{cut['shape'][0]} × {cut['shape'][1]}", cut["rank"], cut["full_rank"])
@@ -165,8 +165,23 @@ def _loading(loads: Mapping[str, Any]) -> str:
 
 def _row(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     unit = row["unit"]
-    before, after = (with_interval(row[which], unit) for which in ("before", "after"))
-    return name, before, after, p_text(row.get("p_value"))
+    before, after = (_in_unit(row[which]["value"], unit) for which in ("before", "after"))
+    return name, before, after, _change(row)
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    """`+43.4 [38.5, 48.2]` in points or in the metric's unit, `×1.04 [1.02, 1.06]` of perplexities."""
+    if "ratio" in row:
+        return _with_ends(row["ratio"], 1, "×{:.3f}", "{:.3f}")
+    if "difference" not in row:
+        return ""
+    scale, digits = (100, ".1f") if row["unit"] == "share" else (1, ".3f")
+    return _with_ends(row["difference"], scale, f"{{:+{digits}}}", f"{{:+{digits}}}")
+
+
+def _with_ends(found: Mapping[str, Any], scale: float, value: str, end: str) -> str:
+    ends = [end.format(scale * one) for one in found["ci"] or ()]
+    return value.format(scale * found["value"]) + (f" [{', '.join(ends)}]" if ends else " [too few groups]")
 
 
 # ------------------------------------------------------------------------------------------- what the other verbs show

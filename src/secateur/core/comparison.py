@@ -48,16 +48,19 @@ class Comparison:
     def gained(self) -> bool:
         return self.difference > 0 if self.before.higher_is_better else self.difference < 0
 
-    def to_json(self) -> dict[str, Any]:
-        """`difference` is after − before in the metric's own unit, whichever way is better."""
+    def measured(self) -> dict[str, Any]:
+        """Both scores and their difference, which is after − before in the metric's own unit, whichever way is better;
+        no test."""
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "difference": {"value": self.difference, "ci": self.difference_ci and list(self.difference_ci)},
             "gained": self.gained,
-            "p_value": self.p_value,
-            "test": self.test,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The same with its test."""
+        return self.measured() | {"p_value": self.p_value, "test": self.test}
 
 
 def compare(

@@ -19,10 +19,11 @@ OUTCOME = np.dtype(
         ("example", np.int64),  # index into Task.examples
         ("loss", np.float64),  # nats per answer token: mean of −log p over the tokens of the gold answer
         ("correct", np.float64),  # 1 / 0; nan where the task has no accuracy (text)
+        ("correct_norm", np.float64),  # the same by log-likelihood per character; nan without choices
         (
-            "correct_norm",
+            "choice_loss",
             np.float64,
-        ),  # choice accuracy with log-likelihood per character of the choice; nan without choices
+        ),  # nats: −log of the gold choice's share of all choices' likelihood; nan without
         ("rank", np.int64),  # how many tokens are likelier than the first gold token; 0 is top-1
         (
             "predicted",
@@ -54,12 +55,18 @@ class Metric:
         return float(np.average(self.values(outcomes), weights=weights))
 
     def gain(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """Paired per-example differences, positive where `after` is better."""
+        """Return paired differences of each example (n,), positive where `after` is better."""
         assert np.array_equal(after["example"], before["example"]), (
             "paired outcomes must be of the same examples"
         )
         difference = self.values(after) - self.values(before)
         return difference if self.higher_is_better else -difference
+
+    def contributions(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Return what each example contributes to the gain (n,): its paired difference times its weight, scaled so that
+        the plain mean is the gain of the metric's mean. Searches choose by these, as verdicts decide by the mean."""
+        gain = self.gain(after, before)
+        return gain * (before["tokens"] / before["tokens"].mean()) if self.weighted else gain
 
 
 METRICS: Mapping[str, Metric] = {
@@ -67,6 +74,7 @@ METRICS: Mapping[str, Metric] = {
     for metric in (
         Metric("accuracy", "correct", "share", True),
         Metric("accuracy_norm", "correct_norm", "share", True),
+        Metric("choice_loss", "choice_loss", "nats", False),
         Metric("loss", "loss", "nats/token", False),
         Metric("text_loss", "loss", "nats/token", False, weighted=True),
         Metric("top5", "top5", "share", True),
