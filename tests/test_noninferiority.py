@@ -20,9 +20,9 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n, resample
 from secateur.errors import SecateurError
-from secateur.proof import sentence
 from secateur.reports.sections import hero
 from secateur.tasks.example import Example, Task
+from secateur.verify import sentence
 from secateur.verify.verdict import decide
 from secateur.verify.witness import Witness
 

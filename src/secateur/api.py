@@ -26,6 +26,7 @@ from secateur.core.stats import exponential, exponential_interval
 from secateur.core.writing import writing
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
+from secateur.judge.baseline import baseline
 from secateur.judge.workers import Hire
 from secateur.methods.analyses import ANALYSES
 from secateur.options import Options
@@ -151,7 +152,9 @@ def evaluate(
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
         scores.append(_perplexity(scores[0]))
-    return {"model": model, "task": session.task.name, "split": split, "plan": str(chosen), "scores": scores}
+    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed)
+    head = {"model": model, "task": session.task.name, "split": split, "plan": str(chosen)}
+    return head | {"scores": scores, "baseline": start}
 
 
 def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Limits, Workers
 from secateur.options import Options
+from secateur.search.evidence import Evidence
 from secateur.search.laser import Objective
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded, encode
@@ -31,6 +32,7 @@ from secateur.tasks.example import Task
 from secateur.tasks.joint import check_apart, interleaved, joint
 from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
+from secateur.tasks.splits import rank
 
 LOG = logging.getLogger("secateur")
 
@@ -64,7 +66,13 @@ class Session:
         """Outcomes may be shared between runs when weights, config, task, its tokens, precision and what an outcome
         holds are equal."""
         model = self.loaded.model
-        parts = [self.loaded.fingerprint, config_digest(model), str(model.dtype), self.task.hash, *OUTCOME.names]
+        parts = [
+            self.loaded.fingerprint,
+            config_digest(model),
+            str(model.dtype),
+            self.task.hash,
+            *OUTCOME.names,
+        ]
         digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
         for number, encoded in sorted(self.encoded.items()):
             digest.update(json.dumps([number, encoded.pairs, encoded.gold, encoded.lengths]).encode())
@@ -75,6 +83,24 @@ class Session:
         examples = list(self.task.split(split))
         random.Random(self.options.seed).shuffle(examples)
         return interleaved(self.task, examples)
+
+    def halves(self) -> tuple[list[int], list[int]]:
+        """`select` in two by whole groups, in the order of `shuffled`: to build plans on, and to confirm them on. The
+        split seed decides which group is where, so that another --seed does not draw a kinder half."""
+        order = {
+            group: rank(group, self.options.split_seed, "confirm")
+            for group in dict.fromkeys(e.group for e in self.task.of(self.task.split("select")))
+        }
+        built = set(sorted(order, key=order.__getitem__)[::2])
+        select = self.shuffled("select")
+        parts = (
+            [i for i in select if (self.task.examples[i].group in built) == side] for side in (True, False)
+        )
+        return next(parts), next(parts)
+
+    def evidence(self, examples: Sequence[int]) -> Evidence:
+        """What a search asks whether these examples of `select`, in this order, show a gain."""
+        return Evidence(self.objective.metric, self.task.groups(examples), seed=self.options.seed)
 
     @property
     def empty(self) -> Plan:

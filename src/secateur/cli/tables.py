@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.core.score import few_groups
+from secateur.judge.baseline import baseline_text, decides_text, floors_text
 
 WORD_STYLE = {
     "improves": "bold green",
@@ -133,6 +134,8 @@ def _saved(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     """Everything that stands beside the word, as lines; whether it is a warning."""
+    if start := verdict.get("baseline"):  # verdicts of an earlier day have none
+        yield f"at the start: {baseline_text(start)}", bool(start["warning"])
     if verdict["before"]["ci"] is None:
         yield few_groups(verdict["groups"]), True
     for guard in verdict["guards"]:
@@ -210,6 +213,11 @@ def print_scores(found: Mapping[str, Any]) -> None:
     print_rows(columns, rows, title=title, whole=columns[:2])
     if found["scores"][0]["ci"] is None:
         print(few_groups(found["scores"][0]["groups"]))
+    floors = floors_text(found["baseline"])
+    beside = f"; hold it against {floors}, read on select" if floors else ""
+    Console().print(Text(f"{decides_text(found['baseline'])}{beside}"))
+    if found["baseline"]["warning"]:
+        Console().print(Text(found["baseline"]["warning"], style="bold red"))
 
 
 def print_run(found: Mapping[str, Any]) -> None:

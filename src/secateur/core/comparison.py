@@ -27,6 +27,7 @@ from secateur.core.stats import (
 from secateur.errors import SecateurError
 
 ALPHA = 0.05
+IMPROVES, WORSE, NO_DIFFERENCE = "improves", "worse", "no difference shown"  # and `NonInferiority.word`
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def verdict_word(
     """
     significant = p_value < ALPHA
     if harmed:
-        return "worse"
+        return WORSE
     if significant and gained and not guard_fired:
-        return "improves"
+        return IMPROVES
     if not_worse:
         return not_worse
-    return "worse" if significant and not gained else "no difference shown"
+    return WORSE if significant and not gained else NO_DIFFERENCE
