@@ -13,11 +13,12 @@ from typing import Any
 
 from secateur.checkpoint.folder import Folder
 from secateur.checkpoint.plans import read_plan
+from secateur.core.baseline import baseline_text
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.errors import OutputError
-from secateur.judge.baseline import baseline, baseline_text
+from secateur.judge.baseline import baseline
 from secateur.judge.workers import Hire
 from secateur.methods import components, depth, directions, laser
 from secateur.methods.found import Found
@@ -96,6 +97,8 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
     run = f"{folder.out.resolve()} {digest(command)}"
     journal.start_run(run, command, out=str(folder.out.resolve()))
     journal.remember(run, "scope", session.scope)
+    journal.remember(run, "metric", session.objective.metric.name)
+    journal.remember(run, "select", session.task.split("select"))
     start = measured_baseline(session)
     found = METHODS[session.options.method].search(session)
     verdict = cut_and_verify(session, found, start, folder.staging)

@@ -102,7 +102,7 @@ def print_cost(found: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     from secateur.cli.tables import print_rows
-    from secateur.judge.baseline import baseline_text, floors_text
+    from secateur.core.baseline import baseline_text, floors_text
 
     sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
     title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"

@@ -241,7 +241,7 @@ def _prune(
     from rich.console import Console
 
     from secateur.cli.progress import bars
-    from secateur.cli.tables import print_each, print_verdict
+    from secateur.cli.tables import print_each, print_places, print_verdict
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -260,7 +260,7 @@ def _prune(
         print_each(Console(), told)
     else:
         print_verdict(Console(), told[0])
-        print(f"\ncheckpoint  {out}\nreport      {out / 'report.html'}")
+        print_places(Console(), told[0], out)
 
 
 def _told(result: Result) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from secateur.core.baseline import baseline_text, decides_text, floors_text
+from secateur.core.comparison import WORSE
 from secateur.core.score import few_groups
-from secateur.judge.baseline import baseline_text, decides_text, floors_text
 
 WORD_STYLE = {
     "improves": "bold green",
@@ -91,11 +93,31 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     if cuts:
         console.print(table(("cut", "shape", "rank kept", "of"), cuts))
         console.print()
-    if verdict["cut"]:
+    if verdict["cut"] and holds_cut(verdict):
         console.print(table(("saved", "before", "after"), list(_saved(verdict)), whole=("before", "after")))
         console.print()
     for note, fired in _notes(verdict):
         console.print(Text("· " + note, style="bold red" if fired else "dim"))
+
+
+def holds_cut(verdict: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint holds the cut model, not the unchanged one."""
+    handed = verdict.get("handed_over")  # verdicts of an earlier day: it always does
+    return handed is None or handed["holds"] == "cut"
+
+
+def print_places(console: Console, verdict: Mapping[str, Any], out: Path) -> None:
+    """The last lines: where the checkpoint is and what it holds, where the report is."""
+    console.print()
+    held, style = "", ""
+    if not holds_cut(verdict):
+        held = "the unchanged model"
+    elif verdict["verdict"] == WORSE:
+        held, style = "the cut model, WORSE than the original", "bold red"
+    console.print(Text(f"checkpoint  {out}" + (f"  ({held})" if held else ""), style=style), soft_wrap=True)
+    if handed := (verdict.get("handed_over") or {}).get("unproven"):
+        console.print(Text(f"cut plan    {out / handed}  (not carried out)"), soft_wrap=True)
+    console.print(Text(f"report      {out / 'report.html'}"), soft_wrap=True)
 
 
 def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -228,6 +250,6 @@ def print_run(found: Mapping[str, Any]) -> None:
         console.print()
     else:
         console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))
-    rows = [(t["plan"], t["n"], t["accuracy"], t["loss"], t["seconds"]) for t in found["trials"]]
-    title = f"{found['judged']} plans judged, on any split"
-    print_rows(("plan", "n", "accuracy", "loss", "seconds"), rows, title=title)
+    title = f"{found['judged']} plans judged on select, by {found['metric'].replace('_', ' ')}"
+    rows = [list(trial.values()) for trial in found["trials"]]
+    print_rows([name.replace("_", " ") for name in (found["trials"] or [{}])[0]], rows, title=title)

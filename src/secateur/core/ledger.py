@@ -179,14 +179,17 @@ class Ledger:
         rows = self._read(_KNOWN, (asked, scope, plan.identity))
         return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
 
-    def trials(self, scope: str) -> list[Trial]:
-        """Every plan judged in this scope, in the order in which they were first recorded."""
+    def trials(self, scope: str, among: Sequence[int] | None = None) -> list[Trial]:
+        """Every plan judged in this scope, in the order in which they were first recorded; means are over all examples,
+        or those `among` them."""
         means = _mean_columns()
+        asked = "" if among is None else "AND example IN (SELECT value FROM json_each(?)) "
         rows = self._read(
             f"SELECT body, count(*), seconds, {', '.join(means.values())} FROM trials "
             "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan "
-            "JOIN outcomes ON trial = trials.id WHERE scopes.name = ? GROUP BY trials.id ORDER BY trials.id",
-            (scope,),
+            f"JOIN outcomes ON trial = trials.id WHERE scopes.name = ? {asked}"
+            "GROUP BY trials.id ORDER BY trials.id",
+            (scope,) if among is None else (scope, json.dumps([*among])),
         )
         return [
             Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from secateur.core.baseline import floors_text
 from secateur.core.score import few_groups
 from secateur.reports import cuts, forest, tables
 from secateur.reports.components import importance, induction, neurons, parts
@@ -71,7 +72,11 @@ def _how_sure(verdict: Record) -> str:
     if (verdict.get("openings") or 1) > 1:
         before = p_value(verdict.get("p_value_unadjusted"))
         parts.append(f"test split opened {verdict['openings']} times, corrected for (uncorrected {before})")
-    return f'<p class="sure">{" · ".join(part for part in parts if part)}</p>'
+    start = verdict.get("baseline") or {}
+    if start and (floors := floors_text(start)):
+        parts.append(f"without a model: {text(floors)}")
+    said = f'<p class="sure">{" · ".join(part for part in parts if part)}</p>'
+    return said + (f'<p class="warning">{text(start["warning"])}</p>' if start.get("warning") else "")
 
 
 _TITLES = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}

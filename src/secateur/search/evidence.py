@@ -11,7 +11,6 @@ Hansen 2005 (J. Bus. Econ. Stat. 23:365): what is clearly worse does not count a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,6 +20,7 @@ from secateur.core.score import Metric
 from secateur.core.stats import DRAWS
 
 SHOWN = 0.05  # one-sided level at which a gain counts as shown
+CLEARLY_WORSE = 3.0  # standard errors below zero, as in the race: such a plan cannot be the best by chance
 _CHUNK = 2**22  # float32 cells of signs drawn at once: 16 MiB
 
 
@@ -46,7 +46,7 @@ class Evidence:
         scale = np.sqrt(np.square(sums).sum(axis=1))
         moved = scale > 0
         z = np.divide(sums.sum(axis=1), scale, out=np.zeros(len(sums)), where=moved)
-        count = moved & (z > -clearly_worse(self._num_groups))
+        count = moved & (z > -CLEARLY_WORSE)
         if count.any():
             self._flip(sums[count] / scale[count, None])
         reached = (self._largest >= z[:, None] - 1e-4).sum(axis=1)  # float32 must not part a draw from itself
@@ -74,8 +74,3 @@ class Evidence:
             signs = rng.integers(0, 2, size=(size, num_groups), dtype=np.int8) * np.float32(2) - np.float32(1)
             place = slice(start, start + size)
             self._largest[place] = np.maximum(self._largest[place], (signs @ rows).max(axis=1))
-
-
-def clearly_worse(num_groups: int) -> float:
-    """Standard errors below zero at which a plan can no longer be the best by chance. Source: Hansen 2005, eq. 3.3."""
-    return math.sqrt(2 * math.log(max(math.e, math.log(max(num_groups, 3)))))
