@@ -36,7 +36,8 @@ from secateur.hf.families import FAMILIES, family_of
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
-from secateur.hf.source import Source, check_weights, download, hub_source, local_source
+from secateur.hf.source import Source, download, hub_source, local_source
+from secateur.hf.weight_files import check_weights
 from secateur.hf.weights import device_of, read
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}

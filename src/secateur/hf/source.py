@@ -1,12 +1,11 @@
-"""Where a MODEL word points, and whether the files there can be trusted, before any weight is loaded.
+"""Where a MODEL word points: a folder, a model of the package, or one of the hub.
 
-Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, opens no pickle.
+Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, reads no weights.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -24,7 +23,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 
 from secateur.errors import ModelError, UnknownName, nearest
 
@@ -37,7 +35,6 @@ WEIGHTS, INDEX, CONFIG, ADAPTER = (
 )
 _WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors"]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
@@ -107,74 +104,13 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         )
     if not (folder / CONFIG).exists():
         raise ModelError(f"{folder} is no checkpoint: it has no {CONFIG}.")
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG} is not a JSON object.")
     return config
 
 
-def check_weights(folder: Path) -> None:
-    """Every shard is there, is a whole safetensors file, and holds the tensors that the index promises.
-
-    Raises: `ModelError` naming the file; for pickled weights, which are never opened.
-    """
-    if (folder / INDEX).exists():
-        return _check_shards(folder)
-    if not (folder / WEIGHTS).exists():
-        raise ModelError(_no_safetensors(folder))
-    _tensor_names(folder / WEIGHTS)
-
-
-def _check_shards(folder: Path) -> None:
-    index = _read_json(folder / INDEX)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{folder / INDEX} has no weight_map.")
-    for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).exists():
-            raise ModelError(
-                f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
-            )
-        promised = {tensor for tensor, file in weight_map.items() if file == shard}
-        absent = promised - _tensor_names(folder / shard)
-        if absent:
-            raise ModelError(f"shard {folder / shard} lacks {min(absent)}, which {INDEX} says it holds.")
-
-
-def _tensor_names(path: Path) -> set[str]:
-    """From the header, which also states how long the file must be."""
-    with path.open("rb") as file:
-        start = file.read(
-            9
-        )  # of safetensors: the length of its header, which may begin with any byte, and "{"
-    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return set(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise ModelError(_broken_shard(path, start)) from error
-
-
-def _broken_shard(path: Path, start: bytes) -> str:
-    size = path.stat().st_size
-    if len(start) < 8 or struct.unpack("<Q", start[:8])[0] > size - 8:
-        return f"{path} ends within its header ({size} bytes): truncated, or not safetensors. Copy it again."
-    return f"{path} ({size} bytes) is not what its header states: truncated or broken. Copy it again."
-
-
-def _no_safetensors(folder: Path) -> str:
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if not pickles:
-        return f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); pickled weights are never read."
-    return (
-        f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code: left alone. "
-        f"If you trust it, convert it once, AutoModelForCausalLM.from_pretrained({str(folder)!r})"
-        ".save_pretrained(NEW), and copy the tokenizer files to NEW."
-    )
-
-
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
