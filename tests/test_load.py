@@ -205,7 +205,7 @@ def test_missing_and_truncated_shards_name_the_shard(sharded):
     second.unlink()
     refused(sharded, f"shard {second.name} is missing")
     shutil.copy(first, second)
-    refused(sharded, rf"{second.name} lacks model\.")
+    refused(sharded, rf"is in two shards of .*, {first.name} and {second.name}")
     (sharded / "model.safetensors.index.json").write_text("{}")
     refused(sharded, "no weight_map")
 
@@ -374,7 +374,12 @@ def test_adapters_are_refused(folder, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     refused(tmp_path / "adapter", r"unmerged adapter.*merge_and_unload")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    refused(folder, "unmerged adapter")
+    refused(
+        folder,
+        r"whole model, and adapter_config\.json of .*merged .* already, remove adapter_config\.json; if",
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    refused(folder, r"remove adapter_config\.json and adapter_model\.safetensors; if not, merge")
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

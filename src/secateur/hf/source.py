@@ -33,6 +33,10 @@ WEIGHTS, INDEX, CONFIG, ADAPTER = (
     "config.json",
     "adapter_config.json",
 )
+GGUF = (
+    "GGUF files hold quantized weights, which cannot be cut. Give the folder of the original float checkpoint "
+    f"({CONFIG}, {WEIGHTS}, tokenizer)."
+)
 _WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors"]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
 
@@ -68,16 +72,38 @@ def local_source(name: str) -> Source | None:
         return _builtin(name)
     path = Path(name).expanduser()
     if name and path.is_dir():
+        if not any((path / file).exists() for file in (CONFIG, ADAPTER)):
+            raise ModelError(_no_checkpoint(name, path))
         return Source(name, path, read_config(path))
     if name and path.exists():
-        raise ModelError(
-            f"{name} is a file; MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
-        )
+        folder = f"MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
+        raise ModelError(f"{name} is a file; {GGUF if path.suffix == '.gguf' else folder}")
     if name in builtin_names():
         raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
-    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not name:
+    if not _may_be_of_hub(name):
         raise UnknownName(f"there is no folder {name!r}, and a hub name has the form owner/model.")
     return None
+
+
+def _may_be_of_hub(name: str) -> bool:
+    return bool(name) and not name.startswith((".", "/", "~")) and "\\" not in name and name.count("/") <= 1
+
+
+def _no_checkpoint(name: str, folder: Path) -> str:
+    """What to do about a folder that has no config.json, as far as its content tells."""
+    told = f"{name} is no checkpoint: it has no {CONFIG}."
+    below = [f"{path.parent}" for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/{CONFIG}"))]
+    owner_model = folder.resolve().name.split("--")[1:]
+    if (folder / "snapshots").is_dir() and owner_model:  # of the hub's cache: models--owner--model
+        which = [*below, "/".join(owner_model)]
+        return f"{told} It is a folder of the hub's cache: give {' or '.join(which[:3])}."
+    if any(folder.glob("*.gguf")):
+        told = f"{told} {GGUF}"
+    if below:
+        return f"{told} Did you mean {' or '.join(below[:3])}?"
+    if _may_be_of_hub(name):
+        return f"{told} If the hub model {name} is meant, this folder hides it: rename it, or work elsewhere."
+    return told
 
 
 def hub_source(name: str, revision: str | None) -> Source:
@@ -97,17 +123,27 @@ def download(source: Source) -> Source:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """config.json as a dictionary. Raises `ModelError` where it is missing or broken, and for adapters."""
-    if (folder / ADAPTER).exists():
-        raise ModelError(
-            f"{folder} holds an unmerged adapter ({ADAPTER}). Merge it into its base model "
-            "(PEFT: merge_and_unload) and save the whole model."
-        )
+    refuse_adapter(folder)
     if not (folder / CONFIG).exists():
         raise ModelError(f"{folder} is no checkpoint: it has no {CONFIG}.")
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG} is not a JSON object.")
     return config
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises `ModelError` where there is an adapter, or its config, with which transformers and peft would read it."""
+    if not (folder / ADAPTER).exists():
+        return
+    merge = "merge it into its base model (PEFT: merge_and_unload) and save the whole model."
+    if not any((folder / file).exists() for file in (WEIGHTS, INDEX)):
+        raise ModelError(f"{folder} holds an unmerged adapter ({ADAPTER}): {merge}")
+    files = " and ".join([ADAPTER, *sorted(path.name for path in folder.glob("adapter_model*"))])
+    raise ModelError(
+        f"{folder} holds a whole model, and {files} of an adapter. If that is merged into the model already, remove "
+        f"{files}; if not, {merge}"
+    )
 
 
 def read_json(path: Path) -> Any:
