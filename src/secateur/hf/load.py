@@ -33,6 +33,7 @@ from transformers.utils import logging
 from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import carved_architecture
+from secateur.hf.copied_files import copied_files
 from secateur.hf.families import FAMILIES, Family, family_of
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
@@ -55,7 +56,8 @@ _VOCABULARIES = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be read: eval mode, no gradients, every parameter finite. `source` is its folder."""
+    """A model ready to be read: eval mode, no gradients, every parameter finite. `source` is its folder, `copied` those
+    of its files that go as they are into every checkpoint made of it."""
 
     name: str
     model: PreTrainedModel
@@ -65,6 +67,7 @@ class Loaded:
     revision: str | None
     source: str | None
     placement: Placement = field(default_factory=Placement)
+    copied: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def parameter(self, name: str) -> Tensor:
         """One parameter of the model by its name, without gradients."""
@@ -109,8 +112,17 @@ def load_model(
         refuse = partial(refuse_partial, _family(source))
         files = read_files(source, auto, refuse, placement=placement, **options)
     model, source = files.model, files.source
-    parts, found = anatomy(model), files.fingerprint
-    return Loaded(name, model, files.tokenizer, parts, found, source.revision, str(source.folder), placement)
+    return Loaded(
+        name,
+        model,
+        files.tokenizer,
+        anatomy(model),
+        files.fingerprint,
+        source.revision,
+        str(source.folder),
+        placement,
+        copied_files(source.folder, files.tokenizer),
+    )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from secateur.errors import ModelError, UnknownName, nearest
+from secateur.hf.copied_files import TEMPLATES, TOKENIZER_FILES
 
 BUILTIN = "builtin:"
 WEIGHTS, INDEX, CONFIG, ADAPTER = (
@@ -37,7 +38,7 @@ GGUF = (
     "GGUF files hold quantized weights, which cannot be cut. Give the folder of the original float checkpoint "
     f"({CONFIG}, {WEIGHTS}, tokenizer)."
 )
-_WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors"]
+_WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors", *TOKENIZER_FILES]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
 
 
@@ -116,8 +117,10 @@ def hub_source(name: str, revision: str | None) -> Source:
 
 def download(source: Source) -> Source:
     """The same source with weights and tokenizer there, from the very commit that the config came from."""
-    what = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED, "local_files_only": source.cached}
-    folder = _ask_hub(snapshot_download, source.name, source.revision, **what)
+    asked = source.name, source.revision
+    what = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    folder = _ask_hub(snapshot_download, *asked, **what, local_files_only=source.cached)
+    _ask_hub(snapshot_download, *asked, allow_patterns=[TEMPLATES], local_files_only=source.cached)
     return replace(source, folder=Path(folder))
 
 
