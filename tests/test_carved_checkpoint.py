@@ -115,6 +115,7 @@ def elsewhere(made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]
         {
             "name": case,
             "folder": str(one.folder),
+            "original": one.loaded.source,
             "stock": type(one.loaded.model).__name__,
             "harness": case == HARNESS and find_spec("lm_eval") is not None,
         }
@@ -180,15 +181,29 @@ def test_it_loads_where_the_plan_says_it_does(case, made, elsewhere):
 @pytest.mark.parametrize("case", CASES)
 def test_without_trust_it_refuses_and_gives_no_wrong_weights(case, made, elsewhere):
     one, found = made[case], elsewhere[0][case]
-    refusals = ["untrusted", "unasked", "config untrusted", "by name", "again by name"]
+    refusals = ["untrusted", "unasked", "by name", "again by name"]
     if one.said["form"] == "stock":
-        assert {found[key] for key in refusals} == {""}
+        assert {found[key] for key in (*refusals, "of another attention")} == {""}
         return
     for key in refusals:
         assert "trust_remote_code=True" in found[key], key
-    assert one.config["model_type"] == "secateur"
+    assert "negative dimension" in found["of another attention"]
     assert one.config["architectures"] == ["SecateurForCausalLM"]
     assert "AutoConfig" in one.config["auto_map"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_its_tokenizer_is_the_originals_and_runs_no_code(case, made, elsewhere):
+    """Nobody is asked whether code may run, and the class is the one by which the original's files are read."""
+    found = elsewhere[0][case]
+    assert found["asked"] == []
+    (original, again), here, saved_again = found["tokenizers"]
+    assert original == again
+    assert here == [original, original]
+    assert saved_again == [original, original]
+    files, read = contents(made[case].folder), contents(Path(made[case].loaded.source))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert files[name] == read[name]
 
 
 def test_the_harness_scores_it(made, elsewhere):

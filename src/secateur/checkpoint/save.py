@@ -106,6 +106,10 @@ def write_companions(tokenizer: PreTrainedTokenizerBase, copied: Mapping[str, by
     """Writes all of a checkpoint but its weights into a folder in which `save_pretrained` has left a model. `copied` as
     `save` has it."""
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    if "stock" in config and "tokenizer_class" not in json.loads(copied.get("tokenizer_config.json", "{}")):
+        config["stock"]["tokenizer_class"] = type(
+            tokenizer
+        ).__name__  # else told by the class of the config, now ours
     write_json(folder / CONFIG, dict(sorted(with_older_names(config).items())))
     if not copied:
         tokenizer.save_pretrained(folder)

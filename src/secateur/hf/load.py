@@ -205,7 +205,7 @@ def _family(source: Source) -> Family:
 
 def is_carved(source: Source) -> bool:
     """Whether secateur cut it into shapes of its own."""
-    return source.config.get("model_type") == SecateurConfig.model_type
+    return SecateurForCausalLM.__name__ in (source.config.get("architectures") or ())
 
 
 def _architecture(source: Source) -> str:
