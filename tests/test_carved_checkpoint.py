@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,10 +25,11 @@ import pytest
 import torch
 from cuts import drops, edits_of, factorized
 from folders import contents, questions, save_model, secateur, write_rows
+from rotary import ROTARY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from zoo import tiny
+from zoo import tiny, variant
 
 from secateur import api
 from secateur.checkpoint.save import Form
@@ -255,6 +257,22 @@ def test_a_portable_plan_that_takes_nothing_is_refused(originals, tmp_path):
     loaded = originals["bloom"]
     with pytest.raises(PlanError, match="takes nothing"):
         api.apply(loaded.source, ["b0.mlp.n1=drop", "b1.attn=drop"], tmp_path / "out", portable=True)
+
+
+def test_phi3_with_longrope_has_no_stock_class_of_fewer_heads(words, tmp_path):
+    """Its config wants a factor for each of the channels that the number of heads implies, not for those that are."""
+    name, changes, _ = ROTARY["phi3 longrope"]
+    folder = save_model(tmp_path / "m", variant(name, **deepcopy(changes)), words)
+    loaded = load_model(str(folder), device="cpu")
+    plan = gone_plan(loaded, ["b0.attn.g0", "b1.attn.g1"])
+    with pytest.raises(PlanError, match="takes nothing"):
+        api.apply(str(folder), plan, tmp_path / "out", device="cpu", portable=True)
+    api.apply(str(folder), plan, tmp_path / "out", device="cpu")
+    said = json.loads((tmp_path / "out/plan.json").read_text())["provenance"]["loads"]
+    assert (said["form"], said["why"][:28]) == ("carved", "Phi3ForCausalLM fixes the si")
+    with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
+        expected = logits(loaded.model)
+    assert distance(logits(load_model(str(tmp_path / "out"), device="cpu").model), expected) < 1e-4
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bloom"])

@@ -263,6 +263,13 @@ def has_alibi(family: Family, config: Any) -> bool:
     return family.name == "bloom" or (family.name == "falcon" and config.alibi)
 
 
+def has_free_heads(family: Family, config: Any) -> bool:
+    """Whether the stock class may have fewer heads of the same size. Phi-3 with LongRoPE takes their size from their
+    number to check its factors, whatever `head_dim` says."""
+    scaled = family.name == "phi3" and config.rope_parameters["rope_type"] != "default"
+    return family.free_heads and not scaled
+
+
 def is_foldable(family: Family, config: Any) -> bool:
     """Whether what a feed-forward network gives goes into the stream as it is, so that a linear map of it is one more
     down projection."""
