@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.checkpoint.folder import write_json
+from secateur.checkpoint.companions import write_companions
 from secateur.core.plan import Plan
 from secateur.core.writing import writing
 from secateur.errors import OutputError, PlanError, SecateurError
 from secateur.hf.load import Loaded, load_model, quiet
-from secateur.hf.older_readers import with_older_names
 from secateur.hf.source import CONFIG
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
@@ -86,8 +84,7 @@ def check_form(form: Form, operations: Sequence[Operation]) -> None:
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, copied: Mapping[str, bytes], folder: Path
 ) -> None:
-    """Writes a Hugging Face folder. `copied`: the tokenizer and the generation config as they lay in the folder of the
-    model that this one was made of; empty where there is none, and then the tokenizer is written anew.
+    """Writes a Hugging Face folder, with what `copied` holds as `write_companions` has it.
 
     Raises `OutputError` when the disk is full; then `folder` is gone."""
     need = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -100,22 +97,6 @@ def save(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def write_companions(tokenizer: PreTrainedTokenizerBase, copied: Mapping[str, bytes], folder: Path) -> None:
-    """Writes all of a checkpoint but its weights into a folder in which `save_pretrained` has left a model. `copied` as
-    `save` has it."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if "stock" in config and "tokenizer_class" not in json.loads(copied.get("tokenizer_config.json", "{}")):
-        config["stock"]["tokenizer_class"] = type(
-            tokenizer
-        ).__name__  # else told by the class of the config, now ours
-    write_json(folder / CONFIG, dict(sorted(with_older_names(config).items())))
-    if not copied:
-        tokenizer.save_pretrained(folder)
-    for name, content in copied.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
 
 
 def _start(folder: Path, need: int) -> None:
@@ -136,7 +117,7 @@ def check_space(folder: Path, need: int) -> None:
 
 
 def _open_to_readers(folder: Path) -> None:
-    """Safetensors makes files only their owner may read; ours get the mode that the umask gives all other files."""
+    """Gives the files of weights, which safetensors makes for their owner alone, the mode of all other files."""
     mode = (folder / CONFIG).stat().st_mode
     for file in folder.glob("*.safetensors"):
         file.chmod(mode)

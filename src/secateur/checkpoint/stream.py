@@ -17,14 +17,8 @@ from typing import Any
 
 import torch
 
-from secateur.checkpoint.save import (
-    Form,
-    assert_same,
-    check_form,
-    check_space,
-    logits_on,
-    write_companions,
-)
+from secateur.checkpoint.companions import write_companions
+from secateur.checkpoint.save import Form, assert_same, check_form, check_space, logits_on
 from secateur.checkpoint.stream_journal import Journal
 from secateur.checkpoint.stream_shards import (
     Count,

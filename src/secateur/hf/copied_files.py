@@ -1,6 +1,7 @@
-"""The files that no cut touches: the tokenizer's, and the generation config. They go as they are, byte for byte, into
-every checkpoint that is made of a model: transformers would write some of them in a form that its earlier releases do
-not read, and others not at all.
+"""Files that no cut touches: the tokenizer's, and the generation config.
+
+They are copied byte for byte into every checkpoint that is made of a model. Transformers would write some of them in a
+form that its earlier releases do not read, and others not at all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_imports
 
 from secateur.errors import ModelError
 
@@ -29,36 +30,35 @@ TOKENIZER_FILES = (
     "chat_template*",
     TEMPLATES,
 )
-"""Names as patterns; a tokenizer's class may name more (`vocab_files_names`)."""
+"""Names of a tokenizer's files, as patterns. Its class may name more (`vocab_files_names`)."""
 
 GENERATION = "generation_config.json"
 
 
 def copied_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    """What is copied from a model's folder: name, relative to it → content. Raises `ModelError` for what cannot be
-    read."""
-    return tokenizer_files(folder, tokenizer) | _contents(folder, [folder / GENERATION])
-
-
-def tokenizer_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    """The part of that that is the tokenizer's; nothing where `folder` is none. Raises `ModelError`."""
-    patterns = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}
-    found = _contents(folder, [path for pattern in patterns for path in folder.glob(pattern)])
+    """Reads them: name relative to `folder` → content. Raises `ModelError` for a file that cannot be read."""
+    patterns = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), GENERATION}
+    found = _contents(folder, {path for pattern in patterns for path in folder.glob(pattern)})
     return found | _contents(folder, _code(folder, found.get("tokenizer_config.json")))
 
 
-def _contents(folder: Path, paths: list[Path]) -> dict[str, bytes]:
+def _contents(folder: Path, paths: set[Path]) -> dict[str, bytes]:
     try:
         return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths) if path.is_file()}
     except OSError as error:
         raise ModelError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
-def _code(folder: Path, config: bytes | None) -> list[Path]:
-    """The modules of a tokenizer that brings its own code. Nothing of it is run."""
+def _code(folder: Path, config: bytes | None) -> set[Path]:
+    """Finds the modules of a tokenizer that brings its own code; only those in `folder` itself. None of them is run."""
     named: Any = json.loads(config or b"{}").get("auto_map", [])
     classes = named.get("AutoTokenizer", []) if isinstance(named, dict) else named
     classes = [classes] if isinstance(classes, str) else classes
-    modules = [folder / f"{name.split('.')[0]}.py" for name in classes if name and "--" not in name]
-    there = [module for module in modules if module.is_file()]
-    return there + [Path(file) for module in there for file in get_relative_import_files(module)]
+    todo = [name.partition(".")[0] for name in classes if name and "--" not in name]
+    found: set[Path] = set()
+    while todo:
+        module = folder / f"{todo.pop()}.py"
+        if module.parent == folder and module.is_file() and module not in found:
+            found.add(module)
+            todo += get_relative_imports(module)
+    return found

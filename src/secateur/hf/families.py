@@ -47,7 +47,7 @@ class Family:
     so, `adds_residual` that the attention returns the stream with what it adds, and `biases` which switch of the
     config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that what a part (attn,
     mlp) gives passes before it is added to the stream. `constants` are buffers, relative to a block, that releases of
-    before 2023 stored beside the weights (masks), and that the class makes by itself.
+    before 2023 stored beside the weights: masks, which the class makes by itself.
     """
 
     name: str

@@ -205,7 +205,8 @@ def _family(source: Source) -> Family:
 
 def is_carved(source: Source) -> bool:
     """Whether secateur cut it into shapes of its own."""
-    return SecateurForCausalLM.__name__ in (source.config.get("architectures") or ())
+    named = source.config.get("architectures")
+    return isinstance(named, list) and SecateurForCausalLM.__name__ in named
 
 
 def _architecture(source: Source) -> str:
@@ -256,8 +257,8 @@ def _weights(
 
 
 def refuse_partial(family: Family, name: str, info: Mapping[str, Any]) -> None:
-    """Transformers fills gaps with random numbers and drops what is too much; here neither passes, but for constants
-    that are no weights. Raises `ModelError`."""
+    """Raises `ModelError` where tensors are missing, misshapen or too many, the family's constants aside. Transformers
+    would fill gaps with random numbers and drop the rest."""
     unexpected = [key for key in info["unexpected_keys"] if not family.is_constant(key)]
     mismatched = [
         f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]

@@ -33,8 +33,9 @@ NOT_STOCK = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
-"""What a family's own configuration is told, so that its class cannot be built of it: an attention that there is not,
-which the error repeats, and for who names another attention a vocabulary that there cannot be."""
+"""Values at the top of config.json of which no stock class can be built. The error about the attention implementation
+repeats these words; the vocabulary size stops callers who name another one. Without token ids the configuration itself
+is read in silence, which `AutoTokenizer` needs."""
 
 # -------------------------------------------------------------------------------------------------------- configuration
 
@@ -63,8 +64,8 @@ class SecateurConfig(PreTrainedConfig):
 
 @lru_cache
 def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """The family's configuration class. On disk it names its family, by which `AutoTokenizer` goes, and keeps all else
-    where no stock class looks."""
+    """Returns the family's configuration class, written to disk in such a way that `AutoTokenizer` finds the family and
+    no stock class can be built."""
 
     class SecateurConfig(stock):
         _auto_class = "AutoConfig"

@@ -78,7 +78,7 @@ def local_source(name: str) -> Source | None:
         return Source(name, path, read_config(path))
     if name and path.exists():
         folder = f"MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
-        raise ModelError(f"{name} is a file; {GGUF if path.suffix == '.gguf' else folder}")
+        raise ModelError(f"{name} is a file; {GGUF if path.suffix.lower() == '.gguf' else folder}")
     if name in builtin_names():
         raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
     if not _may_be_of_hub(name):
@@ -87,11 +87,12 @@ def local_source(name: str) -> Source | None:
 
 
 def _may_be_of_hub(name: str) -> bool:
+    """Whether a name has the form of a hub model's, owner/model or model."""
     return bool(name) and not name.startswith((".", "/", "~")) and "\\" not in name and name.count("/") <= 1
 
 
 def _no_checkpoint(name: str, folder: Path) -> str:
-    """What to do about a folder that has no config.json, as far as its content tells."""
+    """Returns the message about a folder without config.json, with what to do as far as its content tells."""
     told = f"{name} is no checkpoint: it has no {CONFIG}."
     below = [f"{path.parent}" for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/{CONFIG}"))]
     owner_model = folder.resolve().name.split("--")[1:]
@@ -136,7 +137,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises `ModelError` where there is an adapter, or its config, with which transformers and peft would read it."""
+    """Raises `ModelError` where an adapter's config lies: with peft, transformers would look for the adapter."""
     if not (folder / ADAPTER).exists():
         return
     merge = "merge it into its base model (PEFT: merge_and_unload) and save the whole model."

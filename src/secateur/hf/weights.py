@@ -63,10 +63,10 @@ def same(model: nn.Module, one: str, other: str) -> bool:
 
 
 def keep_own_unembedding_(model: PreTrainedModel) -> None:
-    """Sets `tie_word_embeddings` to false where the files hold an unembedding of its own, which transformers computes
-    with whatever the config says (a merged adapter with trained embeddings leaves that behind).
+    """Sets `tie_word_embeddings` to false where the files hold an unembedding that differs from the embedding.
 
-    Transformers compares the two by itself, unless both are offloaded: then it is done here.
+    A merged adapter with trained embeddings leaves that behind. Transformers computes with both, whatever the config
+    says; it compares the two while it loads them, and of offloaded ones they are compared here.
     """
     ties, weights = model.all_tied_weights_keys, _weights(model)
     for name, source in list(ties.items()):
@@ -135,7 +135,7 @@ class Weights(Mapping[str, Tensor]):
         return tensor.to(getattr(torch, place["dtype"])) if "dtype" in place else tensor
 
     def are_apart(self, one: str, other: str) -> bool:
-        """Whether two names are of two weights in files, and the numbers of these differ."""
+        """Whether files hold a weight under each of two names, and the two differ."""
         places = [self._loader.index.get(name) for name in (one, other)]
         if None in places or places[0] == places[1]:
             return False
@@ -174,11 +174,8 @@ def open_door_(model: PreTrainedModel, keeps: object = None) -> None:
     if not hooks:
         return
     loader, device = hooks[0].weights_map.dataset, torch.device(hooks[0].execution_device)
-    for (
-        name,
-        source,
-    ) in model.all_tied_weights_keys.items():  # transformers finds them the other way round only
-        if name in loader.index:
+    for name, source in model.all_tied_weights_keys.items():
+        if name in loader.index:  # perhaps alone: the other way round transformers does this
             loader.index.setdefault(source, loader.index[name])
     weights = Weights(loader, device, keeps)
     for hook in hooks:
