@@ -13,7 +13,7 @@ import sys
 
 import pytest
 import torch
-from folders import contents, questions, save_model, secateur, write_rows
+from folders import contents, questions, refused, save_model, secateur, write_rows
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -40,18 +40,6 @@ def task(tmp_path):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "made" / "out"
-
-
-def refused(result, *pieces):
-    """One message of one line; nothing on stdout; exit code 2."""
-    assert result.exit_code == 2, (result.exit_code, result.stdout, result.stderr, result.exception)
-    assert result.stdout == ""
-    message = result.stderr.strip()
-    assert message.startswith("secateur: ")
-    assert "\n" not in message
-    assert "Traceback" not in message
-    for piece in pieces:
-        assert str(piece) in message, f"{piece!r} is not in {message!r}"
 
 
 def nothing_at(out):
