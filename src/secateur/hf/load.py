@@ -219,7 +219,7 @@ def _weights(
     where: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model, and which tensors did not fit."""
-    try:
+    with building(source, config):
         return auto.from_pretrained(
             str(source.folder),
             config=config,
@@ -231,8 +231,27 @@ def _weights(
             local_files_only=True,
             **where,
         )
-    except (*_BROKEN, RuntimeError) as error:
-        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
+
+
+@contextmanager
+def building(source: Source, config: PreTrainedConfig) -> Iterator[None]:
+    """While open, what keeps transformers or torch from making a model of `config` is raised as `ModelError`, with
+    the token ids that its vocabulary has no row for."""
+    try:
+        yield
+    except (*_BROKEN, RuntimeError, AssertionError) as error:  # the last one is torch's word on a padding id
+        beyond = "".join(f". config.json has {said}" for said in ids_beyond(config))
+        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}{beyond}") from error
+
+
+def ids_beyond(config: PreTrainedConfig) -> list[str]:
+    """The token ids of a config that its embeddings have no row for, each in words."""
+    size = config.get_text_config().vocab_size
+    return [
+        f"{name} {value}, and vocab_size {size} ends at {size - 1}: set it to null, or to the id of a token"
+        for name, value in sorted(config.to_dict().items())
+        if name.endswith("_token_id") and isinstance(value, int) and not -size <= value < size
+    ]
 
 
 def refuse_partial(name: str, info: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from secateur.errors import TaskError
-from secateur.tasks.encode import leading_ids
+from secateur.tasks.encode import added_ids
 from secateur.tasks.example import Example
 from secateur.tasks.jsonl import parse_lines, read_utf8
 from secateur.tasks.splits import Source
@@ -67,7 +67,8 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
 def _chunks(
     name: str, text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, per_group: int | None
 ) -> Iterator[Example]:
-    for number, tokens in enumerate(cut(_encode(text, tokenizer), seqlen, leading_ids(tokenizer))):
+    before, _ = added_ids(tokenizer, text)
+    for number, tokens in enumerate(cut(_encode(text, tokenizer), seqlen, before)):
         group = name if per_group is None else f"{name}/{number // per_group:05d}"
         yield Example(f"{name}#{number:06d}", "", "", group=group, tokens=tokens)
 
