@@ -152,7 +152,9 @@ def test_too_long_by_how_much(tokenizer):
 
 
 def test_an_answer_that_tokenizes_to_nothing(tokenizer):
-    with pytest.raises(TaskError, match=r"'n'.*'b' and the end of its prompt 'a' are one token.*word's border"):
+    with pytest.raises(
+        TaskError, match=r"'n'.*'b' and the end of its prompt 'a' are one token.*word's border"
+    ):
         encode(Example("n", "a", "b"), tokenizer, context=None)  # "ab" is one token, as long as the context
     with pytest.raises(TaskError, match=r"'n'.*'é' tokenizes to nothing"):
         encode(Example("n", "a", " c", choices=(" c", "é")), tokenizer, context=None)

@@ -116,8 +116,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def scored_alone(model: PreTrainedModel, context: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
     """log p over the vocabulary at each token of the continuation: (tokens, vocab) float64."""
     with torch.no_grad():
-        logits = model(torch.tensor([[*context, *continuation]])).logits[0].double().numpy()
-    return log_softmax(logits)[len(context) - 1 : -1]
+        logits = model(torch.tensor([[*context, *continuation[:-1]]])).logits[0].double().numpy()
+    return log_softmax(logits)[len(context) - 1 :]
 
 
 def reference(model: PreTrainedModel, kind: str, examples: Sequence[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.errors import ModelError, nearest
+from secateur.hf.rope import rope_switches
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,12 @@ def sizes(family: Family, config: Any) -> Sizes:
 def has_alibi(family: Family, config: Any) -> bool:
     """Whether positions enter as a bias for each head, made by the model for all heads at once."""
     return family.name == "bloom" or (family.name == "falcon" and config.alibi)
+
+
+def has_free_heads(family: Family, config: Any) -> bool:
+    """Whether a config can state another number of heads of the same size. Phi-3's, where it lists factors for rotary
+    positions, wants as many as heads of `hidden_size // num_attention_heads` have."""
+    return family.free_heads and not (family.name == "phi3" and rope_switches(config))
 
 
 def is_foldable(family: Family, config: Any) -> bool:

@@ -31,7 +31,7 @@ class Readable:
     """A model to be read. `runs` is the part of it without its head, `kind` decoder, encoder or encoder-decoder.
 
     `context` counts usable positions (None: no bound), `vocab_size` embeddings; `start` is what a decoder beside an
-    encoder begins with.
+    encoder begins with. `switches` are `rope_switches`.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Readable:
     pad: int
     start: int | None = None
     revision: str | None = None
+    switches: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +92,7 @@ def readable_of(loaded: Loaded) -> Readable:
         anatomy.context,
         pad=0,
         revision=loaded.revision,
+        switches=anatomy.switches,
     )
 
 

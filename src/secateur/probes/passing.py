@@ -118,7 +118,9 @@ def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing
         group: list[int] = []
         numbers = [number for number, out in enumerate(held_out) if out == side]
         for number in sorted(numbers, key=lambda n: (len(sequences[n]), n)):
-            if group and (len(group) + 1) * len(sequences[number]) > packing.max_tokens:
+            longer = sequences[number]
+            apart = group and packing.regime(sequences[group[-1]]) != packing.regime(longer)
+            if group and (apart or (len(group) + 1) * len(longer) > packing.max_tokens):
                 yield Batch(tuple(group), tuple(sequences[n] for n in group), side)
                 group = []
             group.append(number)
