@@ -120,16 +120,24 @@ def test_a_padding_id_beyond_the_vocabulary_is_read_where_the_model_reserves_no_
         ("generation_config.json", {"pad_token_id": 96, "bos_token_id": 500, "eos_token_id": [2, 96]}),
         ("generation_config.json", {"suppress_tokens": [96, 97], "begin_suppress_tokens": [500]}),
         ("generation_config.json", {"forced_eos_token_id": 96, "decoder_start_token_id": 96}),
+        (
+            "generation_config.json",
+            {"repetition_penalty": 1.8, "do_sample": True, "temperature": 0.7, "top_k": 20},
+        ),
     ],
     ids=str,
 )
-def test_ids_beyond_the_vocabulary_that_are_never_looked_up_change_nothing(
-    file, entries, usual, altered, tmp_path
-):
+def test_what_is_set_aside_changes_nothing(file, entries, usual, altered, tmp_path):
     """Of this preset the first ten greedy tokens are generated."""
     rows = [{"inputs": row["prompt"], "targets": [row["answer"].strip()]} for row in questions()]
     task = f"wikidata-qa:{write_rows(tmp_path / 'w.jsonl', rows)}"
     assert measured(altered(file, **entries), task) == measured(usual, task)
+
+
+@pytest.mark.parametrize("stated", ["</s>", [2, "</s>"], [[2], [3]]], ids=str)
+def test_ends_that_are_no_token_ids(stated, altered, task):
+    model = altered("generation_config.json", eos_token_id=stated)
+    refused(["eval", model, "--task", task], "generation_config.json has eos_token_id", stated)
 
 
 @pytest.mark.parametrize("where", ["prompt", "answer", "template", "text"])

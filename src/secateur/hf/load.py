@@ -34,6 +34,7 @@ from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import carved_architecture
 from secateur.hf.families import FAMILIES, family_of
 from secateur.hf.fingerprint import Look, fingerprint
+from secateur.hf.generation import end_ids
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
 from secateur.hf.source import Source, check_weights, download, hub_source, local_source
@@ -74,6 +75,11 @@ class Loaded:
         return device_of(self.model, f"{self.anatomy.embedding}.weight")
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a generated text."""
+        return end_ids(self.model, self.tokenizer)
+
+    @property
     def machine(self) -> dict[str, str | None]:
         """The options of `load_model` that put another model where this one is."""
         return vars(self.placement) if self.placement.device_map else {"device": str(self.device)}
@@ -107,6 +113,7 @@ def load_model(
         files = read_files(source, auto, refuse_partial, placement=placement, **options)
     model, source = files.model, files.source
     parts, found = anatomy(model), files.fingerprint
+    end_ids(model, files.tokenizer)  # refused before anything is measured
     return Loaded(name, model, files.tokenizer, parts, found, source.revision, str(source.folder), placement)
 
 

@@ -1,14 +1,18 @@
-"""Greedy continuations through the model's own `generate`, in left-padded batches."""
+"""Greedy continuations through the model's own `generate`, in left-padded batches: always the likeliest token of the
+plain logits, whatever generation_config.json asks for, until one of the tokens that end a text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from secateur.errors import TaskError
+from secateur.hf.generation import generating_by
 from secateur.hf.load import Loaded
 from secateur.hf.rope import regime
 from secateur.judge.rows import Packing
@@ -78,21 +82,19 @@ def _generate(
     device = loaded.device
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    stop = loaded.tokenizer.eos_token_id
-    with torch.inference_mode():
-        made = loaded.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            suppress_tokens=list(ban) or None,
-            eos_token_id=stop,
-            pad_token_id=stop if stop is not None else 0,
-            use_cache=cached,
-        )
-    rows = made[:, length:].tolist()
-    return [row[: row.index(stop)] if stop in row else row for row in rows]
+    plain = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        suppress_tokens=list(ban) or None,
+        eos_token_id=list(loaded.ends) or None,
+        pad_token_id=0,
+        use_cache=cached,
+    )
+    with torch.inference_mode(), generating_by(loaded.model, plain):
+        made = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+    ends = set(loaded.ends)
+    return [list(takewhile(lambda token: token not in ends, row)) for row in made[:, length:].tolist()]
 
 
 def answers_within(
