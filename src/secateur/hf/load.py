@@ -247,8 +247,9 @@ def building(source: Source, config: PreTrainedConfig) -> Iterator[None]:
     try:
         yield
     except (*_BROKEN, RuntimeError, AssertionError) as error:  # the last one is torch's word on a padding id
-        beyond = "".join(f". config.json has {said}" for said in ids_beyond(config))
-        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}{beyond}") from error
+        beyond = "; ".join(ids_beyond(config))
+        more = f". config.json has {beyond}." if beyond else ""
+        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}{more}") from error
 
 
 def ids_beyond(config: PreTrainedConfig) -> list[str]:
