@@ -170,7 +170,6 @@ SHAPES = {  # how a file begins, what it is called, and what to do
     "q.xz": (lzma.compress(OBJECT), "is packed by xz", "Unpack it"),
     "q.jsonl.zst": (b"\x28\xb5\x2f\xfd\x04", "is packed by zstd", "Unpack it"),
     "q.xlsx": (b"PK\x03\x04\x14", "is a zip archive or a spreadsheet", "Unpack it"),
-    "task.yaml": (b"task: mine\n", "is YAML", "lm_eval:FILE"),
     "weights.bin": (b"\x00\x01\x02", "is no text", "Name another file"),
     "folder.jsonl": (None, "is a folder", "Name a file in it"),
 }
@@ -210,9 +209,10 @@ def test_missing_file_and_unknown_names(tmp_path, tokenizer):
         load_task("builtin:fact", tokenizer=tokenizer)
     with pytest.raises(UnknownName, match="unknown task 'nonesuch'"):
         load_task("nonesuch", tokenizer=tokenizer)
-    (tmp_path / "story.txt").write_text("once")
-    with pytest.raises(TaskError, match="text:"):
-        load_task(str(tmp_path / "story.txt"), tokenizer=tokenizer)
+    for name, says in (("story.txt", "text:"), ("task.yaml", "lm_eval:"), ("q.json", "text:")):
+        (tmp_path / name).write_text("once: upon a time")
+        with pytest.raises(TaskError, match=f"written {says}{re.escape(str(tmp_path / name))}"):
+            load_task(str(tmp_path / name), tokenizer=tokenizer)
 
 
 def test_schema_file_is_the_models():

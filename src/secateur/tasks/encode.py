@@ -212,8 +212,8 @@ def _refuse_unknown(
         token = tokenizer.convert_ids_to_tokens(highest)
         raise TaskError(
             f"example {example.id!r}: its text has the token {token!r} (id {highest}), and the model has no embedding "
-            f"for it: its vocab_size is {vocab_size}. The token was added to the tokenizer without resizing the model. "
-            "Leave it out of the text, or resize and train the model."
+            f"for it: its vocab_size is {vocab_size}. Either the token was added to the tokenizer without resizing the "
+            "model, or the tokenizer is that of another model. Leave the token out, or mend the model."
         )
 
 

@@ -40,12 +40,9 @@ MAGIC: Mapping[bytes, Format] = {
     b"PAR1": _table("a Parquet file", "read_parquet"),
     b"ARROW1": _table("an Arrow file", "read_feather"),
 }
-HARNESS = Format("YAML", "A task of the evaluation harness is written lm_eval:FILE.")
-SUFFIXES: Mapping[str, Format] = {
+TABLES: Mapping[str, Format] = {
     ".csv": _table("a table (CSV)", "read_csv"),
     ".tsv": _table("a table (TSV)", "read_table"),
-    ".yaml": HARNESS,
-    ".yml": HARNESS,
 }
 FOLDER = Format("a folder", "Name a file in it; of a saved Dataset, what its to_json('NEW.jsonl') writes.")
 BINARY = Format("no text", "Name another file.")
@@ -69,7 +66,7 @@ def _format(path: Path, wanted: str) -> Format | None:
     except OSError:
         return None
     suffix = path.suffix.lower()
-    known = next((found for magic, found in MAGIC.items() if head.startswith(magic)), SUFFIXES.get(suffix))
+    known = next((found for magic, found in MAGIC.items() if head.startswith(magic)), TABLES.get(suffix))
     if known is not None:
         return known
     if b"\0" in head and not head.startswith(UTF_16):

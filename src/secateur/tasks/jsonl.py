@@ -61,7 +61,7 @@ def _hint(row: Row) -> str:
     answer, count = row.answer.strip(), len(row.choices or [])
     if answer in [choice.strip() for choice in row.choices or []]:
         return ": they differ in white space"
-    if answer.upper() in ascii_uppercase[:count] or answer in map(str, range(count + 1)):
+    if answer.upper() in tuple(ascii_uppercase[:count]) or answer in map(str, range(count + 1)):
         return ": an answer is the text of its choice, not its letter or number"
     return ""
 

@@ -113,6 +113,8 @@ def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
     if path.suffix == ".jsonl" and (path.exists() or ":" not in spec):
         return read_jsonl(path)
     if path.exists():
+        if path.suffix in (".yaml", ".yml"):
+            raise TaskError(f"{spec}: a task of the evaluation harness is written lm_eval:{spec}.")
         refuse_other_formats(path, QUESTIONS)
         raise TaskError(f"{spec}: a task file ends in .jsonl; plain text is written text:{spec}.")
     known = [info.name for info in list_tasks()]
