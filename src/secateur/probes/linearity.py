@@ -82,7 +82,7 @@ def linearity(
             found.extend(one.solved(readable.runs) for one in sums.values())
         return found
 
-    sums = with_room(Packing(max_tokens, max_tokens, readable.pad), read)
+    sums = with_room(Packing(max_tokens, max_tokens, readable.pad, readable.switches), read)
     norms = {stack.prefix: stack.norm for stack in readable.stacks}
     last = {one.tap.stack: one.cloud for one in sums if one.tap.kind == "last"}
     return Profile(tuple(row for one in sums for row in one.rows), norms, last)
