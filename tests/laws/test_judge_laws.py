@@ -4,8 +4,8 @@ really cut, log-softmax in numpy. And what must never change a result: batches, 
 from __future__ import annotations
 
 import copy
-import math
 import hashlib
+import math
 import os
 import subprocess
 import sys

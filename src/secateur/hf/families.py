@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.errors import ModelError, nearest
-from secateur.hf.rope import rope_switches
 
 
 @dataclass(frozen=True)
