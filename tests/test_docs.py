@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import typer
 import secateur
 from secateur.cli import main
 from secateur.cli.app import app
+from secateur.tasks import facts
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -160,6 +162,17 @@ def _trained(place: Path) -> dict[str, Any]:
     return json.loads((made.out / "train.json").read_text(encoding="utf-8"))
 
 
+def _two_answers(place: Path) -> str:
+    """A task whose questions all have the same choices."""
+    rows = [
+        {"id": e.id, "prompt": e.prompt, "answer": answer, "choices": [" Cairo", " cabbage"]}
+        for e, answer in zip(facts.examples(), cycle((" Cairo", " cabbage", " Cairo")), strict=False)
+    ]
+    path = place.parent / "two.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
 def test_every_record_is_as_documented(
     out: Path, removed: Path, directed: Path, shortened: Path, together: Path, tuned: Path
 ) -> None:
@@ -188,6 +201,7 @@ def test_every_record_is_as_documented(
             ledger=tuned.parent / "openings.sqlite",
         ).record,
         "Pretraining": _trained(tuned),
+        "Baseline": secateur.evaluate("builtin:facts", _two_answers(tuned))["baseline"],
         "PlanCost": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
