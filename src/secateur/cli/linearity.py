@@ -10,10 +10,10 @@ from rich.text import Text
 
 from secateur.cli.tables import print_rows
 
-COLUMNS = (
-    "site", "residual", "held out", "without", "held out", "cosine", "cond.", "dim.", "anis."
-)  # fmt: skip
-_KINDS = {"stream": "with the residual", "added": "without the residual"}
+COLUMNS = ("site", "stream", "held\nout", "added", "held\nout", "cosine", "cond.", "dim.", "anis.")
+KINDS = {"stream": "with the residual", "added": "without the residual"}
+NAMED = 3  # positions and token texts of outliers in one line
+SITES = 8  # in one line; more are counted
 
 
 def print_linearity(found: Mapping[str, Any]) -> None:
@@ -23,34 +23,102 @@ def print_linearity(found: Mapping[str, Any]) -> None:
     if len(models) == 1:
         first = models[0]["rows"][0]
         tokens = f"{first['num_tokens']:,} tokens, {first['num_fit']:,} to fit held-out maps"
-        print_rows(COLUMNS, [_cells(row) for row in models[0]["rows"]], title=f"{title}, {tokens}")
+        cells = [cells for row in models[0]["rows"] for cells in _lines(row)]
+        print_rows(COLUMNS, cells, title=f"{title}, {tokens}", whole=COLUMNS)
     else:
         _print_series(models, title)
-    for line in _notes(models):
+    for line in (*_outliers(models), *_notes(models)):
         Console().print(Text(line))
 
 
-def _cells(row: Mapping[str, Any]) -> list[Any]:
-    stream, added = (
-        [None if x is None else f"{x:.4f}" for x in row[name] or (None, None)] for name in _KINDS
-    )
-    shape = (f"{row['condition']:.0e}", row["intrinsic_dimension"], row["anisotropy"])
-    return [row["site"], *stream, *added, row["cosine"], *shape]
+def _lines(row: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The scores of a place, and below them those without its outlier tokens."""
+    yield [row["site"], *_cells(row)]
+    if row["without_outliers"]:
+        yield [_less(row["outliers"]["count"]), *_cells(row["without_outliers"])]
+
+
+def _less(count: int) -> str:
+    return f"  less {count:,}"
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    scores = [x for name in KINDS for x in row[name] or (None, None)]
+    cells = [*map(_four, scores), "" if row["cosine"] is None else f"{row['cosine']:.3f}"]
+    dimension = row["intrinsic_dimension"]
+    cells += [f"{row['condition']:.0e}", "" if dimension is None else f"{dimension:.1f}"]
+    return [*cells, f"{row['anisotropy']:.2f}"]
+
+
+def _four(score: float | None) -> str:
+    """Four digits behind the point, as far as they say something: held out, noise may score below -100."""
+    return "" if score is None else f"{score:.4f}" if score > -10 else f"{score:.0f}"
 
 
 def _print_series(models: Sequence[Mapping[str, Any]], title: str) -> None:
+    """A table for each score. Where outlier tokens pass in any of the models a second line is without them."""
     sites = list(dict.fromkeys(row["site"] for model in models for row in model["rows"]))
     by_site = [{row["site"]: row for row in model["rows"]} for model in models]
-    for number, (name, words) in enumerate(_KINDS.items()):
-        rows = [[site, *(_held_out(rows.get(site), name) for rows in by_site)] for site in sites]
-        shown = [row for row in rows if any(row[1:])]
+    for number, (name, words) in enumerate(KINDS.items()):
+        rows = [line for site in sites for line in _across([rows.get(site) for rows in by_site], site, name)]
         if number:
             Console().print()
-        print_rows(("site", *(model["name"] for model in models)), shown, title=f"{title}: {words}, held out")
+        columns = ("site", *(model["name"] for model in models))
+        print_rows(columns, rows, title=f"{title}: {words}, held out", whole=("site",))
+
+
+def _across(rows: Sequence[Mapping[str, Any] | None], site: str, name: str) -> Iterator[list[str]]:
+    """One score of one place in every model; none where no model has it."""
+    if any(row and row[name] for row in rows):
+        yield [site, *(_held_out(row, name) for row in rows)]
+        if any(row and row["without_outliers"] for row in rows):
+            usual = [row and (row["without_outliers"] or row) for row in rows]
+            yield ["  less outliers", *(_held_out(row, name) for row in usual)]
 
 
 def _held_out(row: Mapping[str, Any] | None, name: str) -> str:
-    return "" if row is None or row[name] is None else f"{row[name][1]:.4f}"
+    return _four(row[name][1]) if row and row[name] else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------- notes
+
+
+def _outliers(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Which tokens are outliers where, each set once; then where they decide the scores."""
+    for model in models:
+        begin = "" if len(models) == 1 else f"{model['name']} "
+        sets: dict[str, list[Mapping[str, Any]]] = {}
+        for row in model["rows"]:
+            if row["outliers"]:
+                sets.setdefault(_which(row), []).append(row)
+        for which, rows in sets.items():
+            largest = max(row["outliers"]["largest"] for row in rows)
+            sites = _counted([row["site"] for row in rows])
+            yield f"outlier tokens: {begin}{sites}: {which}; up to {largest:.0f} median norms"
+        swayed = [row["site"] for row in model["rows"] if row["outliers"] and row["outliers"]["matter"]]
+        if swayed:
+            yield (
+                f"warning: {begin}{_counted(swayed)}: outlier tokens decide these scores; compare blocks by the "
+                "lines without them, as --method depth --by linearity does."
+            )
+
+
+def _which(row: Mapping[str, Any]) -> str:
+    """`284 of 17,984 tokens: position 0 (281 of 281), …; ',' (17 of 1,204), …`."""
+    found = row["outliers"]
+    places = [(f"position {p['position']}", p) for p in found["positions"][:NAMED]]
+    words = [(repr(t["text"]), t) for t in found["tokens"][:NAMED]]
+    named = "; ".join(
+        ", ".join(f"{name} ({one['count']:,} of {one['of']:,})" for name, one in ones)
+        for ones in (places, words)
+    )
+    return f"{found['count']:,} of {row['num_tokens']:,} tokens: {named}"
+
+
+def _counted(sites: Sequence[str]) -> str:
+    if len(sites) <= SITES:
+        return ", ".join(sites)
+    return f"{sites[0]} to {sites[-1]} ({len(sites)} places)"
 
 
 def _notes(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -58,9 +126,10 @@ def _notes(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     sites: dict[tuple[str, str, bool], list[str]] = {}
     for model in models:
         for row in model["rows"]:
-            if row["reason"]:
-                key = model["name"], row["reason"], row["trusted"]
-                sites.setdefault(key, []).append(row["site"])
+            for read, where in ((row, ""), (row["without_outliers"], " without outlier tokens")):
+                if read and read["reason"]:
+                    key = model["name"], read["reason"], read["trusted"]
+                    sites.setdefault(key, []).append(row["site"] + where)
     for (name, reason, trusted), own in sites.items():
         where = ", ".join(own) if len(models) == 1 else f"{name} {', '.join(own)}"
         yield f"{'note' if trusted else 'not to be trusted'}: {where}: {reason}"

@@ -16,7 +16,7 @@ from secateur.hf.load import find_source, quiet
 from secateur.hf.readable import Readable, load_readable
 from secateur.options import Options
 from secateur.probes.linearity import Profile, linearity
-from secateur.probes.outliers import Outliers
+from secateur.probes.outliers import TIMES, Outliers
 from secateur.probes.passing import FINER
 from secateur.probes.transition import Cloud, Linearity
 from secateur.records import versions
@@ -64,7 +64,7 @@ def read_linearity(
         models.append(model)
     progress("models", len(asked), len(asked))
     record: Record = {"what": "linearity", "model": options.model, "task": names[0], "split": split}
-    record["models"] = models
+    record |= {"outlier_norm": TIMES, "models": models}
     if out is not None:
         record["written"] = [str(path) for path in _write(record, Path(out))]
     return record
