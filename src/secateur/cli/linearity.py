@@ -12,7 +12,6 @@ from secateur.cli.tables import print_rows
 
 COLUMNS = ("site", "stream", "held\nout", "added", "held\nout", "cosine", "cond.", "dim.", "anis.")
 KINDS = {"stream": "with the residual", "added": "without the residual"}
-NAMED = 3  # positions and token texts of outliers in one line
 SITES = 8  # in one line; more are counted
 
 
@@ -84,41 +83,64 @@ def _held_out(row: Mapping[str, Any] | None, name: str) -> str:
 
 
 def _outliers(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Which tokens are outliers where, each set once; then where they decide the scores."""
+    """Which tokens are outliers where, places of like ones together; then where they decide the scores."""
     for model in models:
         begin = "" if len(models) == 1 else f"{model['name']} "
-        sets: dict[str, list[Mapping[str, Any]]] = {}
+        alike: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
         for row in model["rows"]:
             if row["outliers"]:
-                sets.setdefault(_which(row), []).append(row)
-        for which, rows in sets.items():
-            largest = max(row["outliers"]["largest"] for row in rows)
-            sites = _counted([row["site"] for row in rows])
-            yield f"outlier tokens: {begin}{sites}: {which}; up to {largest:.0f} median norms"
-        swayed = [row["site"] for row in model["rows"] if row["outliers"] and row["outliers"]["matter"]]
-        if swayed:
+                first, word = row["outliers"]["positions"][0], row["outliers"]["tokens"][0]
+                alike.setdefault((first["position"], word["text"]), []).append(row)
+        for (position, word), rows in alike.items():
+            sites, found = _counted([row["site"] for row in rows]), [row["outliers"] for row in rows]
             yield (
-                f"warning: {begin}{_counted(swayed)}: outlier tokens decide these scores; compare blocks by the "
-                "lines without them, as --method depth --by linearity does."
+                f"outlier tokens: {begin}{sites}: {_span(found)} of {rows[0]['num_tokens']:,}, up to "
+                f"{max(one['largest'] for one in found):.0f} median norms; most often at position {position} "
+                f"({_of([one['positions'][0] for one in found])}), {word!r} "
+                f"({_of([one['tokens'][0] for one in found])})"
             )
+        if swayed := [row for row in model["rows"] if row["outliers"] and row["outliers"]["matter"]]:
+            yield f"warning: {begin}{_swayed(swayed)}"
 
 
-def _which(row: Mapping[str, Any]) -> str:
-    """`284 of 17,984 tokens: position 0 (281 of 281), …; ',' (17 of 1,204), …`."""
-    found = row["outliers"]
-    places = [(f"position {p['position']}", p) for p in found["positions"][:NAMED]]
-    words = [(repr(t["text"]), t) for t in found["tokens"][:NAMED]]
-    named = "; ".join(
-        ", ".join(f"{name} ({one['count']:,} of {one['of']:,})" for name, one in ones)
-        for ones in (places, words)
+def _swayed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """That outlier tokens decide scores of these places, with the one that they change most."""
+    changes = [
+        (
+            abs(row[name][0] - row["without_outliers"][name][0]),
+            row["site"],
+            row[name],
+            row["without_outliers"][name],
+        )
+        for row in rows
+        for name in KINDS
+        if row[name] and row["without_outliers"][name]
+    ]
+    most = ""
+    if changes:
+        _, site, whole, without = max(changes)
+        most = f" ({site}: {whole[0]:.4f} with them, {without[0]:.4f} without)"
+    sites = _counted([row["site"] for row in rows])
+    return (
+        f"outlier tokens decide scores of {sites}{most}. Compare blocks by the lines without them, as --method depth "
+        "--by linearity does."
     )
-    return f"{found['count']:,} of {row['num_tokens']:,} tokens: {named}"
+
+
+def _span(found: Sequence[Mapping[str, Any]]) -> str:
+    """`284`, or `205 to 510`."""
+    low, high = (end(one["count"] for one in found) for end in (min, max))
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _of(found: Sequence[Mapping[str, Any]]) -> str:
+    return f"{_span(found)} of {found[0]['of']:,}"
 
 
 def _counted(sites: Sequence[str]) -> str:
     if len(sites) <= SITES:
         return ", ".join(sites)
-    return f"{sites[0]} to {sites[-1]} ({len(sites)} places)"
+    return f"{len(sites)} places from {sites[0]} to {sites[-1]}"
 
 
 def _notes(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:

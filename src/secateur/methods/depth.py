@@ -25,7 +25,7 @@ from secateur.methods.found import Counted, Found
 from secateur.options import Options, layers_of
 from secateur.probes.maps import Run, fit_maps
 from secateur.probes.similarity import Similarity, block_similarity
-from secateur.search.depth import BY, FORMS, dropped, may_go, run_with, without
+from secateur.search.depth import BY, FORMS, Carriers, all_that_may_go, dropped, may_go, run_with, without
 from secateur.search.iterative import Point
 from secateur.session import Session
 
@@ -38,11 +38,6 @@ def check(session: Session) -> None:
     for name, value, known in (("by", options.by, BY), ("form", options.form, FORMS)):
         if value not in known:
             raise UnknownName(f"--{name} {value!r}.{nearest(value, known)}")
-    blocks, most = layers_of(anatomy, options), most_blocks(anatomy, options)
-    if options.blocks is not None and not 1 <= options.blocks <= most:
-        raise SecateurError(
-            f"--blocks {options.blocks}: from 1 to {most} of the {len(blocks)} blocks may go."
-        )
     if options.form == "fold" and not anatomy.foldable:
         raise PlanError(
             f"--form fold: {anatomy.architecture} has a norm after its feed-forward networks, so no linear map can be "
@@ -50,13 +45,51 @@ def check(session: Session) -> None:
         )
     if options.rank is not None and (options.form != "linear" or not 1 <= options.rank <= anatomy.d_model):
         raise SecateurError(f"--rank {options.rank} is for --form linear, from 1 to {anatomy.d_model}.")
+    _check_number(anatomy, options)
     goal_of(session)
 
 
-def most_blocks(anatomy: Anatomy, options: Options) -> int:
-    """How many of the blocks asked for may go: one of all stays."""
-    blocks = layers_of(anatomy, options)
-    return len(blocks) - (len(blocks) == anatomy.num_blocks)
+NEEDS = {  # what stops a block from going
+    "drop": "one block of a model stays",
+    "fold": "one block stays, and the block before those that go needs a feed-forward network stored as whole matrices",
+    "linear": "one block stays, and where a map would lie there may be none of an earlier cut",
+}
+
+
+def _check_number(anatomy: Anatomy, options: Options) -> None:
+    """Raises `SecateurError` where fewer blocks can go than are asked for, or none."""
+    blocks, can = layers_of(anatomy, options), len(blocks_that_can_go(anatomy, options))
+    if not can:
+        raise PlanError(
+            f"--form {options.form}: no block of {blocks.start}:{blocks.stop} can go ({NEEDS[options.form]})."
+        )
+    if options.blocks is not None and not 1 <= options.blocks <= can:
+        raise SecateurError(
+            f"--blocks {options.blocks}: from 1 to {can} of the {len(blocks)} blocks may go ({NEEDS[options.form]})."
+        )
+
+
+def forms_of(anatomy: Anatomy) -> list[str]:
+    """The forms in which any block of this model can go."""
+    carriers, blocks = carriers_of(anatomy), range(anatomy.num_blocks)
+    return [f for f in ("drop", "linear", "fold") if may_go([], blocks, f, carriers, contiguous=False)]
+
+
+def blocks_that_can_go(anatomy: Anatomy, options: Options) -> list[int]:
+    """The most of the blocks asked for that can go one after another in the form asked for."""
+    return all_that_may_go(
+        layers_of(anatomy, options), options.form, carriers_of(anatomy), anatomy.num_blocks
+    )
+
+
+def carriers_of(anatomy: Anatomy) -> Carriers:
+    """What of this model can carry a fold or a map. In one that was cut a network may be gone or stored as two factors,
+    and a map may lie where another would."""
+    count = anatomy.num_blocks
+    whole = {site.block for site in anatomy.matrices if site.part == "down"}
+    ends = {**dict(enumerate(anatomy.blocks)), count: anatomy.final_norm}
+    free = {number for number, path in ends.items() if path is not None and path not in anatomy.entered}
+    return Carriers(frozenset(whole if anatomy.foldable else ()), frozenset(free))
 
 
 def search(session: Session) -> Found:
@@ -117,8 +150,7 @@ class _Walk:
     def forms(self) -> list[str]:
         """Those that the model allows; the one asked for first."""
         asked, anatomy = self.session.options.form, self.session.loaded.anatomy
-        others = [form for form in ("drop", "linear", "fold") if form != "fold" or anatomy.foldable]
-        return [asked, *(form for form in others if form != asked)]
+        return [asked, *(form for form in forms_of(anatomy) if form != asked)]
 
     @property
     def probe(self) -> Sequence[int]:
@@ -128,12 +160,12 @@ class _Walk:
         """Blocks in the order in which they go, each with what all that were left measured then; `most` of them, or as
         many as are asked for."""
         options, anatomy = self.session.options, self.session.loaded.anatomy
-        blocks, found = layers_of(anatomy, options), []
-        most = most or options.blocks or most_blocks(anatomy, options)
+        blocks, found, carriers = layers_of(anatomy, options), [], carriers_of(anatomy)
+        most = most or options.blocks or len(blocks_that_can_go(anatomy, options))
         plan, gone = self.session.empty, []
         while len(gone) < most:
-            left = may_go(gone, blocks, options.form, contiguous=options.contiguous)
-            if not left or len(gone) + 1 == anatomy.num_blocks:
+            left = may_go(gone, blocks, options.form, carriers, contiguous=options.contiguous)
+            if not left:
                 break
             measured = self._measured(by, plan, gone, left)
             block = min(measured, key=lambda b: (measured[b], b))
@@ -202,10 +234,11 @@ class _Walk:
     def points(self, order: Sequence[dict[str, Any]], form: str) -> list[Point]:
         """The same blocks gone in the same order in one form, as far as the form can."""
         plan, gone, points = self.session.empty, [], [Point(self.session.empty, {"blocks": 0.0})]
-        count = self.session.loaded.anatomy.num_blocks
+        anatomy = self.session.loaded.anatomy
+        carriers, count = carriers_of(anatomy), anatomy.num_blocks
         for step in order:
             block = step["block"]
-            if not may_go(gone, [block], form, contiguous=False):
+            if not may_go(gone, [block], form, carriers, contiguous=False):
                 break
             plan = self._plans(plan, gone, [block], form)[block]
             gone.append(block)

@@ -117,7 +117,7 @@ class _Taps:
     """The inputs of one matrix of every block that has units, and the gradients that arrive there."""
 
     def __init__(self, loaded: Loaded, part: str, units: Mapping[int, int]) -> None:
-        self._paths = {block: loaded.anatomy.matrix(Site(block, part)).module for block in units}
+        self._paths = {block: loaded.anatomy.module(Site(block, part)) for block in units}
         self._modules = {path: loaded.model.get_submodule(path) for path in self._paths.values()}
         self._model, self._forward = loaded.model, Forward(loaded.model, loaded.anatomy)
         self.units = units

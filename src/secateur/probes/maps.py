@@ -143,7 +143,7 @@ class _Halves:
 
 def _edit(run: Run, halves: _Halves, loaded: Loaded) -> Linearize:
     fold = run.form == "fold"
-    into = loaded.anatomy.matrices[Site(run.blocks[0] - 1, "down")] if fold else None
+    into = loaded.anatomy.matrix(Site(run.blocks[0] - 1, "down")) if fold else None
     intercept = into is None or into.bias is not None
     found, moments = halves.fit(intercept=intercept)
     if run.rank is None:
