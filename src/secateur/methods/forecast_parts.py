@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
+from secateur.methods.carriers import blocks_that_can_go, carriers_of, forms_of
 from secateur.methods.components import kinds_of
-from secateur.methods.depth import CHEAP, blocks_that_can_go, carriers_of, forms_of
+from secateur.methods.depth import CHEAP
 from secateur.methods.depth_record import SAMPLE
 from secateur.methods.forecast import (
     EXPECTED,
@@ -145,6 +146,11 @@ class _Depth:
         before = max((fold for fold in folds if fold < block), default=min(folds))
         return before, (Site(before, "down"),)
 
+    def _first(self, form: str) -> tuple[Site, ...]:
+        """A block for which a map can be fitted alone."""
+        every = range(self.session.loaded.anatomy.num_blocks)
+        return (Site(max(may_go([], every, form, self._carriers, contiguous=False))),)
+
     def steps(self, by: str, most: int) -> Iterator[Work]:
         """Before each block goes: what all that are left measure."""
         n, form = len(self.session.task.split("probe")), self.session.options.form
@@ -154,7 +160,8 @@ class _Depth:
                 yield Read("choose", "similarity", "probe", n, left)
                 continue
             if form != "drop":
-                yield Read("choose", "maps", "probe", n, left)
+                alone = tuple(site for site in left if self._carriers.carry((site.block,), form))
+                yield Read("choose", "maps", "probe", n, alone or self._first(form))
             single = [Plans(1, *self._touched(site.block, form)) for site in left]
             yield Judged(
                 "choose",
@@ -168,7 +175,7 @@ class _Depth:
         """The same order in one form: a fit and a plan for every depth."""
         n, probed = (len(self.session.task.split(name)) for name in ("select", "probe"))
         if form != "drop" and not fitted:
-            yield Read("analyze", "maps", "probe", probed, (Site(self.blocks[-1]),), times=most)
+            yield Read("analyze", "maps", "probe", probed, self._first(form), times=most)
         yield Judged(
             "analyze", "select", 0, n, tuple(self.without(gone, form) for gone in range(1, most + 1))
         )

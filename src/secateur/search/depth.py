@@ -9,12 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from secateur.core.plan import Drop, Linearize, Plan
+from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.core.site import Site
+from secateur.search.iterative import Point
 
 BY = ("loss", "linearity", "cosine")
 FORMS = ("fold", "linear", "drop")
+
+
+@dataclass(frozen=True)
+class FellBack:
+    """A run of blocks that is dropped although a map was fitted for it: on `select` the map's mean loss is no lower."""
+
+    blocks: tuple[int, ...]
+    fitted: float
+    dropped: float
+
+    def __str__(self) -> str:
+        first, last = self.blocks[0], self.blocks[-1]
+        return f"b{first}" if first == last else f"b{first} to b{last}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"blocks": list(self.blocks), "fitted": self.fitted, "dropped": self.dropped}
+
+
+@dataclass(frozen=True)
+class Stop(Point):
+    """A point of depth pruning, with the runs that were dropped where a map was asked for."""
+
+    fell_back: tuple[FellBack, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,9 +85,14 @@ def all_that_may_go(blocks: Iterable[int], form: str, carriers: Carriers, num_bl
 
 
 def without(plan: Plan, run: tuple[int, ...]) -> Plan:
-    """`plan` without what stands for blocks of this run."""
-    kept = [edit for edit in plan.edits if not (isinstance(edit, Linearize) and set(edit.blocks) & set(run))]
-    return Plan(plan.model, tuple(kept))
+    """`plan` without what takes blocks of this run away, or stands for them."""
+    return Plan(plan.model, tuple(edit for edit in plan.edits if not _takes(edit, run)))
+
+
+def _takes(edit: Edit, run: tuple[int, ...]) -> bool:
+    if isinstance(edit, Linearize):
+        return bool(set(edit.blocks) & set(run))
+    return isinstance(edit, Drop) and not edit.site.part and edit.site.block in run
 
 
 def dropped(plan: Plan, blocks: Iterable[int]) -> Plan:
