@@ -66,7 +66,10 @@ def kinds_of(session: Session) -> list[Kind]:
         found.append(Kind("ffns", ffns, tuple(losses("n", anatomy)) if portable else ()))
     for kind in found:
         if not kind.sites:
-            raise PlanError(f"this model has no {kind.name} in blocks {blocks.start}:{blocks.stop}.")
+            raise PlanError(
+                f"no {kind.name} of blocks {blocks.start}:{blocks.stop} can go: earlier cuts took all, or stored the "
+                "matrices that they end in as two factors."
+            )
     return found
 
 

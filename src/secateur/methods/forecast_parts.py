@@ -96,10 +96,11 @@ def _ranked(session: Session, stage: str, kind: str, parts: int, gone: int, luck
 
 def _reported(session: Session, known: Sequence[str], luck: str) -> Iterator[Work]:
     """What the record says of the whole model: both importances, as far as they are not read yet, and behavior."""
-    heads = sum(own.num_heads for own in session.loaded.anatomy.widths)
-    if "heads" not in known:
+    anatomy = session.loaded.anatomy
+    heads = sum(own.num_heads for own in anatomy.widths)
+    if "heads" not in known and heads:
         yield _ranked(session, "analyze", "heads", heads, 1, luck)
-    if "ffns" not in known:
+    if "ffns" not in known and whole_ffns(anatomy, layers_of(anatomy, session.options)):
         yield _ranked(session, "analyze", "ffns", session.loaded.anatomy.num_blocks, 1, luck)
     for what in ("behavior", "sides read"):
         yield Read("analyze", what, "probe", 0, ())

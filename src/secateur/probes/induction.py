@@ -43,8 +43,10 @@ def prefix_matching(
     give out from frequent to rare. `n` counts sequences.
     Source: Bansal et al. 2022 (arXiv 2212.09095), after Olsson et al. 2022 (arXiv 2209.11895). Differs: seeded with
     numpy's own generator; the authors count a position too many where a segment ends.
-    Raises: `ModelError` where attention weights cannot be had, or context or vocabulary are too small.
+    Raises: `ModelError` where there are no heads or attention weights cannot be had, or context or vocabulary are too
+    small.
     """
+    _check_heads(loaded.anatomy)
     segments = random_segments(loaded, seeds, REPEATS, frequencies)
     total = _zeros(loaded)
     done = 0
@@ -96,12 +98,19 @@ def copying(
 
 
 def check_copying(anatomy: Anatomy) -> None:
-    """Raises `ModelError` where the way through a head leads over two factors that an earlier cut left of a matrix."""
+    """Raises `ModelError` where there are no heads, or the way through one leads over two factors that an earlier cut
+    left of a matrix."""
+    _check_heads(anatomy)
     for site in (Site(block, part) for block in anatomy.attending for part in "vo"):
         if site not in anatomy.matrices:
             raise ModelError(
                 f"copying of heads cannot be read: {site} is stored as two factors by an earlier cut."
             )
+
+
+def _check_heads(anatomy: Anatomy) -> None:
+    if not anatomy.attending:
+        raise ModelError("this model has no heads: earlier cuts took them all.")
 
 
 def _zeros(loaded: Loaded) -> dict[int, Float[Tensor, " heads"]]:

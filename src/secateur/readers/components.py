@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
-from secateur.errors import TaskError
+from secateur.errors import PlanError, TaskError
 from secateur.hf.load import Loaded
 from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
@@ -144,6 +144,10 @@ def _by_ablation(session: Session, split: str, blocks: range) -> Found:
         for kind, part in parts.items()
     }
     sites = {kind: found for kind, found in there.items() if found}
+    if not sites:
+        raise PlanError(
+            f"nothing of blocks {blocks.start}:{blocks.stop} can be taken out to see what it is worth."
+        )
     every = [site for found in sites.values() for site in found]
     read = ablation_importance(session.judge(), every, session.task.split(split), split=split)
     order = sorted(read, key=lambda metric: "loss" not in metric)
