@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secateur.core.ledger import _KNOWN, APPLICATION_ID, LEDGER_VERSION, Ledger
+from secateur.core.ledger import _KNOWN, APPLICATION_ID, LEDGER_VERSION, Ledger, Opening
 from secateur.core.plan import Plan, Truncate
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
@@ -130,15 +130,20 @@ def test_memos(ledger):
     assert ledger.recall("s", "other") is None
 
 
-def test_openings_count_a_plan_once(ledger):
-    ledger.record_opening("split", "s", plan(1), 0.01, "2025-01-01T00:00:00+00:00")
-    ledger.record_opening("split", "s", plan(2), 0.04, "2025-01-02T00:00:00+00:00")
-    ledger.record_opening("split", "s", plan(1), 0.01, "2025-01-03T00:00:00+00:00")
-    ledger.record_opening("split", "t", plan(1), 0.5, "2025-01-04T00:00:00+00:00")
-    ledger.record_opening("elsewhere", "s", plan(1), 0.9, "2025-01-05T00:00:00+00:00")
-    found = [(opening.scope, opening.plan, opening.p_value) for opening in ledger.openings("split")]
-    assert found == [("s", plan(1), 0.01), ("s", plan(2), 0.04), ("t", plan(1), 0.5)]
-    assert ledger.openings("split")[0].when == "2025-01-01T00:00:00+00:00"
+def test_openings_count_a_claim_once(ledger):
+    """The first look at a plan in a metric stays, with its margin."""
+    looks = [
+        ("split", Opening("s", plan(1), "loss", 0.02, 0.01, "2025-01-01T00:00:00+00:00")),
+        ("split", Opening("s", plan(2), "loss", None, 0.04, "2025-01-02T00:00:00+00:00")),
+        ("split", Opening("s", plan(1), "loss", 2.0, 0.01, "2025-01-03T00:00:00+00:00")),
+        ("split", Opening("s", plan(1), "top10", None, 0.6, "2025-01-04T00:00:00+00:00")),
+        ("split", Opening("t", plan(1), "loss", None, 0.5, "2025-01-05T00:00:00+00:00")),
+        ("elsewhere", Opening("s", plan(1), "loss", None, 0.9, "2025-01-06T00:00:00+00:00")),
+    ]
+    for split, opening in looks:
+        ledger.record_opening(split, [f"{split} group"], opening)
+    assert ledger.openings("split") == [looks[n][1] for n in (0, 1, 3, 4)]
+    assert ledger.openings("split", "elsewhere") == [looks[n][1] for n in (0, 1, 3, 4, 5)]
 
 
 def test_runs(ledger):

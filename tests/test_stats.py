@@ -54,6 +54,23 @@ def test_wilson_published(k, n, low, high):
     assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 7), (7, 7), (29, 100), (1, 1), (999, 1000)])
+def test_wilson_of_whole_numbers_is_scipys(k, n):
+    expected = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    assert wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_takes_fractions_as_they_are():
+    """29 of 100 as .29 · 100 = 28.999…, and an effective size between two whole ones."""
+    assert wilson(0.29 * 100, 100) == pytest.approx((0.2101, 0.3854), abs=5e-5)
+    low, high = wilson(20.5, 40.5)
+    assert wilson(20, 40)[0] < low < wilson(21, 41)[0]
+    assert wilson(20, 40)[1] > high > wilson(21, 41)[1]
+    # the limits solve |p̂ − p| = z √(p (1 − p) / n)
+    for end in (low, high):
+        assert abs(20.5 / 40.5 - end) == pytest.approx(1.9599640 * math.sqrt(end * (1 - end) / 40.5))
+
+
 @pytest.mark.parametrize("counts", [(3, 0, 0, 2), (1, 4, 1, 2), (0, 3, 3, 0), (2, 0, 7, 1), (5, 9, 2, 1)])
 def test_mcnemar_by_enumeration(counts):
     gained, lost = counts[1:3]
@@ -276,9 +293,79 @@ def test_bootstrap_without_variance():
     assert low < 0 < high < math.inf
 
 
-def test_bootstrap_of_one_group_says_what_to_do():
-    with pytest.raises(SecateurError, match="at least 2 independent groups"):
-        bootstrap_mean(np.arange(5.0), np.zeros(5), seed=0)
+# ---------------------------------------------------------------- few groups
+
+
+def _covered(compared, truth: float, n: int) -> float:
+    """How often the interval of `before` holds the truth, over `n` draws of `compared(seed)`."""
+    found = [compared(seed).before.ci for seed in range(n)]
+    return float(np.mean([low <= truth <= high for low, high in found]))
+
+
+LOSSES = {
+    "normal": (lambda rng, size: rng.normal(2, 0.3, size), 2.0),
+    "gamma": (lambda rng, size: rng.gamma(2, 1, size), 2.0),
+    "exponential": (lambda rng, size: rng.gamma(1, 2, size), 2.0),
+    "log-normal": (lambda rng, size: rng.lognormal(0, 0.5, size), math.exp(0.125)),
+}
+
+
+@pytest.mark.parametrize("groups", [10, 20, 50])
+@pytest.mark.parametrize("shape", LOSSES)
+def test_intervals_of_a_mean_loss_cover_and_stay_above_zero(shape, groups, monkeypatch):
+    """Losses of whole groups, three examples each: at least 93 % of 95 % intervals hold the true mean."""
+    monkeypatch.setattr("secateur.core.comparison.DRAWS", 999)
+    draw, truth = LOSSES[shape]
+    labels = np.repeat(np.arange(groups), 3)
+
+    def compared(seed: int):
+        rng = np.random.default_rng(seed)
+        loss = np.repeat(draw(rng, groups), 3)
+        found = compare(METRICS["loss"], *[outcomes(loss=loss)] * 2, labels, seed=seed)
+        assert found.before.ci[0] > 0
+        return found
+
+    assert _covered(compared, truth, 1000) >= 0.93 - 0.013  # two standard errors of a share of 1,000
+
+
+@pytest.mark.parametrize("groups", [10, 20, 50])
+@pytest.mark.parametrize(("share", "alike"), [(0.5, 0.1), (0.5, 0.4), (0.8, 0.4), (0.95, 0.1), (0.95, 0.4)])
+def test_intervals_of_a_clustered_share_cover_and_stay_inside(share, alike, groups):
+    """Groups of ten whose own shares are beta distributed, with intraclass correlation `alike`."""
+    labels = np.repeat(np.arange(groups), 10)
+    scale = (1 - alike) / alike
+
+    def compared(seed: int):
+        rng = np.random.default_rng(seed)
+        own = rng.beta(share * scale, (1 - share) * scale, groups)
+        correct = (rng.random(10 * groups) < own[labels]).astype(float)
+        found = compare(METRICS["accuracy"], *[outcomes(correct=correct)] * 2, labels, seed=seed)
+        assert 0 <= found.before.ci[0] <= found.before.ci[1] <= 1
+        return found
+
+    assert _covered(compared, share, 600) >= 0.93 - 0.016
+
+
+@pytest.mark.parametrize("groups", range(1, 10))
+@pytest.mark.parametrize("metric", ["accuracy", "loss", "text_loss"])
+def test_under_ten_groups_there_is_no_interval(metric, groups):
+    """A p-value there is, from the exact sign flips, which are weighted as the metric is."""
+    rng, labels = np.random.default_rng(0), np.arange(10 * groups) // 10
+    tokens = rng.integers(1, 60, labels.size)
+    rows = [
+        outcomes(
+            correct=rng.integers(0, 2, labels.size).astype(float),
+            loss=2 + rng.normal(0, 0.3, labels.size),
+            tokens=tokens,
+        )
+        for _ in range(2)
+    ]
+    found = compare(METRICS[metric], *rows, labels, seed=0)
+    assert (found.before.ci, found.after.ci, found.difference_ci) == (None, None, None)
+    assert found.to_json()["difference"]["ci"] is None
+    change = METRICS[metric].values(rows[1]) - METRICS[metric].values(rows[0])
+    change = change * (tokens if metric == "text_loss" else 1)
+    assert found.p_value == pytest.approx(_flip_all(np.bincount(labels, weights=change)))
 
 
 # ---------------------------------------------------------------- compare
@@ -335,7 +422,7 @@ def test_intervals_of_clustered_shares_cover(share):
         correct = np.where(own, rng.random(groups.size) < share, (rng.random(120) < share)[groups])
         low, high = wilson(correct.mean() * (n := effective_n(correct, groups)), n)
         covered += low <= share <= high
-    assert 0.92 <= covered / 400 <= 0.98
+    assert 0.93 <= covered / 400 <= 0.99
 
 
 def test_compare_groups_without_variance_counts_groups():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,10 +22,11 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
-from secateur.core.stats import exponential
+from secateur.core.stats import exponential, exponential_interval
 from secateur.core.writing import writing
 from secateur.errors import PlanError, TaskError, UnknownName, nearest
 from secateur.hf.load import Loaded, load_model
+from secateur.judge.baseline import baseline
 from secateur.judge.workers import Hire
 from secateur.methods.analyses import ANALYSES
 from secateur.options import Options
@@ -144,26 +144,22 @@ def evaluate(
         examples = session.task.split(split)
         outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
         if journal is not None and split == "test":
-            _count_opening(session, journal, chosen)
+            verify.record(journal, session.task, verify.look(session.scope, chosen))
     groups = session.task.groups(examples)
-    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "loss"]}
+    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
     metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
     seed = session.options.seed
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
         scores.append(_perplexity(scores[0]))
-    return {"model": model, "task": session.task.name, "split": split, "plan": str(chosen), "scores": scores}
-
-
-def _count_opening(session: Session, journal: Ledger, plan: Plan) -> None:
-    """A look without a test has p = 1, under a scope of its own: it must not stand in for a verdict's p-value."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    journal.record_opening(verify.opening(session.task), f"{session.scope} eval", plan, 1.0, now)
+    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed)
+    head = {"model": model, "task": session.task.name, "split": split, "plan": str(chosen)}
+    return head | {"scores": scores, "baseline": start}
 
 
 def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
     shown = {"metric": "perplexity", "unit": "perplexity"}
-    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential(loss["ci"]).tolist()}
+    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:

@@ -57,6 +57,7 @@ class Options:
     rank: int | None = None
     zeroed: bool = False
     factorize: bool = False
+    keep_unproven: bool = False
     seed: int = 0
     split_seed: int = 0
     limit: int | None = None
@@ -84,7 +85,7 @@ class Options:
     )
     LISTENERS: ClassVar[Mapping[str, tuple[str, ...]]] = {  # which methods an option is for, if not for all
         **dict.fromkeys(("fractions", "small_ranks", "compose"), ("laser",)),
-        **dict.fromkeys(("matrices", "exhaustive"), ("laser", "directions")),
+        **dict.fromkeys(("matrices", "exhaustive", "keep_unproven"), ("laser", "directions")),
         **dict.fromkeys(("target", "step", "rescore"), ("directions", *REMOVING)),
         "max_loss": ("directions", "depth", *REMOVING),
         **dict.fromkeys(("params", "random_orders", "portable"), REMOVING),

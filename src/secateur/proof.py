@@ -14,8 +14,7 @@ from secateur.checkpoint.folder import write_json
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import Form, save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
-from secateur.core.comparison import ALPHA
-from secateur.core.noninferiority import NOT_WORSE, bound_text
+from secateur.core.comparison import IMPROVES
 from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.core.writing import writing
 from secateur.gains.record import gains
@@ -28,13 +27,15 @@ from secateur.sides import side_effects
 from secateur.surgery.shape import ranks_left, shape_of
 
 LOG = logging.getLogger("secateur")
+UNPROVEN = "unproven"  # the folder of a plan that was not shown to gain
 
 
-def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, Any]:
+def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], staging: Path) -> dict[str, Any]:
     """Writes the cut model to `staging`, reads it back, measures both on `test` and the sides, writes the records.
 
-    The verdict is about what was written: the second model is the one that the stock classes load from disk.
-    Returns the content of `verdict.json`.
+    The verdict is about the cut model as it was read back from disk. Where a cut for gain is not shown to gain, the
+    unchanged model takes its place in `staging`, and the plan lies in `unproven/`. `start` is what the unchanged model
+    can do on `select`. Returns what is in `verdict.json`.
     """
     with session.timed("verify"):
         judge, sides = session.judge(), side_effects(session)
@@ -55,11 +56,39 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
             margin=found.margin,
         )
         saved = gains(session.loaded, written, staging)
-    verdict = numbers | {"alternatives": trivial, "gains": saved} | _describe(session, found, written)
-    verdict["sentence"] = sentence(verdict)
+        held = held_plan(found, numbers["verdict"], keep=session.options.keep_unproven)
+        about = _describe(session, found, written) | {"handed_over": _handed_over(found, held)}
+        if held != found.plan:
+            written = _write_and_read(session, judge, held, staging)
+        about |= {
+            "loads": where_it_loads(held, session.loaded.anatomy, form_of(session)).to_json(),
+            "written": {"fingerprint": written.fingerprint},
+        }
+    verdict = numbers | {"alternatives": trivial, "gains": saved, "baseline": dict(start)} | about
+    verdict["sentence"] = verify.sentence(verdict)
     analysis = found.analysis | _compared(session, sides, before, after)
-    _write_records(session, found.plan, verdict, analysis, staging)
+    _write_records(session, found, held, verdict, analysis, staging)
     return verdict
+
+
+def held_plan(found: Found, word: str, *, keep: bool) -> Plan:
+    """What the checkpoint holds in the end: the cut, but for gain only one that is shown to gain, unless it is to be
+    kept all the same."""
+    proven = found.margin is not None or word == IMPROVES or keep
+    return found.plan if proven else Plan(found.plan.model)
+
+
+def _handed_over(found: Found, held: Plan) -> dict[str, Any]:
+    """What OUT holds, `cut` or `original`, and where in it a plan lies that was not carried out."""
+    aside = _set_aside(found, held)
+    plan = f"{UNPROVEN}/plan.json" if aside is not None else None
+    return {"holds": "cut" if held.edits else "original", "unproven": plan, "edits": aside and str(aside)}
+
+
+def _set_aside(found: Found, held: Plan) -> Plan | None:
+    """The plan that was found for gain, where the checkpoint does not hold it."""
+    best = found.plan if found.plan.edits else found.best
+    return None if best is None or not best.edits or best == held else best
 
 
 def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
@@ -93,14 +122,13 @@ def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:
 def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]:
     """The part of `verdict.json` that says what was done to what, with which versions."""
     loaded, task, options = session.loaded, session.task, session.options
-    anatomy, form = loaded.anatomy, form_of(session)
+    anatomy = loaded.anatomy
     return {
         "candidates_tried": found.tried,
         "evaluations": found.evaluations,
         "search": found.search,
         "cut": [_cut(session, edit) for edit in found.plan.edits],
         "cut_summary": records.cut_summary(found.plan, records.counted(anatomy.widths)),
-        "loads": where_it_loads(found.plan, anatomy, form).to_json(),
         "parameters": {
             "before": anatomy.num_parameters,
             "after": written.anatomy.num_parameters,
@@ -119,7 +147,6 @@ def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]
             "num_kv_heads": loaded.anatomy.num_kv_heads,
             "matrices": list(loaded.anatomy.matrix_kinds),
         },
-        "written": {"fingerprint": written.fingerprint},
         "task": {
             "name": task.name,
             "kind": task.kind,
@@ -154,58 +181,9 @@ def form_of(session: Session) -> Form:
     return Form(options.zeroed, options.factorize, options.portable)
 
 
-def sentence(verdict: Mapping[str, Any]) -> str:
-    """The verdict in one plain sentence."""
-    scale, unit = (100, " %") if verdict["unit"] == "share" else (1, f" {verdict['unit']}")
-    digits, step = (".1f", " points") if verdict["unit"] == "share" else (".3f", "")
-    before, after, difference = (
-        verdict[which]["value"] * scale for which in ("before", "after", "difference")
-    )
-    metric, n = verdict["metric"].replace("_", " "), f"{verdict['n']} test examples{_each_of(verdict)}"
-    if not verdict["cut"]:
-        search = verdict["search"]
-        free = search.get("protocol", search["method"]) in ("laser", "search", "threshold", "paper")
-        why = "No cut did better" if free else "Nothing could go within the bound"
-        return (
-            f"{why} on the selection split, so the model is unchanged: {metric} {before:{digits}}{unit} "
-            f"on {n}."
-        )
-    low, high = (end * scale for end in verdict["difference"]["ci"])
-    p = verdict["p_value"]
-    opened = verdict["openings"]
-    test = verdict["test"] + (f", p corrected for {opened} openings of this split" if opened > 1 else "")
-    margin = verdict.get("non_inferiority")
-    bound = f"; {bound_text(margin)}" if margin else ""
-    fine = verdict["verdict"] == "improves" or verdict["verdict"].startswith(NOT_WORSE)
-    kept = "" if fine else " The checkpoint holds the cut model all the same."
-    on = f"On {n}{',' if verdict['tasks'] else ''} that nothing was chosen by"
-    return (
-        f"{on}, {metric} went from {before:{digits}}{unit} to "
-        f"{after:{digits}}{unit}: {difference:+{digits}}{step} [{low:+{digits}}, {high:+{digits}}], "
-        f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{_task_by_task(verdict)}{kept}"
-    )
-
-
-def _each_of(verdict: Mapping[str, Any]) -> str:
-    """`, as many of facts as of recall` where there are several tasks."""
-    names = [row["name"] for row in verdict["tasks"]]
-    return f", as many of {' as of '.join(names)}" if names else ""
-
-
-def _task_by_task(verdict: Mapping[str, Any]) -> str:
-    """Which of several tasks got better and which worse, on all of their own test examples."""
-    if not verdict["tasks"]:
-        return ""
-    told = []
-    for row in verdict["tasks"]:
-        scale, unit, digits = (100, " %", ".1f") if row["unit"] == "share" else (1, "", ".3f")
-        was, now = (f"{row[which]['value'] * scale:{digits}}" for which in ("before", "after"))
-        shown = "no difference shown" if row["p_value"] >= ALPHA else "better" if row["gained"] else "worse"
-        told.append(f"{row['name']} {was} → {now}{unit} ({shown})")
-    return f" Task by task: {', '.join(told)}."
-
-
-def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, staging: Path) -> None:
+def _write_records(
+    session: Session, found: Found, held: Plan, verdict: dict, analysis: dict, staging: Path
+) -> None:
     provenance = {
         "command": session.options.command(),
         "command_line": verdict["command"],
@@ -214,7 +192,11 @@ def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, 
         "seed": session.options.seed,
         "versions": verdict["versions"],
     }
-    record = write_plan(plan, provenance, staging)
+    record = write_plan(held, provenance, staging)
+    if (aside := _set_aside(found, held)) is not None:
+        with writing(staging):
+            (staging / UNPROVEN).mkdir()
+        write_plan(aside, provenance | {"verified": bool(found.plan.edits)}, staging / UNPROVEN)
     write_json(staging / "verdict.json", verdict)
     write_json(staging / "analysis.json", analysis)
     with writing(staging):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,10 +13,12 @@ from typing import Any
 
 from secateur.checkpoint.folder import Folder
 from secateur.checkpoint.plans import read_plan
+from secateur.core.baseline import baseline_text
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.errors import OutputError
+from secateur.judge.baseline import baseline
 from secateur.judge.workers import Hire
 from secateur.methods import components, depth, directions, laser
 from secateur.methods.found import Found
@@ -25,6 +28,8 @@ from secateur.session import Session, digest, open_session, read_model, read_tas
 from secateur.sides import side_effects
 from secateur.surgery.spectra import make_ready
 from secateur.tasks.joint import distinct
+
+LOG = logging.getLogger("secateur")
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,31 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
     run = f"{folder.out.resolve()} {digest(command)}"
     journal.start_run(run, command, out=str(folder.out.resolve()))
     journal.remember(run, "scope", session.scope)
+    journal.remember(run, "metric", session.objective.metric.name)
+    journal.remember(run, "select", session.task.split("select"))
+    start = measured_baseline(session)
     found = METHODS[session.options.method].search(session)
-    verdict = cut_and_verify(session, found, folder.staging)
+    verdict = cut_and_verify(session, found, start, folder.staging)
     journal.finish_run(run, verdict["verdict"])
     folder.publish()
     return Result(folder.out, verdict, found.plan)
+
+
+def measured_baseline(session: Session) -> dict[str, Any]:
+    """What the unchanged model can do on `select`, said before the search begins; with a warning where it is not shown
+    to be more than chance."""
+    found = baseline_of(session, session.task.split("select"))
+    LOG.info("%s: %s", session.task.name, baseline_text(found))
+    if found["warning"]:
+        LOG.warning("%s: %s", session.task.name, found["warning"])
+    return found
+
+
+def baseline_of(session: Session, examples: Sequence[int]) -> dict[str, Any]:
+    """What the unchanged model can do on some examples of `select`."""
+    outcomes = session.judge()([session.empty], examples, "baseline")[session.empty]
+    metric, seed = session.objective.metric, session.options.seed
+    return baseline(session.task, "select", examples, outcomes, metric, seed)
 
 
 def prune_each(

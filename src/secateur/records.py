@@ -152,7 +152,8 @@ def _bin(counts: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str,
     record: dict[str, Any] = {"bin": f"{low}" if low == high else f"{low}–{high}", "n": n}
     for name, outcomes in (("before", before), ("after", after)):
         right = float(outcomes["correct"].sum())
-        record |= {name: right / n, f"{name}_ci": list(stats.wilson(right, n))}
+        ci = list(stats.wilson(right, n)) if n >= stats.FEWEST_GROUPS else None
+        record |= {name: right / n, f"{name}_ci": ci}
     return record
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,13 +17,14 @@ from typing import Any
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
-from secateur.core.score import METRICS
+from secateur.core.score import METRICS, OUTCOME
 from secateur.errors import TaskError, TooLong
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
 from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Limits, Workers
 from secateur.options import Options
+from secateur.search.evidence import Evidence
 from secateur.search.laser import Objective
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded, encode
@@ -31,6 +32,7 @@ from secateur.tasks.example import Task
 from secateur.tasks.joint import check_apart, interleaved, joint
 from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
+from secateur.tasks.splits import rank
 
 LOG = logging.getLogger("secateur")
 
@@ -61,9 +63,16 @@ class Session:
 
     @cached_property
     def scope(self) -> str:
-        """Outcomes may be shared between runs when weights, config, task, its tokens and precision are equal."""
+        """Outcomes may be shared between runs when weights, config, task, its tokens, precision and what an outcome
+        holds are equal."""
         model = self.loaded.model
-        parts = [self.loaded.fingerprint, config_digest(model), str(model.dtype), self.task.hash]
+        parts = [
+            self.loaded.fingerprint,
+            config_digest(model),
+            str(model.dtype),
+            self.task.hash,
+            *OUTCOME.names,
+        ]
         digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
         for number, encoded in sorted(self.encoded.items()):
             digest.update(json.dumps([number, encoded.pairs, encoded.gold, encoded.lengths]).encode())
@@ -74,6 +83,24 @@ class Session:
         examples = list(self.task.split(split))
         random.Random(self.options.seed).shuffle(examples)
         return interleaved(self.task, examples)
+
+    def halves(self) -> tuple[list[int], list[int]]:
+        """`select` in two by whole groups, in the order of `shuffled`: to build plans on, and to confirm them on. The
+        split seed decides which group is where, so that another --seed does not draw a kinder half."""
+        order = {
+            group: rank(group, self.options.split_seed, "confirm")
+            for group in dict.fromkeys(e.group for e in self.task.of(self.task.split("select")))
+        }
+        built = set(sorted(order, key=order.__getitem__)[::2])
+        select = self.shuffled("select")
+        parts = (
+            [i for i in select if (self.task.examples[i].group in built) == side] for side in (True, False)
+        )
+        return next(parts), next(parts)
+
+    def evidence(self, examples: Sequence[int]) -> Evidence:
+        """What a search asks whether these examples of `select`, in this order, show a gain."""
+        return Evidence(self.objective.metric, self.task.groups(examples), seed=self.options.seed)
 
     @property
     def empty(self) -> Plan:
@@ -93,7 +120,7 @@ class Session:
         fits = {
             "text": {"text_loss", "loss"},
             "choice": set(METRICS) - {"text_loss"},
-            "generation": set(METRICS) - {"text_loss", "accuracy_norm"},
+            "generation": set(METRICS) - {"text_loss", "accuracy_norm", "choice_loss"},
         }
         fitting = set.intersection(*(fits[kind] for kind in self.task.kinds))
         if self.task.members:  # by tokens the longest task would count most

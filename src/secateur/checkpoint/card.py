@@ -7,18 +7,25 @@ from math import inf
 from typing import Any
 
 from secateur.checkpoint.tiers import Loads
+from secateur.core.baseline import baseline_text
+from secateur.core.comparison import WORSE
 from secateur.core.noninferiority import bound_text
 from secateur.core.plan import Plan
+from secateur.core.score import few_groups
 
 
 def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     """README.md of a checkpoint, with the hub's front matter."""
     model, task = verdict["model"], verdict["task"]
-    edits, saved = "\n".join(f"- {words}" for words in Plan.from_json(plan).told), verdict["parameters"]
+    cut = verdict["handed_over"]["holds"] == "cut"
+    warning = (
+        "> **WORSE THAN THE ORIGINAL.** Do not use it in its place.\n\n" if cut and worse(verdict) else ""
+    )
+    title = f"cut for {task['name']}" if cut else f"unchanged: no cut for {task['name']} is shown to help"
     return f"""{_front_matter(model["name"], model["hub"], verdict["search"]["method"])}
-# {_short(model["name"])}, cut for {task["name"]}
+# {_short(model["name"])}, {title}
 
-**{verdict["verdict"]}** — {verdict["sentence"]}
+{warning}**{verdict["verdict"]}** — {verdict["sentence"]}
 
 | on held-out test examples (n = {verdict["n"]}) | before | after |
 |---|---|---|
@@ -26,9 +33,7 @@ def model_card(verdict: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
 
 ## What was cut
 
-{edits or "Nothing: the selection split allowed no cut."}
-
-In all {verdict["cut_summary"]}; {saved["before"]:,} parameters before, {saved["after"]:,} stored now.
+{_what_was_cut(verdict, Plan.from_json(plan))}
 
 ## How to load it
 
@@ -52,6 +57,22 @@ split seed {verdict["split_seed"]}, {verdict["candidates_tried"]} candidates tri
 """
 
 
+def worse(verdict: Mapping[str, Any]) -> bool:
+    """Whether the cut was shown to be worse than the original, by more than any margin allows."""
+    return verdict["verdict"] == WORSE
+
+
+def _what_was_cut(verdict: Mapping[str, Any], plan: Plan) -> str:
+    saved, aside = verdict["parameters"], verdict["handed_over"]
+    edits = "\n".join(f"- {words}" for words in plan.told)
+    if edits:
+        counted = f"{saved['before']:,} parameters before, {saved['after']:,} stored now"
+        return f"{edits}\n\nIn all {verdict['cut_summary']}; {counted}."
+    if not aside["unproven"]:
+        return "Nothing."
+    return f"Nothing in this checkpoint. Tried and set aside, in `{aside['unproven']}`: {aside['edits']}."
+
+
 def loads_markdown(loads: Mapping[str, Any]) -> str:
     """The list of places, from the record of `Loads`."""
     lines = []
@@ -66,6 +87,9 @@ def _trust(verdict: Mapping[str, Any]) -> str:
     lines = [
         f"- p = {verdict['p_value']:.2g} ({verdict['test']}); test split opened {verdict['openings']} time(s)"
     ]
+    lines.append(f"- at the start: {baseline_text(verdict['baseline'])}")
+    if verdict["before"]["ci"] is None:
+        lines.append(f"- {few_groups(verdict['groups'])}")
     if margin := verdict.get("non_inferiority"):
         lines.append(f"- {margin['method']}: {bound_text(margin)}")
     lines += [f"- {guard['name']}: {guard['detail']}" for guard in verdict["guards"]]

@@ -38,8 +38,8 @@ class Verbs(TyperGroup):
             raise typer.Exit(INTERRUPTED) from error
 
 
-class Warnings(logging.Handler):
-    """Warnings as one line on stderr, above a progress bar where there is one."""
+class Lines(logging.Handler):
+    """What is said on the way, warnings among it, as lines on stderr, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(f"secateur: {record.getMessage()}", err=True)
@@ -93,8 +93,8 @@ for _verb, _options in (
 def main() -> None:
     """Entry point. Of several processes that were launched together one speaks; the others only work."""
     if is_main():
-        logging.getLogger("secateur").addHandler(Warnings(logging.WARNING))
+        logging.getLogger("secateur").addHandler(Lines(logging.INFO))
     else:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
-        logging.getLogger("secateur").addHandler(Warnings(logging.ERROR))
+        logging.getLogger("secateur").addHandler(Lines(logging.ERROR))
     app()

@@ -99,8 +99,10 @@ def _like_prune(verb: Callable[..., None]) -> Callable[..., None]:
 def print_cost(found: Mapping[str, Any]) -> None:
     """The stages, what is held in memory, and what all that rests on."""
     from rich.console import Console
+    from rich.text import Text
 
     from secateur.cli.tables import print_rows
+    from secateur.core.baseline import baseline_text, floors_text
 
     sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
     title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"
@@ -117,6 +119,12 @@ def print_cost(found: Mapping[str, Any]) -> None:
     held = {name: f"{name.replace('_', ' ')} {_short(count)}B" for name, count in found["bytes"].items()}
     every = held.pop("spectra")
     print(f"held at once: {', '.join(held.values())} (all {every})")
+    if start := found["baseline"]:
+        print(f"· {baseline_text(start)}")
+    elif words := floors_text(found["floors"]):
+        print(f"· without a model: {words}")
+    if start and start["warning"]:
+        Console().print(Text(f"· {start['warning']}", style="bold red"))
     for said in found["assumptions"]:
         print(f"· {said}")
 

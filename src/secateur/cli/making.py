@@ -19,6 +19,7 @@ from secateur.cli.options import (
     Each,
     Factorize,
     Grid,
+    KeepUnproven,
     Layers,
     LedgerPath,
     Limit,
@@ -77,7 +78,7 @@ def prune(
         str | None,
         typer.Option(
             metavar="METRIC",
-            help="What is chosen by and decides: accuracy, accuracy_norm, loss, top5, top10, text_loss.",
+            help="What is chosen by and decides: accuracy, accuracy_norm, choice_loss, loss, top5, top10, text_loss.",
         ),
     ] = None,
     matrices: Matrices = "all",
@@ -178,6 +179,7 @@ def prune(
     portable: Portable = False,
     zeroed: Zeroed = False,
     factorize: Factorize = False,
+    keep_unproven: KeepUnproven = False,
     seed: Seed = 0,
     split_seed: SplitSeed = 0,
     limit: Limit = None,
@@ -215,7 +217,7 @@ def prune(
         params=params, step=step, rescore=rescore, random_orders=random_orders, portable=portable, zeroed=zeroed,
         factorize=factorize, protocol=protocol, per_head=per_head, overall=overall, dynamic=dynamic, weakest=weakest,
         blocks=blocks, by=by, form=form, contiguous=contiguous, rank=rank,
-        second_order=second_order, whitened=whitened, seed=seed, split_seed=split_seed,
+        second_order=second_order, whitened=whitened, keep_unproven=keep_unproven, seed=seed, split_seed=split_seed,
         limit=limit, shots=shots, seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long,
         revision=revision, dtype=dtype, device=device, device_map=device_map, offload_folder=offload_folder,
         max_memory=max_memory, spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
@@ -239,7 +241,7 @@ def _prune(
     from rich.console import Console
 
     from secateur.cli.progress import bars
-    from secateur.cli.tables import print_each, print_verdict
+    from secateur.cli.tables import print_each, print_places, print_verdict
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -258,7 +260,7 @@ def _prune(
         print_each(Console(), told)
     else:
         print_verdict(Console(), told[0])
-        print(f"\ncheckpoint  {out}\nreport      {out / 'report.html'}")
+        print_places(Console(), told[0], out)
 
 
 def _told(result: Result) -> dict[str, Any]:

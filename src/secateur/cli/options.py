@@ -209,6 +209,13 @@ Factorize = Annotated[
     typer.Option("--factorize", help="Store matrices of low rank as two factors, where that is smaller."),
 ]
 
+KeepUnproven = Annotated[
+    bool,
+    typer.Option(
+        "--keep-unproven",
+        help="laser, directions: take the best cut and write it even where neither select nor test shows a gain.",
+    ),
+]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Write files of at most this size: 5GB, 500MB.")]
 Svd = Annotated[
     str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ STAGES = {
     "train": "training",
     "losses": "losses, epoch by epoch",
     "evaluate": "measuring on the split",
+    "baseline": "measuring the original",
     "screen": "screening candidates by gradients",
     "race": "racing candidates on select",
     "compose": "composing several cuts",
@@ -73,7 +75,8 @@ class Bars:
 
 @contextmanager
 def bars(*, quiet: bool) -> Iterator[Bars]:
-    """Bars on a terminal's stderr; nothing when `quiet` or when stderr is not a terminal."""
+    """Bars on a terminal's stderr, and lines that say how it goes; nothing when `quiet`, no bars off a terminal."""
+    logging.getLogger("secateur").setLevel(logging.WARNING if quiet else logging.INFO)
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<34}"),

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.checkpoint.folder import Folder
-from secateur.core.ledger import Ledger, Run
+from secateur.core.ledger import Ledger, Run, Trial
+from secateur.core.score import METRICS, Metric
 from secateur.errors import UnknownName
 
 
@@ -59,7 +60,8 @@ def _shown(path: Path) -> str:
 
 
 def run_record(place: Path, top: int) -> dict[str, Any]:
-    """The newest run of a ledger with its verdict, if there is one, and the `top` plans it judged, best first.
+    """The newest run of a ledger with its verdict, if there is one, and the `top` plans it judged, best first in the
+    metric that decides, after the original; all on `select`.
 
     Plans judged on more examples come first, since a race drops the others early.
     """
@@ -69,28 +71,31 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
         if not runs:
             raise UnknownName(f"{path} holds no run yet.")
         run = runs[-1]
-        scope = ledger.recall(run.id, "scope")
-        trials = ledger.trials(scope) if scope else []
+        scope, name, select = (ledger.recall(run.id, key) for key in ("scope", "metric", "select"))
+        trials = ledger.trials(scope, select) if scope else []
         summary = _summary(ledger, run)
+    metric = METRICS[name or "accuracy"]  # ledgers of an earlier day do not say
+    cut = [trial for trial in trials if trial.plan.edits]
+    sign = -1 if metric.higher_is_better else 1
+    cut.sort(
+        key=lambda trial: (-trial.n, sign * (_number(trial.means[metric.name]) or 0.0), trial.means["loss"])
+    )
+    base = [trial for trial in trials if not trial.plan.edits and select is not None]
     verdict = _out(path, run) / "verdict.json"
-    rows = [
-        {
-            "plan": str(trial.plan),
-            "n": trial.n,
-            "accuracy": _number(trial.means["accuracy"]),
-            "loss": _number(trial.means["loss"]),
-            "seconds": trial.seconds,
-        }
-        for trial in trials
-        if trial.plan.edits  # the original is judged on test too, so its mean is not comparable
-    ]
-    rows.sort(key=lambda row: (-row["n"], -(row["accuracy"] or 0.0), row["loss"]))
     return {
         "run": summary,
         "verdict": json.loads(verdict.read_text(encoding="utf-8")) if verdict.exists() else None,
+        "metric": metric.name,
         "judged": len(trials),
-        "trials": rows[:top],
+        "trials": [_row(trial, metric) for trial in (*base, *cut[:top])],
     }
+
+
+def _row(trial: Trial, metric: Metric) -> dict[str, Any]:
+    """The metric that decides, and the loss by itself where that is another."""
+    names = dict.fromkeys((metric.name, *(() if metric.column == "loss" else ("loss",))))
+    values = {name: _number(trial.means[name]) for name in names}
+    return {"plan": str(trial.plan), "n": trial.n} | values | {"seconds": trial.seconds}
 
 
 def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:

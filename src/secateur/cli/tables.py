@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from secateur.core.baseline import baseline_text, decides_text, floors_text
+from secateur.core.comparison import WORSE
+from secateur.core.score import few_groups
 
 WORD_STYLE = {
     "improves": "bold green",
@@ -54,18 +59,20 @@ def show(cell: Any) -> str:
 
 def with_interval(score: Mapping[str, Any], unit: str) -> str:
     """`54.0 % [49.2, 58.7]`, or in the metric's own unit."""
-    scale, suffix = (100, " %") if unit == "share" else (1, "")
-    digits = ".1f" if unit == "share" or abs(score["value"]) >= 100 else ".3f"
-    text = f"{score['value'] * scale:{digits}}{suffix}"
+    text = _in_unit(score["value"], unit)
+    scale, digits = (100, ".1f") if unit == "share" else (1, ".1f" if abs(score["value"]) >= 100 else ".3f")
     if score.get("ci"):
         text += f" [{score['ci'][0] * scale:{digits}}, {score['ci'][1] * scale:{digits}}]"
+    elif "groups" in score:
+        text += " [too few groups]"
     return text
 
 
-def p_text(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "< 1e-12" if p < 1e-12 else f"{p:.2g}"
+def _in_unit(value: float, unit: str) -> str:
+    """`54.0 %`, or a number of nats, or a perplexity."""
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
 def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
@@ -76,7 +83,7 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
     rows += [_row(f"{row['metric']} on all test of {name}", row) for name, row in _by_task(verdict)]
     rows += [_row(effect["name"], effect) for effect in verdict["side_effects"]]
-    console.print(table(("measured", "before", "after", "p"), rows, whole=("before", "after", "p")))
+    console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
     console.print()
     cuts = [
         (cut["site"], f"{cut['shape'][0]} × {cut['shape'][1]}", cut["rank"], cut["full_rank"])
@@ -86,11 +93,31 @@ def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
     if cuts:
         console.print(table(("cut", "shape", "rank kept", "of"), cuts))
         console.print()
-    if verdict["cut"]:
+    if verdict["cut"] and holds_cut(verdict):
         console.print(table(("saved", "before", "after"), list(_saved(verdict)), whole=("before", "after")))
         console.print()
     for note, fired in _notes(verdict):
         console.print(Text("· " + note, style="bold red" if fired else "dim"))
+
+
+def holds_cut(verdict: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint holds the cut model, not the unchanged one."""
+    handed = verdict.get("handed_over")  # verdicts of an earlier day: it always does
+    return handed is None or handed["holds"] == "cut"
+
+
+def print_places(console: Console, verdict: Mapping[str, Any], out: Path) -> None:
+    """The last lines: where the checkpoint is and what it holds, where the report is."""
+    console.print()
+    held, style = "", ""
+    if not holds_cut(verdict):
+        held = "the unchanged model"
+    elif verdict["verdict"] == WORSE:
+        held, style = "the cut model, WORSE than the original", "bold red"
+    console.print(Text(f"checkpoint  {out}" + (f"  ({held})" if held else ""), style=style), soft_wrap=True)
+    if handed := (verdict.get("handed_over") or {}).get("unproven"):
+        console.print(Text(f"cut plan    {out / handed}  (not carried out)"), soft_wrap=True)
+    console.print(Text(f"report      {out / 'report.html'}"), soft_wrap=True)
 
 
 def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -129,6 +156,10 @@ def _saved(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
     """Everything that stands beside the word, as lines; whether it is a warning."""
+    if start := verdict.get("baseline"):  # verdicts of an earlier day have none
+        yield f"at the start: {baseline_text(start)}", bool(start["warning"])
+    if verdict["before"]["ci"] is None:
+        yield few_groups(verdict["groups"]), True
     for guard in verdict["guards"]:
         yield f"{guard['name']}: {guard['detail']}", guard["fired"]
     for other in verdict["alternatives"]:
@@ -159,8 +190,23 @@ def _loading(loads: Mapping[str, Any]) -> str:
 
 def _row(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     unit = row["unit"]
-    before, after = (with_interval(row[which], unit) for which in ("before", "after"))
-    return name, before, after, p_text(row.get("p_value"))
+    before, after = (_in_unit(row[which]["value"], unit) for which in ("before", "after"))
+    return name, before, after, _change(row)
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    """`+43.4 [38.5, 48.2]` in points or in the metric's unit, `×1.04 [1.02, 1.06]` of perplexities."""
+    if "ratio" in row:
+        return _with_ends(row["ratio"], 1, "×{:.3f}", "{:.3f}")
+    if "difference" not in row:
+        return ""
+    scale, digits = (100, ".1f") if row["unit"] == "share" else (1, ".3f")
+    return _with_ends(row["difference"], scale, f"{{:+{digits}}}", f"{{:+{digits}}}")
+
+
+def _with_ends(found: Mapping[str, Any], scale: float, value: str, end: str) -> str:
+    ends = [end.format(scale * one) for one in found["ci"] or ()]
+    return value.format(scale * found["value"]) + (f" [{', '.join(ends)}]" if ends else " [too few groups]")
 
 
 # ------------------------------------------------------------------------------------------- what the other verbs show
@@ -187,6 +233,13 @@ def print_scores(found: Mapping[str, Any]) -> None:
     title = f"{found['model']} on {found['task']} ({found['split']}), {found['plan']}"
     columns = ("metric", "value [95 %]", "n", "groups", "unit")
     print_rows(columns, rows, title=title, whole=columns[:2])
+    if found["scores"][0]["ci"] is None:
+        print(few_groups(found["scores"][0]["groups"]))
+    floors = floors_text(found["baseline"])
+    beside = f"; hold it against {floors}, read on select" if floors else ""
+    Console().print(Text(f"{decides_text(found['baseline'])}{beside}"))
+    if found["baseline"]["warning"]:
+        Console().print(Text(found["baseline"]["warning"], style="bold red"))
 
 
 def print_run(found: Mapping[str, Any]) -> None:
@@ -197,6 +250,6 @@ def print_run(found: Mapping[str, Any]) -> None:
         console.print()
     else:
         console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))
-    rows = [(t["plan"], t["n"], t["accuracy"], t["loss"], t["seconds"]) for t in found["trials"]]
-    title = f"{found['judged']} plans judged, on any split"
-    print_rows(("plan", "n", "accuracy", "loss", "seconds"), rows, title=title)
+    title = f"{found['judged']} plans judged on select, by {found['metric'].replace('_', ' ')}"
+    rows = [list(trial.values()) for trial in found["trials"]]
+    print_rows([name.replace("_", " ") for name in (found["trials"] or [{}])[0]], rows, title=title)

@@ -13,6 +13,7 @@ import numpy as np
 from secateur.core.score import Metric, Score
 from secateur.core.stats import (
     DRAWS,
+    FEWEST_GROUPS,
     LEVEL,
     Interval,
     effective_n,
@@ -26,17 +27,19 @@ from secateur.core.stats import (
 from secateur.errors import SecateurError
 
 ALPHA = 0.05
+IMPROVES, WORSE, NO_DIFFERENCE = "improves", "worse", "no difference shown"  # and `NonInferiority.word`
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two models on the same examples. `difference` is after − before in the metric's own direction, so a
-    loss that falls has a negative one; `gained` says whether that is good. Intervals are 95 %."""
+    loss that falls has a negative one; `gained` says whether that is good. Intervals are 95 %, None where there are
+    too few groups for one."""
 
     before: Score
     after: Score
     difference: float
-    difference_ci: Interval
+    difference_ci: Interval | None
     p_value: float
     test: str
     num_better: int
@@ -46,16 +49,19 @@ class Comparison:
     def gained(self) -> bool:
         return self.difference > 0 if self.before.higher_is_better else self.difference < 0
 
-    def to_json(self) -> dict[str, Any]:
-        """`difference` is after − before in the metric's own unit, whichever way is better."""
+    def measured(self) -> dict[str, Any]:
+        """Both scores and their difference, which is after − before in the metric's own unit, whichever way is better;
+        no test."""
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
-            "difference": {"value": self.difference, "ci": list(self.difference_ci)},
+            "difference": {"value": self.difference, "ci": self.difference_ci and list(self.difference_ci)},
             "gained": self.gained,
-            "p_value": self.p_value,
-            "test": self.test,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The same with its test."""
+        return self.measured() | {"p_value": self.p_value, "test": self.test}
 
 
 def compare(
@@ -66,15 +72,18 @@ def compare(
 
     0/1 metric, every example its own group: exact McNemar, Wilson, Tango. 0/1 metric, larger groups: sign
     flips by group, Wilson and Tango at the effective sample size. Loss: paired bootstrap, clustered by group,
-    token-weighted where the metric is.
+    token-weighted where the metric is. With fewer than 10 groups no interval, and the exact sign flips for p.
 
-    Raises: `SecateurError` for values that are not finite, and where one group is all there is.
+    Raises: `SecateurError` for values that are not finite.
     """
     gain = metric.gain(after, before)
     x, y = finite_values(metric, before, "before"), finite_values(metric, after, "after")
     num_groups = np.unique(groups).size
-    if metric.unit != "share":
-        intervals, p, test = _by_bootstrap(metric, before, x, y, groups, seed)
+    weights = before["tokens"] if metric.weighted else None
+    if num_groups < FEWEST_GROUPS:
+        intervals, p, test = _by_few(x, y, groups, weights, seed)
+    elif metric.unit != "share":
+        intervals, p, test = _by_bootstrap(x, y, groups, weights, seed)
     elif num_groups == len(x):
         intervals, p, test = _by_pairs(x, y)
     else:
@@ -84,13 +93,20 @@ def compare(
         Score(metric.name, value, ci, len(x), num_groups, metric.unit, metric.higher_is_better)
         for value, ci in zip(means, intervals, strict=False)
     ]
-    difference = float(np.average(y - x, weights=before["tokens"] if metric.weighted else None))
+    difference = float(np.average(y - x, weights=weights))
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     return Comparison(*scores, difference, intervals[2], p, test, better, worse)
 
 
 # intervals of before, after and after − before; p; the test in words
-_Tested = tuple[list[Interval], float, str]
+_Tested = tuple[list[Interval | None], float, str]
+
+
+def _by_few(
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, weights: np.ndarray | None, seed: int
+) -> _Tested:
+    difference = (y - x) * (1 if weights is None else weights)
+    return [None] * 3, sign_flip(difference, groups, seed=seed), "sign-flip permutation by group"
 
 
 def _by_pairs(x: np.ndarray, y: np.ndarray) -> _Tested:
@@ -108,12 +124,16 @@ def _by_groups(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> _
 
 
 def _by_bootstrap(
-    metric: Metric, before: np.ndarray, x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int
+    x: np.ndarray, y: np.ndarray, groups: np.ndarray, weights: np.ndarray | None, seed: int
 ) -> _Tested:
-    weights = before["tokens"] if metric.weighted else None
     drawn = resample([x, y, y - x], groups, weights, DRAWS, seed)
     clustered = "" if drawn.num_groups == len(x) else ", by group"
-    return [drawn.interval(k, LEVEL) for k in range(3)], drawn.p_value(2), f"paired bootstrap{clustered}"
+    intervals = [
+        drawn.positive_interval(0, LEVEL),
+        drawn.positive_interval(1, LEVEL),
+        drawn.interval(2, LEVEL),
+    ]
+    return intervals, drawn.p_value(2), f"paired bootstrap{clustered}"
 
 
 def finite_values(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
@@ -141,9 +161,9 @@ def verdict_word(
     """
     significant = p_value < ALPHA
     if harmed:
-        return "worse"
+        return WORSE
     if significant and gained and not guard_fired:
-        return "improves"
+        return IMPROVES
     if not_worse:
         return not_worse
-    return "worse" if significant and not gained else "no difference shown"
+    return WORSE if significant and not gained else NO_DIFFERENCE

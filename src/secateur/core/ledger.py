@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,8 @@ from secateur.core.plan import Plan
 from secateur.core.score import METRICS, OUTCOME, Metric
 from secateur.errors import LedgerError
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
+SAME_SPLIT = 0.1  # of the groups of the smaller of two test splits: what they may share and still be two
 APPLICATION_ID = 0x5ECA7E  # written in the file's header: whose SQLite file this is
 BUSY_SECONDS = 30.0
 
@@ -38,18 +39,31 @@ CREATE TABLE trials (
   seconds REAL NOT NULL, UNIQUE (scope, plan));
 CREATE TABLE outcomes (
   trial INTEGER NOT NULL REFERENCES trials, example INTEGER NOT NULL,
-  loss REAL, correct REAL, correct_norm REAL,
+  loss REAL, correct REAL, correct_norm REAL, choice_loss REAL,
   rank INTEGER NOT NULL, predicted INTEGER NOT NULL, tokens INTEGER NOT NULL,
   PRIMARY KEY (trial, example)) WITHOUT ROWID;
 CREATE TABLE memos (
   scope INTEGER NOT NULL REFERENCES scopes, key TEXT NOT NULL, value TEXT NOT NULL,
   PRIMARY KEY (scope, key)) WITHOUT ROWID;
-CREATE TABLE openings (
-  id INTEGER PRIMARY KEY, split TEXT NOT NULL, scope INTEGER NOT NULL REFERENCES scopes,
-  plan INTEGER NOT NULL REFERENCES plans, p_value REAL NOT NULL, at TEXT NOT NULL,
-  UNIQUE (split, scope, plan));
 CREATE TABLE runs (
   id TEXT PRIMARY KEY, created TEXT NOT NULL, command TEXT NOT NULL, status TEXT NOT NULL, out TEXT NOT NULL);
+"""
+_OPENINGS = """
+CREATE TABLE openings (
+  id INTEGER PRIMARY KEY, split TEXT NOT NULL, scope INTEGER NOT NULL REFERENCES scopes,
+  plan INTEGER NOT NULL REFERENCES plans, metric TEXT NOT NULL, margin REAL, p_value REAL NOT NULL, at TEXT NOT NULL,
+  UNIQUE (split, scope, plan, metric));
+CREATE TABLE split_groups (
+  split TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (split, digest)) WITHOUT ROWID;
+CREATE INDEX split_of_group ON split_groups (digest);
+"""
+# version 1 knew neither the metric of an opening nor the groups of a split, nor the likelihood among choices
+_FROM_1 = f"""
+ALTER TABLE outcomes ADD COLUMN choice_loss REAL;
+ALTER TABLE openings RENAME TO openings_1;
+{_OPENINGS}
+INSERT INTO openings SELECT id, split, scope, plan, '', NULL, p_value, at FROM openings_1;
+DROP TABLE openings_1;
 """
 
 # CROSS JOIN is SQLite's way to fix the order: walk what is asked, look each up by primary key
@@ -78,12 +92,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class Opening:
-    """One look at a test split: which plan, its p-value, and when (ISO 8601)."""
+    """One look at a test split: which plan in which metric, its p-value, and when (ISO 8601).
+
+    `margin`: how much worse was to count as not worse, as it was named then; None where that was not asked. A look
+    without a test (`secateur eval`) is of every metric, `""`.
+    """
 
     scope: str
     plan: Plan
+    metric: str
+    margin: float | None
     p_value: float
     when: str
+
+    @property
+    def claim(self) -> tuple[str, Plan, str]:
+        """What it is about. One claim has one p-value, however often it is looked at."""
+        return self.scope, self.plan, self.metric
 
 
 @dataclass(frozen=True)
@@ -142,8 +167,9 @@ class Ledger:
         with self._writing() as db:
             trial = self._trial_id(scope, plan)
             rows = ((trial, *row) for row in outcomes.tolist())  # nan becomes NULL
-            marks = ", ".join("?" * (1 + len(OUTCOME)))
-            new = db.executemany(f"INSERT OR IGNORE INTO outcomes VALUES ({marks})", rows).rowcount
+            columns, marks = ", ".join(("trial", *OUTCOME.names)), ", ".join("?" * (1 + len(OUTCOME)))
+            insert = f"INSERT OR IGNORE INTO outcomes ({columns}) VALUES ({marks})"
+            new = db.executemany(insert, rows).rowcount
             share = max(new, 0) / max(len(outcomes), 1)
             db.execute("UPDATE trials SET seconds = seconds + ? WHERE id = ?", (seconds * share, trial))
 
@@ -153,14 +179,17 @@ class Ledger:
         rows = self._read(_KNOWN, (asked, scope, plan.identity))
         return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
 
-    def trials(self, scope: str) -> list[Trial]:
-        """Every plan judged in this scope, in the order in which they were first recorded."""
+    def trials(self, scope: str, among: Sequence[int] | None = None) -> list[Trial]:
+        """Every plan judged in this scope, in the order in which they were first recorded; means are over all examples,
+        or those `among` them."""
         means = _mean_columns()
+        asked = "" if among is None else "AND example IN (SELECT value FROM json_each(?)) "
         rows = self._read(
             f"SELECT body, count(*), seconds, {', '.join(means.values())} FROM trials "
             "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan "
-            "JOIN outcomes ON trial = trials.id WHERE scopes.name = ? GROUP BY trials.id ORDER BY trials.id",
-            (scope,),
+            f"JOIN outcomes ON trial = trials.id WHERE scopes.name = ? {asked}"
+            "GROUP BY trials.id ORDER BY trials.id",
+            (scope,) if among is None else (scope, json.dumps([*among])),
         )
         return [
             Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), seconds)
@@ -193,22 +222,44 @@ class Ledger:
         )
         return json.loads(rows[0][0]) if rows else None
 
-    def record_opening(self, split: str, scope: str, plan: Plan, p_value: float, when: str) -> None:
-        """Notes that `plan` was measured on the test split `split`; the same (scope, plan) counts once."""
+    def record_opening(self, split: str, groups: Iterable[str], opening: Opening) -> None:
+        """Notes a look at the test split named `split`, whose groups have these digests. The first of each claim stays:
+        its margin is the one that was named beforehand."""
         with self._writing() as db:
-            row = (split, self._id("scopes", "name", scope), self._plan_id(plan), p_value, when)
+            db.executemany(
+                "INSERT OR IGNORE INTO split_groups VALUES (?, ?)", ((split, digest) for digest in groups)
+            )
+            place = (split, self._id("scopes", "name", opening.scope), self._plan_id(opening.plan))
+            row = (*place, opening.metric, opening.margin, opening.p_value, opening.when)
             db.execute(
-                "INSERT OR IGNORE INTO openings (split, scope, plan, p_value, at) VALUES (?, ?, ?, ?, ?)", row
+                "INSERT OR IGNORE INTO openings (split, scope, plan, metric, margin, p_value, at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                row,
             )
 
-    def openings(self, split: str) -> list[Opening]:
-        """Every opening of this test split in any scope, oldest first."""
+    def openings(self, *splits: str) -> list[Opening]:
+        """Every opening of these test splits in any scope, oldest first, and of every split that is the same for the
+        count: those that share a tenth of the smaller one's groups, and those that share it with these."""
         rows = self._read(
-            "SELECT scopes.name, body, p_value, at FROM openings JOIN scopes ON scopes.id = scope "
-            "JOIN plans ON plans.id = plan WHERE split = ? ORDER BY openings.id",
-            (split,),
+            "SELECT scopes.name, body, metric, margin, p_value, at FROM openings "
+            "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan "
+            "WHERE split IN (SELECT value FROM json_each(?)) ORDER BY openings.id",
+            (json.dumps(sorted(self._same_splits(splits))),),
         )
-        return [Opening(scope, _plan(body), p_value, when) for scope, body, p_value, when in rows]
+        return [Opening(scope, _plan(body), *rest) for scope, body, *rest in rows]
+
+    def _same_splits(self, splits: Iterable[str]) -> set[str]:
+        """`splits`, and whatever overlaps with them, or with what overlaps with them."""
+        sizes = dict(self._read("SELECT split, count(*) FROM split_groups GROUP BY split"))
+        shared = self._read(
+            "SELECT one.split, other.split, count(*) FROM split_groups AS one JOIN split_groups AS other "
+            "USING (digest) WHERE one.split < other.split GROUP BY one.split, other.split"
+        )
+        alike = [{a, b} for a, b, count in shared if count >= SAME_SPLIT * min(sizes[a], sizes[b])]
+        found = set(splits)
+        while more := set().union(*(pair for pair in alike if pair & found)) - found:
+            found |= more
+        return found
 
     def start_run(self, run_id: str, command: Mapping[str, Any], *, out: str = "") -> None:
         """Notes a run as running; one started before keeps its date.
@@ -282,6 +333,8 @@ def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
     db.execute("PRAGMA foreign_keys = ON")
     if not ours:
         _make_tables(db, path)
+    elif _version(db) < LEDGER_VERSION:
+        _upgrade(db)
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
@@ -300,11 +353,29 @@ def _write_ahead(db: sqlite3.Connection) -> None:
 def _make_tables(db: sqlite3.Connection, path: Path) -> None:
     db.execute("BEGIN IMMEDIATE")
     if not _is_ours(db, path):  # another process may have been faster
-        for statement in _SCHEMA.split(";"):
-            db.execute(statement)
+        _run(db, _SCHEMA + _OPENINGS)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
     db.execute("COMMIT")
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """A ledger of version 1 in the tables of today, in one transaction."""
+    db.execute("BEGIN IMMEDIATE")
+    if _version(db) == 1:  # another process may have been faster
+        _run(db, _FROM_1)
+        db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
+    db.execute("COMMIT")
+
+
+def _run(db: sqlite3.Connection, script: str) -> None:
+    """The statements of a script in the transaction that is open; `executescript` would commit it."""
+    for statement in script.split(";"):
+        db.execute(statement)
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return db.execute("PRAGMA user_version").fetchone()[0]
 
 
 def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
@@ -312,16 +383,16 @@ def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
     assert db.in_transaction, "three reads of one state: another process may just be making the ledger"
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     owner = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(db)
     if owner != APPLICATION_ID:
         if owner or version or tables:
             raise LedgerError(
                 f"{path} is an SQLite file of another program, not a ledger. Give another path."
             )
         return False
-    if version != LEDGER_VERSION:
+    if not 1 <= version <= LEDGER_VERSION:
         raise LedgerError(
-            f"{path} is a ledger of version {version}; this secateur reads version {LEDGER_VERSION}. "
+            f"{path} is a ledger of version {version}; this secateur reads versions 1 to {LEDGER_VERSION}. "
             "Use the secateur that wrote it, or start a new run folder."
         )
     return True

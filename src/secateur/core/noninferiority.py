@@ -14,7 +14,7 @@ import numpy as np
 
 from secateur.core.comparison import ALPHA, finite_values
 from secateur.core.score import Metric
-from secateur.core.stats import DRAWS, effective_n, resample, tango_counts
+from secateur.core.stats import DRAWS, FEWEST_GROUPS, effective_n, resample, tango_counts
 from secateur.errors import SecateurError
 
 NOT_WORSE = "not worse by more than"
@@ -75,7 +75,9 @@ def non_inferiority(
     for outcomes, when in ((before, "before"), (after, "after")):
         finite_values(metric, outcomes, when)
     gain, level = metric.gain(after, before), 1 - ALPHA / openings
-    if metric.unit == "share":
+    if np.unique(groups).size < FEWEST_GROUPS:
+        bound, method = -math.inf, "none, too few groups"
+    elif metric.unit == "share":
         bound, method = _by_tango(gain, groups, level), "Tango score interval"
     else:
         weights = before["tokens"] if metric.weighted else None
@@ -100,16 +102,24 @@ def margin_text(margin: float, unit: str) -> str:
 
 
 def bound_text(found: Mapping[str, Any]) -> str:
-    """`NonInferiority.to_json()` in plain words: the bound, its level, and on which side of the margin it lies."""
+    """`non_inferiority` of a verdict in plain words: the bound, its level, and on which side of the margin it lies."""
     openings = round(ALPHA / (1 - found["level"]))
     over = f" ({100 * (1 - ALPHA):g} % over {openings} openings of this split)" if openings > 1 else ""
     bound = f"one-sided {100 * found['level']:.6g} % lower bound{over}"
     limit, name = margin_text(found["margin"], found["unit"]).split()
     fixed = f"the margin of -{limit} fixed before test was opened"
+    if found.get("named_late"):  # verdicts of an earlier day do not say
+        fixed = f"the margin of -{limit}; {_late(found)}"
     if found["bound"] is None:
         return f"too few groups for a {bound} of the gain, so nothing is shown about {fixed}"
     side = "above" if found["shown"] else "not above"
     return f"{bound} of the gain {_apart(found)} {name}, {side} {fixed}"
+
+
+def _late(found: Mapping[str, Any]) -> str:
+    first = found["decides"]
+    about = "which asked for no margin" if first is None else f"about {margin_text(first, found['unit'])}"
+    return f"this margin was named after the split was opened, so the first verdict, {about}, stands"
 
 
 def _apart(found: Mapping[str, Any]) -> str:

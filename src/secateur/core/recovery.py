@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 from secateur.core.score import Metric
-from secateur.core.stats import LEVEL, Interval, group_sums
+from secateur.core.stats import FEWEST_GROUPS, LEVEL, Interval, group_sums
 
 Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 
@@ -20,11 +20,14 @@ def recovered(
     metric: Metric, original: np.ndarray, cut: np.ndarray, healed: np.ndarray, groups: np.ndarray
 ) -> tuple[float, Interval] | None:
     """The share of the metric's loss from `original` to `cut` that `healed` has back: 1 is all of it, above 1 more,
-    below 0 it lost more still. 95 % interval; None where the cut is not shown to have lost anything.
+    below 0 it lost more still. 95 % interval; None where the cut is not shown to have lost anything, which fewer than
+    FEWEST_GROUPS groups never show.
 
     OUTCOME arrays (n,) of the same examples; `groups` (n,) says what was sampled as one. The interval is Fieller's
     (1954, J. R. Stat. Soc. B 16:175), by the linearized variances of means over groups.
     """
+    if np.unique(groups).size < FEWEST_GROUPS:
+        return None
     weights = cut["tokens"].astype(float) if metric.weighted else np.ones(len(cut))
     back, lost = metric.gain(healed, cut), metric.gain(original, cut)
     y, x = np.average(back, weights=weights), np.average(lost, weights=weights)

@@ -19,10 +19,11 @@ OUTCOME = np.dtype(
         ("example", np.int64),  # index into Task.examples
         ("loss", np.float64),  # nats per answer token: mean of −log p over the tokens of the gold answer
         ("correct", np.float64),  # 1 / 0; nan where the task has no accuracy (text)
+        ("correct_norm", np.float64),  # the same by log-likelihood per character; nan without choices
         (
-            "correct_norm",
+            "choice_loss",
             np.float64,
-        ),  # choice accuracy with log-likelihood per character of the choice; nan without choices
+        ),  # nats: −log of the gold choice's share of all choices' likelihood; nan without
         ("rank", np.int64),  # how many tokens are likelier than the first gold token; 0 is top-1
         (
             "predicted",
@@ -54,12 +55,18 @@ class Metric:
         return float(np.average(self.values(outcomes), weights=weights))
 
     def gain(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """Paired per-example differences, positive where `after` is better."""
+        """Return paired differences of each example (n,), positive where `after` is better."""
         assert np.array_equal(after["example"], before["example"]), (
             "paired outcomes must be of the same examples"
         )
         difference = self.values(after) - self.values(before)
         return difference if self.higher_is_better else -difference
+
+    def contributions(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Return what each example contributes to the gain (n,): its paired difference times its weight, scaled so that
+        the plain mean is the gain of the metric's mean. Searches choose by these, as verdicts decide by the mean."""
+        gain = self.gain(after, before)
+        return gain * (before["tokens"] / before["tokens"].mean()) if self.weighted else gain
 
 
 METRICS: Mapping[str, Metric] = {
@@ -67,6 +74,7 @@ METRICS: Mapping[str, Metric] = {
     for metric in (
         Metric("accuracy", "correct", "share", True),
         Metric("accuracy_norm", "correct_norm", "share", True),
+        Metric("choice_loss", "choice_loss", "nats", False),
         Metric("loss", "loss", "nats/token", False),
         Metric("text_loss", "loss", "nats/token", False, weighted=True),
         Metric("top5", "top5", "share", True),
@@ -83,11 +91,12 @@ def metric_named(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with its interval. `ci` is 95 %; `n` counts examples, `groups` what was resampled."""
+    """A mean with its interval. `ci` is 95 %, None where there are too few groups; `n` counts examples, `groups` what
+    was resampled."""
 
     metric: str
     value: float
-    ci: tuple[float, float]
+    ci: tuple[float, float] | None
     n: int
     groups: int
     unit: str
@@ -97,9 +106,14 @@ class Score:
         return {
             "metric": self.metric,
             "value": self.value,
-            "ci": list(self.ci),
+            "ci": self.ci and list(self.ci),
             "n": self.n,
             "groups": self.groups,
             "unit": self.unit,
             "higher_is_better": self.higher_is_better,
         }
+
+
+def few_groups(groups: int) -> str:
+    """Say why there is no interval."""
+    return f"too few groups for an interval: {groups}"

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from secateur.errors import SecateurError
-
 LEVEL = 0.95
+FEWEST_GROUPS = 10  # for an interval: with fewer, resampling sees too little of how groups differ
 DRAWS = 10_000
 EXACT_GROUPS = 14  # 2^14 sign patterns are enumerated; more are drawn
 EXACT_TOTAL = 2**17  # whole group sums are convolved up to this total: a second at most
@@ -30,9 +29,14 @@ Interval = tuple[float, float]
 
 
 def wilson(successes: float, n: float, level: float = LEVEL) -> Interval:
-    """Score interval of one proportion. Source: Wilson 1927 (`scipy.stats.binomtest`)."""
-    ci = stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
-    return float(ci.low), float(ci.high)
+    """Score interval of one proportion; both counts may be fractions (of an effective sample size).
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22:209.
+    """
+    z, share = float(stats.norm.ppf((1 + level) / 2)), successes / n
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)  # the formula stays inside, rounding may not
 
 
 def _discordant(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
@@ -132,6 +136,11 @@ def exponential(values: np.ndarray | float) -> np.ndarray:
         return np.exp(np.asarray(values, dtype=np.float64))
 
 
+def exponential_interval(ci: Sequence[float] | None) -> list[float] | None:
+    """Both ends of an interval of mean losses as perplexities; None where there is none."""
+    return None if ci is None else exponential(np.asarray(ci)).tolist()
+
+
 def paired_z(gains: np.ndarray) -> float:
     """z of the mean of paired differences (n,), for racing: Σd / √Σd².
 
@@ -149,19 +158,26 @@ def paired_z(gains: np.ndarray) -> float:
 
 
 def effective_n(values: np.ndarray, groups: np.ndarray) -> float:
-    """How many independent examples give the mean of `values` (n,) the variance that these groups give it.
+    """Return how many independent examples would give the mean of `values` (n,) the variance these groups give it.
 
-    Var(values) / Var of the mean between groups, never more than the examples nor fewer than the groups. A
-    bootstrap of sparse 0/1 values by group (one wrong group in 400) sees resamples without any variance and gives
-    intervals from 0 to 1; Wilson's and Tango's at the effective size do not.
-    Source: Korn & Graubard 1998 (Survey Methodology 24:193), design effect by linearization (Kish 1965).
+    Var(values) / Var of the mean between groups, never more than the examples nor fewer than the groups. The variance
+    between groups is itself an estimate, so the size is reduced by (z / t)², t with as many degrees of freedom as
+    groups contribute to it: one odd group among fifty leaves a single one. A bootstrap of sparse 0/1 values by group
+    sees resamples without any variance and gives intervals from 0 to 1; Wilson's and Tango's at this size do not.
+
+    Source: Korn & Graubard 1998 (Survey Methodology 24:193), design effect by linearization (Kish 1965) and the
+    factor (z / t)². Differs: degrees of freedom after Satterthwaite 1946, (Σd²)² / Σd⁴, instead of groups − 1.
     """
     values = np.asarray(values, dtype=np.float64)
-    n, num_groups = values.size, np.unique(groups).size
-    between = np.square(group_sums(values - values.mean(), groups)).sum() / n**2
-    if between <= 0:
+    n, squares = values.size, np.square(group_sums(values - values.mean(), groups))
+    num_groups = squares.size
+    if num_groups < 2 or squares.sum() <= 0:
         return float(num_groups)
-    return float(np.clip(values.var() / between, num_groups, n))
+    between = squares.sum() / n**2 * num_groups / (num_groups - 1)
+    freedom = np.clip(squares.sum() ** 2 / np.square(squares).sum(), 1, num_groups - 1)
+    end = (1 + LEVEL) / 2
+    reduced = (stats.norm.ppf(end) / stats.t.ppf(end, freedom)) ** 2
+    return float(np.clip(values.var() / between * reduced, num_groups, n))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -178,34 +194,62 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Resampled:
-    """Ratio means of k series, their standard errors, and t* of every draw, (k, draws), signed and unsorted."""
+    """Ratio means of k series with standard errors (k,), and of every draw its distance to the mean and its own
+    standard error, (k, draws), 0 where a draw has no variance."""
 
     mean: np.ndarray
     se: np.ndarray
-    t: np.ndarray
+    shift: np.ndarray
+    se_star: np.ndarray
     num_groups: int
 
     def interval(self, k: int, level: float) -> Interval:
-        half = float(np.quantile(np.abs(self._finite(k)), level, method="higher") * self.se[k])
-        return float(self.mean[k]) - half, float(self.mean[k]) + half
+        """Two-sided interval of a mean that may be any number."""
+        half = _quantile(np.abs(self._studentized(k)), level) * self.se[k]
+        return float(self.mean[k] - half), float(self.mean[k] + half)
+
+    def positive_interval(self, k: int, level: float) -> Interval:
+        """Two-sided interval of a mean of numbers that are never negative: that of its logarithm, so no end lies below
+        0."""
+        mean = float(self.mean[k])
+        if mean == 0:
+            return 0.0, 0.0
+        drawn = mean + self.shift[k]
+        logs = np.log(np.maximum(drawn, 1e-300) / mean)
+        half = _quantile(np.abs(_ratio(logs, self.se_star[k] / np.maximum(drawn, 1e-300))), level)
+        factor = float(np.exp(half * self.se[k] / mean))
+        return mean / factor, mean * factor
 
     def lower(self, k: int, level: float) -> float:
         """One-sided lower bound; −inf where so few groups or draws bound nothing at this level."""
-        if 1 - level < max(2.0 ** -min(self.num_groups, 60), 1 / (1 + self.t.shape[1])):
+        least = max(2.0 ** -min(self.num_groups, 60), 1 / (1 + self.shift.shape[1]))
+        if 1 - level < least:
             return -math.inf
-        return float(self.mean[k] - np.quantile(self._finite(k), level, method="higher") * self.se[k])
-
-    def _finite(self, k: int) -> np.ndarray:
-        """t*, a draw without variance counted as far out as the farthest that has some."""
-        finite = np.abs(self.t[k][np.isfinite(self.t[k])]).max(initial=0.0)
-        return self.t[k].clip(-finite, finite)
+        return float(self.mean[k] - _quantile(self._studentized(k), level) * self.se[k])
 
     def p_value(self, k: int) -> float:
         if self.mean[k] == 0:
             return 1.0
         t = abs(self.mean[k]) / self.se[k] if self.se[k] > 0 else np.inf
-        p = (1 + int((np.abs(self.t[k]) >= t).sum())) / (1 + self.t.shape[1])
+        drawn = np.abs(self._studentized(k, far=np.inf))
+        p = (1 + int((drawn >= t).sum())) / (1 + drawn.size)
         return max(p, 2.0 ** (1 - min(self.num_groups, 60)))
+
+    def _studentized(self, k: int, far: float | None = None) -> np.ndarray:
+        return _ratio(self.shift[k], self.se_star[k], far)
+
+
+def _ratio(shift: np.ndarray, se: np.ndarray, far: float | None = None) -> np.ndarray:
+    """t* of every draw; one without variance counts as `far`, else as far out as the farthest that has some."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(shift == 0, 0.0, shift / se)
+    if far is None:
+        far = np.abs(t[np.isfinite(t)]).max(initial=0.0)
+    return np.where(np.isfinite(t), t, np.copysign(far, shift))
+
+
+def _quantile(values: np.ndarray, level: float) -> float:
+    return float(np.quantile(values, level, method="higher"))
 
 
 def bootstrap_mean(
@@ -224,7 +268,6 @@ def bootstrap_mean(
     level where the percentile interval misses up to 14 % instead of 5 %.
 
     Source: Hall 1988 (J. R. Stat. Soc. B 50:35); Davison & Hinkley 1997, 5.2.2.
-    Raises: `SecateurError` with fewer than two groups.
     """
     return resample([values], groups, weights, draws, seed).interval(0, level)
 
@@ -241,7 +284,7 @@ def bootstrap_p(
     correction.
 
     The inverse of `bootstrap_mean`'s interval at the same seed (p < .05 where that leaves 0 out). Never below
-    2^(1 − groups), the least that flipping the signs of so many groups can give. Source and Raises: as there.
+    2^(1 − groups), the least that flipping the signs of so many groups can give. Source: as there.
     """
     return resample([differences], groups, weights, draws, seed).p_value(0)
 
@@ -252,34 +295,25 @@ def resample(
     """All `series` (each (n,)) on the same resampled groups, from group sums alone."""
     w = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=np.float64)
     w_G = group_sums(w, groups)
-    num_groups = w_G.size
-    if num_groups < 2:
-        raise SecateurError(
-            f"an interval needs at least 2 independent groups, and all {len(groups)} examples are of one. "
-            "Give more data, or other groups."
-        )
     mean = np.array([np.average(x, weights=w) for x in series])
     s_kG = np.stack([group_sums(w * (x - m), groups) for x, m in zip(series, mean, strict=True)])
-    columns = np.vstack([w_G, w_G * w_G, *s_kG, *(s_kG * s_kG), *(s_kG * w_G)]).T  # (G, 2 + 3k)
-    shift, se = _moments(columns.sum(0)[None], len(mean))
-    scale = np.abs(mean) + se[:, 0]
-    se = np.where(se[:, 0] > 1e-12 * scale, se[:, 0], 0.0)  # equal values leave rounding behind, not variance
-    shift, se_star = _moments(_resampled_sums(columns, draws, seed), len(mean))
-    t = np.where(
-        se_star > 1e-12 * scale[:, None], shift / np.maximum(se_star, 1e-300), np.copysign(np.inf, shift)
+    s_kG[np.abs(s_kG) <= 1e-12 * np.abs(mean)[:, None] * w_G] = (
+        0.0  # equal values leave rounding behind, not variance
     )
-    t[np.abs(shift) <= 1e-12 * scale[:, None]] = 0.0
-    return _Resampled(mean, se, t, num_groups)
+    columns = np.vstack([w_G, w_G * w_G, *s_kG, *(s_kG * s_kG), *(s_kG * w_G)]).T  # (G, 2 + 3k)
+    _, se = _moments(columns.sum(0)[None], len(mean))
+    shift, se_star = _moments(_resampled_sums(columns, draws, seed), len(mean))
+    return _Resampled(mean, se[:, 0], shift, se_star, w_G.size)
 
 
 def _moments(sums: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(draws, 2 + 3k) sums over groups → ratio means and their linearized standard errors, each (k,
-    draws)."""
+    """(draws, 2 + 3k) sums over groups → ratio means and their linearized standard errors, each (k, draws); 0 where
+    either is only what rounding leaves of terms that cancel."""
     w, ww = sums[:, 0], sums[:, 1]
     s, ss, sw = sums[:, 2:].T.reshape(3, k, -1)
-    ratio = s / w
-    squares = np.maximum(ss - 2 * ratio * sw + ratio * ratio * ww, 0.0)  # Σ (s_g − ratio · w_g)²
-    return ratio, np.sqrt(squares) / w
+    ratio = np.where(np.abs(s) <= 1e-12 * np.sqrt(ss), 0.0, s) / w
+    squares = ss - 2 * ratio * sw + ratio * ratio * ww  # Σ (s_g − ratio · w_g)²
+    return ratio, np.sqrt(np.where(squares <= 1e-12 * ss, 0.0, squares)) / w
 
 
 def _resampled_sums(columns: np.ndarray, draws: int, seed: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from secateur.forecast.count import Amounts, Counted
 from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
 from secateur.forecast.machine import DISK, SHARED, SVD, UTILIZATION, Machine, stated
 from secateur.hf.blank import Ruler, blank_model
+from secateur.judge.baseline import floors
 from secateur.judge.rows import Packing
 from secateur.judge.workers import Limits, spectra_bytes
 from secateur.linalg.spectrum import spectrum_bytes
@@ -23,11 +24,12 @@ from secateur.methods.forecast import LUCKS, Judged, Read, Watched, Work, laser,
 from secateur.methods.forecast_directions import directions
 from secateur.methods.forecast_parts import components, depth
 from secateur.options import Options
-from secateur.recipe import check
+from secateur.recipe import baseline_of, check
 from secateur.session import Session, open_session, read_task, session_on
 from secateur.sides import side_effects
 from secateur.verify import Side
 
+LOOK = 64  # examples of select on which the unchanged model is measured, for a first impression
 FORECASTS = {
     "laser": laser,
     "directions": directions,
@@ -100,7 +102,9 @@ def plan_cost(
     session = _blank_session(asked) if blank else open_session(asked, None, progress)
     loading = time.perf_counter() - started
     check(session)
-    return forecast(session, fleet, calibrate=not blank, loading=loading, progress=progress)
+    found = forecast(session, fleet, calibrate=not blank, loading=loading, progress=progress)
+    start = None if blank else baseline_of(session, session.shuffled("select")[:LOOK])
+    return found | {"floors": floors(session.task), "baseline": start}
 
 
 def _blank_session(options: Options) -> Session:

@@ -86,15 +86,21 @@ class Tally:
             rank, top = self.first[gold]
             row["example"], row["tokens"], row["rank"] = example, tokens, rank
             row["loss"] = -self.logp[gold] / tokens
-            row["correct"], row["correct_norm"], row["predicted"] = self._answer(example, encoded, top)
+            kind = self.task.member(example).kind
+            for name in ("correct", "correct_norm", "choice_loss"):
+                row[name] = np.nan
+            if kind == "choice":
+                self._choose(row, example, encoded)
+            elif kind == "generation":
+                row["correct"], row["predicted"] = float(self.exact[gold]), top
+            else:
+                row["predicted"] = -1
         return out
 
-    def _answer(self, example: int, encoded: Encoded, top: int) -> tuple[float, float, int]:
-        kind = self.task.member(example).kind
-        if kind == "text":
-            return np.nan, np.nan, -1
-        if kind == "generation":
-            return float(self.exact[example, encoded.gold]), np.nan, top
+    def _choose(self, row: np.void, example: int, encoded: Encoded) -> None:
+        """Which choice is likeliest, by itself and per character, and the gold one's share of all likelihood."""
         logps = np.array(self.choice_logps(example))
         chosen, chosen_norm = int(logps.argmax()), int((logps / np.array(encoded.lengths)).argmax())
-        return float(chosen == encoded.gold), float(chosen_norm == encoded.gold), chosen
+        row["predicted"] = chosen
+        row["correct"], row["correct_norm"] = chosen == encoded.gold, chosen_norm == encoded.gold
+        row["choice_loss"] = np.logaddexp.reduce(logps) - logps[encoded.gold]

@@ -20,7 +20,7 @@ from secateur.core.stats import paired_z
 from secateur.errors import SecateurError, UnknownName
 from secateur.methods.components import goal_of
 from secateur.methods.effects import Effects, Reading
-from secateur.methods.found import Counted, Found
+from secateur.methods.found import Counted, Found, taken
 from secateur.methods.trail import Step, Trail, trail_record
 from secateur.options import Options, matrices_of
 from secateur.search.directions import (
@@ -36,11 +36,11 @@ from secateur.search.directions import (
     weakest,
 )
 from secateur.search.iterative import Point, steps
-from secateur.search.laser import race
+from secateur.search.laser import choose, race
 from secateur.session import Session
 
 RACE_Z = 3.0
-HELPS = 1.0  # standard errors by which a round must better the last, as in LASER's composition
+HELPS = 1.0  # standard errors by which a round must better the last
 ROUNDS = 8
 SHARE = 0.1  # of each matrix, for the paper's protocol
 _LISTENERS = {  # which protocols an option is for, if not for all
@@ -121,7 +121,11 @@ def search(session: Session) -> Found:
     }
     margin = goal_of(session).max_loss if protocol == "removal" else None
     found = {"base": records.base_record(base), "directions": analysis}
-    return Found(trail.plan, at.judge.tried, at.judge.evaluations, search, found, margin)
+    best = trail.plan
+    if trail.choice is not None:
+        search["choice"] = trail.choice.to_json()
+        best = trail.choice.best if trail.choice.better and not trail.choice.shown else trail.plan
+    return Found(trail.plan, at.judge.tried, at.judge.evaluations, search, found, margin, best)
 
 
 @dataclass(frozen=True)
@@ -155,29 +159,50 @@ class _At:
 
 
 def _search(at: _At) -> Trail:
-    """Round after round what helps most, until nothing helps by more than its standard error."""
-    options, goal, trail = at.session.options, at.session.objective, Trail(at.session.empty)
-    z = math.inf if options.exhaustive else RACE_Z
-    for number in range(ROUNDS if options.rescore else 1):
-        base, reading = trail.plan, at.effects.read(trail.plan)
-        proposed = {
-            at.without(base, pool.ordered[:count], reading): (pool, count)
-            for pool in pools(left(reading.directions, base), dynamic=options.dynamic)
-            for count in counts(pool)
-        }
-        raced = race([base, *proposed], at.select, at.judge, goal, z=z)
-        judged = at.judge([base, raced.winner], at.select, "choose")
-        steps = {
-            plan: Step(
-                number, pool.name, count, pool.predicted(count), plan, raced.standing[plan], judged[base]
-            )
-            for plan, (pool, count) in proposed.items()
-        }
-        trail.steps.extend(steps.values())
-        if paired_z(goal.metric.gain(judged[raced.winner], judged[base])) < HELPS:
+    """Round after round what helps most on one half of `select`; then as many of the rounds as do best on the other,
+    where that shows that they help. A plan that was built by looking at examples has to prove itself on others."""
+    trail = Trail(at.session.empty)
+    build, confirm = at.session.halves()
+    for number in range(ROUNDS if at.session.options.rescore else 1):
+        step = _round(at, trail, number, build)
+        if step is None:
             break
-        trail.took(steps[raced.winner])
-    return trail
+        trail.took(step)
+    return _confirmed(at, trail, confirm) if trail.chosen else trail
+
+
+def _round(at: _At, trail: Trail, number: int, examples: Sequence[int]) -> Step | None:
+    """Add to the trail what was tried beside its plan; the best of it, or None where nothing helps by its standard
+    error."""
+    options, goal, base = at.session.options, at.session.objective, trail.plan
+    reading = at.effects.read(base)
+    proposed = {
+        at.without(base, pool.ordered[:count], reading): (pool, count)
+        for pool in pools(left(reading.directions, base), dynamic=options.dynamic)
+        for count in counts(pool)
+    }
+    z = math.inf if options.exhaustive else RACE_Z
+    raced = race([base, *proposed], examples, at.judge, goal, z=z)
+    judged = at.judge([base, raced.winner], examples, "choose")
+    steps = {
+        plan: Step(number, pool.name, count, pool.predicted(count), plan, raced.standing[plan], judged[base])
+        for plan, (pool, count) in proposed.items()
+    }
+    trail.steps.extend(steps.values())
+    helps = paired_z(goal.metric.contributions(judged[raced.winner], judged[base])) >= HELPS
+    return steps[raced.winner] if helps else None
+
+
+def _confirmed(at: _At, trail: Trail, examples: Sequence[int]) -> Trail:
+    """The same trail up to the round that does best on examples that no round has seen, or none of it."""
+    session, goal, empty = at.session, at.session.objective, at.session.empty
+    plans = [step.plan for step in trail.chosen]
+    judged = at.judge([empty, *plans], examples, "choose")
+    before = judged.pop(empty)
+    choice = choose(judged, before, session.evidence(examples), goal)
+    plan = taken(session, choice)
+    rounds = plans.index(plan) + 1 if plan.edits else 0
+    return Trail(plan, trail.steps, trail.chosen[:rounds], choice)
 
 
 def _removal(at: _At) -> Trail:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from secateur.core.site import Site
-from secateur.methods.laser import KEPT_BY_SCREEN, MAX_PROBED, SHOWN_EXAMPLES, candidates
+from secateur.methods.laser import COMPOSED, KEPT_BY_SCREEN, MAX_PROBED, SHOWN_EXAMPLES, candidates
 from secateur.session import Session
 from secateur.tasks.joint import tested
 from secateur.verify.witness import GENERATED_TOKENS
@@ -19,10 +19,7 @@ from secateur.verify.witness import GENERATED_TOKENS
 LEAST, EXPECTED, MOST = LUCKS = ("least", "expected", "most")
 FIRST_RUNG = 32  # examples, as in `search.laser.race`
 SURVIVING = 0.55  # of the runners after each rung: median of a few races on small models, see docs/scale.md
-COMPOSED = {
-    False: 0.4,
-    True: 0.3,
-}  # of the candidates that are tried again in composition: screened, exhaustive
+ADDED = 2  # times that composition tries the best cuts beside those taken: once it adds one, once none
 CONTINUED = 32  # chunks of text that `verify.witness` continues
 CUT_MATRICES = 2  # that a composed plan has, of which all ranks are shown
 
@@ -140,8 +137,10 @@ def laser(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Wor
         yield Read("screen", "truncation effects", "probe", probed, sites, decomposes=True)
     yield from raced("race", (empty(), *scaled(grid, kept)), n, luck, exhaustive=options.exhaustive)
     if options.compose:
-        again = {LEAST: 0.0, EXPECTED: COMPOSED[options.exhaustive], MOST: 1.0}[luck]
-        yield Judged("compose", "select", 0, n, scaled(grid, kept * again), decomposes=True)
+        beside = min(COMPOSED, len(grid))
+        tried = sum({LEAST: [], EXPECTED: [beside] * ADDED, MOST: range(beside)}[luck])
+        one_each = [replace(one, count=tried / len(grid)) for one in grid]
+        yield Judged("compose", "select", 0, n, tuple(one_each), decomposes=True)
     yield from _shown(session, grid, kept, luck)
 
 

@@ -49,6 +49,7 @@ def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
     if protocol == "search":
         rounds = ROUNDS_WALKED[luck] if options.rescore else 1
         pools = _pools(session.loaded.anatomy, sites, luck, dynamic=options.dynamic)
+        n = math.ceil(n / 2)  # rounds are built on one half and confirmed on the other
         for number in range(rounds):
             yield replace(reading, under=number > 0)
             yield from raced(
@@ -59,6 +60,8 @@ def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
                 exhaustive=options.exhaustive,
                 surviving=SURVIVING,
             )
+        path = _removed(session.loaded.anatomy, sites, rounds)
+        yield Judged("choose", "select", 0, n, (empty(), path), decomposes=True)
         return
     points = len(steps(options.step, options.target)) if protocol == "removal" else 1
     for number in range(points if options.rescore and protocol == "removal" else 1):

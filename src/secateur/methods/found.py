@@ -10,6 +10,8 @@ import numpy as np
 
 from secateur.core.plan import Plan
 from secateur.judge.evaluator import Judge
+from secateur.search.laser import Choice
+from secateur.session import Session
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Found:
     """The plan and how it was come by. `search` and `analysis` are records for verdict.json and analysis.json.
 
     `tried` counts plans, `evaluations` plans times examples. With a `margin` the verdict is about not being worse by
-    more than that, in the metric's unit, rather than about being better.
+    more than that, in the metric's unit, rather than about being better. `best` is the best plan that was tried for
+    gain, whether or not it was taken.
     """
 
     plan: Plan
@@ -26,6 +29,13 @@ class Found:
     search: dict[str, Any]
     analysis: dict[str, Any] = field(default_factory=dict)
     margin: float | None = None
+    best: Plan | None = None
+
+
+def taken(session: Session, choice: Choice) -> Plan:
+    """The best plan where `select` shows that it gains; with --keep-unproven also where its mean is better."""
+    kept = session.options.keep_unproven and choice.better
+    return choice.best if choice.shown or kept else session.empty
 
 
 class Counted:

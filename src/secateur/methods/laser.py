@@ -14,15 +14,16 @@ from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge
-from secateur.methods.found import Counted, Found
+from secateur.methods.found import Counted, Found, taken
 from secateur.options import Options, matrices_of
 from secateur.probes.answers import split_answers
 from secateur.probes.truncation import truncation_effects
-from secateur.search.laser import Objective, Race, compose, grid, race, screened
+from secateur.search.laser import Race, choose, compose, grid, promising, race, screened
 from secateur.session import Session, digest
 
 KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
 RACE_Z = 3.0
+COMPOSED = 16  # matrices at most whose best cut is tried beside the cuts that were taken
 MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
 SHOWN_EXAMPLES = 256
 
@@ -49,17 +50,15 @@ def search(session: Session) -> Found:
         readings = None if options.exhaustive else screen(session, evaluator, everything)
     kept = everything if readings is None else screened(readings, everything, KEPT_BY_SCREEN)
     z = math.inf if options.exhaustive else RACE_Z
-    base = session.empty
+    base, evidence = session.empty, session.evidence(select)
     with session.timed("race"):
         raced = race([base, *(base + edit for edit in kept)], select, judge, goal, z=z)
-    plans = [base, raced.winner]
-    if options.compose:
+        choice = choose(raced.others(base), judge([base], select, "race")[base], evidence, goal)
+    plan = taken(session, choice)
+    if choice.shown and options.compose:
         with session.timed("compose"):
-            plans.append(compose(base, _promising(raced, goal), select, judge, goal, z=z))
-    judged = judge(plans, select, "choose")
-    plan = max(dict.fromkeys(plans), key=lambda plan: goal.key(judged[plan]))
-    if goal.metric.gain(judged[plan], judged[base]).mean() <= 0:
-        plan = base  # a tie with better loss ranks candidates, but is no reason to cut
+            beside = promising(raced, base, goal, COMPOSED)
+            plan = compose(plan, beside, select, judge, goal, evidence, z=z)
     predicted = None if readings is None else readings[-1]
     with session.timed("analyze"):
         analysis = _analyze(session, evaluator, plan, raced)
@@ -73,8 +72,11 @@ def search(session: Session) -> Found:
         "raced_out": len(raced.dropped_after),
         "rungs": [list(rung) for rung in raced.rungs],
         "composed": len(plan.edits) > 1,
+        "choice": choice.to_json(),
     }
-    return Found(plan, judge.tried, judge.evaluations, search, analysis)
+    return Found(
+        plan, judge.tried, judge.evaluations, search, analysis, best=choice.best if choice.better else None
+    )
 
 
 def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> list[Readings]:
@@ -98,17 +100,6 @@ def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> list[Re
     if session.ledger:
         session.ledger.remember(session.scope, key, [one.to_json() for one in readings])
     return list(readings)
-
-
-def _promising(raced: Race, goal: Objective) -> list[Truncate]:
-    """Edits that, as far as they were judged, did not do worse than the original on the same examples."""
-    base = next(plan for plan in raced.standing if not plan.edits)
-    found = []
-    for plan, outcomes in raced.standing.items():
-        same = min(len(outcomes), len(raced.standing[base]))
-        if plan.edits and goal.key(outcomes[:same]) >= goal.key(raced.standing[base][:same]):
-            found.extend(plan.edits)
-    return found
 
 
 def _analyze(session: Session, judge: Judge, plan: Plan, raced: Race) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from secateur.methods.effects import Reading
 from secateur.probes.directions import MatrixEffects
 from secateur.probes.words import direction_words
 from secateur.records import measured
+from secateur.search.laser import Choice
 from secateur.session import Session
 from secateur.surgery.operations import Decompose
 
@@ -52,11 +53,13 @@ class Step:
 
 @dataclass
 class Trail:
-    """Where a walk came to, all steps that were judged, and those that were taken."""
+    """Where a walk came to, all steps that were judged, and those that were taken; of a search for gain what the
+    other half of `select` said."""
 
     plan: Plan
     steps: list[Step] = field(default_factory=list)
     chosen: list[Step] = field(default_factory=list)
+    choice: Choice | None = None
 
     def took(self, step: Step) -> None:
         self.plan = step.plan

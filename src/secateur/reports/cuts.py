@@ -163,7 +163,9 @@ def _map_cell(block: int, name: str, sites: set[Site], cut: Record) -> str:
 def cut_list(verdict: Record, analysis: Record) -> str:
     """The edits in words, block by block where parts were dropped, then what they do to the size."""
     if not verdict.get("cut"):
-        return "<p>Nothing was cut: the checkpoint beside this page holds the model unchanged.</p>"
+        return "<p>Nothing was cut: the checkpoint beside this page holds the model unchanged.</p>" + _best(
+            verdict
+        )
     gone, summary = dropped(verdict), verdict.get("cut_summary")
     inside = _in_matrices(verdict)
     counted = gone.sites or len(inside) > MOST_ITEMS
@@ -177,7 +179,28 @@ def cut_list(verdict: Record, analysis: Record) -> str:
         else ""
     )
     said += f'{more}<ul class="cuts">{"".join(listed[MOST_ITEMS:])}</ul></details>' if more else ""
-    return said + drop_list(gone) + _size(verdict.get("parameters") or {}, inside, whole=bool(gone.sites))
+    size = _size(verdict.get("parameters") or {}, inside, whole=bool(gone.sites))
+    return _set_aside(verdict) + said + drop_list(gone) + size
+
+
+def _set_aside(verdict: Record) -> str:
+    """Where the checkpoint does not hold this cut, that it does not."""
+    handed = verdict.get("handed_over") or {}
+    if not handed.get("unproven"):
+        return ""
+    return (
+        "<p><b>The checkpoint beside this page holds the unchanged model.</b> This cut was tried; its plan lies in "
+        f"<code>{text(handed['unproven'])}</code>.</p>"
+    )
+
+
+def _best(verdict: Record) -> str:
+    """The best plan of a search for gain that was not taken."""
+    handed = verdict.get("handed_over") or {}
+    if not handed.get("unproven"):
+        return ""
+    where = f"<code>{text(handed['unproven'])}</code>"
+    return f"<p>The best that was tried, <b>{text(handed['edits'])}</b>, lies in {where}.</p>"
 
 
 def _cut_item(item: Record, analysis: Record) -> str:

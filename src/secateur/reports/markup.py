@@ -99,6 +99,7 @@ def metric_name(metric: str) -> str:
     names = {
         "accuracy": "Accuracy",
         "accuracy_norm": "Accuracy, length-normalized",
+        "choice_loss": "Log-loss among the choices",
         "loss": "Log-loss of the right answer",
         "text_loss": "Loss on the text",
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from secateur.core.baseline import floors_text
+from secateur.core.score import few_groups
 from secateur.reports import cuts, forest, tables
 from secateur.reports.components import importance, induction, neurons, parts
 from secateur.reports.depth import SECTIONS as DEPTH
@@ -33,18 +35,15 @@ def hero(verdict: Record) -> str:
     kind, sign = SIGNS.get(verdict["verdict"].partition(" by ")[0], ("neutral", "○"))
     unit, gap = verdict["unit"], verdict.get("difference") or {}
     model, task = verdict.get("model") or {}, verdict.get("task") or {}
-    change_note = " ".join(part for part in (text(interval(gap.get("ci"), unit, signed=True)),) if part)
+    none = few_groups(verdict["groups"]) if "groups" in verdict else ""
     cells = [
         _big(
-            "before",
-            number(verdict["before"]["value"], unit),
-            text(interval(verdict["before"].get("ci"), unit)),
-        ),
-        _big(
-            "after", number(verdict["after"]["value"], unit), text(interval(verdict["after"].get("ci"), unit))
-        ),
-        _big("change", change(gap.get("value"), unit, name_unit=False), change_note),
+            side, number(verdict[side]["value"], unit), text(interval(verdict[side].get("ci"), unit) or none)
+        )
+        for side in ("before", "after")
     ]
+    ends = interval(gap.get("ci"), unit, signed=True) or none
+    cells.append(_big("change", change(gap.get("value"), unit, name_unit=False), text(ends)))
     who = f"{text(model.get('name', ''))} <span>on</span> {text(task.get('name', ''))}"
     direction = "higher is better" if verdict.get("higher_is_better", True) else "lower is better"
     unit_words = "share of questions" if unit == "share" else text(unit)
@@ -73,7 +72,11 @@ def _how_sure(verdict: Record) -> str:
     if (verdict.get("openings") or 1) > 1:
         before = p_value(verdict.get("p_value_unadjusted"))
         parts.append(f"test split opened {verdict['openings']} times, corrected for (uncorrected {before})")
-    return f'<p class="sure">{" · ".join(part for part in parts if part)}</p>'
+    start = verdict.get("baseline") or {}
+    if start and (floors := floors_text(start)):
+        parts.append(f"without a model: {text(floors)}")
+    said = f'<p class="sure">{" · ".join(part for part in parts if part)}</p>'
+    return said + (f'<p class="warning">{text(start["warning"])}</p>' if start.get("warning") else "")
 
 
 _TITLES = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}

@@ -26,7 +26,8 @@ class Example:
     Three fields are for what an evaluation harness asks and prompt and choices alone cannot say: `contexts`,
     one context per choice, where a choice is put into the question and `answer` is scored after each;
     `label`, the index of the right choice, where two choices may read alike; `lengths`, the characters of
-    each choice as the harness counts them. `task` names the member of a joint task that it is of.
+    each choice as the harness counts them. `task` names the member of a joint task that it is of. `shown`: so many
+    characters at the beginning of prompt and contexts are solved examples, not what is asked.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Example:
     label: int | None = None
     lengths: tuple[int, ...] | None = None
     task: str = ""
+    shown: int = 0
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -149,6 +151,14 @@ class Task:
         """Digest of one split's content, by which openings of `test` are counted."""
         return _digest([self.kind, [_row(e) for e in self.of(self.splits[name])]])
 
+    def group_digests(self, name: str) -> list[str]:
+        """Digests of what the groups of one split ask, by which two test splits are known to share some: equal whatever
+        ids, names, shots or chunk lengths are."""
+        groups: dict[str, list[Example]] = {}
+        for example in self.of(self.splits[name]):
+            groups.setdefault(example.group, []).append(example)
+        return [_digest(sorted(set(map(_asked, own)))) for own in groups.values()]
+
 
 def all_tested(examples: Sequence[Example]) -> dict[str, tuple[int, ...]]:
     """The splits of a task that is only measured, never chosen by."""
@@ -166,6 +176,16 @@ def _row(example: Example) -> list[Any]:
         example.tokens,
     ]
     return [*said, example.contexts, example.label, example.lengths]
+
+
+def _asked(example: Example) -> str:
+    """What an example asks and what should follow; of a chunk of text from which document its group is."""
+    if example.tokens is not None:
+        asked = [example.meta.get("document"), example.group.removeprefix(f"{example.task}/")]
+    else:
+        contexts = example.contexts and [context[example.shown :] for context in example.contexts]
+        asked = [example.prompt[example.shown :], contexts, example.answer, example.choices]
+    return json.dumps(asked, ensure_ascii=False)
 
 
 def _digest(value: Any) -> str:

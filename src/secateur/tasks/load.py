@@ -58,8 +58,8 @@ def load_task(
 
     `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name, PRESET:FILE.jsonl (its records from a file),
     study:NAME or lm_eval:NAME. With `test_spec` the test split is all of it, and `spec` gives probe and select.
-    `limit` keeps at most that many examples, whole groups, of each source. `shares` of probe, select, test are .1, .2,
-    .7 unless the task itself says otherwise. The result depends on content and `split_seed` only, never on the order
+    `limit` keeps at most that many examples, whole groups, of each source. `shares` of probe, select, test are .1, .4,
+    .5. The result depends on content and `split_seed` only, never on the order
     of lines.
 
     Raises: `UnknownName` for a name that nothing answers to; `TaskError` for data that cannot be used.

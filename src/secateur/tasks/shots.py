@@ -75,4 +75,5 @@ def _drawn(
 def _after(shown: str, example: Example) -> Example:
     contexts = None if example.contexts is None else tuple(shown + context for context in example.contexts)
     paraphrases = tuple(shown + prompt for prompt in example.paraphrases)
-    return replace(example, prompt=shown + example.prompt, contexts=contexts, paraphrases=paraphrases)
+    asked = {"prompt": shown + example.prompt, "contexts": contexts, "paraphrases": paraphrases}
+    return replace(example, **asked, shown=len(shown))

@@ -67,9 +67,10 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
 def _chunks(
     name: str, text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, per_group: int | None
 ) -> Iterator[Example]:
+    meta = {"document": _digest(text)}
     for number, tokens in enumerate(cut(_encode(text, tokenizer), seqlen, leading_ids(tokenizer))):
         group = name if per_group is None else f"{name}/{number // per_group:05d}"
-        yield Example(f"{name}#{number:06d}", "", "", group=group, tokens=tokens)
+        yield Example(f"{name}#{number:06d}", "", "", group=group, meta=meta, tokens=tokens)
 
 
 def cut(ids: Sequence[int], seqlen: int, leading: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -103,7 +103,7 @@ def sentence(record: Mapping[str, Any]) -> str:
     worse = [
         f" Worse for it: {row['name']}, {row['metric'].replace('_', ' ')} {_change(row['gain'], row['unit'])}."
         for row in record["sides"]
-        if (row["gain"]["ci"][1] < 0 if row["higher_is_better"] else row["gain"]["ci"][0] > 0)
+        if (ci := row["gain"]["ci"]) and (ci[1] < 0 if row["higher_is_better"] else ci[0] > 0)
     ]
     return _brought_back(record) + "".join(worse)
 
@@ -135,8 +135,8 @@ def sentence_of_test(test: Mapping[str, Any]) -> str:
 
 
 def _change(gap: Mapping[str, Any], unit: str) -> str:
-    ends = ", ".join(_plain(end, unit) for end in gap["ci"])
-    return f"{_amount(gap['value'], unit, '+')} [{ends}]"
+    ends = ", ".join(_plain(end, unit) for end in gap["ci"] or ())
+    return _amount(gap["value"], unit, "+") + (f" [{ends}]" if ends else " (no interval: too few groups)")
 
 
 def _amount(value: float, unit: str, sign: str = "") -> str:

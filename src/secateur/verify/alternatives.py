@@ -95,4 +95,4 @@ def _score(metric: Metric, outcomes: np.ndarray, groups: np.ndarray, seed: int) 
 
 
 def _brief(score: Score) -> Mapping[str, Any]:
-    return {"value": score.value, "ci": list(score.ci), "n": score.n}
+    return {"value": score.value, "ci": score.ci and list(score.ci), "n": score.n, "groups": score.groups}

@@ -23,7 +23,7 @@ from secateur.verify.witness import Told, Witness, gold_labels
 
 SECONDARY: Mapping[str, tuple[str, ...]] = {
     "text": (),
-    "choice": ("accuracy", "accuracy_norm", "loss"),
+    "choice": ("accuracy", "accuracy_norm", "choice_loss", "loss"),
     "generation": ("accuracy", "loss", "top5", "top10"),
 }
 
@@ -36,11 +36,11 @@ def secondary(
     groups: np.ndarray,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """The other metrics that all of `kinds` have, compared."""
+    """The other metrics that all of `kinds` have, with intervals. None is tested: each test would be an opening."""
     shared = [name for name in METRICS if all(name in SECONDARY[kind] for kind in kinds)]
     return [
         {"metric": other.name, "unit": other.unit, "higher_is_better": other.higher_is_better}
-        | compare(other, before, after, groups, seed=seed).to_json()
+        | compare(other, before, after, groups, seed=seed).measured()
         for other in (METRICS[name] for name in shared if name != primary.name)
     ]
 

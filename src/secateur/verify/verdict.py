@@ -8,20 +8,20 @@ that several tasks are judged one by one, where harm to one of them decides (`me
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from secateur.core.comparison import ALPHA, compare, verdict_word
+from secateur.core.comparison import compare, verdict_word
 from secateur.core.guard import ConstantPredictor
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, non_inferiority
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
-from secateur.core.stats import exponential, holm
+from secateur.core.stats import exponential, exponential_interval
 from secateur.judge.evaluator import Judge
 from secateur.tasks.example import Task
 from secateur.tasks.joint import alone
@@ -33,7 +33,8 @@ from secateur.verify.members import (
     member_rows,
     secondary,
 )
-from secateur.verify.witness import Side, Witness, opening
+from secateur.verify.openings import count, opening, record
+from secateur.verify.witness import Side, Witness
 
 VERDICT_VERSION = 1
 
@@ -53,22 +54,25 @@ def decide(
 ) -> dict[str, Any]:
     """The statistical part of `verdict.json`; records the opening of `test`.
 
-    `margin`, in the metric's unit: how much worse still counts as not worse. The caller fixes it before `test` is
-    opened. None, or nothing cut: the question is not asked.
+    `margin`, in the metric's unit: how much worse still counts as not worse. None, or nothing cut: the question is not
+    asked. Where the ledger knows an earlier look at the same plan and metric, the margin named then decides the word.
     """
     examples = judge.task.split("test")
     groups = judge.task.groups(examples)
     primary = compare(metric, before.test, after.test, groups, seed=seed)
-    p_adjusted, openings = _adjusted(ledger, judge.task, scope, plan, primary.p_value)
-    margin, bounded = margin if plan.edits else None, None
+    margin = margin if plan.edits else None
+    counted = count(ledger, judge.task, opening(scope, plan, metric.name, primary.p_value, margin))
+    late, openings, bounded = counted.named_late(margin), counted.openings, None
+    decides = counted.earlier.margin if late else margin
     if margin is not None:
         bounded = non_inferiority(
             metric, before.test, after.test, groups, margin=margin, openings=openings, seed=seed
         )
-    members = member_rows(judge, before, after, metric, margin=margin, openings=openings, seed=seed)
-    _count_members(ledger, judge.task, scope, plan, members)
+    members = member_rows(judge, before, after, metric, margin=decides, openings=openings, seed=seed)
+    _record_members(ledger, judge.task, scope, plan, members)
     constants = constant_guards(judge, before, after) if plan.edits else {"": None}
-    word = _word(p_adjusted, primary.gained, list(constants.values()), bounded, members)
+    within = None if bounded is None or decides is None else replace(bounded, margin=decides)
+    word = _word(counted.p_value, primary.gained, list(constants.values()), within, members)
     return {
         "version": VERDICT_VERSION,
         "verdict": word,
@@ -78,10 +82,10 @@ def decide(
         "higher_is_better": metric.higher_is_better,
         "n": len(examples),
         "groups": len(np.unique(groups)),
-        "p_value": p_adjusted,
+        "p_value": counted.p_value,
         "p_value_unadjusted": primary.p_value,
         "openings": openings,
-        "non_inferiority": None if bounded is None else bounded.to_json(),
+        "non_inferiority": bounded and bounded.to_json() | {"named_late": late, "decides": decides},
         "secondary": secondary(judge.task.kinds, metric, before.test, after.test, groups, seed),
         "tasks": members,
         "guards": [
@@ -93,27 +97,13 @@ def decide(
     }
 
 
-def _adjusted(ledger: Ledger, task: Task, scope: str, plan: Plan, p_value: float) -> tuple[float, int]:
-    """Holm's correction over every plan this ledger has opened this test split for, this one included; of a joint task
-    also those that it opened the test split of a member for."""
-    _count(ledger, task, scope, plan, p_value)
-    splits = [*(alone(task, member) for member in task.members), task]
-    known = {(o.scope, o.plan): o.p_value for split in splits for o in ledger.openings(opening(split))}
-    mine = list(known).index((scope, plan))
-    return holm(list(known.values()))[mine], len(known)
-
-
-def _count(ledger: Ledger, task: Task, scope: str, plan: Plan, p_value: float) -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    ledger.record_opening(opening(task), scope, plan, p_value, now)
-
-
-def _count_members(
+def _record_members(
     ledger: Ledger, task: Task, scope: str, plan: Plan, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """A joint verdict is a look at the test split of each member."""
     for member, row in zip(task.members, rows, strict=True):
-        _count(ledger, alone(task, member), scope, plan, row["p_value_unadjusted"])
+        opened = opening(scope, plan, row["metric"], row["p_value_unadjusted"])
+        record(ledger, alone(task, member), opened)
 
 
 def _word(
@@ -141,7 +131,7 @@ def _loss_guard(
     if metric.column == "loss":
         return []
     found = compare(METRICS["loss"], before.test, after.test, groups, seed=seed)
-    fired = found.difference > 0 and found.p_value < ALPHA
+    fired = found.difference_ci is not None and found.difference_ci[0] > 0
     word = "got worse" if fired else "did not get worse"
     detail = f"the log-loss of the right answer {word}: {found.before.value:.3f} → {found.after.value:.3f} nats/token"
     return [{"name": "log-loss", "fired": bool(fired), "detail": detail}]
@@ -155,7 +145,7 @@ def _side_effects(before: Witness, after: Witness, sides: Sequence[Side], seed: 
         paired = compare(
             side_metric, before.sides[number], after.sides[number], side.task.groups(everything), seed=seed
         )
-        effects.append(_named(side, side_metric, paired.to_json(), len(side.task.examples)))
+        effects.append(_named(side, side_metric, paired.measured(), len(side.task.examples)))
         if side.continuations and before.generated[number]:  # none where chunks are too short to go on from
             effects.append(_agreement(side, before.generated[number], after.generated[number]))
     return effects
@@ -173,16 +163,16 @@ def _named(side: Side, metric: Metric, paired: dict[str, Any], n: int) -> dict[s
     shown = {
         which: {
             "value": float(exponential(paired[which]["value"])),
-            "ci": exponential(paired[which]["ci"]).tolist(),
+            "ci": exponential_interval(paired[which]["ci"]),
         }
         for which in ("before", "after")
     }
     ratio = {
         "value": float(exponential(paired["difference"]["value"])),
-        "ci": exponential(paired["difference"]["ci"]).tolist(),
+        "ci": exponential_interval(paired["difference"]["ci"]),
     }
     head = {"name": f"perplexity on {side.name}", "unit": "perplexity", "higher_is_better": False, "n": n}
-    return head | shown | {"ratio": ratio, "p_value": paired["p_value"], "test": paired["test"]}
+    return head | shown | {"ratio": ratio}
 
 
 def _agreement(side: Side, before: list[list[int]], after: list[list[int]]) -> dict[str, Any]:
@@ -198,7 +188,6 @@ def _agreement(side: Side, before: list[list[int]], after: list[list[int]]) -> d
         "n": len(before),
         "before": {"value": _distinct(before), "ci": None},
         "after": {"value": _distinct(after), "ci": None},
-        "p_value": None,
         "detail": f"{float(np.mean(same)):.0%} of the tokens are the original's",
     }
 

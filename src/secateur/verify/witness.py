@@ -46,11 +46,6 @@ class Witness:
     members: tuple[Told, ...] = ()  # of a joint task: each member on all of its own test split
 
 
-def opening(task: Task) -> str:
-    """The name under which openings of this task's test split are counted."""
-    return task.split_hash("test")
-
-
 def witness(judge: Judge, side_judges: Sequence[Judge], sides: Sequence[Side]) -> Witness:
     """Measure the model that `judge` holds, as it is, on test and on all sides."""
     plan = Plan(judge.loaded.fingerprint)

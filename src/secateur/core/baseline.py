@@ -1,0 +1,77 @@
+"""What the unchanged model can do on a task, in words: its score beside chance and the most frequent right answer.
+
+From the record of `judge/baseline.py` alone; knows nothing of models or tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.core.score import METRICS
+
+
+def warning(found: Mapping[str, Any]) -> str | None:
+    """A sentence where the score is not shown to be above the floors; None where it is, or has none."""
+    if found["metric"] not in ("accuracy", "accuracy_norm") or found["ci"] is None:
+        return None
+    low, high = found["ci"]
+    floor = max(found["chance"] or 0.0, (found["majority"] or {"share": 0.0})["share"])
+    if low > floor:
+        return None
+    if found["chance"] is None:
+        none = "the model gets none of these right; try --chat, --shots, or another prompt."
+        return None if found["value"] > 0 else none
+    if high < found["chance"] and (found["accuracy_norm"] or 0.0) > found["chance"]:
+        return (
+            f"{_score(found)} is below chance, {_percent(found['accuracy_norm'])} by accuracy_norm is not: the choices "
+            "differ in length, and --objective accuracy_norm, which divides by it, is probably what you mean."
+        )
+    return (
+        f"{_score(found)} is not shown to be above {floors_text(found)}: the model may not do this task at all; try "
+        "--chat, --shots, or another prompt."
+    )
+
+
+def floors_text(found: Mapping[str, Any]) -> str:
+    """`chance (50.0 %) or always ' no' (58.3 %)`; empty where there are none."""
+    told = [f"chance ({_percent(found['chance'])})"] if found["chance"] is not None else []
+    if found["majority"]:
+        told.append(f"always {found['majority']['answer']!r} ({_percent(found['majority']['share'])})")
+    return " or ".join(told)
+
+
+def baseline_text(found: Mapping[str, Any]) -> str:
+    """One line: the score, and what it is to be held against."""
+    beside = [f"on {found['n']} examples of {found['split']}"]
+    if found["accuracy_norm"] is not None:
+        beside.append(f"accuracy_norm, per character, {_percent(found['accuracy_norm'])}")
+    if floors := floors_text(found):
+        beside.append(f"{floors} without a model")
+    if found["given"] and found["given"]["share"] >= 0.5:
+        beside.append(f"it answers {found['given']['answer']!r} to {_percent(found['given']['share'])}")
+    return f"{decides_text(found)}; {_score(found)} {'; '.join(beside)}"
+
+
+_BY = {
+    "accuracy": ", by the likeliest answer as a whole",
+    "accuracy_norm": ", by the likeliest choice per character",
+}
+
+
+def decides_text(found: Mapping[str, Any]) -> str:
+    """`accuracy decides, by the likeliest answer as a whole`."""
+    return f"{found['metric'].replace('_', ' ')} decides{_BY.get(found['metric'], '')}"
+
+
+def _score(found: Mapping[str, Any]) -> str:
+    name = found["metric"].replace("_", " ")
+    if METRICS[found["metric"]].unit != "share":
+        ends = f" [{found['ci'][0]:.3f}, {found['ci'][1]:.3f}]" if found["ci"] else ""
+        return f"{name} {found['value']:.3f} {METRICS[found['metric']].unit}{ends}"
+    ends = f" [{100 * found['ci'][0]:.1f}, {100 * found['ci'][1]:.1f}]" if found["ci"] else ""
+    return f"{name} {_percent(found['value'])}{ends}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
