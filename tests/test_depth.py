@@ -3,7 +3,6 @@ cannot be done is refused before anything is computed."""
 
 from __future__ import annotations
 
-import copy
 import json
 
 import numpy as np
@@ -11,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from folders import contents, questions, save_model, secateur, write_rows
+from planted import affine_, silenced, spoken
 from transformers import AutoModelForCausalLM
 from zoo import tiny, variant
 
@@ -26,39 +26,6 @@ from secateur.search import depth
 
 COMMON = ("--allow-small", "--limit", "90", "--quiet", "--device", "cpu")
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96
-
-
-def affine_(model, block: int):
-    """GPT-2's block adds one constant vector to the stream, whatever it reads."""
-    own = model.transformer.h[block]
-    own.attn.c_proj.weight.data.zero_()
-    own.mlp.c_proj.weight.data.zero_()
-    own.mlp.c_proj.bias.data.mul_(3)  # so that the model misses it
-    return model
-
-
-def silenced(model, block: int):
-    """A copy whose block adds nothing."""
-    quiet = copy.deepcopy(model)
-    for part in ("attn.c_proj", "mlp.c_proj"):
-        for parameter in quiet.transformer.h[block].get_submodule(part).parameters():
-            parameter.data.zero_()
-    return quiet
-
-
-@torch.no_grad()
-def spoken(model, count: int = 240, length: int = 24) -> list[dict[str, str]]:
-    """Texts drawn from what the model itself predicts: little foretells them better, so what changes it costs loss.
-
-    Of the words from w30 on: w1 and w2 are special, and the tokenizer would see them in w12.
-    """
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(30, 96, (count, 1), generator=draw)
-    for _ in range(length - 1):
-        chances = model(ids).logits[:, -1].softmax(-1)
-        chances[:, :30] = 0
-        ids = torch.cat([ids, torch.multinomial(chances, 1, generator=draw)], dim=1)
-    return [{"text": " ".join(f"w{token}" for token in row)} for row in ids.tolist()]
 
 
 @pytest.fixture(scope="module")
