@@ -35,7 +35,7 @@ def silenced(model, block: int):
 
 
 @torch.no_grad()
-def spoken(model, count: int = 240, length: int = 24) -> list[dict[str, str]]:
+def spoken(model, count: int = 300, length: int = 24) -> list[dict[str, str]]:
     """Texts drawn from what the model itself predicts: little foretells them better, so what changes it costs loss.
 
     Of the words from w30 on: w1 and w2 are special, and the tokenizer would see them in w12.

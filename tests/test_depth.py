@@ -169,7 +169,7 @@ def test_enough_tokens_are_not_spoken_of(place, tmp_path, caplog):
     secateur(
         *words, "--method", "depth", "--blocks", "1", "--form", "drop", "--by", "linearity", "--allow-small"
     )
-    assert told(tmp_path / "out", "analysis.json")["depth"]["fit_tokens"] == 24 * 23
+    assert told(tmp_path / "out", "analysis.json")["depth"]["fit_tokens"] == 30 * 23
     assert "tokens of probe" not in caplog.text
 
 

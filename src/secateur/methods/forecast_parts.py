@@ -177,9 +177,11 @@ class _Depth:
         n, probed = (len(self.session.task.split(name)) for name in ("select", "probe"))
         if form != "drop" and not fitted:
             yield Read("analyze", "maps", "probe", probed, self._first(form), times=most)
-        yield Judged(
-            "analyze", "select", 0, n, tuple(self.without(gone, form) for gone in range(1, most + 1))
-        )
+        depths = range(1, most + 1)
+        plans = [self.without(gone, form) for gone in depths]
+        if form != "drop" and self.luck != LEAST:  # beside a map, the run that it stands for dropped
+            plans += [self.without(gone, "drop") for gone in depths[1:]]
+        yield Judged("analyze", "select", 0, n, tuple(plans))
 
 
 def depth(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Work]:
