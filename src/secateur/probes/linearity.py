@@ -17,7 +17,7 @@ from secateur.errors import TaskError
 from secateur.hf.readable import Readable
 from secateur.judge.rows import Packing, with_room
 from secateur.probes.outliers import Count, Totals, median_norms
-from secateur.probes.passing import Ids, Tap, batches, run, sampled, taps, tokens_of
+from secateur.probes.passing import Ids, Tap, Token, batches, run, sampled, taps, tokens_of
 from secateur.probes.transition import Cloud, Linearity, Sums
 
 ROOM = 4 * 2**30  # bytes of moments held at once; what has no room is read in passes of its own
@@ -67,9 +67,7 @@ def linearity(
         raise TaskError("linearity fits on one part of the sequences and scores on another: give at least 2.")
     places = taps(readable, blocks, parts=parts, finer=finer)
     groups = list(_fitting(places, readable.d_model, room))
-    every = tokens_of(readable, sequences, range(len(sequences)))
-    sample = {stack: sampled(tokens, POINTS, seed) for stack, tokens in every.items()}
-    totals = {stack: Totals(tokens) for stack, tokens in every.items()}
+    sample, totals = _counted(readable, sequences, seed)
     packing = Packing(max_tokens, max_tokens, readable.pad)
     how = {"packing": packing, "seed": seed, "progress": progress}
     medians = median_norms(readable, sequences, places, **how)
@@ -96,6 +94,15 @@ def linearity(
     norms = {stack.prefix: stack.norm for stack in readable.stacks}
     last = {one.tap.stack: one.cloud for one in sums if one.tap.kind == "last"}
     return Profile(tuple(row for one in sums for row in one.rows), norms, last)
+
+
+def _counted(
+    readable: Readable, sequences: Sequence[Ids], seed: int
+) -> tuple[dict[str, set[Token]], dict[str, Totals]]:
+    """Of each stack the tokens whose vectors are kept, and how often each position and token occurs."""
+    every = tokens_of(readable, sequences, range(len(sequences)))
+    sample = {stack: sampled(tokens, POINTS, seed) for stack, tokens in every.items()}
+    return sample, {stack: Totals(tokens) for stack, tokens in every.items()}
 
 
 def _fitting(places: Sequence[Tap], width: int, room: int) -> Iterator[Sequence[Tap]]:

@@ -116,8 +116,9 @@ class Sums:
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             far += self._add(wide(x[part]), wide(y[part]), shown[part], held_out)
-        for place in (place for place, token in enumerate(shown) if token in self._sample):
-            self._points[far[place]][shown[place]] = x[place].cpu()
+        kept = [place for place, token in enumerate(shown) if token in self._sample]
+        for place, vector in zip(kept, x[kept].cpu(), strict=True):
+            self._points[far[place]][shown[place]] = vector
 
     def _add(self, x: Tensor, y: Tensor, shown: Sequence[Token], held_out: bool) -> list[bool]:
         """Returns which tokens are outliers."""

@@ -31,7 +31,7 @@ SHAPES = {
     "intrinsic_dimension": "Intrinsic dimension of what enters",
     "anisotropy": "Anisotropy of what enters",
 }
-KINDS = {"stream": "With the residual", "added": "Without: what a block adds"}
+KINDS = {"stream": "With the residual", "added": "What a block adds"}
 
 
 def linearity_page(record: Record, figures: Figures) -> list[str]:
