@@ -16,16 +16,16 @@ def massive() -> PreTrainedModel:
     return model
 
 
-def affine_(model, block: int):
-    """GPT-2's block adds one constant vector to the stream, whatever it reads."""
+def affine_(model: PreTrainedModel, block: int, times: float = 3) -> PreTrainedModel:
+    """GPT-2's block adds one constant vector to the stream, whatever it reads: its bias so many times."""
     own = model.transformer.h[block]
     own.attn.c_proj.weight.data.zero_()
     own.mlp.c_proj.weight.data.zero_()
-    own.mlp.c_proj.bias.data.mul_(3)  # so that the model misses it
+    own.mlp.c_proj.bias.data.mul_(times)  # so that the model misses it
     return model
 
 
-def silenced(model, block: int):
+def silenced(model: PreTrainedModel, block: int) -> PreTrainedModel:
     """A copy whose block adds nothing."""
     quiet = copy.deepcopy(model)
     for part in ("attn.c_proj", "mlp.c_proj"):
@@ -35,7 +35,7 @@ def silenced(model, block: int):
 
 
 @torch.no_grad()
-def spoken(model, count: int = 300, length: int = 24) -> list[dict[str, str]]:
+def spoken(model: PreTrainedModel, count: int = 300, length: int = 24) -> list[dict[str, str]]:
     """Texts drawn from what the model itself predicts: little foretells them better, so what changes it costs loss.
 
     Of the words from w30 on: w1 and w2 are special, and the tokenizer would see them in w12.

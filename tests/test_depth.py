@@ -33,6 +33,7 @@ def place(tmp_path_factory, words):
     place = tmp_path_factory.mktemp("depth")
     models = {
         "planted": affine_(variant("gpt2", n_layer=4), 2),
+        "loud": affine_(variant("gpt2", n_layer=4), 2, times=6),
         "llama": variant("llama", num_hidden_layers=4),
         "gemma3": tiny("gemma3"),
     }
@@ -40,7 +41,7 @@ def place(tmp_path_factory, words):
         save_model(place / name, model, words)
     for name in ("planted", "llama"):
         write_rows(place / f"{name}.jsonl", spoken(models[name]))
-    write_rows(place / "unplanted.jsonl", spoken(silenced(models["planted"], 2)))
+    write_rows(place / "quiet.jsonl", spoken(silenced(models["loud"], 2)))
     save_model(place / "exact", models["planted"].double(), words)
     write_rows(place / "q.jsonl", questions())
     draw = np.random.default_rng(0)
@@ -117,7 +118,7 @@ def test_every_form_at_every_depth(place, tmp_path):
 def test_a_map_that_does_worse_than_dropping_is_not_taken(place, tmp_path, form, caplog):
     """On text that is foretold best without block 2, the map that stands for it exactly is worse than nothing."""
     how = ("--by", "linearity", "--form", form, "--blocks", "1")
-    ran = prune(place, "planted", tmp_path / "out", *how, task="unplanted.jsonl")
+    ran = prune(place, "loud", tmp_path / "out", *how, task="quiet.jsonl")
     assert ran.exit_code == 0, ran.output
     plan, analysis = (told(tmp_path / "out", f"{name}.json") for name in ("plan", "analysis"))
     assert plan["edits"] == [{"kind": "drop", "site": "b2"}]
@@ -136,7 +137,7 @@ def test_a_map_that_does_worse_than_dropping_is_not_taken(place, tmp_path, form,
     assert "Dropped instead" in page
     assert f"fitted to {record['fit_tokens']} tokens of probe" in page
     found = api.evaluate(
-        str(place / "planted"), f"text:{place / 'unplanted.jsonl'}", plan=["b2=drop"],
+        str(place / "loud"), f"text:{place / 'quiet.jsonl'}", plan=["b2=drop"],
         allow_small=True, limit=90, device="cpu",
     )  # fmt: skip
     assert found["scores"][0]["value"] == pytest.approx(fell_back["dropped"], abs=1e-6)

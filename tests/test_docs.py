@@ -157,7 +157,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unlucky(tmp_path_factory: pytest.TempPathFactory, words: Any) -> Path:
     """A real, small run of depth pruning in which a map does worse than dropping; the model has outlier tokens."""
     place = tmp_path_factory.mktemp("docs")
-    model = affine_(massive(), 1)
+    model = affine_(massive(), 1, times=6)
     save_model(place / "model", model, words)
     write_rows(place / "text.jsonl", spoken(silenced(model, 1), 60))
     options = {"method": "depth", "blocks": 1, "by": "linearity", "allow_small": True}
