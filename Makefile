@@ -1,9 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
+OLD := .venv-old
+READ := old-readers-out
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: help demo test lint model llm bench offload surgery cluster killed clean
+.PHONY: help demo test lint model llm bench offload surgery cluster killed old-readers clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -44,5 +46,17 @@ cluster: $(VENV)/ready ## two Ray workers against one, and what a start and a ca
 killed: $(VENV)/ready ## searches whose workers, driver and nodes are really killed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray_killed.py tests/test_ray.py
 
-clean:           ## remove the environment and the demo's output
-	rm -rf $(VENV) $(OUT) $(OUT).run
+$(OLD)/ready: constraints-old.txt
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-old.txt torch==2.13.0
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-old.txt transformers safetensors
+	touch $@
+
+old-readers: $(VENV)/ready $(OLD)/ready ## what is written, read by transformers 4: the same logits and tokens
+	rm -rf $(READ)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/old_readers.py write $(READ)
+	OMP_NUM_THREADS=1 $(OLD)/bin/python tests/old_readers.py read $(READ)
+	rm -rf $(READ)
+
+clean:           ## remove the environments and the demo's output
+	rm -rf $(VENV) $(OLD) $(READ) $(OUT) $(OUT).run

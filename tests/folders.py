@@ -19,6 +19,18 @@ def secateur(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def refused(result: Result, *pieces: object) -> None:
+    """Exit code 2, one message of one line on stderr with all the pieces, and nothing on stdout."""
+    assert result.exit_code == 2, (result.exit_code, result.stdout, result.stderr, result.exception)
+    assert result.stdout == ""
+    message = result.stderr.strip()
+    assert message.startswith("secateur: ")
+    assert "\n" not in message
+    assert "Traceback" not in message
+    for piece in pieces:
+        assert str(piece) in message, f"{piece!r} is not in {message!r}"
+
+
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **how: Any) -> Path:
     model.save_pretrained(folder, **how)
     tokenizer.save_pretrained(folder)

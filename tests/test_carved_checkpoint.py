@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,11 +24,12 @@ from typing import Any
 import pytest
 import torch
 from cuts import drops, edits_of, factorized
-from folders import contents, questions, save_model, secateur, write_rows
+from folders import contents, questions, refused, save_model, secateur, write_rows
+from rotary import ROTARY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from zoo import tiny
+from zoo import tiny, variant
 
 from secateur import api
 from secateur.checkpoint.save import Form
@@ -115,6 +117,7 @@ def elsewhere(made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]
         {
             "name": case,
             "folder": str(one.folder),
+            "original": one.loaded.source,
             "stock": type(one.loaded.model).__name__,
             "harness": case == HARNESS and find_spec("lm_eval") is not None,
         }
@@ -180,15 +183,29 @@ def test_it_loads_where_the_plan_says_it_does(case, made, elsewhere):
 @pytest.mark.parametrize("case", CASES)
 def test_without_trust_it_refuses_and_gives_no_wrong_weights(case, made, elsewhere):
     one, found = made[case], elsewhere[0][case]
-    refusals = ["untrusted", "unasked", "config untrusted", "by name", "again by name"]
+    refusals = ["untrusted", "unasked", "by name", "again by name"]
     if one.said["form"] == "stock":
-        assert {found[key] for key in refusals} == {""}
+        assert {found[key] for key in (*refusals, "of another attention")} == {""}
         return
     for key in refusals:
         assert "trust_remote_code=True" in found[key], key
-    assert one.config["model_type"] == "secateur"
+    assert "negative dimension" in found["of another attention"]
     assert one.config["architectures"] == ["SecateurForCausalLM"]
     assert "AutoConfig" in one.config["auto_map"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_its_tokenizer_is_the_originals_and_runs_no_code(case, made, elsewhere):
+    """Nobody is asked whether code may run, and the class is the one by which the original's files are read."""
+    found = elsewhere[0][case]
+    assert found["asked"] == []
+    (original, again), here, saved_again = found["tokenizers"]
+    assert original == again
+    assert here == [original, original]
+    assert saved_again == [original, original]
+    files, read = contents(made[case].folder), contents(Path(made[case].loaded.source))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert files[name] == read[name]
 
 
 def test_the_harness_scores_it(made, elsewhere):
@@ -240,6 +257,22 @@ def test_a_portable_plan_that_takes_nothing_is_refused(originals, tmp_path):
     loaded = originals["bloom"]
     with pytest.raises(PlanError, match="takes nothing"):
         api.apply(loaded.source, ["b0.mlp.n1=drop", "b1.attn=drop"], tmp_path / "out", portable=True)
+
+
+def test_phi3_with_longrope_has_no_stock_class_of_fewer_heads(words, tmp_path):
+    """Its config wants a factor for each of the channels that the number of heads implies, not for those that are."""
+    name, changes, _ = ROTARY["phi3 longrope"]
+    folder = save_model(tmp_path / "m", variant(name, **deepcopy(changes)), words)
+    loaded = load_model(str(folder), device="cpu")
+    plan = gone_plan(loaded, ["b0.attn.g0", "b1.attn.g1"])
+    with pytest.raises(PlanError, match="takes nothing"):
+        api.apply(str(folder), plan, tmp_path / "out", device="cpu", portable=True)
+    api.apply(str(folder), plan, tmp_path / "out", device="cpu")
+    said = json.loads((tmp_path / "out/plan.json").read_text())["provenance"]["loads"]
+    assert (said["form"], said["why"][:28]) == ("carved", "Phi3ForCausalLM fixes the si")
+    with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
+        expected = logits(loaded.model)
+    assert distance(logits(load_model(str(tmp_path / "out"), device="cpu").model), expected) < 1e-4
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bloom"])
@@ -400,17 +433,10 @@ def damaged(made, tmp_path) -> Path:
     return shutil.copytree(made["llama, mixed"].folder, tmp_path / "damaged")
 
 
-def refused(folder: Path, *pieces: str) -> None:
-    """By `eval`: one line on stderr, exit code 2, and the folder as it was."""
+def is_refused(folder: Path, *pieces: str) -> None:
+    """By `eval`, and the folder is as it was."""
     task, before = write_rows(folder.with_name("q.jsonl"), questions()), contents(folder.parent)
-    result = secateur("eval", folder, "--task", task, "--device", "cpu")
-    assert result.exit_code == 2, (result.stdout, result.stderr, result.exception)
-    assert result.stdout == ""
-    message = result.stderr.strip()
-    assert message.startswith("secateur: ")
-    assert "\n" not in message
-    for piece in pieces:
-        assert piece in message, f"{piece!r} is not in {message!r}"
+    refused(secateur("eval", folder, "--task", task, "--device", "cpu"), *pieces)
     assert contents(folder.parent) == before
 
 
@@ -420,7 +446,7 @@ def test_damaged_configs(what, damaged):
     config = json.loads((damaged / "config.json").read_text())
     change(config)
     (damaged / "config.json").write_text(json.dumps(config))
-    refused(damaged, *pieces)
+    is_refused(damaged, *pieces)
 
 
 def test_damaged_weights(damaged):
@@ -428,11 +454,11 @@ def test_damaged_weights(damaged):
     whole = file.read_bytes()
     tensors = load_file(file)
     save_file({key: value for key, value in tensors.items() if key != name}, file, {"format": "pt"})
-    refused(damaged, "1 missing", name)
+    is_refused(damaged, "1 missing", name)
     save_file(tensors | {name: tensors[name][:, :-1].contiguous()}, file, {"format": "pt"})
-    refused(damaged, "1 of the wrong shape", name)
+    is_refused(damaged, "1 of the wrong shape", name)
     file.write_bytes(whole[:-5])
-    refused(damaged, "model.safetensors", "truncated")
+    is_refused(damaged, "model.safetensors", "truncated")
 
 
 # ------------------------------------------------------------------------------------------------ planted truths

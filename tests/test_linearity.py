@@ -390,15 +390,6 @@ def test_the_table_of_a_series(place, monkeypatch):
 
 def test_few_tokens_are_told(place):
     done = secateur(
-        "probe",
-        place / "gpt2",
-        "--task",
-        place / "q.jsonl",
-        "--what",
-        "linearity",
-        "--limit",
-        "120",
-        "--allow-small",
-        "-q",
+        "probe", place / "gpt2", "--task", place / "q.jsonl", "--what", "linearity", "--limit", "125", "-q"
     )
     assert "not to be trusted: b0, b1" in done.output

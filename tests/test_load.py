@@ -205,7 +205,7 @@ def test_missing_and_truncated_shards_name_the_shard(sharded):
     second.unlink()
     refused(sharded, f"shard {second.name} is missing")
     shutil.copy(first, second)
-    refused(sharded, rf"{second.name} lacks model\.")
+    refused(sharded, rf"is in two shards of .*, {first.name} and {second.name}")
     (sharded / "model.safetensors.index.json").write_text("{}")
     refused(sharded, "no weight_map")
 
@@ -374,7 +374,12 @@ def test_adapters_are_refused(folder, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     refused(tmp_path / "adapter", r"unmerged adapter.*merge_and_unload")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    refused(folder, "unmerged adapter")
+    refused(
+        folder,
+        r"whole model, and adapter_config\.json of .*merged .* already, remove adapter_config\.json; if",
+    )
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    refused(folder, r"remove adapter_config\.json and adapter_model\.safetensors; if not, merge")
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -403,8 +408,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if rest[:1] == ["resolve"]:
             return self.file(folder / "/".join(rest[2:]), body)
         files = [
-            {"type": "file", "path": p.name, "rfilename": p.name, "size": p.stat().st_size, "oid": "0" * 40}
-            for p in sorted(folder.iterdir())
+            {"type": "file", "path": name, "rfilename": name, "size": p.stat().st_size, "oid": "0" * 40}
+            for p in sorted(folder.rglob("*"))
+            if p.is_file() and (name := str(p.relative_to(folder)))
         ]
         told = files if rest[:1] == ["tree"] else {"id": name, "sha": COMMIT, "siblings": files}
         return self.reply(200, json.dumps(told).encode(), {"Content-Type": "application/json"}, body)
@@ -431,8 +437,12 @@ def hub(pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A hub on this machine with owner/llama and owner/adapter, and an empty cache of its own."""
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    whole = shutil.copytree(pristine, tmp_path / "whole")
+    for name in ("additional_chat_templates/tools.jinja", "tokenizer.model.v3", "onnx/model.json"):
+        (whole / name).parent.mkdir(exist_ok=True)
+        (whole / name).write_text("{{ messages }}")
     handler = type(
-        "Handler", (Hub,), {"models": {"owner/llama": pristine, "owner/adapter": tmp_path / "adapter"}}
+        "Handler", (Hub,), {"models": {"owner/llama": whole, "owner/adapter": tmp_path / "adapter"}}
     )
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -457,6 +467,19 @@ def test_a_hub_name_is_fetched_at_one_commit_and_then_comes_from_the_cache(hub):
     hub.server_close()
     again = load_model("owner/llama", revision="main", device="cpu")
     assert replace(again, model=None, tokenizer=None) == replace(loaded, model=None, tokenizer=None)
+
+
+def test_all_files_of_a_hub_models_tokenizer_come_along(hub, tmp_path):
+    loaded = load_model("owner/llama", device="cpu")
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "tokenizer.model.v3")
+    own = {name: (tmp_path / "whole" / name).read_bytes() for name in names}
+    assert loaded.copied == own | {"additional_chat_templates/tools.jinja": b"{{ messages }}"}
+    assert not (Path(loaded.source) / "onnx").exists()
+
+
+def test_an_adapter_beside_a_hub_model_is_told_too(hub, tmp_path):
+    (tmp_path / "whole" / "adapter_config.json").write_text("{}")
+    refused("owner/llama", r"whole model, and adapter_config\.json")
 
 
 def test_names_that_the_hub_does_not_know(hub):

@@ -407,7 +407,9 @@ class Case:
         found = decide(
             self.judge, *witnesses, plan, (), metric, ledger=self.ledger, scope="s", seed=0, margin=margin
         )
-        return found | {"sentence": sentence(found | {"cut": [1] * cut, "search": {"method": "heads"}})}
+        about = {"cut": [1] * cut, "search": {"method": "heads"}}
+        about["handed_over"] = {"holds": "cut" if cut else "original", "unproven": None, "edits": None}
+        return found | about | {"sentence": sentence(found | about)}
 
 
 @pytest.fixture
@@ -453,7 +455,9 @@ def test_verdict_beyond_the_margin(case):
     worse = case(case.gold, lost)
     assert worse["verdict"] == "worse"
     assert "not above the margin of -2.0" in worse["sentence"]
-    assert "all the same" in worse["sentence"]
+    assert (
+        "THE CHECKPOINT HOLDS THE CUT MODEL, worse than the margin of 2.0 points allows." in worse["sentence"]
+    )
 
 
 def test_verdict_open(case):
@@ -534,6 +538,8 @@ def test_model_card_says_the_bound(case):
         "seed": 0,
         "split_seed": 0,
         "candidates_tried": 1,
+        "baseline": {"metric": "accuracy", "split": "select", "n": 300, "value": 0.9, "ci": [0.8, 0.95]}
+        | dict.fromkeys(("chance", "majority", "given", "accuracy_norm", "warning")),
     }
     card = model_card(verdict, Plan("f").to_json())
     assert "**not worse by more than 2.0 points**" in card

@@ -308,7 +308,7 @@ def test_eval_on_disk(place, edits):
 
 
 METHODS = {
-    "laser": ("--layers", "1:2", "--matrices", "down"),
+    "laser": ("--layers", "1:2", "--matrices", "down", "--keep-unproven"),
     "heads": ("--max-loss", "1", "--target", "50%", "--random-orders", "0"),
     "depth": ("--blocks", "1", "--by", "loss", "--max-loss", "9"),
 }

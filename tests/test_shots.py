@@ -68,7 +68,9 @@ def test_nothing_but_the_prompts_changes():
     shot = with_shots(plain, 2, 0)
     assert (shot.name, shot.kind, shot.splits) == ("made (2-shot)", plain.kind, plain.splits)
     same = [replace(e, prompt="", paraphrases=()) for e in plain.examples]
-    assert [replace(e, prompt="", paraphrases=()) for e in shot.examples] == same
+    assert [replace(e, prompt="", paraphrases=(), shown=0) for e in shot.examples] == same
+    for before, after in zip(plain.examples, shot.examples, strict=True):
+        assert after.prompt[after.shown :] == before.prompt
     assert shot.hash != plain.hash
     assert with_shots(plain, 0, 0) is plain
 

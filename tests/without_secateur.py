@@ -3,11 +3,12 @@
     python -I -S without_secateur.py SITE_PACKAGES JOBS.json MADE
 
 `-S` leaves out what an editable install adds to the import path, so that `import secateur` fails here. Each job is
-`{"name", "folder", "stock"}`; into MADE go `found.json`, what was seen, and `logits.safetensors`.
+`{"name", "folder", "original", "stock"}`; into MADE go `found.json`, what was seen, and `logits.safetensors`.
 """
 
 from __future__ import annotations
 
+import builtins
 import json
 import sys
 from importlib.util import find_spec
@@ -58,14 +59,23 @@ def refusal(cls: Any, folder: str, **how: Any) -> str:
     """The words of the error, or nothing where a model came out."""
     try:
         cls.from_pretrained(folder, **how)
-    except (ValueError, StrictDataclassError) as error:
+    except (ValueError, RuntimeError, StrictDataclassError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def look(name: str, folder: str, stock: str, made: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def tokenizers(folder: str) -> list[str]:
+    """Which class reads the tokenizer, unasked and with trust, and what it reads."""
+    found = [AutoTokenizer.from_pretrained(folder, **how) for how in ({}, {"trust_remote_code": True})]
+    return [f"{type(one).__name__} {one('w5 w6').input_ids} {one.special_tokens_map}" for one in found]
+
+
+def look(
+    name: str, folder: str, original: str, stock: str, made: Path
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """`stock` is the class that the original is of."""
-    trust = {"trust_remote_code": True}
+    trust, asked = {"trust_remote_code": True}, []
+    builtins.input = lambda question: asked.append(question) or "n"
     model = AutoModelForCausalLM.from_pretrained(folder, **trust)
     again, tokenizer = made / name, AutoTokenizer.from_pretrained(folder)
     model.save_pretrained(again)
@@ -80,9 +90,11 @@ def look(name: str, folder: str, stock: str, made: Path) -> tuple[dict[str, Any]
         "dtypes": sorted({str(parameter.dtype) for parameter in narrow.parameters()}),
         "untrusted": refusal(AutoModelForCausalLM, folder, trust_remote_code=False),
         "unasked": refusal(AutoModelForCausalLM, folder),
-        "config untrusted": refusal(AutoConfig, folder, trust_remote_code=False),
+        "of another attention": refusal(AutoModelForCausalLM, folder, attn_implementation="eager"),
         "by name": refusal(getattr(transformers, stock), folder),
         "again by name": refusal(getattr(transformers, stock), str(again)),
+        "tokenizers": [tokenizers(original), tokenizers(folder), tokenizers(str(again))],
+        "asked": asked,
     }
     return found, {
         "plain": logits(model),
@@ -108,7 +120,7 @@ def main(jobs: list[dict[str, Any]], made: Path) -> None:
     transformers.utils.logging.disable_progress_bar()
     found, tensors = {}, {}
     for job in jobs:
-        seen, outputs = look(job["name"], job["folder"], job["stock"], made)
+        seen, outputs = look(job["name"], job["folder"], job["original"], job["stock"], made)
         found[job["name"]] = seen
         tensors |= {f"{job['name']}/{key}": value for key, value in outputs.items()}
         if job["harness"]:

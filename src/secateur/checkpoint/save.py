@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.checkpoint.companions import write_companions
 from secateur.core.plan import Plan
 from secateur.core.writing import writing
 from secateur.errors import OutputError, PlanError, SecateurError
 from secateur.hf.load import Loaded, load_model, quiet
+from secateur.hf.source import CONFIG
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import Decompose, OnBlock, Operation, Remove, resolve
@@ -58,9 +60,10 @@ def save_and_reload(
     check_form(form, operations)
     if form.zeroed:
         with masked(loaded.model, operations, decompose):
-            save(loaded.model, loaded.tokenizer, folder)
+            save(loaded.model, loaded.tokenizer, loaded.copied, folder)
     else:
-        save(cut(loaded, plan, factorize=form.factorize, decompose=decompose), loaded.tokenizer, folder)
+        smaller = cut(loaded, plan, factorize=form.factorize, decompose=decompose)
+        save(smaller, loaded.tokenizer, loaded.copied, folder)
     with masked(loaded.model, operations, decompose):
         expected = logits_on(loaded, rows)
     written = reload(folder, loaded, trust_remote_code=trust_remote_code)
@@ -78,14 +81,18 @@ def check_form(form: Form, operations: Sequence[Operation]) -> None:
         )
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A Hugging Face folder. Raises `OutputError` when the disk is full; then `folder` is gone."""
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, copied: Mapping[str, bytes], folder: Path
+) -> None:
+    """Writes a Hugging Face folder, with what `copied` holds as `write_companions` has it.
+
+    Raises `OutputError` when the disk is full; then `folder` is gone."""
     need = sum(p.numel() * p.element_size() for p in model.parameters())
     _start(folder, need)
     try:
         with writing(folder), quiet():
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            write_companions(tokenizer, copied, folder)
             _open_to_readers(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,9 +117,9 @@ def check_space(folder: Path, need: int) -> None:
 
 
 def _open_to_readers(folder: Path) -> None:
-    """Safetensors makes files only their owner may read; ours get the mode that the umask gives all other files."""
-    mode = (folder / "config.json").stat().st_mode
-    for file in folder.iterdir():
+    """Gives the files of weights, which safetensors makes for their owner alone, the mode of all other files."""
+    mode = (folder / CONFIG).stat().st_mode
+    for file in folder.glob("*.safetensors"):
         file.chmod(mode)
 
 

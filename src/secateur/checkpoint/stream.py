@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from secateur.checkpoint.companions import write_companions
 from secateur.checkpoint.save import Form, assert_same, check_form, check_space, logits_on
 from secateur.checkpoint.stream_journal import Journal
 from secateur.checkpoint.stream_shards import (
@@ -214,7 +215,7 @@ def _save_the_rest(left: Left, loaded: Loaded, shards: list[Shard], folder: Path
     with quiet():
         shutil.rmtree(folder, ignore_errors=True)
         left.model.save_pretrained(folder, state_dict={})
-        loaded.tokenizer.save_pretrained(folder)
+        write_companions(loaded.tokenizer, loaded.copied, folder)
     write_index(left.model, shards, folder)
 
 

@@ -15,9 +15,19 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import MATRICES, Site
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
-from secateur.hf.families import FAMILIES, Family, Sizes, family_of, has_alibi, is_foldable, sizes
+from secateur.hf.families import (
+    FAMILIES,
+    Family,
+    Sizes,
+    family_of,
+    has_alibi,
+    has_free_heads,
+    is_foldable,
+    sizes,
+)
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
+from secateur.hf.rope import rope_switches
 from secateur.hf.weights import distinct, same
 
 
@@ -41,8 +51,9 @@ class Anatomy:
     in a model that was never cut are all the same. `carved`: it was, and has shapes of its own.
     `mlps` are the feed-forward modules that map one tensor to one tensor, one per block, or None for families
     whose blocks have no such module; Falcon adds into what they return, so clone it to keep it.
+    `free_heads`: its config can state another number of heads of the same size.
     `num_parameters` counts tied parameters once. `foldable`: no norm follows a feed-forward network. `entered` are the
-    modules that linear maps lie before, in place of blocks that are gone.
+    modules that linear maps lie before, in place of blocks that are gone. `switches` are `rope_switches`.
     """
 
     family: str
@@ -65,9 +76,11 @@ class Anatomy:
     matrices: Mapping[Site, Matrix]
     widths: tuple[Widths, ...]
     alibi: bool = False
+    free_heads: bool = False
     carved: bool = False
     foldable: bool = True
     entered: frozenset[str] = frozenset()
+    switches: tuple[int, ...] = ()
 
     @property
     def details(self) -> Family:
@@ -155,9 +168,11 @@ def anatomy(model: nn.Module) -> Anatomy:
         matrices=matrices,
         widths=widths,
         alibi=has_alibi(family, model.config),
+        free_heads=has_free_heads(family, model.config),
         carved=carved,
         foldable=is_foldable(family, model.config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
+        switches=rope_switches(model.config),
     )
 
 

@@ -6,6 +6,7 @@ Module names are those of transformers 5, read from its modelling files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,8 @@ class Family:
     can state another number of heads without changing their size, `even_heads` that it must divide d_model even
     so, `adds_residual` that the attention returns the stream with what it adds, and `biases` which switch of the
     config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that what a part (attn,
-    mlp) gives passes before it is added to the stream.
+    mlp) gives passes before it is added to the stream. `constants` are buffers, relative to a block, that releases of
+    before 2023 stored beside the weights: masks, which the class makes by itself.
     """
 
     name: str
@@ -66,10 +68,18 @@ class Family:
     adds_residual: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
+    constants: tuple[str, ...] = ()
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a stored tensor of this name, with or without the base model's prefix, is one of `constants`."""
+        prefix, _, blocks = self.blocks.partition(".")
+        found = re.fullmatch(rf"(?:{prefix}\.)?{re.escape(blocks)}\.\d+\.(.+)", name)
+        return found is not None and found[1] in self.constants
 
 
 _SHARED = {"num_key_value_groups": "queries"}  # query heads for each key/value head
 _LLAMA_ATTENTION = {kind: f"self_attn.{kind}_proj" for kind in "qkvo"}
+_MASKS = ("attn.bias", "attn.masked_bias")
 _LLAMA_SLOTS = _slots(**_LLAMA_ATTENTION, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj")
 
 
@@ -125,6 +135,7 @@ FAMILIES: Mapping[str, Family] = {
             extras=("transformer.wpe",),
             counts={"num_heads": "heads", "split_size": "width"},
             width="n_inner",
+            constants=_MASKS,
         ),
         Family(
             "gptj",
@@ -142,6 +153,7 @@ FAMILIES: Mapping[str, Family] = {
             ),
             counts={"num_attention_heads": "heads"},
             width="n_inner",
+            constants=_MASKS,
         ),
         Family(
             "gpt_neox",
@@ -249,6 +261,13 @@ def sizes(family: Family, config: Any) -> Sizes:
 def has_alibi(family: Family, config: Any) -> bool:
     """Whether positions enter as a bias for each head, made by the model for all heads at once."""
     return family.name == "bloom" or (family.name == "falcon" and config.alibi)
+
+
+def has_free_heads(family: Family, config: Any) -> bool:
+    """Whether the stock class may have fewer heads of the same size. Phi-3 with LongRoPE takes their size from their
+    number to check its factors, whatever `head_dim` says."""
+    scaled = family.name == "phi3" and config.rope_parameters["rope_type"] != "default"
+    return family.free_heads and not scaled
 
 
 def is_foldable(family: Family, config: Any) -> bool:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from logging import ERROR, getLogger
 from typing import Any
 
@@ -32,12 +33,15 @@ from transformers.utils import logging
 from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import carved_architecture
-from secateur.hf.families import FAMILIES, family_of
+from secateur.hf.copied_files import copied_files
+from secateur.hf.families import FAMILIES, Family, family_of
 from secateur.hf.fingerprint import Look, fingerprint
+from secateur.hf.generation import end_ids
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
-from secateur.hf.source import Source, check_weights, download, hub_source, local_source
-from secateur.hf.weights import device_of, read
+from secateur.hf.source import Source, download, hub_source, local_source, refuse_adapter
+from secateur.hf.weight_files import check_weights
+from secateur.hf.weights import device_of, keep_own_unembedding_, read
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
@@ -53,7 +57,8 @@ _VOCABULARIES = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be read: eval mode, no gradients, every parameter finite. `source` is its folder."""
+    """A model ready to be read: eval mode, no gradients, every parameter finite. `source` is its folder, `copied` those
+    of its files that go as they are into every checkpoint made of it."""
 
     name: str
     model: PreTrainedModel
@@ -63,6 +68,7 @@ class Loaded:
     revision: str | None
     source: str | None
     placement: Placement = field(default_factory=Placement)
+    copied: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def parameter(self, name: str) -> Tensor:
         """One parameter of the model by its name, without gradients."""
@@ -72,6 +78,11 @@ class Loaded:
     def device(self) -> torch.device:
         """Where tokens enter and logits come out."""
         return device_of(self.model, f"{self.anatomy.embedding}.weight")
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a generated text."""
+        return end_ids(self.model, self.tokenizer)
 
     @property
     def machine(self) -> dict[str, str | None]:
@@ -104,10 +115,21 @@ def load_model(
         remote = check_kind(source, trust_remote_code)
         auto = SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
         options = {"dtype": dtype, "remote": remote, "remote_tokenizer": trust_remote_code}
-        files = read_files(source, auto, refuse_partial, placement=placement, **options)
+        refuse = partial(refuse_partial, _family(source))
+        files = read_files(source, auto, refuse, placement=placement, **options)
     model, source = files.model, files.source
-    parts, found = anatomy(model), files.fingerprint
-    return Loaded(name, model, files.tokenizer, parts, found, source.revision, str(source.folder), placement)
+    end_ids(model, files.tokenizer)  # refused before anything is measured
+    return Loaded(
+        name,
+        model,
+        files.tokenizer,
+        anatomy(model),
+        files.fingerprint,
+        source.revision,
+        str(source.folder),
+        placement,
+        copied_files(source.folder, files.tokenizer),
+    )
 
 
 @dataclass(frozen=True)
@@ -138,13 +160,15 @@ def read_files(
     with quiet():
         if source.revision is not None:
             source = download(source)
+            refuse_adapter(source.folder)
         config = config_of(source, remote)
-        check_weights(source.folder)
+        check_weights(source.folder, source.config)
         tokenizer = tokenizer_of(source, remote_tokenizer)
         where = placement.arguments(scratch)
         model, info = _weights(source, auto, config, torch_dtype, remote, where)
         refuse(source.name, info)
         model = placement.placed_(model, scratch).eval().requires_grad_(False)
+        keep_own_unembedding_(model)
     return Files(source, model, tokenizer, fingerprint(model, _refuse_unfit(source, dtype, refuse)))
 
 
@@ -166,26 +190,30 @@ def find_source(name: str, revision: str | None) -> Source:
 
 def check_kind(source: Source, trust_remote_code: bool) -> bool:
     """Whether the model needs code of its own. Raises before any weight is read or fetched."""
-    architecture = _architecture(source)
-    if is_carved(source):
-        family_of(architecture, source.config["stock"])
-        return False  # of that code this package has its own copy
-    remote = source.config.get("model_type") not in CONFIG_MAPPING_NAMES and bool(
-        source.config.get("auto_map")
-    )
+    unknown = source.config.get("model_type") not in CONFIG_MAPPING_NAMES
+    remote = unknown and bool(source.config.get("auto_map"))
+    remote = remote and not is_carved(source)  # of whose code this package has its own copy
     if remote and not trust_remote_code:
+        architecture = _architecture(source)
         known = "" if architecture in FAMILIES else f" {architecture} is also no family that secateur knows."
         raise ModelError(
             f"{source.name} brings code of its own (auto_map in config.json) and needs trust_remote_code; "
             f"nothing of it was run. Give --trust-remote-code only if you trust the model's source.{known}"
         )
-    family_of(architecture, source.config)
+    _family(source)
     return remote
+
+
+def _family(source: Source) -> Family:
+    """Raises `ModelError` for a model that is none of those that can be cut."""
+    architecture = _architecture(source)
+    return family_of(architecture, source.config["stock"] if is_carved(source) else source.config)
 
 
 def is_carved(source: Source) -> bool:
     """Whether secateur cut it into shapes of its own."""
-    return source.config.get("model_type") == SecateurConfig.model_type
+    named = source.config.get("architectures")
+    return isinstance(named, list) and SecateurForCausalLM.__name__ in named
 
 
 def _architecture(source: Source) -> str:
@@ -219,7 +247,7 @@ def _weights(
     where: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model, and which tensors did not fit."""
-    try:
+    with building(source, config):
         return auto.from_pretrained(
             str(source.folder),
             config=config,
@@ -231,18 +259,40 @@ def _weights(
             local_files_only=True,
             **where,
         )
-    except (*_BROKEN, RuntimeError) as error:
-        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
 
 
-def refuse_partial(name: str, info: Mapping[str, Any]) -> None:
-    """Transformers fills gaps with random numbers and drops what is too much; here neither passes."""
+@contextmanager
+def building(source: Source, config: PreTrainedConfig) -> Iterator[None]:
+    """While open, what keeps transformers or torch from making a model of `config` is raised as `ModelError`, with
+    the token ids that its vocabulary has no row for."""
+    try:
+        yield
+    except (*_BROKEN, RuntimeError, AssertionError) as error:  # the last one is torch's word on a padding id
+        beyond = "; ".join(ids_beyond(config))
+        more = f". config.json has {beyond}." if beyond else ""
+        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}{more}") from error
+
+
+def ids_beyond(config: PreTrainedConfig) -> list[str]:
+    """The token ids of a config that its embeddings have no row for, each in words."""
+    size = config.get_text_config().vocab_size
+    return [
+        f"{name} {value}, and vocab_size {size} ends at {size - 1}: set it to null, or to the id of a token"
+        for name, value in sorted(config.to_dict().items())
+        if name.endswith("_token_id") and isinstance(value, int) and not -size <= value < size
+    ]
+
+
+def refuse_partial(family: Family, name: str, info: Mapping[str, Any]) -> None:
+    """Raises `ModelError` where tensors are missing, misshapen or too many, the family's constants aside. Transformers
+    would fill gaps with random numbers and drop the rest."""
+    unexpected = [key for key in info["unexpected_keys"] if not family.is_constant(key)]
     mismatched = [
         f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]
     ]
     problems = {
         "missing": sorted(info["missing_keys"]),
-        "unexpected": sorted(info["unexpected_keys"]),
+        "unexpected": sorted(unexpected),
         "of the wrong shape": sorted(mismatched),
         "unreadable": sorted(map(str, info["error_msgs"])),
     }

@@ -4,8 +4,8 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-`config.json` holds the family's own configuration under `stock`, and under `carving` the family and what is different:
-a list of operations on modules named by their paths. Parameters keep the names they have in the stock model.
+`config.json` holds the family's own configuration under `stock`, and under `carving` what is different: a list of
+operations on modules named by their paths. Parameters keep the names they have in the stock model.
 """
 
 from __future__ import annotations
@@ -26,8 +26,16 @@ from transformers import (
 )
 
 VERSION = 1
-WARNING = "parts of this model are cut away: load it by AutoModelForCausalLM with trust_remote_code=True"
-"""In a place where every stock configuration wants a number, so that none reads the rest by mistake."""
+NOT_STOCK = {
+    "attn_implementation": "(parts of this model are cut away: load it with trust_remote_code=True)",
+    "vocab_size": -1,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+"""Values at the top of config.json of which no stock class can be built. The error about the attention implementation
+repeats these words; the vocabulary size stops callers who name another one. Without token ids the configuration itself
+is read in silence, which `AutoTokenizer` needs."""
 
 # -------------------------------------------------------------------------------------------------------- configuration
 
@@ -35,7 +43,10 @@ WARNING = "parts of this model are cut away: load it by AutoModelForCausalLM wit
 class SecateurConfig(PreTrainedConfig):
     """What `AutoConfig` finds by name. What it gives is the family's own configuration, which remembers the carving."""
 
-    model_type = "secateur"
+    @classmethod
+    def from_pretrained(cls, name: Any, **kwargs: Any) -> Any:
+        stated, unused = cls.get_config_dict(name, **kwargs)
+        return cls.from_dict(stated, **unused)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -53,19 +64,17 @@ class SecateurConfig(PreTrainedConfig):
 
 @lru_cache
 def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """The family's configuration class, written to disk in such a way that no stock class takes it for its own."""
+    """Returns the family's configuration class, written to disk in such a way that `AutoTokenizer` finds the family and
+    no stock class can be built."""
 
     class SecateurConfig(stock):
         _auto_class = "AutoConfig"
 
         def to_diff_dict(self) -> dict[str, Any]:
             inner = super().to_diff_dict()
-            inner.pop(
-                "model_type", None
-            )  # with it, a stock class asked by name would take `stock` for its own
-            outer = ("carving", "auto_map", "architectures", "transformers_version")
+            outer = ("model_type", "carving", "auto_map", "architectures", "transformers_version")
             shown = {key: inner.pop(key) for key in outer if key in inner}
-            return {"model_type": "secateur", "vocab_size": WARNING, **shown, "stock": inner}
+            return NOT_STOCK | shown | {"stock": inner}
 
     return SecateurConfig
 

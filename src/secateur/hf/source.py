@@ -1,12 +1,11 @@
-"""Where a MODEL word points, and whether the files there can be trusted, before any weight is loaded.
+"""Where a MODEL word points: a folder, a model of the package, or one of the hub.
 
-Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, opens no pickle.
+Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, reads no weights.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -24,9 +23,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
 
 from secateur.errors import ModelError, UnknownName, nearest
+from secateur.hf.copied_files import TEMPLATES, TOKENIZER_FILES
 
 BUILTIN = "builtin:"
 WEIGHTS, INDEX, CONFIG, ADAPTER = (
@@ -35,9 +34,12 @@ WEIGHTS, INDEX, CONFIG, ADAPTER = (
     "config.json",
     "adapter_config.json",
 )
-_WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors"]
+GGUF = (
+    "GGUF files hold quantized weights, which cannot be cut. Give the folder of the original float checkpoint "
+    f"({CONFIG}, {WEIGHTS}, tokenizer)."
+)
+_WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors", *TOKENIZER_FILES]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,39 @@ def local_source(name: str) -> Source | None:
         return _builtin(name)
     path = Path(name).expanduser()
     if name and path.is_dir():
+        if not any((path / file).exists() for file in (CONFIG, ADAPTER)):
+            raise ModelError(_no_checkpoint(name, path))
         return Source(name, path, read_config(path))
     if name and path.exists():
-        raise ModelError(
-            f"{name} is a file; MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
-        )
+        folder = f"MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
+        raise ModelError(f"{name} is a file; {GGUF if path.suffix.lower() == '.gguf' else folder}")
     if name in builtin_names():
         raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
-    if name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not name:
+    if not _may_be_of_hub(name):
         raise UnknownName(f"there is no folder {name!r}, and a hub name has the form owner/model.")
     return None
+
+
+def _may_be_of_hub(name: str) -> bool:
+    """Whether a name has the form of a hub model's, owner/model or model."""
+    return bool(name) and not name.startswith((".", "/", "~")) and "\\" not in name and name.count("/") <= 1
+
+
+def _no_checkpoint(name: str, folder: Path) -> str:
+    """Returns the message about a folder without config.json, with what to do as far as its content tells."""
+    told = f"{name} is no checkpoint: it has no {CONFIG}."
+    below = [f"{path.parent}" for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/{CONFIG}"))]
+    owner_model = folder.resolve().name.split("--")[1:]
+    if (folder / "snapshots").is_dir() and owner_model:  # of the hub's cache: models--owner--model
+        which = [*below, "/".join(owner_model)]
+        return f"{told} It is a folder of the hub's cache: give {' or '.join(which[:3])}."
+    if any(folder.glob("*.gguf")):
+        told = f"{told} {GGUF}"
+    if below:
+        return f"{told} Did you mean {' or '.join(below[:3])}?"
+    if _may_be_of_hub(name):
+        return f"{told} If the hub model {name} is meant, this folder hides it: rename it, or work elsewhere."
+    return told
 
 
 def hub_source(name: str, revision: str | None) -> Source:
@@ -93,88 +118,39 @@ def hub_source(name: str, revision: str | None) -> Source:
 
 def download(source: Source) -> Source:
     """The same source with weights and tokenizer there, from the very commit that the config came from."""
-    what = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED, "local_files_only": source.cached}
-    folder = _ask_hub(snapshot_download, source.name, source.revision, **what)
+    asked = source.name, source.revision
+    what = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    folder = _ask_hub(snapshot_download, *asked, **what, local_files_only=source.cached)
+    _ask_hub(snapshot_download, *asked, allow_patterns=[TEMPLATES], local_files_only=source.cached)
     return replace(source, folder=Path(folder))
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """config.json as a dictionary. Raises `ModelError` where it is missing or broken, and for adapters."""
-    if (folder / ADAPTER).exists():
-        raise ModelError(
-            f"{folder} holds an unmerged adapter ({ADAPTER}). Merge it into its base model "
-            "(PEFT: merge_and_unload) and save the whole model."
-        )
+    refuse_adapter(folder)
     if not (folder / CONFIG).exists():
         raise ModelError(f"{folder} is no checkpoint: it has no {CONFIG}.")
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG} is not a JSON object.")
     return config
 
 
-def check_weights(folder: Path) -> None:
-    """Every shard is there, is a whole safetensors file, and holds the tensors that the index promises.
-
-    Raises: `ModelError` naming the file; for pickled weights, which are never opened.
-    """
-    if (folder / INDEX).exists():
-        return _check_shards(folder)
-    if not (folder / WEIGHTS).exists():
-        raise ModelError(_no_safetensors(folder))
-    _tensor_names(folder / WEIGHTS)
-
-
-def _check_shards(folder: Path) -> None:
-    index = _read_json(folder / INDEX)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{folder / INDEX} has no weight_map.")
-    for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).exists():
-            raise ModelError(
-                f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
-            )
-        promised = {tensor for tensor, file in weight_map.items() if file == shard}
-        absent = promised - _tensor_names(folder / shard)
-        if absent:
-            raise ModelError(f"shard {folder / shard} lacks {min(absent)}, which {INDEX} says it holds.")
-
-
-def _tensor_names(path: Path) -> set[str]:
-    """From the header, which also states how long the file must be."""
-    with path.open("rb") as file:
-        start = file.read(
-            9
-        )  # of safetensors: the length of its header, which may begin with any byte, and "{"
-    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            return set(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise ModelError(_broken_shard(path, start)) from error
-
-
-def _broken_shard(path: Path, start: bytes) -> str:
-    size = path.stat().st_size
-    if len(start) < 8 or struct.unpack("<Q", start[:8])[0] > size - 8:
-        return f"{path} ends within its header ({size} bytes): truncated, or not safetensors. Copy it again."
-    return f"{path} ({size} bytes) is not what its header states: truncated or broken. Copy it again."
-
-
-def _no_safetensors(folder: Path) -> str:
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if not pickles:
-        return f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); pickled weights are never read."
-    return (
-        f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code: left alone. "
-        f"If you trust it, convert it once, AutoModelForCausalLM.from_pretrained({str(folder)!r})"
-        ".save_pretrained(NEW), and copy the tokenizer files to NEW."
+def refuse_adapter(folder: Path) -> None:
+    """Raises `ModelError` where an adapter's config lies: with peft, transformers would look for the adapter."""
+    if not (folder / ADAPTER).exists():
+        return
+    merge = "merge it into its base model (PEFT: merge_and_unload) and save the whole model."
+    if not any((folder / file).exists() for file in (WEIGHTS, INDEX)):
+        raise ModelError(f"{folder} holds an unmerged adapter ({ADAPTER}): {merge}")
+    files = " and ".join([ADAPTER, *sorted(path.name for path in folder.glob("adapter_model*"))])
+    raise ModelError(
+        f"{folder} holds a whole model, and {files} of an adapter. If that is merged into the model already, remove "
+        f"{files}; if not, {merge}"
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

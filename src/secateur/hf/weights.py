@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from transformers import PreTrainedModel
 
 from secateur.errors import ModelError
 
@@ -59,6 +60,20 @@ def distinct(model: nn.Module) -> dict[str, nn.Parameter]:
 def same(model: nn.Module, one: str, other: str) -> bool:
     """Whether two names are of one parameter."""
     return _identity(model, one) == _identity(model, other)
+
+
+def keep_own_unembedding_(model: PreTrainedModel) -> None:
+    """Sets `tie_word_embeddings` to false where the files hold an unembedding that differs from the embedding.
+
+    A merged adapter with trained embeddings leaves that behind. Transformers computes with both, whatever the config
+    says; it compares the two while it loads them, and of offloaded ones they are compared here.
+    """
+    ties, weights = model.all_tied_weights_keys, _weights(model)
+    for name, source in list(ties.items()):
+        if weights is not None and weights.are_apart(name, source):
+            del ties[name]
+    if not ties and model.get_output_embeddings() is not None:
+        model.config.tie_word_embeddings = False
 
 
 def device_of(model: nn.Module, name: str) -> torch.device:
@@ -119,6 +134,13 @@ class Weights(Mapping[str, Tensor]):
         tensor = self._files[file].get_tensor(place.get("weight_name", name))
         return tensor.to(getattr(torch, place["dtype"])) if "dtype" in place else tensor
 
+    def are_apart(self, one: str, other: str) -> bool:
+        """Whether files hold a weight under each of two names, and the two differ."""
+        places = [self._loader.index.get(name) for name in (one, other)]
+        if None in places or places[0] == places[1]:
+            return False
+        return not torch.equal(self.stored(one), self.stored(other))
+
     def edit(self, name: str) -> tuple[Tensor, Callable[[], None]]:
         before = self._edited.get(name)
         self._edited[name] = self.stored(name).to(self.device, copy=True)
@@ -146,12 +168,15 @@ class Weights(Mapping[str, Tensor]):
         return torch.as_strided(self[name], *view)
 
 
-def open_door_(model: nn.Module, keeps: object = None) -> None:
+def open_door_(model: PreTrainedModel, keeps: object = None) -> None:
     """All offloaded weights of a model come from one `Weights`, which holds on to `keeps` as long as it lives."""
     hooks = [hook for module in model.modules() if (hook := _hook(module)) is not None]
     if not hooks:
         return
     loader, device = hooks[0].weights_map.dataset, torch.device(hooks[0].execution_device)
+    for name, source in model.all_tied_weights_keys.items():
+        if name in loader.index:  # perhaps alone: the other way round transformers does this
+            loader.index.setdefault(source, loader.index[name])
     weights = Weights(loader, device, keeps)
     for hook in hooks:
         assert hook.weights_map.dataset is loader

@@ -82,7 +82,7 @@ def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
         raise PlanError(
             "--portable needs the same shape in every block, so it cannot be joined with --layers."
         )
-    if method != "ffns" and (not family.free_heads or anatomy.alibi):
+    if method != "ffns" and not anatomy.free_heads:
         raise PlanError(
             f"--portable: {name} fixes the size of a head by their number, so a stock checkpoint has all of them. "
             "Take --method ffns, or leave out --portable."

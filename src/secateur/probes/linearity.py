@@ -68,7 +68,7 @@ def linearity(
     places = taps(readable, blocks, parts=parts, finer=finer)
     groups = list(_fitting(places, readable.d_model, room))
     sample, totals = _counted(readable, sequences, seed)
-    packing = Packing(max_tokens, max_tokens, readable.pad)
+    packing = Packing(max_tokens, max_tokens, readable.pad, readable.switches)
     how = {"packing": packing, "seed": seed, "progress": progress}
     medians = median_norms(readable, sequences, places, **how)
 

@@ -117,7 +117,9 @@ def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing
         group: list[int] = []
         numbers = [number for number, out in enumerate(held_out) if out == side]
         for number in sorted(numbers, key=lambda n: (len(sequences[n]), n)):
-            if group and (len(group) + 1) * len(sequences[number]) > packing.max_tokens:
+            row = sequences[number]
+            full = (len(group) + 1) * len(row) > packing.max_tokens
+            if group and (full or packing.regime(row) != packing.regime(sequences[group[-1]])):
                 yield Batch(tuple(group), tuple(sequences[n] for n in group), side)
                 group = []
             group.append(number)

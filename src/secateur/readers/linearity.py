@@ -165,7 +165,11 @@ def _encoded(
     for number in asked:
         with suppress(*([TooLong] if options.skip_long else [])):
             encoded = encode(
-                task.examples[number], readable.tokenizer, context=readable.context, chat=options.chat
+                task.examples[number],
+                readable.tokenizer,
+                context=readable.context,
+                vocab_size=readable.vocab_size,
+                chat=options.chat,
             )
             context, answer = encoded.pairs[encoded.gold]
             found[number] = context + answer

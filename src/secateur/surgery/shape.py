@@ -290,7 +290,7 @@ def _biases(folds: Set[Site], anatomy: Anatomy) -> dict[str, bool] | str:
 def stock_groups(anatomy: Anatomy) -> list[int]:
     """How many KV groups a block of a stock model may have, ascending; only as many as now where that is fixed."""
     family, queries = anatomy.details, anatomy.num_heads // anatomy.num_kv_heads
-    if not family.free_heads or anatomy.alibi:
+    if not anatomy.free_heads:
         return [anatomy.num_kv_heads]
     every = range(1, anatomy.num_kv_heads + 1)
     return [groups for groups in every if not family.even_heads or anatomy.d_model % (groups * queries) == 0]
@@ -299,7 +299,7 @@ def stock_groups(anatomy: Anatomy) -> list[int]:
 def _changes(groups: int, queries: int, d_ff: int, anatomy: Anatomy) -> dict[str, int] | str:
     family, changes = anatomy.details, {}
     if (groups, groups * queries) != (anatomy.num_kv_heads, anatomy.num_heads):
-        if not family.free_heads:
+        if not anatomy.free_heads:
             return f"{family.architecture} fixes the size of a head by their number, so no other number fits"
         if family.even_heads and anatomy.d_model % (groups * queries):
             return f"{family.architecture} takes no {groups * queries} heads: they do not divide {anatomy.d_model}"

@@ -102,7 +102,7 @@ def _trained(
         )
     if regulariser is not None:
         regulariser.remove()
-    save(model, tokenizer, folder.staging)
+    save(model, tokenizer, {}, folder.staging)
     for step in recipe.save_steps:
         copy_folder(place / f"step-{step}", folder.staging / f"step-{step}")
     return {

@@ -95,7 +95,7 @@ def versions_used() -> dict[str, str]:
 def written(session: Session, staging: Path) -> Loaded:
     """The session's model saved and read back. Raises `OutputError` where what is read is not what was saved."""
     loaded = session.loaded
-    by_main(lambda: save(loaded.model, loaded.tokenizer, staging))
+    by_main(lambda: save(loaded.model, loaded.tokenizer, loaded.copied, staging))
     found = reload(staging, loaded, trust_remote_code=session.options.trust_remote_code)
     if found.fingerprint != fingerprint(loaded.model):
         raise OutputError(

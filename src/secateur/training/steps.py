@@ -79,7 +79,7 @@ def run(
 
     def write(step: int) -> None:
         half = place / "half"
-        save(model, tokenizer, half)
+        save(model, tokenizer, {}, half)
         shutil.rmtree(place / f"step-{step}", ignore_errors=True)
         half.rename(place / f"step-{step}")
 

@@ -1,0 +1,64 @@
+"""Files that no cut touches: the tokenizer's, and the generation config.
+
+They are copied byte for byte into every checkpoint that is made of a model. Transformers would write some of them in a
+form that its earlier releases do not read, and others not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_relative_imports
+
+from secateur.errors import ModelError
+
+TEMPLATES = "additional_chat_templates/*.jinja"
+TOKENIZER_FILES = (
+    "tokenizer*.json",  # tokenizer.json, tokenizer_config.json, tokenizer.4.0.0.json
+    "tokenizer.model*",  # also tokenizer.model.v3
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "merges*.txt",
+    "*.model",  # spiece.model, sentencepiece.bpe.model
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    TEMPLATES,
+)
+"""Names of a tokenizer's files, as patterns. Its class may name more (`vocab_files_names`)."""
+
+GENERATION = "generation_config.json"
+
+
+def copied_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """Reads them: name relative to `folder` → content. Raises `ModelError` for a file that cannot be read."""
+    patterns = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), GENERATION}
+    found = _contents(folder, {path for pattern in patterns for path in folder.glob(pattern)})
+    return found | _contents(folder, _code(folder, found.get("tokenizer_config.json")))
+
+
+def _contents(folder: Path, paths: set[Path]) -> dict[str, bytes]:
+    try:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths) if path.is_file()}
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+
+def _code(folder: Path, config: bytes | None) -> set[Path]:
+    """Finds the modules of a tokenizer that brings its own code; only those in `folder` itself. None of them is run."""
+    named: Any = json.loads(config or b"{}").get("auto_map", [])
+    classes = named.get("AutoTokenizer", []) if isinstance(named, dict) else named
+    classes = [classes] if isinstance(classes, str) else classes
+    todo = [name.partition(".")[0] for name in classes if name and "--" not in name]
+    found: set[Path] = set()
+    while todo:
+        module = folder / f"{todo.pop()}.py"
+        if module.parent == folder and module.is_file() and module not in found:
+            found.add(module)
+            todo += get_relative_imports(module)
+    return found

@@ -1,0 +1,129 @@
+"""Whether the files with a checkpoint's weights are whole and safe, before any of them is loaded.
+
+Reads headers and indices; builds no model, opens no pickle.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from secateur.errors import ModelError
+from secateur.hf.source import CONFIG, GGUF, INDEX, WEIGHTS, read_json
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """Checks the files that transformers will load: all are there, are whole safetensors files, and hold the tensors
+    that the index promises; and that there are no others which it might load.
+
+    Raises: `ModelError` naming the file; for pickled weights, which are never opened.
+    """
+    _refuse_other_places(folder, config)
+    shards = _shards(folder)
+    if shards is not None:
+        return _check_shards(folder, shards)
+    if not (folder / WEIGHTS).exists():
+        raise ModelError(_no_safetensors(folder))
+    _tensor_names(folder / WEIGHTS)
+
+
+def _refuse_other_places(folder: Path, config: Mapping[str, Any]) -> None:
+    """Weights that transformers reads before it looks for the usual names."""
+    named = config.get("transformers_weights")
+    if named is not None:
+        raise ModelError(
+            f"{CONFIG} of {folder} says that the weights are in {named} (transformers_weights), and secateur reads "
+            f"{WEIGHTS} or the shards of {INDEX}. Rename the file and remove that entry."
+        )
+    pieces = sorted(folder.glob("shard-*-model-*-of-*.safetensors"))
+    if pieces:
+        raise ModelError(
+            f"{folder} is a distributed checkpoint ({pieces[0].name}), where tensors may be in pieces. Load it with "
+            "transformers, save it elsewhere (save_pretrained), and give that folder."
+        )
+
+
+def _shards(folder: Path) -> dict[str, str] | None:
+    """Tensor → file, by the index; None where the weights are in one file, beside which an index without files is an
+    old one. Raises `ModelError` where both are there: transformers would read the one file without a word."""
+    if not (folder / INDEX).exists():
+        return None
+    index = read_json(folder / INDEX)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise ModelError(f"{folder / INDEX} has no weight_map.")
+    if not (folder / WEIGHTS).exists():
+        return shards
+    others = [file for file in sorted(set(shards.values()) - {WEIGHTS}) if (folder / file).exists()]
+    if others:
+        raise ModelError(
+            f"{folder} holds two sets of weights: {WEIGHTS}, and the shards of {INDEX} ({others[0]}, ...). Move one of "
+            "them away, the index with its shards."
+        )
+    return None
+
+
+def _check_shards(folder: Path, shards: Mapping[str, str]) -> None:
+    found: dict[str, str] = {}  # tensor → the file it is in
+    for shard in sorted(set(shards.values())):
+        if not (folder / shard).exists():
+            raise ModelError(
+                f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
+            )
+        names = _tensor_names(folder / shard)
+        if twice := names & set(found):
+            raise ModelError(f"{min(twice)} is in two shards of {folder}, {found[min(twice)]} and {shard}.")
+        found |= dict.fromkeys(names, shard)
+    for tensor, shard in shards.items():
+        if found.get(tensor) != shard:
+            elsewhere = f", and which {found[tensor]} holds" if tensor in found else ""
+            raise ModelError(
+                f"shard {folder / shard} lacks {tensor}, which {INDEX} says it holds{elsewhere}. Copy both again."
+            )
+    if strangers := sorted(set(found) - set(shards)):
+        raise ModelError(
+            f"shard {folder / found[strangers[0]]} holds {strangers[0]}, which {INDEX} does not name. Copy both again."
+        )
+
+
+def _tensor_names(path: Path) -> set[str]:
+    """From the header, which also states how long the file must be."""
+    with path.open("rb") as file:
+        start = file.read(9)  # safetensors: the length of its header, which may begin with any byte, and "{"
+    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
+        raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return set(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelError(_broken_shard(path, start)) from error
+
+
+def _broken_shard(path: Path, start: bytes) -> str:
+    size = path.stat().st_size
+    if start.startswith(b"version "):
+        return f"{path} is not the weights but a pointer to them (Git LFS): git lfs pull fetches them."
+    if len(start) < 8 or struct.unpack("<Q", start[:8])[0] > size - 8:
+        return f"{path} ends within its header ({size} bytes): truncated, or not safetensors. Copy it again."
+    return f"{path} ({size} bytes) is not what its header states: truncated or broken. Copy it again."
+
+
+def _no_safetensors(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if not pickles:
+        told = f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); "
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        if any(folder.glob("*.gguf")):
+            return told + GGUF
+        return told + (f"{others[0]} has another name." if others else "pickled weights are never read.")
+    return (
+        f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code: left alone. "
+        f"If you trust it, convert it once, AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        ".save_pretrained(NEW), and copy the tokenizer files to NEW."
+    )
