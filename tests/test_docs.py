@@ -17,6 +17,8 @@ import data_components
 import data_directions
 import pytest
 import typer
+from folders import save_model, write_rows
+from planted import affine_, massive, silenced, spoken
 
 import secateur
 from secateur.cli import main
@@ -153,6 +155,19 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260, lora=2).out
 
 
+@pytest.fixture(scope="module")
+def unlucky(tmp_path_factory: pytest.TempPathFactory, words: Any) -> Path:
+    """A real, small run of depth pruning in which a map does worse than dropping; the model has outlier tokens."""
+    place = tmp_path_factory.mktemp("docs")
+    model = affine_(massive(), 1, times=6)
+    save_model(place / "model", model, words)
+    write_rows(place / "text.jsonl", spoken(silenced(model, 1), 60))
+    options = {"method": "depth", "blocks": 1, "by": "linearity", "allow_small": True}
+    found = secateur.prune(str(place / "model"), f"text:{place / 'text.jsonl'}", place / "out", **options)
+    assert found.verdict["search"]["fell_back"]
+    return place
+
+
 def _trained(place: Path) -> dict[str, Any]:
     """A real, tiny model from nothing, in the tokens of one that is there."""
     text = place.parent / "words.txt"
@@ -174,17 +189,19 @@ def _two_answers(place: Path) -> str:
 
 
 def test_every_record_is_as_documented(
-    out: Path, removed: Path, directed: Path, shortened: Path, together: Path, tuned: Path
+    out: Path, removed: Path, directed: Path, shortened: Path, together: Path, tuned: Path, unlucky: Path
 ) -> None:
     tables, seen = _tables(), {}
-    for kind, folder in ((kind, f) for f in (out, removed, directed, shortened, together) for kind in TABLES):
+    runs = (out, removed, directed, shortened, together, unlucky / "out")
+    for kind, folder in ((kind, f) for f in runs for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
     read = {"what": ["heads", "ffns", "neurons", "induction"], "layers": (0, 1), "limit": 250}
     probed = secateur.probe("builtin:recall", "builtin:recall", shots=[0, 1], **read)
     straight = secateur.probe(
-        "builtin:facts", "builtin:facts", what="linearity", out=tuned.parent / "straight"
-    )
+        str(unlucky / "model"), f"text:{unlucky / 'text.jsonl'}", what="linearity", out=tuned.parent / "straight",
+        allow_small=True,
+    )  # fmt: skip
     straight |= json.loads((tuned.parent / "straight/probe.json").read_text(encoding="utf-8"))
     for kind, record in {
         "Linearity": straight,

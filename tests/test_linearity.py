@@ -369,7 +369,7 @@ def test_the_table_of_one_model(place, monkeypatch):
     done = secateur("probe", place / "opt-projected", "--task", task, "--what", "linearity", "-q")
     assert done.exit_code == 0, done.output
     row = rows_of(read(place, "opt-projected")["models"][0])["b1"]
-    wanted = rf"b1 +{row['stream'][0]:.4f} +{row['stream'][1]:.4f} +{row['cosine']:.4g} "
+    wanted = rf"b1 +{row['stream'][0]:.4f} +{row['stream'][1]:.4f} +{row['cosine']:.3f} "
     assert re.search(wanted, done.output)
     assert re.search("note: b.*: .*the norm sits on the stream", done.output)
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import MATRICES, Site
-from secateur.errors import ModelError, UnknownName, nearest
+from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.families import (
     FAMILIES,
     Family,
@@ -94,7 +94,11 @@ class Anatomy:
 
     def attention(self, block: int) -> str:
         """The path of a block's attention: the module that holds its output projection."""
-        return f"{self.blocks[block]}.{self.details.slots['o'].module.rpartition('.')[0]}"
+        return self.module(Site(block, "o")).rpartition(".")[0]
+
+    def module(self, site: Site) -> str:
+        """The path of the module that a matrix is in, or what stands there: two factors, or nothing."""
+        return f"{self.blocks[site.block]}.{self.details.slots[site.part].module}"
 
     def heads_in(self, site: Site) -> int | None:
         """How many heads a matrix's rows (of an o: its columns) belong to; None where they belong to none."""
@@ -103,8 +107,14 @@ class Anatomy:
         return heads.get(site.part)
 
     def matrix(self, site: Site) -> Matrix:
-        """Raises `UnknownName` with the nearest names for a site that is no matrix of this model."""
+        """Raises `UnknownName` with the nearest names for a site that is no matrix of this model, `PlanError` for one
+        of which an earlier cut left nothing, or two factors."""
         if site not in self.matrices:
+            if self.carved and site.block < self.num_blocks and site.part in self.matrix_kinds:
+                raise PlanError(
+                    f"{site} is no matrix any more: an earlier cut took it away or stored it as two factors. Cut the "
+                    "original model once, with one plan for all."
+                )
             known = [str(other) for other in self.matrices]
             raise UnknownName(f"this model has no matrix {site}.{nearest(str(site), known)}")
         return self.matrices[site]
