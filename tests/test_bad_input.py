@@ -321,8 +321,14 @@ def test_no_name_for_a_folder(name, model, task):
 
 def test_the_model_is_never_overwritten(copy, task):
     before = contents(copy.parent)
-    refused(secateur("prune", copy, "--task", task, "-o", copy, "--overwrite"), "the model itself")
-    refused(secateur("apply", copy, "--edit", "b0.q=1", "-o", copy, "--overwrite"), "the model itself")
+    refused(
+        secateur("prune", copy, "--task", task, "-o", copy, "--overwrite"),
+        "itself, which this command reads and never overwrites",
+    )
+    refused(
+        secateur("apply", copy, "--edit", "b0.q=1", "-o", copy, "--overwrite"),
+        "itself, which this command reads and never overwrites",
+    )
     assert contents(copy.parent) == before
 
 

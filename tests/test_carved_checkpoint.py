@@ -30,8 +30,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from zoo import tiny
 
 from secateur import api
-from secateur.checkpoint.save import Form
 from secateur.checkpoint.tiers import where_it_loads
+from secateur.core.form import Form
 from secateur.core.plan import Plan, Truncate, parse_edits
 from secateur.core.site import Site
 from secateur.errors import PlanError

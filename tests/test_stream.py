@@ -19,10 +19,12 @@ from zoo import ZOO, tiny
 
 from secateur import api
 from secateur.checkpoint import stream
-from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.save import save_and_reload
 from secateur.checkpoint.stream import mapped
 from secateur.checkpoint.stream_journal import JOURNAL, Journal
-from secateur.checkpoint.stream_shards import parse_size, shards_of, write_index, write_shard
+from secateur.checkpoint.stream_shards import shards_of, write_index, write_shard
+from secateur.core.form import Form
+from secateur.core.machine import shard_bytes
 from secateur.core.plan import Plan
 from secateur.errors import ModelError, OutputError, SecateurError, UnknownName
 from secateur.hf.fingerprint import fingerprint
@@ -370,7 +372,7 @@ def test_what_is_not_understood_is_refused_first(how, kind, says, original, tmp_
 
 
 def test_sizes():
-    assert [parse_size(text) for text in ("5GB", "1.5 mb", "20KB", "2TB")] == [
+    assert [shard_bytes(text) for text in ("5GB", "1.5 mb", "20KB", "2TB")] == [
         5 * 10**9,
         1_500_000,
         20_000,

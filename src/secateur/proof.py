@@ -12,12 +12,12 @@ from secateur import records, verify
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import write_json
 from secateur.checkpoint.plans import write_plan
-from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.save import save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import ALPHA
 from secateur.core.noninferiority import NOT_WORSE, bound_text
 from secateur.core.plan import Drop, Edit, Linearize, Plan
-from secateur.core.writing import writing
+from secateur.core.writing import write_text, writing
 from secateur.gains.record import gains
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
@@ -63,7 +63,7 @@ def cut_and_verify(session: Session, found: Found, staging: Path) -> dict[str, A
 
 
 def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
-    loads = where_it_loads(plan, session.loaded.anatomy, form_of(session))
+    loads = where_it_loads(plan, session.loaded.anatomy, session.options.written_as)
     if loads.form == "carved" and not session.loaded.anatomy.carved:
         LOG.warning(
             "no stock checkpoint, because %s: it loads with trust_remote_code=True or secateur.load, not in vLLM or "
@@ -77,7 +77,7 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
         plan,
         staging,
         rows=rows,
-        form=form_of(session),
+        form=session.options.written_as,
         decompose=judge.spectra,
         trust_remote_code=session.options.trust_remote_code,
     )
@@ -93,7 +93,7 @@ def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:
 def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]:
     """The part of `verdict.json` that says what was done to what, with which versions."""
     loaded, task, options = session.loaded, session.task, session.options
-    anatomy, form = loaded.anatomy, form_of(session)
+    anatomy, form = loaded.anatomy, session.options.written_as
     return {
         "candidates_tried": found.tried,
         "evaluations": found.evaluations,
@@ -146,12 +146,6 @@ def _cut(session: Session, edit: Edit) -> dict[str, Any]:
         ranks_left(Plan(session.loaded.fingerprint, (edit,)), anatomy),
     )
     return told | {"shape": list(shape), "rank": ranks[edit.matrix], "full_rank": min(shape)}
-
-
-def form_of(session: Session) -> Form:
-    """How the cut is to be written. Raises `SecateurError` where the options contradict each other."""
-    options = session.options
-    return Form(options.zeroed, options.factorize, options.portable)
 
 
 def sentence(verdict: Mapping[str, Any]) -> str:
@@ -217,8 +211,8 @@ def _write_records(session: Session, plan: Plan, verdict: dict, analysis: dict, 
     record = write_plan(plan, provenance, staging)
     write_json(staging / "verdict.json", verdict)
     write_json(staging / "analysis.json", analysis)
+    write_text(staging / "README.md", model_card(verdict, record))
     with writing(staging):
-        (staging / "README.md").write_text(model_card(verdict, record), encoding="utf-8")
         write_report(staging, staging / "report.html")
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,8 +19,10 @@ from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
 from secateur.errors import TaskError, TooLong
+from secateur.hf.blank import blank_model
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
+from secateur.hf.running import check_runs
 from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Limits, Workers
 from secateur.options import Options
@@ -33,6 +35,7 @@ from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
 
 LOG = logging.getLogger("secateur")
+FIRST = 4  # examples that a model is run on before it is searched: what a config breaks shows in any
 
 
 @dataclass
@@ -75,6 +78,11 @@ class Session:
         random.Random(self.options.seed).shuffle(examples)
         return interleaved(self.task, examples)
 
+    def first_rows(self) -> list[tuple[int, ...]]:
+        """The first examples of the task in tokens, as the model is run on them."""
+        encoded = list(self.encoded.values())[:FIRST]
+        return [context + answer for one in encoded for context, answer in one.pairs[:1]]
+
     @property
     def empty(self) -> Plan:
         return Plan(self.loaded.fingerprint)
@@ -116,25 +124,50 @@ class Session:
         return replace(self, task=task, encoded=encoded, loaded=loaded, **of_model)
 
 
-def open_session(options: Options, ledger: Ledger | None, progress: Progress = silent) -> Session:
-    """Loads model and task. Raises `ModelError`, `TaskError`, `UnknownName`."""
+def open_session(
+    options: Options,
+    ledger: Ledger | None,
+    progress: Progress = silent,
+    check: Callable[[Session], Any] = lambda session: None,
+) -> Session:
+    """Reads model and task. `check` is shown the session before the weights are read, which takes time and memory: it
+    raises where that would be in vain. Raises `ModelError`, `TaskError`, `UnknownName`, and what `check` raises."""
     progress("load", 0, 1)
-    loaded = read_model(options)
-    session = session_on(options, loaded, read_task(options, loaded), ledger, progress)
+    early = early_session(options)
+    check(early)
+    session = ready_session(replace(early, ledger=ledger), read_model(options), progress)
     progress("load", 1, 1)
+    return session
+
+
+def early_session(options: Options, *, ruler: bool = False) -> Session:
+    """All but the weights: the model has shapes and no numbers. Raises as `open_session`; with `ruler` not where a
+    tokenizer is missing."""
+    blank = blank_of(options, ruler=ruler)
+    return session_on(options, blank, read_task(options, blank))
+
+
+def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
+    """The model that `options` name, without weights. Raises `ModelError`, `UnknownName`."""
+    return blank_model(options.model, ruler=ruler, **loading_of(options))
+
+
+def ready_session(early: Session, loaded: Loaded, progress: Progress = silent) -> Session:
+    """The session with the weights of its model, which was run once. Raises `ModelError` where it gives no numbers."""
+    session = replace(early, loaded=loaded, progress=progress)
+    check_runs(loaded, session.first_rows())
     return session
 
 
 def read_model(options: Options) -> Loaded:
     """The model that `options` name. Raises `ModelError`, `UnknownName`."""
-    return load_model(
-        options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-        **options.offloading,
-    )
+    return load_model(options.model, **loading_of(options))
+
+
+def loading_of(options: Options) -> dict[str, Any]:
+    """The arguments of `load_model` besides the name."""
+    how = {name: vars(options)[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
+    return how | options.offloading
 
 
 def read_task(options: Options, loaded: Loaded) -> Task:

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.core.form import Form
 from secateur.core.plan import Plan
 from secateur.core.writing import writing
-from secateur.errors import OutputError, PlanError, SecateurError
+from secateur.errors import OutputError, PlanError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import Decompose, OnBlock, Operation, Remove, resolve
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a cut is written. `zeroed`: in the original's shapes, with zeros where something went, which loads wherever
-    the original does and saves nothing; else what went is not stored. `factorize`: truncated matrices as two factors
-    where that is smaller. `portable`: the plan is one whose result a stock class can hold. One of them at most.
-
-    Raises: `SecateurError` for two."""
-
-    zeroed: bool = False
-    factorize: bool = False
-    portable: bool = False
-
-    def __post_init__(self) -> None:
-        asked = [f"--{name}" for name, value in vars(self).items() if value]
-        if len(asked) > 1:
-            raise SecateurError(f"{' and '.join(asked)} contradict each other: give one of them.")
 
 
 def save_and_reload(

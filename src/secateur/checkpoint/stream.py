@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from secateur.checkpoint.save import Form, assert_same, check_form, check_space, logits_on
+from secateur.checkpoint.save import assert_same, check_form, check_space, logits_on
 from secateur.checkpoint.stream_journal import Journal
 from secateur.checkpoint.stream_shards import (
     Count,
@@ -28,41 +28,19 @@ from secateur.checkpoint.stream_shards import (
     write_index,
     write_shard,
 )
+from secateur.core.form import Form, Way
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.site import Site
 from secateur.core.writing import writing
-from secateur.errors import ModelError, OutputError, UnknownName, nearest
+from secateur.errors import ModelError, OutputError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
 from secateur.surgery.cut import Left, what_is_left
-from secateur.surgery.decompositions import Decompositions, check_svd
+from secateur.surgery.decompositions import Decompositions
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.surgery.spectra import Spectra
-
-CHECKS = ("auto", "logits", "digests")
-SHARD_SIZE = 5 * 10**9  # what the hub's tools take
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a plan is streamed. `shard_size` in bytes; `svd` of `surgery.decompositions.SVDS`; `check` of `CHECKS`:
-    `logits` computes with what was written, `digests` reads it again, `auto` computes where the model is at most a
-    quarter of the memory that is free. `device` is where matrices are decomposed.
-
-    Raises: `UnknownName`, `ModelError` for a device that is not here."""
-
-    shard_size: int = SHARD_SIZE
-    svd: str = "auto"
-    check: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_svd(self.svd)
-        torch_device(self.device)
-        if self.check not in CHECKS:
-            raise UnknownName(f"unknown --check {self.check!r}.{nearest(self.check, CHECKS)}")
 
 
 @contextmanager

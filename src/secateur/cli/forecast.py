@@ -33,7 +33,7 @@ def plan_cost(
     ] = True,
     devices: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Devices that judge side by side, each with its own model."),
+        typer.Option(metavar="N", help="Devices that judge side by side, each with its own model."),
     ] = 1,
     tflops: Annotated[
         float | None,
@@ -67,9 +67,9 @@ def plan_cost(
     model, task = pruning.pop("model"), pruning.pop("task")
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur import plan_cost as predicted
+        from secateur import api
 
-        found = predicted(
+        found = api.plan_cost(
             model, task, calibrate=calibrate, devices=devices, tflops=tflops, bandwidth=bandwidth,
             utilization=utilization, memory=memory, progress=progress, **_as_prune(pruning),
         )  # fmt: skip

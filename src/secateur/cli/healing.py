@@ -111,9 +111,9 @@ def heal(
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur.training.heal import heal as teach
+        from secateur.training import verbs
 
-        healed = teach(
+        healed = verbs.heal(
             cut, task, out, teacher=teacher, stage=stage, temperature=temperature, hidden=hidden, side=side or (),
             ledger=ledger, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
             warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha,

@@ -51,7 +51,7 @@ from secateur.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from secateur.recipe import Result
+    from secateur.checkpoint.result import Result
 
 
 def prune(
@@ -120,7 +120,7 @@ def prune(
         ),
     ] = True,
     random_orders: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Random orders to draw beside the curves.")
+        int, typer.Option(metavar="N", help="Random orders to draw beside the curves.")
     ] = 3,
     protocol: Annotated[
         str | None,
@@ -173,7 +173,7 @@ def prune(
     contiguous: Annotated[bool, typer.Option("--contiguous", help="depth: one run of blocks.")] = False,
     rank: Annotated[
         int | None,
-        typer.Option(metavar="R", min=1, help="depth, form linear: maps of rank R beside the residual."),
+        typer.Option(metavar="R", help="depth, form linear: maps of rank R beside the residual."),
     ] = None,
     portable: Portable = False,
     zeroed: Zeroed = False,
@@ -297,9 +297,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write report.html of a checkpoint again, from its records."""
-    from secateur.reports import write_report
+    from secateur import api
 
-    written = write_report(folder, folder / "report.html", also or ())
+    written = api.report(folder, also or ())
     if as_json:
         print_json({"report": str(written)})
     else:

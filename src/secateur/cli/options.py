@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.core.finite import finite
+from secateur.core.ranges import whole_number, whole_numbers
 from secateur.errors import SecateurError
 
 Model = Annotated[
@@ -67,10 +68,10 @@ Seed = Annotated[
     int, typer.Option(metavar="N", help="Seed of the search's order and of resampling; never of the splits.")
 ]
 SplitSeed = Annotated[int, typer.Option(metavar="N", help="Seed of the splits into probe, select and test.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most N examples.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Use at most N examples.")]
 Shots = Annotated[
     int,
-    typer.Option(metavar="N", min=0, help="Put N solved examples of the probe split before every prompt."),
+    typer.Option(metavar="N", help="Put N solved examples of the probe split before every prompt."),
 ]
 ShotsList = Annotated[
     str,
@@ -78,7 +79,7 @@ ShotsList = Annotated[
         "--shots", metavar="N,...", help="Solved examples before every prompt; 0,1,5 reads with each number."
     ),
 ]
-Seqlen = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per chunk of text.")]
+Seqlen = Annotated[int, typer.Option(metavar="N", help="Tokens per chunk of text.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts in the model's chat template.")]
 AllowSmall = Annotated[
     bool, typer.Option("--allow-small", help="Warn instead of refusing when a split has under 50 groups.")
@@ -289,11 +290,12 @@ def _layers(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     low, colon, high = text.partition(":")
-    if not (_is_number(low) and (_is_number(high) or not colon)):
+    first, last = whole_number(low), whole_number(high)
+    if first is None or (colon and last is None):
         raise SecateurError(
             f"--layers {text!r}: write FROM:TO, half open, such as 2:4 for blocks 2 and 3; or one block, 2."
         )
-    return int(low), int(high) if colon else int(low) + 1
+    return first, first + 1 if last is None else last
 
 
 def names_of(text: str) -> list[str]:
@@ -303,19 +305,16 @@ def names_of(text: str) -> list[str]:
 
 def numbers_of(text: str, option: str = "--shots", such: str = "0,1,5") -> list[int]:
     """`--shots 0,1,5`, or another option with numbers such as those."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(map(_is_number, words)):
+    numbers = whole_numbers(word.strip() for word in text.split(","))
+    if numbers is None:
         raise SecateurError(f"{option} {text!r}: write a number, or several such as {such}.")
-    return [int(word) for word in words]
+    return numbers
 
 
 def _tokens(text: str) -> int:
     if text == "auto":
         return 0
-    if not _is_number(text) or int(text) < 1:
+    tokens = whole_number(text)
+    if not tokens:
         raise SecateurError(f"--batch-size {text!r}: write auto, or a number of tokens such as 2048.")
-    return int(text)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return tokens

@@ -74,9 +74,9 @@ def train(
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur.training.pretrain import train as pretrain
+        from secateur.training import verbs
 
-        made = pretrain(
+        made = verbs.train(
             text, tokenizer, out, steps=steps, save_steps=chosen, regulariser=regulariser, weight=weight, lr=lr,
             batch_size=batch_size, weight_decay=weight_decay, warmup=warmup, bf16=bf16, seed=seed, seqlen=seqlen,
             device=device, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,

@@ -106,9 +106,9 @@ def finetune(
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur.training.finetune import finetune as tune
+        from secateur.training import verbs
 
-        tuned = tune(
+        tuned = verbs.finetune(
             model, task, out, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
             warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha, lora_targets=lora_targets,
             test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen, chat=chat,

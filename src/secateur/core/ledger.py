@@ -270,6 +270,12 @@ class Ledger:
         return self._db.execute("SELECT id FROM trials WHERE scope = ? AND plan = ?", key).fetchone()[0]
 
 
+def check_ledger(path: Path) -> None:
+    """Before anything is read: what is there must be ours. Raises `LedgerError`."""
+    if path.exists() and path.stat().st_size:
+        Ledger.open(path, create=False).close()
+
+
 def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
     """Checks whose file it is before a byte of it is changed; makes the tables in an empty one."""
     db.execute("BEGIN")

@@ -13,6 +13,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from secateur.core.fitted import Fitted
+from secateur.core.ranges import whole_numbers
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
 
@@ -295,6 +296,14 @@ class Plan:
             raise PlanError(f"not a plan: {error!r}") from error
 
 
+Asked = Plan | tuple[Edit, ...]  # what a user gives: a plan, which is for one model, or bare edits of any
+
+
+def plan_of(asked: Asked, fingerprint: str) -> Plan:
+    """The plan itself, or one of the edits for the model with this fingerprint."""
+    return asked if isinstance(asked, Plan) else Plan(fingerprint, asked)
+
+
 def _filled(edit: Edit, known: Mapping[str, Fitted]) -> Edit:
     if isinstance(edit, RemoveDirections) and edit.fold is not None:
         return replace(edit, fold=known[edit.fold.digest])
@@ -338,12 +347,12 @@ def _edit_from_word(word: str) -> Edit:
     if value == "drop":
         return Drop(Site.parse(site))
     side, _, numbers = value.rpartition(":")
-    listed = numbers.split(",") if side == "without" else [numbers]
-    if not sep or side not in ("", "tail", "without") or not all(number.isdecimal() for number in listed):
+    listed = whole_numbers(numbers.split(",") if side == "without" else [numbers])
+    if not sep or side not in ("", "tail", "without") or listed is None:
         raise SecateurError(
             f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components), b2.gate=tail:5, "
             "b2.k=without:0,7 (take out two directions), or b2.attn.h3=drop."
         )
     if side == "without":
-        return RemoveDirections(Site.parse(site), tuple(map(int, listed)))
-    return Truncate(Site.parse(site), int(numbers), side or "top")
+        return RemoveDirections(Site.parse(site), tuple(listed))
+    return Truncate(Site.parse(site), listed[0], side or "top")

@@ -6,6 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+PARTS = ("heads", "ffns", "neurons", "induction")  # what `probe` can read of a model's parts, several at once
+ANALYSES = (
+    "spectrum",
+    "directions",
+    "curves",
+    "tail",
+    "frequency",
+    "paraphrases",
+)  # of matrices, and of edits
+LINEARITY = "linearity"
+FINER = ("heads", "matrices")  # what linearity can look at inside a part
+
 
 @dataclass(frozen=True)
 class Readings:

@@ -5,7 +5,7 @@ Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, op
 
 from __future__ import annotations
 
-import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
+from secateur.core.reading import check_file, read_json
 from secateur.errors import ModelError, UnknownName, nearest
 
 BUILTIN = "builtin:"
@@ -37,6 +38,8 @@ WEIGHTS, INDEX, CONFIG, ADAPTER = (
 )
 _WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors"]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+MOST_BLOCKS = 10_000  # of any model; to build more, even without memory, takes minutes
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -62,17 +65,17 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()))
 
 
-def local_source(name: str) -> Source | None:
-    """The folder or built-in model that `name` means, or None where it can only be a hub name.
+def folder_of(name: str) -> Path | None:
+    """The folder that MODEL is here, without a look into it; None where it can only be a hub name.
 
-    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for no checkpoint.
+    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for a file.
     """
     if name.startswith(BUILTIN):
         return _builtin(name)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return Source(name, path, read_config(path))
-    if name and path.exists():
+    path = os.path.expanduser(name)  # of os.path, which takes any text for a path that is not there
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
         raise ModelError(
             f"{name} is a file; MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
         )
@@ -83,6 +86,34 @@ def local_source(name: str) -> Source | None:
     return None
 
 
+def place_of(name: str) -> Path:
+    """The folder that MODEL is read from: its own, or what the hub's cache has for it. Raises as `folder_of`."""
+    return folder_of(name) or Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
+def local_source(name: str) -> Source | None:
+    """The folder or built-in model that `name` means, or None where it can only be a hub name.
+
+    Raises: as `folder_of`, and `ModelError` for no checkpoint.
+    """
+    folder = folder_of(name)
+    if folder is None:
+        return None
+    _refuse_pipes(folder)
+    return Source(name, folder, read_config(folder))
+
+
+def _refuse_pipes(folder: Path) -> None:
+    """Raises `ModelError` for a pipe, a socket or a device among the files: whoever opens it may wait for ever."""
+    try:
+        strange = [path for path in folder.iterdir() if not path.is_file() and not path.is_dir()]
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read ({error.strerror}).") from error
+    for path in strange:
+        if path.exists():  # else a link to nowhere, which is no file
+            check_file(path, ModelError)
+
+
 def hub_source(name: str, revision: str | None) -> Source:
     """Only the config of the hub's model; `download` brings the rest. Raises `UnknownName`, `ModelError`."""
     cached = not _ask_hub(_is_reachable, name, revision)
@@ -91,9 +122,11 @@ def hub_source(name: str, revision: str | None) -> Source:
     return Source(name, folder, read_config(folder), revision=folder.name, cached=cached)
 
 
-def download(source: Source) -> Source:
-    """The same source with weights and tokenizer there, from the very commit that the config came from."""
-    what = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED, "local_files_only": source.cached}
+def download(source: Source, *, weights: bool = True) -> Source:
+    """The same source with its files there, from the very commit that the config came from; without `weights` all but
+    those, which is little."""
+    wanted = [pattern for pattern in _WANTED if weights or not pattern.endswith(".safetensors")]
+    what = {"allow_patterns": wanted, "ignore_patterns": _UNWANTED, "local_files_only": source.cached}
     folder = _ask_hub(snapshot_download, source.name, source.revision, **what)
     return replace(source, folder=Path(folder))
 
@@ -107,14 +140,28 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         )
     if not (folder / CONFIG).exists():
         raise ModelError(f"{folder} is no checkpoint: it has no {CONFIG}.")
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, ModelError)
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG} is not a JSON object.")
+    for name in _DEPTHS:
+        if isinstance(blocks := config.get(name), int) and blocks > MOST_BLOCKS:
+            raise ModelError(
+                f"{folder / CONFIG} has {name} {blocks}, more blocks than any model has: damaged?"
+            )
     return config
 
 
-def check_weights(folder: Path) -> None:
-    """Every shard is there, is a whole safetensors file, and holds the tensors that the index promises.
+@dataclass(frozen=True)
+class Header:
+    """What the header of a safetensors file says of one tensor: `dtype` in the format's own words, such as BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def check_weights(folder: Path) -> dict[str, Header]:
+    """Every tensor that is stored, by name, of shards that are all there, are whole safetensors files, and hold what
+    the index promises.
 
     Raises: `ModelError` naming the file; for pickled weights, which are never opened.
     """
@@ -122,27 +169,46 @@ def check_weights(folder: Path) -> None:
         return _check_shards(folder)
     if not (folder / WEIGHTS).exists():
         raise ModelError(_no_safetensors(folder))
-    _tensor_names(folder / WEIGHTS)
+    return _headers(folder / WEIGHTS)
 
 
-def _check_shards(folder: Path) -> None:
-    index = _read_json(folder / INDEX)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelError(f"{folder / INDEX} has no weight_map.")
+def _check_shards(folder: Path) -> dict[str, Header]:
+    weight_map, found = read_index(folder), {}
     for shard in sorted(set(weight_map.values())):
         if not (folder / shard).exists():
             raise ModelError(
                 f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
             )
-        promised = {tensor for tensor, file in weight_map.items() if file == shard}
-        absent = promised - _tensor_names(folder / shard)
-        if absent:
+        promised, held = (
+            {tensor for tensor, file in weight_map.items() if file == shard},
+            _headers(folder / shard),
+        )
+        if absent := promised - held.keys():
             raise ModelError(f"shard {folder / shard} lacks {min(absent)}, which {INDEX} says it holds.")
+        found |= held
+    return found
 
 
-def _tensor_names(path: Path) -> set[str]:
+def read_index(folder: Path) -> Mapping[str, str]:
+    """The file of every tensor, by their names. Raises `ModelError` where the index is no map of tensors to files of
+    the same folder: nothing elsewhere is ever opened."""
+    index = read_json(folder / INDEX, ModelError)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder / INDEX} has no weight_map.")
+    for tensor, shard in weight_map.items():
+        named = isinstance(shard, str) and shard not in ("", "..") and "\0" not in shard
+        if not named or Path(shard).name != shard:
+            raise ModelError(
+                f"{folder / INDEX} says that {tensor} lies in {shard!r:.80}, which is no name of a file beside it. "
+                "Copy the checkpoint again."
+            )
+    return weight_map
+
+
+def _headers(path: Path) -> dict[str, Header]:
     """From the header, which also states how long the file must be."""
+    check_file(path, ModelError)
     with path.open("rb") as file:
         start = file.read(
             9
@@ -151,7 +217,8 @@ def _tensor_names(path: Path) -> set[str]:
         raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
     try:
         with safe_open(path, framework="pt") as tensors:
-            return set(tensors.keys())
+            told = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  it is no mapping
+            return {name: Header(one.get_dtype(), tuple(one.get_shape())) for name, one in told.items()}
     except (SafetensorError, OSError) as error:
         raise ModelError(_broken_shard(path, start)) from error
 
@@ -174,19 +241,11 @@ def _no_safetensors(folder: Path) -> str:
     )
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def _builtin(name: str) -> Source:
+def _builtin(name: str) -> Path:
     short, known = name.removeprefix(BUILTIN), builtin_names()
     if short not in known:
         raise UnknownName(f"no built-in model {short!r}.{nearest(short, known)}")
-    folder = Path(str(resources.files("secateur") / "models" / short))
-    return Source(name, folder, read_config(folder))
+    return Path(str(resources.files("secateur") / "models" / short))
 
 
 def _is_reachable(name: str, *, revision: str | None) -> bool:

@@ -16,7 +16,7 @@ from secateur import records
 from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
-from secateur.errors import PlanError, SecateurError, UnknownName, nearest
+from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components import goal_of
 from secateur.methods.curves import kept_share
@@ -25,7 +25,7 @@ from secateur.methods.found import Counted, Found
 from secateur.options import Options, layers_of
 from secateur.probes.maps import Run, fit_maps
 from secateur.probes.similarity import Similarity, block_similarity
-from secateur.search.depth import BY, FORMS, dropped, may_go, run_with, without
+from secateur.search.depth import dropped, may_go, run_with, without
 from secateur.search.iterative import Point
 from secateur.session import Session
 
@@ -33,13 +33,10 @@ CHEAP = ("linearity", "cosine")  # measures that need no plan judged for every b
 
 
 def check(session: Session) -> None:
-    """Raises `UnknownName` for forms and measures, `PlanError` for what cannot be folded, `SecateurError` for sizes."""
+    """Raises `UnknownName` for layers, `PlanError` for what cannot be folded, `SecateurError` for sizes."""
     options, anatomy = session.options, session.loaded.anatomy
-    for name, value, known in (("by", options.by, BY), ("form", options.form, FORMS)):
-        if value not in known:
-            raise UnknownName(f"--{name} {value!r}.{nearest(value, known)}")
     blocks, most = layers_of(anatomy, options), most_blocks(anatomy, options)
-    if options.blocks is not None and not 1 <= options.blocks <= most:
+    if options.blocks is not None and options.blocks > most:
         raise SecateurError(
             f"--blocks {options.blocks}: from 1 to {most} of the {len(blocks)} blocks may go."
         )
@@ -48,9 +45,8 @@ def check(session: Session) -> None:
             f"--form fold: {anatomy.architecture} has a norm after its feed-forward networks, so no linear map can be "
             "folded into them. Take --form linear, or drop."
         )
-    if options.rank is not None and (options.form != "linear" or not 1 <= options.rank <= anatomy.d_model):
-        raise SecateurError(f"--rank {options.rank} is for --form linear, from 1 to {anatomy.d_model}.")
-    goal_of(session)
+    if options.rank is not None and options.rank > anatomy.d_model:
+        raise SecateurError(f"--rank {options.rank}: from 1 to {anatomy.d_model}, the width of this model.")
 
 
 def most_blocks(anatomy: Anatomy, options: Options) -> int:

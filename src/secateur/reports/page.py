@@ -11,7 +11,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.core.finite import finite
-from secateur.core.writing import writing
+from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
@@ -101,7 +101,8 @@ def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | 
         raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
-    return _write(render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis), out)
+    page = render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis)
+    return _written(page, out)
 
 
 def write_heal_report(record: Record, path: str | Path, also: Sequence[Record] = ()) -> Path:
@@ -109,7 +110,7 @@ def write_heal_report(record: Record, path: str | Path, also: Sequence[Record] =
 
     Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
     """
-    return _write(render_heal(record, also), Path(path))
+    return _written(render_heal(record, also), Path(path))
 
 
 def write_probe_report(record: Record, path: str | Path) -> Path:
@@ -117,17 +118,11 @@ def write_probe_report(record: Record, path: str | Path) -> Path:
 
     Raises: `SecateurError` for a record without a reading, `OutputError` for a page that cannot be written.
     """
-    return _write(render_probe(record), Path(path))
+    return _written(render_probe(record), Path(path))
 
 
-def _write(page: str, out: Path) -> Path:
-    partial = out.with_name(out.name + ".part")
-    with writing(out, "folder"):
-        try:
-            partial.write_text(page, encoding="utf-8")
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+def _written(page: str, out: Path) -> Path:
+    write_text(out, page, "folder")
     return out
 
 

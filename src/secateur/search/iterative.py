@@ -22,7 +22,7 @@ from secateur.search.laser import Judge
 Importance = Mapping[Site, float]
 Read = Callable[[Plan, str], Importance]  # of one kind of part, under a plan
 
-SMALLEST = 1e-4  # of steps: one head at a time of the largest models
+SMALLEST = 1e-4  # share of a step, or of a target: one head at a time of the largest models
 RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
 
 
@@ -72,12 +72,8 @@ class Removal:
 
 
 def steps(step: float, target: float | None = None) -> list[float]:
-    """Shares to stop at: multiples of `step` up to 1, and `target`. Raises `SecateurError` for what is no share."""
-    for name, value in (("step", step), ("target", 1.0 if target is None else target)):
-        if not SMALLEST <= value <= 1:
-            raise SecateurError(
-                f"--{name} {value:g}: a share from {SMALLEST} to 1, please, or 0.01% to 100%."
-            )
+    """Shares to stop at: multiples of `step` up to 1, and `target`. Both are from `SMALLEST` to 1."""
+    assert SMALLEST <= step <= 1, step
     regular = {round(step * number, 6) for number in range(1, int(1 / step + 1e-9) + 1)}
     return sorted(regular | {1.0} | ({target} if target is not None else set()))
 
