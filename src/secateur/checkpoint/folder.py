@@ -114,8 +114,13 @@ class Folder:
                     os.rename(trial, self.out)
                     self.out.rmdir()
             except OSError as error:
-                if error.errno in (errno.EBUSY, errno.EXDEV):
+                if error.errno == errno.EBUSY:
                     raise mount_point(self.out) from error
+                if error.errno == errno.EXDEV:
+                    raise OutputError(
+                        f"{self.run} and {self.out} lie on different file systems, and the result appears by a rename "
+                        "from the one to the other. Give another -o."
+                    ) from error
                 raise
             finally:
                 with suppress(OSError):
