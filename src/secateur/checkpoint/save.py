@@ -120,6 +120,11 @@ ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch
 def assert_same(cut: Sequence[Tensor], written: Sequence[Tensor], folder: Path) -> None:
     """Raises `OutputError` when the checkpoint does not compute what the cut model computed, beyond rounding."""
     for ours, theirs in zip(cut, written, strict=True):
+        if not torch.isfinite(ours).all():
+            raise OutputError(
+                f"the cut model does not compute: its logits are NaN or infinite in {ours.dtype}. It was not "
+                "published. Take out less, or try --dtype float32."
+            )
         distance = float(
             torch.linalg.norm((ours - theirs).double()) / torch.linalg.norm(ours.double()).clamp_min(1e-30)
         )

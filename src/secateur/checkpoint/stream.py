@@ -36,6 +36,7 @@ from secateur.core.writing import writing
 from secateur.errors import ModelError, OutputError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
+from secateur.hf.running import FEW, check_runs
 from secateur.surgery.cut import Left, what_is_left
 from secateur.surgery.decompositions import Decompositions
 from secateur.surgery.mask import masked
@@ -78,7 +79,9 @@ def stream(
     kept = Spectra(2**30, decompose) if check == "logits" else decompose
     left = what_is_left(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
     shards = shards_of(left.model, way.shard_size)
-    place = run / "shards"
+    place, rows = run / "shards", [range(min(FEW, loaded.anatomy.vocab_size))]
+    if check == "logits":
+        check_runs(loaded, rows)
     with _keeping_what_is_finished(place), writing(folder):
         journal = Journal(place, _job(loaded, plan, form, way, shards))
         _drop_damaged(journal, place)
@@ -89,7 +92,6 @@ def stream(
         for shard in shards:
             os.rename(place / shard.file, folder / shard.file)
     shutil.rmtree(place)
-    rows = [range(min(8, loaded.anatomy.vocab_size))]
     if check == "logits":
         with masked(loaded.model, operations, kept):
             expected = logits_on(loaded, rows)

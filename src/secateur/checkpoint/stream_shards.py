@@ -120,9 +120,23 @@ def _pieces(shard: Shard, find: Find) -> Iterator[bytes | memoryview]:
     for entry in shard.entries:
         tensor = fitting(find, entry.own, entry.blank)
         assert tensor.dtype == entry.blank.dtype, f"{entry.own} is {tensor.dtype}, not {entry.blank.dtype}"
+        _refuse_nonfinite(entry, tensor)
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         for start in range(0, len(flat), PIECE):
             yield memoryview(flat[start : start + PIECE].numpy())
+
+
+def _refuse_nonfinite(entry: Entry, tensor: Tensor) -> None:
+    """Raises `OutputError` for what nobody could compute with, copied or computed here."""
+    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        narrow = (
+            " float16 ends at 65,504: try --dtype bfloat16 or float32."
+            if tensor.dtype == torch.float16
+            else ""
+        )
+        raise OutputError(
+            f"{entry.name} of the cut model would hold NaN or infinity, and was not written.{narrow}"
+        )
 
 
 def digest_of(path: Path, count: Count) -> str:

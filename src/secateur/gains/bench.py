@@ -12,6 +12,7 @@ from secateur.gains.record import measure, memory_record
 from secateur.gains.timing import using_threads
 from secateur.hf.blank import blank_model
 from secateur.hf.load import load_model
+from secateur.hf.running import FEW, check_runs
 
 
 def bench(
@@ -28,6 +29,8 @@ def bench(
     length.within(*contexts)
     with using_threads(threads) as count:
         before, after = (load_model(**words) for words in (dense, cut))
+        for loaded in (before, after):
+            check_runs(loaded, [range(min(FEW, loaded.anatomy.vocab_size))])
         found = measure(before, after, length, progress=progress)
         run = {name: found["shape"][name] for name in ("prompt", "new", "batch")} | {"threads": count}
         peaks = []

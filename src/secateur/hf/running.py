@@ -10,6 +10,8 @@ from torch import Tensor
 from secateur.errors import ModelError
 from secateur.hf.load import Loaded
 
+FEW = 8  # tokens that a model is run on first, where there is no task
+
 
 @torch.inference_mode()
 def check_runs(loaded: Loaded, rows: Sequence[Sequence[int]]) -> None:

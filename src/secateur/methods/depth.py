@@ -15,7 +15,7 @@ from typing import Any
 from secateur import records
 from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
-from secateur.core.score import METRICS
+from secateur.core.score import loss_or_worst
 from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components import goal_of
@@ -144,8 +144,8 @@ class _Walk:
         if by == "loss":
             plans = self._plans(plan, gone, left, session.options.form)
             judged = self.judge(list(plans.values()), self.probe, "depth")
-            metric = METRICS["text_loss" if session.task.kind == "text" else "loss"]
-            return {block: float(metric.mean(judged[plans[block]])) for block in left}
+            name = "text_loss" if session.task.kind == "text" else "loss"
+            return {block: loss_or_worst(judged[plans[block]], name) for block in left}
         found = self._similarity(plan, tuple(left))
         return {block: 1 - vars(found[block])[by] for block in left}
 

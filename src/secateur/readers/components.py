@@ -14,7 +14,7 @@ from secateur.core.readings import PARTS, Readings
 from secateur.core.site import Site
 from secateur.errors import TaskError
 from secateur.hf.load import Loaded
-from secateur.hf.running import check_runs
+from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import head_importance
@@ -24,7 +24,6 @@ from secateur.session import Session, blank_of, read_model, read_task, ready_ses
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 
-FEW = 8  # tokens that a model is run on first, where there is no task
 Found = dict[
     str, dict[str, Readings]
 ]  # kind of part → metric → its readings; the first metric stands for the kind

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateur.core.plan import Drop, Plan
-from secateur.core.score import METRICS, Metric
+from secateur.core.score import Metric, loss_or_worst
 from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.search.laser import Judge
@@ -134,7 +134,7 @@ class Pruner:
         while options := self._options(points[-1], rank):
             before = points[-1].plan
             judged = self.judge([before, *(option.plan for option in options)], self.examples, "prune")
-            losses = {plan: METRICS["loss"].mean(outcomes) for plan, outcomes in judged.items()}
+            losses = {plan: loss_or_worst(outcomes) for plan, outcomes in judged.items()}
             points.append(
                 min(options, key=lambda o: self._price(losses[o.plan] - losses[before], before, o.plan))
             )

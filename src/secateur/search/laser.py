@@ -71,9 +71,10 @@ class Objective:
     metric: Metric
 
     def key(self, outcomes: np.ndarray) -> tuple[float, float]:
-        """Larger is better."""
-        value = self.metric.mean(outcomes)
-        return (value if self.metric.higher_is_better else -value, -METRICS["loss"].mean(outcomes))
+        """Larger is better; a plan under which the model gives no numbers is worst."""
+        value, loss = self.metric.mean(outcomes), METRICS["loss"].mean(outcomes)
+        key = (value if self.metric.higher_is_better else -value, -loss)
+        return (-math.inf, -math.inf) if math.isnan(value) or math.isnan(loss) else key
 
 
 @dataclass
@@ -114,7 +115,7 @@ def race(
         result.winner = leader
         if count == len(examples):
             return result
-        kept = [plan for plan in running if _stays(seen[plan], seen[leader], objective.metric, z)]
+        kept = [p for p in running if p == leader or _stays(seen[p], seen[leader], objective.metric, z)]
         result.dropped_after |= {plan: count for plan in running if plan not in set(kept)}
         running = kept
         count = len(examples) if len(running) == 1 else min(2 * count, len(examples))
