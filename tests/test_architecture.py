@@ -201,6 +201,13 @@ def test_only_the_command_line_prints():
     assert not found
 
 
+def test_one_file_opens_the_terminal():
+    """What others print goes through it, so that no control character of a name gets further."""
+    for path in FILES:
+        if path != SOURCE / "cli/terminal.py":
+            assert not {name for name in imported(path) if name.startswith("rich.console")}, path
+
+
 def test_nothing_reads_or_writes_pickles():
     banned = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     for path in FILES:

@@ -263,7 +263,7 @@ def test_plan_for_another_model(model, words, tmp_path, out):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", ["cannot be read as a plan"]),
+        ("{", ["cannot be read as JSON"]),
         ("[]", ["not a plan", "list"]),
         ("{}", ["version None", "reads version 1"]),
         ('{"version": 1, "model": "x", "edits": [{}]}', ["not a plan"]),
@@ -286,7 +286,7 @@ def test_broken_plans(text, says, model, tmp_path, out):
         (["--edit", "b1.down=33"], ["at most 32"]),
         (["--edit", "b1.down=3", "--edit", "b1.down=4"], ["two edits claim b1.down"]),
         (["--edit", "b1.down=3", "--plan", "x"], ["--plan or --edit, not both"]),
-        (["--plan", "nowhere.json"], ["nowhere.json", "cannot be read as a plan"]),
+        (["--plan", "nowhere.json"], ["nowhere.json", "cannot be read as JSON"]),
     ],
 )
 def test_edits(edits, says, model, out):

@@ -6,6 +6,7 @@ named is there, and whether -o is free. What does the work is imported only then
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from secateur.core.origin import origin_of
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.ranges import check_number
+from secateur.core.reading import as_written
 from secateur.core.readings import ANALYSES, FINER, LINEARITY, PARTS
 from secateur.errors import OutputError, PlanError, TaskError, UnknownName, nearest
 from secateur.forecast.fleet import UTILIZATION, Fleet
@@ -78,7 +80,7 @@ def prune_each(
     The model is read once. The results are those of as many calls of `prune`, bit for bit.
     """
     chosen = _options(model, tasks, options)
-    if (Path(out) / "plan.json").exists():
+    if os.path.exists(Path(out) / "plan.json"):
         raise OutputError(f"{out} is a checkpoint; --each makes a folder of several. Give another -o.")
     reads, keeps = inputs_of(chosen), [ledger, *kept_of(chosen)]
     places = [Folder.at(Path(out) / name, reads=reads, keeps=keeps) for name in folder_names(chosen.tasks)]
@@ -137,7 +139,9 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     from secateur.reports import write_report
 
     folder = Path(folder)
-    return write_report(folder, folder / "report.html", also)
+    mend = "Write it again with `secateur prune` or `heal`."
+    with as_written(folder, OutputError, mend):
+        return write_report(folder, folder / "report.html", also)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluate

@@ -20,6 +20,7 @@ from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
 from secateur.errors import TaskError, TooLong
 from secateur.hf.blank import blank_model
+from secateur.hf.chat import check_template
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
 from secateur.hf.running import check_runs
@@ -176,9 +177,12 @@ def read_task(options: Options, loaded: Loaded) -> Task:
 
     Demonstrations belong to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
     """
-    if not options.more_tasks:
-        return with_shots(_load(options, options.task, loaded), options.shots, options.split_seed)
     plain = [_load(options, spec, loaded) for spec in options.tasks]
+    prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
+    if options.chat and (first := next(prompts, None)) is not None:
+        check_template(loaded.tokenizer, first)
+    if not options.more_tasks:
+        return with_shots(plain[0], options.shots, options.split_seed)
     check_apart(plain)
     tasks = [with_shots(task, options.shots, options.split_seed) for task in plain]
     if options.skip_long:

@@ -85,6 +85,11 @@ class Folder:
         write_json(self.run / NOTE, {"verb": verb, "created": now, "command": dict(command)})
 
     @property
+    def made(self) -> str:
+        """When `out` was finished, of which not every record tells: as ISO 8601 has it."""
+        return datetime.fromtimestamp(self.out.stat().st_mtime, UTC).isoformat(timespec="seconds")
+
+    @property
     def is_locked(self) -> bool:
         """Whether a process is at work on this output now."""
         try:

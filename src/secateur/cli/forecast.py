@@ -98,9 +98,9 @@ def _like_prune(verb: Callable[..., None]) -> Callable[..., None]:
 
 def print_cost(found: Mapping[str, Any]) -> None:
     """The stages, what is held in memory, and what all that rests on."""
-    from rich.console import Console
 
     from secateur.cli.tables import print_rows
+    from secateur.cli.terminal import terminal
 
     sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
     title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"
@@ -109,7 +109,7 @@ def print_cost(found: Mapping[str, Any]) -> None:
     shown = {
         key: name for key, name in shown.items() if any(_between(row["counts"], key, str) for row in rows)
     }
-    narrow = Console().width < NARROW
+    narrow = terminal().width < NARROW
     cells = [(row["stage"], *(_cell(row["counts"], key, narrow) for key in shown)) for row in rows]
     print_rows(("stage", *shown.values()), cells, title=title, whole=("stage", "time"))
     if narrow:

@@ -25,9 +25,10 @@ from secateur.cli.options import (
     TaskSpec,
     TestTask,
     Trust,
+    already_told,
     examples,
-    print_already,
     print_json,
+    print_made,
 )
 from secateur.cli.training import (
     Bf16,
@@ -121,20 +122,24 @@ def heal(
             seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, dtype=dtype,
             device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(healed.record | {"out": str(healed.out), "already": healed.already})
-        return
-    if healed.already:
-        print_already(healed.out)
-    print_healed(healed.record)
-    print(f"\ncheckpoint  {healed.out}\nreport      {healed.out / 'report.html'}")
+
+    def show() -> None:
+        if as_json:
+            print_json(healed.record | {"out": str(healed.out), "already": healed.already})
+            return
+        if healed.already:
+            print(already_told(healed.out))
+        print_healed(healed.record)
+        print(f"\ncheckpoint  {healed.out}\nreport      {healed.out / 'report.html'}")
+
+    print_made(show, *([healed.out] if healed.already else []))
 
 
 def print_healed(record: Mapping[str, Any]) -> None:
     """Select of all three models, then the losses stage by stage."""
-    from rich.console import Console
 
     from secateur.cli.tables import print_rows, with_interval
+    from secateur.cli.terminal import terminal
 
     sides, learned = ("teacher", "unhealed", "healed"), record["trained_on"]
     measured = [("select", row) for row in record["scores"]] + [(row["name"], row) for row in record["sides"]]
@@ -143,7 +148,7 @@ def print_healed(record: Mapping[str, Any]) -> None:
         (f"{row['metric']} on {where}", *(with_interval(row[side], row["unit"]) for side in sides))
         for where, row in measured
     ]
-    if Console().width < 100:  # intervals below their values
+    if terminal().width < 100:  # intervals below their values
         scores = [tuple(cell.replace(" [", "\n[") for cell in row) for row in scores]
     title = f"healed on {learned['examples']} examples of {record['task']['name']} ({', '.join(learned['splits'])})"
     print_rows(("measured", *sides), scores, title=title, whole=sides)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from secateur.cli.tables import print_rows
+from secateur.cli.terminal import terminal
 
 COLUMNS = (
     "site", "residual", "held out", "without", "held out", "cosine", "cond.", "dim.", "anis."
@@ -27,7 +27,7 @@ def print_linearity(found: Mapping[str, Any]) -> None:
     else:
         _print_series(models, title)
     for line in _notes(models):
-        Console().print(Text(line))
+        terminal().print(Text(line))
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:
@@ -45,7 +45,7 @@ def _print_series(models: Sequence[Mapping[str, Any]], title: str) -> None:
         rows = [[site, *(_held_out(rows.get(site), name) for rows in by_site)] for site in sites]
         shown = [row for row in rows if any(row[1:])]
         if number:
-            Console().print()
+            terminal().print()
         print_rows(("site", *(model["name"] for model in models)), shown, title=f"{title}: {words}, held out")
 
 

@@ -44,10 +44,11 @@ from secateur.cli.options import (
     Trust,
     Whitened,
     Zeroed,
+    already_told,
     as_api,
     examples,
-    print_already,
     print_json,
+    print_made,
 )
 
 if TYPE_CHECKING:
@@ -236,10 +237,10 @@ def _prune(
     quiet: bool = False,
     **how: Any,
 ) -> None:
-    from rich.console import Console
 
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_each, print_verdict
+    from secateur.cli.terminal import terminal
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -247,21 +248,27 @@ def _prune(
 
         asked, how = (model, tasks, out), how | options | {"progress": progress}
         results = api.prune_each(*asked, **how) if each else [api.prune(*asked, **how)]
-    told = [_told(result) for result in results]
-    if as_json:
-        print_json(told if each else told[0])
-        return
-    for result in results:
-        if result.already:
-            print_already(result.out)
-    if each:
-        print_each(Console(), told)
-    else:
-        print_verdict(Console(), told[0])
-        print(f"\ncheckpoint  {out}\nreport      {out / 'report.html'}")
+    already = [result.out for result in results if result.already]
+
+    def show() -> None:
+        told = [_told(result) for result in results]
+        if as_json:
+            print_json(told if each else told[0])
+            return
+        for place in already:
+            print(already_told(place))
+        if each:
+            print_each(terminal(), told)
+        else:
+            print_verdict(terminal(), told[0])
+            print(f"\ncheckpoint  {out}\nreport      {out / 'report.html'}")
+
+    print_made(show, *already)
 
 
 def _told(result: Result) -> dict[str, Any]:
+    if result.verdict is None:
+        raise ValueError("it has no verdict.json")
     return result.verdict | {"out": str(result.out), "already": result.already}
 
 

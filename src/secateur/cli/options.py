@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +13,8 @@ import typer
 
 from secateur.core.finite import finite
 from secateur.core.ranges import whole_number, whole_numbers
-from secateur.errors import SecateurError
+from secateur.core.reading import as_written
+from secateur.errors import OutputError, SecateurError
 
 Model = Annotated[
     str,
@@ -240,9 +244,19 @@ def print_json(value: Any) -> None:
     print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
-def print_already(out: Path) -> None:
-    """Above a result that was there before."""
-    print(f"{out} already holds the result of this command; --overwrite runs it again.")
+def print_made(show: Callable[[], None], *already: Path) -> None:
+    """Prints what a command made. What was there `already` is records that anybody may have changed since: all of it is
+    printed, or nothing. Raises `OutputError` where one is damaged."""
+    if already:
+        places = ", ".join(map(str, already))
+        with as_written(places, OutputError, "--overwrite makes it again."), redirect_stdout(io.StringIO()):
+            show()
+    show()
+
+
+def already_told(out: Path) -> str:
+    """The line above a result that was there before."""
+    return f"{out} already holds the result of this command; --overwrite runs it again."
 
 
 def as_api(**given: Any) -> dict[str, Any]:

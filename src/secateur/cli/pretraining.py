@@ -14,10 +14,11 @@ from secateur.cli.options import (
     Overwrite,
     Quiet,
     Seqlen,
+    already_told,
     examples,
     numbers_of,
-    print_already,
     print_json,
+    print_made,
 )
 from secateur.cli.training import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup
 
@@ -82,13 +83,17 @@ def train(
             device=device, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,
             kv_heads=kv_heads, d_ff=d_ff, context=context,
         )  # fmt: skip
-    if as_json:
-        print_json(made.record | {"out": str(made.out), "already": made.already})
-        return
-    if made.already:
-        print_already(made.out)
-    print_trained(made.record)
-    print(f"\ncheckpoint  {made.out}")
+
+    def show() -> None:
+        if as_json:
+            print_json(made.record | {"out": str(made.out), "already": made.already})
+            return
+        if made.already:
+            print(already_told(made.out))
+        print_trained(made.record)
+        print(f"\ncheckpoint  {made.out}")
+
+    print_made(show, *([made.out] if made.already else []))
 
 
 def print_trained(record: Mapping[str, Any]) -> None:

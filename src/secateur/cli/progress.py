@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from secateur.cli.terminal import terminal
 from secateur.core.launched import is_main
 
 STAGES = {
@@ -74,7 +74,7 @@ class Bars:
 @contextmanager
 def bars(*, quiet: bool) -> Iterator[Bars]:
     """Bars on a terminal's stderr; nothing when `quiet` or when stderr is not a terminal."""
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=28),

@@ -52,6 +52,7 @@ from secateur.cli.options import (
     names_of,
     numbers_of,
     print_json,
+    print_made,
 )
 
 
@@ -210,7 +211,7 @@ def runs(
     ] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """List runs: what was asked, how far they came, the verdict."""
+    """List runs of prune, apply, finetune, heal and train: what was asked, how far they came, the verdict."""
     from secateur.cli.runs import runs_in
     from secateur.cli.tables import print_rows
 
@@ -220,9 +221,9 @@ def runs(
     elif not found:
         print(f"no runs under {place}")
     else:
-        names = ("run", "model", "task", "created", "status", "plans")
+        names = ("run", "verb", "model", "task", "created", "status", "plans")
         rows = [[run[name] for name in names] for run in found]
-        print_rows(names, rows, whole=("created", "plans"))
+        print_rows(names, rows, whole=("verb", "created", "plans"))
 
 
 def show(
@@ -244,7 +245,7 @@ def show(
     if as_json:
         print_json(found)
     else:
-        printers[verb](found)
+        print_made(lambda: printers[verb](found), run)
 
 
 def tasks(as_json: AsJson = False) -> None:

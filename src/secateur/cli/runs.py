@@ -1,53 +1,127 @@
-"""What ledgers and checkpoint folders tell about runs, for `secateur runs` and `secateur show`. Imports no torch."""
+"""What ledgers and folders tell about runs, for `secateur runs` and `secateur show`. Imports no torch."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.folder import NOTE, RECORDS, Folder
+from secateur.checkpoint.out import RUN
 from secateur.core.ledger import Ledger, Run
-from secateur.errors import UnknownName
+from secateur.core.reading import as_written, parse_json, read_json
+from secateur.errors import OutputError, UnknownName
+
+TRAINED = {
+    f"{verb}.json": verb for verb in ("heal", "finetune", "train")
+}  # the record that a verb leaves in OUT
+RUNNING, STOPPED = (
+    "running",
+    "stopped",
+)  # a stopped run was killed, interrupted or refused; its command goes on with it
 
 
 def runs_in(place: Path) -> list[dict[str, Any]]:
-    """Every run under a folder (its `*.run` folders, two levels deep) or in one ledger file, oldest first."""
-    if place.is_file():
-        ledgers = [place]
-    else:
-        ledgers = sorted(
-            {
-                *place.glob("*.run/ledger.sqlite"),
-                *place.glob("*/*.run/ledger.sqlite"),
-                *place.glob("ledger.sqlite"),
-            }
+    """Every run in one ledger file or under a folder, two levels deep, oldest first: those that ledgers tell of, what
+    lies in `*.run` unfinished, and what `apply` and training made. Raises `UnknownName` for a place that is not
+    there."""
+    if not os.path.exists(place):
+        raise UnknownName(
+            f"{place}: there is no such folder and no such ledger. Give one, or nothing for this folder."
         )
-    found = []
-    for path in ledgers:
-        with Ledger.open(path, create=False) as ledger:
-            found += [_summary(ledger, run) for run in ledger.runs()]
+    if not place.is_dir():
+        found = list(_in_ledger(place))
+    else:
+        ledgers = [
+            path for pattern in ("", "*.run/", "*/*.run/") for path in place.glob(f"{pattern}ledger.sqlite")
+        ]
+        found = [run for path in sorted(set(ledgers)) for run in _in_ledger(path)]
+        listed = {run["run"] for run in found}
+        folders = sorted(
+            {path for pattern in ("*", "*/*") for path in place.glob(pattern) if path.is_dir()} | {place}
+        )
+        others = [
+            run for folder in folders for run in (_finished(folder), _unfinished(folder)) if run is not None
+        ]
+        found += [run for run in others if run["run"] not in listed]
     return sorted(found, key=lambda run: run["created"])
 
 
-def _summary(ledger: Ledger, run: Run) -> dict[str, Any]:
-    scope = ledger.recall(run.id, "scope")
+def _in_ledger(path: Path) -> Iterator[dict[str, Any]]:
+    with Ledger.open(path, create=False) as ledger:
+        for run in ledger.runs():
+            yield _judged(ledger, run)
+
+
+def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
+    """A run of `prune`."""
+    out, scope = _out(ledger.path, run), ledger.recall(run.id, "scope", str)
+    more = {"plans": len(ledger.trials(scope)) if scope else 0, "ledger": str(ledger.path)}
+    status = _now(out) if run.status == RUNNING else run.status
+    with as_written(ledger.path, OutputError, "Move it away, and start again."):
+        return _row("prune", out, run.command, run.created, status, **more)
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    """What made the folder `out`, if that was a verb that keeps no ledger there."""
+    folder = Folder(out)
+    for name in RECORDS:
+        record = folder.record(name)
+        if record is None:
+            continue
+        verb = TRAINED.get(name) or ("apply" if "apply" in record["provenance"]["command"] else "prune")
+        created = record["provenance"].get("created") or folder.made
+        status = "done" if verb != "prune" else _word(out)
+        return _row(verb, out, record["provenance"]["command"], str(created), status)
+    return None
+
+
+def _word(out: Path) -> str:
+    """The word of a verdict."""
+    file = out / "verdict.json"
+    found = read_json(file, OutputError) if file.exists() else None
+    return str(found.get("verdict", "done")) if isinstance(found, dict) else "done"
+
+
+def _unfinished(run: Path) -> dict[str, Any] | None:
+    """What a run without a ledger noted in its own folder, while it goes on or after it was stopped."""
+    note = run / NOTE
+    if not run.name.endswith(RUN) or not note.is_file():
+        return None
+    out = run.with_name(run.name.removesuffix(RUN))
+    with as_written(note, OutputError, "Remove it, or run the command again."):
+        told = parse_json(note.read_text(encoding="utf-8", errors="replace"))
+        return _row(str(told["verb"]), out, dict(told["command"]), str(told["created"]), _now(out))
+
+
+def _now(out: Path) -> str:
+    """Of a run that has not said how it ended: whoever works on it holds a lock, until the system takes it back."""
+    return RUNNING if Folder(out).is_locked else STOPPED
+
+
+def _row(
+    verb: str, out: Path, command: Mapping[str, Any], created: str, status: str, **more: Any
+) -> dict[str, Any]:
+    model = "a new Mistral" if verb == "train" else command[verb if verb in ("finetune", "heal") else "model"]
+    first = command["train"] if verb == "train" else command.get("task", "")
     return {
-        "run": _shown(_out(ledger.path, run)),
-        "model": run.command["model"],
-        "task": " + ".join([run.command["task"], *run.command.get("more_tasks", ())]),
-        "created": run.created[:16].replace("T", " "),
-        "status": run.status,
-        "plans": len(ledger.trials(scope)) if scope else 0,
-        "command": run.command,
-        "ledger": str(ledger.path),
-    }
+        "run": _shown(out),
+        "verb": verb,
+        "model": str(model),
+        "task": " + ".join(map(str, [first, *(command.get("more_tasks") or ())])),
+        "created": created[:16].replace("T", " "),
+        "status": status,
+        "plans": None,
+        "command": dict(command),
+        "ledger": None,
+    } | more
 
 
 def _out(ledger: Path, run: Run) -> Path:
     """Where the run's checkpoint is: beside its `OUT.run`, wherever that is now; else where it was written."""
-    if ledger.parent.suffix == ".run":
+    if ledger.parent.suffix == RUN:
         return ledger.parent.with_suffix("")
     return Path(run.out)
 
@@ -69,9 +143,9 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
         if not runs:
             raise UnknownName(f"{path} holds no run yet.")
         run = runs[-1]
-        scope = ledger.recall(run.id, "scope")
+        scope = ledger.recall(run.id, "scope", str)
         trials = ledger.trials(scope) if scope else []
-        summary = _summary(ledger, run)
+        summary = _judged(ledger, run)
     verdict = _out(path, run) / "verdict.json"
     rows = [
         {
@@ -84,10 +158,10 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
         for trial in trials
         if trial.plan.edits  # the original is judged on test too, so its mean is not comparable
     ]
-    rows.sort(key=lambda row: (-row["n"], -(row["accuracy"] or 0.0), row["loss"]))
+    rows.sort(key=lambda row: (-row["n"], -(row["accuracy"] or 0.0), _or_worst(row["loss"])))
     return {
         "run": summary,
-        "verdict": json.loads(verdict.read_text(encoding="utf-8")) if verdict.exists() else None,
+        "verdict": read_json(verdict, OutputError) if verdict.exists() else None,
         "judged": len(trials),
         "trials": rows[:top],
     }
@@ -95,21 +169,24 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
 
 def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:
     """The verb that trained what is in a folder, and its record; None for any other place."""
-    records = ((verb, Folder(place).record(f"{verb}.json")) for verb in ("heal", "finetune", "train"))
+    records = ((verb, Folder(place).record(name)) for name, verb in TRAINED.items())
     return next(((verb, record) for verb, record in records if record), None)
 
 
 def _ledger_of(place: Path) -> Path:
-    if place.is_file():
+    if os.path.exists(place) and not place.is_dir():
         return place
     tried = [place / "ledger.sqlite", Folder(place).ledger]
     for path in tried:
-        if path.exists():
+        if os.path.exists(path):
             return path
-    if (place / "plan.json").exists() and not (place / "verdict.json").exists():
+    plan, verdict = place / "plan.json", place / "verdict.json"
+    if os.path.exists(plan) and not os.path.exists(verdict):
         raise UnknownName(
             f"{place} was made by `secateur apply`, which judges nothing: secateur eval {place} --task TASK."
         )
+    if note := _unfinished(Folder(place).run) or _unfinished(place):
+        raise UnknownName(f"{place}: {note['verb']} is {note['status']}, and has nothing to show yet.")
     raise UnknownName(
         f"{place} is no run: there is no {' and no '.join(map(str, tried))}. `secateur runs DIR` lists runs."
     )
@@ -117,3 +194,7 @@ def _ledger_of(place: Path) -> Path:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _or_worst(loss: float | None) -> float:
+    return math.inf if loss is None else loss

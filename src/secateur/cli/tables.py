@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from secateur.cli.terminal import Terminal, terminal
 
 WORD_STYLE = {
     "improves": "bold green",
@@ -68,7 +69,7 @@ def p_text(p: float | None) -> str:
     return "< 1e-12" if p < 1e-12 else f"{p:.2g}"
 
 
-def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
+def print_verdict(console: Terminal, verdict: Mapping[str, Any]) -> None:
     """The end of the main job: word, numbers, what was cut, what it cost elsewhere, what would have been free."""
     console.print()
     console.print(_said(verdict))
@@ -100,7 +101,7 @@ def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
         yield from ((row["name"], other) for other in row["secondary"] if other["metric"] == "accuracy")
 
 
-def print_each(console: Console, verdicts: Sequence[Mapping[str, Any]]) -> None:
+def print_each(console: Terminal, verdicts: Sequence[Mapping[str, Any]]) -> None:
     """The end of `prune --each`: word, sentence and place of every task."""
     for told in verdicts:
         console.print()
@@ -173,7 +174,7 @@ def print_rows(
     title: str | None = None,
     whole: Sequence[str] = (),
 ) -> None:
-    console = Console()
+    console = terminal()
     if title:
         console.print(Text(title))
     console.print(table(columns, rows, whole=whole))
@@ -191,7 +192,7 @@ def print_scores(found: Mapping[str, Any]) -> None:
 
 def print_run(found: Mapping[str, Any]) -> None:
     """What `secateur show` knows of a run."""
-    console = Console()
+    console = terminal()
     if found["verdict"] is not None:
         print_verdict(console, found["verdict"])
         console.print()

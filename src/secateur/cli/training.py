@@ -26,9 +26,10 @@ from secateur.cli.options import (
     TaskSpec,
     TestTask,
     Trust,
+    already_told,
     examples,
-    print_already,
     print_json,
+    print_made,
 )
 
 Learned = Annotated[
@@ -116,13 +117,17 @@ def finetune(
             revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
-        return
-    if tuned.already:
-        print_already(tuned.out)
-    print_tuned(tuned.record)
-    print(f"\ncheckpoint  {tuned.out}")
+
+    def show() -> None:
+        if as_json:
+            print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
+            return
+        if tuned.already:
+            print(already_told(tuned.out))
+        print_tuned(tuned.record)
+        print(f"\ncheckpoint  {tuned.out}")
+
+    print_made(show, *([tuned.out] if tuned.already else []))
 
 
 def print_tuned(record: Mapping[str, Any]) -> None:

@@ -10,21 +10,24 @@ file systems, where the log of SQLite does not work.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from secateur.core.plan import Plan
+from secateur.core.reading import check_file, parse_json
 from secateur.core.score import METRICS, OUTCOME, Metric
-from secateur.errors import LedgerError
+from secateur.errors import LedgerError, PlanError, UnknownName
 
+T = TypeVar("T")
 LEDGER_VERSION = 1
 APPLICATION_ID = 0x5ECA7E  # written in the file's header: whose SQLite file this is
 BUSY_SECONDS = 30.0
@@ -111,7 +114,9 @@ class Ledger:
         Raises: `LedgerError` for a missing file, one that is not a ledger, and one of another version.
         """
         path = Path(path)
-        if not create and not path.exists():
+        if os.path.exists(path):
+            check_file(path, LedgerError)
+        elif not create:
             raise LedgerError(f"no ledger at {path}. Give the folder of a run, or --ledger FILE.")
         with _explained(path):
             connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -151,7 +156,8 @@ class Ledger:
         """OUTCOME rows of those of `examples` that are judged already, in the order asked."""
         asked = json.dumps([int(example) for example in examples])
         rows = self._read(_KNOWN, (asked, scope, plan.identity))
-        return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
+        with self._decoding():
+            return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
 
     def trials(self, scope: str) -> list[Trial]:
         """Every plan judged in this scope, in the order in which they were first recorded."""
@@ -162,10 +168,11 @@ class Ledger:
             "JOIN outcomes ON trial = trials.id WHERE scopes.name = ? GROUP BY trials.id ORDER BY trials.id",
             (scope,),
         )
-        return [
-            Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), seconds)
-            for body, n, seconds, *values in rows
-        ]
+        with self._decoding():
+            return [
+                Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), float(seconds))
+                for body, n, seconds, *values in rows
+            ]
 
     def evaluations(self, scope: str) -> int:
         """How many (plan, example) pairs were judged in this scope."""
@@ -185,13 +192,14 @@ class Ledger:
             row = (self._id("scopes", "name", scope), key, json.dumps(value))
             db.execute("INSERT OR REPLACE INTO memos VALUES (?, ?, ?)", row)
 
-    def recall(self, scope: str, key: str) -> Any | None:
-        """What `remember` kept, or None."""
+    def recall(self, scope: str, key: str, read: Callable[[Any], T] = lambda value: value) -> T | None:
+        """What `remember` kept, as `read` makes it of the JSON value; or None. Raises `LedgerError`."""
         rows = self._read(
             "SELECT value FROM memos JOIN scopes ON scopes.id = scope WHERE scopes.name = ? AND key = ?",
             (scope, key),
         )
-        return json.loads(rows[0][0]) if rows else None
+        with self._decoding():
+            return read(parse_json(rows[0][0])) if rows else None
 
     def record_opening(self, split: str, scope: str, plan: Plan, p_value: float, when: str) -> None:
         """Notes that `plan` was measured on the test split `split`; the same (scope, plan) counts once."""
@@ -208,7 +216,8 @@ class Ledger:
             "JOIN plans ON plans.id = plan WHERE split = ? ORDER BY openings.id",
             (split,),
         )
-        return [Opening(scope, _plan(body), p_value, when) for scope, body, p_value, when in rows]
+        with self._decoding():
+            return [Opening(scope, _plan(body), float(p), when) for scope, body, p, when in rows]
 
     def start_run(self, run_id: str, command: Mapping[str, Any], *, out: str = "") -> None:
         """Notes a run as running; one started before keeps its date.
@@ -233,7 +242,8 @@ class Ledger:
     def runs(self) -> list[Run]:
         """Every run, oldest first."""
         rows = self._read("SELECT id, created, command, status, out FROM runs ORDER BY created, rowid")
-        return [Run(run_id, created, json.loads(text), *rest) for run_id, created, text, *rest in rows]
+        with self._decoding():
+            return [_run(*row) for row in rows]
 
     # ------------------------------------------------------------ SQLite
 
@@ -249,6 +259,16 @@ class Ledger:
                 if self._db.in_transaction:  # a full disk has rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Rows as we wrote them can be read. Raises `LedgerError` for others: SQLite holds any value in any column."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, AttributeError, PlanError, UnknownName) as error:
+            raise LedgerError(
+                f"{self.path}: a row is not as secateur writes it ({error}). {_DAMAGED}"
+            ) from error
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with _explained(self.path):
@@ -272,7 +292,7 @@ class Ledger:
 
 def check_ledger(path: Path) -> None:
     """Before anything is read: what is there must be ours. Raises `LedgerError`."""
-    if path.exists() and path.stat().st_size:
+    if os.path.exists(path) and (not path.is_file() or path.stat().st_size):
         Ledger.open(path, create=False).close()
 
 
@@ -283,11 +303,32 @@ def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
     db.execute("COMMIT")
     if not ours and not create:
         raise LedgerError(f"{path} is empty, not a ledger. Give the folder of a run, or --ledger FILE.")
+    if ours:
+        _check_tables(db, path)
     _write_ahead(db)
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA foreign_keys = ON")
     if not ours:
         _make_tables(db, path)
+
+
+def _check_tables(db: sqlite3.Connection, path: Path) -> None:
+    """Raises `LedgerError` where a table or a column is missing."""
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(_SCHEMA)
+        for table, columns in _columns(fresh).items():
+            if missing := columns - _columns(db).get(table, set()):
+                raise LedgerError(f"{path} has no {min(missing)} of {table}. {_DAMAGED}")
+
+
+def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
+    rows = db.execute(
+        "SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
+    ).fetchall()
+    found: dict[str, set[str]] = {}
+    for table, column in rows:
+        found.setdefault(table, set()).add(column)
+    return found
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
@@ -333,6 +374,7 @@ def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
+_DAMAGED = "It is damaged. Restore a copy, or move it away and start again."
 _BUSY = "Another run is writing to it. Wait for that run, or give another ledger."
 _CLOSED = "It cannot be written. Check the permissions of the file and of its folder."
 _MEND = {
@@ -344,7 +386,7 @@ _MEND = {
     sqlite3.SQLITE_PERM: _CLOSED,
     sqlite3.SQLITE_CANTOPEN: "It cannot be opened. Check that its folder exists and can be written.",
     sqlite3.SQLITE_NOTADB: "It is not a ledger. Give another path.",
-    sqlite3.SQLITE_CORRUPT: "It is damaged. Restore a copy, or move it away and start again.",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
 }
 
 
@@ -354,7 +396,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = vars(error).get("sqlite_errorcode", 0) & 0xFF  # the rest is detail; 0 where SQLite had no say
+        code = vars(error).get("sqlite_errorcode", 0) & 0xFF  # the rest is detail
+        if not code and isinstance(error, sqlite3.OperationalError):  # Python's own: text that is not UTF-8
+            code = sqlite3.SQLITE_CORRUPT
         if code not in _MEND:
             raise
         raise LedgerError(f"{path}: {error}. {_MEND[code]}") from error
@@ -384,4 +428,14 @@ def _number(value: float | None) -> float:
 
 
 def _plan(body: str) -> Plan:
-    return Plan.from_json(json.loads(body))
+    found = parse_json(body)
+    if not isinstance(found, dict):
+        raise ValueError(f"{found!r:.40} is no plan")
+    return Plan.from_json(found)
+
+
+def _run(run_id: Any, created: Any, text: Any, status: Any, out: Any) -> Run:
+    command = parse_json(text)
+    if not isinstance(command, dict) or not all(isinstance(v, str) for v in (run_id, created, status, out)):
+        raise ValueError("what a run was asked is no record")
+    return Run(run_id, created, command, status, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def origin_of(folder: Path, error: type[SecateurError], mend: str) -> Origin:
     """Raises `error`, which ends with `mend`, what to do, for a folder that does not say."""
     file = folder / "plan.json"
     wrong = f"{folder} does not say what it was cut from"
-    if not file.exists():
+    if not os.path.exists(file):
         raise error(f"{wrong} (it has no plan.json). {mend}")
     found = read_json(file, error, mend)
     for name in ("provenance", "command"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,19 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except TypeError as error:  # of a database: what is no text
+        raise ValueError("it is no text") from error
+
+
+@contextmanager
+def as_written(place: Path | str, error: type[SecateurError], mend: str) -> Iterator[None]:
+    """For what is made of records that were read from `place`, where anything may lie in their stead. Raises `error`
+    where they are not as secateur writes them."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as cause:
+        told = f"{type(cause).__name__}: {' '.join(str(cause).split()):.100}"
+        raise error(f"{place}: a record there is not as secateur writes it ({told}). {mend}") from cause
 
 
 def _reason(error: OSError | ValueError) -> str:

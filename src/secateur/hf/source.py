@@ -175,7 +175,7 @@ def check_weights(folder: Path) -> dict[str, Header]:
 def _check_shards(folder: Path) -> dict[str, Header]:
     weight_map, found = read_index(folder), {}
     for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).exists():
+        if not os.path.exists(folder / shard):
             raise ModelError(
                 f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.core.finite import finite
+from secateur.core.reading import read_json
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.reports import tables
@@ -94,6 +95,10 @@ def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | 
     cannot be written.
     """
     folder, out = Path(folder), Path(out_html)
+    if not os.path.isdir(folder):
+        raise SecateurError(
+            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
+        )
     if (folder / "heal.json").exists():
         others = [_read(Path(other) / "heal.json") for other in also]
         return write_heal_report(_read(folder / "heal.json"), out, others)
@@ -127,16 +132,11 @@ def _written(page: str, out: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not os.path.exists(path):
         raise SecateurError(
             f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
-        ) from error
-    except ValueError as error:
-        raise SecateurError(
-            f"{path} is not readable JSON ({error}). Write it again with `secateur prune`."
-        ) from error
+        )
+    found = read_json(path, SecateurError, "Write it again with `secateur prune`.")
     if not isinstance(found, dict):
         raise SecateurError(
             f"{path} holds no record but {found!r:.40}. Write it again with `secateur prune`."

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from secateur.checkpoint.folder import Folder, write_json
 from secateur.checkpoint.save import reload, save
 from secateur.core.launched import is_main
-from secateur.core.reading import read_json
 from secateur.core.writing import FULL, no_space, system_error, write_text, writing
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
@@ -69,7 +68,9 @@ def made_once(
         claim = folder.claimed(command, overwrite=overwrite)
         already = from_main(lambda: stack.enter_context(claim))
         if already:
-            record = read_json(folder.out / name, OutputError)
+            record = folder.record(name)
+            if record is None:
+                raise OutputError(f"{folder.out / name} is damaged. --overwrite makes it again.")
         else:
             by_main(lambda: folder.note(name.removesuffix(".json"), command))
             record = make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,7 +163,7 @@ def train(
         raise TrainingError(
             f"train works in one process, and {world()} were launched. Start it as secateur train."
         )
-    if not Path(tokenizer).is_dir():
+    if not os.path.isdir(tokenizer):
         raise UnknownName(
             f"--tokenizer {tokenizer}: there is no such folder. Give one with a tokenizer in it."
         )
