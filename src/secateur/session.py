@@ -18,7 +18,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS
-from secateur.errors import TaskError, TooLong
+from secateur.errors import ModelError, TaskError, TooLong
 from secateur.hf.blank import blank_model
 from secateur.hf.chat import check_template
 from secateur.hf.fingerprint import config_digest
@@ -215,6 +215,7 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     example, new = task.examples[number], task.member(number).new_tokens
     context = loaded.anatomy.context
     encoded = encode(example, loaded.tokenizer, context=context, chat=chat)
+    _refuse_beyond(encoded, loaded)
     prompt = len(encoded.pairs[0][0])
     if new and context is not None and prompt + new - 1 > context:
         raise TooLong(
@@ -222,6 +223,16 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
             f"model's context of {context}. Shorten it, or --skip-long leaves it out."
         )
     return encoded
+
+
+def _refuse_beyond(encoded: Encoded, loaded: Loaded) -> None:
+    """Raises `ModelError` for a token that the model has no embedding of."""
+    most = max(max(*context, *answer) for context, answer in encoded.pairs)
+    if most >= loaded.anatomy.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {loaded.name} gives token {most}, and the model has embeddings of "
+            f"{loaded.anatomy.vocab_size} tokens: they are not of one model. Copy the tokenizer again."
+        )
 
 
 def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int, Encoded]]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from secateur.core.reading import check_name
 from secateur.core.writing import writing
 from secateur.errors import OutputError
 
@@ -23,6 +24,7 @@ def new_folder(out: str | Path, *, reads: Iterable[str | Path], keeps: Iterable[
     Raises: `OutputError` for no name of a new folder, for links and mount points, which no folder can replace, and as
     `check_apart`."""
     path = Path(out)
+    check_name(str(out), OutputError)
     if path.name in ("", "..") or "\0" in str(out):
         raise OutputError(f"-o {str(out)!r} is no name for a new folder. Give one, such as ./cut.")
     if path.name.endswith(RUN):

@@ -30,7 +30,12 @@ class Result:
 def read_result(out: Path) -> Result:
     """Of what was there before. Raises `OutputError`, `PlanError` where it is damaged."""
     file = out / "verdict.json"
-    verdict = read_json(file, OutputError, AGAIN) if file.exists() else None
-    if verdict is not None and not isinstance(verdict, dict):
-        raise OutputError(f"{file} is damaged: it holds no record. {AGAIN}")
-    return Result(out, verdict, read_plan(out), already=True)
+    return Result(out, read_verdict(file) if file.exists() else None, read_plan(out), already=True)
+
+
+def read_verdict(file: Path) -> dict[str, Any]:
+    """What verdict.json holds. Raises `OutputError` where that is no verdict."""
+    found = read_json(file, OutputError, AGAIN)
+    if not isinstance(found, dict) or not isinstance(found.get("verdict"), str):
+        raise OutputError(f"{file} is damaged: it holds no verdict. {AGAIN}")
+    return found

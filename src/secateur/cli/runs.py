@@ -10,8 +10,9 @@ from typing import Any
 
 from secateur.checkpoint.folder import NOTE, RECORDS, Folder
 from secateur.checkpoint.out import RUN
+from secateur.checkpoint.result import read_verdict
 from secateur.core.ledger import Ledger, Run
-from secateur.core.reading import as_written, parse_json, read_json
+from secateur.core.reading import as_written, parse_json
 from secateur.errors import OutputError, UnknownName
 
 TRAINED = {
@@ -59,7 +60,7 @@ def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
     """A run of `prune`."""
     out, scope = _out(ledger.path, run), ledger.recall(run.id, "scope", str)
     more = {"plans": len(ledger.trials(scope)) if scope else 0, "ledger": str(ledger.path)}
-    status = _now(out) if run.status == RUNNING else run.status
+    status = _now(out, run) if run.status == RUNNING else run.status
     with as_written(ledger.path, OutputError, "Move it away, and start again."):
         return _row("prune", out, run.command, run.created, status, **more)
 
@@ -74,21 +75,21 @@ def _finished(out: Path) -> dict[str, Any] | None:
         verb = TRAINED.get(name) or ("apply" if "apply" in record["provenance"]["command"] else "prune")
         created = record["provenance"].get("created") or folder.made
         status = "done" if verb != "prune" else _word(out)
-        return _row(verb, out, record["provenance"]["command"], str(created), status)
+        with as_written(out / name, OutputError, "Remove it, or make it again."):
+            return _row(verb, out, record["provenance"]["command"], str(created), status)
     return None
 
 
 def _word(out: Path) -> str:
     """The word of a verdict."""
     file = out / "verdict.json"
-    found = read_json(file, OutputError) if file.exists() else None
-    return str(found.get("verdict", "done")) if isinstance(found, dict) else "done"
+    return read_verdict(file)["verdict"] if file.exists() else "done"
 
 
 def _unfinished(run: Path) -> dict[str, Any] | None:
     """What a run without a ledger noted in its own folder, while it goes on or after it was stopped."""
     note = run / NOTE
-    if not run.name.endswith(RUN) or not note.is_file():
+    if not run.name.endswith(RUN) or not os.path.isfile(note):
         return None
     out = run.with_name(run.name.removesuffix(RUN))
     with as_written(note, OutputError, "Remove it, or run the command again."):
@@ -96,9 +97,13 @@ def _unfinished(run: Path) -> dict[str, Any] | None:
         return _row(str(told["verb"]), out, dict(told["command"]), str(told["created"]), _now(out))
 
 
-def _now(out: Path) -> str:
-    """Of a run that has not said how it ended: whoever works on it holds a lock, until the system takes it back."""
-    return RUNNING if Folder(out).is_locked else STOPPED
+def _now(out: Path, run: Run | None = None) -> str:
+    """Of a run that has not said how it ended. Whoever works on it holds a lock, until the system takes it back; and
+    what a ledger was not told any more, the result itself tells."""
+    if Folder(out).is_locked:
+        return RUNNING
+    record = Folder(out).record("plan.json") if run is not None else None
+    return _word(out) if record and record["provenance"]["command"] == run.command else STOPPED
 
 
 def _row(
@@ -161,7 +166,7 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
     rows.sort(key=lambda row: (-row["n"], -(row["accuracy"] or 0.0), _or_worst(row["loss"])))
     return {
         "run": summary,
-        "verdict": read_json(verdict, OutputError) if verdict.exists() else None,
+        "verdict": read_verdict(verdict) if verdict.exists() else None,
         "judged": len(trials),
         "trials": rows[:top],
     }
@@ -174,7 +179,7 @@ def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:
 
 
 def _ledger_of(place: Path) -> Path:
-    if os.path.exists(place) and not place.is_dir():
+    if os.path.exists(place) and not os.path.isdir(place):
         return place
     tried = [place / "ledger.sqlite", Folder(place).ledger]
     for path in tried:

@@ -157,7 +157,7 @@ class Ledger:
         asked = json.dumps([int(example) for example in examples])
         rows = self._read(_KNOWN, (asked, scope, plan.identity))
         with self._decoding():
-            return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
+            return _outcomes(rows)
 
     def trials(self, scope: str) -> list[Trial]:
         """Every plan judged in this scope, in the order in which they were first recorded."""
@@ -425,6 +425,15 @@ def _mean_of_metric(metric: Metric) -> str:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
+
+
+def _outcomes(rows: list[tuple[Any, ...]]) -> np.ndarray:
+    """OUTCOME rows; NULL becomes nan. Raises `ValueError` for what no model can have done."""
+    found = np.array(rows, dtype=OUTCOME)
+    shares = np.concatenate([found["correct"], found["correct_norm"]])
+    if not np.isin(shares[~np.isnan(shares)], (0, 1)).all() or (found["tokens"] < 1).any():
+        raise ValueError("an outcome is neither right nor wrong, or of no token")
+    return found
 
 
 def _plan(body: str) -> Plan:

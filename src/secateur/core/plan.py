@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from secateur.core.fitted import Fitted
-from secateur.core.ranges import whole_numbers
+from secateur.core.ranges import MOST, whole_numbers
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
 
@@ -304,6 +304,8 @@ def _whole(value: Any) -> int:
     """What JSON has as a whole number. Raises `TypeError`: 5.5 or "5" would not be what was meant."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.40} is no whole number")
+    if abs(value) > MOST:
+        raise ValueError("a number is larger than any that counts something")
     return value
 
 

@@ -44,6 +44,12 @@ def check_file(path: Path, error: type[SecateurError]) -> None:
     raise error(f"{path}: cannot be read, for it is {kind} and no file.")
 
 
+def check_name(name: str, error: type[SecateurError]) -> None:
+    """Raises `error` for a path of bytes that are no UTF-8: what reads weights, and writes them, cannot open it."""
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise error(f"{name}: the name is not UTF-8, so weights there cannot be read or written. Rename it.")
+
+
 def read_json(path: Path, error: type[SecateurError], mend: str = "") -> Any:
     """The value in a JSON file. Raises `error` for no file and for broken JSON; the message ends with `mend`, what to
     do."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 20.0  # to begin a process on a busy machine, and to render, which takes milliseconds
-BYTES = 4 * 2**30  # of address space
+BYTES = 2 * 2**30  # of address space
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
 
 from secateur.errors import ModelError
-from secateur.hf.load import quiet
+from secateur.hf.load import TokenizerErrors, quiet, read_tokenizer
 from secateur.hf.size import Size
 
 
@@ -31,16 +31,15 @@ def fresh_mistral(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
         return MistralForCausalLM(config)
 
 
-def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+def tokenizer_in(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; code that lies there is never run. Raises `ModelError` where none can be read so."""
     try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        with quiet(), TokenizerErrors(f"--tokenizer {folder}: no tokenizer can be read there"):
+            return read_tokenizer(folder, trust_remote_code=False)
+    except ModelError as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"--tokenizer {folder} brings code of its own, and train runs none; nothing of it was run. Give the "
                 "folder of a tokenizer that transformers knows."
             ) from error
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"--tokenizer {folder}: no tokenizer can be read there ({reason}).") from error
+        raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from logging import ERROR, getLogger
 from typing import Any
@@ -230,7 +230,11 @@ def on_meta(
             if auto is SecateurForCausalLM:
                 return auto._from_config(config, dtype=wanted)
             return auto.from_config(config, dtype=wanted, trust_remote_code=remote)
-    except (*_BROKEN, RuntimeError) as error:
+    except (
+        *_BROKEN,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch asserts that a padding token is in the vocabulary
         raise ModelError(f"config.json of {source.name} cannot be used: {_first_line(error)}") from error
 
 
@@ -342,11 +346,35 @@ def tokenizer_of(source: Source, trust_remote_code: bool) -> PreTrainedTokenizer
         raise ModelError(
             f"{source.folder} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy one there."
         )
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    try:
-        return AutoTokenizer.from_pretrained(str(source.folder), **options)
-    except (*_BROKEN, ImportError) as error:
-        raise ModelError(f"the tokenizer of {source.name} cannot be read: {_first_line(error)}") from error
+    with TokenizerErrors(f"the tokenizer of {source.name} cannot be read"):
+        return read_tokenizer(str(source.folder), trust_remote_code=trust_remote_code)
+
+
+def read_tokenizer(folder: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, tried on a word: some that are broken can be read and not used."""
+    found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    found.decode(found.encode("a", verbose=False))
+    return found
+
+
+class TokenizerErrors(AbstractContextManager):
+    """Turns what goes wrong with a tokenizer into a `ModelError` that begins with `told`.
+
+    The tokenizers library raises `Exception` itself, of which every error is a kind, so the very type is asked for; and
+    where it fails within, a panic of its own."""
+
+    def __init__(self, told: str) -> None:
+        self._told = told
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None or error is None:
+            return
+        if (
+            kind is Exception
+            or kind.__name__ == "PanicException"
+            or issubclass(kind, (*_BROKEN, ImportError))
+        ):
+            raise ModelError(f"{self._told}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 
-from secateur.core.reading import check_file, read_json
+from secateur.core.reading import check_file, check_name, read_json
 from secateur.errors import ModelError, UnknownName, nearest
 
 BUILTIN = "builtin:"
@@ -72,6 +72,7 @@ def folder_of(name: str) -> Path | None:
     """
     if name.startswith(BUILTIN):
         return _builtin(name)
+    check_name(name, UnknownName)
     path = os.path.expanduser(name)  # of os.path, which takes any text for a path that is not there
     if os.path.isdir(path):
         return Path(path)
@@ -143,6 +144,8 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     config = read_json(folder / CONFIG, ModelError)
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG} is not a JSON object.")
+    if not isinstance(kind := config.get("model_type", ""), str):
+        raise ModelError(f"{folder / CONFIG} has model_type {kind!r:.80}, which is no name of one: damaged?")
     for name in _DEPTHS:
         if isinstance(blocks := config.get(name), int) and blocks > MOST_BLOCKS:
             raise ModelError(

@@ -12,6 +12,7 @@ from secateur.core.site import Site
 from secateur.errors import TrainingError
 from secateur.hf.load import Loaded
 from secateur.reports.epochs import kept_loss
+from secateur.reports.healed_depth import check_depth
 from secateur.session import Session
 from secateur.tasks.example import Task
 from secateur.training.heal_measures import SIDES
@@ -91,7 +92,10 @@ def curves_of(cut: Path, task: Task) -> dict[str, Any] | None:
     mend = "Remove verdict.json and analysis.json, or cut again."
     verdict, analysis = (read_json(file, TrainingError, mend) for file in files)
     with as_written(cut, TrainingError, mend):
-        return analysis.get("depth") if verdict["task"]["hash"] == task.hash else None
+        depth = analysis.get("depth") if verdict["task"]["hash"] == task.hash else None
+        if depth:
+            check_depth(depth)  # now, for the page is drawn after the training
+        return depth
 
 
 def sentence(record: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from secateur.checkpoint.save import save
 from secateur.core.progress import Progress
 from secateur.errors import TaskError
 from secateur.hf.fingerprint import fingerprint
-from secateur.hf.fresh import fresh_mistral, read_tokenizer
+from secateur.hf.fresh import fresh_mistral, tokenizer_in
 from secateur.hf.placement import torch_device
 from secateur.tasks.example import Example
 from secateur.tasks.text import read_text
@@ -53,7 +53,7 @@ def _trained(
     progress: Progress,
 ) -> dict[str, Any]:
     progress("load", 0, 1)
-    tokenizer = read_tokenizer(recipe.tokenizer)
+    tokenizer = tokenizer_in(recipe.tokenizer)
     learned, held_out = _split(read_text(Path(recipe.text), tokenizer, recipe.seqlen).examples, recipe.seed)
     place = own_place(folder, [command, str(folder.run.resolve()), versions_used()])
     with kept_at(place, folder):
