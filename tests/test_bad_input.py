@@ -286,7 +286,7 @@ def test_broken_plans(text, says, model, tmp_path, out):
         (["--edit", "b1.down=33"], ["at most 32"]),
         (["--edit", "b1.down=3", "--edit", "b1.down=4"], ["two edits claim b1.down"]),
         (["--edit", "b1.down=3", "--plan", "x"], ["--plan or --edit, not both"]),
-        (["--plan", "nowhere.json"], ["nowhere.json", "cannot be read as JSON"]),
+        (["--plan", "nowhere.json"], ["nowhere.json", "cannot be read"]),
     ],
 )
 def test_edits(edits, says, model, out):

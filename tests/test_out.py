@@ -95,6 +95,16 @@ def test_out_is_not_what_is_read_nor_around_or_in_it(verb, place):
         refused(place, *words, "-o", out, *more, says=says)
 
 
+@pytest.mark.parametrize("guest", ["a/plan.json", "a/b/heal.json", "all.sqlite", "a.run/lock"])
+def test_another_checkpoint_in_an_old_out_survives(guest, place):
+    """Whatever lies in OUT goes with it, so nothing of ours may."""
+    shutil.copytree(place / "cut", place / "old")
+    (place / "old" / guest).parent.mkdir(parents=True, exist_ok=True)
+    (place / "old" / guest).write_text("{}")
+    says = f"old holds old/{guest.partition('/lock')[0]}"
+    refused(place, "apply", "m", "--edit", "b1.down=3", "-o", "old", "--overwrite", says=says)
+
+
 @pytest.mark.parametrize(
     ("typed", "made"),
     [
@@ -304,6 +314,15 @@ def test_a_killed_rehearsal_is_mended(place):
     assert again.exit_code == 0, again.stderr
     assert "already holds" in again.stdout
     assert contents(place / "out") == before
+    assert not (place / "out.run").exists()
+
+
+def test_what_a_death_after_both_renames_left_is_in_nobodys_way(place):
+    made = secateur(*WRITING["apply"], "-o", "out")
+    assert made.exit_code == 0, made.stderr
+    shutil.copytree(place / "out", place / "out.run/replaced")
+    again = secateur("apply", "m", "--edit", "b1.down=4", "-o", "out", "--overwrite")
+    assert again.exit_code == 0, again.stderr
     assert not (place / "out.run").exists()
 
 

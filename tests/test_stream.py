@@ -288,12 +288,13 @@ def test_another_plan_does_not_go_on_with_these_files(original, tmp_path):
 
 def test_the_journal_survives_a_torn_line(tmp_path):
     journal = Journal(tmp_path / "shards", "job")
-    journal.add({"file": "one"})
+    whole = {"sha256": "", "matrices": []}
+    journal.add({"file": "one"} | whole)
     with (tmp_path / "shards" / JOURNAL).open("a") as file:
         file.write('{"file": "tw')
     again = Journal(tmp_path / "shards", "job")
     assert list(again.done) == ["one"]
-    again.add({"file": "two"})
+    again.add({"file": "two"} | whole)
     assert list(Journal(tmp_path / "shards", "job").done) == ["one", "two"]
     assert Journal(tmp_path / "shards", "another").done == {}
     assert [path.name for path in (tmp_path / "shards").iterdir()] == [JOURNAL]

@@ -284,14 +284,14 @@ def probe(
     _check_readings(names, split, linearity_alone=bool(revisions or also or parts or finer))
     if set(names) <= set(PARTS):
         _check_edits(names, given)
-        asked = [Options(model=model, task="", shots=number, **options) for number in numbers or [0]]
+        asked = Options(model=model, task="", **options)  # the tasks, which may be none, come beside it
+        counts = [replace(asked, shots=number).shots for number in numbers or [0]]
         if not tasks and set(names) != {"induction"}:
             raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
         with made_early(out, reads=inputs([model], tasks)):
             from secateur.readers.record import read_record
 
-            shots_ = [one.shots for one in asked]
-            return read_record(names, asked[0], tasks, shots_, split, out=out, progress=progress)
+            return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
     task, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
     options |= {"method": "directions"} if names == ["directions"] else {}  # which listens to more options

@@ -36,7 +36,10 @@ from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
 
 LOG = logging.getLogger("secateur")
-FIRST = 4  # examples that a model is run on before it is searched: what a config breaks shows in any
+FIRST, FIRST_TOKENS = (
+    4,
+    256,
+)  # that a model is run on before it is searched: what a config breaks shows in any
 
 
 @dataclass
@@ -80,9 +83,9 @@ class Session:
         return interleaved(self.task, examples)
 
     def first_rows(self) -> list[tuple[int, ...]]:
-        """The first examples of the task in tokens, as the model is run on them."""
+        """The beginnings of the first examples in tokens, to run the model on before anything else."""
         encoded = list(self.encoded.values())[:FIRST]
-        return [context + answer for one in encoded for context, answer in one.pairs[:1]]
+        return [(context + answer)[:FIRST_TOKENS] for one in encoded for context, answer in one.pairs[:1]]
 
     @property
     def empty(self) -> Plan:

@@ -73,10 +73,12 @@ class Folder:
             stack.enter_context(self._lock())
             stack.callback(self._tidy)
             self._put_back()
-            (self.run / NOTE).unlink(missing_ok=True)
             already = self.finished(command, overwrite=overwrite)
             if not already:
                 self._rehearse()
+                (self.run / NOTE).unlink(
+                    missing_ok=True
+                )  # of another command, whose state is not gone on from
             yield already
 
     def note(self, verb: str, command: Mapping[str, Any]) -> None:
@@ -112,6 +114,7 @@ class Folder:
         with writing(self.out):
             try:
                 if os.path.lexists(self.out):
+                    shutil.rmtree(self._replaced, ignore_errors=True)  # left by a death after both renames
                     os.rename(self.out, self._replaced)
                     os.rename(self._replaced, self.out)
                 else:
@@ -178,6 +181,7 @@ class Folder:
                 "or remove it yourself."
             )
         if overwrite:
+            self._refuse_guests()
             return False
         if found == dict(command):
             return True
@@ -185,6 +189,16 @@ class Folder:
             f"{self.out} holds the result of another command ({_difference(found, command)}). Give another -o, or "
             "--overwrite to replace it."
         )
+
+    def _refuse_guests(self) -> None:
+        """Raises `OutputError` for another checkpoint, a ledger or a run inside `out`, which would go with it."""
+        for path in sorted(self.out.rglob("*")):
+            nested = path.name in RECORDS and path.parent != self.out
+            if nested or path.suffix in (".sqlite", RUN):
+                raise OutputError(
+                    f"{self.out} holds {path}, which is of another command and would be lost. Move it away, or give "
+                    "another -o."
+                )
 
     def _command_there(self) -> dict[str, Any] | None:
         """What made the checkpoint at `out`; None for anything else."""
@@ -195,8 +209,9 @@ class Folder:
 
     def record(self, name: str) -> dict[str, Any] | None:
         """A file in `out` that says what made the checkpoint; None where there is none, or it is another's."""
+        file = self.out / name
         with suppress(OSError, ValueError, KeyError, TypeError):
-            record = parse_json((self.out / name).read_text(encoding="utf-8"))
+            record = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
             if dict(record["provenance"]["command"]):
                 return record
         return None

@@ -89,5 +89,10 @@ def whole_number(text: str) -> int | None:
 
 def whole_numbers(words: Iterable[str]) -> list[int] | None:
     """As `whole_number`, of each word; None where one of them is no number."""
-    found = [whole_number(word) for word in words]
-    return None if None in found else [number for number in found if number is not None]
+    found = []
+    for word in words:
+        number = whole_number(word)
+        if number is None:
+            return None
+        found.append(number)
+    return found

@@ -37,7 +37,7 @@ def tokenizer_in(folder: str) -> PreTrainedTokenizerBase:
         with quiet(), TokenizerErrors(f"--tokenizer {folder}: no tokenizer can be read there"):
             return read_tokenizer(folder, trust_remote_code=False)
     except ModelError as error:
-        if "trust_remote_code" in str(error):
+        if "trust_remote_code" in str(error.__cause__):
             raise ModelError(
                 f"--tokenizer {folder} brings code of its own, and train runs none; nothing of it was run. Give the "
                 "folder of a tokenizer that transformers knows."

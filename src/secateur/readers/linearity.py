@@ -18,7 +18,7 @@ from secateur.probes.linearity import Linearity, Profile, linearity
 from secateur.probes.passing import check_first
 from secateur.records import versions
 from secateur.reports import write_probe_report
-from secateur.session import FIRST, loading_of, read_task
+from secateur.session import FIRST, FIRST_TOKENS, loading_of, read_task
 from secateur.tasks.encode import encode
 from secateur.tasks.example import Task
 
@@ -86,7 +86,7 @@ def _prepared(options: Options, split: str) -> _Text:
 def _read(options: Options, text: _Text, places: Mapping[str, Any], progress: Progress) -> Record:
     """The record of one model."""
     readable = load_readable(options.model, **loading_of(options))
-    check_first(readable, text.sequences[:FIRST])
+    check_first(readable, [tokens[:FIRST_TOKENS] for tokens in text.sequences[:FIRST]])
     on_cpu = readable.device.type == "cpu"
     profile = linearity(
         readable,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.core.plan import Plan
-from secateur.errors import ModelError, TrainingError
+from secateur.errors import ModelError, PlanError, TrainingError, UnknownName
 from secateur.hf.blank import blank_model
 from secateur.hf.load import Loaded, load_model
 from secateur.options import Options
@@ -17,9 +17,12 @@ from secateur.training.tuning import Tuning
 
 
 def blank_teacher(plan: Plan, teacher: Teacher, options: Options) -> Loaded:
-    """The model that `plan` is for, without its weights. Raises `PlanError`, `UnknownName` where another is found."""
+    """The model that `plan` is for, without its weights. Raises `ModelError` where another is found."""
     found = blank_model(**teacher.loading, **_machine(options))
-    resolve_early(plan, found.anatomy)
+    try:
+        resolve_early(plan, found.anatomy)
+    except (PlanError, UnknownName) as error:
+        raise ModelError(_another(teacher, options, str(error))) from error
     return found
 
 
@@ -27,11 +30,13 @@ def teacher_of(plan: Plan, teacher: Teacher, options: Options) -> Loaded:
     """The model that `plan` is for. Raises `ModelError` where another is found."""
     found = load_model(**teacher.loading, **_machine(options))
     if found.fingerprint != plan.model:
-        raise ModelError(
-            f"{teacher.name} is not the model that {options.model} was cut from: fingerprint {found.fingerprint}, "
-            f"where plan.json has {plan.model}. Give that model with --teacher."
-        )
+        differs = f"fingerprint {found.fingerprint}, where plan.json has {plan.model}."
+        raise ModelError(_another(teacher, options, differs))
     return found
+
+
+def _another(teacher: Teacher, options: Options, why: str) -> str:
+    return f"{teacher.name} is not the model that {options.model} was cut from: {why} Give that model with --teacher."
 
 
 def _machine(options: Options) -> dict[str, Any]:
