@@ -25,10 +25,7 @@ from secateur.cli.options import (
     TaskSpec,
     TestTask,
     Trust,
-    already_told,
     examples,
-    print_json,
-    print_made,
 )
 from secateur.cli.training import (
     Bf16,
@@ -43,6 +40,7 @@ from secateur.cli.training import (
     Rate,
     TrainSeed,
     Warmup,
+    print_training,
 )
 
 
@@ -122,17 +120,7 @@ def heal(
             seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, dtype=dtype,
             device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-
-    def show() -> None:
-        if as_json:
-            print_json(healed.record | {"out": str(healed.out), "already": healed.already})
-            return
-        if healed.already:
-            print(already_told(healed.out))
-        print_healed(healed.record)
-        print(f"\ncheckpoint  {healed.out}\nreport      {healed.out / 'report.html'}")
-
-    print_made(show, *([healed.out] if healed.already else []))
+    print_training(healed, print_healed, as_json=as_json, page="report.html")
 
 
 def print_healed(record: Mapping[str, Any]) -> None:

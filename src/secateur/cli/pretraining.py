@@ -14,13 +14,10 @@ from secateur.cli.options import (
     Overwrite,
     Quiet,
     Seqlen,
-    already_told,
     examples,
     numbers_of,
-    print_json,
-    print_made,
 )
-from secateur.cli.training import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup
+from secateur.cli.training import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup, print_training
 
 
 def train(
@@ -83,17 +80,7 @@ def train(
             device=device, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,
             kv_heads=kv_heads, d_ff=d_ff, context=context,
         )  # fmt: skip
-
-    def show() -> None:
-        if as_json:
-            print_json(made.record | {"out": str(made.out), "already": made.already})
-            return
-        if made.already:
-            print(already_told(made.out))
-        print_trained(made.record)
-        print(f"\ncheckpoint  {made.out}")
-
-    print_made(show, *([made.out] if made.already else []))
+    print_training(made, print_trained, as_json=as_json)
 
 
 def print_trained(record: Mapping[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,6 +31,9 @@ from secateur.cli.options import (
     print_json,
     print_made,
 )
+
+if TYPE_CHECKING:
+    from secateur.training.state import Tuned
 
 Learned = Annotated[
     str,
@@ -117,17 +120,26 @@ def finetune(
             revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
+    print_training(tuned, print_tuned, as_json=as_json)
 
-    def show() -> None:
+
+def print_training(
+    tuned: Tuned, show: Callable[[Mapping[str, Any]], None], *, as_json: bool, page: str | None = None
+) -> None:
+    """What a training made: its record as JSON, or as `show` prints it, with the places of checkpoint and `page`."""
+
+    def whole() -> None:
         if as_json:
             print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
             return
         if tuned.already:
             print(already_told(tuned.out))
-        print_tuned(tuned.record)
+        show(tuned.record)
         print(f"\ncheckpoint  {tuned.out}")
+        if page is not None:
+            print(f"report      {tuned.out / page}")
 
-    print_made(show, *([tuned.out] if tuned.already else []))
+    print_made(whole, *([tuned.out] if tuned.already else []))
 
 
 def print_tuned(record: Mapping[str, Any]) -> None:
