@@ -23,7 +23,7 @@ from random_model import Size, as_task, gptj, prompts
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
-from secateur.distributed.cluster import on_ray
+from secateur.distributed.hire import on_ray
 from secateur.distributed.pool import Pool
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge

@@ -27,7 +27,8 @@ from secateur.core.fitted import Fitted
 from secateur.core.plan import Drop, Linearize, Plan
 from secateur.core.site import Site
 from secateur.gains.cost import random_tokens
-from secateur.gains.record import Length, costs
+from secateur.gains.length import Length
+from secateur.gains.record import costs
 from secateur.gains.timing import paired, speed
 from secateur.hf.anatomy import anatomy
 from secateur.hf.fingerprint import fingerprint

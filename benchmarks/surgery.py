@@ -87,7 +87,8 @@ def make(folder: Path, shape: dict[str, int], shard_size: str) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from secateur.checkpoint.save import check_space
-    from secateur.checkpoint.stream_shards import parse_size, shards_of, write_index, write_shard
+    from secateur.checkpoint.stream_shards import shards_of, write_index, write_shard
+    from secateur.core.machine import shard_bytes
 
     folder.mkdir()
     with torch.device("meta"):
@@ -96,7 +97,7 @@ def make(folder: Path, shape: dict[str, int], shard_size: str) -> int:
     inner = Tokenizer(models.WordLevel({f"w{n}": n for n in range(96)}, unk_token="w0"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="w1").save_pretrained(folder)
-    shards = shards_of(model, parse_size(shard_size))
+    shards = shards_of(model, shard_bytes(shard_size))
     size = sum(shard.num_bytes for shard in shards)
     check_space(folder, 2 * size + size // 20)  # the cut beside it
     drawn: dict[torch.Size, torch.Tensor] = {}

@@ -197,7 +197,7 @@ def test_of_several_processes_one_says_that_it_was_interrupted(monkeypatch, rank
         raise KeyboardInterrupt
 
     launched(monkeypatch, RANK=rank, LOCAL_RANK=rank)
-    monkeypatch.setattr("secateur.training.finetune.finetune", stop)
+    monkeypatch.setattr("secateur.training.verbs.finetune", stop)
     ran = secateur("finetune", "model", "--task", "task.jsonl", "-o", "out", "-q")
     assert ran.exit_code == 130
     assert ("interrupted" in ran.output) == says

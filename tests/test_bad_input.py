@@ -251,7 +251,7 @@ def test_plan_for_another_model(model, words, tmp_path, out):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", ["cannot be read as a plan"]),
+        ("{", ["cannot be read as JSON"]),
         ("[]", ["not a plan", "list"]),
         ("{}", ["version None", "reads version 1"]),
         ('{"version": 1, "model": "x", "edits": [{}]}', ["not a plan"]),
@@ -274,7 +274,7 @@ def test_broken_plans(text, says, model, tmp_path, out):
         (["--edit", "b1.down=33"], ["at most 32"]),
         (["--edit", "b1.down=3", "--edit", "b1.down=4"], ["two edits claim b1.down"]),
         (["--edit", "b1.down=3", "--plan", "x"], ["--plan or --edit, not both"]),
-        (["--plan", "nowhere.json"], ["nowhere.json", "cannot be read as a plan"]),
+        (["--plan", "nowhere.json"], ["nowhere.json", "cannot be read"]),
     ],
 )
 def test_edits(edits, says, model, out):
@@ -309,8 +309,14 @@ def test_no_name_for_a_folder(name, model, task):
 
 def test_the_model_is_never_overwritten(copy, task):
     before = contents(copy.parent)
-    refused(secateur("prune", copy, "--task", task, "-o", copy, "--overwrite"), "the model itself")
-    refused(secateur("apply", copy, "--edit", "b0.q=1", "-o", copy, "--overwrite"), "the model itself")
+    refused(
+        secateur("prune", copy, "--task", task, "-o", copy, "--overwrite"),
+        "itself, which this command reads and never overwrites",
+    )
+    refused(
+        secateur("apply", copy, "--edit", "b0.q=1", "-o", copy, "--overwrite"),
+        "itself, which this command reads and never overwrites",
+    )
     assert contents(copy.parent) == before
 
 

@@ -17,13 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO, tiny
 
+from secateur import api
 from secateur.core.plan import Drop, Plan
 from secateur.core.site import Site
-from secateur.errors import UnknownName
-from secateur.gains.bench import bench
+from secateur.errors import SecateurError, UnknownName
 from secateur.gains.cost import Attended, cost, prefill, random_tokens
+from secateur.gains.length import Length
 from secateur.gains.memory import RESET, peak_bytes
-from secateur.gains.record import Length, bytes_on_disk, gains, measure, memory_record
+from secateur.gains.record import bytes_on_disk, gains, measure, memory_record
 from secateur.gains.timing import decode, paired, speed, using_threads
 from secateur.gains.zeroed import zeroed
 from secateur.hf.modeling_secateur import LowRank
@@ -352,18 +353,18 @@ def test_the_table(place, monkeypatch):
 
 
 def test_the_dense_model_is_read_from_the_plan(place):
-    with pytest.raises(UnknownName, match="give --against MODEL"):
-        bench(place / "cut")
+    with pytest.raises(UnknownName, match="Give --against MODEL"):
+        api.bench(place / "cut")
     plan = {"provenance": {"command": {"model": str(place / "dense"), "revision": None}}}
     (place / "cut/plan.json").write_text(json.dumps(plan))
-    found = bench(place / "cut", prompt=4, new=1, repeats=1)
+    found = api.bench(place / "cut", prompt=4, new=1, repeats=1)
     assert found["against"] == str(place / "dense")
     assert found["kv_bytes_per_token"] == {"before": 256, "after": 128}
     (place / "cut/plan.json").write_text("[]")
-    with pytest.raises(UnknownName, match="give --against MODEL"):
-        bench(place / "cut")
+    with pytest.raises(UnknownName, match="Give --against MODEL"):
+        api.bench(place / "cut")
 
 
 def test_numbers_below_one_are_refused(place):
-    with pytest.raises(UnknownName, match="from 1"):
-        bench(place / "cut", place / "dense", repeats=0)
+    with pytest.raises(SecateurError, match="--repeats 0: give a whole number, 1 or more"):
+        api.bench(place / "cut", place / "dense", repeats=0)

@@ -32,8 +32,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from zoo import tiny, variant
 
 from secateur import api
-from secateur.checkpoint.save import Form
 from secateur.checkpoint.tiers import where_it_loads
+from secateur.core.form import Form
 from secateur.core.plan import Plan, Truncate, parse_edits
 from secateur.core.site import Site
 from secateur.errors import PlanError
@@ -417,7 +417,7 @@ BAD_CONFIGS = {
     "no version": (lambda c: c["carving"].pop("version"), ["config.json", "no 'version'", "damaged"]),
     "operations": (changed(operations=3), ["config.json", "no 'operations'", "damaged"]),
     "operation": (first_operation(op="melt"), ["'melt'", "cannot do"]),
-    "path": (first_operation(path="model.layers.7.self_attn"), ["cannot be loaded", "`7`"]),
+    "path": (first_operation(path="model.layers.7.self_attn"), ["cannot be used", "`7`"]),
     "carving": (lambda c: c.pop("carving"), ["config.json", "no 'carving'", "damaged"]),
     "stock": (lambda c: c.pop("stock"), ["config.json", "no 'stock'", "damaged"]),
     "no family": (lambda c: c["carving"].pop("family"), ["config.json", "no 'family'", "damaged"]),

@@ -251,8 +251,9 @@ def test_an_empty_folder_may_be_filled(words, tmp_path):
 
 
 def test_a_failed_second_rename_puts_the_old_result_back(tmp_path, monkeypatch):
-    folder = Folder.at(tmp_path / "out", reads="nothing")
-    write_json_in(tmp_path / "out", {"old": 1})
+    folder = Folder.at(tmp_path / "out", reads=[])
+    old = {"provenance": {"command": {"old": 1}}}
+    write_json_in(tmp_path / "out", old)
     rename = os.rename
 
     def failing(source, target):
@@ -263,12 +264,12 @@ def test_a_failed_second_rename_puts_the_old_result_back(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(OutputError, match="no space left"):
         publish_new(folder)
-    assert json.loads((tmp_path / "out/plan.json").read_text()) == {"old": 1}
+    assert json.loads((tmp_path / "out/plan.json").read_text()) == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def publish_new(folder):
-    with folder.claimed():
+    with folder.claimed({"new": 1}, overwrite=True):
         write_json_in(folder.staging, {"new": 1})
         folder.publish()
 
@@ -286,11 +287,11 @@ def test_json_has_no_numbers_that_json_does_not_know(tmp_path):
 
 
 def test_two_that_claim_one_folder(tmp_path):
-    first, second = (Folder.at(tmp_path / "out", reads="nothing") for _ in range(2))
-    with first.claimed():
-        with pytest.raises(OutputError, match="in use"), second.claimed():
+    first, second = (Folder.at(tmp_path / "out", reads=[]) for _ in range(2))
+    with first.claimed({}, overwrite=False):
+        with pytest.raises(OutputError, match="in use"), second.claimed({}, overwrite=False):
             pass
         assert (tmp_path / "out.run/lock").exists()
-    with second.claimed():
+    with second.claimed({}, overwrite=False):
         shutil.rmtree(tmp_path / "out.run")  # a user tidies up amid a run: that is no reason to fail
     assert not (tmp_path / "out.run").exists()

@@ -188,8 +188,8 @@ def test_losses_of_text_and_of_answers_are_not_averaged(place):
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(place):
-    with pytest.raises(OutputError, match="cannot write"):
-        read(place, "a", what="heads", out=place / "a.jsonl" / "o")
+    with pytest.raises(OutputError, match="lies in"):
+        read(place, "a", what="heads", out=place / "m" / "config.json" / "o")
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

@@ -246,6 +246,7 @@ KILLED = """
 import os, signal, sys
 import secateur, transformers
 from pathlib import Path
+from secateur.checkpoint.folder import Folder
 from secateur.training import finetune as verb, trainer
 model, task, out = sys.argv[1:]
 
@@ -276,7 +277,7 @@ deaths = {
     "in the second epoch": lambda: at_step(6),
     "half a checkpoint": half_saved,
     "after training": lambda: before(verb, "written"),
-    "before the rename": lambda: before(verb.Folder, "publish"),
+    "before the rename": lambda: before(Folder, "publish"),
 }
 for number, (name, prepare) in enumerate(deaths.items()):
     for again in (False, True):
@@ -284,7 +285,7 @@ for number, (name, prepare) in enumerate(deaths.items()):
         if child == 0:
             os.chdir(Path(out))
             more = {} if again else prepare()
-            verb.finetune(model, task, str(number), epochs=2, lr=3e-3, **more)
+            secateur.finetune(model, task, str(number), epochs=2, lr=3e-3, **more)
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(name, "again" if again else "first", code, flush=True)
@@ -381,7 +382,7 @@ def test_the_same_command_is_recognized_and_another_refused(tuned):
     assert (found.already, found.record) == (True, tuned.record)
     with pytest.raises(OutputError, match="epochs 2, now 3"):
         package.finetune("builtin:facts", "builtin:facts", tuned.out, epochs=3, lr=1e-3)
-    with pytest.raises(OutputError, match="the model itself"):
+    with pytest.raises(OutputError, match="itself, which this command reads and never overwrites"):
         package.finetune(str(tuned.out), "builtin:facts", tuned.out)
 
 
@@ -516,11 +517,11 @@ def test_the_command_prints_tables_or_json_and_nothing_else(model, task, tmp_pat
         (["--split", "test"], "test is for the one verdict"),
         (["--split", "prob"], "unknown split 'prob' to train on. Did you mean probe?"),
         (["--split", ""], "unknown split ''"),
-        (["--epochs", "0"], "--epochs 0: give 1 or more"),
-        (["--lr", "0"], "--lr 0.0: a learning rate is above 0"),
+        (["--epochs", "0"], "--epochs 0: give a whole number, 1 or more"),
+        (["--lr", "0"], "--lr 0.0: give a number above 0, such as 5e-5"),
         (["--lr", "nan"], "--lr nan"),
         (["--batch-size", "0"], "--batch-size 0"),
-        (["--warmup", "1"], "--warmup 1.0: a share of the steps"),
+        (["--warmup", "1"], "--warmup 1.0: give a number from 0 to below 1"),
         (["--weight-decay", "-1"], "--weight-decay -1.0"),
         (["--max-steps", "0"], "--max-steps 0"),
         (["--limit", "2"], "too few groups"),
@@ -612,7 +613,7 @@ def test_another_training_does_not_go_on_from_this_one(model, task, tmp_path):
     """What differs in the command, the model's weights or the task begins anew, and what was kept of the first goes."""
     with pytest.raises(KeyboardInterrupt):
         package.finetune(str(model), str(task), tmp_path / "out", progress=stop_at(2), **HOW)
-    run = Folder.at(tmp_path / "out", reads="").run
+    run = Folder.at(tmp_path / "out", reads=[]).run
     (first,) = run.glob("train-*")
     with pytest.raises(KeyboardInterrupt):
         package.finetune(str(model), str(task), tmp_path / "out", progress=stop_at(1), seed=1, **HOW)

@@ -218,5 +218,5 @@ def test_too_little_memory_is_said(shape: Path):
     "given", [{"tflops": 1.0}, {"devices": 0}, {"utilization": 2.0, "tflops": 1.0, "bandwidth": 1.0}]
 )
 def test_machines_that_are_none_are_refused(given):
-    with pytest.raises(SecateurError, match=r"--devices|--tflops"):
+    with pytest.raises(SecateurError, match=r"--devices|--tflops|--utilization"):
         secateur.plan_cost(*FACTS, **given)

@@ -82,14 +82,6 @@ def test_steps_are_multiples_up_to_everything_with_the_target_among_them():
     assert len(steps(0.01)) == 100
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, 70.0, float("nan"), 1e-300])
-def test_what_is_no_share_is_refused(share):
-    with pytest.raises(SecateurError, match="--step"):
-        steps(share)
-    with pytest.raises(SecateurError, match="--target"):
-        steps(0.1, share)
-
-
 # --------------------------------------------------------------------------------------------------------------- kind
 
 

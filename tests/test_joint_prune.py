@@ -23,7 +23,7 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import mcnemar
 from secateur.errors import OutputError, TaskError
-from secateur.recipe import folder_name
+from secateur.inputs import folder_name
 from secateur.tasks.example import Example, Task
 from secateur.tasks.joint import alone, joint, whole_test
 from secateur.verify import decide, look, record, sentence

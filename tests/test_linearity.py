@@ -18,7 +18,7 @@ from zoo import tiny
 
 import secateur as package
 from secateur.errors import ModelError, OutputError, PlanError, SecateurError, TaskError, UnknownName
-from secateur.hf import load
+from secateur.hf import blank, load
 from secateur.hf.readable import load_readable, readable_from
 from secateur.hf.source import Source, read_config
 from secateur.probes.linearity import linearity
@@ -223,7 +223,8 @@ def test_revisions_of_a_hub_model(place, monkeypatch):
         return Source(name, folders[revision], read_config(folders[revision]), revision=f"commit-{revision}")
 
     monkeypatch.setattr(load, "hub_source", hub_source)
-    monkeypatch.setattr(load, "download", lambda source: source)
+    for module in (load, blank):
+        monkeypatch.setattr(module, "download", lambda source, **how: source)
     task, done = f"text:{place / 'text.jsonl'}", []
     found = package.probe(
         "some/model", task, what="linearity", revisions=["step1", "step2"], progress=lambda *p: done.append(p)
@@ -295,7 +296,14 @@ def test_too_few_sequences_to_hold_some_out(place, tmp_path):
 
 def test_a_name_that_no_folder_can_have_is_refused(place, tmp_path):
     told = secateur(
-        "probe", place / "gpt2", "--what", "linearity", "--task", "x", "-o", tmp_path / ("x" * 300)
+        "probe",
+        place / "gpt2",
+        "--what",
+        "linearity",
+        "--task",
+        "builtin:facts",
+        "-o",
+        tmp_path / ("x" * 300),
     )
     assert told.exit_code == 2
     assert "name too long" in " ".join(told.output.split())

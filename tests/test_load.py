@@ -173,7 +173,7 @@ def test_config_missing_broken_or_nonsense(folder):
     edit_config(folder, num_attention_heads=0)
     refused(folder, "cannot be (used|loaded)")
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"')
-    refused(folder, r"config\.json cannot be read as JSON")
+    refused(folder, r"config\.json: cannot be read as JSON")
     (folder / "config.json").write_text("[]")
     refused(folder, "not a JSON object")
     (folder / "config.json").unlink()

@@ -165,8 +165,8 @@ def test_on_a_carved_model_factors_are_trained_as_they_are(edits, how, whole, mo
 @pytest.mark.parametrize(
     ("more", "error", "says"),
     [
-        ({"lora": 0}, TrainingError, "--lora 0: a rank is 1 or more"),
-        ({"lora_alpha": 0.0}, TrainingError, "--lora-alpha 0.0: above 0"),
+        ({"lora": 0}, TrainingError, "--lora 0: give a whole number, 1 or more, such as 8"),
+        ({"lora_alpha": 0.0}, TrainingError, "--lora-alpha 0.0: give a number above 0"),
         ({"lora_targets": "gate,dwn"}, UnknownName, "down"),
         ({"lora": None, "lora_targets": "o"}, TrainingError, "give --lora RANK too"),
         ({"lora": None, "lora_alpha": 4.0}, TrainingError, "give --lora RANK too"),

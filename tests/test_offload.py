@@ -15,7 +15,8 @@ from folders import contents, questions, save_model, secateur, write_rows
 from zoo import ZOO, tiny
 
 import secateur as api
-from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.save import save_and_reload
+from secateur.core.form import Form
 from secateur.core.plan import Plan, parse_edits
 from secateur.errors import ModelError, SecateurError, UnknownName
 from secateur.hf.anatomy import anatomy

@@ -484,13 +484,13 @@ def test_the_same_seed_gives_the_same_plan_in_another_process(place, prune, tmp_
     ("given", "said"),
     [
         (["--method", "heads", "--target", "x"], "--target 'x': write a share, such as 70% or 0.7."),
-        (["--method", "heads", "--target", "0"], "--target 0: a share from 0.0001 to 1"),
-        (["--method", "heads", "--target", "150%"], "--target 1.5: a share"),
-        (["--method", "heads", "--step", "0"], "--step 0: a share"),
-        (["--method", "heads", "--step", "-10%"], "--step -0.1: a share"),
-        (["--method", "heads", "--max-loss", "-0.1"], "--max-loss -0.1: a loss of 0 or more"),
-        (["--method", "heads", "--max-loss", "nan"], "--max-loss nan: a loss of 0 or more"),
-        (["--method", "heads", "--params", "1.2"], "--params 1.2: the fraction of parameters to keep"),
+        (["--method", "heads", "--target", "0"], "--target 0.0: give a number from 0.0001 to 1"),
+        (["--method", "heads", "--target", "150%"], "--target 1.5: give a number from"),
+        (["--method", "heads", "--step", "0"], "--step 0.0: give a number from"),
+        (["--method", "heads", "--step", "-10%"], "--step -0.1: give a number from"),
+        (["--method", "heads", "--max-loss", "-0.1"], "--max-loss -0.1: give a number, 0 or more"),
+        (["--method", "heads", "--max-loss", "nan"], "--max-loss nan: give a number, 0 or more"),
+        (["--method", "heads", "--params", "1.2"], "--params 1.2: give a number above 0 and below 1"),
         (["--method", "heads", "--params", "0.01"], "--params 0.01: without any of these parts"),
         (["--method", "heads", "--layers", "7"], "layers 7:8 are not in this model"),
         (["--method", "headz"], "unknown method 'headz'. Did you mean heads?"),
@@ -565,7 +565,7 @@ def test_what_the_terminal_says(prune):
 
 
 def test_python_raises_what_the_command_says(place, tmp_path):
-    with pytest.raises(SecateurError, match="--target 7: a share"):
+    with pytest.raises(SecateurError, match=r"--target 7\.0: give a number"):
         api.prune(
             str(place / "gpt2"), str(place / "q.jsonl"), tmp_path / "o", method="heads", target=7.0,
             allow_small=True, limit=120,

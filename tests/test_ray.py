@@ -36,7 +36,8 @@ from secateur.tasks.example import Example, Task
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from secateur.distributed import pool as pools  # noqa: E402
-from secateur.distributed.cluster import Ask, on_ray  # noqa: E402
+from secateur.distributed.ask import Ask  # noqa: E402
+from secateur.distributed.hire import on_ray  # noqa: E402
 from secateur.distributed.worker import Shipped, Worker  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(  # of Ray's own, about what it leaves open when it ends
@@ -318,9 +319,9 @@ def test_workers_that_fit_on_a_node():
         (["--ray", "ray://head:10001"], "run it on a node of the cluster"),
         (["--ray", "somewhere"], "write auto, HOST:PORT"),
         (["--ray", "127.0.0.1:1"], "nobody answers there"),
-        (["--ray", "auto", "--workers", "0"], "--workers 0: more than 0"),
-        (["--ray", "auto", "--cpus-per-worker", "0"], "--cpus-per-worker 0: more than 0"),
-        (["--ray", "auto", "--gpus-per-worker", "-1"], "--gpus-per-worker -1: 0 or more"),
+        (["--ray", "auto", "--workers", "0"], "--workers 0: give a whole number from 1"),
+        (["--ray", "auto", "--cpus-per-worker", "0"], "--cpus-per-worker 0.0: give a number above 0"),
+        (["--ray", "auto", "--gpus-per-worker", "-1"], "--gpus-per-worker -1.0: give a number from 0"),
         (["--ray", "local:1", "--cpus-per-worker", "5000"], "--cpus-per-worker 5000: this machine has"),
         (["--workers", "2"], "are for --ray"),
         (["--gpus-per-worker", "0.5"], "are for --ray"),
@@ -351,7 +352,7 @@ def test_what_auto_finds_is_told_at_once(address, message, tmp_path, monkeypatch
     def nothing(_):
         raise ConnectionError("Could not find any running Ray instance")
 
-    monkeypatch.setattr("secateur.distributed.cluster.canonicalize_bootstrap_address", nothing)
+    monkeypatch.setattr("secateur.distributed.ask.canonicalize_bootstrap_address", nothing)
     monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # nor is a cluster of another test meant
     told = secateur("prune", "nowhere/at-all", "--task", "t", "-o", tmp_path / "out", "--ray", "auto")

@@ -373,7 +373,7 @@ def test_missing_broken_and_unwritable_files_are_said(tmp_path):
     with pytest.raises(SecateurError, match=r"verdict\.json is missing"):
         write_report(tmp_path, tmp_path / "r.html")
     (tmp_path / "verdict.json").write_text("{broken", encoding="utf-8")
-    with pytest.raises(SecateurError, match=r"verdict\.json is not readable JSON"):
+    with pytest.raises(SecateurError, match=r"verdict\.json: cannot be read as JSON"):
         write_report(tmp_path, tmp_path / "r.html")
     (tmp_path / "verdict.json").write_text("[]", encoding="utf-8")
     with pytest.raises(SecateurError, match="holds no record"):

@@ -19,10 +19,12 @@ from zoo import ZOO, tiny
 
 from secateur import api
 from secateur.checkpoint import stream
-from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.save import save_and_reload
 from secateur.checkpoint.stream import mapped
 from secateur.checkpoint.stream_journal import JOURNAL, Journal
-from secateur.checkpoint.stream_shards import parse_size, shards_of, write_index, write_shard
+from secateur.checkpoint.stream_shards import shards_of, write_index, write_shard
+from secateur.core.form import Form
+from secateur.core.machine import shard_bytes
 from secateur.core.plan import Plan
 from secateur.errors import ModelError, OutputError, SecateurError, UnknownName
 from secateur.hf.fingerprint import fingerprint
@@ -286,12 +288,13 @@ def test_another_plan_does_not_go_on_with_these_files(original, tmp_path):
 
 def test_the_journal_survives_a_torn_line(tmp_path):
     journal = Journal(tmp_path / "shards", "job")
-    journal.add({"file": "one"})
+    whole = {"sha256": "", "matrices": []}
+    journal.add({"file": "one"} | whole)
     with (tmp_path / "shards" / JOURNAL).open("a") as file:
         file.write('{"file": "tw')
     again = Journal(tmp_path / "shards", "job")
     assert list(again.done) == ["one"]
-    again.add({"file": "two"})
+    again.add({"file": "two"} | whole)
     assert list(Journal(tmp_path / "shards", "job").done) == ["one", "two"]
     assert Journal(tmp_path / "shards", "another").done == {}
     assert [path.name for path in (tmp_path / "shards").iterdir()] == [JOURNAL]
@@ -370,7 +373,7 @@ def test_what_is_not_understood_is_refused_first(how, kind, says, original, tmp_
 
 
 def test_sizes():
-    assert [parse_size(text) for text in ("5GB", "1.5 mb", "20KB", "2TB")] == [
+    assert [shard_bytes(text) for text in ("5GB", "1.5 mb", "20KB", "2TB")] == [
         5 * 10**9,
         1_500_000,
         20_000,

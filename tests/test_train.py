@@ -16,7 +16,8 @@ from transformers import MistralForCausalLM
 
 import secateur as package
 from secateur.errors import ModelError, SecateurError, TrainingError, UnknownName
-from secateur.hf.fresh import Size, fresh_mistral
+from secateur.hf.fresh import fresh_mistral
+from secateur.hf.size import Size
 from secateur.training import steps as stepping
 from secateur.training.regulariser import LinearityRegulariser
 
@@ -157,8 +158,9 @@ def test_what_is_refused(place, tmp_path):
         train(place, out, regulariser="mse", weight=-1.0)
     with pytest.raises(ModelError, match="even, whole"):
         train(place, out, heads=3)
+    (tmp_path / "none").mkdir()
     with pytest.raises(ModelError, match="no tokenizer"):
-        package.train(str(place / "text.txt"), str(tmp_path), out, **HOW)
+        package.train(str(place / "text.txt"), str(tmp_path / "none"), out, **HOW)
     with pytest.raises(SecateurError, match="too few to hold some out"):
         train(_short(place, tmp_path), out)
     assert not out.exists()

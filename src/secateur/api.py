@@ -1,50 +1,41 @@
-"""The verbs, for Python and the command line alike. Each returns plain data; none prints."""
+"""The verbs, for Python and the command line alike. Each returns plain data; none prints.
+
+What is asked is looked at here, before torch is imported: numbers, words, which of them go together, whether what is
+named is there, and whether -o is free. What does the work is imported only then.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from secateur import verify
-from secateur.checkpoint.card import unverified_card
 from secateur.checkpoint.folder import Folder, made_early
-from secateur.checkpoint.plans import read_plan, write_plan
-from secateur.checkpoint.save import Form
-from secateur.checkpoint.stream import Way, mapped, stream
-from secateur.checkpoint.stream_shards import parse_size
-from secateur.checkpoint.tiers import where_it_loads
-from secateur.core.comparison import compare
-from secateur.core.ledger import Ledger
+from secateur.checkpoint.plans import read_plan
+from secateur.checkpoint.result import Result
+from secateur.core.form import Form, Way
+from secateur.core.ledger import check_ledger
+from secateur.core.machine import check_device, check_dtype, shard_bytes
+from secateur.core.origin import origin_of
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
-from secateur.core.score import METRICS
-from secateur.core.stats import exponential, exponential_interval
-from secateur.core.writing import writing
-from secateur.errors import PlanError, TaskError, UnknownName, nearest
-from secateur.hf.load import Loaded, load_model
-from secateur.judge.baseline import baseline
-from secateur.judge.workers import Hire
-from secateur.methods.analyses import ANALYSES
+from secateur.core.ranges import check_number
+from secateur.core.reading import as_written
+from secateur.core.readings import ANALYSES, FINER, LINEARITY, PARTS
+from secateur.errors import OutputError, PlanError, TaskError, UnknownName, nearest
+from secateur.forecast.fleet import UTILIZATION, Fleet
+from secateur.gains.length import THREADS, Length
+from secateur.hf.source import place_of
+from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.options import Options
-from secateur.readers.components import COMPONENTS
-from secateur.readers.linearity import read_linearity
-from secateur.readers.record import read_record
-from secateur.recipe import Result, check_ledger, read_result
-from secateur.recipe import prune as _prune
-from secateur.recipe import prune_each as _prune_each
-from secateur.records import counted, cut_summary, versions
-from secateur.reports import write_report
-from secateur.session import Session, open_session
-from secateur.surgery.operations import resolve
-from secateur.surgery.portable import portable_plan
-from secateur.surgery.shape import shape_of
+
+if TYPE_CHECKING:
+    from secateur.hf.load import Loaded
+    from secateur.judge.workers import Hire
 
 SPLITS = ("probe", "select", "test")
-LINEARITY = "linearity"
 Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
 
 
@@ -65,8 +56,12 @@ def prune(
     `options` are the fields of `secateur.options.Options`: seed, limit, exhaustive, matrices, layers, ...
     `workers`: who judges in the place of this process, such as `secateur.on_ray("local:2")`.
     """
-    chosen = _options(model, task, options)
-    return _prune(chosen, out, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers)
+    chosen = Options.of(model, *_each(task), **options)
+    folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
+    from secateur import recipe
+
+    how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+    return recipe.prune(chosen, folder, **how)
 
 
 def prune_each(
@@ -84,31 +79,62 @@ def prune_each(
 
     The model is read once. The results are those of as many calls of `prune`, bit for bit.
     """
-    chosen = _options(model, tasks, options)
-    return _prune_each(chosen, out, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers)
+    chosen = Options.of(model, *_each(tasks), **options)
+    if os.path.exists(Path(out) / "plan.json"):
+        raise OutputError(f"{out} is a checkpoint; --each makes a folder of several. Give another -o.")
+    reads, keeps = inputs_of(chosen), [ledger, *kept_of(chosen)]
+    places = [Folder.at(Path(out) / name, reads=reads, keeps=keeps) for name in folder_names(chosen.tasks)]
+    each = [replace(chosen, task=one, more_tasks=()) for one in chosen.tasks]
+    from secateur import recipe
+
+    how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+    return recipe.prune_each(list(zip(each, places, strict=True)), **how)
 
 
-def _options(model: str, task: str | Sequence[str], options: dict[str, Any]) -> Options:
-    tasks = _each(task)
-    if not tasks:
-        raise TaskError("no task is given; name one, such as questions.jsonl.")
-    return Options(model=model, task=tasks[0], more_tasks=tuple(tasks[1:]), **options)
+def plan_cost(
+    model: str,
+    task: str | Sequence[str],
+    *,
+    calibrate: bool = True,
+    devices: int = 1,
+    tflops: float | None = None,
+    bandwidth: float | None = None,
+    utilization: float = UTILIZATION,
+    memory: float | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """What `prune` with these options will ask: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
+
+    Each number is three: the least a search can take, what searches took so far, the most. Seconds are measured here
+    for some seconds; with `tflops` and `bandwidth` (GB/s) they are those of another machine, and with `calibrate`
+    False there are none: then no weights are read, and a config.json is enough. Raises: as `prune` does before it
+    starts.
+    """
+    chosen = Options.of(model, *_each(task), **options)
+    fleet = Fleet(devices, tflops, bandwidth, utilization, memory)
+    inputs_of(chosen)
+    from secateur.forecast.record import plan_cost
+
+    return plan_cost(chosen, fleet, calibrate=calibrate, progress=progress)
 
 
 def load(model: str, **options: Any) -> Loaded:
     """A checkpoint, hub name or `builtin:NAME` with its tokenizer, anatomy and fingerprint."""
+    from secateur.hf.load import load_model
+
     return load_model(model, **options)
 
 
 def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     """Write `report.html` of what `prune` or `heal` left again, from its records; of a healed cut with others (`also`)
     on its curves over depth."""
+    from secateur.reports import write_report
+
     folder = Path(folder)
-    if not any((folder / name).exists() for name in ("verdict.json", "heal.json")):
-        raise UnknownName(
-            f"{folder} holds no verdict.json and no heal.json: it is not the output of secateur prune or heal."
-        )
-    return write_report(folder, folder / "report.html", also)
+    mend = "Write it again with `secateur prune` or `heal`."
+    with as_written(folder, OutputError, mend):
+        return write_report(folder, folder / "report.html", also)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluate
@@ -134,32 +160,13 @@ def evaluate(
         raise TaskError(
             "looking at the test split counts as opening it: say in which --ledger that is written down."
         )
-    given = read_edits(plan)
+    chosen, given = Options.of(model, task, **options), read_edits(plan)
+    inputs_of(chosen)
     if ledger is not None:
         check_ledger(Path(ledger))
-    session = open_session(Options(model=model, task=task, **options), None, progress)
-    chosen = plan_for(session, given)
-    with Ledger.open(ledger) if ledger is not None else nullcontext() as journal:
-        session = replace(session, ledger=journal)
-        examples = session.task.split(split)
-        outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
-        if journal is not None and split == "test":
-            verify.record(journal, session.task, verify.look(session.scope, chosen))
-    groups = session.task.groups(examples)
-    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
-    metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
-    seed = session.options.seed
-    scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
-    if session.task.kind == "text":
-        scores.append(_perplexity(scores[0]))
-    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed)
-    head = {"model": model, "task": session.task.name, "split": split, "plan": str(chosen)}
-    return head | {"scores": scores, "baseline": start}
+    from secateur import measuring
 
-
-def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
-    shown = {"metric": "perplexity", "unit": "perplexity"}
-    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
+    return measuring.evaluate(chosen, split, given, ledger=ledger, progress=progress)
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
@@ -167,13 +174,6 @@ def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
     if isinstance(plan, Plan):
         return plan
     return read_plan(Path(plan)) if isinstance(plan, str | Path) else parse_edits(plan or ())
-
-
-def plan_for(session: Session, given: Plan | tuple[Edit, ...]) -> Plan:
-    """The plan for this session's model. Raises `PlanError` where it is for another, `UnknownName` for its sites."""
-    chosen = given if isinstance(given, Plan) else Plan(session.loaded.fingerprint, given)
-    resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
-    return chosen
 
 
 # -------------------------------------------------------------------------------------------------------------- apply
@@ -206,35 +206,19 @@ def apply(
     memory that is free). plan.json says which it was.
     """
     given, form = read_edits(plan), Form(zeroed, factorize, portable)
-    way = Way(parse_size(shard_size), svd, check, device)
+    way = Way(shard_bytes(shard_size), svd, check, device)
+    check_dtype(dtype)
+    files = [plan] if isinstance(plan, str | Path) else []
+    folder = Folder.at(out, reads=inputs([model], files=files))
     edits = given.edits if isinstance(given, Plan) else given
-    command = {
-        "apply": [edit.to_json() for edit in edits],
-        "model": model,
-        "revision": revision,
-        "dtype": dtype,
-    }
-    command |= {"portable": portable, "zeroed": zeroed, "factorize": factorize}
+    loading = {"revision": revision, "dtype": dtype}
+    command = {"apply": [edit.to_json() for edit in edits], "model": model} | loading | vars(form)
     command |= {"shard_size": shard_size, "svd": svd}
-    loading = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    folder = Folder.at(out, reads=model)
-    with folder.claimed():
-        if folder.finished(command, overwrite=overwrite):
-            return read_result(folder.out, already=True)
-        with mapped(model, folder.run, **loading) as loaded:
-            chosen = _chosen(given, loaded, portable)
-            loads = where_it_loads(chosen, loaded.anatomy, form)
-            trust = {"trust_remote_code": trust_remote_code}
-            made = stream(
-                loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
-            )
-        provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
-        write_plan(chosen, provenance | made, folder.staging)
-        with writing(folder.staging):
-            card = unverified_card(model, loaded.revision is not None, chosen, loads, made)
-            (folder.staging / "README.md").write_text(card, encoding="utf-8")
-        folder.publish()
-    return Result(folder.out, None, chosen)
+    loading |= {"trust_remote_code": trust_remote_code}
+    from secateur import applying
+
+    how = {"form": form, "way": way, "overwrite": overwrite, "progress": progress}
+    return applying.apply(model, given, folder, command, loading, **how)
 
 
 def preview(
@@ -251,37 +235,14 @@ def preview(
     **loading: Any,
 ) -> dict[str, Any]:
     """What `apply` would cut, how many parameters would be left, where the result would load, and the nearest plan
-    whose result would be a stock checkpoint. Writes nothing."""
+    whose result would be a stock checkpoint. Writes nothing, and refuses what `apply` would refuse."""
     given, form = read_edits(plan), Form(zeroed, factorize, portable)
-    Way(parse_size(shard_size), svd, check, device)  # as `apply` would refuse it; nothing is computed here
-    with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
-        chosen = _chosen(given, loaded, portable)
-        anatomy = loaded.anatomy
-        left = shape_of(chosen, anatomy, factorize=factorize).num_parameters(anatomy)
-        nearest = None if anatomy.carved else portable_plan(chosen, loaded)
-    return {
-        "cut": str(chosen),
-        "cut_summary": cut_summary(chosen, counted(anatomy.widths)),
-        "parameters": {
-            "before": anatomy.num_parameters,
-            "after": anatomy.num_parameters if zeroed else left,
-        },
-        "loads": where_it_loads(chosen, anatomy, form).to_json(),
-        "portable": None if nearest is None or nearest == chosen or not nearest.edits else str(nearest),
-    }
+    Way(shard_bytes(shard_size), svd, check, device)
+    check_dtype(loading.get("dtype", "auto"))
+    inputs([model])
+    from secateur import applying
 
-
-def _chosen(given: Plan | tuple[Edit, ...], loaded: Loaded, portable: bool) -> Plan:
-    """The plan for this model. Raises `PlanError`, `UnknownName`."""
-    plan = given if isinstance(given, Plan) else Plan(loaded.fingerprint, given)
-    resolve(plan, loaded.anatomy, loaded.fingerprint)
-    nearest = portable_plan(plan, loaded) if portable else plan
-    if plan.edits and not nearest.edits:
-        raise PlanError(
-            f"--portable: the nearest plan that a stock {loaded.anatomy.architecture} can hold, with the same shape in "
-            "every block, takes nothing. Ask for more, or leave out --portable."
-        )
-    return nearest
+    return applying.preview(model, given, form, loading)
 
 
 # -------------------------------------------------------------------------------------------------------------- probe
@@ -312,53 +273,132 @@ def probe(
     or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises `UnknownName`, `TaskError`,
     `PlanError`, `OutputError`.
     """
-    names, known = _each(what), (*COMPONENTS, *ANALYSES, LINEARITY)
+    names, tasks, numbers, given = _each(what), _each(task), _each(shots), read_edits(plan)
+    _check_readings(names, split, linearity_alone=bool(revisions or also or parts or finer))
+    if set(names) <= set(PARTS):
+        _check_edits(names, given)
+        asked = Options.of(model, "", **options)  # the tasks, which may be none, come beside it
+        counts = [replace(asked, shots=number).shots for number in numbers or [0]]
+        if not tasks and set(names) != {"induction"}:
+            raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
+        with made_early(out, reads=inputs([model], tasks)):
+            from secateur.readers.record import read_record
+
+            return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
+    task, number = _single(names, tasks, numbers, out)
+    _check_edits(names, given)
+    options |= {"method": "directions"} if names == ["directions"] else {}  # which listens to more options
+    asked = Options.of(model, task, shots=number, **options)
+    if names == [LINEARITY]:
+        series = _series(asked, _each(revisions), _each(also), _each(finer))
+        with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):
+            from secateur.readers.linearity import read_linearity
+
+            how = {"parts": parts, "finer": _each(finer), "out": out, "progress": progress}
+            return read_linearity(series, split, **how)
+    inputs_of(asked)
+    from secateur import measuring
+
+    return measuring.analyze(names[0], asked, split, given, progress)
+
+
+def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
+    """Raises where readings are not known, do not go together, or do not go with what else was asked."""
+    known = (*PARTS, *ANALYSES, LINEARITY)
     for name in names or [""]:
         if name not in known:
             raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")
-    if names != [LINEARITY] and (revisions or also or parts or finer):
+    if list(names) != [LINEARITY] and linearity_alone:
         raise TaskError("--revisions, --also, --parts and --finer are for --what linearity.")
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
     if split not in SPLITS:
         raise UnknownName(f"unknown split {split!r}.{nearest(split, SPLITS)}")
-    if plan is not None and (names == [LINEARITY] or set(names) <= set(COMPONENTS)):
+
+
+def _check_edits(names: Sequence[str], given: Plan | tuple[Edit, ...]) -> None:
+    """Raises `PlanError` for readings that are of the model as it is, and for those that look at edits."""
+    edits = given.edits if isinstance(given, Plan) else given
+    if edits and set(names) & {*PARTS, LINEARITY, "spectrum", "curves"}:
         raise PlanError(f"--what {','.join(names)} reads the model as it is; leave out --plan and --edit.")
-    if names == [LINEARITY]:
-        task, shots = _single(names, _each(task), _each(shots), None)
-        asked = Options(model=model, task=task, shots=shots, **options)
-        series = {"revisions": _each(revisions), "also": _each(also), "parts": parts, "finer": _each(finer)}
-        with made_early(out):
-            return read_linearity(asked, split, **series, out=out, progress=progress)
-    if set(names) <= set(COMPONENTS):
-        asked = Options(model=model, task="", **options)  # the tasks, which may be none, come beside it
-        tasks, examples = _each(task), _each(shots) or [0]
-        with made_early(out):
-            return read_record(names, asked, tasks, examples, split, out=out, progress=progress)
-    (task, shots), given = _single(names, _each(task), _each(shots), out), read_edits(plan)
-    options |= {"method": "directions"} if names == ["directions"] else {}  # which listens to more options
-    session = open_session(Options(model=model, task=task, shots=shots, **options), None, progress)
-    rows = ANALYSES[names[0]](session, session.judge(), split, plan_for(session, given))
-    return {"what": names[0], "model": model, "task": session.task.name, "split": split, "rows": rows}
+    if not edits and set(names) & {"tail", "frequency"}:
+        raise PlanError(
+            f"--what {','.join(names)} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
+        )
+
+
+def _series(asked: Options, revisions: list[str], also: list[str], finer: list[str]) -> list[Options]:
+    """The models whose linearity is read. Raises `UnknownName`."""
+    for one in finer:
+        if one not in FINER:
+            raise UnknownName(f"there are no finer {one!r} to read.{nearest(one, FINER)}")
+    found = [replace(asked, revision=one) for one in revisions] or [asked]
+    found += [replace(asked, model=one, revision=None) for one in also]
+    names = [one.named for one in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UnknownName(f"{twice[0]} is given twice; a curve each needs models of different names.")
+    return found
 
 
 def _each(given: Any) -> list[Any]:
     """One value or several, as a list."""
-    return [given] if isinstance(given, str | int) else list(given)
+    return [given] if isinstance(given, str | int | float) else list(given)
 
 
 def _single(what: list[str], tasks: list[str], shots: list[int], out: object) -> tuple[str, int]:
     """What the readings of matrices and edits are of, and linearity. Raises `TaskError`."""
     if not tasks:
         raise TaskError(f"--what {','.join(what)} is read on a task: give --task.")
-    if len(what) != 1 or len(tasks) != 1 or len(shots) != 1 or out is not None:
-        several = ", ".join(COMPONENTS)
-        if what == [LINEARITY]:
-            raise TaskError(
-                f"--what linearity is read on one --task, at one number of --shots; {several} on several."
-            )
+    several, one = ", ".join(PARTS), len(what) == len(tasks) == len(shots) == 1
+    if what == [LINEARITY] and not one:
+        raise TaskError(
+            f"--what linearity is read on one --task, at one number of --shots; {several} on several."
+        )
+    if what != [LINEARITY] and (not one or out is not None):
         raise TaskError(
             f"--what {','.join(what)} reads one thing, on one --task, at one number of --shots, and writes no -o; "
             f"several, and -o, are for {several}."
         )
     return tasks[0], shots[0]
+
+
+# -------------------------------------------------------------------------------------------------------------- bench
+
+
+def bench(
+    out: str | Path,
+    against: str | Path | None = None,
+    *,
+    prompt: int = 512,
+    new: int = 32,
+    batch: int = 1,
+    repeats: int = 7,
+    threads: int | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """What a cut model saves against the dense one, measured now, on this machine: sizes, memory, prefill, decode.
+
+    `against` is the dense model; None: the one that `out` says it was cut from. `revision` is that model's. `threads`
+    are torch's; None: as they are. The keys: docs/records.md, Bench. Raises: `UnknownName`, `ModelError`.
+    """
+    length = Length(prompt, new, batch, repeats)
+    if threads is not None:
+        check_number("threads", threads, THREADS)
+    check_dtype(dtype)
+    check_device(device)
+    if against is None:
+        origin = origin_of(place_of(str(out)), UnknownName, "Give --against MODEL.")
+        against, revision = origin.model, revision or origin.revision
+    inputs([str(out), str(against)])
+    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    dense, cut = (
+        {"name": str(against), "revision": revision} | how,
+        {"name": str(out), "revision": None} | how,
+    )
+    from secateur.gains.bench import bench
+
+    return bench(dense, cut, length, threads=threads, progress=progress)

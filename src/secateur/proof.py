@@ -12,11 +12,11 @@ from secateur import records, verify
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import write_json
 from secateur.checkpoint.plans import write_plan
-from secateur.checkpoint.save import Form, save_and_reload
+from secateur.checkpoint.save import save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.comparison import IMPROVES
 from secateur.core.plan import Drop, Edit, Linearize, Plan
-from secateur.core.writing import writing
+from secateur.core.writing import write_text, writing
 from secateur.gains.record import gains
 from secateur.hf.load import Loaded
 from secateur.judge.evaluator import Judge
@@ -61,7 +61,7 @@ def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], sta
         if held != found.plan:
             written = _write_and_read(session, judge, held, staging)
         about |= {
-            "loads": where_it_loads(held, session.loaded.anatomy, form_of(session)).to_json(),
+            "loads": where_it_loads(held, session.loaded.anatomy, session.options.written_as).to_json(),
             "written": {"fingerprint": written.fingerprint},
         }
     verdict = numbers | {"alternatives": trivial, "gains": saved, "baseline": dict(start)} | about
@@ -92,7 +92,7 @@ def _set_aside(found: Found, held: Plan) -> Plan | None:
 
 
 def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
-    loads = where_it_loads(plan, session.loaded.anatomy, form_of(session))
+    loads = where_it_loads(plan, session.loaded.anatomy, session.options.written_as)
     if loads.form == "carved" and not session.loaded.anatomy.carved:
         LOG.warning(
             "no stock checkpoint, because %s: it loads with trust_remote_code=True or secateur.load, not in vLLM or "
@@ -106,7 +106,7 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
         plan,
         staging,
         rows=rows,
-        form=form_of(session),
+        form=session.options.written_as,
         decompose=judge.spectra,
         trust_remote_code=session.options.trust_remote_code,
     )
@@ -175,12 +175,6 @@ def _cut(session: Session, edit: Edit) -> dict[str, Any]:
     return told | {"shape": list(shape), "rank": ranks[edit.matrix], "full_rank": min(shape)}
 
 
-def form_of(session: Session) -> Form:
-    """How the cut is to be written. Raises `SecateurError` where the options contradict each other."""
-    options = session.options
-    return Form(options.zeroed, options.factorize, options.portable)
-
-
 def _write_records(
     session: Session, found: Found, held: Plan, verdict: dict, analysis: dict, staging: Path
 ) -> None:
@@ -199,8 +193,8 @@ def _write_records(
         write_plan(aside, provenance | {"verified": bool(found.plan.edits)}, staging / UNPROVEN)
     write_json(staging / "verdict.json", verdict)
     write_json(staging / "analysis.json", analysis)
+    write_text(staging / "README.md", model_card(verdict, record))
     with writing(staging):
-        (staging / "README.md").write_text(model_card(verdict, record), encoding="utf-8")
         write_report(staging, staging / "report.html")
 
 

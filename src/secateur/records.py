@@ -132,6 +132,9 @@ def curve_records(
     return curves
 
 
+MOST_FREQUENT = 2**53  # what float64 counts exactly
+
+
 def frequency_records(
     task: Task, examples: Sequence[int], before: np.ndarray, after: np.ndarray, *, bins: int = 5
 ) -> list[dict[str, Any]]:
@@ -139,12 +142,26 @@ def frequency_records(
 
     The task says how often in `meta["frequency"]`. Bins hold equally many examples, the rarest first.
     """
-    counts = np.array([task.examples[i].meta.get("frequency", np.nan) for i in examples], dtype=np.float64)
-    if task.kind == "text" or np.isnan(counts).any() or len(np.unique(counts)) < 2:
+    counts = _frequencies(task, examples)
+    if counts is None:
         return []
     edges = np.unique(np.quantile(counts, np.linspace(0, 1, bins + 1)))
     place = np.clip(np.searchsorted(edges, counts, side="right") - 1, 0, len(edges) - 2)
     return [_bin(counts[place == b], before[place == b], after[place == b]) for b in range(len(edges) - 1)]
+
+
+def knows_frequency(task: Task, examples: Sequence[int]) -> bool:
+    """Whether `frequency_records` has something to say of these examples."""
+    return _frequencies(task, examples) is not None
+
+
+def _frequencies(task: Task, examples: Sequence[int]) -> np.ndarray | None:
+    """None where some example lacks a number, for `meta` may hold anything, and where all have the same."""
+    found = [task.examples[i].meta.get("frequency") for i in examples]
+    known = all(isinstance(count, int | float) and abs(count) <= MOST_FREQUENT for count in found)
+    return (
+        np.array(found, dtype=np.float64) if known and len(set(found)) > 1 and task.kind != "text" else None
+    )
 
 
 def _bin(counts: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,8 +19,11 @@ from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS, OUTCOME
 from secateur.errors import TaskError, TooLong
+from secateur.hf.blank import blank_model
+from secateur.hf.chat import check_template
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
+from secateur.hf.running import check_runs
 from secateur.judge.evaluator import Judge
 from secateur.judge.workers import Limits, Workers
 from secateur.options import Options
@@ -32,9 +35,10 @@ from secateur.tasks.example import Task
 from secateur.tasks.joint import check_apart, interleaved, joint
 from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
-from secateur.tasks.splits import rank
+from secateur.tasks.splits import PROOF, rank
 
 LOG = logging.getLogger("secateur")
+FIRST, FIRST_TOKENS = 4, 256  # that a model is run on before a search: what a config breaks shows in any
 
 
 @dataclass
@@ -102,6 +106,11 @@ class Session:
         """What a search asks whether these examples of `select`, in this order, show a gain."""
         return Evidence(self.objective.metric, self.task.groups(examples), seed=self.options.seed)
 
+    def first_rows(self) -> list[tuple[int, ...]]:
+        """The beginnings of the first examples in tokens, to run the model on before anything else."""
+        encoded = list(self.encoded.values())[:FIRST]
+        return [(context + answer)[:FIRST_TOKENS] for one in encoded for context, answer in one.pairs[:1]]
+
     @property
     def empty(self) -> Plan:
         return Plan(self.loaded.fingerprint)
@@ -143,36 +152,68 @@ class Session:
         return replace(self, task=task, encoded=encoded, loaded=loaded, **of_model)
 
 
-def open_session(options: Options, ledger: Ledger | None, progress: Progress = silent) -> Session:
-    """Loads model and task. Raises `ModelError`, `TaskError`, `UnknownName`."""
+def open_session(
+    options: Options,
+    ledger: Ledger | None,
+    progress: Progress = silent,
+    check: Callable[[Session], Any] = lambda session: None,
+    needs: Mapping[str, int] = PROOF,
+) -> Session:
+    """Reads model and task, whose splits have as many groups as `needs` says.
+
+    `check` is shown the session before the weights are read, which takes time and memory: it raises where that would be
+    in vain. Raises `ModelError`, `TaskError`, `UnknownName`, and what `check` raises."""
     progress("load", 0, 1)
-    loaded = read_model(options)
-    session = session_on(options, loaded, read_task(options, loaded), ledger, progress)
+    early = early_session(options, needs=needs)
+    check(early)
+    session = ready_session(replace(early, ledger=ledger), read_model(options), progress)
     progress("load", 1, 1)
+    return session
+
+
+def early_session(options: Options, *, ruler: bool = False, needs: Mapping[str, int] = PROOF) -> Session:
+    """All but the weights: the model has shapes and no numbers. Raises as `open_session`; with `ruler` not where a
+    tokenizer is missing."""
+    blank = blank_of(options, ruler=ruler)
+    return session_on(options, blank, read_task(options, blank, needs))
+
+
+def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
+    """The model that `options` name, without weights. Raises `ModelError`, `UnknownName`."""
+    return blank_model(options.model, ruler=ruler, **loading_of(options))
+
+
+def ready_session(early: Session, loaded: Loaded, progress: Progress = silent) -> Session:
+    """The session with the weights of its model, which was run once. Raises `ModelError` where it gives no numbers."""
+    session = replace(early, loaded=loaded, progress=progress)
+    check_runs(loaded, session.first_rows())
     return session
 
 
 def read_model(options: Options) -> Loaded:
     """The model that `options` name. Raises `ModelError`, `UnknownName`."""
-    return load_model(
-        options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-        **options.offloading,
-    )
+    return load_model(options.model, **loading_of(options))
 
 
-def read_task(options: Options, loaded: Loaded) -> Task:
+def loading_of(options: Options) -> dict[str, Any]:
+    """The arguments of `load_model` besides the name."""
+    how = {name: vars(options)[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
+    return how | options.offloading
+
+
+def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF) -> Task:
     """The task that `options` name, in its splits and with its shots, before anything is left out of it. Of several
     the joint one: what does not fit is left out of each first (`skip_long`), so that they still count alike.
 
-    Demonstrations belong to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
+    `needs` says how many groups which splits must have. Demonstrations belong to the task, so the seed of the splits
+    draws them. Raises `TaskError`, `UnknownName`.
     """
+    plain = [_load(options, spec, loaded, needs) for spec in options.tasks]
+    prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
+    if options.chat and (first := next(prompts, None)) is not None:
+        check_template(loaded.tokenizer, first)
     if not options.more_tasks:
-        return with_shots(_load(options, options.task, loaded), options.shots, options.split_seed)
-    plain = [_load(options, spec, loaded) for spec in options.tasks]
+        return with_shots(plain[0], options.shots, options.split_seed)
     check_apart(plain)
     tasks = [with_shots(task, options.shots, options.split_seed) for task in plain]
     if options.skip_long:
@@ -180,7 +221,7 @@ def read_task(options: Options, loaded: Loaded) -> Task:
     return joint(tasks, options.split_seed)
 
 
-def _load(options: Options, spec: str, loaded: Loaded) -> Task:
+def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int]) -> Task:
     return load_task(
         spec,
         tokenizer=loaded.tokenizer,
@@ -189,6 +230,7 @@ def _load(options: Options, spec: str, loaded: Loaded) -> Task:
         split_seed=options.split_seed,
         limit=options.limit,
         allow_small=options.allow_small,
+        needs=needs,
     )
 
 

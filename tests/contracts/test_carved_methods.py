@@ -13,11 +13,18 @@ from folders import questions, save_model, write_rows
 from zoo import variant
 
 import secateur
+from secateur.checkpoint.save import save_and_reload
+from secateur.core.form import Form
 from secateur.core.plan import Edit, Plan, Truncate
 from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import load_model
+from secateur.options import Options
+from secateur.recipe import METHODS as SEARCHES
+from secateur.recipe import check
+from secateur.session import open_session
+from secateur.surgery.shape import shape_of
 
 FAMILIES = {"llama": {"num_hidden_layers": 4}, "gpt2": {"n_layer": 4}}
 KINDS = [
@@ -95,7 +102,7 @@ def carved(place: Path, family: str, kind: str) -> Path:
         plan = Plan(dense.fingerprint, tuple(edits(kind, dense.anatomy)))
         factorize = factorized(kind) or kind == "outputs of low rank"
         secateur.apply(str(place / family), plan, folder, device="cpu", factorize=factorize)
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "secateur"
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["SecateurForCausalLM"]
     return folder
 
 
@@ -106,10 +113,12 @@ def test_every_method_runs_or_refuses_before_it_begins(family, kind, method, pla
     asked = str(carved(place, family, kind)), str(place / "q.jsonl")
     refusal = REFUSED.get((kind, method))
     if refusal is None:
-        secateur.prune(*asked, tmp_path / "out", **COMMON, **METHODS[method])
-        loaded = secateur.load(str(tmp_path / "out"), device="cpu")
-        verdict = json.loads((tmp_path / "out/verdict.json").read_text())
-        assert loaded.anatomy.num_parameters == verdict["parameters"]["after"]
+        session = open_session(Options.of(*asked, **COMMON, **METHODS[method]), None, check=check)
+        plan = SEARCHES[session.options.method].search(session).plan
+        how = {"rows": session.first_rows(), "form": Form(), "decompose": session.judge().spectra}
+        written = save_and_reload(session.loaded, plan, tmp_path / "out", **how)
+        left = shape_of(plan, session.loaded.anatomy, factorize=False)
+        assert written.anatomy.num_parameters == left.num_parameters(session.loaded.anatomy)
         return
     with pytest.raises(SecateurError, match=refusal):
         secateur.prune(*asked, tmp_path / "out", **COMMON, **METHODS[method])
@@ -132,10 +141,10 @@ def test_every_forecast_runs_or_refuses_as_the_method_does(family, kind, place):
     for method, options in METHODS.items():
         refusal = REFUSED.get((kind, method))
         if refusal is None:
-            assert secateur.plan_cost(*asked, **COMMON, **options)
+            assert secateur.plan_cost(*asked, calibrate=False, **COMMON, **options)
         else:
             with pytest.raises(SecateurError, match=refusal):
-                secateur.plan_cost(*asked, **COMMON, **options)
+                secateur.plan_cost(*asked, calibrate=False, **COMMON, **options)
 
 
 @pytest.mark.slow

@@ -5,19 +5,29 @@ Knows files, no model.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from secateur.checkpoint.out import RUN, check_apart, mount_point, new_folder
 from secateur.core.finite import finite
-from secateur.core.writing import flush, writing
+from secateur.core.reading import parse_json
+from secateur.core.writing import flush, write_text, writing
 from secateur.errors import OutputError
+
+LOCK, NOTE = "lock", "command.json"
+RECORDS = ("plan.json", "finetune.json", "heal.json", "train.json")  # which say what made a checkpoint
+PATIENCE = 0.2  # s: whoever only asks whether a lock is free holds it for an instant
 
 
 @dataclass(frozen=True)
@@ -27,18 +37,15 @@ class Folder:
     out: Path
 
     @classmethod
-    def at(cls, out: str | Path, *, reads: str) -> Folder:
-        """Raises `OutputError` for no name of a new folder, such as `.`, and for the very folder that `reads` is."""
-        path = Path(out)
-        if path.name in ("", ".."):
-            raise OutputError(f"-o {str(out)!r} is no name for a new folder. Give one, such as ./cut.")
-        if path.exists() and Path(reads).exists() and path.samefile(reads):
-            raise OutputError(f"-o {out} is the model itself, which is never overwritten. Give another -o.")
-        return cls(path)
+    def at(
+        cls, out: str | Path, *, reads: Iterable[str | Path], keeps: Iterable[str | Path | None] = ()
+    ) -> Folder:
+        """Raises `OutputError` where nothing may appear at `out`; see `new_folder`."""
+        return cls(new_folder(out, reads=reads, keeps=[kept for kept in keeps if kept is not None]))
 
     @property
     def run(self) -> Path:
-        return self.out.with_name(self.out.name + ".run")
+        return self.out.with_name(self.out.name + RUN)
 
     @property
     def ledger(self) -> Path:
@@ -53,42 +60,103 @@ class Folder:
         return self.run / "replaced"
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def claimed(self, command: Mapping[str, Any], *, overwrite: bool) -> Iterator[bool]:
         """One process at a time works on an output; what a killed one left half done is mended first.
 
-        Afterwards no staging is left, nor a run folder in which nothing but the lock is. Raises `OutputError` when
-        another process is at work, or nothing can be written.
+        Gives whether `out` already holds the result of `command`. Afterwards no staging is left, nor a run folder in
+        which nothing is that a run could go on from. Raises `OutputError` when another process is at work, when
+        something else is at `out`, or when nothing can be written: then as if nothing had been asked.
         """
-        with self._locked() as lock:
+        missing = [place for place in self.run.parents if not os.path.lexists(place)]
+        with ExitStack() as stack:
+            stack.callback(_remove_empty, missing)
+            stack.enter_context(self._lock())
+            stack.callback(self._tidy)
             self._put_back()
-            try:
-                yield
-            finally:
-                self._tidy(lock.name)
+            already = self.finished(command, overwrite=overwrite)
+            if not already:
+                self._rehearse()
+                (self.run / NOTE).unlink(
+                    missing_ok=True
+                )  # of another command, whose state is not gone on from
+            yield already
+
+    def note(self, verb: str, command: Mapping[str, Any]) -> None:
+        """Writes down what runs here, for `secateur runs`; gone when it is finished."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self.run / NOTE, {"verb": verb, "created": now, "command": dict(command)})
+
+    @property
+    def made(self) -> str:
+        """When `out` was finished, of which not every record tells: as ISO 8601 has it."""
+        return datetime.fromtimestamp(self.out.stat().st_mtime, UTC).isoformat(timespec="seconds")
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process is at work on this output now."""
+        try:
+            with open(self.run / LOCK) as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is none, or it is not ours to read
+            return False
+        return False
 
     def _put_back(self) -> None:
         """After a death or a failure between the two renames of `publish`."""
         if self._replaced.exists() and not self.out.exists():
             os.rename(self._replaced, self.out)
 
-    def _tidy(self, lock: str) -> None:
+    def _rehearse(self) -> None:
+        """Both renames of `publish`, now: what the file system would refuse at the end it refuses before the work."""
+        trial = self.run / "trial"
+        with writing(self.out):
+            try:
+                if os.path.lexists(self.out):
+                    shutil.rmtree(self._replaced, ignore_errors=True)  # left by a death after both renames
+                    os.rename(self.out, self._replaced)
+                    os.rename(self._replaced, self.out)
+                else:
+                    trial.mkdir(exist_ok=True)
+                    os.rename(trial, self.out)
+                    self.out.rmdir()
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise mount_point(self.out) from error
+                if error.errno == errno.EXDEV:
+                    raise OutputError(
+                        f"{self.run} and {self.out} lie on different file systems, and the result appears by a rename "
+                        "from the one to the other. Give another -o."
+                    ) from error
+                raise
+            finally:
+                with suppress(OSError):
+                    trial.rmdir()
+
+    def _tidy(self) -> None:
         self._put_back()
         shutil.rmtree(self.staging, ignore_errors=True)
         with suppress(OSError):  # another process may just be making a lock of its own
-            if [path.name for path in self.run.iterdir()] == ["lock"]:
-                os.unlink(lock)
+            if {path.name for path in self.run.iterdir()} <= {LOCK, NOTE}:
+                (self.run / NOTE).unlink(missing_ok=True)
+                (self.run / LOCK).unlink()
                 self.run.rmdir()
 
-    def _locked(self) -> TextIO:
+    def _lock(self) -> TextIO:
         """An open file with the lock on it, which the kernel takes back even when the process is killed."""
+        deadline = time.monotonic() + PATIENCE
         while True:
             with writing(self.run):
                 self.run.mkdir(parents=True, exist_ok=True)
-                lock = open(self.run / "lock", "a+")  # noqa: SIM115  closed by the caller
+                lock = open(self.run / LOCK, "a+")  # noqa: SIM115  closed by the caller
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 lock.close()
+                if time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
                 raise OutputError(
                     f"{self.out} is in use: another secateur works on it (lock {lock.name}). Wait for it, or give "
                     "another -o."
@@ -103,8 +171,9 @@ class Folder:
 
         Raises `OutputError` when something else is there: only what secateur wrote may be overwritten.
         """
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
-            return False
+        with writing(self.out):
+            if not os.path.lexists(self.out) or (self.out.is_dir() and not any(self.out.iterdir())):
+                return False
         found = self._command_there()
         if found is None:
             raise OutputError(
@@ -112,6 +181,7 @@ class Folder:
                 "or remove it yourself."
             )
         if overwrite:
+            self._refuse_guests()
             return False
         if found == dict(command):
             return True
@@ -120,17 +190,28 @@ class Folder:
             "--overwrite to replace it."
         )
 
+    def _refuse_guests(self) -> None:
+        """Raises `OutputError` for another checkpoint, a ledger or a run inside `out`, which would go with it."""
+        for path in sorted(self.out.rglob("*")):
+            nested = path.name in RECORDS and path.parent != self.out
+            if nested or path.suffix in (".sqlite", RUN):
+                raise OutputError(
+                    f"{self.out} holds {path}, which is of another command and would be lost. Move it away, or give "
+                    "another -o."
+                )
+
     def _command_there(self) -> dict[str, Any] | None:
         """What made the checkpoint at `out`; None for anything else."""
-        for name in ("plan.json", "finetune.json", "heal.json", "train.json"):
+        for name in RECORDS:
             if record := self.record(name):
                 return dict(record["provenance"]["command"])
         return None
 
     def record(self, name: str) -> dict[str, Any] | None:
         """A file in `out` that says what made the checkpoint; None where there is none, or it is another's."""
+        file = self.out / name
         with suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads((self.out / name).read_text(encoding="utf-8"))
+            record = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
             if dict(record["provenance"]["command"]):
                 return record
         return None
@@ -162,22 +243,30 @@ def _brief(value: Any) -> str:
 
 
 @contextmanager
-def made_early(out: str | Path | None) -> Iterator[None]:
-    """The folder `out`, if any, exists before hours of work, or `OutputError` says now that it cannot; gone again where
-    that work fails and leaves it empty."""
-    places = [] if out is None else [Path(out), *Path(out).parents]
-    missing: list[Path] = []
+def made_early(out: str | Path | None, *, reads: Iterable[str | Path]) -> Iterator[None]:
+    """The folder `out`, if any, is there and can be written to before hours of work, or `OutputError` says now that it
+    cannot; gone again where that work fails and leaves it empty."""
+    if out is None:
+        yield
+        return
+    place = Path(out)
+    with writing(place):
+        check_apart(place, reads)
+        missing = [folder for folder in (place, *place.parents) if not folder.exists()]
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
     try:
-        for place in places[:1]:
-            with writing(place):
-                missing = [place for place in places if not place.exists()]
-                place.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        with suppress(OSError):  # something is in it, or it was never made
-            for place in missing:
-                place.rmdir()
+        _remove_empty(missing)
         raise
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Those in which nothing is."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def copy_folder(source: Path, target: Path) -> None:
@@ -194,7 +283,4 @@ def copy_folder(source: Path, target: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Readable JSON without NaN: numbers that are not finite become null."""
-    with writing(path):
-        path.write_text(
-            json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from safetensors.numpy import load_file, save_file
 from secateur.checkpoint.folder import write_json
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
+from secateur.core.reading import check_file, read_json
 from secateur.core.writing import writing
 from secateur.errors import PlanError, SecateurError
 
 TENSORS = "tensors"
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 def write_plan(plan: Plan, provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -34,11 +37,8 @@ def write_plan(plan: Plan, provenance: Mapping[str, Any], folder: Path) -> dict[
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file, or in a checkpoint folder, with what was fitted for it. Raises `PlanError`."""
-    file = path / "plan.json" if path.is_dir() else path
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{file}: cannot be read as a plan ({error}).") from error
+    file = path / "plan.json" if os.path.isdir(path) else path
+    data = read_json(file, PlanError, "Give a plan.json, or a checkpoint that has one.")
     if not isinstance(data, dict):
         raise PlanError(
             f"{file}: not a plan but a JSON {type(data).__name__}. Give the plan.json of a checkpoint."
@@ -57,8 +57,10 @@ def _file(folder: Path, fitted: Fitted) -> Path:
 def _read(folder: Path, named: Fitted) -> Fitted:
     """Raises `PlanError` where the tensors are missing, damaged, or not those that the plan was made with."""
     file = _file(folder, named)
-    if not named.digest.isalnum():
-        raise PlanError(f"{named.digest!r} is no digest of fitted tensors.")
+    if not _DIGEST.fullmatch(named.digest):
+        raise PlanError(f"{named.digest!r:.80} is no digest of fitted tensors.")
+    if file.exists():
+        check_file(file, PlanError)
     try:
         found = Fitted.of(load_file(file))
     except (OSError, SafetensorError) as error:

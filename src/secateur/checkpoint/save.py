@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,32 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.checkpoint.companions import write_companions
+from secateur.core.form import Form
 from secateur.core.plan import Plan
 from secateur.core.writing import writing
-from secateur.errors import OutputError, PlanError, SecateurError
+from secateur.errors import OutputError, PlanError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.source import CONFIG
 from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import Decompose, OnBlock, Operation, Remove, resolve
-
-
-@dataclass(frozen=True)
-class Form:
-    """How a cut is written. `zeroed`: in the original's shapes, with zeros where something went, which loads wherever
-    the original does and saves nothing; else what went is not stored. `factorize`: truncated matrices as two factors
-    where that is smaller. `portable`: the plan is one whose result a stock class can hold. One of them at most.
-
-    Raises: `SecateurError` for two."""
-
-    zeroed: bool = False
-    factorize: bool = False
-    portable: bool = False
-
-    def __post_init__(self) -> None:
-        asked = [f"--{name}" for name, value in vars(self).items() if value]
-        if len(asked) > 1:
-            raise SecateurError(f"{' and '.join(asked)} contradict each other: give one of them.")
 
 
 def save_and_reload(
@@ -145,6 +127,11 @@ ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch
 def assert_same(cut: Sequence[Tensor], written: Sequence[Tensor], folder: Path) -> None:
     """Raises `OutputError` when the checkpoint does not compute what the cut model computed, beyond rounding."""
     for ours, theirs in zip(cut, written, strict=True):
+        if not torch.isfinite(ours).all():
+            raise OutputError(
+                f"the cut model does not compute: its logits are NaN or infinite in {ours.dtype}. It was not "
+                "published. Take out less, or try --dtype float32."
+            )
         distance = float(
             torch.linalg.norm((ours - theirs).double()) / torch.linalg.norm(ours.double()).clamp_min(1e-30)
         )

@@ -11,14 +11,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from secateur.checkpoint.companions import write_companions
-from secateur.checkpoint.save import Form, assert_same, check_form, check_space, logits_on
+from secateur.checkpoint.save import assert_same, check_form, check_space, logits_on
 from secateur.checkpoint.stream_journal import Journal
 from secateur.checkpoint.stream_shards import (
     Count,
@@ -29,41 +29,20 @@ from secateur.checkpoint.stream_shards import (
     write_index,
     write_shard,
 )
+from secateur.core.form import Form, Way
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.site import Site
 from secateur.core.writing import writing
-from secateur.errors import ModelError, OutputError, UnknownName, nearest
+from secateur.errors import ModelError, OutputError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
+from secateur.hf.running import FEW, check_runs
 from secateur.surgery.cut import Left, what_is_left
-from secateur.surgery.decompositions import Decompositions, check_svd
+from secateur.surgery.decompositions import Decompositions
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.surgery.spectra import Spectra
-
-CHECKS = ("auto", "logits", "digests")
-SHARD_SIZE = 5 * 10**9  # what the hub's tools take
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a plan is streamed. `shard_size` in bytes; `svd` of `surgery.decompositions.SVDS`; `check` of `CHECKS`:
-    `logits` computes with what was written, `digests` reads it again, `auto` computes where the model is at most a
-    quarter of the memory that is free. `device` is where matrices are decomposed.
-
-    Raises: `UnknownName`, `ModelError` for a device that is not here."""
-
-    shard_size: int = SHARD_SIZE
-    svd: str = "auto"
-    check: str = "auto"
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_svd(self.svd)
-        torch_device(self.device)
-        if self.check not in CHECKS:
-            raise UnknownName(f"unknown --check {self.check!r}.{nearest(self.check, CHECKS)}")
 
 
 @contextmanager
@@ -101,7 +80,9 @@ def stream(
     kept = Spectra(2**30, decompose) if check == "logits" else decompose
     left = what_is_left(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
     shards = shards_of(left.model, way.shard_size)
-    place = run / "shards"
+    place, rows = run / "shards", [range(min(FEW, loaded.anatomy.vocab_size))]
+    if check == "logits":
+        check_runs(loaded, rows)
     with _keeping_what_is_finished(place), writing(folder):
         journal = Journal(place, _job(loaded, plan, form, way, shards))
         _drop_damaged(journal, place)
@@ -112,7 +93,6 @@ def stream(
         for shard in shards:
             os.rename(place / shard.file, folder / shard.file)
     shutil.rmtree(place)
-    rows = [range(min(8, loaded.anatomy.vocab_size))]
     if check == "logits":
         with masked(loaded.model, operations, kept):
             expected = logits_on(loaded, rows)

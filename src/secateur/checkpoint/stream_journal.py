@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from secateur.core.reading import parse_json
+
 JOURNAL = "journal.jsonl"
 
 
@@ -30,9 +32,10 @@ class Journal:
 
     def _lines(self) -> list[dict[str, Any]]:
         found = []
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        for line in text.splitlines():
             try:
-                found.append(json.loads(line))
+                found.append(_checked(parse_json(line)))
             except ValueError:
                 break
         return found
@@ -50,3 +53,14 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.done[record["file"]] = record
+
+
+def _checked(line: Any) -> dict[str, Any]:
+    """A line as it was written. Raises `ValueError` for another, behind which nothing counts."""
+    first = isinstance(line, dict) and isinstance(line.get("job"), str)
+    kinds = {"file": str, "sha256": str, "matrices": list}
+    if not first and not (
+        isinstance(line, dict) and all(isinstance(line.get(n), k) for n, k in kinds.items())
+    ):
+        raise ValueError("no line of this journal")
+    return line

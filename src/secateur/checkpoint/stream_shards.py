@@ -20,13 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.checkpoint.folder import write_json
-from secateur.errors import OutputError, SecateurError
+from secateur.errors import OutputError
 from secateur.hf.build import Find, as_stored, fitting
 from secateur.hf.source import INDEX
 
 KINDS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 PIECE = 2**26  # bytes written and hashed at a time
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 Count = Callable[[int], None]
 
@@ -121,9 +120,23 @@ def _pieces(shard: Shard, find: Find) -> Iterator[bytes | memoryview]:
     for entry in shard.entries:
         tensor = fitting(find, entry.own, entry.blank)
         assert tensor.dtype == entry.blank.dtype, f"{entry.own} is {tensor.dtype}, not {entry.blank.dtype}"
+        _refuse_nonfinite(entry, tensor)
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         for start in range(0, len(flat), PIECE):
             yield memoryview(flat[start : start + PIECE].numpy())
+
+
+def _refuse_nonfinite(entry: Entry, tensor: Tensor) -> None:
+    """Raises `OutputError` for what nobody could compute with, copied or computed here."""
+    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        narrow = (
+            " float16 ends at 65,504: try --dtype bfloat16 or float32."
+            if tensor.dtype == torch.float16
+            else ""
+        )
+        raise OutputError(
+            f"{entry.name} of the cut model would hold NaN or infinity, and was not written.{narrow}"
+        )
 
 
 def digest_of(path: Path, count: Count) -> str:
@@ -145,15 +158,3 @@ def check_digest(path: Path, expected: str, count: Count) -> None:
             f"{path} does not hold what was written to it: the disk is not to be trusted. It was not published; run "
             "the same command again, or give another -o."
         )
-
-
-def parse_size(text: str) -> int:
-    """`5GB`, `500MB` as bytes. Raises `SecateurError`."""
-    number, unit = text.strip()[:-2].strip(), text.strip()[-2:].upper()
-    try:
-        size = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise SecateurError(f"--shard-size {text!r} is no size. Write it as 5GB or 500MB.")
-    return size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.checkpoint.save import Form
+from secateur.core.form import Form
 from secateur.core.plan import Plan
 from secateur.hf.anatomy import Anatomy
 from secateur.surgery.shape import shape_of, stock_config

@@ -13,11 +13,12 @@ from typer.core import TyperGroup
 from secateur import __version__
 from secateur.cli import applying, forecast, healing, making, measuring, pretraining, reading, training
 from secateur.cli.options import examples
+from secateur.cli.terminal import INTERRUPTED, guard_interrupts, guard_streams, one_line
 from secateur.core.launched import is_main
+from secateur.core.memory import lacks_memory
 from secateur.errors import SecateurError
 
 RESUMABLE = ("prune", "demo", "apply", "finetune", "heal", "train")
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 class Verbs(TyperGroup):
@@ -27,22 +28,35 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except SecateurError as error:
-            if is_main():
-                typer.echo(f"secateur: {error}", err=True)
+            _complain(str(error))
             raise typer.Exit(error.exit_code) from error
+        except (MemoryError, OSError, RuntimeError, ImportError) as error:
+            if not lacks_memory(error):
+                raise
+            _complain(
+                f"out of memory ({error or 'no more could be had'}). Give this process more, a smaller --batch-size or "
+                "--seqlen, or leave weights on disk by --device-map auto --offload-folder DIR."
+            )
+            raise typer.Exit(SecateurError.exit_code) from error
         except KeyboardInterrupt as error:
             kept = " What is done is kept: the same command goes on from there."
-            said = f"\nsecateur: interrupted.{kept if ctx.invoked_subcommand in RESUMABLE else ''}"
             if is_main():
-                typer.echo(said, err=True)
+                typer.echo(err=True)
+            _complain(f"interrupted.{kept if ctx.invoked_subcommand in RESUMABLE else ''}")
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _complain(message: str) -> None:
+    """One line on stderr; of several processes that were launched together one speaks."""
+    if is_main():
+        typer.echo(f"secateur: {one_line(message)}", err=True)
 
 
 class Lines(logging.Handler):
     """What is said on the way, warnings among it, as lines on stderr, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"secateur: {record.getMessage()}", err=True)
+        typer.echo(f"secateur: {one_line(record.getMessage())}", err=True)
 
 
 app = typer.Typer(
@@ -92,6 +106,8 @@ for _verb, _options in (
 
 def main() -> None:
     """Entry point. Of several processes that were launched together one speaks; the others only work."""
+    guard_interrupts()
+    guard_streams()
     if is_main():
         logging.getLogger("secateur").addHandler(Lines(logging.INFO))
     else:

@@ -25,9 +25,9 @@ from secateur.cli.options import (
     Svd,
     Trust,
     Zeroed,
+    already_told,
     examples,
     given_plan,
-    print_already,
     print_json,
 )
 from secateur.errors import SecateurError
@@ -92,7 +92,7 @@ def apply(
         print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})
         return
     if made.already:
-        print_already(made.out)
+        print(already_told(made.out))
     print(f"cut         {made.plan}\ncheckpoint  {made.out}")
     print(f"Nothing was verified: secateur eval {made.out} --task TASK")
 

@@ -33,7 +33,7 @@ def plan_cost(
     ] = True,
     devices: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Devices that judge side by side, each with its own model."),
+        typer.Option(metavar="N", help="Devices that judge side by side, each with its own model."),
     ] = 1,
     tflops: Annotated[
         float | None,
@@ -67,9 +67,9 @@ def plan_cost(
     model, task = pruning.pop("model"), pruning.pop("task")
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur import plan_cost as predicted
+        from secateur import api
 
-        found = predicted(
+        found = api.plan_cost(
             model, task, calibrate=calibrate, devices=devices, tflops=tflops, bandwidth=bandwidth,
             utilization=utilization, memory=memory, progress=progress, **_as_prune(pruning),
         )  # fmt: skip
@@ -98,10 +98,10 @@ def _like_prune(verb: Callable[..., None]) -> Callable[..., None]:
 
 def print_cost(found: Mapping[str, Any]) -> None:
     """The stages, what is held in memory, and what all that rests on."""
-    from rich.console import Console
     from rich.text import Text
 
     from secateur.cli.tables import print_rows
+    from secateur.cli.terminal import terminal
     from secateur.core.baseline import baseline_text, floors_text
 
     sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
@@ -111,7 +111,7 @@ def print_cost(found: Mapping[str, Any]) -> None:
     shown = {
         key: name for key, name in shown.items() if any(_between(row["counts"], key, str) for row in rows)
     }
-    narrow = Console().width < NARROW
+    narrow = terminal().width < NARROW
     cells = [(row["stage"], *(_cell(row["counts"], key, narrow) for key in shown)) for row in rows]
     print_rows(("stage", *shown.values()), cells, title=title, whole=("stage", "time"))
     if narrow:
@@ -124,7 +124,7 @@ def print_cost(found: Mapping[str, Any]) -> None:
     elif words := floors_text(found["floors"]):
         print(f"· without a model: {words}")
     if start and start["warning"]:
-        Console().print(Text(f"· {start['warning']}", style="bold red"))
+        terminal().print(Text(f"· {start['warning']}", style="bold red"))
     for said in found["assumptions"]:
         print(f"· {said}")
 

@@ -26,8 +26,6 @@ from secateur.cli.options import (
     TestTask,
     Trust,
     examples,
-    print_already,
-    print_json,
 )
 from secateur.cli.training import (
     Bf16,
@@ -42,6 +40,7 @@ from secateur.cli.training import (
     Rate,
     TrainSeed,
     Warmup,
+    print_training,
 )
 
 
@@ -111,9 +110,9 @@ def heal(
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur.training.heal import heal as teach
+        from secateur.training import verbs
 
-        healed = teach(
+        healed = verbs.heal(
             cut, task, out, teacher=teacher, stage=stage, temperature=temperature, hidden=hidden, side=side or (),
             ledger=ledger, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
             warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha,
@@ -121,20 +120,14 @@ def heal(
             seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, dtype=dtype,
             device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(healed.record | {"out": str(healed.out), "already": healed.already})
-        return
-    if healed.already:
-        print_already(healed.out)
-    print_healed(healed.record)
-    print(f"\ncheckpoint  {healed.out}\nreport      {healed.out / 'report.html'}")
+    print_training(healed, print_healed, as_json=as_json, page="report.html")
 
 
 def print_healed(record: Mapping[str, Any]) -> None:
     """Select of all three models, then the losses stage by stage."""
-    from rich.console import Console
 
     from secateur.cli.tables import print_rows, with_interval
+    from secateur.cli.terminal import terminal
 
     sides, learned = ("teacher", "unhealed", "healed"), record["trained_on"]
     measured = [("select", row) for row in record["scores"]] + [(row["name"], row) for row in record["sides"]]
@@ -143,7 +136,7 @@ def print_healed(record: Mapping[str, Any]) -> None:
         (f"{row['metric']} on {where}", *(with_interval(row[side], row["unit"]) for side in sides))
         for where, row in measured
     ]
-    if Console().width < 100:  # intervals below their values
+    if terminal().width < 100:  # intervals below their values
         scores = [tuple(cell.replace(" [", "\n[") for cell in row) for row in scores]
     title = f"healed on {learned['examples']} examples of {record['task']['name']} ({', '.join(learned['splits'])})"
     print_rows(("measured", *sides), scores, title=title, whole=sides)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from secateur.cli.tables import print_rows
+from secateur.cli.terminal import terminal
 
 COLUMNS = ("site", "stream", "held\nout", "added", "held\nout", "cosine", "cond.", "dim.", "anis.")
 KINDS = {"stream": "with the residual", "added": "without the residual"}
@@ -27,7 +27,7 @@ def print_linearity(found: Mapping[str, Any]) -> None:
     else:
         _print_series(models, title)
     for line in (*_outliers(models), *_notes(models)):
-        Console().print(Text(line))
+        terminal().print(Text(line))
 
 
 def _lines(row: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -61,7 +61,7 @@ def _print_series(models: Sequence[Mapping[str, Any]], title: str) -> None:
     for number, (name, words) in enumerate(KINDS.items()):
         rows = [line for site in sites for line in _across([rows.get(site) for rows in by_site], site, name)]
         if number:
-            Console().print()
+            terminal().print()
         columns = ("site", *(model["name"] for model in models))
         print_rows(columns, rows, title=f"{title}: {words}, held out", whole=("site",))
 

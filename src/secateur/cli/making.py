@@ -45,14 +45,15 @@ from secateur.cli.options import (
     Trust,
     Whitened,
     Zeroed,
+    already_told,
     as_api,
     examples,
-    print_already,
     print_json,
+    print_made,
 )
 
 if TYPE_CHECKING:
-    from secateur.recipe import Result
+    from secateur.checkpoint.result import Result
 
 
 def prune(
@@ -121,7 +122,7 @@ def prune(
         ),
     ] = True,
     random_orders: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Random orders to draw beside the curves.")
+        int, typer.Option(metavar="N", help="Random orders to draw beside the curves.")
     ] = 3,
     protocol: Annotated[
         str | None,
@@ -174,7 +175,7 @@ def prune(
     contiguous: Annotated[bool, typer.Option("--contiguous", help="depth: one run of blocks.")] = False,
     rank: Annotated[
         int | None,
-        typer.Option(metavar="R", min=1, help="depth, form linear: maps of rank R beside the residual."),
+        typer.Option(metavar="R", help="depth, form linear: maps of rank R beside the residual."),
     ] = None,
     portable: Portable = False,
     zeroed: Zeroed = False,
@@ -238,10 +239,10 @@ def _prune(
     quiet: bool = False,
     **how: Any,
 ) -> None:
-    from rich.console import Console
 
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_each, print_places, print_verdict
+    from secateur.cli.terminal import terminal
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -249,21 +250,27 @@ def _prune(
 
         asked, how = (model, tasks, out), how | options | {"progress": progress}
         results = api.prune_each(*asked, **how) if each else [api.prune(*asked, **how)]
-    told = [_told(result) for result in results]
-    if as_json:
-        print_json(told if each else told[0])
-        return
-    for result in results:
-        if result.already:
-            print_already(result.out)
-    if each:
-        print_each(Console(), told)
-    else:
-        print_verdict(Console(), told[0])
-        print_places(Console(), told[0], out)
+    already = [result.out for result in results if result.already]
+
+    def show() -> None:
+        told = [_told(result) for result in results]
+        if as_json:
+            print_json(told if each else told[0])
+            return
+        for place in already:
+            print(already_told(place))
+        if each:
+            print_each(terminal(), told)
+        else:
+            print_verdict(terminal(), told[0])
+            print_places(terminal(), told[0], out)
+
+    print_made(show, *already)
 
 
 def _told(result: Result) -> dict[str, Any]:
+    if result.verdict is None:
+        raise ValueError("it has no verdict.json")
     return result.verdict | {"out": str(result.out), "already": result.already}
 
 
@@ -299,9 +306,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write report.html of a checkpoint again, from its records."""
-    from secateur.reports import write_report
+    from secateur import api
 
-    written = write_report(folder, folder / "report.html", also or ())
+    written = api.report(folder, also or ())
     if as_json:
         print_json({"report": str(written)})
     else:

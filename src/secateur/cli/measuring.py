@@ -27,14 +27,12 @@ def bench(
         str | None,
         typer.Option(metavar="MODEL", help="The dense one; left out: what OUT says it was cut from."),
     ] = None,
-    prompt: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of each prompt.")] = 512,
-    new: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens decoded after it.")] = 32,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts at once.")] = 1,
-    repeats: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Times each is measured, turn by turn.")
-    ] = 7,
+    prompt: Annotated[int, typer.Option(metavar="N", help="Tokens of each prompt.")] = 512,
+    new: Annotated[int, typer.Option(metavar="N", help="Tokens decoded after it.")] = 32,
+    batch: Annotated[int, typer.Option(metavar="N", help="Prompts at once.")] = 1,
+    repeats: Annotated[int, typer.Option(metavar="N", help="Times each is measured, turn by turn.")] = 7,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads of torch; left out: its own choice.")
+        int | None, typer.Option(metavar="N", help="Threads of torch; left out: its own choice.")
     ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of --against on the hub.")
@@ -54,9 +52,9 @@ def bench(
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur.gains.bench import bench as measured
+        from secateur import api
 
-        found = measured(
+        found = api.bench(
             out, against, prompt=prompt, new=new, batch=batch, repeats=repeats, threads=threads,
             revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
             progress=progress,

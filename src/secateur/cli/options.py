@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from secateur.core.finite import finite
-from secateur.errors import SecateurError
+from secateur.core.ranges import whole_number, whole_numbers
+from secateur.core.reading import as_written
+from secateur.errors import OutputError, SecateurError
 
 Model = Annotated[
     str,
@@ -67,10 +72,10 @@ Seed = Annotated[
     int, typer.Option(metavar="N", help="Seed of the search's order and of resampling; never of the splits.")
 ]
 SplitSeed = Annotated[int, typer.Option(metavar="N", help="Seed of the splits into probe, select and test.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="Use at most N examples.")]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Use at most N examples.")]
 Shots = Annotated[
     int,
-    typer.Option(metavar="N", min=0, help="Put N solved examples of the probe split before every prompt."),
+    typer.Option(metavar="N", help="Put N solved examples of the probe split before every prompt."),
 ]
 ShotsList = Annotated[
     str,
@@ -78,7 +83,7 @@ ShotsList = Annotated[
         "--shots", metavar="N,...", help="Solved examples before every prompt; 0,1,5 reads with each number."
     ),
 ]
-Seqlen = Annotated[int, typer.Option(metavar="N", min=2, help="Tokens per chunk of text.")]
+Seqlen = Annotated[int, typer.Option(metavar="N", help="Tokens per chunk of text.")]
 Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts in the model's chat template.")]
 AllowSmall = Annotated[
     bool, typer.Option("--allow-small", help="Warn instead of refusing when a split has under 50 groups.")
@@ -246,37 +251,31 @@ def print_json(value: Any) -> None:
     print(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
-def print_already(out: Path) -> None:
-    """Above a result that was there before."""
-    print(f"{out} already holds the result of this command; --overwrite runs it again.")
+def print_made(show: Callable[[], None], *already: Path) -> None:
+    """Prints what a command made. What was there `already` is records that anybody may have changed since: all of it is
+    printed, or nothing. Raises `OutputError` where one is damaged."""
+    if already:
+        places = ", ".join(map(str, already))
+        with as_written(places, OutputError, "--overwrite makes it again."), redirect_stdout(io.StringIO()):
+            show()
+    show()
+
+
+def already_told(out: Path) -> str:
+    """The line above a result that was there before."""
+    return f"{out} already holds the result of this command; --overwrite runs it again."
 
 
 def as_api(**given: Any) -> dict[str, Any]:
     """Command-line values as the API wants them. Raises `SecateurError` for words it cannot read."""
     options = dict(given)
-    if "matrices" in options:
-        options["matrices"] = tuple(names_of(options["matrices"]))
-    if "layers" in options:
-        options["layers"] = _layers(options["layers"])
     if "grid" in options:
         options |= _grid(options.pop("grid"))
-    for name in ("target", "step", "params"):
-        if options.get(name) is not None:
-            options[name] = _share(name, options[name])
     if options.get("offload_folder") is not None:
         options["offload_folder"] = str(options["offload_folder"])
     if "batch_size" in options:
         options["max_tokens"] = _tokens(options.pop("batch_size"))
     return options
-
-
-def _share(name: str, text: str) -> float:
-    """`70%` or `0.7`."""
-    digits = text.removesuffix("%")
-    try:
-        return float(digits) / 100 if text.endswith("%") else float(digits)
-    except ValueError:
-        raise SecateurError(f"--{name} {text!r}: write a share, such as 70% or 0.7.") from None
 
 
 def _grid(name: str) -> dict[str, Any]:
@@ -292,37 +291,18 @@ def given_plan(plan: Path | None, edits: list[str] | None) -> Path | list[str] |
     return plan if plan is not None else (edits or None)
 
 
-def _layers(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    low, colon, high = text.partition(":")
-    if not (_is_number(low) and (_is_number(high) or not colon)):
-        raise SecateurError(
-            f"--layers {text!r}: write FROM:TO, half open, such as 2:4 for blocks 2 and 3; or one block, 2."
-        )
-    return int(low), int(high) if colon else int(low) + 1
-
-
-def names_of(text: str) -> list[str]:
-    """Words between commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def numbers_of(text: str, option: str = "--shots", such: str = "0,1,5") -> list[int]:
     """`--shots 0,1,5`, or another option with numbers such as those."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(map(_is_number, words)):
+    numbers = whole_numbers(word.strip() for word in text.split(","))
+    if numbers is None:
         raise SecateurError(f"{option} {text!r}: write a number, or several such as {such}.")
-    return [int(word) for word in words]
+    return numbers
 
 
 def _tokens(text: str) -> int:
     if text == "auto":
         return 0
-    if not _is_number(text) or int(text) < 1:
+    tokens = whole_number(text)
+    if not tokens:
         raise SecateurError(f"--batch-size {text!r}: write auto, or a number of tokens such as 2048.")
-    return int(text)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return tokens

@@ -16,10 +16,8 @@ from secateur.cli.options import (
     Seqlen,
     examples,
     numbers_of,
-    print_already,
-    print_json,
 )
-from secateur.cli.training import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup
+from secateur.cli.training import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup, print_training
 
 
 def train(
@@ -74,21 +72,15 @@ def train(
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur.training.pretrain import train as pretrain
+        from secateur.training import verbs
 
-        made = pretrain(
+        made = verbs.train(
             text, tokenizer, out, steps=steps, save_steps=chosen, regulariser=regulariser, weight=weight, lr=lr,
             batch_size=batch_size, weight_decay=weight_decay, warmup=warmup, bf16=bf16, seed=seed, seqlen=seqlen,
             device=device, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,
             kv_heads=kv_heads, d_ff=d_ff, context=context,
         )  # fmt: skip
-    if as_json:
-        print_json(made.record | {"out": str(made.out), "already": made.already})
-        return
-    if made.already:
-        print_already(made.out)
-    print_trained(made.record)
-    print(f"\ncheckpoint  {made.out}")
+    print_training(made, print_trained, as_json=as_json)
 
 
 def print_trained(record: Mapping[str, Any]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from secateur.cli.linearity import print_linearity
 from secateur.cli.tables import print_rows, show
+from secateur.cli.terminal import terminal
 
 NEURONS_SHOWN = 10  # of each end: a reading of neurons has thousands, and 20 lines fit a screen
 COLUMNS = 4  # readings side by side; with more, the lowest and the highest stand for them
@@ -62,7 +62,7 @@ def _print_components(found: Mapping[str, Any], top: int | None) -> None:
     """Which readings there are, then each kind of part, then what heads do."""
     record = found["components"]
     kinds = {name: one for name, one in record.items() if isinstance(one, Mapping) and "readings" in one}
-    console = Console()
+    console = terminal()
     console.print(Text(f"{', '.join(found['what'])} of {found['model']} ({found['split']})"))
     first = next(iter(kinds.values()))
     rows = [(n, r["name"], r["n"], r["of"]) for n, r in enumerate(first["readings"], start=1)]
@@ -115,7 +115,7 @@ def _print_overlap(title: str, overlap: Mapping[str, Any], *, numbered: bool = F
     else:
         columns = ("no", "mean with the others")
         rows = [(label, _two(_mean_of_others(rho, n))) for n, label in enumerate(labels)]
-    Console().print()
+    terminal().print()
     print_rows(columns, rows, title=f"{title} (n = {overlap['n']:,})", whole=columns[1:])
 
 

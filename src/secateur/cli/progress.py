@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from secateur.cli.terminal import terminal
 from secateur.core.launched import is_main
 
 STAGES = {
@@ -77,7 +77,7 @@ class Bars:
 def bars(*, quiet: bool) -> Iterator[Bars]:
     """Bars on a terminal's stderr, and lines that say how it goes; nothing when `quiet`, no bars off a terminal."""
     logging.getLogger("secateur").setLevel(logging.WARNING if quiet else logging.INFO)
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=28),

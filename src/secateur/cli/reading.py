@@ -49,10 +49,11 @@ from secateur.cli.options import (
     as_api,
     examples,
     given_plan,
-    names_of,
     numbers_of,
     print_json,
+    print_made,
 )
+from secateur.options import words_of
 
 
 def evaluate(
@@ -188,9 +189,9 @@ def probe(
         device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
         spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    asked = {"what": names_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
-    asked |= {"revisions": names_of(revisions or ""), "also": also or (), "parts": parts}
-    asked["finer"] = names_of(finer or "")
+    asked = {"what": words_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
+    asked |= {"revisions": words_of(revisions or ""), "also": also or (), "parts": parts}
+    asked["finer"] = words_of(finer or "")
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
@@ -210,7 +211,7 @@ def runs(
     ] = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """List runs: what was asked, how far they came, the verdict."""
+    """List runs of prune, apply, finetune, heal and train: what was asked, how far they came, the verdict."""
     from secateur.cli.runs import runs_in
     from secateur.cli.tables import print_rows
 
@@ -220,9 +221,9 @@ def runs(
     elif not found:
         print(f"no runs under {place}")
     else:
-        names = ("run", "model", "task", "created", "status", "plans")
+        names = ("run", "verb", "model", "task", "created", "status", "plans")
         rows = [[run[name] for name in names] for run in found]
-        print_rows(names, rows, whole=("created", "plans"))
+        print_rows(names, rows, whole=("verb", "created", "plans"))
 
 
 def show(
@@ -244,7 +245,7 @@ def show(
     if as_json:
         print_json(found)
     else:
-        printers[verb](found)
+        print_made(lambda: printers[verb](found), run)
 
 
 def tasks(as_json: AsJson = False) -> None:

@@ -1,54 +1,131 @@
-"""What ledgers and checkpoint folders tell about runs, for `secateur runs` and `secateur show`. Imports no torch."""
+"""What ledgers and folders tell about runs, for `secateur runs` and `secateur show`. Imports no torch."""
 
 from __future__ import annotations
 
-import json
 import math
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.folder import NOTE, RECORDS, Folder
+from secateur.checkpoint.out import RUN
+from secateur.checkpoint.result import read_verdict
 from secateur.core.ledger import Ledger, Run, Trial
+from secateur.core.reading import as_written, parse_json
 from secateur.core.score import METRICS, Metric
-from secateur.errors import UnknownName
+from secateur.errors import OutputError, UnknownName
+
+TRAINED = {
+    f"{verb}.json": verb for verb in ("heal", "finetune", "train")
+}  # the record that a verb leaves in OUT
+RUNNING = "running"
+STOPPED = "stopped"  # killed, interrupted or refused; the command goes on with it
 
 
 def runs_in(place: Path) -> list[dict[str, Any]]:
-    """Every run under a folder (its `*.run` folders, two levels deep) or in one ledger file, oldest first."""
-    if place.is_file():
-        ledgers = [place]
-    else:
-        ledgers = sorted(
-            {
-                *place.glob("*.run/ledger.sqlite"),
-                *place.glob("*/*.run/ledger.sqlite"),
-                *place.glob("ledger.sqlite"),
-            }
+    """Every run in one ledger file or under a folder, two levels deep, oldest first: those that ledgers tell of, what
+    lies in `*.run` unfinished, and what `apply` and training made. Raises `UnknownName` for a place that is not
+    there."""
+    if not os.path.exists(place):
+        raise UnknownName(
+            f"{place}: there is no such folder and no such ledger. Give one, or nothing for this folder."
         )
-    found = []
-    for path in ledgers:
-        with Ledger.open(path, create=False) as ledger:
-            found += [_summary(ledger, run) for run in ledger.runs()]
+    if not place.is_dir():
+        found = list(_in_ledger(place))
+    else:
+        ledgers = [
+            path for pattern in ("", "*.run/", "*/*.run/") for path in place.glob(f"{pattern}ledger.sqlite")
+        ]
+        found = [run for path in sorted(set(ledgers)) for run in _in_ledger(path)]
+        listed = {run["run"] for run in found}
+        folders = sorted(
+            {path for pattern in ("*", "*/*") for path in place.glob(pattern) if path.is_dir()} | {place}
+        )
+        others = [
+            run for folder in folders for run in (_finished(folder), _unfinished(folder)) if run is not None
+        ]
+        found += [run for run in others if run["run"] not in listed]
     return sorted(found, key=lambda run: run["created"])
 
 
-def _summary(ledger: Ledger, run: Run) -> dict[str, Any]:
-    scope = ledger.recall(run.id, "scope")
+def _in_ledger(path: Path) -> Iterator[dict[str, Any]]:
+    with Ledger.open(path, create=False) as ledger:
+        for run in ledger.runs():
+            yield _judged(ledger, run)
+
+
+def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
+    """A run of `prune`."""
+    out, scope = _out(ledger.path, run), ledger.recall(run.id, "scope", str)
+    more = {"plans": len(ledger.trials(scope)) if scope else 0, "ledger": str(ledger.path)}
+    status = _now(out, run) if run.status == RUNNING else run.status
+    with as_written(ledger.path, OutputError, "Move it away, and start again."):
+        return _row("prune", out, run.command, run.created, status, **more)
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    """What made the folder `out`, if that was a verb that keeps no ledger there."""
+    folder = Folder(out)
+    for name in RECORDS:
+        record = folder.record(name)
+        if record is None:
+            continue
+        verb = TRAINED.get(name) or ("apply" if "apply" in record["provenance"]["command"] else "prune")
+        created = record["provenance"].get("created") or folder.made
+        status = "done" if verb != "prune" else _word(out)
+        with as_written(out / name, OutputError, "Remove it, or make it again."):
+            return _row(verb, out, record["provenance"]["command"], str(created), status)
+    return None
+
+
+def _word(out: Path) -> str:
+    """The word of a verdict."""
+    file = out / "verdict.json"
+    return read_verdict(file)["verdict"] if file.exists() else "done"
+
+
+def _unfinished(run: Path) -> dict[str, Any] | None:
+    """What a run without a ledger noted in its own folder, while it goes on or after it was stopped."""
+    note = run / NOTE
+    if not run.name.endswith(RUN) or not os.path.isfile(note):
+        return None
+    out = run.with_name(run.name.removesuffix(RUN))
+    with as_written(note, OutputError, "Remove it, or run the command again."):
+        told = parse_json(note.read_text(encoding="utf-8", errors="replace"))
+        return _row(str(told["verb"]), out, dict(told["command"]), str(told["created"]), _now(out))
+
+
+def _now(out: Path, run: Run | None = None) -> str:
+    """Of a run that has not said how it ended. Whoever works on it holds a lock, until the system takes it back; and
+    what a ledger was not told any more, the result itself tells."""
+    if Folder(out).is_locked:
+        return RUNNING
+    record = Folder(out).record("plan.json") if run is not None else None
+    return _word(out) if record and record["provenance"]["command"] == run.command else STOPPED
+
+
+def _row(
+    verb: str, out: Path, command: Mapping[str, Any], created: str, status: str, **more: Any
+) -> dict[str, Any]:
+    model = "a new Mistral" if verb == "train" else command[verb if verb in ("finetune", "heal") else "model"]
+    first = command["train"] if verb == "train" else command.get("task", "")
     return {
-        "run": _shown(_out(ledger.path, run)),
-        "model": run.command["model"],
-        "task": " + ".join([run.command["task"], *run.command.get("more_tasks", ())]),
-        "created": run.created[:16].replace("T", " "),
-        "status": run.status,
-        "plans": len(ledger.trials(scope)) if scope else 0,
-        "command": run.command,
-        "ledger": str(ledger.path),
-    }
+        "run": _shown(out),
+        "verb": verb,
+        "model": str(model),
+        "task": " + ".join(map(str, [first, *(command.get("more_tasks") or ())])),
+        "created": created[:16].replace("T", " "),
+        "status": status,
+        "plans": None,
+        "command": dict(command),
+        "ledger": None,
+    } | more
 
 
 def _out(ledger: Path, run: Run) -> Path:
     """Where the run's checkpoint is: beside its `OUT.run`, wherever that is now; else where it was written."""
-    if ledger.parent.suffix == ".run":
+    if ledger.parent.suffix == RUN:
         return ledger.parent.with_suffix("")
     return Path(run.out)
 
@@ -71,27 +148,26 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
         if not runs:
             raise UnknownName(f"{path} holds no run yet.")
         run = runs[-1]
-        scope, name, select = (ledger.recall(run.id, key) for key in ("scope", "metric", "select"))
+        scope = ledger.recall(run.id, "scope", str)
+        metric = ledger.recall(run.id, "metric", METRICS.__getitem__)
+        select = ledger.recall(run.id, "select", _examples)
         trials = ledger.trials(scope, select) if scope else []
-        summary = _summary(ledger, run)
-    metric = METRICS[name or "accuracy"]  # ledgers of an earlier day do not say
+        summary = _judged(ledger, run)
+    metric = metric or METRICS["accuracy"]  # ledgers of an earlier day do not say
     cut = [trial for trial in trials if trial.plan.edits]
-    sign = -1 if metric.higher_is_better else 1
-    cut.sort(
-        key=lambda trial: (-trial.n, sign * (_number(trial.means[metric.name]) or 0.0), trial.means["loss"])
-    )
+    cut.sort(key=lambda trial: (-trial.n, _or_worst(trial, metric), _or_worst(trial, METRICS["loss"])))
     base = [trial for trial in trials if not trial.plan.edits and select is not None]
     verdict = _out(path, run) / "verdict.json"
     return {
         "run": summary,
-        "verdict": json.loads(verdict.read_text(encoding="utf-8")) if verdict.exists() else None,
+        "verdict": read_verdict(verdict) if verdict.exists() else None,
         "metric": metric.name,
         "judged": len(trials),
-        "trials": [_row(trial, metric) for trial in (*base, *cut[:top])],
+        "trials": [_judgment(trial, metric) for trial in (*base, *cut[:top])],
     }
 
 
-def _row(trial: Trial, metric: Metric) -> dict[str, Any]:
+def _judgment(trial: Trial, metric: Metric) -> dict[str, Any]:
     """The metric that decides, and the loss by itself where that is another."""
     names = dict.fromkeys((metric.name, *(() if metric.column == "loss" else ("loss",))))
     values = {name: _number(trial.means[name]) for name in names}
@@ -100,21 +176,24 @@ def _row(trial: Trial, metric: Metric) -> dict[str, Any]:
 
 def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:
     """The verb that trained what is in a folder, and its record; None for any other place."""
-    records = ((verb, Folder(place).record(f"{verb}.json")) for verb in ("heal", "finetune", "train"))
+    records = ((verb, Folder(place).record(name)) for name, verb in TRAINED.items())
     return next(((verb, record) for verb, record in records if record), None)
 
 
 def _ledger_of(place: Path) -> Path:
-    if place.is_file():
+    if os.path.exists(place) and not os.path.isdir(place):
         return place
     tried = [place / "ledger.sqlite", Folder(place).ledger]
     for path in tried:
-        if path.exists():
+        if os.path.exists(path):
             return path
-    if (place / "plan.json").exists() and not (place / "verdict.json").exists():
+    plan, verdict = place / "plan.json", place / "verdict.json"
+    if os.path.exists(plan) and not os.path.exists(verdict):
         raise UnknownName(
             f"{place} was made by `secateur apply`, which judges nothing: secateur eval {place} --task TASK."
         )
+    if note := _unfinished(Folder(place).run) or _unfinished(place):
+        raise UnknownName(f"{place}: {note['verb']} is {note['status']}, and has nothing to show yet.")
     raise UnknownName(
         f"{place} is no run: there is no {' and no '.join(map(str, tried))}. `secateur runs DIR` lists runs."
     )
@@ -122,3 +201,15 @@ def _ledger_of(place: Path) -> Path:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _or_worst(trial: Trial, metric: Metric) -> float:
+    """The smaller, the better."""
+    value = trial.means[metric.name]
+    return math.inf if math.isnan(value) else -value if metric.higher_is_better else value
+
+
+def _examples(kept: Any) -> list[int]:
+    if not isinstance(kept, list) or not all(isinstance(number, int) for number in kept):
+        raise ValueError("no list of examples")
+    return kept

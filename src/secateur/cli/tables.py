@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from secateur.cli.terminal import Terminal, terminal
 from secateur.core.baseline import baseline_text, decides_text, floors_text
 from secateur.core.comparison import WORSE
 from secateur.core.score import few_groups
@@ -75,7 +75,7 @@ def _in_unit(value: float, unit: str) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
-def print_verdict(console: Console, verdict: Mapping[str, Any]) -> None:
+def print_verdict(console: Terminal, verdict: Mapping[str, Any]) -> None:
     """The end of the main job: word, numbers, what was cut, what it cost elsewhere, what would have been free."""
     console.print()
     console.print(_said(verdict))
@@ -106,7 +106,7 @@ def holds_cut(verdict: Mapping[str, Any]) -> bool:
     return handed is None or handed["holds"] == "cut"
 
 
-def print_places(console: Console, verdict: Mapping[str, Any], out: Path) -> None:
+def print_places(console: Terminal, verdict: Mapping[str, Any], out: Path) -> None:
     """The last lines: where the checkpoint is and what it holds, where the report is."""
     console.print()
     held, style = "", ""
@@ -127,7 +127,7 @@ def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
         yield from ((row["name"], other) for other in row["secondary"] if other["metric"] == "accuracy")
 
 
-def print_each(console: Console, verdicts: Sequence[Mapping[str, Any]]) -> None:
+def print_each(console: Terminal, verdicts: Sequence[Mapping[str, Any]]) -> None:
     """The end of `prune --each`: word, sentence and place of every task."""
     for told in verdicts:
         console.print()
@@ -219,7 +219,7 @@ def print_rows(
     title: str | None = None,
     whole: Sequence[str] = (),
 ) -> None:
-    console = Console()
+    console = terminal()
     if title:
         console.print(Text(title))
     console.print(table(columns, rows, whole=whole))
@@ -237,14 +237,14 @@ def print_scores(found: Mapping[str, Any]) -> None:
         print(few_groups(found["scores"][0]["groups"]))
     floors = floors_text(found["baseline"])
     beside = f"; hold it against {floors}, read on select" if floors else ""
-    Console().print(Text(f"{decides_text(found['baseline'])}{beside}"))
+    terminal().print(Text(f"{decides_text(found['baseline'])}{beside}"))
     if found["baseline"]["warning"]:
-        Console().print(Text(found["baseline"]["warning"], style="bold red"))
+        terminal().print(Text(found["baseline"]["warning"], style="bold red"))
 
 
 def print_run(found: Mapping[str, Any]) -> None:
     """What `secateur show` knows of a run."""
-    console = Console()
+    console = terminal()
     if found["verdict"] is not None:
         print_verdict(console, found["verdict"])
         console.print()

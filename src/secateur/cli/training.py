@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,10 +26,14 @@ from secateur.cli.options import (
     TaskSpec,
     TestTask,
     Trust,
+    already_told,
     examples,
-    print_already,
     print_json,
+    print_made,
 )
+
+if TYPE_CHECKING:
+    from secateur.training.state import Tuned
 
 Learned = Annotated[
     str,
@@ -106,9 +110,9 @@ def finetune(
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
-        from secateur.training.finetune import finetune as tune
+        from secateur.training import verbs
 
-        tuned = tune(
+        tuned = verbs.finetune(
             model, task, out, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
             warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha, lora_targets=lora_targets,
             test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen, chat=chat,
@@ -116,13 +120,26 @@ def finetune(
             revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
-        return
-    if tuned.already:
-        print_already(tuned.out)
-    print_tuned(tuned.record)
-    print(f"\ncheckpoint  {tuned.out}")
+    print_training(tuned, print_tuned, as_json=as_json)
+
+
+def print_training(
+    tuned: Tuned, show: Callable[[Mapping[str, Any]], None], *, as_json: bool, page: str | None = None
+) -> None:
+    """What a training made: its record as JSON, or as `show` prints it, with the places of checkpoint and `page`."""
+
+    def whole() -> None:
+        if as_json:
+            print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
+            return
+        if tuned.already:
+            print(already_told(tuned.out))
+        show(tuned.record)
+        print(f"\ncheckpoint  {tuned.out}")
+        if page is not None:
+            print(f"report      {tuned.out / page}")
+
+    print_made(whole, *([tuned.out] if tuned.already else []))
 
 
 def print_tuned(record: Mapping[str, Any]) -> None:

@@ -10,21 +10,24 @@ file systems, where the log of SQLite does not work.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from secateur.core.plan import Plan
+from secateur.core.reading import check_file, parse_json
 from secateur.core.score import METRICS, OUTCOME, Metric
-from secateur.errors import LedgerError
+from secateur.errors import LedgerError, PlanError, UnknownName
 
+T = TypeVar("T")
 LEDGER_VERSION = 2
 SAME_SPLIT = 0.1  # of the groups of the smaller of two test splits: what they may share and still be two
 APPLICATION_ID = 0x5ECA7E  # written in the file's header: whose SQLite file this is
@@ -136,7 +139,9 @@ class Ledger:
         Raises: `LedgerError` for a missing file, one that is not a ledger, and one of another version.
         """
         path = Path(path)
-        if not create and not path.exists():
+        if os.path.exists(path):
+            check_file(path, LedgerError)
+        elif not create:
             raise LedgerError(f"no ledger at {path}. Give the folder of a run, or --ledger FILE.")
         with _explained(path):
             connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
@@ -177,7 +182,8 @@ class Ledger:
         """OUTCOME rows of those of `examples` that are judged already, in the order asked."""
         asked = json.dumps([int(example) for example in examples])
         rows = self._read(_KNOWN, (asked, scope, plan.identity))
-        return np.array(rows, dtype=OUTCOME)  # NULL becomes nan
+        with self._decoding():
+            return _outcomes(rows)
 
     def trials(self, scope: str, among: Sequence[int] | None = None) -> list[Trial]:
         """Every plan judged in this scope, in the order in which they were first recorded; means are over all examples,
@@ -191,10 +197,11 @@ class Ledger:
             "GROUP BY trials.id ORDER BY trials.id",
             (scope,) if among is None else (scope, json.dumps([*among])),
         )
-        return [
-            Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), seconds)
-            for body, n, seconds, *values in rows
-        ]
+        with self._decoding():
+            return [
+                Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), float(seconds))
+                for body, n, seconds, *values in rows
+            ]
 
     def evaluations(self, scope: str) -> int:
         """How many (plan, example) pairs were judged in this scope."""
@@ -214,13 +221,14 @@ class Ledger:
             row = (self._id("scopes", "name", scope), key, json.dumps(value))
             db.execute("INSERT OR REPLACE INTO memos VALUES (?, ?, ?)", row)
 
-    def recall(self, scope: str, key: str) -> Any | None:
-        """What `remember` kept, or None."""
+    def recall(self, scope: str, key: str, read: Callable[[Any], T] = lambda value: value) -> T | None:
+        """What `remember` kept, as `read` makes it of the JSON value; or None. Raises `LedgerError`."""
         rows = self._read(
             "SELECT value FROM memos JOIN scopes ON scopes.id = scope WHERE scopes.name = ? AND key = ?",
             (scope, key),
         )
-        return json.loads(rows[0][0]) if rows else None
+        with self._decoding():
+            return read(parse_json(rows[0][0])) if rows else None
 
     def record_opening(self, split: str, groups: Iterable[str], opening: Opening) -> None:
         """Notes a look at the test split named `split`, whose groups have these digests. The first of each claim stays:
@@ -246,7 +254,8 @@ class Ledger:
             "WHERE split IN (SELECT value FROM json_each(?)) ORDER BY openings.id",
             (json.dumps(sorted(self._same_splits(splits))),),
         )
-        return [Opening(scope, _plan(body), *rest) for scope, body, *rest in rows]
+        with self._decoding():
+            return [_opening(scope, body, *rest) for scope, body, *rest in rows]
 
     def _same_splits(self, splits: Iterable[str]) -> set[str]:
         """`splits`, and whatever overlaps with them, or with what overlaps with them."""
@@ -284,7 +293,8 @@ class Ledger:
     def runs(self) -> list[Run]:
         """Every run, oldest first."""
         rows = self._read("SELECT id, created, command, status, out FROM runs ORDER BY created, rowid")
-        return [Run(run_id, created, json.loads(text), *rest) for run_id, created, text, *rest in rows]
+        with self._decoding():
+            return [_run(*row) for row in rows]
 
     # ------------------------------------------------------------ SQLite
 
@@ -300,6 +310,16 @@ class Ledger:
                 if self._db.in_transaction:  # a full disk has rolled back already
                     self._db.execute("ROLLBACK")
                 raise
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """Rows as we wrote them can be read. Raises `LedgerError` for others: SQLite holds any value in any column."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError, AttributeError, PlanError, UnknownName) as error:
+            raise LedgerError(
+                f"{self.path}: a row is not as secateur writes it ({error}). {_DAMAGED}"
+            ) from error
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         with _explained(self.path):
@@ -321,6 +341,12 @@ class Ledger:
         return self._db.execute("SELECT id FROM trials WHERE scope = ? AND plan = ?", key).fetchone()[0]
 
 
+def check_ledger(path: Path) -> None:
+    """Before anything is read: what is there must be ours. Raises `LedgerError`."""
+    if os.path.exists(path) and (not path.is_file() or path.stat().st_size):
+        Ledger.open(path, create=False).close()
+
+
 def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
     """Checks whose file it is before a byte of it is changed; makes the tables in an empty one."""
     db.execute("BEGIN")
@@ -328,13 +354,34 @@ def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
     db.execute("COMMIT")
     if not ours and not create:
         raise LedgerError(f"{path} is empty, not a ledger. Give the folder of a run, or --ledger FILE.")
+    if ours:
+        if _version(db) < LEDGER_VERSION:
+            _upgrade(db, path)
+        _check_tables(db, path)
     _write_ahead(db)
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA foreign_keys = ON")
     if not ours:
         _make_tables(db, path)
-    elif _version(db) < LEDGER_VERSION:
-        _upgrade(db)
+
+
+def _check_tables(db: sqlite3.Connection, path: Path) -> None:
+    """Raises `LedgerError` where a table or a column is missing."""
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(_SCHEMA + _OPENINGS)
+        for table, columns in _columns(fresh).items():
+            if missing := columns - _columns(db).get(table, set()):
+                raise LedgerError(f"{path} has no {min(missing)} of {table}. {_DAMAGED}")
+
+
+def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
+    rows = db.execute(
+        "SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
+    ).fetchall()
+    found: dict[str, set[str]] = {}
+    for table, column in rows:
+        found.setdefault(table, set()).add(column)
+    return found
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
@@ -353,22 +400,30 @@ def _write_ahead(db: sqlite3.Connection) -> None:
 def _make_tables(db: sqlite3.Connection, path: Path) -> None:
     db.execute("BEGIN IMMEDIATE")
     if not _is_ours(db, path):  # another process may have been faster
-        _run(db, _SCHEMA + _OPENINGS)
+        _execute(db, _SCHEMA + _OPENINGS)
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
     db.execute("COMMIT")
 
 
-def _upgrade(db: sqlite3.Connection) -> None:
-    """A ledger of version 1 in the tables of today, in one transaction."""
+def _upgrade(db: sqlite3.Connection, path: Path) -> None:
+    """A ledger of version 1 in the tables of today, in one transaction. Raises `LedgerError` where a table or a column
+    of that version is missing."""
     db.execute("BEGIN IMMEDIATE")
     if _version(db) == 1:  # another process may have been faster
-        _run(db, _FROM_1)
+        try:
+            _execute(db, _FROM_1)
+        except sqlite3.OperationalError as error:
+            if (
+                error.sqlite_errorcode != sqlite3.SQLITE_ERROR
+            ):  # which says that a statement cannot be carried out
+                raise
+            raise LedgerError(f"{path}: {error}. {_DAMAGED}") from error
         db.execute(f"PRAGMA user_version = {LEDGER_VERSION}")
     db.execute("COMMIT")
 
 
-def _run(db: sqlite3.Connection, script: str) -> None:
+def _execute(db: sqlite3.Connection, script: str) -> None:
     """The statements of a script in the transaction that is open; `executescript` would commit it."""
     for statement in script.split(";"):
         db.execute(statement)
@@ -398,6 +453,7 @@ def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
     return True
 
 
+_DAMAGED = "It is damaged. Restore a copy, or move it away and start again."
 _BUSY = "Another run is writing to it. Wait for that run, or give another ledger."
 _CLOSED = "It cannot be written. Check the permissions of the file and of its folder."
 _MEND = {
@@ -409,7 +465,7 @@ _MEND = {
     sqlite3.SQLITE_PERM: _CLOSED,
     sqlite3.SQLITE_CANTOPEN: "It cannot be opened. Check that its folder exists and can be written.",
     sqlite3.SQLITE_NOTADB: "It is not a ledger. Give another path.",
-    sqlite3.SQLITE_CORRUPT: "It is damaged. Restore a copy, or move it away and start again.",
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
 }
 
 
@@ -419,7 +475,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        code = vars(error).get("sqlite_errorcode", 0) & 0xFF  # the rest is detail; 0 where SQLite had no say
+        code = vars(error).get("sqlite_errorcode", 0) & 0xFF  # the rest is detail
+        if not code and isinstance(error, sqlite3.OperationalError):  # Python's own: text that is not UTF-8
+            code = sqlite3.SQLITE_CORRUPT
         if code not in _MEND:
             raise
         raise LedgerError(f"{path}: {error}. {_MEND[code]}") from error
@@ -448,5 +506,29 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
+def _outcomes(rows: list[tuple[Any, ...]]) -> np.ndarray:
+    """OUTCOME rows; NULL becomes nan. Raises `ValueError` for what no model can have done."""
+    found = np.array(rows, dtype=OUTCOME)
+    shares = np.concatenate([found["correct"], found["correct_norm"]])
+    if not np.isin(shares[~np.isnan(shares)], (0, 1)).all() or (found["tokens"] < 1).any():
+        raise ValueError("an outcome is neither right nor wrong, or of no token")
+    return found
+
+
 def _plan(body: str) -> Plan:
-    return Plan.from_json(json.loads(body))
+    found = parse_json(body)
+    if not isinstance(found, dict):
+        raise ValueError(f"{found!r:.40} is no plan")
+    return Plan.from_json(found)
+
+
+def _run(run_id: Any, created: Any, text: Any, status: Any, out: Any) -> Run:
+    command = parse_json(text)
+    if not isinstance(command, dict) or not all(isinstance(v, str) for v in (run_id, created, status, out)):
+        raise ValueError("what a run was asked is no record")
+    return Run(run_id, created, command, status, out)
+
+
+def _opening(scope: str, body: str, metric: Any, margin: Any, p_value: Any, when: Any) -> Opening:
+    named = None if margin is None else float(margin)
+    return Opening(scope, _plan(body), str(metric), named, float(p_value), str(when))

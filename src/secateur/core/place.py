@@ -17,8 +17,8 @@ SUBLAYERS = (*ATTENTIONS, "mlp")
 
 _MATRIX = "|".join(MATRICES)
 _PATTERN = re.compile(
-    rf"(?P<stack>enc\.|dec\.)?b(?P<block>\d+)"
-    rf"(?:\.(?:(?P<attention>attn|cross)\.h(?P<head>\d+)|(?P<kind>attn|cross|mlp|(?:cross\.)?(?:{_MATRIX}))))?"
+    rf"(?P<stack>enc\.|dec\.)?b(?P<block>[0-9]{{1,9}})"
+    rf"(?:\.(?:(?P<attention>attn|cross)\.h(?P<head>[0-9]{{1,9}})|(?P<kind>attn|cross|mlp|(?:cross\.)?(?:{_MATRIX}))))?"
 )
 
 

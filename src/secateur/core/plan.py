@@ -13,6 +13,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from secateur.core.fitted import Fitted
+from secateur.core.ranges import MOST, whole_numbers
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
 
@@ -53,7 +54,7 @@ class Truncate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Truncate:
-        return cls(Site.parse(data["matrix"]), int(data["rank"]), data.get("side", "top"))
+        return cls(Site.parse(_text(data["matrix"])), _whole(data["rank"]), _text(data.get("side", "top")))
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ class RemoveDirections:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RemoveDirections:
-        fold = None if data["fold"] is None else Fitted(str(data["fold"]))
-        directions = tuple(map(int, data["directions"]))
-        return cls(Site.parse(data["matrix"]), directions, bool(data["per_head"]), fold)
+        fold = None if data["fold"] is None else Fitted(_text(data["fold"]))
+        directions = tuple(map(_whole, data["directions"]))
+        if not isinstance(data["per_head"], bool):
+            raise TypeError(f"per_head {data['per_head']!r} is neither true nor false")
+        return cls(Site.parse(_text(data["matrix"])), directions, data["per_head"], fold)
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Drop:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Drop:
-        return cls(Site.parse(data["site"]))
+        return cls(Site.parse(_text(data["site"])))
 
 
 FORMS = ("linear", "fold")
@@ -176,7 +179,7 @@ class Linearize:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Linearize:
-        return cls(tuple(map(int, data["blocks"])), str(data["form"]), Fitted(str(data["fold"])))
+        return cls(tuple(map(_whole, data["blocks"])), _text(data["form"]), Fitted(_text(data["fold"])))
 
 
 Edit = Truncate | RemoveDirections | Drop | Linearize
@@ -290,9 +293,34 @@ class Plan:
             )
         try:
             edits = [_edit_from_json(item) for item in data["edits"]]
-            return cls(str(data["model"]), tuple(edits))
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"not a plan: {error!r}") from error
+            return cls(_text(data["model"]), tuple(edits))
+        except KeyError as error:
+            raise PlanError(f"not a plan: it lacks {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"not a plan: {error}.") from error
+
+
+def _whole(value: Any) -> int:
+    """What JSON has as a whole number. Raises `TypeError`: 5.5 or "5" would not be what was meant."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no whole number")
+    if abs(value) > MOST:
+        raise ValueError("a number is larger than any that counts something")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
+Asked = Plan | tuple[Edit, ...]  # what a user gives: a plan, which is for one model, or bare edits of any
+
+
+def plan_of(asked: Asked, fingerprint: str) -> Plan:
+    """The plan itself, or one of the edits for the model with this fingerprint."""
+    return asked if isinstance(asked, Plan) else Plan(fingerprint, asked)
 
 
 def _filled(edit: Edit, known: Mapping[str, Fitted]) -> Edit:
@@ -302,7 +330,9 @@ def _filled(edit: Edit, known: Mapping[str, Fitted]) -> Edit:
 
 
 def _edit_from_json(item: Mapping[str, Any]) -> Edit:
-    kind = item["kind"]
+    if not isinstance(item, Mapping):
+        raise TypeError(f"{item!r:.40} is no edit")
+    kind = _text(item["kind"])
     if kind not in _KINDS:
         raise UnknownName(f"unknown kind of edit {kind!r}.{nearest(kind, _KINDS)}")
     return _KINDS[kind].from_json(item)
@@ -338,12 +368,12 @@ def _edit_from_word(word: str) -> Edit:
     if value == "drop":
         return Drop(Site.parse(site))
     side, _, numbers = value.rpartition(":")
-    listed = numbers.split(",") if side == "without" else [numbers]
-    if not sep or side not in ("", "tail", "without") or not all(number.isdecimal() for number in listed):
+    listed = whole_numbers(numbers.split(",") if side == "without" else [numbers])
+    if not sep or side not in ("", "tail", "without") or listed is None:
         raise SecateurError(
             f"{word!r} is not an edit. Write for example b2.gate=5 (keep 5 components), b2.gate=tail:5, "
             "b2.k=without:0,7 (take out two directions), or b2.attn.h3=drop."
         )
     if side == "without":
-        return RemoveDirections(Site.parse(site), tuple(map(int, listed)))
-    return Truncate(Site.parse(site), int(numbers), side or "top")
+        return RemoveDirections(Site.parse(site), tuple(listed))
+    return Truncate(Site.parse(site), listed[0], side or "top")

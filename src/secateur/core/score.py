@@ -6,6 +6,7 @@ compares thousands of plans. A metric names one column and which way is better.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,12 @@ class Metric:
         the plain mean is the gain of the metric's mean. Searches choose by these, as verdicts decide by the mean."""
         gain = self.gain(after, before)
         return gain * (before["tokens"] / before["tokens"].mean()) if self.weighted else gain
+
+
+def loss_or_worst(outcomes: np.ndarray, name: str = "loss") -> float:
+    """The mean loss; infinite where the model gave no number, so that the smallest is always one."""
+    loss = METRICS[name].mean(outcomes)
+    return math.inf if math.isnan(loss) else loss
 
 
 METRICS: Mapping[str, Metric] = {

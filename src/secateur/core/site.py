@@ -15,7 +15,8 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 ATTENTION_MATRICES = frozenset("qkvo")
 
 _PATTERN = re.compile(
-    r"b(?P<block>\d+)(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgn])(?P<index>\d+))?|(?P<matrix>q|k|v|o|gate|up|down)))?"
+    r"b(?P<block>[0-9]{1,9})(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgn])(?P<index>[0-9]{1,9}))?"
+    r"|(?P<matrix>q|k|v|o|gate|up|down)))?"
 )
 _UNITS = {"attn": "hg", "mlp": "n"}
 
@@ -74,6 +75,23 @@ class Site:
         return (Site(self.block, self.part), Site(self.block)) if self.unit else (Site(self.block),)
 
 
+_WORDS = {  # what may be written for matrices: names, those of LASER's authors and of module paths; groups have several
+    **{name: (name,) for name in MATRICES},
+    **{f"{name}_proj": (name,) for name in ("q", "k", "v", "o", "gate", "up", "down")},
+    "out_proj": ("o",),
+    "fc_up": ("up",),
+    "fc_out": ("down",),
+}
+_BY_MODEL = ("fc_in", "attn", "mlp", "all")  # what these are depends on the matrices that a model has
+
+
+def check_matrix_words(words: Iterable[str]) -> None:
+    """Raises `UnknownName` for a word that names no matrix of any model."""
+    for word in words:
+        if word not in _WORDS and word not in _BY_MODEL:
+            raise UnknownName(f"unknown matrix {word!r}.{nearest(word, (*_WORDS, *_BY_MODEL))}")
+
+
 def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
     """Canonical matrix names for what a user wrote: `down`, LASER's `fc_out`, or a group `attn` / `mlp` / `all`.
 
@@ -82,30 +100,17 @@ def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, .
 
     Raises: `UnknownName` for a word that names nothing, or nothing that this model has.
     """
-    has = set(available)
+    has, words = set(available), tuple(words)
+    check_matrix_words(words)
     available = tuple(name for name in MATRICES if name in has)
-    gated = "gate" in available
-    meaning: dict[str, tuple[str, ...]] = {name: (name,) for name in MATRICES}
-    meaning |= {
-        "q_proj": ("q",),
-        "k_proj": ("k",),
-        "v_proj": ("v",),
-        "out_proj": ("o",),
-        "o_proj": ("o",),
-        "fc_in": ("gate",) if gated else ("up",),
-        "fc_up": ("up",),
-        "fc_out": ("down",),
-        "gate_proj": ("gate",),
-        "up_proj": ("up",),
-        "down_proj": ("down",),
+    meaning = _WORDS | {
+        "fc_in": ("gate",) if "gate" in has else ("up",),
         "attn": tuple(name for name in available if name in ATTENTION_MATRICES),
         "mlp": tuple(name for name in available if name not in ATTENTION_MATRICES),
         "all": available,
     }
     chosen: set[str] = set()
     for word in words:
-        if word not in meaning:
-            raise UnknownName(f"unknown matrix {word!r}.{nearest(word, meaning)}")
         missing = [name for name in meaning[word] if name not in available]
         if missing:
             raise UnknownName(

@@ -45,6 +45,19 @@ def system_error(error: BaseException) -> int | None:
     return int(found[1] or found[2]) if found else None
 
 
+def write_text(path: Path, text: str, option: str = "-o") -> None:
+    """A whole file or, whatever goes wrong, the one that was there before. Raises `OutputError`, as `writing`."""
+    partial = path.with_name(path.name + ".part")
+    with writing(path, option):
+        try:
+            partial.write_text(
+                text, encoding="utf-8", errors="backslashreplace"
+            )  # of names that are no UTF-8
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def flush(path: Path) -> None:
     """What was written there is on the disk."""
     number = os.open(path, os.O_RDONLY)

@@ -1,144 +1,29 @@
-"""A Ray cluster that is there already, or one begun on this machine: how many workers it has room for."""
+"""Workers on a Ray cluster that is there already, or on one begun on this machine, for the length of a search."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import ObjectStoreFullError
 
+from secateur.distributed.ask import OTHERWISE, Ask, local_count
 from secateur.distributed.pool import Pool
 from secateur.distributed.worker import num_bytes
 from secateur.errors import ClusterError
 from secateur.hf.load import Loaded
 from secateur.hf.weights import is_offloaded
-from secateur.judge.workers import Hire
 
-LOG = logging.getLogger("secateur")
 STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
 SMALLEST_STORE = 256 * 2**20
-KNOCK = 10.0  # seconds
-OTHERWISE = "Begin a cluster with `ray start --head`, or use local:N."
-TINY = 1e-6  # Ray counts resources in ten-thousandths
-
-
-@dataclass(frozen=True)
-class Ask:
-    """How many workers, and what one takes: processors are its threads too, parts of a GPU put several on one."""
-
-    workers: int | None
-    cpus: float
-    gpus: float
-
-    def __post_init__(self) -> None:
-        for name, value in (("workers", self.workers), ("cpus-per-worker", self.cpus)):
-            if value is not None and value <= 0:
-                raise ClusterError(f"--{name} {value:g}: more than 0, please.")
-        if self.gpus < 0:
-            raise ClusterError(f"--gpus-per-worker {self.gpus:g}: 0 or more, please.")
-
-    def room_on(self, resources: Mapping[str, float]) -> int:
-        """Workers on a node with these resources."""
-        room = [resources.get("CPU", 0.0) / self.cpus]
-        if self.gpus:
-            sharing = max(1, math.floor(1 / self.gpus + TINY))  # a part of a GPU is never of two
-            room.append(resources.get("GPU", 0.0) * sharing / max(1.0, self.gpus))
-        return math.floor(min(room) + TINY)
-
-    def __str__(self) -> str:
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
-
-
-def on_ray(
-    address: str,
-    *,
-    workers: int | None = None,
-    cpus_per_worker: float = 1.0,
-    gpus_per_worker: float | None = None,
-) -> Hire:
-    """Workers for `prune(..., workers=...)`: `local:N` on this machine, or a cluster, by its address or found (`auto`).
-
-    `workers`: as many as the cluster has room for, by default. `gpus_per_worker`: 1 where the model is on a GPU, else
-    none; 0.5 puts two workers on one. A worker computes with as many threads as it has CPUs.
-
-    Raises: `ClusterError` for what cannot be read here, and later for a cluster that cannot be reached or is lost.
-    """
-    local = _local(address)
-    if local is not None and workers not in (None, local):
-        raise ClusterError(f"--ray {address} says how many workers, and --workers {workers} another number.")
-    asked = Ask(local or workers, cpus_per_worker, gpus_per_worker or 0.0)
-    if local is not None:
-        _check_here(address, local, cpus_per_worker)
-    elif not (address == "auto" and ray.is_initialized()):
-        _knock(address)
-
-    def hire(loaded: Loaded) -> AbstractContextManager[Pool]:
-        on_gpu = loaded.device.type == "cuda" and gpus_per_worker is None
-        return _hired(loaded, address, Ask(asked.workers, asked.cpus, 1.0) if on_gpu else asked)
-
-    return hire
-
-
-def _local(address: str) -> int | None:
-    """N of `local:N`; None for a cluster that is there already. Raises `ClusterError`."""
-    name, _, count = address.partition(":")
-    if name != "local":
-        return None
-    if not (count.isascii() and count.isdigit() and int(count)):
-        raise ClusterError(f"--ray {address}: write local:N for N workers on this machine, such as local:2.")
-    return int(count)
-
-
-def _check_here(address: str, workers: int, cpus: float) -> None:
-    """Ray would believe any number. Raises `ClusterError` for a worker with more CPUs than there are."""
-    there = os.cpu_count() or 1
-    if cpus > there:
-        raise ClusterError(f"--cpus-per-worker {cpus:g}: this machine has {there}.")
-    if workers * cpus > there:
-        LOG.warning(
-            "--ray %s: %d workers of %g CPUs share %d; more than %d are no faster here.",
-            address,
-            workers,
-            cpus,
-            there,
-            max(1, int(there / cpus)),
-        )
-
-
-def _knock(address: str) -> None:
-    """Ray itself asks for minutes where nobody answers, as where the address file of a cluster that is gone still lies.
-    Raises `ClusterError`."""
-    found = (os.environ.get("RAY_ADDRESS") or _last()) if address == "auto" else address
-    which = address if found == address else f"{address} ({found})"
-    if found.startswith("ray://"):
-        raise ClusterError(f"--ray {which}: the driver holds the model; run it on a node of the cluster.")
-    host, _, port = found.rpartition(":")
-    if not (host and port.isdigit()):
-        raise ClusterError(f"--ray {which}: write auto, HOST:PORT of a cluster (often 6379), or local:N.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
-    except OSError as error:
-        raise ClusterError(f"--ray {which}: nobody answers there ({error}). {OTHERWISE}") from error
-
-
-def _last() -> str:
-    """The address of the cluster that was begun on this machine last. Raises `ClusterError`."""
-    try:
-        return canonicalize_bootstrap_address("auto") or ""
-    except (ConnectionError, ValueError) as error:
-        raise ClusterError(f"--ray auto: there is no cluster on this machine. {OTHERWISE}") from error
 
 
 @contextmanager
-def _hired(loaded: Loaded, address: str, ask: Ask) -> Iterator[Pool]:
+def hired(loaded: Loaded, address: str, ask: Ask) -> Iterator[Pool]:
     """Workers with this model; ended with the context, and with them a Ray that was begun here."""
     _refuse(loaded)
     begun = not ray.is_initialized()
@@ -184,7 +69,7 @@ def _count(address: str, ask: Ask) -> int:
     """Workers to ask for. Raises `ClusterError` where there is room for none, or on this machine for fewer than asked:
     a cluster may grow, this machine does not."""
     room = sum(ask.room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    local = _local(address)
+    local = local_count(address)
     if local is not None and room < local:
         raise ClusterError(
             f"--ray {address}: a worker takes {ask}, and here is room for {room}. {_sharing(local)}"
@@ -205,7 +90,7 @@ def _sharing(workers: int) -> str:
 
 def _begin(address: str, ask: Ask, loaded: Loaded) -> None:
     how: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if _local(address) is None:
+    if local_count(address) is None:
         how["address"] = address
     else:
         cpus = math.ceil(ask.workers * ask.cpus)

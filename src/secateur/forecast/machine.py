@@ -10,7 +10,6 @@ from secateur.hf.anatomy import Anatomy
 from secateur.methods.forecast import CHORES
 
 SVD = "svd "  # decompositions are named by their shape: `svd 4096x1024`
-UTILIZATION = 0.4  # of the peak, in matrix products of large batches: commonly reached, 0.3 to 0.6
 NARROW = (
     15.0  # times slower in float32, as for spectra and maps: an H100 has 67 TFLOP/s there, 989 in bfloat16
 )

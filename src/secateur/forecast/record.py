@@ -1,21 +1,19 @@
-"""`secateur.plan_cost`: what a prune will cost, before it starts, as plain data (docs/scale.md)."""
+"""What a prune will cost, before it starts, as plain data (docs/scale.md)."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from secateur.core.progress import Progress, silent
-from secateur.errors import SecateurError
 from secateur.forecast.calibrate import calibrated
 from secateur.forecast.count import Amounts, Counted
+from secateur.forecast.fleet import Fleet
 from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
-from secateur.forecast.machine import DISK, SHARED, SVD, UTILIZATION, Machine, stated
-from secateur.hf.blank import Ruler, blank_model
+from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
+from secateur.hf.blank import Ruler
 from secateur.judge.baseline import floors
 from secateur.judge.rows import Packing
 from secateur.judge.workers import Limits, spectra_bytes
@@ -25,7 +23,7 @@ from secateur.methods.forecast_directions import directions
 from secateur.methods.forecast_parts import components, depth
 from secateur.options import Options
 from secateur.recipe import baseline_of, check
-from secateur.session import Session, open_session, read_task, session_on
+from secateur.session import Session, early_session, open_session
 from secateur.sides import side_effects
 from secateur.verify import Side
 
@@ -38,79 +36,20 @@ FORECASTS = {
 }
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """`devices` equal ones of `memory` GB, or as much as it takes (None). `tflops` and `bandwidth` (GB/s) of one that
-    is not here; None: as measured here."""
-
-    devices: int = 1
-    tflops: float | None = None
-    bandwidth: float | None = None
-    utilization: float = UTILIZATION
-    memory: float | None = None
-
-    def __post_init__(self) -> None:
-        numbers = [n for n in (self.tflops, self.bandwidth, self.memory) if n is not None]
-        positive = all(0 < number < math.inf for number in numbers)
-        if self.devices < 1 or not positive or not 0 < self.utilization <= 1:
-            raise SecateurError(
-                "--devices from 1, --tflops, --bandwidth and --memory above 0, --utilization up to 1."
-            )
-        if (self.tflops is None) != (self.bandwidth is None):
-            raise SecateurError("--tflops and --bandwidth describe one device: give both, or none.")
-
-    @property
-    def elsewhere(self) -> bool:
-        return self.tflops is not None
-
-    def workers(self, weight_bytes: int) -> int:
-        """Models side by side. Raises `SecateurError` where not even one has room."""
-        each = 1 if self.memory is None else math.ceil(1.2 * weight_bytes / (self.memory * 1e9))
-        if each > self.devices:
-            raise SecateurError(
-                f"{weight_bytes / 1e9:.0f} GB of weights, with a fifth more for activations, need {each} devices of "
-                f"{self.memory:g} GB: give more --devices, or --memory."
-            )
-        return self.devices // each
-
-
 def plan_cost(
-    model: str,
-    task: str | Sequence[str],
-    *,
-    calibrate: bool = True,
-    devices: int = 1,
-    tflops: float | None = None,
-    bandwidth: float | None = None,
-    utilization: float = UTILIZATION,
-    memory: float | None = None,
-    progress: Progress = silent,
-    **options: Any,
+    options: Options, fleet: Fleet, *, calibrate: bool = True, progress: Progress = silent
 ) -> dict[str, Any]:
-    """What `prune` with these options will ask: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
-
-    Each number is three: the least a search can take, what searches took so far, the most. Seconds are measured here
-    for some seconds; with `tflops` and `bandwidth` (GB/s) they are those of another machine, and with `calibrate`
-    False there are none: then no weights are read, and a config.json is enough. Raises: as `prune` does before it
-    starts.
-    """
-    first, *more = [task] if isinstance(task, str) else task
-    asked = Options(model=model, task=first, more_tasks=tuple(more), **options)
-    fleet = Fleet(devices, tflops, bandwidth, utilization, memory)
+    """`secateur.plan_cost` of what was looked at already."""
     started = time.perf_counter()
-    blank = fleet.elsewhere or not calibrate
-    session = _blank_session(asked) if blank else open_session(asked, None, progress)
+    if blank := fleet.elsewhere or not calibrate:
+        session = early_session(options, ruler=True)
+        check(session)
+    else:
+        session = open_session(options, None, progress, check)
     loading = time.perf_counter() - started
-    check(session)
     found = forecast(session, fleet, calibrate=not blank, loading=loading, progress=progress)
     start = None if blank else baseline_of(session, session.shuffled("select")[:LOOK])
     return found | {"floors": floors(session.task), "baseline": start}
-
-
-def _blank_session(options: Options) -> Session:
-    how = {name: vars(options)[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
-    loaded = blank_model(options.model, **how)
-    return session_on(options, loaded, read_task(options, loaded))
 
 
 def forecast(

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from secateur.core.progress import Progress
-from secateur.errors import ModelError, UnknownName
 from secateur.gains.cost import Cost, cost, random_tokens
+from secateur.gains.length import Length
 from secateur.gains.timing import paired, speed
 from secateur.gains.zeroed import zeroed
 from secateur.hf.load import Loaded
 from secateur.hf.source import INDEX, WEIGHTS
+from secateur.hf.weight_files import read_index
 
 SHORT = 32  # tokens that tell the cache's bytes a token, where nothing is timed
 MEMORY = ("peak_bytes", "peak_bytes_prefill", "peak_bytes_decode")
 TIMED = ("prefill", "decode", "shape", "threads")
-
-
-@dataclass(frozen=True)
-class Length:
-    """What is run: `batch` prompts of `prompt` tokens, then `new` tokens each; `repeats` times."""
-
-    prompt: int = 512
-    new: int = 32
-    batch: int = 1
-    repeats: int = 7
-
-    def within(self, *contexts: int | None) -> Length:
-        """Cut down to the shortest context, half of it at most for new tokens."""
-        context = min((c for c in contexts if c is not None), default=self.prompt + self.new)
-        if context < 2:
-            raise ModelError(f"a context of {context} has no room for a prompt and a new token.")
-        new = min(self.new, context // 2)
-        return replace(self, new=new, prompt=min(self.prompt, context - new))
 
 
 def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> dict[str, Any]:
@@ -91,20 +73,7 @@ def bytes_on_disk(folder: str | Path) -> int:
     folder = Path(folder)
     if not (folder / INDEX).exists():
         return (folder / WEIGHTS).stat().st_size
-    shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-    return sum((folder / shard).stat().st_size for shard in set(shards))
-
-
-def original_of(folder: str | Path) -> tuple[str, str | None]:
-    """The model that a checkpoint of secateur says it was cut from, and its revision. Raises: `UnknownName`."""
-    record = Path(folder) / "plan.json"
-    if not record.exists():
-        raise UnknownName(f"{folder} does not say what it was cut from (no plan.json): give --against MODEL.")
-    try:
-        command = json.loads(record.read_text(encoding="utf-8"))["provenance"]["command"]
-        return command["model"], command["revision"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnknownName(f"{record} does not say what was cut: give --against MODEL.") from error
+    return sum((folder / shard).stat().st_size for shard in set(read_index(folder).values()))
 
 
 def _sizes(

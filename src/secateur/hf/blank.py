@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-import torch
-from transformers import AutoModelForCausalLM
-
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import (
     DTYPES,
     Loaded,
-    building,
+    auto_of,
     check_kind,
     check_machine,
     config_of,
     find_source,
-    is_carved,
+    on_meta,
     quiet,
+    refuse_shallow,
     tokenizer_of,
 )
-from secateur.hf.modeling_secateur import SecateurForCausalLM
+from secateur.hf.source import download
+from secateur.hf.weight_files import check_weights
 
 PIECE = re.compile(
     r"\s*\S{1,6}"
@@ -66,25 +65,26 @@ def blank_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    ruler: bool = False,
     **offloading: str | None,
 ) -> Loaded:
-    """MODEL as `load_model` names it, without its weights, which need not be there. Its fingerprint is no model's.
+    """MODEL as `load_model` names it, with its tokenizer and without its weights. Its fingerprint is no model's.
 
-    Raises: `UnknownName` and `ModelError` as `load_model` does for what a config tells.
+    With `ruler` neither weights nor tokenizer need be there. Raises: `UnknownName` and `ModelError` as `load_model`
+    does for all but weights.
     """
     check_machine(dtype, device, **offloading)
     with quiet():
         source = find_source(name, revision)
-        remote = check_kind(source, trust_remote_code)
+        remote, auto = check_kind(source, trust_remote_code), auto_of(source)
+        if not ruler and source.revision is not None:
+            source = download(source, weights=False)
         config = config_of(source, remote)
-        wanted = DTYPES.get(dtype) or config.dtype or torch.float32
-        with building(source, config), torch.device("meta"):
-            if is_carved(source):
-                model = SecateurForCausalLM._from_config(config, dtype=wanted)
-            else:
-                model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=remote)
-        tokenizer = tokenizer_of(source, trust_remote_code) if _has_tokenizer(source.folder) else None
+        if not ruler and source.revision is None:
+            refuse_shallow(source, config, check_weights(source.folder, source.config))
+        model = on_meta(source, auto, config, DTYPES.get(dtype, "auto"), remote)
+        needed = not ruler or _has_tokenizer(source.folder)
+        tokenizer = tokenizer_of(source, trust_remote_code) if needed else None
     found = anatomy(model.eval().requires_grad_(False))
-    return Loaded(
-        name, model, tokenizer or Ruler(found.vocab_size), found, "blank", source.revision, str(source.folder)
-    )
+    place = str(source.folder)
+    return Loaded(name, model, tokenizer or Ruler(found.vocab_size), found, "blank", source.revision, place)

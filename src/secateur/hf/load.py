@@ -5,9 +5,10 @@ Runs no pickle, and no code of a checkpoint unless asked; prints nothing.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from logging import ERROR, getLogger
@@ -30,7 +31,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from secateur.errors import ModelError, UnknownName, nearest
+from secateur.core import machine
+from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import carved_architecture
 from secateur.hf.copied_files import copied_files
@@ -40,11 +42,13 @@ from secateur.hf.generation import end_ids
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
 from secateur.hf.source import Source, download, hub_source, local_source, refuse_adapter
-from secateur.hf.weight_files import check_weights
+from secateur.hf.weight_files import Header, check_weights
 from secateur.hf.weights import device_of, keep_own_unembedding_, read
 
-DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)
+DTYPES = {name: getattr(torch, name) for name in machine.DTYPES}
+_BROKEN = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError,
+)  # fmt: skip
 _VOCABULARIES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -113,7 +117,7 @@ def load_model(
     with quiet():
         source = find_source(name, revision)
         remote = check_kind(source, trust_remote_code)
-        auto = SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
+        auto = auto_of(source)
         options = {"dtype": dtype, "remote": remote, "remote_tokenizer": trust_remote_code}
         refuse = partial(refuse_partial, _family(source))
         files = read_files(source, auto, refuse, placement=placement, **options)
@@ -161,8 +165,9 @@ def read_files(
         if source.revision is not None:
             source = download(source)
             refuse_adapter(source.folder)
-        config = config_of(source, remote)
-        check_weights(source.folder, source.config)
+        config, held = config_of(source, remote), check_weights(source.folder, source.config)
+        refuse_shallow(source, config, held)
+        refuse_unlike(source, on_meta(source, auto, config, torch_dtype, remote), held)
         tokenizer = tokenizer_of(source, remote_tokenizer)
         where = placement.arguments(scratch)
         model, info = _weights(source, auto, config, torch_dtype, remote, where)
@@ -175,7 +180,7 @@ def read_files(
 def check_machine(dtype: str, device: str, **offloading: Any) -> None:
     """Before anything is fetched. Raises `UnknownName`, `ModelError`."""
     Placement(device, **offloading).check()
-    _dtype(dtype)
+    machine.check_dtype(dtype)
 
 
 def find_source(name: str, revision: str | None) -> Source:
@@ -216,6 +221,11 @@ def is_carved(source: Source) -> bool:
     return isinstance(named, list) and SecateurForCausalLM.__name__ in named
 
 
+def auto_of(source: Source) -> type:
+    """The class that reads it."""
+    return SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
+
+
 def _architecture(source: Source) -> str:
     if is_carved(source):
         return carved_architecture(source.name, source.config)
@@ -236,6 +246,54 @@ def config_of(source: Source, remote: bool) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(str(source.folder), trust_remote_code=remote, local_files_only=True)
     except _BROKEN as error:
         raise ModelError(f"config.json of {source.name} cannot be used: {_first_line(error)}") from error
+
+
+def on_meta(
+    source: Source, auto: type, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+) -> PreTrainedModel:
+    """The model that a config states, without memory. Raises `ModelError` where it states none."""
+    wanted = config.dtype or torch.float32 if isinstance(dtype, str) else dtype
+    with building(source, config), torch.device("meta"):
+        if auto is SecateurForCausalLM:
+            return auto._from_config(config, dtype=wanted)
+        return auto.from_config(config, dtype=wanted, trust_remote_code=remote)
+
+
+MORE = 2  # times what is stored: beyond that transformers would make up a model, which may fill the memory
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def refuse_shallow(source: Source, config: PreTrainedConfig, held: Mapping[str, Header]) -> None:
+    """Raises `ModelError` where there are fewer tensors than blocks: to build them all could take hours."""
+    blocks = getattr(config, "num_hidden_layers", 0)
+    if blocks > len(held):
+        raise ModelError(
+            f"config.json of {source.name} states {blocks} blocks and the weights are {len(held)} tensors: they are "
+            "not of one model. Copy both again."
+        )
+
+
+def refuse_unlike(source: Source, blank: PreTrainedModel, held: Mapping[str, Header]) -> None:
+    """Before weights are read, by their headers alone. Raises `ModelError` where a parameter is stored as whole
+    numbers, which transformers would cast without a word, and where config.json states another model altogether."""
+    own = dict(blank.named_parameters())
+    for name, header in held.items():
+        if header.dtype not in _FLOATS and any(_ends_alike(name, path) for path in own):
+            raise ModelError(
+                f"{name} of {source.name} is stored as {header.dtype}: quantized? Only float weights can be cut."
+            )
+    stated = sum(parameter.numel() for parameter in own.values())
+    stored = sum(math.prod(header.shape) for header in held.values())
+    if stated > MORE * stored:
+        raise ModelError(
+            f"config.json of {source.name} states {stated:,} parameters and the weights hold {stored:,} numbers: they "
+            "are not of one model. Copy both again."
+        )
+
+
+def _ends_alike(name: str, path: str) -> bool:
+    """Whether a stored tensor is the parameter at `path`: one of the two may be said from a module further in."""
+    return f".{path}".endswith(f".{name}") or f".{name}".endswith(f".{path}")
 
 
 def _weights(
@@ -331,11 +389,35 @@ def tokenizer_of(source: Source, trust_remote_code: bool) -> PreTrainedTokenizer
         raise ModelError(
             f"{source.folder} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy one there."
         )
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    try:
-        return AutoTokenizer.from_pretrained(str(source.folder), **options)
-    except (*_BROKEN, ImportError) as error:
-        raise ModelError(f"the tokenizer of {source.name} cannot be read: {_first_line(error)}") from error
+    with TokenizerErrors(f"the tokenizer of {source.name} cannot be read"):
+        return read_tokenizer(str(source.folder), trust_remote_code=trust_remote_code)
+
+
+def read_tokenizer(folder: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, tried on a word: some that are broken can be read and not used."""
+    found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    found.decode(found.encode("a", verbose=False))
+    return found
+
+
+class TokenizerErrors(AbstractContextManager):
+    """Turns what goes wrong with a tokenizer into a `ModelError` that begins with `told`.
+
+    The tokenizers library raises `Exception` itself, of which every error is a kind, so the very type is asked for; and
+    where it fails within, a panic of its own."""
+
+    def __init__(self, told: str) -> None:
+        self._told = told
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None or error is None:
+            return
+        if (
+            kind is Exception
+            or kind.__name__ == "PanicException"
+            or issubclass(kind, (*_BROKEN, ImportError))
+        ):
+            raise ModelError(f"{self._told}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -343,8 +425,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _dtype(name: str) -> torch.dtype | str:
-    if name != "auto" and name not in DTYPES:
-        raise UnknownName(f"unknown dtype {name!r}.{nearest(name, ('auto', *DTYPES))}")
+    machine.check_dtype(name)
     return DTYPES.get(name, "auto")
 
 

@@ -5,7 +5,6 @@ How weights that lie elsewhere are read and changed is said in `weights.py`.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import weakref
@@ -15,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from transformers import PreTrainedModel
 
-from secateur.errors import ModelError, UnknownName, nearest
+from secateur.core.machine import MAPS, check_device, check_placement, read_map, read_memory
+from secateur.errors import ModelError, nearest
 from secateur.hf.weights import open_door_
-
-MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
@@ -38,21 +35,11 @@ class Placement:
 
     def check(self) -> None:
         """Before anything is fetched. Raises `UnknownName`, `ModelError`."""
+        check_placement(self.device, self.device_map, self.offload_folder, self.max_memory)
         if self.device_map is None:
-            for word, value in (
-                ("--offload-folder", self.offload_folder),
-                ("--max-memory", self.max_memory),
-            ):
-                if value is not None:
-                    raise ModelError(f"{word} is for --device-map: give --device-map auto, or leave it out.")
             torch_device(self.device)
-            return
-        if self.device != "auto":
-            raise ModelError(
-                f"--device {self.device} and --device-map {self.device_map} contradict each other: give one of them."
-            )
-        self._refuse_disk(self._map(), f"--device-map {self.device_map}")
-        self._memory()
+        else:
+            self._refuse_disk(self._map(), f"--device-map {self.device_map}")
 
     def target(self) -> torch.device | None:
         """The one device of the whole model, or None where a map places it. Raises as `check`."""
@@ -87,42 +74,18 @@ class Placement:
         return model
 
     def _map(self) -> Any:
-        name = self.device_map
-        if name in MAPS:
-            return name
-        if name == "disk":
-            return {"": "disk"}
-        if not name.endswith(".json"):
-            return str(torch_device(name, known=MAPS))
-        try:
-            read = json.loads(Path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"--device-map {name} cannot be read: {error}") from error
-        if not isinstance(read, dict) or not all(isinstance(to, str | int) for to in read.values()):
-            raise ModelError(f'--device-map {name}: write {{"module": device, ...}}, or "cpu", or "disk".')
-        for device in read.values():
+        """What accelerate takes. Raises `ModelError` for a device that is not here."""
+        assert self.device_map is not None
+        found = read_map(self.device_map)
+        if isinstance(found, str):
+            return found if found in MAPS else str(torch_device(found))
+        for device in found.values():
             if device != "disk":
                 torch_device(f"cuda:{device}" if isinstance(device, int) else device)
-        return read
+        return found
 
     def _memory(self) -> dict[str | int, int] | None:
-        """`cpu=8GB,0=20GB` as bytes by device."""
-        if self.max_memory is None:
-            return None
-        if self.device_map not in MAPS:
-            raise ModelError(f"--max-memory is for a map that is worked out: {', '.join(MAPS)}.")
-        found: dict[str | int, int] = {}
-        for word in self.max_memory.split(","):
-            device, _, size = word.strip().partition("=")
-            try:
-                found[int(device) if device.isdigit() else device] = convert_file_size_to_int(size)
-            except ValueError:
-                raise ModelError(
-                    f"--max-memory {self.max_memory!r}: write sizes by device, such as cpu=8GB,0=20GB."
-                ) from None
-        if wrong := [key for key in found if isinstance(key, str) and key not in ("cpu", "mps")]:
-            raise ModelError(f"--max-memory {wrong[0]}=...: devices are cpu, mps, or the number of a GPU.")
-        return found
+        return None if self.max_memory is None else dict(read_memory(self.max_memory))
 
     def _refuse_strange(self, model: PreTrainedModel) -> None:
         """A map from a file must name modules of this model, and every weight must have a place in it."""
@@ -162,14 +125,12 @@ class Scratch:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
-def torch_device(name: str, known: tuple[str, ...] = ("auto",)) -> torch.device:
+def torch_device(name: str) -> torch.device:
     """`auto`, or what torch calls a device. Raises `UnknownName`, and `ModelError` for one that is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
+    kind, index = check_device(name)
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if kind not in counts or not (index.isdigit() or not index):
-        raise UnknownName(f"unknown device {name!r}.{nearest(kind, (*known, *counts))}")
-    if int(index or 0) >= counts[kind]:
+    if index >= counts[kind]:
         raise ModelError(f"this machine has no device {name}; use auto or cpu.")
     return torch.device(name)

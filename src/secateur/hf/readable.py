@@ -18,10 +18,23 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.blank import blank_model
 from secateur.hf.encoders import ENCODERS, INSIDE, UNREAD
 from secateur.hf.families import refuse_quantized
-from secateur.hf.load import Loaded, check_machine, find_source, load_model, quiet, read_files
+from secateur.hf.load import (
+    DTYPES,
+    Loaded,
+    check_machine,
+    config_of,
+    find_source,
+    load_model,
+    on_meta,
+    quiet,
+    read_files,
+    tokenizer_of,
+)
 from secateur.hf.placement import Placement
+from secateur.hf.source import Source, download
 from secateur.hf.stacks import Block, Part, Readers, Stack, Weight
 from secateur.hf.weights import device_of
 
@@ -67,14 +80,47 @@ def load_readable(
     Raises: as `load_model`; what is neither is refused in its words.
     """
     check_machine(dtype, device, **offloading)
+    source = _encoder(name, revision)
+    if source is None:
+        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        return readable_of(load_model(name, revision=revision, **options, **offloading))
+    read = read_files(source, AutoModel, _refuse_gaps, dtype=dtype, placement=Placement(device, **offloading))
+    return readable_from(read.model, read.tokenizer, name=name, revision=read.source.revision)
+
+
+def blank_readable(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    **offloading: Any,
+) -> Readable:
+    """The same without weights. Raises as `load_readable` for all but them."""
+    source = _encoder(name, revision)
+    if source is None:
+        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        return readable_of(blank_model(name, revision=revision, **options, **offloading))
+    check_machine(dtype, device, **offloading)
+    with quiet():
+        if source.revision is not None:
+            source = download(source, weights=False)
+        model = on_meta(
+            source, AutoModel, config_of(source, remote=False), DTYPES.get(dtype, "auto"), remote=False
+        )
+        tokenizer = tokenizer_of(source, False)
+    return readable_from(model, tokenizer, name=name, revision=source.revision)
+
+
+def _encoder(name: str, revision: str | None) -> Source | None:
+    """Where a model that is read and not cut lies; None for another. Raises `UnknownName`, `ModelError`."""
     with quiet():
         source = find_source(name, revision)
     if source.config.get("model_type") not in ENCODERS or source.config.get("is_decoder"):
-        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return readable_of(load_model(name, revision=revision, **options, **offloading))
+        return None
     refuse_quantized(source.config["model_type"], source.config)
-    read = read_files(source, AutoModel, _refuse_gaps, dtype=dtype, placement=Placement(device, **offloading))
-    return readable_from(read.model, read.tokenizer, name=name, revision=read.source.revision)
+    return source
 
 
 def readable_of(loaded: Loaded) -> Readable:

@@ -5,14 +5,14 @@ Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, re
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from secateur.core.reading import check_file, check_name, read_json
 from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.copied_files import TEMPLATES, TOKENIZER_FILES
 
@@ -40,6 +41,8 @@ GGUF = (
 )
 _WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors", *TOKENIZER_FILES]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
+MOST_BLOCKS = 10_000  # of any model; to build more, even without memory, takes minutes
 
 
 @dataclass(frozen=True)
@@ -64,26 +67,55 @@ def builtin_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in root.iterdir() if (entry / CONFIG).is_file()))
 
 
-def local_source(name: str) -> Source | None:
-    """The folder or built-in model that `name` means, or None where it can only be a hub name.
+def folder_of(name: str) -> Path | None:
+    """The folder that MODEL is here, without a look into it; None where it can only be a hub name.
 
-    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for no checkpoint.
+    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for a file.
     """
     if name.startswith(BUILTIN):
         return _builtin(name)
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        if not any((path / file).exists() for file in (CONFIG, ADAPTER)):
-            raise ModelError(_no_checkpoint(name, path))
-        return Source(name, path, read_config(path))
-    if name and path.exists():
+    check_name(name, UnknownName)
+    path = os.path.expanduser(name)  # of os.path, which takes any text for a path that is not there
+    if os.path.isdir(path):
+        return Path(path)
+    if os.path.exists(path):
         folder = f"MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
-        raise ModelError(f"{name} is a file; {GGUF if path.suffix.lower() == '.gguf' else folder}")
+        raise ModelError(f"{name} is a file; {GGUF if name.lower().endswith('.gguf') else folder}")
     if name in builtin_names():
         raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
     if not _may_be_of_hub(name):
         raise UnknownName(f"there is no folder {name!r}, and a hub name has the form owner/model.")
     return None
+
+
+def place_of(name: str) -> Path:
+    """The folder that MODEL is read from: its own, or what the hub's cache has for it. Raises as `folder_of`."""
+    return folder_of(name) or Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+
+
+def local_source(name: str) -> Source | None:
+    """The folder or built-in model that `name` means, or None where it can only be a hub name.
+
+    Raises: as `folder_of`, and `ModelError` for no checkpoint.
+    """
+    folder = folder_of(name)
+    if folder is None:
+        return None
+    _refuse_pipes(folder)
+    if not any(os.path.exists(folder / file) for file in (CONFIG, ADAPTER)):
+        raise ModelError(_no_checkpoint(name, folder))
+    return Source(name, folder, read_config(folder))
+
+
+def _refuse_pipes(folder: Path) -> None:
+    """Raises `ModelError` for a pipe, a socket or a device among the files: whoever opens it may wait for ever."""
+    try:
+        strange = [path for path in folder.iterdir() if not path.is_file() and not path.is_dir()]
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read ({error.strerror}).") from error
+    for path in strange:
+        if path.exists():  # else a link to nowhere, which is no file
+            check_file(path, ModelError)
 
 
 def _may_be_of_hub(name: str) -> bool:
@@ -116,10 +148,12 @@ def hub_source(name: str, revision: str | None) -> Source:
     return Source(name, folder, read_config(folder), revision=folder.name, cached=cached)
 
 
-def download(source: Source) -> Source:
-    """The same source with weights and tokenizer there, from the very commit that the config came from."""
+def download(source: Source, *, weights: bool = True) -> Source:
+    """The same source with its files there, from the very commit that the config came from; without `weights` all but
+    those, which is little."""
     asked = source.name, source.revision
-    what = {"allow_patterns": _WANTED, "ignore_patterns": _UNWANTED}
+    wanted = [pattern for pattern in _WANTED if weights or not pattern.endswith(".safetensors")]
+    what = {"allow_patterns": wanted, "ignore_patterns": _UNWANTED}
     folder = _ask_hub(snapshot_download, *asked, **what, local_files_only=source.cached)
     _ask_hub(snapshot_download, *asked, allow_patterns=[TEMPLATES], local_files_only=source.cached)
     return replace(source, folder=Path(folder))
@@ -130,9 +164,16 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     refuse_adapter(folder)
     if not (folder / CONFIG).exists():
         raise ModelError(f"{folder} is no checkpoint: it has no {CONFIG}.")
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, ModelError)
     if not isinstance(config, dict):
         raise ModelError(f"{folder / CONFIG} is not a JSON object.")
+    if not isinstance(kind := config.get("model_type", ""), str):
+        raise ModelError(f"{folder / CONFIG} has model_type {kind!r:.80}, which is no name of one: damaged?")
+    for name in _DEPTHS:
+        if isinstance(blocks := config.get(name), int) and blocks > MOST_BLOCKS:
+            raise ModelError(
+                f"{folder / CONFIG} has {name} {blocks}, more blocks than any model has: damaged?"
+            )
     return config
 
 
@@ -150,19 +191,11 @@ def refuse_adapter(folder: Path) -> None:
     )
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def _builtin(name: str) -> Source:
+def _builtin(name: str) -> Path:
     short, known = name.removeprefix(BUILTIN), builtin_names()
     if short not in known:
         raise UnknownName(f"no built-in model {short!r}.{nearest(short, known)}")
-    folder = Path(str(resources.files("secateur") / "models" / short))
-    return Source(name, folder, read_config(folder))
+    return Path(str(resources.files("secateur") / "models" / short))
 
 
 def _is_reachable(name: str, *, revision: str | None) -> bool:

@@ -5,22 +5,33 @@ Reads headers and indices; builds no model, opens no pickle.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from secateur.core.reading import check_file, read_json
 from secateur.errors import ModelError
-from secateur.hf.source import CONFIG, GGUF, INDEX, WEIGHTS, read_json
+from secateur.hf.source import CONFIG, GGUF, INDEX, WEIGHTS
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
-    """Checks the files that transformers will load: all are there, are whole safetensors files, and hold the tensors
-    that the index promises; and that there are no others which it might load.
+@dataclass(frozen=True)
+class Header:
+    """What the header of a safetensors file says of one tensor: `dtype` in the format's own words, such as BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
+    """Checks the files that transformers will load, and returns every tensor in them by name: all files are there, are
+    whole safetensors files, and hold the tensors that the index promises; and there are no others which it might load.
 
     Raises: `ModelError` naming the file; for pickled weights, which are never opened.
     """
@@ -30,7 +41,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> None:
         return _check_shards(folder, shards)
     if not (folder / WEIGHTS).exists():
         raise ModelError(_no_safetensors(folder))
-    _tensor_names(folder / WEIGHTS)
+    return _headers(folder / WEIGHTS)
 
 
 def _refuse_other_places(folder: Path, config: Mapping[str, Any]) -> None:
@@ -49,18 +60,15 @@ def _refuse_other_places(folder: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _shards(folder: Path) -> dict[str, str] | None:
+def _shards(folder: Path) -> Mapping[str, str] | None:
     """Tensor → file, by the index; None where the weights are in one file, beside which an index without files is an
     old one. Raises `ModelError` where both are there: transformers would read the one file without a word."""
     if not (folder / INDEX).exists():
         return None
-    index = read_json(folder / INDEX)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict) or not shards:
-        raise ModelError(f"{folder / INDEX} has no weight_map.")
+    shards = read_index(folder)
     if not (folder / WEIGHTS).exists():
         return shards
-    others = [file for file in sorted(set(shards.values()) - {WEIGHTS}) if (folder / file).exists()]
+    others = [file for file in sorted(set(shards.values()) - {WEIGHTS}) if os.path.exists(folder / file)]
     if others:
         raise ModelError(
             f"{folder} holds two sets of weights: {WEIGHTS}, and the shards of {INDEX} ({others[0]}, ...). Move one of "
@@ -69,17 +77,36 @@ def _shards(folder: Path) -> dict[str, str] | None:
     return None
 
 
-def _check_shards(folder: Path, shards: Mapping[str, str]) -> None:
+def read_index(folder: Path) -> Mapping[str, str]:
+    """The file of every tensor, by their names. Raises `ModelError` where the index is no map of tensors to files of
+    the same folder: nothing elsewhere is ever opened."""
+    index = read_json(folder / INDEX, ModelError)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder / INDEX} has no weight_map.")
+    for tensor, shard in weight_map.items():
+        named = isinstance(shard, str) and shard not in ("", "..") and "\0" not in shard
+        if not named or Path(shard).name != shard:
+            raise ModelError(
+                f"{folder / INDEX} says that {tensor} lies in {shard!r:.80}, which is no name of a file beside it. "
+                "Copy the checkpoint again."
+            )
+    return weight_map
+
+
+def _check_shards(folder: Path, shards: Mapping[str, str]) -> dict[str, Header]:
+    held: dict[str, Header] = {}
     found: dict[str, str] = {}  # tensor → the file it is in
     for shard in sorted(set(shards.values())):
-        if not (folder / shard).exists():
+        if not os.path.exists(folder / shard):
             raise ModelError(
                 f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
             )
-        names = _tensor_names(folder / shard)
-        if twice := names & set(found):
+        headers = _headers(folder / shard)
+        if twice := headers.keys() & found.keys():
             raise ModelError(f"{min(twice)} is in two shards of {folder}, {found[min(twice)]} and {shard}.")
-        found |= dict.fromkeys(names, shard)
+        found |= dict.fromkeys(headers, shard)
+        held |= headers
     for tensor, shard in shards.items():
         if found.get(tensor) != shard:
             elsewhere = f", and which {found[tensor]} holds" if tensor in found else ""
@@ -90,17 +117,20 @@ def _check_shards(folder: Path, shards: Mapping[str, str]) -> None:
         raise ModelError(
             f"shard {folder / found[strangers[0]]} holds {strangers[0]}, which {INDEX} does not name. Copy both again."
         )
+    return held
 
 
-def _tensor_names(path: Path) -> set[str]:
+def _headers(path: Path) -> dict[str, Header]:
     """From the header, which also states how long the file must be."""
+    check_file(path, ModelError)
     with path.open("rb") as file:
         start = file.read(9)  # safetensors: the length of its header, which may begin with any byte, and "{"
     if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
     try:
         with safe_open(path, framework="pt") as tensors:
-            return set(tensors.keys())
+            told = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  it is no mapping
+            return {name: Header(one.get_dtype(), tuple(one.get_shape())) for name, one in told.items()}
     except (SafetensorError, OSError) as error:
         raise ModelError(_broken_shard(path, start)) from error
 

@@ -22,6 +22,7 @@ from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import OUTCOME
 from secateur.hf.load import Loaded
+from secateur.hf.running import not_finite
 from secateur.judge.forward import Forward
 from secateur.judge.generate import answers_within
 from secateur.judge.outcomes import Tally, token_scores
@@ -92,7 +93,19 @@ class Judge:
             done += len(outcomes)
             self.evaluated += len(outcomes)
             self.progress(stage, done, total)
-        return {plan: in_order(np.concatenate(found), examples) for plan, found in parts.items()}
+        judged = {plan: in_order(np.concatenate(found), examples) for plan, found in parts.items()}
+        for plan in judged:
+            if not plan.edits and not self.ban:
+                self._refuse_nan(judged[plan])
+        return judged
+
+    def _refuse_nan(self, outcomes: np.ndarray) -> None:
+        """Raises `ModelError` where the original itself gives no number for an example: nothing could be compared."""
+        wrong = outcomes["example"][~np.isfinite(outcomes["loss"])].tolist()
+        if wrong:
+            first = self.task.examples[wrong[0]].id
+            what = f"the losses of {len(wrong)} of {len(outcomes)} examples, such as {first!r}, are"
+            raise not_finite(self.loaded.name, self.loaded.model.dtype, what)
 
     def tally(self, plan: Plan, examples: Sequence[int]) -> Tally:
         """The log-likelihood of every continuation, for what outcomes do not hold."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from secateur import records, verify
 from secateur.core.plan import Plan
-from secateur.errors import PlanError, TaskError
+from secateur.core.readings import ANALYSES as NAMES
+from secateur.errors import TaskError
 from secateur.judge.evaluator import Judge
 from secateur.methods.laser import candidates, full_ranks, screen
 from secateur.options import matrices_of
@@ -22,7 +23,6 @@ Reader = Callable[[Session, Judge, str, Plan], Rows]
 
 def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """Per matrix: how its singular values fall, and what truncation is predicted to do to the loss."""
-    _needs_none(plan, "spectrum")
     edits = candidates(session.loaded.anatomy, session.options)
     readings = screen(session, judge, edits)[-1]
     rows = []
@@ -85,7 +85,6 @@ def _direction_row(one: MatrixEffects) -> dict[str, Any]:
 
 def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """(a) Loss and accuracy against the share of components removed, per matrix."""
-    _needs_none(plan, "curves")
     edits = candidates(session.loaded.anatomy, session.options)
     judged = judge(
         [session.empty, *(session.empty + edit for edit in edits)], session.task.split(split), "curves"
@@ -96,43 +95,23 @@ def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
 
 def _tail(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """(c) What all, the kept, and the removed components of each edited matrix answer."""
-    _needs_edits(plan, "tail")
-    if session.task.kind == "text":
-        raise TaskError("--what tail looks at answers, and text has none. Take a task of questions.")
     return split_answers(judge, plan, session.task.split(split))
 
 
 def _frequency(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """(b) Accuracy before and after the plan, by how often training text had the fact."""
-    _needs_edits(plan, "frequency")
     examples = session.task.split(split)
     judged = judge([session.empty, plan], examples, "frequency")
-    rows = records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
-    if not rows:
-        raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
-    return rows
+    return records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
 
 
 def _paraphrases(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     """(d) Accuracy over all phrasings, and the share of facts right in every one of them."""
     others = verify.paraphrase_task(session.task, split)
-    if others is None:
-        raise TaskError("this task has no paraphrases.")
+    assert others is not None, "see check_analysis"
     asked = session.on(others)
     judged = asked.judge()([session.empty, plan], range(len(asked.task.examples)), "paraphrases")
     return [records.paraphrase_record(asked.task, judged[session.empty], judged[plan])]
-
-
-def _needs_edits(plan: Plan, what: str) -> None:
-    if not plan.edits:
-        raise PlanError(
-            f"--what {what} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
-        )
-
-
-def _needs_none(plan: Plan, what: str) -> None:
-    if plan.edits:
-        raise PlanError(f"--what {what} reads the model as it is; leave out --plan and --edit.")
 
 
 ANALYSES: dict[str, Reader] = {
@@ -143,3 +122,16 @@ ANALYSES: dict[str, Reader] = {
     "frequency": _frequency,
     "paraphrases": _paraphrases,
 }
+assert tuple(ANALYSES) == NAMES, "what may be asked for is what there is"
+
+
+def check_analysis(what: str, session: Session, split: str) -> None:
+    """Before there are weights. Raises `TaskError` where the task lacks what is read, `UnknownName` for matrices and
+    layers."""
+    matrices_of(session.loaded.anatomy, session.options)
+    if what == "tail" and session.task.kind == "text":
+        raise TaskError("--what tail looks at answers, and text has none. Take a task of questions.")
+    if what == "frequency" and not records.knows_frequency(session.task, session.task.split(split)):
+        raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
+    if what == "paraphrases" and verify.paraphrase_task(session.task, split) is None:
+        raise TaskError("this task has no paraphrases.")

@@ -8,13 +8,12 @@ Source: Bansal et al. 2022 (arXiv 2212.09095).
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 from secateur import records
 from secateur.core.noninferiority import MARGIN
 from secateur.core.site import Site
-from secateur.errors import PlanError, SecateurError
+from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.curves import kept_share, parameters_left, pruning_record
 from secateur.methods.found import Counted, Found
@@ -29,24 +28,17 @@ LOG = logging.getLogger("secateur")
 
 
 def check(session: Session) -> None:
-    """Raises `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for shares that are
-    none, or out of reach."""
+    """Raises `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for a share of the
+    parameters that is out of reach."""
     everything = session.empty
     for kind in kinds_of(session):
         everything = advanced(everything, kind, 1.0, dict.fromkeys(kind.sites, 0.0))
     goal_of(session).check_reach(kept_share(session, everything))
-    steps(session.options.step, session.options.target)
 
 
 def goal_of(session: Session) -> Goal:
     """What the user set; where nothing is, as far as the default margin allows."""
     options = session.options
-    if options.params is not None and not 0 < options.params < 1:
-        raise SecateurError(
-            f"--params {options.params}: the fraction of parameters to keep, between 0 and 1."
-        )
-    if options.max_loss is not None and not 0 <= options.max_loss < math.inf:
-        raise SecateurError(f"--max-loss {options.max_loss}: a loss of 0 or more, in the metric's own unit.")
     free = options.target is None and options.params is None
     max_loss = MARGIN if options.max_loss is None and free else options.max_loss
     return Goal(session.objective.metric, max_loss, options.target, options.params)

@@ -12,7 +12,7 @@ import logging
 
 from secateur import records
 from secateur.core.noninferiority import MARGIN
-from secateur.errors import PlanError, SecateurError, UnknownName, nearest
+from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.carriers import blocks_that_can_go
 from secateur.methods.components import goal_of
@@ -21,7 +21,7 @@ from secateur.methods.depth_record import depth_record
 from secateur.methods.depth_walk import Walk
 from secateur.methods.found import Counted, Found
 from secateur.options import Options, layers_of
-from secateur.search.depth import BY, FORMS, FellBack, Stop
+from secateur.search.depth import FellBack, Stop
 from secateur.session import Session
 
 LOG = logging.getLogger("secateur")
@@ -32,20 +32,16 @@ back about as much as ever in domain, but on other text only later."""
 
 
 def check(session: Session) -> None:
-    """Raises `UnknownName` for forms and measures, `PlanError` for what cannot be folded, `SecateurError` for sizes."""
+    """Raises `UnknownName` for layers, `PlanError` for what cannot be folded, `SecateurError` for sizes."""
     options, anatomy = session.options, session.loaded.anatomy
-    for name, value, known in (("by", options.by, BY), ("form", options.form, FORMS)):
-        if value not in known:
-            raise UnknownName(f"--{name} {value!r}.{nearest(value, known)}")
     if options.form == "fold" and not anatomy.foldable:
         raise PlanError(
             f"--form fold: {anatomy.architecture} has a norm after its feed-forward networks, so no linear map can be "
             "folded into them. Take --form linear, or drop."
         )
-    if options.rank is not None and (options.form != "linear" or not 1 <= options.rank <= anatomy.d_model):
-        raise SecateurError(f"--rank {options.rank} is for --form linear, from 1 to {anatomy.d_model}.")
+    if options.rank is not None and options.rank > anatomy.d_model:
+        raise SecateurError(f"--rank {options.rank}: from 1 to {anatomy.d_model}, the width of this model.")
     _check_number(anatomy, options)
-    goal_of(session)
 
 
 NEEDS = {  # what stops a block from going
@@ -62,7 +58,7 @@ def _check_number(anatomy: Anatomy, options: Options) -> None:
         raise PlanError(
             f"--form {options.form}: no block of {blocks.start}:{blocks.stop} can go ({NEEDS[options.form]})."
         )
-    if options.blocks is not None and not 1 <= options.blocks <= can:
+    if options.blocks is not None and options.blocks > can:
         raise SecateurError(
             f"--blocks {options.blocks}: from 1 to {can} of the {len(blocks)} blocks may go ({NEEDS[options.form]})."
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.core.plan import Plan
-from secateur.core.score import METRICS
+from secateur.core.score import loss_or_worst
 from secateur.methods.carriers import blocks_that_can_go, carriers_of, forms_of
 from secateur.methods.found import Counted
 from secateur.options import layers_of
@@ -70,10 +70,10 @@ class Walk:
         return {block: 1 - vars(found[block])[by] for block in left}
 
     def _losses(self, plans: Sequence[Plan], examples: Sequence[int]) -> dict[Plan, float]:
-        """Mean nats a token."""
-        metric = METRICS["text_loss" if self.session.task.kind == "text" else "loss"]
+        """Mean nats a token; infinite where a plan makes the model give no numbers."""
+        name = "text_loss" if self.session.task.kind == "text" else "loss"
         judged = self.judge(plans, examples, "depth")
-        return {plan: float(metric.mean(judged[plan])) for plan in plans}
+        return {plan: loss_or_worst(judged[plan], name) for plan in plans}
 
     def _similarity(self, plan: Plan, left: tuple[int, ...]) -> dict[int, Similarity]:
         """Both of the cheap measures, in one pass over `probe`."""

@@ -17,12 +17,12 @@ from functools import cached_property
 from secateur import records
 from secateur.core.plan import Plan
 from secateur.core.stats import paired_z
-from secateur.errors import SecateurError, UnknownName
+from secateur.errors import SecateurError
 from secateur.methods.components import goal_of
 from secateur.methods.effects import Effects, Reading
 from secateur.methods.found import Counted, Found, taken
 from secateur.methods.trail import Step, Trail, trail_record
-from secateur.options import Options, matrices_of
+from secateur.options import PROTOCOLS, matrices_of
 from secateur.search.directions import (
     Direction,
     Order,
@@ -43,29 +43,13 @@ RACE_Z = 3.0
 HELPS = 1.0  # standard errors by which a round must better the last
 ROUNDS = 8
 SHARE = 0.1  # of each matrix, for the paper's protocol
-_LISTENERS = {  # which protocols an option is for, if not for all
-    "max_loss": ("--max-loss", ("removal",)),
-    "step": ("--step", ("removal",)),
-    "target": ("--target", ("removal", "paper")),
-    "overall": ("--overall", ("paper",)),
-    "weakest": ("--weakest", ("removal", "threshold", "paper")),
-    "rescore": ("--ranks-once", ("search", "removal")),
-    "exhaustive": ("--exhaustive", ("search",)),
-    "dynamic": ("--no-dynamic", ("search",)),
-}
 
 
 def check(session: Session) -> None:
-    """Raises `UnknownName` for matrices, layers or protocols that there are none of, `SecateurError` for shares,
-    and for what the protocol does not listen to."""
+    """Raises `UnknownName` for matrices and layers that there are none of, `SecateurError` where zeros cannot stand for
+    directions."""
     matrices_of(session.loaded.anatomy, session.options)
-    protocol, options = protocol_of(session), session.options
-    goal_of(session)
-    steps(options.step, options.target)
-    for name, (flag, listeners) in _LISTENERS.items():
-        if protocol not in listeners and vars(options)[name] != vars(Options)[name]:
-            raise SecateurError(f"{flag} is for --protocol {' and '.join(listeners)}, not {protocol}.")
-    if options.zeroed:
+    if session.options.zeroed:
         _check_zeroed(session)
 
 
@@ -80,20 +64,10 @@ def _check_zeroed(session: Session) -> None:
             )
 
 
-def protocol_of(session: Session) -> str:
-    """The one asked for; else removal where a bound is set, and search where none is."""
-    options = session.options
-    if options.protocol is None:
-        return "search" if options.target is None and options.max_loss is None else "removal"
-    if options.protocol not in _WALKS:
-        raise UnknownName(f"unknown protocol {options.protocol!r}; it is one of {', '.join(_WALKS)}.")
-    return options.protocol
-
-
 def weakest_first(session: Session) -> bool:
     """What was asked for; else only where the aim is that as many as can go, go."""
     asked = session.options.weakest
-    return protocol_of(session) == "removal" if asked is None else asked
+    return session.options.chosen_protocol == "removal" if asked is None else asked
 
 
 def search(session: Session) -> Found:
@@ -104,7 +78,7 @@ def search(session: Session) -> Found:
         Counted(evaluator),
         Effects(session, evaluator, matrices_of(session.loaded.anatomy, session.options)),
     )
-    protocol = protocol_of(session)
+    protocol = session.options.chosen_protocol
     with session.timed("choose"):
         trail = _WALKS[protocol](at)
     with session.timed("analyze"):
@@ -248,3 +222,5 @@ _WALKS: Mapping[str, Callable[[_At], Trail]] = {
     "threshold": _threshold,
     "paper": _paper,
 }
+
+assert tuple(_WALKS) == PROTOCOLS, "what may be asked for is what there is"

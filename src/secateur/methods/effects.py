@@ -75,9 +75,9 @@ class Effects:
         how = [options.per_head, options.second_order, len(self._probe), *map(str, self._sites)]
         key = f"directions {digest([plan.identity, how])}"
         ledger = None if options.whitened else session.ledger
-        known = ledger.recall(session.scope, key) if ledger else None
+        known = ledger.recall(session.scope, key, DirectionEffects.from_json) if ledger else None
         if known is not None:
-            return Reading(DirectionEffects.from_json(known))
+            return Reading(known)
         found = self._compute(plan)
         if ledger:
             ledger.remember(session.scope, key, found.to_json())

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.directions import ROUNDS, protocol_of
+from secateur.methods.directions import ROUNDS
 from secateur.methods.effects import MAX_PROBED
 from secateur.methods.forecast import (
     EXPECTED,
@@ -36,7 +36,7 @@ def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
     """By the protocol: rounds of races, one walk, or one plan."""
     options = session.options
     sites = tuple(matrices_of(session.loaded.anatomy, options))
-    n, protocol = len(session.task.split("select")), protocol_of(session)
+    n, protocol = len(session.task.split("select")), session.options.chosen_protocol
     reading = Read(
         "choose",
         "direction effects",

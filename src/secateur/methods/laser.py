@@ -84,9 +84,9 @@ def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> list[Re
     probe = session.task.split("probe")[:MAX_PROBED]
     contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
     key = f"screen {digest([contrast, len(probe), *map(str, edits)])}"
-    known = session.ledger.recall(session.scope, key) if session.ledger else None
+    known = session.ledger.recall(session.scope, key, _screens) if session.ledger else None
     if known is not None:
-        return [Readings.from_json(one) for one in known]
+        return known
     readings = truncation_effects(
         session.loaded,
         session.encoded,
@@ -100,6 +100,10 @@ def screen(session: Session, judge: Judge, edits: Sequence[Truncate]) -> list[Re
     if session.ledger:
         session.ledger.remember(session.scope, key, [one.to_json() for one in readings])
     return list(readings)
+
+
+def _screens(kept: Any) -> list[Readings]:
+    return [Readings.from_json(one) for one in kept]
 
 
 def _analyze(session: Session, judge: Judge, plan: Plan, raced: Race) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
+from secateur.core.readings import check_finite
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
@@ -48,6 +49,12 @@ class MatrixEffects:
     curvature: Float[np.ndarray, " k"] | None
     mean_input: Float[np.ndarray, " in"]
     u: Float[np.ndarray, "out k"] | None = None
+
+    def __post_init__(self) -> None:
+        whole = float(np.sum(self.predicted)) + float(
+            np.sum(self.mean_input)
+        )  # not finite where one of them is not
+        check_finite("effects of directions", {str(self.site): whole})
 
     @property
     def predicted(self) -> Float[np.ndarray, " k"]:

@@ -15,15 +15,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from secateur.core.readings import FINER
 from secateur.errors import ModelError
 from secateur.hf.readable import Readable
+from secateur.hf.running import check_finite
 from secateur.hf.stacks import Part, Stack, Weight
 from secateur.judge.rows import Packing
 
 Ids = Sequence[int]
 
 
-HEADS, MATRICES = FINER = ("heads", "matrices")  # what of a part can be looked at
+HEADS, MATRICES = FINER
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,17 @@ def run(readable: Readable, batch: Batch, places: Sequence[Tap], seen: Seen) -> 
         readable.runs(**_inputs(readable, padded))
     if missing:
         raise ModelError(f"{min(missing)} never ran as a module, so what passes there cannot be read.")
+
+
+@torch.inference_mode()
+def check_first(readable: Readable, sequences: Sequence[Ids]) -> None:
+    """Runs the model on some sequences. Raises `ModelError` where the states that it gives are not finite."""
+    found = {
+        stack: _padded(rows, readable.pad, readable.device)
+        for stack, rows in streams(readable, sequences).items()
+    }
+    states = readable.runs(**_inputs(readable, found)).last_hidden_state
+    check_finite(readable.name, states, f"numbers after {len(sequences)} sequences")
 
 
 def _padded(

@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from secateur.core.progress import Progress, silent
-from secateur.core.readings import Readings
+from secateur.core.readings import PARTS, Readings
 from secateur.core.site import Site
 from secateur.errors import PlanError, TaskError
 from secateur.hf.load import Loaded
+from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import head_importance
 from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.probes.neurons import neuron_importance
-from secateur.session import Session, read_model, read_task, session_on
+from secateur.session import Session, blank_of, read_model, read_task, ready_session, session_on
 from secateur.surgery.operations import droppable
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
@@ -65,37 +66,45 @@ def read_components(
     split: str,
     progress: Progress = silent,
 ) -> Components:
-    """Reads `what` (names in `COMPONENTS`) of `options.model` on each task at each number of shots.
+    """Reads `what` (names in `PARTS`) of `options.model` on each task at each number of shots.
 
-    Raises: `TaskError` without a task (only induction needs none) or for two tasks of one name, `UnknownName` for
+    Only induction needs no task. Raises: `TaskError` for two tasks of one name, `UnknownName` for
     layers, and what reading a model or a task raises.
     """
-    if not tasks and set(what) != {"induction"}:
-        raise TaskError(f"--what {','.join(what)} is read on a task: give --task.")
     progress("load", 0, 1)
-    loaded = read_model(options)
-    blocks = layers_of(loaded.anatomy, options)
-    plain = _plain_tasks(options, loaded, tasks)
+    early = blank_of(options)
+    blocks = layers_of(early.anatomy, options)
+    plain = _plain_tasks(options, early, tasks, split)
     if "ffns" in what and len({task.kind == "text" for task in plain}) > 1:
         raise TaskError(
             "text and answers have different losses, and --what ffns no mean of them: read one of them."
         )
+    sessions = list(_sessions(options, early, plain, shots, split))
+    loaded = read_model(options)
+    if not sessions:
+        check_runs(loaded, [range(min(FEW, loaded.anatomy.vocab_size))])
     progress("load", 1, 1)
     # Of induction the importance of heads is read too, to be set beside it.
     kinds = dict.fromkeys("heads" if one == "induction" else one for one in what)
     readings = [
-        Reading(name, count, len(session.task.split(split)), of, _found(kinds, session, split, blocks))
-        for name, count, of, session in _sessions(options, loaded, plain, shots, split, progress)
+        Reading(
+            name,
+            count,
+            len(session.task.split(split)),
+            of,
+            _found(kinds, ready_session(session, loaded, progress), split, blocks),
+        )
+        for name, count, of, session in sessions
     ]
     found = behavior(loaded, blocks, progress) if "induction" in what else {}
     return Components(tuple(readings), found)
 
 
-def _plain_tasks(options: Options, loaded: Loaded, specs: Sequence[str]) -> list[Task]:
+def _plain_tasks(options: Options, loaded: Loaded, specs: Sequence[str], split: str) -> list[Task]:
     """Before anything is read: tasks are told apart by their names."""
     found: dict[str, Task] = {}
     for spec in specs:
-        task = read_task(replace(options, task=spec, shots=0), loaded)
+        task = read_task(replace(options, task=spec, shots=0), loaded, {split: 1})
         if task.name in found:
             raise TaskError(f"two tasks are called {task.name!r}. Give each once, files by different names.")
         found[task.name] = task
@@ -108,15 +117,14 @@ def _sessions(
     tasks: Sequence[Task],
     shots: Sequence[int],
     split: str,
-    progress: Progress,
 ) -> Iterator[tuple[str, int, int, Session]]:
-    """Task, shots, how many examples the split has, and a session on those that fit."""
+    """Task, shots, how many examples the split has, and a session without weights on those that fit."""
     for task in tasks:
         for count in dict.fromkeys(shots):
             shot = with_shots(task, count, options.split_seed)
             asked = set(shot.split(split))
             alone = shot.without([i for i in range(len(shot.examples)) if i not in asked])
-            session = session_on(replace(options, shots=count), loaded, alone, progress=progress)
+            session = session_on(replace(options, shots=count), loaded, alone)
             yield task.name, count, len(asked), session
 
 
@@ -177,4 +185,4 @@ _BY_TASK: Mapping[str, Callable[..., Found]] = {
     "ffns": _by_ablation,
     "neurons": _by_gradient("neurons", neuron_importance),
 }
-COMPONENTS = (*_BY_TASK, "induction")
+assert (*_BY_TASK, "induction") == PARTS, "what may be asked for is what there is"

@@ -5,23 +5,22 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur.checkpoint.folder import write_json
 from secateur.core.progress import Progress, silent
-from secateur.errors import TaskError, TooLong, UnknownName, nearest
-from secateur.hf.load import find_source, quiet
-from secateur.hf.readable import Readable, load_readable
+from secateur.errors import TaskError, TooLong, UnknownName
+from secateur.hf.readable import Readable, blank_readable, load_readable
 from secateur.options import Options
 from secateur.probes.linearity import Profile, linearity
 from secateur.probes.outliers import TIMES, Outliers
-from secateur.probes.passing import FINER
+from secateur.probes.passing import check_first
 from secateur.probes.transition import Cloud, Linearity
 from secateur.records import versions
 from secateur.reports import write_probe_report
-from secateur.session import read_task
+from secateur.session import FIRST, FIRST_TOKENS, loading_of, read_task
 from secateur.tasks.encode import encode
 from secateur.tasks.example import Task
 
@@ -34,54 +33,33 @@ ON_CPU, ON_GPU = 2048, 32768  # padded tokens of a forward pass
 
 
 def read_linearity(
-    options: Options,
+    asked: Sequence[Options],
     split: str,
     *,
-    revisions: Sequence[str] = (),
-    also: Sequence[str] = (),
     parts: bool = False,
     finer: Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Record:
-    """The record of docs/records.md (Linearity): one profile for each of `revisions` of `options.model` (for the model
-    as it is, where there are none) and of the models `also`. With `out` it is written there, and a page of curves.
+    """The record of docs/records.md (Linearity): one profile for each of the models `asked` for, on one task. With
+    `out` it is written there, and a page of curves.
 
     Raises: what reading a model or a task raises, before the first is read where it can be told; `TaskError` where
     there are too few sequences to hold some out; `OutputError` where nothing can be written.
     """
-    for one in finer:
-        if one not in FINER:
-            raise UnknownName(f"there are no finer {one!r} to read.{nearest(one, FINER)}")
-    asked = [replace(options, revision=one) for one in revisions] or [options]
-    asked += [replace(options, model=one, revision=None) for one in also]
-    _check(asked)
-    models, names = [], []
-    for number, one in enumerate(asked):
+    texts = [
+        _prepared(one, split) for one in asked
+    ]  # hours of reading should not end at a name that is not there
+    models = []
+    for number, (one, text) in enumerate(zip(asked, texts, strict=True)):
         progress("models", number, len(asked))
-        name, model = _read(one, split, {"parts": parts, "finer": finer}, progress)
-        names.append(name)
-        models.append(model)
+        models.append(_read(one, text, {"parts": parts, "finer": finer}, progress))
     progress("models", len(asked), len(asked))
-    record: Record = {"what": "linearity", "model": options.model, "task": names[0], "split": split}
+    record: Record = {"what": "linearity", "model": asked[0].model, "task": texts[0].task, "split": split}
     record |= {"outlier_norm": TIMES, "models": models}
     if out is not None:
         record["written"] = [str(path) for path in _write(record, Path(out))]
     return record
-
-
-def _check(asked: Sequence[Options]) -> None:
-    """Hours of reading should not end at a name that is not there."""
-    names = [_name(one) for one in asked]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UnknownName(f"{twice[0]} is given twice; a curve each needs models of different names.")
-    for one in asked if len(asked) > 1 else ():
-        with quiet():
-            find_source(one.model, one.revision)
-
-
-def _name(options: Options) -> str:
-    return options.model if options.revision is None else f"{options.model}@{options.revision}"
 
 
 def _write(record: Record, out: Path) -> list[Path]:
@@ -97,23 +75,23 @@ def _write(record: Record, out: Path) -> list[Path]:
 class _Text:
     """The sequences of a split, and which are held out."""
 
+    task: str
     sequences: list[tuple[int, ...]]
     held_out: list[bool]
     of: int
 
 
-def _read(options: Options, split: str, places: Mapping[str, Any], progress: Progress) -> tuple[str, Record]:
-    """The task's name, and the model's record."""
-    readable = load_readable(
-        options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        device=options.device,
-        trust_remote_code=options.trust_remote_code,
-        **options.offloading,
-    )
-    task = read_task(options, readable)
-    text = _text(task, readable, options, split)
+def _prepared(options: Options, split: str) -> _Text:
+    """What a model will read. Raises what reading it and its task would raise but for its weights."""
+    blank = blank_readable(options.model, **loading_of(options))
+    _blocks(blank, options)
+    return _text(read_task(options, blank, {split: 1}), blank, options, split)
+
+
+def _read(options: Options, text: _Text, places: Mapping[str, Any], progress: Progress) -> Record:
+    """The record of one model."""
+    readable = load_readable(options.model, **loading_of(options))
+    check_first(readable, [tokens[:FIRST_TOKENS] for tokens in text.sequences[:FIRST]])
     on_cpu = readable.device.type == "cpu"
     profile = linearity(
         readable,
@@ -125,7 +103,7 @@ def _read(options: Options, split: str, places: Mapping[str, Any], progress: Pro
         progress=progress,
         **places,
     )
-    return task.name, _model_record(_name(options), readable, text, profile)
+    return _model_record(options.named, readable, text, profile)
 
 
 def _blocks(readable: Readable, options: Options) -> range | None:
@@ -154,7 +132,9 @@ def _text(task: Task, readable: Readable, options: Options, split: str) -> _Text
         )
     random.Random(options.split_seed).shuffle(groups)
     out = set(groups[: max(1, round(HELD_OUT * len(groups)))])
-    return _Text(list(found.values()), [task.examples[number].group in out for number in found], len(asked))
+    return _Text(
+        task.name, list(found.values()), [task.examples[number].group in out for number in found], len(asked)
+    )
 
 
 def _encoded(

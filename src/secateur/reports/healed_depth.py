@@ -36,6 +36,13 @@ def healed_depth(record: Record, also: Sequence[Record], figures: Figures) -> st
     )
 
 
+def check_depth(depth: Record) -> None:
+    """Draws what of a cut's own curves will be drawn, to no page. Raises what broken records raise."""
+    curves(depth, ())
+    forms_key(depth)
+    _beside(depth, ())
+
+
 def _points(metric: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     """As the points of a form are, of every healed cut with one form for all its blocks."""
     for record in records:

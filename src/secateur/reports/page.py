@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from secateur.core.finite import finite
-from secateur.core.writing import writing
+from secateur.core.reading import read_json
+from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.reports import tables
 from secateur.reports.chart import Figure
@@ -94,6 +95,10 @@ def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | 
     cannot be written.
     """
     folder, out = Path(folder), Path(out_html)
+    if not os.path.isdir(folder):
+        raise SecateurError(
+            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
+        )
     if (folder / "heal.json").exists():
         others = [_read(Path(other) / "heal.json") for other in also]
         return write_heal_report(_read(folder / "heal.json"), out, others)
@@ -101,7 +106,8 @@ def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | 
         raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
-    return _write(render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis), out)
+    page = render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis)
+    return _written(page, out)
 
 
 def write_heal_report(record: Record, path: str | Path, also: Sequence[Record] = ()) -> Path:
@@ -109,7 +115,7 @@ def write_heal_report(record: Record, path: str | Path, also: Sequence[Record] =
 
     Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
     """
-    return _write(render_heal(record, also), Path(path))
+    return _written(render_heal(record, also), Path(path))
 
 
 def write_probe_report(record: Record, path: str | Path) -> Path:
@@ -117,31 +123,20 @@ def write_probe_report(record: Record, path: str | Path) -> Path:
 
     Raises: `SecateurError` for a record without a reading, `OutputError` for a page that cannot be written.
     """
-    return _write(render_probe(record), Path(path))
+    return _written(render_probe(record), Path(path))
 
 
-def _write(page: str, out: Path) -> Path:
-    partial = out.with_name(out.name + ".part")
-    with writing(out, "folder"):
-        try:
-            partial.write_text(page, encoding="utf-8")
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+def _written(page: str, out: Path) -> Path:
+    write_text(out, page, "folder")
     return out
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not os.path.exists(path):
         raise SecateurError(
             f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
-        ) from error
-    except ValueError as error:
-        raise SecateurError(
-            f"{path} is not readable JSON ({error}). Write it again with `secateur prune`."
-        ) from error
+        )
+    found = read_json(path, SecateurError, "Write it again with `secateur prune`.")
     if not isinstance(found, dict):
         raise SecateurError(
             f"{path} holds no record but {found!r:.40}. Write it again with `secateur prune`."

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateur.core.plan import Drop, Plan
-from secateur.core.score import METRICS, Metric
+from secateur.core.score import Metric, loss_or_worst
 from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.search.laser import Judge
@@ -22,7 +22,7 @@ from secateur.search.laser import Judge
 Importance = Mapping[Site, float]
 Read = Callable[[Plan, str], Importance]  # of one kind of part, under a plan
 
-SMALLEST = 1e-4  # of steps: one head at a time of the largest models
+SMALLEST = 1e-4  # share of a step, or of a target: one head at a time of the largest models
 RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
 
 
@@ -72,12 +72,8 @@ class Removal:
 
 
 def steps(step: float, target: float | None = None) -> list[float]:
-    """Shares to stop at: multiples of `step` up to 1, and `target`. Raises `SecateurError` for what is no share."""
-    for name, value in (("step", step), ("target", 1.0 if target is None else target)):
-        if not SMALLEST <= value <= 1:
-            raise SecateurError(
-                f"--{name} {value:g}: a share from {SMALLEST} to 1, please, or 0.01% to 100%."
-            )
+    """Shares to stop at: multiples of `step` up to 1, and `target`. Both are from `SMALLEST` to 1."""
+    assert SMALLEST <= step <= 1, step
     regular = {round(step * number, 6) for number in range(1, int(1 / step + 1e-9) + 1)}
     return sorted(regular | {1.0} | ({target} if target is not None else set()))
 
@@ -138,7 +134,7 @@ class Pruner:
         while options := self._options(points[-1], rank):
             before = points[-1].plan
             judged = self.judge([before, *(option.plan for option in options)], self.examples, "prune")
-            losses = {plan: METRICS["loss"].mean(outcomes) for plan, outcomes in judged.items()}
+            losses = {plan: loss_or_worst(outcomes) for plan, outcomes in judged.items()}
             points.append(
                 min(options, key=lambda o: self._price(losses[o.plan] - losses[before], before, o.plan))
             )

@@ -74,11 +74,12 @@ class Objective:
     metric: Metric
 
     def key(self, outcomes: np.ndarray) -> tuple[float, float]:
-        """Larger is better."""
-        value = self.metric.mean(outcomes)
+        """Larger is better; a plan under which the model gives no numbers is worst."""
+        value, loss = self.metric.mean(outcomes), METRICS["loss"].mean(outcomes)
+        if math.isnan(value) or math.isnan(loss):
+            return -math.inf, -math.inf
         among = METRICS["choice_loss"].mean(outcomes)
-        tie = METRICS["loss"].mean(outcomes) if np.isnan(among) else among
-        return value if self.metric.higher_is_better else -value, -tie
+        return value if self.metric.higher_is_better else -value, -(loss if math.isnan(among) else among)
 
 
 @dataclass
@@ -123,7 +124,7 @@ def race(
         result.winner = leader
         if count == len(examples):
             return result
-        kept = [plan for plan in running if _stays(seen[plan], seen[leader], objective.metric, z)]
+        kept = [p for p in running if p == leader or _stays(seen[p], seen[leader], objective.metric, z)]
         result.dropped_after |= {plan: count for plan in running if plan not in set(kept)}
         running = kept
         count = len(examples) if len(running) == 1 else min(2 * count, len(examples))

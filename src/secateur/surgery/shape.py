@@ -73,9 +73,9 @@ class Shape:
         return left - sum(self._lost(block, anatomy, biased) for block in self.blocks)
 
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
-        lost = 0
-        if not block.groups:
-            lost += anatomy.widths[block.number].attention
+        lost, own = 0, anatomy.widths[block.number]
+        if not block.groups and own.num_heads:  # without heads from an earlier cut it is as it was: gone, or a bias
+            lost += own.attention
             if block.groups is not None:
                 lost -= anatomy.d_model  # the bias
         for site in _sites(anatomy, block.number):

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from secateur.errors import TaskError, TooLong
 from secateur.tasks.example import Example
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
+_BROKEN = (  # what expressions in a template may do
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -182,7 +187,14 @@ def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase, name: str = "") 
             f"{where}the tokenizer has no chat template. Leave out --chat, or take an instruction-tuned one."
         )
     message = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ImportError, *_BROKEN) as error:
+        where = f"example {name!r}: " if name else ""
+        raise TaskError(
+            f"{where}the chat template of this tokenizer cannot be applied ({' '.join(str(error).split()):.200}). Mend "
+            "chat_template.jinja, or chat_template in tokenizer_config.json; or leave out --chat."
+        ) from error
 
 
 def _lengths(example: Example) -> tuple[int, ...]:

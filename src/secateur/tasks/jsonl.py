@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from secateur.core.reading import read_bytes
 from secateur.errors import TaskError, nearest
 from secateur.tasks.example import Example
 from secateur.tasks.formats import QUESTIONS, refuse_other_formats, writes_lines
@@ -113,10 +114,7 @@ def _goes_on(lines: Sequence[str]) -> bool:
 
 def read_utf8(path: Path) -> str:
     """The file's text, with or without a byte order mark. Raises: `TaskError` when missing or not UTF-8."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror}).") from error
+    data = read_bytes(path, TaskError)
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

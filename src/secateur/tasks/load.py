@@ -5,10 +5,12 @@ What needs an extra (datasets, lm_eval) is imported only where it is used. Knows
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from secateur.core.reading import check_file
 from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task, all_tested
@@ -17,9 +19,9 @@ from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
 from secateur.tasks.local import read_records
 from secateur.tasks.presets import NEEDS, PRESETS, read_preset
-from secateur.tasks.splits import Source, arrange, make_task, take
+from secateur.tasks.splits import PROOF, Source, arrange, make_task, take
 from secateur.tasks.study import NEEDS as STUDY_NEEDS
-from secateur.tasks.study import STUDY, read_study
+from secateur.tasks.study import STUDY, check_study, read_study
 from secateur.tasks.text import read_text
 
 if TYPE_CHECKING:
@@ -54,20 +56,28 @@ def load_task(
     limit: int | None = None,
     allow_small: bool = False,
     shares: tuple[float, float, float] | None = None,
+    needs: Mapping[str, int] = PROOF,
 ) -> Task:
     """The task that `spec` names, split into probe, select and test.
 
     `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name, PRESET:FILE.jsonl (its records from a file),
     study:NAME or lm_eval:NAME. With `test_spec` the test split is all of it, and `spec` gives probe and select.
     `limit` keeps at most that many examples, whole groups, of each source. `shares` of probe, select, test are .1, .4,
-    .5. The result depends on content and `split_seed` only, never on the order
-    of lines.
+    .5; `needs` says how many groups which of them must have, unless `allow_small`. The result depends on content and
+    `split_seed` only, never on the order of lines.
 
     Raises: `UnknownName` for a name that nothing answers to; `TaskError` for data that cannot be used.
     """
     source = _open(spec, tokenizer, seqlen)
     test = None if test_spec is None else _open(test_spec, tokenizer, seqlen)
-    return make_task(source, test, split_seed=split_seed, limit=limit, allow_small=allow_small, shares=shares)
+    how = {
+        "split_seed": split_seed,
+        "limit": limit,
+        "allow_small": allow_small,
+        "shares": shares,
+        "needs": needs,
+    }
+    return make_task(source, test, **how)
 
 
 def load_side(
@@ -95,35 +105,71 @@ def list_tasks() -> list[TaskInfo]:
     return builtin + presets + study
 
 
-def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
-    prefix, _, rest = spec.partition(":")
-    if prefix == "text" and rest:
-        return read_text(Path(rest), tokenizer, seqlen)
-    if prefix == "builtin" and rest:
-        return _builtin(rest)
-    if prefix == "lm_eval" and rest:
-        return read_harness(rest)
-    if prefix == "study" and rest:
-        return read_study(rest)
-    if spec in PRESETS:
-        return read_preset(PRESETS[spec])
-    if prefix in PRESETS and rest:
-        return read_records(PRESETS[prefix], Path(rest))
-    path = Path(spec)
-    if path.suffix == ".jsonl" and (path.exists() or ":" not in spec):
-        return read_jsonl(path)
-    if path.exists():
+class _Spec(NamedTuple):
+    """What was written after --task: `kind` is how it is read, `name` what is read, which is a file where `path` says
+    so."""
+
+    kind: str
+    name: str
+    path: Path | None = None
+
+
+def _spec(text: str) -> _Spec:
+    """Raises `UnknownName` for a name that nothing answers to, `TaskError` for a file that cannot be a task."""
+    kind, _, rest = text.partition(":")
+    if kind == "text" and rest:
+        return _Spec(kind, rest, Path(rest))
+    if kind == "builtin" and rest:
+        if rest not in BUILTINS:
+            raise UnknownName(f"unknown builtin task {rest!r}.{nearest(rest, BUILTINS)}")
+        return _Spec(kind, rest)
+    if kind == "study" and rest:
+        check_study(rest)
+        return _Spec(kind, rest)
+    if kind == "lm_eval" and rest:
+        return _Spec(kind, rest, Path(rest) if rest.endswith((".yaml", ".yml")) else None)
+    if text in PRESETS:
+        return _Spec("preset", text)
+    if kind in PRESETS and rest:
+        return _Spec(kind, rest, Path(rest))
+    path, is_there = Path(text), os.path.exists(text)
+    if path.suffix == ".jsonl" and (is_there or ":" not in text):
+        return _Spec("jsonl", text, path)
+    if is_there:
         if path.suffix in (".yaml", ".yml"):
-            raise TaskError(f"{spec}: a task of the evaluation harness is written lm_eval:{spec}.")
+            raise TaskError(f"{text}: a task of the evaluation harness is written lm_eval:{text}.")
         refuse_other_formats(path, QUESTIONS)
-        raise TaskError(f"{spec}: a task file ends in .jsonl; plain text is written text:{spec}.")
+        raise TaskError(f"{text}: a task file ends in .jsonl; plain text is written text:{text}.")
     known = [info.name for info in list_tasks()]
     raise UnknownName(
-        f"unknown task {spec!r}.{nearest(spec, known)} A file is written FILE.jsonl or text:FILE."
+        f"unknown task {text!r}.{nearest(text, known)} A file is written FILE.jsonl or text:FILE."
     )
 
 
-def _builtin(name: str) -> Source:
-    if name not in BUILTINS:
-        raise UnknownName(f"unknown builtin task {name!r}.{nearest(name, BUILTINS)}")
-    return BUILTINS[name]()
+def files_of(spec: str) -> list[Path]:
+    """The files that a task is read from, where it is. Raises as `load_task` before it reads: `UnknownName`, and
+    `TaskError` for no file."""
+    path = _spec(spec).path
+    if path is None:
+        return []
+    check_file(path, TaskError)
+    return [path]
+
+
+def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
+    spec = _spec(text)
+    match spec.kind:
+        case "text":
+            return read_text(Path(spec.name), tokenizer, seqlen)
+        case "jsonl":
+            return read_jsonl(Path(spec.name))
+        case "builtin":
+            return BUILTINS[spec.name]()
+        case "lm_eval":
+            return read_harness(spec.name)
+        case "study":
+            return read_study(spec.name)
+        case "preset":
+            return read_preset(PRESETS[spec.name])
+        case preset:
+            return read_records(PRESETS[preset], Path(spec.name))

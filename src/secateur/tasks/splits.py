@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from secateur.errors import TaskError
@@ -19,6 +19,15 @@ LOG = logging.getLogger("secateur")
 Traits = tuple[tuple[str, object], ...]
 SHARES = (0.1, 0.4, 0.5)  # as much to choose by as to test on, nearly: see docs/statistics.md
 MIN_GROUPS = 50  # in select and in test: below it no paired test shows anything but the largest effects
+PROOF: Mapping[str, int] = {
+    "probe": 1,
+    "select": MIN_GROUPS,
+    "test": MIN_GROUPS,
+}  # what a search and a verdict need
+TRAINING: Mapping[str, int] = {
+    "probe": 1,
+    "select": MIN_GROUPS,
+}  # what is learned, and what it is measured on
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,11 @@ def make_task(
     limit: int | None,
     allow_small: bool,
     shares: tuple[float, float, float] | None,
+    needs: Mapping[str, int] = PROOF,
 ) -> Task:
     """Splits `source` by `shares`, or takes `test` (else what the source itself holds out) as the test split.
+
+    `needs` says how many groups which splits must have; with `allow_small` one is enough.
 
     Raises: `TaskError` when two sources share examples or differ in kind, or a split has too few groups.
     """
@@ -64,7 +76,7 @@ def make_task(
         for name in ("probe", "select", "test")
     }
     task = Task(source.name, source.kind, examples, splits, source.max_new_tokens)
-    _check_sizes(task, shares, allow_small, paired=held_out is not None)
+    _check_sizes(task, needs, shares, allow_small, paired=held_out is not None)
     return task
 
 
@@ -181,16 +193,19 @@ def _without(
     return kept
 
 
-def _check_sizes(task: Task, shares: tuple[float, float, float], allow_small: bool, paired: bool) -> None:
-    counts = {name: len({task.examples[i].group for i in task.splits[name]}) for name in task.splits}
-    empty = [name for name, count in counts.items() if count == 0]
-    small = [name for name in ("select", "test") if counts[name] < MIN_GROUPS]
-    if not empty and not small:
+def _check_sizes(
+    task: Task,
+    needs: Mapping[str, int],
+    shares: tuple[float, float, float],
+    allow_small: bool,
+    paired: bool,
+) -> None:
+    counts = {name: len({e.group for e in task.of(indices)}) for name, indices in task.splits.items()}
+    if all(counts[name] >= least for name, least in needs.items()):
         return
     found = ", ".join(f"{name} {count}" for name, count in counts.items())
-    need = f"select and test need {MIN_GROUPS} each: {_needed(shares, paired)}"
-    message = f"{task.name}: too few groups of examples ({found}); {need}."
-    if empty:
+    message = f"{task.name}: too few groups of examples ({found}); {_needed(needs, shares, paired)}."
+    if empty := [name for name in needs if not counts[name]]:
         raise TaskError(f"{message} Nothing is left for {empty[0]}: give more data or a larger --limit.")
     if not allow_small:
         more = "a smaller --seqlen" if task.kind == "text" else "a larger --limit"
@@ -198,9 +213,21 @@ def _check_sizes(task: Task, shares: tuple[float, float, float], allow_small: bo
     LOG.warning("%s Going on, since small splits were allowed; expect wide intervals.", message)
 
 
-def _needed(shares: tuple[float, float, float], paired: bool) -> str:
-    probe, select, test = shares
-    if paired:
-        groups = math.ceil(MIN_GROUPS * (probe + select) / select - 1e-9)
-        return f"at least {groups} groups to choose by and {MIN_GROUPS} to test on"
-    return f"at least {math.ceil(MIN_GROUPS / min(select, test) - 1e-9)} groups in one source"
+def _needed(needs: Mapping[str, int], shares: tuple[float, float, float], paired: bool) -> str:
+    """`select and test need 50 each: at least 125 groups in one source`."""
+    most = max(needs.values())
+    large = [name for name, least in needs.items() if least == most]
+    said = f"{' and '.join(large)} need{'s' if len(large) == 1 else ''} {most}{' each' if len(large) > 1 else ''}"
+    share = dict(zip(("probe", "select", "test"), shares, strict=True))
+    if not paired:
+        return f"{said}: at least {_whole(needs[n] / share[n] for n in needs)} groups in one source"
+    chosen_by = share["probe"] + share["select"]
+    first = [needs[n] * chosen_by / share[n] for n in needs if n != "test"]
+    parts = [f"{_whole(first)} groups to choose by"] if first else []
+    parts += [f"{needs['test']} to test on"] if "test" in needs else []
+    return f"{said}: at least {' and '.join(parts)}"
+
+
+def _whole(numbers: Iterable[float]) -> int:
+    """The largest, rounded up, but for rounding."""
+    return math.ceil(max(numbers) - 1e-9)

@@ -47,8 +47,13 @@ STUDY: Mapping[str, StudyTask] = {
 }
 
 
-def read_study(name: str) -> Source:
-    """Raises: `UnknownName`, and what `read_harness` raises: without lm_eval, without the data or a network."""
+def check_study(name: str) -> None:
+    """Raises `UnknownName`."""
     if name not in STUDY:
         raise UnknownName(f"the study has no task {name!r}.{nearest(name, STUDY)}")
+
+
+def read_study(name: str) -> Source:
+    """Raises: `UnknownName`, and what `read_harness` raises: without lm_eval, without the data or a network."""
+    check_study(name)
     return replace(read_harness(STUDY[name].harness), name=name)

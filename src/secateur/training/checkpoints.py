@@ -36,14 +36,21 @@ def complete(checkpoint: Path, seconds: float) -> None:
 
 def seconds_until(checkpoint: str | None) -> float:
     """What training took until it was whole, over all sittings; what came after it is done, and counted, again."""
-    return 0.0 if checkpoint is None else float((Path(checkpoint) / COMPLETE).read_text(encoding="utf-8"))
+    return 0.0 if checkpoint is None else _seconds(Path(checkpoint))
+
+
+def _seconds(checkpoint: Path) -> float:
+    """Raises `ValueError`, `OSError` where it is not whole."""
+    return float((checkpoint / COMPLETE).read_text(encoding="utf-8"))
 
 
 def newest_checkpoint(folder: Path) -> str | None:
     """The last one that is whole; what a killed process left half written is removed."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     for path in found:
-        if not (path / COMPLETE).exists():
+        try:
+            _seconds(path)
+        except (OSError, ValueError):
             shutil.rmtree(path)
     whole = [path for path in found if path.exists()]
     return str(whole[-1].resolve()) if whole else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from secateur.core.plan import Plan
+from secateur.errors import TrainingError
 from secateur.hf.anatomy import Anatomy
 
 
@@ -23,13 +24,19 @@ class Depth:
 
 
 def depths(plan: Plan, teacher: Anatomy, cut: Anatomy) -> list[Depth]:
-    """Every place whose depth both have, from the embeddings up."""
+    """Every place whose depth both have, from the embeddings up. Raises `TrainingError` where the plan leaves another
+    model than `cut`."""
+    left = teacher.num_blocks - len(plan.blocks_gone)
+    if left != cut.num_blocks:
+        raise TrainingError(
+            f"plan.json leaves {left} blocks, and the model beside it has {cut.num_blocks}: they are not of one cut. "
+            "Give a folder as secateur prune or apply wrote it."
+        )
     return list(_depths(plan, teacher, cut))
 
 
 def _depths(plan: Plan, teacher: Anatomy, cut: Anatomy) -> Iterator[Depth]:
     left = [block for block in range(teacher.num_blocks) if block not in plan.blocks_gone]
-    assert len(left) == cut.num_blocks, "not what the plan leaves"
     folded = {edit.folded_into.block for edit in plan.linearized if edit.folded_into is not None}
     maps = {edit.blocks[-1] for edit in plan.linearized if edit.form == "linear"}
     ends = [*(block - 1 for block in left), teacher.num_blocks - 1]

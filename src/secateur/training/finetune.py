@@ -1,4 +1,4 @@
-"""`secateur.finetune`: all weights of a model trained on a task's answers, written as a checkpoint like any other.
+"""All weights of a model trained on a task's answers, written as a checkpoint like any other.
 
 The test split is never touched: whatever is pruned before or after can still be proven on it.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from secateur.checkpoint.folder import Folder
-from secateur.core.progress import Progress, silent
+from secateur.core.progress import Progress
+from secateur.options import Options
 from secateur.session import Session, open_session
+from secateur.tasks.splits import TRAINING
 from secateur.training.record import card, epoch_records, score_records, trained_on
 from secateur.training.stake import stake_of
 from secateur.training.state import (
@@ -26,50 +26,24 @@ from secateur.training.state import (
     written,
 )
 from secateur.training.trainer import Trained
-from secateur.training.tuning import Tuning, command_line, command_of, names_of, options_of, splits_of
+from secateur.training.tuning import Tuning, command_line, command_of
 
 LOG = logging.getLogger("secateur")
 
 
 def finetune(
-    model: str,
-    task: str,
-    out: str | Path,
-    *,
-    split: str | tuple[str, ...] = "probe",
-    overwrite: bool = False,
-    progress: Progress = silent,
-    epochs: int = 3,
-    lr: float = 5e-5,
-    batch_size: int = 8,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
-    max_steps: int | None = None,
-    bf16: bool = False,
-    lora: int | None = None,
-    lora_alpha: float | None = None,
-    lora_targets: str | Sequence[str] = "all",
-    **options: Any,
+    options: Options, tuning: Tuning, folder: Folder, *, overwrite: bool, progress: Progress
 ) -> Tuned:
-    """Train all parameters of `model` on the answers of `task`, in float32, and write it to `out` in its own dtype.
+    """`secateur.finetune` of what was looked at already."""
+    command = json.loads(json.dumps(command_of(options, tuning)))
 
-    With `lora` adapters of that rank are trained instead, and merged: see `Tuning`.
-    `split` is probe, select or both; without select in it the epoch with the lowest loss there is kept. `options` are
-    those of `prune` that say what model and task are: limit, shots, seed, dtype, ... Killed at any moment and called
-    again it goes on where it was and ends with the same weights. Raises any `SecateurError`; then `out` is untouched.
-    """
-    adapters = (lora, lora_alpha, names_of(lora_targets))
-    tuning = Tuning(
-        splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16, *adapters
-    )
-    chosen = options_of(model, task, options)
-    command = json.loads(json.dumps(command_of(chosen, tuning)))
-    folder = Folder.at(out, reads=model)
+    def check(early: Session) -> None:
+        stake_of(early.loaded, tuning)
 
     def make() -> dict[str, Any]:
-        return _tuned(open_session(chosen, None, progress), tuning, command, folder)
+        return _tuned(open_session(options, None, progress, check, TRAINING), tuning, command, folder)
 
-    return made_once(folder, command, "finetune.json", make, card, device=chosen.device, overwrite=overwrite)
+    return made_once(folder, command, "finetune.json", make, card, device=options.device, overwrite=overwrite)
 
 
 def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Folder) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`secateur.heal`: a cut model is taught by the model that it was cut from, and compared to both.
+"""A cut model is taught by the model that it was cut from, and compared to both.
 
 First what stands for blocks that are gone, by the streams there; then everything, by the probabilities too. The test
 split is never learned, and opened only where a ledger is given to write that down in.
@@ -7,7 +7,7 @@ split is never learned, and opened only where a ledger is given to write that do
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,18 +16,21 @@ from typing import Any
 from torch import Tensor
 
 from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.plans import read_plan
 from secateur.core.launched import is_main
 from secateur.core.ledger import Ledger
-from secateur.core.progress import Progress, silent
+from secateur.core.progress import Progress
 from secateur.core.writing import writing
 from secateur.hf.load import Loaded
+from secateur.hf.running import check_runs
 from secateur.options import Options
 from secateur.reports import write_heal_report
-from secateur.session import Session, open_session
+from secateur.session import Session, early_session, read_model, ready_session
+from secateur.tasks.splits import PROOF, TRAINING
 from secateur.training.depths import Depth, depths
 from secateur.training.distill import Distillation
 from secateur.training.heal_measures import measured, proved, select_scores, side_scores, texts, watched
-from secateur.training.heal_options import STAGES, Healing, command_line, heal_command
+from secateur.training.heal_options import STAGES, Healing, Teacher, command_line, heal_command
 from secateur.training.heal_record import (
     card,
     curves_of,
@@ -45,79 +48,50 @@ from secateur.training.state import (
     versions_used,
     written,
 )
-from secateur.training.teacher import origin_of, teacher_of, trained_by
+from secateur.training.teacher import blank_teacher, teacher_of, trained_by
 from secateur.training.together import by_main
-from secateur.training.tuning import Tuning, names_of, options_of, splits_of
+from secateur.training.tuning import Tuning
 
 LOG = logging.getLogger("secateur")
 
 
 def heal(
-    cut: str | Path,
-    task: str,
-    out: str | Path,
+    options: Options,
+    tuning: Tuning,
+    healing: Healing,
+    teacher: Teacher,
+    folder: Folder,
     *,
-    teacher: str | None = None,
-    stage: str = "both",
-    temperature: float = 1.0,
-    hidden: float = 1.0,
-    side: Sequence[str] = (),
-    ledger: str | Path | None = None,
-    split: str | tuple[str, ...] = "probe",
-    overwrite: bool = False,
-    progress: Progress = silent,
-    epochs: int = 3,
-    lr: float = 1e-4,
-    batch_size: int = 8,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
-    max_steps: int | None = None,
-    bf16: bool = False,
-    lora: int | None = None,
-    lora_alpha: float | None = None,
-    lora_targets: str | Sequence[str] = "all",
-    **options: Any,
+    overwrite: bool,
+    progress: Progress,
 ) -> Tuned:
-    """Distill into `cut`, a folder that `prune` or `apply` wrote, what its original computes on `task`.
-
-    `teacher` is that original, by default where its plan.json says; both give the same fingerprint or it is refused.
-    `epochs` and `max_steps` are those of each stage; one that does not lower the loss on select leaves the weights as
-    they were. `side` are tasks to watch. With a `ledger` the healed model is compared to the original on test, once,
-    and that file notes the opening. `lora` is for the stage end, where what stands for blocks is trained whole beside
-    the adapters. Otherwise as `finetune`: splits, resuming, precision, options.
-    Raises any `SecateurError`; then `out` is untouched.
-    """
-    adapters = (lora, lora_alpha, names_of(lora_targets))
-    tuning = Tuning(
-        splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16, *adapters
-    )
-    healing = Healing(stage, temperature, hidden, tuple(side), None if ledger is None else str(ledger))
-    chosen = replace(options_of(str(cut), task, options), side=healing.side)
-    command = heal_command(chosen, tuning, healing, teacher)
-    folder = Folder.at(out, reads=str(cut))
+    """`secateur.heal` of what was looked at already."""
+    command = heal_command(options, tuning, healing, teacher.given)
 
     def make() -> dict[str, Any]:
-        return _healed(chosen, tuning, healing, teacher, command, folder, progress)
+        return _healed(options, tuning, healing, teacher, command, folder, progress)
 
-    return made_once(folder, command, "heal.json", make, card, device=chosen.device, overwrite=overwrite)
+    return made_once(folder, command, "heal.json", make, card, device=options.device, overwrite=overwrite)
 
 
 def _healed(
     options: Options,
     tuning: Tuning,
     healing: Healing,
-    teacher: str | None,
+    teacher: Teacher,
     command: dict[str, Any],
     folder: Folder,
     progress: Progress,
 ) -> dict[str, Any]:
     """Measures both models, trains stage by stage, writes to staging, measures what was written."""
-    plan, origin = origin_of(Path(options.model))
-    original = teacher_of(plan, origin, teacher, options)
-    session, opens = open_session(options, None, progress), healing.ledger is not None
-    known = depths(plan, original.anatomy, session.loaded.anatomy)
+    plan, opens = read_plan(Path(options.model)), healing.ledger is not None
+    early = early_session(options, needs=PROOF if opens else TRAINING)
+    known = depths(plan, blank_teacher(plan, teacher, options).anatomy, early.loaded.anatomy)
+    plans = {stage: trained_by(stage, known, early.loaded, tuning) for stage in STAGES[healing.stage]}
+    original = teacher_of(plan, teacher, options)
+    session = ready_session(early, read_model(options), progress)
+    check_runs(original, session.first_rows())
     curves = curves_of(Path(options.model), session.task)
-    plans = {stage: trained_by(stage, known, session.loaded, tuning) for stage in STAGES[healing.stage]}
     with Ledger.open(healing.ledger) if opens and is_main() else nullcontext() as journal:
         sides = watched(session)
         three = {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.core.plan import Plan
+from secateur.core.reading import as_written, read_json
 from secateur.core.site import Site
 from secateur.errors import TrainingError
 from secateur.hf.load import Loaded
 from secateur.reports.epochs import kept_loss
+from secateur.reports.healed_depth import check_depth
 from secateur.session import Session
 from secateur.tasks.example import Task
 from secateur.training.heal_measures import SIDES
@@ -88,13 +89,13 @@ def curves_of(cut: Path, task: Task) -> dict[str, Any] | None:
     files = [cut / "verdict.json", cut / "analysis.json"]
     if not all(file.exists() for file in files):
         return None
-    try:
-        verdict, analysis = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-        return analysis.get("depth") if verdict["task"]["hash"] == task.hash else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(
-            f"{cut} has a verdict.json or an analysis.json that cannot be read ({error}). Remove both, or cut again."
-        ) from error
+    mend = "Remove verdict.json and analysis.json, or cut again."
+    verdict, analysis = (read_json(file, TrainingError, mend) for file in files)
+    with as_written(cut, TrainingError, mend):
+        depth = analysis.get("depth") if verdict["task"]["hash"] == task.hash else None
+        if depth:
+            check_depth(depth)  # now, for the page is drawn after the training
+        return depth
 
 
 def sentence(record: Mapping[str, Any]) -> str:

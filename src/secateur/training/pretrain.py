@@ -1,4 +1,4 @@
-"""`secateur.train`: a Mistral from nothing on any text, with or without the regulariser, kept at chosen steps.
+"""A Mistral from nothing on any text, with or without the regulariser, kept at chosen steps.
 
 A tenth of the text is held out for the losses that are reported. Nothing here is a verdict: take another text for one.
 """
@@ -14,12 +14,10 @@ from typing import Any
 
 from secateur.checkpoint.folder import Folder, copy_folder
 from secateur.checkpoint.save import save
-from secateur.core.launched import world
-from secateur.core.progress import Progress, silent
-from secateur.errors import TaskError, TrainingError
+from secateur.core.progress import Progress
+from secateur.errors import TaskError
 from secateur.hf.fingerprint import fingerprint
-from secateur.hf.fresh import Size, fresh_mistral, read_tokenizer
-from secateur.hf.load import check_machine
+from secateur.hf.fresh import fresh_mistral, tokenizer_in
 from secateur.hf.placement import torch_device
 from secateur.tasks.example import Example
 from secateur.tasks.text import read_text
@@ -34,44 +32,11 @@ HELD_OUT = 10  # one group of chunks in so many
 
 
 def train(
-    text: str,
-    tokenizer: str,
-    out: str | Path,
-    *,
-    steps: int = 1000,
-    save_steps: Sequence[int] = (),
-    regulariser: str = "none",
-    weight: float = 0.5,
-    seqlen: int = 256,
-    seed: int = 0,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    weight_decay: float = 0.1,
-    warmup: float = 0.05,
-    bf16: bool = False,
-    device: str = "auto",
-    overwrite: bool = False,
-    progress: Progress = silent,
-    **size: Any,
+    recipe: Recipe, tuning: Tuning, folder: Folder, *, device: str, overwrite: bool, progress: Progress
 ) -> Tuned:
-    """Train a Mistral with random weights on a text file and write it to `out`, and to `out/step-N` after N steps.
-
-    `text` is FILE or text:FILE (.txt, or .jsonl with one document a line); `tokenizer` a folder that has one; `size`
-    gives layers, d_model, heads, kv_heads, d_ff and context. `regulariser` is none, cosine or mse, as
-    `LinearityRegulariser`. Resumes as `finetune`. Source of the recipe: Razzhigaev et al. 2024 (arXiv 2405.12250).
-    Raises any `SecateurError`; then `out` is untouched.
-    """
-    tuning = Tuning(("select",), 1, lr, batch_size, weight_decay, warmup, steps, bf16)
-    file = text.removeprefix("text:")
-    chosen = tuple(sorted(set(save_steps)))
-    recipe = Recipe(file, tokenizer, Size(**size), steps, chosen, regulariser, weight, seqlen, seed)
-    check_machine("auto", device)
-    if world() > 1:
-        raise TrainingError(
-            f"train works in one process, and {world()} were launched. Start it as secateur train."
-        )
+    """`secateur.train` of what was looked at already."""
     command = json.loads(json.dumps(command_of(recipe, tuning)))
-    folder = Folder.at(out, reads=tokenizer)
+    torch_device(device)
 
     def make() -> dict[str, Any]:
         return _trained(recipe, tuning, device, command, folder, progress)
@@ -88,15 +53,15 @@ def _trained(
     progress: Progress,
 ) -> dict[str, Any]:
     progress("load", 0, 1)
-    tokenizer = read_tokenizer(recipe.tokenizer)
+    tokenizer = tokenizer_in(recipe.tokenizer)
     learned, held_out = _split(read_text(Path(recipe.text), tokenizer, recipe.seqlen).examples, recipe.seed)
-    model = fresh_mistral(recipe.size, tokenizer, recipe.seed).to(torch_device(device))
-    regulariser = None
-    if recipe.regulariser != "none":
-        regulariser = LinearityRegulariser(model, recipe.weight, recipe.regulariser)
     place = own_place(folder, [command, str(folder.run.resolve()), versions_used()])
     with kept_at(place, folder):
-        check_room(place, sum(p.numel() for p in model.parameters()))
+        check_room(place, recipe.size.num_parameters(len(tokenizer)))
+        model = fresh_mistral(recipe.size, tokenizer, recipe.seed).to(torch_device(device))
+        regulariser = None
+        if recipe.regulariser != "none":
+            regulariser = LinearityRegulariser(model, recipe.weight, recipe.regulariser)
         losses, tokens, seconds = run(
             model, tokenizer, learned, held_out, recipe, tuning, regulariser, place, progress
         )

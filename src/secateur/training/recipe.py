@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.core.ranges import SEED, check_ranges, real, whole
 from secateur.errors import TrainingError, UnknownName, nearest
-from secateur.hf.fresh import Size
-from secateur.training.regulariser import KINDS
+from secateur.hf.size import Size
 from secateur.training.tuning import Tuning, typed
+
+REGULARISERS = ("cosine", "mse")
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,18 @@ class Recipe:
     text: str
     tokenizer: str
     size: Size
-    steps: int = 1000
-    save_steps: tuple[int, ...] = ()
+    steps: int = whole(1000)
+    save_steps: tuple[int, ...] = whole((), 0)
     regulariser: str = "none"
-    weight: float = 0.5
-    seqlen: int = 256
-    seed: int = 0
+    weight: float = real(0.5)
+    seqlen: int = whole(256, 2)
+    seed: int = whole(0, 0, SEED)
 
     def __post_init__(self) -> None:
-        if self.regulariser not in ("none", *KINDS):
-            known = ("none", *KINDS)
+        known = ("none", *REGULARISERS)
+        if self.regulariser not in known:
             raise UnknownName(f"unknown regulariser {self.regulariser!r}.{nearest(self.regulariser, known)}")
+        check_ranges(self, TrainingError)
         for step in self.save_steps:
             if not 0 <= step <= self.steps:
                 raise TrainingError(f"--save-steps {step}: from 0 to the last of the {self.steps} steps.")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Trainer
 
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.hf.anatomy import anatomy
+from secateur.training.recipe import REGULARISERS
 
 Stream = Float[Tensor, "rows length d_model"]
 TINY = 1e-8  # a shorter state has no direction; torch's own bound
@@ -66,6 +67,7 @@ def moved(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
 
 
 KINDS: dict[str, Callable[[Sequence[Stream]], Tensor]] = {"cosine": turned, "mse": moved}
+assert tuple(KINDS) == REGULARISERS, "what may be asked for is what there is"
 
 
 class LinearityRegulariser:

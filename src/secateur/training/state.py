@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from secateur.checkpoint.folder import Folder, write_json
 from secateur.checkpoint.save import reload, save
 from secateur.core.launched import is_main
-from secateur.core.writing import FULL, no_space, system_error, writing
+from secateur.core.writing import FULL, no_space, system_error, write_text, writing
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded, quiet
@@ -66,10 +65,15 @@ def made_once(
     join(device)
     with ExitStack() as stack:
         stack.enter_context(fixed_workspace())
-        by_main(lambda: stack.enter_context(folder.claimed()))
-        already = from_main(lambda: folder.finished(command, overwrite=overwrite))
-        record = json.loads((folder.out / name).read_text(encoding="utf-8")) if already else make()
-        if not already:
+        claim = folder.claimed(command, overwrite=overwrite)
+        already = from_main(lambda: stack.enter_context(claim))
+        if already:
+            record = folder.record(name)
+            if record is None:
+                raise OutputError(f"{folder.out / name} is damaged. --overwrite makes it again.")
+        else:
+            by_main(lambda: folder.note(name.removesuffix(".json"), command))
+            record = make()
             by_main(lambda: _publish(folder, name, record, card(record)))
         by_main(lambda: forget(folder))
     return Tuned(folder.out, record, already)
@@ -77,8 +81,7 @@ def made_once(
 
 def _publish(folder: Folder, name: str, record: Mapping[str, Any], card: str) -> None:
     write_json(folder.staging / name, record)
-    with writing(folder.staging):
-        (folder.staging / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder.staging / "README.md", card)
     folder.publish()
 
 

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from secateur.checkpoint.plans import read_plan
 from secateur.core.plan import Plan
-from secateur.errors import ModelError, TrainingError, UnknownName
+from secateur.errors import ModelError, PlanError, TrainingError, UnknownName
+from secateur.hf.blank import blank_model
 from secateur.hf.load import Loaded, load_model
 from secateur.options import Options
+from secateur.surgery.operations import resolve_early
 from secateur.training.depths import Depth, named
+from secateur.training.heal_options import Teacher
 from secateur.training.stake import Stake, stake_of
 from secateur.training.tuning import Tuning
 
 
-def origin_of(cut: Path) -> tuple[Plan, Mapping[str, Any]]:
-    """The plan that a folder was cut by, and the command that says from what. Raises `TrainingError`, `PlanError`."""
+def blank_teacher(plan: Plan, teacher: Teacher, options: Options) -> Loaded:
+    """The model that `plan` is for, without its weights. Raises `ModelError` where another is found."""
+    found = blank_model(**teacher.loading, **_machine(options))
     try:
-        origin = json.loads((cut / "plan.json").read_text(encoding="utf-8"))["provenance"]["command"]
-        found = {name: origin[name] for name in ("model", "revision", "dtype")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"{cut} is no folder that secateur prune or apply wrote: its plan.json would say what was cut, and from "
-            "what. Give such a folder."
-        ) from error
-    return read_plan(cut), found
-
-
-def teacher_of(plan: Plan, origin: Mapping[str, Any], given: str | None, options: Options) -> Loaded:
-    """The model that `plan` is for, in the precision it was cut in. Raises `ModelError` where another is found."""
-    how = {"device": options.device, "trust_remote_code": options.trust_remote_code}
-    revision = origin["revision"] if given is None else None
-    name = given or origin["model"]
-    try:
-        found = load_model(name, revision=revision, dtype=origin["dtype"], **how)
-    except UnknownName as error:
-        raise ModelError(
-            f"the teacher cannot be loaded: {error} Say with --teacher where it is now."
-        ) from error
-    if found.fingerprint != plan.model:
-        raise ModelError(
-            f"{name} is not the model that {options.model} was cut from: fingerprint {found.fingerprint}, where "
-            f"plan.json has {plan.model}. Give that model with --teacher."
-        )
+        resolve_early(plan, found.anatomy)
+    except (PlanError, UnknownName) as error:
+        raise ModelError(_another(teacher, options, str(error))) from error
     return found
+
+
+def teacher_of(plan: Plan, teacher: Teacher, options: Options) -> Loaded:
+    """The model that `plan` is for. Raises `ModelError` where another is found."""
+    found = load_model(**teacher.loading, **_machine(options))
+    if found.fingerprint != plan.model:
+        differs = f"fingerprint {found.fingerprint}, where plan.json has {plan.model}."
+        raise ModelError(_another(teacher, options, differs))
+    return found
+
+
+def _another(teacher: Teacher, options: Options, why: str) -> str:
+    return f"{teacher.name} is not the model that {options.model} was cut from: {why} Give that model with --teacher."
+
+
+def _machine(options: Options) -> dict[str, Any]:
+    return {"device": options.device, "trust_remote_code": options.trust_remote_code}
 
 
 def trained_by(stage: str, known: list[Depth], loaded: Loaded, tuning: Tuning) -> Stake:

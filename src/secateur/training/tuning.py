@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from secateur.core.launched import world
+from secateur.core.ranges import check_ranges, real, whole
+from secateur.core.site import check_matrix_words
 from secateur.errors import TaskError, TrainingError, UnknownName, nearest
 from secateur.options import Options
 
@@ -30,15 +31,15 @@ class Tuning:
     Raises: `TaskError` for the test split, `UnknownName` for no split, `TrainingError` for what means nothing."""
 
     split: tuple[str, ...] = ("probe",)
-    epochs: int = 3
-    lr: float = 5e-5
-    batch_size: int = 8
-    weight_decay: float = 0.0
-    warmup: float = 0.0
-    max_steps: int | None = None
+    epochs: int = whole(3)
+    lr: float = real(5e-5, 0, above=True, such="5e-5")
+    batch_size: int = whole(8)
+    weight_decay: float = real(0.0)
+    warmup: float = real(0.0, 0, 1, below=True, such="0.06, a share of the steps")
+    max_steps: int | None = whole(None)
     bf16: bool = False
-    lora: int | None = None
-    lora_alpha: float | None = None
+    lora: int | None = whole(None, such="8")
+    lora_alpha: float | None = real(None, 0, above=True, such="twice the rank")
     lora_targets: tuple[str, ...] = ALL
 
     def __post_init__(self) -> None:
@@ -47,10 +48,8 @@ class Tuning:
                 raise TaskError("test is for the one verdict and is never trained on: probe, select or both.")
             if name not in TRAINABLE:
                 raise UnknownName(f"unknown split {name!r} to train on.{nearest(name, TRAINABLE)}")
-        for name, (low, high, rule) in _RANGES.items():
-            value = vars(self)[name]
-            if value is not None and not (low <= value < high and math.isfinite(value)):
-                raise TrainingError(f"--{name.replace('_', '-')} {value}: {rule}.")
+        check_ranges(self, TrainingError)
+        check_matrix_words(self.lora_targets)
         if self.lora is None and (self.lora_alpha is not None or self.lora_targets != ALL):
             raise TrainingError("--lora-alpha and --lora-targets say how adapters are: give --lora RANK too.")
 
@@ -70,18 +69,6 @@ class Tuning:
         plain = asdict(self) | {"split": ",".join(self.split), "lora_targets": ",".join(self.lora_targets)}
         kept = {name: value for name, value in plain.items() if self.lora or not name.startswith("lora")}
         return kept | ({"processes": world()} if world() > 1 else {})
-
-
-_RANGES = {
-    "epochs": (1, math.inf, "give 1 or more"),
-    "lr": (math.ulp(0.0), math.inf, "a learning rate is above 0, such as 5e-5"),
-    "batch_size": (1, math.inf, "give 1 example or more"),
-    "weight_decay": (0, math.inf, "give 0 or more"),
-    "warmup": (0, 1, "a share of the steps, from 0 to below 1"),
-    "max_steps": (1, math.inf, "give 1 or more"),
-    "lora": (1, math.inf, "a rank is 1 or more, such as 8"),
-    "lora_alpha": (math.ulp(0.0), math.inf, "above 0, such as twice the rank"),
-}
 
 
 def splits_of(given: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:

@@ -1,0 +1,99 @@
+"""A plan carried out without a search and a verdict, or only looked at: `apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from secateur.checkpoint.card import unverified_card
+from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.plans import write_plan
+from secateur.checkpoint.result import Result, read_result
+from secateur.checkpoint.save import check_form
+from secateur.checkpoint.stream import mapped, stream
+from secateur.checkpoint.tiers import where_it_loads
+from secateur.core.form import Form, Way
+from secateur.core.plan import Asked, Plan, plan_of
+from secateur.core.progress import Progress
+from secateur.core.writing import write_text
+from secateur.errors import PlanError
+from secateur.hf.blank import blank_model
+from secateur.hf.load import Loaded
+from secateur.records import counted, cut_summary, versions
+from secateur.surgery.operations import resolve, resolve_early
+from secateur.surgery.portable import portable_plan
+from secateur.surgery.shape import shape_of
+
+
+def apply(
+    model: str,
+    asked: Asked,
+    folder: Folder,
+    command: Mapping[str, Any],
+    loading: Mapping[str, Any],
+    *,
+    form: Form,
+    way: Way,
+    overwrite: bool,
+    progress: Progress,
+) -> Result:
+    """Writes the checkpoint to `folder`, or finds there what `command` made before. `loading` are the arguments of
+    `load_model` besides the name."""
+    with folder.claimed(command, overwrite=overwrite) as already:
+        if already:
+            return read_result(folder.out)
+        folder.note("apply", command)
+        check_early(model, asked, form, loading)
+        with mapped(model, folder.run, **loading) as loaded:
+            chosen = _chosen(asked, loaded, form)
+            loads = where_it_loads(chosen, loaded.anatomy, form)
+            trust = {"trust_remote_code": loading["trust_remote_code"]}
+            made = stream(
+                loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
+            )
+        provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
+        write_plan(chosen, provenance | made, folder.staging)
+        card = unverified_card(model, loaded.revision is not None, chosen, loads, made)
+        write_text(folder.staging / "README.md", card)
+        folder.publish()
+    return Result(folder.out, None, chosen)
+
+
+def check_early(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) -> None:
+    """Before weights are read: whether the model has what is to be taken out. Raises `PlanError`, `UnknownName`."""
+    check_form(form, resolve_early(asked, blank_model(model, **loading).anatomy))
+
+
+def preview(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) -> dict[str, Any]:
+    """What `apply` would cut, keep and write."""
+    check_early(model, asked, form, loading)
+    with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
+        chosen = _chosen(asked, loaded, form)
+        anatomy = loaded.anatomy
+        left = shape_of(chosen, anatomy, factorize=form.factorize).num_parameters(anatomy)
+        nearest = None if anatomy.carved else portable_plan(chosen, loaded)
+    return {
+        "cut": str(chosen),
+        "cut_summary": cut_summary(chosen, counted(anatomy.widths)),
+        "parameters": {
+            "before": anatomy.num_parameters,
+            "after": anatomy.num_parameters if form.zeroed else left,
+        },
+        "loads": where_it_loads(chosen, anatomy, form).to_json(),
+        "portable": None if nearest is None or nearest == chosen or not nearest.edits else str(nearest),
+    }
+
+
+def _chosen(asked: Asked, loaded: Loaded, form: Form) -> Plan:
+    """The plan for this model. Raises `PlanError`, `UnknownName`."""
+    plan = plan_of(asked, loaded.fingerprint)
+    resolve(plan, loaded.anatomy, loaded.fingerprint)
+    nearest = portable_plan(plan, loaded) if form.portable else plan
+    if plan.edits and not nearest.edits:
+        raise PlanError(
+            f"--portable: the nearest plan that a stock {loaded.anatomy.architecture} can hold, with the same shape in "
+            "every block, takes nothing. Ask for more, or leave out --portable."
+        )
+    return nearest

@@ -1,0 +1,36 @@
+"""What a checkpoint of ours says it was cut from. Knows its plan.json, and nothing else of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.core.reading import read_json
+from secateur.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The words by which a model was loaded to be cut."""
+
+    model: str
+    revision: str | None
+    dtype: str
+
+
+def origin_of(folder: Path, error: type[SecateurError], mend: str) -> Origin:
+    """Raises `error`, which ends with `mend`, what to do, for a folder that does not say."""
+    file = folder / "plan.json"
+    wrong = f"{folder} does not say what it was cut from"
+    if not os.path.exists(file):
+        raise error(f"{wrong} (it has no plan.json). {mend}")
+    found = read_json(file, error, mend)
+    for name in ("provenance", "command"):
+        found = found.get(name) if isinstance(found, dict) else None
+    stated: dict[str, Any] = found if isinstance(found, dict) else {}
+    model, revision, dtype = stated.get("model"), stated.get("revision"), stated.get("dtype", "auto")
+    if not (isinstance(model, str) and isinstance(revision, str | None) and isinstance(dtype, str)):
+        raise error(f"{wrong} (its plan.json lacks that). {mend}")
+    return Origin(model, revision, dtype)

@@ -1,0 +1,85 @@
+"""Files that anybody may have written, read so that nothing in them, and nothing that they are, stops or hangs us."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import SecateurError
+
+
+def read_text(path: Path, error: type[SecateurError]) -> str:
+    """The content of a UTF-8 file. Raises `error` where there is none: a folder, a pipe and a device are no files."""
+    try:
+        return read_bytes(path, error).decode("utf-8")
+    except UnicodeDecodeError as cause:
+        raise error(f"{path}: cannot be read, for it is not UTF-8 ({cause.reason}).") from cause
+
+
+def read_bytes(path: Path, error: type[SecateurError]) -> bytes:
+    """As `read_text`, of any file."""
+    check_file(path, error)
+    try:
+        return path.read_bytes()
+    except OSError as cause:
+        raise error(f"{path}: cannot be read ({_reason(cause)}).") from cause
+
+
+def check_file(path: Path, error: type[SecateurError]) -> None:
+    """Raises `error` where there is no file that can be read. To open a pipe may block for ever, and a device may never
+    end."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            path.open("rb").close()
+            return
+    except (OSError, ValueError) as cause:  # a name with a zero byte is a ValueError
+        raise error(f"{path}: cannot be read ({_reason(cause)}).") from cause
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    kind = next((name for test, name in kinds.items() if test(mode)), "a device")
+    raise error(f"{path}: cannot be read, for it is {kind} and no file.")
+
+
+def check_name(name: str, error: type[SecateurError]) -> None:
+    """Raises `error` for a path of bytes that are no UTF-8: what reads weights, and writes them, cannot open it."""
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise error(f"{name}: the name is not UTF-8, so weights there cannot be read or written. Rename it.")
+
+
+def read_json(path: Path, error: type[SecateurError], mend: str = "") -> Any:
+    """The value in a JSON file. Raises `error` for no file and for broken JSON; the message ends with `mend`, what to
+    do."""
+    text = read_text(path, error)
+    try:
+        return parse_json(text)
+    except ValueError as cause:
+        raise error(f"{path}: cannot be read as JSON ({cause}). {mend}".strip()) from cause
+
+
+def parse_json(text: str) -> Any:
+    """Raises `ValueError`, also for brackets in brackets that are too many for Python."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except TypeError as error:  # of a database: what is no text
+        raise ValueError("it is no text") from error
+
+
+@contextmanager
+def as_written(place: Path | str, error: type[SecateurError], mend: str) -> Iterator[None]:
+    """For what is made of records that were read from `place`, where anything may lie in their stead. Raises `error`
+    where they are not as secateur writes them."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as cause:
+        told = f"{type(cause).__name__}: {' '.join(str(cause).split()):.100}"
+        raise error(f"{place}: a record there is not as secateur writes it ({told}). {mend}") from cause
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,0 +1,81 @@
+"""Whether a chat template ends: rendered once in a process of its own, with bounds on time and memory.
+
+A template is a program that came with a checkpoint. transformers runs it in jinja's sandbox, which keeps it from files
+and from Python, but lets it loop and grow as it likes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SECONDS = 20.0  # to begin a process on a busy machine, and to render, which takes milliseconds
+BYTES = 2 * 2**30  # of address space
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
+    """Renders `prompt` as a user's message; what the template then says of it is not looked at.
+
+    Raises: `ModelError` where that takes too long or too much memory."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str):  # none, or several by name
+        template = (template or {}).get("default")
+    if template is None:
+        return
+    words = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    asked = json.dumps({"template": template, "prompt": prompt, "words": words})
+    light = os.environ | {"USE_TORCH": "0", "USE_TF": "0", "USE_FLAX": "0"}  # a template needs none of them
+    command = [sys.executable, "-W", "ignore", "-m", "secateur.hf.chat"]
+    try:
+        done = subprocess.run(
+            command, input=asked, text=True, capture_output=True, env=light, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(_stopped(f"did not end within {SECONDS:.0f} seconds")) from error
+    if done.returncode:
+        told = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
+        raise ModelError(
+            _stopped(f"took more than {BYTES / 2**30:.0f} GiB, or failed otherwise ({told:.200})")
+        )
+
+
+def _stopped(why: str) -> str:
+    return (
+        f"the chat template of this tokenizer {why} for one message. Mend chat_template.jinja, or chat_template in "
+        "tokenizer_config.json; or leave out --chat."
+    )
+
+
+def _render(template: str, prompt: str, words: dict[str, Any]) -> None:
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = BYTES if hard == resource.RLIM_INFINITY else min(BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    message = [[{"role": "user", "content": prompt}]]
+    ends = (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    )
+    with suppress(*ends):  # what else is wrong is told where an example can be named
+        render_jinja_template(message, chat_template=template, add_generation_prompt=True, **words)
+
+
+if __name__ == "__main__":
+    _render(**json.load(sys.stdin))

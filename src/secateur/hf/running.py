@@ -1,0 +1,40 @@
+"""Whether a model that was read also computes: finite weights and a wrong config, or too narrow a precision, do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.errors import ModelError
+from secateur.hf.load import Loaded
+
+FEW = 8  # tokens that a model is run on first, where there is no task
+
+
+@torch.inference_mode()
+def check_runs(loaded: Loaded, rows: Sequence[Sequence[int]]) -> None:
+    """One forward pass over each of `rows` of tokens. Raises `ModelError` where a logit is NaN or infinite."""
+    for row in rows:
+        tokens = torch.tensor([list(row)], device=loaded.device)
+        logits = loaded.model(input_ids=tokens, use_cache=False).logits
+        check_finite(loaded.name, logits, f"logits for {len(row)} tokens")
+
+
+def check_finite(name: str, values: Tensor, what: str) -> None:
+    """Raises `ModelError` where a model, whose weights are finite, computed `values` that are not."""
+    wrong = values.numel() - int(torch.isfinite(values).sum())
+    if wrong:
+        raise not_finite(name, values.dtype, f"{wrong} of {values.numel()} {what} are")
+
+
+def not_finite(name: str, dtype: torch.dtype, what: str) -> ModelError:
+    """The error for it; `what` ends with is or are."""
+    hint = "Numbers in config.json that are not of these weights do that: a norm's epsilon, a scale, rope."
+    if dtype == torch.float16:
+        hint = "float16 ends at 65,504, which this model may exceed: try --dtype bfloat16 or float32."
+    return ModelError(
+        f"{name} does not compute: in {str(dtype).removeprefix('torch.')}, {what} NaN or infinite, though its weights "
+        f"are finite. {hint}"
+    )

@@ -1,0 +1,44 @@
+"""What a command reads, by the words that name it: models, tasks, files. Looked for before torch is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from secateur.hf.source import place_of
+from secateur.options import Options
+from secateur.tasks.joint import distinct
+from secateur.tasks.load import files_of
+
+
+def inputs(
+    models: Iterable[str] = (), tasks: Iterable[str] = (), files: Iterable[str | Path | None] = ()
+) -> list[Path]:
+    """The folders and files behind these words. Raises `UnknownName`, `ModelError` and `TaskError` for a model or a
+    task that is not there; files that are None are left out."""
+    found = [place_of(model) for model in models]
+    found += [file for task in tasks for file in files_of(task)]
+    return found + [Path(file) for file in files if file is not None]
+
+
+def inputs_of(options: Options, *files: str | Path | None) -> list[Path]:
+    """The same of all that options name, and of `files`."""
+    tasks = [*options.tasks, *([] if options.test_task is None else [options.test_task]), *options.side]
+    device_map = options.device_map if (options.device_map or "").endswith(".json") else None
+    return inputs([options.model], tasks, [device_map, *files])
+
+
+def kept_of(options: Options) -> list[str | None]:
+    """The folders that a run with these options leaves something in for the next."""
+    return [options.spectra, options.offload_folder]
+
+
+def folder_names(tasks: Sequence[str]) -> list[str]:
+    """What tasks are called among folders, each otherwise: `facts` of `builtin:facts`, `q` of `data/q.jsonl`."""
+    return distinct([folder_name(task) for task in tasks], "{}-{}")
+
+
+def folder_name(task: str) -> str:
+    """Of one."""
+    return re.sub(r"[^\w.-]+", "-", Path(task.rpartition(":")[2]).stem).strip(".-") or "task"

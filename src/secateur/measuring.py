@@ -1,0 +1,74 @@
+"""Models measured on one split of a task, as they are or as if cut: `eval`, and the analyses of `probe`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from secateur import verify
+from secateur.core.comparison import compare
+from secateur.core.ledger import Ledger
+from secateur.core.plan import Asked, Plan, plan_of
+from secateur.core.progress import Progress
+from secateur.core.score import METRICS
+from secateur.core.stats import exponential, exponential_interval
+from secateur.judge.baseline import baseline
+from secateur.methods.analyses import ANALYSES, check_analysis
+from secateur.options import Options
+from secateur.session import Session, open_session
+from secateur.surgery.operations import resolve, resolve_early
+from secateur.tasks.splits import MIN_GROUPS
+
+
+def evaluate(
+    options: Options, split: str, asked: Asked, *, ledger: str | Path | None, progress: Progress
+) -> dict[str, Any]:
+    """All metrics on one split, with intervals, of the model with what is `asked` taken out."""
+
+    def check(early: Session) -> None:
+        resolve_early(asked, early.loaded.anatomy)
+
+    session = open_session(options, None, progress, check, needs={split: MIN_GROUPS})
+    chosen = plan_for(session, asked)
+    with Ledger.open(ledger) if ledger is not None else nullcontext() as journal:
+        session = replace(session, ledger=journal)
+        examples = session.task.split(split)
+        outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
+        if journal is not None and split == "test":
+            verify.record(journal, session.task, verify.look(session.scope, chosen))
+    groups = session.task.groups(examples)
+    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
+    metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
+    seed = session.options.seed
+    scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
+    if session.task.kind == "text":
+        scores.append(_perplexity(scores[0]))
+    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed)
+    head = {"model": options.model, "task": session.task.name, "split": split, "plan": str(chosen)}
+    return head | {"scores": scores, "baseline": start}
+
+
+def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
+    shown = {"metric": "perplexity", "unit": "perplexity"}
+    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
+
+
+def plan_for(session: Session, asked: Asked) -> Plan:
+    """The plan for this session's model. Raises `PlanError` where it is for another, `UnknownName` for its sites."""
+    chosen = plan_of(asked, session.loaded.fingerprint)
+    resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
+    return chosen
+
+
+def analyze(what: str, options: Options, split: str, asked: Asked, progress: Progress) -> dict[str, Any]:
+    """The rows of one reading of matrices, or of what edits do."""
+
+    def check(early: Session) -> None:
+        resolve_early(asked, early.loaded.anatomy)
+        check_analysis(what, early, split)
+
+    session = open_session(options, None, progress, check, needs={split: 1})
+    rows = ANALYSES[what](session, session.judge(), split, plan_for(session, asked))
+    return {"what": what, "model": options.model, "task": session.task.name, "split": split, "rows": rows}
