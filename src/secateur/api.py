@@ -223,7 +223,7 @@ def apply(
             return read_result(folder.out, already=True)
         with mapped(model, folder.run, **loading) as loaded:
             chosen = _chosen(given, loaded, portable)
-            loads = where_it_loads(chosen, loaded.anatomy, form)
+            loads = where_it_loads(chosen, loaded, form, read_back=True)
             trust = {"trust_remote_code": trust_remote_code}
             made = stream(
                 loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
@@ -259,6 +259,7 @@ def preview(
         anatomy = loaded.anatomy
         left = shape_of(chosen, anatomy, factorize=factorize).num_parameters(anatomy)
         nearest = None if anatomy.carved else portable_plan(chosen, loaded)
+        loads = where_it_loads(chosen, loaded, form, read_back=False)
     return {
         "cut": str(chosen),
         "cut_summary": cut_summary(chosen, counted(anatomy.widths)),
@@ -266,7 +267,7 @@ def preview(
             "before": anatomy.num_parameters,
             "after": anatomy.num_parameters if zeroed else left,
         },
-        "loads": where_it_loads(chosen, anatomy, form).to_json(),
+        "loads": loads.to_json(),
         "portable": None if nearest is None or nearest == chosen or not nearest.edits else str(nearest),
     }
 

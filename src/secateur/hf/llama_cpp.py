@@ -1,0 +1,131 @@
+"""What llama.cpp can hold of a stock checkpoint: limits of its converter to GGUF, and of its own models of each family.
+
+Each of them was met by running it in the version that `VERSION` names, and `make gguf` holds them to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from secateur.hf.families import Family
+
+VERSION = "llama.cpp 0c1e57098"
+RAN = frozenset(
+    {
+        "bloom",
+        "falcon",
+        "gemma2",
+        "gemma3",
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mistral",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+    }
+)
+"""Families of which whole and cut models gave the same logits and greedy tokens there as in transformers."""
+
+_UNKNOWN = frozenset({"gptj", "opt"})
+_FIXED_WIDTH = frozenset({"falcon", "gpt2", "phi"})  # d_ff is taken to be 4 d_model
+_FIXED_HEADS = frozenset({"phi3", "qwen2"})  # the size of a head is taken to be d_model / heads
+_ATTENTION_BIAS = {
+    "gpt_neox": True,
+    "gemma2": False,
+    "gemma3": False,
+    "qwen3": False,
+}  # Llama may have it or not
+_PERIOD = {"gemma2": 2, "gemma3": 6}  # of so many blocks the last one has no window
+_BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}  # a model of so many scales attention by d_model / heads
+_SENTENCEPIECE = frozenset({"gemma2", "gemma3", "llama", "mistral", "phi3", "qwen2", "qwen3"})
+_SENTENCEPIECE_ONLY = frozenset({"gemma2", "phi3"})
+_SILENT = "and would compute something else without a word"
+
+
+def refusal(
+    family: Family, config: Any, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]
+) -> str:
+    """Says why llama.cpp cannot run a checkpoint; empty where it can.
+
+    Args:
+        config: of a stock class.
+        files: those of the tokenizer, by name.
+    """
+    return _refused_shape(family, config) or _refused_tokenizer(family, tokenizer, files)
+
+
+def condition(
+    family: Family, config: Any, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]
+) -> str:
+    """Says when llama.cpp runs a checkpoint that it does not refuse, where that is not always."""
+    told = (_window(family, config), _unpublished(family, tokenizer, files))
+    return "; ".join(text for text in told if text)
+
+
+def _refused_shape(family: Family, config: Any) -> str:
+    name, size, heads = family.name, config.hidden_size, config.num_attention_heads
+    if name in _UNKNOWN:
+        return f"it has no {family.architecture}"
+    if name == "falcon" and (config.bias or not config.new_decoder_architecture):
+        return "of Falcon its converter takes only the new decoder architecture, without biases"
+    if name in _FIXED_WIDTH and (getattr(config, family.width) or 4 * size) != 4 * size:
+        return f"it takes feed-forward networks of this family to have 4 × {size:,} neurons"
+    if name in _FIXED_HEADS and (getattr(config, "head_dim", None) or size // heads) * heads != size:
+        return "it takes the size of a head of this family to follow from their number"
+    if name in _ATTENTION_BIAS and config.attention_bias is not _ATTENTION_BIAS[name]:
+        return f"it has this family {'without' if config.attention_bias else 'with'} biases of attention only"
+    return _refused_gemma(name, config) if name in _PERIOD else ""
+
+
+def _refused_gemma(name: str, config: Any) -> str:
+    period, blocks = _PERIOD[name], config.num_hidden_layers
+    for block, kind in enumerate(config.layer_types):
+        if (kind == "full_attention") != (block % period == period - 1):
+            return f"it takes one block in {period} to have no window, which block {block} does not fit, {_SILENT}"
+    per_head = config.hidden_size // config.num_attention_heads
+    if config.query_pre_attn_scalar != (per_head if blocks == _BLOCKS_OF_27B[name] else config.head_dim):
+        return f"it takes the scale of attention from the number of blocks, {_SILENT}"
+    return ""
+
+
+def _window(family: Family, config: Any) -> str:
+    """Where llama.cpp reads a family without its sliding window."""
+    window = getattr(config, "sliding_window", None)
+    if family.name in _PERIOD or window is None or window >= config.max_position_embeddings:
+        return ""
+    return f"up to {window:,} tokens, since it has no sliding window in this family"
+
+
+def _refused_tokenizer(family: Family, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]) -> str:
+    if _is_sentencepiece(family, files):
+        return ""
+    stated = json.loads(files.get("tokenizer_config.json", b"{}")).get("tokenizer_class")
+    if family.name in _SENTENCEPIECE_ONLY and not (family.name == "phi3" and stated == "GPT2Tokenizer"):
+        return "its converter wants a tokenizer.model for this family"
+    kind = _kind(tokenizer)
+    return "" if kind in ("", "BPE") else f"its converter takes no {kind} tokenizer"
+
+
+def _unpublished(family: Family, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]) -> str:
+    """Byte-level tokenizers are known by hashes of what each makes of one text."""
+    if _is_sentencepiece(family, files):
+        return ""
+    falls_back = _kind(tokenizer) == "BPE" and tokenizer.backend_tokenizer.model.byte_fallback
+    if family.name in ("llama", "mistral") and falls_back:
+        return ""
+    return "with a tokenizer that its converter knows, as it does those of most published models"
+
+
+def _is_sentencepiece(family: Family, files: Mapping[str, bytes]) -> bool:
+    return "tokenizer.model" in files and family.name in _SENTENCEPIECE
+
+
+def _kind(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`BPE`, `WordLevel`, `WordPiece`, `Unigram`; empty for a tokenizer in Python."""
+    return type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else ""
