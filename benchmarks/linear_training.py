@@ -24,7 +24,7 @@ SHARES = (0, 0.02, 0.1, 0.3, 1)  # of the steps, at which the blocks are read
 
 
 def profile(models: list[Path], text: str) -> list[dict[str, float]]:
-    """Of each model the mean held-out score over its blocks: with the residual, and without."""
+    """Of each model the mean held-out score over its blocks, without outlier tokens: with the residual, and without."""
     found = secateur.probe(
         str(models[0]),
         text,
@@ -34,12 +34,10 @@ def profile(models: list[Path], text: str) -> list[dict[str, float]]:
         also=tuple(map(str, models[1:])),
         device="cpu",
     )
+    usual = [[row["without_outliers"] or row for row in model["rows"]] for model in found["models"]]
     return [
-        {
-            "stream": statistics.mean(row["stream"][1] for row in model["rows"] if row["stream"]),
-            "added": statistics.mean(row["added"][1] for row in model["rows"] if row["added"]),
-        }
-        for model in found["models"]
+        {name: statistics.mean(row[name][1] for row in rows if row[name]) for name in ("stream", "added")}
+        for rows in usual
     ]
 
 

@@ -28,7 +28,7 @@ from rich.console import Console
 
 import secateur
 from secateur.cli.progress import bars
-from secateur.cli.tables import p_text, table, with_interval
+from secateur.cli.tables import table, with_interval
 from secateur.core.progress import Progress
 from secateur.errors import SecateurError
 
@@ -93,6 +93,7 @@ def filled(
     how |= {"test_task": test or None, "overwrite": given.overwrite, "progress": progress}
     pruning = {name: vars(given)[name] for name in ("protocol", "per_head", "second_order", "whitened")}
     pruning |= {"method": "directions", "objective": "accuracy", "matrices": tuple(given.matrices.split(","))}
+    pruning["keep_unproven"] = True  # the table is about what the method does, whether or not it helps
     fingerprint = None
     if tuned:
         tuning = {name: vars(given)[name] for name in ("epochs", "lr", "batch_size")}
@@ -133,7 +134,7 @@ def row(cell: Cell) -> list[Any]:
         title(cell.model, cell.tuned),
         cell.task,
         *told,
-        p_text(cell.p_value),
+        "" if cell.p_value is None else f"{cell.p_value:.2g}",
         cell.directions,
         word,
         theirs,

@@ -145,7 +145,7 @@ def bad_rows(change):
         (bad_rows({"answer": " w1 w2"}), ["line 5", "not one of the choices"]),
         ([{"id": "a", "prompt": "w3"}], ["line 1", "'answer' is missing"]),
         (bad_rows({"prompt": " ".join(["w5"] * CONTEXT)}), ["'q4'", f"context of {CONTEXT}"]),
-        (questions(60), ["select 12", "need 50 each", "at least 250 groups"]),
+        (questions(60), ["select 24", "need 50 each", "at least 125 groups"]),
         ([], ["no examples"]),
     ],
 )
@@ -326,7 +326,7 @@ def test_ledger_of_another_version(model, task, tmp_path, out):
         db.execute("PRAGMA user_version = 99")
     db.close()
     before = path.read_bytes()
-    refused_prune(out, model, task, "--ledger", path, says=["version 99", "reads version 1"])
+    refused_prune(out, model, task, "--ledger", path, says=["version 99", "reads versions 1 to 2"])
     refused(secateur("runs", path), "version 99")
     assert path.read_bytes() == before
 

@@ -61,7 +61,7 @@ def test_where_nothing_helps_everything_is_still_there(place, finished):
     for which in ("before", "after"):
         assert set(verdict[which]) >= {"value", "ci"}
     assert set(verdict["difference"]) == {"value", "ci"}
-    assert verdict["n"] == 182
+    assert verdict["n"] == 130
     names = {path.name for path in (place / "out").iterdir()}
     assert names >= {"plan.json", "verdict.json", "analysis.json", "report.html", "README.md", "config.json"}
     assert names >= {"model.safetensors", "tokenizer.json", "generation_config.json"}
@@ -227,7 +227,7 @@ def test_runs_and_show_find_a_folder_that_was_moved(place, finished, tmp_path):
     (place / "out.run").rename(tmp_path / "moved.run")
     try:
         found = json.loads(secateur("show", tmp_path / "moved", "--json").stdout)
-        assert found["verdict"]["n"] == 182
+        assert found["verdict"]["n"] == 130
         assert found["judged"] > 10
         listed = json.loads(secateur("runs", tmp_path, "--json").stdout)
         assert [run["status"] for run in listed] == [found["verdict"]["verdict"]] * len(listed)

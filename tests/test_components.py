@@ -50,7 +50,7 @@ def test_there_is_one_reading_for_each_task_and_number_of_shots(several):
     assert (several["what"], several["tasks"], several["shots"]) == (["heads"], ["a", "b"], [0, 1, 5])
     readings = several["components"]["heads"]["readings"]
     assert [(r["task"], r["shots"], r["n"], r["of"]) for r in readings] == [
-        (task, shots, 52, 52) for task in "ab" for shots in SHOTS
+        (task, shots, 104, 104) for task in "ab" for shots in SHOTS
     ]
     assert [r["name"] for r in readings][:2] == ["a, 0-shot", "a, 1-shot"]
     assert all(list(r["values"]) == [f"b{b}.attn.h{h}" for b in range(2) for h in range(4)] for r in readings)
@@ -102,9 +102,9 @@ def test_what_does_not_fit_is_left_out_and_counted(place, words):
         shot = with_shots(plain, shots, 0)
         asked = shot.of(shot.split("select"))
         lengths = [max(len(words(e.prompt + choice).input_ids) for choice in e.choices) for e in asked]
-        assert (reading["n"], reading["of"]) == (sum(length <= CONTEXT for length in lengths), 52)
-    assert found["components"]["heads"]["readings"][0]["n"] == 52
-    assert 0 < found["components"]["heads"]["readings"][2]["n"] < 40
+        assert (reading["n"], reading["of"]) == (sum(length <= CONTEXT for length in lengths), 104)
+    assert found["components"]["heads"]["readings"][0]["n"] == 104
+    assert 0 < found["components"]["heads"]["readings"][2]["n"] < 80
 
 
 def test_ablation_gives_networks_attentions_and_blocks(place):
@@ -207,7 +207,7 @@ def test_the_tables_of_several_fit_a_narrow_terminal_and_show_the_record(place, 
     assert result.exit_code == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert ["6", "b,", "5-shot", "52", "52"] in lines
+    assert ["6", "b,", "5-shot", "104", "104"] in lines
     heads = several["components"]["heads"]
     best = max(heads["mean"], key=heads["mean"].__getitem__)
     values = [reading["values"][best] for reading in heads["readings"]]
@@ -256,7 +256,7 @@ def test_what_was_left_out_is_in_the_title(place, monkeypatch):
         "heads",
     ]
     told = json.loads(secateur(*words, "--json").stdout)
-    assert f"long (5-shot) (select), {told['n']} of 52 examples fit" in secateur(*words).stdout
+    assert f"long (5-shot) (select), {told['n']} of 104 examples fit" in secateur(*words).stdout
 
 
 def test_out_holds_the_record_and_its_page(place, several, tmp_path):

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from folders import contents, questions, save_model, secateur, write_rows
+from planted import affine_, silenced, spoken
 from transformers import AutoModelForCausalLM
 from zoo import tiny, variant
 
@@ -27,24 +28,20 @@ COMMON = ("--allow-small", "--limit", "90", "--quiet", "--device", "cpu")
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96
 
 
-def affine_(model, block: int):
-    """GPT-2's block adds one constant vector to the stream, whatever it reads."""
-    own = model.transformer.h[block]
-    own.attn.c_proj.weight.data.zero_()
-    own.mlp.c_proj.weight.data.zero_()
-    return model
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, words):
     place = tmp_path_factory.mktemp("depth")
     models = {
         "planted": affine_(variant("gpt2", n_layer=4), 2),
+        "loud": affine_(variant("gpt2", n_layer=4), 2, times=6),
         "llama": variant("llama", num_hidden_layers=4),
         "gemma3": tiny("gemma3"),
     }
     for name, model in models.items():
         save_model(place / name, model, words)
+    for name in ("planted", "llama"):
+        write_rows(place / f"{name}.jsonl", spoken(models[name]))
+    write_rows(place / "quiet.jsonl", spoken(silenced(models["loud"], 2)))
     save_model(place / "exact", models["planted"].double(), words)
     write_rows(place / "q.jsonl", questions())
     draw = np.random.default_rng(0)
@@ -54,7 +51,7 @@ def place(tmp_path_factory, words):
 
 
 def prune(place, model, out, *more, task="q.jsonl"):
-    file = f"text:{place / task}" if task.endswith(".txt") else place / task
+    file = place / task if task == "q.jsonl" else f"text:{place / task}"
     return secateur("prune", place / model, "--task", file, "-o", out, "--method", "depth", *COMMON, *more)
 
 
@@ -71,7 +68,8 @@ def logits(folder, **how):
 @pytest.mark.parametrize("by", ["linearity", "cosine"])  # what a random model loses by loss is chance
 @pytest.mark.parametrize("form", ["fold", "linear"])
 def test_an_affine_block_goes_first_and_leaves_no_trace(place, tmp_path, by, form):
-    ran = prune(place, "exact", tmp_path / "out", "--by", by, "--form", form, "--blocks", "1")
+    how = ("--by", by, "--form", form, "--blocks", "1")
+    ran = prune(place, "exact", tmp_path / "out", *how, task="planted.jsonl")
     assert ran.exit_code == 0, ran.output
     assert told(tmp_path / "out", "plan.json")["edits"][0]["blocks"] == [2]
     how = {} if form == "fold" else {"trust_remote_code": True}
@@ -86,12 +84,12 @@ def test_an_affine_block_goes_first_and_leaves_no_trace(place, tmp_path, by, for
 
 
 def test_every_form_at_every_depth(place, tmp_path):
-    ran = prune(place, "llama", tmp_path / "out", "--blocks", "2", "--seqlen", "32", task="words.txt")
+    ran = prune(place, "llama", tmp_path / "out", "--blocks", "2", "--seqlen", "32", task="llama.jsonl")
     assert ran.exit_code == 0, ran.output
     record, plan = told(tmp_path / "out", "analysis.json")["depth"], told(tmp_path / "out", "plan.json")
     assert [series["form"] for series in record["series"]] == ["fold", "drop", "linear"]
     gone = [step["block"] for step in record["order"]]
-    assert sorted(b for edit in plan["edits"] for b in edit["blocks"]) == sorted(gone)
+    assert Plan.from_json(plan).blocks_gone == set(gone)
     assert record["chosen"] == 2
     assert len(gone) == 2
     for series in record["series"]:
@@ -100,7 +98,7 @@ def test_every_form_at_every_depth(place, tmp_path):
         assert series["points"][0]["value"] == record["series"][0]["points"][0]["value"]
     one = record["series"][1]["points"][1]  # dropped, judged again from outside on the same split
     found = api.evaluate(
-        str(place / "llama"), f"text:{place / 'words.txt'}", plan=[f"b{gone[0]}=drop"],
+        str(place / "llama"), f"text:{place / 'llama.jsonl'}", plan=[f"b{gone[0]}=drop"],
         allow_small=True, limit=90, seqlen=32, device="cpu",
     )  # fmt: skip
     assert found["scores"][0]["value"] == pytest.approx(one["value"], abs=1e-6)
@@ -114,6 +112,66 @@ def test_every_form_at_every_depth(place, tmp_path):
         assert words in page
     assert config["num_hidden_layers"] == 2
     assert "auto_map" not in config
+
+
+@pytest.mark.parametrize("form", ["fold", "linear"])
+def test_a_map_that_does_worse_than_dropping_is_not_taken(place, tmp_path, form, caplog):
+    """On text that is foretold best without block 2, the map that stands for it exactly is worse than nothing."""
+    how = ("--by", "linearity", "--form", form, "--blocks", "1")
+    ran = prune(place, "loud", tmp_path / "out", *how, task="quiet.jsonl")
+    assert ran.exit_code == 0, ran.output
+    plan, analysis = (told(tmp_path / "out", f"{name}.json") for name in ("plan", "analysis"))
+    assert plan["edits"] == [{"kind": "drop", "site": "b2"}]
+    record = analysis["depth"]
+    points = {series["form"]: series["points"] for series in record["series"]}
+    (fell_back,) = points[form][1]["fell_back"]
+    assert fell_back["blocks"] == [2]
+    assert fell_back["dropped"] < fell_back["fitted"]
+    assert fell_back["fitted"] == pytest.approx(points[form][0]["value"], abs=1e-5), (
+        "as the original, to rounding"
+    )
+    assert fell_back["dropped"] == points["drop"][1]["value"] == points[form][1]["value"]
+    assert told(tmp_path / "out", "verdict.json")["search"]["fell_back"] == [fell_back]
+    assert "b2: dropped, because the" in caplog.text
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Dropped instead" in page
+    assert f"fitted to {record['fit_tokens']} tokens of probe" in page
+    found = api.evaluate(
+        str(place / "loud"), f"text:{place / 'quiet.jsonl'}", plan=["b2=drop"],
+        allow_small=True, limit=90, device="cpu",
+    )  # fmt: skip
+    assert found["scores"][0]["value"] == pytest.approx(fell_back["dropped"], abs=1e-6)
+
+
+def test_a_map_that_does_better_is_taken(place, tmp_path, caplog):
+    ran = prune(
+        place, "planted", tmp_path / "out", "--by", "linearity", "--blocks", "1", task="planted.jsonl"
+    )
+    assert ran.exit_code == 0, ran.output
+    assert told(tmp_path / "out", "plan.json")["edits"][0]["kind"] == "linearize"
+    assert told(tmp_path / "out", "verdict.json")["search"]["fell_back"] == []
+    assert "dropped, because" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("more", "warns"),
+    [((), True), (("--form", "drop"), False), (("--form", "drop", "--by", "linearity"), True)],
+)
+def test_few_tokens_to_fit_are_told(place, tmp_path, caplog, more, warns):
+    prune(place, "planted", tmp_path / "out", "--blocks", "1", *more, task="planted.jsonl")
+    record = told(tmp_path / "out", "analysis.json")["depth"]
+    assert record["fit_tokens"] == 9 * 23, "9 texts of 24 words, the last of which is never read"
+    assert record["d_model"] == 32
+    assert ("207 tokens of probe, 6.5 for each of the 32 dimensions" in caplog.text) == warns
+
+
+def test_enough_tokens_are_not_spoken_of(place, tmp_path, caplog):
+    words = ["prune", place / "planted", "--task", f"text:{place / 'planted.jsonl'}", "-o", tmp_path / "out"]
+    secateur(
+        *words, "--method", "depth", "--blocks", "1", "--form", "drop", "--by", "linearity", "--allow-small"
+    )
+    assert told(tmp_path / "out", "analysis.json")["depth"]["fit_tokens"] == 30 * 23
+    assert "tokens of probe" not in caplog.text
 
 
 def test_the_same_command_gives_the_same_folder(place, tmp_path):
@@ -164,14 +222,43 @@ def test_what_cannot_be_done_is_refused(place, tmp_path, model, more, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_are_joined_and_never_fold_into_nothing():
+def test_runs_are_joined_and_something_carries_what_stands_for_them():
     assert depth.run_with({1, 2, 5}, 3) == (1, 2, 3)
     assert depth.run_with({1, 3}, 2) == (1, 2, 3)
     assert depth.run_with(set(), 4) == (4,)
-    assert depth.may_go([], range(4), "fold", contiguous=False) == [1, 2, 3]
-    assert depth.may_go([1], range(4), "fold", contiguous=False) == [2, 3]
-    assert depth.may_go([1], range(4), "linear", contiguous=False) == [0, 2, 3]
-    assert depth.may_go([1], range(5), "drop", contiguous=True) == [0, 2]
+    whole = depth.Carriers(frozenset(range(4)), frozenset(range(5)))
+    assert depth.may_go([], range(4), "fold", whole, contiguous=False) == [1, 2, 3]
+    assert depth.may_go([1], range(4), "fold", whole, contiguous=False) == [2, 3]
+    assert depth.may_go([1], range(4), "linear", whole, contiguous=False) == [0, 2, 3]
+    assert depth.may_go([1], range(5), "drop", whole, contiguous=True) == [0, 2]
+    cut = depth.Carriers(
+        folds=frozenset({0, 2, 3}), entries=frozenset({0, 1, 2})
+    )  # of four blocks, cut before
+    assert depth.may_go([], range(4), "fold", cut, contiguous=False) == [1, 3]
+    assert depth.may_go([1], range(4), "fold", cut, contiguous=False) == [2, 3]
+    assert depth.may_go([], range(4), "linear", cut, contiguous=False) == [0, 1]
+    assert depth.may_go([], range(4), "drop", cut, contiguous=False) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("form", ["fold", "linear", "drop"])
+def test_all_that_may_go_is_the_most_that_any_order_reaches(form):
+    """Against every order, of four blocks with every way in which some of them carry nothing."""
+
+    def deepest(gone, carriers):
+        left = depth.may_go(gone, range(4), form, carriers, contiguous=False) if len(gone) < 3 else []
+        return max((deepest([*gone, block], carriers) for block in left), default=len(gone))
+
+    for number in range(2**5):
+        some = frozenset(n for n in range(5) if number >> n & 1)
+        carriers = depth.Carriers(some, some)
+        found = depth.all_that_may_go(range(4), form, carriers, 4)
+        assert len(found) == deepest([], carriers)
+
+
+def test_a_run_that_is_gone_leaves_nothing_of_itself_behind():
+    fitted = Linearize((2,), "fold", Fitted.of({"weight": np.eye(4)}))
+    plan = Plan("x", (fitted, Drop(Site(4)), Drop(Site.parse("b5.mlp")), Drop(Site(7))))
+    assert depth.without(plan, (2, 3, 4, 5)) == Plan("x", (Drop(Site.parse("b5.mlp")), Drop(Site(7))))
 
 
 def test_figures_are_plotly_figures_and_samples_are_escaped(place, tmp_path):

@@ -556,7 +556,16 @@ def test_from_end_to_end_with_everything_beside_it(place, tmp_path):
     out = tmp_path / "out"
     done = secateur(
         *prune_words(
-            place, out, "--protocol", "paper", "--target", "30%", "--per-head", "--matrices", "k,v,down"
+            place,
+            out,
+            "--protocol",
+            "paper",
+            "--target",
+            "30%",
+            "--per-head",
+            "--matrices",
+            "k,v,down",
+            "--keep-unproven",
         )
     )
     assert done.exit_code == 0, done.stderr + str(done.exception)
@@ -584,7 +593,16 @@ def test_from_end_to_end_with_everything_beside_it(place, tmp_path):
     assert "b1.down" in report
     again = secateur(
         *prune_words(
-            place, out, "--protocol", "paper", "--target", "30%", "--per-head", "--matrices", "k,v,down"
+            place,
+            out,
+            "--protocol",
+            "paper",
+            "--target",
+            "30%",
+            "--per-head",
+            "--matrices",
+            "k,v,down",
+            "--keep-unproven",
         )
     )
     assert "already holds the result" in again.stdout

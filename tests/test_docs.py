@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import data_components
 import data_directions
 import pytest
 import typer
+from folders import save_model, write_rows
+from planted import affine_, massive, silenced, spoken
 
 import secateur
 from secateur.cli import main
 from secateur.cli.app import app
+from secateur.tasks import facts
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -151,6 +155,19 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return secateur.finetune("builtin:facts", "builtin:facts", folder, epochs=1, limit=260, lora=2).out
 
 
+@pytest.fixture(scope="module")
+def unlucky(tmp_path_factory: pytest.TempPathFactory, words: Any) -> Path:
+    """A real, small run of depth pruning in which a map does worse than dropping; the model has outlier tokens."""
+    place = tmp_path_factory.mktemp("docs")
+    model = affine_(massive(), 1, times=6)
+    save_model(place / "model", model, words)
+    write_rows(place / "text.jsonl", spoken(silenced(model, 1), 60))
+    options = {"method": "depth", "blocks": 1, "by": "linearity", "allow_small": True}
+    found = secateur.prune(str(place / "model"), f"text:{place / 'text.jsonl'}", place / "out", **options)
+    assert found.verdict["search"]["fell_back"]
+    return place
+
+
 def _trained(place: Path) -> dict[str, Any]:
     """A real, tiny model from nothing, in the tokens of one that is there."""
     text = place.parent / "words.txt"
@@ -160,18 +177,31 @@ def _trained(place: Path) -> dict[str, Any]:
     return json.loads((made.out / "train.json").read_text(encoding="utf-8"))
 
 
+def _two_answers(place: Path) -> str:
+    """A task whose questions all have the same choices."""
+    rows = [
+        {"id": e.id, "prompt": e.prompt, "answer": answer, "choices": [" Cairo", " cabbage"]}
+        for e, answer in zip(facts.examples(), cycle((" Cairo", " cabbage", " Cairo")), strict=False)
+    ]
+    path = place.parent / "two.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
 def test_every_record_is_as_documented(
-    out: Path, removed: Path, directed: Path, shortened: Path, together: Path, tuned: Path
+    out: Path, removed: Path, directed: Path, shortened: Path, together: Path, tuned: Path, unlucky: Path
 ) -> None:
     tables, seen = _tables(), {}
-    for kind, folder in ((kind, f) for f in (out, removed, directed, shortened, together) for kind in TABLES):
+    runs = (out, removed, directed, shortened, together, unlucky / "out")
+    for kind, folder in ((kind, f) for f in runs for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
     read = {"what": ["heads", "ffns", "neurons", "induction"], "layers": (0, 1), "limit": 250}
     probed = secateur.probe("builtin:recall", "builtin:recall", shots=[0, 1], **read)
     straight = secateur.probe(
-        "builtin:facts", "builtin:facts", what="linearity", out=tuned.parent / "straight"
-    )
+        str(unlucky / "model"), f"text:{unlucky / 'text.jsonl'}", what="linearity", out=tuned.parent / "straight",
+        allow_small=True,
+    )  # fmt: skip
     straight |= json.loads((tuned.parent / "straight/probe.json").read_text(encoding="utf-8"))
     for kind, record in {
         "Linearity": straight,
@@ -188,6 +218,7 @@ def test_every_record_is_as_documented(
             ledger=tuned.parent / "openings.sqlite",
         ).record,
         "Pretraining": _trained(tuned),
+        "Baseline": secateur.evaluate("builtin:facts", _two_answers(tuned))["baseline"],
         "PlanCost": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []

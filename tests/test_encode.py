@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from secateur.errors import TaskError
-from secateur.tasks.encode import encode, encode_prompt, leading_ids
+from secateur.tasks.encode import added_ids, encode, encode_prompt
 from secateur.tasks.example import Example
 
 NEWLINE = "{{ '\\n' }}"
@@ -18,12 +18,16 @@ PIECES = ["<s>", "</s>", "a", "b", "c", "d", "Ġ", "Ċ", "Ġc", "Ġcd", "ab", "<
 ID = {piece: number for number, piece in enumerate(PIECES)}
 
 
-def make(bos_added: bool = True, bos: bool = True, eos: bool = True) -> PreTrainedTokenizerFast:
+def make(
+    bos_added: bool = True, bos: bool = True, eos: bool = True, eos_added: bool = False
+) -> PreTrainedTokenizerFast:
     merges = [("Ġ", "c"), ("Ġc", "d"), ("a", "b")]
     inner = Tokenizer(models.BPE(ID, merges, ignore_merges=False))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    if bos_added:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    if bos_added or eos_added:
+        form = f"{'<s> ' * bos_added}$A{' </s>' * eos_added}"
+        special = [("<s>", 0), ("</s>", 1)]
+        inner.post_processor = processors.TemplateProcessing(single=form, special_tokens=special)
     names = {"bos_token": "<s>"} if bos else {}
     names |= {"eos_token": "</s>"} if eos else {}
     special = ["<|user|>", "<|assistant|>"]
@@ -61,14 +65,56 @@ def test_space_at_the_end_of_the_prompt_moves_to_the_answer(tokenizer):
 
 def test_a_merge_across_the_border_shortens_the_continuation(tokenizer):
     merged = Example("m", "a", "bd")  # "abd" is [ab, d]; the context alone is [a]
-    assert encode(merged, tokenizer, context=None).pairs == ((ids("<s>", "a"), ids("d")),)
+    encoded = encode(merged, tokenizer, context=None)
+    assert encoded.pairs == ((ids("<s>", "a"), ids("d")),)
+    assert encoded.joined
+    assert not encode(QUESTION, tokenizer, context=None).joined
 
 
 def test_bos_is_not_doubled_and_not_invented(tokenizer):
     begun = replace(QUESTION, prompt="<s>ab")
     assert encode(begun, tokenizer, context=None).pairs == encode(QUESTION, tokenizer, context=None).pairs
     assert encode(QUESTION, make(bos_added=False), context=None).pairs[0][0] == ids("ab")
-    assert (leading_ids(tokenizer), leading_ids(make(bos_added=False))) == (ids("<s>"), ())
+
+
+@pytest.mark.parametrize("bos_added", [True, False])
+@pytest.mark.parametrize("prompt", ["ab", "ab ", "<s>ab", "ab</s>", "", " "])
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_tokenizer_that_ends_every_text_gives_the_ids_of_one_that_does_not(bos_added, prompt, chat):
+    example = replace(QUESTION, prompt=prompt)
+    usual, ending = make(bos_added), make(bos_added, eos_added=True)
+    usual.chat_template = ending.chat_template = TEMPLATE
+    found, expected = (encode(example, one, context=None, chat=chat) for one in (ending, usual))
+    assert found == expected
+    assert encode_prompt(prompt, ending, chat) == encode_prompt(prompt, usual, chat)
+
+
+@pytest.mark.parametrize("text", ["ab", "é ab", "<s> ab", "</s> ab", "<s></s> </s> a <s>"])
+def test_what_is_put_around_a_text(text):
+    assert added_ids(make(), text) == (ids("<s>"), ())
+    assert added_ids(make(bos_added=False), text) == ((), ())
+    assert added_ids(make(bos_added=False, eos_added=True), text) == ((), ids("</s>"))
+    assert added_ids(make(eos_added=True), text) == (ids("<s>"), ids("</s>"))
+
+
+def test_what_is_put_around_a_text_of_words_that_are_all_there_is():
+    inner = Tokenizer(models.WordLevel({"<s>": 0, "12": 1}))  # no letter a, and no token for what is unknown
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    numerals = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
+    assert added_ids(numerals, "12") == ((0,), ())
+    assert added_ids(numerals, " ") == ((), ())
+
+
+class Inserting:
+    """Stands for code of a checkpoint's own: it puts a special token inside the text."""
+
+    def encode(self, text: str, add_special_tokens: bool = True, **_: object) -> list[int]:
+        return [5, 9, 6] if add_special_tokens else [5, 6]
+
+
+def test_a_tokenizer_that_adds_tokens_inside_a_text_is_refused():
+    with pytest.raises(TaskError, match=r"makes \[5, 6\] of 'ab', and \[5, 9, 6\]"):
+        added_ids(Inserting(), "ab c")
 
 
 def test_an_empty_context_is_bos_or_eos():
@@ -106,10 +152,29 @@ def test_too_long_by_how_much(tokenizer):
 
 
 def test_an_answer_that_tokenizes_to_nothing(tokenizer):
-    with pytest.raises(TaskError, match=r"'n'.*'b' tokenizes to nothing"):
+    with pytest.raises(
+        TaskError, match=r"'n'.*'b' and the end of its prompt 'a' are one token.*word's border"
+    ):
         encode(Example("n", "a", "b"), tokenizer, context=None)  # "ab" is one token, as long as the context
     with pytest.raises(TaskError, match=r"'n'.*'é' tokenizes to nothing"):
         encode(Example("n", "a", " c", choices=(" c", "é")), tokenizer, context=None)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("field", ["prompt", "answer"])
+def test_a_token_without_an_embedding_is_refused_by_name(field, chat, tokenizer):
+    """The tokenizer knows `<|user|>` as 11 and `<|assistant|>` as 12."""
+    chatty = make()
+    chatty.chat_template = "{{ messages[0].content }}"
+    example = replace(QUESTION, choices=None, **{field: "a<|user|>"})
+    assert encode(example, chatty, context=None, vocab_size=12, chat=chat)
+    with pytest.raises(TaskError, match=r"'q'.*token '<\|user\|>' \(id 11\).*vocab_size is 11"):
+        encode(example, chatty, context=None, vocab_size=11, chat=chat)
+    chatty.chat_template = TEMPLATE
+    with pytest.raises(TaskError, match=r"'<\|assistant\|>' \(id 12\)"):
+        encode(QUESTION, chatty, context=None, vocab_size=12, chat=True)
+    with pytest.raises(TaskError, match=r"'t'.*'cd' \(id 5\)|'t'.*'d' \(id 5\)"):
+        encode(Example("t", "", "", tokens=(0, 3, 5)), tokenizer, context=None, vocab_size=5)
 
 
 def test_chat(tokenizer):

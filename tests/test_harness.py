@@ -40,8 +40,8 @@ def documents(count: int) -> list[dict]:
     return made
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["bos", "no-bos"])
-def model_and_tokenizer(request):
+def make_tokenizer(form: str) -> PreTrainedTokenizerFast:
+    """`form` says what is put around a text: "<s> $A"."""
     text = " ".join(ANIMALS) + " Number who crossed the river street and bridge? Answer: ran 0123456789"
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,11 +54,16 @@ def model_and_tokenizer(request):
             vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         ),
     )
-    if request.param:
-        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    tokenizer = PreTrainedTokenizerFast(
+    names = [("<s>", 0), ("</s>", 1)]
+    inner.post_processor = processors.TemplateProcessing(single=form, special_tokens=names)
+    return PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+@pytest.fixture(scope="module", params=["<s> $A", "$A"], ids=["bos", "no-bos"])
+def model_and_tokenizer(request):
+    tokenizer = make_tokenizer(request.param)
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=320,
@@ -95,6 +100,12 @@ TASKS = {
         "doc_to_target": "{{choices[label]}}",
         "target_delimiter": "\n",
         "description": "Animals on the way.\n\n",
+    },
+    "part of the prompt's last token": {
+        "doc_to_text": "{{question}}\nAnswer: t",
+        "doc_to_choice": ["he old grey horse", "wo black dogs", "hen"],
+        "doc_to_target": "label",
+        "target_delimiter": "",
     },
     "empty context": {"doc_to_text": "", "doc_to_choice": "choices", "doc_to_target": "label"},
     "choice in the question": {
@@ -172,6 +183,31 @@ def test_choice_accuracy_equals_the_harness(name, tmp_path, model_and_tokenizer)
         assert (correct[-1], correct_norm[-1]) == (sample["acc"], sample["acc_norm"])
     assert np.mean(correct) == pytest.approx(theirs["acc,none"])
     assert np.mean(correct_norm) == pytest.approx(theirs["acc_norm,none"])
+
+
+def test_some_answers_begin_within_the_prompts_last_token(tmp_path, model_and_tokenizer):
+    name = "part of the prompt's last token"
+    for example in read_harness(write_task(tmp_path, name, TASKS[name])).examples:
+        assert encode(example, model_and_tokenizer[1], context=256).joined
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_tokenizer_that_ends_every_text(name, tmp_path, model_and_tokenizer):
+    """Ours are the harness's pairs for the usual tokenizer. The harness itself would ask after an ended prompt."""
+    from lm_eval.models.huggingface import HFLM
+
+    model, usual = model_and_tokenizer
+    begun = usual.encode("a")[0] == usual.bos_token_id
+    ending = make_tokenizer("<s> $A </s>" if begun else "$A </s>")
+    theirs, ended = (HFLM(pretrained=model, tokenizer=one, max_length=256) for one in (usual, ending))
+    for example in read_harness(write_task(tmp_path, name, TASKS[name])).examples:
+        encoded = encode(example, ending, context=256)
+        assert encoded == encode(example, usual, context=256)
+        for (context, continuation), pair in zip(_wording(example), encoded.pairs, strict=True):
+            if context:
+                assert pair == tuple(map(tuple, theirs._encode_pair(context, continuation)))
+                asked, _ = ended._encode_pair(context, continuation)
+                assert asked == [*pair[0], ending.eos_token_id]
 
 
 def test_the_check_can_fail(tmp_path, model_and_tokenizer):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 
-import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
 from folders import questions, save_model, secateur, write_rows
+from planted import spoken
 from transformers import AutoModelForCausalLM
 from zoo import variant
 
@@ -38,10 +38,10 @@ FAST = {"epochs": 2, "lr": 3e-3, "stage": "end"}
 def place(tmp_path_factory, words):
     """A Llama of four blocks; two linear cuts of it by `prune`, healed; the second opened test."""
     place = tmp_path_factory.mktemp("healed")
-    save_model(place / "model", variant("llama", num_hidden_layers=4), words)
+    model = variant("llama", num_hidden_layers=4)
+    save_model(place / "model", model, words)
     write_rows(place / "q.jsonl", questions(60))
-    draw = np.random.default_rng(0)  # no word that begins as a special token does
-    lines = [" ".join(f"w{t}" for t in draw.integers(30, 90, 40)) for _ in range(400)]
+    lines = [row["text"] for row in spoken(model, 400, 40)]
     (place / "words.txt").write_text("\n\n".join(lines), encoding="utf-8")
     how = {"method": "depth", "form": "linear", "by": "cosine", **HOW}
     for blocks in (1, 2):

@@ -56,8 +56,8 @@ def test_one_model(place, words):
     found = read(place, "gpt2-untied-wide")
     assert (found["what"], found["task"], found["split"]) == ("linearity", "text", "select")
     (model,) = found["models"]
-    assert (model["kind"], model["norms"], model["n"], model["of"]) == ("decoder", {"": "pre"}, 52, 52)
-    assert model["held_out"] == 13
+    assert (model["kind"], model["norms"], model["n"], model["of"]) == ("decoder", {"": "pre"}, 104, 104)
+    assert model["held_out"] == 26
     assert list(rows_of(model)) == ["b0", "b1", "b2"]
     task = load_task(f"text:{place / 'text.jsonl'}", tokenizer=words)
     tokens = sum(len(task.examples[number].tokens) for number in task.split("select"))
@@ -72,7 +72,7 @@ def test_sequences_and_sides_are_what_the_probe_is_given(place, words):
     sequences = [task.examples[number].tokens for number in task.split("select")]
     groups = sorted(task.examples[number].group for number in task.split("select"))
     random.Random(0).shuffle(groups)
-    held_out = [task.examples[number].group in groups[:13] for number in task.split("select")]
+    held_out = [task.examples[number].group in groups[:26] for number in task.split("select")]
     wanted = linearity(load_readable(str(place / "gpt2")), sequences, held_out)
     (model,) = read(place, "gpt2")["models"]
     for row, one in zip(model["rows"], wanted.rows, strict=True):
@@ -172,7 +172,7 @@ def test_contexts_of_encoders(place):
     for name in ("bert", "roberta"):
         with pytest.raises(TaskError, match="context of 64"):
             read(place, name, "text70.jsonl")
-        assert read(place, name, "text70.jsonl", seqlen=64)["models"][0]["n"] == 104
+        assert read(place, name, "text70.jsonl", seqlen=64)["models"][0]["n"] == 208
 
 
 def test_encoders_read_text_alone(place):
@@ -369,7 +369,7 @@ def test_the_table_of_one_model(place, monkeypatch):
     done = secateur("probe", place / "opt-projected", "--task", task, "--what", "linearity", "-q")
     assert done.exit_code == 0, done.output
     row = rows_of(read(place, "opt-projected")["models"][0])["b1"]
-    wanted = rf"b1 +{row['stream'][0]:.4f} +{row['stream'][1]:.4f} +{row['cosine']:.4g} "
+    wanted = rf"b1 +{row['stream'][0]:.4f} +{row['stream'][1]:.4f} +{row['cosine']:.3f} "
     assert re.search(wanted, done.output)
     assert re.search("note: b.*: .*the norm sits on the stream", done.output)
 
@@ -390,6 +390,6 @@ def test_the_table_of_a_series(place, monkeypatch):
 
 def test_few_tokens_are_told(place):
     done = secateur(
-        "probe", place / "gpt2", "--task", place / "q.jsonl", "--what", "linearity", "--limit", "250", "-q"
+        "probe", place / "gpt2", "--task", place / "q.jsonl", "--what", "linearity", "--limit", "125", "-q"
     )
     assert "not to be trusted: b0, b1" in done.output

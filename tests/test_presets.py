@@ -234,7 +234,7 @@ def test_files_that_hold_no_records(tmp_path):
         read("rte", written(tmp_path / "empty.jsonl"))
     with pytest.raises(TaskError, match="cannot be read"):
         read("rte", str(tmp_path / "absent.jsonl"))
-    with pytest.raises(TaskError, match=r"\.jsonl file"):
+    with pytest.raises(TaskError, match=r"rte\.csv: Records are JSON lines"):
         read("rte", str(tmp_path / "rte.csv"))
     with pytest.raises(UnknownName, match="unknown task 'rt:"):
         read("rt", "file.jsonl")

@@ -1,7 +1,10 @@
 """Task files, texts, generators, splits: what is read, what is refused in which words, what never moves."""
 
+import bz2
+import gzip
 import json
 import logging
+import lzma
 import random
 import re
 from itertools import islice
@@ -85,7 +88,26 @@ BROKEN = {
     "no answer": ({"id": "b", "prompt": "p"}, "'answer' is missing"),
     "empty prompt": (GOOD | {"id": "b", "prompt": " "}, "'prompt' is empty"),
     "empty answer": (GOOD | {"id": "b", "answer": ""}, "'answer' is empty"),
-    "number for text": (GOOD | {"id": "b", "answer": 7}, "'answer': Input should be a valid string"),
+    "number for text": (
+        GOOD | {"id": "b", "answer": 7},
+        "'answer' is the number 7, and text is wanted; of a choice write the text, not the number",
+    ),
+    "several answers": (GOOD | {"id": "b", "answer": [" x"]}, "'answer' is a list, and text is wanted"),
+    "number for id": (GOOD | {"id": 3}, r"'id' is the number 3, and text is wanted\.$"),
+    "named choices": (GOOD | {"id": "b", "choices": {"text": [" x"]}}, "'choices' is an object, and a list"),
+    "number in choices": (
+        GOOD | {"id": "b", "choices": [" x", 2]},
+        r"'choices\[2\]' is the number 2, and text",
+    ),
+    "letter for text": (
+        GOOD | {"id": "b", "answer": "B", "choices": [" x", " y"]},
+        "its choice, not its letter",
+    ),
+    "place for text": (
+        GOOD | {"id": "b", "answer": "0", "choices": [" x", " y"]},
+        "its choice, not its letter",
+    ),
+    "no object": ("b", "the line is text, and an object is wanted"),
     "misspelled key": (GOOD | {"id": "b", "paraphrase": []}, "Did you mean paraphrases"),
     "not a choice": (GOOD | {"id": "b", "choices": [" y", " z"]}, "is not one of the choices"),
     "space differs": (GOOD | {"id": "b", "choices": ["x", "z"]}, "they differ in white space"),
@@ -114,13 +136,70 @@ def test_a_broken_line_is_named_with_its_fault(case, tmp_path, tokenizer):
         (b"\n\n", "no examples"),
         (json.dumps(GOOD).encode() + b'\n{"id": "\xff\xfe"}\n', "line 2: not UTF-8"),
         (b'{"id": "\\ud800", "prompt": "p", "answer": " x"}', "line 1: not JSON"),
-        (b"[1, 2]\n", "line 1"),
+        (b'{"id": "a",\n "prompt": "p"\n}\n', r"line 1: a JSON object over several lines\. .* jq -c \. "),
+        (json.dumps(GOOD).encode() + b'\n{"id": "b",\n "prompt": "p"}', "line 2: a JSON object over several"),
+        (json.dumps(GOOD).encode() + b"\n[1, 2]\n", "line 2: the line is a list, and an object is wanted"),
     ],
 )
 def test_broken_files(content, message, tmp_path, tokenizer):
     (tmp_path / "t.jsonl").write_bytes(content)
     with pytest.raises(TaskError, match=message):
         load_task(str(tmp_path / "t.jsonl"), tokenizer=tokenizer)
+
+
+OBJECT = json.dumps(GOOD | {"text": "once"}).encode()
+SHAPES = {  # how a file begins, what it is called, and what to do
+    "list.json": (b" [" + OBJECT + b"]", "is a JSON list", r"jq -c '\.\[\]' .*list\.json > NEW\.jsonl$"),
+    "list.jsonl": (b"[\n" + OBJECT + b"\n]", "is a JSON list", r"jq -c '\.\[\]' .*list\.jsonl > NEW\.jsonl$"),
+    "lists.jsonl": (b"[1, 2]\n[3, 4]\n", "is JSON lists, one a line", "Give every value its name"),
+    "pretty.json": (b'{\n "id": "a"\n}', "is a JSON object over several lines", r"jq -c \. .*pretty\.json"),
+    "lines.json": (
+        OBJECT + b"\n" + OBJECT,
+        "is JSON lines under another name",
+        r"Rename it to .*lines\.jsonl",
+    ),
+    "line.json": (OBJECT, "is JSON lines under another name", r"Rename it to .*line\.jsonl"),
+    "q.csv": (b"id,prompt,answer\n", r"is a table \(CSV\)", r"read_csv\(FILE\)\.to_json"),
+    "q.TSV": (b"id\tprompt\tanswer\n", r"is a table \(TSV\)", r"read_table\(FILE\)\.to_json"),
+    "q.parquet": (b"PAR1\x15\x00", "is a Parquet file", r"read_parquet\(FILE\)\.to_json"),
+    "parquet.jsonl": (b"PAR1\x15\x00", "is a Parquet file", r"read_parquet\(FILE\)\.to_json"),
+    "data.arrow": (b"ARROW1\x00\x00", "is an Arrow file", r"read_feather\(FILE\)\.to_json"),
+    "q.jsonl.gz": (gzip.compress(OBJECT), "is packed by gzip", "Unpack it"),
+    "packed.jsonl": (gzip.compress(OBJECT), "is packed by gzip", "Unpack it"),
+    "q.bz2": (bz2.compress(OBJECT), "is packed by bzip2", "Unpack it"),
+    "q.xz": (lzma.compress(OBJECT), "is packed by xz", "Unpack it"),
+    "q.jsonl.zst": (b"\x28\xb5\x2f\xfd\x04", "is packed by zstd", "Unpack it"),
+    "q.xlsx": (b"PK\x03\x04\x14", "is a zip archive or a spreadsheet", "Unpack it"),
+    "weights.bin": (b"\x00\x01\x02", "is no text", "Name another file"),
+    "folder.jsonl": (None, "is a folder", "Name a file in it"),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "text:", "cb:"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_files_of_another_form_are_named_with_what_is_wanted(name, prefix, tmp_path, tokenizer):
+    content, what, how = SHAPES[name]
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    wanted = {
+        "": "A task is JSON lines",
+        "text:": r"Text is a \.txt file, or JSON lines",
+        "cb:": "Records are JSON lines",
+    }
+    with pytest.raises(
+        TaskError, match=rf"^{re.escape(str(path))} {what}\. {wanted[prefix]}: one object .*{how}"
+    ):
+        load_task(f"{prefix}{path}", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("content", [b"[Chapter 1]\n", b"{braces}\n", OBJECT, b"\xef\xbb\xbf[1]\n"])
+def test_plain_text_may_begin_as_anything(content, tmp_path, tokenizer):
+    path = tmp_path / "t.txt"
+    path.write_bytes(content * 4000)
+    assert load_task(f"text:{path}", tokenizer=tokenizer, seqlen=8, allow_small=True).examples
 
 
 def test_missing_file_and_unknown_names(tmp_path, tokenizer):
@@ -130,9 +209,10 @@ def test_missing_file_and_unknown_names(tmp_path, tokenizer):
         load_task("builtin:fact", tokenizer=tokenizer)
     with pytest.raises(UnknownName, match="unknown task 'nonesuch'"):
         load_task("nonesuch", tokenizer=tokenizer)
-    (tmp_path / "story.txt").write_text("once")
-    with pytest.raises(TaskError, match="text:"):
-        load_task(str(tmp_path / "story.txt"), tokenizer=tokenizer)
+    for name, says in (("story.txt", "text:"), ("task.yaml", "lm_eval:"), ("q.json", "text:")):
+        (tmp_path / name).write_text("once: upon a time")
+        with pytest.raises(TaskError, match=f"written {says}{re.escape(str(tmp_path / name))}"):
+            load_task(str(tmp_path / name), tokenizer=tokenizer)
 
 
 def test_schema_file_is_the_models():
@@ -255,7 +335,7 @@ def test_chunks_without_bos_drop_a_rest_of_one_token():
 
 
 def test_documents_are_the_groups(tmp_path):
-    items = [{"id": f"d{i}", "text": "word " * (3 + i % 5), "url": "x"} for i in range(250)]
+    items = [{"id": f"d{i}", "text": f"{i} " + "word " * (3 + i % 5), "url": "x"} for i in range(250)]
     file = write(tmp_path / "t.jsonl", items)
     task = load_task(f"text:{file}", tokenizer=byte_tokenizer(bos=False), seqlen=8)
     assert {e.group for e in task.examples} == {row["id"] for row in items}
@@ -267,13 +347,78 @@ def test_documents_are_the_groups(tmp_path):
     [
         ([{"id": "a", "txt": "x"}], "line 1: 'text' is missing"),
         ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "line 2: id 'a' was already used in line 1"),
-        ([{"text": "x"}, {"text": "x"}], "line 2: the same text"),
         ([{"text": ""}], "no text"),
     ],
 )
 def test_broken_text(items, message, tmp_path, tokenizer):
     with pytest.raises(TaskError, match=message):
         load_task(f"text:{write(tmp_path / 't.jsonl', items)}", tokenizer=tokenizer)
+
+
+def export(seed: int, count: int) -> list[dict]:
+    """As WikiText is exported: a line of an article is a row, headings recur, many rows are empty."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        rows += [{"text": ""}, {"text": " = = Reception = = \n"}, {"text": " \n"}]
+        rows += [{"text": f" Article {seed} line {number} says {draw.random()} . \n"}]
+    return rows
+
+
+def documents_of(task) -> list[str]:
+    """The text of every document, sorted."""
+    groups: dict[str, list] = {}
+    for example in task.examples:
+        groups.setdefault(example.group, []).append(example)
+    found = []
+    for examples in groups.values():
+        tokens = [t for e in sorted(examples, key=lambda e: e.id) for t in e.tokens[1:]]
+        found.append(byte_tokenizer(bos=True).decode(tokens))
+    return sorted(found)
+
+
+def test_empty_rows_are_left_out_and_equal_ones_count_once(tmp_path, tokenizer, caplog):
+    rows = export(0, 260)
+    task = load_task(f"text:{write(tmp_path / 'wiki.jsonl', rows)}", tokenizer=tokenizer)
+    assert documents_of(task) == sorted({row["text"] for row in rows if row["text"].strip()})
+    assert len(caplog.messages) == 1
+    assert "of 1040 documents 520 are empty and left out and 259 repeat another" in caplog.text
+    random.Random(1).shuffle(rows)
+    assert load_task(f"text:{write(tmp_path / 'wiki2.jsonl', rows)}", tokenizer=tokenizer).hash == task.hash
+
+
+def test_equal_documents_of_different_names_count_once_whatever_their_order(tmp_path, tokenizer, caplog):
+    rows = [{"id": f"d{n:03d}", "text": f"line {n // 2}" + " " * (n % 2)} for n in range(600)]
+    task = load_task(f"text:{write(tmp_path / 't.jsonl', rows)}", tokenizer=tokenizer)
+    assert sorted({e.group for e in task.examples}) == [f"d{n:03d}" for n in range(0, 600, 2)]
+    assert "of 600 documents 300 repeat another" in caplog.text
+    again = load_task(f"text:{write(tmp_path / 'u.jsonl', rows[::-1])}", tokenizer=tokenizer)
+    assert again.hash == task.hash
+
+
+def test_text_that_is_also_in_the_test_file_is_not_chosen_by(tmp_path, tokenizer, caplog):
+    first, second = (
+        write(tmp_path / "train.jsonl", export(0, 80)),
+        write(tmp_path / "test.jsonl", export(1, 60)),
+    )
+    task = load_task(f"text:{first}", test_spec=f"text:{second}", tokenizer=tokenizer)
+    assert "1 training examples repeat a chunk of the test text" in caplog.text
+    assert len(task.split("test")) == 61
+    assert len(task.split("probe")) + len(task.split("select")) == 80
+    with pytest.raises(TaskError, match="Test data must not be seen before"):
+        load_task(f"text:{first}", test_spec=f"text:{first}", tokenizer=tokenizer)
+    named = [
+        row | {"id": str(n)} for n, row in enumerate(export(2, 80)) if row["text"].startswith(" Article")
+    ]
+    other = [
+        row | {"id": str(n)} for n, row in enumerate(export(3, 80)) if row["text"].startswith(" Article")
+    ]
+    with pytest.raises(TaskError, match="the same id"):
+        load_task(
+            f"text:{write(tmp_path / 'named.jsonl', named)}",
+            test_spec=f"text:{write(tmp_path / 'other.jsonl', other)}",
+            tokenizer=tokenizer,
+        )
 
 
 def test_seqlen_of_one_is_refused(tmp_path, tokenizer):

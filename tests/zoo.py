@@ -110,6 +110,18 @@ ZOO: dict[str, Callable[[], PreTrainedModel]] = {
     "phi": _entry("PhiForCausalLM", "PhiConfig", partial_rotary_factor=0.5, **_GATED),
     "phi3": _entry("Phi3ForCausalLM", "Phi3Config", num_key_value_heads=2, **_GATED),
     "phi3-multi-query": _entry("Phi3ForCausalLM", "Phi3Config", num_key_value_heads=1, **_GATED),
+    "phi3-long": _entry(  # as Phi-3-128k: other frequencies where the longest row is longer than 8
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        original_max_position_embeddings=8,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [2.0, 5.0, 9.0, 20.0],
+        },
+        **_GATED,
+    ),
 }
 
 

@@ -137,7 +137,7 @@ class Session:
         loaded, encoded = loaded or self.loaded, self.encoded
         if task is not self.task:
             if task.hash not in self.encodings:  # once, so that what does not fit is also said only once
-                self.encodings[task.hash] = _encode(task, loaded, self.options)
+                self.encodings[task.hash] = _read(task, loaded, self.options)
             task, encoded = self.encodings[task.hash]
         of_model = {} if loaded is self.loaded else {"workers": None, "spectra": None}
         return replace(self, task=task, encoded=encoded, loaded=loaded, **of_model)
@@ -196,15 +196,31 @@ def session_on(
     options: Options, loaded: Loaded, task: Task, ledger: Ledger | None = None, progress: Progress = silent
 ) -> Session:
     """A session for what is read already. Raises `TaskError` for what does not fit the model's context."""
-    task, encoded = _encode(task, loaded, options)
+    task, encoded = _read(task, loaded, options)
     return Session(options, loaded, task, encoded, ledger, progress)
+
+
+def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int, Encoded]]:
+    """`_encode` for a task that is going to be judged: answers that are scored in part are said."""
+    task, encoded = _encode(task, loaded, options)
+    joined = [number for number, one in encoded.items() if one.joined]
+    if joined:
+        LOG.warning(
+            "%s: in %d of %d examples, such as %s, an answer begins within the last token of its prompt; what lies in "
+            "that token is not scored, as in the evaluation harness. Let answers begin at a word's border.",
+            task.name,
+            len(joined),
+            len(encoded),
+            task.examples[joined[0]].id,
+        )
+    return task, encoded
 
 
 def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     """One example in tokens, with room in the context for what is to be generated after it. Raises `TaskError`."""
     example, new = task.examples[number], task.member(number).new_tokens
-    context = loaded.anatomy.context
-    encoded = encode(example, loaded.tokenizer, context=context, chat=chat)
+    context, vocab_size = loaded.anatomy.context, loaded.anatomy.vocab_size
+    encoded = encode(example, loaded.tokenizer, context=context, vocab_size=vocab_size, chat=chat)
     prompt = len(encoded.pairs[0][0])
     if new and context is not None and prompt + new - 1 > context:
         raise TooLong(

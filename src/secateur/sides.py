@@ -32,8 +32,6 @@ def side_effects(session: Session) -> list[verify.Side]:
     for spec in specs:
         task = load_side(spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES)
         name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
-        if task.kind == "text":  # the perplexity of one model falls with the length of the chunks
-            name += f" (chunks of {seqlen} tokens)"
         sides.append(verify.Side(name, session.on(task).task, continuations=task.kind == "text"))
     return sides
 

@@ -4,22 +4,23 @@ really cut, log-softmax in numpy. And what must never change a result: batches, 
 from __future__ import annotations
 
 import copy
-import math
 import hashlib
+import math
 import os
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from zoo import ZOO, tiny, written_
+from transformers import GenerationConfig, PreTrainedModel
+from zoo import ZOO, tiny, variant, written_
 
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, Truncate
@@ -117,8 +118,8 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def scored_alone(model: PreTrainedModel, context: Sequence[int], continuation: Sequence[int]) -> np.ndarray:
     """log p over the vocabulary at each token of the continuation: (tokens, vocab) float64."""
     with torch.no_grad():
-        logits = model(torch.tensor([[*context, *continuation]])).logits[0].double().numpy()
-    return log_softmax(logits)[len(context) - 1 : -1]
+        logits = model(torch.tensor([[*context, *continuation[:-1]]])).logits[0].double().numpy()
+    return log_softmax(logits)[len(context) - 1 :]
 
 
 def reference(model: PreTrainedModel, kind: str, examples: Sequence[int]) -> np.ndarray:
@@ -563,6 +564,70 @@ def test_generation_stops_at_the_end_of_sequence(as_loaded):
         assert greedy(loaded, PROMPTS, 8, 4096) == cut != free
     finally:
         loaded.tokenizer.eos_token = "w2"
+
+
+ASKED = [  # what generation_config.json may hold
+    {"repetition_penalty": 1.8},
+    {"no_repeat_ngram_size": 1},
+    {"bad_words_ids": [[n] for n in range(40, 96)]},
+    {"suppress_tokens": [*range(40, 96)]},
+    {"begin_suppress_tokens": [*range(40, 96)]},
+    {"sequence_bias": [[[n], -50.0] for n in range(40, 96)]},
+    {"forced_bos_token_id": 5},
+    {"forced_eos_token_id": 5},
+    {"exponential_decay_length_penalty": (1, 90.0)},
+    {"max_length": 3},
+    {"min_length": 60},
+    {"min_new_tokens": 6},
+    {"do_sample": True, "temperature": 9.0, "top_k": 40, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9},
+    {"num_beams": 3, "length_penalty": 4.0, "early_stopping": True},
+    {"num_return_sequences": 2, "num_beams": 2},
+    {"guidance_scale": 5.0},
+    {"prompt_lookup_num_tokens": 3},
+    {"stop_strings": ["w"]},
+    {"max_time": 1e-9},
+    {"cache_implementation": "static"},
+    {"use_cache": False},
+    {"return_dict_in_generate": True, "output_scores": True, "output_attentions": True},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: next(iter(asked)))
+def test_greedy_text_is_the_argmax_of_plain_logits_whatever_the_model_asks_for(asked, as_loaded):
+    loaded = as_loaded(tiny("llama"))
+    expected = [alone(loaded, prompt, 6) for prompt in PROMPTS]
+    own = loaded.model.generation_config = GenerationConfig(eos_token_id=2, **asked)
+    assert greedy(loaded, PROMPTS, 6, 4096) == expected
+    assert loaded.model.generation_config is own
+
+
+def test_parameters_of_generation_in_config_json_change_nothing(as_loaded):
+    """Where checkpoints of old have them."""
+    loaded = as_loaded(tiny("llama"))
+    expected = greedy(loaded, PROMPTS, 6, 4096)
+    loaded.model.config.repetition_penalty = 1.8
+    assert greedy(loaded, PROMPTS, 6, 4096) == expected
+
+
+@pytest.mark.parametrize("stated", [7, [7], [2, 7], [96, 7, 500]], ids=str)
+def test_generation_also_stops_where_the_model_says_that_a_text_ends(stated, as_loaded):
+    loaded = as_loaded(tiny("llama"))
+    free = [alone(loaded, prompt, 8) for prompt in PROMPTS]
+    stop = free[0][2]
+    stated = [stop if one == 7 else one for one in stated] if isinstance(stated, list) else stop
+    loaded.model.generation_config = GenerationConfig(eos_token_id=stated)
+    cut = [tokens[: tokens.index(stop)] if stop in tokens else tokens for tokens in free]
+    assert greedy(loaded, PROMPTS, 8, 4096) == cut != free
+    assert set(loaded.ends) == {2, *(stated if isinstance(stated, list) else [stated])}
+
+
+def test_a_model_for_which_no_text_ends(as_loaded):
+    loaded = as_loaded(variant("llama", eos_token_id=None))
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    tokenizer.eos_token = None
+    endless = replace(loaded, tokenizer=tokenizer)
+    assert endless.ends == ()
+    assert [len(tokens) for tokens in greedy(endless, PROMPTS, 8, 4096)] == [8] * len(PROMPTS)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama-tied-biased", "bloom", "opt"])

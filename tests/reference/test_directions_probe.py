@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,7 +126,8 @@ def by_differences(loaded: Loaded, site: Site, gone: Direction, mean: np.ndarray
 def effects(loaded: Loaded, sites: Sequence[Site] | None = None, **changes):
     examples = changes.pop("examples", list(EXAMPLES))
     sites = list(loaded.anatomy.matrices) if sites is None else sites
-    return directions_effects(loaded, EXAMPLES, examples, sites, **({"packing": PACKING} | changes))
+    packing = replace(PACKING, switches=loaded.anatomy.switches)
+    return directions_effects(loaded, EXAMPLES, examples, sites, **({"packing": packing} | changes))
 
 
 def vector(found) -> np.ndarray:

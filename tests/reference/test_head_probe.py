@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ MIXED = {  # lengths that differ, a gold answer beside a longer wrong one, one t
 def importance(loaded: Loaded, part: str, encoded=MIXED, packing=PACKING) -> np.ndarray:
     """(blocks, units), in the order of the addresses."""
     probe, unit = (head_importance, "attn.h") if part == "o" else (neuron_importance, "mlp.n")
+    packing = replace(packing, switches=loaded.anatomy.switches)
     readings = probe(loaded, encoded, list(encoded), packing=packing)
     units = units_of(loaded, part)
     return np.array(

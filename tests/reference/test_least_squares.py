@@ -124,6 +124,27 @@ def test_held_out_errors_are_those_of_the_map_itself() -> None:
     assert other.score(fit.fit()) == pytest.approx(1 - direct / spread, abs=1e-9)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("rank", [D, 9])
+def test_ridges(intercept: bool, rank: int) -> None:
+    """Fits by the normal equations, and what they cost on other data, of all ridges at once and one by one."""
+    x, y = draw(noise=1.0, offset=0.3, rank=rank)
+    x[500:], y[500:] = x[500:] * 1.5 + 0.1, y[500:] - 0.2
+    fit, other = streamed(x[:500], y[:500]), streamed(x[500:], y[500:])
+    ridges = [0.0, 1e-3, 1.0, 30.0, 1e4]
+    shifts = (x[:500].mean(0), y[:500].mean(0)) if intercept else (0, 0)
+    a, b = x[:500] - shifts[0], y[:500] - shifts[1]
+    direct = []
+    for ridge in ridges:
+        solved = np.linalg.pinv(a.T @ a + ridge * np.eye(D), rcond=1e-12) @ a.T @ b
+        found = fit.fit(ridge=ridge, intercept=intercept)
+        assert found.weight.numpy() == pytest.approx(solved.T, abs=1e-8)
+        direct.append((((x[500:] - shifts[0]) @ solved + shifts[1] - y[500:]) ** 2).sum())
+        assert other.error(found) == pytest.approx(direct[-1], rel=1e-8)
+    assert fit.ridge_errors(ridges, other, intercept=intercept) == pytest.approx(direct, rel=1e-8)
+    assert fit.mean_eigenvalue(intercept=intercept) == pytest.approx(np.trace(a.T @ a) / D, rel=1e-9)
+
+
 def test_noise_scores_in_sample_and_not_held_out() -> None:
     random = np.random.default_rng(0)
     x, y = random.normal(size=(2, 40 * D, D))

@@ -130,7 +130,7 @@ def test_blocks_of_every_family(name: str, as_loaded: Callable) -> None:
         assert (row.num_tokens, row.d) == x.shape
         assert row.num_fit == sum(len(ids) for ids, out in zip(SEQUENCES, HELD_OUT, strict=True) if not out)
         assert row.anisotropy == pytest.approx(anisotropy(x), abs=1e-6)
-    assert last[0] == pytest.approx(anisotropy(y), abs=1e-6)
+    assert last.anisotropy == pytest.approx(anisotropy(y), abs=1e-6)
 
 
 def anisotropy(x: np.ndarray) -> float:
@@ -143,7 +143,10 @@ def test_intrinsic_dimension_of_all_tokens_where_they_are_few(as_loaded: Callabl
     few = SEQUENCES[:30]
     profile = linearity(readable_of(as_loaded(model)), few, HELD_OUT[:30])
     seen = gathered(model, ran(model), ["transformer.h.1"])[:30]
-    for end, found in (("in", of(profile)["b1"].intrinsic_dimension), ("out", profile.last[""][1])):
+    for end, found in (
+        ("in", of(profile)["b1"].intrinsic_dimension),
+        ("out", profile.last[""].intrinsic_dimension),
+    ):
         points = np.concatenate([one["transformer.h.1", end] for one in seen])
         assert 500 < len(points) < 1000, "a sample is taken of more"
         points = np.unique(points.round(9), axis=0)  # the same token at the beginning

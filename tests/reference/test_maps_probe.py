@@ -16,7 +16,7 @@ from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded
 from secateur.judge.rows import Packing
 from secateur.probes import maps
-from secateur.probes.maps import Run, fit_maps
+from secateur.probes.maps import Run, fit_maps, halved
 from secateur.probes.similarity import block_similarity
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
@@ -66,6 +66,14 @@ def gathered(loaded: Loaded, texts, plan: Plan) -> dict[str, list[np.ndarray]]:
     return found
 
 
+def fit(loaded, texts, runs, examples=None, *, groups=None, under=None, packing=SMALL):
+    """Maps fitted to all texts, or some of them, each a group of its own unless told otherwise."""
+    examples = list(texts) if examples is None else examples
+    groups = range(len(examples)) if groups is None else groups
+    how = {"groups": groups, "under": under or Plan("tiny"), "packing": packing}
+    return fit_maps(loaded, texts, examples, runs, **how)
+
+
 @pytest.fixture
 def unshrunk(monkeypatch):
     monkeypatch.setattr(maps, "RIDGES", (0.0,))
@@ -79,7 +87,7 @@ def test_maps_are_least_squares(name, texts, unshrunk):
     runs += [Run((last,), "fold"), Run(tuple(range(1, last + 1)), "fold")]
     runs = list(dict.fromkeys(runs))
     empty = Plan("tiny")
-    found = fit_maps(loaded, texts, list(texts), runs, under=empty, packing=SMALL)
+    found = fit(loaded, texts, runs)
     seen = {key: np.concatenate(value) for key, value in gathered(loaded, texts, empty).items()}
     for run in runs:
         first, end = run.blocks[0], run.blocks[-1]
@@ -100,7 +108,7 @@ def test_maps_are_least_squares(name, texts, unshrunk):
 def test_batches_change_nothing_beyond_rounding(texts):
     loaded = loaded_of(tiny("llama", torch.float64))
     runs = [Run((1,), "linear"), Run((1,), "fold"), Run((0,), "linear", 3)]
-    each = [fit_maps(loaded, texts, list(texts), runs, under=Plan("tiny"), packing=p) for p in (SMALL, LARGE)]
+    each = [fit(loaded, texts, runs, packing=p) for p in (SMALL, LARGE)]
     for run in runs:
         for key, array in each[0][run].fitted.arrays.items():
             other = each[1][run].fitted.arrays[key]
@@ -115,7 +123,7 @@ def test_under_a_plan_the_target_is_still_the_original(texts, unshrunk):
     loaded = loaded_of(tiny("gpt2-untied-wide", torch.float64))
     plan = Plan("tiny", parse_edits(["b0.attn.h1=drop", "b0.up=3"]))
     run = Run((1, 2), "linear")
-    arrays = fit_maps(loaded, texts, list(texts), [run], under=plan, packing=SMALL)[run].fitted.arrays
+    arrays = fit(loaded, texts, [run], under=plan)[run].fitted.arrays
     x = np.concatenate(gathered(loaded, texts, plan)["in1"])
     y = np.concatenate(gathered(loaded, texts, Plan("tiny"))["out2"])
     solved = np.linalg.lstsq(np.c_[x, np.ones(len(x))], y, rcond=None)[0]
@@ -126,7 +134,7 @@ def test_low_rank_is_the_best_of_its_rank(texts, unshrunk):
     """Reduced-rank regression: no other map of that rank has a smaller error on the data."""
     loaded = loaded_of(tiny("llama", torch.float64))
     full, low = Run((1,), "linear"), Run((1,), "linear", 4)
-    found = fit_maps(loaded, texts, list(texts), [full, low], under=Plan("tiny"), packing=SMALL)
+    found = fit(loaded, texts, [full, low])
     seen = {key: np.concatenate(value) for key, value in gathered(loaded, texts, Plan("tiny")).items()}
     x, y = seen["in1"], seen["out1"]
     added = (x - x.mean(0)) @ (found[full].fitted.arrays["weight"].T - np.eye(x.shape[1]))
@@ -152,7 +160,7 @@ def test_shrinking_helps_where_tokens_are_few(texts):
     x, y = (np.concatenate([seen[key][n] for n in rest]) for key in ("in1", "out1"))
 
     def error():
-        arrays = fit_maps(loaded, texts, few, [run], under=empty, packing=SMALL)[run].fitted.arrays
+        arrays = fit(loaded, texts, [run], few)[run].fitted.arrays
         return np.square(x @ arrays["weight"].T + arrays["bias"] - y).mean()
 
     shrunk = error()
@@ -160,6 +168,67 @@ def test_shrinking_helps_where_tokens_are_few(texts):
         patch.setattr(maps, "RIDGES", (0.0,))
         plain = error()
     assert shrunk < plain
+
+
+def test_halves_are_of_whole_groups():
+    assert halved(range(6), [0, 0, 0, 1, 1, 2]) == {3, 4, 5}
+    assert halved(range(4), [5, 5, 7, 7]) == {2, 3}
+    assert halved(range(5), [0] * 5) == {1, 3}, "of one group there is no cleaner half"
+    assert halved([3], [0]) == set()
+    sizes = [40, 3, 3, 3, 30]
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+    second = halved(range(79), groups)
+    assert all(len({n in second for n, g in enumerate(groups) if g == group}) == 1 for group in range(5))
+    assert len(second) == 39
+
+
+@pytest.mark.parametrize("form", ["linear", "fold"])
+def test_the_ridge_is_the_best_on_the_half_that_was_not_fitted(form, texts):
+    """Against maps fitted by the normal equations with every ridge, and their errors summed token by token."""
+    loaded, groups = loaded_of(tiny("llama", torch.float64)), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    found = fit(loaded, texts, [Run((1,), form)], groups=groups)[Run((1,), form)].fitted.arrays
+    seen = gathered(loaded, texts, Plan("tiny"))
+    inputs = seen["in1"] if form == "linear" else seen["down0"]
+    before = seen["in1"] if form == "linear" else seen["out0"]
+    pairs = [(x, y - b) for x, y, b in zip(inputs, seen["out1"], before, strict=True)]
+    second = halved(range(10), groups)
+    sides = [[pair for n, pair in enumerate(pairs) if (n in second) == half] for half in (False, True)]
+    x_all = np.concatenate(inputs)
+    scale = np.square(x_all - (x_all.mean(0) if form == "linear" else 0)).sum() / x_all.shape[1]
+    errors = {}
+    for share in maps.RIDGES:
+        errors[share] = 0.0
+        for fitted_on, scored_on in (sides, sides[::-1]):
+            solve = solved(fitted_on, share * scale, form == "linear")
+            errors[share] += sum(np.square(solve(x) - y).sum() for x, y in scored_on)
+    best = min(errors, key=errors.get)
+    assert 0 < best < maps.RIDGES[-1]
+    wanted = solved(pairs, best * scale, form == "linear")
+    ours = x_all @ found["weight"].T + found.get("bias", 0) - x_all
+    np.testing.assert_allclose(ours, wanted(x_all), atol=1e-5)
+
+
+def solved(pairs, ridge, intercept):
+    """The map of ridge regression, by the normal equations."""
+    x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    mx, my = (x.mean(0), y.mean(0)) if intercept else (0, 0)
+    a, b = x - mx, y - my
+    weight = np.linalg.pinv(a.T @ a + ridge * np.eye(a.shape[1]), rcond=1e-13) @ a.T @ b
+    return lambda x: (x - mx) @ weight + my
+
+
+def test_texts_of_one_group_are_no_test_of_each_other():
+    """Each text three times: to halves that split them, least squares that fits noise looks fine."""
+    draw = np.random.default_rng(1)
+    rows = [tuple(int(t) for t in draw.integers(3, 96, 12)) for _ in range(6)]
+    told = {n: Encoded(((rows[n // 3][:1], rows[n // 3][1:]),), 0, (1,)) for n in range(18)}
+    loaded, run = loaded_of(tiny("llama", torch.float64)), Run((1,), "linear")
+    leaky, clean = (
+        fit(loaded, told, [run], groups=groups)[run].fitted.arrays["weight"]
+        for groups in (range(18), [n // 3 for n in range(18)])
+    )
+    sizes = [np.linalg.norm(weight - np.eye(len(weight))) for weight in (leaky, clean)]
+    assert sizes[1] < 0.8 * sizes[0], "held out in truth, the map shrinks more"
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -184,5 +253,13 @@ def test_broken_weights_are_refused(texts):
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
     loaded = loaded_of(model)
     with pytest.raises(ModelError, match="not finite"):
-        fit_maps(loaded, texts, list(texts), [Run((1,), "linear")], under=Plan("tiny"), packing=SMALL)
+        fit_maps(
+            loaded,
+            texts,
+            list(texts),
+            [Run((1,), "linear")],
+            groups=range(10),
+            under=Plan("tiny"),
+            packing=SMALL,
+        )
     assert replace(loaded, name="x").model is model

@@ -4,6 +4,7 @@ example and one row at a time in float64 by code that shares nothing with the pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def loss(model: PreTrainedModel, encoded: Encoded, contrast: bool) -> Tensor:
     """−log p per gold token, or with `contrast` −log of the gold choice's share among the choices."""
     said = []
     for context, answer in encoded.pairs:
-        logp = model(torch.tensor([[*context, *answer]])).logits[0].log_softmax(-1)
+        logp = model(torch.tensor([[*context, *answer[:-1]]])).logits[0].log_softmax(-1)
         said.append(logp[torch.arange(len(context) - 1, len(context) + len(answer) - 1), list(answer)])
     if contrast:
         return -torch.stack([each.sum() for each in said]).log_softmax(0)[encoded.gold]
@@ -116,7 +117,8 @@ def predicted(d: np.ndarray) -> np.ndarray:
 
 
 def effects(loaded: Loaded, edits: Sequence[Truncate], examples: Sequence[int] = tuple(EXAMPLES), **changes):
-    kept = {"spectra": Spectra(2**24), "packing": PACKING, "contrast": False}
+    packing = replace(PACKING, switches=loaded.anatomy.switches)
+    kept = {"spectra": Spectra(2**24), "packing": packing, "contrast": False}
     first, second = truncation_effects(loaded, EXAMPLES, examples, edits, **(kept | changes))
     assert all(second.values[name] >= value for name, value in first.values.items())  # a square is added
     return second

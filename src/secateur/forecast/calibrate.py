@@ -20,13 +20,14 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress
 from secateur.core.score import OUTCOME
+from secateur.errors import ModelError
 from secateur.forecast.count import BEHAVIOR_TOKENS, Amounts, Counted, decomposition
 from secateur.forecast.machine import DISK, Machine, svd_flops
 from secateur.forecast.samples import READINGS, realized
 from secateur.judge.generate import greedy
 from secateur.linalg.spectrum import spectrum
 from secateur.methods.forecast import CHORES, Judged, Plans, Read, Work, empty
-from secateur.probes.induction import copying, prefix_matching
+from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.session import Session, read_model
 from secateur.sides import side_effects
 
@@ -183,11 +184,15 @@ class _Measured:
         READINGS[work.what](self.session, self._judge, work)
 
     def _behavior(self) -> dict[str, float]:
-        """By tokens: sequences grow, and end at the context."""
+        """By tokens: sequences grow, and end at the context. Nothing where the search will leave it out."""
         loaded = self.session.loaded
         context = loaded.anatomy.context or max(BEHAVIOR_TOKENS)
         lengths = [min(length, context) for length in BEHAVIOR_TOKENS]
-        taken = _timed(lambda: [probe(loaded, seeds=SEEDS) for probe in (prefix_matching, copying)])
+        try:
+            check_copying(loaded.anatomy)
+            taken = _timed(lambda: [probe(loaded, seeds=SEEDS) for probe in (prefix_matching, copying)])
+        except ModelError:
+            return {"behavior": 0.0}
         return {"behavior": taken * sum(lengths) / sum(lengths[:SEEDS])}
 
     def rest(self) -> dict[str, float]:

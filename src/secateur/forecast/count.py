@@ -16,6 +16,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.linalg.spectrum import spectrum_bytes
 from secateur.methods.forecast import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.probes.directions import ROOM
+from secateur.probes.outliers import SAMPLE
 
 Amounts = Mapping[str, float]  # what → how many; `machine.py` says what each takes
 
@@ -192,6 +193,8 @@ class Counted:
             return {work.what: work.times, f"{work.what} flop": work.times * flops}
         load = self.loads.of(work.place, 0, work.examples, answers=True)
         times = work.times * (self._groups(work) if work.decomposes else 1)
+        if work.what == "similarity":  # a pass before it, over as many tokens at most
+            times *= 1 + min(1.0, SAMPLE / max(1, load.tokens))
         whole = sum(self._block(block, load) for block in range(self.anatomy.num_blocks))
         found = {
             work.what: times * load.calls,

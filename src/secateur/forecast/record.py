@@ -178,7 +178,7 @@ def _packing(session: Session, here: bool) -> Packing:
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
     limits = Limits(max_tokens=session.options.max_tokens)
     weights = anatomy.num_parameters * itemsize
-    return limits.packing(on_cpu=False, model_bytes=weights, vocab_size=anatomy.vocab_size)
+    return limits.packing(anatomy, on_cpu=False, model_bytes=weights)
 
 
 # -------------------------------------------------------------------------------------------------------------- stages

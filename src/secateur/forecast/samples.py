@@ -11,6 +11,7 @@ from secateur.core.plan import Drop, Plan, RemoveDirections, Truncate
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.judge.evaluator import Judge
+from secateur.methods.carriers import carriers_of
 from secateur.methods.forecast import Plans, Read
 from secateur.methods.laser import candidates
 from secateur.probes.directions import directions_effects
@@ -77,10 +78,12 @@ def _importance(importance: Callable) -> Reader:
 
 
 def _maps(session: Session, judge: Judge, work: Read) -> object:
-    form = session.options.form if session.options.form != "drop" else "linear"
-    runs = [Run((site.block,), form) for site in work.parts if site.block or form == "linear"]
-    how = {"under": session.empty, "packing": judge.packing}
-    return fit_maps(session.loaded, session.encoded, _asked(session, work), runs, **how)
+    carriers, forms = carriers_of(session.loaded.anatomy), (session.options.form, "linear", "fold")
+    can = [[f for f in forms if f != "drop" and carriers.carry((site.block,), f)] for site in work.parts]
+    runs = [Run((site.block,), forms[0]) for site, forms in zip(work.parts, can, strict=True) if forms]
+    examples = _asked(session, work)
+    how = {"groups": session.task.groups(examples), "under": session.empty, "packing": judge.packing}
+    return fit_maps(session.loaded, session.encoded, examples, runs, **how)
 
 
 def _similarity(session: Session, judge: Judge, work: Read) -> object:

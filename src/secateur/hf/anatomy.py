@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import MATRICES, Site
-from secateur.errors import ModelError, UnknownName, nearest
+from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.families import (
     FAMILIES,
     Family,
@@ -27,6 +27,7 @@ from secateur.hf.families import (
 )
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
+from secateur.hf.rope import rope_switches
 from secateur.hf.weights import distinct, same
 
 
@@ -50,9 +51,9 @@ class Anatomy:
     in a model that was never cut are all the same. `carved`: it was, and has shapes of its own.
     `mlps` are the feed-forward modules that map one tensor to one tensor, one per block, or None for families
     whose blocks have no such module; Falcon adds into what they return, so clone it to keep it.
-    `free_heads`: the stock class may have fewer of them, of the same size.
+    `free_heads`: its config can state another number of heads of the same size.
     `num_parameters` counts tied parameters once. `foldable`: no norm follows a feed-forward network. `entered` are the
-    modules that linear maps lie before, in place of blocks that are gone.
+    modules that linear maps lie before, in place of blocks that are gone. `switches` are `rope_switches`.
     """
 
     family: str
@@ -79,6 +80,7 @@ class Anatomy:
     carved: bool = False
     foldable: bool = True
     entered: frozenset[str] = frozenset()
+    switches: tuple[int, ...] = ()
 
     @property
     def details(self) -> Family:
@@ -92,7 +94,11 @@ class Anatomy:
 
     def attention(self, block: int) -> str:
         """The path of a block's attention: the module that holds its output projection."""
-        return f"{self.blocks[block]}.{self.details.slots['o'].module.rpartition('.')[0]}"
+        return self.module(Site(block, "o")).rpartition(".")[0]
+
+    def module(self, site: Site) -> str:
+        """The path of the module that a matrix is in, or what stands there: two factors, or nothing."""
+        return f"{self.blocks[site.block]}.{self.details.slots[site.part].module}"
 
     def heads_in(self, site: Site) -> int | None:
         """How many heads a matrix's rows (of an o: its columns) belong to; None where they belong to none."""
@@ -101,8 +107,14 @@ class Anatomy:
         return heads.get(site.part)
 
     def matrix(self, site: Site) -> Matrix:
-        """Raises `UnknownName` with the nearest names for a site that is no matrix of this model."""
+        """Raises `UnknownName` with the nearest names for a site that is no matrix of this model, `PlanError` for one
+        of which an earlier cut left nothing, or two factors."""
         if site not in self.matrices:
+            if self.carved and site.block < self.num_blocks and site.part in self.matrix_kinds:
+                raise PlanError(
+                    f"{site} is no matrix any more: an earlier cut took it away or stored it as two factors. Cut the "
+                    "original model once, with one plan for all."
+                )
             known = [str(other) for other in self.matrices]
             raise UnknownName(f"this model has no matrix {site}.{nearest(str(site), known)}")
         return self.matrices[site]
@@ -160,6 +172,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         carved=carved,
         foldable=is_foldable(family, model.config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
+        switches=rope_switches(model.config),
     )
 
 

@@ -18,6 +18,7 @@ from secateur.hf.anatomy import anatomy
 from secateur.hf.load import (
     DTYPES,
     Loaded,
+    building,
     check_kind,
     check_machine,
     config_of,
@@ -77,7 +78,7 @@ def blank_model(
         remote = check_kind(source, trust_remote_code)
         config = config_of(source, remote)
         wanted = DTYPES.get(dtype) or config.dtype or torch.float32
-        with torch.device("meta"):
+        with building(source, config), torch.device("meta"):
             if is_carved(source):
                 model = SecateurForCausalLM._from_config(config, dtype=wanted)
             else:

@@ -21,6 +21,7 @@ def _bert(model: PreTrainedModel) -> dict[str, Any]:
         "kind": "encoder",
         "stacks": (Stack("enc.", "post", tuple(blocks)),),
         "d_model": config.hidden_size,
+        "vocab_size": config.vocab_size,
         "context": config.max_position_embeddings - reserved,
         "pad": config.pad_token_id or 0,
     }
@@ -44,6 +45,7 @@ def _t5(model: PreTrainedModel) -> dict[str, Any]:
         "kind": "encoder-decoder",
         "stacks": (Stack("enc.", "pre", tuple(encoder)), Stack("dec.", "pre", tuple(decoder))),
         "d_model": config.d_model,
+        "vocab_size": config.vocab_size,
         "context": None,
         "pad": config.pad_token_id or 0,
         "start": config.decoder_start_token_id or 0,

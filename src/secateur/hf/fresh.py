@@ -43,7 +43,7 @@ class Size:
 def fresh_mistral(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> MistralForCausalLM:
     """Random weights in float32, the same for the same seed; torch's own randomness is left alone."""
     config = MistralConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # ids may have gaps
         hidden_size=size.d_model,
         intermediate_size=size.width,
         num_hidden_layers=size.layers,

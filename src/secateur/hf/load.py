@@ -36,6 +36,7 @@ from secateur.hf.build import carved_architecture
 from secateur.hf.copied_files import copied_files
 from secateur.hf.families import FAMILIES, Family, family_of
 from secateur.hf.fingerprint import Look, fingerprint
+from secateur.hf.generation import end_ids
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
 from secateur.hf.source import Source, download, hub_source, local_source, refuse_adapter
@@ -79,6 +80,11 @@ class Loaded:
         return device_of(self.model, f"{self.anatomy.embedding}.weight")
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a generated text."""
+        return end_ids(self.model, self.tokenizer)
+
+    @property
     def machine(self) -> dict[str, str | None]:
         """The options of `load_model` that put another model where this one is."""
         return vars(self.placement) if self.placement.device_map else {"device": str(self.device)}
@@ -112,6 +118,7 @@ def load_model(
         refuse = partial(refuse_partial, _family(source))
         files = read_files(source, auto, refuse, placement=placement, **options)
     model, source = files.model, files.source
+    end_ids(model, files.tokenizer)  # refused before anything is measured
     return Loaded(
         name,
         model,
@@ -240,7 +247,7 @@ def _weights(
     where: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model, and which tensors did not fit."""
-    try:
+    with building(source, config):
         return auto.from_pretrained(
             str(source.folder),
             config=config,
@@ -252,8 +259,28 @@ def _weights(
             local_files_only=True,
             **where,
         )
-    except (*_BROKEN, RuntimeError) as error:
-        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}") from error
+
+
+@contextmanager
+def building(source: Source, config: PreTrainedConfig) -> Iterator[None]:
+    """While open, what keeps transformers or torch from making a model of `config` is raised as `ModelError`, with
+    the token ids that its vocabulary has no row for."""
+    try:
+        yield
+    except (*_BROKEN, RuntimeError, AssertionError) as error:  # the last one is torch's word on a padding id
+        beyond = "; ".join(ids_beyond(config))
+        more = f". config.json has {beyond}." if beyond else ""
+        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}{more}") from error
+
+
+def ids_beyond(config: PreTrainedConfig) -> list[str]:
+    """The token ids of a config that its embeddings have no row for, each in words."""
+    size = config.get_text_config().vocab_size
+    return [
+        f"{name} {value}, and vocab_size {size} ends at {size - 1}: set it to null, or to the id of a token"
+        for name, value in sorted(config.to_dict().items())
+        if name.endswith("_token_id") and isinstance(value, int) and not -size <= value < size
+    ]
 
 
 def refuse_partial(family: Family, name: str, info: Mapping[str, Any]) -> None:

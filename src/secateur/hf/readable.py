@@ -30,7 +30,8 @@ from secateur.hf.weights import device_of
 class Readable:
     """A model to be read. `runs` is the part of it without its head, `kind` decoder, encoder or encoder-decoder.
 
-    `context` counts usable positions (None: no bound); `start` is what a decoder beside an encoder begins with.
+    `context` counts usable positions (None: no bound), `vocab_size` embeddings; `start` is what a decoder beside an
+    encoder begins with. `switches` are `rope_switches`.
     """
 
     name: str
@@ -39,10 +40,12 @@ class Readable:
     tokenizer: PreTrainedTokenizerBase
     stacks: tuple[Stack, ...]
     d_model: int
+    vocab_size: int
     context: int | None
     pad: int
     start: int | None = None
     revision: str | None = None
+    switches: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -85,9 +88,11 @@ def readable_of(loaded: Loaded) -> Readable:
         loaded.tokenizer,
         (stack,),
         anatomy.d_model,
+        anatomy.vocab_size,
         anatomy.context,
         pad=0,
         revision=loaded.revision,
+        switches=anatomy.switches,
     )
 
 
@@ -104,7 +109,14 @@ def readable_from(
         raise ModelError(
             f"{type(model).__name__} is no encoder that secateur can read ({', '.join(ENCODERS)})."
         )
-    return Readable(name=name, runs=model, tokenizer=tokenizer, revision=revision, **ENCODERS[kind](model))
+    found = Readable(name=name, runs=model, tokenizer=tokenizer, revision=revision, **ENCODERS[kind](model))
+    for key, value in (("pad_token_id", found.pad), ("decoder_start_token_id", found.start)):
+        if value is not None and not 0 <= value < found.vocab_size:
+            raise ModelError(
+                f"config.json of {name} has {key} {value}, and vocab_size {found.vocab_size} ends at "
+                f"{found.vocab_size - 1}: set it to the id of a token."
+            )
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------- decoders

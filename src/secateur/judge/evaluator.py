@@ -67,9 +67,7 @@ class Judge:
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         self.spectra = spectra or spectra_of(spectra_bytes(model_bytes), self.limits.spectra)
         self.packing = self.limits.packing(
-            on_cpu=self._forward.device.type == "cpu",
-            model_bytes=model_bytes,
-            vocab_size=loaded.anatomy.vocab_size,
+            loaded.anatomy, on_cpu=self._forward.device.type == "cpu", model_bytes=model_bytes
         )
         self.evaluated = 0
         self.most_kept = 0  # bytes of activations held at once so far

@@ -1,14 +1,20 @@
-"""Greedy continuations through the model's own `generate`, in left-padded batches."""
+"""Greedy continuations through the model's own `generate`, in left-padded batches: always the likeliest token of the
+plain logits, whatever generation_config.json asks for, until one of the tokens that end a text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from secateur.errors import TaskError
+from secateur.hf.generation import generating_by
 from secateur.hf.load import Loaded
+from secateur.hf.rope import regime
 from secateur.judge.rows import Packing
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
@@ -26,17 +32,32 @@ def greedy(
     Raises: `TaskError` where a prompt and its continuation are longer than the model's context.
     """
     _check_room(loaded, prompts, max_new_tokens)
+    ways = [_way(loaded, len(prompt), max_new_tokens) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     while order:
-        longest = len(prompts[order[-1]])
-        count = max(1, max_tokens // (longest + max_new_tokens))
-        taken = [i for i in order[-count:] if _may_pad(loaded) or len(prompts[i]) == longest]
+        last = order[-1]
+        count = max(1, max_tokens // (len(prompts[last]) + max_new_tokens))
+        taken = [i for i in order[-count:] if ways[i] == ways[last]]
         order = order[: -len(taken)]
-        made = _generate(loaded, [prompts[i] for i in taken], max_new_tokens, ban)
+        made = _generate(loaded, [prompts[i] for i in taken], max_new_tokens, ban, ways[last].cached)
         for index, tokens in zip(taken, made, strict=True):
             out[index] = tokens
     return out
+
+
+class _Way(NamedTuple):
+    """How a prompt is generated from; those of one way may run together. `length`: only with others as long."""
+
+    regime: int
+    length: int | None
+    cached: bool
+
+
+def _way(loaded: Loaded, length: int, max_new_tokens: int) -> _Way:
+    """Where positions are rotated otherwise from some length on, what was cached before it no longer holds."""
+    now, later = (regime(n, loaded.anatomy.switches) for n in (length, length + max_new_tokens - 1))
+    return _Way(now, None if now == later and _may_pad(loaded) else length, cached=now == later)
 
 
 def _check_room(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -55,26 +76,25 @@ def _may_pad(loaded: Loaded) -> bool:
 
 
 def _generate(
-    loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, ban: Sequence[int]
+    loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, ban: Sequence[int], cached: bool
 ) -> list[list[int]]:
     length = max(len(prompt) for prompt in prompts)
     device = loaded.device
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    stop = loaded.tokenizer.eos_token_id
-    with torch.inference_mode():
-        made = loaded.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            suppress_tokens=list(ban) or None,
-            eos_token_id=stop,
-            pad_token_id=stop if stop is not None else 0,
-        )
-    rows = made[:, length:].tolist()
-    return [row[: row.index(stop)] if stop in row else row for row in rows]
+    plain = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        suppress_tokens=list(ban) or None,
+        eos_token_id=list(loaded.ends) or None,
+        pad_token_id=0,
+        use_cache=cached,
+    )
+    with torch.inference_mode(), generating_by(loaded.model, plain):
+        made = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+    ends = set(loaded.ends)
+    return [list(takewhile(lambda token: token not in ends, row)) for row in made[:, length:].tolist()]
 
 
 def answers_within(

@@ -1,18 +1,22 @@
 """What has to be run to score examples: rows of tokens, the positions that count, and batches of similar length.
 
 Rows are padded on the right. In a causal model nothing to the right of a position reaches it, so neither the padding
-nor the rest of the batch changes a score beyond rounding, and no attention mask is needed. Knows no model.
+nor the rest of the batch changes a score beyond rounding, and no attention mask is needed. Where a model rotates
+positions by the length of the whole batch (`hf/rope.py`), rows run together only where it does the same for each.
+Knows no model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from secateur.hf.rope import regime
 from secateur.tasks.encode import Encoded
 
 T = TypeVar("T")
@@ -37,8 +41,9 @@ class Row:
     targets: tuple[Target, ...]
 
 
-def rows_of(example: int, encoded: Encoded) -> list[Row]:
-    """The fewest rows that score every continuation: a row that is the beginning of another is not run twice."""
+def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> list[Row]:
+    """The fewest rows that score every continuation, longest first: a row that is the beginning of another is not run
+    twice, where both are of one regime of `switches`."""
     wanted: list[tuple[tuple[int, ...], list[Target]]] = []
     for number, (context, continuation) in enumerate(encoded.pairs):
         start = len(context) - 1
@@ -46,7 +51,9 @@ def rows_of(example: int, encoded: Encoded) -> list[Row]:
         wanted.append((context + continuation[:-1], targets))
     rows: list[tuple[tuple[int, ...], list[Target]]] = []
     for tokens, targets in sorted(wanted, key=lambda item: -len(item[0])):
-        longer = next((row for row in rows if row[0][: len(tokens)] == tokens), None)
+        own = regime(len(tokens), switches)
+        alike = (row for row in rows if regime(len(row[0]), switches) == own)
+        longer = next((row for row in alike if row[0][: len(tokens)] == tokens), None)
         if longer is None:
             rows.append((tokens, targets))
         else:
@@ -85,18 +92,24 @@ def batch_of(rows: Sequence[Row], pad: int) -> Batch:
 
 @dataclass(frozen=True)
 class Packing:
-    """How much goes into one forward pass: padded tokens, and positions whose logits are computed."""
+    """How much goes into one forward pass: padded tokens, and positions whose logits are computed. Rows of different
+    regimes of `switches` never run together."""
 
     max_tokens: int
     max_kept: int
     pad: int
+    switches: tuple[int, ...] = ()
 
     def halved(self) -> Packing:
-        return Packing(self.max_tokens // 2, self.max_kept // 2, self.pad)
+        return replace(self, max_tokens=self.max_tokens // 2, max_kept=self.max_kept // 2)
+
+    def regime(self, row: Sequence[int]) -> int:
+        """Which of the model's ways to rotate positions these tokens get."""
+        return regime(len(row), self.switches)
 
     def pack(self, encoded: Mapping[int, Encoded], examples: Iterable[int]) -> list[Batch]:
-        """Examples sorted by length and cut into batches; the rows of one example lie in one batch."""
-        rows = [rows_of(example, encoded[example]) for example in examples]
+        """Examples sorted by length and cut into batches; the rows of one example and one regime lie in one batch."""
+        rows = [group for example in examples for group in self._together(example, encoded[example])]
         batches: list[list[Row]] = []
         kept = 0
         for group in sorted(rows, key=lambda group: (len(group[0].tokens), group[0].example)):
@@ -104,6 +117,7 @@ class Packing:
             width = max(len(row.tokens) for row in group)
             fits = (
                 batches
+                and self.regime(batches[-1][0].tokens) == self.regime(group[0].tokens)
                 and (len(batches[-1]) + len(group)) * width <= self.max_tokens
                 and kept + targets <= self.max_kept
             )
@@ -113,6 +127,12 @@ class Packing:
             batches[-1].extend(group)
             kept += targets
         return [batch_of(group, self.pad) for group in batches]
+
+    def _together(self, example: int, encoded: Encoded) -> Iterator[list[Row]]:
+        """The rows of one example, those of one regime together."""
+        rows = rows_of(example, encoded, self.switches)
+        for _, group in groupby(rows, lambda row: self.regime(row.tokens)):
+            yield list(group)
 
 
 def with_room(packing: Packing, run: Callable[[Packing], T]) -> T:

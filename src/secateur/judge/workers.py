@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from secateur.core.plan import Plan
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.judge.rows import Packing
 from secateur.tasks.encode import Encoded
@@ -36,13 +37,13 @@ class Limits:
     cache_bytes: int = 1024 * MEBI
     spectra: str | None = None
 
-    def packing(self, *, on_cpu: bool, model_bytes: int, vocab_size: int) -> Packing:
+    def packing(self, anatomy: Anatomy, *, on_cpu: bool, model_bytes: int) -> Packing:
         """How examples are batched for a model of this size."""
         tokens = self.max_tokens or (768 if on_cpu else 32768)
         logit_bytes = self.logit_bytes or (
             min(max(16 * MEBI, model_bytes // 16), 256 * MEBI) if on_cpu else 2048 * MEBI
         )
-        return Packing(tokens, max(1, logit_bytes // (4 * vocab_size)), pad=0)
+        return Packing(tokens, max(1, logit_bytes // (4 * anatomy.vocab_size)), 0, anatomy.switches)
 
 
 def spectra_bytes(model_bytes: int) -> int:

@@ -6,6 +6,7 @@ on another one, because the error of any linear map is a function of the moments
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -38,7 +39,7 @@ class PairMoments:
         """`near` are roughly the means, where others' moments are to be added to these."""
         self.count = 0
         self._near = near
-        self._eigen: tuple[int, Tensor, Tensor] | None = None
+        self._eigen: dict[bool, tuple[int, Tensor, Tensor]] = {}  # by whether XᵀX is centered
         if near is not None:
             self._start()
 
@@ -99,11 +100,21 @@ class PairMoments:
         """‖Y‖²_F of the centered Y."""
         return float((self._yy - self._y * self._y / self.count).sum())
 
-    def _solved(self) -> tuple[Float[Tensor, " in"], Float[Tensor, "in in"]]:
-        """Eigenvalues, ascending, and eigenvectors of XᵀX: once for what has been added so far."""
-        if self._eigen is None or self._eigen[0] != self.count:
-            self._eigen = self.count, *torch.linalg.eigh(self.centered_xx)
-        return self._eigen[1:]
+    def _solved(self, intercept: bool = True) -> tuple[Float[Tensor, " in"], Float[Tensor, "in in"]]:
+        """Eigenvalues, ascending, and eigenvectors of XᵀX, centered for an intercept: once for what was added yet."""
+        if intercept not in self._eigen or self._eigen[intercept][0] != self.count:
+            self._eigen[intercept] = self.count, *torch.linalg.eigh(self._products(intercept)[0])
+        return self._eigen[intercept][1:]
+
+    def _products(self, intercept: bool) -> tuple[Float[Tensor, "in in"], Float[Tensor, "in out"]]:
+        """XᵀX and XᵀY, centered for an intercept, else with their means."""
+        if intercept:
+            return self.centered_xx, self.centered_xy
+        x, y = self.mean_x, self.mean_y
+        return (
+            self.centered_xx + self.count * torch.outer(x, x),
+            self.centered_xy + self.count * torch.outer(x, y),
+        )
 
     @property
     def condition(self) -> float:
@@ -124,30 +135,54 @@ class PairMoments:
         values = self._solved()[0].clamp_min(0)
         return float(values[-1] / values.sum().clamp_min(torch.finfo(values.dtype).tiny))
 
-    def fit(self, *, ridge: float = 0.0, intercept: bool = True) -> LinearMap:
-        """The map with the smallest ‖X Wᵀ + b − Y‖²; of several, the one with the smallest W.
+    def mean_eigenvalue(self, *, intercept: bool = True) -> float:
+        """Of XᵀX, centered for an intercept: what a ridge is measured by."""
+        return max(0.0, float(self._products(intercept)[0].diagonal().mean()))
 
-        `ridge` is added to XᵀX, as a share of its mean eigenvalue; without `intercept` b is 0. Directions that the data
-        do not have are left out, so that rank-deficient and badly conditioned inputs do no harm.
+    def fit(self, *, ridge: float = 0.0, intercept: bool = True) -> LinearMap:
+        """The map with the smallest ‖X Wᵀ + b − Y‖² + ridge ‖W‖²; of several, the one with the smallest W.
+
+        Without `intercept` b is 0. Directions that the data do not have are left out, so that rank-deficient and badly
+        conditioned inputs do no harm.
         """
-        if intercept:
-            (values, vectors), xy = self._solved(), self.centered_xy
-        else:
-            xx, xy = self._around_zero()
-            values, vectors = torch.linalg.eigh(xx)
-        kept = values > _smallest(values)
-        inverse = 1 / (values[kept] + ridge * values.mean().clamp_min(0))
-        weight = ((vectors[:, kept] * inverse) @ (vectors[:, kept].T @ xy)).T
+        values, vectors, xy = self._kept(intercept)
+        weight = (vectors * (1 / (values + ridge)) @ xy).T
         bias = self.mean_y - weight @ self.mean_x
         return LinearMap(weight, bias if intercept else torch.zeros_like(bias))
 
-    def _around_zero(self) -> tuple[Float[Tensor, "in in"], Float[Tensor, "in out"]]:
-        """XᵀX and XᵀY with their means."""
-        x, y = self.mean_x, self.mean_y
-        return (
-            self.centered_xx + self.count * torch.outer(x, x),
-            self.centered_xy + self.count * torch.outer(x, y),
-        )
+    def _kept(
+        self, intercept: bool
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, "in k"], Float[Tensor, "k out"]]:
+        """The directions that the data have, with their eigenvalues, and XᵀY along them."""
+        values, vectors = self._solved(intercept)
+        kept = values > _smallest(values)
+        return values[kept], vectors[:, kept], vectors[:, kept].T @ self._products(intercept)[1]
+
+    def ridge_errors(
+        self, ridges: Sequence[float], other: PairMoments, *, intercept: bool = True
+    ) -> list[float]:
+        """`other.error(self.fit(ridge=ridge, intercept=intercept))` of each of `ridges`.
+
+        In the eigenbasis of XᵀX a fit is a diagonal matrix D = 1 / (λ + ridge), so that after three products of
+        matrices each ridge costs k² numbers.
+        """
+        values, vectors, xy = self._kept(intercept)
+        xx, cross = (vectors.T @ product for product in other._products(intercept))
+        both = (xx @ vectors) * (xy @ xy.T)
+        linear = (xy * cross).sum(dim=1)
+        shift = vectors.T @ (other.mean_x - self.mean_x), other.mean_y - self.mean_y
+        y = other._products_of_y(intercept)
+        found = []
+        for ridge in ridges:
+            d = 1 / (values + ridge)
+            offset = (d * shift[0]) @ xy - shift[1]
+            beyond = other.count * float(offset @ offset) if intercept else 0.0
+            found.append(max(0.0, float(d @ both @ d - 2 * d @ linear) + y) + beyond)
+        return found
+
+    def _products_of_y(self, intercept: bool) -> float:
+        """‖Y‖²_F, centered for an intercept."""
+        return self.spread_y + (0.0 if intercept else self.count * float(self.mean_y @ self.mean_y))
 
     def error(self, fitted: LinearMap) -> float:
         """‖X Wᵀ + b − Y‖²_F of a map that may have been fitted elsewhere."""
@@ -183,7 +218,7 @@ class JointMoments(PairMoments):
         seen.count, seen._x, seen._y = self.count, self._x, weight @ self._y[columns]
         seen._xx, seen._xy = self._xx, self._xy[:, columns] @ weight.T
         seen._yy = ((weight @ self._yy[columns, columns]) * weight).sum(dim=1)
-        seen._eigen = self.count, *self._solved()
+        seen._eigen = {True: (self.count, *self._solved())}
         return seen
 
 

@@ -22,6 +22,7 @@ from secateur.methods.importance import Reader, is_grouped, whole_ffns
 from secateur.options import layers_of
 from secateur.search.iterative import Goal, Kind, Pruner, Removal, advanced, steps
 from secateur.session import Session
+from secateur.surgery.operations import droppable
 from secateur.surgery.portable import losses
 
 LOG = logging.getLogger("secateur")
@@ -65,7 +66,10 @@ def kinds_of(session: Session) -> list[Kind]:
         found.append(Kind("ffns", ffns, tuple(losses("n", anatomy)) if portable else ()))
     for kind in found:
         if not kind.sites:
-            raise PlanError(f"this model has no {kind.name} in blocks {blocks.start}:{blocks.stop}.")
+            raise PlanError(
+                f"no {kind.name} of blocks {blocks.start}:{blocks.stop} can go: earlier cuts took all, or stored the "
+                "matrices that they end in as two factors."
+            )
     return found
 
 
@@ -88,13 +92,16 @@ def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
 
 
 def _heads(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
+    """The heads, or KV groups, of these blocks that can go."""
     unit = "g" if is_grouped(anatomy) else "h"
-    counts = {block: anatomy.widths[block].num_kv_heads for block in blocks}
-    return tuple(Site(block, "attn", unit, index) for block in blocks for index in range(counts[block]))
+    there = [block for block in blocks if droppable(Site(block, "attn"), anatomy)]
+    counts = {block: anatomy.widths[block].num_kv_heads for block in there}
+    return tuple(Site(block, "attn", unit, index) for block in there for index in range(counts[block]))
 
 
 def _neurons(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
-    return tuple(Site(b, "mlp", "n", n) for b in blocks for n in range(anatomy.widths[b].d_ff))
+    ffns = whole_ffns(anatomy, blocks)
+    return tuple(Site(f.block, "mlp", "n", n) for f in ffns for n in range(anatomy.widths[f.block].d_ff))
 
 
 def search(session: Session) -> Found:
@@ -103,6 +110,8 @@ def search(session: Session) -> Found:
     snapped = _snapped(session, kinds)
     if options.target is not None and snapped:
         LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.target, snapped)
+    for kind in kinds:
+        _say_what_stays(session, kind)
     judge, select, reader = Counted(evaluator), session.shuffled("select"), Reader(session, evaluator)
     with session.timed("prune"):
         removals = _removals(session, kinds, reader, judge, select)
@@ -125,6 +134,20 @@ def search(session: Session) -> Found:
         analysis={"components": components, "pruning": pruning, "base": base},
         margin=MARGIN if options.max_loss is None else options.max_loss,
     )
+
+
+def _say_what_stays(session: Session, kind: Kind) -> None:
+    """A word about parts that are there and cannot go."""
+    anatomy, part = session.loaded.anatomy, "attn" if kind.name == "heads" else "mlp"
+    counts = {"attn": "num_heads", "mlp": "d_ff"}[part]
+    there = [b for b in layers_of(anatomy, session.options) if vars(anatomy.widths[b])[counts]]
+    stay = [str(Site(b, part)) for b in there if not droppable(Site(b, part), anatomy)]
+    if stay:
+        LOG.warning(
+            "no %s of %s can go: the matrices they end in are stored as two factors by an earlier cut.",
+            kind.name,
+            ", ".join(stay),
+        )
 
 
 def _removals(

@@ -13,13 +13,13 @@ from secateur.core.comparison import compare
 from secateur.core.plan import Plan
 from secateur.judge.sample import plain, prompts, sample
 from secateur.methods.curves import kept_share, side_values
-from secateur.search.iterative import Point
+from secateur.search.depth import Stop
 from secateur.session import Session
 
 SAMPLE = 24  # tokens of greedy text at each depth
 
 Outcomes = Mapping[Plan, np.ndarray]  # on `select` in the order of the race
-Curves = Mapping[str, Sequence[Point]]
+Curves = Mapping[str, Sequence[Stop]]
 
 
 def depth_record(
@@ -64,6 +64,7 @@ def _series(session: Session, curves: Curves, outcomes: Outcomes) -> dict[str, A
                 "over_drop": _over_drop(session, form, number, curves, outcomes),
                 "sides": sides[point.plan],
                 "sample": texts[point.plan],
+                "fell_back": [one.to_json() for one in point.fell_back],
             }
             for number, point in enumerate(points)
         ]
@@ -71,7 +72,7 @@ def _series(session: Session, curves: Curves, outcomes: Outcomes) -> dict[str, A
     return {"side_units": units, "prompt": plain(session.loaded, prompt), "series": series}
 
 
-def _measured(session: Session, point: Point, outcomes: Outcomes) -> dict[str, Any]:
+def _measured(session: Session, point: Stop, outcomes: Outcomes) -> dict[str, Any]:
     return {
         "blocks_removed": len(point.plan.blocks_gone),
         "value": session.objective.metric.mean(outcomes[point.plan]),
@@ -93,7 +94,7 @@ def _over_drop(
     return compare(metric, dropped, kept, groups, seed=session.options.seed).to_json()["difference"]
 
 
-def _other(session: Session, by: str, points: Sequence[Point], outcomes: Outcomes) -> dict[str, Any]:
+def _other(session: Session, by: str, points: Sequence[Stop], outcomes: Outcomes) -> dict[str, Any]:
     """The form asked for, where blocks go by another measure."""
     gone = [after.plan.blocks_gone - before.plan.blocks_gone for before, after in pairwise(points)]
     return {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
+from secateur.methods.carriers import blocks_that_can_go, carriers_of, forms_of
 from secateur.methods.components import kinds_of
 from secateur.methods.depth import CHEAP
 from secateur.methods.depth_record import SAMPLE
@@ -25,6 +26,7 @@ from secateur.methods.forecast import (
 )
 from secateur.methods.importance import MAX_PROBED, whole_ffns
 from secateur.options import layers_of
+from secateur.search.depth import Carriers, may_go
 from secateur.search.iterative import Kind, steps
 from secateur.session import Session
 
@@ -94,10 +96,11 @@ def _ranked(session: Session, stage: str, kind: str, parts: int, gone: int, luck
 
 def _reported(session: Session, known: Sequence[str], luck: str) -> Iterator[Work]:
     """What the record says of the whole model: both importances, as far as they are not read yet, and behavior."""
-    heads = sum(own.num_heads for own in session.loaded.anatomy.widths)
-    if "heads" not in known:
+    anatomy = session.loaded.anatomy
+    heads = sum(own.num_heads for own in anatomy.widths)
+    if "heads" not in known and heads:
         yield _ranked(session, "analyze", "heads", heads, 1, luck)
-    if "ffns" not in known:
+    if "ffns" not in known and whole_ffns(anatomy, layers_of(anatomy, session.options)):
         yield _ranked(session, "analyze", "ffns", session.loaded.anatomy.num_blocks, 1, luck)
     for what in ("behavior", "sides read"):
         yield Read("analyze", what, "probe", 0, ())
@@ -115,20 +118,39 @@ class _Depth:
     luck: str
 
     @property
+    def _carriers(self) -> Carriers:
+        return carriers_of(self.session.loaded.anatomy)
+
+    @property
     def can(self) -> list[int]:
-        """The blocks that may go: before a fold there is one."""
-        return [block for block in self.blocks if block or self.session.options.form != "fold"]
+        """The blocks that may go, now or after others."""
+        form, anatomy = self.session.options.form, self.session.loaded.anatomy
+        first = may_go([], self.blocks, form, self._carriers, contiguous=False)
+        return sorted({*first, *blocks_that_can_go(anatomy, self.session.options)})
 
     @property
     def most(self) -> int:
-        asked, every = self.session.options.blocks, self.session.loaded.anatomy.num_blocks
-        return min(asked or len(self.can), len(self.can), every - 1)
+        can = len(blocks_that_can_go(self.session.loaded.anatomy, self.session.options))
+        return min(self.session.options.blocks or can, can)
 
     def without(self, gone: int, form: str, count: float = 1.0) -> Plans:
-        """Plans without so many blocks; a fold is written into the network before them."""
+        """Plans without so many blocks."""
         low = lowest(self.blocks, gone / len(self.blocks), self.luck)
-        before = Site(max(0, low - 1), "down")
-        return Plans(count, before.block, (before,)) if form == "fold" else Plans(count, low)
+        return Plans(count, *self._touched(low, form))
+
+    def _touched(self, block: int, form: str) -> tuple[int, tuple[Site, ...]]:
+        """The lowest block that a plan without `block` and what follows touches, and what it writes: a fold goes into
+        the network before."""
+        if form != "fold":
+            return block, ()
+        folds = self._carriers.folds
+        before = max((fold for fold in folds if fold < block), default=min(folds))
+        return before, (Site(before, "down"),)
+
+    def _first(self, form: str) -> tuple[Site, ...]:
+        """A block for which a map can be fitted alone."""
+        every = range(self.session.loaded.anatomy.num_blocks)
+        return (Site(max(may_go([], every, form, self._carriers, contiguous=False))),)
 
     def steps(self, by: str, most: int) -> Iterator[Work]:
         """Before each block goes: what all that are left measure."""
@@ -139,8 +161,9 @@ class _Depth:
                 yield Read("choose", "similarity", "probe", n, left)
                 continue
             if form != "drop":
-                yield Read("choose", "maps", "probe", n, left)
-            single = [Plans(1, *_single(site.block, form)) for site in left]
+                alone = tuple(site for site in left if self._carriers.carry((site.block,), form))
+                yield Read("choose", "maps", "probe", n, alone or self._first(form))
+            single = [Plans(1, *self._touched(site.block, form)) for site in left]
             yield Judged(
                 "choose",
                 "probe",
@@ -153,23 +176,19 @@ class _Depth:
         """The same order in one form: a fit and a plan for every depth."""
         n, probed = (len(self.session.task.split(name)) for name in ("select", "probe"))
         if form != "drop" and not fitted:
-            yield Read("analyze", "maps", "probe", probed, (Site(self.blocks[-1]),), times=most)
-        yield Judged(
-            "analyze", "select", 0, n, tuple(self.without(gone, form) for gone in range(1, most + 1))
-        )
-
-
-def _single(block: int, form: str) -> tuple[int, tuple[Site, ...]]:
-    """The lowest block that a plan without `block` touches, and what it writes."""
-    before = max(0, block - 1)
-    return (before, (Site(before, "down"),)) if form == "fold" else (block, ())
+            yield Read("analyze", "maps", "probe", probed, self._first(form), times=most)
+        depths = range(1, most + 1)
+        plans = [self.without(gone, form) for gone in depths]
+        if form != "drop" and self.luck != LEAST:  # beside a map, the run that it stands for dropped
+            plans += [self.without(gone, "drop") for gone in depths[1:]]
+        yield Judged("analyze", "select", 0, n, tuple(plans))
 
 
 def depth(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Work]:
     """The order, every form at every depth, what cheaper orders would have taken, and a sample of each plan."""
     options, anatomy = session.options, session.loaded.anatomy
     walk = _Depth(session, layers_of(anatomy, options), luck)
-    forms = [form for form in ("drop", "linear", "fold") if form != "fold" or anatomy.foldable]
+    forms = forms_of(anatomy)
     yield from walk.steps(options.by, walk.most)
     for form in forms:
         yield from walk.points(form, walk.most, fitted=form == options.form and options.by == "loss")

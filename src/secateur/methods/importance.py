@@ -20,7 +20,7 @@ from secateur.readers.components import Components, Reading, behavior
 from secateur.readers.record import components_record
 from secateur.session import Session, digest
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import resolve
+from secateur.surgery.operations import droppable, resolve
 
 LOG = logging.getLogger("secateur")
 MAX_PROBED = 256  # as for the gradients of LASER's screen
@@ -32,7 +32,8 @@ def is_grouped(anatomy: Anatomy) -> bool:
 
 
 def whole_ffns(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
-    return tuple(Site(block, "mlp") for block in blocks if anatomy.widths[block].d_ff)
+    """The feed-forward networks of these blocks that can go."""
+    return tuple(site for block in blocks if droppable(site := Site(block, "mlp"), anatomy))
 
 
 class Reader:
@@ -79,16 +80,18 @@ class Reader:
 
     def components(self) -> dict[str, Any]:
         """What is read of the whole model for the report: importance, and what heads do."""
-        session, empty = self._session, self._session.empty
-        found = {
-            "heads": {"importance": self._gradients("heads", empty)},
-            "ffns": {"loss": self._ablation(empty)},
-        }
+        session, empty, found = self._session, self._session.empty, {}
+        anatomy = session.loaded.anatomy
+        if anatomy.attending:
+            found["heads"] = {"importance": self._gradients("heads", empty)}
+        if whole_ffns(anatomy, layers_of(anatomy, session.options)):
+            found["ffns"] = {"loss": self._ablation(empty)}
         reading = Reading(session.task.name, session.options.shots, len(self._probe), len(self._probe), found)
         return components_record(Components((reading,), self._behavior()))
 
     def _behavior(self) -> dict[str, Readings]:
-        """Nothing, and a word about it, where the model has too little context or vocabulary for random repeats."""
+        """Nothing, and a word about it, where the model has too little context or vocabulary for random repeats, or
+        heads that an earlier cut left two factors of."""
         loaded, progress = self._session.loaded, self._session.progress
         try:
             return behavior(loaded, range(loaded.anatomy.num_blocks), progress)

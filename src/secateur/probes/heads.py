@@ -47,7 +47,7 @@ def head_importance(
     Source: Bansal et al. 2022 (arXiv 2212.09095), after Michel et al. 2019 (arXiv 1905.10650).
     Differs: all blocks are divided by one and the same number of tokens, where the authors' code divides the last
     block by another, which biases its rank.
-    Raises: `ModelError` where an output projection never runs as a module.
+    Raises: `ModelError` where there are none, or an output projection never runs as a module.
     """
     heads = {block: own.num_heads for block, own in enumerate(loaded.anatomy.widths) if own.num_heads}
     values = unit_importance(loaded, encoded, examples, "o", heads, packing=packing, progress=progress)
@@ -95,6 +95,8 @@ def unit_importance(
     Cost: one forward and one backward pass without parameter gradients. Memory does not grow with the examples, and
     nothing is kept of a block's gradient but one number per unit. Raises: as `head_importance`.
     """
+    if not units:
+        raise ModelError(f"this model has no {part}: earlier cuts took all that could be read there.")
     answers = {e: encoded[e].gold_alone for e in examples}
     tokens = sum(
         answer.longest - 1 for answer in answers.values()
@@ -117,7 +119,7 @@ class _Taps:
     """The inputs of one matrix of every block that has units, and the gradients that arrive there."""
 
     def __init__(self, loaded: Loaded, part: str, units: Mapping[int, int]) -> None:
-        self._paths = {block: loaded.anatomy.matrix(Site(block, part)).module for block in units}
+        self._paths = {block: loaded.anatomy.module(Site(block, part)) for block in units}
         self._modules = {path: loaded.model.get_submodule(path) for path in self._paths.values()}
         self._model, self._forward = loaded.model, Forward(loaded.model, loaded.anatomy)
         self.units = units

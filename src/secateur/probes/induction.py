@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
+from secateur.errors import ModelError
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.judge.forward import Forward
 from secateur.judge.rows import Batch
@@ -41,8 +43,10 @@ def prefix_matching(
     give out from frequent to rare. `n` counts sequences.
     Source: Bansal et al. 2022 (arXiv 2212.09095), after Olsson et al. 2022 (arXiv 2209.11895). Differs: seeded with
     numpy's own generator; the authors count a position too many where a segment ends.
-    Raises: `ModelError` where attention weights cannot be had, or context or vocabulary are too small.
+    Raises: `ModelError` where there are no heads or attention weights cannot be had, or context or vocabulary are too
+    small.
     """
+    _check_heads(loaded.anatomy)
     segments = random_segments(loaded, seeds, REPEATS, frequencies)
     total = _zeros(loaded)
     done = 0
@@ -76,8 +80,9 @@ def copying(
     over j without BOS, mean over sequences. A value's bias counts, that of `o` belongs to no head and does not; a
     norm between `o` and the residual stream (Gemma 2 and 3) is left out; queries of a group share their values.
     With `authors`, as their code: every block gets the embeddings, no final norm, and the bias of `o` counts.
-    Source, `seeds`, `frequencies`, `n`, Raises: as `prefix_matching`.
+    Source, `seeds`, `frequencies`, `n`: as `prefix_matching`. Raises: `ModelError` as there, and as `check_copying`.
     """
+    check_copying(loaded.anatomy)
     segments = random_segments(loaded, seeds, REPEATS, frequencies, unique=True)
     total = _zeros(loaded)
     circuit = _Circuit(loaded, authors)
@@ -90,6 +95,22 @@ def copying(
     fed = ", every block fed the embeddings" if authors else ""
     source = f"{len(segments)} random sequences{fed} (arXiv 2212.09095)"
     return _readings("copying", source, len(segments), total)
+
+
+def check_copying(anatomy: Anatomy) -> None:
+    """Raises `ModelError` where there are no heads, or the way through one leads over two factors that an earlier cut
+    left of a matrix."""
+    _check_heads(anatomy)
+    for site in (Site(block, part) for block in anatomy.attending for part in "vo"):
+        if site not in anatomy.matrices:
+            raise ModelError(
+                f"copying of heads cannot be read: {site} is stored as two factors by an earlier cut."
+            )
+
+
+def _check_heads(anatomy: Anatomy) -> None:
+    if not anatomy.attending:
+        raise ModelError("this model has no heads: earlier cuts took them all.")
 
 
 def _zeros(loaded: Loaded) -> dict[int, Float[Tensor, " heads"]]:

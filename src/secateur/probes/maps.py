@@ -28,7 +28,7 @@ from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
 
-RIDGES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # shares of the mean eigenvalue of XᵀX
+RIDGES = (0.0, *(10.0 ** (power / 2) for power in range(-12, 3)))  # shares of the mean eigenvalue of XᵀX
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def fit_maps(
     examples: Sequence[int],
     runs: Sequence[Run],
     *,
+    groups: Sequence[int],
     under: Plan,
     packing: Packing,
     progress: Progress = silent,
@@ -54,26 +55,29 @@ def fit_maps(
     original's after the run, in the mean square over all tokens of `examples`.
 
     `linear`: W and b with x → W x + b. `fold`: T with y → T y for what the network before the run gives, and where its
-    output has a bias also what is added to it. The share of ridge is the one of RIDGES that is best on the half of the
-    sequences that a map is not fitted on; then it is fitted on all.
+    output has a bias also what is added to it. The ridge is the one of RIDGES whose maps, fitted to either half of the
+    groups of examples (a number for each), err least on the other half; then the map is fitted to all.
     Source: Razzhigaev et al. 2024 (arXiv 2405.12250) for W, ReplaceMe (arXiv 2505.02819), equation 5, for T.
-    Differs: targets are the original's also under a plan, and maps shrink towards the identity instead of zero.
+    Differs: targets are the original's also under a plan, and maps shrink towards the identity instead of zero. The
+    ridge stays the same number for twice as many tokens, as the best one does (noise by the size of the map).
     Raises: `ModelError` where activations are not finite.
     """
     assert examples, "a fit to no examples"
     answers = {e: encoded[e].gold_alone for e in examples}
     operations = resolve(under, loaded.anatomy, loaded.fingerprint)
+    second = halved(examples, groups)
 
     def read(packing: Packing) -> dict[Run, _Halves]:
         halves = {run: _Halves() for run in runs}
         batches = packing.pack(answers, examples)
         for number, batch in enumerate(batches):
             real = real_tokens(batch, answers).to(loaded.device)
+            in_second = torch.tensor([e in second for e in batch.row_example.tolist()])
             original = streams(loaded, batch, _ends(runs))
             with masked(loaded.model, operations):
                 own = streams(loaded, batch, _begins(runs))
             for run in runs:
-                halves[run].add(*_pair(run, own, original), real, batch.row_example)
+                halves[run].add(*_pair(run, own, original), real, in_second)
             progress("fit", number + 1, len(batches))
         return halves
 
@@ -106,18 +110,33 @@ def _pair(run: Run, own: Streams, original: Streams) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------------------- fits
 
 
+def halved(examples: Sequence[int], groups: Sequence[int]) -> set[int]:
+    """The examples of the second of two halves as equal as whole groups allow; of one group every other example.
+
+    Neighbors in a text, or phrasings of a fact, resemble each other: in the other half they would be no test.
+    """
+    members: dict[int, list[int]] = {}
+    for example, group in zip(examples, groups, strict=True):
+        members.setdefault(group, []).append(example)
+    parts = list(members.values()) if len(members) > 1 else [[example] for example in examples]
+    halves: tuple[list[int], list[int]] = ([], [])
+    for part in sorted(parts, key=len, reverse=True):
+        min(halves, key=len).extend(part)
+    return set(halves[1])
+
+
 class _Halves:
-    """Moments of the sequences with even and with odd numbers."""
+    """Moments of the sequences of either half."""
 
     def __init__(self) -> None:
         self._moments: tuple[PairMoments, PairMoments] | None = None
 
-    def add(self, x: Tensor, y: Tensor, real: Tensor, numbers: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor, real: Tensor, in_second: Tensor) -> None:
         if self._moments is None:
             near = x[real].mean(0), y[real].mean(0)
             self._moments = PairMoments(near), PairMoments(near)
-        for odd, moments in enumerate(self._moments):
-            rows = (numbers % 2 == odd).to(x.device)
+        for half, moments in enumerate(self._moments):
+            rows = (in_second == bool(half)).to(x.device)
             if rows.any():
                 moments.add(x[rows][real[rows]], y[rows][real[rows]])
 
@@ -128,22 +147,21 @@ class _Halves:
             raise ModelError(
                 "activations are not finite, so nothing can be fitted to them (broken weights?)."
             )
-        return both.fit(ridge=self._ridge(intercept), intercept=intercept), both
+        return both.fit(ridge=self._ridge(both, intercept), intercept=intercept), both
 
-    def _ridge(self, intercept: bool) -> float:
+    def _ridge(self, both: PairMoments, intercept: bool) -> float:
+        """The largest of all where there is but one sequence."""
+        ridges = [share * both.mean_eigenvalue(intercept=intercept) for share in RIDGES]
         if min(moments.count for moments in self._moments) == 0:
-            return RIDGES[-1]
+            return ridges[-1]
         pairs = (self._moments, self._moments[::-1])
-        errors = {
-            ridge: sum(other.error(one.fit(ridge=ridge, intercept=intercept)) for one, other in pairs)
-            for ridge in RIDGES
-        }
-        return min(errors, key=lambda ridge: (errors[ridge], ridge))
+        errors = [one.ridge_errors(ridges, other, intercept=intercept) for one, other in pairs]
+        return min(zip(map(sum, zip(*errors, strict=True)), ridges, strict=True))[1]
 
 
 def _edit(run: Run, halves: _Halves, loaded: Loaded) -> Linearize:
     fold = run.form == "fold"
-    into = loaded.anatomy.matrices[Site(run.blocks[0] - 1, "down")] if fold else None
+    into = loaded.anatomy.matrix(Site(run.blocks[0] - 1, "down")) if fold else None
     intercept = into is None or into.bias is not None
     found, moments = halves.fit(intercept=intercept)
     if run.rank is None:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +21,6 @@ from secateur.hf.stacks import Part, Stack, Weight
 from secateur.judge.rows import Packing
 
 Ids = Sequence[int]
-Name = tuple[int, int]  # of a token: its sequence, and its position in what a stack reads of that
 
 
 HEADS, MATRICES = FINER = ("heads", "matrices")  # what of a part can be looked at
@@ -54,7 +53,7 @@ class Tap:
 
 
 def taps(
-    readable: Readable, blocks: range | None = None, *, parts: bool = False, finer: Sequence[str] = ()
+    readable: Readable, blocks: Sequence[int] | None = None, *, parts: bool = False, finer: Sequence[str] = ()
 ) -> list[Tap]:
     """Every block (of `blocks`) of every stack, and its parts: with `parts`, where norms follow, and in
     encoder-decoders. Where there is any `finer`, the parts, and their heads or matrices."""
@@ -118,7 +117,9 @@ def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing
         group: list[int] = []
         numbers = [number for number, out in enumerate(held_out) if out == side]
         for number in sorted(numbers, key=lambda n: (len(sequences[n]), n)):
-            if group and (len(group) + 1) * len(sequences[number]) > packing.max_tokens:
+            row = sequences[number]
+            full = (len(group) + 1) * len(row) > packing.max_tokens
+            if group and (full or packing.regime(row) != packing.regime(sequences[group[-1]])):
                 yield Batch(tuple(group), tuple(sequences[n] for n in group), side)
                 group = []
             group.append(number)
@@ -135,24 +136,38 @@ def streams(readable: Readable, sequences: Iterable[Ids]) -> dict[str, list[Ids]
     return {"enc.": [first for first, _ in halves], "dec.": later}
 
 
-def sampled(readable: Readable, sequences: Sequence[Ids], count: int, seed: int) -> dict[str, set[Name]]:
-    """At most `count` tokens of each stack, the same whatever the batches."""
-    found = {}
-    for stack, rows in streams(readable, sequences).items():
-        names = [(number, at) for number, ids in enumerate(rows) for at in range(len(ids))]
-        found[stack] = set(random.Random(seed).sample(names, min(count, len(names))))
-    return found
+class Token(NamedTuple):
+    """One token: the number of its sequence, its position in what a stack reads of that, and its id."""
+
+    sequence: int
+    position: int
+    id: int
 
 
-def names(readable: Readable, batch: Batch) -> dict[str, list[Name]]:
-    """Of the tokens that a stack shows for this batch, in its order."""
+def tokens_of(readable: Readable, sequences: Sequence[Ids], numbers: Sequence[int]) -> dict[str, list[Token]]:
+    """The tokens that each stack shows for these sequences, in its order; `numbers` are those of the sequences."""
     return {
-        stack: [(n, at) for n, ids in zip(batch.numbers, rows, strict=True) for at in range(len(ids))]
-        for stack, rows in streams(readable, batch.sequences).items()
+        stack: [
+            Token(number, position, token)
+            for number, ids in zip(numbers, rows, strict=True)
+            for position, token in enumerate(ids)
+        ]
+        for stack, rows in streams(readable, sequences).items()
     }
 
 
+def sampled(tokens: Sequence[Token], count: int, seed: int) -> set[Token]:
+    """At most `count` of the tokens, the same whatever the batches."""
+    return set(random.Random(seed).sample(tokens, min(count, len(tokens))))
+
+
 # ---------------------------------------------------------------------------------------------------------------- runs
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float64, where there is one: on Apple's GPUs there is none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
 
 Seen = Callable[[Tap, Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]], None]
 

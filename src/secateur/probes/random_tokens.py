@@ -60,9 +60,15 @@ def random_vocabulary(loaded: Loaded, frequencies: Sequence[int] | None = None) 
 
 
 def _bos(loaded: Loaded) -> tuple[int, ...]:
-    """BOS, or EOS where there is no BOS (as in GPT-2, where they are one), or nothing where there is neither."""
+    """BOS, or EOS where there is no BOS (as in GPT-2, where they are one), or nothing where there is neither. Raises
+    `ModelError` where the model has no embedding for it."""
     found = loaded.tokenizer.bos_token_id
     found = loaded.tokenizer.eos_token_id if found is None else found
+    if found is not None and found >= loaded.anatomy.vocab_size:
+        raise ModelError(
+            f"the tokenizer begins a text with id {found}, and the model has no embedding for it: its vocab_size is "
+            f"{loaded.anatomy.vocab_size}."
+        )
     return () if found is None else (found,)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor, nn
 
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.hf.load import Loaded
+from secateur.hf.readable import readable_of
 from secateur.judge.rows import Packing, with_room
 from secateur.linalg.least_squares import PairMoments
-from secateur.probes.streams import Place, real_tokens, streams
+from secateur.probes.outliers import TIMES, Medians, median_norms, norms, times_median
+from secateur.probes.passing import Tap, batches, run, taps, wide
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
@@ -20,8 +22,8 @@ from secateur.tasks.encode import Encoded
 
 @dataclass(frozen=True)
 class Similarity:
-    """Of what enters a block to what leaves it: the linearity score with the residual, in-sample as the paper has it,
-    and the mean cosine."""
+    """Of what enters a block to what leaves it: the linearity score with the residual, in-sample as the paper has it
+    but without outlier tokens, and the mean cosine, of all tokens."""
 
     linearity: float
     cosine: float
@@ -40,24 +42,41 @@ def block_similarity(
     """Of each of `blocks` in the model that `under` leaves, over all tokens of `examples`.
 
     Sources: Razzhigaev et al. 2024 (arXiv 2405.12250), section 3; Men et al. 2024 (arXiv 2403.03853), equation 1.
+    Differs: outlier tokens, which would decide the linearity score alone, are left out of it (`outliers.py`).
     """
-    answers = {e: encoded[e].gold_alone for e in examples}
-    operations = resolve(under, loaded.anatomy, loaded.fingerprint)
-    places: list[Place] = [(kind, block) for block in blocks for kind in ("enters", "leaves")]
+    readable = readable_of(loaded)
+    pairs = (encoded[e].gold_alone.pairs[0] for e in examples)
+    sequences = [context + answer[:-1] for context, answer in pairs]
+    places = [tap for tap in taps(readable, blocks) if tap.kind == "block"]
+    with masked(loaded.model, resolve(under, loaded.anatomy, loaded.fingerprint)):
+        medians = median_norms(readable, sequences, places, packing=packing, progress=progress)
 
-    def read(packing: Packing) -> dict[int, Similarity]:
-        moments = {block: PairMoments() for block in blocks}
-        cosines = dict.fromkeys(blocks, 0.0)
-        batches = packing.pack(answers, examples)
-        for number, batch in enumerate(batches):
-            real = real_tokens(batch, answers).to(loaded.device)
-            with masked(loaded.model, operations):
-                found = streams(loaded, batch, places)
-            for block in blocks:
-                x, y = (found[kind, block][real].double() for kind in ("enters", "leaves"))
-                moments[block].add(x, y)
-                cosines[block] += float(torch.nn.functional.cosine_similarity(x, y, dim=-1).sum())
-            progress("similarity", number + 1, len(batches))
-        return {b: Similarity(moments[b].score(), cosines[b] / moments[b].count) for b in blocks}
+        def read(packing: Packing) -> list[_Sums]:
+            sums = {tap: _Sums(tap, medians[tap]) for tap in places}
+            planned = list(batches(sequences, [False] * len(sequences), packing))
+            for done, batch in enumerate(planned, start=1):
+                run(readable, batch, places, lambda tap, x, y: sums[tap].add(wide(x), wide(y)))
+                progress("similarity", done, len(planned))
+            return list(sums.values())
 
-    return with_room(packing, read)
+        found = with_room(packing, read)
+    return {block: sums.similarity for block, sums in zip(blocks, found, strict=True)}
+
+
+class _Sums:
+    """Sums over the tokens that pass one block: moments of all but the outliers, cosines of all."""
+
+    def __init__(self, tap: Tap, medians: Medians) -> None:
+        self._tap, self._medians = tap, medians
+        self._moments = PairMoments()
+        self._cosines, self._count = 0.0, 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        far = times_median(norms(self._tap, x, y), self._medians) > TIMES
+        self._moments.add(x[~far], y[~far])
+        self._cosines += float(nn.functional.cosine_similarity(x, y, dim=-1).sum())
+        self._count += len(x)
+
+    @property
+    def similarity(self) -> Similarity:
+        return Similarity(self._moments.score(), self._cosines / self._count)

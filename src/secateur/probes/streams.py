@@ -50,11 +50,7 @@ def _caught(loaded: Loaded, places: Iterable[Place]) -> Iterator[dict[Place, Ten
 
 def _path(loaded: Loaded, place: Place) -> str:
     kind, block = place
-    return (
-        loaded.anatomy.matrices[Site(block, "down")].module
-        if kind == "gives"
-        else loaded.anatomy.blocks[block]
-    )
+    return loaded.anatomy.module(Site(block, "down")) if kind == "gives" else loaded.anatomy.blocks[block]
 
 
 def _before(found: dict[Place, Tensor], place: Place) -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from secateur.judge.forward import gathered
 from secateur.judge.rows import Batch, Packing, with_room
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
+
+Scores = dict[tuple[int, int], float]  # by example and continuation
 
 
 def truncation_effects(
@@ -74,12 +77,12 @@ def _changes(
     index = {example: i for i, example in enumerate(examples)}
     edits = [edit for group in by_matrix.values() for edit in group]
     changes = {edit: torch.zeros(len(examples), dtype=torch.float64) for edit in edits}
-    passes = [
-        (group, batch) for group in spectra.fitting(by_matrix) for batch in packing.pack(encoded, examples)
-    ]
+    batches = packing.pack(encoded, examples)
+    elsewhere = _scores_of_split(loaded, batches)
+    passes = [(group, batch) for group in spectra.fitting(by_matrix) for batch in batches]
     for number, (group, batch) in enumerate(passes):
         rows = torch.tensor([index[e] for e in batch.row_example.tolist()])
-        for matrix, x, g in _taps(loaded, batch, encoded, group, contrast):
+        for matrix, x, g in _taps(loaded, batch, encoded, group, contrast, elsewhere):
             weight = loaded.parameter(matrix.weight)
             along = _along_components(spectra(matrix, weight), x, g)
             for edit, change in _removed(along, by_matrix[matrix]):
@@ -106,8 +109,26 @@ def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Itera
         yield edit, kept - whole
 
 
+def _scores_of_split(loaded: Loaded, batches: Sequence[Batch]) -> Scores:
+    """Log-likelihood of each continuation of the examples whose rows do not all run together."""
+    places = Counter(example for batch in batches for example in set(batch.row_example.tolist()))
+    found: Scores = {}
+    for batch in batches:
+        if any(places[example] > 1 for example in batch.row_example.tolist()):
+            with torch.inference_mode():
+                logp = _target_logps(_logits(loaded, batch), batch)
+            for key, value in zip(_continuations(batch), logp.tolist(), strict=True):
+                found[key] = found.get(key, 0.0) + value
+    return found
+
+
 def _taps(
-    loaded: Loaded, batch: Batch, encoded: Mapping[int, Encoded], matrices: Sequence[Matrix], contrast: bool
+    loaded: Loaded,
+    batch: Batch,
+    encoded: Mapping[int, Encoded],
+    matrices: Sequence[Matrix],
+    contrast: bool,
+    elsewhere: Scores,
 ) -> list[tuple[Matrix, Tensor, Tensor]]:
     """For each matrix its true input and the gradient of the summed loss at its output, (rows, t, in / out)."""
     model, anatomy = loaded.model, loaded.anatomy
@@ -119,9 +140,7 @@ def _taps(
             stack.enter_context(_recorded(module, name, inputs, outputs))
         embedding = model.get_submodule(anatomy.embedding)
         stack.enter_context(_differentiable(embedding))
-        stack.enter_context(gathered(model.get_submodule(anatomy.unembedding), batch.keep))
-        logits = model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
-        loss = _summed_loss(logits, batch, encoded, contrast)
+        loss = _summed_loss(_logits(loaded, batch), batch, encoded, contrast, elsewhere)
         gradients = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
     shape = batch.tokens.shape
     found = []
@@ -130,6 +149,11 @@ def _taps(
         g = matrix.of_output(gradients[matrix.module].reshape(*shape, -1))
         found.append((matrix, x, g))
     return found
+
+
+def _logits(loaded: Loaded, batch: Batch) -> Float[Tensor, "kept vocab"]:
+    with gathered(loaded.model.get_submodule(loaded.anatomy.unembedding), batch.keep):
+        return loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
 
 
 @contextmanager
@@ -155,23 +179,46 @@ def _differentiable(embedding: nn.Module) -> Any:
 
 
 def _summed_loss(
-    logits: Float[Tensor, "kept vocab"], batch: Batch, encoded: Mapping[int, Encoded], contrast: bool
+    logits: Float[Tensor, "kept vocab"],
+    batch: Batch,
+    encoded: Mapping[int, Encoded],
+    contrast: bool,
+    elsewhere: Scores,
 ) -> Tensor:
     """Sum over the batch's examples, so that each row's gradient is its own example's."""
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    where, token = batch.where.to(logits.device), batch.token.to(logits.device)
-    logp = logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+    logp = _target_logps(logits, batch)
     totals: dict[int, dict[int, list[int]]] = {}
-    for i, (example, continuation) in enumerate(
-        zip(batch.example.tolist(), batch.continuation.tolist(), strict=True)
-    ):
+    for i, (example, continuation) in enumerate(_continuations(batch)):
         totals.setdefault(example, {}).setdefault(continuation, []).append(i)
-    losses = [_example_loss(logp, parts, encoded[example], contrast) for example, parts in totals.items()]
+    losses = []
+    for example, parts in totals.items():
+        own = {number: logp[positions] for number, positions in parts.items()}
+        if contrast:
+            losses.append(_choice_loss(own, example, encoded, elsewhere))
+        else:
+            losses.append(-own[encoded[example].gold].mean())
     return torch.stack(losses).sum()
 
 
-def _example_loss(logp: Tensor, parts: dict[int, list[int]], encoded: Encoded, contrast: bool) -> Tensor:
-    if not contrast:
-        return -logp[parts[encoded.gold]].mean()
-    scores = torch.stack([logp[parts[number]].sum() for number in range(len(encoded.pairs))])
-    return -torch.log_softmax(scores, dim=0)[encoded.gold]
+def _target_logps(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Float[Tensor, " targets"]:
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    where, token = batch.where.to(logits.device), batch.token.to(logits.device)
+    return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+
+
+def _continuations(batch: Batch) -> list[tuple[int, int]]:
+    """Of each target: its example, and which continuation of it."""
+    return list(zip(batch.example.tolist(), batch.continuation.tolist(), strict=True))
+
+
+def _choice_loss(
+    own: Mapping[int, Tensor], example: int, encoded: Mapping[int, Encoded], elsewhere: Scores
+) -> Tensor:
+    """The log-loss of the gold choice among all; those of other batches are constants here, and their gradients come
+    with those batches."""
+    some = next(iter(own.values()))
+    scores = [
+        own[number].sum() if number in own else some.new_tensor(elsewhere[example, number])
+        for number in range(len(encoded[example].pairs))
+    ]
+    return -torch.log_softmax(torch.stack(scores), dim=0)[encoded[example].gold]

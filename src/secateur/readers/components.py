@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
-from secateur.errors import TaskError
+from secateur.errors import PlanError, TaskError
 from secateur.hf.load import Loaded
 from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import head_importance
-from secateur.probes.induction import copying, prefix_matching
+from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.probes.neurons import neuron_importance
 from secateur.session import Session, read_model, read_task, session_on
+from secateur.surgery.operations import droppable
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 
@@ -137,7 +138,16 @@ def _by_gradient(kind: str, importance: Callable[..., Readings]) -> Callable[...
 def _by_ablation(session: Session, split: str, blocks: range) -> Found:
     """Loss stands for the kind, as accuracy ties on few examples."""
     parts = {"ffns": "mlp", "attentions": "attn", "blocks": ""}
-    sites = {kind: [Site(block, part) for block in blocks] for kind, part in parts.items()}
+    anatomy = session.loaded.anatomy
+    there = {
+        kind: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
+        for kind, part in parts.items()
+    }
+    sites = {kind: found for kind, found in there.items() if found}
+    if not sites:
+        raise PlanError(
+            f"nothing of blocks {blocks.start}:{blocks.stop} can be taken out to see what it is worth."
+        )
     every = [site for found in sites.values() for site in found]
     read = ablation_importance(session.judge(), every, session.task.split(split), split=split)
     order = sorted(read, key=lambda metric: "loss" not in metric)
@@ -145,7 +155,11 @@ def _by_ablation(session: Session, split: str, blocks: range) -> Found:
 
 
 def behavior(loaded: Loaded, blocks: range, progress: Progress) -> dict[str, Readings]:
-    """Prefix matching and copying of every head, on random tokens: what a head does, not what it is worth."""
+    """Prefix matching and copying of every head, on random tokens: what a head does, not what it is worth.
+
+    Raises: `ModelError` where one of them cannot be read.
+    """
+    check_copying(loaded.anatomy)
     read = {"prefix_matching": prefix_matching, "copying": copying}
     return {name: _within(probe(loaded, progress=progress), blocks) for name, probe in read.items()}
 

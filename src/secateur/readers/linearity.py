@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from secateur.errors import TaskError, TooLong, UnknownName, nearest
 from secateur.hf.load import find_source, quiet
 from secateur.hf.readable import Readable, load_readable
 from secateur.options import Options
-from secateur.probes.linearity import Linearity, Profile, linearity
+from secateur.probes.linearity import Profile, linearity
+from secateur.probes.outliers import TIMES, Outliers
 from secateur.probes.passing import FINER
+from secateur.probes.transition import Cloud, Linearity
 from secateur.records import versions
 from secateur.reports import write_probe_report
 from secateur.session import read_task
@@ -25,6 +27,9 @@ from secateur.tasks.example import Task
 
 Record = dict[str, Any]
 HELD_OUT = 0.25  # of the groups of sequences
+SCORES = ("stream", "added")
+OF_PLACE = ("site", "d", "outliers", "without")  # and not of the tokens that were read there
+DIFFERS = 0.01  # between scores with and without outlier tokens: more is told
 ON_CPU, ON_GPU = 2048, 32768  # padded tokens of a forward pass
 
 
@@ -59,7 +64,7 @@ def read_linearity(
         models.append(model)
     progress("models", len(asked), len(asked))
     record: Record = {"what": "linearity", "model": options.model, "task": names[0], "split": split}
-    record["models"] = models
+    record |= {"outlier_norm": TIMES, "models": models}
     if out is not None:
         record["written"] = [str(path) for path in _write(record, Path(out))]
     return record
@@ -160,7 +165,11 @@ def _encoded(
     for number in asked:
         with suppress(*([TooLong] if options.skip_long else [])):
             encoded = encode(
-                task.examples[number], readable.tokenizer, context=readable.context, chat=options.chat
+                task.examples[number],
+                readable.tokenizer,
+                context=readable.context,
+                vocab_size=readable.vocab_size,
+                chat=options.chat,
             )
             context, answer = encoded.pairs[encoded.gold]
             found[number] = context + answer
@@ -176,17 +185,52 @@ def _model_record(name: str, readable: Readable, text: _Text, profile: Profile) 
         "n": len(text.sequences),
         "of": text.of,
         "held_out": sum(text.held_out),
-        "rows": [_row(one) for one in profile.rows],
-        "last": {
-            stack: {"anisotropy": share, "intrinsic_dimension": dimension}
-            for stack, (share, dimension) in profile.last.items()
-        },
+        "rows": [_row(one, readable) for one in profile.rows],
+        "last": {stack: _cloud(one, readable) for stack, one in profile.last.items()},
     }
 
 
-def _row(one: Linearity) -> Record:
-    """Scores as lists [in-sample, held out]."""
-    found = asdict(one)
-    for name, score in (("stream", one.stream), ("added", one.added)):
-        found[name] = None if score is None else [score.in_sample, score.held_out]
+def _row(one: Linearity, readable: Readable) -> Record:
+    """What was read at a place over all tokens; which are outliers there, and what was read without those."""
+    found = {"site": one.site, "d": one.d, **_scored(one), "outliers": None, "without_outliers": None}
+    if one.outliers is not None:
+        without = None if one.without is None else _scored(one.without)
+        matter = {"matter": without is not None and _matter(found, without)}
+        found |= {"outliers": _outliers(one.outliers, readable) | matter, "without_outliers": without}
     return found
+
+
+def _scored(one: Linearity) -> Record:
+    """What was read over one set of tokens; scores as lists [in-sample, held out]."""
+    found = {name: value for name, value in vars(one).items() if name not in OF_PLACE}
+    scores = {name: found[name] for name in SCORES}
+    return found | {n: None if one is None else [one.in_sample, one.held_out] for n, one in scores.items()}
+
+
+def _matter(whole: Record, without: Record) -> bool:
+    """Whether a score over all tokens is another than that without outlier tokens."""
+    pairs = [pair for name in SCORES for pair in zip(whole[name] or (), without[name] or (), strict=False)]
+    lost = any((whole[name] is None) != (without[name] is None) for name in SCORES)
+    return lost or any(abs(one - other) > DIFFERS for one, other in pairs)
+
+
+def _cloud(one: Cloud, readable: Readable) -> Record:
+    without = None if one.without is None else _shape(one.without)
+    outliers = None if one.outliers is None else _outliers(one.outliers, readable)
+    return _shape(one) | {"outliers": outliers, "without_outliers": without}
+
+
+def _shape(one: Cloud) -> Record:
+    return {"anisotropy": one.anisotropy, "intrinsic_dimension": one.intrinsic_dimension}
+
+
+def _outliers(one: Outliers, readable: Readable) -> Record:
+    return {
+        "count": one.count,
+        "largest": one.largest,
+        "positions": [{"position": which, "count": count, "of": of} for which, count, of in one.positions],
+        "tokens": [
+            {"id": which, "text": readable.tokenizer.decode([which]), "count": count, "of": of}
+            for which, count, of in one.tokens
+        ],
+    }

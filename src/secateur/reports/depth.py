@@ -31,6 +31,7 @@ def depth(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> 
         "Without whole blocks",
         "The same blocks gone in the same order, by what stands for them; judged on the selection split.",
         f"<p>{_chosen(record)} {replacing(record)}</p>",
+        _fell_back(record),
         forms_key(record),
         place("depth", found, figures, layout="pair"),
         samples(record),
@@ -81,6 +82,33 @@ def _chosen(record: Record) -> str:
     if not count:
         return "Chosen: no block may go within the bound."
     return f"Chosen: {count} of {of} blocks gone, {WORDS[record['form']]}."
+
+
+def _fell_back(record: Record) -> str:
+    """At which depths of which form runs are dropped, because a map does no better on `select`; and on how many tokens
+    maps were fitted."""
+    items = [
+        f"<li>{point['blocks_removed']} gone, {WORDS[one['form']]}: {', '.join(map(_run, point['fell_back']))}</li>"
+        for one in record["series"]
+        for point in one["points"]
+        if point.get("fell_back")  # records of an earlier day have none
+    ]
+    if "fit_tokens" not in record or all(one["form"] == "drop" for one in record["series"]):
+        return ""
+    tokens, d = record["fit_tokens"], record["d_model"]
+    told = f"<p>Maps were fitted to {tokens:,} tokens of probe, {tokens / d:.1f} for each of {d:,} dimensions.</p>"
+    if not items:
+        return told
+    return (
+        f"{told}<p>Dropped instead, because on select, which no map was fitted to, the map does no better:</p>"
+        f"<ul>{''.join(items)}</ul>"
+    )
+
+
+def _run(one: Record) -> str:
+    first, last = one["blocks"][0], one["blocks"][-1]
+    name = f"b{first}" if first == last else f"b{first} to b{last}"
+    return f"{name} ({number(one['fitted'], 'nats')} nats with the map, {number(one['dropped'], 'nats')} without)"
 
 
 def replacing(record: Record) -> str:

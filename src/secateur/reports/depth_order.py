@@ -10,7 +10,7 @@ from secateur.reports.markup import capital, key, known, metric_name, number, te
 
 MEASURES = {
     "loss": "loss on probe without it, nats/token",
-    "linearity": "1 − linearity",
+    "linearity": "1 − linearity, without outlier tokens",
     "cosine": "1 − cosine",
 }
 ORDERS = {"loss": (AFTER, "solid"), "linearity": (ACCENT, "dash"), "cosine": ("#7a6a1d", "dashdot")}

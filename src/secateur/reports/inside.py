@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.core.place import ATTENTIONS, Place
 from secateur.reports.chart import SEQUENTIAL, Figure, cell_height, new_axis, new_layout, some
-from secateur.reports.markup import known, text
+from secateur.reports.markup import text
 
 Record = Mapping[str, Any]
 Cells = dict[tuple[int, str], Record]  # block and column → row of the record
@@ -15,7 +15,8 @@ MOST = 12  # columns whose cells have room for their number
 
 
 def inside_maps(models: Sequence[Record]) -> list[Figure]:
-    """Of every model in which heads or matrices were read, and every stack: what they and its parts score, held out."""
+    """Of every model in which heads or matrices were read, and every stack: what they and its parts score, held out and
+    without outlier tokens."""
     return [
         figure
         for model in models
@@ -45,27 +46,31 @@ def _map(title: str, axis: str, cells: Cells) -> Figure:
     columns = list(dict.fromkeys(column for _, column in cells))
     blocks = range(1 + max(block for block, _ in cells))
     found = [[cells.get((block, column)) for column in columns] for block in blocks]
-    z = [
-        [None if row is None or not known(row["added"][1]) else row["added"][1] for row in line]
-        for line in found
-    ]
+    z = [[None if row is None else _usual(row)[1] for row in line] for line in found]
     hover = [["" if row is None else _hover(row) for row in line] for line in found]
     rows = [
-        [text(row["site"]), *(f"{score:.4f}" for score in reversed(row["added"]))] for row in cells.values()
+        [text(row["site"]), *(f"{score:.4f}" for score in (*reversed(_usual(row)), *reversed(row["added"])))]
+        for row in cells.values()
     ]
     height = cell_height(len(blocks), 330)
     return Figure(
         title,
         [_heat(z, hover)],
         _sheet(blocks, columns, axis, height),
-        ("site", "held out", "in-sample"),
+        ("site", "held out", "in-sample", "held out, all tokens", "in-sample, all tokens"),
         rows,
     )
 
 
+def _usual(row: Record) -> Sequence[float]:
+    """In-sample and held out, without outlier tokens where what is left varies."""
+    return (row["without_outliers"] or row)["added"] or row["added"]
+
+
 def _hover(row: Record) -> str:
-    in_sample, held_out = row["added"]
-    return f"<b>{text(row['site'])}</b><br>held out {held_out:.4f}<br>in-sample {in_sample:.4f}"
+    in_sample, held_out = _usual(row)
+    said = f"<b>{text(row['site'])}</b><br>held out {held_out:.4f}<br>in-sample {in_sample:.4f}"
+    return said if not row["outliers"] else f"{said}<br>with outlier tokens {row['added'][1]:.4f}, held out"
 
 
 def _heat(z: list[list[float | None]], hover: list[list[str]]) -> dict[str, Any]:

@@ -306,6 +306,17 @@ def _check_fitted(edit: RemoveDirections, matrix: Matrix, heads: int) -> None:
             )
 
 
+def droppable(site: Site, anatomy: Anatomy) -> bool:
+    """Whether a block, an attention or a feed-forward network is there and can go: of a cut model it may be gone
+    already, or give its output through two factors, in which nothing can be silenced."""
+    if not site.part:
+        return anatomy.num_blocks > 1
+    return _has(anatomy, site) and Site(site.block, OUTPUTS[site.part]) in anatomy.matrices
+
+
+OUTPUTS = {"attn": "o", "mlp": "down"}  # the matrix that a part's output comes from
+
+
 def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
     """Raises `UnknownName` for a site that the model does not have, `PlanError` where a head goes twice or no block
     would be left."""
@@ -346,7 +357,7 @@ def _silenced(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
         if not part:
             yield Bypass(anatomy.blocks[block])
             continue
-        matrix = anatomy.matrix(Site(block, "o" if part == "attn" else "down"))
+        matrix = anatomy.matrix(Site(block, OUTPUTS[part]))
         units = [site for site in listed if site.unit]
         if units:
             yield Silence(matrix, tuple(column for site in units for column in columns_of(site, anatomy)))

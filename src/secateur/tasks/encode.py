@@ -5,11 +5,14 @@ context belongs to the continuation, the whole string is encoded and cut where t
 tokens are the tokenizer's default unless the string already begins with BOS, an empty context is BOS (else
 EOS). Differs: what is longer than the context is refused, never truncated; a chat context keeps the white
 space its template ends with (the same ids as the harness's, cut a little later), so that loss and rank are
-about the answer. Knows tokenizers by their public methods; never a model.
+about the answer; special tokens that a tokenizer puts after every text (EOS, SEP) are left out, where the harness
+scores the answer after an ended prompt, without its first token. Knows tokenizers by their public methods; never a
+model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,18 +31,20 @@ class Encoded:
     """One example as token ids: a (context, continuation) pair per choice, or the gold answer's pair alone.
 
     `gold` is an index into `pairs`. `lengths` are the characters of each choice as the harness counts them,
-    without the space that joins it to the prompt; 1 where there are no choices.
+    without the space that joins it to the prompt; 1 where there are no choices. `joined`: an answer begins within
+    the last token of its context, and that part of it is not in its continuation.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
     gold: int
     lengths: tuple[int, ...]
+    joined: bool = False
 
     @property
     def gold_alone(self) -> Encoded:
         """The same example with its gold answer as the only one."""
         gold = slice(self.gold, self.gold + 1)
-        return Encoded(self.pairs[gold], 0, self.lengths[gold])
+        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined)
 
     @property
     def longest(self) -> int:
@@ -48,49 +53,75 @@ class Encoded:
 
 
 def encode(
-    example: Example, tokenizer: PreTrainedTokenizerBase, *, context: int | None, chat: bool = False
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int | None,
+    vocab_size: int | None = None,
+    chat: bool = False,
 ) -> Encoded:
     """The pairs of `example`; a chunk of text has its first token as context and all others as continuation.
 
-    `context` is the model's longest sequence in tokens (None: unbounded). With `chat`, the prompt goes
-    through the chat template as the user's message and the answer loses its leading space.
+    `context` is the model's longest sequence in tokens, `vocab_size` counts its embeddings (None: unbounded). With
+    `chat`, the prompt goes through the chat template as the user's message and the answer loses its leading space.
 
-    Raises: `TaskError`, naming the example, for an answer that tokenizes to nothing, a prompt and answer
-    longer than `context`, and `chat` with a tokenizer that has no template.
+    Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token that the
+    model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer that has no
+    template.
     """
     if example.tokens is not None:
         encoded = Encoded(((example.tokens[:1], example.tokens[1:]),), 0, (1,))
-    elif example.choices is None:
-        encoded = Encoded(tuple(_pairs(example, tokenizer, chat)), 0, (1,))
     else:
-        encoded = Encoded(tuple(_pairs(example, tokenizer, chat)), example.gold, _lengths(example))
-    _check(example, encoded, context)
+        pairs, joined = zip(*_pairs(example, tokenizer, chat), strict=True)
+        gold, lengths = (0, (1,)) if example.choices is None else (example.gold, _lengths(example))
+        encoded = Encoded(pairs, gold, lengths, any(joined))
+    _refuse_unknown(example, encoded, tokenizer, vocab_size)
+    _refuse_long(example, encoded, context)
     return encoded
 
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> Ids:
     """The ids to generate from: the same as the context of `encode` for the same prompt."""
-    return (
-        _context_ids(_templated(text, tokenizer), tokenizer)
-        if chat
-        else _context_ids(text.rstrip(), tokenizer)
-    )
+    text = _templated(text, tokenizer) if chat else text.rstrip()
+    return _Reader.of(tokenizer, text).context(text)
 
 
-def leading_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    """What the tokenizer puts before every text by default: BOS, or nothing."""
-    with_special, plain = (tokenizer.encode("a", add_special_tokens=special) for special in (True, False))
-    return tuple(with_special[: with_special.index(plain[0])]) if plain else ()
+def added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
+    """What the tokenizer puts before and after every text by default: BOS, EOS, or nothing. Seen on the first word of
+    `text` that shows it.
+
+    Raises: `TaskError` for a tokenizer that does anything else to a text when it adds special tokens.
+    """
+    for word in re.finditer(r"\S+", text):
+        plain = tuple(tokenizer.encode(word.group(), add_special_tokens=False, verbose=False))
+        whole = tuple(tokenizer.encode(word.group(), verbose=False))
+        places = [n for n in range(len(whole) - len(plain) + 1) if whole[n : n + len(plain)] == plain]
+        if not places:
+            raise TaskError(
+                f"the tokenizer makes {list(plain)} of {word.group()!r}, and {list(whole)} where it adds its special "
+                "tokens: they do not stand around the text. Take another tokenizer."
+            )
+        if len(places) == 1:
+            return whole[: places[0]], whole[places[0] + len(plain) :]
+    return (), ()
 
 
-def _pairs(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Iterator[tuple[Ids, Ids]]:
+def _pairs(
+    example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool
+) -> Iterator[tuple[tuple[Ids, Ids], bool]]:
+    """Each pair, and whether its continuation begins within the last token of its context."""
+    reader = None
     for context, continuation in _wording(example):
         if chat:
             context, continuation = _templated(context, tokenizer, example.id), continuation.removeprefix(" ")
         else:
             kept = context.rstrip()
             context, continuation = kept, context[len(kept) :] + continuation
-        yield _split(context, continuation, tokenizer)
+        reader = reader or _Reader.of(tokenizer, context + continuation)
+        pair, joined = reader.split(context, continuation)
+        if not pair[1]:
+            raise _nothing_left(example.id, context, continuation, joined)
+        yield pair, joined
 
 
 def _wording(example: Example) -> list[tuple[str, str]]:
@@ -101,34 +132,47 @@ def _wording(example: Example) -> list[tuple[str, str]]:
     return [(example.prompt, example.answer)]
 
 
-def _split(context: str, continuation: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
-    """Encode the whole, then cut where the context alone ends, as the harness does."""
-    head = _context_ids(context, tokenizer)
-    if context:
-        return head, _ids(context + continuation, tokenizer)[len(head) :]
-    tail = tuple(tokenizer.encode(continuation, add_special_tokens=False))
-    return (tail[:1], tail[1:]) if tail[:1] == head else (head, tail)
+@dataclass(frozen=True)
+class _Reader:
+    """A tokenizer that reads as the harness does, but ends no text: `after` is what it would put there."""
 
+    tokenizer: PreTrainedTokenizerBase
+    after: Ids
 
-def _context_ids(context: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    if context:
-        return _ids(context, tokenizer)
-    prefix = _prefix_id(tokenizer)
-    if prefix is None:
-        raise TaskError(
-            "an empty prompt needs a BOS or EOS token to start from, and this tokenizer has neither."
-        )
-    return (prefix,)
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, text: str) -> _Reader:
+        return cls(tokenizer, added_ids(tokenizer, text)[1])
 
+    def split(self, context: str, continuation: str) -> tuple[tuple[Ids, Ids], bool]:
+        """Encode the whole, then cut where the context alone ends, as the harness does; and whether the continuation
+        changed the context's tokens."""
+        head = self.context(context)
+        if context:
+            whole = self._ids(context + continuation)
+            return (head, whole[len(head) :]), whole[: len(head)] != head
+        tail = tuple(self.tokenizer.encode(continuation, add_special_tokens=False))
+        return ((tail[:1], tail[1:]) if tail[:1] == head else (head, tail)), False
 
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
-    prefix = _prefix_id(tokenizer)
-    begun = prefix is not None and text.startswith(tokenizer.decode(prefix))
-    return tuple(tokenizer.encode(text, add_special_tokens=not begun, verbose=False))
+    def context(self, text: str) -> Ids:
+        if text:
+            return self._ids(text)
+        prefix = self._prefix
+        if prefix is None:
+            raise TaskError(
+                "an empty prompt needs a BOS or EOS token to start from, and this tokenizer has neither."
+            )
+        return (prefix,)
 
+    def _ids(self, text: str) -> Ids:
+        prefix = self._prefix
+        begun = prefix is not None and text.startswith(self.tokenizer.decode(prefix))
+        ids = tuple(self.tokenizer.encode(text, add_special_tokens=not begun, verbose=False))
+        return ids if begun else ids[: len(ids) - len(self.after)]
 
-def _prefix_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    @property
+    def _prefix(self) -> int | None:
+        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        return eos if bos is None else bos
 
 
 def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
@@ -147,14 +191,33 @@ def _lengths(example: Example) -> tuple[int, ...]:
     return tuple(max(1, len(choice.removeprefix(" "))) for choice in example.choices)
 
 
-def _check(example: Example, encoded: Encoded, context: int | None) -> None:
-    for number, (_, continuation) in enumerate(encoded.pairs):
-        if not continuation:
-            text = example.answer if example.choices is None else example.choices[number]
-            raise TaskError(
-                f"example {example.id!r}: the answer {text!r} tokenizes to nothing after its prompt. "
-                "Give it text that this tokenizer keeps."
-            )
+def _nothing_left(name: str, context: str, continuation: str, joined: bool) -> TaskError:
+    if not joined:
+        return TaskError(
+            f"example {name!r}: the answer {continuation!r} tokenizes to nothing after its prompt. "
+            "Give it text that this tokenizer keeps."
+        )
+    ending = context if len(context) <= 24 else f"...{context[-24:]}"
+    return TaskError(
+        f"example {name!r}: the answer {continuation!r} and the end of its prompt {ending!r} are one token, so that "
+        "nothing is left to score. Let the answer begin at a word's border: move the end of the prompt into it."
+    )
+
+
+def _refuse_unknown(
+    example: Example, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None
+) -> None:
+    highest = max(max(context + continuation) for context, continuation in encoded.pairs)
+    if vocab_size is not None and highest >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise TaskError(
+            f"example {example.id!r}: its text has the token {token!r} (id {highest}), and the model has no embedding "
+            f"for it: its vocab_size is {vocab_size}. Either the token was added to the tokenizer without resizing the "
+            "model, or the tokenizer is that of another model. Leave the token out, or mend the model."
+        )
+
+
+def _refuse_long(example: Example, encoded: Encoded, context: int | None) -> None:
     if context is not None and encoded.longest > context:
         raise TooLong(
             f"example {example.id!r}: prompt and answer take {encoded.longest} tokens, "

@@ -6,14 +6,16 @@ The format is `Row`; `task.schema.json` beside this file is its JSON schema. Kno
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from secateur.errors import TaskError, nearest
 from secateur.tasks.example import Example
+from secateur.tasks.formats import QUESTIONS, refuse_other_formats, writes_lines
 from secateur.tasks.splits import Source
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
@@ -44,7 +46,7 @@ class Row(BaseModel):
                 raise ValueError(f"a choice is given twice: {self.choices}")
             if self.answer not in self.choices:
                 raise ValueError(
-                    f"'answer' {self.answer!r} is not one of the choices {self.choices}{_space_hint(self)}"
+                    f"'answer' {self.answer!r} is not one of the choices {self.choices}{_hint(self)}"
                 )
         return self
 
@@ -55,9 +57,13 @@ class Row(BaseModel):
         )
 
 
-def _space_hint(row: Row) -> str:
-    spaced = row.answer.strip() in [choice.strip() for choice in row.choices or []]
-    return ": they differ in white space" if spaced else ""
+def _hint(row: Row) -> str:
+    answer, count = row.answer.strip(), len(row.choices or [])
+    if answer in [choice.strip() for choice in row.choices or []]:
+        return ": they differ in white space"
+    if answer.upper() in tuple(ascii_uppercase[:count]) or answer in map(str, range(count + 1)):
+        return ": an answer is the text of its choice, not its letter or number"
+    return ""
 
 
 def read_jsonl(path: Path) -> Source:
@@ -65,6 +71,7 @@ def read_jsonl(path: Path) -> Source:
 
     Raises: `TaskError`, with file and line, for anything that is not as `Row` says.
     """
+    refuse_other_formats(path, QUESTIONS)
     rows: dict[str, tuple[int, Row]] = {}
     for number, row in parse_lines(path, Row):
         if row.id in rows:
@@ -81,12 +88,27 @@ def read_jsonl(path: Path) -> Source:
 
 def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
     """Line numbers from 1 and validated objects; blank lines are skipped. Raises: `TaskError`."""
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+    lines = read_utf8(path).split("\n")
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield number, model.model_validate_json(line)
             except ValidationError as error:
-                raise TaskError(f"{path}, line {number}: {_explain(error, model)}") from error
+                said = _explain(error, model)
+                if _goes_on(lines[number - 1 :]):
+                    said = (
+                        f"a JSON object over several lines. For one object a line: {writes_lines('.', path)}"
+                    )
+                raise TaskError(f"{path}, line {number}: {said}") from error
+
+
+def _goes_on(lines: Sequence[str]) -> bool:
+    """Whether these lines begin with one JSON value that is longer than the first of them."""
+    try:
+        _, end = json.JSONDecoder().raw_decode("\n".join(lines).lstrip())
+    except ValueError:
+        return False
+    return end > len(lines[0].strip())
 
 
 def read_utf8(path: Path) -> str:
@@ -120,11 +142,19 @@ def _kind(path: Path, rows: list[tuple[int, Row]]) -> str:
     return "choice" if with_choices else "generation"
 
 
+WANTED = {"string_type": "text", "list_type": "a list", "dict_type": "an object", "model_type": "an object"}
+
+
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem in plain words."""
     problem = error.errors(include_url=False)[0]
     where = "".join(f"[{part + 1}]" if isinstance(part, int) else str(part) for part in problem["loc"])
     match problem["type"]:
+        case kind if kind in WANTED:
+            what, value = repr(where) if where else "the line", problem["input"]
+            number = where == "answer" and isinstance(value, int)
+            more = "; of a choice write the text, not the number" if number else ""
+            return f"{what} is {_named(value)}, and {WANTED[kind]} is wanted{more}."
         case "missing":
             return f"'{where}' is missing."
         case "extra_forbidden":
@@ -137,3 +167,18 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             return f"{problem['ctx']['error']}."
         case _:
             return f"'{where}': {problem['msg']}." if where else f"{problem['msg']}."
+
+
+def _named(value: Any) -> str:
+    """A JSON value as one calls it."""
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task, all_tested
+from secateur.tasks.formats import QUESTIONS, refuse_other_formats
 from secateur.tasks.harness import read_harness
 from secateur.tasks.jsonl import read_jsonl
 from secateur.tasks.local import read_records
@@ -112,6 +113,9 @@ def _open(spec: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
     if path.suffix == ".jsonl" and (path.exists() or ":" not in spec):
         return read_jsonl(path)
     if path.exists():
+        if path.suffix in (".yaml", ".yml"):
+            raise TaskError(f"{spec}: a task of the evaluation harness is written lm_eval:{spec}.")
+        refuse_other_formats(path, QUESTIONS)
         raise TaskError(f"{spec}: a task file ends in .jsonl; plain text is written text:{spec}.")
     known = [info.name for info in list_tasks()]
     raise UnknownName(

@@ -17,6 +17,7 @@ from pydantic import RootModel
 
 from secateur.errors import TaskError
 from secateur.tasks.example import Example
+from secateur.tasks.formats import RECORDS, refuse_other_formats
 from secateur.tasks.jsonl import parse_lines
 from secateur.tasks.presets import Preset, unique
 from secateur.tasks.splits import Source
@@ -30,8 +31,9 @@ def read_records(preset: Preset, path: Path) -> Source:
     Ids come from the content, so neither the order of lines nor the file's name moves an example to another
     split. Raises: `TaskError`, with file and line, for a line that is no such record.
     """
+    refuse_other_formats(path, RECORDS)
     if path.suffix != ".jsonl":
-        raise TaskError(f"{preset.name}:{path}: records are read from a .jsonl file, one JSON object a line.")
+        raise TaskError(f"{preset.name}:{path}: {RECORDS}.")
     examples: list[Example] = []
     seen: Counter[str] = Counter()
     for number, line in parse_lines(path, Line):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from secateur.errors import TaskError
 from secateur.tasks.example import Example, Task
 
 LOG = logging.getLogger("secateur")
+Traits = tuple[tuple[str, object], ...]
 SHARES = (0.1, 0.4, 0.5)  # as much to choose by as to test on, nearly: see docs/statistics.md
 MIN_GROUPS = 50  # in select and in test: below it no paired test shows anything but the largest effects
 
@@ -49,10 +50,13 @@ def make_task(
     if test is not None:
         _check_pair(source, test)
         held_out = test.held_out or test.examples
+        if source.kind == "text":  # exports of text repeat headings and short lines
+            source = replace(source, examples=_without(source, held_out, _content) or source.examples)
         _refuse_overlap(source, held_out, test.name)
     else:
         held_out = source.held_out
-    first = arrange(take(alike_together(_without(source, held_out or ())), limit, split_seed), split_seed)
+    others = _without(source, held_out or (), _traits)
+    first = arrange(take(alike_together(others), limit, split_seed), split_seed)
     second = arrange(take(alike_together(held_out or ()), limit, split_seed), split_seed)
     examples, named = _assign(first, second, shares)
     splits = {
@@ -140,9 +144,13 @@ def asked_for(example: Example) -> object:
     return example.tokens or example.contexts or example.prompt
 
 
-def _traits(example: Example) -> tuple[tuple[str, object], ...]:
+def _content(example: Example) -> Traits:
+    return (("prompt", asked_for(example)),)
+
+
+def _traits(example: Example) -> Traits:
     """What two sources must not share."""
-    return (("id", example.id), ("group", example.group), ("prompt", asked_for(example)))
+    return (("id", example.id), ("group", example.group), *_content(example))
 
 
 def _refuse_overlap(source: Source, test: Sequence[Example], test_name: str) -> None:
@@ -157,15 +165,18 @@ def _refuse_overlap(source: Source, test: Sequence[Example], test_name: str) -> 
                 )
 
 
-def _without(source: Source, held_out: Sequence[Example]) -> tuple[Example, ...]:
-    """A data set whose own training part repeats test prompts loses them from training, and says so."""
-    seen = {trait for example in held_out for trait in _traits(example)}
-    kept = tuple(e for e in source.examples if not any(trait in seen for trait in _traits(e)))
+def _without(
+    source: Source, held_out: Sequence[Example], traits: Callable[[Example], Traits]
+) -> tuple[Example, ...]:
+    """What shares none of these traits with the test examples: the others are left out of training, which is said."""
+    seen = {trait for example in held_out for trait in traits(example)}
+    kept = tuple(e for e in source.examples if not any(trait in seen for trait in traits(e)))
     if len(kept) < len(source.examples):
         LOG.warning(
-            "%s: %d training examples repeat a test prompt and were left out.",
+            "%s: %d training examples repeat a %s and were left out.",
             source.name,
             len(source.examples) - len(kept),
+            "chunk of the test text" if source.kind == "text" else "test prompt",
         )
     return kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from secateur.errors import TaskError
-from secateur.tasks.encode import leading_ids
+from secateur.tasks.encode import added_ids
 from secateur.tasks.example import Example
+from secateur.tasks.formats import TEXT, refuse_other_formats
 from secateur.tasks.jsonl import parse_lines, read_utf8
 from secateur.tasks.splits import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LOG = logging.getLogger("secateur")
 CHUNKS_PER_GROUP = 10  # neighbors in a book resemble each other, so they are split and resampled together
 
 
@@ -34,13 +37,15 @@ class TextRow(BaseModel):
 def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
     """Chunks of at most `seqlen` tokens, BOS included where the tokenizer adds one by default.
 
-    The chunks of a .jsonl document are one group; of a .txt file, every ten consecutive ones. A rest of fewer
-    than 2 tokens has nothing to score and is dropped. Ids come from the content, so a file may be renamed.
+    The chunks of a .jsonl document are one group; of a .txt file, every ten consecutive ones. Empty documents are left
+    out and equal ones counted once. A rest of fewer than 2 tokens has nothing to score and is dropped. Ids come from
+    the content, so a file may be renamed.
 
     Raises: `TaskError` for a file that cannot be read or holds no text, and a `seqlen` below 2.
     """
     if seqlen < 2:
         raise TaskError(f"--seqlen {seqlen}: a chunk needs at least 2 tokens, since the first is not scored.")
+    refuse_other_formats(path, TEXT)
     if path.suffix == ".jsonl":
         examples = [
             e for name, text in _documents(path) for e in _chunks(name, text, tokenizer, seqlen, None)
@@ -54,21 +59,35 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> So
 
 
 def _documents(path: Path) -> Iterator[tuple[str, str]]:
-    seen: dict[str, int] = {}
+    """Name and text of each document, equal ones once and empty ones not at all, which is said. Of equal ones the first
+    name counts, so that the order of lines does not."""
+    found: dict[str, tuple[str, str]] = {}
+    lines: dict[str, tuple[int, str]] = {}
+    empty, total = 0, 0
     for number, row in parse_lines(path, TextRow):
+        content, total = row.text.strip(), total + 1
+        if not content:
+            empty += 1
+            continue
         name = row.id or f"text-{_digest(row.text)}"
-        if name in seen:
-            said = f"id {name!r} was already used" if row.id else "the same text was already given"
-            raise TaskError(f"{path}, line {number}: {said} in line {seen[name]}.")
-        seen[name] = number
-        yield name, row.text
+        line, named = lines.setdefault(name, (number, content))
+        if named != content:
+            raise TaskError(f"{path}, line {number}: id {name!r} was already used in line {line}.")
+        found[content] = min(found.get(content, (name, row.text)), (name, row.text))
+    repeated = total - empty - len(found)
+    told = [f"{empty} are empty and left out"] if empty else []
+    told += [f"{repeated} repeat another and are counted once with it"] if repeated else []
+    if told:
+        LOG.warning("%s: of %d documents %s.", path, total, " and ".join(told))
+    yield from found.values()
 
 
 def _chunks(
     name: str, text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, per_group: int | None
 ) -> Iterator[Example]:
     meta = {"document": _digest(text)}
-    for number, tokens in enumerate(cut(_encode(text, tokenizer), seqlen, leading_ids(tokenizer))):
+    before, _ = added_ids(tokenizer, text)
+    for number, tokens in enumerate(cut(_encode(text, tokenizer), seqlen, before)):
         group = name if per_group is None else f"{name}/{number // per_group:05d}"
         yield Example(f"{name}#{number:06d}", "", "", group=group, meta=meta, tokens=tokens)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from secateur.hf.rope import regime
 
 IGNORED = -100  # torch's and Transformers' label of a token that is not scored
 Sample = tuple[tuple[int, ...], int]  # token ids; how many of them, from the left, are read and not learned
@@ -24,6 +27,16 @@ def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
         labels[row, start : len(ids)] = torch.tensor(ids[start:])
     real = torch.arange(width) < torch.tensor([len(ids) for ids, _ in samples])[:, None]
     return {"input_ids": input_ids, "labels": labels, "real": real}
+
+
+def batches(samples: Sequence[Sample], size: int, switches: Sequence[int]) -> list[list[Sample]]:
+    """Of similar length, at most `size` samples each, all of one regime (`hf/rope.py`)."""
+    found = []
+    by_length = sorted(samples, key=lambda sample: len(sample[0]))
+    for _, alike in groupby(by_length, lambda sample: regime(len(sample[0]), switches)):
+        rows = list(alike)
+        found += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return found
 
 
 def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:

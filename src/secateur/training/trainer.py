@@ -20,7 +20,8 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 from secateur.core.launched import is_main, rank, world
 from secateur.core.progress import Progress, silent
 from secateur.errors import TrainingError
-from secateur.training.answers import Sample, answer_losses, collate
+from secateur.hf.rope import rope_switches
+from secateur.training.answers import Sample, answer_losses, batches, collate
 from secateur.training.arguments import arguments
 from secateur.training.around import Clock, held_back, own_randomness, within_memory
 from secateur.training.checkpoints import (
@@ -113,14 +114,14 @@ class AnswerTrainer(Trainer):
     def mean_loss(self, samples: Sequence[Sample]) -> float:
         """Nats per answer token of all samples, as the model stands; each process reads its share of them."""
         self.model.eval()
-        ordered = sorted(samples, key=lambda sample: len(sample[0]))
-        size, total, tokens = self.args.per_device_eval_batch_size, 0.0, 0
-        for start in range(0, len(ordered), size)[rank() :: world()]:
-            batch = {n: t.to(self.args.device) for n, t in collate(ordered[start : start + size]).items()}
+        planned = batches(samples, self.args.per_device_eval_batch_size, rope_switches(self.model.config))
+        total, tokens = 0.0, 0
+        for number, rows in list(enumerate(planned, start=1))[rank() :: world()]:
+            batch = {n: t.to(self.args.device) for n, t in collate(rows).items()}
             with torch.no_grad(), self.accelerator.autocast():
                 losses = answer_losses(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
             total, tokens = total + float(losses.double().sum()), tokens + len(losses)
-            self.progress("losses", min(start + size * world(), len(ordered)), len(ordered))
+            self.progress("losses", min(number + world() - 1, len(planned)), len(planned))
         total, tokens = added(total, tokens)
         return total / tokens
 

@@ -1,0 +1,30 @@
+"""Rotary positions whose frequencies depend on the longest row of a batch: LongRoPE has one set of factors up to a
+length and another beyond it, for all positions at once.
+
+The other kind that looks at lengths, dynamic NTK, changes nothing up to `max_position_embeddings`, and nothing longer
+is ever run.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def rope_switches(config: Any) -> tuple[int, ...]:
+    """The lengths beyond which a model rotates all positions by other factors, ascending; none of most models."""
+    stated = getattr(config, "rope_parameters", None) or {}
+    nested = [one for one in stated.values() if isinstance(one, Mapping)]  # one for each type of layer
+    found = {
+        one["original_max_position_embeddings"]
+        for one in nested or [stated]
+        if one.get("rope_type") == "longrope"
+    }
+    return tuple(sorted(found))
+
+
+def regime(length: int, switches: Sequence[int]) -> int:
+    """How many of `switches` this length is beyond. In one batch a model computes as for its longest row, so only rows
+    of one regime may run together."""
+    return bisect_left(switches, length)

@@ -1,0 +1,95 @@
+"""What a file is that is no task file: so that a message can say what it is, what is wanted, and how to get there.
+
+Looks at a name and at the first bytes. Knows no tokenizer and no splits.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from secateur.errors import TaskError
+
+_LINES = "a line, in a file that ends in .jsonl"
+QUESTIONS = f"A task is JSON lines: one object with id, prompt and answer {_LINES}"
+RECORDS = f"Records are JSON lines: one object {_LINES}"
+TEXT = f'Text is a .txt file, or JSON lines: one object with "text" {_LINES}'
+HEAD = 2**20  # bytes that are looked at: more than a line has
+
+
+class Format(NamedTuple):
+    """What a file is, in words, and how to make of it what is wanted."""
+
+    what: str
+    how: str
+
+
+def _table(what: str, read: str) -> Format:
+    return Format(what, f"With pandas: {read}(FILE).to_json('NEW.jsonl', orient='records', lines=True).")
+
+
+PACKED = "Unpack it first."
+MAGIC: Mapping[bytes, Format] = {
+    b"\x1f\x8b": Format("packed by gzip", PACKED),
+    b"BZh": Format("packed by bzip2", PACKED),
+    b"\xfd7zXZ\x00": Format("packed by xz", PACKED),
+    b"\x28\xb5\x2f\xfd": Format("packed by zstd", PACKED),
+    b"PK\x03\x04": Format("a zip archive or a spreadsheet", "Unpack it, or save its table as JSON lines."),
+    b"PAR1": _table("a Parquet file", "read_parquet"),
+    b"ARROW1": _table("an Arrow file", "read_feather"),
+}
+TABLES: Mapping[str, Format] = {
+    ".csv": _table("a table (CSV)", "read_csv"),
+    ".tsv": _table("a table (TSV)", "read_table"),
+}
+FOLDER = Format("a folder", "Name a file in it; of a saved Dataset, what its to_json('NEW.jsonl') writes.")
+BINARY = Format("no text", "Name another file.")
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # text with zeros in it; that it is not UTF-8 is said where it is read
+
+
+def refuse_other_formats(path: Path, wanted: str) -> None:
+    """Lets pass what may be JSON lines, or plain text where TEXT is `wanted`; also what cannot be read, which is said
+    where it is read. Raises: `TaskError` for anything else."""
+    found = _format(path, wanted)
+    if found is not None:
+        raise TaskError(f"{path} is {found.what}. {wanted}. {found.how}")
+
+
+def _format(path: Path, wanted: str) -> Format | None:
+    if path.is_dir():
+        return FOLDER
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return None
+    suffix = path.suffix.lower()
+    known = next((found for magic, found in MAGIC.items() if head.startswith(magic)), TABLES.get(suffix))
+    if known is not None:
+        return known
+    if b"\0" in head and not head.startswith(UTF_16):
+        return BINARY
+    if wanted == TEXT and suffix not in (".json", ".jsonl"):
+        return None
+    return _json(path, head.removeprefix(b"\xef\xbb\xbf").strip())
+
+
+def _json(path: Path, head: bytes) -> Format | None:
+    """Lists, an object over several lines, or JSON lines under another name, as it begins."""
+    first, rest = (part.strip() for part in head.partition(b"\n")[::2])
+    if first.startswith(b"["):
+        if first.endswith(b"]") and rest.startswith(b"["):
+            return Format("JSON lists, one a line", 'Give every value its name: {"id": ..., "prompt": ...}.')
+        return Format("a JSON list", f"To write it so: {writes_lines('.[]', path)}")
+    if not first.startswith(b"{") or path.suffix == ".jsonl":
+        return None
+    if first.endswith(b"}") and rest[:1] in (b"", b"{"):
+        return Format("JSON lines under another name", f"Rename it to {path.with_suffix('.jsonl')}.")
+    return Format("a JSON object over several lines", f"To write it so: {writes_lines('.', path)}")
+
+
+def writes_lines(what: str, path: Path) -> str:
+    """A command that writes JSON values on one line each."""
+    return f"jq -c {shlex.quote(what)} {shlex.quote(str(path))} > NEW.jsonl"
