@@ -1,6 +1,6 @@
 """Runs GGUF files in llama.cpp, and compares their logits and greedy tokens with those of transformers.
 
-    python tests/llamacpp/run.py FOLDER LLAMA_CPP RESULT.json
+    python tests/runtimes/run_llama_cpp.py FOLDER LLAMA_CPP RESULT.json
 
 In the environment of `make gguf`. Reads the `jobs.json` that `convert.py` completed; writes what became of each.
 """
@@ -30,7 +30,7 @@ F32 = llama_cpp.GGML_TYPE_F32
 def main(place: Path, source: Path, result: Path) -> None:
     rows = []
     for job in json.loads((place / "jobs.json").read_text()):
-        row = {key: job[key] for key in ("model", "family", "cut")} | outcome_of(job)
+        row = {key: job[key] for key in ("model", "family", "cut", "said")} | outcome_of(job)
         print(" | ".join(str(value) for value in row.values()), flush=True)
         rows.append(row)
     result.write_text(json.dumps({"about": about(source), "rows": rows}, indent=1) + "\n")
@@ -50,7 +50,7 @@ def outcome_of(job: dict[str, Any]) -> dict[str, Any]:
 def one(job: dict[str, Any]) -> dict[str, Any]:
     """What llama.cpp computes with one file, against what transformers computed."""
     model = opened(job["gguf"], len(job["tokens"]) + len(job["greedy"]))
-    expected = np.load(Path(job["place"]) / "expected.npy")
+    expected = np.load(Path(job["folder"]) / "expected.npy")
     model.eval(job["tokens"])
     found = model.scores[: len(job["tokens"]), : expected.shape[1]].copy()
     told = {"logits": distance(found, expected), "first": distance(found[:FEW], expected[:FEW])}

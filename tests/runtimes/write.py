@@ -71,26 +71,13 @@ def main(place: Path, smollm2: Path | None) -> None:
 
 
 def _models() -> Iterator[tuple[str, PreTrainedModel, Sequence[str]]]:
-    """Name, model, and kinds of cuts. vLLM has no heads as small as the zoo's, so there are models with larger ones."""
+    """Name, model, and kinds of cuts."""
     for name in ZOO:
         yield name, variant(name), KINDS
     for title, (name, changes, kinds) in OTHERS.items():
         yield title, variant(name, **changes), kinds
     for case, (name, changes, _) in ROTARY.items():
         yield f"{name}, rotary {case}", variant(name, **deepcopy(changes)), ("last block",)
-    for name in ZOO:
-        yield (
-            f"{name}, heads of 64",
-            variant(name, **_larger_heads(name)),
-            ("last block", "KV groups everywhere", BIASES),
-        )
-
-
-def _larger_heads(name: str) -> dict[str, int]:
-    stated = ZOO[name].args[3]
-    changes = {"n_embd" if "n_embd" in stated else "hidden_size": 256}
-    changes |= {key: 64 for key in ("head_dim", "query_pre_attn_scalar") if key in stated}
-    return changes | ({"intermediate_size": 1024} if name == "phi" else {})
 
 
 def _cut_in_all_ways(
