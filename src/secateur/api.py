@@ -223,11 +223,11 @@ def apply(
             return read_result(folder.out, already=True)
         with mapped(model, folder.run, **loading) as loaded:
             chosen = _chosen(given, loaded, portable)
-            loads = where_it_loads(chosen, loaded, form, read_back=True)
             trust = {"trust_remote_code": trust_remote_code}
             made = stream(
                 loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
             )
+            loads = where_it_loads(chosen, loaded, form, read_back=made["check"] == "logits")
         provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
         write_plan(chosen, provenance | made, folder.staging)
         with writing(folder.staging):

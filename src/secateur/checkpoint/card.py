@@ -78,7 +78,8 @@ def loads_markdown(loads: Mapping[str, Any]) -> str:
     """The list of places, from the record of `Loads`."""
     lines = []
     for one in loads["where"]:
-        how = f"`{one['how']}`, {evidence_text(one)}" if one["loads"] else f"no, {one['how']}"
+        known = evidence_text(one)
+        how = f"`{one['how']}`" + (f", {known}" if known else "") if one["loads"] else f"no, {one['how']}"
         lines.append(f"- {one['place']}: {how}")
     why = [f"\nNot a stock checkpoint, because {loads['why']}."] if loads["why"] else []
     return "\n".join([*lines, *why])

@@ -78,7 +78,7 @@ def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -
     """Says where what `plan` leaves of a model will load.
 
     Args:
-        read_back: whether it is written in this run, and read again by transformers and secateur.
+        read_back: whether this run wrote it, read it again and compared what it computes.
     """
     anatomy = loaded.anatomy
     shape = shape_of(Plan(plan.model) if form.zeroed else plan, anatomy, factorize=form.factorize)
@@ -113,8 +113,8 @@ def _stock_places(shape: Shape, loaded: Loaded, read_back: bool) -> tuple[Place,
 
 
 def _gguf(shape: Shape, loaded: Loaded) -> Place:
-    left = (loaded.anatomy.details, config_left(loaded, shape), loaded.tokenizer, loaded.copied)
-    if why := llama_cpp.refusal(*left):
+    left = (loaded.anatomy.details, config_left(loaded, shape), loaded.tokenizer)
+    if why := llama_cpp.refusal(*left, loaded.copied):
         return _not("GGUF (llama.cpp)", why)
     return _ran("GGUF (llama.cpp)", CONVERT, RAN_LLAMA_CPP, loaded.anatomy.family, llama_cpp.condition(*left))
 
@@ -122,7 +122,7 @@ def _gguf(shape: Shape, loaded: Loaded) -> Place:
 def _here(place: str, how: str, version: str, read_back: bool) -> Place:
     if read_back:
         return Place(place, "read back", version, how)
-    return Place(place, "expected", "to be read back when it is written", how)
+    return Place(place, "expected", "not tried", how)
 
 
 def _ran(place: str, how: str, ran: Ran, family: str, condition: str = "") -> Place:

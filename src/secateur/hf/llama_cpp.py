@@ -1,6 +1,7 @@
 """What llama.cpp can hold of a stock checkpoint: limits of its converter to GGUF, and of its own models of each family.
 
-Each of them was met by running it in the version that `VERSION` names, and `make gguf` holds them to it.
+Each of them was met by running it, in the version that `VERSION` names; tests/test_where_it_loads.py holds them to what was
+found there.
 """
 
 from __future__ import annotations
@@ -15,36 +16,18 @@ from secateur.hf.families import Family
 
 VERSION = "llama.cpp 0c1e57098"
 RAN = frozenset(
-    {
-        "bloom",
-        "falcon",
-        "gemma2",
-        "gemma3",
-        "gpt2",
-        "gpt_neox",
-        "llama",
-        "mistral",
-        "phi",
-        "phi3",
-        "qwen2",
-        "qwen3",
-    }
+    "bloom falcon gemma2 gemma3 gpt2 gpt_neox llama mistral phi phi3 qwen2 qwen3".split()
 )
 """Families of which whole and cut models gave the same logits and greedy tokens there as in transformers."""
 
 _UNKNOWN = frozenset({"gptj", "opt"})
 _FIXED_WIDTH = frozenset({"falcon", "gpt2", "phi"})  # d_ff is taken to be 4 d_model
 _FIXED_HEADS = frozenset({"phi3", "qwen2"})  # the size of a head is taken to be d_model / heads
-_ATTENTION_BIAS = {
-    "gpt_neox": True,
-    "gemma2": False,
-    "gemma3": False,
-    "qwen3": False,
-}  # Llama may have it or not
+_ATTENTION_BIAS = {"gpt_neox": True, "gemma2": False, "gemma3": False, "qwen3": False}  # Llama may have it or not
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # of so many blocks the last one has no window
 _BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}  # a model of so many scales attention by d_model / heads
-_SENTENCEPIECE = frozenset({"gemma2", "gemma3", "llama", "mistral", "phi3", "qwen2", "qwen3"})
-_SENTENCEPIECE_ONLY = frozenset({"gemma2", "phi3"})
+_SCALINGS = frozenset({"default", "linear", "llama3"})  # of rotary positions
+_TOKENIZER_MODEL = frozenset({"gemma2", "phi3"})  # converted only with a file of that name
 _SILENT = "and would compute something else without a word"
 
 
@@ -57,14 +40,16 @@ def refusal(
         config: of a stock class.
         files: those of the tokenizer, by name.
     """
-    return _refused_shape(family, config) or _refused_tokenizer(family, tokenizer, files)
+    return (
+        _refused_shape(family, config)
+        or _refused_positions(family.name, config)
+        or _refused_tokenizer(family, tokenizer, files)
+    )
 
 
-def condition(
-    family: Family, config: Any, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]
-) -> str:
+def condition(family: Family, config: Any, tokenizer: PreTrainedTokenizerBase) -> str:
     """Says when llama.cpp runs a checkpoint that it does not refuse, where that is not always."""
-    told = (_window(family, config), _unpublished(family, tokenizer, files))
+    told = (_window(family, config), _unpublished(family, tokenizer))
     return "; ".join(text for text in told if text)
 
 
@@ -79,7 +64,7 @@ def _refused_shape(family: Family, config: Any) -> str:
     if name in _FIXED_HEADS and (getattr(config, "head_dim", None) or size // heads) * heads != size:
         return "it takes the size of a head of this family to follow from their number"
     if name in _ATTENTION_BIAS and config.attention_bias is not _ATTENTION_BIAS[name]:
-        return f"it has this family {'without' if config.attention_bias else 'with'} biases of attention only"
+        return f"it has this family only {'without' if config.attention_bias else 'with'} biases of attention"
     return _refused_gemma(name, config) if name in _PERIOD else ""
 
 
@@ -94,6 +79,19 @@ def _refused_gemma(name: str, config: Any) -> str:
     return ""
 
 
+def _refused_positions(name: str, config: Any) -> str:
+    stated = getattr(config, "rope_parameters", None) or {"rope_type": "default"}
+    rope = stated.get("full_attention", stated)
+    kind = rope["rope_type"]
+    if name == "gpt_neox" and (kind != "default" or rope["rope_theta"] != 10_000):
+        return f"it takes rotary positions of this family to have base 10,000 and no scaling, {_SILENT}"
+    if kind in _SCALINGS or (name, kind) == ("phi3", "longrope"):
+        return ""
+    if kind == "yarn" and not set(rope) - {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}:
+        return ""
+    return f"it scales rotary positions of the kind {kind} otherwise in this family, {_SILENT}"
+
+
 def _window(family: Family, config: Any) -> str:
     """Where llama.cpp reads a family without its sliding window."""
     window = getattr(config, "sliding_window", None)
@@ -103,27 +101,21 @@ def _window(family: Family, config: Any) -> str:
 
 
 def _refused_tokenizer(family: Family, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]) -> str:
-    if _is_sentencepiece(family, files):
+    if "tokenizer.model" in files:
         return ""
     stated = json.loads(files.get("tokenizer_config.json", b"{}")).get("tokenizer_class")
-    if family.name in _SENTENCEPIECE_ONLY and not (family.name == "phi3" and stated == "GPT2Tokenizer"):
+    if family.name in _TOKENIZER_MODEL and not (family.name == "phi3" and stated == "GPT2Tokenizer"):
         return "its converter wants a tokenizer.model for this family"
     kind = _kind(tokenizer)
     return "" if kind in ("", "BPE") else f"its converter takes no {kind} tokenizer"
 
 
-def _unpublished(family: Family, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]) -> str:
+def _unpublished(family: Family, tokenizer: PreTrainedTokenizerBase) -> str:
     """Byte-level tokenizers are known by hashes of what each makes of one text."""
-    if _is_sentencepiece(family, files):
-        return ""
     falls_back = _kind(tokenizer) == "BPE" and tokenizer.backend_tokenizer.model.byte_fallback
     if family.name in ("llama", "mistral") and falls_back:
         return ""
     return "with a tokenizer that its converter knows, as it does those of most published models"
-
-
-def _is_sentencepiece(family: Family, files: Mapping[str, bytes]) -> bool:
-    return "tokenizer.model" in files and family.name in _SENTENCEPIECE
 
 
 def _kind(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.core.loading import evidence_text
+from secateur.core.loading import evidence_text, sign
 from secateur.reports.frame import Figures, Record, section
 from secateur.reports.markup import MISSING, change, known, table, text
 
@@ -113,12 +113,13 @@ def where_it_loads(verdict: Record) -> str:
     return f'<h3>Where it loads</h3><ul class="loads">{items}</ul>' if items else ""
 
 
-_SIGNS = {"no": ("no", "✗", "does not load"), "expected": ("expected", "✓", "is expected to load")}
+_KINDS = {"✓": ("yes", "loads"), "○": ("expected", "is expected to load"), "✗": ("no", "does not load")}
 
 
 def _place(item: Mapping[str, Any]) -> str:
-    kind, sign, word = _SIGNS.get(item["evidence"], ("yes", "✓", "loads"))
-    how, evidence = text(item["how"]), text(evidence_text(item))
-    said = f"<code>{how}</code><br><small>{evidence}</small>" if item["loads"] else how
-    mark = f'<span class="sign" role="img" aria-label="{word}">{sign}</span>'
-    return f'<li class="{kind}">{mark}<div><b>{text(item["place"])}</b><br>{said}</div></li>'
+    kind, word = _KINDS[sign(item)]
+    how, evidence = text(item.get("how") or ""), text(evidence_text(item))
+    said = f"<code>{how}</code>" if item["loads"] and how else how
+    known = f"<br><small>{evidence}</small>" if evidence else ""
+    mark = f'<span class="sign" role="img" aria-label="{word}">{sign(item)}</span>'
+    return f'<li class="{kind}">{mark}<div><b>{text(item["place"])}</b><br>{said}{known}</div></li>'
