@@ -2,9 +2,9 @@
 
     python tests/runtimes/write.py FOLDER [SMOLLM2]
 
-In the project's own environment. FOLDER gets a folder for each checkpoint, and `jobs.json`: models of every family, whole
-and cut in the ways that leave a stock class; tokenizers of every kind around one model. SMOLLM2 is the folder of
-SmolLM2-135M that `make llm` makes. Each job says what the checkpoint's own record says of GGUF and vLLM.
+In the project's own environment. FOLDER gets a folder for each checkpoint, and `jobs.json`: models of every family,
+whole and cut in the ways that leave a stock class, and tokenizers of every kind. SMOLLM2 is the folder of SmolLM2-135M
+that `make llm` makes. Each job tells what secateur says of llama.cpp and vLLM.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ import numpy as np
 import torch
 import transformers
 from cuts import edits_of, linear, removals
-from rotary import ROTARY
+from rotary import ROTARY, rope
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from zoo import VOCAB_SIZE, ZOO, variant
 
 from secateur import api
+from secateur.checkpoint.save import Form
+from secateur.checkpoint.tiers import Place, where_it_loads
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.hf.load import Loaded, load_model
 
@@ -37,34 +40,123 @@ TOKENS = list(range(3, 43))
 GREEDY = 8
 TEXT = "The quick brown fox jumps over the lazy dog. It was 1984, and"
 SPECIAL = ("<unk>", "<s>", "</s>")
-TOKENIZER_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(
-    zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True)
-)
+TOKENIZER_CONFIG = dict(zip(("unk_token", "bos_token", "eos_token"), SPECIAL, strict=True))
 BLOCKS, BIASES = ("block 0", "last block"), "directions, folded into biases"
 KINDS = ("rank 3", *BLOCKS, "folded", "KV groups everywhere", "neurons everywhere", BIASES)
+YARN = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
+WINDOW = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
 OTHERS: dict[str, tuple[str, dict[str, Any], Sequence[str]]] = {  # a model of the zoo, changes, and its cuts
     "phi, 4 d_model neurons": ("phi", {"intermediate_size": 128}, KINDS),
     "phi3, window": ("phi3", {"sliding_window": 16}, BLOCKS),
-    "qwen2, window": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
-        BLOCKS,
-    ),
+    "qwen2, window": ("qwen2", WINDOW, BLOCKS),
     "mistral, no window": ("mistral", {"sliding_window": None}, KINDS),
     "gemma3, 7 blocks": ("gemma3", {"num_hidden_layers": 7}, BLOCKS),
     "gemma2, as 27B": ("gemma2", {"num_hidden_layers": 46, "query_pre_attn_scalar": 8}, ("last block",)),
     "gemma3, as 27B": ("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 8}, ("last block",)),
+    "qwen3, rotary yarn, nothing else stated": ("qwen3", YARN, ("last block",)),
 }
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint to be: `about` is what its row of the results says first, `known` that the converter is made to take
+    its tokenizer for a known one."""
+
+    about: dict[str, Any]
+    loaded: Loaded
+    edits: Sequence[Edit]
+    known: bool
+    text: str | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.loaded.fingerprint, tuple(self.edits))
+
+    def said(self) -> dict[str, str] | None:
+        """What secateur says of each place, before anything is cut; None where no stock class holds it."""
+        loads = where_it_loads(self.plan, self.loaded, Form(), read_back=False)
+        return {place.place: _words(place) for place in loads.places} if loads.form == "stock" else None
 
 
 def main(place: Path, smollm2: Path | None) -> None:
     jobs = []
-    for name, model, kinds in _models():
-        jobs += list(_cut_in_all_ways(name, model, kinds, place / _file_name(name)))
-        print(name, flush=True)
-    jobs += list(_tokenizers(place / "tokenizers"))
-    jobs += list(_real(smollm2, place / "smollm2-135m")) if smollm2 else []
+    for case in cases(place / "models", smollm2):
+        if said := case.said():
+            jobs.append(_job(case, place / "cut" / str(len(jobs))) | {"said": said})
+            print(*case.about.values(), sep=" | ", flush=True)
     (place / "jobs.json").write_text(json.dumps(jobs, indent=1))
+
+
+def _words(place: Place) -> str:
+    if place.evidence == "no":
+        return f"no, {place.how}"
+    return f"{place.evidence}, {place.condition}" if place.condition else place.evidence
+
+
+def cases(place: Path, smollm2: Path | None) -> Iterator[Case]:
+    """All that may be written; the models are put into `place`."""
+    for name, model, kinds in _models():
+        folder = place / _file_name(name)
+        if model.config.model_type in ("gemma2", "phi3"):  # not converted without one, which is not read here
+            folder.mkdir(parents=True)
+            (folder / "tokenizer.model").write_bytes(b"")
+        loaded = _loaded(folder, model, byte_level())
+        for kind in ("whole", *kinds):
+            if (edits := _edits(kind, loaded)) is not None:
+                yield Case(_about(name, loaded, kind), loaded, edits, known=True)
+    yield from _with_tokenizers(place)
+    yield from _real(smollm2) if smollm2 else ()
+
+
+def _about(name: str, loaded: Loaded, cut: str) -> dict[str, Any]:
+    return {"model": name, "family": loaded.anatomy.family, "cut": cut}
+
+
+def _edits(kind: str, loaded: Loaded) -> Sequence[Edit] | None:
+    """None where every block has one KV group."""
+    if kind == "whole":
+        return ()
+    if kind == "KV groups everywhere" and loaded.anatomy.num_kv_heads == 1:
+        return None
+    if kind == BIASES:
+        switched = {part for parts in loaded.anatomy.details.biases.values() for part in parts}
+        return removals(loaded.anatomy, 0, " ".join(sorted(switched)) or "q k v o gate up down")
+    return edits_of(kind, loaded.anatomy)
+
+
+def _loaded(
+    folder: Path, model: PreTrainedModel, tokenizer: Tokenizer, cls: str = "PreTrainedTokenizerFast"
+) -> Loaded:
+    """With the files of a tokenizer as most published models have them."""
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG | {"tokenizer_class": cls}))
+    return load_model(str(folder), device="cpu")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"\W+", "-", text)
+
+
+def _job(case: Case, folder: Path) -> dict[str, Any]:
+    """Writes the checkpoint, and beside it the logits that transformers computes from it."""
+    api.apply(case.loaded.source, case.plan, folder, device="cpu")
+    tokens = case.loaded.tokenizer(case.text).input_ids if case.text else TOKENS
+    about = case.about | {"known_tokenizer": case.known, "text": case.text, "tokens": tokens}
+    return about | {"folder": str(folder), "greedy": _computed(folder, tokens)}
+
+
+@torch.inference_mode()
+def _computed(folder: Path, tokens: list[int]) -> list[int]:
+    """Writes the logits to `folder` and gives the greedy tokens. Gemma 2 caps scores in the plain attention alone."""
+    eager = json.loads((folder / "config.json").read_text())["model_type"] == "gemma2"
+    how = {"attn_implementation": "eager"} if eager else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
+    np.save(folder / "expected.npy", model(torch.tensor([tokens])).logits[0].numpy())
+    row = list(tokens)
+    for _ in range(GREEDY):
+        row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
+    return row[len(tokens) :]
 
 
 # ---------------------------------------------------------------------------------------------------------- the models
@@ -78,67 +170,6 @@ def _models() -> Iterator[tuple[str, PreTrainedModel, Sequence[str]]]:
         yield title, variant(name, **changes), kinds
     for case, (name, changes, _) in ROTARY.items():
         yield f"{name}, rotary {case}", variant(name, **deepcopy(changes)), ("last block",)
-
-
-def _cut_in_all_ways(
-    name: str, model: PreTrainedModel, kinds: Sequence[str], place: Path
-) -> Iterator[dict[str, Any]]:
-    loaded = load_model(str(_save(place / "model", model, byte_level())), device="cpu")
-    about = {"model": name, "family": loaded.anatomy.family, "known_tokenizer": True, "tokens": TOKENS}
-    for kind in ("whole", *kinds):
-        if job := _written(loaded, _edits(kind, loaded), place / _file_name(kind), about | {"cut": kind}):
-            yield job
-
-
-def _edits(kind: str, loaded: Loaded) -> list[Edit]:
-    if kind == "whole":
-        return []
-    if kind == BIASES:
-        parts = {part for switched in loaded.anatomy.details.biases.values() for part in switched}
-        return removals(loaded.anatomy, 0, " ".join(sorted(parts)))
-    return edits_of(kind, loaded.anatomy)
-
-
-def _save(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> Path:
-    """With the files of a tokenizer as most published models have them. Two families are not converted without a
-    tokenizer.model; where the converter is told that it knows the tokenizer, it does not read that file."""
-    model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
-    if model.config.model_type in ("gemma2", "phi3"):
-        (folder / "tokenizer.model").write_bytes(b"")
-    return folder
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"\W+", "-", text)
-
-
-def _written(loaded: Loaded, edits: list[Edit], out: Path, about: dict[str, Any]) -> dict[str, Any] | None:
-    """A checkpoint and what transformers computes from it; None where no stock class holds it."""
-    api.apply(loaded.source, Plan(loaded.fingerprint, tuple(edits)), out, device="cpu")
-    loads = json.loads((out / "plan.json").read_text())["provenance"]["loads"]
-    if loads["form"] != "stock":
-        return None
-    said = {place["place"]: place for place in loads["where"]}
-    told = {
-        "said": {"llama.cpp": said["GGUF (llama.cpp)"], "vLLM": said["vLLM"]},
-        "d_head": loaded.anatomy.d_head,
-    }
-    return about | {"folder": str(out), "greedy": _computed(out, about["tokens"])} | told
-
-
-@torch.inference_mode()
-def _computed(folder: Path, tokens: list[int]) -> list[int]:
-    """Writes the logits to `folder` and gives the greedy tokens. Gemma 2 caps its scores in the plain attention alone."""
-    eager = json.loads((folder / "config.json").read_text())["model_type"] == "gemma2"
-    how = {"attn_implementation": "eager"} if eager else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
-    np.save(folder / "expected.npy", model(torch.tensor([tokens])).logits[0].numpy())
-    row = list(tokens)
-    for _ in range(GREEDY):
-        row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
-    return row[len(tokens) :]
 
 
 # ------------------------------------------------------------------------------------------------------- tokenizers
@@ -174,39 +205,33 @@ def _tokenizer(model: Any, splits: Any) -> Tokenizer:
     return made
 
 
-def _kinds_of_tokenizers() -> dict[str, Tokenizer]:
+def _with_tokenizers(place: Path) -> Iterator[Case]:
+    """The converter has to take them as they are."""
     words, spaces = _vocabulary(), pre_tokenizers.WhitespaceSplit()
-    return {
-        "a byte-level BPE that nobody published": byte_level(),
-        "a BPE with byte fallback": byte_fallback(),
-        "WordLevel": _tokenizer(models.WordLevel(words, unk_token="<unk>"), spaces),
-        "WordPiece": _tokenizer(models.WordPiece(words, unk_token="<unk>"), spaces),
-        "Unigram": _tokenizer(models.Unigram([(token, -1.0) for token in words], unk_id=0), spaces),
-    }
-
-
-def _tokenizers(place: Path) -> Iterator[dict[str, Any]]:
-    """One Llama of the zoo with each of them; the converter has to take them as they are."""
-    for kind, tokenizer in _kinds_of_tokenizers().items():
-        count = tokenizer.get_vocab_size()
-        model = variant("llama", vocab_size=count, pad_token_id=None)
-        loaded = load_model(str(_save(place / _file_name(kind) / "model", model, tokenizer)), device="cpu")
-        about = {"model": f"llama with {kind}", "family": "llama", "known_tokenizer": False, "cut": "whole"}
-        job = _written(
-            loaded, [], place / _file_name(kind) / "whole", about | {"tokens": [t % count for t in TOKENS]}
-        )
-        assert job is not None
-        yield job
+    fast = "PreTrainedTokenizerFast"
+    made = [
+        ("llama", "a byte-level BPE that nobody published", byte_level(), fast),
+        ("llama", "a BPE with byte fallback", byte_fallback(), fast),
+        ("llama", "WordLevel", _tokenizer(models.WordLevel(words, unk_token="<unk>"), spaces), fast),
+        ("llama", "WordPiece", _tokenizer(models.WordPiece(words, unk_token="<unk>"), spaces), fast),
+        ("llama", "Unigram", _tokenizer(models.Unigram([(t, -1.0) for t in words], unk_id=0), spaces), fast),
+        ("mistral", "a BPE with byte fallback", byte_fallback(), fast),
+        ("gemma2", "a BPE with byte fallback", byte_fallback(), fast),
+        ("phi3", "a BPE with byte fallback", byte_fallback(), fast),
+        ("phi3", "a byte-level BPE, stated as GPT-2's", byte_level(), "GPT2Tokenizer"),
+    ]
+    for number, (family, title, tokenizer, cls) in enumerate(made):
+        model = variant(family, vocab_size=tokenizer.get_vocab_size(), pad_token_id=None)
+        loaded = _loaded(place / f"tokenizer-{number}", model, tokenizer, cls)
+        yield Case(_about(f"{family} with {title}", loaded, "whole"), loaded, (), known=False)
 
 
 # ----------------------------------------------------------------------------------------------------- a real model
 
 
-def _real(source: Path, place: Path) -> Iterator[dict[str, Any]]:
+def _real(source: Path) -> Iterator[Case]:
     """SmolLM2-135M, whole and cut; its tokens are those of a text."""
     loaded = load_model(str(source), device="cpu")
-    about = {"model": "SmolLM2-135M-Instruct", "family": "llama", "known_tokenizer": False, "text": TEXT}
-    about |= {"tokens": loaded.tokenizer(TEXT).input_ids}
     cuts: dict[str, Sequence[Edit]] = {
         "whole": [],
         "b20.down=64": parse_edits(["b20.down=64"]),
@@ -216,9 +241,7 @@ def _real(source: Path, place: Path) -> Iterator[dict[str, Any]]:
         BIASES: removals(loaded.anatomy, 20, "o down"),
     }
     for cut, edits in cuts.items():
-        job = _written(loaded, list(edits), place / _file_name(cut), about | {"cut": cut})
-        assert job is not None, cut
-        yield job
+        yield Case(_about("SmolLM2-135M-Instruct", loaded, cut), loaded, edits, known=False, text=TEXT)
 
 
 if __name__ == "__main__":

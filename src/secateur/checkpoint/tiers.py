@@ -33,10 +33,11 @@ class Ran:
     families: frozenset[str]
 
 
-# What was run, and where that is written down; tests/test_where_it_loads.py holds one to the other.
-RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)  # benchmarks/llamacpp-2026-11-29.json, by `make gguf`
-RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))  # benchmarks/vllm-2026-11-29.json, by hand
-RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))  # tests/test_carved_checkpoint.py, as the next
+# What was run. The first two are written down in benchmarks/, to which tests/test_where_it_loads.py holds them; the others
+# are run by tests/test_carved_checkpoint.py.
+RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
+RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
+RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
 RAN_REMOTE = Ran(
     "transformers 5.23.0", frozenset({"bloom", "falcon", "gemma3", "gpt2", "llama", "opt", "phi3"})
 )
@@ -46,9 +47,9 @@ RAN_REMOTE = Ran(
 class Place:
     """One way to load a checkpoint.
 
-    `evidence` is `read back` (in this very run), `run` (once, when secateur was made), `expected` or `no`; `detail` says
-    by what or why only expected. `how` is a line of code, or why it does not load; `condition` says when it loads, where
-    that is not always.
+    `evidence` is `read back` (in this very run), `run` (once, when secateur was made), `expected` or `no`; `detail`
+    says by what, or why only expected. `how` is a line of code, or why it does not load; `condition` says when it loads,
+    where that is not always.
     """
 
     place: str

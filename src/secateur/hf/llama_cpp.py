@@ -1,7 +1,7 @@
 """What llama.cpp can hold of a stock checkpoint: limits of its converter to GGUF, and of its own models of each family.
 
-Each of them was met by running it, in the version that `VERSION` names; tests/test_where_it_loads.py holds them to what was
-found there.
+Each of them was met by running it, in the version that `VERSION` names; tests/test_where_it_loads.py holds them to what
+was found there.
 """
 
 from __future__ import annotations
@@ -16,14 +16,32 @@ from secateur.hf.families import Family
 
 VERSION = "llama.cpp 0c1e57098"
 RAN = frozenset(
-    "bloom falcon gemma2 gemma3 gpt2 gpt_neox llama mistral phi phi3 qwen2 qwen3".split()
+    {
+        "bloom",
+        "falcon",
+        "gemma2",
+        "gemma3",
+        "gpt2",
+        "gpt_neox",
+        "llama",
+        "mistral",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+    }
 )
 """Families of which whole and cut models gave the same logits and greedy tokens there as in transformers."""
 
 _UNKNOWN = frozenset({"gptj", "opt"})
 _FIXED_WIDTH = frozenset({"falcon", "gpt2", "phi"})  # d_ff is taken to be 4 d_model
 _FIXED_HEADS = frozenset({"phi3", "qwen2"})  # the size of a head is taken to be d_model / heads
-_ATTENTION_BIAS = {"gpt_neox": True, "gemma2": False, "gemma3": False, "qwen3": False}  # Llama may have it or not
+_ATTENTION_BIAS = {
+    "gpt_neox": True,
+    "gemma2": False,
+    "gemma3": False,
+    "qwen3": False,
+}  # Llama may have it or not
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # of so many blocks the last one has no window
 _BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}  # a model of so many scales attention by d_model / heads
 _SCALINGS = frozenset({"default", "linear", "llama3"})  # of rotary positions
@@ -87,7 +105,12 @@ def _refused_positions(name: str, config: Any) -> str:
         return f"it takes rotary positions of this family to have base 10,000 and no scaling, {_SILENT}"
     if kind in _SCALINGS or (name, kind) == ("phi3", "longrope"):
         return ""
-    if kind == "yarn" and not set(rope) - {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}:
+    if kind == "yarn" and not set(rope) - {
+        "rope_type",
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+    }:
         return ""
     return f"it scales rotary positions of the kind {kind} otherwise in this family, {_SILENT}"
 
