@@ -84,7 +84,8 @@ def about() -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: importlib.metadata.version(name) for name in names},
-        "same": f"of {MOST_LIKELY} tokens a position no log-probability differs by {SAME:g}, and the greedy tokens are equal",
+        "same": f"log-probabilities differ by less than {SAME:g}, for {MOST_LIKELY} tokens a position, "
+        "and the greedy tokens are equal",
     }
 
 

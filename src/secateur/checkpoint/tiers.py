@@ -27,14 +27,14 @@ NEW_BIASES = "compare its answers first: it may leave out biases that the config
 
 @dataclass(frozen=True)
 class Ran:
-    """Families of which cut checkpoints were loaded elsewhere, by what `version` names, and computed the same there."""
+    """Families of which cut checkpoints were loaded by what `version` names, and computed the same there."""
 
     version: str
     families: frozenset[str]
 
 
-# What was run. The first two are written down in benchmarks/, to which tests/test_where_it_loads.py holds them; the others
-# are run by tests/test_carved_checkpoint.py.
+# What was run. tests/test_where_it_loads.py holds the first two to their results in benchmarks/; the others are run by
+# tests/test_carved_checkpoint.py.
 RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
 RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
@@ -48,8 +48,8 @@ class Place:
     """One way to load a checkpoint.
 
     `evidence` is `read back` (in this very run), `run` (once, when secateur was made), `expected` or `no`; `detail`
-    says by what, or why only expected. `how` is a line of code, or why it does not load; `condition` says when it loads,
-    where that is not always.
+    says by what, or why only expected. `how` is a line of code, or why it does not load; `condition` says when it
+    loads, where that is not always.
     """
 
     place: str
