@@ -46,6 +46,7 @@ BLOCKS, BIASES = ("block 0", "last block"), "directions, folded into biases"
 KINDS = ("rank 3", *BLOCKS, "folded", "KV groups everywhere", "neurons everywhere", BIASES)
 YARN = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)
 WINDOW = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}
+RELU = ("gpt-neox", "llama", "mistral", "phi3", "qwen2", "qwen3")
 OTHERS: dict[str, tuple[str, dict[str, Any], Sequence[str]]] = {  # a model of the zoo, changes, and its cuts
     "phi, 4 d_model neurons": ("phi", {"intermediate_size": 128}, KINDS),
     "phi3, window": ("phi3", {"sliding_window": 16}, BLOCKS),
@@ -55,6 +56,18 @@ OTHERS: dict[str, tuple[str, dict[str, Any], Sequence[str]]] = {  # a model of t
     "gemma2, as 27B": ("gemma2", {"num_hidden_layers": 46, "query_pre_attn_scalar": 8}, ("last block",)),
     "gemma3, as 27B": ("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 8}, ("last block",)),
     "qwen3, rotary yarn, nothing else stated": ("qwen3", YARN, ("last block",)),
+    "falcon-40b, alibi": ("falcon-40b", {"alibi": True}, ()),
+    "gpt2, scores unscaled": ("gpt2", {"scale_attn_weights": False}, ()),
+    "gpt2, scores scaled by block": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, ()),
+    "bloom, residual after norms": ("bloom", {"apply_residual_connection_post_layernorm": True}, ()),
+    "phi, norms of queries": ("phi", {"qk_layernorm": True, "intermediate_size": 128}, ()),
+    "gemma3, logits capped": ("gemma3", {"final_logit_softcapping": 5.0}, ()),
+    "gemma3, scores capped": ("gemma3", {"attn_logit_softcapping": 5.0}, ()),
+    "gpt2, relu": ("gpt2", {"activation_function": "relu"}, ()),
+    "falcon-40b, relu": ("falcon-40b", {"activation": "relu"}, ()),
+    "phi, relu": ("phi", {"hidden_act": "relu", "intermediate_size": 128}, ()),
+    **{f"{name}, relu": (name, {"hidden_act": "relu"}, ()) for name in RELU},
+    **{f"{name}, relu": (name, {"hidden_activation": "relu"}, ()) for name in ("gemma2", "gemma3")},
 }
 
 

@@ -36,17 +36,31 @@ RAN = frozenset(
 _UNKNOWN = frozenset({"gptj", "opt"})
 _FIXED_WIDTH = frozenset({"falcon", "gpt2", "phi"})  # d_ff is taken to be 4 d_model
 _FIXED_HEADS = frozenset({"phi3", "qwen2"})  # the size of a head is taken to be d_model / heads
-_ATTENTION_BIAS = {
-    "gpt_neox": True,
-    "gemma2": False,
-    "gemma3": False,
-    "qwen3": False,
-}  # Llama may have it or not
+_SILU, _GELU = ("silu",), ("gelu", "gelu_new", "gelu_pytorch_tanh")
+_SWITCHES: Mapping[str, Mapping[str, tuple[Any, ...]]] = {  # of the config, and the values that it knows
+    "bloom": {"apply_residual_connection_post_layernorm": (False,)},
+    "falcon": {"new_decoder_architecture": (True,), "bias": (False,), "alibi": (False,), "activation": _GELU},
+    "gemma2": {"attention_bias": (False,), "hidden_activation": _GELU},
+    "gemma3": {"attention_bias": (False,), "hidden_activation": _GELU, "attn_logit_softcapping": (None,)},
+    "gpt2": {
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "activation_function": _GELU,
+    },
+    "gpt_neox": {"attention_bias": (True,), "hidden_act": _GELU},
+    "llama": {"hidden_act": _SILU},
+    "mistral": {"hidden_act": _SILU},
+    "phi": {"qk_layernorm": (False,), "hidden_act": _GELU},
+    "phi3": {"hidden_act": _SILU},
+    "qwen2": {"hidden_act": _SILU},
+    "qwen3": {"attention_bias": (False,), "hidden_act": _SILU},
+}
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # of so many blocks the last one has no window
 _BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}  # a model of so many scales attention by d_model / heads
 _SCALINGS = frozenset({"default", "linear", "llama3"})  # of rotary positions
+_PLAIN_YARN = frozenset({"rope_type", "rope_theta", "factor", "original_max_position_embeddings"})
 _TOKENIZER_MODEL = frozenset({"gemma2", "phi3"})  # converted only with a file of that name
-_SILENT = "and would compute something else without a word"
+_SILENT = "and may compute something else without a word"
 
 
 def refusal(
@@ -75,14 +89,13 @@ def _refused_shape(family: Family, config: Any) -> str:
     name, size, heads = family.name, config.hidden_size, config.num_attention_heads
     if name in _UNKNOWN:
         return f"it has no {family.architecture}"
-    if name == "falcon" and (config.bias or not config.new_decoder_architecture):
-        return "of Falcon its converter takes only the new decoder architecture, without biases"
+    for switch, known in _SWITCHES.get(name, {}).items():
+        if getattr(config, switch) not in known:
+            return f"it knows this family only with {switch} = {' or '.join(map(str, known))}, {_SILENT}"
     if name in _FIXED_WIDTH and (getattr(config, family.width) or 4 * size) != 4 * size:
         return f"it takes feed-forward networks of this family to have 4 × {size:,} neurons"
     if name in _FIXED_HEADS and (getattr(config, "head_dim", None) or size // heads) * heads != size:
         return "it takes the size of a head of this family to follow from their number"
-    if name in _ATTENTION_BIAS and config.attention_bias is not _ATTENTION_BIAS[name]:
-        return f"it has this family only {'without' if config.attention_bias else 'with'} biases of attention"
     return _refused_gemma(name, config) if name in _PERIOD else ""
 
 
@@ -103,14 +116,8 @@ def _refused_positions(name: str, config: Any) -> str:
     kind = rope["rope_type"]
     if name == "gpt_neox" and (kind != "default" or rope["rope_theta"] != 10_000):
         return f"it takes rotary positions of this family to have base 10,000 and no scaling, {_SILENT}"
-    if kind in _SCALINGS or (name, kind) == ("phi3", "longrope"):
-        return ""
-    if kind == "yarn" and not set(rope) - {
-        "rope_type",
-        "rope_theta",
-        "factor",
-        "original_max_position_embeddings",
-    }:
+    scaled_alike = kind in _SCALINGS or (name, kind) == ("phi3", "longrope")
+    if scaled_alike or (kind == "yarn" and rope.keys() <= _PLAIN_YARN):
         return ""
     return f"it scales rotary positions of the kind {kind} otherwise in this family, {_SILENT}"
 
