@@ -30,10 +30,8 @@ F32 = llama_cpp.GGML_TYPE_F32
 def main(place: Path, source: Path, result: Path) -> None:
     rows = []
     for job in json.loads((place / "jobs.json").read_text()):
-        row = {key: job[key] for key in ("model", "family", "cut")} | {
-            "said": job["said"]["GGUF (llama.cpp)"]
-        }
-        row |= outcome_of(job)
+        row = {key: job[key] for key in ("model", "family", "cut")}
+        row |= {"said": job["said"]["GGUF (llama.cpp)"]} | outcome_of(job)
         print(*row.values(), sep=" | ", flush=True)
         rows.append(row)
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
