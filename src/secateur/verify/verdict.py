@@ -171,9 +171,7 @@ def _named(side: Side, metric: Metric, paired: dict[str, Any], n: int) -> dict[s
         "value": float(exponential(paired["difference"]["value"])),
         "ci": exponential_interval(paired["difference"]["ci"]),
     }
-    longest = max(
-        len(example.tokens) for example in side.task.examples
-    )  # the longer, the lower the perplexity
+    longest = max(len(example.tokens) for example in side.task.examples)  # the longer, the lower the perplexity
     name = f"perplexity on {side.name} (chunks of {longest} tokens)"
     head = {"name": name, "unit": "perplexity", "higher_is_better": False, "n": n}
     return head | shown | {"ratio": ratio}
