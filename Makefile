@@ -2,10 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 OLD := .venv-old
 READ := old-readers-out
+GGUF := .venv-gguf
+RUNS := gguf-out
+SMOLLM2 ?= models/smollm2-135m
 BIN := $(VENV)/bin
 OUT ?= demo-out
 
-.PHONY: help demo test lint model llm bench offload surgery cluster killed old-readers clean
+.PHONY: help demo test lint model llm bench offload surgery cluster killed old-readers gguf clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -58,5 +61,23 @@ old-readers: $(VENV)/ready $(OLD)/ready ## what is written, read by transformers
 	OMP_NUM_THREADS=1 $(OLD)/bin/python tests/old_readers.py read $(READ)
 	rm -rf $(READ)
 
+$(GGUF)/ready: export PIP_CONSTRAINT = $(CURDIR)/constraints-gguf.txt
+$(GGUF)/ready: constraints-gguf.txt
+	$(PYTHON) -m venv $(GGUF)
+	$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check transformers sentencepiece protobuf
+	$(GGUF)/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest $(GGUF) llama-cpp-python
+	mkdir -p $(GGUF)/source && tar -xzf $(GGUF)/llama_cpp_python-*.tar.gz --strip-components 1 -C $(GGUF)/source
+	$(GGUF)/bin/python -m pip install --quiet --disable-pip-version-check $(GGUF)/source
+	touch $@
+
+gguf: $(VENV)/ready $(GGUF)/ready ## llama.cpp, built here: converts and runs what is written; takes minutes and 7 GB of disk
+	rm -rf $(RUNS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/runtimes/write.py $(RUNS) $(SMOLLM2)
+	OMP_NUM_THREADS=1 $(GGUF)/bin/python tests/runtimes/convert.py $(RUNS) $(GGUF)/source/vendor/llama.cpp
+	OMP_NUM_THREADS=1 $(GGUF)/bin/python tests/runtimes/run_llama_cpp.py $(RUNS) $(GGUF)/source/vendor/llama.cpp \
+		benchmarks/llamacpp-$$(date -u +%F).json
+	rm -rf $(RUNS)
+
 clean:           ## remove the environments and the demo's output
-	rm -rf $(VENV) $(OLD) $(READ) $(OUT) $(OUT).run
+	rm -rf $(VENV) $(OLD) $(READ) $(GGUF) $(RUNS) $(OUT) $(OUT).run

@@ -103,7 +103,10 @@ def hostile() -> Records:
     gains |= {"device": ATTACK, "dtype": ATTACK, "note": ATTACK}
     verdict["loads"] = {
         "form": ATTACK,
-        "where": [{"place": ATTACK, "loads": b, "how": ATTACK} for b in (True, False)],
+        "where": [
+            dict.fromkeys(("place", "how", "evidence", "detail", "condition"), ATTACK) | {"loads": loads}
+            for loads in (True, False)
+        ],
     }
     verdict["non_inferiority"] |= {"unit": ATTACK, "method": ATTACK}
     for kind in ("heads", "ffns", "attentions", "blocks", "neurons"):
@@ -214,16 +217,18 @@ def _speed(before: float, after: float, limit: float) -> Record:
 
 def _loads() -> Record:
     code = 'AutoModelForCausalLM.from_pretrained("out", trust_remote_code=True)'
-    return {
-        "form": "carved",
-        "where": [
-            {"place": "transformers, with the modelling file in the checkpoint", "loads": True, "how": code},
-            {"place": "secateur", "loads": True, "how": 'secateur.load("out")'},
-            {"place": "stock transformers", "loads": False, "how": "blocks differ in their number of heads"},
-            {"place": "vLLM", "loads": False, "how": "it knows no layer-wise head counts"},
-            {"place": "GGUF", "loads": False, "how": "it knows no layer-wise head counts"},
-        ],
-    }
+    why = "it knows no layer-wise head counts"
+    places = [
+        ("transformers, with the modelling file in the checkpoint", "run", "transformers 5.23.0", code, ""),
+        ("secateur", "read back", "secateur 0.1.0", 'secateur.load("out")', ""),
+        ("lm-eval", "expected", "not tried", "lm_eval --model hf", "with patience"),
+        ("stock transformers", "no", "", "blocks differ in their number of heads", ""),
+        ("vLLM", "no", "", why, ""),
+        ("GGUF", "no", "", why, ""),
+    ]
+    keys = ("place", "evidence", "detail", "how", "condition")
+    where = [dict(zip(keys, place, strict=True)) | {"loads": place[1] != "no"} for place in places]
+    return {"form": "carved", "where": where}
 
 
 # -------------------------------------------------------------------------------------------------------- the readings

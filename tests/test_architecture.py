@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "inputs": {"errors", "core", "hf", "tasks", "options"},
     "session": {"errors", "core", "hf", "surgery", "tasks", "judge", "search", "options"},
 }
-MAY_IMPORT["records"] |= {"__init__"}  # for the version
+for room_ in ("records", "checkpoint"):
+    MAY_IMPORT[room_] |= {"__init__"}  # for the version
 MAY_IMPORT["sides"] = {"session", "tasks", "verify"}
 MAY_IMPORT["training"] = {
     "errors",

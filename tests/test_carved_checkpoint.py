@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from zoo import tiny, variant
 
 from secateur import api
-from secateur.checkpoint.tiers import where_it_loads
+from secateur.checkpoint.tiers import RAN_LM_EVAL, RAN_REMOTE, where_it_loads
 from secateur.core.form import Form
 from secateur.core.plan import Plan, Truncate, parse_edits
 from secateur.core.site import Site
@@ -51,7 +51,7 @@ KINDS = [
     "linear of rank 2", "all but one linear", "folded",
 ]  # fmt: skip
 CASES = [f"{family}, {kind}" for family in FAMILIES for kind in KINDS]
-HARNESS = "llama, mixed"
+HARNESS = ["llama, mixed", "llama, block 0"]  # a carved one and a stock one
 GROUPED = {"llama", "gemma3", "phi3"}  # of these a config can state any number of heads
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96  # those of `without_secateur.py`
 
@@ -119,7 +119,7 @@ def elsewhere(made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]
             "folder": str(one.folder),
             "original": one.loaded.source,
             "stock": type(one.loaded.model).__name__,
-            "harness": case == HARNESS and find_spec("lm_eval") is not None,
+            "harness": case in HARNESS and find_spec("lm_eval") is not None,
         }
         for case, one in made.items()
     ]
@@ -165,7 +165,7 @@ def test_transformers_alone_loads_it(case, made, elsewhere):
 def test_it_loads_where_the_plan_says_it_does(case, made, elsewhere):
     """Before the cut, in plan.json, and in truth."""
     one, found = made[case], elsewhere[0][case]
-    loads = where_it_loads(one.plan, one.loaded.anatomy, one.form)
+    loads = where_it_loads(one.plan, one.loaded, one.form, read_back=True)
     assert json.loads(json.dumps(loads.to_json())) == one.said
     stock = type(one.loaded.model).__name__
     is_stock = isinstance(one.said["why"], str) and not one.said["why"]
@@ -173,11 +173,15 @@ def test_it_loads_where_the_plan_says_it_does(case, made, elsewhere):
     assert found["class"] == (stock if is_stock else "SecateurForCausalLM")
     assert found["config"] == (type(one.loaded.model.config).__name__ if is_stock else "SecateurConfig")
     places = {place["place"]: place for place in one.said["where"]}
-    for name in ("vLLM", "GGUF (llama.cpp)"):
-        new_biases = bool(shape_of(one.plan, one.loaded.anatomy).folds)
-        assert places[name]["loads"] is (is_stock and not new_biases)
+    assert places["vLLM"]["loads"] is is_stock
+    assert places["GGUF (llama.cpp)"]["evidence"] == "no", "the converter takes no WordLevel tokenizer"
     assert all(place["how"] in (one.folder / "README.md").read_text() for place in one.said["where"])
     assert one.said["why"] in (one.folder / "README.md").read_text()
+
+
+def test_families_said_to_be_run_are_those_that_are_run_here(originals):
+    assert {loaded.anatomy.family for loaded in originals.values()} == RAN_REMOTE.families
+    assert {originals[case.split(", ")[0]].anatomy.family for case in HARNESS} == RAN_LM_EVAL.families
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -208,14 +212,15 @@ def test_its_tokenizer_is_the_originals_and_runs_no_code(case, made, elsewhere):
         assert files[name] == read[name]
 
 
-def test_the_harness_scores_it(made, elsewhere):
+@pytest.mark.parametrize("case", HARNESS)
+def test_the_harness_scores_it(case, made, elsewhere):
     """Its log-likelihoods of continuations are sums over our own log probabilities."""
     pytest.importorskip("lm_eval", reason="the lm-eval extra is not installed")
-    one = made[HARNESS]
+    one = made[case]
     model = cut(one.loaded, one.plan)
     asked = [((5, 6, 7), (8, 9)), ((44,), (3,)), ((30, 31), (62, 73, 84))]
     expected = [log_likelihood(model, *pair) for pair in asked]
-    assert elsewhere[0][HARNESS]["harness"] == pytest.approx(expected, abs=1e-4)
+    assert elsewhere[0][case]["harness"] == pytest.approx(expected, abs=1e-4)
 
 
 @torch.no_grad()

@@ -585,13 +585,33 @@ def test_sizes_in_words(value, words):
     assert size(value, "B") == words
 
 
-def test_places_are_signed_and_show_the_line_that_loads():
-    verdict = data_components.heads()[0]
-    html = render(*data_components.heads())
-    items = re.findall(r'<li class="(yes|no)">.*?aria-label="([a-z ]+)".*?<b>(.*?)</b><br>(.*?)</div>', html)
-    assert [kind == "yes" for kind, *_ in items] == [place["loads"] for place in verdict["loads"]["where"]]
-    assert [word for _, word, *_ in items] == ["loads"] * 2 + ["does not load"] * 3
-    assert "<code>secateur.load(&quot;out&quot;)</code>" in html
+PLACES = re.compile(
+    r'<li class="(\w+)"><span class="sign" role="img" aria-label="([a-z ]+)">(.)</span><div><b>(.*?)</b><br>(.*?)</div>'
+)
+
+
+def test_places_are_signed_and_show_the_line_that_loads_and_how_that_is_known():
+    items = PLACES.findall(render(*data_components.heads()))
+    assert [item[:3] for item in items] == [
+        *[("yes", "loads", "✓")] * 2,
+        ("expected", "is expected to load", "○"),
+        *[("no", "does not load", "✗")] * 3,
+    ]
+    told = [said for *_, said in items]
+    assert (
+        told[1] == "<code>secateur.load(&quot;out&quot;)</code><br><small>read back (secateur 0.1.0)</small>"
+    )
+    assert told[2] == "<code>lm_eval --model hf</code><br><small>expected (not tried), with patience</small>"
+    assert told[3] == "blocks differ in their number of heads"
+
+
+def test_a_record_of_an_earlier_release_shows_whether_it_loads():
+    verdict, plan, analysis = data_components.heads()
+    for place in verdict["loads"]["where"]:
+        del place["evidence"], place["detail"], place["condition"]
+    items = PLACES.findall(render(verdict, plan, analysis))
+    assert [sign for _, _, sign, *_ in items] == ["✓"] * 3 + ["✗"] * 3
+    assert not any("<small>" in said for *_, said in items)
 
 
 def test_not_worse_by_more_than_a_margin_is_no_failure(pages):

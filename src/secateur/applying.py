@@ -48,11 +48,11 @@ def apply(
         check_early(model, asked, form, loading)
         with mapped(model, folder.run, **loading) as loaded:
             chosen = _chosen(asked, loaded, form)
-            loads = where_it_loads(chosen, loaded.anatomy, form)
             trust = {"trust_remote_code": loading["trust_remote_code"]}
             made = stream(
                 loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
             )
+            loads = where_it_loads(chosen, loaded, form, read_back=made["check"] == "logits")
         provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
         write_plan(chosen, provenance | made, folder.staging)
         card = unverified_card(model, loaded.revision is not None, chosen, loads, made)
@@ -74,6 +74,7 @@ def preview(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) ->
         anatomy = loaded.anatomy
         left = shape_of(chosen, anatomy, factorize=form.factorize).num_parameters(anatomy)
         nearest = None if anatomy.carved else portable_plan(chosen, loaded)
+        loads = where_it_loads(chosen, loaded, form, read_back=False)
     return {
         "cut": str(chosen),
         "cut_summary": cut_summary(chosen, counted(anatomy.widths)),
@@ -81,7 +82,7 @@ def preview(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) ->
             "before": anatomy.num_parameters,
             "after": anatomy.num_parameters if form.zeroed else left,
         },
-        "loads": where_it_loads(chosen, anatomy, form).to_json(),
+        "loads": loads.to_json(),
         "portable": None if nearest is None or nearest == chosen or not nearest.edits else str(nearest),
     }
 

@@ -61,7 +61,9 @@ def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], sta
         if held != found.plan:
             written = _write_and_read(session, judge, held, staging)
         about |= {
-            "loads": where_it_loads(held, session.loaded.anatomy, session.options.written_as).to_json(),
+            "loads": where_it_loads(
+                held, session.loaded, session.options.written_as, read_back=True
+            ).to_json(),
             "written": {"fingerprint": written.fingerprint},
         }
     verdict = numbers | {"alternatives": trivial, "gains": saved, "baseline": dict(start)} | about
@@ -92,7 +94,7 @@ def _set_aside(found: Found, held: Plan) -> Plan | None:
 
 
 def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
-    loads = where_it_loads(plan, session.loaded.anatomy, session.options.written_as)
+    loads = where_it_loads(plan, session.loaded, session.options.written_as, read_back=True)
     if loads.form == "carved" and not session.loaded.anatomy.carved:
         LOG.warning(
             "no stock checkpoint, because %s: it loads with trust_remote_code=True or secateur.load, not in vLLM or "

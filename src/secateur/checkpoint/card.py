@@ -9,6 +9,7 @@ from typing import Any
 from secateur.checkpoint.tiers import Loads
 from secateur.core.baseline import baseline_text
 from secateur.core.comparison import WORSE
+from secateur.core.loading import evidence_text
 from secateur.core.noninferiority import bound_text
 from secateur.core.plan import Plan
 from secateur.core.score import few_groups
@@ -77,7 +78,8 @@ def loads_markdown(loads: Mapping[str, Any]) -> str:
     """The list of places, from the record of `Loads`."""
     lines = []
     for one in loads["where"]:
-        how = f"`{one['how']}`" if one["loads"] else f"no, {one['how']}"
+        known = evidence_text(one)
+        how = f"`{one['how']}`" + (f", {known}" if known else "") if one["loads"] else f"no, {one['how']}"
         lines.append(f"- {one['place']}: {how}")
     why = [f"\nNot a stock checkpoint, because {loads['why']}."] if loads["why"] else []
     return "\n".join([*lines, *why])

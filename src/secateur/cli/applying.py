@@ -30,6 +30,7 @@ from secateur.cli.options import (
     given_plan,
     print_json,
 )
+from secateur.core.loading import evidence_text, sign
 from secateur.errors import SecateurError
 
 
@@ -107,7 +108,8 @@ def print_preview(told: Mapping[str, Any]) -> None:
     if told["loads"]["why"]:
         print(f"            because {told['loads']['why']}")
     for place in told["loads"]["where"]:
-        print(f"  {'✓' if place['loads'] else '✗'} {place['place']}: {place['how']}")
+        known = evidence_text(place)
+        print(f"  {sign(place)} {place['place']}: {place['how']}" + (f"\n    {known}" if known else ""))
     if told["portable"]:
         print(f"The nearest plan of a stock checkpoint (--portable): {told['portable']}")
 

@@ -14,23 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_imports
 
 from secateur.errors import ModelError
-
-TEMPLATES = "additional_chat_templates/*.jinja"
-TOKENIZER_FILES = (
-    "tokenizer*.json",  # tokenizer.json, tokenizer_config.json, tokenizer.4.0.0.json
-    "tokenizer.model*",  # also tokenizer.model.v3
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*.json",
-    "vocab*.txt",
-    "merges*.txt",
-    "*.model",  # spiece.model, sentencepiece.bpe.model
-    "*.tiktoken",
-    "tekken.json",
-    "chat_template*",
-    TEMPLATES,
-)
-"""Names of a tokenizer's files, as patterns. Its class may name more (`vocab_files_names`)."""
+from secateur.hf.source import TOKENIZER_FILES
 
 GENERATION = "generation_config.json"
 

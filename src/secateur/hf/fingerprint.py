@@ -21,6 +21,7 @@ _VOLATILE = (
     "architectures",
     "dtype",
     "torch_dtype",
+    "n_ctx",  # the length of GPT-2 once more, which only llama.cpp's converter reads
 )
 
 

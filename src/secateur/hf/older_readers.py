@@ -1,4 +1,4 @@
-"""config.json for readers of before transformers 5, and for what bundles such a release.
+"""config.json for readers of before transformers 5, for what bundles such a release, and for llama.cpp's converter.
 
 Transformers 5 keeps all that concerns rotary positions in `rope_parameters`. An earlier release does not look there: it
 loads the checkpoint without a word, and computes with a base of 10,000 and no scaling.
@@ -17,6 +17,8 @@ def with_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
     stated = dict(config)
     if "dtype" in config:
         stated["torch_dtype"] = config["dtype"]
+    if config["model_type"] == "gpt2" and "n_positions" in config:
+        stated["n_ctx"] = config["n_positions"]  # which llama.cpp's converter asks for
     if rope := config.get("rope_parameters"):
         stated |= _rotary(config, rope)
     return stated

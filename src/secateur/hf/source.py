@@ -26,7 +26,6 @@ from huggingface_hub.errors import (
 
 from secateur.core.reading import check_file, check_name, read_json
 from secateur.errors import ModelError, UnknownName, nearest
-from secateur.hf.copied_files import TEMPLATES, TOKENIZER_FILES
 
 BUILTIN = "builtin:"
 WEIGHTS, INDEX, CONFIG, ADAPTER = (
@@ -39,6 +38,22 @@ GGUF = (
     "GGUF files hold quantized weights, which cannot be cut. Give the folder of the original float checkpoint "
     f"({CONFIG}, {WEIGHTS}, tokenizer)."
 )
+TEMPLATES = "additional_chat_templates/*.jinja"
+TOKENIZER_FILES = (
+    "tokenizer*.json",  # tokenizer.json, tokenizer_config.json, tokenizer.4.0.0.json
+    "tokenizer.model*",  # also tokenizer.model.v3
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "merges*.txt",
+    "*.model",  # spiece.model, sentencepiece.bpe.model
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    TEMPLATES,
+)
+"""Names of a tokenizer's files, as patterns. Its class may name more (`vocab_files_names`)."""
 _WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors", *TOKENIZER_FILES]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")

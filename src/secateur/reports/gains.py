@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from secateur.core.loading import evidence_text, sign
 from secateur.reports.frame import Figures, Record, section
 from secateur.reports.markup import MISSING, change, known, table, text
 
@@ -106,15 +107,19 @@ def size(value: float | None, unit: str) -> str:
 
 
 def where_it_loads(verdict: Record) -> str:
-    """Each place with its sign: the line of code where it loads, the reason where it does not."""
+    """Each place with its sign: the line of code where it loads and how that is known, the reason where it does not."""
     places = (verdict.get("loads") or {}).get("where") or ()
     items = "".join(_place(item) for item in places)
     return f'<h3>Where it loads</h3><ul class="loads">{items}</ul>' if items else ""
 
 
+_KINDS = {"✓": ("yes", "loads"), "○": ("expected", "is expected to load"), "✗": ("no", "does not load")}
+
+
 def _place(item: Mapping[str, Any]) -> str:
-    kind, sign, word = ("yes", "✓", "loads") if item["loads"] else ("no", "✗", "does not load")
-    how = text(item.get("how") or "")
+    kind, word = _KINDS[sign(item)]
+    how, evidence = text(item.get("how") or ""), text(evidence_text(item))
     said = f"<code>{how}</code>" if item["loads"] and how else how
-    mark = f'<span class="sign" role="img" aria-label="{word}">{sign}</span>'
-    return f'<li class="{kind}">{mark}<div><b>{text(item["place"])}</b><br>{said}</div></li>'
+    known = f"<br><small>{evidence}</small>" if evidence else ""
+    mark = f'<span class="sign" role="img" aria-label="{word}">{sign(item)}</span>'
+    return f'<li class="{kind}">{mark}<div><b>{text(item["place"])}</b><br>{said}{known}</div></li>'

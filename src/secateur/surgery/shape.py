@@ -74,7 +74,9 @@ class Shape:
 
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
         lost, own = 0, anatomy.widths[block.number]
-        if not block.groups and own.num_heads:  # without heads from an earlier cut it is as it was: gone, or a bias
+        if (
+            not block.groups and own.num_heads
+        ):  # without heads from an earlier cut it is as it was: gone, or a bias
             lost += own.attention
             if block.groups is not None:
                 lost -= anatomy.d_model  # the bias
