@@ -218,9 +218,70 @@ def test_python_is_told_the_same(name, value, place):
     given |= {"form": "linear"} if name == "rank" else {}
     if value in FIELDS[name]:
         pytest.skip("in range")
-    with pytest.raises(SecateurError, match="give a"):
+    with pytest.raises(SecateurError, match="give a|write a share"):
         package.prune(str(place / "m"), str(place / "q.jsonl"), place / "never", **given)
     assert not (place / "never.run").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ({"matrices": "mlp"}, {"matrices": ("mlp",)}),
+        ({"matrices": "q, v"}, {"matrices": ("q", "v")}),
+        ({"matrices": ["q", "v"]}, {"matrices": ("q", "v")}),
+        ({"layers": "1:3"}, {"layers": (1, 3)}),
+        ({"layers": "2"}, {"layers": (2, 3)}),
+        ({"layers": [1, 3]}, {"layers": (1, 3)}),
+        ({"side": "other.jsonl"}, {"side": ("other.jsonl",)}),
+        ({"method": "heads", "target": "70%"}, {"method": "heads", "target": 0.7}),
+        ({"method": "heads", "params": "0.6"}, {"method": "heads", "params": 0.6}),
+    ],
+    ids=str,
+)
+def test_python_takes_the_words_of_the_command_line(typed, value):
+    assert Options.of("m", "q.jsonl", **typed) == Options(model="m", task="q.jsonl", **value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ({"layers": "1-3"}, "write FROM:TO"),
+        ({"layers": "b1"}, "write FROM:TO"),
+        ({"matrices": "m,l,p"}, "'m'"),
+        ({"matrices": ""}, "names none"),
+        ({"method": "heads", "target": "most"}, "write a share"),
+    ],
+    ids=str,
+)
+def test_words_that_cannot_be_read(typed, says):
+    with pytest.raises(SecateurError, match=says):
+        Options.of("m", "q.jsonl", **typed)
+
+
+# ---------------------------------------------------------------------------------------- groups of splits that are read
+
+
+SMALL = 60  # examples, each a group: probe has 6, select 24, test 30
+
+
+@pytest.mark.parametrize(
+    ("verb", "split", "enough"),
+    [
+        ("probe", "select", 0),
+        ("probe", "probe", 0),
+        ("eval", "select", 50),
+        ("eval", "probe", 50),
+    ],
+)
+def test_only_the_split_that_is_read_needs_groups(verb, split, enough, place, monkeypatch):
+    """Nothing of test is looked at, so nothing is asked of its size."""
+    monkeypatch.chdir(place)
+    write_rows(place / "few.jsonl", questions(SMALL))
+    told = secateur(verb, "m", "--task", "few.jsonl", "--split", split)
+    assert told.exit_code == (2 if enough else 0), told.stderr
+    if enough:
+        assert f"{split} needs {enough}: at least" in told.stderr
+        assert "--allow-small" in told.stderr
 
 
 # --------------------------------------------------------------------------------------- before the weights are read
