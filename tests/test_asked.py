@@ -118,7 +118,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "show": {"--top": ("0", "-1", "x")},
 }  # fmt: skip
 ELSEWHERE = {  # switches, places, and what has a test of its own
-    "--help", "--json", "--quiet", "--overwrite", "--out", "--ledger", "--each", "--exhaustive", "--compose",
+    "--help", "--json", "--quiet", "--overwrite", "--out", "--ledger", "--each", "--keep-unproven", "--exhaustive", "--compose",
     "--chat", "--rescore", "--portable", "--zeroed", "--factorize", "--per-head", "--overall", "--dynamic",
     "--weakest", "--parts", "--second-order", "--whitened", "--contiguous", "--allow-small", "--skip-long",
     "--trust-remote-code", "--dry-run", "--bf16", "--calibrate", "--teacher", "--against", "--also",
@@ -218,7 +218,7 @@ def test_python_is_told_the_same(name, value, place):
     given |= {"form": "linear"} if name == "rank" else {}
     if value in FIELDS[name]:
         pytest.skip("in range")
-    with pytest.raises(SecateurError, match="give a|write a share"):
+    with pytest.raises(SecateurError, match=r"give a|write a share"):
         package.prune(str(place / "m"), str(place / "q.jsonl"), place / "never", **given)
     assert not (place / "never.run").exists()
 
@@ -258,7 +258,7 @@ def test_words_that_cannot_be_read(typed, says):
         Options.of("m", "q.jsonl", **typed)
 
 
-# ---------------------------------------------------------------------------------------- groups of splits that are read
+# -------------------------------------------------------------------------------------- groups of splits that are read
 
 
 SMALL = 60  # examples, each a group: probe has 6, select 24, test 30
