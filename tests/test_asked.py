@@ -118,7 +118,8 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "show": {"--top": ("0", "-1", "x")},
 }  # fmt: skip
 ELSEWHERE = {  # switches, places, and what has a test of its own
-    "--help", "--json", "--quiet", "--overwrite", "--out", "--ledger", "--each", "--keep-unproven", "--exhaustive", "--compose",
+    "--help", "--json", "--quiet", "--overwrite", "--out", "--ledger", "--each", "--exhaustive", "--compose",
+    "--keep-unproven",
     "--chat", "--rescore", "--portable", "--zeroed", "--factorize", "--per-head", "--overall", "--dynamic",
     "--weakest", "--parts", "--second-order", "--whitened", "--contiguous", "--allow-small", "--skip-long",
     "--trust-remote-code", "--dry-run", "--bf16", "--calibrate", "--teacher", "--against", "--also",
