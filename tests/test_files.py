@@ -222,7 +222,7 @@ def test_tokens_beyond_the_embeddings(place):
     told = json.loads((place / "m/tokenizer.json").read_text())
     told["model"]["vocab"]["w5"] = 500
     (place / "m/tokenizer.json").write_text(json.dumps(told))
-    refused(*EVAL, says=["token 500", "embeddings of 96 tokens"])
+    refused(*EVAL, says=["id 500", "vocab_size is 96"])
 
 
 # ------------------------------------------------------------------------------------------------ plans and records

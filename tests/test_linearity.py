@@ -280,7 +280,7 @@ def test_what_is_refused(place):
 def test_too_few_sequences_to_hold_some_out(place, tmp_path):
     """Ten chunks of a .txt file are one group."""
     path = tmp_path / "short.txt"
-    path.write_text(" ".join(f"w{n % 80 + 3}" for n in range(300)), encoding="utf-8")
+    path.write_text(" ".join(f"w{n % 80 + 3}" for n in range(100)), encoding="utf-8")
     for seqlen in (256, 8):
         with pytest.raises(TaskError, match=r"too few groups|has 1 group of sequences|has 0 group"):
             package.probe(

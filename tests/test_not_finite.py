@@ -41,7 +41,7 @@ def place(tmp_path_factory, words):
     late.model.layers[0].mlp.down_proj.weight.fill_(9_000)
     save_model(place / "late", late.to(torch.float16), words)
     write_rows(place / "q.jsonl", questions())
-    texts = [" ".join(f"w{3 + (n * n + k) % 83}" for n in range(20)) for k in range(260)]
+    texts = [" ".join(f"w{3 + (n * n + k) % 83}" for n in range(20)) + f" w{3 + k // 83}" for k in range(260)]
     write_rows(place / "t.jsonl", [{"id": str(k), "text": text} for k, text in enumerate(texts)])
     return place
 

@@ -65,7 +65,7 @@ def test_wilson_takes_fractions_as_they_are():
     assert wilson(0.29 * 100, 100) == pytest.approx((0.2101, 0.3854), abs=5e-5)
     low, high = wilson(20.5, 40.5)
     assert wilson(20, 40)[0] < low < wilson(21, 41)[0]
-    assert wilson(20, 40)[1] > high > wilson(21, 41)[1]
+    assert wilson(20, 40)[1] < high < wilson(21, 41)[1]
     # the limits solve |p̂ − p| = z √(p (1 − p) / n)
     for end in (low, high):
         assert abs(20.5 / 40.5 - end) == pytest.approx(1.9599640 * math.sqrt(end * (1 - end) / 40.5))

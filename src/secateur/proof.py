@@ -10,7 +10,7 @@ from typing import Any
 
 from secateur import records, verify
 from secateur.checkpoint.card import model_card
-from secateur.checkpoint.folder import write_json
+from secateur.checkpoint.folder import UNPROVEN, write_json
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
 from secateur.checkpoint.tiers import where_it_loads
@@ -27,7 +27,6 @@ from secateur.sides import side_effects
 from secateur.surgery.shape import ranks_left, shape_of
 
 LOG = logging.getLogger("secateur")
-UNPROVEN = "unproven"  # the folder of a plan that was not shown to gain
 
 
 def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], staging: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from secateur.errors import OutputError
 
 LOCK, NOTE = "lock", "command.json"
 RECORDS = ("plan.json", "finetune.json", "heal.json", "train.json")  # which say what made a checkpoint
+UNPROVEN = "unproven"  # in OUT, beside a plan that was carried out: the one that was not
 PATIENCE = 0.2  # s: whoever only asks whether a lock is free holds it for an instant
 
 
@@ -193,7 +194,7 @@ class Folder:
     def _refuse_guests(self) -> None:
         """Raises `OutputError` for another checkpoint, a ledger or a run inside `out`, which would go with it."""
         for path in sorted(self.out.rglob("*")):
-            nested = path.name in RECORDS and path.parent != self.out
+            nested = path.name in RECORDS and path.parent not in (self.out, self.out / UNPROVEN)
             if nested or path.suffix in (".sqlite", RUN):
                 raise OutputError(
                     f"{self.out} holds {path}, which is of another command and would be lost. Move it away, or give "

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.checkpoint.folder import NOTE, RECORDS, Folder
+from secateur.checkpoint.folder import NOTE, RECORDS, UNPROVEN, Folder
 from secateur.checkpoint.out import RUN
 from secateur.checkpoint.result import read_verdict
 from secateur.core.ledger import Ledger, Run, Trial
@@ -39,9 +39,8 @@ def runs_in(place: Path) -> list[dict[str, Any]]:
         ]
         found = [run for path in sorted(set(ledgers)) for run in _in_ledger(path)]
         listed = {run["run"] for run in found}
-        folders = sorted(
-            {path for pattern in ("*", "*/*") for path in place.glob(pattern) if path.is_dir()} | {place}
-        )
+        below = {path for pattern in ("*", "*/*") for path in place.glob(pattern) if path.is_dir()}
+        folders = sorted({path for path in below if path.name != UNPROVEN} | {place})
         others = [
             run for folder in folders for run in (_finished(folder), _unfinished(folder)) if run is not None
         ]

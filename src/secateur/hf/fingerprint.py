@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +58,17 @@ def config_digest(model: PreTrainedModel) -> str:
     Equal weights compute something else under another rope base, norm epsilon or generation config.
     """
     configs = [model.config, model.generation_config]
-    said = [{k: v for k, v in c.to_dict().items() if k not in _VOLATILE} for c in configs if c is not None]
+    said = [_said(c.to_dict()) for c in configs if c is not None]
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _said(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without names and versions, and without `type`, which Phi-3 keeps beside `rope_type` where a config has both."""
+    said = {name: value for name, value in config.items() if name not in _VOLATILE}
+    rope = said.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_type" in rope:
+        said["rope_parameters"] = {name: value for name, value in rope.items() if name != "type"}
+    return said
 
 
 def _digest(parameter: Tensor) -> str:

@@ -253,7 +253,8 @@ def on_meta(
 ) -> PreTrainedModel:
     """The model that a config states, without memory. Raises `ModelError` where it states none."""
     wanted = config.dtype or torch.float32 if isinstance(dtype, str) else dtype
-    with building(source, config), torch.device("meta"):
+    told = f"config.json of {source.name} cannot be used"
+    with building(told, config), torch.device("meta"):
         if auto is SecateurForCausalLM:
             return auto._from_config(config, dtype=wanted)
         return auto.from_config(config, dtype=wanted, trust_remote_code=remote)
@@ -305,7 +306,7 @@ def _weights(
     where: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """The model, and which tensors did not fit."""
-    with building(source, config):
+    with building(f"{source.name} cannot be loaded", config):
         return auto.from_pretrained(
             str(source.folder),
             config=config,
@@ -320,15 +321,15 @@ def _weights(
 
 
 @contextmanager
-def building(source: Source, config: PreTrainedConfig) -> Iterator[None]:
-    """While open, what keeps transformers or torch from making a model of `config` is raised as `ModelError`, with
-    the token ids that its vocabulary has no row for."""
+def building(told: str, config: PreTrainedConfig) -> Iterator[None]:
+    """While open, what keeps transformers or torch from making a model of `config` is raised as `ModelError`, which
+    begins with `told` and ends with the token ids that the vocabulary has no row for."""
     try:
         yield
     except (*_BROKEN, RuntimeError, AssertionError) as error:  # the last one is torch's word on a padding id
         beyond = "; ".join(ids_beyond(config))
         more = f". config.json has {beyond}." if beyond else ""
-        raise ModelError(f"{source.name} cannot be loaded: {_first_line(error)}{more}") from error
+        raise ModelError(f"{told}: {_first_line(error)}{more}") from error
 
 
 def ids_beyond(config: PreTrainedConfig) -> list[str]:
