@@ -70,6 +70,22 @@ def test_the_plan_that_was_set_aside_can_be_carried_out(unproven, tmp_path):
     assert "The checkpoint holds the cut model all the same" in " ".join(kept.output.split())
 
 
+def test_what_was_set_aside_is_no_run(unproven):
+    out, _ = unproven
+    shown = secateur("show", out / "unproven")
+    assert shown.exit_code == 2
+    assert f"set aside: secateur show {out}," in shown.stderr
+
+
+def test_with_a_ledger_elsewhere_show_says_so(tmp_path):
+    words = (FACTS, "--task", FACTS, "--matrices", "gate", "--layers", "2", "--ledger", tmp_path / "l.sqlite")
+    assert secateur("prune", *words, "-o", tmp_path / "out").exit_code == 0
+    shown = secateur("show", tmp_path / "out")
+    assert shown.exit_code == 2
+    assert "was made with --ledger elsewhere" in shown.stderr
+    assert secateur("show", tmp_path / "l.sqlite").exit_code == 0
+
+
 def test_a_cut_that_select_does_not_show_is_not_tested(tmp_path):
     """Answers that follow no rule: nothing can help, and the best of those tried is set aside."""
     task = write_rows(tmp_path / "q.jsonl", chance())
@@ -82,10 +98,12 @@ def test_a_cut_that_select_does_not_show_is_not_tested(tmp_path):
     assert not choice["shown"]
     assert choice["p_value"] >= 0.05
     assert same(weights(tmp_path / "out"), ORIGINAL)
+    assert verdict["guards"] == [], "a model beside itself has none"
     assert choice["better"], "with another seed of the questions the best of those tried may be no better"
     assert f"the best of {choice['tried']}: p = " in " ".join(done.output.split())
     kept = secateur(*words, "--keep-unproven", "-o", tmp_path / "kept")
     assert kept.exit_code == 0, kept.output
+    assert f"did not show a gain either (p = {choice['p_value']:.2g})" in " ".join(kept.output.split())
     assert str(read_plan(tmp_path / "kept")) == choice["best"] == str(read_plan(tmp_path / "out/unproven"))
 
 

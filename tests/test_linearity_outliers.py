@@ -80,6 +80,18 @@ def test_the_table_has_a_line_without_them(place, monkeypatch):
     assert f"outlier tokens: b0, b1, b2: {row['outliers']['count']} of {row['num_tokens']:,}" in told
     assert "most often at position 0" in told
     assert "warning: outlier tokens decide scores of b0, b1, b2" in told
+    with_them, without = map(
+        float, re.search(r"\(b\d: ([-.\d]+) with them, ([-.\d]+) without\)", told).groups()
+    )
+    changes = [
+        abs(one - other)
+        for row in read(place, "massive")["models"][0]["rows"]
+        for kind in ("stream", "added")
+        for one, other in zip(row[kind], row["without_outliers"][kind], strict=True)
+    ]
+    assert abs(with_them - without) == pytest.approx(max(changes), abs=2e-4), (
+        "the place that they change most"
+    )
 
 
 @pytest.mark.parametrize("names", ["heads", "heads,matrices"])

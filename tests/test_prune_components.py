@@ -557,7 +557,7 @@ def test_what_the_terminal_says(prune):
     run = prune("eight", "--method", "components", "--target", "50%")
     shown = " ".join(run.done.stdout.split())
     assert "out: 8 of 16 heads, 1 of 2 feed-forward networks" in shown
-    assert "saved before after" in shown
+    assert "size before after" in shown
     before, after = (run.verdict["parameters"][when] for when in ("before", "after"))
     assert f"parameters {before:,} {after:,}" in shown
     assert "loads by AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)" in shown

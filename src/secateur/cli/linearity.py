@@ -106,20 +106,15 @@ def _outliers(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _swayed(rows: Sequence[Mapping[str, Any]]) -> str:
     """That outlier tokens decide scores of these places, with the one that they change most."""
     changes = [
-        (
-            abs(row[name][0] - row["without_outliers"][name][0]),
-            row["site"],
-            row[name],
-            row["without_outliers"][name],
-        )
+        (abs(whole - without), row["site"], whole, without)
         for row in rows
         for name in KINDS
-        if row[name] and row["without_outliers"][name]
+        for whole, without in zip(row[name] or (), row["without_outliers"][name] or (), strict=False)
     ]
     most = ""
     if changes:
         _, site, whole, without = max(changes)
-        most = f" ({site}: {whole[0]:.4f} with them, {without[0]:.4f} without)"
+        most = f" ({site}: {_four(whole)} with them, {_four(without)} without)"
     sites = _counted([row["site"] for row in rows])
     return (
         f"outlier tokens decide scores of {sites}{most}. Compare blocks by the lines without them, as --method depth "

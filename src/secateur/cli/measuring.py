@@ -110,7 +110,9 @@ def _times(ratio: float) -> str:
 
 
 def _spread(median: float, quartiles: list[float]) -> str:
-    """Half of the range between the quartiles, as a share of the median."""
+    """Half of the range between the quartiles, as a share of the median; nothing of one measurement."""
+    if quartiles[0] == quartiles[1]:
+        return ""
     return f"±{50 * (quartiles[1] - quartiles[0]) / median:.0f}%"
 
 

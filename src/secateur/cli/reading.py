@@ -149,7 +149,6 @@ def probe(
     limit: Limit = None,
     seqlen: Seqlen = 256,
     chat: Chat = False,
-    allow_small: AllowSmall = False,
     skip_long: SkipLong = False,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -185,7 +184,7 @@ def probe(
     options = as_api(
         matrices=matrices, layers=layers, grid=grid, per_head=per_head, second_order=second_order, whitened=whitened,
         seed=seed, split_seed=split_seed, limit=limit,
-        seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
+        seqlen=seqlen, chat=chat, skip_long=skip_long, revision=revision, dtype=dtype,
         device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
         spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip

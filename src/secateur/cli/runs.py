@@ -187,7 +187,17 @@ def _ledger_of(place: Path) -> Path:
         if os.path.exists(path):
             return path
     plan, verdict = place / "plan.json", place / "verdict.json"
-    if os.path.exists(plan) and not os.path.exists(verdict):
+    if place.name == UNPROVEN and os.path.exists(place.parent / "plan.json"):
+        raise UnknownName(
+            f"{place} holds the plan that `secateur prune` set aside: secateur show {place.parent}, or secateur apply "
+            f"MODEL --plan {plan} to carry it out."
+        )
+    if os.path.exists(verdict):
+        raise UnknownName(
+            f"{place} was made with --ledger elsewhere: secateur show LEDGER lists the plans that were judged, and "
+            f"{place / 'report.html'} has the verdict."
+        )
+    if os.path.exists(plan):
         raise UnknownName(
             f"{place} was made by `secateur apply`, which judges nothing: secateur eval {place} --task TASK."
         )

@@ -94,7 +94,7 @@ def print_verdict(console: Terminal, verdict: Mapping[str, Any]) -> None:
         console.print(table(("cut", "shape", "rank kept", "of"), cuts))
         console.print()
     if verdict["cut"] and holds_cut(verdict):
-        console.print(table(("saved", "before", "after"), list(_saved(verdict)), whole=("before", "after")))
+        console.print(table(("size", "before", "after"), list(_saved(verdict)), whole=("before", "after")))
         console.print()
     for note, fired in _notes(verdict):
         console.print(Text("· " + note, style="bold red" if fired else "dim"))

@@ -74,7 +74,9 @@ class Plain(io.TextIOWrapper):
 
 def guard_streams() -> None:
     """From now on nothing reaches the terminal but through here."""
-    own = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__  # not what a caller put in their place
+    own = (
+        sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
+    )  # not what a caller put in their place
     if own and isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stderr, io.TextIOWrapper):
         sys.stdout, sys.stderr = Plain(sys.stdout), Plain(sys.stderr)
 

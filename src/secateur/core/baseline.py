@@ -46,7 +46,8 @@ def baseline_text(found: Mapping[str, Any]) -> str:
     beside = [f"on {found['n']} examples of {found['split']}"]
     if found["accuracy_norm"] is not None:
         beside.append(f"accuracy_norm, per character, {_percent(found['accuracy_norm'])}")
-    if floors := floors_text(found):
+    shares = METRICS[found["metric"]].unit == "share"
+    if shares and (floors := floors_text(found)):
         beside.append(f"{floors} without a model")
     if found["given"] and found["given"]["share"] >= 0.5:
         beside.append(f"it answers {found['given']['answer']!r} to {_percent(found['given']['share'])}")

@@ -208,7 +208,7 @@ def _check_sizes(
     if empty := [name for name in needs if not counts[name]]:
         raise TaskError(f"{message} Nothing is left for {empty[0]}: give more data or a larger --limit.")
     if not allow_small:
-        more = "a smaller --seqlen" if task.kind == "text" else "a larger --limit"
+        more = "a larger --limit or smaller --seqlen" if task.kind == "text" else "a larger --limit"
         raise TaskError(f"{message} Give more data, {more}, or --allow-small for a first look.")
     LOG.warning("%s Going on, since small splits were allowed; expect wide intervals.", message)
 

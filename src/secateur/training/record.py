@@ -42,10 +42,13 @@ def epoch_records(trained: Trained) -> list[dict[str, Any]]:
 
 
 def trained_on(task: Task, tuning: Tuning) -> dict[str, Any]:
-    """Which examples were learned, and how many; how the epoch was chosen."""
+    """Which examples were learned, and how many, which are not all where `max_steps` ends the first epoch; how the
+    epoch was chosen."""
+    every = sum(len(task.split(name)) for name in tuning.split)
+    most = every if tuning.max_steps is None else tuning.max_steps * tuning.batch_size * world()
     return {
         "splits": list(tuning.split),
-        "examples": sum(len(task.split(name)) for name in tuning.split),
+        "examples": min(every, most),
         "select_examples": len(task.split("select")),
         "examples_per_step": tuning.batch_size * world(),
         "chosen_by": "loss on select" if tuning.chooses else "last epoch",

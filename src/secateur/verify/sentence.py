@@ -68,7 +68,15 @@ def _where(verdict: Mapping[str, Any]) -> str:
     margin = verdict.get("non_inferiority")
     if verdict["verdict"] == WORSE and margin:
         return f" THE CHECKPOINT HOLDS THE CUT MODEL, worse than the margin of {_margin(margin)} allows."
-    return " The checkpoint holds the cut model all the same."
+    return f" The checkpoint holds the cut model all the same{_unshown(verdict)}."
+
+
+def _unshown(verdict: Mapping[str, Any]) -> str:
+    """That not even the selection split showed a gain, which is why it was asked to be kept."""
+    choice = verdict["search"].get("choice")
+    if choice is None or choice["shown"]:
+        return ""
+    return f", though the selection split did not show a gain either (p = {choice['p_value']:.2g})"
 
 
 def _margin(found: Mapping[str, Any]) -> str:

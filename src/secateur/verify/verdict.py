@@ -91,7 +91,7 @@ def decide(
         "guards": [
             *harm_guards(members),
             *(_constant_record(name, found) for name, found in constants.items() if found is not None),
-            *_loss_guard(before, after, groups, metric, seed),
+            *(_loss_guard(before, after, groups, metric, seed) if plan.edits else ()),
         ],
         "side_effects": _side_effects(before, after, sides, seed),
     }
