@@ -70,6 +70,13 @@ def test_the_plan_that_was_set_aside_can_be_carried_out(unproven, tmp_path):
     assert "The checkpoint holds the cut model all the same" in " ".join(kept.output.split())
 
 
+def test_the_plan_of_the_unchanged_model_says_where_the_other_lies(unproven, caplog, tmp_path):
+    out, _ = unproven
+    done = secateur("apply", FACTS, "--plan", out, "-o", tmp_path / "same", "-q")
+    assert done.exit_code == 0, done.output
+    assert f"the plan that was set aside there is {out / 'unproven'}" in caplog.text
+
+
 def test_what_was_set_aside_is_no_run(unproven):
     out, _ = unproven
     shown = secateur("show", out / "unproven")

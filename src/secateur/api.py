@@ -6,13 +6,14 @@ named is there, and whether -o is free. What does the work is imported only then
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.checkpoint.folder import Folder, made_early
+from secateur.checkpoint.folder import UNPROVEN, Folder, made_early
 from secateur.checkpoint.plans import read_plan
 from secateur.checkpoint.result import Result
 from secateur.core.form import Form, Way
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from secateur.hf.load import Loaded
     from secateur.judge.workers import Hire
 
+LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
 Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
 
@@ -173,7 +175,12 @@ def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
     """A plan, from a plan file; or bare edits, from text (`b2.gate=5`). No model is needed for that."""
     if isinstance(plan, Plan):
         return plan
-    return read_plan(Path(plan)) if isinstance(plan, str | Path) else parse_edits(plan or ())
+    if not isinstance(plan, str | Path):
+        return parse_edits(plan or ())
+    found, aside = read_plan(Path(plan)), Path(plan) / UNPROVEN
+    if not found.edits and os.path.exists(aside):
+        LOG.warning("%s cuts nothing; the plan that was set aside there is %s", plan, aside)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- apply
