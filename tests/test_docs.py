@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -362,7 +363,16 @@ def test_shown_output_is_compared_line_by_line() -> None:
     assert _missing(["e", "a"], "a\ne") == ["a"]
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """`main`, which is the last thing a process does, leaves its own answer to Ctrl-C behind."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("interrupts")
 def test_the_command_line_prints_what_the_document_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

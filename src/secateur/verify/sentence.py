@@ -43,7 +43,11 @@ def _why_nothing(verdict: Mapping[str, Any]) -> str:
     choice = verdict["search"].get("choice")
     if choice is None:
         gainless = verdict["search"].get("protocol") in ("threshold", "paper")
-        return "No direction is predicted to hurt" if gainless else "Nothing could go within the bound (--max-loss)"
+        return (
+            "No direction is predicted to hurt"
+            if gainless
+            else "Nothing could go within the bound (--max-loss)"
+        )
     if not choice["better"]:
         return f"None of {choice['tried']} cuts did better on the selection split"
     return (
