@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import signal
@@ -364,15 +365,18 @@ def test_shown_output_is_compared_line_by_line() -> None:
 
 
 @pytest.fixture
-def interrupts() -> Iterator[None]:
-    """`main`, which is the last thing a process does, leaves its own answer to Ctrl-C behind."""
-    before = signal.getsignal(signal.SIGINT)
+def last_of_a_process() -> Iterator[None]:
+    """`main` leaves its own answer to Ctrl-C and its own logging behind, since a process ends with it."""
+    logger = logging.getLogger("secateur")
+    answer, handlers, level = signal.getsignal(signal.SIGINT), [*logger.handlers], logger.level
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, answer)
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("interrupts")
+@pytest.mark.usefixtures("last_of_a_process")
 def test_the_command_line_prints_what_the_document_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
