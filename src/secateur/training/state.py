@@ -29,7 +29,7 @@ from secateur.training.answers import Sample
 from secateur.training.around import fixed_workspace
 from secateur.training.checkpoints import newest_checkpoint
 from secateur.training.stake import Stake
-from secateur.training.together import by_main, from_main, join
+from secateur.training.together import any_of, by_main, from_main, join
 from secateur.training.trainer import Astray, Trained, train
 from secateur.training.tuning import Tuning
 
@@ -96,11 +96,12 @@ def versions_used() -> dict[str, str]:
 
 
 def written(session: Session, staging: Path) -> Loaded:
-    """The session's model saved and read back. Raises `OutputError` where what is read is not what was saved."""
+    """The session's model saved and read back, by all processes before any goes on: the main one will move it away.
+    Raises `OutputError` where what is read is not what was saved."""
     loaded = session.loaded
     by_main(lambda: save(loaded.model, loaded.tokenizer, loaded.copied, staging))
     found = reload(staging, loaded, trust_remote_code=session.options.trust_remote_code)
-    if found.fingerprint != fingerprint(loaded.model):
+    if any_of(found.fingerprint != fingerprint(loaded.model)):
         raise OutputError(
             f"the checkpoint in {staging} does not hold the weights that were trained. It was not published; "
             "please report this with the model's name."
