@@ -33,13 +33,7 @@ KINDS = [
     "linear block 0", "last block linear", "all but one linear", "folded and cut",
     "no attention", "no network", "outputs of low rank",
 ]  # fmt: skip
-FUSED = [
-    "FFN of block 0",
-    "rank 3",
-    "directions and parts",
-    "linear block 0",
-    "folded and cut",
-]  # and with biases
+FUSED = ["FFN of block 0", "directions and parts", "folded and cut"]  # and with biases
 CASES = [*(("llama", kind) for kind in KINDS), *(("gpt2", kind) for kind in FUSED)]
 LIGHT = {"step": 0.5, "random_orders": 1, "target": 0.5}
 METHODS: dict[str, dict[str, Any]] = {
