@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,17 @@ from secateur.cli.app import app
 def secateur(*words: object) -> Result:
     """The command line in this process."""
     return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def done_in(place: Path, *commands: Sequence[str]) -> Path:
+    """Runs these commands in a folder, one after another; each has to succeed."""
+    before = os.getcwd()
+    os.chdir(place)
+    for words in commands:
+        done = secateur(*words)
+        assert done.exit_code == 0, done.stderr
+    os.chdir(before)
+    return place
 
 
 def refused(result: Result, *pieces: object) -> None:

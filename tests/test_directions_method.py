@@ -554,20 +554,9 @@ def test_options_of_directions_are_for_directions(flag, place, tmp_path):
 def test_from_end_to_end_with_everything_beside_it(place, tmp_path):
     """Right answers that follow no rule: a share goes all the same, and the checkpoint is what was said."""
     out = tmp_path / "out"
-    done = secateur(
-        *prune_words(
-            place,
-            out,
-            "--protocol",
-            "paper",
-            "--target",
-            "30%",
-            "--per-head",
-            "--matrices",
-            "k,v,down",
-            "--keep-unproven",
-        )
-    )
+    more = ("--per-head", "--matrices", "k,v,down", "--keep-unproven")
+    typed = prune_words(place, out, "--protocol", "paper", "--target", "30%", *more)
+    done = secateur(*typed)
     assert done.exit_code == 0, done.stderr + str(done.exception)
     verdict, plan = (json.loads((out / name).read_text()) for name in ("verdict.json", "plan.json"))
     record = json.loads((out / "analysis.json").read_text())["directions"]
@@ -591,20 +580,7 @@ def test_from_end_to_end_with_everything_beside_it(place, tmp_path):
     assert words
     report = (out / "report.html").read_text()
     assert "b1.down" in report
-    again = secateur(
-        *prune_words(
-            place,
-            out,
-            "--protocol",
-            "paper",
-            "--target",
-            "30%",
-            "--per-head",
-            "--matrices",
-            "k,v,down",
-            "--keep-unproven",
-        )
-    )
+    again = secateur(*typed)
     assert "already holds the result" in again.stdout
     for verb in ("show", "runs"):
         shown = secateur(verb, out if verb == "show" else tmp_path)

@@ -15,7 +15,7 @@ import time
 
 import pytest
 import torch
-from folders import contents, questions, save_model, secateur, write_rows
+from folders import contents, done_in, questions, save_model, secateur, write_rows
 from safetensors.torch import load_file, save_file
 from zoo import tiny
 
@@ -36,20 +36,15 @@ def made(tmp_path_factory, words):
     save_model(place / "m", tiny("llama"), words)
     save_model(place / "shards", tiny("llama"), words, max_shard_size="20kB")
     write_rows(place / "q.jsonl", questions())
-    before = os.getcwd()
-    os.chdir(place)
     small = ["--task", "q.jsonl", "--side", "q.jsonl"]
-    for words_ in (
+    return done_in(
+        place,
         ["prune", "m", *small, "--layers", "1", "--matrices", "down", "-o", "out"],
         ["prune", "m", *small, "--method", "depth", "--blocks", "1", "--form", "linear", "-o", "depth"],
         ["finetune", "m", "--task", "q.jsonl", "--max-steps", "1", "-o", "tuned"],
         ["heal", "depth", *small, "--max-steps", "1", "-o", "healed"],
         ["apply", "m", "--edit", "b1.mlp.n3=drop", "-o", "carved"],
-    ):
-        done = secateur(*words_)
-        assert done.exit_code == 0, done.stderr
-    os.chdir(before)
-    return place
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from folders import contents, questions, save_model, secateur, write_rows
+from folders import contents, done_in, questions, save_model, secateur, write_rows
 from zoo import tiny
 
 from secateur.checkpoint.folder import Folder
@@ -27,8 +26,6 @@ def made(tmp_path_factory, words):
     save_model(place / "m", tiny("llama"), words)
     write_rows(place / "q.jsonl", questions())
     (place / "t.txt").write_text("w5 w6 w7 " * 500)
-    before = os.getcwd()
-    os.chdir(place)
     small = ["--task", "q.jsonl", "--side", "q.jsonl", "--layers", "1"]
     size = [
         "--steps",
@@ -44,18 +41,15 @@ def made(tmp_path_factory, words):
         "--context",
         "16",
     ]
-    for typed in (
+    return done_in(
+        place,
         ["prune", "m", *small, "--matrices", "down", "-o", "pruned"],
         ["prune", "m", *small, "--matrices", "v", "--ledger", "shared.sqlite", "-o", "sub/shared"],
         ["apply", "m", "--edit", "b1=drop", "-o", "sub/cut"],
         ["finetune", "m", "--task", "q.jsonl", "--max-steps", "1", "-o", "tuned"],
         ["heal", "sub/cut", "--task", "q.jsonl", "--max-steps", "1", "--stage", "end", "-o", "healed"],
         ["train", "text:t.txt", "--tokenizer", "m", *size, "-o", "plain"],
-    ):
-        done = secateur(*typed)
-        assert done.exit_code == 0, done.stderr
-    os.chdir(before)
-    return place
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import UNPROVEN, write_json
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
-from secateur.checkpoint.tiers import where_it_loads
+from secateur.checkpoint.tiers import Loads, where_it_loads
 from secateur.core.comparison import IMPROVES
 from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.core.writing import write_text, writing
@@ -40,7 +40,7 @@ def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], sta
         judge, sides = session.judge(), side_effects(session)
         before = _witness(session, sides)
         trivial = verify.alternatives(judge, session.options.seed)
-        written = _write_and_read(session, judge, found.plan, staging)
+        written, loads = _write_and_read(session, judge, found.plan, staging)
         after = _witness(session.on(session.task, written), sides)
         numbers = verify.decide(
             judge,
@@ -58,13 +58,8 @@ def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], sta
         held = held_plan(found, numbers["verdict"], keep=session.options.keep_unproven)
         about = _describe(session, found, written) | {"handed_over": _handed_over(found, held)}
         if held != found.plan:
-            written = _write_and_read(session, judge, held, staging)
-        about |= {
-            "loads": where_it_loads(
-                held, session.loaded, session.options.written_as, read_back=True
-            ).to_json(),
-            "written": {"fingerprint": written.fingerprint},
-        }
+            written, loads = _write_and_read(session, judge, held, staging)
+        about |= {"loads": loads.to_json(), "written": {"fingerprint": written.fingerprint}}
     verdict = numbers | {"alternatives": trivial, "gains": saved, "baseline": dict(start)} | about
     verdict["sentence"] = verify.sentence(verdict)
     analysis = found.analysis | _compared(session, sides, before, after)
@@ -92,7 +87,8 @@ def _set_aside(found: Found, held: Plan) -> Plan | None:
     return None if best is None or not best.edits or best == held else best
 
 
-def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> Loaded:
+def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> tuple[Loaded, Loads]:
+    """Writes the checkpoint of `plan`; returns the model as read back, and where it loads."""
     loads = where_it_loads(plan, session.loaded, session.options.written_as, read_back=True)
     if loads.form == "carved" and not session.loaded.anatomy.carved:
         LOG.warning(
@@ -102,7 +98,7 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
         )
     select = session.task.split("select")[:4]
     rows = [context + answer for e in select for context, answer in session.encoded[e].pairs[:1]]
-    return save_and_reload(
+    written = save_and_reload(
         session.loaded,
         plan,
         staging,
@@ -111,6 +107,7 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
         decompose=judge.spectra,
         trust_remote_code=session.options.trust_remote_code,
     )
+    return written, loads
 
 
 def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:

@@ -26,7 +26,7 @@ def guards(verdict: Record) -> str:
 
 def _guard(item: Record) -> str:
     kind, sign, word = ("fired", "!", "fired") if item["fired"] else ("clear", "✓", "clear")
-    if item["detail"].startswith("not applicable"):
+    if not item.get("applicable", True):
         kind, sign, word = "none", "–", ""
     said = f"<b>{text(capital(item['name']))}</b> <em>{word}</em><br>{text(item.get('detail', ''))}"
     return f'<li class="{kind}"><span class="sign" aria-hidden="true">{sign}</span><div>{said}</div></li>'
