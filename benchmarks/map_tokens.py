@@ -1,4 +1,4 @@
-"""What maps give back of what dropping blocks loses, by how many tokens they were fitted to; in domain, on other text.
+"""Measures how much of the loss of dropped blocks maps give back, by number of tokens; in domain and on other text.
 
     python benchmarks/map_tokens.py MODEL TEXT OTHER BLOCKS [--chunks 11,22,44,88,176,352] [--seqlen 64]
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def fitted(session: Session, chunks: list[int], run: tuple[int, ...]) -> tuple[int, dict[str, Plan]]:
-    """How many tokens these chunks have, and the plan of each form with a map fitted to them."""
+    """Returns the number of tokens of these chunks, and the plan of each form with a map fitted to them."""
     runs = [Run(run, form) for form in FORMS]
     how = {"groups": session.task.groups(chunks), "under": session.empty, "packing": session.judge().packing}
     found = fit_maps(session.loaded, session.encoded, chunks, runs, **how)

@@ -106,7 +106,7 @@ def plan_cost(
     progress: Progress = silent,
     **options: Any,
 ) -> dict[str, Any]:
-    """What `prune` with these options will ask: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
+    """Forecasts what `prune` with these options asks: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
 
     Each number is three: the least a search can take, what searches took so far, the most. Seconds are measured here
     for some seconds; with `tflops` and `bandwidth` (GB/s) they are those of another machine, and with `calibrate`
@@ -387,7 +387,7 @@ def bench(
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """What a cut model saves against the dense one, measured now, on this machine: sizes, memory, prefill, decode.
+    """Measures on this machine what a cut model saves against the dense one: sizes, memory, prefill, decode.
 
     `against` is the dense model; None: the one that `out` says it was cut from. `revision` is that model's. `threads`
     are torch's; None: as they are. The keys: docs/records.md, Bench. Raises: `UnknownName`, `ModelError`.

@@ -67,7 +67,7 @@ def check_early(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]
 
 
 def preview(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) -> dict[str, Any]:
-    """What `apply` would cut, keep and write."""
+    """Says what `apply` would cut, keep and write."""
     check_early(model, asked, form, loading)
     with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
         chosen = _chosen(asked, loaded, form)

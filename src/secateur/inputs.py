@@ -1,4 +1,4 @@
-"""What a command reads, by the words that name it: models, tasks, files. Looked for before torch is imported."""
+"""Finds the models, tasks and files that a command reads, by their names, before torch is imported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kept_of(options: Options) -> list[str | None]:
 
 
 def folder_names(tasks: Sequence[str]) -> list[str]:
-    """What tasks are called among folders, each otherwise: `facts` of `builtin:facts`, `q` of `data/q.jsonl`."""
+    """Names a folder for each task, no two alike: `facts` of `builtin:facts`, `q` of `data/q.jsonl`."""
     return distinct([folder_name(task) for task in tasks], "{}-{}")
 
 

@@ -161,7 +161,7 @@ class Options:
 
     @property
     def written_as(self) -> Form:
-        """How the cut is to be written. Raises `SecateurError` where that contradicts itself."""
+        """Returns the shapes in which the cut is written. Raises `SecateurError` for two that exclude each other."""
         return Form(self.zeroed, self.factorize, self.portable)
 
     def _check_form(self) -> None:
@@ -192,7 +192,7 @@ class Options:
         return self.model if self.revision is None else f"{self.model}@{self.revision}"
 
     def _refuse_foreign(self) -> None:
-        """What another method or protocol would listen to must not be without effect and without a word."""
+        """Raises `SecateurError` for an option of another method or protocol, which would have no effect."""
         for f in fields(self):
             if vars(self)[f.name] == f.default:
                 continue
@@ -233,7 +233,7 @@ class Options:
 
 
 def _value(name: str, value: Any) -> Any:
-    """What a text stands for, where the option holds no text; lists as tuples, and other values as they are."""
+    """Reads a text where the option holds no text; makes lists tuples, and leaves other values as they are."""
     if isinstance(value, str) and name == "matrices":
         return tuple(words_of(value))
     if isinstance(value, str) and name == "side":

@@ -112,7 +112,7 @@ def prune_each(
     progress: Progress = silent,
     workers: Hire | None = None,
 ) -> list[Result]:
-    """What as many calls of `prune` write, of one model that is read once and whose matrices are decomposed once.
+    """Writes what as many calls of `prune` would; the model is read once, and its matrices are decomposed once.
 
     All tasks are read and checked before the first search. Each run has its own state, so that the same call goes on
     with the one that was killed. Raises any `SecateurError`; what was finished before stays.

@@ -151,7 +151,7 @@ def frequency_records(
 
 
 def knows_frequency(task: Task, examples: Sequence[int]) -> bool:
-    """Whether `frequency_records` has something to say of these examples."""
+    """Says whether `frequency_records` has rows for these examples."""
     return _frequencies(task, examples) is not None
 
 

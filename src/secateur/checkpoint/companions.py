@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint's weights: config, tokenizer, generation config."""
+"""Writes the files beside a checkpoint's weights: config, tokenizer, generation config."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Folder:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process is at work on this output now."""
+        """Says whether a process is at work on this output now."""
         try:
             with open(self.run / LOCK) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -264,7 +264,7 @@ def made_early(out: str | Path | None, *, reads: Iterable[str | Path]) -> Iterat
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Those in which nothing is."""
+    """Removes the folders, as far as they are empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""Whether a command may write to OUT: what OUT is, and that it is apart from all that the command reads.
+"""Checks that a command may write to OUT: a new folder, apart from all that the command reads.
 
 One answer for every verb, before anything is read. Knows paths, no checkpoint.
 """

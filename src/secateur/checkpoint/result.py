@@ -1,4 +1,4 @@
-"""What `prune` and `apply` give back, and what a finished folder says of itself."""
+"""The result of `prune` and `apply`, and the reading of it from a finished folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AGAIN = "Give --overwrite to make it again."
 
 @dataclass(frozen=True)
 class Result:
-    """What `prune` and `apply` give back: where the checkpoint is, and what its files say.
+    """The result of `prune` and `apply`: the folder of the checkpoint, and the content of its records.
 
     `already`: it was there before, and nothing was done. `verdict` is None where nothing was verified (`apply`).
     """
@@ -34,7 +34,7 @@ def read_result(out: Path) -> Result:
 
 
 def read_verdict(file: Path) -> dict[str, Any]:
-    """What verdict.json holds. Raises `OutputError` where that is no verdict."""
+    """Returns the content of verdict.json. Raises `OutputError` for a file that is no verdict."""
     found = read_json(file, OutputError, AGAIN)
     if not isinstance(found, dict) or not isinstance(found.get("verdict"), str):
         raise OutputError(f"{file} is damaged: it holds no verdict. {AGAIN}")

@@ -1,4 +1,4 @@
-"""Where a cut checkpoint will load, said before anything is cut, and how that is known."""
+"""The places where a cut checkpoint will load, known before anything is cut, with the evidence for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ledgers and folders tell about runs, for `secateur runs` and `secateur show`. Imports no torch."""
+"""Reads runs from ledgers and folders, for `secateur runs` and `secateur show`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
-    """What made the folder `out`, if that was a verb that keeps no ledger there."""
+    """Returns the run that made the folder `out`; None for a folder without a record."""
     folder = Folder(out)
     for name in RECORDS:
         record = folder.record(name)
@@ -85,7 +85,7 @@ def _word(out: Path) -> str:
 
 
 def _unfinished(run: Path) -> dict[str, Any] | None:
-    """What a run without a ledger noted in its own folder, while it goes on or after it was stopped."""
+    """Returns the run that is noted in `OUT.run` and not finished, going on or stopped; None where there is none."""
     note = run / NOTE
     if not run.name.endswith(RUN) or not os.path.isfile(note):
         return None

@@ -126,7 +126,7 @@ def finetune(
 def print_training(
     tuned: Tuned, show: Callable[[Mapping[str, Any]], None], *, as_json: bool, page: str | None = None
 ) -> None:
-    """What a training made: its record as JSON, or as `show` prints it, with the places of checkpoint and `page`."""
+    """Prints the record of a training as JSON, or by `show`, with the places of checkpoint and `page`."""
 
     def whole() -> None:
         if as_json:

@@ -1,4 +1,4 @@
-"""How a cut is written: in which shapes, in files of which size, decomposed and checked in which way."""
+"""The options of writing a cut: shapes, size of files, way of decomposition and of checks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ SHARD_SIZE = 5 * 10**9  # what the hub's tools take
 
 @dataclass(frozen=True)
 class Form:
-    """How a cut is written. `zeroed`: in the original's shapes, with zeros where something went, which loads wherever
-    the original does and saves nothing; else what went is not stored. `factorize`: truncated matrices as two factors
-    where that is smaller. `portable`: the plan is one whose result a stock class can hold. One of them at most.
+    """The shapes in which a cut is written.
+
+    `zeroed`: in the original's shapes, with zeros where something went, which loads wherever the original does and
+    saves nothing; else what went is not stored. `factorize`: truncated matrices as two factors where that is smaller.
+    `portable`: the plan is one whose result a stock class can hold. One of them at most.
 
     Raises: `SecateurError` for two."""
 
@@ -32,9 +34,11 @@ class Form:
 
 @dataclass(frozen=True)
 class Way:
-    """How a plan is streamed. `shard_size` in bytes; `svd` is one of `SVDS`, auto is randomized for small ranks of
-    large matrices; `check` of `CHECKS`: `logits` computes with what was written, `digests` reads it again, `auto`
-    computes where the model is at most a quarter of the memory that is free. `device` is where matrices are decomposed.
+    """The way in which a plan is streamed.
+
+    `shard_size` in bytes; `svd` is one of `SVDS`, auto is randomized for small ranks of large matrices; `check` of
+    `CHECKS`: `logits` computes with what was written, `digests` reads it again, `auto` computes where the model is at
+    most a quarter of the memory that is free. `device` is where matrices are decomposed.
 
     Raises: `UnknownName`."""
 

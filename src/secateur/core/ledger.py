@@ -222,7 +222,7 @@ class Ledger:
             db.execute("INSERT OR REPLACE INTO memos VALUES (?, ?, ?)", row)
 
     def recall(self, scope: str, key: str, read: Callable[[Any], T] = lambda value: value) -> T | None:
-        """What `remember` kept, as `read` makes it of the JSON value; or None. Raises `LedgerError`."""
+        """Returns the JSON value that `remember` kept, as `read` makes it; or None. Raises `LedgerError`."""
         rows = self._read(
             "SELECT value FROM memos JOIN scopes ON scopes.id = scope WHERE scopes.name = ? AND key = ?",
             (scope, key),

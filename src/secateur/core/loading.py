@@ -1,4 +1,4 @@
-"""Where a checkpoint loads, in signs and words, for all that shows the record of it."""
+"""Words and signs for the record of where a checkpoint loads."""
 
 from __future__ import annotations
 

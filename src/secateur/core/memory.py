@@ -1,4 +1,4 @@
-"""Whether an error means that there is too little memory: every library says it in words of its own."""
+"""Recognizes errors of too little memory, for which every library has words of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint of ours says it was cut from. Knows its plan.json, and nothing else of it."""
+"""Reads from a checkpoint's plan.json which model it was cut from. Knows nothing else of it."""
 
 from __future__ import annotations
 

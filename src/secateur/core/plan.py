@@ -301,7 +301,7 @@ class Plan:
 
 
 def _whole(value: Any) -> int:
-    """What JSON has as a whole number. Raises `TypeError`: 5.5 or "5" would not be what was meant."""
+    """Returns a JSON value that is a whole number. Raises `TypeError` for others, such as 5.5 or "5"."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.40} is no whole number")
     if abs(value) > MOST:

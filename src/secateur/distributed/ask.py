@@ -1,4 +1,4 @@
-"""What a search asks of a Ray cluster, and whether the cluster answers. Imports no torch."""
+"""Reads the words that ask for workers, and checks that a Ray cluster answers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_WORKERS = 10_000
 
 @dataclass(frozen=True)
 class Ask:
-    """How many workers, and what one takes: processors are its threads too, parts of a GPU put several on one."""
+    """The number of workers, and what each takes: processors are its threads too, parts of a GPU put several on one."""
 
     workers: int | None = whole(None, high=MOST_WORKERS)
     cpus: float = real(1.0, above=True, high=MOST_WORKERS, flag="--cpus-per-worker")

@@ -1,4 +1,4 @@
-"""What a prune will cost, before it starts, as plain data (docs/scale.md)."""
+"""Forecasts the cost of a prune before it starts, as plain data (docs/scale.md)."""
 
 from __future__ import annotations
 

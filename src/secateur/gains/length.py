@@ -1,4 +1,4 @@
-"""What two models are run on when they are timed, checked before they are read. Imports no torch."""
+"""The lengths and repeats of a timing, checked before models are read. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ THREADS = Range(1, 4096, whole=True)  # of torch, which believes any number
 
 @dataclass(frozen=True)
 class Length:
-    """What is run: `batch` prompts of `prompt` tokens, then `new` tokens each; `repeats` times. Raises:
+    """The work that is timed: `batch` prompts of `prompt` tokens, then `new` tokens each; `repeats` times. Raises:
     `SecateurError` for what is no number of them."""
 
     prompt: int = whole(512)

@@ -1,4 +1,4 @@
-"""Whether a chat template ends: rendered once in a process of its own, with bounds on time and memory.
+"""Checks that a chat template ends: renders it once in a process of its own, with bounds on time and memory.
 
 A template is a program that came with a checkpoint. transformers runs it in jinja's sandbox, which keeps it from files
 and from Python, but lets it loop and grow as it likes.

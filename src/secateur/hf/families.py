@@ -71,7 +71,7 @@ class Family:
     constants: tuple[str, ...] = ()
 
     def is_constant(self, name: str) -> bool:
-        """Whether a stored tensor of this name, with or without the base model's prefix, is one of `constants`."""
+        """Says whether a stored tensor, named with or without the base model's prefix, is one of `constants`."""
         prefix, _, blocks = self.blocks.partition(".")
         found = re.fullmatch(rf"(?:{prefix}\.)?{re.escape(blocks)}\.\d+\.(.+)", name)
         return found is not None and found[1] in self.constants
@@ -264,7 +264,7 @@ def has_alibi(family: Family, config: Any) -> bool:
 
 
 def has_free_heads(family: Family, config: Any) -> bool:
-    """Whether the stock class may have fewer heads of the same size. Phi-3 with LongRoPE takes their size from their
+    """Says if the stock class may have fewer heads of the same size. Phi-3 with LongRoPE takes their size from their
     number to check its factors, whatever `head_dim` says."""
     scaled = family.name == "phi3" and config.rope_parameters["rope_type"] != "default"
     return family.free_heads and not scaled

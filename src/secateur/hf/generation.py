@@ -1,4 +1,4 @@
-"""What a model's generation_config.json says: the tokens that end a text are obeyed, all that bends or samples the
+"""Reads a model's generation_config.json: the tokens that end a text are obeyed, all that bends or samples the
 likeliest token (repetition penalties, forbidden and forced tokens, temperatures) is set aside."""
 
 from __future__ import annotations

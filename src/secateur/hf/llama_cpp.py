@@ -1,4 +1,4 @@
-"""What llama.cpp can hold of a stock checkpoint: limits of its converter to GGUF, and of its own models of each family.
+"""Says which stock checkpoints llama.cpp can hold: limits of its converter to GGUF, and of its models of each family.
 
 Each of them was met by running it, in the version that `VERSION` names; tests/test_where_it_loads.py holds them to what
 was found there.
@@ -123,7 +123,7 @@ def _refused_positions(name: str, config: Any) -> str:
 
 
 def _window(family: Family, config: Any) -> str:
-    """Where llama.cpp reads a family without its sliding window."""
+    """Names the length up to which llama.cpp, which reads this family without its window, computes the same."""
     window = getattr(config, "sliding_window", None)
     if family.name in _PERIOD or window is None or window >= config.max_position_embeddings:
         return ""

@@ -293,7 +293,7 @@ def refuse_unlike(source: Source, blank: PreTrainedModel, held: Mapping[str, Hea
 
 
 def _ends_alike(name: str, path: str) -> bool:
-    """Whether a stored tensor is the parameter at `path`: one of the two may be said from a module further in."""
+    """Says whether a stored tensor is the parameter at `path`: one of the two may be named from a module further in."""
     return f".{path}".endswith(f".{name}") or f".{name}".endswith(f".{path}")
 
 

@@ -74,7 +74,7 @@ class Placement:
         return model
 
     def _map(self) -> Any:
-        """What accelerate takes. Raises `ModelError` for a device that is not here."""
+        """Returns the device map as accelerate takes it. Raises `ModelError` for a device that is not here."""
         assert self.device_map is not None
         found = read_map(self.device_map)
         if isinstance(found, str):

@@ -114,7 +114,7 @@ def blank_readable(
 
 
 def _encoder(name: str, revision: str | None) -> Source | None:
-    """Where a model that is read and not cut lies; None for another. Raises `UnknownName`, `ModelError`."""
+    """Finds a model that is read and not cut; None for another. Raises `UnknownName`, `ModelError`."""
     with quiet():
         source = find_source(name, revision)
     if source.config.get("model_type") not in ENCODERS or source.config.get("is_decoder"):

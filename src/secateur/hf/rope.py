@@ -25,6 +25,6 @@ def rope_switches(config: Any) -> tuple[int, ...]:
 
 
 def regime(length: int, switches: Sequence[int]) -> int:
-    """How many of `switches` this length is beyond. In one batch a model computes as for its longest row, so only rows
-    of one regime may run together."""
+    """Counts the `switches` that this length is beyond. In one batch a model computes as for its longest row, so only
+    rows of one regime may run together."""
     return bisect_left(switches, length)

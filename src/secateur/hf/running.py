@@ -1,4 +1,4 @@
-"""Whether a model that was read also computes: finite weights and a wrong config, or too narrow a precision, do not."""
+"""Checks that a model computes: with finite weights, a wrong config or too narrow a precision may give no numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a MODEL word points: a folder, a model of the package, or one of the hub.
+"""Finds the source of a MODEL word: a folder, a model of the package, or one of the hub.
 
 Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, reads no weights.
 """
@@ -134,7 +134,7 @@ def _refuse_pipes(folder: Path) -> None:
 
 
 def _may_be_of_hub(name: str) -> bool:
-    """Whether a name has the form of a hub model's, owner/model or model."""
+    """Says whether a name has the form of a hub model's, owner/model or model."""
     return bool(name) and not name.startswith((".", "/", "~")) and "\\" not in name and name.count("/") <= 1
 
 

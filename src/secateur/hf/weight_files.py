@@ -1,4 +1,4 @@
-"""Whether the files with a checkpoint's weights are whole and safe, before any of them is loaded.
+"""Checks that the files with a checkpoint's weights are whole and safe, before any of them is loaded.
 
 Reads headers and indices; builds no model, opens no pickle.
 """
@@ -23,7 +23,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a safetensors file says of one tensor: `dtype` in the format's own words, such as BF16."""
+    """One tensor by the header of its safetensors file: `dtype` in the format's own words, such as BF16."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -135,7 +135,7 @@ class Weights(Mapping[str, Tensor]):
         return tensor.to(getattr(torch, place["dtype"])) if "dtype" in place else tensor
 
     def are_apart(self, one: str, other: str) -> bool:
-        """Whether files hold a weight under each of two names, and the two differ."""
+        """Says whether files hold a weight under each of two names, and the two differ."""
         places = [self._loader.index.get(name) for name in (one, other)]
         if None in places or places[0] == places[1]:
             return False

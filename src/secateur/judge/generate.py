@@ -47,7 +47,7 @@ def greedy(
 
 
 class _Way(NamedTuple):
-    """How a prompt is generated from; those of one way may run together. `length`: only with others as long."""
+    """The conditions under which prompts may run together. `length`: only with others as long."""
 
     regime: int
     length: int | None
@@ -55,7 +55,7 @@ class _Way(NamedTuple):
 
 
 def _way(loaded: Loaded, length: int, max_new_tokens: int) -> _Way:
-    """Where positions are rotated otherwise from some length on, what was cached before it no longer holds."""
+    """Decides what a prompt may run with; text that crosses a switch of rotation (`hf/rope.py`) is not cached."""
     now, later = (regime(n, loaded.anatomy.switches) for n in (length, length + max_new_tokens - 1))
     return _Way(now, None if now == later and _may_pad(loaded) else length, cached=now == later)
 

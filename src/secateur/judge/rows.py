@@ -92,7 +92,7 @@ def batch_of(rows: Sequence[Row], pad: int) -> Batch:
 
 @dataclass(frozen=True)
 class Packing:
-    """How much goes into one forward pass: padded tokens, and positions whose logits are computed. Rows of different
+    """The limits of one forward pass: padded tokens, and positions whose logits are computed. Rows of different
     regimes of `switches` never run together."""
 
     max_tokens: int
@@ -104,7 +104,7 @@ class Packing:
         return replace(self, max_tokens=self.max_tokens // 2, max_kept=self.max_kept // 2)
 
     def regime(self, row: Sequence[int]) -> int:
-        """Which of the model's ways to rotate positions these tokens get."""
+        """Counts the switches of rotation that these tokens are beyond (`hf/rope.py`)."""
         return regime(len(row), self.switches)
 
     def pack(self, encoded: Mapping[int, Encoded], examples: Iterable[int]) -> list[Batch]:

@@ -82,7 +82,7 @@ class _Text:
 
 
 def _prepared(options: Options, split: str) -> _Text:
-    """What a model will read. Raises what reading it and its task would raise but for its weights."""
+    """Prepares the sequences that a model will read. Raises as reading model and task does, its weights aside."""
     blank = blank_readable(options.model, **loading_of(options))
     _blocks(blank, options)
     return _text(read_task(options, blank, {split: 1}), blank, options, split)

@@ -92,7 +92,7 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool = Fa
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
-    """What the tokenizer puts before and after every text by default: BOS, EOS, or nothing. Seen on the first word of
+    """Finds what the tokenizer puts before and after every text: BOS, EOS, or nothing. Seen on the first word of
     `text` that shows it.
 
     Raises: `TaskError` for a tokenizer that does anything else to a text when it adds special tokens.

@@ -1,4 +1,4 @@
-"""What a file is that is no task file: so that a message can say what it is, what is wanted, and how to get there.
+"""Recognizes files that are no task files, for messages that say what a file is, what is wanted, and how to get there.
 
 Looks at a name and at the first bytes. Knows no tokenizer and no splits.
 """
@@ -20,7 +20,7 @@ HEAD = 2**20  # bytes that are looked at: more than a line has
 
 
 class Format(NamedTuple):
-    """What a file is, in words, and how to make of it what is wanted."""
+    """Says what a file is, and how to make of it what is wanted."""
 
     what: str
     how: str

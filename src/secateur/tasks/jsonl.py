@@ -104,7 +104,7 @@ def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
 
 
 def _goes_on(lines: Sequence[str]) -> bool:
-    """Whether these lines begin with one JSON value that is longer than the first of them."""
+    """Says whether these lines begin with one JSON value that is longer than the first of them."""
     try:
         _, end = json.JSONDecoder().raw_decode("\n".join(lines).lstrip())
     except ValueError:

@@ -106,8 +106,8 @@ def list_tasks() -> list[TaskInfo]:
 
 
 class _Spec(NamedTuple):
-    """What was written after --task: `kind` is how it is read, `name` what is read, which is a file where `path` says
-    so."""
+    """The parts of what is written after --task: `kind` is how it is read, `name` what is read, which is a file where
+    `path` says so."""
 
     kind: str
     name: str

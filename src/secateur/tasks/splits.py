@@ -180,7 +180,7 @@ def _refuse_overlap(source: Source, test: Sequence[Example], test_name: str) -> 
 def _without(
     source: Source, held_out: Sequence[Example], traits: Callable[[Example], Traits]
 ) -> tuple[Example, ...]:
-    """What shares none of these traits with the test examples: the others are left out of training, which is said."""
+    """Leaves out the examples that share one of these traits with the test examples, and says how many."""
     seen = {trait for example in held_out for trait in traits(example)}
     kept = tuple(e for e in source.examples if not any(trait in seen for trait in traits(e)))
     if len(kept) < len(source.examples):

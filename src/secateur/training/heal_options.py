@@ -63,7 +63,7 @@ def check_stage(healing: Healing, tuning: Tuning) -> None:
 
 
 def heal_command(options: Options, tuning: Tuning, healing: Healing, teacher: str | None) -> dict[str, Any]:
-    """What identifies a healing: two with equal commands give the same checkpoint and the same record."""
+    """Returns what identifies a healing: two with equal commands give the same checkpoint and the same record."""
     plain = command_of(options, tuning)
     cut = plain.pop("finetune")
     return json.loads(json.dumps({"heal": cut, "teacher": teacher} | asdict(healing) | plain))

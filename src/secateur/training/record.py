@@ -42,8 +42,8 @@ def epoch_records(trained: Trained) -> list[dict[str, Any]]:
 
 
 def trained_on(task: Task, tuning: Tuning) -> dict[str, Any]:
-    """Which examples were learned, and how many, which are not all where `max_steps` ends the first epoch; how the
-    epoch was chosen."""
+    """Says which examples were learned, how many (not all where `max_steps` ends the first epoch), and how the epoch
+    was chosen."""
     every = sum(len(task.split(name)) for name in tuning.split)
     most = every if tuning.max_steps is None else tuning.max_steps * tuning.batch_size * world()
     return {

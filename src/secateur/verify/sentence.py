@@ -76,7 +76,7 @@ def _where(verdict: Mapping[str, Any]) -> str:
 
 
 def _unshown(verdict: Mapping[str, Any]) -> str:
-    """That not even the selection split showed a gain, which is why it was asked to be kept."""
+    """Says that not even the selection split showed a gain, where the cut was kept on request."""
     choice = verdict["search"].get("choice")
     if choice is None or choice["shown"]:
         return ""
