@@ -47,7 +47,7 @@ cluster: $(VENV)/ready ## two Ray workers against one, and what a start and a ca
 	$(BIN)/python benchmarks/run.py --only cluster
 
 killed: $(VENV)/ready ## searches whose workers, driver and nodes are really killed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_ray_killed.py tests/test_ray.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed/test_ray_killed.py tests/distributed/test_ray.py
 
 $(OLD)/ready: constraints-old.txt
 	$(PYTHON) -m venv $(OLD)

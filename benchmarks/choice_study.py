@@ -23,10 +23,10 @@ from scipy import stats
 from secateur.core.plan import Plan, Truncate
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
-from secateur.methods.laser import RACE_Z, candidates
+from secateur.methods.laser.method import RACE_Z, candidates
 from secateur.options import Options
 from secateur.search.evidence import Evidence
-from secateur.search.laser import Objective, choose, race
+from secateur.search.race import Objective, choose, race
 from secateur.session import open_session
 
 SIZES = (50, 200, 500, 1000)

@@ -25,9 +25,9 @@ from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
 from secateur.distributed.hire import on_ray
 from secateur.distributed.pool import Pool
+from secateur.evaluation.evaluator import Evaluator
+from secateur.evaluation.workers import EvaluationContext, Judged, Work
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Judge
-from secateur.judge.workers import Judged, Question, Work
 
 TURNS = int(os.environ.get("TURNS", 6))
 TARGET, OVERHEAD = 1.7, 0.6e-3  # times, and seconds per candidate
@@ -42,7 +42,7 @@ class Watched:
     def __init__(self, pool: Pool) -> None:
         self._pool, self.computed = pool, 0.0
 
-    def compute(self, question: Question, work: Sequence[Work]) -> Iterator[Judged]:
+    def compute(self, question: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
         for plan, outcomes, seconds in self._pool.compute(question, work):
             self.computed += seconds
             yield plan, outcomes, seconds
@@ -60,7 +60,7 @@ def judged(
     """Wall seconds of one sweep, and what it found."""
     task, encoded = as_task(prompts(size))
     started = time.perf_counter()
-    found = Judge(loaded, task, encoded, workers=pool)(plans, range(size.prompts))
+    found = Evaluator(loaded, task, encoded, workers=pool)(plans, range(size.prompts))
     return time.perf_counter() - started, found
 
 

@@ -33,7 +33,7 @@ from secateur.gains.timing import paired, speed
 from secateur.hf.anatomy import anatomy
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
-from secateur.surgery.cut import cut
+from secateur.surgery.materialize import cut
 
 TARGETS = {"prefill": 0.95, "decode": 0.90}  # of the limit
 DEPTH_TARGETS = {"prefill": 0.95, "decode": 0.95}

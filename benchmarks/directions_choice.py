@@ -32,10 +32,10 @@ from secateur.cli.tables import p_text, table, with_interval
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
-from secateur.methods import directions
-from secateur.methods.effects import Effects
+from secateur.methods.directions import method as directions
+from secateur.methods.directions.effects import Effects
+from secateur.methods.directions.pools import removal
 from secateur.options import Options
-from secateur.search.directions import removal
 from secateur.session import Session, open_session
 
 STORIES = Path(__file__).parents[2] / "shared" / "data"

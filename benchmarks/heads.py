@@ -26,10 +26,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from turns import paired
 
+from secateur.evaluation.batching import Packing
+from secateur.evaluation.evaluator import Evaluator
 from secateur.gains.memory import RESET, RETURNS_AT_ONCE, resident
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Judge
-from secateur.judge.rows import Packing
 from secateur.probes.heads import head_importance
 from secateur.probes.induction import REPEATS, copying, copying_scores, prefix_matching, prefix_scores
 from secateur.probes.random_tokens import random_segments
@@ -78,7 +78,7 @@ def ours(loaded: Loaded, encoded: dict[int, Encoded]) -> np.ndarray:
 
 def as_used(loaded: Loaded, encoded: dict[int, Encoded]) -> np.ndarray:
     """In the evaluator's own batches, which bound the logits."""
-    return _importance(loaded, encoded, Judge(loaded, as_task([])[0], encoded).packing)
+    return _importance(loaded, encoded, Evaluator(loaded, as_task([])[0], encoded).packing)
 
 
 def _importance(loaded: Loaded, encoded: dict[int, Encoded], packing: Packing) -> np.ndarray:

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
+from secateur.methods.depth.runs import dropped
 from secateur.options import Options
 from secateur.probes.maps import Run, fit_maps
-from secateur.search.depth import dropped
 from secateur.session import Session, open_session, read_task, session_on
 
 FORMS = ("linear", "fold")

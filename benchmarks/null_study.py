@@ -23,16 +23,16 @@ from scipy import stats
 
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
+from secateur.evaluation.measurement import measure_model
+from secateur.evaluation.verdict import decide
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
-from secateur.methods.laser import search as search_laser
+from secateur.methods.laser.method import search as search_laser
 from secateur.options import Options
 from secateur.session import Session, open_session
-from secateur.surgery.cut import cut
+from secateur.surgery.materialize import cut
 from secateur.tasks.encode import encode
 from secateur.tasks.example import Example, Task
-from secateur.verify.verdict import decide
-from secateur.verify.witness import witness
 
 STUDIES = 200
 ALLOWED = 0.05
@@ -81,7 +81,7 @@ def _study(facts: Session, answers: list[str], seed: int) -> tuple[str, int, int
         session = Session(options, facts.loaded, task, encoded, ledger)
         found = search_laser(session)
         judge, cut = session.judge(), session.on(task, _cut(facts.loaded, found.plan)).judge()
-        before, after = witness(judge, [], []), witness(cut, [], [])
+        before, after = measure_model(judge, [], []), measure_model(cut, [], [])
         metric = session.objective.metric
         verdict = decide(
             judge, before, after, found.plan, [], metric, ledger=ledger, scope=session.scope, seed=seed

@@ -23,7 +23,7 @@ from random_model import Size, as_task, gptj, prompts
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
-from secateur.judge.evaluator import Judge
+from secateur.evaluation.evaluator import Evaluator
 from secateur.surgery.spectra import spectra_of
 
 TURNS = 3
@@ -41,7 +41,7 @@ def run() -> dict[str, Any]:
     task, encoded = as_task(prompts(SIZE))
 
     def race(room: int, folder: str | None) -> tuple[float, list[bytes]]:
-        judge = Judge(loaded, task, encoded, spectra=spectra_of(room, folder))
+        judge = Evaluator(loaded, task, encoded, spectra=spectra_of(room, folder))
         started, found = time.perf_counter(), []
         for first, last in RUNGS:
             outcomes = judge(plans, range(first, last))

@@ -27,8 +27,8 @@ import torch
 from random_model import Size, as_task, gptj, prompts
 
 from secateur.core.plan import Plan, Truncate
+from secateur.evaluation.evaluator import Evaluator
 from secateur.gains.memory import resident
-from secateur.judge.evaluator import Judge
 
 FRACTIONS = (
     0.9,
@@ -98,7 +98,7 @@ def run(size: Size, *, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
                 samples.theirs[name][plan] = clock.read()
         clock.start()
 
-    judge = Judge(loaded, task, encoded, progress=after_each)
+    judge = Evaluator(loaded, task, encoded, progress=after_each)
     clock.start()
     found = judge(plans, range(size.prompts))
     return _summary(size, samples, found) | {"spent": _profile(judge, plans, size)}
@@ -187,7 +187,7 @@ def _by_block(ours: dict[Plan, tuple[float, float]]) -> dict[str, float]:
     return {block: statistics.median(found) for block, found in times.items()}
 
 
-def _profile(judge: Judge, plans: list[Plan], size: Size) -> dict[str, float]:
+def _profile(judge: Evaluator, plans: list[Plan], size: Size) -> dict[str, float]:
     """Share of processor time by operator over six candidates spread over the blocks."""
     judge.progress = lambda *_: None
     chosen = sorted(plans, key=_order)[:: len(plans) // 6]
@@ -224,7 +224,7 @@ def _measure_memory(size: Size) -> dict[str, float]:
     gc.collect()
     with_model = resident("VmRSS")
     task, encoded = as_task(prompts(size))
-    judge = Judge(loaded, task, encoded)
+    judge = Evaluator(loaded, task, encoded)
     judge(_plans(loaded, size, MEASURED)[-48:], range(size.prompts))  # the upper half: boundaries and insides
     peak = resident("VmHWM")
     model = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
@@ -243,7 +243,7 @@ def _warm_up() -> None:
     small = Size(layers=1, d_model=64, vocabulary=100, prompts=4)
     loaded = gptj(small)
     task, encoded = as_task(prompts(small))
-    Judge(loaded, task, encoded)(_plans(loaded, small, MEASURED), range(4))
+    Evaluator(loaded, task, encoded)(_plans(loaded, small, MEASURED), range(4))
 
 
 if __name__ == "__main__":

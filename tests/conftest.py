@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from fixtures.zoo import VOCAB_SIZE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from zoo import VOCAB_SIZE
 
 from secateur.hf.anatomy import anatomy
 from secateur.hf.fingerprint import fingerprint

@@ -45,8 +45,8 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 def write(place: Path) -> None:
-    from cuts import edits_of
-    from rotary import ROTARY
+    from fixtures.cuts import edits_of
+    from fixtures.rotary import ROTARY
 
     from secateur import api
     from secateur.core.plan import Plan
@@ -76,7 +76,7 @@ def _models(rotary: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any], di
     from copy import deepcopy
     from functools import partial
 
-    from zoo import ZOO, variant
+    from fixtures.zoo import ZOO, variant
 
     for name in ZOO:
         yield name, ZOO[name], {}
@@ -86,8 +86,8 @@ def _models(rotary: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any], di
 
 def _save(folder: Path, model: Any) -> Path:
     """With the files of a tokenizer as transformers 4 wrote them."""
+    from fixtures.zoo import VOCAB_SIZE
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from zoo import VOCAB_SIZE
 
     model.save_pretrained(folder)
     inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))

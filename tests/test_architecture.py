@@ -21,58 +21,57 @@ MAY_IMPORT = {
     "hf": {"errors", "core"},
     "surgery": {"errors", "core", "linalg", "hf"},
     "tasks": {"errors", "core"},
-    "judge": {"errors", "core", "hf", "surgery", "tasks"},
-    "probes": {"errors", "core", "linalg", "hf", "surgery", "tasks", "judge"},
+    "evaluation": {"errors", "core", "hf", "surgery", "tasks"},
+    "probes": {"errors", "core", "linalg", "hf", "surgery", "tasks", "evaluation"},
     "search": {"errors", "core"},
-    "reports": {"errors", "core"},
+    "report": {"errors", "core"},
     "checkpoint": {"errors", "core", "hf", "surgery"},
     "gains": {"errors", "core", "hf"},
     "records": {"errors", "core", "tasks"},
-    "verify": {"errors", "core", "tasks", "judge"},
     "options": {"errors", "core", "hf", "search"},
     "inputs": {"errors", "core", "hf", "tasks", "options"},
-    "session": {"errors", "core", "hf", "surgery", "tasks", "judge", "search", "options"},
+    "session": {"errors", "core", "hf", "surgery", "tasks", "evaluation", "search", "options"},
 }
 for room_ in ("records", "checkpoint"):
     MAY_IMPORT[room_] |= {"__init__"}  # for the version
-MAY_IMPORT["sides"] = {"session", "tasks", "verify"}
+MAY_IMPORT["side_tasks"] = {"session", "tasks", "evaluation"}
 MAY_IMPORT["training"] = {
     "errors",
     "core",
     "hf",
     "tasks",
-    "judge",
+    "evaluation",
     "checkpoint",
     "records",
     "options",
     "session",
 }
-MAY_IMPORT["training"] |= {"sides", "verify", "reports"}  # healing is reported as a cut is
+MAY_IMPORT["training"] |= {"side_tasks", "evaluation", "report"}  # healing is reported as a cut is
 MAY_IMPORT["training"] |= {"inputs", "surgery"}
-MAY_IMPORT["readers"] = {
+MAY_IMPORT["probing"] = {
     *MAY_IMPORT["probes"],
     "probes",
     "options",
     "session",
     "records",
     "checkpoint",
-    "reports",
+    "report",
 }
-MAY_IMPORT["methods"] = {*MAY_IMPORT["readers"], "readers", "search", "sides", "verify"}
+MAY_IMPORT["methods"] = {*MAY_IMPORT["probing"], "probing", "search", "side_tasks", "evaluation"}
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains"}
-MAY_IMPORT["recipe"] = {*MAY_IMPORT["proof"], "proof"}
+MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof"}
 MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records"}
 MAY_IMPORT["measuring"] = MAY_IMPORT["methods"] | {"methods"}
-MAY_IMPORT["forecast"] = MAY_IMPORT["recipe"] | {"recipe"}
+MAY_IMPORT["forecast"] = MAY_IMPORT["pipeline"] | {"pipeline"}
 MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {"forecast", "gains", "inputs", "applying", "measuring"}
-MAY_IMPORT["distributed"] = {"errors", "core", "hf", "judge"}
+MAY_IMPORT["distributed"] = {"errors", "core", "hf", "evaluation"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # the front door names the verbs and opens them when asked
 MAY_IMPORT["__main__"] = {"cli"}
 NEVER = {
     "core": {"torch", "transformers", "safetensors", "huggingface_hub"},
     "search": {"torch", "transformers"},
-    "reports": {"torch", "transformers"},
+    "report": {"torch", "transformers"},
     "tasks": {"torch"},
     "linalg": {"transformers", "numpy", "scipy"},
 }
@@ -235,7 +234,7 @@ def test_no_error_is_swallowed_whole():
     [
         "import secateur",
         "import secateur.cli.app",
-        "import secateur.core.ledger, secateur.search.laser, secateur.reports",
+        "import secateur.core.ledger, secateur.search.race, secateur.report",
         "import secateur.cli.runs",
         "import secateur.api, secateur.training.verbs",
         "from typer.testing import CliRunner; from secateur.cli.app import app;"

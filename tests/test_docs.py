@@ -15,19 +15,18 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import data_components
-import data_directions
 import pytest
 import typer
-from folders import save_model, write_rows
-from planted import affine_, massive, silenced, spoken
+from fixtures import data_components, data_directions
+from fixtures.folders import save_model, write_rows
+from fixtures.places import ROOT
+from fixtures.planted import affine_, massive, silenced, spoken
 
 import secateur
 from secateur.cli import main
 from secateur.cli.app import app
 from secateur.tasks import facts
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "examples/README.md", ROOT / "CHANGELOG.md", ROOT / "README.md"])
 TABLES = ("Plan", "Verdict", "Analysis")  # the tables of plan.json, verdict.json, analysis.json

@@ -34,7 +34,7 @@ _WHERE = {
     "Plan": "secateur.core.plan",
     "Truncate": "secateur.core.plan",
     "Drop": "secateur.core.plan",
-    "cut": "secateur.surgery.cut",
+    "cut": "secateur.surgery.materialize",
     "Site": "secateur.core.site",
     "SecateurError": "secateur.errors",
 }

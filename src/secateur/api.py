@@ -26,15 +26,15 @@ from secateur.core.ranges import check_number
 from secateur.core.reading import as_written
 from secateur.core.readings import ANALYSES, FINER, LINEARITY, PARTS
 from secateur.errors import OutputError, PlanError, TaskError, UnknownName, nearest
-from secateur.forecast.fleet import UTILIZATION, Fleet
+from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
 from secateur.hf.source import place_of
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.options import Options
 
 if TYPE_CHECKING:
+    from secateur.evaluation.workers import WorkerLauncher
     from secateur.hf.load import Loaded
-    from secateur.judge.workers import Hire
 
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
@@ -49,7 +49,7 @@ def prune(
     ledger: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-    workers: Hire | None = None,
+    workers: WorkerLauncher | None = None,
     **options: Any,
 ) -> Result:
     """Find what `model` does not need for `task`, take it out, prove it on held-out data, write a checkpoint. Of
@@ -60,7 +60,7 @@ def prune(
     """
     chosen = Options.of(model, *_each(task), **options)
     folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
-    from secateur import recipe
+    from secateur import pipeline as recipe
 
     how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
     return recipe.prune(chosen, folder, **how)
@@ -74,7 +74,7 @@ def prune_each(
     ledger: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-    workers: Hire | None = None,
+    workers: WorkerLauncher | None = None,
     **options: Any,
 ) -> list[Result]:
     """As `prune`, a plan for each task by itself, in folders of `out` that are named after them.
@@ -87,7 +87,7 @@ def prune_each(
     reads, keeps = inputs_of(chosen), [ledger, *kept_of(chosen)]
     places = [Folder.at(Path(out) / name, reads=reads, keeps=keeps) for name in folder_names(chosen.tasks)]
     each = [replace(chosen, task=one, more_tasks=()) for one in chosen.tasks]
-    from secateur import recipe
+    from secateur import pipeline as recipe
 
     how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
     return recipe.prune_each(list(zip(each, places, strict=True)), **how)
@@ -114,7 +114,7 @@ def plan_cost(
     starts.
     """
     chosen = Options.of(model, *_each(task), **options)
-    fleet = Fleet(devices, tflops, bandwidth, utilization, memory)
+    fleet = DeviceFleet(devices, tflops, bandwidth, utilization, memory)
     inputs_of(chosen)
     from secateur.forecast.record import plan_cost
 
@@ -131,7 +131,7 @@ def load(model: str, **options: Any) -> Loaded:
 def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     """Write `report.html` of what `prune` or `heal` left again, from its records; of a healed cut with others (`also`)
     on its curves over depth."""
-    from secateur.reports import write_report
+    from secateur.report import write_report
 
     folder = Path(folder)
     mend = "Write it again with `secateur prune` or `heal`."
@@ -289,7 +289,7 @@ def probe(
         if not tasks and set(names) != {"induction"}:
             raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
         with made_early(out, reads=inputs([model], tasks)):
-            from secateur.readers.record import read_record
+            from secateur.probing.record import read_record
 
             return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
     task, number = _single(names, tasks, numbers, out)
@@ -299,7 +299,7 @@ def probe(
     if names == [LINEARITY]:
         series = _series(asked, _each(revisions), _each(also), _each(finer))
         with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):
-            from secateur.readers.linearity import read_linearity
+            from secateur.probing.linearity import read_linearity
 
             how = {"parts": parts, "finer": _each(finer), "out": out, "progress": progress}
             return read_linearity(series, split, **how)

@@ -9,11 +9,11 @@ from typing import Any
 
 from secateur.checkpoint.card import unverified_card
 from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.result import Result, read_result
 from secateur.checkpoint.save import check_form
 from secateur.checkpoint.stream import mapped, stream
-from secateur.checkpoint.tiers import where_it_loads
 from secateur.core.form import Form, Way
 from secateur.core.plan import Asked, Plan, plan_of
 from secateur.core.progress import Progress

@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from secateur import verify
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Asked, Plan, plan_of
 from secateur.core.progress import Progress
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
-from secateur.judge.baseline import baseline
+from secateur.evaluation.baseline import baseline
+from secateur.evaluation.openings import look, record
 from secateur.methods.analyses import ANALYSES, check_analysis
 from secateur.options import Options
 from secateur.session import Session, open_session
@@ -37,7 +37,7 @@ def evaluate(
         examples = session.task.split(split)
         outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
         if journal is not None and split == "test":
-            verify.record(journal, session.task, verify.look(session.scope, chosen))
+            record(journal, session.task, look(session.scope, chosen))
     groups = session.task.groups(examples)
     names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
     metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])

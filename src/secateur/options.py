@@ -14,9 +14,9 @@ from secateur.core.ranges import SEED, check_ranges, real, whole, whole_number
 from secateur.core.score import METRICS
 from secateur.core.site import Site, check_matrix_words, matrix_names
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
-from secateur.search.depth import BY, FORMS
-from secateur.search.iterative import SMALLEST
-from secateur.search.laser import PAPER_FRACTIONS, SMALL_RANKS
+from secateur.methods.depth.runs import BY, FORMS
+from secateur.search.race import PAPER_FRACTIONS, SMALL_RANKS
+from secateur.search.removal import SMALLEST
 
 if TYPE_CHECKING:
     from secateur.hf.anatomy import Anatomy

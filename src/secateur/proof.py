@@ -8,28 +8,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from secateur import records, verify
+from secateur import records
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import UNPROVEN, write_json
+from secateur.checkpoint.loadability import Loads, where_it_loads
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
-from secateur.checkpoint.tiers import Loads, where_it_loads
 from secateur.core.comparison import IMPROVES
 from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.core.writing import write_text, writing
+from secateur.evaluation.alternatives import alternatives
+from secateur.evaluation.evaluator import Evaluator
+from secateur.evaluation.measurement import Measurement, SideTask, measure_model
+from secateur.evaluation.sentence import sentence
+from secateur.evaluation.verdict import decide
 from secateur.gains.record import gains
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Judge
-from secateur.methods.found import Found
-from secateur.reports import write_report
+from secateur.methods.method import Proposal
+from secateur.report import write_report
 from secateur.session import Session
-from secateur.sides import side_effects
+from secateur.side_tasks import side_effects
 from secateur.surgery.shape import ranks_left, shape_of
 
 LOG = logging.getLogger("secateur")
 
 
-def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], staging: Path) -> dict[str, Any]:
+def cut_and_verify(
+    session: Session, found: Proposal, start: Mapping[str, Any], staging: Path
+) -> dict[str, Any]:
     """Writes the cut model to `staging`, reads it back, measures both on `test` and the sides, writes the records.
 
     The verdict is about the cut model as it was read back from disk. Where a cut for gain is not shown to gain, the
@@ -39,10 +45,10 @@ def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], sta
     with session.timed("verify"):
         judge, sides = session.judge(), side_effects(session)
         before = _witness(session, sides)
-        trivial = verify.alternatives(judge, session.options.seed)
+        trivial = alternatives(judge, session.options.seed)
         written, loads = _write_and_read(session, judge, found.plan, staging)
         after = _witness(session.on(session.task, written), sides)
-        numbers = verify.decide(
+        numbers = decide(
             judge,
             before,
             after,
@@ -61,33 +67,33 @@ def cut_and_verify(session: Session, found: Found, start: Mapping[str, Any], sta
             written, loads = _write_and_read(session, judge, held, staging)
         about |= {"loads": loads.to_json(), "written": {"fingerprint": written.fingerprint}}
     verdict = numbers | {"alternatives": trivial, "gains": saved, "baseline": dict(start)} | about
-    verdict["sentence"] = verify.sentence(verdict)
+    verdict["sentence"] = sentence(verdict)
     analysis = found.analysis | _compared(session, sides, before, after)
     _write_records(session, found, held, verdict, analysis, staging)
     return verdict
 
 
-def held_plan(found: Found, word: str, *, keep: bool) -> Plan:
+def held_plan(found: Proposal, word: str, *, keep: bool) -> Plan:
     """What the checkpoint holds in the end: the cut, but for gain only one that is shown to gain, unless it is to be
     kept all the same."""
     proven = found.margin is not None or word == IMPROVES or keep
     return found.plan if proven else Plan(found.plan.model)
 
 
-def _handed_over(found: Found, held: Plan) -> dict[str, Any]:
+def _handed_over(found: Proposal, held: Plan) -> dict[str, Any]:
     """What OUT holds, `cut` or `original`, and where in it a plan lies that was not carried out."""
     aside = _set_aside(found, held)
     plan = f"{UNPROVEN}/plan.json" if aside is not None else None
     return {"holds": "cut" if held.edits else "original", "unproven": plan, "edits": aside and str(aside)}
 
 
-def _set_aside(found: Found, held: Plan) -> Plan | None:
+def _set_aside(found: Proposal, held: Plan) -> Plan | None:
     """The plan that was found for gain, where the checkpoint does not hold it."""
     best = found.plan if found.plan.edits else found.best
     return None if best is None or not best.edits or best == held else best
 
 
-def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -> tuple[Loaded, Loads]:
+def _write_and_read(session: Session, judge: Evaluator, plan: Plan, staging: Path) -> tuple[Loaded, Loads]:
     """Writes the checkpoint of `plan`; returns the model as read back, and where it loads."""
     loads = where_it_loads(plan, session.loaded, session.options.written_as, read_back=True)
     if loads.form == "carved" and not session.loaded.anatomy.carved:
@@ -110,14 +116,14 @@ def _write_and_read(session: Session, judge: Judge, plan: Plan, staging: Path) -
     return written, loads
 
 
-def _witness(session: Session, sides: Sequence[verify.Side]) -> verify.Witness:
-    return verify.witness(session.judge(), [session.on(side.task).judge() for side in sides], sides)
+def _witness(session: Session, sides: Sequence[SideTask]) -> Measurement:
+    return measure_model(session.judge(), [session.on(side.task).judge() for side in sides], sides)
 
 
 # ------------------------------------------------------------------------------------------------------- what it says
 
 
-def _describe(session: Session, found: Found, written: Loaded) -> dict[str, Any]:
+def _describe(session: Session, found: Proposal, written: Loaded) -> dict[str, Any]:
     """The part of `verdict.json` that says what was done to what, with which versions."""
     loaded, task, options = session.loaded, session.task, session.options
     anatomy = loaded.anatomy
@@ -174,7 +180,7 @@ def _cut(session: Session, edit: Edit) -> dict[str, Any]:
 
 
 def _write_records(
-    session: Session, found: Found, held: Plan, verdict: dict, analysis: dict, staging: Path
+    session: Session, found: Proposal, held: Plan, verdict: dict, analysis: dict, staging: Path
 ) -> None:
     provenance = {
         "command": session.options.command(),
@@ -200,7 +206,7 @@ def _write_records(
 
 
 def _compared(
-    session: Session, sides: Sequence[verify.Side], before: verify.Witness, after: verify.Witness
+    session: Session, sides: Sequence[SideTask], before: Measurement, after: Measurement
 ) -> dict[str, Any]:
     """The analyses that need both models: facts by frequency, paraphrases, examples that changed."""
     task = session.task

@@ -19,16 +19,16 @@ from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import METRICS, OUTCOME
 from secateur.errors import TaskError, TooLong
+from secateur.evaluation.evaluator import Evaluator
+from secateur.evaluation.workers import Limits, Workers
 from secateur.hf.blank import blank_model
 from secateur.hf.chat import check_template
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import Loaded, load_model
 from secateur.hf.running import check_runs
-from secateur.judge.evaluator import Judge
-from secateur.judge.workers import Limits, Workers
 from secateur.options import Options
 from secateur.search.evidence import Evidence
-from secateur.search.laser import Objective
+from secateur.search.race import Objective
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import Task
@@ -115,12 +115,12 @@ class Session:
     def empty(self) -> Plan:
         return Plan(self.loaded.fingerprint)
 
-    def judge(self, **changes: Any) -> Judge:
+    def judge(self, **changes: Any) -> Evaluator:
         spectra = self.options.spectra  # whole, for workers are elsewhere
         limits = Limits(max_tokens=self.options.max_tokens, spectra=spectra and str(Path(spectra).absolute()))
         kept = {"limits": limits, "ledger": self.ledger, "scope": self.scope, "progress": self.progress}
         kept |= {"workers": self.workers, "spectra": self.spectra}
-        return Judge(self.loaded, self.task, self.encoded, **(kept | changes))
+        return Evaluator(self.loaded, self.task, self.encoded, **(kept | changes))
 
     @property
     def objective(self) -> Objective:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cuts import drops, edits_of, factorized, linear
-from folders import questions, save_model, write_rows
-from zoo import variant
+from fixtures.cuts import drops, edits_of, factorized, linear
+from fixtures.folders import questions, save_model, write_rows
+from fixtures.zoo import variant
 
 import secateur
 from secateur.checkpoint.save import save_and_reload
@@ -21,8 +21,8 @@ from secateur.errors import SecateurError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import load_model
 from secateur.options import Options
-from secateur.recipe import METHODS as SEARCHES
-from secateur.recipe import check
+from secateur.pipeline import METHODS as SEARCHES
+from secateur.pipeline import check
 from secateur.session import open_session
 from secateur.surgery.shape import shape_of
 

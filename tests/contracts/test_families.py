@@ -14,8 +14,8 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from fixtures.zoo import CONTEXT, VOCAB_SIZE, ZOO, tiny
 from torch import Tensor, nn
-from zoo import CONTEXT, VOCAB_SIZE, ZOO, tiny
 
 from secateur.core.site import Site
 from secateur.errors import ModelError, UnknownName

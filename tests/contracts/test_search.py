@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from zoo import tiny
+from fixtures.zoo import tiny
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
@@ -17,10 +17,10 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.hf.load import Loaded
-from secateur.methods.laser import search as search_laser
+from secateur.methods.laser.method import search as search_laser
 from secateur.options import Options
 from secateur.search.evidence import Evidence
-from secateur.search.laser import (
+from secateur.search.race import (
     PAPER_FRACTIONS,
     SMALL_RANKS,
     Objective,

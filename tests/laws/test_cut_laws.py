@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuts import KINDS, drops, edits_of, factorized
+from fixtures.cuts import KINDS, drops, edits_of, factorized
+from fixtures.zoo import ZOO, tiny, variant
 from torch import Tensor
 from transformers import PreTrainedModel
-from zoo import ZOO, tiny, variant
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
@@ -17,8 +17,8 @@ from secateur.hf.anatomy import anatomy
 from secateur.hf.families import FAMILIES
 from secateur.hf.load import Loaded
 from secateur.hf.modeling_secateur import LowRank
-from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
+from secateur.surgery.materialize import cut
 from secateur.surgery.operations import resolve
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import Shape, shape_of, stock_config

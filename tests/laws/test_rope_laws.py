@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from zoo import CONTEXT, tiny, variant
+from fixtures.zoo import CONTEXT, tiny, variant
 
 from secateur.core.plan import Plan
+from secateur.evaluation.batching import Packing, rows_of
+from secateur.evaluation.evaluator import Evaluator, Limits
+from secateur.evaluation.generate import greedy
 from secateur.hf.load import Loaded
 from secateur.hf.readable import readable_of
 from secateur.hf.rope import regime, rope_switches
-from secateur.judge.evaluator import Judge, Limits
-from secateur.judge.generate import greedy
-from secateur.judge.rows import Packing, rows_of
 from secateur.probes.linearity import linearity
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
@@ -103,7 +103,7 @@ def test_scores(loaded):
     examples = tuple(Example(f"e{n}", "", "w5", ("w4", "w5", "w6")) for n in range(len(ROWS)))
     task = Task("rope", "choice", examples, {"select": tuple(CHOICES)})
     for limits in (Limits(max_tokens=1), Limits(max_tokens=200), Limits(max_tokens=4096)):
-        judge = Judge(loaded, task, CHOICES, limits=limits)
+        judge = Evaluator(loaded, task, CHOICES, limits=limits)
         tally = judge.tally(Plan(loaded.fingerprint), list(CHOICES))
         for number, encoded in CHOICES.items():
             found = [-logp for logp in tally.choice_logps(number)]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 import torch
+from fixtures.zoo import ZOO, tiny, written_
 from torch import Tensor, nn
-from zoo import ZOO, tiny, written_
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
@@ -18,7 +18,7 @@ from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum, spectrum
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import Replace, decompose, resolve
+from secateur.surgery.operations import ReplaceWeight, decompose, resolve
 from secateur.surgery.spectra import Spectra
 
 MODEL = "fingerprint"
@@ -30,7 +30,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def operations(parts: Anatomy, *edits: Truncate) -> tuple[Replace, ...]:
+def operations(parts: Anatomy, *edits: Truncate) -> tuple[ReplaceWeight, ...]:
     return resolve(Plan(MODEL, edits), parts, MODEL)
 
 

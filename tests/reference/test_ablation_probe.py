@@ -7,17 +7,17 @@ import copy
 import numpy as np
 import pytest
 import torch
+from fixtures.zoo import ZOO, tiny
 from transformers import PreTrainedModel
-from zoo import ZOO, tiny
 
 from secateur.core.plan import Drop, Plan
 from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
+from secateur.evaluation.evaluator import Evaluator, Limits
+from secateur.evaluation.forward import Forward
+from secateur.evaluation.generate import greedy
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Judge, Limits
-from secateur.judge.forward import Forward
-from secateur.judge.generate import greedy
 from secateur.probes.ablation import ablation_importance
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
@@ -43,15 +43,15 @@ def without(loaded: Loaded, site: Site):
     return masked(loaded.model, operations)
 
 
-def ablated_outcomes(judge: Judge, sites, examples) -> dict[Site | None, np.ndarray]:
+def ablated_outcomes(judge: Evaluator, sites, examples) -> dict[Site | None, np.ndarray]:
     plans = {site: plan_without(judge.loaded, site) for site in (None, *sites)}
     found = judge(plans.values(), examples)
     return {site: found[plan] for site, plan in plans.items()}
 
 
-def judge_of(loaded: Loaded, kind: str = "choice", encoded=CHOICES, **options) -> Judge:
+def judge_of(loaded: Loaded, kind: str = "choice", encoded=CHOICES, **options) -> Evaluator:
     task = Task("rows", kind, (), {"probe": (), "select": tuple(encoded), "test": ()})
-    return Judge(loaded, task, encoded, **options)
+    return Evaluator(loaded, task, encoded, **options)
 
 
 def sites_of(loaded: Loaded) -> list[Site]:
@@ -165,7 +165,7 @@ def test_generation_accuracy_is_of_the_ablated_model(as_loaded):
     assert said != alone(loaded.model, context, 4)
     example = Example("e", "", " ".join(f"w{token}" for token in said))
     task = Task("say", "generation", (example,), {"probe": (), "select": (0,), "test": ()}, max_new_tokens=4)
-    judge = Judge(loaded, task, {0: Encoded(((context, tuple(said)),), 0, (1,))})
+    judge = Evaluator(loaded, task, {0: Encoded(((context, tuple(said)),), 0, (1,))})
     found = ablated_outcomes(judge, [site], [0])
     assert found[None]["correct"] == [0]
     assert found[site]["correct"] == [1]

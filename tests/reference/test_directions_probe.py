@@ -11,18 +11,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.zoo import ZOO, tiny
 from scipy.stats import spearmanr
 from torch import Tensor
-from zoo import ZOO, tiny
 
 import secateur
 from secateur.core.site import Site
 from secateur.errors import ModelError
+from secateur.evaluation.batching import Packing
+from secateur.evaluation.forward import lent
 from secateur.hf.load import Loaded
-from secateur.judge.forward import lent
-from secateur.judge.rows import Packing
+from secateur.methods.directions.probe import MatrixEffects, directions_effects
 from secateur.options import Options
-from secateur.probes.directions import MatrixEffects, directions_effects
 from secateur.session import open_session
 from secateur.tasks.encode import Encoded
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.zoo import ZOO, tiny
 from torch import Tensor
-from zoo import ZOO, tiny
 
 from secateur.core.site import Site
 from secateur.errors import ModelError
+from secateur.evaluation.batching import Packing
+from secateur.evaluation.forward import Forward
 from secateur.hf.load import Loaded
-from secateur.judge.forward import Forward
-from secateur.judge.rows import Packing
 from secateur.probes.heads import group_importance, head_importance
 from secateur.probes.neurons import neuron_importance
 from secateur.tasks.encode import Encoded

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.zoo import CONTEXT, VOCAB_SIZE, ZOO, tiny
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from zoo import CONTEXT, VOCAB_SIZE, ZOO, tiny
 
 from secateur.core.site import Site
 from secateur.errors import ModelError

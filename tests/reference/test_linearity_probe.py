@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuts import KINDS, edits_of
-from encoders import ENCODERS
+from fixtures.cuts import KINDS, edits_of
+from fixtures.encoders import ENCODERS
+from fixtures.zoo import ZOO, tiny, variant
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from zoo import ZOO, tiny, variant
 
 from secateur.core.plan import Plan
 from secateur.errors import ModelError, TaskError
 from secateur.hf.readable import Readable, readable_from, readable_of
 from secateur.probes.linearity import Linearity, Profile, linearity
-from secateur.surgery.cut import cut
+from secateur.surgery.materialize import cut
 
 WIDE = {"gpt2", "gpt2-untied-wide", "opt", "opt-projected", "phi"}  # all others compute parts in float32
 _draw = random.Random(0)

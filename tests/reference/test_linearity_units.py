@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 import torch
-from cuts import edits_of, factorized
-from encoders import ENCODERS
+from fixtures.cuts import edits_of, factorized
+from fixtures.encoders import ENCODERS
+from fixtures.zoo import ZOO, tiny
 from test_linearity_probe import HELD_OUT, SEQUENCES, WIDE, check, gathered, of, ran
 from torch import nn
 from transformers import PreTrainedModel
-from zoo import ZOO, tiny
 
 from secateur.core.place import Place
 from secateur.core.plan import Plan
@@ -22,7 +22,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.readable import Readable, readable_from, readable_of
 from secateur.linalg.least_squares import JointMoments, PairMoments
 from secateur.probes.linearity import Linearity, linearity
-from secateur.surgery.cut import cut
+from secateur.surgery.materialize import cut
 
 PARALLEL = {
     "gptj",

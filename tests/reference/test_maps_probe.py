@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from zoo import ZOO, tiny
+from fixtures.zoo import ZOO, tiny
 
 from secateur.core.plan import Plan, parse_edits
 from secateur.core.site import Site
 from secateur.errors import ModelError
+from secateur.evaluation.batching import Packing
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded
-from secateur.judge.rows import Packing
+from secateur.methods.depth.similarity import block_similarity
 from secateur.probes import maps
 from secateur.probes.maps import Run, fit_maps, halved
-from secateur.probes.similarity import block_similarity
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded

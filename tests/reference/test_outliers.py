@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from encoders import ENCODERS
+from fixtures.encoders import ENCODERS
+from fixtures.zoo import tiny, variant
 from test_linearity_probe import HELD_OUT, SEQUENCES, anisotropy, gathered, of, ran, scores
 from test_linearity_units import t5_run
 from transformers import PreTrainedModel
-from zoo import tiny, variant
 
 from secateur.core.plan import Plan
+from secateur.evaluation.batching import Packing
 from secateur.hf.readable import Readable, readable_from, readable_of
-from secateur.judge.rows import Packing
 from secateur.linalg.dimension import intrinsic_dimension
+from secateur.methods.depth.similarity import block_similarity
 from secateur.probes import outliers
+from secateur.probes.hooks import taps
 from secateur.probes.linearity import Linearity, linearity
 from secateur.probes.outliers import TIMES, median_norms
-from secateur.probes.passing import taps
-from secateur.probes.similarity import block_similarity
 from secateur.tasks.encode import Encoded
 
 Pairs = list[tuple[np.ndarray, np.ndarray]]  # of each sequence X and Y

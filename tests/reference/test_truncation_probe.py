@@ -9,17 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fixtures.zoo import ZOO, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from zoo import ZOO, tiny
 
 from secateur.core.plan import Truncate
 from secateur.core.site import Site
+from secateur.evaluation.batching import Packing
+from secateur.evaluation.forward import lent
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.judge.forward import lent
-from secateur.judge.rows import Packing
-from secateur.probes.truncation import truncation_effects
+from secateur.methods.laser.probe import truncation_effects
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from zoo import ZOO, tiny
+from fixtures.zoo import ZOO, tiny
 
 from secateur.core.fitted import Fitted
 from secateur.core.plan import RemoveDirections
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
-from secateur.probes.words import MOST, Words, direction_words
+from secateur.methods.directions.words import MOST, Words, direction_words
 
 SILENT = {
     "gemma2",

@@ -25,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the zoo
 import numpy as np
 import torch
 import transformers
-from cuts import edits_of, linear, removals
-from rotary import ROTARY, rope
+from fixtures.cuts import edits_of, linear, removals
+from fixtures.rotary import ROTARY, rope
+from fixtures.zoo import VOCAB_SIZE, ZOO, variant
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from zoo import VOCAB_SIZE, ZOO, variant
 
 from secateur import api
-from secateur.checkpoint.tiers import Place, where_it_loads
+from secateur.checkpoint.loadability import Place, where_it_loads
 from secateur.core.form import Form
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.hf.load import Loaded, load_model

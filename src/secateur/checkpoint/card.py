@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from secateur.checkpoint.tiers import Loads
+from secateur.checkpoint.loadability import Loads
 from secateur.core.baseline import baseline_text
 from secateur.core.comparison import WORSE
 from secateur.core.loading import evidence_text

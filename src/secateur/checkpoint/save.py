@@ -17,9 +17,9 @@ from secateur.core.writing import writing
 from secateur.errors import OutputError, PlanError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.source import CONFIG
-from secateur.surgery.cut import cut
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import Decompose, OnBlock, Operation, Remove, resolve
+from secateur.surgery.materialize import cut
+from secateur.surgery.operations import Decompose, OnBlock, Operation, RemoveComponents, resolve
 
 
 def save_and_reload(
@@ -57,7 +57,7 @@ def check_form(form: Form, operations: Sequence[Operation]) -> None:
     """Raises `PlanError` where what goes leaves nothing that zeros could stand for."""
     if form.zeroed and any(isinstance(operation, OnBlock) for operation in operations):
         raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
-    if form.zeroed and any(isinstance(o, Remove) and o.needs_bias for o in operations):
+    if form.zeroed and any(isinstance(o, RemoveComponents) and o.needs_bias for o in operations):
         raise PlanError(
             "--zeroed keeps the original's shapes, and this model has no bias that directions could be folded into."
         )

@@ -38,9 +38,9 @@ from secateur.errors import ModelError, OutputError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
 from secateur.hf.running import FEW, check_runs
-from secateur.surgery.cut import Left, what_is_left
 from secateur.surgery.decompositions import Decompositions
 from secateur.surgery.mask import masked
+from secateur.surgery.materialize import Left, what_is_left
 from secateur.surgery.operations import resolve
 from secateur.surgery.spectra import Spectra
 

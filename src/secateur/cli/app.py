@@ -11,10 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 from secateur import __version__
-from secateur.cli import applying, forecast, healing, making, measuring, pretraining, reading, training
+from secateur.cli import apply as applying
+from secateur.cli import bench as measuring
+from secateur.cli import finetune as training
+from secateur.cli import heal as healing
+from secateur.cli import plan_cost as forecast
+from secateur.cli import probe as reading
+from secateur.cli import prune as making
+from secateur.cli import train as pretraining
 from secateur.cli.options import examples
 from secateur.cli.terminal import INTERRUPTED, guard_interrupts, guard_streams, one_line
-from secateur.core.launched import is_main
+from secateur.core.distributed import is_main
 from secateur.core.memory import lacks_memory
 from secateur.errors import SecateurError
 

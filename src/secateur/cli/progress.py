@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.text import Text
 
 from secateur.cli.terminal import terminal
-from secateur.core.launched import is_main
+from secateur.core.distributed import is_main
 
 STAGES = {
     "load": "reading model and task",

@@ -11,8 +11,8 @@ from secateur.distributed.ask import Ask, check_here, knock, local_count
 from secateur.errors import ClusterError
 
 if TYPE_CHECKING:
+    from secateur.evaluation.workers import WorkerLauncher, Workers
     from secateur.hf.load import Loaded
-    from secateur.judge.workers import Hire, Workers
 
 
 def on_ray(
@@ -21,7 +21,7 @@ def on_ray(
     workers: int | None = None,
     cpus_per_worker: float = 1.0,
     gpus_per_worker: float | None = None,
-) -> Hire:
+) -> WorkerLauncher:
     """Workers for `prune(..., workers=...)`: `local:N` on this machine, or a cluster, by its address or found (`auto`).
 
     `workers`: as many as the cluster has room for, by default. `gpus_per_worker`: 1 where the model is on a GPU, else

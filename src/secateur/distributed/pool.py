@@ -23,8 +23,8 @@ from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
 from secateur.distributed.worker import Shipped, Worker
 from secateur.errors import ClusterError, SecateurError
+from secateur.evaluation.workers import EvaluationContext, Judged, Portion, Portions, Work
 from secateur.hf.load import Loaded
-from secateur.judge.workers import Judged, Portion, Portions, Question, Work
 
 LOG = logging.getLogger("secateur")
 SECONDS = 0.25  # of work in one portion: so much is lost with a worker, and asking takes 1 ms
@@ -41,7 +41,7 @@ KEPT = "What was judged is kept: the same command goes on from there."
 
 
 @dataclass(eq=False)
-class Hand:
+class WorkerHandle:
     """One worker. `starting` is what it has still to answer before it can judge: that it is there, that it has the
     model. It takes the portions in `given` one after another."""
 
@@ -60,7 +60,7 @@ class Pool:
         self._count, self._hired, self._deaths, self._any_ready = count, 0, 0, False
         self._unready = 0  # workers in a row that failed before they had the model
         self._lost: Counter[Plan] = Counter()
-        self._questions: list[tuple[Question, Any]] = []
+        self._questions: list[tuple[EvaluationContext, Any]] = []
         self._fitted: dict[str, Any] = {}
         self._hands = [self._hire() for _ in range(count)]
 
@@ -71,10 +71,10 @@ class Pool:
         for hand in self._hands:
             ray.kill(hand.actor)
 
-    def compute(self, question: Question, work: Sequence[Work]) -> Iterator[Judged]:
+    def compute(self, question: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
         """Outcomes as they come. Raises `ClusterError` where no worker is left, and what a worker raises."""
         portions = Portions(work, self._count, SECONDS)
-        asked: dict[Any, tuple[Hand, Portion]] = {}
+        asked: dict[Any, tuple[WorkerHandle, Portion]] = {}
         about = self._sent(question)
         self._ship(plan for piece in work for plan in piece.plans)
         while portions or asked:
@@ -97,7 +97,9 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------ giving and taking
 
-    def _hand_out(self, portions: Portions, asked: dict[Any, tuple[Hand, Portion]], about: Any) -> None:
+    def _hand_out(
+        self, portions: Portions, asked: dict[Any, tuple[WorkerHandle, Portion]], about: Any
+    ) -> None:
         for busy in range(IN_HAND):  # everybody gets a first portion before anybody gets a second
             for hand in self._hands:
                 if not hand.starting and len(hand.given) <= busy and portions:
@@ -120,7 +122,7 @@ class Pool:
                 self._begin(starting[ref])
         return [ref for ref in done if ref in asked]
 
-    def _begin(self, hand: Hand) -> None:
+    def _begin(self, hand: WorkerHandle) -> None:
         """A worker is there, or has the model, or failed on the way. Raises as `_answer`, and `ClusterError`."""
         try:
             _answer(hand.starting.pop(0))
@@ -131,7 +133,7 @@ class Pool:
         if not hand.starting:
             self._any_ready, self._unready = True, 0
 
-    def _result(self, ref: Any, hand: Hand) -> list[tuple[np.ndarray, float]] | None:
+    def _result(self, ref: Any, hand: WorkerHandle) -> list[tuple[np.ndarray, float]] | None:
         """What a worker found, or None where it is lost. Raises what was raised there."""
         try:
             found = _answer(ref)
@@ -143,12 +145,12 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------ hiring and losing
 
-    def _hire(self) -> Hand:
+    def _hire(self) -> WorkerHandle:
         actor = self._worker.remote()
         self._hired += 1
-        return Hand(self._hired - 1, actor, [actor.pid.remote(), actor.load.remote(*self._start)])
+        return WorkerHandle(self._hired - 1, actor, [actor.pid.remote(), actor.load.remote(*self._start)])
 
-    def _replace(self, hand: Hand, error: RayError, *, gives_up: bool = False) -> None:
+    def _replace(self, hand: WorkerHandle, error: RayError, *, gives_up: bool = False) -> None:
         """A lost worker's place is filled, once: each portion it had in hand fails by itself. Unless that is given up,
         and others are there. Raises `ClusterError`."""
         if hand not in self._hands:
@@ -187,7 +189,7 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------ what travels once
 
-    def _sent(self, question: Question) -> Any:
+    def _sent(self, question: EvaluationContext) -> Any:
         """A reference to task and tokens."""
         for known, ref in self._questions:
             if known.same(question):

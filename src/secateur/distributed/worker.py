@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
+from secateur.evaluation.evaluator import Evaluator
 from secateur.hf.anatomy import anatomy
 from secateur.hf.build import blank, filled_
 from secateur.hf.load import Loaded
-from secateur.judge.evaluator import Judge
 
 READ_ONLY = "The given NumPy array is not writable"
 
@@ -98,7 +98,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._about: Any = None
-        self._judge: Judge | None = None
+        self._judge: Evaluator | None = None
         self._fitted: dict[str, Fitted] = {}
 
     def pid(self) -> int:
@@ -125,7 +125,7 @@ class Worker:
         found = {plan: (outcomes, seconds) for plan, outcomes, seconds in judge.compute(whole, examples)}
         return [found[plan] for plan in plans]
 
-    def _judge_of(self, about: Any) -> Judge:
+    def _judge_of(self, about: Any) -> Evaluator:
         if self._judge is None or about != self._about:
             question, before = ray.get(about), self._judge
             limits, spectra = question.limits, None
@@ -133,7 +133,7 @@ class Worker:
                 spectra = before.spectra  # they are of the model, whatever the task
             before = self._judge = None  # its activations make room
             how = {"limits": limits, "ban": question.ban, "spectra": spectra, "keeps": True}
-            self._judge = Judge(self._loaded, question.task, question.encoded, **how)
+            self._judge = Evaluator(self._loaded, question.task, question.encoded, **how)
             self._about = about
         return self._judge
 

@@ -21,15 +21,15 @@ from secateur.core.plan import Plan
 from secateur.core.progress import Progress
 from secateur.core.score import OUTCOME
 from secateur.errors import ModelError
+from secateur.evaluation.generate import greedy
 from secateur.forecast.count import BEHAVIOR_TOKENS, Amounts, Counted, decomposition
 from secateur.forecast.machine import DISK, Machine, svd_flops
 from secateur.forecast.samples import READINGS, realized
-from secateur.judge.generate import greedy
+from secateur.forecast.work import CHORES, Judged, Plans, Read, Work, empty
 from secateur.linalg.spectrum import spectrum
-from secateur.methods.forecast import CHORES, Judged, Plans, Read, Work, empty
 from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.session import Session, read_model
-from secateur.sides import side_effects
+from secateur.side_tasks import side_effects
 
 JUDGING = ("plan", "edit", "example", "call", "block", "flop", "logit", "written", "mask flop")
 FEW, MANY = 32, 256  # examples of the smaller and the larger samples

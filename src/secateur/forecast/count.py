@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from secateur.core.site import Site
 from secateur.forecast.load import CACHE_BYTES, Load, Loads
+from secateur.forecast.work import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.hf.anatomy import Anatomy
 from secateur.linalg.spectrum import spectrum_bytes
-from secateur.methods.forecast import CHORES, Generated, Judged, Plans, Read, Work
-from secateur.probes.directions import ROOM
+from secateur.methods.directions.probe import ROOM
 from secateur.probes.outliers import SAMPLE
 
 Amounts = Mapping[str, float]  # what → how many; `machine.py` says what each takes

@@ -12,7 +12,7 @@ UTILIZATION = 0.4  # of the peak, in matrix products of large batches: commonly 
 
 
 @dataclass(frozen=True)
-class Fleet:
+class DeviceFleet:
     """`devices` equal ones of `memory` GB, or as much as it takes (None). `tflops` and `bandwidth` (GB/s) of one that
     is not here; None: as measured here."""
 

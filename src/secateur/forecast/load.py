@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
-from secateur.judge.rows import Batch, Packing, shards
-from secateur.judge.workers import Limits
+from secateur.evaluation.batching import Batch, Packing, shards
+from secateur.evaluation.workers import Limits
 from secateur.session import Session
 from secateur.tasks.joint import tested
 

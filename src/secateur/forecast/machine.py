@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from secateur.forecast.count import PASSES, Amounts
+from secateur.forecast.work import CHORES
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.forecast import CHORES
 
 SVD = "svd "  # decompositions are named by their shape: `svd 4096x1024`
 NARROW = (

@@ -8,24 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.core.progress import Progress, silent
+from secateur.evaluation.baseline import floors
+from secateur.evaluation.batching import Packing
+from secateur.evaluation.measurement import SideTask
+from secateur.evaluation.workers import Limits, spectra_bytes
 from secateur.forecast.calibrate import calibrated
 from secateur.forecast.count import Amounts, Counted
-from secateur.forecast.fleet import Fleet
+from secateur.forecast.directions import directions
+from secateur.forecast.fleet import DeviceFleet
 from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
 from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
+from secateur.forecast.parts import components, depth
+from secateur.forecast.work import LUCKS, Judged, Read, Watched, Work, laser, proof
 from secateur.hf.blank import Ruler
-from secateur.judge.baseline import floors
-from secateur.judge.rows import Packing
-from secateur.judge.workers import Limits, spectra_bytes
 from secateur.linalg.spectrum import spectrum_bytes
-from secateur.methods.forecast import LUCKS, Judged, Read, Watched, Work, laser, proof
-from secateur.methods.forecast_directions import directions
-from secateur.methods.forecast_parts import components, depth
 from secateur.options import Options
-from secateur.recipe import baseline_of, check
+from secateur.pipeline import baseline_of, check
 from secateur.session import Session, early_session, open_session
-from secateur.sides import side_effects
-from secateur.verify import Side
+from secateur.side_tasks import side_effects
 
 LOOK = 64  # examples of select on which the unchanged model is measured, for a first impression
 FORECASTS = {
@@ -37,7 +37,7 @@ FORECASTS = {
 
 
 def plan_cost(
-    options: Options, fleet: Fleet, *, calibrate: bool = True, progress: Progress = silent
+    options: Options, fleet: DeviceFleet, *, calibrate: bool = True, progress: Progress = silent
 ) -> dict[str, Any]:
     """`secateur.plan_cost` of what was looked at already."""
     started = time.perf_counter()
@@ -53,7 +53,12 @@ def plan_cost(
 
 
 def forecast(
-    session: Session, fleet: Fleet, *, calibrate: bool, loading: float = 0.0, progress: Progress = silent
+    session: Session,
+    fleet: DeviceFleet,
+    *,
+    calibrate: bool,
+    loading: float = 0.0,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """The record of a session whose method has been checked."""
     watched = side_effects(session)
@@ -93,7 +98,7 @@ def forecast(
     }
 
 
-def _works(session: Session, watched: Sequence[Side], luck: str) -> list[Work]:
+def _works(session: Session, watched: Sequence[SideTask], luck: str) -> list[Work]:
     sides = [
         Watched(_place(number), len(side.task.examples), side.continuations, side.phrasings)
         for number, side in enumerate(watched)
@@ -101,7 +106,7 @@ def _works(session: Session, watched: Sequence[Side], luck: str) -> list[Work]:
     return [*FORECASTS[session.options.method](session, sides, luck), *proof(session, sides)]
 
 
-def _places(session: Session, watched: Sequence[Side]) -> dict[str, Place]:
+def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, Place]:
     return places_of(session, {_place(number): session.on(s.task) for number, s in enumerate(watched)})
 
 
@@ -177,7 +182,7 @@ def _total(each: Any) -> dict[str, float]:
     return dict(total)
 
 
-def _load_seconds(loading: float, machine: Machine | None, fleet: Fleet) -> float | None:
+def _load_seconds(loading: float, machine: Machine | None, fleet: DeviceFleet) -> float | None:
     if machine is None:
         return None
     return machine.seconds["reload"] / 2 if fleet.elsewhere else loading
@@ -199,7 +204,7 @@ def _bytes(session: Session, loads: Loads, room: int) -> dict[str, int]:
     }
 
 
-def _said(session: Session, fleet: Fleet, machine: Machine | None, workers: int) -> list[str]:
+def _said(session: Session, fleet: DeviceFleet, machine: Machine | None, workers: int) -> list[str]:
     """What the numbers rest on, in words."""
     said = list(machine.said) if machine else ["no machine: FLOPs and bytes, no seconds"]
     if isinstance(session.loaded.tokenizer, Ruler):

@@ -9,17 +9,17 @@ import numpy as np
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Drop, Plan, RemoveDirections, Truncate
 from secateur.core.site import Site
+from secateur.evaluation.evaluator import Evaluator
+from secateur.forecast.work import Plans, Read
 from secateur.hf.anatomy import Anatomy
-from secateur.judge.evaluator import Judge
-from secateur.methods.carriers import carriers_of
-from secateur.methods.forecast import Plans, Read
-from secateur.methods.laser import candidates
-from secateur.probes.directions import directions_effects
+from secateur.methods.depth.carriers import carriers_of
+from secateur.methods.depth.similarity import block_similarity
+from secateur.methods.directions.probe import directions_effects
+from secateur.methods.laser.method import candidates
+from secateur.methods.laser.probe import truncation_effects
 from secateur.probes.heads import head_importance
 from secateur.probes.maps import Run, fit_maps
 from secateur.probes.neurons import neuron_importance
-from secateur.probes.similarity import block_similarity
-from secateur.probes.truncation import truncation_effects
 from secateur.session import Session
 
 
@@ -51,17 +51,17 @@ def _head(anatomy: Anatomy, block: int, turn: int) -> Site:
     return Site(block, "attn", unit, turn % own.num_kv_heads)
 
 
-Reader = Callable[[Session, Judge, Read], object]
+Reader = Callable[[Session, Evaluator, Read], object]
 
 
-def _truncation(session: Session, judge: Judge, work: Read) -> object:
+def _truncation(session: Session, judge: Evaluator, work: Read) -> object:
     edits = [e for e in candidates(session.loaded.anatomy, session.options) if e.matrix in set(work.parts)]
     contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
     how = {"spectra": judge.spectra, "packing": judge.packing, "contrast": contrast}
     return truncation_effects(session.loaded, session.encoded, _asked(session, work), edits, **how)
 
 
-def _directions(session: Session, judge: Judge, work: Read) -> object:
+def _directions(session: Session, judge: Evaluator, work: Read) -> object:
     options = session.options
     group = Plans(1, work.parts[0].block, work.parts)
     how = {name: vars(options)[name] for name in ("per_head", "second_order", "whitened")}
@@ -77,7 +77,7 @@ def _importance(importance: Callable) -> Reader:
     )
 
 
-def _maps(session: Session, judge: Judge, work: Read) -> object:
+def _maps(session: Session, judge: Evaluator, work: Read) -> object:
     carriers, forms = carriers_of(session.loaded.anatomy), (session.options.form, "linear", "fold")
     can = [[f for f in forms if f != "drop" and carriers.carry((site.block,), f)] for site in work.parts]
     runs = [Run((site.block,), forms[0]) for site, forms in zip(work.parts, can, strict=True) if forms]
@@ -86,7 +86,7 @@ def _maps(session: Session, judge: Judge, work: Read) -> object:
     return fit_maps(session.loaded, session.encoded, examples, runs, **how)
 
 
-def _similarity(session: Session, judge: Judge, work: Read) -> object:
+def _similarity(session: Session, judge: Evaluator, work: Read) -> object:
     blocks = [site.block for site in work.parts]
     how = {"under": session.empty, "packing": judge.packing}
     return block_similarity(session.loaded, session.encoded, _asked(session, work), blocks, **how)

@@ -22,7 +22,7 @@ STAGE = "prefill and decode"
 
 
 @dataclass(frozen=True)
-class Times:
+class PairedTimes:
     """Seconds of each repetition, (before, after)."""
 
     prefill: tuple[Pair, ...]
@@ -49,7 +49,7 @@ def paired(
     repeats: int,
     progress: Progress,
     clock: Clock = time.perf_counter,
-) -> Times:
+) -> PairedTimes:
     """Prefill of `tokens`, then `new` greedy steps with the cache: `repeats` times for both models, one after the
     other, and the other one first each second time. One round before that warms up and is not counted."""
     rounds = []
@@ -57,7 +57,7 @@ def paired(
         progress(STAGE, number, repeats + 1)
         rounds.append(_round(models, tokens, new, clock, swapped=number % 2 == 1))
     progress(STAGE, repeats + 1, repeats + 1)
-    return Times(tuple(first for first, _ in rounds[1:]), tuple(second for _, second in rounds[1:]))
+    return PairedTimes(tuple(first for first, _ in rounds[1:]), tuple(second for _, second in rounds[1:]))
 
 
 def _round(

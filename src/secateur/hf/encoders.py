@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from secateur.hf.stacks import Block, Part, Readers, Stack, Weight
+from secateur.hf.stacks import Block, Readers, Stack, Sublayer, Weight
 
 Matrices = tuple[tuple[str, Weight], ...]
 
@@ -31,10 +31,10 @@ def _bert_block(path: str, config: Any) -> Block:
     inner, dense = f"{path}.attention.self", f"{path}.attention.output.dense"
     names = {"q": "query", "k": "key", "v": "value"}
     reading = _reading("enc.", f"{inner}.query", f"{inner}.query", _matrices(inner, names))
-    attn = Part("attn", f"{inner}.query", dense, config.num_attention_heads, dense, reading)
+    attn = Sublayer("attn", f"{inner}.query", dense, config.num_attention_heads, dense, reading)
     up = f"{path}.intermediate"
     reading = _reading("enc.", up, up, _matrices(up, {"up": "dense"}))
-    return Block(path, (attn, Part("mlp", up, f"{path}.output.dense", readers=reading)))
+    return Block(path, (attn, Sublayer("mlp", up, f"{path}.output.dense", readers=reading)))
 
 
 def _t5(model: PreTrainedModel) -> dict[str, Any]:
@@ -63,25 +63,25 @@ def _t5_decoder_block(number: int, config: Any) -> Block:
     return Block(path, (own, _t5_cross(f"{path}.layer.1", config), _t5_mlp("dec.", path, 2, config)))
 
 
-def _t5_attention(stack: str, layer: str, config: Any) -> Part:
+def _t5_attention(stack: str, layer: str, config: Any) -> Sublayer:
     inner = f"{layer}.SelfAttention"
     reading = _reading(stack, f"{layer}.layer_norm", f"{inner}.q", _matrices(inner, "qkv"))
-    return Part("attn", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", reading)
+    return Sublayer("attn", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", reading)
 
 
-def _t5_cross(layer: str, config: Any) -> Part:
+def _t5_cross(layer: str, config: Any) -> Sublayer:
     """Queries come from the decoder's stream; keys and values from what leaves the encoder, behind its final norm."""
     inner = f"{layer}.EncDecAttention"
     queries = _reading("dec.", f"{layer}.layer_norm", f"{inner}.q", _matrices(inner, "q", "cross."))
     kept = _reading("enc.", "encoder.final_layer_norm", f"{inner}.k", _matrices(inner, "kv", "cross."))
-    return Part("cross", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", queries + kept)
+    return Sublayer("cross", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", queries + kept)
 
 
-def _t5_mlp(stack: str, path: str, layer: int, config: Any) -> Part:
+def _t5_mlp(stack: str, path: str, layer: int, config: Any) -> Sublayer:
     inner = f"{path}.layer.{layer}.DenseReluDense"
     names = {"gate": "wi_0", "up": "wi_1"} if config.is_gated_act else {"up": "wi"}
     reading = _reading(stack, f"{path}.layer.{layer}.layer_norm", inner, _matrices(inner, names))
-    return Part("mlp", inner, inner, readers=reading)
+    return Sublayer("mlp", inner, inner, readers=reading)
 
 
 def _reading(stack: str, enters: str, reads: str, matrices: Matrices) -> tuple[Readers, ...]:

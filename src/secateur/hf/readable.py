@@ -35,7 +35,7 @@ from secateur.hf.load import (
 )
 from secateur.hf.placement import Placement
 from secateur.hf.source import Source, download
-from secateur.hf.stacks import Block, Part, Readers, Stack, Weight
+from secateur.hf.stacks import Block, Readers, Stack, Sublayer, Weight
 from secateur.hf.weights import device_of
 
 
@@ -184,13 +184,13 @@ def _decoder_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Block]
         yield Block(path, tuple(_part(model, anatomy, number, name) for name in there if there[name]))
 
 
-def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> Part:
+def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> Sublayer:
     path, slots = _below(anatomy.blocks[number], model), anatomy.details.slots
     first, last = ("q", "o") if name == "attn" else ("up", "down")
     reads = f"{path}.{slots[first].module}"
     found = ((kind, anatomy.matrices.get(Site(number, kind))) for kind in _READERS[name])
     matrices = ((kind, Weight(_below(one.module, model), one.rows)) for kind, one in found if one is not None)
-    return Part(
+    return Sublayer(
         name,
         reads,
         f"{path}.{anatomy.details.after.get(name, slots[last].module)}",

@@ -56,7 +56,7 @@ class Readers:
 
 
 @dataclass(frozen=True)
-class Part:
+class Sublayer:
     """A sublayer, by the modules whose input is what it reads and whose output is what it adds to the stream.
 
     Where a norm precedes it, what it reads lies behind that norm. An attention has `num_heads` query heads, which lie
@@ -74,7 +74,7 @@ class Part:
 @dataclass(frozen=True)
 class Block:
     path: str
-    parts: tuple[Part, ...]
+    parts: tuple[Sublayer, ...]
 
 
 @dataclass(frozen=True)

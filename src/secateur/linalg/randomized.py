@@ -21,7 +21,7 @@ PROBE_POWER = 4
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class TruncationError:
     """Of a truncation W' of W. `residual`: ‖W − W'‖ / ‖W‖ in Frobenius norm, computed; `excess`: at most so much is
     ‖W − W'‖ larger than what the best matrix of this rank leaves, as a share of that, with probability 1 − 1e-6;
     infinite where nothing can be said."""
@@ -37,7 +37,7 @@ def randomized(
     seed: int = 0,
     oversampling: int = OVERSAMPLING,
     iterations: int = ITERATIONS,
-) -> tuple[Spectrum, Accuracy]:
+) -> tuple[Spectrum, TruncationError]:
     """The `rank` largest components, in float32 or wider, and how good they are.
 
     Costs 2 (iterations + 1) products of the matrix with rank + oversampling columns instead of a decomposition.
@@ -57,12 +57,14 @@ def randomized(
     return found, _accuracy(wide, found, basis, sigma, draw)
 
 
-def _accuracy(wide: Tensor, found: Spectrum, basis: Tensor, sigma: Tensor, draw: torch.Generator) -> Accuracy:
+def _accuracy(
+    wide: Tensor, found: Spectrum, basis: Tensor, sigma: Tensor, draw: torch.Generator
+) -> TruncationError:
     rank, (left, whole) = found.full_rank, _energies(wide, found)
     if left <= (100 * torch.finfo(wide.dtype).eps) ** 2 * whole:  # nothing but rounding
-        return Accuracy(math.sqrt(left / whole) if whole else 0.0, 0.0)
+        return TruncationError(math.sqrt(left / whole) if whole else 0.0, 0.0)
     best = left - _gain_bound(wide, basis, sigma, rank, draw)
-    return Accuracy(math.sqrt(left / whole), math.sqrt(left / best) - 1 if best > 0 else math.inf)
+    return TruncationError(math.sqrt(left / whole), math.sqrt(left / best) - 1 if best > 0 else math.inf)
 
 
 def _gain_bound(wide: Tensor, basis: Tensor, sigma: Tensor, rank: int, draw: torch.Generator) -> float:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from secateur import records, verify
+from secateur import records
 from secateur.core.plan import Plan
 from secateur.core.readings import ANALYSES as NAMES
 from secateur.errors import TaskError
-from secateur.judge.evaluator import Judge
-from secateur.methods.laser import candidates, full_ranks, screen
+from secateur.evaluation.evaluator import Evaluator
+from secateur.evaluation.measurement import paraphrase_task
+from secateur.methods.directions.probe import MatrixEffects, directions_effects
+from secateur.methods.laser.answers import split_answers
+from secateur.methods.laser.method import candidates, full_ranks, screen
 from secateur.options import matrices_of
-from secateur.probes.answers import split_answers
-from secateur.probes.directions import MatrixEffects, directions_effects
 from secateur.session import Session
 
 Rows = list[dict[str, Any]]
 ENDS = 2  # the most harmful and the most useful directions of a matrix that a table shows
-Reader = Callable[[Session, Judge, str, Plan], Rows]
+Reader = Callable[[Session, Evaluator, str, Plan], Rows]
 
 
-def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+def _spectrum(session: Session, judge: Evaluator, split: str, plan: Plan) -> Rows:
     """Per matrix: how its singular values fall, and what truncation is predicted to do to the loss."""
     edits = candidates(session.loaded.anatomy, session.options)
     readings = screen(session, judge, edits)[-1]
@@ -46,7 +47,7 @@ def _spectrum(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     return rows
 
 
-def _directions(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+def _directions(session: Session, judge: Evaluator, split: str, plan: Plan) -> Rows:
     """Per matrix or head: what removing each of its singular directions is predicted to do to the loss,
     in the model that the plan leaves."""
     options = session.options
@@ -83,7 +84,7 @@ def _direction_row(one: MatrixEffects) -> dict[str, Any]:
     }
 
 
-def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+def _curves(session: Session, judge: Evaluator, split: str, plan: Plan) -> Rows:
     """(a) Loss and accuracy against the share of components removed, per matrix."""
     edits = candidates(session.loaded.anatomy, session.options)
     judged = judge(
@@ -93,21 +94,21 @@ def _curves(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
     return records.curve_records(judged, full_ranks(session), base)
 
 
-def _tail(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+def _tail(session: Session, judge: Evaluator, split: str, plan: Plan) -> Rows:
     """(c) What all, the kept, and the removed components of each edited matrix answer."""
     return split_answers(judge, plan, session.task.split(split))
 
 
-def _frequency(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+def _frequency(session: Session, judge: Evaluator, split: str, plan: Plan) -> Rows:
     """(b) Accuracy before and after the plan, by how often training text had the fact."""
     examples = session.task.split(split)
     judged = judge([session.empty, plan], examples, "frequency")
     return records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
 
 
-def _paraphrases(session: Session, judge: Judge, split: str, plan: Plan) -> Rows:
+def _paraphrases(session: Session, judge: Evaluator, split: str, plan: Plan) -> Rows:
     """(d) Accuracy over all phrasings, and the share of facts right in every one of them."""
-    others = verify.paraphrase_task(session.task, split)
+    others = paraphrase_task(session.task, split)
     assert others is not None, "see check_analysis"
     asked = session.on(others)
     judged = asked.judge()([session.empty, plan], range(len(asked.task.examples)), "paraphrases")
@@ -133,5 +134,5 @@ def check_analysis(what: str, session: Session, split: str) -> None:
         raise TaskError("--what tail looks at answers, and text has none. Take a task of questions.")
     if what == "frequency" and not records.knows_frequency(session.task, session.task.split(split)):
         raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
-    if what == "paraphrases" and verify.paraphrase_task(session.task, split) is None:
+    if what == "paraphrases" and paraphrase_task(session.task, split) is None:
         raise TaskError("this task has no paraphrases.")

@@ -12,12 +12,12 @@ from secateur.core.plan import Drop, Plan
 from secateur.core.readings import Readings
 from secateur.core.score import METRICS
 from secateur.core.site import Site
-from secateur.judge.evaluator import Judge
+from secateur.evaluation.evaluator import Evaluator
 from secateur.tasks.example import Task
 
 
 def ablation_importance(
-    judge: Judge, sites: Sequence[Site], examples: Sequence[int], *, split: str, base: Plan | None = None
+    judge: Evaluator, sites: Sequence[Site], examples: Sequence[int], *, split: str, base: Plan | None = None
 ) -> dict[str, Readings]:
     """metric(model) − metric(model without the part), turned so that a part worth keeping has a positive number.
 

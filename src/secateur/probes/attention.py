@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import ModelError
+from secateur.evaluation.forward import gathered
 from secateur.hf.load import Loaded
-from secateur.judge.forward import gathered
 from secateur.surgery.mask import lent
 
 Consume = Callable[[int, Tensor], None]

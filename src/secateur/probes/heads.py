@@ -20,12 +20,12 @@ from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.errors import ModelError
+from secateur.evaluation.batching import Batch, Packing, with_room
+from secateur.evaluation.forward import Forward
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.weights import reread
-from secateur.judge.forward import Forward
-from secateur.judge.rows import Batch, Packing, with_room
-from secateur.probes.taps import summed_loss
+from secateur.probes.gradient_hooks import summed_loss
 from secateur.surgery.operations import group_of
 from secateur.tasks.encode import Encoded
 

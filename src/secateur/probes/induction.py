@@ -20,11 +20,11 @@ from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.errors import ModelError
+from secateur.evaluation.batching import Batch
+from secateur.evaluation.forward import Forward
+from secateur.evaluation.workers import MEBI
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
-from secateur.judge.forward import Forward
-from secateur.judge.rows import Batch
-from secateur.judge.workers import MEBI
 from secateur.probes.attention import attend
 from secateur.probes.random_tokens import lead_of, random_segments, with_bos
 from secateur.surgery.mask import lent

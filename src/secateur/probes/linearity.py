@@ -14,10 +14,10 @@ from torch import Tensor
 
 from secateur.core.progress import Progress, silent
 from secateur.errors import TaskError
+from secateur.evaluation.batching import Packing, with_room
 from secateur.hf.readable import Readable
-from secateur.judge.rows import Packing, with_room
+from secateur.probes.hooks import Ids, Tap, Token, batches, run, sampled, taps, tokens_of
 from secateur.probes.outliers import Count, Totals, median_norms
-from secateur.probes.passing import Ids, Tap, Token, batches, run, sampled, taps, tokens_of
 from secateur.probes.transition import Cloud, Linearity, Sums
 
 ROOM = 4 * 2**30  # bytes of moments held at once; what has no room is read in passes of its own

@@ -19,11 +19,11 @@ from secateur.core.plan import Linearize, Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.site import Site
 from secateur.errors import ModelError
+from secateur.evaluation.batching import Packing, with_room
 from secateur.hf.load import Loaded
-from secateur.judge.rows import Packing, with_room
 from secateur.linalg.directions import directions
 from secateur.linalg.least_squares import LinearMap, PairMoments
-from secateur.probes.streams import Place, Streams, real_tokens, streams
+from secateur.probes.residual_stream import Place, Streams, real_tokens, streams
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded

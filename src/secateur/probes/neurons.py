@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
+from secateur.evaluation.batching import Packing
 from secateur.hf.load import Loaded
-from secateur.judge.rows import Packing
 from secateur.probes.heads import unit_importance
 from secateur.tasks.encode import Encoded
 

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.core.progress import Progress, silent
+from secateur.evaluation.batching import Packing, with_room
 from secateur.hf.readable import Readable
-from secateur.judge.rows import Packing, with_room
-from secateur.probes.passing import Ids, Tap, Token, batches, run, wide
+from secateur.probes.hooks import Ids, Tap, Token, batches, run, wide
 
 TIMES = 5.0
 """An outlier token's norm is above so many median norms. Origin: at 5, one token in 26 holds half of a sum of squares;

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from secateur.errors import ModelError
 from secateur.linalg.dimension import intrinsic_dimension
 from secateur.linalg.least_squares import CONDITION, JointMoments, PairMoments
+from secateur.probes.hooks import Tap, Token, Unit, wide
 from secateur.probes.outliers import Count, Outliers, norms
-from secateur.probes.passing import Tap, Token, Unit, wide
 
 CHUNK = 4096  # tokens in float64 at a time
 FEW = 10  # tokens a dimension: with fewer, noise alone scores above 1/10 in-sample

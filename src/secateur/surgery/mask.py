@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.hf.matrices import Matrix
 from secateur.hf.weights import writable
-from secateur.surgery.operations import Decompose, Enter, OnBlock, Operation, decompose
+from secateur.surgery.operations import Decompose, OnBlock, Operation, ReplaceWithLinear, decompose
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def masked(
         for operation in operations:
             if isinstance(operation, OnBlock):
                 block = model.get_submodule(operation.path)
-                change = operation.apply if isinstance(operation, Enter) else torch.clone
+                change = operation.apply if isinstance(operation, ReplaceWithLinear) else torch.clone
                 stack.enter_context(lent(block, _giving(block.forward, change)))
                 continue
             weight = _changed(model, operation.parameter, changed, stack)

@@ -34,7 +34,7 @@ def decompose(matrix: Matrix, weight: Tensor) -> Spectrum:
 
 
 @dataclass(frozen=True)
-class Replace:
+class ReplaceWeight:
     """Write a truncation of `matrix` into the parameter `matrix.weight`."""
 
     matrix: Matrix
@@ -51,7 +51,7 @@ class Replace:
 
 
 @dataclass(frozen=True)
-class Remove:
+class RemoveComponents:
     """Take singular directions out of `matrix`, stored in the parameter `matrix.weight`.
 
     `heads` have directions of their own, in the columns of an `o` and in the rows of others; 1: the matrix is whole.
@@ -96,7 +96,7 @@ class Remove:
 
 
 @dataclass(frozen=True)
-class Silence:
+class ZeroColumns:
     """What the input `columns` of `matrix` bring, or all of it where None, is no more: zeros in `matrix.weight`."""
 
     matrix: Matrix
@@ -112,7 +112,7 @@ class Silence:
 
 
 @dataclass(frozen=True)
-class SilenceBias:
+class ZeroBias:
     """A part that goes whole takes its output's bias with it."""
 
     parameter: str
@@ -122,14 +122,14 @@ class SilenceBias:
 
 
 @dataclass(frozen=True)
-class Bypass:
+class SkipBlock:
     """What enters the block at `path` leaves it unchanged."""
 
     path: str
 
 
 @dataclass(frozen=True)
-class Enter:
+class ReplaceWithLinear:
     """What enters the block at `path` leaves it through a linear map."""
 
     path: str
@@ -145,7 +145,7 @@ class Enter:
 
 
 @dataclass(frozen=True)
-class Multiply:
+class FoldLinear:
     """What `matrix` gives goes through a linear map of its own, written into its weight, or into its `bias`."""
 
     matrix: Matrix
@@ -166,8 +166,8 @@ class Multiply:
             self.matrix.write_(weight, fold @ self.matrix.read(weight).to(wide))
 
 
-OnParameter = Replace | Remove | Silence | SilenceBias | Multiply
-OnBlock = Bypass | Enter
+OnParameter = ReplaceWeight | RemoveComponents | ZeroColumns | ZeroBias | FoldLinear
+OnBlock = SkipBlock | ReplaceWithLinear
 Operation = OnParameter | OnBlock
 
 
@@ -203,17 +203,17 @@ def resolve_early(asked: Asked, anatomy: Anatomy) -> tuple[Operation, ...]:
     return resolve(plan, anatomy, plan.model)
 
 
-def _replace(edit: Truncate, anatomy: Anatomy) -> Replace:
+def _replace(edit: Truncate, anatomy: Anatomy) -> ReplaceWeight:
     matrix = anatomy.matrix(edit.matrix)
     if edit.rank > min(matrix.shape):
         raise PlanError(
             f"{edit}: {edit.matrix} is {matrix.shape[0]} × {matrix.shape[1]}, "
             f"its rank is at most {min(matrix.shape)}."
         )
-    return Replace(matrix, edit)
+    return ReplaceWeight(matrix, edit)
 
 
-def _remove(edit: RemoveDirections, anatomy: Anatomy) -> Remove:
+def _remove(edit: RemoveDirections, anatomy: Anatomy) -> RemoveComponents:
     matrix = anatomy.matrix(edit.matrix)
     heads = anatomy.heads_in(edit.matrix) if edit.per_head else 1
     if heads is None:
@@ -223,7 +223,7 @@ def _remove(edit: RemoveDirections, anatomy: Anatomy) -> Remove:
         raise PlanError(f"{edit}: {edit.matrix} has {count} directions, counted from 0.")
     if edit.fold is not None:
         _check_fitted(edit, matrix, heads)
-    return Remove(matrix, edit, heads)
+    return RemoveComponents(matrix, edit, heads)
 
 
 def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
@@ -235,7 +235,7 @@ def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
     _check_map(edit, anatomy)
     blocks = [anatomy.blocks[block] for block in edit.blocks]
     if edit.folded_into is None:
-        yield Enter(blocks.pop(0), edit)
+        yield ReplaceWithLinear(blocks.pop(0), edit)
     else:
         if not anatomy.foldable:
             raise PlanError(
@@ -243,10 +243,10 @@ def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
                 "folded into them. Take the form linear, or drop."
             )
         matrix = anatomy.matrix(edit.folded_into)
-        yield Multiply(matrix, edit)
+        yield FoldLinear(matrix, edit)
         if matrix.bias is not None:
-            yield Multiply(matrix, edit, bias=True)
-    yield from map(Bypass, blocks)
+            yield FoldLinear(matrix, edit, bias=True)
+    yield from map(SkipBlock, blocks)
 
 
 def following(edit: Linearize, left: Iterable[int]) -> int | None:
@@ -361,16 +361,16 @@ def group_of(head: Site, anatomy: Anatomy) -> Site:
 def _silenced(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
     for (block, part), listed in groupby(sites, key=lambda site: (site.block, site.part)):
         if not part:
-            yield Bypass(anatomy.blocks[block])
+            yield SkipBlock(anatomy.blocks[block])
             continue
         matrix = anatomy.matrix(Site(block, OUTPUTS[part]))
         units = [site for site in listed if site.unit]
         if units:
-            yield Silence(matrix, tuple(column for site in units for column in columns_of(site, anatomy)))
+            yield ZeroColumns(matrix, tuple(column for site in units for column in columns_of(site, anatomy)))
             continue
-        yield Silence(matrix, None)
+        yield ZeroColumns(matrix, None)
         if matrix.bias is not None:
-            yield SilenceBias(matrix.bias)
+            yield ZeroBias(matrix.bias)
 
 
 def columns_of(site: Site, anatomy: Anatomy) -> range:

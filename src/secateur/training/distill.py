@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from secateur.hf.load import Loaded
 from secateur.training.depths import Depth
-from secateur.training.together import share
+from secateur.training.distributed import share
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,8 @@ from secateur.options import Options
 from secateur.session import Session, open_session
 from secateur.tasks.splits import TRAINING
 from secateur.training.record import card, epoch_records, score_records, trained_on
-from secateur.training.stake import stake_of
-from secateur.training.state import (
-    Tuned,
-    judged,
-    made_once,
-    place_of,
-    taught,
-    versions_used,
-    written,
-)
+from secateur.training.state import Tuned, judged, made_once, place_of, taught, versions_used, written
+from secateur.training.trainable_parameters import trainable_parameters_of
 from secateur.training.trainer import Trained
 from secateur.training.tuning import Tuning, command_line, command_of
 
@@ -38,7 +30,7 @@ def finetune(
     command = json.loads(json.dumps(command_of(options, tuning)))
 
     def check(early: Session) -> None:
-        stake_of(early.loaded, tuning)
+        trainable_parameters_of(early.loaded, tuning)
 
     def make() -> dict[str, Any]:
         return _tuned(open_session(options, None, progress, check, TRAINING), tuning, command, folder)
@@ -50,7 +42,7 @@ def _tuned(session: Session, tuning: Tuning, command: dict[str, Any], folder: Fo
     """Measures, trains, writes to staging, measures what was written."""
     loaded, task, seed = session.loaded, session.task, session.options.seed
     select = list(task.split("select"))
-    stake, before = stake_of(loaded, tuning), judged(session, select)
+    stake, before = trainable_parameters_of(loaded, tuning), judged(session, select)
     learned = stake.count(loaded.model)
     trained = taught(session, tuning, stake, place_of(session, command, folder), folder)
     made = written(session, folder.staging)

@@ -17,18 +17,19 @@ from torch import Tensor
 
 from secateur.checkpoint.folder import Folder
 from secateur.checkpoint.plans import read_plan
-from secateur.core.launched import is_main
+from secateur.core.distributed import is_main
 from secateur.core.ledger import Ledger
 from secateur.core.progress import Progress
 from secateur.core.writing import writing
 from secateur.hf.load import Loaded
 from secateur.hf.running import check_runs
 from secateur.options import Options
-from secateur.reports import write_heal_report
+from secateur.report import write_heal_report
 from secateur.session import Session, early_session, read_model, ready_session
 from secateur.tasks.splits import PROOF, TRAINING
 from secateur.training.depths import Depth, depths
 from secateur.training.distill import Distillation
+from secateur.training.distributed import by_main
 from secateur.training.heal_measures import measured, proved, select_scores, side_scores, texts, watched
 from secateur.training.heal_options import STAGES, Healing, Teacher, command_line, heal_command
 from secateur.training.heal_record import (
@@ -39,17 +40,9 @@ from secateur.training.heal_record import (
     sentence_of_test,
     stage_record,
 )
-from secateur.training.stake import Stake
-from secateur.training.state import (
-    Tuned,
-    made_once,
-    place_of,
-    taught,
-    versions_used,
-    written,
-)
+from secateur.training.state import Tuned, made_once, place_of, taught, versions_used, written
 from secateur.training.teacher import blank_teacher, teacher_of, trained_by
-from secateur.training.together import by_main
+from secateur.training.trainable_parameters import TrainableParameters
 from secateur.training.tuning import Tuning
 
 LOG = logging.getLogger("secateur")
@@ -125,7 +118,7 @@ def _healed(
 def _stage(
     stage: str,
     known: list[Depth],
-    stake: Stake,
+    stake: TrainableParameters,
     original: Loaded,
     session: Session,
     tuning: Tuning,

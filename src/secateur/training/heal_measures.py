@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from secateur import verify
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
 from secateur.core.recovery import recovered
 from secateur.core.score import METRICS
-from secateur.judge.sample import plain, prompts, sample
+from secateur.evaluation.measurement import Measurement, SideTask, measure_model
+from secateur.evaluation.sample import plain, prompts, sample
+from secateur.evaluation.verdict import decide
 from secateur.session import Session
-from secateur.sides import side_effects
+from secateur.side_tasks import side_effects
 from secateur.training.record import SHOWN
 from secateur.training.state import judged
 
@@ -33,25 +34,25 @@ class Measured:
     select: np.ndarray
     sides: tuple[np.ndarray, ...]
     texts: tuple[str, ...]
-    test: verify.Witness | None
+    test: Measurement | None
 
 
 Three = Mapping[str, Measured]  # by SIDES
 
 
-def watched(session: Session) -> list[verify.Side]:
+def watched(session: Session) -> list[SideTask]:
     """The tasks of `--side`, else plain English. Not other phrasings of the test questions: test may stay closed."""
     return [side for side in side_effects(session) if not side.phrasings]
 
 
-def measured(session: Session, sides: Sequence[verify.Side], *, test: bool) -> Measured:
+def measured(session: Session, sides: Sequence[SideTask], *, test: bool) -> Measured:
     """Of the session's model, as it is."""
     starts = prompts(session.task, session.encoded, PROMPTS)
     return Measured(
         judged(session, list(session.task.split("select"))),
         tuple(judged(session.on(side.task), [*range(len(side.task.examples))]) for side in sides),
         tuple(sample(session.loaded, start, WRITTEN) for start in starts),
-        verify.witness(session.judge(), [], []) if test else None,
+        measure_model(session.judge(), [], []) if test else None,
     )
 
 
@@ -84,7 +85,7 @@ def select_scores(session: Session, three: Three) -> list[dict[str, Any]]:
     return [score(name, outcomes, groups, seed) for name in SHOWN[task.kind]]
 
 
-def side_scores(session: Session, sides: Sequence[verify.Side], three: Three) -> list[dict[str, Any]]:
+def side_scores(session: Session, sides: Sequence[SideTask], three: Three) -> list[dict[str, Any]]:
     """What healing on one task did to others: all of their examples, none of which were learned as such."""
     return [
         {"name": side.name, "n": len(side.task.examples)}
@@ -111,7 +112,7 @@ def proved(session: Session, plan: Plan, three: Three, ledger: Ledger) -> dict[s
     as one opening; the unhealed stands beside it. `session` has the healed model, `plan` is that of the cut."""
     task, seed, metric = session.task, session.options.seed, session.objective.metric
     seen = {name: three[name].test for name in SIDES}
-    found = verify.decide(
+    found = decide(
         session.judge(), seen["teacher"], seen["healed"], plan, (), metric,
         ledger=ledger, scope=f"{session.scope} healed", seed=seed, margin=MARGIN,
     )  # fmt: skip

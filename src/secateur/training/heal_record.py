@@ -11,8 +11,8 @@ from secateur.core.reading import as_written, read_json
 from secateur.core.site import Site
 from secateur.errors import TrainingError
 from secateur.hf.load import Loaded
-from secateur.reports.epochs import kept_loss
-from secateur.reports.healed_depth import check_depth
+from secateur.report.epochs import kept_loss
+from secateur.report.healed_depth import check_depth
 from secateur.session import Session
 from secateur.tasks.example import Task
 from secateur.training.heal_measures import SIDES

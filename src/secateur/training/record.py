@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from secateur.core.comparison import compare
-from secateur.core.launched import world
+from secateur.core.distributed import world
 from secateur.core.score import METRICS
 from secateur.tasks.example import Task
 from secateur.training.trainer import Trained

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from secateur.checkpoint.folder import Folder, write_json
 from secateur.checkpoint.save import reload, save
-from secateur.core.launched import is_main
+from secateur.core.distributed import is_main
 from secateur.core.writing import FULL, no_space, system_error, write_text, writing
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import fingerprint
@@ -26,11 +26,11 @@ from secateur.hf.load import Loaded, quiet
 from secateur.records import versions
 from secateur.session import Session, digest
 from secateur.training.answers import Sample
-from secateur.training.around import fixed_workspace
 from secateur.training.checkpoints import newest_checkpoint
-from secateur.training.stake import Stake
-from secateur.training.together import any_of, by_main, from_main, join
-from secateur.training.trainer import Astray, Trained, train
+from secateur.training.contexts import fixed_workspace
+from secateur.training.distributed import any_of, by_main, from_main, join
+from secateur.training.trainable_parameters import TrainableParameters
+from secateur.training.trainer import Trained, TrainingDiverged, train
 from secateur.training.tuning import Tuning
 
 BYTES_KEPT = (
@@ -130,7 +130,7 @@ def kept_at(place: Path, folder: Folder) -> Iterator[None]:
     try:
         with quiet(), _storing(place):
             yield
-    except Astray:  # in all processes at once
+    except TrainingDiverged:  # in all processes at once
         by_main(lambda: forget(folder))
         raise
     finally:
@@ -140,7 +140,7 @@ def kept_at(place: Path, folder: Folder) -> Iterator[None]:
 
 
 def taught(
-    session: Session, tuning: Tuning, stake: Stake, place: Path, folder: Folder, **towards: Any
+    session: Session, tuning: Tuning, stake: TrainableParameters, place: Path, folder: Folder, **towards: Any
 ) -> Trained:
     """Trains the session's model in place on the splits of `tuning`, in float32 or wider; its dtype and its config are
     its own again after. `place` keeps the state; `towards` is the objective, where that is not the answers."""

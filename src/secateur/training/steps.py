@@ -14,14 +14,14 @@ from secateur.checkpoint.save import save
 from secateur.core.progress import Progress
 from secateur.training.answers import Sample, collate
 from secateur.training.arguments import arguments
-from secateur.training.around import Clock, held_back, own_randomness, within_memory
 from secateur.training.checkpoints import newest_checkpoint, read_trained, seconds_until
+from secateur.training.contexts import Clock, held_back, own_randomness, within_memory
 from secateur.training.recipe import Recipe
 from secateur.training.regulariser import LinearityRegulariser
 from secateur.training.trainer import (
     AnswerTrainer,
+    EpochWatcher,
     Objective,
-    Watch,
     answer_loss,
     finish,
     refuse_nonfinite,
@@ -94,7 +94,7 @@ def run(
             data_collator=collate,
             train_dataset=list(learned),
             eval_dataset=list(held_out),
-            callbacks=[keeper, Watch(progress, asked_to_stop, clock)],
+            callbacks=[keeper, EpochWatcher(progress, asked_to_stop, clock)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.objective, keeper.trainer = _objective(regulariser), trainer

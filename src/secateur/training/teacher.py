@@ -12,7 +12,7 @@ from secateur.options import Options
 from secateur.surgery.operations import resolve_early
 from secateur.training.depths import Depth, named
 from secateur.training.heal_options import Teacher
-from secateur.training.stake import Stake, stake_of
+from secateur.training.trainable_parameters import TrainableParameters, trainable_parameters_of
 from secateur.training.tuning import Tuning
 
 
@@ -43,15 +43,15 @@ def _machine(options: Options) -> dict[str, Any]:
     return {"device": options.device, "trust_remote_code": options.trust_remote_code}
 
 
-def trained_by(stage: str, known: list[Depth], loaded: Loaded, tuning: Tuning) -> Stake:
+def trained_by(stage: str, known: list[Depth], loaded: Loaded, tuning: Tuning) -> TrainableParameters:
     """What a stage trains; adapters only in end. Raises `TrainingError` where nothing stands for a block."""
     replaced = tuple(path for depth in known for path in depth.replaced)
     if stage == "end":
-        return stake_of(loaded, tuning, replaced)
+        return trainable_parameters_of(loaded, tuning, replaced)
     if not replaced:
         raise TrainingError(
             "in this cut nothing stands for a block that is gone, so there is nothing for the stage layers. Give "
             "--stage end."
         )
     names = [name for name, _ in loaded.model.named_parameters()]
-    return Stake(frozenset(named(replaced, names)))
+    return TrainableParameters(frozenset(named(replaced, names)))

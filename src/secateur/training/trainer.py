@@ -17,13 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from secateur.core.launched import is_main, rank, world
+from secateur.core.distributed import is_main, rank, world
 from secateur.core.progress import Progress, silent
 from secateur.errors import TrainingError
 from secateur.hf.rope import rope_switches
 from secateur.training.answers import Sample, answer_losses, batches, collate
 from secateur.training.arguments import arguments
-from secateur.training.around import Clock, held_back, own_randomness, within_memory
 from secateur.training.checkpoints import (
     complete,
     newest_checkpoint,
@@ -31,12 +30,13 @@ from secateur.training.checkpoints import (
     save_trained,
     seconds_until,
 )
-from secateur.training.stake import Stake, everything
-from secateur.training.together import added, any_of, from_main, share
+from secateur.training.contexts import Clock, held_back, own_randomness, within_memory
+from secateur.training.distributed import added, any_of, from_main, share
+from secateur.training.trainable_parameters import TrainableParameters, everything
 from secateur.training.tuning import Tuning
 
 
-class Astray(TrainingError):
+class TrainingDiverged(TrainingError):
     """A loss that is not finite: the same command would come to the same step again."""
 
 
@@ -127,16 +127,16 @@ class AnswerTrainer(Trainer):
 
 
 def refuse_nonfinite(loss: float, step: int, args: TrainingArguments) -> None:
-    """Raises `Astray` for a loss from which no weights can be learned."""
+    """Raises `TrainingDiverged` for a loss from which no weights can be learned."""
     if not math.isfinite(loss):
         precision = " or leave out --bf16" if args.bf16 else ""
-        raise Astray(
+        raise TrainingDiverged(
             f"the loss is {loss} at step {step}: training with --lr {args.learning_rate} went astray. Give a smaller "
             f"--lr, more --warmup{precision}; nothing was written."
         )
 
 
-class Watch(TrainerCallback):
+class EpochWatcher(TrainerCallback):
     """Says how far training is, marks what is whole on disk, and stops there when asked to."""
 
     def __init__(self, progress: Progress, asked_to_stop: Callable[[], bool], clock: Clock) -> None:
@@ -170,18 +170,18 @@ def train(
     folder: Path,
     progress: Progress,
     objective: Objective = answer_loss,
-    stake: Stake | None = None,
+    stake: TrainableParameters | None = None,
 ) -> Trained:
     """Trains `model` in place, all parameters or what is at `stake`; `folder` keeps what a killed run goes on from.
 
     Afterwards the model has the weights of the epoch with the lowest loss on select, or of the last one where select
-    itself was learned. Raises `Astray`, and `TrainingError` where memory does not suffice.
+    itself was learned. Raises `TrainingDiverged`, and `TrainingError` where memory does not suffice.
     """
     taken = (stake or everything(model)).taken(model, seed)
     checkpoint = from_main(lambda: newest_checkpoint(folder))
     clock, memory = Clock(seconds_until(checkpoint)), within_memory(tuning.batch_size)
     with own_randomness(model.device), held_back() as asked_to_stop, memory, taken:
-        watch = Watch(progress, asked_to_stop, clock)
+        watch = EpochWatcher(progress, asked_to_stop, clock)
         trainer = _trainer(model, learned, select, tuning, seed, folder, watch)
         trainer.progress, trainer.objective = progress, objective
         start = {"epoch": 0, "step": 0} | _losses(trainer.evaluate())
@@ -223,7 +223,7 @@ def _trainer(
     tuning: Tuning,
     seed: int,
     folder: Path,
-    watch: Watch,
+    watch: EpochWatcher,
 ) -> AnswerTrainer:
     trainer = AnswerTrainer(
         model=model,

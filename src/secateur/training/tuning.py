@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from secateur.core.launched import world
+from secateur.core.distributed import world
 from secateur.core.ranges import check_ranges, real, whole
 from secateur.core.site import check_matrix_words
 from secateur.errors import TaskError, TrainingError, UnknownName, nearest

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.checkpoint.folder import Folder
-from secateur.core.launched import world
+from secateur.core.distributed import world
 from secateur.core.ledger import check_ledger
 from secateur.core.machine import check_device
 from secateur.core.origin import origin_of

@@ -1,0 +1,286 @@
+"""The verbs that only look: `eval`, `probe`, `runs`, `show`, `tasks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.options import (
+    AllowSmall,
+    Also,
+    AsJson,
+    BatchSize,
+    Chat,
+    Device,
+    DeviceMap,
+    Dtype,
+    Edits,
+    Finer,
+    Grid,
+    Layers,
+    Limit,
+    Matrices,
+    MaxMemory,
+    Model,
+    OffloadFolder,
+    Opened,
+    Parts,
+    PerHead,
+    PlanFile,
+    Quiet,
+    Readout,
+    Revision,
+    Revisions,
+    SecondOrder,
+    Seed,
+    Seqlen,
+    Shots,
+    ShotsList,
+    SkipLong,
+    SpectraFolder,
+    SplitSeed,
+    TaskSpec,
+    TaskSpecs,
+    TestTask,
+    Trust,
+    Whitened,
+    as_api,
+    examples,
+    given_plan,
+    numbers_of,
+    print_json,
+    print_made,
+)
+from secateur.options import words_of
+
+
+def evaluate(
+    model: Model,
+    task: TaskSpec,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="probe, select or test; test counts as an opening and needs --ledger."
+        ),
+    ] = "select",
+    plan: PlanFile = None,
+    edit: Edits = None,
+    test_task: TestTask = None,
+    seed: Seed = 0,
+    split_seed: SplitSeed = 0,
+    limit: Limit = None,
+    shots: Shots = 0,
+    seqlen: Seqlen = 256,
+    chat: Chat = False,
+    allow_small: AllowSmall = False,
+    skip_long: SkipLong = False,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
+    max_memory: MaxMemory = None,
+    spectra: SpectraFolder = None,
+    batch_size: BatchSize = "auto",
+    trust_remote_code: Trust = False,
+    ledger: Opened = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Every metric of a model on one split of a task, with intervals.
+
+    With --plan or --edit, of the model as if cut; nothing is written.
+    """
+    from secateur.cli.progress import bars
+    from secateur.cli.tables import print_scores
+
+    options = as_api(
+        test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen,
+        chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
+        device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
+        spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    chosen = given_plan(plan, edit)
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.evaluate(
+            model, task, split=split, plan=chosen, ledger=ledger, progress=progress, **options
+        )
+    if as_json:
+        print_json(found)
+    else:
+        print_scores(found)
+
+
+def probe(
+    model: Model,
+    task: TaskSpecs = None,
+    what: Annotated[
+        str, typer.Option(metavar="NAME", help="One of the readings above; of the first four, several: a,b.")
+    ] = "spectrum",
+    split: Annotated[str, typer.Option(metavar="NAME", help="probe or select.")] = "select",
+    shots: ShotsList = "0",
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Print the N most and N least important (10 of neurons, else all); --json has all.",
+        ),
+    ] = None,
+    plan: PlanFile = None,
+    edit: Edits = None,
+    matrices: Matrices = "all",
+    layers: Layers = None,
+    grid: Grid = "full",
+    per_head: PerHead = False,
+    second_order: SecondOrder = False,
+    whitened: Whitened = False,
+    revisions: Revisions = None,
+    also: Also = None,
+    parts: Parts = False,
+    finer: Finer = None,
+    seed: Seed = 0,
+    split_seed: SplitSeed = 0,
+    limit: Limit = None,
+    seqlen: Seqlen = 256,
+    chat: Chat = False,
+    skip_long: SkipLong = False,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    offload_folder: OffloadFolder = None,
+    max_memory: MaxMemory = None,
+    spectra: SpectraFolder = None,
+    batch_size: BatchSize = "auto",
+    trust_remote_code: Trust = False,
+    out: Readout = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read a model without changing it.
+
+    \b
+    heads        importance of every attention head, from gradients
+    ffns         worth of every FFN, attention and block, by ablation
+    neurons      importance of every feed-forward neuron, from gradients
+    induction    prefix matching and copying: what every head does, not its worth
+    linearity    how near every block is to a linear map; of encoders too
+    spectrum     singular values, and what truncating is predicted to change
+    directions   what removing each singular direction is predicted to change
+    curves       loss and accuracy against rank
+    tail         what the kept and the removed components answer
+    frequency    which facts a plan recovers, by how often training had them
+    paraphrases  robustness to other phrasings
+    """
+    from secateur.cli.probe_tables import print_readings
+    from secateur.cli.progress import bars
+
+    options = as_api(
+        matrices=matrices, layers=layers, grid=grid, per_head=per_head, second_order=second_order, whitened=whitened,
+        seed=seed, split_seed=split_seed, limit=limit,
+        seqlen=seqlen, chat=chat, skip_long=skip_long, revision=revision, dtype=dtype,
+        device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
+        spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    asked = {"what": words_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
+    asked |= {"revisions": words_of(revisions or ""), "also": also or (), "parts": parts}
+    asked["finer"] = words_of(finer or "")
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.probe(model, task or (), split=split, out=out, progress=progress, **asked, **options)
+    if as_json:
+        print_json(found)
+        return
+    print_readings(found, top)
+    if out is not None:
+        print("\n" + "\n".join(f"written  {path}" for path in found["written"]))
+
+
+def runs(
+    place: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to look for OUT.run folders, or a ledger file.")
+    ] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """List runs of prune, apply, finetune, heal and train: what was asked, how far they came, the verdict."""
+    from secateur.cli.runs import runs_in
+    from secateur.cli.tables import print_rows
+
+    found = runs_in(place)
+    if as_json:
+        print_json(found)
+    elif not found:
+        print(f"no runs under {place}")
+    else:
+        names = ("run", "verb", "model", "task", "created", "status", "plans")
+        rows = [[run[name] for name in names] for run in found]
+        print_rows(names, rows, whole=("verb", "created", "plans"))
+
+
+def show(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A checkpoint folder OUT, its OUT.run, or a ledger file.")
+    ],
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="How many of the judged plans to list.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Print one run: its verdict, and the plans it judged, best first. Of a trained checkpoint, what was gained."""
+    from secateur.cli.finetune import print_tuned
+    from secateur.cli.heal import print_healed
+    from secateur.cli.runs import run_record, trained_record
+    from secateur.cli.tables import print_run
+    from secateur.cli.train import print_trained
+
+    printers = {"heal": print_healed, "finetune": print_tuned, "train": print_trained, "prune": print_run}
+    verb, found = trained_record(run) or ("prune", run_record(run, top))
+    if as_json:
+        print_json(found)
+    else:
+        print_made(lambda: printers[verb](found), run)
+
+
+def tasks(as_json: AsJson = False) -> None:
+    """List the tasks that have a name."""
+    from secateur.cli.tables import print_rows
+    from secateur.tasks.load import list_tasks
+
+    found = list_tasks()
+    if as_json:
+        print_json([info._asdict() for info in found])
+    else:
+        print_rows(("task", "kind", "what", "needs"), [tuple(info) for info in found])
+
+
+VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (
+        evaluate,
+        {
+            "name": "eval",
+            "epilog": examples(
+                "secateur eval gpt2 --task questions.jsonl",
+                "secateur eval builtin:facts --task builtin:facts --edit b2.gate=3",
+            ),
+        },
+    ),
+    (
+        probe,
+        {
+            "epilog": examples(
+                "secateur probe gpt2 --task questions.jsonl --what spectrum",
+                "secateur probe gpt2 --task a.jsonl --task b.jsonl --shots 0,5 --what heads",
+                "secateur probe gpt2 --task questions.jsonl --what tail --edit b10.down=20",
+            )
+        },
+    ),
+    (runs, {"epilog": examples("secateur runs experiments/")}),
+    (show, {"epilog": examples("secateur show out")}),
+    (tasks, {"epilog": examples("secateur tasks")}),
+)

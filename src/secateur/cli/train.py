@@ -1,0 +1,97 @@
+"""The verb that trains from nothing: `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.finetune import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup, print_training
+from secateur.cli.options import AsJson, Device, Out, Overwrite, Quiet, Seqlen, examples, numbers_of
+
+
+def train(
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="text:FILE, .txt or .jsonl with one document a line.")
+    ],
+    out: Out,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="FOLDER", help="A folder with a tokenizer, such as any model's.")
+    ],
+    layers: Annotated[int, typer.Option(metavar="N", help="Blocks.")] = 4,
+    d_model: Annotated[int, typer.Option("--d-model", metavar="N", help="Width of the stream.")] = 128,
+    heads: Annotated[int, typer.Option(metavar="N", help="Query heads.")] = 4,
+    kv_heads: Annotated[
+        int | None, typer.Option(metavar="N", help="Key/value heads (as many as --heads).")
+    ] = None,
+    d_ff: Annotated[
+        int | None, typer.Option("--d-ff", metavar="N", help="Neurons of a network (8/3 of --d-model).")
+    ] = None,
+    context: Annotated[int, typer.Option(metavar="N", help="Positions the model has.")] = 512,
+    steps: Annotated[int, typer.Option(metavar="N", help="How many steps.")] = 1000,
+    save_steps: Annotated[
+        str,
+        typer.Option(
+            metavar="N,...", help="Checkpoints after so many steps too, as OUT/step-N; 0: untrained."
+        ),
+    ] = "",
+    regulariser: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Pull the streams around a block together: cosine, mse, or none."),
+    ] = "none",
+    weight: Annotated[float, typer.Option(metavar="WEIGHT", help="The regulariser's.")] = 0.5,
+    lr: Rate = 1e-3,
+    batch_size: PerStep = 16,
+    weight_decay: Decay = 0.1,
+    warmup: Warmup = 0.05,
+    bf16: Bf16 = False,
+    seed: TrainSeed = 0,
+    seqlen: Seqlen = 256,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a Mistral of any size from nothing on a text.
+
+    With checkpoints at chosen steps, to read how linear they are. Killed at any moment, the same command goes on where
+    it was.
+    """
+    chosen = numbers_of(save_steps, "--save-steps", "0,100,1000") if save_steps else ()
+    from secateur.cli.progress import bars
+
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur.training import verbs
+
+        made = verbs.train(
+            text, tokenizer, out, steps=steps, save_steps=chosen, regulariser=regulariser, weight=weight, lr=lr,
+            batch_size=batch_size, weight_decay=weight_decay, warmup=warmup, bf16=bf16, seed=seed, seqlen=seqlen,
+            device=device, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,
+            kv_heads=kv_heads, d_ff=d_ff, context=context,
+        )  # fmt: skip
+    print_training(made, print_trained, as_json=as_json)
+
+
+def print_trained(record: Mapping[str, Any]) -> None:
+    """The held-out loss at the steps that were kept."""
+    from secateur.cli.tables import print_rows
+
+    spent = f"{record['tokens']:,} tokens in {record['seconds']:.1f} s"
+    title = f"a Mistral of {record['parameters']:,} parameters, {spent}"
+    rows = [(row["step"], row["held_out_loss"]) for row in record["losses"]]
+    print_rows(("step", "loss on held-out text"), rows, title=title)
+
+
+VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (
+        train,
+        {
+            "epilog": examples(
+                "secateur train text:stories.txt --tokenizer ./my-llama --save-steps 0,100,1000 -o plain",
+                "secateur train text:stories.txt --tokenizer ./my-llama --regulariser cosine -o pulled",
+            )
+        },
+    ),
+)

@@ -1,0 +1,151 @@
+"""The story on one screen: read model and task, search, cut, verify once, save, report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.result import Result, read_result
+from secateur.core.baseline import baseline_text
+from secateur.core.ledger import Ledger, check_ledger
+from secateur.core.progress import Progress, silent
+from secateur.evaluation.baseline import baseline
+from secateur.evaluation.workers import WorkerLauncher
+from secateur.methods.components import method as components
+from secateur.methods.depth import method as depth
+from secateur.methods.directions import method as directions
+from secateur.methods.laser import method as laser
+from secateur.methods.method import Proposal
+from secateur.options import Options
+from secateur.proof import cut_and_verify
+from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
+from secateur.side_tasks import side_effects
+from secateur.surgery.spectra import make_ready
+
+LOG = logging.getLogger("secateur")
+
+
+@dataclass(frozen=True)
+class Method:
+    """`check` raises before anything is computed, `search` gives the plan."""
+
+    check: Callable[[Session], None]
+    search: Callable[[Session], Proposal]
+
+
+METHODS: Mapping[str, Method] = {
+    "laser": Method(laser.check, laser.search),
+    "directions": Method(directions.check, directions.search),
+    "depth": Method(depth.check, depth.search),
+    **dict.fromkeys(("heads", "ffns", "components"), Method(components.check, components.search)),
+}
+
+
+def prune(
+    options: Options,
+    folder: Folder,
+    *,
+    ledger: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    workers: WorkerLauncher | None = None,
+    session: Session | None = None,
+) -> Result:
+    """Find what `options.model` does not need for `options.task`, cut it, prove it, write it to `folder`.
+
+    Killed at any moment and called again it goes on where it was and ends with the same plan; `workers` judge in the
+    place of this process; `session` is for these options, where there is one already. Raises any `SecateurError`; then
+    what was there is untouched.
+    """
+    with folder.claimed(options.command(), overwrite=overwrite) as already:
+        if already:
+            return read_result(folder.out)
+        journal_file = Path(ledger) if ledger is not None else folder.ledger
+        check_ledger(journal_file)
+        session = session or open_session(options, None, progress, check)
+        if options.spectra is not None:
+            make_ready(Path(options.spectra))
+        hired = nullcontext() if workers is None else workers(session.loaded)
+        with hired as hands, Ledger.open(journal_file) as journal:
+            return _prune(replace(session, ledger=journal, workers=hands), folder, journal)
+
+
+def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
+    command = session.options.command()
+    run = f"{folder.out.resolve()} {digest(command)}"
+    journal.start_run(run, command, out=str(folder.out.resolve()))
+    journal.remember(run, "scope", session.scope)
+    journal.remember(run, "metric", session.objective.metric.name)
+    journal.remember(run, "select", session.task.split("select"))
+    start = measured_baseline(session)
+    found = METHODS[session.options.method].search(session)
+    verdict = cut_and_verify(session, found, start, folder.staging)
+    folder.publish()
+    journal.finish_run(run, verdict["verdict"])
+    return Result(folder.out, verdict, found.plan)
+
+
+def measured_baseline(session: Session) -> dict[str, Any]:
+    """What the unchanged model can do on `select`, said before the search begins; with a warning where it is not shown
+    to be more than chance."""
+    found = baseline_of(session, session.task.split("select"))
+    LOG.info("%s: %s", session.task.name, baseline_text(found))
+    if found["warning"]:
+        LOG.warning("%s: %s", session.task.name, found["warning"])
+    return found
+
+
+def baseline_of(session: Session, examples: Sequence[int]) -> dict[str, Any]:
+    """What the unchanged model can do on some examples of `select`."""
+    outcomes = session.judge()([session.empty], examples, "baseline")[session.empty]
+    metric, seed = session.objective.metric, session.options.seed
+    return baseline(session.task, "select", examples, outcomes, metric, seed)
+
+
+def prune_each(
+    runs: Sequence[tuple[Options, Folder]],
+    *,
+    ledger: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    workers: WorkerLauncher | None = None,
+) -> list[Result]:
+    """Writes what as many calls of `prune` would; the model is read once, and its matrices are decomposed once.
+
+    All tasks are read and checked before the first search. Each run has its own state, so that the same call goes on
+    with the one that was killed. Raises any `SecateurError`; what was finished before stays.
+    """
+    left = [run for run in runs if not run[1].finished(run[0].command(), overwrite=overwrite)]
+    ready = _sessions(left, progress)
+    how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+    return [prune(options, folder, session=ready.get(folder), **how) for options, folder in runs]
+
+
+def _sessions(runs: Sequence[tuple[Options, Folder]], progress: Progress) -> dict[Folder, Session]:
+    """Sessions on one model, all checked before it is read; none where there is nothing to do."""
+    early = [early_session(options) for options, _ in runs]
+    for session in early:
+        check(session)
+    if not early:
+        return {}
+    loaded, spectra, ready = read_model(runs[0][0]), None, {}
+    for session, (_, folder) in zip(early, runs, strict=True):
+        session = ready_session(session, loaded, progress)
+        spectra = spectra or session.judge().spectra
+        ready[folder] = replace(session, spectra=spectra)
+    return ready
+
+
+def check(session: Session) -> None:
+    """Before the search, which may take hours: whatever it and the verdict will need to read can be read.
+
+    Raises `UnknownName` and `TaskError`.
+    """
+    METHODS[session.options.method].check(session)
+    session.objective  # noqa: B018  raises where the task has no such metric
+    side_effects(session)

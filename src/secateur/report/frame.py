@@ -1,0 +1,44 @@
+"""What holds a section together: its heading, the boxes of its figures with their numbers folded below.
+
+Every section takes the three records of a run and the dictionary in which it registers its figures, and returns
+its HTML, or nothing where the run did not measure what it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from secateur.report.chart import Figure
+from secateur.report.markup import known, numbers, text
+
+Record = Mapping[str, Any]
+Figures = dict[str, Figure]
+Section = Callable[[Record, Record, Record, Figures], str]
+
+
+def section(name: str, title: str, lead: str, *body: str) -> str:
+    """A section with its one-line explanation; nothing at all where the body is empty."""
+    inner = "".join(body)
+    return (
+        f'<section id="{name}"><h2>{title}</h2><p class="lead">{lead}</p>{inner}</section>' if inner else ""
+    )
+
+
+def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str = "wide") -> str:
+    """Registers figures under `name-0…` and returns their boxes, each with its numbers folded below."""
+    boxes = []
+    for index, figure in enumerate(found):
+        figures[f"{name}-{index}"] = figure
+        note = f" <small>{text(figure.note)}</small>" if figure.note else ""
+        title = f"<h3>{text(figure.title)}{note}</h3>" if figure.title else ""
+        plot = f'<div class="plot" id="{name}-{index}" style="height:{figure.height}px"></div>'
+        boxes.append(f'<figure class="box">{title}{plot}{numbers(figure.head, figure.rows)}</figure>')
+    return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
+
+
+def worst_allowed(record: Record, start: float | None) -> float | None:
+    """Where the metric may go at worst, from the original's value: `max_loss` worse. None where no bound was given."""
+    if not known(start) or not known(record.get("max_loss")):
+        return None
+    return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]

@@ -1,0 +1,42 @@
+"""What else is watched while one task is cut for: other phrasings of its questions, other tasks, plain text."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from secateur.evaluation.measurement import SideTask, paraphrase_task
+from secateur.session import Session
+from secateur.tasks.load import load_side
+
+SIDE_EXAMPLES = 200
+
+
+def side_effects(session: Session) -> list[SideTask]:
+    """What else is watched: the other phrasings of the test questions where the task has them, and the tasks of
+    `--side`, else what the embedded model brings along, else plain English."""
+    given = session.options.side
+    specs = (
+        list(given)
+        or _own_sides(session.options.model)
+        or [f"text:{resources.files('secateur.tasks') / 'passages.jsonl'}"]
+    )
+    context = session.loaded.anatomy.context
+    seqlen = min(session.options.seqlen, context) if context else session.options.seqlen
+    phrasings = paraphrase_task(session.task, "test")
+    sides = (
+        [] if phrasings is None else [SideTask("other phrasings", session.on(phrasings).task, phrasings=True)]
+    )
+    for spec in specs:
+        task = load_side(spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES)
+        name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
+        sides.append(SideTask(name, session.on(task).task, continuations=task.kind == "text"))
+    return sides
+
+
+def _own_sides(model: str) -> list[str]:
+    if not model.startswith("builtin:"):
+        return []
+    folder = resources.files("secateur.models") / model.removeprefix("builtin:")
+    files = sorted(Path(str(folder)).glob("side/*"))
+    return [f"text:{f}" if f.name.startswith("text_") else str(f) for f in files]

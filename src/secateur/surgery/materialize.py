@@ -1,0 +1,269 @@
+"""Plans carried out for good: a new model that holds what is left, and nothing else.
+
+The new model is built without memory (on the meta device), by the stock class with a repaired config where the shapes
+allow it, else by the carved class of `modeling_secateur`, just as loading the checkpoint will build it. Its tensors
+are made when they are asked for, one module at a time, so that the cut fits in memory where the model does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from secateur.core.plan import Linearize, Plan
+from secateur.core.site import MATRICES, Site
+from secateur.errors import PlanError
+from secateur.hf.anatomy import Anatomy
+from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired
+from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
+from secateur.surgery.custom_architecture import carving, is_grouped, modules_of, renumbered
+from secateur.surgery.operations import (
+    Decompose,
+    OnParameter,
+    Operation,
+    ReplaceWeight,
+    ZeroColumns,
+    decompose,
+    entry_path,
+    resolve,
+)
+from secateur.surgery.shape import (
+    BlockShape,
+    Shape,
+    columns_left,
+    new_biases,
+    rows_left,
+    shape_of,
+    stock_config,
+)
+
+Named = Iterator[tuple[str, Tensor]]
+
+
+def cut(
+    loaded: Loaded, plan: Plan, *, factorize: bool = False, decompose: Decompose = decompose
+) -> PreTrainedModel:
+    """What `plan` leaves of a model, which itself is not changed. Tensors of which nothing went are shared.
+
+    With `factorize`, truncated matrices become two factors wherever that is smaller. Raises: `PlanError` as
+    `resolve`, and where blocks cannot be renumbered.
+    """
+    left = what_is_left(loaded, plan, factorize=factorize, decompose=decompose)
+    return filled_(left.model, left.tensors_of(loaded.model))
+
+
+@dataclass(frozen=True)
+class Left:
+    """A model that is blank, and what makes its tensors."""
+
+    model: PreTrainedModel
+    _remade: Remade
+    _before: Mapping[str, str]  # path of a block → its path in the original
+
+    def tensors_of(self, original: PreTrainedModel) -> Find:
+        """The new model's tensors by name: made when asked for, or those of the original."""
+        held = held_by(original)
+
+        def find(name: str) -> Tensor | None:
+            old = _original_name(name, self._before)
+            made = self._remade(old)
+            return held(old) if made is None else made
+
+        return find
+
+
+def what_is_left(
+    loaded: Loaded,
+    plan: Plan,
+    *,
+    factorize: bool = False,
+    zeroed: bool = False,
+    decompose: Decompose = decompose,
+) -> Left:
+    """The cut model, as yet blank; `zeroed`: in the original's shapes. Raises as `cut`."""
+    anatomy = loaded.anatomy
+    operations = resolve(plan, anatomy, loaded.fingerprint)
+    shape = shape_of(Plan(plan.model) if zeroed else plan, anatomy, factorize=factorize)
+    model = blank(config_left(loaded, shape), like=loaded.model)
+    new = anatomy.blocks[: len(shape.blocks)]
+    before = {path: anatomy.blocks[old] for path, old in zip(new, shape.numbers, strict=True)}
+    return Left(model, Remade(loaded, plan, operations, shape, decompose), before)
+
+
+def config_left(loaded: Loaded, shape: Shape) -> Any:
+    """The stock config of what is left, or one that carries the carving. Raises `PlanError`."""
+    anatomy, config = loaded.anatomy, loaded.model.config
+    fewer = len(shape.blocks) < anatomy.num_blocks
+    if fewer and config.to_dict().get("scale_attn_by_inverse_layer_idx"):
+        raise PlanError("this model scales attention by the number of its block, so no block can be dropped.")
+    changes = stock_config(shape, anatomy)
+    if not isinstance(changes, str):
+        return repaired(config, shape.numbers, **changes)
+    earlier = renumbered(carving_of(config), shape, anatomy)
+    return carved(repaired(config, shape.numbers), [*earlier, *carving(shape, anatomy)])
+
+
+class Remade:
+    """The tensors of the cut model that are not the original's, by name, under the names of the original's blocks.
+
+    A module is made when one of its tensors is asked for, and only the last one is kept: ask for all tensors of a
+    module before those of the next.
+    """
+
+    def __init__(
+        self, loaded: Loaded, plan: Plan, operations: Sequence[Operation], shape: Shape, decompose: Decompose
+    ) -> None:
+        self._loaded, self._anatomy, self._shape = loaded, loaded.anatomy, shape
+        self._decompose = decompose
+        self._truncated = {edit.matrix: edit for edit in plan.truncated}
+        self._silenced = {o.matrix.site: o.columns for o in operations if isinstance(o, ZeroColumns)}
+        self._biased = new_biases(shape, loaded.anatomy)
+        self._operations: dict[str, list[OnParameter]] = {}
+        for operation in operations:
+            if isinstance(operation, OnParameter) and not self._as_factors(operation):
+                self._operations.setdefault(operation.parameter.rpartition(".")[0], []).append(operation)
+        self._modules: dict[str, Callable[[], Named]] = dict(self._made())
+        self._last: tuple[str, dict[str, Tensor]] = ("", {})
+
+    def _as_factors(self, operation: OnParameter) -> bool:
+        return isinstance(operation, ReplaceWeight) and operation.matrix.site in self._shape.ranks
+
+    @torch.no_grad()
+    def __call__(self, name: str) -> Tensor | None:
+        """None where the original's tensor stays as it is."""
+        module = next((path for path in _paths_around(name) if path in self._modules), None)
+        if module is None:
+            return None
+        if self._last[0] != module:
+            self._last = ("", {})  # before the next is made, so that two are never there
+            self._last = (module, dict(self._modules[module]()))
+        return self._last[1].get(name)
+
+    def _made(self) -> Iterator[tuple[str, Callable[[], Named]]]:
+        """What makes a module's tensors, by the module's path."""
+        anatomy = self._anatomy
+        for block in self._shape.blocks:
+            for module, matrices in modules_of(block, MATRICES, anatomy).items():
+                yield module, partial(self._module, block, module, matrices)
+            if block.groups is not None and not block.groups:
+                path = f"{anatomy.attention(block.number)}.output"
+                yield path, partial(self._left_bias, path, Site(block.number, "o"))
+            if block.neurons is not None and not block.neurons and anatomy.mlps is not None:
+                path = anatomy.mlps[block.number]
+                yield path, partial(self._left_bias, path, Site(block.number, "down"))
+        for before, edits in self._shape.entries.items():
+            path = entry_path(before, anatomy)
+            yield f"{path}.entry", partial(self._maps, path, edits)
+
+    def _maps(self, path: str, edits: Sequence[Linearize]) -> Named:
+        first, _ = next(self._loaded.model.get_submodule(path).named_parameters())
+        like = self._loaded.parameter(f"{path}.{first}")
+        for number, edit in enumerate(edits):
+            for name, array in edit.fitted.arrays.items():
+                yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)
+
+    def _left_bias(self, path: str, site: Site) -> Named:
+        """Where all units of a part are gone, one by one, the bias of its output is still there."""
+        matrix = self._anatomy.matrices[site]
+        yield f"{path}.bias", self._written(matrix)[_bias_of(matrix)]
+
+    def _module(self, block: BlockShape, module: str, matrices: Sequence[Matrix]) -> Named:
+        first, written = matrices[0], self._written(matrices[0])
+        if any(matrix.site in self._shape.ranks for matrix in matrices):
+            single = len(matrices) == 1
+            for number, matrix in enumerate(matrices):
+                path = module if single else f"{module}.parts.{number}"
+                yield from self._part(block, matrix, path, written)
+            return
+        rows, columns = _stored_rows(block, matrices, self._anatomy), self._columns(first, block)
+        weight = written[first.weight]
+        stored = weight.T if first.transposed else weight
+        if (rows, columns) == (list(range(stored.shape[0])), list(range(stored.shape[1]))):
+            yield from written.items()
+            return
+        kept = stored[rows][:, columns]
+        yield first.weight, (kept.T if first.transposed else kept).contiguous()
+        if _bias_of(first) in written:
+            yield _bias_of(first), written[_bias_of(first)][rows]
+
+    def _written(self, matrix: Matrix) -> dict[str, Tensor]:
+        """The parameters of a matrix's module, with the operations on them carried out in copies."""
+        held = {matrix.weight: self._loaded.parameter(matrix.weight)}
+        if matrix.bias is not None:
+            held[matrix.bias] = self._loaded.parameter(matrix.bias)
+        elif matrix.module in self._biased:
+            held[_bias_of(matrix)] = _zeros(matrix, held[matrix.weight])
+        operations = self._operations.get(matrix.module, ())
+        changed = {operation.parameter for operation in operations}
+        held |= {name: held[name].clone() for name in sorted(changed)}
+        for operation in operations:
+            weight = held[operation.parameter]
+            added = operation.apply_(weight, self._decompose)
+            if added is not None:
+                name, added = _bias_of(operation.matrix), operation.matrix.in_output(added, weight)
+                held[name] = (held[name].to(added.dtype) + added).to(held[name])
+        return held
+
+    def _part(self, block: BlockShape, matrix: Matrix, path: str, written: Mapping[str, Tensor]) -> Named:
+        """One matrix that is a module of its own afterwards, as two factors where it has a rank."""
+        rows, columns = list(rows_left(matrix, block, self._anatomy.d_head)), self._columns(matrix, block)
+        if _bias_of(matrix) in written:
+            yield f"{path}.bias", matrix.of_output(written[_bias_of(matrix)])[rows]
+        if matrix.site in self._shape.ranks:
+            a, b = self._factors(matrix, self._shape.ranks[matrix.site], written[matrix.weight])
+            yield f"{path}.a", a[:, columns].contiguous()
+            yield f"{path}.b", b[:, rows].contiguous()
+        else:
+            yield f"{path}.weight", matrix.read(written[matrix.weight])[rows][:, columns].contiguous()
+
+    def _factors(self, matrix: Matrix, rank: int, written: Tensor) -> tuple[Tensor, Tensor]:
+        weight, edit = self._loaded.parameter(matrix.weight), self._truncated.get(matrix.site)
+        if edit is not None:
+            a, b = self._decompose(matrix, weight).factors(edit.rank, edit.side)
+        else:
+            a, b = decompose(matrix, written).factors(rank)
+        gone = self._silenced.get(matrix.site, ())
+        a[:, slice(None) if gone is None else list(gone)] = 0
+        return a.to(weight.dtype), b.to(weight.dtype)
+
+    def _columns(self, matrix: Matrix, block: BlockShape) -> list[int]:
+        return list(columns_left(matrix, block, self._anatomy.d_head))
+
+
+def _paths_around(name: str) -> Iterator[str]:
+    """Of every module around a tensor, the innermost first."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _original_name(name: str, before: Mapping[str, str]) -> str:
+    for new, old in before.items():
+        if name.startswith(f"{new}."):
+            return old + name.removeprefix(new)
+    return name
+
+
+def _bias_of(matrix: Matrix) -> str:
+    """The parameter that holds the bias of a matrix, or will."""
+    return matrix.bias or f"{matrix.module}.bias"
+
+
+def _zeros(matrix: Matrix, weight: Tensor) -> Tensor:
+    return weight.new_zeros(weight.shape[1] if matrix.transposed else weight.shape[0])
+
+
+def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:
+    """Rows of the stored parameter that are left, in their new order: group by group where it is laid out so."""
+    in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
+    turns = in_turn if is_grouped(matrices[0], anatomy) else [block]
+    rows = ((m, rows_left(m, turn, anatomy.d_head)) for turn in turns for m in matrices)
+    return list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))

@@ -1,0 +1,75 @@
+"""Addresses of what can be read: what is parsed is printed again, and every place that is read has one."""
+
+from __future__ import annotations
+
+import pytest
+from fixtures.encoders import ENCODERS
+from fixtures.zoo import ZOO
+
+from secateur.core.place import Place
+from secateur.core.site import Site
+from secateur.errors import UnknownName
+from secateur.hf.readable import readable_from, readable_of
+from secateur.probes.hooks import FINER, taps
+
+PLACES = {
+    "b3": Place(3),
+    "b3.attn": Place(3, "attn"),
+    "b12.attn.h7": Place(12, "attn", 7),
+    "b0.attn.h0": Place(0, "attn", 0),
+    "b3.gate": Place(3, "gate"),
+    "enc.b3": Place(3, stack="enc."),
+    "enc.b3.q": Place(3, "q", stack="enc."),
+    "dec.b3.cross": Place(3, "cross", stack="dec."),
+    "dec.b3.cross.h7": Place(3, "cross", 7, "dec."),
+    "dec.b3.cross.q": Place(3, "cross.q", stack="dec."),
+}
+
+
+@pytest.mark.parametrize(("text", "place"), PLACES.items())
+def test_what_is_parsed_is_printed(text, place):
+    assert Place.parse(text) == place
+    assert str(place) == text
+    assert place.is_matrix == text.endswith((".gate", ".q"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "3",
+        "b",
+        "b-1",
+        "b3.",
+        "b3.h7",
+        "b3.mlp.h7",
+        "b3.q.h7",
+        "b3.attn.7",
+        "cross.q",
+        "x.b3",
+        "dec.3",
+        "b3 ",
+    ],
+)
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(UnknownName, match="no place in a model"):
+        Place.parse(text)
+
+
+@pytest.mark.parametrize("name", sorted([*ZOO, *ENCODERS]))
+def test_every_place_that_is_read_has_an_address_of_its_own(name, as_loaded):
+    readable = (
+        readable_from(ENCODERS[name](), None) if name in ENCODERS else readable_of(as_loaded(ZOO[name]()))
+    )
+    places = [tap for tap in taps(readable, finer=FINER) if tap.kind != "last"]
+    sites = [unit.site for tap in places for unit in tap.units] + [t.site for t in places if not t.units]
+    assert len(set(sites)) == len(sites) > 20
+    assert [str(Place.parse(site)) for site in sites] == sites
+    if readable.kind == "decoder":
+        assert [str(Site.parse(site)) for site in sites] == sites
+
+
+def test_a_site_says_what_encoders_are_for():
+    for text in ("dec.b3.cross.h7", "enc.b3"):
+        with pytest.raises(UnknownName, match=r"read \(probe --what linearity\) and not cut"):
+            Site.parse(text)

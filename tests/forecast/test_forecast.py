@@ -1,0 +1,222 @@
+"""What a prune is said to take, against what it took: counts to the number, FLOPs against hooks on real modules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures.zoo import ZOO
+
+import secateur
+from secateur.core.plan import Truncate
+from secateur.errors import ModelError, SecateurError
+from secateur.evaluation.activation_cache import unchanged
+from secateur.evaluation.forward import Forward
+from secateur.forecast.calibrate import fitted
+from secateur.forecast.count import RERUN, Counted
+from secateur.forecast.load import Load, Loads, places_of
+from secateur.forecast.machine import Machine, svd_flops
+from secateur.forecast.work import EXPECTED, LEAST, MOST, Judged, Plans, empty, raced
+from secateur.gains.cost import cost
+from secateur.hf.anatomy import anatomy
+from secateur.hf.load import Loaded, load_model
+from secateur.options import Options
+from secateur.session import open_session
+
+FACTS = ("builtin:facts", "builtin:facts")
+
+
+def stages(record: dict, luck: str, key: str) -> dict[str, float]:
+    return {row["stage"]: row["counts"][luck].get(key, 0) for row in record["stages"]}
+
+
+@pytest.fixture(scope="module")
+def session():
+    return open_session(Options(*FACTS), None)
+
+
+def counted(session) -> Counted:
+    width = session.loaded.anatomy.d_model * session.loaded.model.dtype.itemsize
+    loads = Loads(places_of(session, {}), session.judge().packing, width)
+    return Counted(session.loaded.anatomy, loads, 2**30)
+
+
+# --------------------------------------------------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gptj", "bloom", "falcon-40b", "qwen3"])
+def test_flops_of_a_forward_are_those_that_hooks_count(name):
+    model = ZOO[name]()
+    loaded = Loaded(name, model, None, anatomy(model), "x", None, None)
+    tokens = torch.randint(96, (3, 11))
+    found = cost(loaded, tokens)
+    load = Load(1, tokens.numel(), 3 * 11 * 12 // 2, kept=tokens.numel(), examples=3, shards=1)
+    count = Counted(loaded.anatomy, Loads({}, None, 1), 0)
+    head = 2 * loaded.anatomy.vocab_size * loaded.anatomy.d_model * 3  # at the last position of each row
+    blocks = sum(count._block(block, load) for block in range(loaded.anatomy.num_blocks))
+    assert blocks + head == found.prefill_flops
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "gpt2", "bloom", "phi3"])
+def test_what_runs_again_is_what_the_evaluator_finds_by_tracing(name):
+    """In families whose feed-forward network follows attention; where they lie side by side less runs."""
+    model = ZOO[name]()
+    parts = anatomy(model)
+    own = {s.part: m.module for s, m in parts.matrices.items() if s.block == 1}
+    forward = Forward(model, parts)
+    for kind, module in own.items():
+        traced = unchanged(forward, model, parts.blocks[1], (module,))
+        still = {
+            part
+            for part, path in own.items()
+            if any(path == kept or path.startswith(kept + ".") for kept in (*traced.live, *traced.dead))
+        }
+        again = {
+            part
+            for part, path in own.items()
+            if path in {own[p] for p in RERUN[kind] & own.keys()} | {module}
+        }
+        assert again == own.keys() - still, kind
+
+
+def test_a_pass_is_counted_shard_by_shard_as_the_evaluator_cuts_it(session, monkeypatch):
+    monkeypatch.setattr("secateur.forecast.load.CACHE_BYTES", 50_000)
+    limits = type(session.judge().limits)(cache_bytes=50_000)
+    examples = session.task.split("select")
+    theirs = list(session.judge(limits=limits).compute([session.empty], examples))
+    width = session.loaded.anatomy.d_model * 4
+    counted = Loads(places_of(session, {}), session.judge().packing, width).of("select", 0, len(examples))
+    assert counted.shards == len(theirs) > 3
+
+
+def test_a_side_may_be_called_as_a_split_is(session):
+    """`--side text:test.txt`: what it takes is not what `test` takes."""
+    side = session.on(session.task)
+    places = places_of(session, {"side 0": side})
+    assert places["test"].examples == list(session.task.split("test"))
+    assert len(places["side 0"].examples) == len(session.task.examples)
+
+
+def test_calls_of_the_model_are_counted_to_the_number(session):
+    site = next(s for s in session.loaded.anatomy.matrices if str(s) == "b1.down")
+    examples = session.shuffled("select")[:50]
+    calls = []
+    judge = session.judge()
+    hook = session.loaded.model.register_forward_hook(lambda *_: calls.append(1))
+    list(judge.compute([session.empty + Truncate(site, rank) for rank in (1, 2, 3)], examples))
+    hook.remove()
+    work = Judged("race", "select", 0, 50, (Plans(3, 1, (site,), 2.0),))
+    traces = 2  # of what the edit leaves alone, two tokens long
+    assert counted(session).judged(work)["call"] == len(calls) - traces
+
+
+def test_a_race_lies_between_its_bounds_and_an_exhaustive_one_has_none():
+    plans = (empty(), Plans(99, 0))
+    total = {
+        luck: sum(work.evaluations for work in raced("race", plans, 500, luck))
+        for luck in (LEAST, EXPECTED, MOST)
+    }
+    assert total[LEAST] == pytest.approx(100 * 32 + 468)
+    assert total[LEAST] < total[EXPECTED] < total[MOST] == 100 * 500
+    (only,) = raced("race", plans, 500, LEAST, exhaustive=True)
+    assert only.evaluations == 100 * 500
+
+
+def test_spectra_without_room_are_decomposed_in_every_round(session):
+    site = next(iter(session.loaded.anatomy.matrices))
+    work = Judged("race", "select", 0, 40, (Plans(5, 0, (site,), 1.0),), decomposes=True)
+    for room, expected in ((2**30, 1), (0, 2)):
+        count = counted(session)
+        count.spectra_bytes = room
+        rounds = [count.judged(work), count.judged(work)]
+        assert sum(v for one in rounds for name, v in one.items() if name.startswith("svd")) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exhaustive": True, "compose": False, "layers": (2, 3), "matrices": ("down",)},
+        pytest.param({"method": "ffns", "random_orders": 0}, marks=pytest.mark.slow),
+        pytest.param({"method": "depth", "by": "loss", "form": "drop"}, marks=pytest.mark.slow),
+    ],
+)
+def test_evaluations_of_a_prune_that_decides_nothing_as_it_goes(options, tmp_path: Path):
+    told = secateur.plan_cost(*FACTS, calibrate=False, limit=260, **options)
+    found = secateur.prune(*FACTS, tmp_path / "out", limit=260, **options).verdict
+    searched = {"race", "prune", "choose", "analyze"}
+    record = {row["stage"]: row["counts"] for row in told["stages"]}
+    most = sum(own["most"].get("plans", 0) for name, own in record.items() if name in searched)
+    assert found["candidates_tried"] <= most
+    if options.get("exhaustive"):
+        assert record["race"]["expected"]["evaluations"] == found["evaluations"]
+
+
+def test_a_measured_prediction_has_seconds_in_order(session):
+    told = secateur.plan_cost(*FACTS, layers=(2, 3), matrices=("down",), limit=260)
+    least, expected, most = (told["total"]["counts"][luck]["seconds"] for luck in (LEAST, EXPECTED, MOST))
+    assert 0 < least <= expected <= most
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_rates_that_explain_times_are_found_again():
+    rng = np.random.default_rng(0)
+    rates = {"plan": 1e-3, "flop": 2e-11, "call": 0.0}
+    rows = [dict(zip(rates, rng.integers(1, 9, 3) * [1, 1e8, 1], strict=True)) for _ in range(20)]
+    seconds = [sum(rates[name] * row[name] for name in rates) for row in rows]
+    found = fitted(rows, seconds, tuple(rates))
+    assert found == pytest.approx(rates, abs=1e-9)
+
+
+def test_a_shape_that_was_not_measured_takes_as_long_for_each_flop():
+    machine = Machine({"svd 8x8": 1.0, "svd flop": 2.0}, ())
+    assert machine.time({"svd 8x8": 3}) == 3.0
+    assert machine.time({"svd 4x2": 1}) == 2.0 * svd_flops("svd 4x2") == 2.0 * (6 * 4 * 4 + 20 * 8)
+
+
+# ------------------------------------------------------------------------------------------------- machines elsewhere
+
+
+@pytest.fixture
+def shape(tmp_path: Path) -> Path:
+    config = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 32000}
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "max_position_embeddings": 4096}
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config | heads | kind), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_config_alone_is_enough(shape: Path):
+    there = {"tflops": 989.0, "bandwidth": 3350.0, "memory": 80.0}
+    found = {
+        devices: secateur.plan_cost(
+            str(shape), "builtin:facts", method="heads", layers=(76, 80), devices=devices, **there
+        )
+        for devices in (3, 8)
+    }
+    assert found[8]["parameters"] == 68_976_648_192
+    assert found[8]["bytes"]["weights"] == 2 * 68_976_648_192
+    assert (found[3]["workers"], found[8]["workers"]) == (1, 2)
+    alone, shared = (stages(found[devices], EXPECTED, "seconds")["verify"] for devices in (3, 8))
+    assert shared < alone
+    assert any("no tokenizer" in said for said in found[8]["assumptions"])
+    with pytest.raises(ModelError):
+        load_model(str(shape))
+
+
+def test_too_little_memory_is_said(shape: Path):
+    with pytest.raises(SecateurError, match=r"138 GB of weights.*need 17 devices of 10 GB"):
+        secateur.plan_cost(str(shape), "builtin:facts", tflops=9.0, bandwidth=9.0, memory=10.0, devices=8)
+
+
+@pytest.mark.parametrize(
+    "given", [{"tflops": 1.0}, {"devices": 0}, {"utilization": 2.0, "tflops": 1.0, "bandwidth": 1.0}]
+)
+def test_machines_that_are_none_are_refused(given):
+    with pytest.raises(SecateurError, match=r"--devices|--tflops|--utilization"):
+        secateur.plan_cost(*FACTS, **given)
