@@ -1,0 +1,196 @@
+"""Types of probe.json."""
+
+from __future__ import annotations
+
+from pydantic import Field, JsonValue
+
+from secateur.core.records.record import Number, Record
+
+
+class OverlapRecord(Record):
+    """Overlap."""
+
+    names: list[str] = Field(description="what is compared")
+    rho: list[list[JsonValue]] = Field(
+        description="Spearman's rank correlation of every pair; null where one of them is the same everywhere"
+    )
+    n: int = Field(description="sites")
+
+
+class ReadingRecord(Record):
+    """Reading."""
+
+    name: str = Field(description="such as `hellaswag, 0-shot`")
+    task: str = Field(description="its task")
+    shots: int = Field(description="solved examples before every prompt")
+    n: int = Field(description="examples read")
+    of: int = Field(description="examples of the split; more than `n` where some did not fit the context")
+    values: dict[str, Number] = Field(description="by site")
+
+
+class ImportanceRecord(Record):
+    """Importance."""
+
+    unit: str = Field(description="`nats/token` or `share`")
+    readings: list[ReadingRecord] = Field(description="one for each task and number of shots")
+    mean: dict[str, Number] = Field(description="over the readings, by site")
+    overlap: OverlapRecord | None = Field(
+        description="how far the readings agree; null where there is but one"
+    )
+
+
+class ComponentsRecord(Record):
+    """`OUT/probe.json` of `secateur probe` has the same. Sites are addresses as in plan.json: `b3.attn.h2` a head, `b3.mlp` a feed-forward network, `b3.mlp.n7` a neuron, `b3.attn` an attention, `b3` a block. What was not read is left out."""
+
+    heads: ImportanceRecord | None = Field(
+        None,
+        description="by gradient: the mean over tokens of output × gradient, without its sign (only: heads read)",
+    )
+    ffns: ImportanceRecord | None = Field(
+        None, description="by ablation: what the metric loses without it (only: networks read)"
+    )
+    attentions: ImportanceRecord | None = Field(None, description="by ablation (only: networks read)")
+    blocks: ImportanceRecord | None = Field(None, description="by ablation (only: networks read)")
+    neurons: ImportanceRecord | None = Field(None, description="by gradient (only: neurons read)")
+    prefix_matching: dict[str, Number] | None = Field(
+        None, description="of every query head, 0 to 1 (only: behavior read)"
+    )
+    copying: dict[str, Number] | None = Field(
+        None, description="of every query head, 0 to 1 (only: behavior read)"
+    )
+    induction_overlap: OverlapRecord | None = Field(
+        None,
+        description="correlation of importance, prefix matching and copying; null where importance was not read (only: behavior read)",
+    )
+
+
+class OutlierPosition(Record):
+    """Position."""
+
+    position: int = Field(description="in its sequence, from 0")
+    count: int = Field(description="outlier tokens there")
+    of: int = Field(description="tokens there: sequences that are so long")
+
+
+class OutlierToken(Record):
+    """Named."""
+
+    id: int = Field(description="of the token")
+    text: str = Field(description="the token as text")
+    count: int = Field(description="how often it is an outlier")
+    of: int = Field(description="how often it occurs")
+
+
+class OutliersRecord(Record):
+    """Tokens whose norm in what enters, leaves or (of a block) is added is above `outlier_norm` times the median."""
+
+    count: int = Field(description="how many")
+    largest: Number = Field(description="the largest norm, in median norms")
+    positions: list[OutlierPosition] = Field(description="the ten positions at which most of them stand")
+    tokens: list[OutlierToken] = Field(description="the ten tokens that most of them are")
+    matter: bool | None = Field(
+        None, description="a score is another without them by more than .01 (only: of a Transition)"
+    )
+
+
+class TransitionWithoutOutliers(Record):
+    """The keys of Transition that depend on the tokens, over all but the outliers."""
+
+    stream: list[Number] | None = Field(description="as above")
+    added: list[Number] | None = Field(description="as above")
+    cosine: float | None = Field(description="as above")
+    num_tokens: int = Field(description="as above")
+    num_fit: int = Field(description="as above")
+    condition: Number = Field(description="as above")
+    rank: int = Field(description="as above")
+    anisotropy: Number = Field(description="as above")
+    intrinsic_dimension: float | None = Field(description="as above")
+    trusted: bool = Field(description="as above")
+    reason: str = Field(description="as above")
+
+
+class TransitionRecord(Record):
+    """Of one place; what was read over all tokens, and where outlier tokens pass the same without them."""
+
+    site: str = Field(
+        description="`b3`, `enc.b3`, `dec.b3`, a part: `b3.attn`, `b3.mlp`, `dec.b3.cross`, a head: `dec.b3.cross.h7`, or a matrix: `b3.q`, `dec.b3.cross.q`"
+    )
+    d: int = Field(description="width of what enters")
+    stream: list[Number] | None = Field(
+        description="scores with the residual: in-sample, held out; null for all but blocks, and where nothing varies"
+    )
+    added: list[Number] | None = Field(
+        description="scores without the residual, of a head's contribution, of what a matrix gives; null where the norm sits on the stream, and where it varies no more than rounding"
+    )
+    cosine: float | None = Field(
+        description="mean cosine similarity of what enters and what leaves; null for all but blocks"
+    )
+    num_tokens: int = Field(description="tokens read")
+    num_fit: int = Field(description="of those, the ones that held-out maps were fitted to")
+    condition: Number = Field(
+        description="of what enters (centered, of the tokens that were fitted to), among the directions that it has"
+    )
+    rank: int = Field(description="directions that it has beyond rounding")
+    anisotropy: Number = Field(description="share of its variance along one direction")
+    intrinsic_dimension: float | None = Field(
+        description="TwoNN; null where fewer than 20 of the tokens that were drawn differ"
+    )
+    trusted: bool = Field(description="enough tokens, and a condition that float64 can bear")
+    reason: str = Field(
+        description="what stands against the scores, or is to be known about them; may be empty"
+    )
+    outliers: OutliersRecord | None = Field(
+        description="the outlier tokens of this place; null: there are none"
+    )
+    without_outliers: TransitionWithoutOutliers | None = Field(
+        description="what was read over all other tokens; null where there are no outliers, or nothing else on one side"
+    )
+
+
+class CloudWithoutOutliers(Record):
+    """Rest."""
+
+    anisotropy: Number = Field(description="without outlier tokens")
+    intrinsic_dimension: float | None = Field(description="likewise")
+
+
+class CloudRecord(Record):
+    """Cloud."""
+
+    anisotropy: Number = Field(description="as in Transition")
+    intrinsic_dimension: float | None = Field(description="likewise")
+    outliers: OutliersRecord | None = Field(description="likewise")
+    without_outliers: CloudWithoutOutliers | None = Field(description="likewise")
+
+
+class ProfileRecord(Record):
+    """Profile."""
+
+    name: str = Field(description="MODEL, or MODEL@REVISION")
+    revision: str | None = Field(description="commit on the hub; null for a folder")
+    kind: str = Field(description="`decoder`, `encoder` or `encoder-decoder`")
+    norms: dict[str, str] = Field(
+        description="by the beginning of the sites of a stack of blocks (nothing, `enc.` or `dec.`): `pre`, `sandwich` or `post`"
+    )
+    n: int = Field(description="sequences read")
+    of: int = Field(description="sequences of the split; more than `n` where some did not fit the context")
+    held_out: int = Field(description="of those read, the ones that held-out scores are on")
+    rows: list[TransitionRecord] = Field(
+        description="blocks in order, each followed by its parts where they were read, those by their heads and matrices"
+    )
+    last: dict[str, CloudRecord] = Field(
+        description="what leaves the last block, by the beginning of the sites; without it where `--layers` leaves that out"
+    )
+
+
+class LinearityRecord(Record):
+    """What `secateur probe --what linearity` gives; `OUT/probe.json` is the same."""
+
+    what: str = Field(description="`linearity`")
+    model: str = Field(description="MODEL as it was given")
+    task: str = Field(description="name of the task")
+    split: str = Field(description="`probe` or `select`")
+    outlier_norm: Number = Field(description="an outlier token's norm is above so many median norms")
+    models: list[ProfileRecord] = Field(description="MODEL or its `--revisions`, then those of `--also`")
+    written: list[str] | None = Field(None, description="the files (only: printed, with `-o`)")
+    versions: dict[str, str] | None = Field(None, description="as in the verdict (only: in probe.json)")

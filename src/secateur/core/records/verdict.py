@@ -1,0 +1,430 @@
+"""Types of verdict.json."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from secateur.core.records.record import Number, Record
+
+
+class IntervalRecord(Record):
+    """Interval."""
+
+    value: Number = Field(description="the value")
+    ci: list[Number] | None = Field(description="its interval; null where none was computed")
+
+
+class ScoreRecord(Record):
+    """Score."""
+
+    metric: str = Field(description="its name")
+    value: Number = Field(description="the mean")
+    ci: list[Number] | None = Field(description="its interval; null under 10 groups")
+    n: int = Field(description="examples")
+    groups: int = Field(description="groups")
+    unit: str = Field(description="`share` or `nats/token`")
+    higher_is_better: bool = Field(description="direction")
+
+
+class NonInferiorityRecord(Record):
+    """See statistics.md."""
+
+    margin: Number = Field(description="how much worse still counts as not worse, as asked for")
+    unit: str = Field(description="of `margin` and `bound`: `share` or `nats/token`")
+    bound: float | None = Field(
+        description="one-sided lower bound of the gain, positive is better whichever way the metric goes; null where the groups are too few for one"
+    )
+    level: Number = Field(description="of the bound: 1 − .05 / `openings`")
+    method: str = Field(description="`Tango score interval`, `paired bootstrap`, or `none, too few groups`")
+    shown: bool = Field(description="the bound lies above −`margin`")
+    named_late: bool = Field(
+        description="the ledger knows an earlier look at this plan and metric, with another margin: this one decides nothing"
+    )
+    decides: float | None = Field(
+        description="the margin that decides the word: `margin`, or the one named at that earlier look; null where none was"
+    )
+
+
+class SecondaryRecord(Record):
+    """None of them is tested: each test would be an opening."""
+
+    metric: str = Field(description="its name")
+    unit: str = Field(description="its unit")
+    higher_is_better: bool = Field(description="direction")
+    before: ScoreRecord = Field(description="the original model")
+    after: ScoreRecord = Field(description="the checkpoint")
+    difference: IntervalRecord = Field(description="after − before")
+    gained: bool = Field(description="in the right direction")
+
+
+class AnswerRecord(Record):
+    """Answer."""
+
+    answer: str = Field(description="the choice")
+    share: Number = Field(description="of the questions")
+
+
+class BaselineRecord(Record):
+    """Baseline."""
+
+    split: str = Field(description="of the score: `select`, or what `eval` was asked for")
+    metric: str = Field(description="the metric that decides")
+    n: int = Field(description="examples")
+    value: Number = Field(description="the score of the unchanged model")
+    ci: list[Number] | None = Field(description="its interval")
+    chance: float | None = Field(description="mean of 1 / choices over `select`; null without choices")
+    majority: AnswerRecord | None = Field(
+        description="the most frequent right answer on `select`, where all questions have the same choices"
+    )
+    given: AnswerRecord | None = Field(
+        description="the answer the model gives most often; null without choices"
+    )
+    accuracy_norm: float | None = Field(description="beside `accuracy`")
+    warning: str | None = Field(description="where the score is not shown to be above chance and majority")
+
+
+class HandedOverRecord(Record):
+    """HandedOver."""
+
+    holds: str = Field(description="`cut` or `original`: the weights in the checkpoint")
+    unproven: str | None = Field(
+        description="file of a plan that was found for gain and not carried out: `unproven/plan.json`"
+    )
+    edits: str | None = Field(description="that plan in words")
+
+
+class MemberRecord(Record):
+    """One of several tasks, on all of its own test examples, in the metric that decides."""
+
+    name: str = Field(description="its name")
+    kind: str = Field(description="`choice`, `generation` or `text`")
+    n: int = Field(description="its test examples")
+    groups: int = Field(description="its groups")
+    left_out: dict[str, int] = Field(
+        description="of `probe`, `select` and `test` what the joint task had no use for; of `test` it is measured here"
+    )
+    metric: str = Field(description="as in the verdict")
+    unit: str = Field(description="its unit")
+    higher_is_better: bool = Field(description="direction")
+    before: ScoreRecord = Field(description="the original model")
+    after: ScoreRecord = Field(description="the checkpoint")
+    difference: IntervalRecord = Field(description="after − before")
+    gained: bool = Field(description="in the right direction")
+    p_value: Number = Field(description="two-sided, corrected by Holm for the number of tasks")
+    p_value_unadjusted: Number = Field(description="the same before the correction")
+    test: str = Field(description="the test in words")
+    within_margin: bool | None = Field(
+        description="it was shown to be no worse than the margin; null where none was given, or nothing was cut"
+    )
+    secondary: list[SecondaryRecord] = Field(description="its other metrics")
+
+
+class GuardRecord(Record):
+    """Guard."""
+
+    name: str = Field(
+        description="`constant predictor` or `log-loss`; of several tasks also `harm to NAME`, and `constant predictor on NAME` for each"
+    )
+    fired: bool = Field(description="")
+    detail: str = Field(description="in words")
+    applicable: bool | None = Field(
+        None, description="some gold answer occurs twice (only: constant predictor, something cut, not text)"
+    )
+    answer: str | None = Field(None, description="the answer given most often after the cut (only: as above)")
+    answer_gold: Number | None = Field(None, description="its share of the gold answers (only: as above)")
+    answer_before: Number | None = Field(None, description="its share of the answers before (only: as above)")
+    answer_after: Number | None = Field(None, description="and after (only: as above)")
+    majority_baseline: Number | None = Field(
+        None, description="share of the most frequent gold answer (only: as above)"
+    )
+    modal_share_before: Number | None = Field(
+        None, description="share of the most frequent answer before (only: as above)"
+    )
+    modal_share_after: Number | None = Field(None, description="and after (only: as above)")
+    balanced_before: Number | None = Field(None, description="balanced accuracy before (only: as above)")
+    balanced_after: Number | None = Field(None, description="and after (only: as above)")
+    constant_before: bool | None = Field(
+        None, description="the original, too, over-answered its own most frequent answer (only: as above)"
+    )
+
+
+class SideEffect(Record):
+    """Effect."""
+
+    name: str = Field(description="what was watched")
+    unit: str = Field(description="`share`, `nats/token`, `perplexity` or `distinct bigrams, share`")
+    higher_is_better: bool = Field(description="direction")
+    n: int = Field(description="examples, chunks or continuations")
+    before: IntervalRecord | ScoreRecord | None = Field(
+        None, description="the original model (only: a Score for accuracies)"
+    )
+    after: IntervalRecord | ScoreRecord | None = Field(
+        None, description="the checkpoint (only: a Score for accuracies)"
+    )
+    difference: IntervalRecord | None = Field(None, description="after − before (only: accuracies)")
+    ratio: IntervalRecord | None = Field(None, description="perplexity after / before (only: text)")
+    gained: bool | None = Field(None, description="in the right direction (only: accuracies)")
+    detail: str | None = Field(
+        None, description="how many tokens are still the original's (only: continuations)"
+    )
+
+
+class AlternativeRecord(Record):
+    """Alternative."""
+
+    name: str = Field(description="`ban one token` or `label calibration`")
+    applicable: bool = Field(description="this task has a place for it")
+    detail: str = Field(description="what was done, or why not")
+    value: Number | None = Field(None, description="accuracy on `test` (only: applicable)")
+    ci: list[Number] | None = Field(None, description="its interval; null under 10 groups (only: applicable)")
+    n: int | None = Field(None, description="examples (only: applicable)")
+    groups: int | None = Field(None, description="groups (only: applicable)")
+
+
+class ChoiceRecord(Record):
+    """Choice."""
+
+    best: str = Field(description="the best plan that was tried for gain")
+    shown: bool = Field(description="`p_value` is below .05: it is shown to gain")
+    better: bool = Field(description="its mean is better than that of the original")
+    p_value: Number = Field(description="one-sided, corrected for all that were tried")
+    tried: int = Field(description="how many were")
+
+
+class FellBackRecord(Record):
+    """A map was fitted for these blocks and not taken, because on `select` its loss is no lower than that of dropping them."""
+
+    blocks: list[int] = Field(description="a run of blocks, one after the other")
+    fitted: Number = Field(description="nats per token on `select` with the map")
+    dropped: Number = Field(description="with these blocks dropped")
+
+
+class CutRecord(Record):
+    """Cut."""
+
+    site: str = Field(description="the matrix, or what went")
+    edit: str = Field(description="the edit in words")
+    kind: str = Field(description="`truncate`, `remove_directions`, `drop` or `linearize`, as in plan.json")
+    shape: list[int] | None = Field(None, description="out, in (only: truncate, remove_directions)")
+    rank: int | None = Field(None, description="components kept (only: truncate, remove_directions)")
+    full_rank: int | None = Field(None, description="components it had (only: truncate, remove_directions)")
+    blocks: list[int] | None = Field(
+        None, description="the run of blocks that one linear map stands for (only: linearize)"
+    )
+
+
+class ParametersRecord(Record):
+    """Parameters."""
+
+    before: int = Field(description="parameters of the original, tied ones once")
+    after: int = Field(
+        description="of the checkpoint; more where biases had to be added for the means of what was removed"
+    )
+    factorized: int = Field(
+        description="what it would be if matrices of lower rank were stored as two factors (`--factorize`)"
+    )
+
+
+class BeforeAfter(Record):
+    """Pair."""
+
+    before: Number = Field(description="the dense model")
+    after: Number = Field(description="the cut one")
+
+
+class SpeedRecord(Record):
+    """Medians over the repeats; `_iqr` are the lower and the upper quartile."""
+
+    before: Number = Field(description="tokens/s of the dense model")
+    before_iqr: list[Number] = Field(description="its quartiles")
+    after: Number = Field(description="tokens/s of the cut one")
+    after_iqr: list[Number] = Field(description="its quartiles")
+    speedup: Number = Field(description="median of the ratios of the time, dense / cut, turn by turn")
+    speedup_iqr: list[Number] = Field(description="its quartiles")
+    limit: Number = Field(description="the speedup that the shapes allow")
+    of_limit: Number = Field(description="speedup / limit, share")
+
+
+class ShapeRecord(Record):
+    """Shape."""
+
+    prompt: int = Field(description="tokens of a prompt")
+    new: int = Field(description="tokens decoded after it")
+    batch: int = Field(description="prompts at once")
+    repeats: int = Field(description="times each was measured")
+
+
+class ZeroedRecord(Record):
+    """Zeroed."""
+
+    heads: int = Field(description="query heads to whose output no weight of `o` listens")
+    ffns: int = Field(description="feed-forward networks whose `down` is all zero")
+    neurons: int = Field(description="neurons of the others to which no weight of `down` listens")
+    weights: int = Field(description="zeros in all matrices but embeddings, whatever their pattern")
+
+
+class GainsRecord(Record):
+    """*Before* is the dense model, *after* the cut one. `prune` measures no speed and no memory; bench does."""
+
+    model: str | None = Field(None, description="OUT as given (only: bench)")
+    against: str | None = Field(None, description="the dense model (only: bench)")
+    parameters: BeforeAfter = Field(description="tied ones once")
+    bytes_on_disk: BeforeAfter | None = Field(
+        None,
+        description="of the safetensors files that hold the weights (only: null for a model in memory only)",
+    )
+    kv_bytes_per_token: BeforeAfter = Field(
+        description="bytes of the real cache after a prefill, for each token of one sequence"
+    )
+    zeroed: ZeroedRecord = Field(
+        description="what of the cut model is zero, and stored and computed all the same"
+    )
+    peak_bytes: BeforeAfter | None = Field(
+        None, description="the larger of the next two (only: null where it was not measured)"
+    )
+    peak_bytes_prefill: BeforeAfter | None = Field(
+        None, description="peak memory of a prefill: the model and what it needs; bytes (only: as above)"
+    )
+    peak_bytes_decode: BeforeAfter | None = Field(
+        None, description="peak memory of decoding, cache included; bytes (only: as above)"
+    )
+    prefill: SpeedRecord | None = Field(
+        None, description="whole prompts at once; the limit is arithmetic (only: as above)"
+    )
+    decode: SpeedRecord | None = Field(
+        None, description="greedy, token by token, with the cache; the limit is bytes read (only: as above)"
+    )
+    shape: ShapeRecord | None = Field(None, description="what was run (only: as above)")
+    threads: int | None = Field(None, description="threads of torch (only: as above)")
+    device: str = Field(description="what it ran on")
+    dtype: str = Field(description="of the cut model")
+    note: str | None = Field(
+        None,
+        description="lengths cut down to the context, sliding windows, unequal dtypes, zeroed parts (only: null: nothing to say)",
+    )
+
+
+class PlaceRecord(Record):
+    """Place."""
+
+    place: str = Field(description="such as `transformers` or `vLLM`")
+    loads: bool = Field(description="it loads there, or is expected to")
+    evidence: str = Field(
+        description="`read back` (in this run), `run` (elsewhere, in the version that `detail` names), `expected` or `no`"
+    )
+    detail: str = Field(description="by what; `not tried` for `expected`; empty for `no`")
+    how: str = Field(description="the line of code; or why not")
+    condition: str = Field(description="when it loads, where that is not always; else empty")
+
+
+class LoadsRecord(Record):
+    """Loads."""
+
+    form: str = Field(
+        description="`stock`: of a stock class; `zeroed`: of a stock class in the original's shapes; `carved`: with a modelling file of its own"
+    )
+    why: str = Field(description="why no stock class can hold it; empty where one does")
+    where: list[PlaceRecord] = Field(description="each place that was considered")
+
+
+class ModelRecord(Record):
+    """Model."""
+
+    name: str = Field(description="MODEL as given")
+    revision: str | None = Field(description="`--revision`")
+    hub: bool = Field(description="it came from the hub")
+    fingerprint: str = Field(description="digest of all parameters in the dtype used")
+    family: str = Field(description="such as `llama`")
+    architecture: str = Field(description="class name")
+    dtype: str = Field(description="of the model in memory and on disk")
+    num_blocks: int = Field(description="blocks")
+    num_heads: int = Field(description="query heads of a block")
+    num_kv_heads: int = Field(description="KV groups of a block")
+    matrices: list[str] = Field(description="kinds of matrices every block has")
+
+
+class WrittenRecord(Record):
+    """Written."""
+
+    fingerprint: str = Field(description="of the checkpoint; equals the model's where nothing was cut")
+
+
+class TaskRecord(Record):
+    """Task."""
+
+    name: str = Field(description="its name")
+    kind: str = Field(description="`choice`, `generation` or `text`")
+    hash: str = Field(description="digest of content and splits")
+    splits: dict[str, int] = Field(
+        description="examples in `probe`, `select`, `test`; of several tasks also in `test of NAME`, all that each has"
+    )
+
+
+class SearchRecord(Record):
+    """Search."""
+
+    model_config = ConfigDict(extra="allow")  # a method writes what it alone has
+
+    method: str = Field(description="`laser`")
+    proposed: int = Field(description="candidates in the grid")
+
+
+class VerdictRecord(Record):
+    """Verdict."""
+
+    version: int = Field(description="1")
+    verdict: str = Field(
+        description="`improves`, `no difference shown` or `worse`; with a margin also `not worse by more than 2.0 points`, or `… 0.020 nats`"
+    )
+    sentence: str = Field(description="the verdict in one sentence")
+    metric: str = Field(
+        description="what decided: `accuracy`, `accuracy_norm`, `choice_loss`, `loss`, `text_loss`, `top5`, `top10`"
+    )
+    unit: str = Field(description="`share`, `nats` or `nats/token`")
+    higher_is_better: bool = Field(description="direction of the metric")
+    n: int = Field(description="examples in `test`")
+    groups: int = Field(description="groups in `test`")
+    before: ScoreRecord = Field(description="the original model")
+    after: ScoreRecord = Field(description="the cut model, read back from disk")
+    difference: IntervalRecord = Field(description="after − before")
+    gained: bool = Field(description="the difference is in the right direction")
+    p_value: Number = Field(description="two-sided, corrected for the openings of `test`")
+    p_value_unadjusted: Number = Field(description="the same before the correction")
+    openings: int = Field(
+        description="plans, each in one metric, that this ledger has opened this test split for, or one that overlaps with it"
+    )
+    non_inferiority: NonInferiorityRecord | None = Field(
+        description="is the loss within the margin; null where none was given, or nothing was cut"
+    )
+    test: str = Field(description="the test in words")
+    secondary: list[SecondaryRecord] = Field(
+        description="the other metrics of this kind of task, on the same examples; empty for text"
+    )
+    tasks: list[MemberRecord] = Field(description="of several `--task` each by itself; empty for one")
+    guards: list[GuardRecord] = Field(description="see statistics.md")
+    side_effects: list[SideEffect] = Field(description="what else was watched")
+    alternatives: list[AlternativeRecord] = Field(description="what could be had without a cut")
+    baseline: BaselineRecord = Field(description="the original on `select`, before the search")
+    handed_over: HandedOverRecord = Field(description="what the checkpoint holds")
+    candidates_tried: int = Field(description="plans judged on `select`, the original not counted")
+    evaluations: int = Field(description="(plan, example) pairs the search asked for")
+    search: SearchRecord = Field(
+        description="how it searched: laser, step by step, by directions, or block by block"
+    )
+    cut: list[CutRecord] = Field(description="what was cut; empty: nothing")
+    cut_summary: str = Field(
+        description="the same counted, such as `41 of 48 heads, 1 of 6 feed-forward networks`; or `nothing`"
+    )
+    parameters: ParametersRecord = Field(description="sizes")
+    gains: GainsRecord = Field(description="what the cut saves")
+    loads: LoadsRecord = Field(description="where the checkpoint loads")
+    model: ModelRecord = Field(description="the original")
+    written: WrittenRecord = Field(description="the checkpoint")
+    task: TaskRecord = Field(description="what it was judged on")
+    seed: int = Field(description="`--seed`")
+    split_seed: int = Field(description="`--split-seed`")
+    versions: dict[str, str] = Field(description="as in plan.json")
+    seconds: dict[str, Number] = Field(
+        description="wall-clock time of `screen`, `race`, `compose` (laser), `prune` (removal), `choose` (directions), `analyze` and `verify`, as far as the last process did them"
+    )
+    command: str = Field(description="the command as a line")

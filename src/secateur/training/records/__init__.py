@@ -1,0 +1,1 @@
+"""Types of the JSON files that training writes: one module for each. No torch."""
