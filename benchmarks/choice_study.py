@@ -23,7 +23,7 @@ from scipy import stats
 from secateur.core.plan import Plan, Truncate
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
-from secateur.methods.laser.method import RACE_Z, candidates
+from secateur.methods.laser.search import RACE_Z, candidates
 from secateur.options import Options
 from secateur.search.evidence import Evidence
 from secateur.search.race import Objective, choose, race

@@ -32,7 +32,7 @@ from secateur.cli.tables import p_text, table, with_interval
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
-from secateur.methods.directions import method as directions
+from secateur.methods.directions import search as directions
 from secateur.methods.directions.effects import Effects
 from secateur.methods.directions.pools import removal
 from secateur.options import Options

@@ -27,7 +27,7 @@ from secateur.evaluation.measurement import measure_model
 from secateur.evaluation.verdict import decide
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
-from secateur.methods.laser.method import search as search_laser
+from secateur.methods.laser.search import search as search_laser
 from secateur.options import Options
 from secateur.session import Session, open_session
 from secateur.surgery.materialize import cut

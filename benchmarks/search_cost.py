@@ -24,7 +24,7 @@ import torch
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
-from secateur.methods.laser.method import KEPT_BY_SCREEN, MAX_PROBED, RACE_Z, candidates, screen
+from secateur.methods.laser.search import KEPT_BY_SCREEN, MAX_PROBED, RACE_Z, candidates, screen
 from secateur.options import Options
 from secateur.search.race import Objective, race, screened
 from secateur.session import Session

@@ -22,8 +22,8 @@ from train_embedded import RECIPES, save, train
 
 from secateur.core.stats import sign_flip
 from secateur.methods.directions.effects import Effects, Reading
-from secateur.methods.directions.method import sites_of
 from secateur.methods.directions.pools import Direction, Order, removal, signed, weakest
+from secateur.methods.directions.search import sites_of
 from secateur.options import Options
 from secateur.session import Session, open_session
 from secateur.tasks.arithmetic import SUMS, Problem, Slip, int_mult, last_digit, texts

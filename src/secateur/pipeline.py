@@ -16,10 +16,10 @@ from secateur.core.ledger import Ledger, check_ledger
 from secateur.core.progress import Progress, silent
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.workers import WorkerLauncher
-from secateur.methods.components import method as components
-from secateur.methods.depth import method as depth
-from secateur.methods.directions import method as directions
-from secateur.methods.laser import method as laser
+from secateur.methods.components import search as components
+from secateur.methods.depth import search as depth
+from secateur.methods.directions import search as directions
+from secateur.methods.laser import search as laser
 from secateur.methods.method import Proposal
 from secateur.options import Options
 from secateur.proof import cut_and_verify

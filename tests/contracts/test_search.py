@@ -17,7 +17,7 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.hf.load import Loaded
-from secateur.methods.laser.method import search as search_laser
+from secateur.methods.laser.search import search as search_laser
 from secateur.options import Options
 from secateur.search.evidence import Evidence
 from secateur.search.race import (

@@ -21,7 +21,6 @@ from secateur.core.site import Site
 from secateur.evaluation.batching import Packing
 from secateur.methods.directions import effects
 from secateur.methods.directions.effects import Effects
-from secateur.methods.directions.method import check, search
 from secateur.methods.directions.pools import (
     POOLS,
     Direction,
@@ -35,6 +34,7 @@ from secateur.methods.directions.pools import (
     weakest,
 )
 from secateur.methods.directions.probe import directions_effects
+from secateur.methods.directions.search import check, search
 from secateur.options import Options, matrices_of
 from secateur.session import Session, open_session
 from secateur.surgery.materialize import cut

@@ -22,7 +22,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.evaluation.evaluator import Evaluator
-from secateur.methods.components import method as components
+from secateur.methods.components import search as components
 from secateur.options import Options
 from secateur.session import Session
 from secateur.surgery.operations import columns_of

@@ -21,11 +21,11 @@ from secateur.forecast.work import (
 )
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.importance import MAX_PROBED, whole_ffns
-from secateur.methods.components.method import kinds_of
+from secateur.methods.components.search import kinds_of
 from secateur.methods.depth.carriers import blocks_that_can_go, carriers_of, forms_of
-from secateur.methods.depth.method import CHEAP
 from secateur.methods.depth.record import SAMPLE
 from secateur.methods.depth.runs import Carriers, may_go
+from secateur.methods.depth.search import CHEAP
 from secateur.options import layers_of
 from secateur.search.removal import PrunableGroup, steps
 from secateur.session import Session

@@ -15,8 +15,8 @@ from secateur.hf.anatomy import Anatomy
 from secateur.methods.depth.carriers import carriers_of
 from secateur.methods.depth.similarity import block_similarity
 from secateur.methods.directions.probe import directions_effects
-from secateur.methods.laser.method import candidates
 from secateur.methods.laser.probe import truncation_effects
+from secateur.methods.laser.search import candidates
 from secateur.probes.heads import head_importance
 from secateur.probes.maps import Run, fit_maps
 from secateur.probes.neurons import neuron_importance

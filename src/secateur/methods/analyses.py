@@ -13,7 +13,7 @@ from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import paraphrase_task
 from secateur.methods.directions.probe import MatrixEffects, directions_effects
 from secateur.methods.laser.answers import split_answers
-from secateur.methods.laser.method import candidates, full_ranks, screen
+from secateur.methods.laser.search import candidates, full_ranks, screen
 from secateur.options import matrices_of
 from secateur.session import Session
 

@@ -7,6 +7,7 @@ its HTML, or nothing where the run did not measure what it is about.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from secateur.report.chart import Figure
@@ -15,6 +16,33 @@ from secateur.report.markup import known, numbers, text
 Record = Mapping[str, Any]
 Figures = dict[str, Figure]
 Section = Callable[[Record, Record, Record, Figures], str]
+
+
+@dataclass(frozen=True)
+class FigureGroup:
+    """Figures that stand side by side in a section. `layout` is the class of their box: `wide` or `multiples`."""
+
+    figures: tuple[Figure, ...]
+    layout: str = "wide"
+
+    def __bool__(self) -> bool:
+        return bool(self.figures)
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A section of a page: its anchor, its heading, the sentence below it, and pieces of HTML and figures in order.
+
+    A section whose body is empty is left out of the page.
+    """
+
+    name: str
+    title: str
+    lead: str
+    body: tuple[str | FigureGroup, ...]
+
+    def __bool__(self) -> bool:
+        return any(self.body)
 
 
 def section(name: str, title: str, lead: str, *body: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from secateur.core.plan import Plan, RemoveDirections
 from secateur.core.score import Metric
 from secateur.core.site import Site
-from secateur.methods.components.method import goal_of
+from secateur.methods.components.search import goal_of
 from secateur.methods.directions.effects import Reading
 from secateur.methods.directions.probe import MatrixEffects
 from secateur.methods.directions.words import direction_words

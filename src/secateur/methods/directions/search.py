@@ -18,7 +18,7 @@ from secateur import records
 from secateur.core.plan import Plan
 from secateur.core.stats import paired_z
 from secateur.errors import SecateurError
-from secateur.methods.components.method import goal_of
+from secateur.methods.components.search import goal_of
 from secateur.methods.directions.effects import Effects, Reading
 from secateur.methods.directions.pools import (
     Direction,

@@ -14,8 +14,8 @@ from secateur import records
 from secateur.core.noninferiority import MARGIN
 from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.components.method import goal_of
 from secateur.methods.components.record import kept_share
+from secateur.methods.components.search import goal_of
 from secateur.methods.depth.carriers import blocks_that_can_go
 from secateur.methods.depth.record import depth_record
 from secateur.methods.depth.runs import DepthPoint, FellBack
