@@ -1,4 +1,4 @@
-"""Counts what makes code hard to carry on: records read by key, untyped values, one-use helpers, names that exist twice.
+"""Counts what makes code hard to carry on: records read by key, untyped values, one-use helpers, repeated names.
 
 Run from the project's root: `python dev/counts.py`. The bounds are those that docs/architecture.md promises.
 """
