@@ -1,4 +1,4 @@
-"""The verbs that train, for Python and the command line alike: what is asked is looked at before torch is imported."""
+"""The verbs that train, for Python and the command line alike: options are checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ from secateur.core.progress import Progress, silent
 from secateur.errors import ModelError, TrainingError, UnknownName
 from secateur.hf.size import Size
 from secateur.inputs import inputs, inputs_of, kept_of
-from secateur.training.heal_options import Healing, Teacher, check_stage
-from secateur.training.recipe import Recipe
-from secateur.training.tuning import Tuning, names_of, options_of, splits_of
+from secateur.training.options import (
+    FINETUNE_DEFAULTS,
+    HEAL_DEFAULTS,
+    TRAIN_DEFAULTS,
+    Healing,
+    Recipe,
+    Teacher,
+    Tuning,
+    check_stage,
+    names_of,
+    options_of,
+    splits_of,
+)
 
 if TYPE_CHECKING:
     from secateur.training.state import Tuned
@@ -33,11 +43,11 @@ def finetune(
     split: str | tuple[str, ...] = "probe",
     overwrite: bool = False,
     progress: Progress = silent,
-    epochs: int = 3,
-    lr: float = 5e-5,
-    batch_size: int = 8,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
+    epochs: int = FINETUNE_DEFAULTS.epochs,
+    lr: float = FINETUNE_DEFAULTS.lr,
+    batch_size: int = FINETUNE_DEFAULTS.batch_size,
+    weight_decay: float = FINETUNE_DEFAULTS.weight_decay,
+    warmup: float = FINETUNE_DEFAULTS.warmup,
     max_steps: int | None = None,
     bf16: bool = False,
     lora: int | None = None,
@@ -69,19 +79,19 @@ def heal(
     out: str | Path,
     *,
     teacher: str | None = None,
-    stage: str = "both",
-    temperature: float = 1.0,
-    hidden: float = 1.0,
+    stage: str = Healing.stage,
+    temperature: float = Healing.temperature,
+    hidden: float = Healing.hidden,
     side: Sequence[str] = (),
     ledger: str | Path | None = None,
     split: str | tuple[str, ...] = "probe",
     overwrite: bool = False,
     progress: Progress = silent,
-    epochs: int = 3,
-    lr: float = 1e-4,
-    batch_size: int = 8,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
+    epochs: int = HEAL_DEFAULTS.epochs,
+    lr: float = HEAL_DEFAULTS.lr,
+    batch_size: int = HEAL_DEFAULTS.batch_size,
+    weight_decay: float = HEAL_DEFAULTS.weight_decay,
+    warmup: float = HEAL_DEFAULTS.warmup,
     max_steps: int | None = None,
     bf16: bool = False,
     lora: int | None = None,
@@ -132,16 +142,16 @@ def train(
     tokenizer: str,
     out: str | Path,
     *,
-    steps: int = 1000,
+    steps: int = Recipe.steps,
     save_steps: Sequence[int] = (),
-    regulariser: str = "none",
-    weight: float = 0.5,
-    seqlen: int = 256,
+    regulariser: str = Recipe.regulariser,
+    weight: float = Recipe.weight,
+    seqlen: int = Recipe.seqlen,
     seed: int = 0,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    weight_decay: float = 0.1,
-    warmup: float = 0.05,
+    lr: float = TRAIN_DEFAULTS.lr,
+    batch_size: int = TRAIN_DEFAULTS.batch_size,
+    weight_decay: float = TRAIN_DEFAULTS.weight_decay,
+    warmup: float = TRAIN_DEFAULTS.warmup,
     bf16: bool = False,
     device: str = "auto",
     overwrite: bool = False,
