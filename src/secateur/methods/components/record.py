@@ -31,7 +31,7 @@ def pruning_record(
     record = {
         "what": options.method,
         "unit": "KV group" if is_grouped(session.loaded.anatomy) else "head",
-        "step": options.step,
+        "step": options.config.step,
         "metric": metric.name,
         "metric_unit": metric.unit,
         "higher_is_better": metric.higher_is_better,

@@ -39,14 +39,18 @@ def check(session: Session) -> None:
 def goal_of(session: Session) -> Goal:
     """What the user set; where nothing is, as far as the default margin allows."""
     options = session.options
-    free = options.target is None and options.params is None
-    max_loss = MARGIN if options.max_loss is None and free else options.max_loss
-    return Goal(session.objective.metric, max_loss, options.target, options.params)
+    free = options.config.target is None and options.config.params is None
+    max_loss = MARGIN if options.config.max_loss is None and free else options.config.max_loss
+    return Goal(session.objective.metric, max_loss, options.config.target, options.config.params)
 
 
 def kinds_of(session: Session) -> list[PrunableGroup]:
     """The parts that may go. Raises `PlanError` where there are none, or a stock class could not hold what is left."""
-    anatomy, method, portable = session.loaded.anatomy, session.options.method, session.options.portable
+    anatomy, method, portable = (
+        session.loaded.anatomy,
+        session.options.method,
+        session.options.config.portable,
+    )
     blocks = layers_of(anatomy, session.options)
     if portable:
         _check_portable(anatomy, method, blocks)
@@ -102,8 +106,8 @@ def search(session: Session) -> Proposal:
     """All curves, and the furthest point that the goal allows. `test` is not touched."""
     options, evaluator, goal, kinds = session.options, session.judge(), goal_of(session), kinds_of(session)
     snapped = _snapped(session, kinds)
-    if options.target is not None and snapped:
-        LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.target, snapped)
+    if options.config.target is not None and snapped:
+        LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.config.target, snapped)
     for kind in kinds:
         _say_what_stays(session, kind)
     judge, select, reader = (
@@ -122,7 +126,12 @@ def search(session: Session) -> Proposal:
         pruning = pruning_record(session, goal, removals, outcomes, components)
     pruning |= {"chosen": {"order": removals[0].order, "point": number}, "snapped": snapped}
     orders = [removal.order for removal in removals]
-    search = {"method": options.method, "proposed": judge.tried, "orders": orders, "step": options.step}
+    search = {
+        "method": options.method,
+        "proposed": judge.tried,
+        "orders": orders,
+        "step": options.config.step,
+    }
     base = records.base_record(outcomes[session.empty])
     return Proposal(
         plan=removals[0].points[number].plan,
@@ -130,7 +139,7 @@ def search(session: Session) -> Proposal:
         evaluations=judge.evaluations,
         search=search,
         analysis={"components": components, "pruning": pruning, "base": base},
-        margin=MARGIN if options.max_loss is None else options.max_loss,
+        margin=MARGIN if options.config.max_loss is None else options.config.max_loss,
     )
 
 
@@ -160,15 +169,17 @@ def _removals(
     pruner = Pruner(
         base=session.empty,
         kinds=kinds,
-        shares=steps(options.step, options.target),
+        shares=steps(options.config.step, options.config.target),
         read=reader.read,
         judge=judge,
         examples=select,
         weigh=lambda plan: parameters_left(session, plan),
-        target=options.target or 1.0,
+        target=options.config.target or 1.0,
     )
-    ranked = [pruner.by_importance(again=again) for again in (options.rescore, not options.rescore)]
-    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(options.random_orders)]
+    ranked = [
+        pruner.by_importance(again=again) for again in (options.config.rescore, not options.config.rescore)
+    ]
+    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(options.config.random_orders)]
 
 
 def _snapped(session: Session, kinds: Sequence[PrunableGroup]) -> str | None:
@@ -178,6 +189,6 @@ def _snapped(session: Session, kinds: Sequence[PrunableGroup]) -> str | None:
         widths = session.loaded.anatomy.widths
         sizes = sorted({own.num_heads // own.num_kv_heads for own in widths if own.num_kv_heads})
         said.append(f"whole KV groups of {' or '.join(map(str, sizes))} query heads")
-    if session.options.portable:
+    if session.options.config.portable:
         said.append("the same number in every block")
     return ", ".join(said) or None

@@ -33,11 +33,11 @@ def depth_record(
     """`depth` of analysis.json, but for what was chosen. `curves` are by form, `others` by measure."""
     options, metric = session.options, session.objective.metric
     return {
-        "by": options.by,
-        "form": options.form,
-        "contiguous": options.contiguous,
-        "rank": options.rank,
-        "blocks": options.blocks,
+        "by": options.config.by,
+        "form": options.config.form,
+        "contiguous": options.config.contiguous,
+        "rank": options.config.rank,
+        "blocks": options.config.blocks,
         "max_loss": max_loss,
         "metric": metric.name,
         "metric_unit": metric.unit,
