@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fixtures import data_report
 from scipy import optimize, stats
 
 from secateur.checkpoint.card import model_card
@@ -16,14 +17,15 @@ from secateur.core.guard import constant_predictor
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, bound_text, margin_text, non_inferiority
 from secateur.core.plan import Plan, Truncate
+from secateur.core.records.verdict import VerdictRecord
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n, resample
 from secateur.errors import SecateurError
-from secateur.evaluation import sentence
 from secateur.evaluation.measurement import Measurement
+from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
-from secateur.report.sections import hero
+from secateur.report.run_page import hero
 from secateur.tasks.example import Example, Task
 
 
@@ -517,7 +519,7 @@ def test_verdict_of_a_constant_that_was_one_before(case):
 
 def test_report_shows_the_word_green_with_its_sign_and_the_bound(case):
     found = case(case.gold, flipped(case.gold, [100]))
-    page = hero(found)
+    page = hero(VerdictRecord.model_validate(data_report.facts()[0] | found | {"cut": []}))
     assert '<header class="better">' in page
     assert "✓</span>not worse by more than 2.0 points</h1>" in page
     assert bound_text(found["non_inferiority"]) in page
