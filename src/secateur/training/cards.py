@@ -133,7 +133,9 @@ Fingerprint `{model.fingerprint}` before, `{record.fingerprint}` after; task has
 def healing_card(record: HealRecord) -> str:
     """Return README.md of a healed checkpoint."""
     cut, teacher, learned = record.cut, record.teacher, record.trained_on
-    measured = [("on select", row) for row in record.scores] + [("on test", row) for row in record.test_scores]
+    measured = [("on select", row) for row in record.scores] + [
+        ("on test", row) for row in record.test_scores
+    ]
     measured += [(f"on {row.name}, on the side", row) for row in record.sides]
     scores = _table(
         (

@@ -118,7 +118,9 @@ def _healed(job: HealJob, progress: Progress) -> HealRecord:
     plan, opens = read_plan(Path(options.model)), job.healing.ledger is not None
     early = early_session(options, needs=PROOF if opens else TRAINING)
     pairs = depth_pairs(plan, blank_teacher(plan, job).anatomy, early.loaded.anatomy)
-    trainable = {stage: stage_parameters(stage, pairs, early.loaded, tuning) for stage in STAGES[job.healing.stage]}
+    trainable = {
+        stage: stage_parameters(stage, pairs, early.loaded, tuning) for stage in STAGES[job.healing.stage]
+    }
     original = load_teacher(plan, job)
     session = ready_session(early, read_model(options), progress)
     check_runs(original, session.first_rows())
@@ -127,7 +129,9 @@ def _healed(job: HealJob, progress: Progress) -> HealRecord:
         sides = watched_tasks(session)
         teacher = measure(session.on(session.task, original), sides, test=opens)
         unhealed = measure(session, sides, test=opens)
-        stages = [run_stage(stage, pairs, which, original, session, job) for stage, which in trainable.items()]
+        stages = [
+            run_stage(stage, pairs, which, original, session, job) for stage, which in trainable.items()
+        ]
         healed = session.on(session.task, save_and_reload(session, folder.staging))
         three = ModelTrio(teacher, unhealed, measure(healed, sides, test=opens))
         test = test_record(healed, plan, three, ledger) if ledger else None
@@ -214,7 +218,9 @@ def _another_model(job: HealJob, why: str) -> ModelError:
 # ---------------------------------------------------------------------------------------------------------- the stages
 
 
-def stage_parameters(stage: str, pairs: list[DepthPair], loaded: Loaded, tuning: Tuning) -> TrainableParameters:
+def stage_parameters(
+    stage: str, pairs: list[DepthPair], loaded: Loaded, tuning: Tuning
+) -> TrainableParameters:
     """Return what a stage trains; adapters are for `end` alone.
 
     Raises: `TrainingError` for the stage `layers` where nothing replaced a removed block.

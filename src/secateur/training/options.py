@@ -200,7 +200,10 @@ class Recipe:
 def splits_of(given: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names in `probe,select` or in a sequence of names, each known one once, in the order of a task."""
     names = names_of(given)
-    return (*(name for name in TRAINABLE if name in names), *(name for name in names if name not in TRAINABLE))
+    return (
+        *(name for name in TRAINABLE if name in names),
+        *(name for name in names if name not in TRAINABLE),
+    )
 
 
 def names_of(given: str | Sequence[str]) -> tuple[str, ...]:

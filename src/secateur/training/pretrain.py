@@ -71,9 +71,7 @@ def train(
     def make() -> TrainRecord:
         return _trained(recipe, tuning, device, command, folder, progress)
 
-    return run_once(
-        folder, command, "train.json", make, pretraining_card, device=device, overwrite=overwrite
-    )
+    return run_once(folder, command, "train.json", make, pretraining_card, device=device, overwrite=overwrite)
 
 
 def _trained(
