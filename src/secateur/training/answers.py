@@ -40,7 +40,8 @@ def batches(samples: Sequence[Sample], size: int, switches: Sequence[int]) -> li
     Args:
         samples: Token ids with the number that is not learned.
         size: Most samples of a batch.
-        switches: Lengths at which the model's rotary frequencies change (`hf/rope.py`); no batch has rows on both sides.
+        switches: Lengths at which the model's rotary frequencies change (`hf/rope.py`); no batch has rows on both
+            sides of one.
     """
     parts = []
     by_length = sorted(samples, key=lambda sample: len(sample[0]))

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed training continues from: trained parameters beside the Trainer's own state, complete or not.
+"""Checkpoints that a killed training continues from: trained parameters beside the Trainer's own state.
 
 Nothing here is a checkpoint in the sense of `secateur.checkpoint`: these folders go when the training is finished.
 """
@@ -51,7 +51,7 @@ def _seconds(checkpoint: Path) -> float:
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """Return the last complete checkpoint in a folder, if any, and remove those that a killed process left incomplete."""
+    """Return the last complete checkpoint in a folder, if any; remove those that a killed process left incomplete."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
     for path in found:
         try:

@@ -81,7 +81,7 @@ def _after_map(path: str, original: int) -> DepthPair:
 
 @dataclass(frozen=True)
 class Distillation:
-    """Objective: `hidden` · Σ relative errors of hidden states, plus τ² KL(teacher ‖ student) where a temperature is given.
+    """The objective `hidden` · Σ relative errors of hidden states + τ² KL(teacher ‖ student).
 
     The relative error at a depth is Σ ‖student − teacher‖² / Σ ‖teacher‖² over all tokens of the batch, so that every
     depth counts alike. With several processes each has its part of the batch, and the mean of their values is the

@@ -190,8 +190,8 @@ def _record(
 
 def blank_teacher(plan: Plan, job: HealJob) -> Loaded:
     """Return the model that `plan` is for, without its weights. Raises: `ModelError` where another one is found."""
-    machine = {"device": job.options.device, "trust_remote_code": job.options.trust_remote_code}
-    blank = blank_model(**job.teacher.location, **machine)
+    device, trust = job.options.device, job.options.trust_remote_code
+    blank = blank_model(**job.teacher.location, device=device, trust_remote_code=trust)
     try:
         resolve_early(plan, blank.anatomy)
     except (PlanError, UnknownName) as error:
@@ -201,8 +201,8 @@ def blank_teacher(plan: Plan, job: HealJob) -> Loaded:
 
 def load_teacher(plan: Plan, job: HealJob) -> Loaded:
     """Return the model that `plan` is for. Raises: `ModelError` where another one is found."""
-    machine = {"device": job.options.device, "trust_remote_code": job.options.trust_remote_code}
-    loaded = load_model(**job.teacher.location, **machine)
+    device, trust = job.options.device, job.options.trust_remote_code
+    loaded = load_model(**job.teacher.location, device=device, trust_remote_code=trust)
     if loaded.fingerprint != plan.model:
         raise _another_model(job, f"fingerprint {loaded.fingerprint}, where plan.json has {plan.model}.")
     return loaded

@@ -1,9 +1,10 @@
-"""Measurements for the records of `finetune` and `heal`: metrics on select, side tasks, texts, and the one look at test."""
+"""Measurements for the records of `finetune` and `heal`: select, side tasks, texts, and test where it is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -50,7 +51,8 @@ REPORTED = {
     "choice": ("accuracy", "accuracy_norm", "loss"),
     "generation": ("accuracy", "loss"),
 }  # metrics by kind of task, the primary one first
-T, U = TypeVar("T"), TypeVar("U")
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 # ----------------------------------------------------------------------------------------- what every training records
@@ -238,13 +240,17 @@ def side_scores(session: Session, sides: Sequence[SideTask], three: Three) -> li
     rows = []
     for number, side in enumerate(sides):
         examples = range(len(side.task.examples))
-        outcomes = three.map(lambda model, number=number: model.sides[number])
+        outcomes = three.map(partial(_side_outcomes, number=number))
         groups, seed = side.task.groups(examples), session.options.seed
         score = healed_score(side.task.primary_metric, outcomes, groups, seed)
         rows.append(
             HealedSideRecord.model_validate({"name": side.name, "n": len(examples)} | score.to_json())
         )
     return rows
+
+
+def _side_outcomes(model: HealMeasurement, number: int) -> np.ndarray:
+    return model.sides[number]
 
 
 def texts(session: Session, three: Three) -> list[HealedTextsRecord]:

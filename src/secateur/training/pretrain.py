@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import (
     PreTrainedModel,
@@ -89,7 +89,8 @@ def _trained(
     place = state_folder(folder, [command.to_json(), str(folder.run.resolve()), versions_used()])
     with training_state(place, folder):
         check_room(place, recipe.size.num_parameters(len(tokenizer)))
-        model = fresh_mistral(recipe.size, tokenizer, recipe.seed).to(torch_device(device))
+        model = fresh_mistral(recipe.size, tokenizer, recipe.seed)
+        model.to(torch_device(device))  # type: ignore[arg-type]  # Transformers' decorator loses the signature
         regulariser = None
         if recipe.regulariser != "none":
             regulariser = LinearityRegulariser(model, recipe.weight, recipe.regulariser)
@@ -136,7 +137,7 @@ class PretrainingTrainer(AnswerTrainer):
 
     def log_held_out_loss(self, step: int) -> None:
         """Log the held-out loss, nats per token, in the state that a resumed run reads."""
-        loss = self.mean_loss(self.eval_dataset)
+        loss = self.mean_loss(cast(list[Sample], self.eval_dataset))
         check_loss(loss, step, self.args)
         self.log({"held_out_loss": loss})
 

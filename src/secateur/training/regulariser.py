@@ -188,15 +188,16 @@ class RegularisedTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the Trainer's own loss plus the term."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + self.regulariser.loss() / self._undivided(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _undivided(self, num_items_in_batch: Tensor | None) -> int:
+    def _undivided(self, num_items_in_batch: Tensor | int | None) -> int:
         """Return the number of batches that the Trainer adds up without dividing."""
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        assert self.model is not None
         undivided = self.model.training and (counted or self.compute_loss_func is not None)
         return self.current_gradient_accumulation_steps if undivided else 1

@@ -221,7 +221,7 @@ def session_state_folder(session: Session, command: Record, folder: Folder) -> P
     return state_folder(folder, identity)
 
 
-def state_folder(folder: Folder, identity: list[object]) -> Path:
+def state_folder(folder: Folder, identity: Sequence[object]) -> Path:
     """Return a folder of the run for the training with this identity, a JSON value; those of others are removed."""
     place = folder.run / f"train-{digest(identity)}"
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -92,17 +92,23 @@ class AnswerTrainer(Trainer):
     progress: Progress = staticmethod(silent)
     objective: Objective = staticmethod(answer_loss)
 
+    @property
+    def network(self) -> PreTrainedModel:
+        """Return the model without any wrapper of several processes; the Trainer's own attribute may be None."""
+        assert isinstance(self.model, PreTrainedModel)
+        return self.model
+
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *unused: Any, **ignored: Any) -> Tensor:
         """Return the objective for one batch."""
         return self.objective(model, inputs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        read_trained(self.model, Path(resume_from_checkpoint))
+        read_trained(self.network, Path(resume_from_checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
         if self.args.should_save:
-            save_trained(self.model, Path(output_dir))
+            save_trained(self.network, Path(output_dir))
 
     def _load_best_model(self) -> None:
         """Leave the weights alone: `train` reads the best ones, also where no step was left to do."""
@@ -120,8 +126,8 @@ class AnswerTrainer(Trainer):
     def evaluate(self, *unused: Any, **ignored: Any) -> dict[str, float]:
         """Return the exact mean losses over whole splits, which do not depend on how examples fall into batches."""
         measured = {
-            "eval_train_loss": self.mean_loss(self.train_dataset),
-            "eval_select_loss": self.mean_loss(self.eval_dataset),
+            "eval_train_loss": self.mean_loss(cast(list[Sample], self.train_dataset)),
+            "eval_select_loss": self.mean_loss(cast(list[Sample], self.eval_dataset)),
         }
         check_loss(sum(measured.values()), self.state.global_step, self.args)
         self.log(dict(measured))
@@ -130,13 +136,13 @@ class AnswerTrainer(Trainer):
 
     def mean_loss(self, samples: Sequence[Sample]) -> float:
         """Return nats per answer token of all samples for the model as it is; each process reads its share of them."""
-        self.model.eval()
-        planned = batches(samples, self.args.per_device_eval_batch_size, rope_switches(self.model.config))
+        self.network.eval()
+        planned = batches(samples, self.args.per_device_eval_batch_size, rope_switches(self.network.config))
         total, tokens = 0.0, 0.0
         for number, rows in list(enumerate(planned, start=1))[rank() :: world()]:
             batch = {n: t.to(self.args.device) for n, t in collate(rows).items()}
             with torch.no_grad(), self.accelerator.autocast():
-                losses = answer_losses(self.model(input_ids=batch["input_ids"]).logits, batch["labels"])
+                losses = answer_losses(self.network(input_ids=batch["input_ids"]).logits, batch["labels"])
             total, tokens = total + float(losses.double().sum()), tokens + len(losses)
             self.progress("losses", min(number + world() - 1, len(planned)), len(planned))
         total, tokens = sum_over_processes(total, tokens)
@@ -233,7 +239,10 @@ def train(
         if any_process(interrupted()):
             raise KeyboardInterrupt
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        best = state.best_global_step if tuning.chooses else state.global_step
+        best = state.global_step
+        if tuning.chooses:
+            assert state.best_global_step is not None
+            best = state.best_global_step
         read_trained(model, folder / f"checkpoint-{best}")
     model.eval().requires_grad_(False)
     history = (start, *_history(state.log_history))
