@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from secateur.core.records.record import Number, Record
+from secateur.core.records.record import Record
+
+Real = int | float  # as it was given: 6 stays 6, in the file and in the line of the command
 
 
 class TrainingCommandRecord(Record):
@@ -28,14 +30,14 @@ class TrainingCommandRecord(Record):
     trust_remote_code: bool = Field(description="code of the model run")
     split: str = Field(description="`probe`, `select` or `probe,select`")
     epochs: int = Field(description="how often every example is learned, where `max_steps` is null")
-    lr: Number = Field(description="learning rate at its peak")
+    lr: Real = Field(description="learning rate at its peak")
     batch_size: int = Field(description="examples per step of one process")
-    weight_decay: Number = Field(description="AdamW's")
-    warmup: Number = Field(description="share of the steps in which the rate rises")
+    weight_decay: Real = Field(description="AdamW's")
+    warmup: Real = Field(description="share of the steps in which the rate rises")
     max_steps: int | None = Field(description="how many steps")
     bf16: bool = Field(description="mixed precision")
     lora: int | None = Field(None, description="rank of adapters (only: `--lora`)")
-    lora_alpha: float | None = Field(
+    lora_alpha: Real | None = Field(
         None, description="as it was asked for; null: twice the rank (only: `--lora`)"
     )
     lora_targets: str = Field("all", description="the matrices, as they were asked for (only: `--lora`)")
@@ -54,8 +56,8 @@ class HealCommandRecord(TrainingCommandRecord):
     heal: str = Field(description="the cut model")
     teacher: str | None = Field(description="`--teacher`")
     stage: str = Field(description="`layers`, `end` or `both`")
-    temperature: Number = Field(description="of both models' probabilities")
-    hidden: Number = Field(description="weight of the streams' error beside the divergence")
+    temperature: Real = Field(description="of both models' probabilities")
+    hidden: Real = Field(description="weight of the streams' error beside the divergence")
     side: list[str] = Field(description="tasks to watch; none given: plain English")
     ledger: str | None = Field(
         description="where the opening of test is written down; null: test was not opened"
@@ -70,7 +72,7 @@ class TrainCommandRecord(Record):
     steps: int = Field(description="`--steps`")
     save_steps: list[int] = Field(description="`--save-steps`")
     regulariser: str = Field(description="`--regulariser`")
-    weight: Number = Field(description="`--weight`")
+    weight: Real = Field(description="`--weight`")
     seqlen: int = Field(description="`--seqlen`")
     seed: int = Field(description="`--seed`")
     layers: int = Field(description="`--layers`")
@@ -79,8 +81,8 @@ class TrainCommandRecord(Record):
     kv_heads: int | None = Field(description="`--kv-heads`")
     d_ff: int | None = Field(description="`--d-ff`")
     context: int = Field(description="`--context`")
-    lr: Number = Field(description="`--lr`")
+    lr: Real = Field(description="`--lr`")
     batch_size: int = Field(description="`--batch-size`")
-    weight_decay: Number = Field(description="`--weight-decay`")
-    warmup: Number = Field(description="`--warmup`")
+    weight_decay: Real = Field(description="`--weight-decay`")
+    warmup: Real = Field(description="`--warmup`")
     bf16: bool = Field(description="`--bf16`")

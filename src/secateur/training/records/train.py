@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from secateur.core.records.record import Number, Record
-from secateur.training.records.command import TrainCommandRecord
+from secateur.training.records.command import Real, TrainCommandRecord
 
 
 class SizeRecord(Record):
@@ -30,7 +30,7 @@ class RecipeRecord(Record):
     steps: int = Field(description="how many")
     save_steps: list[int] = Field(description="after which the model was kept")
     regulariser: str = Field(description="`none`, `cosine` or `mse`")
-    weight: Number = Field(description="the regulariser's")
+    weight: Real = Field(description="the regulariser's")
     seqlen: int = Field(description="tokens per chunk")
     seed: int = Field(description="of the weights, the order, and what is held out")
 
