@@ -19,14 +19,14 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -42,197 +42,153 @@ RENAMED: dict[str, str] = {}
 
 # Of these keys, and all below them, only the structure is compared.
 VARIES = {
-    "seconds": "wall clock",
-    "created": "time stamp",
-    "versions": "of the libraries",
-    "command": "the command as a line or as options, whose names may change",
-    "command_line": "the same",
-    "peak_bytes": "measured memory (bench)",
-    "peak_bytes_prefill": "the same",
-    "peak_bytes_decode": "the same",
-    "prefill.before": "measured speed (bench)",
-    "prefill.before_iqr": "the same",
-    "prefill.after": "the same",
-    "prefill.after_iqr": "the same",
-    "prefill.speedup": "the same",
-    "prefill.speedup_iqr": "the same",
-    "prefill.of_limit": "the same",
-    "decode.before": "the same",
-    "decode.before_iqr": "the same",
-    "decode.after": "the same",
-    "decode.after_iqr": "the same",
-    "decode.speedup": "the same",
-    "decode.speedup_iqr": "the same",
-    "decode.of_limit": "the same",
+    "seconds",  # wall clock
+    "created",  # time stamp
+    "versions",  # of the libraries
+    *("peak_bytes", "peak_bytes_prefill", "peak_bytes_decode"),  # memory, as bench measures it
+    *(
+        f"{stage}.{key}"  # speeds, as bench measures them
+        for stage in ("prefill", "decode")
+        for key in ("before", "before_iqr", "after", "after_iqr", "speedup", "speedup_iqr", "of_limit")
+    ),
 }
 VARIES_COLUMNS = {"seconds"}  # the same in tables of pages, by the head of the column
 
-# Keys with prose, whose wording is free: compared as text that is there, or not.
-PROSE = {"sentence", "detail", "why", "how", "condition", "note", "warning", "description", "assumptions"}
+# Texts whose wording is free: of these keys only that there is a text is compared.
+PROSE = {"assumptions", "command", "command_line", "condition", "cut_summary", "description", "detail"}
+PROSE |= {"how", "note", "sentence", "test", "warning", "why"}
 PROSE_TAGS = {"p", "h1", "h2", "h3", "h4", "small", "summary", "footer", "header", "li", "button", "noscript"}
+VOID_TAGS = {"br", "meta", "link", "img", "input", "hr", "col"}
 
-FACTS = "builtin:facts --task builtin:facts"
-SMALL = "--limit 200 --allow-small"
-RECALL = f"builtin:recall --task builtin:recall {SMALL}"
-ARITH = f"builtin:arith --task builtin:int-mult {SMALL}"
-JOINT = "builtin:components --task builtin:facts --task builtin:recall --limit 300"
-STORIES = "{data}/models/stories260K --task text:{data}/text_tinystories_valid.txt --seqlen 64 --limit 150 --allow-small"
-READ = "{data}/models/stories260K --task text:{data}/text_tinystories_valid.txt --seqlen 64 --limit 150"
-COPA = "{data}/models/stories260K --task {data}/copa_train.jsonl --test-task {data}/copa_validation.jsonl --limit 150"
-CHOICE = f"{COPA} --allow-small"
-TRAIN = "train text:{data}/text_tinystories_valid.txt --tokenizer {data}/models/stories260K --layers 2 --d-model 32"
-MLP = "--matrices mlp --layers 2:3"
-
-
-def prune(options: str, *then: str) -> tuple[str, ...]:
-    return (f"prune {options} -o out --json", *then)
-
-
-def directions(options: str, model: str = ARITH) -> tuple[str, ...]:
-    return prune(f"{model} --method directions {options}")
-
-
-def healed(cut: str, options: str, task: str = f"--task builtin:facts {SMALL}") -> tuple[str, ...]:
-    return (
-        f"{cut} -o cut --json",
-        f"heal cut {task} {options} -o out --json",
-        "report out",
-        "show out --json",
-    )
-
-
-DEPTH = f"prune {FACTS} {SMALL} --method depth --blocks 1"
-
-CASES: dict[str, tuple[str, ...]] = {
-    # laser
-    "laser": prune(f"{FACTS} {MLP}", "show out --json --top 5", "runs --json", "report out"),
-    "laser-exhaustive": prune(f"{FACTS} {SMALL} {MLP} --exhaustive --grid paper --no-compose"),
-    "laser-compose": prune(f"{FACTS} {SMALL} --layers 1:3 --objective loss --seed 1"),
-    "laser-factorize": prune(f"{FACTS} {SMALL} --matrices gate,down --layers 2 --factorize --split-seed 1"),
-    "laser-unproven": prune(
-        f"{RECALL} --matrices o --keep-unproven", "eval out --task builtin:recall --json"
-    ),
-    "laser-shots": prune(f"{FACTS} {SMALL} {MLP} --shots 1 --side builtin:recall --spectra spectra"),
-    "laser-text": prune(f"{STORIES} --matrices down --layers 3:5"),
-    "laser-choice": prune(f"{CHOICE} --matrices mlp --layers 4 --keep-unproven"),
-    "laser-bfloat16": prune(f"{FACTS} {SMALL} {MLP} --dtype bfloat16"),
-    # several tasks
-    "joint": prune(f"{JOINT} --matrices down --layers 1"),
-    "joint-each": prune(f"{JOINT} --each --matrices down --layers 1", "runs --json"),
-    "joint-heads": prune(f"{JOINT} --method heads --max-loss 0.05"),
-    # directions
-    "directions": directions("--matrices k,v"),
-    "directions-unproven": directions("--matrices k,v --keep-unproven --second-order"),
-    "directions-exhaustive": directions("--matrices k --no-dynamic --exhaustive"),
-    "directions-per-head": directions("--max-loss 0.05 --per-head --matrices attn"),
-    "directions-target": directions("--matrices v --target 20% --signed --step 5%"),
-    "directions-threshold": directions("--matrices k,v --protocol threshold --max-loss 0.02 --whitened"),
-    "directions-paper": directions("--matrices k,v --protocol paper --keep-unproven"),
-    "directions-overall": directions("--matrices k,v --protocol paper --overall --target 20% --weakest"),
-    "directions-text": directions("--matrices k,v --layers 3:5", STORIES),
-    # parts, step by step
-    "heads": prune(f"{RECALL} --method heads", "show out --json"),
-    "heads-target": prune(f"{RECALL} --method heads --target 50% --ranks-once --portable"),
-    "heads-groups": prune(f"{STORIES} --method heads --max-loss 0.3 --random-orders 1"),
-    "ffns": prune(f"{FACTS} {SMALL} --method ffns --max-loss 0.1 --step 34%"),
-    "components": prune(f"{JOINT.replace(' --task builtin:recall', '')} --method components --max-loss 0.05"),
-    "components-params": prune(f"{STORIES} --method components --params 0.8 --zeroed --random-orders 1"),
-    "components-portable": prune(f"{FACTS} {SMALL} --method components --params 0.8 --portable"),
-    # depth
-    "depth": prune(f"{FACTS} {SMALL} --method depth --blocks 1"),
-    "depth-linear": prune(f"{STORIES} --method depth --blocks 2 --form linear --by linearity"),
-    "depth-rank": prune(f"{FACTS} {SMALL} --method depth --blocks 1 --form linear --rank 8 --by cosine"),
-    "depth-drop": prune(f"{STORIES} --method depth --max-loss 1.5 --form drop --contiguous"),
-    "depth-fold": prune(f"{STORIES} --method depth --blocks 2 --by cosine"),
-    # apply, bench, eval
-    "apply": (
-        f"apply {FACTS.split()[0]} --edit b2.gate=3 --edit b1.down=tail:8 -o cut --json",
-        "apply builtin:facts --plan cut -o again --factorize --svd randomized --check digests --json",
-        "apply builtin:facts --plan cut/plan.json -o shards --shard-size 500KB --json",
-        "bench again --prompt 16 --new 2 --repeats 1 --json",
-    ),
-    "apply-drop": (
-        "apply builtin:recall --edit b1.attn.h0=drop --edit b0.mlp.n3=drop --dry-run --json",
-        "apply builtin:recall --edit b1.attn.h0=drop --edit b0.mlp.n3=drop -o cut --json",
-        "apply builtin:recall --edit b1.attn.h0=drop --portable -o stock --json",
-        "apply builtin:facts --edit b2.k=without:0,7 --edit b1=drop -o shorter --json",
-    ),
-    "eval": (
-        f"eval {FACTS} --json",
-        f"eval {FACTS} --edit b2.gate=3 --split test --ledger ledger.sqlite --json",
-        f"eval {FACTS} --edit b2.gate=3 --shots 2 --split probe",
-        "tasks --json",
-    ),
-    "eval-text": (f"eval {STORIES} --json", f"eval {CHOICE} --json --split probe"),
-    # probe
-    "probe-components": (
-        f"probe {FACTS} --task builtin:recall --shots 0,1 --what heads,ffns,neurons,induction -o out --json",
-        "probe builtin:recall --what induction --layers 1",
-    ),
-    "probe-groups": (f"probe {READ} --what heads,ffns,neurons,induction -o out --json",),
-    "probe-linearity": (f"probe {FACTS} --also builtin:recall --what linearity -o out --json",),
-    "probe-linearity-finer": (f"probe {READ} --what linearity --parts --finer heads,matrices -o out --json",),
-    "probe-spectrum": (
-        f"probe {FACTS} --what spectrum {MLP} --json",
-        f"probe {READ} --what spectrum --layers 4",
-    ),
-    "probe-directions": (
-        "probe builtin:recall --task builtin:recall --what directions --split probe --layers 1 --json",
-        f"probe {READ} --what directions --per-head --matrices attn --layers 3 --second-order --json",
-        f"probe {READ} --what directions --whitened --matrices down --layers 3 --edit b1.up=40 --json",
-    ),
-    "probe-curves": (f"probe {FACTS} --limit 300 --what curves --matrices gate,o --layers 2 --json",),
-    "probe-cut": tuple(
-        f"probe {FACTS} --what {what} --edit b2.gate=3 --json"
-        for what in ("tail", "frequency", "paraphrases")
-    ),
-    "probe-disk": (f"probe {FACTS} --limit 200 --what heads --device-map disk --offload-folder disk --json",),
-    # heal, finetune, train
-    "heal": healed(f"{DEPTH} --form linear --by cosine", "--max-steps 4 --ledger cut.run/ledger.sqlite"),
-    "heal-fold": healed(
-        f"prune {STORIES} --method depth --blocks 1 --by cosine",
-        "--max-steps 3 --stage layers --lr 1e-3 --side {data}/copa_validation.jsonl",
-        f"--{STORIES.split(' --', 1)[1]}",
-    ),
-    "heal-drop": healed(
-        "apply builtin:facts --edit b1=drop --edit b0.gate=8",
-        "--max-steps 4 --stage end --temperature 2 --hidden 0.5 --lora 4",
-    ),
-    "finetune": (f"finetune {FACTS} {SMALL} --epochs 1 --lr 1e-3 -o out --json", "show out --json"),
-    "finetune-lora": (
-        f"finetune {FACTS} {SMALL} --max-steps 3 --lora 4 --lora-targets q,v --split probe,select -o out --json",
-    ),
-    "finetune-choice": (f"finetune {CHOICE} --max-steps 3 --warmup 0.3 --weight-decay 0.1 -o out --json",),
-    "train": (
-        f"{TRAIN} --steps 4 --save-steps 0,2 --seqlen 32 --batch-size 4 -o out --json",
-        "show out --json",
-    ),
-    "train-regulariser": (f"{TRAIN} --kv-heads 2 --steps 3 --regulariser cosine --seqlen 32 -o out --json",),
-    # plan-cost
-    "cost": (
-        f"plan-cost {FACTS} --json",
-        f"plan-cost {FACTS} --tflops 989 --bandwidth 3350 --devices 2 --json",
-        f"plan-cost {FACTS} --no-calibrate",
-    ),
-    "cost-methods": tuple(
-        f"plan-cost {FACTS} --no-calibrate --json --method {method}"
-        for method in ("laser --exhaustive", "directions", "directions --max-loss 0.05", "heads", "ffns")
-    ),
-    "cost-depth": tuple(
-        f"plan-cost {FACTS} --no-calibrate --json --method {method}"
-        for method in ("components --target 50%", "depth --blocks 2", "depth --form linear --by cosine")
-    ),
+# Words of the commands below that stand for several.
+SHORT = {
+    "FACTS": "builtin:facts --task builtin:facts",
+    "SMALL": "--limit 200 --allow-small",
+    "RECALL": "builtin:recall --task builtin:recall --limit 200 --allow-small",
+    "MULT": "builtin:arith --task builtin:int-mult --limit 200 --allow-small",
+    "JOINT": "builtin:components --task builtin:facts --task builtin:recall --limit 300",
+    "STORIES": "{data}/models/stories260K",
+    "TEXT": "--task text:{data}/text_tinystories_valid.txt --seqlen 64 --limit 130",
+    "COPA": "--task {data}/copa_train.jsonl --test-task {data}/copa_validation.jsonl --limit 150 --allow-small",
+    "TRAIN": "train text:{data}/text_tinystories_valid.txt --tokenizer {data}/models/stories260K --layers 2 "
+    "--d-model 32 --seqlen 32",
+    "MLP": "--matrices mlp --layers 2:3",
 }
+
+# A case a paragraph: its name, then its commands, apart by `;`. What trains prints seconds, so it gets --json.
+CASES = """
+laser: prune FACTS MLP -o out --json; show out --json --top 5; runs --json; report out
+laser-exhaustive: prune FACTS SMALL MLP --exhaustive --grid paper --no-compose -o out
+laser-compose: prune FACTS SMALL --layers 1:3 --objective loss --seed 1 -o out
+laser-factorize: prune FACTS SMALL --matrices gate,down --layers 2 --factorize --split-seed 1 -o out
+laser-unproven: prune RECALL --matrices o --keep-unproven -o out; eval out --task builtin:recall --json
+laser-shots: prune FACTS SMALL MLP --shots 1 --side builtin:recall --spectra spectra -o out
+laser-text: prune STORIES TEXT --allow-small --matrices down --layers 3:5 -o out
+laser-choice: prune STORIES COPA --matrices down --layers 4 --keep-unproven -o out
+laser-bfloat16: prune FACTS SMALL MLP --dtype bfloat16 -o out
+joint: prune JOINT --matrices down --layers 1 -o out
+joint-each: prune JOINT --each --matrices down --layers 1 -o out; runs --json
+joint-heads: prune JOINT --method heads --max-loss 0.05 --step 25% --random-orders 1 -o out
+directions: prune MULT --method directions --matrices k,v -o out
+directions-unproven: prune MULT --method directions --matrices k,v --keep-unproven --second-order -o out
+directions-exhaustive: prune MULT --method directions --matrices k --no-dynamic --exhaustive -o out
+directions-per-head: prune MULT --method directions --max-loss 0.05 --per-head --matrices attn -o out
+directions-target: prune MULT --method directions --matrices v --target 20% --signed --step 5% -o out
+directions-threshold: prune MULT --method directions --matrices k,v --protocol threshold --whitened -o out
+directions-paper: prune MULT --method directions --matrices k,v --protocol paper --keep-unproven -o out
+directions-overall:
+    prune MULT --method directions --matrices k,v --protocol paper --overall --target 20% --weakest -o out
+directions-text: prune STORIES TEXT --allow-small --method directions --matrices k --layers 4 -o out
+heads: prune RECALL --method heads -o out; show out --json
+heads-target: prune RECALL --method heads --target 50% --ranks-once --portable --random-orders 1 -o out
+heads-groups:
+    prune STORIES TEXT --allow-small --method heads --max-loss 0.3 --step 25% --random-orders 1 -o out
+ffns: prune FACTS SMALL --method ffns --max-loss 0.1 --step 34% -o out
+components: prune JOINT --method components --max-loss 0.05 --step 34% --random-orders 1 -o out
+components-params: prune FACTS SMALL --method components --params 0.8 --zeroed --random-orders 1 -o out
+components-portable: prune FACTS SMALL --method components --params 0.8 --portable --random-orders 1 -o out
+depth: prune FACTS SMALL --method depth --blocks 1 -o out
+depth-linear: prune STORIES TEXT --allow-small --method depth --blocks 2 --form linear --by linearity -o out
+depth-rank: prune FACTS SMALL --method depth --blocks 1 --form linear --rank 8 --by cosine -o out
+depth-drop: prune STORIES TEXT --allow-small --method depth --max-loss 1.5 --form drop --contiguous -o out
+depth-fold: prune STORIES TEXT --allow-small --method depth --blocks 2 --by cosine -o out
+apply:
+    apply builtin:facts --edit b2.gate=3 --edit b1.down=tail:8 -o cut --json;
+    apply builtin:facts --plan cut -o again --factorize --svd randomized --check digests --json;
+    apply builtin:facts --plan cut/plan.json -o shards --shard-size 500KB --json
+apply-drop:
+    apply builtin:recall --edit b1.attn.h0=drop --edit b0.mlp.n3=drop --dry-run --json;
+    apply builtin:recall --edit b1.attn.h0=drop --edit b0.attn.h1=drop --portable -o stock --json;
+    apply builtin:facts --edit b2.k=without:0,7 --edit b1=drop -o shorter --json
+bench: apply builtin:facts --edit b2.mlp=drop -o cut --json; bench cut --prompt 16 --new 2 --repeats 1 --json
+eval:
+    eval FACTS --json; eval FACTS --edit b2.gate=3 --split test --ledger ledger.sqlite --json;
+    eval FACTS --edit b2.gate=3 --shots 2 --split probe; tasks --json
+eval-text: eval STORIES TEXT --allow-small --json; eval STORIES COPA --json --split probe
+probe-components:
+    probe FACTS --task builtin:recall --shots 0,1 --what heads,ffns,neurons,induction -o out --json;
+    probe builtin:recall --what induction --layers 1
+probe-groups: probe STORIES TEXT --what heads,ffns,neurons,induction -o out --json
+probe-linearity: probe FACTS --also builtin:recall --what linearity -o out --json
+probe-linearity-finer: probe STORIES TEXT --what linearity --parts --finer heads,matrices -o out --json
+probe-spectrum: probe FACTS --what spectrum MLP --json; probe STORIES TEXT --what spectrum --layers 4
+probe-directions:
+    probe builtin:recall --task builtin:recall --what directions --split probe --layers 1 --json;
+    probe STORIES TEXT --what directions --per-head --matrices attn --layers 3 --second-order --json;
+    probe STORIES TEXT --what directions --whitened --matrices down --layers 3 --edit b1.up=40
+probe-curves: probe FACTS --limit 300 --what curves --matrices gate,o --layers 2 --json
+probe-cut:
+    probe FACTS --what tail --edit b2.gate=3 --json; probe FACTS --what frequency --edit b2.gate=3 --json;
+    probe FACTS --what paraphrases --edit b2.gate=3 --json
+probe-disk: probe FACTS --limit 200 --what heads --device-map disk --offload-folder disk --json
+heal:
+    prune FACTS SMALL --method depth --blocks 1 --form linear --by cosine -o cut;
+    heal cut --task builtin:facts SMALL --max-steps 4 --ledger cut.run/ledger.sqlite -o out --json;
+    report out; show out --json
+heal-fold:
+    prune STORIES TEXT --allow-small --method depth --blocks 1 --by cosine -o cut;
+    heal cut TEXT --allow-small --max-steps 3 --stage layers --lr 1e-3 -o out --json
+heal-drop:
+    apply builtin:facts --edit b1=drop --edit b0.gate=8 -o cut;
+    heal cut --task builtin:facts SMALL --max-steps 4 --stage end --temperature 2 --hidden 0.5 --lora 4 -o out
+    --json
+finetune: finetune FACTS SMALL --epochs 1 --lr 1e-3 -o out --json; show out --json
+finetune-lora: finetune FACTS SMALL --max-steps 3 --lora 4 --lora-targets q,v --split probe,select -o out --json
+finetune-choice: finetune STORIES COPA --max-steps 3 --warmup 0.3 --weight-decay 0.1 -o out --json
+train: TRAIN --steps 4 --save-steps 0,2 --batch-size 4 -o out --json; show out --json
+train-regulariser: TRAIN --kv-heads 2 --steps 3 --regulariser cosine -o out --json
+cost:
+    plan-cost FACTS --json; plan-cost FACTS --no-calibrate;
+    plan-cost FACTS --tflops 989 --bandwidth 3350 --devices 2 --json
+cost-parts:
+    plan-cost FACTS --no-calibrate --json --method heads; plan-cost FACTS --no-calibrate --json --method ffns;
+    plan-cost FACTS --no-calibrate --json --method components --target 50%
+cost-other:
+    plan-cost FACTS --no-calibrate --json --exhaustive;
+    plan-cost FACTS --no-calibrate --json --method directions;
+    plan-cost FACTS --no-calibrate --json --method directions --max-loss 0.05;
+    plan-cost FACTS --no-calibrate --json --method depth --form linear --by cosine
+"""
+
+
+def cases() -> dict[str, list[list[str]]]:
+    """The commands of each case, in words."""
+    written = {}
+    for line in re.sub(r"\n +", " ", CASES).strip().splitlines():
+        name, commands = line.split(":", 1)
+        long = [
+            " ".join(SHORT.get(word, word) for word in command.split()) for command in commands.split(";")
+        ]
+        written[name] = [command.split() for command in long]
+    return written
 
 
 # Reading what a case left
 
 
-def read_case(folder: Path, printed: list[tuple[int, str]]) -> dict[str, Any]:
+def read_case(folder: Path, printed: list[str]) -> dict[str, Any]:
     """All that is compared of a case, by what it was read from."""
-    found: dict[str, Any] = {}
-    for number, (code, text) in enumerate(printed, 1):
-        found[f"command {number}"] = {"exit code": code, "printed": read_printed(text)}
+    found = {f"printed {number}": read_printed(text) for number, text in enumerate(printed, 1)}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if name.split("/")[0].endswith(".run") or not path.is_file():
@@ -296,8 +252,6 @@ def drawn_numbers(data: Any) -> Any:
 class PageReader(HTMLParser):
     """Reads sections: their tables row by row, and the numbers drawn outside of tables and of prose."""
 
-    VOID = {"br", "meta", "link", "img", "input", "hr", "col"}
-
     def __init__(self) -> None:
         super().__init__()
         self.sections: dict[str, dict[str, list]] = {}
@@ -308,7 +262,7 @@ class PageReader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         given = dict(attrs)
-        if tag not in self.VOID:
+        if tag not in VOID_TAGS:
             self.open.append((tag, given.get("id") or ""))
         if tag == "section":
             self.sections[given.get("id") or str(len(self.sections))] = {"tables": [], "drawn": []}
@@ -329,7 +283,8 @@ class PageReader(HTMLParser):
         if self.inside({"thead"}):
             self.heads = self.cells
         else:
-            kept = [cell for head, cell in zip(self.heads, self.cells) if head not in VARIES_COLUMNS]
+            pairs = zip(self.heads, self.cells, strict=True)
+            kept = [cell for head, cell in pairs if head not in VARIES_COLUMNS]
             self.section["tables"][-1].append([numbers(cell) for cell in kept])
 
     def handle_data(self, data: str) -> None:
@@ -364,18 +319,16 @@ def renamed(value: Any, parent: str = "") -> Any:
     return RENAMED.get(value, value) if isinstance(value, str) else value
 
 
-def comparable(value: Any, parent: str = "", key: str = "", free: bool = False) -> Any:
+def comparable(value: Any, parent: str = "", key: str = "", varies: bool = False) -> Any:
     """A record in which prose, and what varies, is replaced by its kind."""
-    free = free or key in PROSE or key in VARIES or f"{parent}.{key}" in VARIES
+    varies = varies or key in VARIES or f"{parent}.{key}" in VARIES
     if isinstance(value, dict):
-        return {each: comparable(below, key, each, free) for each, below in value.items()}
-    if isinstance(value, list) and key in PROSE:
-        return "text"
+        return {each: comparable(below, key, each, varies) for each, below in value.items()}
     if isinstance(value, list):
-        return [comparable(below, parent, key, free) for below in value]
-    if not free or value is None or isinstance(value, bool):
-        return value
-    return "text" if isinstance(value, str) else "number"
+        return [comparable(below, parent, key, varies) for below in value]
+    if isinstance(value, str):
+        return "text" if varies or key in PROSE else value
+    return "number" if varies and type(value) in (int, float) else value
 
 
 def differences(base: Any, new: Any, path: str = "") -> Iterator[str]:
@@ -406,7 +359,7 @@ def shown(value: Any) -> str:
 # Running
 
 
-def run_case(commands: tuple[str, ...], src: Path, data: Path) -> dict[str, Any]:
+def run_case(name: str, src: Path, data: Path) -> dict[str, Any]:
     """Runs the commands of a case in a new folder with the source in `src`, and reads what they left.
 
     Raises: `RuntimeError` where a command fails.
@@ -415,22 +368,28 @@ def run_case(commands: tuple[str, ...], src: Path, data: Path) -> dict[str, Any]
     env |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     printed = []
     with tempfile.TemporaryDirectory(prefix="goldens-") as folder:
-        for command in commands:
-            words = [word.replace("{data}", str(data)) for word in shlex.split(command)]
-            called = [sys.executable, "-m", "secateur", *words]
+        for command in cases()[name]:
+            called = [
+                sys.executable,
+                "-m",
+                "secateur",
+                *(word.replace("{data}", str(data)) for word in command),
+            ]
             done = subprocess.run(called, cwd=folder, env=env, capture_output=True, text=True)
             if done.returncode:
-                raise RuntimeError(f"`{command}` ends with {done.returncode}: {done.stderr.strip()[-300:]}")
-            printed.append((done.returncode, done.stdout))
+                raise RuntimeError(
+                    f"{' '.join(command)}: exit code {done.returncode}: {done.stderr[-300:].strip()}"
+                )
+            printed.append(done.stdout)
         return read_case(Path(folder), printed)
 
 
 def of_base(name: str, commit: str, cache: Path, data: Path) -> dict[str, Any]:
     """What the base gives for a case: from the cache, or by running it."""
-    made_of = [CASES[name], READS, sys.version, version("torch"), version("transformers"), str(data)]
+    made_of = [cases()[name], READS, sys.version, version("torch"), version("transformers"), str(data)]
     path = cache / commit / f"{name}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]}.json"
     if not path.exists():
-        found = run_case(CASES[name], cache / commit / "src", data)
+        found = run_case(name, cache / commit / "src", data)
         path.with_suffix(".part").write_text(json.dumps(found), "utf-8")
         path.with_suffix(".part").rename(path)
     return json.loads(path.read_text("utf-8"))
@@ -442,7 +401,8 @@ def check_out(commit: str, folder: Path) -> Path:
         packed = git("archive", commit, "src")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as part:
-            tarfile.open(fileobj=io.BytesIO(packed)).extractall(part, filter="data")
+            with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+                archive.extractall(part, filter="data")
             (Path(part) / "src").rename(folder / "src")
     return folder / "src"
 
@@ -451,20 +411,23 @@ def git(*words: str) -> bytes:
     return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True).stdout
 
 
-def compare(name: str, commit: str, new_src: Path, given: argparse.Namespace) -> tuple[str, str, list[str]]:
-    """Name of a case, `same`, `different`, `failed` or `skipped`, and in which respects."""
-    if not given.data.is_dir() and any("{data}" in command for command in CASES[name]):
-        return name, "skipped", [f"there is no {given.data}"]
+def compare(name: str, commit: str, new_src: Path, given: argparse.Namespace) -> tuple[str, list[str]]:
+    """`same`, `different`, `failed` or `skipped`, and what there is to say of the case."""
+    if not given.data.is_dir() and "{data}" in str(cases()[name]):
+        return "skipped", [f"there is no {given.data}"]
     started = time.monotonic()
     try:
         base = of_base(name, commit, given.cache, given.data)
-        middle = time.monotonic()
-        new = json.loads(json.dumps(run_case(CASES[name], new_src, given.data)))
     except RuntimeError as error:
-        return name, "failed", [str(error)]
-    found = list(differences(comparable(renamed(base)), comparable(new)))
+        return "failed", [f"the base: {error}"]
+    middle = time.monotonic()
+    try:
+        new = json.loads(json.dumps(run_case(name, new_src, given.data)))
+    except RuntimeError as error:
+        return "different", [str(error)]
     spent = f"base {middle - started:.0f} s, new {time.monotonic() - middle:.0f} s"
-    return name, "different" if found else "same", [spent, *found]
+    found = list(differences(comparable(renamed(base)), comparable(new)))
+    return "different" if found else "same", [spent, *found]
 
 
 def options() -> argparse.Namespace:
@@ -488,34 +451,40 @@ def options() -> argparse.Namespace:
     return given
 
 
-def chosen(only: list[str]) -> list[str]:
-    return [name for name in CASES if not only or any(fnmatch.fnmatch(name, pattern) for pattern in only)]
+def run_all(names: list[str], given: argparse.Namespace) -> list[str]:
+    """Compares the cases, says of each what came out, and returns that in one word each."""
+    commit = git("rev-parse", "--verify", f"{given.base}^{{commit}}").decode().strip()
+    check_out(commit, given.cache / commit)
+    words = []
+    with tempfile.TemporaryDirectory(prefix="goldens-src-") as folder, ThreadPoolExecutor(given.jobs) as pool:
+        new_src = Path(folder) / "src"
+        if given.head:
+            check_out(given.head, Path(folder))
+        else:
+            shutil.copytree(ROOT / "src", new_src)
+        found = pool.map(lambda name: compare(name, commit, new_src, given), names)
+        for name, (word, notes) in zip(names, found, strict=True):
+            words.append(word)
+            more = len(notes) - 1 - given.show
+            print(f"{word:9} {name}: {notes[0]}", *notes[1 : given.show + 1], sep="\n    ", flush=True)
+            if more > 0:
+                print(f"    … and {more} more", flush=True)
+    return words
 
 
 def main() -> int:
     """Entry point: 1 where anything differs or fails."""
     given = options()
-    names = chosen(given.only)
+    names = [
+        name for name in cases() if not given.only or any(fnmatch.fnmatch(name, one) for one in given.only)
+    ]
     if given.list:
-        print("\n".join(f"{name}\n" + "\n".join(f"    {line}" for line in CASES[name]) for name in names))
+        for name in names:
+            print(name, *(f"    {' '.join(command)}" for command in cases()[name]), sep="\n")
         return 0
-    commit = git("rev-parse", "--verify", f"{given.base}^{{commit}}").decode().strip()
-    check_out(commit, given.cache / commit)
-    words: Mapping[str, int] = {"same": 0, "different": 0, "failed": 0, "skipped": 0}
-    with tempfile.TemporaryDirectory(prefix="goldens-src-") as folder, ThreadPoolExecutor(given.jobs) as pool:
-        if given.head:
-            new_src = check_out(given.head, Path(folder))
-        else:
-            new_src = shutil.copytree(ROOT / "src", Path(folder) / "src")
-        for name, word, notes in pool.map(lambda name: compare(name, commit, new_src, given), names):
-            words[word] += 1
-            print(f"{word:9} {name}: {notes[0]}", flush=True)
-            for line in notes[1 : given.show + 1]:
-                print(f"    {line}")
-            if len(notes) > given.show + 1:
-                print(f"    … {len(notes) - 1} differences in all", flush=True)
-    print(", ".join(f"{count} {word}" for word, count in words.items() if count))
-    return 1 if words["different"] + words["failed"] or not names else 0
+    words = Counter(run_all(names, given))
+    print(", ".join(f"{count} {word}" for word, count in words.items()) or "no such case")
+    return 1 if words["different"] or words["failed"] or not words else 0
 
 
 if __name__ == "__main__":
