@@ -57,7 +57,8 @@ VARIES_COLUMNS = {"seconds"}  # the same in tables of pages, by the head of the 
 # Texts whose wording is free: of these keys only that there is a text is compared.
 PROSE = {"assumptions", "command", "command_line", "condition", "cut_summary", "description", "detail"}
 PROSE |= {"how", "note", "sentence", "test", "warning", "why"}
-PROSE_TAGS = {"p", "h1", "h2", "h3", "h4", "small", "summary", "footer", "header", "li", "button", "noscript"}
+PROSE_TAGS = {"p", "h1", "h2", "h3", "h4", "small", "summary", "footer", "li", "button", "noscript"}
+SECTION_TAGS = {"section", "header"}
 VOID_TAGS = {"br", "meta", "link", "img", "input", "hr", "col"}
 
 # Words of the commands below that stand for several.
@@ -213,10 +214,8 @@ def read_printed(text: str) -> Any:
 def numbers(text: str) -> list[float]:
     """The numbers of a text, in order."""
     text = text.replace("\u2212", "-").replace("\u2013", " ")
-    return [
-        float(found.replace(",", ""))
-        for found in re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?", text)
-    ]
+    found = re.findall(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?", text)
+    return [float(number.replace(",", "")) for number in found]
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -264,8 +263,8 @@ class PageReader(HTMLParser):
         given = dict(attrs)
         if tag not in VOID_TAGS:
             self.open.append((tag, given.get("id") or ""))
-        if tag == "section":
-            self.sections[given.get("id") or str(len(self.sections))] = {"tables": [], "drawn": []}
+        if tag in SECTION_TAGS:
+            self.sections[given.get("id") or tag] = {"tables": [], "drawn": []}
         elif tag == "table" and self.section:
             self.section["tables"].append([])
         elif tag == "tr":
@@ -300,7 +299,7 @@ class PageReader(HTMLParser):
 
     @property
     def section(self) -> dict[str, list] | None:
-        names = [name for tag, name in self.open if tag == "section"]
+        names = [name or tag for tag, name in self.open if tag in SECTION_TAGS]
         return self.sections.get(names[-1]) if names else None
 
 
@@ -310,10 +309,8 @@ class PageReader(HTMLParser):
 def renamed(value: Any, parent: str = "") -> Any:
     """The base's records in HEAD's names."""
     if isinstance(value, dict):
-        return {
-            RENAMED.get(f"{parent}.{key}", RENAMED.get(key, key)): renamed(each, key)
-            for key, each in value.items()
-        }
+        names = {key: RENAMED.get(f"{parent}.{key}", RENAMED.get(key, key)) for key in value}
+        return {names[key]: renamed(each, key) for key, each in value.items()}
     if isinstance(value, list):
         return [renamed(each, parent) for each in value]
     return RENAMED.get(value, value) if isinstance(value, str) else value
@@ -369,17 +366,11 @@ def run_case(name: str, src: Path, data: Path) -> dict[str, Any]:
     printed = []
     with tempfile.TemporaryDirectory(prefix="goldens-") as folder:
         for command in cases()[name]:
-            called = [
-                sys.executable,
-                "-m",
-                "secateur",
-                *(word.replace("{data}", str(data)) for word in command),
-            ]
+            called = [sys.executable, "-m", "secateur", *(word.format(data=data) for word in command)]
             done = subprocess.run(called, cwd=folder, env=env, capture_output=True, text=True)
             if done.returncode:
-                raise RuntimeError(
-                    f"{' '.join(command)}: exit code {done.returncode}: {done.stderr[-300:].strip()}"
-                )
+                said = done.stderr[-300:].strip()
+                raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}: {said}")
             printed.append(done.stdout)
         return read_case(Path(folder), printed)
 
@@ -434,17 +425,13 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", help="the commit to compare to")
     parser.add_argument("--head", help="another commit in place of the working tree")
-    parser.add_argument(
-        "--only", action="append", default=[], help="cases to run: names, or patterns (depth*)"
-    )
+    parser.add_argument("--only", action="append", metavar="NAME", help="cases: names, or patterns (depth*)")
     parser.add_argument("--list", action="store_true", help="print the cases and their commands")
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (2)")
     parser.add_argument("--show", type=int, default=5, help="differences to print of a case (5)")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "secateur-goldens")
     beside = Path(git("rev-parse", "--path-format=absolute", "--git-common-dir").decode().strip()).parents[1]
-    parser.add_argument(
-        "--data", type=Path, default=beside / "shared/data", help="models and texts to use too"
-    )
+    parser.add_argument("--data", type=Path, default=beside / "shared/data", help="a model and texts")
     given = parser.parse_args()
     if not given.base and not given.list:
         parser.error("give --base COMMIT")
@@ -475,9 +462,7 @@ def run_all(names: list[str], given: argparse.Namespace) -> list[str]:
 def main() -> int:
     """Entry point: 1 where anything differs or fails."""
     given = options()
-    names = [
-        name for name in cases() if not given.only or any(fnmatch.fnmatch(name, one) for one in given.only)
-    ]
+    names = [name for name in cases() if any(fnmatch.fnmatch(name, one) for one in given.only or ["*"])]
     if given.list:
         for name in names:
             print(name, *(f"    {' '.join(command)}" for command in cases()[name]), sep="\n")
