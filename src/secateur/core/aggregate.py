@@ -1,4 +1,4 @@
-"""Readings of several tasks or shots brought together: their mean, and how far their orders agree."""
+"""Combine readings of several tasks or shots: their mean, and how far their orders agree."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from secateur.errors import SecateurError
 
 @dataclass(frozen=True)
 class Overlap:
-    """`rho[i][j]` is Spearman's rank correlation of readings i and j over the same `n` addresses, 1 on the diagonal;
-    nan where a reading is the same everywhere and so has no order."""
+    """Spearman's rank correlation of every pair of readings over the same `n` addresses.
+
+    `rho[i][j]` is the correlation of readings i and j: 1 on the diagonal, nan where a reading is constant and so has no
+    order.
+    """
 
     names: tuple[str, ...]
     rho: tuple[tuple[float, ...], ...]
     n: int
 
     def to_json(self) -> dict[str, Any]:
-        """nan becomes null."""
+        """Return plain values; nan becomes None."""
         rows = [[None if np.isnan(value) else value for value in row] for row in self.rho]
         return {"names": list(self.names), "rho": rows, "n": self.n}
 
 
 def mean_readings(readings: Sequence[Readings]) -> Readings:
-    """The mean over tasks (or shots) at each address; every reading counts once. `n` adds up.
+    """Return the mean over tasks (or shots) at each address; every reading counts once. `n` adds up.
 
+    Raises: `SecateurError` for no readings, for different addresses, or for readings of different kinds or directions.
     Source: Bansal et al. 2022 (arXiv 2212.09095), aggregate importance.
-    Raises: `SecateurError` for none, for different addresses, or for readings of different kinds or directions.
     """
     if not readings:
         raise SecateurError("there are no readings to average; give at least one.")
@@ -55,11 +58,12 @@ def mean_readings(readings: Sequence[Readings]) -> Readings:
 
 
 def spearman_overlap(readings: Mapping[str, Readings]) -> Overlap:
-    """Spearman's correlation of the orders "most removable first" of each pair of readings; ties get mean ranks.
+    """Return Spearman's correlation of the orders "most removable first" of each pair of readings; ties get mean ranks.
 
-    Readings may be of different kinds (importance beside prefix matching), of the same addresses.
+    Readings may be of different kinds (importance beside prefix matching), but must have the same addresses.
+
+    Raises: `SecateurError` for no readings, different addresses, or fewer than two addresses.
     Source: Bansal et al. 2022 (arXiv 2212.09095), overlap between tasks and between shots.
-    Raises: `SecateurError` for none, different addresses, or fewer than two of them.
     """
     addresses = _addresses(readings)
     if len(addresses) < 2:
@@ -78,7 +82,7 @@ def _ranks(reading: Readings, addresses: Sequence[str]) -> np.ndarray:
 
 
 def _addresses(readings: Mapping[str, Readings]) -> list[str]:
-    """The addresses all readings share, which must be all they have."""
+    """Return the addresses, which must be the same for all readings. Raises: `SecateurError`."""
     if not readings:
         raise SecateurError("there are no readings to compare; give at least one.")
     (name, first), *others = readings.items()

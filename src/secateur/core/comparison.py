@@ -1,4 +1,4 @@
-"""Two sets of outcomes of the same examples, compared: which test and interval fit, and the word for the result.
+"""Compare two sets of outcomes of the same examples: choose the test and the interval that fit, and word the result.
 
 Knows outcomes (arrays), nothing of models or tasks.
 """
@@ -32,9 +32,11 @@ IMPROVES, WORSE, NO_DIFFERENCE = "improves", "worse", "no difference shown"  # a
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same examples. `difference` is after − before in the metric's own direction, so a
-    loss that falls has a negative one; `gained` says whether that is good. Intervals are 95 %, None where there are
-    too few groups for one."""
+    """Two models compared on the same examples.
+
+    `difference` is after − before in the metric's own direction, so a loss that falls has a negative one; `gained` says
+    whether that is an improvement. Intervals are 95 %, None where there are too few groups for one.
+    """
 
     before: Score
     after: Score
@@ -47,11 +49,11 @@ class Comparison:
 
     @property
     def gained(self) -> bool:
+        """Return True where the difference goes in the direction in which the metric improves."""
         return self.difference > 0 if self.before.higher_is_better else self.difference < 0
 
     def measured(self) -> dict[str, Any]:
-        """Both scores and their difference, which is after − before in the metric's own unit, whichever way is better;
-        no test."""
+        """Return both scores and their difference (after − before, in the metric's own unit), without the test."""
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
@@ -60,19 +62,23 @@ class Comparison:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The same with its test."""
+        """Return `measured()` with the p-value and the name of the test."""
         return self.measured() | {"p_value": self.p_value, "test": self.test}
 
 
 def compare(
     metric: Metric, before: np.ndarray, after: np.ndarray, groups: np.ndarray, *, seed: int
 ) -> Comparison:
-    """Paired comparison of OUTCOME arrays (n,) of the same examples; `groups` (n,) says what was sampled as
-    one.
+    """Compare two models on the same examples, with the test that fits the metric and the groups.
 
     0/1 metric, every example its own group: exact McNemar, Wilson, Tango. 0/1 metric, larger groups: sign
     flips by group, Wilson and Tango at the effective sample size. Loss: paired bootstrap, clustered by group,
     token-weighted where the metric is. With fewer than 10 groups no interval, and the exact sign flips for p.
+
+    Args:
+        before: OUTCOME array (n,) of the first model.
+        after: OUTCOME array (n,) of the second model, of the same examples.
+        groups: labels (n,); examples with one label were sampled together.
 
     Raises: `SecateurError` for values that are not finite.
     """
@@ -115,7 +121,7 @@ def _by_pairs(x: np.ndarray, y: np.ndarray) -> _Tested:
 
 
 def _by_groups(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> _Tested:
-    """Wilson's and Tango's intervals at the number of independent examples that the groups are worth."""
+    """Return Wilson's and Tango's intervals at the effective sample size of the groups."""
     sizes = [effective_n(values, groups) for values in (x, y, y - x)]
     gained, lost, n = float((y > x).mean()), float((y < x).mean()), sizes[2]
     intervals = [wilson(values.mean() * size, size) for values, size in zip((x, y), sizes, strict=False)]
@@ -137,7 +143,7 @@ def _by_bootstrap(
 
 
 def finite_values(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
-    """The metric's value per example. Raises: `SecateurError` where one is not finite, or there are none."""
+    """Return the metric's value of each example. Raises: `SecateurError` where one is not finite, or there are none."""
     values = metric.values(outcomes)
     bad = int((~np.isfinite(values)).sum())
     if bad or not len(values):
@@ -151,13 +157,19 @@ def finite_values(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray
 def verdict_word(
     p_value: float, gained: bool, guard_fired: bool, not_worse: str | None = None, harmed: bool = False
 ) -> str:
-    """`improves` takes p < .05 in the right direction and a guard that did not fire; `worse` p < .05 in the
-    wrong one. `not_worse` is the word for a loss within a margin where that was shown: it goes before `worse`,
-    since a loss may be significant and still be within it, and after `improves`, which says more. `harmed`: of several
-    tasks one got worse beyond any margin; whatever their mean does, that is worse.
+    """Return the word of the verdict: `improves`, `worse`, `not_worse`, or `no difference shown`.
+
+    `improves` needs p < .05 in the right direction and a guard that did not fire; `worse` needs p < .05 in the
+    wrong direction.
+
+    Args:
+        not_worse: the word for a loss that was shown to lie within a margin; None where that was not shown. It goes
+            before `worse`, since a loss may be significant and still lie within the margin, and after `improves`, which
+            says more.
+        harmed: of several tasks, one got worse by more than any margin; that is `worse`, whatever their mean does.
 
     "No gain" contains "worse by more than the margin", so testing both, each at its level, needs no correction for
-    being two: closed testing (Marcus, Peritz, Gabriel 1976; Morikawa, Yoshida 1995, J. Biopharm. Stat. 5:297).
+    two tests: closed testing (Marcus, Peritz, Gabriel 1976; Morikawa, Yoshida 1995, J. Biopharm. Stat. 5:297).
     """
     significant = p_value < ALPHA
     if harmed:

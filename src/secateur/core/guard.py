@@ -1,4 +1,4 @@
-"""The guard against constant predictors: accuracy that a model gets by saying one thing all the time.
+"""Guard against constant predictors: accuracy that a model reaches by giving one answer nearly always.
 
 Knows labels, nothing of models or tasks.
 """
@@ -21,7 +21,7 @@ OVER_ANSWERED = 0.5  # of the way from an answer's share among the gold answers 
 
 @dataclass(frozen=True)
 class ConstantPredictor:
-    """What a model that always says the same would explain. Shares and accuracies are in 0..1.
+    """The result of the guard. Shares and accuracies are in 0..1.
 
     `answer` is the one given most often after the cut, `answer_*` its share of the answers. `applicable` is
     False where no two examples share a gold answer: a constant answer could be right once at most, and the
@@ -44,17 +44,23 @@ class ConstantPredictor:
 
     @property
     def hollow(self) -> bool:
-        """It fired, and the cut lost something by it: "no worse than before" would be true of accuracy alone. Not so
-        where the original was a constant predictor as well, and told the answers apart no better."""
+        """Return True where it fired and the cut lost balanced accuracy that the original had.
+
+        Then "no worse than before" would be true of accuracy alone. False where the original was a constant predictor
+        as well and told the answers apart no better.
+        """
         return self.fired and not (self.constant_before and self.balanced_before <= self.balanced_after)
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values by field."""
         return asdict(self)
 
 
 def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
-    """Mean over the gold answers of the share of their examples that were right; a constant answer scores
-    1/answers."""
+    """Return the mean over gold answers of the share of their examples that are right.
+
+    A constant answer gets 1/answers.
+    """
     classes = np.unique(np.asarray(gold), return_inverse=True)[1]
     right = np.asarray(gold) == np.asarray(predicted)
     return float((np.bincount(classes, weights=right) / np.bincount(classes)).mean())
@@ -63,8 +69,7 @@ def balanced_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
 def constant_predictor(
     gold: Sequence[str], before: Sequence[str], after: Sequence[str], groups: np.ndarray | None = None
 ) -> ConstantPredictor:
-    """The guard: does the model after the cut score by giving one answer too often? Answers are labels, (n,)
-    each.
+    """Return whether the model after the cut scores by giving one answer too often.
 
     It fires when both hold for the answer a given most often after the cut:
     1. a is over-answered, and more than before: its share lies at least half of the way from its share among
@@ -73,9 +78,15 @@ def constant_predictor(
        each group's contribution might as well have the other sign).
 
     So it fires on a collapse to the majority answer (LASER's 56.2 % cells) and on a switch from one constant
-    to another (37.1 % to its complement), whatever p says. It keeps silent where the model stops saying
-    "the", where 95 % of the gold answers are alike and the model says so, and where one answer grows but
+    to another (37.1 % to its complement), whatever p says. It does not fire where the model stops answering
+    "the", where 95 % of the gold answers are alike and the model answers so, and where one answer grows but
     tells the classes apart.
+
+    Args:
+        gold: the right labels (n,).
+        before: the original's labels (n,).
+        after: the cut model's labels (n,).
+        groups: labels (n,); examples with one label were sampled together. None: every example alone.
     """
     gold, before, after = (np.asarray(labels) for labels in (gold, before, after))
     assert gold.shape == before.shape == after.shape
@@ -100,14 +111,13 @@ def constant_predictor(
 
 
 def _over_answered(gold: np.ndarray, said: np.ndarray) -> bool:
-    """Does the answer said most often lie at least half of the way from its share among the gold ones to
-    "always"?"""
+    """Return True where the most frequent answer lies at least half of the way from its gold share to "always"."""
     share, answered = (float((labels == _modal(said)[0]).mean()) for labels in (gold, said))
     return share < 1 and (answered - share) / (1 - share) >= OVER_ANSWERED
 
 
 def _modal(labels: np.ndarray) -> tuple[Any, int]:
-    """The most frequent label and its count; the first to occur where several tie."""
+    """Return the most frequent label and its count; the first to occur where several tie."""
     return Counter(labels.tolist()).most_common(1)[0]
 
 

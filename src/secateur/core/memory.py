@@ -15,7 +15,10 @@ _WORDS = (  # of torch, safetensors, the dynamic linker, Python's threads, C++
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """Of `MemoryError`, `OSError`, `RuntimeError` (torch's are such) and `ImportError`; false for all others."""
+    """Return True for an error that says that memory ran out.
+
+    Looks at `MemoryError`, `OSError`, `RuntimeError` (as torch raises) and `ImportError`; False for all others.
+    """
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     told = str(error).lower()

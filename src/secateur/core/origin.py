@@ -1,4 +1,4 @@
-"""Reads from a checkpoint's plan.json which model it was cut from. Knows nothing else of it."""
+"""Read from a checkpoint's plan.json which model it was cut from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.errors import SecateurError
 
 @dataclass(frozen=True)
 class Origin:
-    """The words by which a model was loaded to be cut."""
+    """The options with which a model was loaded to be cut."""
 
     model: str
     revision: str | None
@@ -21,7 +21,10 @@ class Origin:
 
 
 def origin_of(folder: Path, error: type[SecateurError], mend: str) -> Origin:
-    """Raises `error`, which ends with `mend`, what to do, for a folder that does not say."""
+    """Return the model that the checkpoint in `folder` was cut from.
+
+    Raises: `error`, whose message ends with `mend` (what to do), where the folder does not say.
+    """
     file = folder / "plan.json"
     wrong = f"{folder} does not say what it was cut from"
     if not os.path.exists(file):

@@ -1,6 +1,7 @@
-"""The address of what can be read, which is more than can go: `enc.b3`, `dec.b3.cross`, `b3.attn.h7`, `dec.b3.cross.q`.
+"""The address of a part that can be read: `enc.b3`, `dec.b3.cross`, `b3.attn.h7`, `dec.b3.cross.q`.
 
-In a decoder it is spelled as the `Site` of the same thing. Where two streams run there is a stack before it.
+More can be read than can be cut. In a decoder a place is spelled as the `Site` of the same part; in an
+encoder-decoder the stack (`enc.` or `dec.`) comes first.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """`stack` is nothing, `enc.` or `dec.`. `kind` is nothing (the block), a sublayer (`attn`, `cross`, `mlp`), or a
-    matrix: `q`, `down`, and of a cross-attention `cross.q`. `head` numbers a query head of `attn` or `cross`."""
+    """The address of one readable part.
+
+    `stack` is empty, `enc.` or `dec.`. `kind` is empty (the block), a sublayer (`attn`, `cross`, `mlp`), or a
+    matrix: `q`, `down`, and of a cross-attention `cross.q`. `head` numbers a query head of `attn` or `cross`.
+    """
 
     block: int
     kind: str = ""
@@ -34,7 +38,7 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Raises `UnknownName` for anything that is not an address."""
+        """Return the place that `text` names. Raises: `UnknownName` for text that is not an address."""
         found = _PATTERN.fullmatch(text)
         if found is None:
             raise UnknownName(
@@ -50,4 +54,5 @@ class Place:
 
     @property
     def is_matrix(self) -> bool:
+        """Return True for the address of a matrix."""
         return self.kind.removeprefix("cross.") in MATRICES

@@ -1,4 +1,4 @@
-"""Edits and plans: what is to be cut, as a value that can be compared, written down and read back.
+"""Edits and plans: the parts that are to be cut, as values that can be compared, written down and read back.
 
 A plan says nothing about how an edit is carried out; `secateur.surgery` does that.
 """
@@ -44,22 +44,25 @@ class Truncate:
 
     @property
     def site(self) -> Site:
+        """Return the site that the edit changes."""
         return self.matrix
 
     def __str__(self) -> str:
         return f"{self.matrix} → rank {self.rank}" + ("" if self.side == "top" else " (tail components)")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the edit as plain values."""
         return {"kind": self.kind, "matrix": str(self.matrix), "rank": self.rank, "side": self.side}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Truncate:
+        """Return the edit that `to_json` wrote."""
         return cls(Site.parse(_text(data["matrix"])), _whole(data["rank"]), _text(data.get("side", "top")))
 
 
 @dataclass(frozen=True)
 class RemoveDirections:
-    """Take singular directions out of a matrix, W − Σᵢ uᵢ uᵢᵀ W, and put what they gave on average in the bias.
+    """Remove singular directions from a matrix, W − Σᵢ uᵢ uᵢᵀ W, and add their mean effect to the bias.
 
     `directions` count from the largest singular value. With `per_head` each head's rows (of o: columns) have k
     directions of their own, and number h·k + i is direction i of head h. `fold` holds `mean`, the layer's mean input
@@ -84,6 +87,7 @@ class RemoveDirections:
 
     @property
     def site(self) -> Site:
+        """Return the site that the edit changes."""
         return self.matrix
 
     def __str__(self) -> str:
@@ -91,11 +95,13 @@ class RemoveDirections:
         return f"{self.matrix} without {_counted('direction', numbers)}{heads}"
 
     def to_json(self) -> dict[str, Any]:
+        """Return the edit as plain values."""
         told = {"kind": self.kind, "matrix": str(self.matrix), "directions": list(self.directions)}
         return told | {"per_head": self.per_head, "fold": None if self.fold is None else self.fold.digest}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RemoveDirections:
+        """Return the edit that `to_json` wrote, with the digest of its fold alone."""
         fold = None if data["fold"] is None else Fitted(_text(data["fold"]))
         directions = tuple(map(_whole, data["directions"]))
         if not isinstance(data["per_head"], bool):
@@ -105,10 +111,11 @@ class RemoveDirections:
 
 @dataclass(frozen=True)
 class Drop:
-    """Take `site` away: a block, its attention or feed-forward network, a query head, a KV group, a neuron.
+    """Remove `site`: a block, its attention or feed-forward network, a query head, a KV group, a neuron.
 
-    An attention or feed-forward network goes with its biases and leaves its norms; a block goes with all it has. Of a
-    head, group or neuron goes what it adds to the stream, so the last head leaves the output's bias behind.
+    An attention or feed-forward network is removed with its biases but without its norms; a block with all it has. Of a
+    head, group or neuron its contribution to the residual stream is removed, so after the last head the output's bias
+    stays.
     """
 
     site: Site
@@ -123,10 +130,12 @@ class Drop:
         return f"{self.site} gone"
 
     def to_json(self) -> dict[str, Any]:
+        """Return the edit as plain values."""
         return {"kind": self.kind, "site": str(self.site)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Drop:
+        """Return the edit that `to_json` wrote."""
         return cls(Site.parse(_text(data["site"])))
 
 
@@ -135,11 +144,11 @@ FORMS = ("linear", "fold")
 
 @dataclass(frozen=True)
 class Linearize:
-    """Put one linear map in the place of a run of blocks.
+    """Replace a run of blocks by one linear map.
 
-    `linear`: what enters the first leaves the last as `weight` x + `bias`, or x + `b`ᵀ `a` x + `bias` of low rank.
-    `fold`: the run goes, and the feed-forward network before it gives `weight` y in place of y, plus `bias` where its
-    output has one; that costs nothing.
+    `linear`: the run's output becomes `weight` x + `bias`, or x + `b`ᵀ `a` x + `bias` of low rank, for its input x.
+    `fold`: the run is removed, and the feed-forward network before it gives `weight` y in place of y, plus `bias` where
+    its output has one; that costs nothing.
     Arrays are (d_model, d_model), (rank, d_model), (d_model,). Sources: Razzhigaev et al. 2024 (arXiv 2405.12250) for
     the map; ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819) for the fold.
     """
@@ -161,11 +170,12 @@ class Linearize:
 
     @property
     def site(self) -> Site:
+        """Return the first block of the run."""
         return Site(self.blocks[0])
 
     @property
     def folded_into(self) -> Site | None:
-        """The matrix that carries a fold."""
+        """Return the matrix that carries a fold; None for a map of its own."""
         return Site(self.blocks[0] - 1, "down") if self.form == "fold" else None
 
     def __str__(self) -> str:
@@ -174,11 +184,13 @@ class Linearize:
         return f"{name} " + ("linear" if self.form == "linear" else f"folded into {self.folded_into}")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the edit as plain values."""
         told = {"kind": self.kind, "blocks": list(self.blocks), "form": self.form}
         return told | {"fold": self.fitted.digest}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Linearize:
+        """Return the edit that `to_json` wrote, with the digest of its map alone."""
         return cls(tuple(map(_whole, data["blocks"])), _text(data["form"]), Fitted(_text(data["fold"])))
 
 
@@ -187,7 +199,7 @@ _KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (Truncate, RemoveDi
 
 
 def _claims(edit: Edit) -> list[Site]:
-    """The sites that an edit changes, and nobody else may."""
+    """Return the sites that an edit changes, and that no other edit may change."""
     if not isinstance(edit, Linearize):
         return [edit.site]
     into = edit.folded_into
@@ -231,53 +243,57 @@ class Plan:
 
     @property
     def told(self) -> list[str]:
-        """What is cut, in words; the heads, groups or neurons of one part together."""
+        """Return the edits in words; the heads, groups or neurons of one part are named together."""
         return [*map(str, (*self.truncated, *self.removed, *self.linearized)), *_told(self.dropped)]
 
     @property
     def dropped(self) -> tuple[Site, ...]:
-        """The sites that go, in order."""
+        """Return the sites that are dropped, in order."""
         return tuple(edit.site for edit in self.edits if isinstance(edit, Drop))
 
     @property
     def truncated(self) -> tuple[Truncate, ...]:
+        """Return the truncations, in order."""
         return tuple(edit for edit in self.edits if isinstance(edit, Truncate))
 
     @property
     def removed(self) -> tuple[RemoveDirections, ...]:
+        """Return the removals of directions, in order."""
         return tuple(edit for edit in self.edits if isinstance(edit, RemoveDirections))
 
     @property
     def linearized(self) -> tuple[Linearize, ...]:
+        """Return the runs of blocks that a linear map replaces, in order."""
         return tuple(edit for edit in self.edits if isinstance(edit, Linearize))
 
     @property
     def blocks_gone(self) -> set[int]:
-        """The blocks of which nothing is left, dropped or in favor of a linear map."""
+        """Return the blocks of which nothing is left: dropped, or replaced by a linear map."""
         dropped = {site.block for site in self.dropped if not site.part}
         return dropped.union(*(edit.blocks for edit in self.linearized))
 
     @property
     def fitted(self) -> tuple[Fitted, ...]:
-        """What lies beside the plan, each once."""
+        """Return the arrays that lie beside the plan, each once."""
         folds = (edit.fold for edit in self.removed if edit.fold is not None)
         return tuple(dict.fromkeys((*folds, *(edit.fitted for edit in self.linearized))))
 
     def with_fitted(self, known: Mapping[str, Fitted]) -> Plan:
-        """The same plan with the arrays that `known` has by their digests."""
+        """Return the same plan with the arrays that `known` has by digest."""
         return Plan(self.model, tuple(_filled(edit, known) for edit in self.edits))
 
     @property
     def identity(self) -> str:
-        """Hex digest that two equal plans share, on any machine."""
+        """Return the hex digest that two equal plans share, on any machine."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def lowest_block(self) -> int | None:
-        """The first block this plan changes, or None for the empty plan: everything below may be reused."""
+        """Return the first block this plan changes, or None for the empty plan: activations below it may be reused."""
         return min((site.block for edit in self.edits for site in _claims(edit)), default=None)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
         return {
             "version": PLAN_VERSION,
             "model": self.model,
@@ -286,7 +302,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Reads what `to_json` wrote; keys it does not know (provenance) are left alone. Raises `PlanError`."""
+        """Return the plan that `to_json` wrote; unknown keys (provenance) are ignored. Raises: `PlanError`."""
         if data.get("version") != PLAN_VERSION:
             raise PlanError(
                 f"a plan of version {data.get('version')!r}; this secateur reads version {PLAN_VERSION}."
@@ -301,7 +317,7 @@ class Plan:
 
 
 def _whole(value: Any) -> int:
-    """Returns a JSON value that is a whole number. Raises `TypeError` for others, such as 5.5 or "5"."""
+    """Return a JSON value that is a whole number. Raises: `TypeError` for others, such as 5.5 or "5"."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.40} is no whole number")
     if abs(value) > MOST:
@@ -319,7 +335,7 @@ Asked = Plan | tuple[Edit, ...]  # what a user gives: a plan, which is for one m
 
 
 def plan_of(asked: Asked, fingerprint: str) -> Plan:
-    """The plan itself, or one of the edits for the model with this fingerprint."""
+    """Return the plan itself, or a plan of the bare edits for the model with this fingerprint."""
     return asked if isinstance(asked, Plan) else Plan(fingerprint, asked)
 
 
@@ -343,7 +359,7 @@ NAMED = 12  # numbers in one line; more are counted
 
 
 def _told(dropped: Iterable[Site]) -> list[str]:
-    """`b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
+    """Return `b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
     words = []
     for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):
         whole, numbers = Site(block, part), [site.index for site in sites]
@@ -357,9 +373,11 @@ def _counted(word: str, numbers: list[int]) -> str:
 
 
 def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
-    """Edits from the command line: `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest,
-    `b2.k=without:0,7` removes two directions and folds nothing, and `b2.attn.h3=drop` takes a head away; so do
-    `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7` and `b2`."""
+    """Return the edits that the words of a command line name.
+
+    `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest, `b2.k=without:0,7` removes two directions
+    and folds nothing, and `b2.attn.h3=drop` drops a head; so do `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7`, `b2`.
+    """
     return tuple(_edit_from_word(word) for word in words)
 
 

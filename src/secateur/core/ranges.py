@@ -1,4 +1,4 @@
-"""The numbers that an option may be, said once beside the option, for the command line and Python alike."""
+"""Ranges of numeric options, stated once beside the option, for the command line and Python alike."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _KEY = "range"
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, or `above` the one and `below` the other. `flag` is the name of the option on the
-    command line, where that is not the field's; `such` is an example."""
+    """Numbers from `low` to `high`; `above` and `below` exclude the ends.
+
+    `flag` is the name of the option on the command line, where that differs from the field's; `such` is an example.
+    """
 
     low: float
     high: float
@@ -52,17 +54,17 @@ def _shown(bound: float) -> str:
 
 
 def whole(default: Any, low: int = 1, high: int = MOST, **more: Any) -> Any:
-    """A field of a dataclass that holds a whole number, or a tuple of them; None only where that is the default."""
+    """Return a dataclass field that holds a whole number, or a tuple of them; None only where that is the default."""
     return field(default=default, metadata={_KEY: Range(low, high, whole=True, **more)})
 
 
 def real(default: Any, low: float = 0.0, high: float = math.inf, **more: Any) -> Any:
-    """As `whole`, of any finite numbers."""
+    """Return a dataclass field that holds a finite number, or a tuple of them; None only where that is the default."""
     return field(default=default, metadata={_KEY: Range(low, high, whole=False, **more)})
 
 
 def check_ranges(options: Any, error: type[SecateurError] = SecateurError) -> None:
-    """Raises `error` for the first field of a dataclass that is not in its range."""
+    """Raise `error` for the first field of a dataclass that is not in its range."""
     for one in fields(options):
         allowed, value = one.metadata.get(_KEY), vars(options)[one.name]
         if allowed is not None and not (value is None and one.default is None):
@@ -70,7 +72,7 @@ def check_ranges(options: Any, error: type[SecateurError] = SecateurError) -> No
 
 
 def check_number(name: str, value: Any, allowed: Range, error: type[SecateurError] = SecateurError) -> None:
-    """Raises `error` where a number, or one of a tuple of them, is not `allowed` for the option `name`."""
+    """Raise `error` where a number, or one of a tuple of them, is not `allowed` for the option `name`."""
     for number in value if isinstance(value, tuple | list) else (value,):
         if number not in allowed:
             flag = allowed.flag or "--" + name.replace("_", "-")
@@ -83,12 +85,12 @@ def _as_typed(value: Any) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that digits stand for; None for anything else, and for more of them than any count has."""
+    """Return the number that digits stand for; None for any other text, and for more digits than any count has."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def whole_numbers(words: Iterable[str]) -> list[int] | None:
-    """As `whole_number`, of each word; None where one of them is no number."""
+    """Return the number of each word, as `whole_number`; None where one of them is no number."""
     found = []
     for word in words:
         number = whole_number(word)

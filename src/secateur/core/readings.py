@@ -1,4 +1,4 @@
-"""What a probe read off a model: a value per address, with its unit, direction, split and source."""
+"""Readings of a model: a value per address, with its unit, direction, split and source."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FINER = ("heads", "matrices")  # what linearity can look at inside a part
 
 
 def check_finite(what: str, values: Mapping[str, float]) -> None:
-    """Raises `ModelError` for readings that are NaN or infinite: no order of them would mean anything."""
+    """Raise `ModelError` for readings that are NaN or infinite: no order of them would mean anything."""
     wrong = [site for site, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise ModelError(
@@ -34,9 +34,12 @@ def check_finite(what: str, values: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True)
 class Readings:
-    """`values` maps a site or an edit, as text, to a number. `low_is_removable`: small values name what may go.
+    """Values by address: `values` maps a site or an edit, as text, to a number.
 
-    Raises: as `check_finite`."""
+    `low_is_removable`: small values name parts that may be removed.
+
+    Raises: as `check_finite`.
+    """
 
     what: str
     unit: str
@@ -51,13 +54,15 @@ class Readings:
         check_finite(self.what, self.values)
 
     def ranked(self) -> list[tuple[str, float]]:
-        """Most removable first; equal values in the order of their addresses."""
+        """Return the values, most removable first; equal values in the order of their addresses."""
         sign = 1 if self.low_is_removable else -1
         return sorted(self.values.items(), key=lambda item: (sign * item[1], item[0]))
 
     def to_json(self) -> dict[str, Any]:
+        """Return plain values by field."""
         return {**self.__dict__, "values": dict(self.values)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Readings:
+        """Return the readings that `to_json` wrote."""
         return cls(**data)

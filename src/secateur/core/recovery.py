@@ -19,12 +19,16 @@ Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 def recovered(
     metric: Metric, original: np.ndarray, cut: np.ndarray, healed: np.ndarray, groups: np.ndarray
 ) -> tuple[float, Interval] | None:
-    """The share of the metric's loss from `original` to `cut` that `healed` has back: 1 is all of it, above 1 more,
-    below 0 it lost more still. 95 % interval; None where the cut is not shown to have lost anything, which fewer than
-    FEWEST_GROUPS groups never show.
+    """Return the share of the metric's loss from `original` to `cut` that `healed` regained, and its 95 % interval.
 
-    OUTCOME arrays (n,) of the same examples; `groups` (n,) says what was sampled as one. The interval is Fieller's
-    (1954, J. R. Stat. Soc. B 16:175), by the linearized variances of means over groups.
+    1 is all of it, above 1 more, below 0 means that more was lost. None where the cut is not shown to have lost
+    anything, which fewer than FEWEST_GROUPS groups never show.
+
+    Args:
+        original, cut, healed: OUTCOME arrays (n,) of the same examples.
+        groups: labels (n,); examples with one label were sampled together.
+
+    Source: Fieller 1954 (J. R. Stat. Soc. B 16:175), by the linearized variances of means over groups.
     """
     if np.unique(groups).size < FEWEST_GROUPS:
         return None
