@@ -7,6 +7,7 @@ Broken invariants are `assert`s and are never caught.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -59,3 +60,26 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     if close:
         return f" Did you mean {' or '.join(close)}?"
     return f" Known: {', '.join(known)}." if known else ""
+
+
+_MEMORY_WORDS = (  # of torch, safetensors, the dynamic linker, Python's threads, C++
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "failed to map segment",
+    "can't start new thread",
+    "bad_alloc",
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return True for an error that says that memory ran out.
+
+    Looks at `MemoryError`, `OSError`, `RuntimeError` (as torch raises) and `ImportError`; False for all others.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError | ImportError | OSError) and any(
+        word in text for word in _MEMORY_WORDS
+    )

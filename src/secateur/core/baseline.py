@@ -35,10 +35,10 @@ def warning(found: Mapping[str, Any]) -> str | None:
 
 def floors_text(found: Mapping[str, Any]) -> str:
     """Return `chance (50.0 %) or always ' no' (58.3 %)`; empty where the task has neither."""
-    told = [f"chance ({_percent(found['chance'])})"] if found["chance"] is not None else []
+    floors = [f"chance ({_percent(found['chance'])})"] if found["chance"] is not None else []
     if found["majority"]:
-        told.append(f"always {found['majority']['answer']!r} ({_percent(found['majority']['share'])})")
-    return " or ".join(told)
+        floors.append(f"always {found['majority']['answer']!r} ({_percent(found['majority']['share'])})")
+    return " or ".join(floors)
 
 
 def baseline_text(found: Mapping[str, Any]) -> str:

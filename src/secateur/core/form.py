@@ -28,9 +28,9 @@ class Form:
     portable: bool = False
 
     def __post_init__(self) -> None:
-        asked = [f"--{name}" for name, value in vars(self).items() if value]
-        if len(asked) > 1:
-            raise SecateurError(f"{' and '.join(asked)} contradict each other: give one of them.")
+        flags = [f"--{name}" for name, value in vars(self).items() if value]
+        if len(flags) > 1:
+            raise SecateurError(f"{' and '.join(flags)} contradict each other: give one of them.")
 
 
 @dataclass(frozen=True)

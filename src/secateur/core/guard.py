@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
 from secateur.core.comparison import ALPHA
 from secateur.core.stats import group_sums, paired_z
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 OVER_ANSWERED = 0.5  # of the way from an answer's share among the gold answers to "always"
 
@@ -51,7 +54,7 @@ class ConstantPredictor:
         """
         return self.fired and not (self.constant_before and self.balanced_before <= self.balanced_after)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return plain values by field."""
         return asdict(self)
 
@@ -88,37 +91,42 @@ def constant_predictor(
         after: the cut model's labels (n,).
         groups: labels (n,); examples with one label were sampled together. None: every example alone.
     """
-    gold, before, after = (np.asarray(labels) for labels in (gold, before, after))
-    assert gold.shape == before.shape == after.shape
-    assert gold.size > 0
-    answer = _modal(after)[0]
-    shares = [float((labels == answer).mean()) for labels in (gold, before, after)]
-    applicable = _modal(gold)[1] > 1
-    constant = _over_answered(gold, after)
+    right, old, new = (np.asarray(labels) for labels in (gold, before, after))
+    assert right.shape == old.shape == new.shape
+    assert right.size > 0
+    answer = _modal(new)[0]
+    shares = [float((labels == answer).mean()) for labels in (right, old, new)]
+    applicable = _modal(right)[1] > 1
+    constant = _over_answered(right, new)
     collapsed = constant and shares[2] > shares[1]
-    fired = applicable and collapsed and not _balanced_rises(gold, before, after, groups)
+    fired = applicable and collapsed and not _balanced_rises(right, old, new, groups)
     return ConstantPredictor(
-        applicable,
-        fired,
-        str(answer),
-        *shares,
-        *(_modal(labels)[1] / gold.size for labels in (gold, before, after)),
-        balanced_accuracy(gold, before),
-        balanced_accuracy(gold, after),
-        _over_answered(gold, before),
-        _reason(applicable, constant, collapsed, fired, str(answer), shares),
+        applicable=applicable,
+        fired=fired,
+        answer=str(answer),
+        answer_gold=shares[0],
+        answer_before=shares[1],
+        answer_after=shares[2],
+        majority_baseline=_modal(right)[1] / right.size,
+        modal_share_before=_modal(old)[1] / right.size,
+        modal_share_after=_modal(new)[1] / right.size,
+        balanced_before=balanced_accuracy(gold, before),
+        balanced_after=balanced_accuracy(gold, after),
+        constant_before=_over_answered(right, old),
+        detail=_reason(applicable, constant, collapsed, fired, str(answer), shares),
     )
 
 
-def _over_answered(gold: np.ndarray, said: np.ndarray) -> bool:
+def _over_answered(gold: np.ndarray, answers: np.ndarray) -> bool:
     """Return True where the most frequent answer lies at least half of the way from its gold share to "always"."""
-    share, answered = (float((labels == _modal(said)[0]).mean()) for labels in (gold, said))
+    share, answered = (float((labels == _modal(answers)[0]).mean()) for labels in (gold, answers))
     return share < 1 and (answered - share) / (1 - share) >= OVER_ANSWERED
 
 
-def _modal(labels: np.ndarray) -> tuple[Any, int]:
+def _modal(labels: np.ndarray) -> tuple[object, int]:
     """Return the most frequent label and its count; the first to occur where several tie."""
-    return Counter(labels.tolist()).most_common(1)[0]
+    most: tuple[object, int] = Counter(labels.tolist()).most_common(1)[0]
+    return most
 
 
 def _balanced_rises(
@@ -129,7 +137,7 @@ def _balanced_rises(
     change = (after == gold).astype(np.float64) - (before == gold)
     change /= sizes.size * sizes[classes]  # sums to the rise of balanced accuracy
     change = change if groups is None else group_sums(change, groups)
-    return paired_z(change) > stats.norm.ppf(1 - ALPHA / 2)
+    return bool(paired_z(change) > stats.norm.ppf(1 - ALPHA / 2))
 
 
 def _reason(
@@ -138,11 +146,11 @@ def _reason(
     if not applicable:
         return "not applicable: no two examples share a gold answer"
     gold, before, after = (f"{100 * share:.1f} %" for share in shares)
-    said = f"{answer!r} is given to {after} of the examples (before {before}, right for {gold})"
+    shown = f"{answer!r} is given to {after} of the examples (before {before}, right for {gold})"
     if fired:
-        return f"{said}, and balanced accuracy does not rise: a constant answer would explain the score"
+        return f"{shown}, and balanced accuracy does not rise: a constant answer would explain the score"
     if collapsed:
-        return f"{said}, but balanced accuracy rises with it"
+        return f"{shown}, but balanced accuracy rises with it"
     if constant:
-        return f"{said}: the model says little else, as it did before the cut"
-    return f"{said}: no constant answer"
+        return f"{shown}: the model says little else, as it did before the cut"
+    return f"{shown}: no constant answer"

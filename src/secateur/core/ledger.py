@@ -28,6 +28,7 @@ from secateur.core.score import METRICS, OUTCOME, Metric
 from secateur.errors import LedgerError, PlanError, UnknownName
 
 T = TypeVar("T")
+Cell = str | int | float | bytes | None  # SQLite holds any of them in any column
 LEDGER_VERSION = 2
 SAME_SPLIT = 0.1  # of the groups of the smaller of two test splits: what they may share and still be two
 APPLICATION_ID = 0x5ECA7E  # written in the file's header: whose SQLite file this is
@@ -69,9 +70,10 @@ INSERT INTO openings SELECT id, split, scope, plan, '', NULL, p_value, at FROM o
 DROP TABLE openings_1;
 """
 
+_COLUMNS: tuple[str, ...] = OUTCOME.names or ()  # numpy's type allows a dtype without fields
 # CROSS JOIN is SQLite's way to fix the order: walk what is asked, look each up by primary key
 _KNOWN = f"""
-SELECT {", ".join(OUTCOME.names)} FROM json_each(?1) AS asked CROSS JOIN outcomes ON example = asked.value
+SELECT {", ".join(_COLUMNS)} FROM json_each(?1) AS asked CROSS JOIN outcomes ON example = asked.value
 WHERE trial = (
   SELECT trials.id FROM trials JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan
   WHERE scopes.name = ?2 AND plans.identity = ?3)
@@ -177,7 +179,7 @@ class Ledger:
         with self._writing() as db:
             trial = self._trial_id(scope, plan)
             rows = ((trial, *row) for row in outcomes.tolist())  # nan becomes NULL
-            columns, marks = ", ".join(("trial", *OUTCOME.names)), ", ".join("?" * (1 + len(OUTCOME)))
+            columns, marks = ", ".join(("trial", *_COLUMNS)), ", ".join("?" * (1 + len(_COLUMNS)))
             insert = f"INSERT OR IGNORE INTO outcomes ({columns}) VALUES ({marks})"
             new = db.executemany(insert, rows).rowcount
             share = max(new, 0) / max(len(outcomes), 1)
@@ -185,8 +187,8 @@ class Ledger:
 
     def known(self, scope: str, plan: Plan, examples: Sequence[int]) -> np.ndarray:
         """Return the OUTCOME rows of those `examples` that are judged already, in the order given."""
-        asked = json.dumps([int(example) for example in examples])
-        rows = self._read(_KNOWN, (asked, scope, plan.identity))
+        numbers = json.dumps([int(example) for example in examples])
+        rows = self._read(_KNOWN, (numbers, scope, plan.identity))
         with self._decoding():
             return _outcomes(rows)
 
@@ -197,17 +199,17 @@ class Ledger:
             among: examples to take the means over; None: all that were judged.
         """
         means = _mean_columns()
-        asked = "" if among is None else "AND example IN (SELECT value FROM json_each(?)) "
+        condition = "" if among is None else "AND example IN (SELECT value FROM json_each(?)) "
         rows = self._read(
             f"SELECT body, count(*), seconds, {', '.join(means.values())} FROM trials "
             "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan "
-            f"JOIN outcomes ON trial = trials.id WHERE scopes.name = ? {asked}"
+            f"JOIN outcomes ON trial = trials.id WHERE scopes.name = ? {condition}"
             "GROUP BY trials.id ORDER BY trials.id",
             (scope,) if among is None else (scope, json.dumps([*among])),
         )
         with self._decoding():
             return [
-                Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), float(seconds))
+                Trial(_plan(body), n, _means(means, values), float(seconds))
                 for body, n, seconds, *values in rows
             ]
 
@@ -218,7 +220,7 @@ class Ledger:
             "WHERE scopes.name = ?",
             (scope,),
         )
-        return rows[0][0]
+        return int(rows[0][0])
 
     # ------------------------------------------------------------ memos, openings of test, runs
 
@@ -270,7 +272,17 @@ class Ledger:
             (json.dumps(sorted(self._same_splits(splits))),),
         )
         with self._decoding():
-            return [_opening(scope, body, *rest) for scope, body, *rest in rows]
+            return [
+                Opening(
+                    scope,
+                    _plan(body),
+                    str(metric),
+                    None if margin is None else float(margin),
+                    float(p),
+                    str(when),
+                )
+                for scope, body, metric, margin, p, when in rows
+            ]
 
     def _same_splits(self, splits: Iterable[str]) -> set[str]:
         """Return `splits` and every split that overlaps with one of them, directly or through others."""
@@ -280,10 +292,10 @@ class Ledger:
             "USING (digest) WHERE one.split < other.split GROUP BY one.split, other.split"
         )
         alike = [{a, b} for a, b, count in shared if count >= SAME_SPLIT * min(sizes[a], sizes[b])]
-        found = set(splits)
-        while more := set().union(*(pair for pair in alike if pair & found)) - found:
-            found |= more
-        return found
+        same = set(splits)
+        while more := set().union(*(pair for pair in alike if pair & same)) - same:
+            same |= more
+        return same
 
     def start_run(self, run_id: str, command: Mapping[str, Any], *, out: str = "") -> None:
         """Record a run as running; one that was started before keeps its date.
@@ -337,7 +349,7 @@ class Ledger:
                 f"{self.path}: a row is not as secateur writes it ({error}). {_DAMAGED}"
             ) from error
 
-    def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def _read(self, query: str, values: tuple[Cell, ...] = ()) -> list[tuple[Any, ...]]:
         with _explained(self.path):
             return self._db.execute(query, values).fetchall()
 
@@ -346,7 +358,7 @@ class Ledger:
         names, values = (column, *more), (value, *more.values())
         marks = ", ".join("?" * len(names))
         self._db.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
-        return self._db.execute(f"SELECT id FROM {table} WHERE {column} = ?", (value,)).fetchone()[0]
+        return int(self._db.execute(f"SELECT id FROM {table} WHERE {column} = ?", (value,)).fetchone()[0])
 
     def _plan_id(self, plan: Plan) -> int:
         return self._id("plans", "identity", plan.identity, body=json.dumps(plan.to_json()))
@@ -354,7 +366,7 @@ class Ledger:
     def _trial_id(self, scope: str, plan: Plan) -> int:
         key = (self._id("scopes", "name", scope), self._plan_id(plan))
         self._db.execute("INSERT OR IGNORE INTO trials (scope, plan, seconds) VALUES (?, ?, 0)", key)
-        return self._db.execute("SELECT id FROM trials WHERE scope = ? AND plan = ?", key).fetchone()[0]
+        return int(self._db.execute("SELECT id FROM trials WHERE scope = ? AND plan = ?", key).fetchone()[0])
 
 
 def check_ledger(path: Path) -> None:
@@ -394,10 +406,10 @@ def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
     rows = db.execute(
         "SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
     ).fetchall()
-    found: dict[str, set[str]] = {}
+    columns: dict[str, set[str]] = {}
     for table, column in rows:
-        found.setdefault(table, set()).add(column)
-    return found
+        columns.setdefault(table, set()).add(column)
+    return columns
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
@@ -448,7 +460,7 @@ def _execute(db: sqlite3.Connection, script: str) -> None:
 
 
 def _version(db: sqlite3.Connection) -> int:
-    return db.execute("PRAGMA user_version").fetchone()[0]
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
@@ -506,7 +518,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _mean_columns() -> dict[str, str]:
     """Return name → SQL expression of its mean: NULL where any value is NULL, as a mean over nan is nan."""
-    columns = {name: _mean_of(name) for name in OUTCOME.names if name != "example"}
+    columns = {name: _mean_of(name) for name in _COLUMNS if name != "example"}
     return columns | {metric.name: _mean_of_metric(metric) for metric in METRICS.values()}
 
 
@@ -523,33 +535,36 @@ def _mean_of_metric(metric: Metric) -> str:
     return _mean_of(metric.column)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def _means(names: Iterable[str], values: Sequence[float | None]) -> dict[str, float]:
+    """Return the means by name; NULL becomes nan."""
+    numbers = (float("nan") if value is None else float(value) for value in values)
+    return dict(zip(names, numbers, strict=True))
 
 
 def _outcomes(rows: list[tuple[Any, ...]]) -> np.ndarray:
     """Return OUTCOME rows; NULL becomes nan. Raises: `ValueError` for values that no model can have produced."""
-    found = np.array(rows, dtype=OUTCOME)
-    shares = np.concatenate([found["correct"], found["correct_norm"]])
-    if not np.isin(shares[~np.isnan(shares)], (0, 1)).all() or (found["tokens"] < 1).any():
+    outcomes = np.array(rows, dtype=OUTCOME)
+    shares = np.concatenate([outcomes["correct"], outcomes["correct_norm"]])
+    if not np.isin(shares[~np.isnan(shares)], (0, 1)).all() or (outcomes["tokens"] < 1).any():
         raise ValueError("an outcome is neither right nor wrong, or of no token")
-    return found
+    return outcomes
 
 
 def _plan(body: str) -> Plan:
-    found = parse_json(body)
-    if not isinstance(found, dict):
-        raise ValueError(f"{found!r:.40} is no plan")
-    return Plan.from_json(found)
+    values = parse_json(body)
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r:.40} is no plan")
+    return Plan.from_json(values)
 
 
-def _run(run_id: Any, created: Any, text: Any, status: Any, out: Any) -> Run:
+def _run(run_id: Cell, created: Cell, text: Any, status: Cell, out: Cell) -> Run:
     command = parse_json(text)
-    if not isinstance(command, dict) or not all(isinstance(v, str) for v in (run_id, created, status, out)):
+    if (
+        not isinstance(command, dict)
+        or not isinstance(run_id, str)
+        or not isinstance(created, str)
+        or not isinstance(status, str)
+        or not isinstance(out, str)
+    ):
         raise ValueError("what a run was asked is no record")
     return Run(run_id, created, command, status, out)
-
-
-def _opening(scope: str, body: str, metric: Any, margin: Any, p_value: Any, when: Any) -> Opening:
-    named = None if margin is None else float(margin)
-    return Opening(scope, _plan(body), str(metric), named, float(p_value), str(when))

@@ -73,17 +73,17 @@ def read_map(name: str) -> str | dict[str, str | int]:
     if not name.endswith(".json"):
         check_device(name, known=MAPS)
         return name
-    read = read_json(Path(name), ModelError)
-    if not isinstance(read, dict) or not all(type(to) in (str, int) for to in read.values()):
+    devices = read_json(Path(name), ModelError)
+    if not isinstance(devices, dict) or not all(type(device) in (str, int) for device in devices.values()):
         raise ModelError(f'--device-map {name}: write {{"module": device, ...}}, or "cpu", or "disk".')
-    for to in read.values():
-        check_device(f"cuda:{to}" if isinstance(to, int) else to, known=("disk",))
-    return read
+    for device in devices.values():
+        check_device(f"cuda:{device}" if isinstance(device, int) else device, known=("disk",))
+    return devices
 
 
 def read_memory(text: str) -> Mapping[str | int, int]:
     """Return bytes by device of `cpu=8GB,0=20GB`. Raises: `ModelError`."""
-    found: dict[str | int, int] = {}
+    sizes: dict[str | int, int] = {}
     for word in text.split(","):
         device, _, size = word.strip().partition("=")
         number, count = whole_number(device), read_size(size)
@@ -91,8 +91,8 @@ def read_memory(text: str) -> Mapping[str | int, int]:
             raise ModelError(f"--max-memory {text!r}: write sizes by device, such as cpu=8GB,0=20GB.")
         if number is None and device not in ("cpu", "mps"):
             raise ModelError(f"--max-memory {device}=...: devices are cpu, mps, or the number of a GPU.")
-        found[device if number is None else number] = count
-    return found
+        sizes[device if number is None else number] = count
+    return sizes
 
 
 def read_size(text: str) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from secateur.core.comparison import ALPHA, finite_values
 from secateur.core.score import Metric
 from secateur.core.stats import DRAWS, FEWEST_GROUPS, effective_n, resample, tango_counts
 from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 NOT_WORSE = "not worse by more than"
 MARGIN = 0.02  # of accuracy, or nats: where nothing else is asked for
@@ -45,7 +48,7 @@ class NonInferiority:
         """Return `not worse by more than 2.0 points`, or `… 0.020 nats`."""
         return f"{NOT_WORSE} {margin_text(self.margin, self.unit)}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return plain values; `bound` is None where there is none."""
         bound = self.bound if math.isfinite(self.bound) else None
         return asdict(self) | {"bound": bound, "shown": self.shown}

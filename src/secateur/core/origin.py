@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from secateur.core.reading import read_json
 from secateur.errors import SecateurError
@@ -29,11 +28,11 @@ def origin_of(folder: Path, error: type[SecateurError], mend: str) -> Origin:
     wrong = f"{folder} does not say what it was cut from"
     if not os.path.exists(file):
         raise error(f"{wrong} (it has no plan.json). {mend}")
-    found = read_json(file, error, mend)
+    value = read_json(file, error, mend)
     for name in ("provenance", "command"):
-        found = found.get(name) if isinstance(found, dict) else None
-    stated: dict[str, Any] = found if isinstance(found, dict) else {}
-    model, revision, dtype = stated.get("model"), stated.get("revision"), stated.get("dtype", "auto")
+        value = value.get(name) if isinstance(value, dict) else None
+    command = value if isinstance(value, dict) else {}
+    model, revision, dtype = command.get("model"), command.get("revision"), command.get("dtype", "auto")
     if not (isinstance(model, str) and isinstance(revision, str | None) and isinstance(dtype, str)):
         raise error(f"{wrong} (its plan.json lacks that). {mend}")
     return Origin(model, revision, dtype)

@@ -39,14 +39,14 @@ class Place:
     @classmethod
     def parse(cls, text: str) -> Place:
         """Return the place that `text` names. Raises: `UnknownName` for text that is not an address."""
-        found = _PATTERN.fullmatch(text)
-        if found is None:
+        match = _PATTERN.fullmatch(text)
+        if match is None:
             raise UnknownName(
                 f"{text!r} is no place in a model. Write b3 (block), b3.attn, b3.mlp, b3.attn.h7 (head) or b3.q "
                 f"({', '.join(MATRICES)}); with an encoder enc.b3, dec.b3.cross, dec.b3.cross.h7, dec.b3.cross.q."
             )
-        head = None if found["head"] is None else int(found["head"])
-        return cls(int(found["block"]), found["attention"] or found["kind"] or "", head, found["stack"] or "")
+        head = None if match["head"] is None else int(match["head"])
+        return cls(int(match["block"]), match["attention"] or match["kind"] or "", head, match["stack"] or "")
 
     def __str__(self) -> str:
         head = "" if self.head is None else f".h{self.head}"

@@ -10,12 +10,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 from secateur.core.fitted import Fitted
 from secateur.core.ranges import MOST, whole_numbers
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 PLAN_VERSION = 1
 
@@ -50,12 +53,12 @@ class Truncate:
     def __str__(self) -> str:
         return f"{self.matrix} → rank {self.rank}" + ("" if self.side == "top" else " (tail components)")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return the edit as plain values."""
         return {"kind": self.kind, "matrix": str(self.matrix), "rank": self.rank, "side": self.side}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Truncate:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Truncate:
         """Return the edit that `to_json` wrote."""
         return cls(Site.parse(_text(data["matrix"])), _whole(data["rank"]), _text(data.get("side", "top")))
 
@@ -94,19 +97,24 @@ class RemoveDirections:
         numbers, heads = list(self.directions), " of its heads" if self.per_head else ""
         return f"{self.matrix} without {_counted('direction', numbers)}{heads}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return the edit as plain values."""
-        told = {"kind": self.kind, "matrix": str(self.matrix), "directions": list(self.directions)}
-        return told | {"per_head": self.per_head, "fold": None if self.fold is None else self.fold.digest}
+        return {
+            "kind": self.kind,
+            "matrix": str(self.matrix),
+            "directions": list(self.directions),
+            "per_head": self.per_head,
+            "fold": None if self.fold is None else self.fold.digest,
+        }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RemoveDirections:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> RemoveDirections:
         """Return the edit that `to_json` wrote, with the digest of its fold alone."""
         fold = None if data["fold"] is None else Fitted(_text(data["fold"]))
-        directions = tuple(map(_whole, data["directions"]))
-        if not isinstance(data["per_head"], bool):
-            raise TypeError(f"per_head {data['per_head']!r} is neither true nor false")
-        return cls(Site.parse(_text(data["matrix"])), directions, data["per_head"], fold)
+        directions, per_head = tuple(map(_whole, _items(data["directions"]))), data["per_head"]
+        if not isinstance(per_head, bool):
+            raise TypeError(f"per_head {per_head!r} is neither true nor false")
+        return cls(Site.parse(_text(data["matrix"])), directions, per_head, fold)
 
 
 @dataclass(frozen=True)
@@ -129,12 +137,12 @@ class Drop:
     def __str__(self) -> str:
         return f"{self.site} gone"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return the edit as plain values."""
         return {"kind": self.kind, "site": str(self.site)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Drop:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Drop:
         """Return the edit that `to_json` wrote."""
         return cls(Site.parse(_text(data["site"])))
 
@@ -183,15 +191,16 @@ class Linearize:
         name = f"b{first}" if first == last else f"b{first} to b{last}"
         return f"{name} " + ("linear" if self.form == "linear" else f"folded into {self.folded_into}")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return the edit as plain values."""
-        told = {"kind": self.kind, "blocks": list(self.blocks), "form": self.form}
-        return told | {"fold": self.fitted.digest}
+        blocks: list[JsonValue] = list(self.blocks)
+        return {"kind": self.kind, "blocks": blocks, "form": self.form, "fold": self.fitted.digest}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Linearize:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Linearize:
         """Return the edit that `to_json` wrote, with the digest of its map alone."""
-        return cls(tuple(map(_whole, data["blocks"])), _text(data["form"]), Fitted(_text(data["fold"])))
+        blocks = tuple(map(_whole, _items(data["blocks"])))
+        return cls(blocks, _text(data["form"]), Fitted(_text(data["fold"])))
 
 
 Edit = Truncate | RemoveDirections | Drop | Linearize
@@ -221,8 +230,8 @@ class Plan:
         claims = sorted(
             ((site, edit) for edit in ordered for site in _claims(edit)), key=lambda pair: pair[0]
         )
-        for (site, first), (other, second) in pairwise(claims):
-            if site == other:
+        for (site, first), (following, second) in pairwise(claims):
+            if site == following:
                 first, second = sorted((first, second), key=str)
                 raise PlanError(f"two edits claim {site}: {first}; {second}. Keep one of them.")
         gone = {site for site, edit in claims if isinstance(edit, Drop) or not site.part}
@@ -239,12 +248,12 @@ class Plan:
         return len(self.edits)
 
     def __str__(self) -> str:
-        return "; ".join(self.told) or "nothing cut"
+        return "; ".join(self.descriptions) or "nothing cut"
 
     @property
-    def told(self) -> list[str]:
+    def descriptions(self) -> list[str]:
         """Return the edits in words; the heads, groups or neurons of one part are named together."""
-        return [*map(str, (*self.truncated, *self.removed, *self.linearized)), *_told(self.dropped)]
+        return [*map(str, (*self.truncated, *self.removed, *self.linearized)), *_dropped_text(self.dropped)]
 
     @property
     def dropped(self) -> tuple[Site, ...]:
@@ -280,7 +289,13 @@ class Plan:
 
     def with_fitted(self, known: Mapping[str, Fitted]) -> Plan:
         """Return the same plan with the arrays that `known` has by digest."""
-        return Plan(self.model, tuple(_filled(edit, known) for edit in self.edits))
+
+        def filled(edit: Edit) -> Edit:
+            if isinstance(edit, RemoveDirections) and edit.fold is not None:
+                return replace(edit, fold=known[edit.fold.digest])
+            return replace(edit, fitted=known[edit.fitted.digest]) if isinstance(edit, Linearize) else edit
+
+        return Plan(self.model, tuple(map(filled, self.edits)))
 
     @property
     def identity(self) -> str:
@@ -292,7 +307,7 @@ class Plan:
         """Return the first block this plan changes, or None for the empty plan: activations below it may be reused."""
         return min((site.block for edit in self.edits for site in _claims(edit)), default=None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return the plan as plain values."""
         return {
             "version": PLAN_VERSION,
@@ -301,22 +316,28 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Plan:
         """Return the plan that `to_json` wrote; unknown keys (provenance) are ignored. Raises: `PlanError`."""
         if data.get("version") != PLAN_VERSION:
             raise PlanError(
                 f"a plan of version {data.get('version')!r}; this secateur reads version {PLAN_VERSION}."
             )
         try:
-            edits = [_edit_from_json(item) for item in data["edits"]]
-            return cls(_text(data["model"]), tuple(edits))
+            edits = tuple(_edit_from_json(item) for item in _items(data["edits"]))
+            return cls(_text(data["model"]), edits)
         except KeyError as error:
             raise PlanError(f"not a plan: it lacks {error}.") from error
         except (TypeError, ValueError) as error:
             raise PlanError(f"not a plan: {error}.") from error
 
 
-def _whole(value: Any) -> int:
+def _items(value: JsonValue) -> list[JsonValue]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list")
+    return value
+
+
+def _whole(value: JsonValue) -> int:
     """Return a JSON value that is a whole number. Raises: `TypeError` for others, such as 5.5 or "5"."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.40} is no whole number")
@@ -325,27 +346,23 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: JsonValue) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no text")
     return value
 
 
-Asked = Plan | tuple[Edit, ...]  # what a user gives: a plan, which is for one model, or bare edits of any
+PlanOrEdits = (
+    Plan | tuple[Edit, ...]
+)  # a user gives a plan, which is for one model, or bare edits for any model
 
 
-def plan_of(asked: Asked, fingerprint: str) -> Plan:
+def plan_of(plan: PlanOrEdits, fingerprint: str) -> Plan:
     """Return the plan itself, or a plan of the bare edits for the model with this fingerprint."""
-    return asked if isinstance(asked, Plan) else Plan(fingerprint, asked)
+    return plan if isinstance(plan, Plan) else Plan(fingerprint, plan)
 
 
-def _filled(edit: Edit, known: Mapping[str, Fitted]) -> Edit:
-    if isinstance(edit, RemoveDirections) and edit.fold is not None:
-        return replace(edit, fold=known[edit.fold.digest])
-    return replace(edit, fitted=known[edit.fitted.digest]) if isinstance(edit, Linearize) else edit
-
-
-def _edit_from_json(item: Mapping[str, Any]) -> Edit:
+def _edit_from_json(item: JsonValue) -> Edit:
     if not isinstance(item, Mapping):
         raise TypeError(f"{item!r:.40} is no edit")
     kind = _text(item["kind"])
@@ -358,7 +375,7 @@ _UNITS = {"h": "head", "g": "KV group", "n": "neuron"}
 NAMED = 12  # numbers in one line; more are counted
 
 
-def _told(dropped: Iterable[Site]) -> list[str]:
+def _dropped_text(dropped: Iterable[Site]) -> list[str]:
     """Return `b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
     words = []
     for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):

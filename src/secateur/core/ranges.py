@@ -33,7 +33,7 @@ class Range:
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        if not self.low <= value <= self.high or math.isinf(value):
+        if not self.low <= float(value) <= self.high or math.isinf(value):
             return False
         return not (self.above and value == self.low) and not (self.below and value == self.high)
 
@@ -65,10 +65,10 @@ def real(default: Any, low: float = 0.0, high: float = math.inf, **more: Any) ->
 
 def check_ranges(options: Any, error: type[SecateurError] = SecateurError) -> None:
     """Raise `error` for the first field of a dataclass that is not in its range."""
-    for one in fields(options):
-        allowed, value = one.metadata.get(_KEY), vars(options)[one.name]
-        if allowed is not None and not (value is None and one.default is None):
-            check_number(one.name, value, allowed, error)
+    for option in fields(options):
+        allowed, value = option.metadata.get(_KEY), vars(options)[option.name]
+        if allowed is not None and not (value is None and option.default is None):
+            check_number(option.name, value, allowed, error)
 
 
 def check_number(name: str, value: Any, allowed: Range, error: type[SecateurError] = SecateurError) -> None:
@@ -76,7 +76,7 @@ def check_number(name: str, value: Any, allowed: Range, error: type[SecateurErro
     for number in value if isinstance(value, tuple | list) else (value,):
         if number not in allowed:
             flag = allowed.flag or "--" + name.replace("_", "-")
-            beyond = allowed.high == MOST and isinstance(number, Integral) and number > MOST
+            beyond = allowed.high == MOST and isinstance(number, Integral) and int(number) > MOST
             raise error(f"{flag} {_as_typed(value)}: give {allowed}{f', at most {MOST}' * beyond}.")
 
 
@@ -91,10 +91,10 @@ def whole_number(text: str) -> int | None:
 
 def whole_numbers(words: Iterable[str]) -> list[int] | None:
     """Return the number of each word, as `whole_number`; None where one of them is no number."""
-    found = []
+    numbers = []
     for word in words:
         number = whole_number(word)
         if number is None:
             return None
-        found.append(number)
-    return found
+        numbers.append(number)
+    return numbers

@@ -80,8 +80,8 @@ def as_written(place: Path | str, error: type[SecateurError], mend: str) -> Iter
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as cause:
-        told = f"{type(cause).__name__}: {' '.join(str(cause).split()):.100}"
-        raise error(f"{place}: a record there is not as secateur writes it ({told}). {mend}") from cause
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split()):.100}"
+        raise error(f"{place}: a record there is not as secateur writes it ({reason}). {mend}") from cause
 
 
 def _reason(error: OSError | ValueError) -> str:

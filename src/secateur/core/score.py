@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from secateur.errors import UnknownName, nearest
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 OUTCOME = np.dtype(
     [
@@ -48,8 +51,10 @@ class Metric:
     def values(self, outcomes: np.ndarray) -> np.ndarray:
         """Return one number per example (n,), in the metric's own direction."""
         if self.column.startswith("top"):
-            return (outcomes["rank"] < int(self.column[3:])).astype(np.float64)
-        return outcomes[self.column]
+            hits: np.ndarray = (outcomes["rank"] < int(self.column[3:])).astype(np.float64)
+            return hits
+        column: np.ndarray = outcomes[self.column]
+        return column
 
     def mean(self, outcomes: np.ndarray) -> float:
         """Return the mean over examples, or over tokens where the metric is weighted."""
@@ -116,7 +121,7 @@ class Score:
     unit: str
     higher_is_better: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
         """Return plain values by field."""
         return {
             "metric": self.metric,

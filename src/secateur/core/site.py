@@ -48,8 +48,8 @@ class Site:
     @classmethod
     def parse(cls, text: str) -> Site:
         """Return the site that `text` names. Raises: `UnknownName` for text that is not an address."""
-        found = _PATTERN.fullmatch(text)
-        if found is None:
+        match = _PATTERN.fullmatch(text)
+        if match is None:
             close = nearest(text.partition(".")[2], ("attn", "mlp", *MATRICES))
             hint = close if "Did you mean" in close else ""
             if text.startswith(("enc.", "dec.")):
@@ -58,8 +58,8 @@ class Site:
                 f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
                 f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)}).{hint}"
             )
-        part = found["sub"] or found["matrix"] or ""
-        return cls(int(found["block"]), part, found["unit"] or "", int(found["index"] or 0))
+        part = match["sub"] or match["matrix"] or ""
+        return cls(int(match["block"]), part, match["unit"] or "", int(match["index"] or 0))
 
     def __str__(self) -> str:
         unit = f".{self.unit}{self.index}" if self.unit else ""

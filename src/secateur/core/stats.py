@@ -152,7 +152,7 @@ def exponential(values: np.ndarray | float) -> np.ndarray:
 
 def exponential_interval(ci: Sequence[float] | None) -> list[float] | None:
     """Return both ends of an interval of mean losses as perplexities; None where there is no interval."""
-    return None if ci is None else exponential(np.asarray(ci)).tolist()
+    return None if ci is None else [float(end) for end in exponential(np.asarray(ci))]
 
 
 def paired_z(gains: np.ndarray) -> float:
@@ -203,7 +203,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1.0)
-    return adjusted.tolist()
+    return [float(value) for value in adjusted]
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -255,8 +255,8 @@ class _Resampled:
             return 1.0
         t = abs(self.mean[k]) / self.se[k] if self.se[k] > 0 else np.inf
         drawn = np.abs(self._studentized(k, far=np.inf))
-        p = (1 + int((drawn >= t).sum())) / (1 + drawn.size)
-        return max(p, 2.0 ** (1 - min(self.num_groups, 60)))
+        p = (1 + int((drawn >= t).sum())) / (1 + int(drawn.size))
+        return max(p, float(2.0 ** (1 - min(self.num_groups, 60))))
 
     def _studentized(self, k: int, far: float | None = None) -> np.ndarray:
         return _ratio(self.shift[k], self.se_star[k], far)

@@ -46,8 +46,8 @@ def system_error(error: BaseException) -> int | None:
         return error.errno
     if type(error).__name__ != "SafetensorError":
         return None
-    found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
-    return int(found[1] or found[2]) if found else None
+    match = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
+    return int(match[1] or match[2]) if match else None
 
 
 def write_text(path: Path, text: str, option: str = "-o") -> None:
