@@ -541,7 +541,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_computed(more, says, 
         raise AssertionError("it was computed")
 
     monkeypatch.setattr(effects, "directions_effects", refuse)
-    monkeypatch.setattr("secateur.evaluation.evaluator.Judge.__call__", refuse)
+    monkeypatch.setattr("secateur.evaluation.evaluator.Evaluator.__call__", refuse)
     done = secateur(*prune_words(place, tmp_path / "out", *more))
     assert done.exit_code == 2, done.exception
     assert says in " ".join(done.stderr.split())

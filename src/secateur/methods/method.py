@@ -18,7 +18,10 @@ from secateur.core.plan import Plan
 from secateur.search.race import Choice
 
 if TYPE_CHECKING:
+    from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.verdict import VerdictRecord
     from secateur.evaluation.evaluator import Evaluator
+    from secateur.report.frame import PageSection
     from secateur.session import Session
 
 
@@ -57,6 +60,10 @@ class Method(ABC):
     @abstractmethod
     def search(self, session: Session) -> Proposal:
         """Return the plan that is proposed. The test split is not touched."""
+
+    def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
+        """Return what the report shows of this method; `analysis.more` holds the keys that it wrote."""
+        return ()
 
 
 def taken(session: Session, choice: Choice) -> Plan:

@@ -16,8 +16,9 @@ from secateur.core.site import Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.importance import ImportanceReader, is_grouped, whole_ffns
-from secateur.methods.components.record import kept_share, parameters_left, pruning_record
+from secateur.methods.components.record import pruning_record
 from secateur.methods.method import CountingJudge, Proposal
+from secateur.methods.removal import goal_of, kept_share, parameters_left
 from secateur.options import layers_of
 from secateur.search.removal import Goal, PrunableGroup, Pruner, Removal, advanced, steps
 from secateur.session import Session
@@ -33,15 +34,12 @@ def check(session: Session) -> None:
     everything = session.empty
     for kind in kinds_of(session):
         everything = advanced(everything, kind, 1.0, dict.fromkeys(kind.sites, 0.0))
-    goal_of(session).check_reach(kept_share(session, everything))
+    _goal(session).check_reach(kept_share(session, everything))
 
 
-def goal_of(session: Session) -> Goal:
-    """What the user set; where nothing is, as far as the default margin allows."""
-    options = session.options
-    free = options.config.target is None and options.config.params is None
-    max_loss = MARGIN if options.config.max_loss is None and free else options.config.max_loss
-    return Goal(session.objective.metric, max_loss, options.config.target, options.config.params)
+def _goal(session: Session) -> Goal:
+    config = session.options.config
+    return goal_of(session, config.max_loss, target=config.target, params=config.params)
 
 
 def kinds_of(session: Session) -> list[PrunableGroup]:
@@ -104,7 +102,7 @@ def _neurons(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
 
 def search(session: Session) -> Proposal:
     """All curves, and the furthest point that the goal allows. `test` is not touched."""
-    options, evaluator, goal, kinds = session.options, session.judge(), goal_of(session), kinds_of(session)
+    options, evaluator, goal, kinds = session.options, session.judge(), _goal(session), kinds_of(session)
     snapped = _snapped(session, kinds)
     if options.config.target is not None and snapped:
         LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.config.target, snapped)

@@ -12,8 +12,8 @@ from secateur import records
 from secateur.core.comparison import compare
 from secateur.core.plan import Plan
 from secateur.evaluation.sample import plain, prompts, sample
-from secateur.methods.components.record import kept_share, side_values
 from secateur.methods.depth.runs import DepthPoint
+from secateur.methods.removal import kept_share, side_values
 from secateur.session import Session
 
 SAMPLE = 24  # tokens of greedy text at each depth

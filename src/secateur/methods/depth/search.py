@@ -14,13 +14,12 @@ from secateur import records
 from secateur.core.noninferiority import MARGIN
 from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.components.record import kept_share
-from secateur.methods.components.search import goal_of
 from secateur.methods.depth.carriers import blocks_that_can_go
 from secateur.methods.depth.record import depth_record
 from secateur.methods.depth.runs import DepthPoint, FellBack
 from secateur.methods.depth.steps import DepthSearch
 from secateur.methods.method import CountingJudge, Proposal
+from secateur.methods.removal import goal_of, kept_share
 from secateur.options import Options, layers_of
 from secateur.session import Session
 
@@ -69,7 +68,11 @@ def search(session: Session) -> Proposal:
     """The plan, and every form at every depth for the report. `test` is not touched."""
     evaluator = session.judge()
     walk = DepthSearch(session, CountingJudge(evaluator), evaluator.packing)
-    options, goal, select = session.options, goal_of(session), session.shuffled("select")
+    options, goal, select = (
+        session.options,
+        goal_of(session, session.options.config.max_loss),
+        session.shuffled("select"),
+    )
     _say_few_tokens(session)
     with session.timed("choose"):
         order = walk.order(options.config.by)

@@ -18,9 +18,7 @@ from secateur import records
 from secateur.core.plan import Plan
 from secateur.core.stats import paired_z
 from secateur.errors import SecateurError
-from secateur.methods.components.search import goal_of
 from secateur.methods.directions.effects import Effects, Reading
-from secateur.methods.directions.method import PROTOCOLS
 from secateur.methods.directions.pools import (
     Direction,
     Order,
@@ -35,9 +33,10 @@ from secateur.methods.directions.pools import (
 )
 from secateur.methods.directions.search_trace import SearchStep, SearchTrace, trail_record
 from secateur.methods.method import CountingJudge, Proposal, taken
+from secateur.methods.removal import goal_of
 from secateur.options import matrices_of
 from secateur.search.race import choose, race
-from secateur.search.removal import RemovalPoint, steps
+from secateur.search.removal import Goal, RemovalPoint, steps
 from secateur.session import Session
 
 RACE_Z = 3.0
@@ -86,7 +85,8 @@ def search(session: Session) -> Proposal:
         base = at.judge([session.empty], at.select, "choose")[session.empty]
         order = "weakest" if weakest_first(session) else "signed"
         reading = at.effects.read(session.empty)
-        analysis = trail_record(session, protocol, order, reading, trail, evaluator.spectra)
+        max_loss = _goal(session).max_loss if protocol == "removal" else None
+        analysis = trail_record(session, protocol, order, max_loss, reading, trail, evaluator.spectra)
     search = {
         "method": "directions",
         "protocol": protocol,
@@ -94,13 +94,17 @@ def search(session: Session) -> Proposal:
         "proposed": at.judge.tried,
         "rounds": len(trail.chosen),
     }
-    margin = goal_of(session).max_loss if protocol == "removal" else None
     found = {"base": records.base_record(base), "directions": analysis}
     best = trail.plan
     if trail.choice is not None:
         search["choice"] = trail.choice.to_json()
         best = trail.choice.best if trail.choice.better and not trail.choice.shown else trail.plan
-    return Proposal(trail.plan, at.judge.tried, at.judge.evaluations, search, found, margin, best)
+    return Proposal(trail.plan, at.judge.tried, at.judge.evaluations, search, found, max_loss, best)
+
+
+def _goal(session: Session) -> Goal:
+    config = session.options.config
+    return goal_of(session, config.max_loss, target=config.target)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def _confirmed(at: _At, trail: SearchTrace, examples: Sequence[int]) -> SearchTr
 
 def _removal(at: _At) -> SearchTrace:
     """Step by step more directions, as far as the goal allows."""
-    options, goal, empty = at.session.options, goal_of(at.session), at.session.empty
+    options, goal, empty = at.session.options, _goal(at.session), at.session.empty
     total = len(at.effects.read(empty).directions)
     points, walked = [RemovalPoint(empty, {"directions": 0.0})], []
     for share in steps(options.config.step, options.config.target):
@@ -225,5 +229,3 @@ _WALKS: Mapping[str, Callable[[_At], SearchTrace]] = {
     "threshold": _threshold,
     "paper": _paper,
 }
-
-assert tuple(_WALKS) == PROTOCOLS, "what may be asked for is what there is"
