@@ -20,8 +20,8 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n, resample
 from secateur.errors import SecateurError
-from secateur.evaluation import sentence
 from secateur.evaluation.measurement import Measurement
+from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
 from secateur.report.sections import hero
 from secateur.tasks.example import Example, Task
