@@ -24,6 +24,7 @@ from secateur.core.plan import Plan, Truncate
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.methods.laser.search import RACE_Z, candidates
+from secateur.methods.registry import read_options
 from secateur.options import Options
 from secateur.search.evidence import Evidence
 from secateur.search.race import Objective, choose, race
@@ -141,7 +142,7 @@ def main() -> None:
     torch.set_num_threads(1)
     layers = given.layers and tuple(int(end) for end in given.layers.split(":"))
     matrices = tuple(given.matrices.split(","))
-    options = Options(given.model, given.task, limit=given.limit, layers=layers, matrices=matrices)
+    options = read_options(given.model, given.task, limit=given.limit, layers=layers, matrices=matrices)
     print(json.dumps(run(measured(options), draws=given.draws), indent=1))
 
 

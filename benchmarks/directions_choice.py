@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secateur.methods.registry import read_options
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -35,7 +37,6 @@ from secateur.core.plan import Plan
 from secateur.methods.directions import search as directions
 from secateur.methods.directions.effects import Effects
 from secateur.methods.directions.pools import removal
-from secateur.options import Options
 from secateur.session import Session, open_session
 
 STORIES = Path(__file__).parents[2] / "shared" / "data"
@@ -111,7 +112,7 @@ class Bench:
 
     def session(self, model: str | None = None, **way: Any) -> Session:
         how = {"method": "directions", "seed": self.seed} | dict(self.case.how) | way
-        return open_session(Options(model or self.case.model, self.case.task, **how), self.ledger)
+        return open_session(read_options(model or self.case.model, self.case.task, **how), self.ledger)
 
     # ------------------------------------------------------------------------------------------------ plans in memory
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
 from secateur.methods.depth.runs import dropped
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.probes.maps import Run, fit_maps
 from secateur.session import Session, open_session, read_task, session_on
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seqlen", type=int, default=64)
     given = parser.parse_args()
     how = {"method": "depth", "seqlen": given.seqlen, "allow_small": True}
-    own = open_session(Options(given.model, f"text:{given.text}", limit=1500, **how), None)
+    own = open_session(read_options(given.model, f"text:{given.text}", limit=1500, **how), None)
     elsewhere = replace(own.options, task=f"text:{given.other}", limit=600)
     other = session_on(elsewhere, own.loaded, read_task(elsewhere, own.loaded))
     run = tuple(range(*map(int, given.blocks.split(":"))))

@@ -28,7 +28,7 @@ from secateur.evaluation.verdict import decide
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
 from secateur.methods.laser.search import search as search_laser
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.session import Session, open_session
 from secateur.surgery.materialize import cut
 from secateur.tasks.encode import encode
@@ -37,7 +37,7 @@ from secateur.tasks.example import Example, Task
 STUDIES = 200
 ALLOWED = 0.05
 NUM_CHOICES = 4
-OPTIONS = Options(
+OPTIONS = read_options(
     "builtin:facts",
     "builtin:facts",
     matrices=("o", "gate", "down"),

@@ -24,9 +24,10 @@ import torch
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
+from secateur.methods.laser.grid import screened
 from secateur.methods.laser.search import KEPT_BY_SCREEN, MAX_PROBED, RACE_Z, candidates, screen
-from secateur.options import Options
-from secateur.search.race import Objective, race, screened
+from secateur.methods.registry import read_options
+from secateur.search.race import Objective, race
 from secateur.session import Session
 from secateur.tasks.encode import encode
 from secateur.tasks.load import load_task
@@ -111,7 +112,7 @@ def run(*, resamplings: int = RESAMPLINGS) -> list[dict[str, Any]]:
 
 
 def _session(case: Case) -> Session:
-    options = Options(case.model, case.task, objective=case.objective, seqlen=case.seqlen)
+    options = read_options(case.model, case.task, objective=case.objective, seqlen=case.seqlen)
     loaded = load_model(case.model, device="cpu")
     task = load_task(
         case.task,

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from secateur.methods.registry import read_options
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -34,7 +36,6 @@ from secateur.core.aggregate import spearman_overlap
 from secateur.core.readings import Readings
 from secateur.errors import TaskError, TooLong
 from secateur.hf.load import Loaded
-from secateur.options import Options
 from secateur.session import read_task
 from secateur.tasks.encode import encode
 
@@ -84,7 +85,7 @@ def random_opt(tokenizer: str, folder: Path) -> str:
 
 def fitting(loaded: Loaded, task: str, shots: int, limit: int | None) -> tuple[int, int]:
     """How many examples of all three splits fit the context, and how many there are."""
-    options = Options(model=loaded.name, task=task, shots=shots, limit=limit, allow_small=True)
+    options = read_options(loaded.name, task, shots=shots, limit=limit, allow_small=True)
     examples = read_task(options, loaded).examples
     return sum(_fits(example, loaded) for example in examples), len(examples)
 

@@ -24,7 +24,7 @@ from secateur.core.stats import sign_flip
 from secateur.methods.directions.effects import Effects, Reading
 from secateur.methods.directions.pools import Direction, Order, removal, signed, weakest
 from secateur.methods.directions.search import sites_of
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.session import Session, open_session
 from secateur.tasks.arithmetic import SUMS, Problem, Slip, int_mult, last_digit, texts
 from secateur.tasks.splits import make_task
@@ -110,7 +110,7 @@ class Study:
 
     @classmethod
     def of(cls, folder: Path, shots: int) -> Study:
-        session = open_session(Options(str(folder), TASK, method="directions", shots=shots), None)
+        session = open_session(read_options(str(folder), TASK, method="directions", shots=shots), None)
         return cls(session, Effects(session, session.judge(), sites_of(session)).read(session.empty))
 
     def measured(self, split: str, removals: Sequence[Sequence[Direction]]) -> list[np.ndarray]:

@@ -30,6 +30,7 @@ from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
 from secateur.hf.source import place_of
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
+from secateur.methods.registry import read_options
 from secateur.options import Options
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def prune(
     `options` are the fields of `secateur.options.Options`: seed, limit, exhaustive, matrices, layers, ...
     `workers`: who judges in the place of this process, such as `secateur.on_ray("local:2")`.
     """
-    chosen = Options.of(model, *_each(task), **options)
+    chosen = read_options(model, *_each(task), **options)
     folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
     from secateur import pipeline as recipe
 
@@ -81,7 +82,7 @@ def prune_each(
 
     The model is read once. The results are those of as many calls of `prune`, bit for bit.
     """
-    chosen = Options.of(model, *_each(tasks), **options)
+    chosen = read_options(model, *_each(tasks), **options)
     if os.path.exists(Path(out) / "plan.json"):
         raise OutputError(f"{out} is a checkpoint; --each makes a folder of several. Give another -o.")
     reads, keeps = inputs_of(chosen), [ledger, *kept_of(chosen)]
@@ -113,7 +114,7 @@ def plan_cost(
     False there are none: then no weights are read, and a config.json is enough. Raises: as `prune` does before it
     starts.
     """
-    chosen = Options.of(model, *_each(task), **options)
+    chosen = read_options(model, *_each(task), **options)
     fleet = DeviceFleet(devices, tflops, bandwidth, utilization, memory)
     inputs_of(chosen)
     from secateur.forecast.record import plan_cost
@@ -162,7 +163,7 @@ def evaluate(
         raise TaskError(
             "looking at the test split counts as opening it: say in which --ledger that is written down."
         )
-    chosen, given = Options.of(model, task, **options), read_edits(plan)
+    chosen, given = read_options(model, task, **options), read_edits(plan)
     inputs_of(chosen)
     if ledger is not None:
         check_ledger(Path(ledger))
@@ -284,7 +285,7 @@ def probe(
     _check_readings(names, split, linearity_alone=bool(revisions or also or parts or finer))
     if set(names) <= set(PARTS):
         _check_edits(names, given)
-        asked = Options.of(model, "", **options)  # the tasks, which may be none, come beside it
+        asked = read_options(model, "", **options)  # the tasks, which may be none, come beside it
         counts = [replace(asked, shots=number).shots for number in numbers or [0]]
         if not tasks and set(names) != {"induction"}:
             raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
@@ -295,7 +296,7 @@ def probe(
     task, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
     options |= {"method": "directions"} if names == ["directions"] else {}  # which listens to more options
-    asked = Options.of(model, task, shots=number, **options)
+    asked = read_options(model, task, shots=number, **options)
     if names == [LINEARITY]:
         series = _series(asked, _each(revisions), _each(also), _each(finer))
         with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,7 @@ from secateur.core.ledger import Ledger, check_ledger
 from secateur.core.progress import Progress, silent
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.workers import WorkerLauncher
-from secateur.methods.components import search as components
-from secateur.methods.depth import search as depth
-from secateur.methods.directions import search as directions
-from secateur.methods.laser import search as laser
-from secateur.methods.method import Proposal
+from secateur.methods.registry import method_named
 from secateur.options import Options
 from secateur.proof import cut_and_verify
 from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
@@ -28,22 +24,6 @@ from secateur.side_tasks import side_effects
 from secateur.surgery.spectra import make_ready
 
 LOG = logging.getLogger("secateur")
-
-
-@dataclass(frozen=True)
-class Method:
-    """`check` raises before anything is computed, `search` gives the plan."""
-
-    check: Callable[[Session], None]
-    search: Callable[[Session], Proposal]
-
-
-METHODS: Mapping[str, Method] = {
-    "laser": Method(laser.check, laser.search),
-    "directions": Method(directions.check, directions.search),
-    "depth": Method(depth.check, depth.search),
-    **dict.fromkeys(("heads", "ffns", "components"), Method(components.check, components.search)),
-}
 
 
 def prune(
@@ -83,7 +63,7 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
     journal.remember(run, "metric", session.objective.metric.name)
     journal.remember(run, "select", session.task.split("select"))
     start = measured_baseline(session)
-    found = METHODS[session.options.method].search(session)
+    found = method_named(session.options.method).search(session)
     verdict = cut_and_verify(session, found, start, folder.staging)
     folder.publish()
     journal.finish_run(run, verdict["verdict"])
@@ -146,6 +126,6 @@ def check(session: Session) -> None:
 
     Raises `UnknownName` and `TaskError`.
     """
-    METHODS[session.options.method].check(session)
+    method_named(session.options.method).check(session)
     session.objective  # noqa: B018  raises where the task has no such metric
     side_effects(session)

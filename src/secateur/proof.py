@@ -62,7 +62,7 @@ def cut_and_verify(
             margin=found.margin,
         ).to_json()
         saved = gains(session.loaded, written, staging)
-        held = held_plan(found, numbers["verdict"], keep=session.options.keep_unproven)
+        held = held_plan(found, numbers["verdict"], keep=session.options.config.keep_unproven)
         about = _describe(session, found, written) | {"handed_over": _handed_over(found, held)}
         if held != found.plan:
             written, loads = _write_and_read(session, judge, held, staging)

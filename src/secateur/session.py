@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from secateur.core.config import Config
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
@@ -38,6 +39,7 @@ from secateur.tasks.shots import with_shots
 from secateur.tasks.splits import PROOF, rank
 
 LOG = logging.getLogger("secateur")
+C = TypeVar("C", bound=Config)
 FIRST, FIRST_TOKENS = 4, 256  # that a model is run on before a search: what a config breaks shows in any
 
 
@@ -110,6 +112,11 @@ class Session:
         """The beginnings of the first examples in tokens, to run the model on before anything else."""
         encoded = list(self.encoded.values())[:FIRST]
         return [(context + answer)[:FIRST_TOKENS] for one in encoded for context, answer in one.pairs[:1]]
+
+    def config(self, kind: type[C]) -> C:
+        """Return the options of the method that is searched by, which are of this class."""
+        assert isinstance(self.options.config, kind), f"{self.options.method} has no {kind.__name__}"
+        return self.options.config
 
     @property
     def empty(self) -> Plan:

@@ -20,8 +20,7 @@ from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import load_model
-from secateur.options import Options
-from secateur.pipeline import METHODS as SEARCHES
+from secateur.methods.registry import method_named, read_options
 from secateur.pipeline import check
 from secateur.session import open_session
 from secateur.surgery.shape import shape_of
@@ -107,8 +106,8 @@ def test_every_method_runs_or_refuses_before_it_begins(family, kind, method, pla
     asked = str(carved(place, family, kind)), str(place / "q.jsonl")
     refusal = REFUSED.get((kind, method))
     if refusal is None:
-        session = open_session(Options.of(*asked, **COMMON, **METHODS[method]), None, check=check)
-        plan = SEARCHES[session.options.method].search(session).plan
+        session = open_session(read_options(*asked, **COMMON, **METHODS[method]), None, check=check)
+        plan = method_named(session.options.method).search(session).plan
         how = {"rows": session.first_rows(), "form": Form(), "decompose": session.judge().spectra}
         written = save_and_reload(session.loaded, plan, tmp_path / "out", **how)
         left = shape_of(plan, session.loaded.anatomy, factorize=False)

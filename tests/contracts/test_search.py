@@ -17,20 +17,19 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.hf.load import Loaded
-from secateur.methods.laser.search import search as search_laser
-from secateur.options import Options
-from secateur.search.evidence import Evidence
-from secateur.search.race import (
+from secateur.methods.laser.grid import (
     PAPER_FRACTIONS,
     SMALL_RANKS,
-    Objective,
     compose,
     grid,
     promising,
-    race,
     ranks,
     screened,
 )
+from secateur.methods.laser.search import search as search_laser
+from secateur.methods.registry import read_options
+from secateur.search.evidence import Evidence
+from secateur.search.race import Objective, race
 from secateur.session import Session
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
@@ -328,7 +327,7 @@ def session_with(as_loaded: Callable[..., Loaded], family: str, site: Site, rank
     examples = tuple(Example(f"p{i}", "", f"w{g}") for i, g in enumerate(gold))
     splits = {"probe": range(60), "select": range(60, 180), "test": range(180, 300)}
     task = Task("planted", "generation", examples, {k: tuple(v) for k, v in splits.items()})
-    return Session(Options("zoo", "planted", **options), as_loaded(model), task, encoded, None)
+    return Session(read_options("zoo", "planted", **options), as_loaded(model), task, encoded, None)
 
 
 @pytest.mark.parametrize("exhaustive", [False, True], ids=["screened", "exhaustive"])

@@ -16,6 +16,7 @@ from typer.main import get_command
 import secateur as package
 from secateur.cli.app import app
 from secateur.errors import SecateurError
+from secateur.methods.registry import method_options, methods, read_options
 from secateur.options import Options
 
 BASE = {  # the least that each verb with options needs
@@ -200,10 +201,18 @@ def test_what_cannot_be_is_refused_without_torch(verb, place):
     assert sorted(place.rglob("*")) == before
 
 
-FIELDS = {
-    name: field.metadata["range"] for name, field in Options.__dataclass_fields__.items() if field.metadata
+COMMON = {
+    name: field.metadata["range"]
+    for name, field in Options.__dataclass_fields__.items()
+    if "range" in field.metadata
 }
-LISTENING = {name: methods[0] for name, methods in Options.LISTENERS.items()}
+LISTENING = {name: methods[0] for name, (_, methods) in method_options().items()}
+FIELDS = COMMON | {
+    name: field.metadata["range"]
+    for method in methods().values()
+    for name, field in method.Config.__dataclass_fields__.items()
+    if "range" in field.metadata
+}
 
 
 @pytest.mark.parametrize(
@@ -219,7 +228,7 @@ def test_python_is_told_the_same(name, value, place):
     given |= {"form": "linear"} if name == "rank" else {}
     if value in FIELDS[name]:
         pytest.skip("in range")
-    with pytest.raises(SecateurError, match=r"give a|write a share"):
+    with pytest.raises(SecateurError, match=r"give a|write a(uto| share)|write full"):
         package.prune(str(place / "m"), str(place / "q.jsonl"), place / "never", **given)
     assert not (place / "never.run").exists()
 
@@ -240,7 +249,10 @@ def test_python_is_told_the_same(name, value, place):
     ids=str,
 )
 def test_python_takes_the_words_of_the_command_line(typed, value):
-    assert Options.of("m", "q.jsonl", **typed) == Options(model="m", task="q.jsonl", **value)
+    assert read_options("m", "q.jsonl", **typed) == read_options("m", "q.jsonl", **value)
+    chosen = read_options("m", "q.jsonl", **typed)
+    held = vars(chosen) | vars(chosen.config)
+    assert {name: held[name] for name in value} == value
 
 
 @pytest.mark.parametrize(
@@ -256,7 +268,7 @@ def test_python_takes_the_words_of_the_command_line(typed, value):
 )
 def test_words_that_cannot_be_read(typed, says):
     with pytest.raises(SecateurError, match=says):
-        Options.of("m", "q.jsonl", **typed)
+        read_options("m", "q.jsonl", **typed)
 
 
 # -------------------------------------------------------------------------------------- groups of splits that are read

@@ -23,7 +23,7 @@ from secateur.forecast.work import EXPECTED, LEAST, MOST, Judged, Plans, empty, 
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded, load_model
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.session import open_session
 
 FACTS = ("builtin:facts", "builtin:facts")
@@ -35,7 +35,7 @@ def stages(record: dict, luck: str, key: str) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def session():
-    return open_session(Options(*FACTS), None)
+    return open_session(read_options(*FACTS), None)
 
 
 def counted(session) -> Counted:

@@ -35,7 +35,8 @@ from secateur.methods.directions.pools import (
 )
 from secateur.methods.directions.probe import directions_effects
 from secateur.methods.directions.search import check, search
-from secateur.options import Options, matrices_of
+from secateur.methods.registry import read_options
+from secateur.options import matrices_of
 from secateur.session import Session, open_session
 from secateur.surgery.materialize import cut
 from secateur.tasks.encode import Encoded
@@ -171,7 +172,11 @@ def session_on(as_loaded, model, healthy=None, **options) -> Session:
     task = Task("planted", "generation", examples, {k: tuple(v) for k, v in splits.items()})
     ledger = options.pop("ledger", None)
     return Session(
-        Options("zoo", "planted", method="directions", **options), as_loaded(model), task, encoded, ledger
+        read_options("zoo", "planted", method="directions", **options),
+        as_loaded(model),
+        task,
+        encoded,
+        ledger,
     )
 
 
@@ -536,7 +541,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_computed(more, says, 
         raise AssertionError("it was computed")
 
     monkeypatch.setattr(effects, "directions_effects", refuse)
-    monkeypatch.setattr("secateur.evaluation.evaluator.Judge.__call__", refuse)
+    monkeypatch.setattr("secateur.evaluation.evaluator.Evaluator.__call__", refuse)
     done = secateur(*prune_words(place, tmp_path / "out", *more))
     assert done.exit_code == 2, done.exception
     assert says in " ".join(done.stderr.split())
@@ -616,7 +621,8 @@ def test_the_probe_reads_heads_and_both_options(place):
         "b0.down", "b0.k head 0", "b0.k head 1", "b1.down", "b1.k head 0", "b1.k head 1"
     ]  # fmt: skip
     session = open_session(
-        Options(str(place / "llama"), str(place / "q.jsonl"), method="directions", allow_small=True), None
+        read_options(str(place / "llama"), str(place / "q.jsonl"), method="directions", allow_small=True),
+        None,
     )
     found = directions_effects(
         session.loaded, session.encoded, session.task.split("select"),

@@ -23,7 +23,7 @@ from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.evaluation.evaluator import Evaluator
 from secateur.methods.components import search as components
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.session import Session
 from secateur.surgery.operations import columns_of
 from secateur.tasks.encode import Encoded
@@ -112,7 +112,7 @@ def session_on(as_loaded, model, method: str, **options) -> Session:
     examples = tuple(Example(f"p{i}", "", f"w{g}") for i, g in enumerate(gold))
     splits = {"probe": range(60), "select": range(60, 180), "test": range(180, 300)}
     task = Task("planted", "generation", examples, {k: tuple(v) for k, v in splits.items()})
-    given = Options("zoo", "planted", method=method, random_orders=1, **options)
+    given = read_options("zoo", "planted", method=method, random_orders=1, **options)
     return Session(given, as_loaded(model), task, encoded, None)
 
 

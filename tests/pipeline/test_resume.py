@@ -22,7 +22,7 @@ from fixtures.zoo import tiny
 
 from secateur.core.ledger import Ledger
 from secateur.hf.fingerprint import config_digest
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.session import open_session
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -317,7 +317,7 @@ def scope_of(words, tmp_path):
 
     def scope(model, tokenizer=words, name="m", **options):
         folder = save_model(tmp_path / name, model, tokenizer)
-        return open_session(Options(str(folder), str(task), **options), None).scope
+        return open_session(read_options(str(folder), str(task), **options), None).scope
 
     return scope
 

@@ -22,7 +22,7 @@ from secateur.evaluation.batching import Packing
 from secateur.evaluation.forward import lent
 from secateur.hf.load import Loaded
 from secateur.methods.directions.probe import MatrixEffects, directions_effects
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.session import open_session
 from secateur.tasks.encode import Encoded
 
@@ -246,7 +246,7 @@ def test_against_true_removal_direction_by_direction(name, site, rho):
 
 def removal_study(name: str, sites: Sequence[Site], count: int):
     """The probe on `count` examples, and the mean loss of removing each direction in truth less that of the model."""
-    session = open_session(Options(model=name, task=name, dtype="float64"), None)
+    session = open_session(read_options(name, name, dtype="float64"), None)
     examples = session.task.split("probe")[:count]
     encoded = {e: session.encoded[e] for e in examples}
     found = directions_effects(session.loaded, encoded, examples, sites, packing=PACKING, second_order=True)
@@ -403,7 +403,7 @@ def test_the_command_reads_the_same_and_names_both_ends():
         layers=(1, 2),
     )
     assert [row["site"] for row in found["rows"]] == ["b1.o", "b1.up"]
-    session = open_session(Options(model="builtin:recall", task="builtin:recall"), None)
+    session = open_session(read_options("builtin:recall", "builtin:recall"), None)
     examples, packing = session.task.split("probe"), session.judge().packing
     for row in found["rows"]:
         read = directions_effects(

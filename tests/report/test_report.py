@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from fixtures import data_report
 
+import secateur.report
 from secateur.errors import OutputError, SecateurError
 from secateur.report import render, write_report
+from secateur.report.chart import Figure, new_layout
 from secateur.report.figures import spectrum
+from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import change, embedded_json, finite, interval, number, p_value, ticks
+from secateur.report.page import assemble
 from secateur.report.sweep import color_limit
 
 RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile")}
@@ -97,6 +103,40 @@ def test_plotly_is_embedded_once_and_only_where_something_is_drawn(pages):
     assert len(pages["facts"].scripts) == 3
     assert sum(len(script) > 1_000_000 for script in pages["facts"].scripts) == 1
     assert len(pages["null"].scripts) == 2, "a page without figures does not carry the library"
+
+
+def test_the_embedded_plotly_is_the_vendored_one_and_a_page_is_under_two_megabytes(pages):
+    vendor = Path(secateur.report.__file__).parent / "vendor"
+    told = json.loads((vendor / "plotly-cartesian.json").read_text(encoding="utf-8"))
+    bundle = (vendor / told["file"]).read_bytes()
+    assert hashlib.sha256(bundle).hexdigest() == told["sha256"]
+    assert f"(cartesian - minified) v{told['version']}".encode() in bundle[:200]
+    assert "</script" not in bundle.decode("utf-8"), "it can stand in a script element"
+    assert told["license"] in (vendor / "plotly-cartesian.LICENSE").read_text(encoding="utf-8")
+    assert pages["facts"].scripts[1] == bundle.decode("utf-8")
+    assert len(render(*data_report.facts()).encode("utf-8")) < 2_000_000
+
+
+def test_a_section_that_is_a_value_is_placed_as_it_says():
+    first, second = (Figure(f"<{n}>", [], new_layout(50), ("x",), [["1"]], note="&") for n in "ab")
+    group = FigureGroup((first, second), "multiples")
+    part = PageSection("some", "A & B", "<b>lead</b>", ("<p>before</p>", group, FigureGroup((), "pair")))
+    html = assemble("<t>", ["<header></header>", part, PageSection("none", "None", "", ("",)), ""])
+    page = Page(html)
+    assert "<title>&lt;t&gt;</title>" in html
+    assert "A & B lead before <a> & numbers x 1 <b> & numbers x 1" in re.sub(r"\s+", " ", _spaced(html))
+    assert [figure["id"] for figure in page.figures] == ["some-0", "some-1"]
+    assert {"some", "some-0", "some-1"} <= page.ids()
+    assert "none" not in page.ids()
+    assert page.of_class("multiples")
+    assert not page.of_class("pair")
+    with pytest.raises(AssertionError, match="two figures have one id"):
+        assemble("t", [part, part])
+
+
+def _spaced(html: str) -> str:
+    """The words of a page with a space wherever an element begins or ends."""
+    return " ".join(Page(html[html.index("<main>") : html.index("</main>")].replace("<", " <")).words)
 
 
 @pytest.mark.parametrize("name", RECORDS)

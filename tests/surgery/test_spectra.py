@@ -20,7 +20,7 @@ from secateur.core.site import Site
 from secateur.errors import OutputError
 from secateur.hf.anatomy import anatomy
 from secateur.linalg.spectrum import spectrum
-from secateur.options import Options
+from secateur.methods.registry import read_options
 from secateur.session import open_session
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import decompose, resolve
@@ -155,7 +155,7 @@ def test_what_cannot_be_read_back_is_still_there(tmp_path, monkeypatch, caplog):
 
 def test_a_folder_is_named_whole_for_workers_are_elsewhere(place, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    options = Options(str(place / "m"), str(place / "q.jsonl"), spectra="s", allow_small=True)
+    options = read_options(str(place / "m"), str(place / "q.jsonl"), spectra="s", allow_small=True)
     assert open_session(options, None).judge().limits.spectra == str(tmp_path / "s")
 
 

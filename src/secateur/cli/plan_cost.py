@@ -1,18 +1,15 @@
-"""The verb that looks ahead: `plan-cost`. It takes what `prune` takes, so its options are read off `prune` itself."""
+"""The verb that looks ahead: `plan-cost`. It takes the options of `prune`."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.options import AsJson, Quiet, as_api, examples, print_json
-from secateur.cli.prune import prune
+from secateur.cli.generated import PanelCommand, given, method_help, with_options
+from secateur.cli.options import AsJson, Model, PruneTasks, Quiet, examples, print_json
 
-NOT_ASKED = {"out", "each", "ledger", "overwrite", "as_json", "quiet"}  # of prune: where it writes and runs
-NOT_ASKED |= {"ray", "workers", "cpus_per_worker", "gpus_per_worker"}
 SHOWN = {
     "plans": "plans",
     "evaluations": "evals",
@@ -25,6 +22,9 @@ UNITS = ((86400 * 3, 86400, "days"), (5400, 3600, "h"), (100, 60, "min"), (0, 1,
 
 
 def plan_cost(
+    model: Model,
+    task: PruneTasks,
+    method: Annotated[str, typer.Option(metavar="NAME", help=method_help())] = "laser",
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -55,7 +55,7 @@ def plan_cost(
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **pruning: Any,
+    **options: Any,
 ) -> None:
     """What `prune` with these options will take, before it starts.
 
@@ -64,14 +64,13 @@ def plan_cost(
     """
     from secateur.cli.progress import bars
 
-    model, task = pruning.pop("model"), pruning.pop("task")
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
 
         found = api.plan_cost(
             model, task, calibrate=calibrate, devices=devices, tflops=tflops, bandwidth=bandwidth,
-            utilization=utilization, memory=memory, progress=progress, **_as_prune(pruning),
+            utilization=utilization, memory=memory, progress=progress, **given(method, options),
         )  # fmt: skip
     if as_json:
         print_json(found)
@@ -79,21 +78,7 @@ def plan_cost(
         print_cost(found)
 
 
-def _as_prune(given: dict[str, Any]) -> dict[str, Any]:
-    return as_api(**given | {"side": tuple(given["side"] or ())})
-
-
-def _like_prune(verb: Callable[..., None]) -> Callable[..., None]:
-    """`verb` with the options of `prune` in place of its `**pruning`, but for where things are written."""
-    own, theirs = (inspect.signature(each).parameters for each in (verb, prune))
-    hints = get_type_hints(prune, include_extras=True) | get_type_hints(verb, include_extras=True)
-    taken = [p for p in theirs.values() if p.name not in NOT_ASKED]
-    rest = [p for p in own.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    ordered = sorted([*taken, *rest], key=lambda p: p.default is not inspect.Parameter.empty)
-    typed = [p.replace(annotation=hints[p.name]) for p in ordered]
-    verb.__signature__ = inspect.Signature(typed)  # type: ignore[attr-defined]
-    verb.__annotations__ = {p.name: p.annotation for p in typed}
-    return verb
+with_options(plan_cost)
 
 
 def print_cost(found: Mapping[str, Any]) -> None:
@@ -156,9 +141,10 @@ def _time(seconds: float) -> str:
 
 VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
     (
-        _like_prune(plan_cost),
+        plan_cost,
         {
             "name": "plan-cost",
+            "cls": PanelCommand,
             "epilog": examples(
                 "secateur plan-cost builtin:facts --task builtin:facts",
                 "secateur plan-cost ./llama-70b --task q.jsonl --no-calibrate",

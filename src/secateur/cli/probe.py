@@ -7,53 +7,34 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.cli.generated import given, with_options
 from secateur.cli.options import (
-    AllowSmall,
     Also,
     AsJson,
-    BatchSize,
-    Chat,
-    Device,
-    DeviceMap,
-    Dtype,
     Edits,
     Finer,
-    Grid,
-    Layers,
-    Limit,
-    Matrices,
-    MaxMemory,
     Model,
-    OffloadFolder,
     Opened,
     Parts,
-    PerHead,
     PlanFile,
     Quiet,
     Readout,
-    Revision,
     Revisions,
-    SecondOrder,
-    Seed,
-    Seqlen,
-    Shots,
     ShotsList,
-    SkipLong,
-    SpectraFolder,
-    SplitSeed,
     TaskSpec,
     TaskSpecs,
-    TestTask,
-    Trust,
-    Whitened,
-    as_api,
     examples,
     given_plan,
     numbers_of,
     print_json,
     print_made,
 )
-from secateur.options import words_of
+from secateur.core.config import words_of
+
+READ = (
+    "seed", "split_seed", "limit", "seqlen", "chat", "skip_long", "revision", "dtype", "device", "device_map",
+    "offload_folder", "max_memory", "spectra", "max_tokens", "trust_remote_code",
+)  # fmt: skip
 
 
 def evaluate(
@@ -67,27 +48,10 @@ def evaluate(
     ] = "select",
     plan: PlanFile = None,
     edit: Edits = None,
-    test_task: TestTask = None,
-    seed: Seed = 0,
-    split_seed: SplitSeed = 0,
-    limit: Limit = None,
-    shots: Shots = 0,
-    seqlen: Seqlen = 256,
-    chat: Chat = False,
-    allow_small: AllowSmall = False,
-    skip_long: SkipLong = False,
-    revision: Revision = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    offload_folder: OffloadFolder = None,
-    max_memory: MaxMemory = None,
-    spectra: SpectraFolder = None,
-    batch_size: BatchSize = "auto",
-    trust_remote_code: Trust = False,
     ledger: Opened = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Every metric of a model on one split of a task, with intervals.
 
@@ -96,24 +60,21 @@ def evaluate(
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_scores
 
-    options = as_api(
-        test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen,
-        chat=chat, allow_small=allow_small, skip_long=skip_long, revision=revision, dtype=dtype,
-        device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
-        spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
     chosen = given_plan(plan, edit)
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
 
         found = api.evaluate(
-            model, task, split=split, plan=chosen, ledger=ledger, progress=progress, **options
+            model, task, split=split, plan=chosen, ledger=ledger, progress=progress, **given("laser", options)
         )
     if as_json:
         print_json(found)
     else:
         print_scores(found)
+
+
+with_options(evaluate, only=(*READ, "test_task", "shots", "allow_small"))
 
 
 def probe(
@@ -134,34 +95,14 @@ def probe(
     ] = None,
     plan: PlanFile = None,
     edit: Edits = None,
-    matrices: Matrices = "all",
-    layers: Layers = None,
-    grid: Grid = "full",
-    per_head: PerHead = False,
-    second_order: SecondOrder = False,
-    whitened: Whitened = False,
     revisions: Revisions = None,
     also: Also = None,
     parts: Parts = False,
     finer: Finer = None,
-    seed: Seed = 0,
-    split_seed: SplitSeed = 0,
-    limit: Limit = None,
-    seqlen: Seqlen = 256,
-    chat: Chat = False,
-    skip_long: SkipLong = False,
-    revision: Revision = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-    offload_folder: OffloadFolder = None,
-    max_memory: MaxMemory = None,
-    spectra: SpectraFolder = None,
-    batch_size: BatchSize = "auto",
-    trust_remote_code: Trust = False,
     out: Readout = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Read a model without changing it.
 
@@ -181,27 +122,25 @@ def probe(
     from secateur.cli.probe_tables import print_readings
     from secateur.cli.progress import bars
 
-    options = as_api(
-        matrices=matrices, layers=layers, grid=grid, per_head=per_head, second_order=second_order, whitened=whitened,
-        seed=seed, split_seed=split_seed, limit=limit,
-        seqlen=seqlen, chat=chat, skip_long=skip_long, revision=revision, dtype=dtype,
-        device=device, device_map=device_map, offload_folder=offload_folder, max_memory=max_memory,
-        spectra=spectra, batch_size=batch_size, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
     asked = {"what": words_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
     asked |= {"revisions": words_of(revisions or ""), "also": also or (), "parts": parts}
     asked["finer"] = words_of(finer or "")
+    chosen = {name: value for name, value in options.items() if value is not None}
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
 
-        found = api.probe(model, task or (), split=split, out=out, progress=progress, **asked, **options)
+        found = api.probe(model, task or (), split=split, out=out, progress=progress, **asked, **chosen)
     if as_json:
         print_json(found)
         return
     print_readings(found, top)
     if out is not None:
         print("\n" + "\n".join(f"written  {path}" for path in found["written"]))
+
+
+MATRICES = ("matrices", "layers", "small_ranks", "per_head", "second_order", "whitened")
+with_options(probe, only=(*READ, *MATRICES))
 
 
 def runs(

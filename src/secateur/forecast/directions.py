@@ -25,7 +25,7 @@ def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
     """By the protocol: rounds of races, one walk, or one plan."""
     options = session.options
     sites = tuple(matrices_of(session.loaded.anatomy, options))
-    n, protocol = len(session.task.split("select")), session.options.chosen_protocol
+    n, protocol = len(session.task.split("select")), session.options.config.chosen_protocol
     reading = Read(
         "choose",
         "direction effects",
@@ -33,11 +33,11 @@ def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
         min(MAX_PROBED, len(session.task.split("probe"))),
         sites,
         decomposes=True,
-        anew=options.per_head or options.whitened,
+        anew=options.config.per_head or options.config.whitened,
     )
     if protocol == "search":
-        rounds = ROUNDS_WALKED[luck] if options.rescore else 1
-        pools = _pools(session.loaded.anatomy, sites, luck, dynamic=options.dynamic)
+        rounds = ROUNDS_WALKED[luck] if options.config.rescore else 1
+        pools = _pools(session.loaded.anatomy, sites, luck, dynamic=options.config.dynamic)
         n = math.ceil(n / 2)  # rounds are built on one half and confirmed on the other
         for number in range(rounds):
             yield replace(reading, under=number > 0)
@@ -46,14 +46,14 @@ def directions(session: Session, sides: Sequence[Watched], luck: str) -> Iterato
                 (empty(), *pools),
                 n,
                 luck,
-                exhaustive=options.exhaustive,
+                exhaustive=options.config.exhaustive,
                 surviving=SURVIVING,
             )
         path = _removed(session.loaded.anatomy, sites, rounds)
         yield Judged("choose", "select", 0, n, (empty(), path), decomposes=True)
         return
-    points = len(steps(options.step, options.target)) if protocol == "removal" else 1
-    for number in range(points if options.rescore and protocol == "removal" else 1):
+    points = len(steps(options.config.step, options.config.target)) if protocol == "removal" else 1
+    for number in range(points if options.config.rescore and protocol == "removal" else 1):
         yield replace(reading, under=number > 0)
     whole = _removed(session.loaded.anatomy, sites, points)
     yield Judged("choose", "select", 0, n, (empty(), whole), decomposes=True)

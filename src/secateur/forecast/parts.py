@@ -48,14 +48,16 @@ def lowest(blocks: Sequence[int], taken: float, luck: str) -> int:
 def components(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Work]:
     """Every order, every step of it, and what the report shows of heads and networks."""
     options, kinds = session.options, kinds_of(session)
-    stops = [(kind, gone) for kind in kinds for gone in _stops(kind, options.step, options.target)]
+    stops = [
+        (kind, gone) for kind in kinds for gone in _stops(kind, options.config.step, options.config.target)
+    ]
     points = [_taken(session.loaded.anatomy, kind, gone, luck) for kind, gone in stops]
     tries = len(kinds)  # each step of an order by importance judges the next step of either kind
     for kind, gone in stops:
         yield _ranked(session, "prune", kind.name, len(kind.sites), gone, luck)
     n = len(session.task.split("select"))
     ranked = 1 if luck == LEAST else 2  # ranks once may be the very order of ranks taken again
-    orders = ranked * tries + options.random_orders
+    orders = ranked * tries + options.config.random_orders
     same = int(tries == 1 < ranked)  # the first stop of both orders by importance
     asked = (empty(), *scaled(points[:1], orders - same), *scaled(points[1:-1], orders), points[-1])
     yield Judged("prune", "select", 0, n, asked)
@@ -85,7 +87,7 @@ def _taken(anatomy: Anatomy, kind: PrunableGroup, gone: int, luck: str) -> Plans
 def _ranked(session: Session, stage: str, kind: str, parts: int, gone: int, luck: str) -> Work:
     """The reading before a stop: one pass with gradients, or every network that is left taken out in its turn."""
     probed = min(MAX_PROBED, len(session.task.split("probe")))
-    if kind == "heads" or session.options.portable:
+    if kind == "heads" or session.options.config.portable:
         what = "head importance" if kind == "heads" else "neuron importance"
         return Read(stage, what, "probe", probed, ())
     networks = whole_ffns(session.loaded.anatomy, layers_of(session.loaded.anatomy, session.options))
@@ -124,14 +126,14 @@ class _Depth:
     @property
     def can(self) -> list[int]:
         """The blocks that may go, now or after others."""
-        form, anatomy = self.session.options.form, self.session.loaded.anatomy
+        form, anatomy = self.session.options.config.form, self.session.loaded.anatomy
         first = may_go([], self.blocks, form, self._carriers, contiguous=False)
         return sorted({*first, *blocks_that_can_go(anatomy, self.session.options)})
 
     @property
     def most(self) -> int:
         can = len(blocks_that_can_go(self.session.loaded.anatomy, self.session.options))
-        return min(self.session.options.blocks or can, can)
+        return min(self.session.options.config.blocks or can, can)
 
     def without(self, gone: int, form: str, count: float = 1.0) -> Plans:
         """Plans without so many blocks."""
@@ -154,7 +156,7 @@ class _Depth:
 
     def steps(self, by: str, most: int) -> Iterator[Work]:
         """Before each block goes: what all that are left measure."""
-        n, form = len(self.session.task.split("probe")), self.session.options.form
+        n, form = len(self.session.task.split("probe")), self.session.options.config.form
         for gone in range(most):
             left = tuple(map(Site, self.can[: len(self.can) - gone]))
             if by != "loss":
@@ -189,9 +191,11 @@ def depth(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Wor
     options, anatomy = session.options, session.loaded.anatomy
     walk = _Depth(session, layers_of(anatomy, options), luck)
     forms = forms_of(anatomy)
-    yield from walk.steps(options.by, walk.most)
+    yield from walk.steps(options.config.by, walk.most)
     for form in forms:
-        yield from walk.points(form, walk.most, fitted=form == options.form and options.by == "loss")
+        yield from walk.points(
+            form, walk.most, fitted=form == options.config.form and options.config.by == "loss"
+        )
     plans = [empty(), *(walk.without(g, form) for form in forms for g in range(1, walk.most + 1))]
     for side in sides:
         if not side.phrasings:
@@ -200,6 +204,6 @@ def depth(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Wor
     yield Generated("analyze", 1, SAMPLE, len(plans))
     chosen = {LEAST: 1, EXPECTED: max(1, walk.most // 2), MOST: walk.most}[luck]
     for by in CHEAP:
-        if by != options.by:
+        if by != options.config.by:
             yield from walk.steps(by, chosen)
-            yield from walk.points(options.form, chosen, fitted=False)
+            yield from walk.points(options.config.form, chosen, fitted=False)

@@ -78,7 +78,7 @@ def _importance(importance: Callable) -> Reader:
 
 
 def _maps(session: Session, judge: Evaluator, work: Read) -> object:
-    carriers, forms = carriers_of(session.loaded.anatomy), (session.options.form, "linear", "fold")
+    carriers, forms = carriers_of(session.loaded.anatomy), (session.options.config.form, "linear", "fold")
     can = [[f for f in forms if f != "drop" and carriers.carry((site.block,), f)] for site in work.parts]
     runs = [Run((site.block,), forms[0]) for site, forms in zip(work.parts, can, strict=True) if forms]
     examples = _asked(session, work)

@@ -130,13 +130,13 @@ def laser(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Wor
     options, n = session.options, len(session.task.split("select"))
     grid = by_matrix(session)
     total = sum(one.count for one in grid)
-    kept = 1.0 if options.exhaustive else math.ceil(KEPT_BY_SCREEN * total) / total
-    if not options.exhaustive:
+    kept = 1.0 if options.config.exhaustive else math.ceil(KEPT_BY_SCREEN * total) / total
+    if not options.config.exhaustive:
         probed = min(MAX_PROBED, len(session.task.split("probe")))
         sites = tuple(one.edited[0] for one in grid)
         yield Read("screen", "truncation effects", "probe", probed, sites, decomposes=True)
-    yield from raced("race", (empty(), *scaled(grid, kept)), n, luck, exhaustive=options.exhaustive)
-    if options.compose:
+    yield from raced("race", (empty(), *scaled(grid, kept)), n, luck, exhaustive=options.config.exhaustive)
+    if options.config.compose:
         beside = min(COMPOSED, len(grid))
         tried = sum({LEAST: [], EXPECTED: [beside] * ADDED, MOST: range(beside)}[luck])
         one_each = [replace(one, count=tried / len(grid)) for one in grid]

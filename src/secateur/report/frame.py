@@ -20,10 +20,17 @@ Section = Callable[[Record, Record, Record, Figures], str]
 
 @dataclass(frozen=True)
 class FigureGroup:
-    """Figures that stand side by side in a section. `layout` is the class of their box: `wide` or `multiples`."""
+    """Figures that stand side by side in a section.
+
+    Args:
+        figures: The figures, from left to right.
+        layout: CSS classes of their box: `wide`, `pair`, `duo`, `multiples`, `multiples words`.
+        name: What their ids begin with; None: the name of the section. A section with several groups names each.
+    """
 
     figures: tuple[Figure, ...]
     layout: str = "wide"
+    name: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self.figures)
@@ -31,9 +38,13 @@ class FigureGroup:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A section of a page: its anchor, its heading, the sentence below it, and pieces of HTML and figures in order.
+    """A section of a page. One whose body is empty is left out of the page.
 
-    A section whose body is empty is left out of the page.
+    Args:
+        name: Its anchor, and what the ids of its figures begin with: `NAME-0`, `NAME-1`, ….
+        title: Its heading, as text.
+        lead: The sentence below the heading, as HTML.
+        body: Pieces of HTML and groups of figures, in order.
     """
 
     name: str
@@ -43,6 +54,16 @@ class PageSection:
 
     def __bool__(self) -> bool:
         return any(self.body)
+
+    def placed(self, group: FigureGroup) -> list[tuple[str, Figure]]:
+        """Return the figures of one group with their ids."""
+        name = group.name or self.name
+        return [(f"{name}-{index}", figure) for index, figure in enumerate(group.figures)]
+
+    def figures(self) -> dict[str, Figure]:
+        """Return all figures of the section by their ids."""
+        groups = [piece for piece in self.body if isinstance(piece, FigureGroup)]
+        return {key: figure for group in groups for key, figure in self.placed(group)}
 
 
 def section(name: str, title: str, lead: str, *body: str) -> str:

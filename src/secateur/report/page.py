@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from secateur.core.finite import finite
 from secateur.core.reading import read_json
@@ -17,15 +17,24 @@ from secateur.errors import SecateurError
 from secateur.report import tables
 from secateur.report.chart import Figure
 from secateur.report.components import importance, induction, neurons, parts, probe_hero
+from secateur.report.frame import PageSection
 from secateur.report.healing import healing_page
 from secateur.report.linearity import linearity_page
-from secateur.report.markup import embedded_json, text
+from secateur.report.markup import embedded_json, numbers
 from secateur.report.sections import SECTIONS, hero
 
 VERSION = 1
 REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
 
 Record = Mapping[str, Any]
+
+TEMPLATES = Environment(
+    loader=PackageLoader("secateur.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+)
+TEMPLATES.globals["numbers"] = numbers
 
 
 def render(verdict: Record, plan: Record, analysis: Record) -> str:
@@ -40,7 +49,7 @@ def render(verdict: Record, plan: Record, analysis: Record) -> str:
     figures: dict[str, Figure] = {}
     sections = [hero(verdict)] + [build(verdict, plan, analysis, figures) for build in SECTIONS]
     title = f"{verdict['verdict']}: {(verdict.get('model') or {}).get('name', 'secateur')}"
-    return _assemble(title, sections, figures)
+    return assemble(title, sections, figures)
 
 
 def render_probe(record: Record) -> str:
@@ -50,12 +59,12 @@ def render_probe(record: Record) -> str:
     """
     record, figures = finite(record), {}
     if record.get("what") == "linearity":
-        return _assemble(f"linearity: {record['model']}", linearity_page(record, figures), figures)
+        return assemble(f"linearity: {record['model']}", linearity_page(record, figures), figures)
     found = [build({}, {}, record, figures) for build in (importance, parts, neurons, induction)]
     if not any(found):
         raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
     sections = [probe_hero(record), *found, f"<footer>{tables.probe_provenance(record)}</footer>"]
-    return _assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
+    return assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
 
 
 def render_heal(record: Record, also: Sequence[Record] = ()) -> str:
@@ -72,17 +81,32 @@ def render_heal(record: Record, also: Sequence[Record] = ()) -> str:
         )
     record, figures = finite(record), {}
     sections = healing_page(record, [finite(other) for other in also], figures)
-    return _assemble(f"healed: {record['cut']['name']}", sections, figures)
+    return assemble(f"healed: {record['cut']['name']}", sections, figures)
 
 
-def _assemble(title: str, sections: Sequence[str], figures: Mapping[str, Figure]) -> str:
+def assemble(
+    title: str, parts: Sequence[str | PageSection], placed: Mapping[str, Figure] | None = None
+) -> str:
+    """Return a whole page as HTML that loads nothing from anywhere.
+
+    Args:
+        title: Text of the window's title.
+        parts: Pieces of trusted HTML and sections, in order; empty ones are left out.
+        placed: Figures by the ids of the boxes that pieces of HTML already have for them.
+    """
+    figures = dict(placed or {})
+    for part in parts:
+        if isinstance(part, PageSection) and part:
+            new = part.figures()
+            assert not figures.keys() & new.keys(), f"two figures have one id: {[*figures, *new]}"
+            figures |= new
     drawn = [{"id": key, "data": figure.data, "layout": figure.layout} for key, figure in figures.items()]
-    return _PAGE.format(
-        title=text(title),
+    return TEMPLATES.get_template("page.html.j2").render(
+        title=title,
+        parts=parts,
         style=_resource("style.css"),
-        body="\n".join(section for section in sections if section),
-        plotly=f"<script>{get_plotlyjs()}</script>" if drawn else "",
         figures=embedded_json(drawn),
+        plotly=_resource("vendor/plotly-cartesian.min.js") if drawn else "",
         script=_resource("page.js"),
     )
 
@@ -160,25 +184,3 @@ def _check(verdict: Record, plan: Record) -> None:
 
 def _resource(name: str) -> str:
     return resources.files("secateur.report").joinpath(name).read_text(encoding="utf-8")
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<noscript><p class="note">The figures need JavaScript; the tables below each do not.</p></noscript>
-<script type="application/json" id="figures">{figures}</script>
-{plotly}
-<script>{script}</script>
-</body>
-</html>
-"""

@@ -1,69 +1,23 @@
-"""LASER's search: a grid of truncations, a race for the best one, greedy composition of several.
+"""A race for the best of many plans, and the choice of one that is shown to gain. What several methods share.
 
 Knows values only. What judges a plan is handed in: `judge(plans, examples)` gives OUTCOME rows per plan.
-Sources: Sharma, Ash, Misra 2023 (arXiv 2312.13558) for grid and composition; racing and its paired tests are ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from secateur.core.plan import Plan, Truncate
-from secateur.core.readings import Readings
+from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
-from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.search.evidence import SHOWN, Evidence
 
-PAPER_FRACTIONS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
-SMALL_RANKS = (
-    0,
-    1,
-    2,
-    3,
-    5,
-)  # on small matrices the fractions never reach them, and rank 1 won in our trials
-
 Judge = Callable[[Sequence[Plan], Sequence[int], str], Mapping[Plan, np.ndarray]]
-
-
-def ranks(
-    full_rank: int, fractions: Iterable[float] = PAPER_FRACTIONS, small: Iterable[int] = SMALL_RANKS
-) -> list[int]:
-    """Ranks to try, ascending: ⌊ρ · full⌋ for each fraction and the small ones, below the full rank, once each."""
-    wanted = {math.floor(fraction * full_rank) for fraction in fractions} | set(small)
-    return sorted(rank for rank in wanted if 0 <= rank < full_rank)
-
-
-def grid(
-    shapes: Mapping[Site, tuple[int, int]],
-    fractions: Iterable[float] = PAPER_FRACTIONS,
-    small: Iterable[int] = SMALL_RANKS,
-) -> list[Truncate]:
-    """Every truncation of every matrix, lowest block first."""
-    fractions, small = tuple(fractions), tuple(small)
-    return [
-        Truncate(site, rank) for site in sorted(shapes) for rank in ranks(min(shapes[site]), fractions, small)
-    ]
-
-
-def screened(rankings: Sequence[Readings], candidates: Sequence[Truncate], share: float) -> list[Truncate]:
-    """The `share` of `candidates` that some ranking puts highest, in grid order: best of each, then second best, ...
-
-    One ranking is not enough. The second-order score punishes a large edit that helps every example alike, and missed
-    the best one on CounterFact's loss by .18 nats; the first-order score misses other large edits.
-    """
-    by_name = {str(edit): edit for edit in candidates}
-    count = max(1, math.ceil(share * len(candidates)))
-    orders = [[name for name, _ in readings.ranked() if name in by_name] for readings in rankings]
-    in_turn = dict.fromkeys(name for place in zip(*orders, strict=True) for name in place)
-    kept = set(list(in_turn)[:count])
-    return [edit for edit in candidates if str(edit) in kept]
 
 
 @dataclass(frozen=True)
@@ -162,51 +116,3 @@ def choose(
     best = max(shown or whole or tried, key=lambda plan: (len(tried[plan]), objective.key(tried[plan])))
     gain = objective.metric.contributions(tried[best], before[: len(tried[best])]).mean()
     return Choice(best, bool(shown), bool(gain > 0), p_values[best], len(tried))
-
-
-def compose(
-    base: Plan,
-    candidates: Sequence[Truncate],
-    examples: Sequence[int],
-    judge: Judge,
-    objective: Objective,
-    evidence: Evidence,
-    *,
-    z: float = 3.0,
-    stage: str = "compose",
-) -> Plan:
-    """Greedy composition: add to `base` the candidate that helps most beside what is there, as long as one is shown to.
-
-    Source: section 4 of the paper. Differs: it goes through all matrices once, from the last block to the first, and
-    takes the first rank that helps at all, so that some ten noisy gains nearly always pile up: on CounterFact twelve
-    cuts that gained nothing on test.
-    """
-    plan = base
-    while True:
-        taken = {edit.site for edit in plan.edits}
-        beside = [plan + edit for edit in candidates if edit.site not in taken]
-        if not beside:
-            return plan
-        raced = race([plan, *beside], examples, judge, objective, z=z, stage=stage)
-        before = judge([plan], examples, stage)[plan]
-        choice = choose(raced.others(plan), before, evidence, objective)
-        if not choice.shown:
-            return plan
-        plan = choice.best
-
-
-def promising(raced: Race, base: Plan, objective: Objective, most: int) -> list[Truncate]:
-    """The edit of each matrix that came furthest in the race and did best there, none that did worse than `base` on the
-    same examples; at most `most`, the best first."""
-
-    def came(edit: Truncate) -> tuple[int, tuple[float, float]]:
-        rows = raced.standing[base + edit]
-        return len(rows), objective.key(rows)
-
-    best: dict[Site, Truncate] = {}
-    for plan, rows in raced.standing.items():
-        same = min(len(rows), len(raced.standing[base]))
-        if plan.edits and objective.key(rows[:same]) >= objective.key(raced.standing[base][:same]):
-            (edit,) = plan.edits
-            best[edit.matrix] = max(edit, best.get(edit.matrix, edit), key=came)
-    return sorted(best.values(), key=came, reverse=True)[:most]

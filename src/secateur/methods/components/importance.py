@@ -49,7 +49,7 @@ class ImportanceReader:
             heads = self._gradients("heads", plan)
             anatomy = self._session.loaded.anatomy
             values = (group_importance(heads, anatomy) if is_grouped(anatomy) else heads).values
-        elif self._session.options.portable:
+        elif self._session.options.config.portable:
             values = self._gradients("neurons", plan).values
         else:
             values = self._ablation(plan).values

@@ -9,13 +9,12 @@ import numpy as np
 
 from secateur import records
 from secateur.core.plan import Plan
-from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.methods.components.importance import is_grouped
+from secateur.methods.removal import kept_share, side_values
 from secateur.search.removal import Goal, Removal, RemovalPoint
 from secateur.session import Session
-from secateur.side_tasks import side_effects
-from secateur.surgery.shape import ffns_gone, heads_gone, shape_of
+from secateur.surgery.shape import ffns_gone, heads_gone
 
 
 def pruning_record(
@@ -31,7 +30,7 @@ def pruning_record(
     record = {
         "what": options.method,
         "unit": "KV group" if is_grouped(session.loaded.anatomy) else "head",
-        "step": options.step,
+        "step": options.config.step,
         "metric": metric.name,
         "metric_unit": metric.unit,
         "higher_is_better": metric.higher_is_better,
@@ -75,30 +74,3 @@ def _share_left(scores: Mapping[str, float], gone: Collection[Site]) -> float:
     """Of the total score of all heads of the whole model."""
     left = sum(score for site, score in scores.items() if Site.parse(site) not in gone)
     return left / max(sum(scores.values()), 1e-300)
-
-
-def side_values(
-    session: Session, plans: Sequence[Plan]
-) -> tuple[dict[Plan, dict[str, float]], dict[str, str]]:
-    """Each side's metric under each plan, and its unit."""
-    values: dict[Plan, dict[str, float]] = {plan: {} for plan in plans}
-    units = {}
-    for side in side_effects(session):
-        if side.phrasings:  # of the test questions, which are not looked at yet
-            continue
-        metric = METRICS[side.task.primary_metric]
-        units[side.name] = metric.unit
-        judge = session.on(side.task).judge()
-        for plan, outcomes in judge(plans, range(len(side.task.examples)), "side effects").items():
-            values[plan][side.name] = metric.mean(outcomes)
-    return values, units
-
-
-def parameters_left(session: Session, plan: Plan) -> int:
-    """Parameters of the model that a plan leaves."""
-    return shape_of(plan, session.loaded.anatomy).num_parameters(session.loaded.anatomy)
-
-
-def kept_share(session: Session, plan: Plan) -> float:
-    """The same as a fraction of the whole model's."""
-    return parameters_left(session, plan) / session.loaded.anatomy.num_parameters

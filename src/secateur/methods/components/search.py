@@ -16,8 +16,9 @@ from secateur.core.site import Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.importance import ImportanceReader, is_grouped, whole_ffns
-from secateur.methods.components.record import kept_share, parameters_left, pruning_record
+from secateur.methods.components.record import pruning_record
 from secateur.methods.method import CountingJudge, Proposal
+from secateur.methods.removal import goal_of, kept_share, parameters_left
 from secateur.options import layers_of
 from secateur.search.removal import Goal, PrunableGroup, Pruner, Removal, advanced, steps
 from secateur.session import Session
@@ -33,20 +34,21 @@ def check(session: Session) -> None:
     everything = session.empty
     for kind in kinds_of(session):
         everything = advanced(everything, kind, 1.0, dict.fromkeys(kind.sites, 0.0))
-    goal_of(session).check_reach(kept_share(session, everything))
+    _goal(session).check_reach(kept_share(session, everything))
 
 
-def goal_of(session: Session) -> Goal:
-    """What the user set; where nothing is, as far as the default margin allows."""
-    options = session.options
-    free = options.target is None and options.params is None
-    max_loss = MARGIN if options.max_loss is None and free else options.max_loss
-    return Goal(session.objective.metric, max_loss, options.target, options.params)
+def _goal(session: Session) -> Goal:
+    config = session.options.config
+    return goal_of(session, config.max_loss, target=config.target, params=config.params)
 
 
 def kinds_of(session: Session) -> list[PrunableGroup]:
     """The parts that may go. Raises `PlanError` where there are none, or a stock class could not hold what is left."""
-    anatomy, method, portable = session.loaded.anatomy, session.options.method, session.options.portable
+    anatomy, method, portable = (
+        session.loaded.anatomy,
+        session.options.method,
+        session.options.config.portable,
+    )
     blocks = layers_of(anatomy, session.options)
     if portable:
         _check_portable(anatomy, method, blocks)
@@ -100,10 +102,10 @@ def _neurons(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
 
 def search(session: Session) -> Proposal:
     """All curves, and the furthest point that the goal allows. `test` is not touched."""
-    options, evaluator, goal, kinds = session.options, session.judge(), goal_of(session), kinds_of(session)
+    options, evaluator, goal, kinds = session.options, session.judge(), _goal(session), kinds_of(session)
     snapped = _snapped(session, kinds)
-    if options.target is not None and snapped:
-        LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.target, snapped)
+    if options.config.target is not None and snapped:
+        LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.config.target, snapped)
     for kind in kinds:
         _say_what_stays(session, kind)
     judge, select, reader = (
@@ -122,7 +124,12 @@ def search(session: Session) -> Proposal:
         pruning = pruning_record(session, goal, removals, outcomes, components)
     pruning |= {"chosen": {"order": removals[0].order, "point": number}, "snapped": snapped}
     orders = [removal.order for removal in removals]
-    search = {"method": options.method, "proposed": judge.tried, "orders": orders, "step": options.step}
+    search = {
+        "method": options.method,
+        "proposed": judge.tried,
+        "orders": orders,
+        "step": options.config.step,
+    }
     base = records.base_record(outcomes[session.empty])
     return Proposal(
         plan=removals[0].points[number].plan,
@@ -130,7 +137,7 @@ def search(session: Session) -> Proposal:
         evaluations=judge.evaluations,
         search=search,
         analysis={"components": components, "pruning": pruning, "base": base},
-        margin=MARGIN if options.max_loss is None else options.max_loss,
+        margin=MARGIN if options.config.max_loss is None else options.config.max_loss,
     )
 
 
@@ -160,15 +167,17 @@ def _removals(
     pruner = Pruner(
         base=session.empty,
         kinds=kinds,
-        shares=steps(options.step, options.target),
+        shares=steps(options.config.step, options.config.target),
         read=reader.read,
         judge=judge,
         examples=select,
         weigh=lambda plan: parameters_left(session, plan),
-        target=options.target or 1.0,
+        target=options.config.target or 1.0,
     )
-    ranked = [pruner.by_importance(again=again) for again in (options.rescore, not options.rescore)]
-    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(options.random_orders)]
+    ranked = [
+        pruner.by_importance(again=again) for again in (options.config.rescore, not options.config.rescore)
+    ]
+    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(options.config.random_orders)]
 
 
 def _snapped(session: Session, kinds: Sequence[PrunableGroup]) -> str | None:
@@ -178,6 +187,6 @@ def _snapped(session: Session, kinds: Sequence[PrunableGroup]) -> str | None:
         widths = session.loaded.anatomy.widths
         sizes = sorted({own.num_heads // own.num_kv_heads for own in widths if own.num_kv_heads})
         said.append(f"whole KV groups of {' or '.join(map(str, sizes))} query heads")
-    if session.options.portable:
+    if session.options.config.portable:
         said.append("the same number in every block")
     return ", ".join(said) or None

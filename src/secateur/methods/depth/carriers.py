@@ -16,7 +16,7 @@ def forms_of(anatomy: Anatomy) -> list[str]:
 def blocks_that_can_go(anatomy: Anatomy, options: Options) -> list[int]:
     """The most of the blocks asked for that can go one after another in the form asked for."""
     return all_that_may_go(
-        layers_of(anatomy, options), options.form, carriers_of(anatomy), anatomy.num_blocks
+        layers_of(anatomy, options), options.config.form, carriers_of(anatomy), anatomy.num_blocks
     )
 
 

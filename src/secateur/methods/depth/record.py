@@ -12,8 +12,8 @@ from secateur import records
 from secateur.core.comparison import compare
 from secateur.core.plan import Plan
 from secateur.evaluation.sample import plain, prompts, sample
-from secateur.methods.components.record import kept_share, side_values
 from secateur.methods.depth.runs import DepthPoint
+from secateur.methods.removal import kept_share, side_values
 from secateur.session import Session
 
 SAMPLE = 24  # tokens of greedy text at each depth
@@ -33,11 +33,11 @@ def depth_record(
     """`depth` of analysis.json, but for what was chosen. `curves` are by form, `others` by measure."""
     options, metric = session.options, session.objective.metric
     return {
-        "by": options.by,
-        "form": options.form,
-        "contiguous": options.contiguous,
-        "rank": options.rank,
-        "blocks": options.blocks,
+        "by": options.config.by,
+        "form": options.config.form,
+        "contiguous": options.config.contiguous,
+        "rank": options.config.rank,
+        "blocks": options.config.blocks,
         "max_loss": max_loss,
         "metric": metric.name,
         "metric_unit": metric.unit,

@@ -34,7 +34,7 @@ class DepthSearch:
     @property
     def forms(self) -> list[str]:
         """Those that the model allows; the one asked for first."""
-        asked, anatomy = self.session.options.form, self.session.loaded.anatomy
+        asked, anatomy = self.session.options.config.form, self.session.loaded.anatomy
         return [asked, *(form for form in forms_of(anatomy) if form != asked)]
 
     @property
@@ -46,16 +46,16 @@ class DepthSearch:
         many as are asked for."""
         options, anatomy = self.session.options, self.session.loaded.anatomy
         blocks, found, carriers = layers_of(anatomy, options), [], carriers_of(anatomy)
-        most = most or options.blocks or len(blocks_that_can_go(anatomy, options))
+        most = most or options.config.blocks or len(blocks_that_can_go(anatomy, options))
         at, gone = DepthPoint(self.session.empty, {"blocks": 0.0}), []
         while len(gone) < most:
-            left = may_go(gone, blocks, options.form, carriers, contiguous=options.contiguous)
+            left = may_go(gone, blocks, options.config.form, carriers, contiguous=options.config.contiguous)
             if not left:
                 break
             measured = self._measured(by, at.plan, gone, left)
             block = min(measured, key=lambda b: (measured[b], b))
             found.append({"block": block, "measured": {str(b): value for b, value in measured.items()}})
-            at = self._next(at, gone, block, options.form)
+            at = self._next(at, gone, block, options.config.form)
             gone.append(block)
         return found
 
@@ -63,7 +63,7 @@ class DepthSearch:
         """The lower, the sooner a block goes."""
         session = self.session
         if by == "loss":
-            plans = self._plans(plan, gone, left, session.options.form)
+            plans = self._plans(plan, gone, left, session.options.config.form)
             losses = self._losses(list(plans.values()), self.probe)
             return {block: losses[plans[block]] for block in left}
         found = self._similarity(plan, tuple(left))
@@ -97,7 +97,7 @@ class DepthSearch:
         bases: dict[Plan, dict[int, Run]] = {}
         for block in left:
             run = run_with(gone, block)
-            rank = self.session.options.rank if form == "linear" else None
+            rank = self.session.options.config.rank if form == "linear" else None
             bases.setdefault(without(plan, run), {})[block] = Run(run, form, rank)
         found = {}
         for base, runs in bases.items():

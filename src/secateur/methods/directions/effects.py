@@ -72,9 +72,9 @@ class Effects:
 
     def _read(self, plan: Plan) -> Reading:
         session, options = self._session, self._session.options
-        how = [options.per_head, options.second_order, len(self._probe), *map(str, self._sites)]
+        how = [options.config.per_head, options.config.second_order, len(self._probe), *map(str, self._sites)]
         key = f"directions {digest([plan.identity, how])}"
-        ledger = None if options.whitened else session.ledger
+        ledger = None if options.config.whitened else session.ledger
         known = ledger.recall(session.scope, key, DirectionEffects.from_json) if ledger else None
         if known is not None:
             return Reading(known)
@@ -91,15 +91,15 @@ class Effects:
             self._probe,
             self._sites,
             packing=self._judge.packing,
-            per_head=options.per_head,
-            second_order=options.second_order,
-            whitened=options.whitened,
+            per_head=options.config.per_head,
+            second_order=options.config.second_order,
+            whitened=options.config.whitened,
             under=plan,
             bases=self._bases,
             decompose=self._judge.spectra,
             progress=session.progress,
         )
-        if options.whitened and not self._bases:
+        if options.config.whitened and not self._bases:
             pieces = groupby(found.matrices, key=lambda one: one.site)
             self._bases = {site: np.stack([one.u for one in own]) for site, own in pieces}
         return found

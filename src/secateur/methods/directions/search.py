@@ -18,7 +18,6 @@ from secateur import records
 from secateur.core.plan import Plan
 from secateur.core.stats import paired_z
 from secateur.errors import SecateurError
-from secateur.methods.components.search import goal_of
 from secateur.methods.directions.effects import Effects, Reading
 from secateur.methods.directions.pools import (
     Direction,
@@ -34,9 +33,10 @@ from secateur.methods.directions.pools import (
 )
 from secateur.methods.directions.search_trace import SearchStep, SearchTrace, trail_record
 from secateur.methods.method import CountingJudge, Proposal, taken
-from secateur.options import PROTOCOLS, matrices_of
+from secateur.methods.removal import goal_of
+from secateur.options import matrices_of
 from secateur.search.race import choose, race
-from secateur.search.removal import RemovalPoint, steps
+from secateur.search.removal import Goal, RemovalPoint, steps
 from secateur.session import Session
 
 RACE_Z = 3.0
@@ -66,8 +66,8 @@ def _check_zeroed(session: Session) -> None:
 
 def weakest_first(session: Session) -> bool:
     """What was asked for; else only where the aim is that as many as can go, go."""
-    asked = session.options.weakest
-    return session.options.chosen_protocol == "removal" if asked is None else asked
+    asked = session.options.config.weakest
+    return session.options.config.chosen_protocol == "removal" if asked is None else asked
 
 
 def search(session: Session) -> Proposal:
@@ -78,28 +78,33 @@ def search(session: Session) -> Proposal:
         CountingJudge(evaluator),
         Effects(session, evaluator, matrices_of(session.loaded.anatomy, session.options)),
     )
-    protocol = session.options.chosen_protocol
+    protocol = session.options.config.chosen_protocol
     with session.timed("choose"):
         trail = _WALKS[protocol](at)
     with session.timed("analyze"):
         base = at.judge([session.empty], at.select, "choose")[session.empty]
         order = "weakest" if weakest_first(session) else "signed"
         reading = at.effects.read(session.empty)
-        analysis = trail_record(session, protocol, order, reading, trail, evaluator.spectra)
+        max_loss = _goal(session).max_loss if protocol == "removal" else None
+        analysis = trail_record(session, protocol, order, max_loss, reading, trail, evaluator.spectra)
     search = {
         "method": "directions",
         "protocol": protocol,
-        "exhaustive": session.options.exhaustive,
+        "exhaustive": session.options.config.exhaustive,
         "proposed": at.judge.tried,
         "rounds": len(trail.chosen),
     }
-    margin = goal_of(session).max_loss if protocol == "removal" else None
     found = {"base": records.base_record(base), "directions": analysis}
     best = trail.plan
     if trail.choice is not None:
         search["choice"] = trail.choice.to_json()
         best = trail.choice.best if trail.choice.better and not trail.choice.shown else trail.plan
-    return Proposal(trail.plan, at.judge.tried, at.judge.evaluations, search, found, margin, best)
+    return Proposal(trail.plan, at.judge.tried, at.judge.evaluations, search, found, max_loss, best)
+
+
+def _goal(session: Session) -> Goal:
+    config = session.options.config
+    return goal_of(session, config.max_loss, target=config.target)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class _At:
         return weakest if weakest_first(self.session) else signed
 
     def without(self, base: Plan, more: Sequence[Direction], reading: Reading) -> Plan:
-        return removal(base, more, reading.folds, per_head=self.session.options.per_head)
+        return removal(base, more, reading.folds, per_head=self.session.options.config.per_head)
 
     def once(self, name: str, directions: Sequence[Direction]) -> SearchTrace:
         """One plan without a choice, which is judged for the record."""
@@ -137,7 +142,7 @@ def _search(at: _At) -> SearchTrace:
     where that shows that they help. A plan that was built by looking at examples has to prove itself on others."""
     trail = SearchTrace(at.session.empty)
     build, confirm = at.session.halves()
-    for number in range(ROUNDS if at.session.options.rescore else 1):
+    for number in range(ROUNDS if at.session.options.config.rescore else 1):
         step = _round(at, trail, number, build)
         if step is None:
             break
@@ -152,10 +157,10 @@ def _round(at: _At, trail: SearchTrace, number: int, examples: Sequence[int]) ->
     reading = at.effects.read(base)
     proposed = {
         at.without(base, pool.ordered[:count], reading): (pool, count)
-        for pool in pools(left(reading.directions, base), dynamic=options.dynamic)
+        for pool in pools(left(reading.directions, base), dynamic=options.config.dynamic)
         for count in counts(pool)
     }
-    z = math.inf if options.exhaustive else RACE_Z
+    z = math.inf if options.config.exhaustive else RACE_Z
     raced = race([base, *proposed], examples, at.judge, goal, z=z)
     judged = at.judge([base, raced.winner], examples, "choose")
     steps = {
@@ -183,12 +188,12 @@ def _confirmed(at: _At, trail: SearchTrace, examples: Sequence[int]) -> SearchTr
 
 def _removal(at: _At) -> SearchTrace:
     """Step by step more directions, as far as the goal allows."""
-    options, goal, empty = at.session.options, goal_of(at.session), at.session.empty
+    options, goal, empty = at.session.options, _goal(at.session), at.session.empty
     total = len(at.effects.read(empty).directions)
     points, walked = [RemovalPoint(empty, {"directions": 0.0})], []
-    for share in steps(options.step, options.target):
+    for share in steps(options.config.step, options.config.target):
         base = points[-1].plan
-        reading = at.effects.read(base if options.rescore else empty)
+        reading = at.effects.read(base if options.config.rescore else empty)
         still = sorted(left(reading.directions, base), key=at.order)
         pool = Pool("all", tuple(still[: round(share * total) - (total - len(still))]))
         if pool.ordered:
@@ -214,8 +219,8 @@ def _threshold(at: _At) -> SearchTrace:
 def _paper(at: _At) -> SearchTrace:
     """A share of each matrix's directions, or of all."""
     options, reading = at.session.options, at.effects.read(at.session.empty)
-    share = SHARE if options.target is None else options.target
-    return at.once("share", fixed_share(reading.directions, share, at.order, overall=options.overall))
+    share = SHARE if options.config.target is None else options.config.target
+    return at.once("share", fixed_share(reading.directions, share, at.order, overall=options.config.overall))
 
 
 _WALKS: Mapping[str, Callable[[_At], SearchTrace]] = {
@@ -224,5 +229,3 @@ _WALKS: Mapping[str, Callable[[_At], SearchTrace]] = {
     "threshold": _threshold,
     "paper": _paper,
 }
-
-assert tuple(_WALKS) == PROTOCOLS, "what may be asked for is what there is"

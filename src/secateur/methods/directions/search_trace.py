@@ -11,7 +11,6 @@ import numpy as np
 from secateur.core.plan import Plan, RemoveDirections
 from secateur.core.score import Metric
 from secateur.core.site import Site
-from secateur.methods.components.search import goal_of
 from secateur.methods.directions.effects import Reading
 from secateur.methods.directions.probe import MatrixEffects
 from secateur.methods.directions.words import direction_words
@@ -71,7 +70,13 @@ def num_removed(plan: Plan) -> int:
 
 
 def trail_record(
-    session: Session, protocol: str, order: str, reading: Reading, trail: SearchTrace, decompose: Decompose
+    session: Session,
+    protocol: str,
+    order: str,
+    max_loss: float | None,
+    reading: Reading,
+    trail: SearchTrace,
+    decompose: Decompose,
 ) -> dict[str, Any]:
     """For the report. `reading` is that of the whole model."""
     found, metric, options = reading.found, session.objective.metric, session.options
@@ -82,13 +87,13 @@ def trail_record(
         "split": found.split,
         "n": found.n,
         "num_tokens": found.num_tokens,
-        "per_head": options.per_head,
-        "second_order": options.second_order,
+        "per_head": options.config.per_head,
+        "second_order": options.config.second_order,
         "whitened": found.whitened,
         "metric": metric.name,
         "metric_unit": metric.unit,
         "higher_is_better": metric.higher_is_better,
-        "max_loss": goal_of(session).max_loss if protocol == "removal" else None,
+        "max_loss": max_loss,
         "total": len(reading.directions),
         "matrices": [_matrix_record(one, edits.get(one.site)) for one in found.matrices],
         "path": [step.record(metric) for step in trail.steps],

@@ -15,10 +15,11 @@ from secateur.core.readings import Readings
 from secateur.evaluation.evaluator import Evaluator
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.laser.answers import split_answers
+from secateur.methods.laser.grid import compose, grid, promising, screened
 from secateur.methods.laser.probe import truncation_effects
 from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.options import Options, matrices_of
-from secateur.search.race import Race, choose, compose, grid, promising, race, screened
+from secateur.search.race import Race, choose, race
 from secateur.session import Session, digest
 
 KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
@@ -36,7 +37,7 @@ def check(session: Session) -> None:
 def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
     """The grid over the matrices and layers asked for. Raises `UnknownName`."""
     wanted = {site: anatomy.matrices[site].shape for site in matrices_of(anatomy, options)}
-    return tuple(grid(wanted, options.fractions, options.small_ranks))
+    return tuple(grid(wanted, options.config.fractions, options.config.small_ranks))
 
 
 def search(session: Session) -> Proposal:
@@ -47,15 +48,15 @@ def search(session: Session) -> Proposal:
     everything = candidates(session.loaded.anatomy, options)
     select = session.shuffled("select")
     with session.timed("screen"):
-        readings = None if options.exhaustive else screen(session, evaluator, everything)
+        readings = None if options.config.exhaustive else screen(session, evaluator, everything)
     kept = everything if readings is None else screened(readings, everything, KEPT_BY_SCREEN)
-    z = math.inf if options.exhaustive else RACE_Z
+    z = math.inf if options.config.exhaustive else RACE_Z
     base, evidence = session.empty, session.evidence(select)
     with session.timed("race"):
         raced = race([base, *(base + edit for edit in kept)], select, judge, goal, z=z)
         choice = choose(raced.others(base), judge([base], select, "race")[base], evidence, goal)
     plan = taken(session, choice)
-    if choice.shown and options.compose:
+    if choice.shown and options.config.compose:
         with session.timed("compose"):
             beside = promising(raced, base, goal, COMPOSED)
             plan = compose(plan, beside, select, judge, goal, evidence, z=z)
@@ -66,7 +67,7 @@ def search(session: Session) -> Proposal:
             analysis["screen"] = records.screen_records(predicted, everything, full_ranks(session))
     search = {
         "method": "laser",
-        "exhaustive": options.exhaustive,
+        "exhaustive": options.config.exhaustive,
         "proposed": len(everything),
         "screened_out": len(everything) + 1 - len(raced.standing),
         "raced_out": len(raced.dropped_after),
@@ -117,7 +118,8 @@ def _analyze(session: Session, judge: Evaluator, plan: Plan, raced: Race) -> dic
     shown = plan.truncated or _runner_up(session, raced)
     chosen = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
     ranks = [
-        session.empty + edit for edit in grid(chosen, session.options.fractions, session.options.small_ranks)
+        session.empty + edit
+        for edit in grid(chosen, session.options.config.fractions, session.options.config.small_ranks)
     ]
     some = select[:SHOWN_EXAMPLES]
     curves = judge([session.empty, *ranks], some, "curves")

@@ -1,0 +1,90 @@
+"""Options of a verb made from their descriptions: those of every method in one panel, those of each in its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+from secateur.core.config import Named, options_of
+from secateur.methods.registry import configs, either, method_options, methods
+from secateur.options import Options
+
+Verb = Callable[..., None]
+AFTER = ("ray", "ledger", "overwrite", "out_folder", "as_json")  # which come last in a help page
+PLAIN = {"int": int, "float": float, "bool": bool, "str": str}
+
+
+def with_options(verb: Verb, only: Collection[str] | None = None) -> Verb:
+    """Return `verb` with options of `prune` in place of its `**options`.
+
+    Args: `only` names those it has; None: all.
+    """
+    hints = get_type_hints(verb, include_extras=True)
+    plain = [p for p in inspect.signature(verb).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    plain = [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in plain]
+    described = [*options_of(Options), *(one for one, _ in method_options().values())]
+    made = [
+        _parameter(one)
+        for one in described
+        if not one.option.python_only and (only is None or one.name in only)
+    ]
+    before = next((n for n, p in enumerate(plain) if p.name in AFTER), len(plain))
+    parameters = [*plain[:before], *made, *plain[before:]]
+    verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {p.name: p.annotation for p in parameters}
+    return verb
+
+
+class PanelCommand(TyperCommand):
+    """A command whose help page has the options of each method in a section of their own."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # typer keeps its click to itself
+        """Write arguments, the options of all methods, then those of each; one that several have is with each."""
+        special = method_options()
+        rows = {param.name: row for param in self.get_params(ctx) if (row := param.get_help_record(ctx))}
+        arguments = {p.name for p in self.get_params(ctx) if p.param_type_name == "argument"}
+        sections = {
+            "Arguments": [row for name, row in rows.items() if name in arguments],
+            "Options": [row for name, row in rows.items() if name not in special and name not in arguments],
+        }
+        for config in configs():
+            names = [method.name for method in methods().values() if method.Config is config]
+            title = f"Options of --method {either(names)}"
+            sections[title] = [rows[one.name] for one in options_of(config) if one.name in rows]
+        for title, shown in sections.items():
+            if shown:
+                with formatter.section(title):
+                    formatter.write_dl(shown)
+
+
+def method_help() -> str:
+    """Return what `--method` says of every method."""
+    return ". ".join(f"{method.name}: {method.summary}" for method in methods().values()) + "."
+
+
+def given(method: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as Python takes them: those that were left out are not among them."""
+    return {"method": method} | {name: value for name, value in options.items() if value is not None}
+
+
+def _parameter(one: Named) -> inspect.Parameter:
+    """Return the parameter of an option on the command line."""
+    described, default, kind = one.option, one.default, one.annotation
+    if described.repeated:
+        annotation: Any = list[str] | None
+        default = None
+    elif described.read is not None:
+        annotation = str | None if default is None else str
+        default = described.default_text
+    else:
+        plain = PLAIN[kind.split(" ")[0]]
+        annotation = plain | None if default is None else plain
+    flags = described.flags or one.flag
+    info = typer.Option(flags, metavar=described.metavar, help=described.help)
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, info]
+    )

@@ -1,0 +1,137 @@
+"""Options described once, beside the field of a dataclass that holds them: default, range, words, help.
+
+The command line, Python keywords, messages and documents are read off these fields. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from secateur.core.ranges import check_ranges
+from secateur.errors import SecateurError, UnknownName, nearest
+
+_KEY = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: how it is typed, shown and read.
+
+    `flags` is written as typer writes it (`--rescore/--ranks-once`); empty: the field's name. `read(flag, text)` turns
+    text into a value, on the command line and in Python alike, and `typed(value)` turns a value back, or gives None for
+    one that has no word. `default_text` stands for the default on the command line. `speed_only` options change how
+    long a command takes and not its result.
+    """
+
+    help: str
+    metavar: str | None = None
+    flags: str = ""
+    choices: tuple[str, ...] = ()
+    read: Callable[[str, str], Any] | None = None
+    typed: Callable[[Any], str | None] = str
+    default_text: str | None = None
+    repeated: bool = False
+    speed_only: bool = False
+    python_only: bool = False
+
+
+def option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """Return a dataclass field for an option. `default` may be a field with a range, of `core.ranges`.
+
+    Args: `more` are the other fields of `Option`.
+    """
+    ranged = default if isinstance(default, dataclasses.Field) else field(default=default)
+    metadata = {**ranged.metadata, _KEY: Option(help, metavar, **more)}
+    return field(default=ranged.default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Named:
+    """An option with the name and the default of its field."""
+
+    name: str
+    default: Any
+    annotation: str
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """The first of its flags, such as `--max-loss`."""
+        return self.option.flags.split("/")[0] or "--" + self.name.replace("_", "-")
+
+    def value(self, given: Any) -> Any:
+        """Return what the option is set to by `given`: text is read, a list becomes a tuple.
+
+        Raises: `SecateurError` for text that cannot be read.
+        """
+        if isinstance(given, str) and self.option.read is not None:
+            return self.option.read(self.flag, given)
+        if isinstance(given, str) and self.option.repeated:
+            return (given,)
+        return tuple(given) if isinstance(given, list) else given
+
+    def words(self, value: Any) -> list[str]:
+        """Return the words that set the option to `value` on the command line; none where it has no word for it."""
+        if self.option.repeated:
+            return [word for item in value for word in (self.flag, str(item))]
+        if isinstance(value, bool):
+            _, _, no = self.option.flags.partition("/")
+            return [self.flag if value else no or self.flag.replace("--", "--no-", 1)]
+        text = self.option.typed(value)
+        return [] if text is None else [self.flag, text]
+
+
+def options_of(kind: Any) -> Iterator[Named]:
+    """Return the options of a dataclass, or of an instance, in order; fields without a description are none."""
+    for one in fields(kind):
+        if _KEY in one.metadata:
+            yield Named(one.name, one.default, str(one.type), one.metadata[_KEY])
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of one method of `prune`; a method derives its own from this class.
+
+    Class attributes that are no fields are what the rest of the house reads of any method: a method that has such an
+    option declares a field of this name.
+    """
+
+    matrices = ("all",)
+    portable = False
+    keep_unproven = False
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def check_beside(self, common: Any) -> None:
+        """Raise `SecateurError` where an option for all methods makes no sense with this one."""
+
+    def given(self) -> Mapping[str, Any]:
+        """Return the value of every option, by name."""
+        return {one.name: vars(self)[one.name] for one in options_of(self)}
+
+
+def check_options(options: Any) -> None:
+    """Raise `UnknownName` for a value that is not among the choices, `SecateurError` for one out of its range."""
+    for one in options_of(options):
+        value, choices = vars(options)[one.name], one.option.choices
+        if choices and value is not None and value not in choices:
+            raise UnknownName(f"unknown {one.flag} {value!r}.{nearest(value, choices)}")
+    check_ranges(options)
+
+
+def share(flag: str, text: str) -> float:
+    """Return the share that `70%` or `0.7` stands for. Raises: `SecateurError`."""
+    digits = text.removesuffix("%")
+    try:
+        return float(digits) / 100 if text.endswith("%") else float(digits)
+    except ValueError:
+        raise SecateurError(f"{flag} {text!r}: write a share, such as 70% or 0.7.") from None
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,57 @@
+"""Removal of heads and feed-forward networks as methods of `prune`: their options, and where the search is.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from secateur.core.config import option, share
+from secateur.core.ranges import real, whole
+from secateur.methods.method import Method
+from secateur.methods.options import StepConfig
+
+if TYPE_CHECKING:
+    from secateur.methods.method import Proposal
+    from secateur.session import Session
+
+
+@dataclass(frozen=True)
+class ComponentsConfig(StepConfig):
+    """The options of `--method heads`, `ffns` and `components`."""
+
+    params: float | None = option(
+        real(None, 0, 1, above=True, below=True, such="0.6, the share of parameters to keep"),
+        "Go on until this share of the parameters is left.",
+        "SHARE",
+        read=share,
+    )
+    random_orders: int = option(whole(3, 0, 1000), "Random orders to draw beside the curves.", "N")
+    portable: bool = option(
+        False,
+        "Only what a stock class can hold: the same number of heads and neurons everywhere.",
+        flags="--portable",
+    )
+
+
+class Components(Method):
+    """Heads, feed-forward networks, or both, taken out step by step as far as the task allows."""
+
+    Config = ComponentsConfig
+
+    def __init__(self, name: str, summary: str) -> None:
+        self.name, self.summary = name, summary
+
+    def check(self, session: Session) -> None:
+        """Raise `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for a goal."""
+        from secateur.methods.components.search import check
+
+        check(session)
+
+    def search(self, session: Session) -> Proposal:
+        """Read importance on `probe`, choose how far to go on `select`."""
+        from secateur.methods.components.search import search
+
+        return search(session)

@@ -1,0 +1,66 @@
+"""Depth pruning as a method of `prune`: its options, and where its search is. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from secateur.core.config import option
+from secateur.core.ranges import whole
+from secateur.errors import SecateurError
+from secateur.methods.depth.runs import BY, FORMS
+from secateur.methods.method import Method
+from secateur.methods.options import BoundConfig
+
+if TYPE_CHECKING:
+    from secateur.methods.method import Proposal
+    from secateur.session import Session
+
+
+@dataclass(frozen=True)
+class DepthConfig(BoundConfig):
+    """The options of `--method depth`."""
+
+    blocks: int | None = option(whole(None), "Take this many blocks. [default: as --max-loss allows]", "N")
+    by: str = option("loss", "Which go first: by measured loss, linearity, or cosine.", "NAME", choices=BY)
+    form: str = option(
+        "fold",
+        "fold (a linear map in the network before them, no new parameters), linear (a map of its own), or drop.",
+        "NAME",
+        choices=FORMS,
+    )
+    contiguous: bool = option(False, "One run of blocks.", flags="--contiguous")
+    rank: int | None = option(whole(None), "Form linear: maps of rank R beside the residual.", "R")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank is not None and self.form != "linear":
+            raise SecateurError(f"--rank {self.rank} is for --form linear. Leave it out, or give that form.")
+
+    def check_beside(self, common: Any) -> None:
+        """Raise `SecateurError` for `--zeroed`: zeros cannot stand for a block."""
+        if common.zeroed:
+            raise SecateurError(
+                "--zeroed keeps the original's shapes, and a block is more than its weights, so --method depth cannot "
+                "leave zeros in its place. Leave it out."
+            )
+
+
+class Depth(Method):
+    """Whole blocks go; a linear map stands for them, or is folded into the network before them."""
+
+    name = "depth"
+    summary = "whole blocks, folded or linear"
+    Config = DepthConfig
+
+    def check(self, session: Session) -> None:
+        """Raise `UnknownName` for layers, `PlanError` for blocks that cannot go, `SecateurError` for sizes."""
+        from secateur.methods.depth.search import check
+
+        check(session)
+
+    def search(self, session: Session) -> Proposal:
+        """Choose the order on `probe` and the depth on `select`."""
+        from secateur.methods.depth.search import search
+
+        return search(session)

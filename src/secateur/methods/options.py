@@ -1,0 +1,72 @@
+"""Options that several methods share, as parts of their configurations. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.core.config import Config, option, share, words_of
+from secateur.core.ranges import real
+from secateur.core.site import check_matrix_words
+from secateur.errors import UnknownName
+from secateur.search.removal import SMALLEST
+
+
+@dataclass(frozen=True)
+class GainConfig(Config):
+    """Options of methods that cut matrices to make the model better."""
+
+    matrices: tuple[str, ...] = option(
+        ("all",),
+        "Which matrices: q,k,v,o,gate,up,down, or attn, mlp, all; LASER's names too.",
+        "NAMES",
+        read=lambda flag, text: tuple(words_of(text)),
+        typed=",".join,
+        default_text="all",
+    )
+    exhaustive: bool = option(
+        False, "Judge every candidate on all of select: no screening, no racing.", flags="--exhaustive"
+    )
+    keep_unproven: bool = option(
+        False,
+        "Take the best cut and write it even where neither select nor test shows a gain.",
+        flags="--keep-unproven",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.matrices:
+            raise UnknownName("--matrices names none: write such as q,k,v,o,gate,up,down, or attn, mlp, all.")
+        check_matrix_words(self.matrices)
+
+
+@dataclass(frozen=True)
+class BoundConfig(Config):
+    """The option of methods that go as far as a bound on the loss allows."""
+
+    max_loss: float | None = option(
+        real(None, such="0.02, in the metric's own unit"),
+        "Lose at most M of the metric (share or nats) on select; also the margin of the verdict. "
+        "[default: 0.02; directions: go for gain]",
+        "M",
+    )
+
+
+@dataclass(frozen=True)
+class StepConfig(BoundConfig):
+    """Options of methods that take parts out step by step."""
+
+    target: float | None = option(
+        real(None, SMALLEST, 1, such="70%"), "Take out this share, such as 70%.", "SHARE", read=share
+    )
+    step: float = option(
+        real(0.1, SMALLEST, 1, such="10%"),
+        "How much goes at a time.",
+        "SHARE",
+        read=share,
+        default_text="10%",
+    )
+    rescore: bool = option(
+        True,
+        "Choose from ranks taken again after each step, or once as the paper.",
+        flags="--rescore/--ranks-once",
+    )

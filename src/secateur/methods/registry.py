@@ -1,0 +1,111 @@
+"""The methods of `secateur prune`, ours and those of other packages, and options read for one of them. No torch.
+
+Another package adds a method by an entry point of the group `secateur.methods` that names an instance of `Method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from secateur.core.config import Config, Named, options_of
+from secateur.errors import SecateurError, TaskError, UnknownName, nearest
+from secateur.methods.components.method import Components
+from secateur.methods.depth.method import Depth
+from secateur.methods.directions.method import RemoveSingularDirections
+from secateur.methods.laser.method import Laser
+from secateur.methods.method import Method
+from secateur.options import Options
+
+OURS: tuple[Method, ...] = (
+    Laser(),
+    RemoveSingularDirections(),
+    Depth(),
+    Components("heads", "attention heads, taken out step by step as far as the task allows"),
+    Components("ffns", "feed-forward networks, likewise"),
+    Components("components", "heads and feed-forward networks, likewise"),
+)
+GROUP = "secateur.methods"
+COMMON = {one.name for one in fields(Options)}
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """Return every method by its name, in the order in which they are shown.
+
+    Raises: `SecateurError` for an entry point that names no method, or one of a name that is taken.
+    """
+    known = {method.name: method for method in OURS}
+    for point in entry_points(group=GROUP):
+        method = point.load()
+        if not isinstance(method, Method):
+            raise SecateurError(f"entry point {point.name} = {point.value}: it is no secateur Method.")
+        if method.name in known or vars(method.Config).get("__dataclass_fields__") is None:
+            raise SecateurError(
+                f"entry point {point.name} = {point.value}: the name {method.name!r} is taken, or its Config is no "
+                "dataclass."
+            )
+        known[method.name] = method
+    return known
+
+
+def method_named(name: str) -> Method:
+    """Return the method of this name. Raises: `UnknownName`."""
+    if name not in methods():
+        raise UnknownName(f"unknown method {name!r}.{nearest(name, tuple(methods()))}")
+    return methods()[name]
+
+
+def method_options() -> dict[str, tuple[Named, list[str]]]:
+    """Return the options that not all methods have: each by its name, with the methods that have it."""
+    options: dict[str, tuple[Named, list[str]]] = {}
+    for method in methods().values():
+        for one in options_of(method.Config):
+            options.setdefault(one.name, (one, []))[1].append(method.name)
+    return options
+
+
+def read_options(model: str, *tasks: str, method: str = "laser", **given: Any) -> Options:
+    """Return options from values as they are typed, in Python as on the command line: `matrices="q,v"` or a list,
+    `layers="1:3"`, `target="70%"`.
+
+    Raises: `TaskError` without a task; `UnknownName` for a method or an option that there is none of; `SecateurError`
+    for text that cannot be read, for values out of range, and for an option of another method, which would have no
+    effect.
+    """
+    if not tasks:
+        raise TaskError("no task is given; name one, such as questions.jsonl.")
+    chosen, common = method_named(method), {one.name: one for one in options_of(Options)}
+    own = {one.name: one for one in options_of(chosen.Config)}
+    values = {name: _value(name, value, own | common, method) for name, value in given.items()}
+    config = chosen.Config(**{name: value for name, value in values.items() if name in own})
+    shared = {name: value for name, value in values.items() if name in common}
+    return Options(model, tasks[0], method, tuple(tasks[1:]), config, **shared)
+
+
+def _value(name: str, given: Any, known: Mapping[str, Named], method: str) -> Any:
+    """Return the value of an option. Raises: `SecateurError` for one of another method that is not its default."""
+    if name in known:
+        return known[name].value(given)
+    if name not in method_options():
+        every = [*known, *method_options()]
+        raise UnknownName(f"unknown option {name!r}.{nearest(name, every)}")
+    other, listeners = method_options()[name]
+    value = other.value(given)
+    if value != other.default:
+        typed = " ".join(other.words(value)) or name
+        raise SecateurError(f"{typed} is not for --method {method}, but for {either(listeners)}.")
+    return value
+
+
+def either(names: Sequence[str]) -> str:
+    """Return `heads, ffns or components`."""
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def configs() -> Iterable[type[Config]]:
+    """Return the configuration class of every method, each once."""
+    return dict.fromkeys(method.Config for method in methods().values())
