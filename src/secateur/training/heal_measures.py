@@ -114,7 +114,7 @@ def proved(session: Session, plan: Plan, three: Three, ledger: Ledger) -> dict[s
     found = decide(
         session.judge(), seen["teacher"], seen["healed"], plan, (), metric,
         ledger=ledger, scope=f"{session.scope} healed", seed=seed, margin=MARGIN,
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
     groups = task.groups(list(task.split("test")))
     outcomes = {name: seen[name].test for name in SIDES}
     scores = [score(name, outcomes, groups, seed) for name in SHOWN[task.kind]]
