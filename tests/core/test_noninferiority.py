@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fixtures import data_report
 from scipy import optimize, stats
 
 from secateur.checkpoint.card import model_card
@@ -24,7 +25,7 @@ from secateur.errors import SecateurError
 from secateur.evaluation.measurement import Measurement
 from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
-from secateur.report.sections import hero
+from secateur.report.run_page import hero
 from secateur.tasks.example import Example, Task
 
 
@@ -521,7 +522,7 @@ def test_verdict_of_a_constant_that_was_one_before(case):
 
 def test_report_shows_the_word_green_with_its_sign_and_the_bound(case):
     found = case(case.gold, flipped(case.gold, [100]))
-    page = hero(found)
+    page = hero(VerdictRecord.model_validate(data_report.facts()[0] | found | {"cut": []}))
     assert '<header class="better">' in page
     assert "✓</span>not worse by more than 2.0 points</h1>" in page
     assert bound_text(found["non_inferiority"]) in page
