@@ -26,6 +26,7 @@ _WHERE = {
     "heal": "secateur.training.verbs",
     "train": "secateur.training.verbs",
     "load": "secateur.api",
+    "texts": "secateur.given",
     "on_ray": "secateur.distributed.hire",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
