@@ -16,8 +16,9 @@ from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
 from secateur.core.comparison import IMPROVES
 from secateur.core.plan import Drop, Edit, Linearize, Plan
+from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text, writing
-from secateur.evaluation.alternatives import alternatives
+from secateur.evaluation.baseline import alternatives
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import Measurement, SideTask, measure_model
 from secateur.evaluation.sentence import sentence
@@ -45,7 +46,7 @@ def cut_and_verify(
     with session.timed("verify"):
         judge, sides = session.judge(), side_effects(session)
         before = _witness(session, sides)
-        trivial = alternatives(judge, session.options.seed)
+        trivial = [record.to_json() for record in alternatives(judge, session.options.seed)]
         written, loads = _write_and_read(session, judge, found.plan, staging)
         after = _witness(session.on(session.task, written), sides)
         numbers = decide(
@@ -59,7 +60,7 @@ def cut_and_verify(
             scope=session.scope,
             seed=session.options.seed,
             margin=found.margin,
-        )
+        ).to_json()
         saved = gains(session.loaded, written, staging)
         held = held_plan(found, numbers["verdict"], keep=session.options.config.keep_unproven)
         about = _describe(session, found, written) | {"handed_over": _handed_over(found, held)}
@@ -67,7 +68,7 @@ def cut_and_verify(
             written, loads = _write_and_read(session, judge, held, staging)
         about |= {"loads": loads.to_json(), "written": {"fingerprint": written.fingerprint}}
     verdict = numbers | {"alternatives": trivial, "gains": saved, "baseline": dict(start)} | about
-    verdict["sentence"] = sentence(verdict)
+    verdict["sentence"] = sentence(VerdictRecord.model_validate(verdict | {"sentence": ""}))
     analysis = found.analysis | _compared(session, sides, before, after)
     _write_records(session, found, held, verdict, analysis, staging)
     return verdict
@@ -216,7 +217,7 @@ def _compared(
         "frequency": records.frequency_records(task, task.split("test"), before.test, after.test),
         "changed": records.changed_records(task, before.test, after.test, before.labels, after.labels),
     }
-    for side, was, now in zip(sides, before.sides, after.sides, strict=True):
+    for side, was, now in zip(sides, before.side_outcomes, after.side_outcomes, strict=True):
         if side.phrasings:
             found["paraphrases"] = records.paraphrase_record(side.task, was, now)
     return found

@@ -65,7 +65,7 @@ def worse(verdict: Mapping[str, Any]) -> bool:
 
 def _what_was_cut(verdict: Mapping[str, Any], plan: Plan) -> str:
     saved, aside = verdict["parameters"], verdict["handed_over"]
-    edits = "\n".join(f"- {words}" for words in plan.told)
+    edits = "\n".join(f"- {words}" for words in plan.descriptions)
     if edits:
         counted = f"{saved['before']:,} parameters before, {saved['after']:,} stored now"
         return f"{edits}\n\nIn all {verdict['cut_summary']}; {counted}."
@@ -104,7 +104,7 @@ def _trust(verdict: Mapping[str, Any]) -> str:
 def unverified_card(model: str, hub: bool, plan: Plan, loads: Loads, made: Mapping[str, Any]) -> str:
     """README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did. `made` is
     what `stream` tells."""
-    edits = "\n".join(f"- {words}" for words in plan.told)
+    edits = "\n".join(f"- {words}" for words in plan.descriptions)
     return f"""{_front_matter(model, hub, "apply")}
 # {_short(model)}, cut by hand
 
