@@ -12,7 +12,7 @@ from typing import Any
 from secateur.checkpoint.folder import write_json
 from secateur.core.progress import Progress, silent
 from secateur.errors import TaskError, TooLong, UnknownName
-from secateur.hf.readable import Readable, blank_readable, load_readable
+from secateur.hf.readable import Readable, blank_readable, load_readable, readable_of
 from secateur.options import Options
 from secateur.probes.hooks import check_first
 from secateur.probes.linearity import Profile, linearity
@@ -83,14 +83,14 @@ class _Text:
 
 def _prepared(options: Options, split: str) -> _Text:
     """Prepares the sequences that a model will read. Raises as reading model and task does, its weights aside."""
-    blank = blank_readable(options.model, **loading_of(options))
+    blank = _in_memory(options) or blank_readable(options.model, **loading_of(options))
     _blocks(blank, options)
     return _text(read_task(options, blank, {split: 1}), blank, options, split)
 
 
 def _read(options: Options, text: _Text, places: Mapping[str, Any], progress: Progress) -> Record:
     """The record of one model."""
-    readable = load_readable(options.model, **loading_of(options))
+    readable = _in_memory(options) or load_readable(options.model, **loading_of(options))
     check_first(readable, [tokens[:FIRST_TOKENS] for tokens in text.sequences[:FIRST]])
     on_cpu = readable.device.type == "cpu"
     profile = linearity(
@@ -104,6 +104,11 @@ def _read(options: Options, text: _Text, places: Mapping[str, Any], progress: Pr
         **places,
     )
     return _model_record(options.named, readable, text, profile)
+
+
+def _in_memory(options: Options) -> Readable | None:
+    """Return the model that was handed over in Python."""
+    return None if options.in_memory is None else readable_of(options.in_memory)
 
 
 def _blocks(readable: Readable, options: Options) -> range | None:
