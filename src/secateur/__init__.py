@@ -8,6 +8,8 @@ imported when first used, so that `secateur --help` does not wait for torch.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -26,6 +28,7 @@ _WHERE = {
     "heal": "secateur.training.verbs",
     "train": "secateur.training.verbs",
     "load": "secateur.api",
+    "texts": "secateur.given",
     "on_ray": "secateur.distributed.hire",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
@@ -39,6 +42,17 @@ _WHERE = {
     "SecateurError": "secateur.errors",
 }
 __all__ = ["__version__", *_WHERE]
+
+
+class _Front(ModuleType):
+    """Keep the verbs by their names: importing `secateur.report` would put that module in the place of `report`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from secateur.core.records.probe import (
     TransitionWithoutOutliers,
 )
 from secateur.errors import TaskError, TooLong, UnknownName
-from secateur.hf.readable import Readable, blank_readable, load_readable
+from secateur.hf.readable import Readable, blank_readable, load_readable, readable_of
 from secateur.options import Options
 from secateur.probes.hooks import check_first
 from secateur.probes.linearity import linearity
@@ -66,7 +66,7 @@ def read_linearity(
     profiles = []
     for number, (options, text) in enumerate(zip(series, texts, strict=True)):
         progress("models", number, len(series))
-        readable = load_readable(options.model, **loading_of(options))
+        readable = _in_memory(options) or load_readable(options.model, **loading_of(options))
         check_first(readable, [tokens[:FIRST_TOKENS] for tokens in text.sequences[:FIRST]])
         profiles.append(_profile(readable, options, text, parts, finer, progress))
     progress("models", len(series), len(series))
@@ -100,9 +100,14 @@ class Text:
     of: int
 
 
+def _in_memory(options: Options) -> Readable | None:
+    """Return the model that was handed over in Python."""
+    return None if options.in_memory is None else readable_of(options.in_memory)
+
+
 def _check_and_encode(options: Options, split: str) -> Text:
     """Return the sequences that a model will read. Raises: as reading model and task does, its weights aside."""
-    blank = blank_readable(options.model, **loading_of(options))
+    blank = _in_memory(options) or blank_readable(options.model, **loading_of(options))
     _blocks(blank, options)
     task = read_task(options, blank, {split: 1})
     if task.kind != "text" and blank.kind != "decoder":
