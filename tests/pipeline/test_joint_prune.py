@@ -23,9 +23,9 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import mcnemar
 from secateur.errors import OutputError, TaskError
-from secateur.evaluation import sentence
 from secateur.evaluation.measurement import Measurement, SideResult
 from secateur.evaluation.openings import look, record
+from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
 from secateur.inputs import folder_name
 from secateur.tasks.example import Example, Task
