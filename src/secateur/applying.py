@@ -15,7 +15,7 @@ from secateur.checkpoint.result import Result, read_result
 from secateur.checkpoint.save import check_form
 from secateur.checkpoint.stream import mapped, stream
 from secateur.core.form import Form, Way
-from secateur.core.plan import Asked, Plan, plan_of
+from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.writing import write_text
@@ -30,7 +30,7 @@ from secateur.surgery.shape import shape_of
 
 def apply(
     model: str,
-    asked: Asked,
+    asked: PlanOrEdits,
     folder: Folder,
     command: Mapping[str, Any],
     loading: Mapping[str, Any],
@@ -71,7 +71,7 @@ def apply(
     return Result(folder.out, None, chosen)
 
 
-def check_early(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) -> None:
+def check_early(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, Any]) -> None:
     """Check before weights are read that the model has what is to be taken out.
 
     Raises: `PlanError`, `UnknownName`.
@@ -79,7 +79,7 @@ def check_early(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]
     check_form(form, resolve_early(asked, blank_model(model, **loading).anatomy))
 
 
-def preview(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) -> dict[str, Any]:
+def preview(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `apply` would cut, keep and write."""
     check_early(model, asked, form, loading)
     with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
@@ -100,7 +100,7 @@ def preview(model: str, asked: Asked, form: Form, loading: Mapping[str, Any]) ->
     }
 
 
-def _chosen(asked: Asked, loaded: Loaded, form: Form) -> Plan:
+def _chosen(asked: PlanOrEdits, loaded: Loaded, form: Form) -> Plan:
     """Return the plan for this model. Raises: `PlanError`, `UnknownName`."""
     plan = plan_of(asked, loaded.fingerprint)
     resolve(plan, loaded.anatomy, loaded.fingerprint)

@@ -19,7 +19,9 @@ from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.verdict import (
     CutRecord,
+    DecisionRecord,
     HandedOverRecord,
+    LoadsRecord,
     ModelRecord,
     ParametersRecord,
     TaskRecord,
@@ -27,7 +29,7 @@ from secateur.core.records.verdict import (
     WrittenRecord,
 )
 from secateur.core.writing import write_text, writing
-from secateur.evaluation.alternatives import alternatives
+from secateur.evaluation.baseline import alternatives
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import Measurement, SideTask, measure_model
 from secateur.evaluation.sentence import sentence
@@ -72,7 +74,7 @@ def cut_and_verify(
         trivial = alternatives(judge, session.options.seed)
         written, loads = _write_and_read(session, judge, found.plan, staging)
         after = _measure(session.on(session.task, written), sides)
-        numbers = decide(
+        decision = decide(
             judge,
             before,
             after,
@@ -86,17 +88,21 @@ def cut_and_verify(
         )
         saved = gains(session.loaded, written, staging)
         parameters = _parameters(session, found.plan, written)
-        held = held_plan(found, numbers["verdict"], keep=session.options.config.keep_unproven)
+        held = held_plan(found, decision.verdict, keep=session.options.config.keep_unproven)
         if held != found.plan:
             written, loads = _write_and_read(session, judge, held, staging)
-    evidence = numbers | {
-        "alternatives": trivial,
-        "baseline": start,
-        "gains": saved,
-        "parameters": parameters,
-    }
-    checkpoint = {"loads": loads.to_json(), "written": WrittenRecord(fingerprint=written.fingerprint)}
-    verdict = _verdict(session, found, evidence | checkpoint | {"handed_over": _handed_over(found, held)})
+    verdict = _verdict(
+        session,
+        found,
+        decision,
+        alternatives=trivial,
+        baseline=start,
+        gains=saved,
+        parameters=parameters,
+        handed_over=_handed_over(found, held),
+        loads=LoadsRecord.model_validate(loads.to_json()),
+        written=WrittenRecord(fingerprint=written.fingerprint),
+    )
     analysis = found.analysis | _compared(session, sides, before, after)
     _write_records(session, found, held, verdict, analysis, staging)
     return verdict.to_json()
@@ -153,8 +159,10 @@ def _measure(session: Session, sides: Sequence[SideTask]) -> Measurement:
 # -------------------------------------------------------------------------------------------------------- the records
 
 
-def _verdict(session: Session, found: Proposal, evidence: Mapping[str, Any]) -> VerdictRecord:
-    """Return the record: the evidence, what was done to what, with which versions, and the sentence that sums it up."""
+def _verdict(
+    session: Session, found: Proposal, decision: DecisionRecord, **evidence: object
+) -> VerdictRecord:
+    """Return the record: decision and evidence, what was done to what, the versions, and the sentence that sums up."""
     loaded, task, options = session.loaded, session.task, session.options
     values = {
         "sentence": "",
@@ -176,8 +184,8 @@ def _verdict(session: Session, found: Proposal, evidence: Mapping[str, Any]) -> 
         "seconds": dict(session.seconds),
         "command": options.command_line(),
     }
-    verdict = VerdictRecord.model_validate({**evidence, **values})
-    return verdict.model_copy(update={"sentence": sentence(verdict.to_json())})
+    verdict = VerdictRecord.model_validate({**decision.to_json(), **evidence, **values})
+    return verdict.model_copy(update={"sentence": sentence(verdict)})
 
 
 def _parameters(session: Session, plan: Plan, written: Loaded) -> ParametersRecord:
@@ -262,7 +270,7 @@ def _compared(
         "frequency": frequency_bins(task, task.split("test"), before.test, after.test),
         "changed": changed_examples(task, before.test, after.test, before.labels, after.labels),
     }
-    for side, was, now in zip(sides, before.sides, after.sides, strict=True):
+    for side, was, now in zip(sides, before.side_outcomes, after.side_outcomes, strict=True):
         if side.phrasings:
             blocks["paraphrases"] = paraphrase_record(side.task, was, now)
     return AnalysisRecord(**blocks).to_json()

@@ -17,7 +17,7 @@ from secateur.core.guard import constant_predictor
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, bound_text, margin_text, non_inferiority
 from secateur.core.plan import Plan, Truncate
-from secateur.core.records.verdict import VerdictRecord
+from secateur.core.records.verdict import HandedOverRecord, SearchRecord, VerdictRecord
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n, resample
@@ -409,9 +409,12 @@ class Case:
         found = decide(
             self.judge, *witnesses, plan, (), metric, ledger=self.ledger, scope="s", seed=0, margin=margin
         )
-        about = {"cut": [1] * cut, "search": {"method": "heads"}}
-        about["handed_over"] = {"holds": "cut" if cut else "original", "unproven": None, "edits": None}
-        return found | about | {"sentence": sentence(found | about)}
+        handed_over = HandedOverRecord(holds="cut" if cut else "original", unproven=None, edits=None)
+        verdict = VerdictRecord.model_construct(
+            **dict(found), cut=[1] * cut, search=SearchRecord(method="heads"), handed_over=handed_over
+        )
+        about = {"cut": [1] * cut, "search": {"method": "heads"}, "handed_over": handed_over.to_json()}
+        return found.to_json() | about | {"sentence": sentence(verdict)}
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ split seed {verdict.split_seed}, {verdict.candidates_tried} candidates tried. `p
 
 def _what_was_cut(verdict: VerdictRecord, plan: Plan) -> str:
     saved, aside = verdict.parameters, verdict.handed_over
-    edits = "\n".join(f"- {words}" for words in plan.told)
+    edits = "\n".join(f"- {words}" for words in plan.descriptions)
     if edits:
         counted = f"{saved.before:,} parameters before, {saved.after:,} stored now"
         return f"{edits}\n\nIn all {verdict.cut_summary}; {counted}."
@@ -108,7 +108,7 @@ def _trust(verdict: VerdictRecord) -> str:
 
 def unverified_card(model: str, hub: bool, plan: Plan, provenance: ProvenanceRecord) -> str:
     """Return README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did."""
-    edits = "\n".join(f"- {words}" for words in plan.told)
+    edits = "\n".join(f"- {words}" for words in plan.descriptions)
     return f"""{_front_matter(model, hub, "apply")}
 # {_short(model)}, cut by hand
 
