@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
-from secateur.core.plan import Asked, Plan, plan_of
+from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
@@ -23,7 +23,7 @@ from secateur.tasks.splits import MIN_GROUPS
 
 
 def evaluate(
-    options: Options, split: str, asked: Asked, *, ledger: str | Path | None, progress: Progress
+    options: Options, split: str, asked: PlanOrEdits, *, ledger: str | Path | None, progress: Progress
 ) -> dict[str, Any]:
     """All metrics on one split, with intervals, of the model with what is `asked` taken out."""
 
@@ -55,14 +55,16 @@ def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
     return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
 
 
-def plan_for(session: Session, asked: Asked) -> Plan:
+def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
     """The plan for this session's model. Raises `PlanError` where it is for another, `UnknownName` for its sites."""
     chosen = plan_of(asked, session.loaded.fingerprint)
     resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
     return chosen
 
 
-def analyze(what: str, options: Options, split: str, asked: Asked, progress: Progress) -> dict[str, Any]:
+def analyze(
+    what: str, options: Options, split: str, asked: PlanOrEdits, progress: Progress
+) -> dict[str, Any]:
     """The rows of one reading of matrices, or of what edits do."""
 
     def check(early: Session) -> None:

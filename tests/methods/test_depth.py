@@ -22,7 +22,7 @@ from secateur.errors import PlanError, UnknownName
 from secateur.methods.depth import runs as depth
 from secateur.report.chart import Figure
 from secateur.report.depth import SECTIONS
-from secateur.report.page import render
+from secateur.report.write import render
 
 COMMON = ("--allow-small", "--limit", "90", "--quiet", "--device", "cpu")
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96
@@ -321,4 +321,4 @@ class TestTheEdit:
 
     def test_words(self):
         plan = Plan("x", (self.of(4), self.of(1, 2, form="fold")))
-        assert plan.told == ["b1 to b2 folded into b0.down", "b4 linear"]
+        assert plan.descriptions == ["b1 to b2 folded into b0.down", "b4 linear"]

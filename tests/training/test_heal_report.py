@@ -25,7 +25,7 @@ from secateur.report.depth_order import order
 from secateur.report.epochs import epochs
 from secateur.report.healed_depth import healed_depth
 from secateur.report.healing import healing_page, hero
-from secateur.report.page import render_heal
+from secateur.report.write import render_heal
 from secateur.training.heal_options import Healing, command_line, heal_command
 from secateur.training.heal_record import form_of, sentence
 from secateur.training.tuning import Tuning

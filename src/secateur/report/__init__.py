@@ -1,6 +1,6 @@
 """Pages to look at, from a run's records. Knows no torch."""
 
-from secateur.report.page import (
+from secateur.report.write import (
     render,
     render_heal,
     render_probe,

@@ -10,7 +10,7 @@ from secateur.report.grids import LARGE, SMALL, amount, correlations, unit_map, 
 from secateur.report.markup import capital, change, key, known, text
 from secateur.report.neurons import concentration
 from secateur.report.parts import overlap_scatter, part_bars
-from secateur.report.pruned_units import Dropped, dropped
+from secateur.report.pruned_units import Dropped, dropped_in
 
 BESIDE = 8  # readings whose correlations fit beside the large map
 
@@ -23,7 +23,7 @@ def importance(verdict: Record, plan: Record, analysis: Record, figures: Figures
     mean = values_of(record.get("mean"))
     if not mean:
         return ""
-    gone, readings, overlap = dropped(verdict), record.get("readings") or (), record.get("overlap")
+    gone, readings, overlap = dropped_in(verdict), record.get("readings") or (), record.get("overlap")
     first = [_map(_mean_title(readings), mean, record["unit"], gone, most=LARGE)]
     agreement = [correlations("Do the readings agree?", overlap)] if overlap else []
     beside = len(readings) <= BESIDE
@@ -89,7 +89,7 @@ def _scale(gone: Dropped) -> str:
 
 def parts(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     """Feed-forward networks, attentions and blocks, by what the model loses without one."""
-    record, gone = analysis.get("components") or {}, dropped(verdict)
+    record, gone = analysis.get("components") or {}, dropped_in(verdict)
     measured = {name: record[name] for name in _PARTS if values_of((record.get(name) or {}).get("mean"))}
     found = [part_bars(_PARTS[name], item, gone) for name, item in measured.items()]
     several = any(len(item.get("readings") or ()) > 1 for item in measured.values())
@@ -126,7 +126,7 @@ def neurons(verdict: Record, plan: Record, analysis: Record, figures: Figures) -
 
 def induction(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     """What the heads do: prefix matching and copying, and how far that goes with importance."""
-    record, gone = analysis.get("components") or {}, dropped(verdict)
+    record, gone = analysis.get("components") or {}, dropped_in(verdict)
     scores = {
         "prefix matching": values_of(record.get("prefix_matching")),
         "copying": values_of(record.get("copying")),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from secateur.core.records.verdict import IntervalRecord
 from secateur.report import tables
 from secateur.report.epochs import STAGES, epochs, kept_loss
 from secateur.report.frame import Figures, section
@@ -112,12 +113,12 @@ def _n(record: Record) -> str:
 
 
 def _dumbbell(row: Record, label: str, note: str) -> Dumbbell:
-    sides = (row["unhealed"], row["healed"], row["teacher"])
-    better = row["higher_is_better"]
+    sides = [IntervalRecord.model_validate(row[side]) for side in ("unhealed", "healed", "teacher")]
+    better, gain = row["higher_is_better"], IntervalRecord.model_validate(row["gain"])
     if row["metric"] == "text_loss":
         ends = [number(math.exp(row[side]["value"]), "perplexity") for side in NAMES]
         note += f"; perplexity {', '.join(ends)}"
-    return Dumbbell(label, note, row["unit"], *sides, difference=row["gain"], higher_is_better=better)
+    return Dumbbell(label, note, row["unit"], *sides, difference=gain, higher_is_better=better)
 
 
 def _word(record: Record) -> str:

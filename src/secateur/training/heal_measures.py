@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.comparison import compare
+from secateur.core.comparison import compare, recovered
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
-from secateur.core.recovery import recovered
 from secateur.core.score import METRICS
 from secateur.evaluation.measurement import Measurement, SideTask, measure_model
 from secateur.evaluation.sample import plain, prompts, sample
