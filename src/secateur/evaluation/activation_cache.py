@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.evaluation.forward import Forward
-from secateur.surgery.mask import lent
+from secateur.surgery.mask import swapped_forward
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class ActivationCache:
         with ExitStack() as stack:
             for name, value in kept.items():
                 module = self.model.get_submodule(name)
-                stack.enter_context(lent(module, self._standin(name, module, value)))
+                stack.enter_context(swapped_forward(module, self._standin(name, module, value)))
             yield
 
     def _standin(self, name: str, module: nn.Module, value: Any) -> Callable[..., Any]:

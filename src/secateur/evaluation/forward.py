@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from secateur.evaluation.batching import Batch
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.weights import device_of
-from secateur.surgery.mask import lent
+from secateur.surgery.mask import swapped_forward
 
 
 def _entering(args: tuple, kwargs: dict) -> Tensor:
@@ -64,7 +64,7 @@ class Forward:
             hidden = value(_entering(args, kwargs))
             return (hidden, None) if self._tuples[number] else hidden
 
-        return lent(self._blocks[number], forward)
+        return swapped_forward(self._blocks[number], forward)
 
     def _skip_below(self, stack: ExitStack, start: int, entering: Tensor | None) -> None:
         for number in range(start):
@@ -144,7 +144,7 @@ def gathered(head: nn.Module, keep: Tensor) -> Any:
     def forward(hidden: Tensor) -> Tensor:
         return own(hidden.reshape(-1, hidden.shape[-1])[keep.to(hidden.device)][None])
 
-    return lent(head, forward)
+    return swapped_forward(head, forward)
 
 
 def _only_at(module: nn.Module, keep: Tensor) -> Any:
@@ -157,4 +157,4 @@ def _only_at(module: nn.Module, keep: Tensor) -> Any:
         out[at.to(some.device)] = some
         return out.reshape(*x.shape[:-1], -1)
 
-    return lent(module, forward)
+    return swapped_forward(module, forward)
