@@ -21,7 +21,7 @@ from secateur.options import Options
 from secateur.proof import cut_and_verify
 from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
 from secateur.side_tasks import side_effects
-from secateur.surgery.spectra import make_ready
+from secateur.surgery.spectra import make_spectra_folder
 
 LOG = logging.getLogger("secateur")
 
@@ -49,7 +49,7 @@ def prune(
         check_ledger(journal_file)
         session = session or open_session(options, None, progress, check)
         if options.spectra is not None:
-            make_ready(Path(options.spectra))
+            make_spectra_folder(Path(options.spectra))
         hired = nullcontext() if workers is None else workers(session.loaded)
         with hired as hands, Ledger.open(journal_file) as journal:
             return _prune(replace(session, ledger=journal, workers=hands), folder, journal)
@@ -84,7 +84,7 @@ def baseline_of(session: Session, examples: Sequence[int]) -> dict[str, Any]:
     """What the unchanged model can do on some examples of `select`."""
     outcomes = session.judge()([session.empty], examples, "baseline")[session.empty]
     metric, seed = session.objective.metric, session.options.seed
-    return baseline(session.task, "select", examples, outcomes, metric, seed)
+    return baseline(session.task, "select", examples, outcomes, metric, seed).to_json()
 
 
 def prune_each(

@@ -1,4 +1,4 @@
-"""What was fitted to data for an edit: arrays beside a plan, named by a digest of their content."""
+"""Arrays that were fitted to data for an edit; they lie beside a plan, named by a digest of their content."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fitted:
-    """Equal by `digest`. `arrays` is None where only the name has been read, as from a `plan.json` alone.
+    """Fitted arrays, equal by `digest`. `arrays` is None where only the digest was read, as from a `plan.json` alone.
 
-    Whoever applies an edit takes these arrays and never fits again, so that a plan computes the same everywhere.
+    Applying an edit takes these arrays and never fits again, so that a plan computes the same everywhere.
     """
 
     digest: str
     arrays: Mapping[str, np.ndarray] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def content(self) -> Mapping[str, np.ndarray]:
+        """Return the arrays, which must have been read: `resolve` refuses a plan where they were not."""
+        assert self.arrays is not None, f"only the name of {self.digest} was read"
+        return self.arrays
+
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Fitted:
-        """The arrays under the name that their content has."""
+        """Return the arrays with the digest of their content."""
         kept = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
         digest = hashlib.sha256()
         for name, array in kept.items():

@@ -2,14 +2,10 @@
 
 from secateur.report.write import (
     render,
-    render_probe,
-    write_probe_report,
     write_report,
 )
 
 __all__ = [
     "render",
-    "render_probe",
-    "write_probe_report",
     "write_report",
 ]

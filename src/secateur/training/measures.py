@@ -9,13 +9,12 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from secateur.core.comparison import compare
+from secateur.core.comparison import compare, recovered
 from secateur.core.distributed import world
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
 from secateur.core.records.verdict import IntervalRecord, ScoreRecord
-from secateur.core.recovery import recovered
 from secateur.core.score import METRICS, Score
 from secateur.core.stats import Interval
 from secateur.evaluation.measurement import Measurement, SideTask, measure_model
@@ -283,8 +282,8 @@ def test_record(session: Session, plan: Plan, three: Three, ledger: Ledger) -> H
     groups = task.groups(task.split("test"))
     outcomes = measured.map(lambda model: model.test)
     scores = [healed_score(name, outcomes, groups, seed) for name in REPORTED[task.kind]]
-    told = {name: verdict[name] for name in HealedTestRecord.model_fields if name in verdict}
-    sentence = test_sentence(len(groups), str(told.get("verdict")), scores[0])
+    told = {key: value for key, value in verdict.to_json().items() if key in HealedTestRecord.model_fields}
+    sentence = test_sentence(verdict.n, verdict.verdict, scores[0])
     return HealedTestRecord.model_validate(told | {"scores": scores, "sentence": sentence})
 
 

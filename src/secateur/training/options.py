@@ -211,7 +211,7 @@ def names_of(given: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(name.strip() for name in given.split(",")) if isinstance(given, str) else tuple(given)
 
 
-def options_of(model: str, task: str, given: Mapping[str, Any]) -> Options:
+def task_options_of(model: str, task: str, given: Mapping[str, Any]) -> Options:
     """Return the options by which `prune` opens this model and this task.
 
     Raises: `UnknownName` for an option that only `prune` has.
