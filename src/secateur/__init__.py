@@ -26,7 +26,7 @@ _WHERE = {
     "heal": "secateur.training.verbs",
     "train": "secateur.training.verbs",
     "load": "secateur.api",
-    "on_ray": "secateur.distributed.hire",
+    "on_ray": "secateur.distributed.ask",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
     "Result": "secateur.checkpoint.result",
