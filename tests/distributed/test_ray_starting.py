@@ -31,10 +31,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.exceptions import ObjectLostError  # noqa: E402
 
 from secateur.distributed import pool as pools  # noqa: E402
-from secateur.distributed.ask import (
-    Ask,
-    on_ray,
-)
+from secateur.distributed.ask import Ask, on_ray  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(  # of Ray's own, about what it leaves open when it ends
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"

@@ -68,7 +68,9 @@ class RayWorkers:
 
     def __init__(self, loaded: Loaded, count: int, *, cpus: float, gpus: float) -> None:
         self._load_arguments = ray.put(Shipped.of(loaded)), "cuda" if gpus else "cpu", max(1, int(cpus))
-        self._worker = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+        self._worker: Any = ray.remote(Worker).options(
+            num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD"
+        )
         self._count, self._launched, self._deaths, self._any_ready = count, 0, 0, False
         self._unready = 0  # workers in a row that failed before they had the model
         self._lost: Counter[Plan] = Counter()
@@ -157,7 +159,7 @@ class RayWorkers:
         self._deaths = 0
         return results
 
-    # ------------------------------------------------------------------------------------------------ starting and losing
+    # ---------------------------------------------------------------------------------------------- starting and losing
 
     def _launch(self) -> WorkerHandle:
         actor = self._worker.remote()
@@ -219,9 +221,14 @@ class RayWorkers:
 
     def _put_fitted(self, plans: Iterable[Plan]) -> None:
         """Put the arrays fitted for these plans into the store, by digest; release those that no plan here has."""
-        needed = {fitted.digest: fitted for plan in plans for fitted in plan.fitted}
-        known = self._fitted
-        self._fitted = {d: known[d] if d in known else ray.put(dict(f.arrays)) for d, f in needed.items()}
+        known, self._fitted = self._fitted, {}
+        for fitted in (fitted for plan in plans for fitted in plan.fitted):
+            if fitted.digest in self._fitted:
+                continue
+            if fitted.digest not in known:
+                assert fitted.arrays is not None, "the driver has the arrays"
+                known[fitted.digest] = ray.put(dict(fitted.arrays))
+            self._fitted[fitted.digest] = known[fitted.digest]
 
 
 def _answer(ref: Any) -> Any:
@@ -294,8 +301,8 @@ def _refuse(loaded: Loaded) -> None:
 def _count(address: str, ask: Ask) -> int:
     """Return how many workers to ask for.
 
-    Raises: `ClusterError` where there is room for none, or on this machine for fewer than asked for: a cluster may grow,
-        this machine does not.
+    Raises: `ClusterError` where there is room for none, or on this machine for fewer than asked for: a cluster may
+        grow, this machine does not.
     """
     room = sum(ask.room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
     local = local_count(address)

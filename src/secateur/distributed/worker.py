@@ -78,12 +78,15 @@ class Shipped:
         )
 
     def load(self, device: str) -> Loaded:
-        """Return the model; on the CPU it takes no memory of its own. Raises: `ModelError` where tensors are missing."""
+        """Return the model; on the CPU it takes no memory of its own.
+
+        Raises: `ModelError` where tensors are missing.
+        """
         once = list({id(stored): stored for stored in self.tensors.values()}.values())
         data = ray.get([stored.ref for stored in once])
         read = {id(stored): stored.read(array) for stored, array in zip(once, data, strict=True)}
         named = {name: read[id(stored)] for name, stored in self.tensors.items()}
-        model = filled_(self.blank, named.get).to(device)
+        model = filled_(self.blank, named.get).to(device)  # type: ignore[arg-type]  # a decorator hides its signature
         return Loaded(self.name, model, self.tokenizer, anatomy(model), self.fingerprint, self.revision, None)
 
 
