@@ -41,11 +41,10 @@ from secateur.errors import ModelError, OutputError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
 from secateur.hf.running import FEW, check_runs
-from secateur.surgery.decompositions import Decompositions
 from secateur.surgery.mask import masked
-from secateur.surgery.materialize import Left, what_is_left
+from secateur.surgery.materialize import CutModel, cut_model
 from secateur.surgery.operations import resolve
-from secateur.surgery.spectra import Spectra
+from secateur.surgery.spectra import Decompositions, Spectra
 
 
 @contextmanager
@@ -99,7 +98,7 @@ def stream(
         check = "logits" if 4 * size <= _free_memory() else "digests"
     decompose = Decompositions(plan, way.svd, torch_device(way.device))
     kept = Spectra(2**30, decompose) if check == "logits" else decompose
-    left = what_is_left(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
+    left = cut_model(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
     shards = shards_of(left.model, way.shard_size)
     place, rows = run / "shards", [range(min(FEW, loaded.anatomy.vocab_size))]
     if check == "logits":
@@ -171,7 +170,7 @@ def _keeping_finished(place: Path) -> Iterator[None]:
 
 def _write_shards(
     shards: list[Shard],
-    left: Left,
+    left: CutModel,
     loaded: Loaded,
     place: Path,
     journal: Journal,
@@ -183,11 +182,11 @@ def _write_shards(
     find = left.tensors_of(loaded.model)
     count = _counting("write", missing, progress)
     for shard in missing:
-        before = set(decompose.told)
+        before = set(decompose.records)
         digest = write_shard(shard, find, place, count)
         matrices = [
-            DecompositionRecord.model_validate(told)
-            for site, told in decompose.told.items()
+            DecompositionRecord.model_validate(record)
+            for site, record in decompose.records.items()
             if site not in before
         ]
         journal.add(FinishedShard(file=shard.file, sha256=digest, matrices=matrices))

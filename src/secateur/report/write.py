@@ -14,11 +14,8 @@ from secateur.core.records.plan import PlanRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
-from secateur.report import tables
-from secateur.report.components import importance, induction, neurons, parts, probe_hero
 from secateur.report.frame import PageSection
 from secateur.report.healing import healing_page
-from secateur.report.linearity import linearity_page
 from secateur.report.page import assemble
 from secateur.report.run_page import run_page
 from secateur.report.sections import method_sections, tried
@@ -50,31 +47,16 @@ def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf
     """
     _check(verdict, plan)
     sections, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
-    told = VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN)
-    analyzed = AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN)
+    told = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
+    analyzed = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
     return run_page(
         told,
-        PlanRecord.of(plan, "plan.json", SecateurError, AGAIN),
+        PlanRecord.from_values(plan, "plan.json", SecateurError, AGAIN),
         analyzed,
         [*sections_of(told, analyzed), *sections],
         tried(verdict, analysis),
         figures,
     )
-
-
-def render_probe(record: Json) -> str:
-    """One self-contained HTML page from `probe.json`: what the components of a model are worth, and what they do.
-
-    Raises: `SecateurError` where the record holds no reading.
-    """
-    record, figures = finite(record), {}
-    if record.get("what") == "linearity":
-        return assemble(f"linearity: {record['model']}", linearity_page(record, figures), figures)
-    found = [build({}, {}, record, figures) for build in (importance, parts, neurons, induction)]
-    if not any(found):
-        raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
-    sections = [probe_hero(record), *found, f"<footer>{tables.probe_provenance(record)}</footer>"]
-    return assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
 
 
 def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
@@ -131,14 +113,6 @@ def write_heal_report(record: Json, path: str | Path, also: Sequence[Json] = ())
     Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
     """
     return _written(render_heal(record, also), Path(path))
-
-
-def write_probe_report(record: Json, path: str | Path) -> Path:
-    """Writes the page of a probe's record.
-
-    Raises: `SecateurError` for a record without a reading, `OutputError` for a page that cannot be written.
-    """
-    return _written(render_probe(record), Path(path))
 
 
 def _written(page: str, out: Path) -> Path:
