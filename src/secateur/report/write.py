@@ -15,12 +15,13 @@ from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.report import tables
+from secateur.report.chart import Figure
 from secateur.report.components import importance, induction, neurons, parts, probe_hero
 from secateur.report.frame import PageSection
 from secateur.report.healing import healing_page
 from secateur.report.linearity import linearity_page
 from secateur.report.page import assemble
-from secateur.report.run_page import run_page
+from secateur.report.run_page import frequency, run_page
 from secateur.report.sections import method_sections, tried
 
 VERSION = 1
@@ -60,6 +61,19 @@ def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf
         tried(verdict, analysis),
         figures,
     )
+
+
+def run_figures(
+    verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf = no_sections
+) -> dict[str, Figure]:
+    """Return the figures of the page that `render` gives, by their ids. Raises: as `render`."""
+    _check(verdict, plan)
+    _, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
+    told = VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN)
+    analyzed = AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN)
+    for section in (*sections_of(told, analyzed), frequency(analyzed.frequency or ())):
+        figures |= section.figures()
+    return figures
 
 
 def render_probe(record: Json) -> str:
