@@ -421,8 +421,9 @@ def test_every_figure_of_the_report_can_be_drawn(result):
     for name in result.figures:
         assert f'id="{name}"' in page
         assert len(result.plot(name).data) == len(result.figures[name].data)
-    with pytest.raises(UnknownName, match="no figure 'sweep'. Did you mean sweep-0"):
-        result.plot("sweep")
+    with pytest.raises(UnknownName, match="no figure 'swep'"):
+        result.plot("swep")
+    assert result.plot("sweep") == result.plot("sweep-0")
 
 
 def test_a_result_that_was_there_has_the_same_figures(result):

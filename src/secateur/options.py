@@ -19,8 +19,6 @@ from secateur.errors import SecateurError, UnknownName
 if TYPE_CHECKING:
     from secateur.hf.anatomy import Anatomy
     from secateur.hf.load import Loaded
-else:
-    Loaded = object  # so that the types of all fields can be asked for without torch
 
 
 def _layers(flag: str, text: str) -> tuple[int, int]:

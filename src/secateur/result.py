@@ -70,13 +70,14 @@ class Result:
 
     def plot_frequency(self) -> go.Figure:
         """Return accuracy before and after, by how often the training text held the fact."""
-        return self.plot("frequency-0")
+        return self.plot("frequency")
 
     def plot(self, name: str) -> go.Figure:
-        """Return a figure of the report by its name, which is one of `figures`.
+        """Return a figure of the report by its name, which is one of `figures`; `sweep` is `sweep-0`.
 
         Raises: `UnknownName` where this report has none of this name.
         """
+        name = name if name in self.figures else f"{name}-0" if f"{name}-0" in self.figures else name
         if name not in self.figures:
             raise UnknownName(
                 f"the report of {self.out} has no figure {name!r}.{nearest(name, self.figures)}"

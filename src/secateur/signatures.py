@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import ParamSpec, TypeVar, get_origin
+from typing import ParamSpec, TypeVar
 
 from secateur.core.config import Named
 from secateur.errors import UnknownName, nearest
@@ -61,12 +61,10 @@ def _parameter(one: Named) -> inspect.Parameter:
 
 def annotation_of(one: Named) -> str:
     """Return the type of what an option takes in Python: its value, or text as on the command line."""
-    stated = one.kind.__name__ if isinstance(one.kind, type) else str(one.kind)
-    if get_origin(one.kind) is not None:  # a tuple's own name leaves out what is in it
-        stated = str(one.kind)
-    many = stated.startswith("tuple[") and stated.endswith(", ...]")
+    shown = one.kind.__name__ if one.kind in (bool, int, float, str) else str(one.kind)
+    many = shown.startswith("tuple[") and shown.endswith(", ...]")
     if one.option.metavar == "TASK":
         return "Tasks" if many else "OneTask | None"
-    kind = f"Sequence[{stated[6:-6]}]" if many else stated.removesuffix(" | None")
+    kind = f"Sequence[{shown[6:-6]}]" if many else shown.removesuffix(" | None")
     kinds = [kind, *(["str"] if one.option.read is not None or one.option.repeated else [])]
-    return " | ".join([*kinds, *(["None"] if stated.endswith(" | None") else [])])
+    return " | ".join([*kinds, *(["None"] if shown.endswith(" | None") else [])])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.core.site import Site
-from secateur.report.components import importance, induction, neurons, parts
 from secateur.report.cuts import Tried
 from secateur.report.depth import SECTIONS as DEPTH
 from secateur.report.directions import SECTIONS as DIRECTIONS
@@ -190,10 +189,6 @@ SECTIONS: tuple[Section, ...] = (
     pruning,
     *DIRECTIONS,
     *DEPTH,
-    importance,
-    parts,
-    neurons,
-    induction,
     _sweep,
     _curves,
     _spectrum,
