@@ -28,9 +28,12 @@ AGAIN = "Give --overwrite to make it again."
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """The result of `prune` and `apply`: the folder of the checkpoint, and the content of its records.
+    """The result of `prune` and `apply`.
 
-    `already`: it was there before, and nothing was done. `verdict` is None where nothing was verified (`apply`).
+    Attributes:
+        out: The folder of the checkpoint.
+        verdict: The content of verdict.json; None where nothing was verified (`apply`).
+        already: The checkpoint was there before, and nothing was done.
     """
 
     out: Path
@@ -97,7 +100,7 @@ class Result:
     def _record(self) -> VerdictRecord:
         if self.verdict is None:
             raise OutputError(f"nothing was verified in {self.out}: a verdict is what `prune` gives.")
-        return VerdictRecord.of(self.verdict, self.out / "verdict.json", OutputError, AGAIN)
+        return VerdictRecord.from_values(self.verdict, self.out / "verdict.json", OutputError, AGAIN)
 
 
 def _drawn(figure: Figure) -> go.Figure:
@@ -107,7 +110,7 @@ def _drawn(figure: Figure) -> go.Figure:
 
 
 def read_result(out: Path) -> Result:
-    """Return the result of what was there before. Raises: `OutputError`, `PlanError` where it is damaged."""
+    """Return the result that a finished folder holds. Raises: `OutputError`, `PlanError` where it is damaged."""
     file = out / "verdict.json"
     return Result(out, read_verdict(file) if file.exists() else None, read_plan(out), already=True)
 
