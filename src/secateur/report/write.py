@@ -14,8 +14,9 @@ from secateur.core.records.plan import PlanRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
+from secateur.report.chart import Figure
 from secateur.report.frame import PageSection
-from secateur.report.run_page import run_page
+from secateur.report.run_page import frequency, run_page
 from secateur.report.sections import method_sections, tried
 
 VERSION = 1
@@ -55,6 +56,19 @@ def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf
         tried(verdict, analysis),
         figures,
     )
+
+
+def run_figures(
+    verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf = no_sections
+) -> dict[str, Figure]:
+    """Return the figures of the page that `render` gives, by their ids. Raises: as `render`."""
+    _check(verdict, plan)
+    _, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
+    told = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
+    analyzed = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
+    for section in (*sections_of(told, analyzed), frequency(analyzed.frequency or ())):
+        figures |= section.figures()
+    return figures
 
 
 def write_report(folder: str | Path, out_html: str | Path, *, sections_of: SectionsOf = no_sections) -> Path:
