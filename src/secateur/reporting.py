@@ -12,9 +12,9 @@ from secateur.report.frame import PageSection
 from secateur.report.write import write_report
 
 
-def write_run_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Write the page of what `folder` holds; the arguments are those of `report.write_report`."""
-    return write_report(folder, out_html, also, sections_of=method_sections)
+def write_run_report(folder: str | Path, out_html: str | Path) -> Path:
+    """Write the page of the run in `folder`; the arguments are those of `report.write_report`."""
+    return write_report(folder, out_html, sections_of=method_sections)
 
 
 def method_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:

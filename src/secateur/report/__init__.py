@@ -2,14 +2,10 @@
 
 from secateur.report.write import (
     render,
-    render_heal,
-    write_heal_report,
     write_report,
 )
 
 __all__ = [
     "render",
-    "render_heal",
-    "write_heal_report",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""Report files: the records of a run, a probe or a healed cut in, one self-contained HTML page out. No torch."""
+"""Report files: the records of a run in, one self-contained HTML page out. No torch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.report.frame import PageSection
-from secateur.report.healing import healing_page
-from secateur.report.page import assemble
 from secateur.report.run_page import run_page
 from secateur.report.sections import method_sections, tried
 
@@ -59,46 +57,13 @@ def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf
     )
 
 
-def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
-    """One self-contained HTML page from `heal.json`: what healing brought back, at what cost; `also` are the records of
-    other healed cuts of the same original, for the curves over depth.
+def write_report(folder: str | Path, out_html: str | Path, *, sections_of: SectionsOf = no_sections) -> Path:
+    """Write the page of what `folder` holds: `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
 
-    Raises: `SecateurError` where they are of another original or task.
-    """
-    origins = {(one["teacher"]["fingerprint"], one["task"]["hash"]) for one in (record, *also)}
-    if len(origins) > 1:
-        raise SecateurError(
-            "these healed cuts are not of one original on one task, so their curves cannot be drawn together. Heal "
-            "them with the same --task, --limit, --seqlen and --split-seed."
-        )
-    record, figures = finite(record), {}
-    sections = healing_page(record, [finite(other) for other in also], figures)
-    return assemble(f"healed: {record['cut']['name']}", sections, figures)
-
-
-def write_report(
-    folder: str | Path,
-    out_html: str | Path,
-    also: Sequence[str | Path] = (),
-    *,
-    sections_of: SectionsOf = no_sections,
-) -> Path:
-    """Write the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
-    `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
-
-    Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
-    cannot be written.
+    Raises: `SecateurError` for records that are missing or broken, `OutputError` for a page that cannot be written.
     """
     folder, out = Path(folder), Path(out_html)
-    if not os.path.isdir(folder):
-        raise SecateurError(
-            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
-        )
-    if (folder / "heal.json").exists():
-        others = [_read(Path(other) / "heal.json") for other in also]
-        return write_heal_report(_read(folder / "heal.json"), out, others)
-    if also:
-        raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
+    check_folder(folder)
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
     page = render(
@@ -107,12 +72,12 @@ def write_report(
     return _written(page, out)
 
 
-def write_heal_report(record: Json, path: str | Path, also: Sequence[Json] = ()) -> Path:
-    """Writes the page of a healed cut.
-
-    Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
-    """
-    return _written(render_heal(record, also), Path(path))
+def check_folder(folder: Path) -> None:
+    """Raise `SecateurError` where there is no such folder."""
+    if not os.path.isdir(folder):
+        raise SecateurError(
+            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
+        )
 
 
 def _written(page: str, out: Path) -> Path:
