@@ -24,7 +24,7 @@ from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.linalg.directions import Directions, directions, pieces
 from secateur.linalg.least_squares import Moments
-from secateur.probes.gradient_hooks import read_taps
+from secateur.probes.gradient_hooks import read_linear_layers
 from secateur.probes.residual_stream import real_tokens
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import Decompose, decompose, resolve
@@ -215,7 +215,7 @@ class _Probe:
                 if path == first:
                     inputs[path].add(x[real.to(x.device)])
 
-            read_taps(self.loaded, batch, paths, entered, arrived if sums else None)
+            read_linear_layers(self.loaded, batch, paths, entered, arrived if sums else None)
             self._done += 1
             self._progress("directions", self._done, self._total)
         return inputs
