@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) in a model for the length of a training, by peft; and what a cut put into a model.
+"""Train a model through low-rank adapters (LoRA) by peft; find the modules that a cut put into a model.
 
 Source of the method: Hu et al. 2021 (arXiv 2106.09685), y = Wx + (α/r)·BAx with B = 0 at first.
 """
@@ -18,15 +18,18 @@ from secateur.hf.modeling_secateur import LowRank, Side
 
 
 def check_peft() -> None:
-    """Raises `ModelError` where peft is not installed."""
+    """Raise `ModelError` where peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise ModelError("--lora needs peft, which is not installed: pip install 'secateur[lora]'")
 
 
 @contextmanager
 def adapted(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, seed: int) -> Iterator[None]:
-    """The linear layers at `paths`, a GPT-2 Conv1D included, with adapters; afterwards W holds W + (α/r)·BA and the
-    adapters are gone. All other weights stay as they are. A is drawn by `seed`."""
+    """Give the linear layers at `paths` (GPT-2's Conv1D included) adapters while the context is open.
+
+    Afterwards W holds W + (α/r)·BA and the adapters are gone. All other weights stay as they are. A is drawn by
+    `seed`.
+    """
     _insert(model, paths, rank, alpha, seed)
     yield
     _merge(model)
@@ -60,7 +63,7 @@ def _is_adapter(module: nn.Module) -> bool:
 
 
 def substitutes(model: nn.Module) -> tuple[str, ...]:
-    """The paths of what stands in a cut model for blocks and matrices: linear maps, and pairs of factors."""
+    """Return the paths of the modules that a cut put in: linear maps for blocks, pairs of factors for matrices."""
     entries = (f"{path}.entry" for path, module in model.named_modules() if _has_entry(module))
     factors = (path for path, module in model.named_modules() if isinstance(module, LowRank | Side))
     return (*entries, *factors)
