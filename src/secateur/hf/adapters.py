@@ -9,6 +9,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,8 @@ def _insert(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, see
     from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(paths))
+    # peft says int, and only divides it by the rank
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(paths))  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # it finds that out by itself
         inject_adapter_in_model(config, model)
@@ -50,7 +52,7 @@ def _insert(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, see
 @torch.no_grad()
 def _merge(model: nn.Module) -> None:
     for path in [name for name, module in model.named_modules() if _is_adapter(module)]:
-        layer = model.get_submodule(path)
+        layer: Any = model.get_submodule(path)
         layer.merge()
         model.set_submodule(path, layer.get_base_layer())
     del model.peft_config  # else the model would say that it still carries an adapter

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import MATRICES, Site
@@ -51,7 +52,7 @@ class Anatomy:
     """A model's parts by name. Paths are as for `model.get_submodule`; `context` counts usable positions.
 
     `widths` are the sizes of each block; `num_heads`, `num_kv_heads` and `d_ff` are those of the widest block;
-    in a model that was never cut all blocks are alike. `carved`: it was cut, and has shapes of its block_widths. `mlps`
+    in a model that was never cut all blocks are alike. `carved`: it was cut, and has shapes of its own. `mlps`
     are the feed-forward modules that map one tensor to one tensor, one per block, or None for families whose
     blocks have no such module; Falcon adds into what they return, so clone it to keep it. `free_heads`: its
     config can state another number of heads of the same size. `num_parameters` counts tied parameters once.
@@ -137,7 +138,7 @@ class Anatomy:
         return tuple(kind for kind in MATRICES if kind in kinds)
 
 
-def anatomy(model: nn.Module) -> Anatomy:
+def anatomy(model: PreTrainedModel) -> Anatomy:
     """Return the anatomy of a Hugging Face causal language model, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
@@ -167,7 +168,7 @@ def anatomy(model: nn.Module) -> Anatomy:
         num_kv_heads=max(block_widths.num_kv_heads for block_widths in widths),
         d_head=general.d_head,
         d_ff=max(block_widths.d_ff for block_widths in widths),
-        vocab_size=unembedding.weight.shape[0],
+        vocab_size=unembedding.get_parameter("weight").shape[0],
         context=general.context,
         blocks=blocks,
         mlps=None if family.mlp is None else tuple(f"{block}.{family.mlp}" for block in blocks),
@@ -312,6 +313,7 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     for path, module in model.named_modules():
+        substitutes: list[tuple[str, nn.Module]]
         substitutes = [(path, module)] if isinstance(module, LowRank | Side) else []
         substitutes += [(f"{path}.entry", entry)] if (entry := _entry_of(module)) is not None else []
         named |= {
@@ -327,7 +329,8 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
 
 def _entry_of(module: nn.Module) -> nn.Module | None:
     """Return the linear maps that a carved module begins with."""
-    return module.entry if isinstance(getattr(module, "entry", None), nn.Sequential) else None
+    entry = getattr(module, "entry", None)
+    return entry if isinstance(entry, nn.Sequential) else None
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:
@@ -340,8 +343,8 @@ def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:
 
 def _stored_shape(linear: nn.Linear | Conv1D) -> tuple[int, int]:
     """Return (out, in) whatever the storage."""
-    shape = tuple(linear.weight.shape)
-    return shape[::-1] if isinstance(linear, Conv1D) else shape
+    rows, columns = linear.weight.shape
+    return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:

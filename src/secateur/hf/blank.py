@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from secateur.hf.anatomy import anatomy
@@ -93,4 +94,5 @@ def blank_model(
         tokenizer = tokenizer_of(source, trust_remote_code) if needed else None
     found = anatomy(model.eval().requires_grad_(False))
     place = str(source.folder)
-    return Loaded(name, model, tokenizer or Ruler(found.vocab_size), found, "blank", source.revision, place)
+    ruled: Any = tokenizer or Ruler(found.vocab_size)  # used by a tokenizer's public methods alone
+    return Loaded(name, model, ruled, found, "blank", source.revision, place)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -39,7 +39,7 @@ def repaired(config: Any, blocks: Sequence[int], **changes: Any) -> Any:
     return _stock_config(type(config)).from_dict(stated | named)
 
 
-def _stock_config(cls: type) -> type:
+def _stock_config(cls: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     return cls.__mro__[1] if cls.__name__ == modeling_secateur.SecateurConfig.__name__ else cls
 
 
@@ -57,7 +57,8 @@ def carved(config: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
         "operations": list(operations),
     }
     added = {"carving": carving, "auto_map": AUTO_MAP, "architectures": [SecateurForCausalLM.__name__]}
-    return carved_config(type(config)).from_dict(config.to_dict() | added)
+    family_config: type[PreTrainedConfig] = type(config)
+    return carved_config(family_config).from_dict(config.to_dict() | added)  # type: ignore[arg-type]  # it hashes
 
 
 def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
@@ -86,9 +87,9 @@ def _unlike(stated: Mapping[str, Any], **kinds: type) -> list[str]:
 def blank(config: Any, *, like: PreTrainedModel) -> PreTrainedModel:
     """Return the model of a config, stock or carved, on the meta device; dtype and attention as `like` has them."""
     is_carved = bool(getattr(config, "carving", None))
-    cls = SecateurForCausalLM if is_carved else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    cls: Any = SecateurForCausalLM if is_carved else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):
-        model = cls._from_config(
+        model: PreTrainedModel = cls._from_config(
             config, dtype=like.dtype, attn_implementation=like.config._attn_implementation
         )
     model.generation_config = like.generation_config

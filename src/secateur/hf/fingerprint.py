@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from secateur.hf.weights import distinct, is_offloaded, stored
 
@@ -59,7 +59,7 @@ def config_digest(model: PreTrainedModel) -> str:
 
     Equal weights compute something else under another rope base, norm epsilon or generation config.
     """
-    configs = [model.config, model.generation_config]
+    configs: tuple[PreTrainedConfig | GenerationConfig | None, ...] = (model.config, model.generation_config)
     kept = [_lasting(config.to_dict()) for config in configs if config is not None]
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -75,4 +75,4 @@ def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(parameter: Tensor) -> str:
     data = parameter.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(data.view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(data.view(torch.uint8).numpy().data).hexdigest()

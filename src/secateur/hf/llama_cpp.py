@@ -92,7 +92,8 @@ def _refused_shape(family: Family, config: Any) -> str:
     for switch, known in _SWITCHES.get(name, {}).items():
         if getattr(config, switch) not in known:
             return f"it knows this family only with {switch} = {' or '.join(map(str, known))}, {_SILENT}"
-    if name in _FIXED_WIDTH and (getattr(config, family.width) or 4 * size) != 4 * size:
+    width = getattr(config, family.width) if family.width is not None else None
+    if name in _FIXED_WIDTH and (width or 4 * size) != 4 * size:
         return f"it takes feed-forward networks of this family to have 4 × {size:,} neurons"
     if name in _FIXED_HEADS and (getattr(config, "head_dim", None) or size // heads) * heads != size:
         return "it takes the size of a head of this family to follow from their number"

@@ -121,9 +121,15 @@ def load_model(
         source = find_source(name, revision)
         remote = check_kind(source, trust_remote_code)
         auto = auto_of(source)
-        options = {"dtype": dtype, "remote": remote, "remote_tokenizer": trust_remote_code}
-        refuse = partial(refuse_partial, _family(source))
-        files = read_files(source, auto, refuse, placement=placement, **options)
+        files = read_files(
+            source,
+            auto,
+            partial(refuse_partial, _family(source)),
+            dtype=dtype,
+            placement=placement,
+            remote=remote,
+            remote_tokenizer=trust_remote_code,
+        )
     model, source = files.model, files.source
     end_ids(model, files.tokenizer)  # refused before anything is measured
     return Loaded(
@@ -151,7 +157,7 @@ class Files:
 
 def read_files(
     source: ModelSource,
-    auto: type,
+    auto: Any,
     refuse: Callable[[str, Mapping[str, Any]], None],
     *,
     dtype: str,
@@ -235,9 +241,9 @@ def _architecture(source: ModelSource) -> str:
     named = source.config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]
-    known: Mapping[str, Any] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    known: Mapping[str, str] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     model_type = source.config.get("model_type")
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise ModelError(f"config.json of {source.name} names no architecture (model_type {model_type!r}).")
     return known[model_type]
 
@@ -253,7 +259,7 @@ def config_of(source: ModelSource, remote: bool) -> PreTrainedConfig:
 
 
 def on_meta(
-    source: ModelSource, auto: type, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+    source: ModelSource, auto: Any, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
 ) -> PreTrainedModel:
     """Return the model that a config states, without memory. Raises: `ModelError` where it states none."""
     wanted = config.dtype or torch.float32 if isinstance(dtype, str) else dtype
@@ -306,7 +312,7 @@ def _ends_alike(name: str, path: str) -> bool:
 
 def _weights(
     source: ModelSource,
-    auto: type,
+    auto: Any,
     config: PreTrainedConfig,
     dtype: torch.dtype | str,
     remote: bool,

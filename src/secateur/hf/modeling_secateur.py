@@ -8,6 +8,8 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 operations on modules named by their paths. Parameters keep the names they have in the stock model.
 """
 
+# mypy: ignore-errors
+# Base classes here are known at run time only, which no type checker can follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -73,7 +73,7 @@ class Placement:
         Raises: `ModelError` where weights would be read from disk and no offload folder allows it.
         """
         if self.device_map is None:
-            return model.to(self.target())
+            return model.to(torch_device(self.device))  # type: ignore[arg-type]  # mypy takes self for its argument
         self._refuse_strange(model)
         self._refuse_disk(getattr(model, "hf_device_map", {}), "this device map")
         open_door_(model, keeps=scratch)

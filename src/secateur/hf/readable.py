@@ -81,8 +81,16 @@ def load_readable(
     check_machine(dtype, device, **offloading)
     source = _encoder(name, revision)
     if source is None:
-        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return readable_of(load_model(name, revision=revision, **options, **offloading))
+        return readable_of(
+            load_model(
+                name,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                **offloading,
+            )
+        )
     read = read_files(source, AutoModel, _refuse_gaps, dtype=dtype, placement=Placement(device, **offloading))
     return readable_from(read.model, read.tokenizer, name=name, revision=read.source.revision)
 
@@ -99,8 +107,16 @@ def blank_readable(
     """Load the same without weights. Raises: as `load_readable`, but for weights."""
     source = _encoder(name, revision)
     if source is None:
-        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return readable_of(blank_model(name, revision=revision, **options, **offloading))
+        return readable_of(
+            blank_model(
+                name,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                **offloading,
+            )
+        )
     check_machine(dtype, device, **offloading)
     with quiet():
         if source.revision is not None:

@@ -169,9 +169,11 @@ def download(source: ModelSource, *, weights: bool = True) -> ModelSource:
     """Fetch the files of a source, from the very commit of its config; without `weights`, the small ones."""
     commit = source.name, source.revision
     wanted = [pattern for pattern in _WANTED if weights or not pattern.endswith(".safetensors")]
-    what = {"allow_patterns": wanted, "ignore_patterns": _UNWANTED}
-    folder = _ask_hub(snapshot_download, *commit, **what, local_files_only=source.cached)
-    _ask_hub(snapshot_download, *commit, allow_patterns=[TEMPLATES], local_files_only=source.cached)
+    cached = source.cached
+    folder = _ask_hub(
+        snapshot_download, *commit, allow_patterns=wanted, ignore_patterns=_UNWANTED, local_files_only=cached
+    )
+    _ask_hub(snapshot_download, *commit, allow_patterns=[TEMPLATES], local_files_only=cached)
     return replace(source, folder=Path(folder))
 
 

@@ -199,8 +199,9 @@ def _hook(module: nn.Module) -> AlignDevicesHook | None:
     """Return the hook that brings a module's own weights in, if they are offloaded."""
     hook = getattr(module, "_hf_hook", None)
     for part in getattr(hook, "hooks", (hook,)):
-        aligns = isinstance(part, AlignDevicesHook) and part.offload
-        if aligns and isinstance(part.weights_map, PrefixedDataset):
+        if not isinstance(part, AlignDevicesHook) or not part.offload:
+            continue
+        if isinstance(part.weights_map, PrefixedDataset):
             return part
     return None
 
