@@ -32,6 +32,9 @@ MAY_IMPORT = {
     "inputs": {"errors", "core", "hf", "tasks", "options"},
     "session": {"errors", "core", "hf", "surgery", "tasks", "evaluation", "search", "options"},
 }
+MAY_IMPORT["given"] = {"errors", "core", "tasks"}
+MAY_IMPORT["signatures"] = {"errors", "core"}
+MAY_IMPORT["keywords"] = {"given"}
 for room_ in ("records", "checkpoint"):
     MAY_IMPORT[room_] |= {"__init__"}  # for the version
 MAY_IMPORT["side_tasks"] = {"session", "tasks", "evaluation"}
@@ -47,7 +50,8 @@ MAY_IMPORT["training"] = {
     "session",
 }
 MAY_IMPORT["training"] |= {"side_tasks", "evaluation", "report"}  # healing is reported as a cut is
-MAY_IMPORT["training"] |= {"inputs", "surgery"}
+MAY_IMPORT["training"] |= {"methods"}  # the records alone: heal.json holds the curves of a depth cut
+MAY_IMPORT["training"] |= {"inputs", "surgery", "given", "keywords", "signatures"}
 MAY_IMPORT["probing"] = {
     *MAY_IMPORT["probes"],
     "probes",
@@ -58,12 +62,24 @@ MAY_IMPORT["probing"] = {
     "report",
 }
 MAY_IMPORT["methods"] = {*MAY_IMPORT["probing"], "probing", "search", "side_tasks", "evaluation"}
-MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains"}
+MAY_IMPORT["reporting"] = {"core", "methods", "report"}
+MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains", "reporting"}
 MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof"}
 MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records"}
 MAY_IMPORT["measuring"] = MAY_IMPORT["methods"] | {"methods"}
 MAY_IMPORT["forecast"] = MAY_IMPORT["pipeline"] | {"pipeline"}
-MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {"forecast", "gains", "inputs", "applying", "measuring"}
+MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
+    "training",
+    "reporting",
+    "forecast",
+    "gains",
+    "inputs",
+    "applying",
+    "measuring",
+    "given",
+    "keywords",
+    "signatures",
+}
 MAY_IMPORT["distributed"] = {"errors", "core", "hf", "evaluation"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # the front door names the verbs and opens them when asked
@@ -127,6 +143,14 @@ def test_every_room_has_its_place():
 def test_imports_go_one_way(path):
     allowed = MAY_IMPORT[room(path)] | {room(path)}
     assert ours(path) <= allowed, f"{path.relative_to(SOURCE)} reaches where it may not"
+
+
+def test_training_knows_the_records_of_methods_and_nothing_else_of_them():
+    known = {
+        name for path in FILES if room(path) == "training" for name in imported(path) if ".methods." in name
+    }
+    assert known
+    assert {name.split(".")[3] for name in known} == {"records"}
 
 
 def test_the_plan_itself_has_no_circle():

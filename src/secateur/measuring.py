@@ -14,7 +14,7 @@ from secateur.core.progress import Progress
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
 from secateur.evaluation.baseline import baseline
-from secateur.evaluation.openings import look, record
+from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.methods.analyses import ANALYSES, check_analysis
 from secateur.options import Options
 from secateur.session import Session, open_session
@@ -37,7 +37,7 @@ def evaluate(
         examples = session.task.split(split)
         outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
         if journal is not None and split == "test":
-            record(journal, session.task, look(session.scope, chosen))
+            record_opening(journal, session.task, untested_opening(session.scope, chosen))
     groups = session.task.groups(examples)
     names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
     metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
@@ -45,7 +45,7 @@ def evaluate(
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
         scores.append(_perplexity(scores[0]))
-    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed)
+    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed).to_json()
     head = {"model": options.model, "task": session.task.name, "split": split, "plan": str(chosen)}
     return head | {"scores": scores, "baseline": start}
 

@@ -190,7 +190,7 @@ def test_nan_anywhere_is_a_gap_and_not_a_word():
     analysis["curves"][0]["loss"][3] = math.nan
     analysis["tail"][0]["cosine"] = math.nan
     verdict["side_effects"][0]["p_value"] = math.nan
-    verdict["secondary"][0]["after"] = {"value": math.nan, "ci": [math.nan, math.nan]}
+    verdict["secondary"][0]["after"] |= {"value": math.nan, "ci": [math.nan, math.nan]}
     page = Page(render(verdict, plan, analysis))
     assert page.figures
     assert not re.search(r"\bnan\b", page.text)

@@ -12,6 +12,7 @@ import pytest
 from fixtures import data_components, data_report
 from test_report import Page, strings
 
+from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
 from secateur.errors import OutputError, SecateurError
 from secateur.report import render, render_probe, write_probe_report, write_report
@@ -460,7 +461,7 @@ def test_table_below_the_curves_is_the_record():
 
 def test_map_marks_each_dropped_head_once(pages):
     for name in ("heads", "grouped", "components"):
-        gone = dropped(RECORDS[name]()[0])
+        gone = dropped(VerdictRecord.model_validate(RECORDS[name]()[0]))
         every = {Site(block, "attn", "h", head) for block in range(6) for head in range(8)}
         every |= {Site(block, "mlp") for block in range(6)}
         titles = [a["title"] for a in pages[name].of_class("cut") if a.get("title")]
@@ -597,9 +598,7 @@ def test_places_are_signed_and_show_the_line_that_loads_and_how_that_is_known():
         *[("no", "does not load", "✗")] * 3,
     ]
     told = [said for *_, said in items]
-    assert (
-        told[1] == "<code>secateur.load(&quot;out&quot;)</code><br><small>read back (secateur 0.1.0)</small>"
-    )
+    assert told[1] == "<code>secateur.load(&#34;out&#34;)</code><br><small>read back (secateur 0.1.0)</small>"
     assert told[2] == "<code>lm_eval --model hf</code><br><small>expected (not tried), with patience</small>"
     assert told[3] == "blocks differ in their number of heads"
 

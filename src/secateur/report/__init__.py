@@ -1,19 +1,11 @@
 """Pages to look at, from a run's records. Knows no torch."""
 
-from secateur.report.page import (
+from secateur.report.write import (
     render,
-    render_heal,
-    render_probe,
-    write_heal_report,
-    write_probe_report,
     write_report,
 )
 
 __all__ = [
     "render",
-    "render_heal",
-    "render_probe",
-    "write_heal_report",
-    "write_probe_report",
     "write_report",
 ]

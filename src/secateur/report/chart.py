@@ -22,6 +22,7 @@ DEPTH = ("#c3d3dd", "#17466a")
 SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b2c6d4"], [0.5, "#6f9fbc"], [0.75, "#3577a1"], [1.0, "#124f78"]]
 
 Row = Mapping[str, Any]
+Trace = dict[str, Any]  # as plotly.js has it: any JSON
 
 
 @dataclass(frozen=True)

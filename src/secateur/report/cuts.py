@@ -1,275 +1,211 @@
-"""What was cut and why to believe it, as HTML: guards, simpler changes, the model's map, the search's funnel.
-
-Every string from data is escaped here.
-"""
+"""The section about what was cut: a map of the model, the edits in words, sizes, how candidates were narrowed down."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
+from secateur.core.records.verdict import CutRecord, ParametersRecord, VerdictRecord
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
-from secateur.report.markup import MINUS, capital, change, key, known, number, text
+from secateur.report.frame import PageSection
+from secateur.report.markup import MINUS, change, key
 from secateur.report.pruned_units import drop_list, drop_map, dropped, site_of
-
-Record = Mapping[str, Any]
+from secateur.report.templating import fragment
 
 NUMBERED = 16  # blocks beside which a cell of a map is wide enough for a sign and a number
-MOST_ITEMS = 8  # edits that are told before the rest is folded
+MOST_ITEMS = 8  # edits that are listed before the rest is folded
 
 
-def guards(verdict: Record) -> str:
-    """Each guard as a sentence with its mark; a fired guard is marked by sign, word and color."""
-    return '<ul class="guards">' + "".join(_guard(item) for item in verdict.get("guards") or ()) + "</ul>"
+@dataclass(frozen=True)
+class Tried:
+    """What a search looked at, for the map of the model. A method tells it; the page does not know methods.
+
+    Args:
+        sites: Matrices that candidates were about.
+        directions: By matrix, how many of its singular directions were removed, of how many.
+    """
+
+    sites: frozenset[Site] = frozenset()
+    directions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def _guard(item: Record) -> str:
-    kind, sign, word = ("fired", "!", "fired") if item["fired"] else ("clear", "✓", "clear")
-    if not item.get("applicable", True):
-        kind, sign, word = "none", "–", ""
-    said = f"<b>{text(capital(item['name']))}</b> <em>{word}</em><br>{text(item.get('detail', ''))}"
-    return f'<li class="{kind}"><span class="sign" aria-hidden="true">{sign}</span><div>{said}</div></li>'
+def cut_section(verdict: VerdictRecord, tried: Tried) -> PageSection:
+    """Return the section."""
+    drawn, words = model_map(verdict, tried), cut_list(verdict, tried)
+    body = f'<div class="beside"><div>{drawn}</div><div>{words}</div></div>' if drawn else words
+    whole = any(item.kind == "drop" for item in verdict.cut)
+    lead = f"The model block by block, {'part by part' if whole else 'matrix by matrix'}."
+    return PageSection("cut", "What was cut", lead, (body, funnel(verdict)))
 
 
-def not_applicable(verdict: Record) -> str:
-    """The alternatives that this task has no place for, with the reason."""
-    items = [item for item in verdict.get("alternatives") or () if not item.get("applicable")]
-    said = "; ".join(f"{text(item['name'])} ({text(item.get('detail', ''))})" for item in items)
-    return f'<p class="note">Not applicable here: {said}.</p>' if said else ""
+def removed_directions(item: CutRecord, tried: Tried) -> tuple[int, int]:
+    """Return how many directions of a matrix went, of how many; with heads of their own, these may exceed its rank."""
+    if item.site in tried.directions:
+        return tried.directions[item.site]
+    assert item.rank is not None
+    assert item.full_rank is not None
+    return item.full_rank - item.rank, item.full_rank
 
 
-def simpler(verdict: Record) -> str:
-    """How far the alternatives that need no cut get, beside the cut, in one sentence each."""
-    after, sign = verdict["after"]["value"], 1 if verdict.get("higher_is_better", True) else -1
-    said = []
-    for item in verdict.get("alternatives") or ():
-        if item.get("applicable") and known(item.get("value")) and known(after):
-            reached = number(item["value"], verdict["unit"])
-            words = _beside(sign * (item["value"] - after), item["value"], verdict["after"].get("ci"))
-            said.append(f"<b>{text(capital(item['name']))}</b> alone reaches {text(reached)}: {words}.")
-    return f'<p class="aside">{" ".join(said)}</p>' if said else ""
+def _in_matrices(verdict: VerdictRecord) -> list[CutRecord]:
+    return [item for item in verdict.cut if item.kind != "drop"]
 
 
-def _beside(gain: float, value: float, ci: Sequence[float] | None) -> str:
-    if ci and ci[0] <= value <= ci[1]:
-        return "as much as the cut, within its interval"
-    return "more than the cut" if gain > 0 else "less than the cut"
+# --------------------------------------------------------------------------------------------------------- the map
 
 
-def sites_of(verdict: Record, analysis: Record) -> set[Site]:
-    """Sites the run speaks of: swept, screened, read, drawn as a curve or cut; what is no address is left out."""
-    rows = [row for block in ("sweep", "screen", "curves") for row in analysis.get(block) or ()]
-    rows += (analysis.get("directions") or {}).get("matrices") or ()
-    named = {
-        site for row in [*rows, *_in_matrices(verdict)] if (site := site_of(row.get("site"))) is not None
-    }
-    return named | _in_blocks(verdict, analysis)
-
-
-def _in_blocks(verdict: Record, analysis: Record) -> set[Site]:
-    """Every matrix of the blocks that were measured as wholes."""
-    steps = (analysis.get("depth") or {}).get("order") or ()
-    blocks = {int(block) for step in steps for block in step["measured"]}
-    return {
-        Site(block, kind) for block in blocks for kind in (verdict.get("model") or {}).get("matrices") or ()
-    }
-
-
-def _in_matrices(verdict: Record) -> list[Record]:
-    return [item for item in verdict.get("cut") or () if item.get("kind") != "drop"]
-
-
-def removes_directions(item: Record) -> bool:
-    return item.get("kind") == "remove_directions"
-
-
-def _gone_of(item: Record, analysis: Record) -> tuple[int, int]:
-    """Directions of a matrix that went, and those it had: with heads of its own more than its rank may be."""
-    matrices = (analysis.get("directions") or {}).get("matrices") or ()
-    own = [one for one in matrices if one["site"] == item["site"]]
-    if not own:
-        return item["full_rank"] - item["rank"], item["full_rank"]
-    return sum(len(one["removed"]) for one in own), sum(one["of"] for one in own)
-
-
-def model_map(verdict: Record, analysis: Record) -> str:
-    """What was dropped on a map of heads and networks, what was cut inside matrices on one of these."""
+def model_map(verdict: VerdictRecord, tried: Tried) -> str:
+    """Return a map of heads and networks where some were dropped, and one of matrices where some were changed."""
     gone = dropped(verdict)
     if not gone.sites:
-        return _matrix_map(verdict, analysis)
-    return drop_map(gone) + (_matrix_map(verdict, analysis) if _in_matrices(verdict) else "")
+        return _matrix_map(verdict, tried)
+    return drop_map(gone) + (_matrix_map(verdict, tried) if _in_matrices(verdict) else "")
 
 
-def _matrix_map(verdict: Record, analysis: Record) -> str:
-    """Blocks × matrices, with what was cut filled in and what was tried tinted."""
-    sites = sites_of(verdict, analysis)
+def _matrix_map(verdict: VerdictRecord, tried: Tried) -> str:
+    inside = _in_matrices(verdict)
+    named = {site for item in inside if (site := site_of(item.site)) is not None}
+    sites = tried.sites | named
     blocks = 1 + max((site.block for site in sites), default=-1)
-    if any(item.get("blocks") for item in _in_matrices(verdict)):
-        blocks = max(blocks, (verdict.get("model") or {}).get("num_blocks") or 0)
-    cut = {
-        place: item | _mark(item, analysis, blocks)
-        for item in _in_matrices(verdict)
-        for place in [f"b{block}" for block in item.get("blocks") or ()] or [str(item["site"])]
-    }
-    names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
+    if any(item.blocks for item in inside):
+        blocks = max(blocks, verdict.model.num_blocks)
     if not blocks:
         return ""
-    columns = f"grid-template-columns:3.6em repeat({blocks},minmax(0,{5.4 if blocks <= 6 else 3.4}em))"
-    rows = "".join(_map_row(name, blocks, sites, cut) for name in names)
-    shown = range(0, blocks, math.ceil(blocks / 16))
-    foot = "<span></span>" + "".join(
-        f'<span class="n">{b if b in shown else ""}</span>' for b in range(blocks)
+    cut = {
+        place: item
+        for item in inside
+        for place in [f"b{block}" for block in item.blocks or ()] or [item.site]
+    }
+    names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
+    rows = [
+        (name, [_cell(Site(block, name), sites, cut, tried, blocks) for block in range(blocks)])
+        for name in names
+    ]
+    drawn = fragment(
+        "cut",
+        "matrix_map",
+        rows=rows,
+        columns=f"grid-template-columns:3.6em repeat({blocks},minmax(0,{5.4 if blocks <= 6 else 3.4}em))",
+        label=f"Map of the model: {blocks} blocks, {len(names)} matrices each; cut: {', '.join(cut) or 'nothing'}",
+        blocks=blocks,
+        labelled=range(0, blocks, math.ceil(blocks / 16)),
     )
-    label = (
-        f"Map of the model: {blocks} blocks, {len(names)} matrices each; cut: {', '.join(cut) or 'nothing'}"
-    )
-    grid = f'<div class="map" role="img" aria-label="{text(label)}" style="{columns}">{rows}{foot}</div>'
-    legend = key(("tried", "tried"), ("idle", "not tried"), *_cut_keys(verdict, blocks))
-    return f'{grid}<p class="axis-title">block, first to last →</p>{legend}'
+    return drawn + _legend(inside, numbered=blocks <= NUMBERED)
 
 
-def _mark(item: Record, analysis: Record, blocks: int) -> Record:
-    """What stands in its cell of the map."""
-    if not removes_directions(item):
-        return {"mark": item.get("rank", "×")}
-    return {"mark": f"{MINUS}{_gone_of(item, analysis)[0]}" if blocks <= NUMBERED else ""}
+def _cell(
+    site: Site, sites: frozenset[Site], cut: Mapping[str, CutRecord], tried: Tried, blocks: int
+) -> dict[str, object]:
+    """Return class, hover text and mark of one matrix in the map."""
+    part = "attn" if site.part in ATTENTION_MATRICES else "mlp"
+    places = (str(site), f"b{site.block}.{part}", f"b{site.block}")
+    item = next((cut[place] for place in places if place in cut), None)
+    if item is None:
+        return {"kind": "tried" if site in sites else "idle", "title": str(site), "mark": ""}
+    mark = "×" if item.rank is None else str(item.rank)
+    if item.kind == "remove_directions":
+        mark = f"{MINUS}{removed_directions(item, tried)[0]}" if blocks <= NUMBERED else ""
+    return {"kind": "cut", "title": item.edit, "mark": mark}
 
 
-def _cut_keys(verdict: Record, blocks: int) -> list[tuple[str, str]]:
-    with_number = "cut, with the number of directions removed"
+def _legend(inside: Sequence[CutRecord], *, numbered: bool) -> str:
     words = {
         "linearize": "gone, a linear map stands for them",
-        "remove_directions": with_number if blocks <= NUMBERED else "directions removed",
+        "remove_directions": "cut, with the number of directions removed"
+        if numbered
+        else "directions removed",
         "truncate": "cut, with the rank kept",
     }
-    kinds = {item.get("kind", "truncate") for item in _in_matrices(verdict)} or {"truncate"}
-    return [("cut", words[kind]) for kind in sorted(kinds)]
+    kinds = {item.kind for item in inside} or {"truncate"}
+    cut = [("cut", words[kind]) for kind in sorted(kinds)]
+    return key(("tried", "tried"), ("idle", "not tried"), *cut)
 
 
-def _map_row(name: str, blocks: int, sites: set[Site], cut: Record) -> str:
-    return f'<span class="m">{name}</span>' + "".join(_map_cell(b, name, sites, cut) for b in range(blocks))
+# ------------------------------------------------------------------------------------------------------ the words
 
 
-def _map_cell(block: int, name: str, sites: set[Site], cut: Record) -> str:
-    part = "attn" if name in ATTENTION_MATRICES else "mlp"
-    found = next(
-        (cut[key] for key in (f"b{block}.{name}", f"b{block}.{part}", f"b{block}") if key in cut), None
+def cut_list(verdict: VerdictRecord, tried: Tried) -> str:
+    """Return the edits in words, block by block where parts were dropped, then what they do to the size."""
+    if not verdict.cut:
+        return fragment("cut", "nothing_cut", handed_over=verdict.handed_over)
+    gone, inside = dropped(verdict), _in_matrices(verdict)
+    items = [_words(item, tried) for item in inside]
+    listed = fragment(
+        "cut",
+        "cut_list",
+        unproven=verdict.handed_over.unproven,
+        summary=verdict.cut_summary if gone.sites or len(inside) > MOST_ITEMS else "",
+        shown=items[:MOST_ITEMS],
+        folded=items[MOST_ITEMS:],
     )
-    if found is None:
-        kind = "tried" if Site(block, name) in sites else "idle"
-        return f'<span class="{kind}" title="b{block}.{name}"></span>'
-    return f'<span class="cut" title="{text(found.get("edit", ""))}">{text(found["mark"])}</span>'
+    size = " ".join(_size(verdict.parameters, inside, whole=bool(gone.sites)))
+    return f"{listed}{drop_list(gone)}<p>{size}</p>"
 
 
-def cut_list(verdict: Record, analysis: Record) -> str:
-    """The edits in words, block by block where parts were dropped, then what they do to the size."""
-    if not verdict.get("cut"):
-        return "<p>Nothing was cut: the checkpoint beside this page holds the model unchanged.</p>" + _best(
-            verdict
-        )
-    gone, summary = dropped(verdict), verdict.get("cut_summary")
-    inside = _in_matrices(verdict)
-    counted = gone.sites or len(inside) > MOST_ITEMS
-    items = [f"<li><b>{text(summary)}</b></li>"] if counted and summary else []
-    listed = [_cut_item(item, analysis) for item in inside]
-    items += listed[:MOST_ITEMS]
-    said = f'<ul class="cuts">{"".join(items)}</ul>' if items else ""
-    more = (
-        f'<details class="more"><summary>{len(listed) - MOST_ITEMS} more</summary>'
-        if listed[MOST_ITEMS:]
-        else ""
-    )
-    said += f'{more}<ul class="cuts">{"".join(listed[MOST_ITEMS:])}</ul></details>' if more else ""
-    size = _size(verdict.get("parameters") or {}, inside, whole=bool(gone.sites))
-    return _set_aside(verdict) + said + drop_list(gone) + size
-
-
-def _set_aside(verdict: Record) -> str:
-    """Where the checkpoint does not hold this cut, that it does not."""
-    handed = verdict.get("handed_over") or {}
-    if not handed.get("unproven"):
-        return ""
-    return (
-        "<p><b>The checkpoint beside this page holds the unchanged model.</b> This cut was tried; its plan lies in "
-        f"<code>{text(handed['unproven'])}</code>.</p>"
-    )
-
-
-def _best(verdict: Record) -> str:
-    """The best plan of a search for gain that was not taken."""
-    handed = verdict.get("handed_over") or {}
-    if not handed.get("unproven"):
-        return ""
-    where = f"<code>{text(handed['unproven'])}</code>"
-    return f"<p>The best that was tried, <b>{text(handed['edits'])}</b>, lies in {where}.</p>"
-
-
-def _cut_item(item: Record, analysis: Record) -> str:
-    shape = " × ".join(f"{size:,}" for size in item.get("shape") or ())
+def _words(item: CutRecord, tried: Tried) -> tuple[str, str, str]:
+    """Return the edit, the shape of its matrix, and how much is left of it."""
     kept = ""
-    if removes_directions(item):
-        gone, had = _gone_of(item, analysis)
+    if item.kind == "remove_directions":
+        gone, had = removed_directions(item, tried)
         kept = f", {gone:,} of {had:,} directions removed"
-    elif item.get("full_rank"):
-        kept = f", {text(item['rank'])} of {text(item['full_rank'])} components kept"
-    return f"<li><b>{text(item.get('edit', item['site']))}</b><br><small>{text(shape)}{kept}</small></li>"
+    elif item.full_rank:
+        kept = f", {item.rank} of {item.full_rank} components kept"
+    return item.edit, " × ".join(f"{size:,}" for size in item.shape or ()), kept
 
 
-def _size(parameters: Record, inside: Sequence[Record], *, whole: bool) -> str:
-    before, after, stored = (parameters.get(name) for name in ("before", "after", "factorized"))
-    if not before or after is None:
-        return ""
-    directions = sum(map(removes_directions, inside))
-    said = [_means(parameters)] if directions else []
+def _size(parameters: ParametersRecord, inside: Sequence[CutRecord], *, whole: bool) -> list[str]:
+    """Return sentences about the number of parameters."""
+    before, after, stored = parameters.before, parameters.after, parameters.factorized
+    factors = f"Stored as factors it would hold {stored:,} ({_percent(stored / before - 1)})."
+    sentences = []
     if after != before:
-        said.insert(0, f"{before:,} parameters before, {after:,} after ({_percent(after / before - 1)}).")
-        said += [_as_factors(before, stored)] if inside and stored and stored < min(before, after) else []
+        sentences.append(f"{before:,} parameters before, {after:,} after ({_percent(after / before - 1)}).")
+        sentences += [factors] if inside and 0 < stored < min(before, after) else []
     elif whole:
-        said.insert(
-            0, f"{before:,} parameters before and after: what was cut is zeroed, not gone, and saves none."
+        sentences.append(
+            f"{before:,} parameters before and after: what was cut is zeroed, not gone, and saves none."
         )
     else:
         keeps = "the matrix keeps its shape" if len(inside) == 1 else "the matrices keep their shapes"
-        said.insert(0, f"{before:,} parameters before and after: {keeps}, so the file is no smaller.")
-        said += [_as_factors(before, stored)] if stored and stored < before else []
-        said.append(f"{'The cut' if directions else 'Low rank'} serves accuracy here, not size.")
-    return f"<p>{' '.join(said)}</p>"
-
-
-def _means(parameters: Record) -> str:
-    words = "What the removed directions gave on average stays"
-    if parameters["after"] > parameters["before"]:
-        return f"{words} in biases, which are what is new; they are zero where nothing was removed."
-    return f"{words} in the biases."
-
-
-def _as_factors(before: int, stored: int) -> str:
-    return f"Stored as factors it would hold {stored:,} ({_percent(stored / before - 1)})."
+        sentences.append(f"{before:,} parameters before and after: {keeps}, so the file is no smaller.")
+        sentences += [factors] if 0 < stored < before else []
+    if any(item.kind == "remove_directions" for item in inside):
+        means = "What the removed directions gave on average stays in"
+        new = " biases, which are what is new; they are zero where nothing was removed."
+        sentences.insert(1, means + (new if after > before else " the biases."))
+        serves = "The cut"
+    else:
+        serves = "Low rank"
+    if after == before and not whole:
+        sentences.append(f"{serves} serves accuracy here, not size.")
+    return sentences
 
 
 def _percent(share: float) -> str:
     return change(share, "share", name_unit=False) + " %"
 
 
-def funnel(verdict: Record) -> str:
-    """How many candidates were set aside, dropped, and judged to the end: one bar and one sentence.
+def funnel(verdict: VerdictRecord) -> str:
+    """Return how many candidates were set aside, dropped, and judged to the end: one bar and one sentence.
 
     Nothing for a search that does not narrow down, such as removal step by step.
     """
-    search = verdict.get("search") or {}
-    proposed = search.get("proposed")
-    if not proposed or "raced_out" not in search:
+    search = verdict.search
+    if not search.proposed or search.raced_out is None:
         return ""
-    screened, raced = search.get("screened_out") or 0, search.get("raced_out") or 0
-    parts = [("screened", "set aside by the screen", screened), ("raced", "dropped early in the race", raced)]
-    parts.append(("judged", "judged to the end", max(0, proposed - screened - raced)))
-    bar = "".join(f'<i class="{k}" style="flex:{n}" title="{n:,} {words}"></i>' for k, words, n in parts if n)
-    legend = key(*((k, f"{n:,} {words}") for k, words, n in parts if n))
-    how = (
-        "all of them judged on every example"
-        if search.get("exhaustive")
-        else "narrowed by screening and racing"
+    screened, raced = search.screened_out or 0, search.raced_out
+    parts = [
+        ("screened", "set aside by the screen", screened),
+        ("raced", "dropped early in the race", raced),
+        ("judged", "judged to the end", max(0, search.proposed - screened - raced)),
+    ]
+    parts = [part for part in parts if part[2]]
+    how = "all of them judged on every example" if search.exhaustive else "narrowed by screening and racing"
+    return fragment(
+        "cut",
+        "funnel",
+        parts=parts,
+        sentence=f"{search.proposed:,} candidates proposed by {search.method}, {how}.",
+        legend=key(*((kind, f"{count:,} {words}") for kind, words, count in parts)),
     )
-    said = f"{proposed:,} candidates proposed by {text(search.get('method', 'the search'))}, {how}."
-    return f'<div class="funnel" role="img" aria-label="{said}">{bar}</div>{legend}<p>{said}</p>'

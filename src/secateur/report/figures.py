@@ -1,4 +1,4 @@
-"""The other drawn figures: curves, spectrum, frequency, screen; plotly.js dictionaries with their tables.
+"""The other drawn figures: curves, spectrum, screen; plotly.js dictionaries with their tables.
 
 Builders return an empty list where their block of the analysis is absent.
 """
@@ -11,7 +11,6 @@ from typing import Any
 from secateur.report.chart import (
     ACCENT,
     AFTER,
-    BEFORE,
     INK,
     Figure,
     Row,
@@ -23,7 +22,7 @@ from secateur.report.chart import (
     new_axis,
     new_layout,
 )
-from secateur.report.markup import change, interval, known, number, text
+from secateur.report.markup import change, known, number, text
 
 SHIFT = 0.08  # of a bin: keeps the two intervals of a bin apart
 
@@ -133,74 +132,6 @@ def spectrum(site: str, values: Sequence[float], kept: int, side: str = "top") -
     title = f"{site}: {kept:,} of {count:,} components kept, with {100 * energy:.1f} % of the squared norm"
     cells = [[str(i + 1), f"{v:.5g}", "kept" if keeps[i] else "removed"] for i, v in enumerate(ordered)]
     return Figure(title, [bars], layout, ("component", "singular value", ""), cells)
-
-
-def frequency(rows: Sequence[Row]) -> list[Figure]:
-    """Accuracy before and after, by how often the training text held the fact (LASER, Fig. 3)."""
-    if not rows:
-        return []
-    places = range(len(rows))
-    stems: dict[str, list[Any]] = {"x": [], "y": []}
-    for place, row in zip(places, rows, strict=True):
-        stems["x"] += [place - SHIFT, place + SHIFT, None]
-        stems["y"] += [row["before"], row["after"], None]
-    joined = {
-        "type": "scatter",
-        "mode": "lines",
-        **stems,
-        "line": {"color": "#d5d2c9", "width": 5},
-        "hoverinfo": "skip",
-    }
-    names = [f"{text(row['bin'])}<br>n = {text(row['n'])}" for row in rows]
-    layout = new_layout(
-        330,
-        xaxis=new_axis(
-            "times the fact occurs in the training text",
-            tickvals=list(places),
-            ticktext=names,
-            showgrid=False,
-        )
-        | {"range": [-0.6, len(rows) - 0.4], "tickangle": 0},
-        yaxis=new_axis("accuracy", range=[-0.02, 1.05], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1]),
-    )
-    layout["margin"] |= {"b": 66, "l": 52}
-    data = [joined, _bins(rows, "before", BEFORE, -SHIFT), _bins(rows, "after", AFTER, SHIFT)]
-    head = ("times seen", "facts", "before", "interval", "after", "interval")
-    return [Figure("", data, layout, head, [_frequency_numbers(row) for row in rows])]
-
-
-def _bins(rows: Sequence[Row], side: str, color: str, shift: float) -> dict[str, Any]:
-    trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [place + shift for place in range(len(rows))],
-        "y": [row[side] for row in rows],
-        "text": [f"<b>{text(r['bin'])}</b>, {side}: {number(r[side], 'share')}" for r in rows],
-        "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"size": 12, "color": color},
-    }
-    if all(known(row[side]) and row.get(f"{side}_ci") for row in rows):
-        up = [row[f"{side}_ci"][1] - row[side] for row in rows]
-        down = [row[side] - row[f"{side}_ci"][0] for row in rows]
-        bars = {
-            "array": up,
-            "arrayminus": down,
-            "symmetric": False,
-            "color": color,
-            "thickness": 1.5,
-            "width": 0,
-        }
-        trace["error_y"] = {"type": "data", **bars}
-    return trace
-
-
-def _frequency_numbers(row: Row) -> list[str]:
-    sides = [
-        c
-        for s in ("before", "after")
-        for c in (number(row[s], "share"), interval(row.get(f"{s}_ci"), "share"))
-    ]
-    return [text(row["bin"]), text(row["n"]), *sides]
 
 
 def screen(

@@ -1,4 +1,4 @@
-"""Before and after on one track: a forest plot as plain HTML, which prints, narrows and needs no script.
+"""An interval plot: before and after on one track, as plain HTML, which prints, narrows and needs no script.
 
 Positions are percentages of the track's width; every row carries its numbers as text.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
+from secateur.core.records.verdict import MemberRecord, SecondaryRecord, SideEffect, VerdictRecord
 from secateur.report.markup import (
     capital,
     change,
     interval,
     known,
-    metric_name,
     number,
     p_value,
     text,
@@ -22,12 +22,27 @@ from secateur.report.markup import (
     unit_name,
 )
 
-Measured = Mapping[str, Any]
+
+class Measured(Protocol):
+    """A value with its 95 % interval, or None in place of one."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def ci(self) -> Sequence[float] | None: ...
+
+
+Compared = VerdictRecord | MemberRecord | SecondaryRecord | SideEffect
 
 
 @dataclass(frozen=True)
 class Dumbbell:
-    """One row: a measurement before and after the cut, one alternative to it (`before` None), or all three."""
+    """One row: a measurement before and after the cut, one alternative to it (`before` None), or all three.
+
+    Args:
+        unit: `share`, `nats/token`, …; rows of one unit and direction share a panel.
+        p: The p-value of the difference; None: it was not tested.
+    """
 
     label: str
     note: str
@@ -41,30 +56,42 @@ class Dumbbell:
 
     @property
     def marks(self) -> list[tuple[str, Measured]]:
+        """Return what is known of before, after and alternative, with these names."""
         sides = (("before", self.before), ("after", self.after), ("alternative", self.alternative))
-        return [(side, score) for side, score in sides if score is not None and known(score.get("value"))]
+        return [(side, score) for side, score in sides if score is not None and known(score.value)]
 
     @property
     def ends(self) -> list[float]:
-        return [x for _, score in self.marks for x in (score["value"], *(score.get("ci") or ())) if known(x)]
+        """Return all positions that the panel has to show."""
+        return [x for _, score in self.marks for x in (score.value, *(score.ci or ())) if known(x)]
 
 
-def panel(title: str, rows: Sequence[Dumbbell]) -> str:
-    """All rows of one unit on a common scale; empty where nothing was measured."""
-    ends = [end for row in rows for end in row.ends]
-    if not ends:
-        return ""
-    scale = _scale(min(ends), max(ends), rows[0].unit)
-    better = "higher is better" if rows[0].higher_is_better else "lower is better"
-    body = "".join(_row(row, scale) for row in rows if row.marks)
-    axis = "".join(f'<span style="left:{_at(t, scale):.2f}%">{_tick(t, rows[0].unit)}</span>' for t in scale)
-    head = f"<h3>{text(title)} <small>{text(unit_name(rows[0].unit))}, {better}</small></h3>"
-    foot = f'<div class="row axis"><div></div><div class="track">{axis}</div><div></div></div>'
-    return f'<div class="forest">{head}{body}{foot}</div>'
+def dumbbell(
+    record: VerdictRecord | MemberRecord | SecondaryRecord | SideEffect,
+    label: str,
+    note: str,
+    *,
+    p: float | None = None,
+) -> Dumbbell:
+    """Return a row from a record of a metric before and after."""
+    return Dumbbell(
+        label,
+        note,
+        record.unit,
+        record.before,
+        record.after,
+        difference=record.difference,
+        p=p,
+        higher_is_better=record.higher_is_better,
+    )
 
 
 def panels(rows: Sequence[Dumbbell], titles: Mapping[str, str]) -> str:
-    """One panel for each unit and direction, in order of appearance; `titles` names units in words."""
+    """Return a panel for each unit and direction, in order of appearance.
+
+    Args:
+        titles: Units in words.
+    """
     groups: dict[tuple[str, bool], list[Dumbbell]] = {}
     for row in rows:
         groups.setdefault((row.unit, row.higher_is_better), []).append(row)
@@ -73,8 +100,27 @@ def panels(rows: Sequence[Dumbbell], titles: Mapping[str, str]) -> str:
     )
 
 
-def _scale(low: float, high: float, unit: str) -> list[float]:
-    """Tick positions. Shares show 0 to 100 % unless all happens in a fifth of it; dots need no zero."""
+def panel(title: str, rows: Sequence[Dumbbell]) -> str:
+    """Return all rows of one unit on a common scale; nothing where nothing was measured."""
+    ends = [end for row in rows for end in row.ends]
+    if not ends:
+        return ""
+    unit = rows[0].unit
+    scale = scale_of(min(ends), max(ends), unit)
+    better = "higher is better" if rows[0].higher_is_better else "lower is better"
+    body = "".join(_row(row, scale) for row in rows if row.marks)
+    words = [f"{100 * t:.4g}" if unit == "share" else f"{t:,.4g}" for t in scale]
+    axis = "".join(
+        f'<span style="left:{_percent(t, scale):.2f}%">{word}</span>'
+        for t, word in zip(scale, words, strict=True)
+    )
+    head = f"<h3>{text(title)} <small>{text(unit_name(unit))}, {better}</small></h3>"
+    foot = f'<div class="row axis"><div></div><div class="track">{axis}</div><div></div></div>'
+    return f'<div class="forest">{head}{body}{foot}</div>'
+
+
+def scale_of(low: float, high: float, unit: str) -> list[float]:
+    """Return tick positions. Shares show 0 to 100 % unless all lies within a fifth of it; dots need no zero."""
     if unit == "share" and high - low > 0.2:
         return [0.0, 0.25, 0.5, 0.75, 1.0]
     pad = 0.15 * max(high - low, 0.02 * abs(high))
@@ -82,114 +128,40 @@ def _scale(low: float, high: float, unit: str) -> list[float]:
     return [t for t in marks if 0 <= t <= 1] if unit == "share" else marks
 
 
-def _at(value: float, scale: Sequence[float]) -> float:
+def _percent(value: float, scale: Sequence[float]) -> float:
     return 100 * (value - scale[0]) / (scale[-1] - scale[0])
 
 
-def _tick(value: float, unit: str) -> str:
-    return f"{100 * value:.4g}" if unit == "share" else f"{value:,.4g}"
-
-
 def _row(row: Dumbbell, scale: Sequence[float]) -> str:
-    lines = "".join(f'<i class="tick" style="left:{_at(t, scale):.2f}%"></i>' for t in scale)
-    marks = "".join(_mark(side, score, row.unit, scale) for side, score in row.marks)
+    track = "".join(f'<i class="tick" style="left:{_percent(t, scale):.2f}%"></i>' for t in scale)
+    if len(row.marks) > 1:
+        positions = [_percent(score.value, scale) for _, score in row.marks]
+        low, high = min(positions), max(positions)
+        track += f'<i class="join" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
+    track += "".join(_mark(side, score, row.unit, scale) for side, score in row.marks)
     label = f'<div class="label">{text(capital(row.label))}<small>{text(row.note)}</small></div>'
-    track = f'<div class="track">{lines}{_join(row, scale)}{marks}</div>'
     three = " three" if row.alternative is not None and row.before is not None else ""
-    return f'<div class="row{three}">{label}{track}{_figures(row)}</div>'
-
-
-def _join(row: Dumbbell, scale: Sequence[float]) -> str:
-    if len(row.marks) < 2:
-        return ""
-    at = [_at(score["value"], scale) for _, score in row.marks]
-    low, high = min(at), max(at)
-    return f'<i class="join" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
+    return f'<div class="row{three}">{label}<div class="track">{track}</div>{_values(row)}</div>'
 
 
 def _mark(side: str, score: Measured, unit: str, scale: Sequence[float]) -> str:
-    bar, hover = "", f"{side}: {number(score['value'], unit)}"
-    if score.get("ci") and all(known(end) for end in score["ci"]):
-        low, high = (_at(end, scale) for end in score["ci"])
+    """Return a dot with its interval as a bar behind it."""
+    bar, hover = "", f"{side}: {number(score.value, unit)}"
+    if score.ci and all(known(end) for end in score.ci):
+        low, high = (_percent(end, scale) for end in score.ci)
         bar = f'<i class="ci {side}" style="left:{low:.2f}%;width:{max(0.0, high - low):.2f}%"></i>'
-        hover += f" (95 %: {interval(score['ci'], unit)})"
-    dot = f'<b class="dot {side}" style="left:{_at(score["value"], scale):.2f}%" title="{text(hover)}"></b>'
-    return bar + dot
+        hover += f" (95 %: {interval(score.ci, unit)})"
+    left = _percent(score.value, scale)
+    return f'{bar}<b class="dot {side}" style="left:{left:.2f}%" title="{text(hover)}"></b>'
 
 
-def _figures(row: Dumbbell) -> str:
+def _values(row: Dumbbell) -> str:
+    """Return the numbers of a row as text."""
     if row.alternative is not None and row.before is None:
-        value, extra = (
-            number(row.alternative["value"], row.unit),
-            interval(row.alternative.get("ci"), row.unit),
-        )
-        return f'<div class="values"><b>{text(value)}</b><small>{text(extra)}</small></div>'
-    before, after = (number((side or {}).get("value"), row.unit) for side in (row.before, row.after))
+        value, ends = number(row.alternative.value, row.unit), interval(row.alternative.ci, row.unit)
+        return f'<div class="values"><b>{text(value)}</b><small>{text(ends)}</small></div>'
+    before, after = (number(side.value if side else None, row.unit) for side in (row.before, row.after))
     line = f"{text(before)} → <b>{text(after)}</b>"
-    gap = [text(change(row.difference["value"], row.unit))] if row.difference else []
+    gap = [text(change(row.difference.value, row.unit))] if row.difference else []
     gap += [p_value(row.p)] if known(row.p) else []
     return f'<div class="values"><span>{line}</span><small>{", ".join(gap)}</small></div>'
-
-
-def dumbbell(item: Mapping[str, Any], label: str, note: str) -> Dumbbell:
-    """A row from a block of `verdict.json` that has before, after, difference and p_value."""
-    return Dumbbell(
-        label,
-        note,
-        item.get("unit", "share"),
-        item.get("before"),
-        item.get("after"),
-        difference=item.get("difference"),
-        p=item.get("p_value"),
-        higher_is_better=item.get("higher_is_better", True),
-    )
-
-
-def main_rows(verdict: Mapping[str, Any]) -> list[Dumbbell]:
-    """The metric that decides, the others, then what a trivial change would have done."""
-    rows = [dumbbell(verdict, metric_name(verdict["metric"]), "decides the verdict")]
-    rows += [
-        dumbbell(item, metric_name(item["metric"]), "reported beside it")
-        for item in verdict.get("secondary") or ()
-    ]
-    tried = [
-        item
-        for item in verdict.get("alternatives") or ()
-        if item.get("applicable") and known(item.get("value"))
-    ]
-    rows += [
-        Dumbbell(
-            item["name"],
-            item.get("detail", ""),
-            verdict["unit"],
-            alternative=item,
-            higher_is_better=verdict.get("higher_is_better", True),
-        )
-        for item in tried
-    ]
-    return rows
-
-
-def effect_rows(verdict: Mapping[str, Any]) -> list[Dumbbell]:
-    """What the cut did elsewhere."""
-    effects = verdict.get("side_effects") or ()
-    return [dumbbell(e, e["name"], f"n = {e['n']:,}" if e.get("n") else "") for e in effects]
-
-
-def paraphrase_rows(found: Mapping[str, Any]) -> list[Dumbbell]:
-    """Robustness over paraphrases: all of a fact's phrasings right, and the mean over phrasings."""
-    rows = [
-        ("all", f"all {found.get('per_fact', 0):g} phrasings right", "all_right"),
-        ("mean", "one phrasing right, mean", "mean"),
-    ]
-    return [
-        Dumbbell(
-            label,
-            f"{found['n']:,} facts",
-            "share",
-            {"value": found[f"{key}_before"]},
-            {"value": found[f"{key}_after"]},
-        )
-        for _, label, key in rows
-        if known(found.get(f"{key}_before")) and known(found.get(f"{key}_after"))
-    ]

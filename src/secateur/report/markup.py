@@ -9,7 +9,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from secateur.core.finite import finite
 
@@ -31,8 +31,8 @@ def embedded_json(value: Any) -> str:
     return dumped
 
 
-def known(value: Any) -> bool:
-    """Whether a measurement is there: None and NaN both mean "not measured"."""
+def known(value: float | None) -> TypeGuard[float]:
+    """Tell whether a measurement is there: None and NaN both mean "not measured"."""
     return value is not None and math.isfinite(value)
 
 

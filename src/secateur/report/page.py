@@ -1,87 +1,17 @@
-"""The page: the records of a run or a probe in, one self-contained HTML file out. Knows no model and no torch."""
+"""The page engine: pieces of HTML and sections with figures in, one self-contained HTML page out.
+
+Knows no record, no model and no torch.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from secateur.core.finite import finite
-from secateur.core.reading import read_json
-from secateur.core.writing import write_text
-from secateur.errors import SecateurError
-from secateur.report import tables
 from secateur.report.chart import Figure
-from secateur.report.components import importance, induction, neurons, parts, probe_hero
 from secateur.report.frame import PageSection
-from secateur.report.healing import healing_page
-from secateur.report.linearity import linearity_page
-from secateur.report.markup import embedded_json, numbers
-from secateur.report.sections import SECTIONS, hero
-
-VERSION = 1
-REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
-
-Record = Mapping[str, Any]
-
-TEMPLATES = Environment(
-    loader=PackageLoader("secateur.report"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    keep_trailing_newline=True,
-)
-TEMPLATES.globals["numbers"] = numbers
-
-
-def render(verdict: Record, plan: Record, analysis: Record) -> str:
-    """One self-contained HTML page from the three records of a run; it loads nothing from anywhere.
-
-    Blocks of `analysis` that are absent or empty leave their section out.
-
-    Raises: `SecateurError` where the records are of another version or do not belong together.
-    """
-    verdict, plan, analysis = (finite(record) for record in (verdict, plan, analysis))
-    _check(verdict, plan)
-    figures: dict[str, Figure] = {}
-    sections = [hero(verdict)] + [build(verdict, plan, analysis, figures) for build in SECTIONS]
-    title = f"{verdict['verdict']}: {(verdict.get('model') or {}).get('name', 'secateur')}"
-    return assemble(title, sections, figures)
-
-
-def render_probe(record: Record) -> str:
-    """One self-contained HTML page from `probe.json`: what the components of a model are worth, and what they do.
-
-    Raises: `SecateurError` where the record holds no reading.
-    """
-    record, figures = finite(record), {}
-    if record.get("what") == "linearity":
-        return assemble(f"linearity: {record['model']}", linearity_page(record, figures), figures)
-    found = [build({}, {}, record, figures) for build in (importance, parts, neurons, induction)]
-    if not any(found):
-        raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
-    sections = [probe_hero(record), *found, f"<footer>{tables.probe_provenance(record)}</footer>"]
-    return assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
-
-
-def render_heal(record: Record, also: Sequence[Record] = ()) -> str:
-    """One self-contained HTML page from `heal.json`: what healing brought back, at what cost; `also` are the records of
-    other healed cuts of the same original, for the curves over depth.
-
-    Raises: `SecateurError` where they are of another original or task.
-    """
-    origins = {(one["teacher"]["fingerprint"], one["task"]["hash"]) for one in (record, *also)}
-    if len(origins) > 1:
-        raise SecateurError(
-            "these healed cuts are not of one original on one task, so their curves cannot be drawn together. Heal "
-            "them with the same --task, --limit, --seqlen and --split-seed."
-        )
-    record, figures = finite(record), {}
-    sections = healing_page(record, [finite(other) for other in also], figures)
-    return assemble(f"healed: {record['cut']['name']}", sections, figures)
+from secateur.report.markup import embedded_json
+from secateur.report.templating import TEMPLATES
 
 
 def assemble(
@@ -109,77 +39,6 @@ def assemble(
         plotly=_resource("vendor/plotly-cartesian.min.js") if drawn else "",
         script=_resource("page.js"),
     )
-
-
-def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Writes the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
-    `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
-
-    Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
-    cannot be written.
-    """
-    folder, out = Path(folder), Path(out_html)
-    if not os.path.isdir(folder):
-        raise SecateurError(
-            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
-        )
-    if (folder / "heal.json").exists():
-        others = [_read(Path(other) / "heal.json") for other in also]
-        return write_heal_report(_read(folder / "heal.json"), out, others)
-    if also:
-        raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
-    has_analysis = (folder / "analysis.json").exists()
-    analysis = _read(folder / "analysis.json") if has_analysis else {}
-    page = render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis)
-    return _written(page, out)
-
-
-def write_heal_report(record: Record, path: str | Path, also: Sequence[Record] = ()) -> Path:
-    """Writes the page of a healed cut.
-
-    Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
-    """
-    return _written(render_heal(record, also), Path(path))
-
-
-def write_probe_report(record: Record, path: str | Path) -> Path:
-    """Writes the page of a probe's record.
-
-    Raises: `SecateurError` for a record without a reading, `OutputError` for a page that cannot be written.
-    """
-    return _written(render_probe(record), Path(path))
-
-
-def _written(page: str, out: Path) -> Path:
-    write_text(out, page, "folder")
-    return out
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not os.path.exists(path):
-        raise SecateurError(
-            f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
-        )
-    found = read_json(path, SecateurError, "Write it again with `secateur prune`.")
-    if not isinstance(found, dict):
-        raise SecateurError(
-            f"{path} holds no record but {found!r:.40}. Write it again with `secateur prune`."
-        )
-    return found
-
-
-def _check(verdict: Record, plan: Record) -> None:
-    found = verdict.get("version")
-    if found != VERSION:
-        raise SecateurError(f"a verdict of version {found!r}; this secateur reads version {VERSION}.")
-    missing = [name for name in REQUIRED if verdict.get(name) is None]
-    if missing:
-        raise SecateurError(f"verdict.json lacks {', '.join(missing)}. Write it again with `secateur prune`.")
-    of_plan, of_verdict = plan.get("model"), (verdict.get("model") or {}).get("fingerprint")
-    if of_plan and of_verdict and of_plan != of_verdict:
-        raise SecateurError(
-            f"plan.json is for model {of_plan}, verdict.json for {of_verdict}: they are not of one run."
-        )
 
 
 def _resource(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What was dropped whole: heads, KV groups, feed-forward networks, blocks. A map of the model, a list, a question.
+"""Parts that were dropped whole (heads, KV groups, feed-forward networks, blocks), as a map of the model and as a list.
 
 Every string from data is escaped here.
 """
@@ -9,112 +9,100 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
 from secateur.errors import UnknownName
-from secateur.report.markup import key, text
+from secateur.report.markup import key
+from secateur.report.templating import fragment
 
-Record = Mapping[str, Any]
-
-MOST_RUNS = 40  # numbers and runs that are told one by one; beyond, as with scattered neurons, their count
+MOST_RUNS = 40  # numbers and runs that are listed one by one; beyond, as with scattered neurons, their count
 _UNITS = {"h": ("head", "heads"), "g": ("KV group", "KV groups"), "n": ("neuron", "neurons")}
 _WHOLES = {"attn": "attention", "mlp": "feed-forward network", "": "the whole block"}
 
 
-def site_of(address: Any) -> Site | None:
-    """The site, or None for what is no address."""
+def site_of(address: str) -> Site | None:
+    """Return the site, or None for text that is no address."""
     try:
-        return Site.parse(str(address))
+        return Site.parse(address)
     except UnknownName:
         return None
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """The sites a plan takes away, and the shape of the model it takes them from (query heads, KV groups a block)."""
+    """The sites that a plan removes, and the shape of the model that it removes them from.
 
-    sites: frozenset[Site]
-    blocks: int
-    heads: int
-    groups: int
+    Args:
+        blocks: How many blocks the model has.
+        heads: Query heads of a block; 0 where that is unknown.
+        groups: KV groups of a block.
+    """
+
+    sites: frozenset[Site] = frozenset()
+    blocks: int = 0
+    heads: int = 0
+    groups: int = 0
 
     def __contains__(self, site: Site) -> bool:
-        """Whether `site` is gone: itself, the whole it is a part of, or the KV group it belongs to."""
-        return site in self.sites or any(whole in self.sites for whole in self._wholes(site))
-
-    def _wholes(self, site: Site) -> tuple[Site, ...]:
-        group = ()
+        """Tell whether `site` is gone: itself, the whole it is a part of, or the KV group it belongs to."""
+        wholes = [site, *site.wholes]
         if site.unit == "h" and self.groups:
-            group = (Site(site.block, "attn", "g", site.index * self.groups // self.heads),)
-        return (*group, *site.wholes)
+            wholes.append(Site(site.block, "attn", "g", site.index * self.groups // self.heads))
+        return not self.sites.isdisjoint(wholes)
 
 
-def dropped(verdict: Record) -> Dropped:
-    """What `verdict.json` says was dropped; empty where nothing was, or where only matrices were truncated."""
-    model = verdict.get("model") or {}
-    items = (item for item in verdict.get("cut") or () if item.get("kind") == "drop")
-    sites = frozenset(site for item in items if (site := site_of(item["site"])) is not None)
-    blocks = max(model.get("num_blocks") or 0, 1 + max((site.block for site in sites), default=-1))
-    heads = model.get("num_heads") or 0
-    return Dropped(sites, blocks, heads, model.get("num_kv_heads") or heads)
+def dropped(verdict: VerdictRecord) -> Dropped:
+    """Return what a verdict says was dropped; nothing where only matrices were cut."""
+    model = verdict.model
+    sites = frozenset(
+        site for item in verdict.cut if item.kind == "drop" and (site := site_of(item.site)) is not None
+    )
+    blocks = max(model.num_blocks, 1 + max((site.block for site in sites), default=-1))
+    return Dropped(sites, blocks, model.num_heads, model.num_kv_heads or model.num_heads)
+
+
+def dropped_in(verdict: Mapping[str, Any]) -> Dropped:
+    """Return the same of plain JSON, which is empty for a probe. To go with the last reader of plain records."""
+    return dropped(VerdictRecord.model_validate(verdict)) if verdict else Dropped()
 
 
 def drop_map(gone: Dropped) -> str:
-    """A line for each block: its heads as squares, groups apart, and its feed-forward network as a bar."""
-    rows = "".join(_row(block, gone) for block in reversed(range(gone.blocks)))
-    heads = "heads" if gone.heads == gone.groups else f"heads, in groups of {gone.heads // gone.groups}"
-    names = (f"{heads} →" if gone.heads else "", "feed-forward")
-    foot = f'<div class="line foot"><span></span><span>{names[0]}</span><span>{names[1]}</span></div>'
-    said = "; ".join(f"b{block}: {words}" for block, words in _by_block(gone)) or "nothing"
-    legend = key(
-        ("tried", "stays"), ("cut", "cut"), *((("cut gone", "whole block"),) if _whole(gone) else ())
-    )
-    label = f"Map of the model, {gone.blocks} blocks, the first at the bottom; cut: {said}"
-    between = 2 if gone.heads == gone.groups else 7
-    width = (
-        f"--heads:{22 * gone.heads + 2 * (gone.heads - gone.groups) + between * max(0, gone.groups - 1)}px"
-    )
-    width += f";--between:{between}px"
-    grid = f'<div class="parts" role="img" aria-label="{text(label)}" style="{width}">{rows}{foot}</div>'
-    return grid + legend
-
-
-def _whole(gone: Dropped) -> bool:
-    return any(not site.part for site in gone.sites)
-
-
-def _row(block: int, gone: Dropped) -> str:
+    """Return a line for each block: its heads as squares, groups apart, and its feed-forward network as a bar."""
     size = gone.heads // gone.groups if gone.heads else 0
-    heads = "".join(_group(block, group, size, gone) for group in range(gone.groups))
-    kind = "line gone" if Site(block) in gone else "line"
-    row = f'<span class="m">b{block}</span><span class="heads">{heads}</span>{_network(block, gone)}'
-    return f'<div class="{kind}">{row}</div>'
+    between = 7 if size > 1 else 2  # pixels; heads of a group stand closer than groups
+    width = 22 * gone.heads + 2 * (gone.heads - gone.groups) + between * max(0, gone.groups - 1)
+    words = "; ".join(f"b{block}: {words}" for block, words in _by_block(gone)) or "nothing"
+    whole = [("cut gone", "whole block")] if any(not site.part for site in gone.sites) else []
+    drawn = fragment(
+        "cut",
+        "drop_map",
+        lines=[_line(block, size, gone) for block in reversed(range(gone.blocks))],
+        heads="" if not gone.heads else "heads" if size == 1 else f"heads, in groups of {size}",
+        label=f"Map of the model, {gone.blocks} blocks, the first at the bottom; cut: {words}",
+        style=f"--heads:{width}px;--between:{between}px",
+    )
+    return drawn + key(("tried", "stays"), ("cut", "cut"), *whole)
 
 
-def _group(block: int, group: int, size: int, gone: Dropped) -> str:
-    """The query heads that share keys and values; one square where none do."""
-    sites = [Site(block, "attn", "h", group * size + place) for place in range(size)]
-    return f"<span>{''.join(_cell(site, gone) for site in sites)}</span>"
-
-
-def _cell(site: Site, gone: Dropped) -> str:
-    cut = site in gone
-    return f'<i class="{"cut" if cut else "tried"}" title="{site}{" gone" if cut else ""}"></i>'
-
-
-def _network(block: int, gone: Dropped) -> str:
-    site = Site(block, "mlp")
-    neurons = sum(s.block == block and s.unit == "n" for s in gone.sites)
-    if site in gone or not neurons:
-        return f'<span class="{"cut" if site in gone else "tried"}" title="{site}"></span>'
-    return f'<span class="tried part" title="{site}">{_minus(neurons)}</span>'
-
-
-def _minus(neurons: int) -> str:
-    return f"−{neurons:,} neuron{'s' if neurons != 1 else ''}"
+def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
+    """Return what the template needs of a block: (site, whether it is gone) of each head, by group; its network."""
+    heads = [
+        [Site(block, "attn", "h", group * size + place) for place in range(size)]
+        for group in range(gone.groups)
+    ]
+    network = Site(block, "mlp")
+    return {
+        "block": block,
+        "gone": Site(block) in gone,
+        "groups": [[(str(site), site in gone) for site in group] for group in heads],
+        "network": str(network),
+        "network_gone": network in gone,
+        "neurons": sum(site.block == block and site.unit == "n" for site in gone.sites),
+    }
 
 
 def drop_list(gone: Dropped) -> str:
-    """What went, block by block: `b0  heads 1–3, 6; feed-forward network`."""
+    """Return what was dropped, block by block: `b0  heads 1–3, 6; feed-forward network`."""
     items = "".join(f"<dt>b{block}</dt><dd>{words}</dd>" for block, words in _by_block(gone))
     return f'<dl class="drops">{items}</dl>' if items else ""
 
@@ -129,17 +117,17 @@ def _by_block(gone: Dropped) -> Iterable[tuple[int, str]]:
 
 
 def _unit_words(sites: Sequence[Site], unit: str) -> list[str]:
-    found = [site.index for site in sites if site.unit == unit]
-    if not found:
+    indices = [site.index for site in sites if site.unit == unit]
+    if not indices:
         return []
-    (one, many), numbers = _UNITS[unit], runs(found)
+    (singular, plural), numbers = _UNITS[unit], runs(indices)
     if numbers.count(",") >= MOST_RUNS:
-        return [f"{len(found):,} {many}"]
-    return [f"{one if len(found) == 1 else many} {numbers}"]
+        return [f"{len(indices):,} {plural}"]
+    return [f"{singular if len(indices) == 1 else plural} {numbers}"]
 
 
 def runs(numbers: Sequence[int]) -> str:
-    """Ascending numbers with runs of three or more joined: `1–3, 6`."""
+    """Return ascending numbers with runs of three or more joined: `1–3, 6`."""
     spans: list[list[int]] = []
     for value in numbers:
         if spans and value == spans[-1][-1] + 1:

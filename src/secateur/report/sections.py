@@ -1,131 +1,30 @@
-"""The sections of the page: which figures and tables each has, and the line that says what it shows."""
+"""Sections of single methods in the old form, from plain JSON, until each lies with its method as a `PageSection`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from secateur.core.baseline import floors_text
-from secateur.core.score import few_groups
-from secateur.report import cuts, tables
-from secateur.report import interval_plot as forest
-from secateur.report.components import importance, induction, neurons, parts
+from secateur.core.site import Site
+from secateur.report.cuts import Tried
 from secateur.report.depth import SECTIONS as DEPTH
 from secateur.report.directions import SECTIONS as DIRECTIONS
-from secateur.report.figures import curves, frequency, screen, spectrum
+from secateur.report.figures import curves, screen, spectrum
 from secateur.report.frame import Figures, Record, Section, place, section
-from secateur.report.gains import gains
-from secateur.report.markup import change, interval, key, known, metric_name, number, p_value, text
-from secateur.report.members import members
+from secateur.report.markup import MISSING, change, key, known, number, text
+from secateur.report.pruned_units import site_of
 from secateur.report.pruning import pruning
 from secateur.report.sweep import color_limit, improvements, sweep
 
-SIGNS = {"improves": ("better", "▲"), "not worse": ("better", "✓"), "worse": ("worse", "▼")}  # else neither
-
 
 def _cuts(verdict: Record) -> list[Record]:
-    """What was truncated: other kinds of cut have no place in a grid of ranks."""
+    """Return what was truncated: other kinds of cut have no place in a grid of ranks."""
     items = verdict.get("cut") or ()
-    return [item for item in items if known(item.get("rank")) and not cuts.removes_directions(item)]
+    return [item for item in items if known(item.get("rank")) and item.get("kind") != "remove_directions"]
 
 
 def _chosen(verdict: Record) -> set[tuple[str, int]]:
     return {(item["site"], item["rank"]) for item in _cuts(verdict)}
-
-
-def hero(verdict: Record) -> str:
-    kind, sign = SIGNS.get(verdict["verdict"].partition(" by ")[0], ("neutral", "○"))
-    unit, gap = verdict["unit"], verdict.get("difference") or {}
-    model, task = verdict.get("model") or {}, verdict.get("task") or {}
-    none = few_groups(verdict["groups"]) if "groups" in verdict else ""
-    cells = [
-        _big(
-            side, number(verdict[side]["value"], unit), text(interval(verdict[side].get("ci"), unit) or none)
-        )
-        for side in ("before", "after")
-    ]
-    ends = interval(gap.get("ci"), unit, signed=True) or none
-    cells.append(_big("change", change(gap.get("value"), unit, name_unit=False), text(ends)))
-    who = f"{text(model.get('name', ''))} <span>on</span> {text(task.get('name', ''))}"
-    direction = "higher is better" if verdict.get("higher_is_better", True) else "lower is better"
-    unit_words = "share of questions" if unit == "share" else text(unit)
-    small = f"<small>{unit_words}, {direction}; intervals are 95&nbsp;%</small>"
-    what = f"{text(metric_name(verdict['metric']))} {small}"
-    return (
-        f'<header class="{kind}"><p class="who">{who}</p>'
-        f'<h1><span class="sign" aria-hidden="true">{sign}</span>{text(verdict["verdict"])}</h1>'
-        f'<p class="sentence">{text(verdict["sentence"])}</p>'
-        f'<h2 class="what">{what}</h2><div class="big">{"".join(cells)}</div>{_how_sure(verdict)}</header>'
-    )
-
-
-def _big(kind: str, value: str, note: str) -> str:
-    return f'<div class="{kind}"><small>{kind}</small><b>{text(value)}</b><span>{note}</span></div>'
-
-
-def _how_sure(verdict: Record) -> str:
-    parts = [p_value(verdict.get("p_value")), text(verdict.get("test", ""))]
-    if verdict.get("n"):
-        groups = verdict.get("groups") or verdict["n"]
-        clusters = f" in {groups:,} groups" if groups != verdict["n"] else ""
-        parts.append(f"{verdict['n']:,} test examples{clusters}, untouched until the end")
-    if (verdict.get("candidates_tried") or 0) > 1:
-        parts.append(f"chosen among {verdict['candidates_tried']:,} candidates")
-    if (verdict.get("openings") or 1) > 1:
-        before = p_value(verdict.get("p_value_unadjusted"))
-        parts.append(f"test split opened {verdict['openings']} times, corrected for (uncorrected {before})")
-    start = verdict.get("baseline") or {}
-    if start and (floors := floors_text(start)):
-        parts.append(f"without a model: {text(floors)}")
-    said = f'<p class="sure">{" · ".join(part for part in parts if part)}</p>'
-    return said + (f'<p class="warning">{text(start["warning"])}</p>' if start.get("warning") else "")
-
-
-_TITLES = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}
-
-
-def _legend(verdict: Record) -> str:
-    simpler = any(item.get("applicable") for item in verdict.get("alternatives") or ())
-    other = [("dot alternative", "a simpler change, for comparison")] if simpler else []
-    return key(("dot before", "original"), ("dot after", "cut"), *other, ("bar95", "95&nbsp;% interval"))
-
-
-def _compared(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    body = forest.panels(forest.main_rows(verdict), _TITLES)
-    items = [verdict, *(verdict.get("secondary") or ())]
-    folded = (
-        f'<details class="numbers"><summary>numbers</summary>{tables.measures(items, "metric")}</details>'
-    )
-    lead = "Held-out test examples, before and after the cut, beside what a trivial change would have done."
-    return section(
-        "compared",
-        "Before and after",
-        lead,
-        _legend(verdict),
-        body,
-        cuts.simpler(verdict),
-        cuts.not_applicable(verdict),
-        folded,
-    )
-
-
-def _guards(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    if not verdict.get("guards"):
-        return ""
-    fired = sum(bool(item["fired"]) for item in verdict["guards"])
-    lead = (
-        "Known ways for a gain to be hollow, checked."
-        if not fired
-        else "Known ways for a gain to be hollow: look closer."
-    )
-    return section("guards", "Can the gain be trusted?", lead, cuts.guards(verdict))
-
-
-def _cut(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    drawn, said = cuts.model_map(verdict, analysis), cuts.cut_list(verdict, analysis)
-    body = f'<div class="beside"><div>{drawn}</div><div>{said}</div></div>' if drawn else said
-    whole = any(item.get("kind") == "drop" for item in verdict.get("cut") or ())
-    lead = f"The model block by block, {'part by part' if whole else 'matrix by matrix'}."
-    return section("cut", "What was cut", lead, body, cuts.funnel(verdict))
 
 
 def _sweep(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
@@ -206,47 +105,13 @@ def _spectrum(verdict: Record, plan: Record, analysis: Record, figures: Figures)
     return section("spectrum", "Inside the matrix", lead, place("spectrum", drawn, figures))
 
 
-def _frequency(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    boxes = place("frequency", frequency(analysis.get("frequency") or ()), figures)
-    lead = (
-        "Accuracy before and after, by how often the training text held the fact; bars: 95&nbsp;% intervals."
-    )
-    legend = key(("dot before", "original"), ("dot after", "cut")) if boxes else ""
-    return section("frequency", "Which facts came back", lead, legend, boxes)
-
-
-def _paraphrases(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    found = analysis.get("paraphrases") or {}
-    body = forest.panels(forest.paraphrase_rows(found), {"share": "Share of facts"}) if found.get("n") else ""
-    lead = "Asked in other words: whether a fact is known or only one way of asking for it."
-    return section("paraphrases", "Other words, same fact", lead, body)
-
-
 def _tail(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
     rows = analysis.get("tail") or ()
     lead = (
         "The model's most frequent answers with the whole matrix, with the components that stay, and with "
         "only those that were removed. Cosine: how near the answer's vector lies to the right one's."
     )
-    return section("tail", "What the removed part says", lead, tables.tail(rows) if rows else "")
-
-
-def _changed(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    rows = analysis.get("changed") or ()
-    lead = "Questions answered differently after the cut."
-    return section("changed", "Answers that changed", lead, tables.changed(rows) if rows else "")
-
-
-def _effects(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    body = forest.panels(forest.effect_rows(verdict), _TITLES)
-    items = verdict.get("side_effects") or ()
-    folded = (
-        f'<details class="numbers"><summary>numbers</summary>{tables.measures(items, "name")}</details>'
-        if items
-        else ""
-    )
-    lead = "What the same cut did where nobody was aiming."
-    return section("effects", "What it cost elsewhere", lead, body, folded)
+    return section("tail", "What the removed part says", lead, tail(rows) if rows else "")
 
 
 def _screen(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
@@ -260,31 +125,73 @@ def _screen(verdict: Record, plan: Record, analysis: Record, figures: Figures) -
     return section("screen", "Was the shortcut right?", lead, place("screen", found, figures))
 
 
-def _provenance(verdict: Record, plan: Record, analysis: Record, figures: Figures) -> str:
-    return f"<footer>{tables.provenance(verdict, plan)}</footer>"
+_TAIL_TITLES = {
+    "full": "The whole matrix",
+    "top": "Only the {rank} largest components",
+    "tail": "Only the {rank} smallest components",
+}
+
+
+_TAIL_NOTES = {"full": ", as trained", "top": ", what stays", "tail": ", what was removed"}
+
+
+def tail(rows: Sequence[Record]) -> str:
+    """What the model answers with the whole matrix, its top, its tail: counts, cosine, accuracy."""
+    most = max((count for row in rows for _, count in row["answers"]), default=1)
+    return '<div class="cards">' + "".join(_tail_card(row, most) for row in rows) + "</div>"
+
+
+def _tail_card(row: Record, most: float) -> str:
+    title = _TAIL_TITLES.get(row["kind"], "Rank {rank}").format(rank=f"{row['rank']:,}")
+    bars = "".join(
+        f'<div class="bar"><code>{_token(answer)}</code>'
+        f'<span><i style="width:{100 * count / most:.1f}%"></i></span>'
+        f"<small>{count:,}</small></div>"
+        for answer, count in row["answers"][:8]
+    )
+    facts = [("cosine to the right answer", f"{row['cosine']:.2f}" if known(row.get("cosine")) else MISSING)]
+    facts.append(("accuracy", number(row.get("accuracy"), "share")))
+    said = "".join(f"<div><b>{text(value)}</b><small>{name}</small></div>" for name, value in facts)
+    where = f"{row['site']}{_TAIL_NOTES.get(row['kind'], '')}"
+    head = f"<h3>{text(title)}<small>{text(where)}</small></h3>"
+    return f'<div class="card">{head}{bars}<div class="facts">{said}</div></div>'
+
+
+def _token(value: Any) -> str:
+    """An answer without the space that joined it to its prompt; an empty one says that it is."""
+    stripped = str(value).strip()
+    return text(stripped) if stripped else "<em>nothing</em>"
+
+
+def method_sections(verdict: Record, plan: Record, analysis: Record) -> tuple[list[str], Figures]:
+    """Return the sections that only some methods have, as HTML, and their figures by id."""
+    figures: Figures = {}
+    return [build(verdict, plan, analysis, figures) for build in SECTIONS], figures
+
+
+def tried(verdict: Record, analysis: Record) -> Tried:
+    """Return what the search looked at: swept, screened, read, drawn as a curve, or measured as a whole block."""
+    rows = [row for block in ("sweep", "screen", "curves") for row in analysis.get(block) or ()]
+    matrices = (analysis.get("directions") or {}).get("matrices") or ()
+    sites = {site for row in [*rows, *matrices] if (site := site_of(str(row.get("site")))) is not None}
+    steps = (analysis.get("depth") or {}).get("order") or ()
+    blocks = {int(block) for step in steps for block in step["measured"]}
+    kinds = (verdict.get("model") or {}).get("matrices") or ()
+    sites |= {Site(block, kind) for block in blocks for kind in kinds}
+    removed: dict[str, tuple[int, int]] = {}
+    for row in matrices:
+        gone, had = removed.get(row["site"], (0, 0))
+        removed[row["site"]] = gone + len(row["removed"]), had + row["of"]
+    return Tried(frozenset(sites), removed)
 
 
 SECTIONS: tuple[Section, ...] = (
-    _compared,
-    members,
-    _guards,
-    _cut,
-    gains,
-    _effects,
     pruning,
     *DIRECTIONS,
     *DEPTH,
-    importance,
-    parts,
-    neurons,
-    induction,
     _sweep,
     _curves,
     _spectrum,
-    _frequency,
-    _paraphrases,
     _tail,
-    _changed,
     _screen,
-    _provenance,
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from secateur.core.records.record import Number, Record
 
 
 class BaseRecord(Record):
-    """Base."""
+    """The original on `select`."""
 
     accuracy: float | None = Field(description="null for text")
     loss: Number = Field(description="nats per token")
@@ -16,18 +16,18 @@ class BaseRecord(Record):
 
 
 class FrequencyBin(Record):
-    """Bin."""
+    """Accuracy on facts that the training text holds about equally often."""
 
     bin: str = Field(description="frequencies it covers")
     n: int = Field(description="examples")
     before: Number = Field(description="accuracy before")
-    before_ci: list[Number] = Field(description="Wilson")
+    before_ci: list[Number] | None = Field(description="Wilson; null under 10 examples")
     after: Number = Field(description="accuracy after")
-    after_ci: list[Number] = Field(description="Wilson")
+    after_ci: list[Number] | None = Field(description="Wilson; null under 10 examples")
 
 
 class ParaphrasesRecord(Record):
-    """Paraphrases."""
+    """Accuracy over other phrasings of the test questions."""
 
     n: int = Field(description="groups (facts)")
     per_fact: Number = Field(description="mean number of other phrasings")
@@ -38,7 +38,7 @@ class ParaphrasesRecord(Record):
 
 
 class ChangedExample(Record):
-    """Changed."""
+    """An example whose answer changed."""
 
     id: str = Field(description="the example")
     prompt: str = Field(description="its prompt")
@@ -49,11 +49,11 @@ class ChangedExample(Record):
 
 
 class AnalysisRecord(Record):
-    """Analysis."""
+    """The content of analysis.json that every method has."""
 
     model_config = ConfigDict(extra="allow")  # a method writes what it alone has
 
-    base: BaseRecord = Field(description="the original on `select`")
+    base: BaseRecord | None = Field(None, description="the original on `select`")
     frequency: list[FrequencyBin] | None = Field(
         None,
         description="accuracy by frequency, on `test` (only: not for text; empty where frequencies are unknown)",
@@ -64,3 +64,9 @@ class AnalysisRecord(Record):
     changed: list[ChangedExample] | None = Field(
         None, description="examples of `test` whose answer changed (only: not for text)"
     )
+
+    @field_validator("paraphrases", mode="before")
+    @classmethod
+    def _none_where_empty(cls, value: object) -> object:
+        """Read a block that is there and empty as one that is not there."""
+        return None if value == {} else value

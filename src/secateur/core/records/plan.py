@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field, JsonValue
 
-from secateur.core.records.record import Record
+from secateur.core.records.record import Number, Record
+from secateur.core.records.verdict import LoadsRecord
 
 
 class PlanRecord(Record):
-    """Plan."""
+    """The content of plan.json."""
 
     version: int = Field(description="1")
     model: str = Field(description="fingerprint of the model the plan is for; any other model is refused")
@@ -19,7 +20,7 @@ class PlanRecord(Record):
 
 
 class EditRecord(Record):
-    """Edit."""
+    """One edit: what kind, where, and how much."""
 
     kind: str = Field(description="`truncate`, `remove_directions`, `drop` or `linearize`")
     site: str | None = Field(
@@ -52,15 +53,40 @@ class EditRecord(Record):
 
 
 class ProvenanceRecord(Record):
-    """`secateur apply` writes another one: `command` (with `apply`, the edits in words, `model`, `revision`, `dtype`, `portable`, `zeroed`, `factorize`, `shard_size` and `svd`), `verified` (false), `loads` (Loads), `versions`, `check` (`logits` or `digests`: what the files were held to) and `svd`, a record for each matrix that was decomposed: `matrix`, `shape`, `rank` (null: not a truncation to the largest), `svd` (`exact` or `randomized`), `residual` (‖W − W'‖ / ‖W‖; null without rank) and `excess` (by what share at most the best matrix of this rank would leave less; null: not known)."""
+    """The run that made the plan."""
 
     command: dict[str, JsonValue] = Field(
-        description="the options of the run; the same command on a finished OUT is recognized by them"
+        description="the options of the run; the same command on a finished OUT is recognized by them. Of `apply`: `apply`, the edits in words, `model`, `revision`, `dtype`, `portable`, `zeroed`, `factorize`, `shard_size` and `svd`"
     )
-    command_line: str = Field(description="the command as a line, as in `command` of verdict.json")
-    created: str = Field(description="ISO 8601, UTC")
-    task: str = Field(description="hash of the task's content and splits")
-    seed: int = Field(description="`--seed`")
+    command_line: str | None = Field(
+        None, description="the command as a line, as in `command` of verdict.json (only: prune)"
+    )
+    created: str | None = Field(None, description="ISO 8601, UTC (only: prune)")
+    task: str | None = Field(None, description="hash of the task's content and splits (only: prune)")
+    seed: int | None = Field(None, description="`--seed` (only: prune)")
     versions: dict[str, str] = Field(
         description="secateur, Python and the libraries that computed the numbers"
+    )
+    verified: bool | None = Field(
+        None, description="whether a verdict was given on the plan (only: apply, and in unproven/)"
+    )
+    loads: LoadsRecord | None = Field(None, description="where the checkpoint loads (only: apply)")
+    check: str | None = Field(
+        None, description="what the files were held to: `logits` or `digests` (only: apply)"
+    )
+    svd: list[DecompositionRecord] | None = Field(
+        None, description="each matrix that was decomposed (only: apply)"
+    )
+
+
+class DecompositionRecord(Record):
+    """How one matrix was decomposed while a checkpoint was streamed, and how exactly."""
+
+    matrix: str = Field(description="its site")
+    shape: list[int] = Field(description="out, in")
+    rank: int | None = Field(description="components kept; null: not a truncation to the largest")
+    svd: str = Field(description="`exact` or `randomized`")
+    residual: float | None = Field(description="‖W − W'‖ / ‖W‖; null without rank")
+    excess: Number = Field(
+        description="by what share at most the best matrix of this rank would leave less; null: not known"
     )

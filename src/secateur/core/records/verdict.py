@@ -8,14 +8,14 @@ from secateur.core.records.record import Number, Record
 
 
 class IntervalRecord(Record):
-    """Interval."""
+    """A value with its 95 % interval."""
 
     value: Number = Field(description="the value")
     ci: list[Number] | None = Field(description="its interval; null where none was computed")
 
 
 class ScoreRecord(Record):
-    """Score."""
+    """A metric of one model on some examples, with its 95 % interval."""
 
     metric: str = Field(description="its name")
     value: Number = Field(description="the mean")
@@ -27,7 +27,7 @@ class ScoreRecord(Record):
 
 
 class NonInferiorityRecord(Record):
-    """See statistics.md."""
+    """A test of not being worse by more than a margin; see statistics.md."""
 
     margin: Number = Field(description="how much worse still counts as not worse, as asked for")
     unit: str = Field(description="of `margin` and `bound`: `share` or `nats/token`")
@@ -38,15 +38,17 @@ class NonInferiorityRecord(Record):
     method: str = Field(description="`Tango score interval`, `paired bootstrap`, or `none, too few groups`")
     shown: bool = Field(description="the bound lies above −`margin`")
     named_late: bool = Field(
-        description="the ledger knows an earlier look at this plan and metric, with another margin: this one decides nothing"
+        False,
+        description="the ledger knows an earlier look at this plan and metric, with another margin: this one decides nothing",
     )
     decides: float | None = Field(
-        description="the margin that decides the word: `margin`, or the one named at that earlier look; null where none was"
+        None,
+        description="the margin that decides the word: `margin`, or the one named at that earlier look; null where none was",
     )
 
 
 class SecondaryRecord(Record):
-    """None of them is tested: each test would be an opening."""
+    """A metric that is reported beside the one that decides. None of them is tested: each test would be an opening."""
 
     metric: str = Field(description="its name")
     unit: str = Field(description="its unit")
@@ -58,14 +60,14 @@ class SecondaryRecord(Record):
 
 
 class AnswerRecord(Record):
-    """Answer."""
+    """An answer and the share of the questions that it is given to."""
 
     answer: str = Field(description="the choice")
     share: Number = Field(description="of the questions")
 
 
 class BaselineRecord(Record):
-    """Baseline."""
+    """What the unchanged model can do, beside what needs no model."""
 
     split: str = Field(description="of the score: `select`, or what `eval` was asked for")
     metric: str = Field(description="the metric that decides")
@@ -84,7 +86,7 @@ class BaselineRecord(Record):
 
 
 class HandedOverRecord(Record):
-    """HandedOver."""
+    """What the checkpoint holds, and where a plan lies that was not carried out."""
 
     holds: str = Field(description="`cut` or `original`: the weights in the checkpoint")
     unproven: str | None = Field(
@@ -120,15 +122,15 @@ class MemberRecord(Record):
 
 
 class GuardRecord(Record):
-    """Guard."""
+    """A known way for a gain to be hollow, and whether it was met."""
 
     name: str = Field(
         description="`constant predictor` or `log-loss`; of several tasks also `harm to NAME`, and `constant predictor on NAME` for each"
     )
     fired: bool = Field(description="")
     detail: str = Field(description="in words")
-    applicable: bool | None = Field(
-        None, description="some gold answer occurs twice (only: constant predictor, something cut, not text)"
+    applicable: bool = Field(
+        True, description="some gold answer occurs twice (only: constant predictor, something cut, not text)"
     )
     answer: str | None = Field(None, description="the answer given most often after the cut (only: as above)")
     answer_gold: Number | None = Field(None, description="its share of the gold answers (only: as above)")
@@ -149,7 +151,7 @@ class GuardRecord(Record):
 
 
 class SideEffect(Record):
-    """Effect."""
+    """One thing that was watched beside the task."""
 
     name: str = Field(description="what was watched")
     unit: str = Field(description="`share`, `nats/token`, `perplexity` or `distinct bigrams, share`")
@@ -170,7 +172,7 @@ class SideEffect(Record):
 
 
 class AlternativeRecord(Record):
-    """Alternative."""
+    """A change that needs no cut, tried on the original."""
 
     name: str = Field(description="`ban one token` or `label calibration`")
     applicable: bool = Field(description="this task has a place for it")
@@ -182,7 +184,7 @@ class AlternativeRecord(Record):
 
 
 class ChoiceRecord(Record):
-    """Choice."""
+    """The best plan that was tried for gain, and whether `select` shows that it gains."""
 
     best: str = Field(description="the best plan that was tried for gain")
     shown: bool = Field(description="`p_value` is below .05: it is shown to gain")
@@ -192,7 +194,7 @@ class ChoiceRecord(Record):
 
 
 class FellBackRecord(Record):
-    """A map was fitted for these blocks and not taken, because on `select` its loss is no lower than that of dropping them."""
+    """A map that was fitted for these blocks and not taken, because on `select` its loss is no lower than that of dropping them."""
 
     blocks: list[int] = Field(description="a run of blocks, one after the other")
     fitted: Number = Field(description="nats per token on `select` with the map")
@@ -200,11 +202,13 @@ class FellBackRecord(Record):
 
 
 class CutRecord(Record):
-    """Cut."""
+    """One edit of the plan."""
 
     site: str = Field(description="the matrix, or what went")
     edit: str = Field(description="the edit in words")
-    kind: str = Field(description="`truncate`, `remove_directions`, `drop` or `linearize`, as in plan.json")
+    kind: str = Field(
+        "truncate", description="`truncate`, `remove_directions`, `drop` or `linearize`, as in plan.json"
+    )
     shape: list[int] | None = Field(None, description="out, in (only: truncate, remove_directions)")
     rank: int | None = Field(None, description="components kept (only: truncate, remove_directions)")
     full_rank: int | None = Field(None, description="components it had (only: truncate, remove_directions)")
@@ -214,7 +218,7 @@ class CutRecord(Record):
 
 
 class ParametersRecord(Record):
-    """Parameters."""
+    """Numbers of parameters before and after."""
 
     before: int = Field(description="parameters of the original, tied ones once")
     after: int = Field(
@@ -226,10 +230,10 @@ class ParametersRecord(Record):
 
 
 class BeforeAfter(Record):
-    """Pair."""
+    """One measurement of the dense model and of the cut one."""
 
-    before: Number = Field(description="the dense model")
-    after: Number = Field(description="the cut one")
+    before: int | Number = Field(description="the dense model")
+    after: int | Number = Field(description="the cut one")
 
 
 class SpeedRecord(Record):
@@ -246,7 +250,7 @@ class SpeedRecord(Record):
 
 
 class ShapeRecord(Record):
-    """Shape."""
+    """The work that was timed."""
 
     prompt: int = Field(description="tokens of a prompt")
     new: int = Field(description="tokens decoded after it")
@@ -255,7 +259,7 @@ class ShapeRecord(Record):
 
 
 class ZeroedRecord(Record):
-    """Zeroed."""
+    """Parts of the cut model that are zero, and stored and computed all the same."""
 
     heads: int = Field(description="query heads to whose output no weight of `o` listens")
     ffns: int = Field(description="feed-forward networks whose `down` is all zero")
@@ -264,7 +268,7 @@ class ZeroedRecord(Record):
 
 
 class GainsRecord(Record):
-    """*Before* is the dense model, *after* the cut one. `prune` measures no speed and no memory; bench does."""
+    """What a cut saves: *before* is the dense model, *after* the cut one. `prune` measures no speed and no memory; bench does."""
 
     model: str | None = Field(None, description="OUT as given (only: bench)")
     against: str | None = Field(None, description="the dense model (only: bench)")
@@ -305,52 +309,53 @@ class GainsRecord(Record):
 
 
 class PlaceRecord(Record):
-    """Place."""
+    """One program, and whether it loads the checkpoint."""
 
     place: str = Field(description="such as `transformers` or `vLLM`")
     loads: bool = Field(description="it loads there, or is expected to")
     evidence: str = Field(
-        description="`read back` (in this run), `run` (elsewhere, in the version that `detail` names), `expected` or `no`"
+        "",
+        description="`read back` (in this run), `run` (elsewhere, in the version that `detail` names), `expected` or `no`",
     )
-    detail: str = Field(description="by what; `not tried` for `expected`; empty for `no`")
+    detail: str = Field("", description="by what; `not tried` for `expected`; empty for `no`")
     how: str = Field(description="the line of code; or why not")
-    condition: str = Field(description="when it loads, where that is not always; else empty")
+    condition: str = Field("", description="when it loads, where that is not always; else empty")
 
 
 class LoadsRecord(Record):
-    """Loads."""
+    """The form of the checkpoint, and where it loads."""
 
     form: str = Field(
         description="`stock`: of a stock class; `zeroed`: of a stock class in the original's shapes; `carved`: with a modelling file of its own"
     )
-    why: str = Field(description="why no stock class can hold it; empty where one does")
+    why: str = Field("", description="why no stock class can hold it; empty where one does")
     where: list[PlaceRecord] = Field(description="each place that was considered")
 
 
 class ModelRecord(Record):
-    """Model."""
+    """The original model."""
 
     name: str = Field(description="MODEL as given")
-    revision: str | None = Field(description="`--revision`")
-    hub: bool = Field(description="it came from the hub")
+    revision: str | None = Field(None, description="`--revision`")
+    hub: bool = Field(False, description="it came from the hub")
     fingerprint: str = Field(description="digest of all parameters in the dtype used")
     family: str = Field(description="such as `llama`")
     architecture: str = Field(description="class name")
-    dtype: str = Field(description="of the model in memory and on disk")
-    num_blocks: int = Field(description="blocks")
-    num_heads: int = Field(description="query heads of a block")
-    num_kv_heads: int = Field(description="KV groups of a block")
-    matrices: list[str] = Field(description="kinds of matrices every block has")
+    dtype: str = Field("", description="of the model in memory and on disk")
+    num_blocks: int = Field(0, description="blocks")
+    num_heads: int = Field(0, description="query heads of a block")
+    num_kv_heads: int = Field(0, description="KV groups of a block")
+    matrices: list[str] = Field(default_factory=list, description="kinds of matrices every block has")
 
 
 class WrittenRecord(Record):
-    """Written."""
+    """The checkpoint that was written."""
 
     fingerprint: str = Field(description="of the checkpoint; equals the model's where nothing was cut")
 
 
 class TaskRecord(Record):
-    """Task."""
+    """The task that the cut was judged on."""
 
     name: str = Field(description="its name")
     kind: str = Field(description="`choice`, `generation` or `text`")
@@ -361,22 +366,28 @@ class TaskRecord(Record):
 
 
 class SearchRecord(Record):
-    """Search."""
+    """How the search went. Each method writes more keys of its own; those that several have are named here."""
 
     model_config = ConfigDict(extra="allow")  # a method writes what it alone has
 
-    method: str = Field(description="`laser`")
-    proposed: int = Field(description="candidates in the grid")
+    method: str = Field(description="`laser`, `directions`, `depth`, `heads`, `ffns` or `components`")
+    proposed: int = Field(0, description="candidates that could have been judged")
+    screened_out: int | None = Field(None, description="left out by the screen (only: searches for gain)")
+    raced_out: int | None = Field(None, description="left the race early (only: searches for gain)")
+    exhaustive: bool | None = Field(None, description="no screen, no race (only: laser)")
+    protocol: str | None = Field(None, description="what ends the search (only: directions)")
+    choice: ChoiceRecord | None = Field(
+        None, description="what `select` says of the best plan (only: searches for gain)"
+    )
 
 
-class VerdictRecord(Record):
-    """Verdict."""
+class DecisionRecord(Record):
+    """The statistical part of verdict.json: the word, the comparison that it comes from, and what stands beside it."""
 
     version: int = Field(description="1")
     verdict: str = Field(
         description="`improves`, `no difference shown` or `worse`; with a margin also `not worse by more than 2.0 points`, or `… 0.020 nats`"
     )
-    sentence: str = Field(description="the verdict in one sentence")
     metric: str = Field(
         description="what decided: `accuracy`, `accuracy_norm`, `choice_loss`, `loss`, `text_loss`, `top5`, `top10`"
     )
@@ -394,18 +405,29 @@ class VerdictRecord(Record):
         description="plans, each in one metric, that this ledger has opened this test split for, or one that overlaps with it"
     )
     non_inferiority: NonInferiorityRecord | None = Field(
-        description="is the loss within the margin; null where none was given, or nothing was cut"
+        None, description="is the loss within the margin; null where none was given, or nothing was cut"
     )
     test: str = Field(description="the test in words")
     secondary: list[SecondaryRecord] = Field(
         description="the other metrics of this kind of task, on the same examples; empty for text"
     )
-    tasks: list[MemberRecord] = Field(description="of several `--task` each by itself; empty for one")
+    tasks: list[MemberRecord] = Field(
+        default_factory=list, description="of several `--task` each by itself; empty for one"
+    )
     guards: list[GuardRecord] = Field(description="see statistics.md")
     side_effects: list[SideEffect] = Field(description="what else was watched")
+
+
+class VerdictRecord(DecisionRecord):
+    """The content of verdict.json. Defaults are what a file of an earlier release, without that key, means."""
+
+    sentence: str = Field(description="the verdict in one sentence")
     alternatives: list[AlternativeRecord] = Field(description="what could be had without a cut")
-    baseline: BaselineRecord = Field(description="the original on `select`, before the search")
-    handed_over: HandedOverRecord = Field(description="what the checkpoint holds")
+    baseline: BaselineRecord | None = Field(None, description="the original on `select`, before the search")
+    handed_over: HandedOverRecord = Field(
+        default_factory=lambda: HandedOverRecord(holds="cut", unproven=None, edits=None),
+        description="what the checkpoint holds",
+    )
     candidates_tried: int = Field(description="plans judged on `select`, the original not counted")
     evaluations: int = Field(description="(plan, example) pairs the search asked for")
     search: SearchRecord = Field(
@@ -413,11 +435,12 @@ class VerdictRecord(Record):
     )
     cut: list[CutRecord] = Field(description="what was cut; empty: nothing")
     cut_summary: str = Field(
-        description="the same counted, such as `41 of 48 heads, 1 of 6 feed-forward networks`; or `nothing`"
+        "",
+        description="the same counted, such as `41 of 48 heads, 1 of 6 feed-forward networks`; or `nothing`",
     )
     parameters: ParametersRecord = Field(description="sizes")
-    gains: GainsRecord = Field(description="what the cut saves")
-    loads: LoadsRecord = Field(description="where the checkpoint loads")
+    gains: GainsRecord | None = Field(None, description="what the cut saves")
+    loads: LoadsRecord | None = Field(None, description="where the checkpoint loads")
     model: ModelRecord = Field(description="the original")
     written: WrittenRecord = Field(description="the checkpoint")
     task: TaskRecord = Field(description="what it was judged on")

@@ -1,0 +1,302 @@
+"""The page of a run of `prune`: the sections that every method has, with those of its method between them.
+
+Takes typed records; knows no method, no model, no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from secateur.core.baseline import floors_text
+from secateur.core.records.analysis import AnalysisRecord, FrequencyBin, ParaphrasesRecord
+from secateur.core.records.plan import PlanRecord
+from secateur.core.records.verdict import IntervalRecord, VerdictRecord
+from secateur.core.score import few_groups
+from secateur.report import tables
+from secateur.report.chart import AFTER, BEFORE, Figure, Trace, new_axis, new_layout
+from secateur.report.cuts import Tried, cut_section
+from secateur.report.frame import FigureGroup, PageSection
+from secateur.report.gains import gains_section
+from secateur.report.interval_plot import Dumbbell, dumbbell, panels
+from secateur.report.markup import change, interval, key, known, metric_name, number, p_value, text
+from secateur.report.page import assemble
+from secateur.report.templating import fragment
+
+SIGNS = {"improves": ("better", "▲"), "not worse": ("better", "✓"), "worse": ("worse", "▼")}  # else neither
+UNITS = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}
+SHIFT = 0.08  # of a bin: keeps the two intervals of a bin apart
+
+
+def run_page(
+    verdict: VerdictRecord,
+    plan: PlanRecord,
+    analysis: AnalysisRecord,
+    method_sections: Sequence[str | PageSection],
+    tried: Tried | None = None,
+    placed: dict[str, Figure] | None = None,
+) -> str:
+    """Return the page of a run, which loads nothing from anywhere.
+
+    Args:
+        method_sections: What only its method has to show, in order.
+        tried: What the search looked at, for the map of the model.
+        placed: Figures by the ids of the boxes that sections in HTML already have for them.
+    """
+    parts = [
+        hero(verdict),
+        compared(verdict),
+        members(verdict),
+        guards(verdict),
+        cut_section(verdict, tried or Tried()),
+        gains_section(verdict),
+        effects(verdict),
+        *method_sections,
+        frequency(analysis.frequency or ()),
+        paraphrases(analysis.paraphrases),
+        changed(analysis),
+        f"<footer>{tables.provenance(verdict, plan)}</footer>",
+    ]
+    return assemble(f"{verdict.verdict}: {verdict.model.name}", parts, placed)
+
+
+# ------------------------------------------------------------------------------------------------------ the verdict
+
+
+def hero(verdict: VerdictRecord) -> str:
+    """Return the head of the page: the word, the sentence, the numbers before and after."""
+    kind, sign = SIGNS.get(verdict.verdict.partition(" by ")[0], ("neutral", "○"))
+    unit, too_few = verdict.unit, few_groups(verdict.groups)
+    cells = [
+        (name, number(side.value, unit), interval(side.ci, unit) or too_few)
+        for name, side in (("before", verdict.before), ("after", verdict.after))
+    ]
+    gap = verdict.difference
+    ends = interval(gap.ci, unit, signed=True) or too_few
+    cells.append(("change", change(gap.value, unit, name_unit=False), ends))
+    return fragment(
+        "run",
+        "hero",
+        kind=kind,
+        sign=sign,
+        verdict=verdict,
+        metric=metric_name(verdict.metric),
+        unit_words="share of questions" if unit == "share" else unit,
+        direction="higher is better" if verdict.higher_is_better else "lower is better",
+        cells=cells,
+        sure=how_sure(verdict),
+        warning=verdict.baseline.warning if verdict.baseline else None,
+    )
+
+
+def how_sure(verdict: VerdictRecord) -> list[Markup]:
+    """Return what the word rests on: p-value and test, examples, candidates, openings, what needs no model."""
+    parts = [p_value(verdict.p_value), text(verdict.test)]
+    if verdict.n:
+        clusters = f" in {verdict.groups:,} groups" if verdict.groups != verdict.n else ""
+        parts.append(f"{verdict.n:,} test examples{clusters}, untouched until the end")
+    if verdict.candidates_tried > 1:
+        parts.append(f"chosen among {verdict.candidates_tried:,} candidates")
+    if verdict.openings > 1:
+        before = p_value(verdict.p_value_unadjusted)
+        parts.append(f"test split opened {verdict.openings} times, corrected for (uncorrected {before})")
+    if verdict.baseline and (floors := floors_text(verdict.baseline.to_json())):
+        parts.append(f"without a model: {text(floors)}")
+    return [Markup(part) for part in parts if part]
+
+
+def compared(verdict: VerdictRecord) -> PageSection:
+    """Return the metrics before and after, beside changes that need no cut."""
+    tried = [item for item in verdict.alternatives if item.applicable and known(item.value)]
+    rows = [
+        dumbbell(verdict, metric_name(verdict.metric), "decides the verdict", p=verdict.p_value),
+        *(dumbbell(item, metric_name(item.metric), "reported beside it") for item in verdict.secondary),
+    ]
+    rows += [
+        Dumbbell(
+            item.name,
+            item.detail,
+            verdict.unit,
+            alternative=IntervalRecord(value=item.value, ci=item.ci),
+            higher_is_better=verdict.higher_is_better,
+        )
+        for item in tried
+    ]
+    simpler = [("dot alternative", "a simpler change, for comparison")] if tried else []
+    legend = key(("dot before", "original"), ("dot after", "cut"), *simpler, ("bar95", "95&nbsp;% interval"))
+    alternatives = fragment(
+        "run",
+        "alternatives",
+        unit=verdict.unit,
+        tried=[(item, beside_cut(verdict, item.value)) for item in tried if known(verdict.after.value)],
+        others=[item for item in verdict.alternatives if not item.applicable],
+    )
+    measured = [(metric_name(item.metric), item) for item in (verdict, *verdict.secondary)]
+    lead = "Held-out test examples, before and after the cut, beside what a trivial change would have done."
+    body = (legend, panels(rows, UNITS), alternatives, tables.measures(measured))
+    return PageSection("compared", "Before and after", lead, body)
+
+
+def beside_cut(verdict: VerdictRecord, value: float) -> str:
+    """Return in words how a change that needs no cut compares with the cut."""
+    after = verdict.after
+    if after.ci and after.ci[0] <= value <= after.ci[1]:
+        return "as much as the cut, within its interval"
+    gain = value - after.value if verdict.higher_is_better else after.value - value
+    return "more than the cut" if gain > 0 else "less than the cut"
+
+
+def members(verdict: VerdictRecord) -> PageSection:
+    """Return a row for each of several tasks, in the metric that decides, and in accuracy where that is another."""
+    rows, measured = [], []
+    for task in verdict.tasks:
+        size = f"n = {task.n:,}"
+        rows.append(dumbbell(task, task.name, f"{metric_name(task.metric)}, {size}", p=task.p_value))
+        measured.append((task.name, task))
+        for other in task.secondary:
+            if other.metric == "accuracy":
+                rows.append(dumbbell(other, task.name, f"accuracy, {size}, p not corrected"))
+                measured.append((task.name, other))
+    legend = key(("dot before", "original"), ("dot after", "cut"), ("bar95", "95&nbsp;% interval"))
+    lead = (
+        "What decides is the mean over equally many examples of each task; here each is measured on all of its own "
+        "test examples, p corrected for their number."
+    )
+    body = (legend, panels(rows, UNITS), tables.measures(measured)) if rows else ()
+    return PageSection("tasks", "Task by task", lead, body)
+
+
+def guards(verdict: VerdictRecord) -> PageSection:
+    """Return the guards, each as a sentence."""
+    fired = any(guard.fired for guard in verdict.guards)
+    lead = "Known ways for a gain to be hollow" + (": look closer." if fired else ", checked.")
+    body = fragment("run", "guards", guards=verdict.guards) if verdict.guards else ""
+    return PageSection("guards", "Can the gain be trusted?", lead, (body,))
+
+
+def effects(verdict: VerdictRecord) -> PageSection:
+    """Return what the cut did to everything else that was watched."""
+    rows = [dumbbell(item, item.name, f"n = {item.n:,}" if item.n else "") for item in verdict.side_effects]
+    measured = tables.measures([(item.name, item) for item in verdict.side_effects])
+    lead = "What the same cut did where nobody was aiming."
+    return PageSection("effects", "What it cost elsewhere", lead, (panels(rows, UNITS), measured))
+
+
+# ----------------------------------------------------------------------------------- comparisons of the two models
+
+
+def frequency(bins: Sequence[FrequencyBin]) -> PageSection:
+    """Return accuracy before and after, by how often the training text held the fact (LASER, Fig. 3)."""
+    legend = key(("dot before", "original"), ("dot after", "cut")) if bins else ""
+    lead = (
+        "Accuracy before and after, by how often the training text held the fact; bars: 95&nbsp;% intervals."
+    )
+    figures = FigureGroup((frequency_figure(bins),) if bins else ())
+    return PageSection("frequency", "Which facts came back", lead, (legend, figures))
+
+
+def frequency_figure(bins: Sequence[FrequencyBin]) -> Figure:
+    """Return two dots with their intervals for each bin, joined."""
+    joined: Trace = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for place in range(len(bins)) for x in (place - SHIFT, place + SHIFT, None)],
+        "y": [y for row in bins for y in (row.before, row.after, None)],
+        "line": {"color": "#d5d2c9", "width": 5},
+        "hoverinfo": "skip",
+    }
+    axis = new_axis(
+        "times the fact occurs in the training text",
+        tickvals=list(range(len(bins))),
+        ticktext=[f"{text(row.bin)}<br>n = {row.n}" for row in bins],
+        showgrid=False,
+        range=[-0.6, len(bins) - 0.4],
+        tickangle=0,
+    )
+    shares = new_axis("accuracy", range=[-0.02, 1.05], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
+    layout = new_layout(330, xaxis=axis, yaxis=shares)
+    layout["margin"] |= {"b": 66, "l": 52}
+    sides = [
+        ("before", [(row.before, row.before_ci) for row in bins], BEFORE, -SHIFT),
+        ("after", [(row.after, row.after_ci) for row in bins], AFTER, SHIFT),
+    ]
+    data = [joined]
+    for side, values, color, shift in sides:
+        hover = [
+            f"<b>{text(row.bin)}</b>, {side}: {number(value, 'share')}"
+            for row, (value, _) in zip(bins, values, strict=True)
+        ]
+        data.append(_dots(values, hover, color, shift))
+    rows = [
+        [
+            text(row.bin),
+            str(row.n),
+            *(number(row.before, "share"), interval(row.before_ci, "share")),
+            *(number(row.after, "share"), interval(row.after_ci, "share")),
+        ]
+        for row in bins
+    ]
+    head = ("times seen", "facts", "before", "interval", "after", "interval")
+    return Figure("", data, layout, head, rows)
+
+
+def _dots(
+    values: Sequence[tuple[float, Sequence[float] | None]], hover: Sequence[str], color: str, shift: float
+) -> Trace:
+    """Return one side of the bins: dots, with intervals where all bins have one."""
+    trace: Trace = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [place + shift for place in range(len(values))],
+        "y": [value for value, _ in values],
+        "text": list(hover),
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"size": 12, "color": color},
+    }
+    bounded = [(value, ci) for value, ci in values if ci and known(value)]
+    if len(bounded) == len(values):
+        trace["error_y"] = {
+            "type": "data",
+            "array": [ci[1] - value for value, ci in bounded],
+            "arrayminus": [value - ci[0] for value, ci in bounded],
+            "symmetric": False,
+            "color": color,
+            "thickness": 1.5,
+            "width": 0,
+        }
+    return trace
+
+
+def paraphrases(found: ParaphrasesRecord | None) -> PageSection:
+    """Return how robust answers are over paraphrases: all phrasings of a fact right, and the mean over phrasings."""
+    rows = []
+    if found is not None and found.n:
+        sides = (
+            (f"all {found.per_fact:g} phrasings right", found.all_right_before, found.all_right_after),
+            ("one phrasing right, mean", found.mean_before, found.mean_after),
+        )
+        rows = [
+            Dumbbell(
+                label,
+                f"{found.n:,} facts",
+                "share",
+                IntervalRecord(value=before, ci=None),
+                IntervalRecord(value=after, ci=None),
+            )
+            for label, before, after in sides
+            if known(before) and known(after)
+        ]
+    lead = "Asked in other words: whether a fact is known or only one way of asking for it."
+    return PageSection(
+        "paraphrases", "Other words, same fact", lead, (panels(rows, {"share": "Share of facts"}),)
+    )
+
+
+def changed(analysis: AnalysisRecord) -> PageSection:
+    """Return the examples whose answer changed."""
+    examples = analysis.changed or ()
+    body = tables.changed(examples) if examples else ""
+    return PageSection(
+        "changed", "Answers that changed", "Questions answered differently after the cut.", (body,)
+    )
