@@ -161,7 +161,7 @@ def _sizes(gains: GainsRecord) -> list[tuple[str, str, str]]:
 def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
     """Yield everything that stands beside the word, as lines; and whether it is a warning."""
     if verdict.baseline:
-        yield f"at the start: {baseline_text(verdict.baseline.to_json())}", bool(verdict.baseline.warning)
+        yield f"at the start: {baseline_text(verdict.baseline)}", bool(verdict.baseline.warning)
     if verdict.before.ci is None:
         yield few_groups(verdict.groups), True
     for guard in verdict.guards:
@@ -242,9 +242,9 @@ def print_scores(found: Mapping[str, Any]) -> None:
     print_rows(columns, rows, title=title, whole=columns[:2])
     if scores[0].ci is None:
         print(few_groups(scores[0].groups))
-    floors = floors_text(start.to_json())
+    floors = floors_text(start)
     beside = f"; hold it against {floors}, read on select" if floors else ""
-    terminal().print(Text(f"{decides_text(start.to_json())}{beside}"))
+    terminal().print(Text(f"{decides_text(start)}{beside}"))
     if start.warning:
         terminal().print(Text(start.warning, style="bold red"))
 
