@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.core.site import Site
-from secateur.report.components import importance, induction, neurons, parts
 from secateur.report.cuts import Tried
 from secateur.report.depth import SECTIONS as DEPTH
 from secateur.report.directions import SECTIONS as DIRECTIONS
@@ -164,7 +163,7 @@ def _token(value: Any) -> str:
     return text(stripped) if stripped else "<em>nothing</em>"
 
 
-def method_sections(verdict: Record, plan: Record, analysis: Record) -> tuple[list[str], Figures]:
+def old_sections(verdict: Record, plan: Record, analysis: Record) -> tuple[list[str], Figures]:
     """Return the sections that only some methods have, as HTML, and their figures by id."""
     figures: Figures = {}
     return [build(verdict, plan, analysis, figures) for build in SECTIONS], figures
@@ -190,10 +189,6 @@ SECTIONS: tuple[Section, ...] = (
     pruning,
     *DIRECTIONS,
     *DEPTH,
-    importance,
-    parts,
-    neurons,
-    induction,
     _sweep,
     _curves,
     _spectrum,
