@@ -55,12 +55,12 @@ def render(verdict: Json, plan: Json, analysis: Json) -> str:
     Raises: `SecateurError` where the records are of another version or do not belong together.
     """
     _check(verdict, plan)
-    run = VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN)
-    analyses = AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN)
+    run = VerdictRecord.from_json(verdict, "verdict.json", SecateurError, AGAIN)
+    analyses = AnalysisRecord.from_json(analysis, "analysis.json", SecateurError, AGAIN)
     old, figures = old_sections(finite(verdict), finite(plan), finite(analysis))
     return run_page(
         run,
-        PlanRecord.of(plan, "plan.json", SecateurError, AGAIN),
+        PlanRecord.from_json(plan, "plan.json", SecateurError, AGAIN),
         analyses,
         [*method_sections(run, analyses), *old],
         tried(verdict, analysis),
@@ -72,8 +72,10 @@ def method_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequenc
     """Return the sections of the method of a run; none where its package is not installed here."""
     method = methods().get(verdict.search.method)
     sections = [] if method is None else list(method.sections(verdict, analysis))
-    if not sections and analysis.more.get("components"):
-        read = ComponentsRecord.of(analysis.more["components"], "analysis.json", SecateurError, AGAIN)
+    if not sections and analysis.extra_keys.get("components"):
+        read = ComponentsRecord.from_json(
+            analysis.extra_keys["components"], "analysis.json", SecateurError, AGAIN
+        )
         sections = component_sections(read, dropped(verdict))
     return sections
 

@@ -62,7 +62,7 @@ class Method(ABC):
         """Return the plan that is proposed. The test split is not touched."""
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
-        """Return what the report shows of this method; `analysis.more` holds the keys that it wrote."""
+        """Return what the report shows of this method; `analysis.extra_keys` holds the keys that it wrote."""
         return ()
 
 
