@@ -55,12 +55,12 @@ def render(verdict: Json, plan: Json, analysis: Json) -> str:
     Raises: `SecateurError` where the records are of another version or do not belong together.
     """
     _check(verdict, plan)
-    run = VerdictRecord.from_json(verdict, "verdict.json", SecateurError, AGAIN)
-    analyses = AnalysisRecord.from_json(analysis, "analysis.json", SecateurError, AGAIN)
+    run = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
+    analyses = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
     old, figures = old_sections(finite(verdict), finite(plan), finite(analysis))
     return run_page(
         run,
-        PlanRecord.from_json(plan, "plan.json", SecateurError, AGAIN),
+        PlanRecord.from_values(plan, "plan.json", SecateurError, AGAIN),
         analyses,
         [*method_sections(run, analyses), *old],
         tried(verdict, analysis),
@@ -73,7 +73,7 @@ def method_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequenc
     method = methods().get(verdict.search.method)
     sections = [] if method is None else list(method.sections(verdict, analysis))
     if not sections and analysis.extra_keys.get("components"):
-        read = ComponentsRecord.from_json(
+        read = ComponentsRecord.from_values(
             analysis.extra_keys["components"], "analysis.json", SecateurError, AGAIN
         )
         sections = component_sections(read, dropped(verdict))
