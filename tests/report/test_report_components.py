@@ -22,7 +22,7 @@ from secateur.report.chart import SEQUENTIAL
 from secateur.report.gains import size
 from secateur.report.orders import spread
 from secateur.report.pruned_units import Dropped, dropped, runs
-from secateur.reporting import render, write_report
+from secateur.reporting import render, write_run_report
 
 RECORDS = {
     name: getattr(data_components, name) for name in ("heads", "grouped", "components", "ffns", "hostile")
@@ -665,7 +665,7 @@ def test_same_records_give_the_same_page(tmp_path):
     assert render(*data_components.heads()) == render(*data_components.heads())
     for name, record in zip(("verdict", "plan", "analysis"), data_components.heads(), strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
-    written = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    written = write_run_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
     assert written == render(*data_components.heads())
 
 
