@@ -239,8 +239,7 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     Raises: `SecateurError` for records that are missing, broken, or not of one original; `OutputError` for a page that
     cannot be written.
     """
-    from secateur.report.write import check_folder
-    from secateur.reporting import write_run_report
+    from secateur.reporting import check_folder, write_run_report
     from secateur.training.report import write_report_of
 
     folder = Path(folder)

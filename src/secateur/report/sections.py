@@ -163,7 +163,7 @@ def _token(value: Any) -> str:
     return text(stripped) if stripped else "<em>nothing</em>"
 
 
-def method_sections(verdict: Record, plan: Record, analysis: Record) -> tuple[list[str], Figures]:
+def old_sections(verdict: Record, plan: Record, analysis: Record) -> tuple[list[str], Figures]:
     """Return the sections that only some methods have, as HTML, and their figures by id."""
     figures: Figures = {}
     return [build(verdict, plan, analysis, figures) for build in SECTIONS], figures
