@@ -24,13 +24,13 @@ from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written
-from secateur.core.readings import ANALYSES, FINER, LINEARITY, PARTS
+from secateur.core.readings import FINER, LINEARITY, PARTS
 from secateur.errors import OutputError, PlanError, TaskError, UnknownName, nearest
 from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
 from secateur.hf.source import place_of
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
-from secateur.methods.registry import read_options
+from secateur.methods.registry import method_reading, method_readings, read_options
 from secateur.options import Options
 
 if TYPE_CHECKING:
@@ -295,7 +295,8 @@ def probe(
             return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
     task, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
-    options |= {"method": "directions"} if names == ["directions"] else {}  # which listens to more options
+    if names[0] in method_readings():
+        options |= {"method": method_reading(names[0]).name}  # which has the options of the reading
     asked = read_options(model, task, shots=number, **options)
     if names == [LINEARITY]:
         series = _series(asked, _each(revisions), _each(also), _each(finer))
@@ -312,7 +313,7 @@ def probe(
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
     """Raises where readings are not known, do not go together, or do not go with what else was asked."""
-    known = (*PARTS, *ANALYSES, LINEARITY)
+    known = (*PARTS, *method_readings(), LINEARITY)
     for name in names or [""]:
         if name not in known:
             raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")

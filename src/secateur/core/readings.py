@@ -10,14 +10,6 @@ from typing import Any
 from secateur.errors import ModelError
 
 PARTS = ("heads", "ffns", "neurons", "induction")  # what `probe` can read of a model's parts, several at once
-ANALYSES = (
-    "spectrum",
-    "directions",
-    "curves",
-    "tail",
-    "frequency",
-    "paraphrases",
-)  # of matrices, and of edits
 LINEARITY = "linearity"
 FINER = ("heads", "matrices")  # what linearity can look at inside a part
 
