@@ -25,8 +25,8 @@ demo: $(VENV)/ready  ## the main job on the embedded model, from nothing to a pr
 test: $(VENV)/ready  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(VENV)/ready  ## style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(VENV)/ready  ## style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 model: $(VENV)/ready ## train the embedded models again, seeded
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/train_embedded.py all

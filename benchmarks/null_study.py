@@ -87,8 +87,8 @@ def _study(facts: Session, answers: list[str], seed: int) -> tuple[str, int, int
             judge, before, after, found.plan, [], metric, ledger=ledger, scope=session.scope, seed=seed
         )
     assert metric.name == "accuracy"
-    assert verdict["openings"] == 1, "every study opens its own test split, once"
-    return verdict["verdict"], found.tried, len(found.plan.edits)
+    assert verdict.openings == 1, "every study opens its own test split, once"
+    return verdict.verdict, found.tried, len(found.plan.edits)
 
 
 def null_task(task: Task, answers: list[str], rng: random.Random) -> Task:

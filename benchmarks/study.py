@@ -32,8 +32,7 @@ from rich.console import Console
 
 import secateur
 from secateur.cli.tables import table
-from secateur.core.aggregate import spearman_overlap
-from secateur.core.readings import Readings
+from secateur.core.readings import Readings, spearman_overlap
 from secateur.errors import TaskError, TooLong
 from secateur.hf.load import Loaded
 from secateur.session import read_task

@@ -9,12 +9,12 @@ from typing import Any
 
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
-from secateur.core.plan import Asked, Plan, plan_of
+from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
 from secateur.evaluation.baseline import baseline
-from secateur.evaluation.openings import look, record
+from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.methods.registry import method_reading
 from secateur.options import Options
 from secateur.session import Session, open_session
@@ -23,7 +23,7 @@ from secateur.tasks.splits import MIN_GROUPS
 
 
 def evaluate(
-    options: Options, split: str, asked: Asked, *, ledger: str | Path | None, progress: Progress
+    options: Options, split: str, asked: PlanOrEdits, *, ledger: str | Path | None, progress: Progress
 ) -> dict[str, Any]:
     """All metrics on one split, with intervals, of the model with what is `asked` taken out."""
 
@@ -37,7 +37,7 @@ def evaluate(
         examples = session.task.split(split)
         outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
         if journal is not None and split == "test":
-            record(journal, session.task, look(session.scope, chosen))
+            record_opening(journal, session.task, untested_opening(session.scope, chosen))
     groups = session.task.groups(examples)
     names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
     metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
@@ -45,7 +45,7 @@ def evaluate(
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
         scores.append(_perplexity(scores[0]))
-    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed)
+    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed).to_json()
     head = {"model": options.model, "task": session.task.name, "split": split, "plan": str(chosen)}
     return head | {"scores": scores, "baseline": start}
 
@@ -55,14 +55,16 @@ def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
     return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
 
 
-def plan_for(session: Session, asked: Asked) -> Plan:
+def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
     """The plan for this session's model. Raises `PlanError` where it is for another, `UnknownName` for its sites."""
     chosen = plan_of(asked, session.loaded.fingerprint)
     resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
     return chosen
 
 
-def analyze(what: str, options: Options, split: str, asked: Asked, progress: Progress) -> dict[str, Any]:
+def analyze(
+    what: str, options: Options, split: str, asked: PlanOrEdits, progress: Progress
+) -> dict[str, Any]:
     """Return the rows of one reading that a method of `prune` brings: of matrices, or of what edits do."""
     method = method_reading(what)
 

@@ -84,7 +84,7 @@ def baseline_of(session: Session, examples: Sequence[int]) -> dict[str, Any]:
     """What the unchanged model can do on some examples of `select`."""
     outcomes = session.judge()([session.empty], examples, "baseline")[session.empty]
     metric, seed = session.objective.metric, session.options.seed
-    return baseline(session.task, "select", examples, outcomes, metric, seed)
+    return baseline(session.task, "select", examples, outcomes, metric, seed).to_json()
 
 
 def prune_each(

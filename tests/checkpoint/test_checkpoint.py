@@ -217,7 +217,7 @@ def test_the_card_says_what_the_verdict_says(pruned):
     assert verdict["sentence"] in card
     assert verdict["model"]["fingerprint"] in card
     assert verdict["task"]["hash"] in card
-    told = Plan.from_json(json.loads((pruned / "out/plan.json").read_text())).told
+    told = Plan.from_json(json.loads((pruned / "out/plan.json").read_text())).descriptions
     assert told, "nothing was cut"
     loads = f"transformers: `{STOCK}`, read back (transformers {transformers.__version__})"
     assert all(f"\n- {words}\n" in card for words in (*told, loads))

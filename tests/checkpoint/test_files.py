@@ -21,9 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from secateur.cli.terminal import Terminal, one_line, plain
 from secateur.core.ledger import Ledger
-from secateur.core.memory import lacks_memory
 from secateur.core.reading import read_json
-from secateur.errors import LedgerError, SecateurError
+from secateur.errors import LedgerError, SecateurError, lacks_memory
 
 DEEP = "[" * 100_000
 SECATEUR = [sys.executable, "-m", "secateur"]

@@ -118,7 +118,7 @@ def test_they_say_what_they_do():
     )
     assert str(RemoveDirections(K, tuple(range(13)))) == "b2.k without 13 directions"
     plan = Plan("m", (RemoveDirections(K, (4,)), Truncate(Site(0, "q"), 1), Drop(Site(1))))
-    assert plan.told == ["b0.q → rank 1", "b2.k without direction 4", "b1 gone"]
+    assert plan.descriptions == ["b0.q → rank 1", "b2.k without direction 4", "b1 gone"]
 
 
 # ------------------------------------------------------------------------------------------------------- what is fitted

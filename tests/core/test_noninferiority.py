@@ -17,7 +17,7 @@ from secateur.core.guard import constant_predictor
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, bound_text, margin_text, non_inferiority
 from secateur.core.plan import Plan, Truncate
-from secateur.core.records.verdict import VerdictRecord
+from secateur.core.records.verdict import HandedOverRecord, SearchRecord, VerdictRecord
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n, resample
@@ -409,9 +409,12 @@ class Case:
         found = decide(
             self.judge, *witnesses, plan, (), metric, ledger=self.ledger, scope="s", seed=0, margin=margin
         )
-        about = {"cut": [1] * cut, "search": {"method": "heads"}}
-        about["handed_over"] = {"holds": "cut" if cut else "original", "unproven": None, "edits": None}
-        return found | about | {"sentence": sentence(found | about)}
+        handed_over = HandedOverRecord(holds="cut" if cut else "original", unproven=None, edits=None)
+        verdict = VerdictRecord.model_construct(
+            **dict(found), cut=[1] * cut, search=SearchRecord(method="heads"), handed_over=handed_over
+        )
+        about = {"cut": [1] * cut, "search": {"method": "heads"}, "handed_over": handed_over.to_json()}
+        return found.to_json() | about | {"sentence": sentence(verdict)}
 
 
 @pytest.fixture
@@ -527,22 +530,18 @@ def test_report_shows_the_word_green_with_its_sign_and_the_bound(case):
 
 def test_model_card_says_the_bound(case):
     before = flipped(case.gold, np.r_[0:40, 200:240])
-    verdict = case(before, flipped(before, [100])) | {
-        "model": {"name": "org/name", "hub": True, "fingerprint": "f"},
-        "task": {"name": "words", "hash": "h"},
-        "search": {"method": "heads"},
-        "cut": [],
-        "cut_summary": "nothing",
-        "loads": {"form": "stock", "why": "", "where": []},
-        "parameters": {"before": 10, "after": 10},
-        "alternatives": [],
-        "command": "secateur prune",
-        "seed": 0,
-        "split_seed": 0,
-        "candidates_tried": 1,
-        "baseline": {"metric": "accuracy", "split": "select", "n": 300, "value": 0.9, "ci": [0.8, 0.95]}
-        | dict.fromkeys(("chance", "majority", "given", "accuracy_norm", "warning")),
-    }
-    card = model_card(verdict, Plan("f").to_json())
+    verdict = (
+        data_report.facts()[0]
+        | case(before, flipped(before, [100]))
+        | {
+            "search": {"method": "heads"},
+            "cut": [],
+            "cut_summary": "nothing",
+            "loads": {"form": "stock", "why": "", "where": []},
+            "baseline": {"metric": "accuracy", "split": "select", "n": 300, "value": 0.9, "ci": [0.8, 0.95]}
+            | dict.fromkeys(("chance", "majority", "given", "accuracy_norm", "warning")),
+        }
+    )
+    card = model_card(VerdictRecord.model_validate(verdict), Plan("f"))
     assert "**not worse by more than 2.0 points**" in card
     assert f"- Tango score interval: {bound_text(verdict['non_inferiority'])}" in card

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from secateur.core.recovery import recovered
+from secateur.core.comparison import recovered
 from secateur.core.score import METRICS, OUTCOME
 
 

@@ -18,7 +18,7 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import holm
 from secateur.evaluation.measurement import Measurement
-from secateur.evaluation.openings import look, record
+from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.evaluation.verdict import decide
 from secateur.tasks.example import Example, Task, all_tested
 from secateur.tasks.shots import with_shots
@@ -51,7 +51,8 @@ def verdict(ledger, task, before, after, *, metric="loss", plan=PLAN, margin=Non
         loaded=SimpleNamespace(tokenizer=SimpleNamespace(decode=lambda ids: "x")),
     )
     sides = (Measurement(rows, (), (), labels) for rows in (before, after))
-    return decide(judge, *sides, plan, (), METRICS[metric], ledger=ledger, scope=scope, seed=0, margin=margin)
+    how = {"ledger": ledger, "scope": scope, "seed": 0, "margin": margin}
+    return decide(judge, *sides, plan, (), METRICS[metric], **how).to_json()
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_a_margin_named_after_the_look_claims_nothing(ledger):
 
 def test_a_margin_after_a_look_without_one_claims_nothing(ledger):
     task, before, after = questions(*range(100)), outcomes(0, 100), outcomes(1, 100, loss=0.3)
-    record(ledger, task, look("s", PLAN))
+    record_opening(ledger, task, untested_opening("s", PLAN))
     made = verdict(ledger, task, before, after, margin=2.0)
     assert made["verdict"] == "worse"
     assert "which asked for no margin, stands" in bound_text(made["non_inferiority"])

@@ -13,7 +13,7 @@ from fixtures.zoo import ZOO
 import secateur
 from secateur.core.plan import Truncate
 from secateur.errors import ModelError, SecateurError
-from secateur.evaluation.activation_cache import unchanged
+from secateur.evaluation.activation_cache import find_unchanged
 from secateur.evaluation.forward import Forward
 from secateur.forecast.calibrate import fitted
 from secateur.forecast.count import RERUN, Counted
@@ -68,7 +68,7 @@ def test_what_runs_again_is_what_the_evaluator_finds_by_tracing(name):
     own = {s.part: m.module for s, m in parts.matrices.items() if s.block == 1}
     forward = Forward(model, parts)
     for kind, module in own.items():
-        traced = unchanged(forward, model, parts.blocks[1], (module,))
+        traced = find_unchanged(forward, model, parts.blocks[1], (module,))
         still = {
             part
             for part, path in own.items()

@@ -11,7 +11,7 @@ from fixtures.zoo import ZOO, tiny
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
-from secateur.evaluation.activation_cache import NOTHING, unchanged
+from secateur.evaluation.activation_cache import NOTHING, find_unchanged
 from secateur.evaluation.evaluator import Evaluator, Limits
 from secateur.evaluation.forward import Forward
 from secateur.hf.anatomy import anatomy
@@ -89,7 +89,7 @@ def test_what_is_unchanged_is_what_one_would_name(name, part, live, dead):
     loaded = loaded_of(name)
     block = loaded.anatomy.blocks[1]
     module = loaded.anatomy.matrix(Site(1, part)).module
-    found = unchanged(Forward(loaded.model, loaded.anatomy), loaded.model, block, (module,))
+    found = find_unchanged(Forward(loaded.model, loaded.anatomy), loaded.model, block, (module,))
     assert found.given == (module,)
     assert {path.removeprefix(block + ".") for path in found.live} == live
     assert {path.removeprefix(block + ".") for path in found.dead} == dead
@@ -99,7 +99,7 @@ def test_an_edited_module_behind_another_is_not_given_its_old_input():
     loaded = loaded_of("llama")
     q, down = (loaded.anatomy.matrix(Site(0, part)).module for part in ("q", "down"))
     forward = Forward(loaded.model, loaded.anatomy)
-    found = unchanged(forward, loaded.model, loaded.anatomy.blocks[0], (q, down))
+    found = find_unchanged(forward, loaded.model, loaded.anatomy.blocks[0], (q, down))
     assert found.given == (q,)
 
 
@@ -108,5 +108,5 @@ def test_a_module_that_is_never_called_allows_no_reuse():
     loaded = loaded_of("llama")
     loaded.model.model.layers[0].unused = torch.nn.Linear(2, 2)
     forward = Forward(loaded.model, loaded.anatomy)
-    found = unchanged(forward, loaded.model, "model.layers.0", ("model.layers.0.unused",))
+    found = find_unchanged(forward, loaded.model, "model.layers.0", ("model.layers.0.unused",))
     assert found == NOTHING

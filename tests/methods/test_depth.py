@@ -321,4 +321,4 @@ class TestTheEdit:
 
     def test_words(self):
         plan = Plan("x", (self.of(4), self.of(1, 2, form="fold")))
-        assert plan.told == ["b1 to b2 folded into b0.down", "b4 linear"]
+        assert plan.descriptions == ["b1 to b2 folded into b0.down", "b4 linear"]

@@ -19,13 +19,14 @@ import secateur as api
 from secateur.core.comparison import verdict_word
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, Truncate
+from secateur.core.records.verdict import HandedOverRecord, SearchRecord, VerdictRecord
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import mcnemar
 from secateur.errors import OutputError, TaskError
-from secateur.evaluation import sentence
-from secateur.evaluation.measurement import Measurement, SideResult
-from secateur.evaluation.openings import look, record
+from secateur.evaluation.measurement import Measurement, SplitResult
+from secateur.evaluation.openings import record_opening, untested_opening
+from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
 from secateur.inputs import folder_name
 from secateur.tasks.example import Example, Task
@@ -161,7 +162,7 @@ class Two:
         labels = np.array(said)
 
         def answers(indices):
-            return SideResult(rows[list(indices)], tuple(labels[list(indices)]))
+            return SplitResult(rows[list(indices)], tuple(labels[list(indices)]))
 
         test = answers(task.split("test"))
         members = tuple(answers(whole_test(task, member)) for member in task.members)
@@ -173,9 +174,13 @@ class Two:
         witnesses = self.witness(before), self.witness(after)
         how = {"ledger": self.ledger, "scope": "s", "seed": 0, "margin": margin}
         found = decide(self.judge, *witnesses, plan, (), METRICS["accuracy"], **how)
-        handed = {"holds": "cut", "unproven": None, "edits": None}
-        about = {"cut": [1], "search": {"method": "laser"}, "handed_over": handed}
-        return found | {"sentence": sentence(found | about)}
+        verdict = VerdictRecord.model_construct(
+            **dict(found),
+            cut=[1],
+            search=SearchRecord(method="laser"),
+            handed_over=HandedOverRecord(holds="cut", unproven=None, edits=None),
+        )
+        return found.to_json() | {"sentence": sentence(verdict)}
 
 
 @pytest.fixture
@@ -256,7 +261,7 @@ def test_openings_are_counted_with_those_of_the_members(two):
         assert alone(two.task, member).split_hash("test") == task.split_hash("test")
         (seen,) = {one.claim for one in two.ledger.openings(task.split_hash("test"))}
         assert seen[2] == "accuracy"
-    record(two.ledger, two.members[0], look("another scope", Plan("model")))
+    record_opening(two.ledger, two.members[0], untested_opening("another scope", Plan("model")))
     second = two(right(100, 150), right(140, 210))
     assert second["openings"] == 3
     assert second["p_value"] >= 2 * second["p_value_unadjusted"]

@@ -22,8 +22,7 @@ from secateur.cli import train as pretraining
 from secateur.cli.options import examples
 from secateur.cli.terminal import INTERRUPTED, guard_interrupts, guard_streams, one_line
 from secateur.core.distributed import is_main
-from secateur.core.memory import lacks_memory
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, lacks_memory
 
 RESUMABLE = ("prune", "demo", "apply", "finetune", "heal", "train")
 

@@ -1,6 +1,6 @@
-"""What the unchanged model can do on a task, in words: its score beside chance and the most frequent right answer.
+"""Describe in words how the unchanged model does on a task: its score beside chance and the most frequent right answer.
 
-From the record of `judge/baseline.py` alone; knows nothing of models or tasks.
+Works on the record of `evaluation/baseline.py`; knows nothing of models or tasks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from secateur.core.score import METRICS
 
 
 def warning(found: Mapping[str, Any]) -> str | None:
-    """A sentence where the score is not shown to be above the floors; None where it is, or has none."""
+    """Return a warning where the score is not shown to be above chance and majority; None elsewhere."""
     if found["metric"] not in ("accuracy", "accuracy_norm") or found["ci"] is None:
         return None
     low, high = found["ci"]
@@ -34,15 +34,15 @@ def warning(found: Mapping[str, Any]) -> str | None:
 
 
 def floors_text(found: Mapping[str, Any]) -> str:
-    """`chance (50.0 %) or always ' no' (58.3 %)`; empty where there are none."""
-    told = [f"chance ({_percent(found['chance'])})"] if found["chance"] is not None else []
+    """Return `chance (50.0 %) or always ' no' (58.3 %)`; empty where the task has neither."""
+    floors = [f"chance ({_percent(found['chance'])})"] if found["chance"] is not None else []
     if found["majority"]:
-        told.append(f"always {found['majority']['answer']!r} ({_percent(found['majority']['share'])})")
-    return " or ".join(told)
+        floors.append(f"always {found['majority']['answer']!r} ({_percent(found['majority']['share'])})")
+    return " or ".join(floors)
 
 
 def baseline_text(found: Mapping[str, Any]) -> str:
-    """One line: the score, and what it is to be held against."""
+    """Return one line: the deciding metric, the score, and the floors it is compared with."""
     beside = [f"on {found['n']} examples of {found['split']}"]
     if found["accuracy_norm"] is not None:
         beside.append(f"accuracy_norm, per character, {_percent(found['accuracy_norm'])}")
@@ -61,7 +61,7 @@ _BY = {
 
 
 def decides_text(found: Mapping[str, Any]) -> str:
-    """`accuracy decides, by the likeliest answer as a whole`."""
+    """Return `accuracy decides, by the likeliest answer as a whole`."""
     return f"{found['metric'].replace('_', ' ')} decides{_BY.get(found['metric'], '')}"
 
 

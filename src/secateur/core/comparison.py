@@ -1,12 +1,15 @@
-"""Two sets of outcomes of the same examples, compared: which test and interval fit, and the word for the result.
+"""Compare two sets of outcomes of the same examples: choose the test and the interval that fit, and word the result.
 
 Knows outcomes (arrays), nothing of models or tasks.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from secateur.core.stats import (
     LEVEL,
     Interval,
     effective_n,
+    group_sums,
     mcnemar,
     resample,
     sign_flip,
@@ -26,15 +30,21 @@ from secateur.core.stats import (
 )
 from secateur.errors import SecateurError
 
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
 ALPHA = 0.05
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 IMPROVES, WORSE, NO_DIFFERENCE = "improves", "worse", "no difference shown"  # and `NonInferiority.word`
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same examples. `difference` is after − before in the metric's own direction, so a
-    loss that falls has a negative one; `gained` says whether that is good. Intervals are 95 %, None where there are
-    too few groups for one."""
+    """Two models compared on the same examples.
+
+    `difference` is after − before in the metric's own direction, so a loss that falls has a negative one; `gained` says
+    whether that is an improvement. Intervals are 95 %, None where there are too few groups for one.
+    """
 
     before: Score
     after: Score
@@ -47,11 +57,11 @@ class Comparison:
 
     @property
     def gained(self) -> bool:
+        """Return True where the difference goes in the direction in which the metric improves."""
         return self.difference > 0 if self.before.higher_is_better else self.difference < 0
 
-    def measured(self) -> dict[str, Any]:
-        """Both scores and their difference, which is after − before in the metric's own unit, whichever way is better;
-        no test."""
+    def measured(self) -> dict[str, JsonValue]:
+        """Return both scores and their difference (after − before, in the metric's own unit), without the test."""
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
@@ -59,26 +69,30 @@ class Comparison:
             "gained": self.gained,
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """The same with its test."""
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return `measured()` with the p-value and the name of the test."""
         return self.measured() | {"p_value": self.p_value, "test": self.test}
 
 
 def compare(
     metric: Metric, before: np.ndarray, after: np.ndarray, groups: np.ndarray, *, seed: int
 ) -> Comparison:
-    """Paired comparison of OUTCOME arrays (n,) of the same examples; `groups` (n,) says what was sampled as
-    one.
+    """Compare two models on the same examples, with the test that fits the metric and the groups.
 
     0/1 metric, every example its own group: exact McNemar, Wilson, Tango. 0/1 metric, larger groups: sign
     flips by group, Wilson and Tango at the effective sample size. Loss: paired bootstrap, clustered by group,
     token-weighted where the metric is. With fewer than 10 groups no interval, and the exact sign flips for p.
 
+    Args:
+        before: OUTCOME array (n,) of the first model.
+        after: OUTCOME array (n,) of the second model, of the same examples.
+        groups: labels (n,); examples with one label were sampled together.
+
     Raises: `SecateurError` for values that are not finite.
     """
     gain = metric.gain(after, before)
     x, y = finite_values(metric, before, "before"), finite_values(metric, after, "after")
-    num_groups = np.unique(groups).size
+    num_groups = int(np.unique(groups).size)
     weights = before["tokens"] if metric.weighted else None
     if num_groups < FEWEST_GROUPS:
         intervals, p, test = _by_few(x, y, groups, weights, seed)
@@ -88,18 +102,25 @@ def compare(
         intervals, p, test = _by_pairs(x, y)
     else:
         intervals, p, test = _by_groups(x, y, groups, seed)
-    means = metric.mean(before), metric.mean(after)
-    scores = [
-        Score(metric.name, value, ci, len(x), num_groups, metric.unit, metric.higher_is_better)
-        for value, ci in zip(means, intervals, strict=False)
-    ]
-    difference = float(np.average(y - x, weights=weights))
-    better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-    return Comparison(*scores, difference, intervals[2], p, test, better, worse)
+
+    def score(outcomes: np.ndarray, ci: Interval | None) -> Score:
+        mean, unit = metric.mean(outcomes), metric.unit
+        return Score(metric.name, mean, ci, len(x), num_groups, unit, metric.higher_is_better)
+
+    return Comparison(
+        score(before, intervals[0]),
+        score(after, intervals[1]),
+        difference=float(np.average(y - x, weights=weights)),
+        difference_ci=intervals[2],
+        p_value=p,
+        test=test,
+        num_better=int((gain > 0).sum()),
+        num_worse=int((gain < 0).sum()),
+    )
 
 
 # intervals of before, after and after − before; p; the test in words
-_Tested = tuple[list[Interval | None], float, str]
+_Tested = tuple[Sequence[Interval | None], float, str]
 
 
 def _by_few(
@@ -115,10 +136,10 @@ def _by_pairs(x: np.ndarray, y: np.ndarray) -> _Tested:
 
 
 def _by_groups(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> _Tested:
-    """Wilson's and Tango's intervals at the number of independent examples that the groups are worth."""
+    """Return Wilson's and Tango's intervals at the effective sample size of the groups."""
     sizes = [effective_n(values, groups) for values in (x, y, y - x)]
     gained, lost, n = float((y > x).mean()), float((y < x).mean()), sizes[2]
-    intervals = [wilson(values.mean() * size, size) for values, size in zip((x, y), sizes, strict=False)]
+    intervals = [wilson(values.mean() * size, size) for values, size in zip((x, y), sizes[:2], strict=True)]
     intervals.append(tango_counts(gained * n, lost * n, n))
     return intervals, sign_flip(y - x, groups, seed=seed), "sign-flip permutation by group"
 
@@ -137,7 +158,7 @@ def _by_bootstrap(
 
 
 def finite_values(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray:
-    """The metric's value per example. Raises: `SecateurError` where one is not finite, or there are none."""
+    """Return the metric's value of each example. Raises: `SecateurError` where one is not finite, or there are none."""
     values = metric.values(outcomes)
     bad = int((~np.isfinite(values)).sum())
     if bad or not len(values):
@@ -151,13 +172,19 @@ def finite_values(metric: Metric, outcomes: np.ndarray, when: str) -> np.ndarray
 def verdict_word(
     p_value: float, gained: bool, guard_fired: bool, not_worse: str | None = None, harmed: bool = False
 ) -> str:
-    """`improves` takes p < .05 in the right direction and a guard that did not fire; `worse` p < .05 in the
-    wrong one. `not_worse` is the word for a loss within a margin where that was shown: it goes before `worse`,
-    since a loss may be significant and still be within it, and after `improves`, which says more. `harmed`: of several
-    tasks one got worse beyond any margin; whatever their mean does, that is worse.
+    """Return the word of the verdict: `improves`, `worse`, `not_worse`, or `no difference shown`.
+
+    `improves` needs p < .05 in the right direction and a guard that did not fire; `worse` needs p < .05 in the
+    wrong direction.
+
+    Args:
+        not_worse: the word for a loss that was shown to lie within a margin; None where that was not shown. It goes
+            before `worse`, since a loss may be significant and still lie within the margin, and after `improves`, which
+            says more.
+        harmed: of several tasks, one got worse by more than any margin; that is `worse`, whatever their mean does.
 
     "No gain" contains "worse by more than the margin", so testing both, each at its level, needs no correction for
-    being two: closed testing (Marcus, Peritz, Gabriel 1976; Morikawa, Yoshida 1995, J. Biopharm. Stat. 5:297).
+    two tests: closed testing (Marcus, Peritz, Gabriel 1976; Morikawa, Yoshida 1995, J. Biopharm. Stat. 5:297).
     """
     significant = p_value < ALPHA
     if harmed:
@@ -167,3 +194,32 @@ def verdict_word(
     if not_worse:
         return not_worse
     return WORSE if significant and not gained else NO_DIFFERENCE
+
+
+def recovered(
+    metric: Metric, original: np.ndarray, cut: np.ndarray, healed: np.ndarray, groups: np.ndarray
+) -> tuple[float, Interval] | None:
+    """Return the share of the metric's loss from `original` to `cut` that `healed` regained, and its 95 % interval.
+
+    1 is all of it, above 1 more, below 0 means that more was lost. None where the cut is not shown to have lost
+    anything, which fewer than FEWEST_GROUPS groups never show.
+
+    Args:
+        original, cut, healed: OUTCOME arrays (n,) of the same examples.
+        groups: labels (n,); examples with one label were sampled together.
+
+    Source: Fieller 1954 (J. R. Stat. Soc. B 16:175), by the linearized variances of means over groups.
+    """
+    if np.unique(groups).size < FEWEST_GROUPS:
+        return None
+    weights = cut["tokens"].astype(float) if metric.weighted else np.ones(len(cut))
+    back, lost = metric.gain(healed, cut), metric.gain(original, cut)
+    y, x = np.average(back, weights=weights), np.average(lost, weights=weights)
+    sums = np.stack([group_sums(weights * (v - m), groups) for v, m in ((back, y), (lost, x))])
+    (yy, xy), (_, xx) = sums @ sums.T / weights.sum() ** 2
+    a = x * x - Z * Z * xx
+    if x <= 0 or a <= 0:
+        return None
+    middle, rest = x * y - Z * Z * xy, y * y - Z * Z * yy
+    spread = math.sqrt(max(0.0, middle * middle - a * rest))
+    return float(y / x), (float((middle - spread) / a), float((middle + spread) / a))

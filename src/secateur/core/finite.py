@@ -1,4 +1,4 @@
-"""Records as JSON can hold them."""
+"""Make values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def finite(value: Any) -> Any:
-    """The same structure with every NaN and infinity replaced by None, since JSON has neither."""
+    """Return the same structure with every NaN and infinity replaced by None, since JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What was fitted to data for an edit: arrays beside a plan, named by a digest of their content."""
+"""Arrays that were fitted to data for an edit; they lie beside a plan, named by a digest of their content."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Fitted:
-    """Equal by `digest`. `arrays` is None where only the name has been read, as from a `plan.json` alone.
+    """Fitted arrays, equal by `digest`. `arrays` is None where only the digest was read, as from a `plan.json` alone.
 
-    Whoever applies an edit takes these arrays and never fits again, so that a plan computes the same everywhere.
+    Applying an edit takes these arrays and never fits again, so that a plan computes the same everywhere.
     """
 
     digest: str
@@ -21,7 +21,7 @@ class Fitted:
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Fitted:
-        """The arrays under the name that their content has."""
+        """Return the arrays with the digest of their content."""
         kept = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
         digest = hashlib.sha256()
         for name, array in kept.items():

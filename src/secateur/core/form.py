@@ -1,4 +1,4 @@
-"""The options of writing a cut: shapes, size of files, way of decomposition and of checks."""
+"""The options of writing a cut model: its shapes, size of files, method of decomposition and of checks."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ SHARD_SIZE = 5 * 10**9  # what the hub's tools take
 
 @dataclass(frozen=True)
 class Form:
-    """The shapes in which a cut is written.
+    """The shapes in which a cut model is written. At most one of them is set.
 
-    `zeroed`: in the original's shapes, with zeros where something went, which loads wherever the original does and
-    saves nothing; else what went is not stored. `factorize`: truncated matrices as two factors where that is smaller.
-    `portable`: the plan is one whose result a stock class can hold. One of them at most.
+    `zeroed`: the original shapes, with zeros where something was removed; loads wherever the original does and saves
+    nothing. `factorize`: truncated matrices as two factors where that is smaller. `portable`: the plan was chosen so
+    that a stock class can hold its result. With none of them, removed parts are not stored.
 
-    Raises: `SecateurError` for two."""
+    Raises: `SecateurError` for two of them.
+    """
 
     zeroed: bool = False
     factorize: bool = False
     portable: bool = False
 
     def __post_init__(self) -> None:
-        asked = [f"--{name}" for name, value in vars(self).items() if value]
-        if len(asked) > 1:
-            raise SecateurError(f"{' and '.join(asked)} contradict each other: give one of them.")
+        flags = [f"--{name}" for name, value in vars(self).items() if value]
+        if len(flags) > 1:
+            raise SecateurError(f"{' and '.join(flags)} contradict each other: give one of them.")
 
 
 @dataclass(frozen=True)
 class Way:
-    """The way in which a plan is streamed.
+    """The options of writing a cut model tensor by tensor.
 
-    `shard_size` in bytes; `svd` is one of `SVDS`, auto is randomized for small ranks of large matrices; `check` of
-    `CHECKS`: `logits` computes with what was written, `digests` reads it again, `auto` computes where the model is at
-    most a quarter of the memory that is free. `device` is where matrices are decomposed.
+    `shard_size` is in bytes. `svd` is one of `SVDS`; `auto` is randomized for small ranks of large matrices. `check` is
+    one of `CHECKS`: `logits` runs the written model, `digests` reads the files again, `auto` runs the model where it
+    takes at most a quarter of the free memory. `device` is where matrices are decomposed.
 
-    Raises: `UnknownName`."""
+    Raises: `UnknownName`.
+    """
 
     shard_size: int = SHARD_SIZE
     svd: str = "auto"

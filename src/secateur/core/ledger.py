@@ -1,10 +1,10 @@
-"""The journal of every judged plan, one SQLite file: a killed run goes on, and nothing is judged twice.
+"""The journal of every judged plan, in one SQLite file: a killed run continues, and nothing is judged twice.
 
-Knows plans and outcomes, never a model or a task. A *scope* is a digest of what a judgment depends on besides
+Knows plans and outcomes, never a model or a task. A *scope* is a digest of everything a judgment depends on besides
 the plan (model fingerprint, task hash, evaluation options); many scopes may share one file. The unit is
 (scope, plan, example). Only the driver writes; any number of processes may read meanwhile: through the
-write-ahead log a reader sees whole transactions, and a killed writer leaves none in halves. Not for network
-file systems, where the log of SQLite does not work.
+write-ahead log a reader sees whole transactions, and a killed writer leaves none half done. It does not work on
+network file systems, since SQLite's log does not.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from secateur.core.score import METRICS, OUTCOME, Metric
 from secateur.errors import LedgerError, PlanError, UnknownName
 
 T = TypeVar("T")
+Cell = str | int | float | bytes | None  # SQLite holds any of them in any column
 LEDGER_VERSION = 2
 SAME_SPLIT = 0.1  # of the groups of the smaller of two test splits: what they may share and still be two
 APPLICATION_ID = 0x5ECA7E  # written in the file's header: whose SQLite file this is
@@ -69,9 +70,10 @@ INSERT INTO openings SELECT id, split, scope, plan, '', NULL, p_value, at FROM o
 DROP TABLE openings_1;
 """
 
+_COLUMNS: tuple[str, ...] = OUTCOME.names or ()  # numpy's type allows a dtype without fields
 # CROSS JOIN is SQLite's way to fix the order: walk what is asked, look each up by primary key
 _KNOWN = f"""
-SELECT {", ".join(OUTCOME.names)} FROM json_each(?1) AS asked CROSS JOIN outcomes ON example = asked.value
+SELECT {", ".join(_COLUMNS)} FROM json_each(?1) AS asked CROSS JOIN outcomes ON example = asked.value
 WHERE trial = (
   SELECT trials.id FROM trials JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan
   WHERE scopes.name = ?2 AND plans.identity = ?3)
@@ -81,7 +83,7 @@ ORDER BY asked.key
 
 @dataclass(frozen=True)
 class Trial:
-    """One plan as judged so far: on `n` examples, in `seconds`.
+    """One plan with its outcomes so far: on `n` examples, computed in `seconds`.
 
     `means` holds the mean of every column of OUTCOME but `example`, and of every metric of METRICS by its
     name; nan where any example has none.
@@ -97,8 +99,8 @@ class Trial:
 class Opening:
     """One look at a test split: which plan in which metric, its p-value, and when (ISO 8601).
 
-    `margin`: how much worse was to count as not worse, as it was named then; None where that was not asked. A look
-    without a test (`secateur eval`) is of every metric, `""`.
+    `margin` is the loss that was to count as not worse, as named before this look; None where none was. A look
+    without a test (`secateur eval`) covers every metric and is stored with the metric `""`.
     """
 
     scope: str
@@ -110,13 +112,13 @@ class Opening:
 
     @property
     def claim(self) -> tuple[str, Plan, str]:
-        """What it is about. One claim has one p-value, however often it is looked at."""
+        """Return the claim this look is about. One claim has one p-value, however often it is looked at."""
         return self.scope, self.plan, self.metric
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command of the user: `status` is "running" until `finish_run` says otherwise."""
+    """One command of the user. `status` is "running" until `finish_run` sets another."""
 
     id: str
     created: str
@@ -126,7 +128,7 @@ class Run:
 
 
 class Ledger:
-    """See the module's docstring. Made by `Ledger.open`; a context manager that closes the file."""
+    """The journal (see the module). Made by `Ledger.open`; a context manager that closes the file."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
@@ -134,7 +136,7 @@ class Ledger:
 
     @classmethod
     def open(cls, path: str | Path, *, create: bool = True) -> Ledger:
-        """Opens or, with `create`, makes it.
+        """Open the ledger at `path`; with `create`, make it where there is none.
 
         Raises: `LedgerError` for a missing file, one that is not a ledger, and one of another version.
         """
@@ -153,6 +155,7 @@ class Ledger:
         return cls(path, connection)
 
     def close(self) -> None:
+        """Close the file."""
         self._db.close()
 
     def __enter__(self) -> Ledger:
@@ -164,7 +167,11 @@ class Ledger:
     # ------------------------------------------------------------ judgments
 
     def record(self, scope: str, plan: Plan, outcomes: np.ndarray, *, seconds: float) -> None:
-        """Writes OUTCOME rows (n,) in one transaction; rows already there stay as they are, and cost nothing.
+        """Write outcomes of one plan in one transaction; rows that are already there stay unchanged and add no seconds.
+
+        Args:
+            outcomes: OUTCOME array (n,).
+            seconds: time that computing them took.
 
         Raises: `LedgerError` when the disk is full or another run is writing; nothing is then written.
         """
@@ -172,57 +179,60 @@ class Ledger:
         with self._writing() as db:
             trial = self._trial_id(scope, plan)
             rows = ((trial, *row) for row in outcomes.tolist())  # nan becomes NULL
-            columns, marks = ", ".join(("trial", *OUTCOME.names)), ", ".join("?" * (1 + len(OUTCOME)))
+            columns, marks = ", ".join(("trial", *_COLUMNS)), ", ".join("?" * (1 + len(_COLUMNS)))
             insert = f"INSERT OR IGNORE INTO outcomes ({columns}) VALUES ({marks})"
             new = db.executemany(insert, rows).rowcount
             share = max(new, 0) / max(len(outcomes), 1)
             db.execute("UPDATE trials SET seconds = seconds + ? WHERE id = ?", (seconds * share, trial))
 
     def known(self, scope: str, plan: Plan, examples: Sequence[int]) -> np.ndarray:
-        """OUTCOME rows of those of `examples` that are judged already, in the order asked."""
-        asked = json.dumps([int(example) for example in examples])
-        rows = self._read(_KNOWN, (asked, scope, plan.identity))
+        """Return the OUTCOME rows of those `examples` that are judged already, in the order given."""
+        numbers = json.dumps([int(example) for example in examples])
+        rows = self._read(_KNOWN, (numbers, scope, plan.identity))
         with self._decoding():
             return _outcomes(rows)
 
     def trials(self, scope: str, among: Sequence[int] | None = None) -> list[Trial]:
-        """Every plan judged in this scope, in the order in which they were first recorded; means are over all examples,
-        or those `among` them."""
+        """Return every plan judged in this scope, in the order of first record.
+
+        Args:
+            among: examples to take the means over; None: all that were judged.
+        """
         means = _mean_columns()
-        asked = "" if among is None else "AND example IN (SELECT value FROM json_each(?)) "
+        condition = "" if among is None else "AND example IN (SELECT value FROM json_each(?)) "
         rows = self._read(
             f"SELECT body, count(*), seconds, {', '.join(means.values())} FROM trials "
             "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan "
-            f"JOIN outcomes ON trial = trials.id WHERE scopes.name = ? {asked}"
+            f"JOIN outcomes ON trial = trials.id WHERE scopes.name = ? {condition}"
             "GROUP BY trials.id ORDER BY trials.id",
             (scope,) if among is None else (scope, json.dumps([*among])),
         )
         with self._decoding():
             return [
-                Trial(_plan(body), n, dict(zip(means, map(_number, values), strict=True)), float(seconds))
+                Trial(_plan(body), n, _means(means, values), float(seconds))
                 for body, n, seconds, *values in rows
             ]
 
     def evaluations(self, scope: str) -> int:
-        """How many (plan, example) pairs were judged in this scope."""
+        """Return the number of (plan, example) pairs judged in this scope."""
         rows = self._read(
             "SELECT count(*) FROM trials JOIN scopes ON scopes.id = scope JOIN outcomes ON trial = trials.id "
             "WHERE scopes.name = ?",
             (scope,),
         )
-        return rows[0][0]
+        return int(rows[0][0])
 
     # ------------------------------------------------------------ memos, openings of test, runs
 
     def remember(self, scope: str, key: str, value: Any) -> None:
-        """Keeps a JSON value (what a finished stage found) under (scope, key), in place of an earlier one."""
+        """Store a JSON value (the result of a finished stage) under (scope, key); an earlier value is replaced."""
         assert value is not None, "None is what recall says where nothing is kept"
         with self._writing() as db:
             row = (self._id("scopes", "name", scope), key, json.dumps(value))
             db.execute("INSERT OR REPLACE INTO memos VALUES (?, ?, ?)", row)
 
     def recall(self, scope: str, key: str, read: Callable[[Any], T] = lambda value: value) -> T | None:
-        """Returns the JSON value that `remember` kept, as `read` makes it; or None. Raises `LedgerError`."""
+        """Return the value that `remember` stored, passed through `read`, or None. Raises: `LedgerError`."""
         rows = self._read(
             "SELECT value FROM memos JOIN scopes ON scopes.id = scope WHERE scopes.name = ? AND key = ?",
             (scope, key),
@@ -231,8 +241,12 @@ class Ledger:
             return read(parse_json(rows[0][0])) if rows else None
 
     def record_opening(self, split: str, groups: Iterable[str], opening: Opening) -> None:
-        """Notes a look at the test split named `split`, whose groups have these digests. The first of each claim stays:
-        its margin is the one that was named beforehand."""
+        """Record a look at a test split. The first look of each claim stays, with the margin that was named beforehand.
+
+        Args:
+            split: the name of the split.
+            groups: digests of the split's groups.
+        """
         with self._writing() as db:
             db.executemany(
                 "INSERT OR IGNORE INTO split_groups VALUES (?, ?)", ((split, digest) for digest in groups)
@@ -246,8 +260,11 @@ class Ledger:
             )
 
     def openings(self, *splits: str) -> list[Opening]:
-        """Every opening of these test splits in any scope, oldest first, and of every split that is the same for the
-        count: those that share a tenth of the smaller one's groups, and those that share it with these."""
+        """Return every look at these test splits in any scope, oldest first.
+
+        Splits that share a tenth of the smaller one's groups count as the same split, and so do splits that overlap
+        with those.
+        """
         rows = self._read(
             "SELECT scopes.name, body, metric, margin, p_value, at FROM openings "
             "JOIN scopes ON scopes.id = scope JOIN plans ON plans.id = plan "
@@ -255,23 +272,33 @@ class Ledger:
             (json.dumps(sorted(self._same_splits(splits))),),
         )
         with self._decoding():
-            return [_opening(scope, body, *rest) for scope, body, *rest in rows]
+            return [
+                Opening(
+                    scope,
+                    _plan(body),
+                    str(metric),
+                    None if margin is None else float(margin),
+                    float(p),
+                    str(when),
+                )
+                for scope, body, metric, margin, p, when in rows
+            ]
 
     def _same_splits(self, splits: Iterable[str]) -> set[str]:
-        """`splits`, and whatever overlaps with them, or with what overlaps with them."""
+        """Return `splits` and every split that overlaps with one of them, directly or through others."""
         sizes = dict(self._read("SELECT split, count(*) FROM split_groups GROUP BY split"))
         shared = self._read(
             "SELECT one.split, other.split, count(*) FROM split_groups AS one JOIN split_groups AS other "
             "USING (digest) WHERE one.split < other.split GROUP BY one.split, other.split"
         )
         alike = [{a, b} for a, b, count in shared if count >= SAME_SPLIT * min(sizes[a], sizes[b])]
-        found = set(splits)
-        while more := set().union(*(pair for pair in alike if pair & found)) - found:
-            found |= more
-        return found
+        same = set(splits)
+        while more := set().union(*(pair for pair in alike if pair & same)) - same:
+            same |= more
+        return same
 
     def start_run(self, run_id: str, command: Mapping[str, Any], *, out: str = "") -> None:
-        """Notes a run as running; one started before keeps its date.
+        """Record a run as running; one that was started before keeps its date.
 
         Raises: `LedgerError` where the run was started by another command.
         """
@@ -286,12 +313,13 @@ class Ledger:
             db.execute("UPDATE runs SET status = 'running' WHERE id = ?", (run_id,))
 
     def finish_run(self, run_id: str, status: str) -> None:
+        """Set the status of a run that was started."""
         with self._writing() as db:
             changed = db.execute("UPDATE runs SET status = ? WHERE id = ?", (status, run_id)).rowcount
             assert changed == 1, f"run {run_id} was never started"
 
     def runs(self) -> list[Run]:
-        """Every run, oldest first."""
+        """Return every run, oldest first."""
         rows = self._read("SELECT id, created, command, status, out FROM runs ORDER BY created, rowid")
         with self._decoding():
             return [_run(*row) for row in rows]
@@ -300,7 +328,7 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or, whatever is raised, nothing."""
+        """Open a transaction and commit it; roll everything back where anything is raised."""
         with _explained(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -313,7 +341,7 @@ class Ledger:
 
     @contextmanager
     def _decoding(self) -> Iterator[None]:
-        """Rows as we wrote them can be read. Raises `LedgerError` for others: SQLite holds any value in any column."""
+        """Raise `LedgerError` for rows that secateur did not write: SQLite holds any value in any column."""
         try:
             yield
         except (ValueError, TypeError, LookupError, AttributeError, PlanError, UnknownName) as error:
@@ -321,16 +349,16 @@ class Ledger:
                 f"{self.path}: a row is not as secateur writes it ({error}). {_DAMAGED}"
             ) from error
 
-    def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def _read(self, query: str, values: tuple[Cell, ...] = ()) -> list[tuple[Any, ...]]:
         with _explained(self.path):
             return self._db.execute(query, values).fetchall()
 
     def _id(self, table: str, column: str, value: str, **more: str) -> int:
-        """The integer that stands for `value`, made where there is none. Only inside `_writing`."""
+        """Return the integer that stands for `value`, made where there is none. Only inside `_writing`."""
         names, values = (column, *more), (value, *more.values())
         marks = ", ".join("?" * len(names))
         self._db.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(names)}) VALUES ({marks})", values)
-        return self._db.execute(f"SELECT id FROM {table} WHERE {column} = ?", (value,)).fetchone()[0]
+        return int(self._db.execute(f"SELECT id FROM {table} WHERE {column} = ?", (value,)).fetchone()[0])
 
     def _plan_id(self, plan: Plan) -> int:
         return self._id("plans", "identity", plan.identity, body=json.dumps(plan.to_json()))
@@ -338,17 +366,17 @@ class Ledger:
     def _trial_id(self, scope: str, plan: Plan) -> int:
         key = (self._id("scopes", "name", scope), self._plan_id(plan))
         self._db.execute("INSERT OR IGNORE INTO trials (scope, plan, seconds) VALUES (?, ?, 0)", key)
-        return self._db.execute("SELECT id FROM trials WHERE scope = ? AND plan = ?", key).fetchone()[0]
+        return int(self._db.execute("SELECT id FROM trials WHERE scope = ? AND plan = ?", key).fetchone()[0])
 
 
 def check_ledger(path: Path) -> None:
-    """Before anything is read: what is there must be ours. Raises `LedgerError`."""
+    """Raise `LedgerError` where the file at `path` exists, is not empty and is not a ledger. Writes nothing."""
     if os.path.exists(path) and (not path.is_file() or path.stat().st_size):
         Ledger.open(path, create=False).close()
 
 
 def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
-    """Checks whose file it is before a byte of it is changed; makes the tables in an empty one."""
+    """Check that the file is ours before a byte of it is changed; make the tables in an empty one."""
     db.execute("BEGIN")
     ours = _is_ours(db, path)
     db.execute("COMMIT")
@@ -366,7 +394,7 @@ def _prepare(db: sqlite3.Connection, path: Path, create: bool) -> None:
 
 
 def _check_tables(db: sqlite3.Connection, path: Path) -> None:
-    """Raises `LedgerError` where a table or a column is missing."""
+    """Raise `LedgerError` where a table or a column is missing."""
     with closing(sqlite3.connect(":memory:")) as fresh:
         fresh.executescript(_SCHEMA + _OPENINGS)
         for table, columns in _columns(fresh).items():
@@ -378,14 +406,14 @@ def _columns(db: sqlite3.Connection) -> dict[str, set[str]]:
     rows = db.execute(
         "SELECT m.name, c.name FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c"
     ).fetchall()
-    found: dict[str, set[str]] = {}
+    columns: dict[str, set[str]] = {}
     for table, column in rows:
-        found.setdefault(table, set()).add(column)
-    return found
+        columns.setdefault(table, set()).add(column)
+    return columns
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
-    """Switches the log on; SQLite itself does not wait here while another process opens the same file."""
+    """Switch the write-ahead log on. SQLite itself does not wait here while another process opens the same file."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
@@ -407,8 +435,10 @@ def _make_tables(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _upgrade(db: sqlite3.Connection, path: Path) -> None:
-    """A ledger of version 1 in the tables of today, in one transaction. Raises `LedgerError` where a table or a column
-    of that version is missing."""
+    """Convert a ledger of version 1 in one transaction.
+
+    Raises: `LedgerError` where a table or a column of that version is missing.
+    """
     db.execute("BEGIN IMMEDIATE")
     if _version(db) == 1:  # another process may have been faster
         try:
@@ -424,17 +454,20 @@ def _upgrade(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _execute(db: sqlite3.Connection, script: str) -> None:
-    """The statements of a script in the transaction that is open; `executescript` would commit it."""
+    """Run the statements of a script in the open transaction; `executescript` would commit it."""
     for statement in script.split(";"):
         db.execute(statement)
 
 
 def _version(db: sqlite3.Connection) -> int:
-    return db.execute("PRAGMA user_version").fetchone()[0]
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
-    """False for a file without tables; raises for somebody else's and for another version."""
+    """Return False for a file without tables.
+
+    Raises: `LedgerError` for another program's file and for another version.
+    """
     assert db.in_transaction, "three reads of one state: another process may just be making the ledger"
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     owner = db.execute("PRAGMA application_id").fetchone()[0]
@@ -471,7 +504,7 @@ _MEND = {
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns what a user can mend into a `LedgerError` that says how; our own mistakes pass through."""
+    """Turn errors of SQLite that a user can mend into a `LedgerError` that says how; others pass through."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -484,8 +517,8 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _mean_columns() -> dict[str, str]:
-    """Name → SQL expression of its mean: NULL where any value is, as a mean over nan is nan."""
-    columns = {name: _mean_of(name) for name in OUTCOME.names if name != "example"}
+    """Return name → SQL expression of its mean: NULL where any value is NULL, as a mean over nan is nan."""
+    columns = {name: _mean_of(name) for name in _COLUMNS if name != "example"}
     return columns | {metric.name: _mean_of_metric(metric) for metric in METRICS.values()}
 
 
@@ -502,33 +535,36 @@ def _mean_of_metric(metric: Metric) -> str:
     return _mean_of(metric.column)
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def _means(names: Iterable[str], values: Sequence[float | None]) -> dict[str, float]:
+    """Return the means by name; NULL becomes nan."""
+    numbers = (float("nan") if value is None else float(value) for value in values)
+    return dict(zip(names, numbers, strict=True))
 
 
 def _outcomes(rows: list[tuple[Any, ...]]) -> np.ndarray:
-    """OUTCOME rows; NULL becomes nan. Raises `ValueError` for what no model can have done."""
-    found = np.array(rows, dtype=OUTCOME)
-    shares = np.concatenate([found["correct"], found["correct_norm"]])
-    if not np.isin(shares[~np.isnan(shares)], (0, 1)).all() or (found["tokens"] < 1).any():
+    """Return OUTCOME rows; NULL becomes nan. Raises: `ValueError` for values that no model can have produced."""
+    outcomes = np.array(rows, dtype=OUTCOME)
+    shares = np.concatenate([outcomes["correct"], outcomes["correct_norm"]])
+    if not np.isin(shares[~np.isnan(shares)], (0, 1)).all() or (outcomes["tokens"] < 1).any():
         raise ValueError("an outcome is neither right nor wrong, or of no token")
-    return found
+    return outcomes
 
 
 def _plan(body: str) -> Plan:
-    found = parse_json(body)
-    if not isinstance(found, dict):
-        raise ValueError(f"{found!r:.40} is no plan")
-    return Plan.from_json(found)
+    values = parse_json(body)
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r:.40} is no plan")
+    return Plan.from_json(values)
 
 
-def _run(run_id: Any, created: Any, text: Any, status: Any, out: Any) -> Run:
+def _run(run_id: Cell, created: Cell, text: Any, status: Cell, out: Cell) -> Run:
     command = parse_json(text)
-    if not isinstance(command, dict) or not all(isinstance(v, str) for v in (run_id, created, status, out)):
+    if (
+        not isinstance(command, dict)
+        or not isinstance(run_id, str)
+        or not isinstance(created, str)
+        or not isinstance(status, str)
+        or not isinstance(out, str)
+    ):
         raise ValueError("what a run was asked is no record")
     return Run(run_id, created, command, status, out)
-
-
-def _opening(scope: str, body: str, metric: Any, margin: Any, p_value: Any, when: Any) -> Opening:
-    named = None if margin is None else float(margin)
-    return Opening(scope, _plan(body), str(metric), named, float(p_value), str(when))

@@ -1,4 +1,4 @@
-"""Words and signs for the record of where a checkpoint loads."""
+"""Word the record of where a checkpoint loads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from typing import Any
 
 
 def evidence_text(place: Mapping[str, Any]) -> str:
-    """`run (vLLM 0.32.0)` or `expected (not tried)`, and the condition; empty for a place where it does not load, and
-    for a record of an earlier release, which says no more than whether.
+    """Return `run (vLLM 0.32.0)` or `expected (not tried)`, and the condition.
 
-    Args:
-        place: the record of a `Place` of where_it_loads.
+    Empty for a runtime that cannot load it, and for records of an earlier release, which say no more than whether.
     """
     if not place["loads"] or "evidence" not in place:
         return ""
@@ -20,7 +18,7 @@ def evidence_text(place: Mapping[str, Any]) -> str:
 
 
 def sign(place: Mapping[str, Any]) -> str:
-    """`✓` where it was loaded, `○` where that is expected, `✗` where it does not load."""
+    """Return `✓` where it was loaded, `○` where that is expected, `✗` where it does not load."""
     if not place["loads"]:
         return "✗"
     return "○" if place.get("evidence") == "expected" else "✓"

@@ -1,4 +1,4 @@
-"""The words by which options name a machine: precisions, devices, sizes of memory. Asks no machine."""
+"""Parse and check the words by which options name a machine: precisions, devices, sizes of memory. Asks no machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", sta
 
 
 def check_dtype(name: str) -> None:
-    """Raises `UnknownName`."""
+    """Raise `UnknownName` where `name` is no precision and not `auto`."""
     if name not in ("auto", *DTYPES):
         raise UnknownName(f"unknown dtype {name!r}.{nearest(name, ('auto', *DTYPES))}")
 
 
 def check_device(name: str, known: tuple[str, ...] = ("auto",)) -> tuple[str, int]:
-    """The kind of a device and its number: `cuda:1`. Raises `UnknownName` for what is neither that nor in `known`."""
+    """Return the kind and the number of a device such as `cuda:1`.
+
+    Raises: `UnknownName` for a name that is no device and not in `known`.
+    """
     kind, colon, number = name.partition(":")
     index = whole_number(number) if colon else 0
     if name not in known and (kind not in DEVICES or index is None):
@@ -35,7 +38,10 @@ def check_device(name: str, known: tuple[str, ...] = ("auto",)) -> tuple[str, in
 def check_placement(
     device: str, device_map: str | None, offload_folder: str | None, max_memory: str | None
 ) -> None:
-    """Raises `ModelError` where these contradict each other, and for what cannot be read; `UnknownName`."""
+    """Check that the options that place a model do not contradict each other.
+
+    Raises: `ModelError` where they do, or cannot be parsed; `UnknownName` for an unknown device.
+    """
     if device_map is None:
         for word, value in (("--offload-folder", offload_folder), ("--max-memory", max_memory)):
             if value is not None:
@@ -56,8 +62,10 @@ def check_placement(
 
 
 def read_map(name: str) -> str | dict[str, str | int]:
-    """One of `MAPS`, a device, or devices by module: of `disk` and of a JSON file. Raises `ModelError`, and
-    `UnknownName` for a device."""
+    """Return one of `MAPS`, a device, or devices by module (of `disk` and of a JSON file).
+
+    Raises: `ModelError` for a file that is no such map, `UnknownName` for an unknown device.
+    """
     if name in MAPS:
         return name
     if name == "disk":
@@ -65,17 +73,17 @@ def read_map(name: str) -> str | dict[str, str | int]:
     if not name.endswith(".json"):
         check_device(name, known=MAPS)
         return name
-    read = read_json(Path(name), ModelError)
-    if not isinstance(read, dict) or not all(type(to) in (str, int) for to in read.values()):
+    devices = read_json(Path(name), ModelError)
+    if not isinstance(devices, dict) or not all(type(device) in (str, int) for device in devices.values()):
         raise ModelError(f'--device-map {name}: write {{"module": device, ...}}, or "cpu", or "disk".')
-    for to in read.values():
-        check_device(f"cuda:{to}" if isinstance(to, int) else to, known=("disk",))
-    return read
+    for device in devices.values():
+        check_device(f"cuda:{device}" if isinstance(device, int) else device, known=("disk",))
+    return devices
 
 
 def read_memory(text: str) -> Mapping[str | int, int]:
-    """`cpu=8GB,0=20GB` as bytes by device. Raises `ModelError`."""
-    found: dict[str | int, int] = {}
+    """Return bytes by device of `cpu=8GB,0=20GB`. Raises: `ModelError`."""
+    sizes: dict[str | int, int] = {}
     for word in text.split(","):
         device, _, size = word.strip().partition("=")
         number, count = whole_number(device), read_size(size)
@@ -83,12 +91,12 @@ def read_memory(text: str) -> Mapping[str | int, int]:
             raise ModelError(f"--max-memory {text!r}: write sizes by device, such as cpu=8GB,0=20GB.")
         if number is None and device not in ("cpu", "mps"):
             raise ModelError(f"--max-memory {device}=...: devices are cpu, mps, or the number of a GPU.")
-        found[device if number is None else number] = count
-    return found
+        sizes[device if number is None else number] = count
+    return sizes
 
 
 def read_size(text: str) -> int | None:
-    """`5GB`, `1.5 mb` or `8GiB` as bytes; None for what is no size, and for less than one byte."""
+    """Return `5GB`, `1.5 mb` or `8GiB` in bytes; None for text that is no size, and for less than one byte."""
     word = text.strip().upper()
     unit = next((unit for unit in sorted(_UNITS, key=len, reverse=True) if word.endswith(unit)), None)
     if unit is None:
@@ -101,7 +109,7 @@ def read_size(text: str) -> int | None:
 
 
 def shard_bytes(text: str) -> int:
-    """The value of --shard-size. Raises `SecateurError`."""
+    """Return the value of --shard-size in bytes. Raises: `SecateurError`."""
     size = read_size(text)
     if size is None:
         raise SecateurError(f"--shard-size {text!r} is no size. Write it as 5GB or 500MB.")

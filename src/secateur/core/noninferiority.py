@@ -1,4 +1,4 @@
-"""Not worse by more than a margin: a one-sided lower bound of the paired gain, and how to say it.
+"""Test that a cut is not worse by more than a margin: a one-sided lower bound of the paired gain, and its wording.
 
 Knows outcomes (arrays), nothing of models or tasks.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,16 +17,19 @@ from secateur.core.score import Metric
 from secateur.core.stats import DRAWS, FEWEST_GROUPS, effective_n, resample, tango_counts
 from secateur.errors import SecateurError
 
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
 NOT_WORSE = "not worse by more than"
 MARGIN = 0.02  # of accuracy, or nats: where nothing else is asked for
 
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Whether the loss is shown to be less than `margin`, in `unit`.
+    """A test of whether the loss is less than `margin`, in `unit`.
 
     `bound`: one-sided lower bound, at `level`, of the gain (positive is better, whatever the metric's own direction);
-    −inf where there is too little to bound it at this level. `shown`: bound > −margin.
+    −inf where there is too little data to bound it at this level. `shown`: bound > −margin.
     """
 
     margin: float
@@ -37,15 +40,16 @@ class NonInferiority:
 
     @property
     def shown(self) -> bool:
+        """Return True where the bound lies above −margin."""
         return self.bound > -self.margin
 
     @property
     def word(self) -> str:
-        """`not worse by more than 2.0 points`, or `… 0.020 nats`."""
+        """Return `not worse by more than 2.0 points`, or `… 0.020 nats`."""
         return f"{NOT_WORSE} {margin_text(self.margin, self.unit)}"
 
-    def to_json(self) -> dict[str, Any]:
-        """`bound` is null where there is none."""
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return plain values; `bound` is None where there is none."""
         bound = self.bound if math.isfinite(self.bound) else None
         return asdict(self) | {"bound": bound, "shown": self.shown}
 
@@ -60,11 +64,15 @@ def non_inferiority(
     openings: int = 1,
     seed: int,
 ) -> NonInferiority:
-    """Is `after` shown not to be worse than `before` by more than `margin` (in the metric's unit)? Arguments as in
-    `compare`; `openings` says how often this test split was opened: each bound holds at 1 − .05 / openings.
+    """Test whether `after` is shown to be no worse than `before` by more than `margin`.
 
     0/1 metric: the lower limit of Tango's interval at the effective sample size. Loss: the studentized bootstrap's
     one-sided limit, clustered by group, token-weighted where the metric is.
+
+    Args:
+        before, after, groups: as in `compare`.
+        margin: in the metric's unit.
+        openings: how often this test split was opened; each bound holds at 1 − .05 / openings.
 
     Raises: `SecateurError` for a margin that is negative or not finite, and as `compare` does.
     """
@@ -96,13 +104,13 @@ def _by_tango(gain: np.ndarray, groups: np.ndarray, level: float) -> float:
 
 
 def margin_text(margin: float, unit: str) -> str:
-    """`2.0 points` or `0.020 nats`; more digits where the margin has them."""
+    """Return `2.0 points` or `0.020 nats`; more digits where the margin has them."""
     scale, digits, name = (100, 1, "points") if unit == "share" else (1, 3, "nats")
     return f"{np.format_float_positional(round(margin * scale, 10), trim='k', min_digits=digits)} {name}"
 
 
 def bound_text(found: Mapping[str, Any]) -> str:
-    """`non_inferiority` of a verdict in plain words: the bound, its level, and on which side of the margin it lies."""
+    """Return `non_inferiority` of a verdict in words: the bound, its level, and on which side of the margin it lies."""
     openings = round(ALPHA / (1 - found["level"]))
     over = f" ({100 * (1 - ALPHA):g} % over {openings} openings of this split)" if openings > 1 else ""
     bound = f"one-sided {100 * found['level']:.6g} % lower bound{over}"
@@ -123,7 +131,7 @@ def _late(found: Mapping[str, Any]) -> str:
 
 
 def _apart(found: Mapping[str, Any]) -> str:
-    """The bound with so many digits that it does not read as the margin where it is not."""
+    """Return the bound with enough digits to read differently from the margin where it differs."""
     scale, digits = (100, 1) if found["unit"] == "share" else (1, 3)
     bound, limit = found["bound"] * scale, -found["margin"] * scale
     while digits < 9 and bound != limit and round(bound, digits) == round(limit, digits):

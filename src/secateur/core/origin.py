@@ -1,11 +1,10 @@
-"""Reads from a checkpoint's plan.json which model it was cut from. Knows nothing else of it."""
+"""Read from a checkpoint's plan.json which model it was cut from."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from secateur.core.reading import read_json
 from secateur.errors import SecateurError
@@ -13,7 +12,7 @@ from secateur.errors import SecateurError
 
 @dataclass(frozen=True)
 class Origin:
-    """The words by which a model was loaded to be cut."""
+    """The options with which a model was loaded to be cut."""
 
     model: str
     revision: str | None
@@ -21,16 +20,19 @@ class Origin:
 
 
 def origin_of(folder: Path, error: type[SecateurError], mend: str) -> Origin:
-    """Raises `error`, which ends with `mend`, what to do, for a folder that does not say."""
+    """Return the model that the checkpoint in `folder` was cut from.
+
+    Raises: `error`, whose message ends with `mend` (what to do), where the folder does not say.
+    """
     file = folder / "plan.json"
     wrong = f"{folder} does not say what it was cut from"
     if not os.path.exists(file):
         raise error(f"{wrong} (it has no plan.json). {mend}")
-    found = read_json(file, error, mend)
+    value = read_json(file, error, mend)
     for name in ("provenance", "command"):
-        found = found.get(name) if isinstance(found, dict) else None
-    stated: dict[str, Any] = found if isinstance(found, dict) else {}
-    model, revision, dtype = stated.get("model"), stated.get("revision"), stated.get("dtype", "auto")
+        value = value.get(name) if isinstance(value, dict) else None
+    command = value if isinstance(value, dict) else {}
+    model, revision, dtype = command.get("model"), command.get("revision"), command.get("dtype", "auto")
     if not (isinstance(model, str) and isinstance(revision, str | None) and isinstance(dtype, str)):
         raise error(f"{wrong} (its plan.json lacks that). {mend}")
     return Origin(model, revision, dtype)

@@ -1,6 +1,7 @@
-"""The address of what can be read, which is more than can go: `enc.b3`, `dec.b3.cross`, `b3.attn.h7`, `dec.b3.cross.q`.
+"""The address of a part that can be read: `enc.b3`, `dec.b3.cross`, `b3.attn.h7`, `dec.b3.cross.q`.
 
-In a decoder it is spelled as the `Site` of the same thing. Where two streams run there is a stack before it.
+More can be read than can be cut. In a decoder a place is spelled as the `Site` of the same part; in an
+encoder-decoder the stack (`enc.` or `dec.`) comes first.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """`stack` is nothing, `enc.` or `dec.`. `kind` is nothing (the block), a sublayer (`attn`, `cross`, `mlp`), or a
-    matrix: `q`, `down`, and of a cross-attention `cross.q`. `head` numbers a query head of `attn` or `cross`."""
+    """The address of one readable part.
+
+    `stack` is empty, `enc.` or `dec.`. `kind` is empty (the block), a sublayer (`attn`, `cross`, `mlp`), or a
+    matrix: `q`, `down`, and of a cross-attention `cross.q`. `head` numbers a query head of `attn` or `cross`.
+    """
 
     block: int
     kind: str = ""
@@ -34,15 +38,15 @@ class Place:
 
     @classmethod
     def parse(cls, text: str) -> Place:
-        """Raises `UnknownName` for anything that is not an address."""
-        found = _PATTERN.fullmatch(text)
-        if found is None:
+        """Return the place that `text` names. Raises: `UnknownName` for text that is not an address."""
+        match = _PATTERN.fullmatch(text)
+        if match is None:
             raise UnknownName(
                 f"{text!r} is no place in a model. Write b3 (block), b3.attn, b3.mlp, b3.attn.h7 (head) or b3.q "
                 f"({', '.join(MATRICES)}); with an encoder enc.b3, dec.b3.cross, dec.b3.cross.h7, dec.b3.cross.q."
             )
-        head = None if found["head"] is None else int(found["head"])
-        return cls(int(found["block"]), found["attention"] or found["kind"] or "", head, found["stack"] or "")
+        head = None if match["head"] is None else int(match["head"])
+        return cls(int(match["block"]), match["attention"] or match["kind"] or "", head, match["stack"] or "")
 
     def __str__(self) -> str:
         head = "" if self.head is None else f".h{self.head}"
@@ -50,4 +54,5 @@ class Place:
 
     @property
     def is_matrix(self) -> bool:
+        """Return True for the address of a matrix."""
         return self.kind.removeprefix("cross.") in MATRICES

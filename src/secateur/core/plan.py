@@ -1,4 +1,4 @@
-"""Edits and plans: what is to be cut, as a value that can be compared, written down and read back.
+"""Edits and plans: the parts that are to be cut, as values that can be compared, written down and read back.
 
 A plan says nothing about how an edit is carried out; `secateur.surgery` does that.
 """
@@ -10,12 +10,15 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 from secateur.core.fitted import Fitted
 from secateur.core.ranges import MOST, whole_numbers
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 PLAN_VERSION = 1
 
@@ -44,22 +47,25 @@ class Truncate:
 
     @property
     def site(self) -> Site:
+        """Return the site that the edit changes."""
         return self.matrix
 
     def __str__(self) -> str:
         return f"{self.matrix} → rank {self.rank}" + ("" if self.side == "top" else " (tail components)")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the edit as plain values."""
         return {"kind": self.kind, "matrix": str(self.matrix), "rank": self.rank, "side": self.side}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Truncate:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Truncate:
+        """Return the edit that `to_json` wrote."""
         return cls(Site.parse(_text(data["matrix"])), _whole(data["rank"]), _text(data.get("side", "top")))
 
 
 @dataclass(frozen=True)
 class RemoveDirections:
-    """Take singular directions out of a matrix, W − Σᵢ uᵢ uᵢᵀ W, and put what they gave on average in the bias.
+    """Remove singular directions from a matrix, W − Σᵢ uᵢ uᵢᵀ W, and add their mean effect to the bias.
 
     `directions` count from the largest singular value. With `per_head` each head's rows (of o: columns) have k
     directions of their own, and number h·k + i is direction i of head h. `fold` holds `mean`, the layer's mean input
@@ -84,31 +90,40 @@ class RemoveDirections:
 
     @property
     def site(self) -> Site:
+        """Return the site that the edit changes."""
         return self.matrix
 
     def __str__(self) -> str:
         numbers, heads = list(self.directions), " of its heads" if self.per_head else ""
         return f"{self.matrix} without {_counted('direction', numbers)}{heads}"
 
-    def to_json(self) -> dict[str, Any]:
-        told = {"kind": self.kind, "matrix": str(self.matrix), "directions": list(self.directions)}
-        return told | {"per_head": self.per_head, "fold": None if self.fold is None else self.fold.digest}
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the edit as plain values."""
+        return {
+            "kind": self.kind,
+            "matrix": str(self.matrix),
+            "directions": list(self.directions),
+            "per_head": self.per_head,
+            "fold": None if self.fold is None else self.fold.digest,
+        }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RemoveDirections:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> RemoveDirections:
+        """Return the edit that `to_json` wrote, with the digest of its fold alone."""
         fold = None if data["fold"] is None else Fitted(_text(data["fold"]))
-        directions = tuple(map(_whole, data["directions"]))
-        if not isinstance(data["per_head"], bool):
-            raise TypeError(f"per_head {data['per_head']!r} is neither true nor false")
-        return cls(Site.parse(_text(data["matrix"])), directions, data["per_head"], fold)
+        directions, per_head = tuple(map(_whole, _items(data["directions"]))), data["per_head"]
+        if not isinstance(per_head, bool):
+            raise TypeError(f"per_head {per_head!r} is neither true nor false")
+        return cls(Site.parse(_text(data["matrix"])), directions, per_head, fold)
 
 
 @dataclass(frozen=True)
 class Drop:
-    """Take `site` away: a block, its attention or feed-forward network, a query head, a KV group, a neuron.
+    """Remove `site`: a block, its attention or feed-forward network, a query head, a KV group, a neuron.
 
-    An attention or feed-forward network goes with its biases and leaves its norms; a block goes with all it has. Of a
-    head, group or neuron goes what it adds to the stream, so the last head leaves the output's bias behind.
+    An attention or feed-forward network is removed with its biases but without its norms; a block with all it has. Of a
+    head, group or neuron its contribution to the residual stream is removed, so after the last head the output's bias
+    stays.
     """
 
     site: Site
@@ -122,11 +137,13 @@ class Drop:
     def __str__(self) -> str:
         return f"{self.site} gone"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the edit as plain values."""
         return {"kind": self.kind, "site": str(self.site)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Drop:
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Drop:
+        """Return the edit that `to_json` wrote."""
         return cls(Site.parse(_text(data["site"])))
 
 
@@ -135,11 +152,11 @@ FORMS = ("linear", "fold")
 
 @dataclass(frozen=True)
 class Linearize:
-    """Put one linear map in the place of a run of blocks.
+    """Replace a run of blocks by one linear map.
 
-    `linear`: what enters the first leaves the last as `weight` x + `bias`, or x + `b`ᵀ `a` x + `bias` of low rank.
-    `fold`: the run goes, and the feed-forward network before it gives `weight` y in place of y, plus `bias` where its
-    output has one; that costs nothing.
+    `linear`: the run's output becomes `weight` x + `bias`, or x + `b`ᵀ `a` x + `bias` of low rank, for its input x.
+    `fold`: the run is removed, and the feed-forward network before it gives `weight` y in place of y, plus `bias` where
+    its output has one; that costs nothing.
     Arrays are (d_model, d_model), (rank, d_model), (d_model,). Sources: Razzhigaev et al. 2024 (arXiv 2405.12250) for
     the map; ReplaceMe (Shopkhoev et al. 2025, arXiv 2505.02819) for the fold.
     """
@@ -161,11 +178,12 @@ class Linearize:
 
     @property
     def site(self) -> Site:
+        """Return the first block of the run."""
         return Site(self.blocks[0])
 
     @property
     def folded_into(self) -> Site | None:
-        """The matrix that carries a fold."""
+        """Return the matrix that carries a fold; None for a map of its own."""
         return Site(self.blocks[0] - 1, "down") if self.form == "fold" else None
 
     def __str__(self) -> str:
@@ -173,13 +191,16 @@ class Linearize:
         name = f"b{first}" if first == last else f"b{first} to b{last}"
         return f"{name} " + ("linear" if self.form == "linear" else f"folded into {self.folded_into}")
 
-    def to_json(self) -> dict[str, Any]:
-        told = {"kind": self.kind, "blocks": list(self.blocks), "form": self.form}
-        return told | {"fold": self.fitted.digest}
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the edit as plain values."""
+        blocks: list[JsonValue] = list(self.blocks)
+        return {"kind": self.kind, "blocks": blocks, "form": self.form, "fold": self.fitted.digest}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Linearize:
-        return cls(tuple(map(_whole, data["blocks"])), _text(data["form"]), Fitted(_text(data["fold"])))
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Linearize:
+        """Return the edit that `to_json` wrote, with the digest of its map alone."""
+        blocks = tuple(map(_whole, _items(data["blocks"])))
+        return cls(blocks, _text(data["form"]), Fitted(_text(data["fold"])))
 
 
 Edit = Truncate | RemoveDirections | Drop | Linearize
@@ -187,7 +208,7 @@ _KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (Truncate, RemoveDi
 
 
 def _claims(edit: Edit) -> list[Site]:
-    """The sites that an edit changes, and nobody else may."""
+    """Return the sites that an edit changes, and that no other edit may change."""
     if not isinstance(edit, Linearize):
         return [edit.site]
     into = edit.folded_into
@@ -209,8 +230,8 @@ class Plan:
         claims = sorted(
             ((site, edit) for edit in ordered for site in _claims(edit)), key=lambda pair: pair[0]
         )
-        for (site, first), (other, second) in pairwise(claims):
-            if site == other:
+        for (site, first), (following, second) in pairwise(claims):
+            if site == following:
                 first, second = sorted((first, second), key=str)
                 raise PlanError(f"two edits claim {site}: {first}; {second}. Keep one of them.")
         gone = {site for site, edit in claims if isinstance(edit, Drop) or not site.part}
@@ -227,57 +248,67 @@ class Plan:
         return len(self.edits)
 
     def __str__(self) -> str:
-        return "; ".join(self.told) or "nothing cut"
+        return "; ".join(self.descriptions) or "nothing cut"
 
     @property
-    def told(self) -> list[str]:
-        """What is cut, in words; the heads, groups or neurons of one part together."""
-        return [*map(str, (*self.truncated, *self.removed, *self.linearized)), *_told(self.dropped)]
+    def descriptions(self) -> list[str]:
+        """Return the edits in words; the heads, groups or neurons of one part are named together."""
+        return [*map(str, (*self.truncated, *self.removed, *self.linearized)), *_dropped_text(self.dropped)]
 
     @property
     def dropped(self) -> tuple[Site, ...]:
-        """The sites that go, in order."""
+        """Return the sites that are dropped, in order."""
         return tuple(edit.site for edit in self.edits if isinstance(edit, Drop))
 
     @property
     def truncated(self) -> tuple[Truncate, ...]:
+        """Return the truncations, in order."""
         return tuple(edit for edit in self.edits if isinstance(edit, Truncate))
 
     @property
     def removed(self) -> tuple[RemoveDirections, ...]:
+        """Return the removals of directions, in order."""
         return tuple(edit for edit in self.edits if isinstance(edit, RemoveDirections))
 
     @property
     def linearized(self) -> tuple[Linearize, ...]:
+        """Return the runs of blocks that a linear map replaces, in order."""
         return tuple(edit for edit in self.edits if isinstance(edit, Linearize))
 
     @property
     def blocks_gone(self) -> set[int]:
-        """The blocks of which nothing is left, dropped or in favor of a linear map."""
+        """Return the blocks of which nothing is left: dropped, or replaced by a linear map."""
         dropped = {site.block for site in self.dropped if not site.part}
         return dropped.union(*(edit.blocks for edit in self.linearized))
 
     @property
     def fitted(self) -> tuple[Fitted, ...]:
-        """What lies beside the plan, each once."""
+        """Return the arrays that lie beside the plan, each once."""
         folds = (edit.fold for edit in self.removed if edit.fold is not None)
         return tuple(dict.fromkeys((*folds, *(edit.fitted for edit in self.linearized))))
 
     def with_fitted(self, known: Mapping[str, Fitted]) -> Plan:
-        """The same plan with the arrays that `known` has by their digests."""
-        return Plan(self.model, tuple(_filled(edit, known) for edit in self.edits))
+        """Return the same plan with the arrays that `known` has by digest."""
+
+        def filled(edit: Edit) -> Edit:
+            if isinstance(edit, RemoveDirections) and edit.fold is not None:
+                return replace(edit, fold=known[edit.fold.digest])
+            return replace(edit, fitted=known[edit.fitted.digest]) if isinstance(edit, Linearize) else edit
+
+        return Plan(self.model, tuple(map(filled, self.edits)))
 
     @property
     def identity(self) -> str:
-        """Hex digest that two equal plans share, on any machine."""
+        """Return the hex digest that two equal plans share, on any machine."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def lowest_block(self) -> int | None:
-        """The first block this plan changes, or None for the empty plan: everything below may be reused."""
+        """Return the first block this plan changes, or None for the empty plan: activations below it may be reused."""
         return min((site.block for edit in self.edits for site in _claims(edit)), default=None)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return the plan as plain values."""
         return {
             "version": PLAN_VERSION,
             "model": self.model,
@@ -285,23 +316,29 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Reads what `to_json` wrote; keys it does not know (provenance) are left alone. Raises `PlanError`."""
+    def from_json(cls, data: Mapping[str, JsonValue]) -> Plan:
+        """Return the plan that `to_json` wrote; unknown keys (provenance) are ignored. Raises: `PlanError`."""
         if data.get("version") != PLAN_VERSION:
             raise PlanError(
                 f"a plan of version {data.get('version')!r}; this secateur reads version {PLAN_VERSION}."
             )
         try:
-            edits = [_edit_from_json(item) for item in data["edits"]]
-            return cls(_text(data["model"]), tuple(edits))
+            edits = tuple(_edit_from_json(item) for item in _items(data["edits"]))
+            return cls(_text(data["model"]), edits)
         except KeyError as error:
             raise PlanError(f"not a plan: it lacks {error}.") from error
         except (TypeError, ValueError) as error:
             raise PlanError(f"not a plan: {error}.") from error
 
 
-def _whole(value: Any) -> int:
-    """Returns a JSON value that is a whole number. Raises `TypeError` for others, such as 5.5 or "5"."""
+def _items(value: JsonValue) -> list[JsonValue]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is no list")
+    return value
+
+
+def _whole(value: JsonValue) -> int:
+    """Return a JSON value that is a whole number. Raises: `TypeError` for others, such as 5.5 or "5"."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r:.40} is no whole number")
     if abs(value) > MOST:
@@ -309,27 +346,23 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: JsonValue) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no text")
     return value
 
 
-Asked = Plan | tuple[Edit, ...]  # what a user gives: a plan, which is for one model, or bare edits of any
+PlanOrEdits = (
+    Plan | tuple[Edit, ...]
+)  # a user gives a plan, which is for one model, or bare edits for any model
 
 
-def plan_of(asked: Asked, fingerprint: str) -> Plan:
-    """The plan itself, or one of the edits for the model with this fingerprint."""
-    return asked if isinstance(asked, Plan) else Plan(fingerprint, asked)
+def plan_of(plan: PlanOrEdits, fingerprint: str) -> Plan:
+    """Return the plan itself, or a plan of the bare edits for the model with this fingerprint."""
+    return plan if isinstance(plan, Plan) else Plan(fingerprint, plan)
 
 
-def _filled(edit: Edit, known: Mapping[str, Fitted]) -> Edit:
-    if isinstance(edit, RemoveDirections) and edit.fold is not None:
-        return replace(edit, fold=known[edit.fold.digest])
-    return replace(edit, fitted=known[edit.fitted.digest]) if isinstance(edit, Linearize) else edit
-
-
-def _edit_from_json(item: Mapping[str, Any]) -> Edit:
+def _edit_from_json(item: JsonValue) -> Edit:
     if not isinstance(item, Mapping):
         raise TypeError(f"{item!r:.40} is no edit")
     kind = _text(item["kind"])
@@ -342,8 +375,8 @@ _UNITS = {"h": "head", "g": "KV group", "n": "neuron"}
 NAMED = 12  # numbers in one line; more are counted
 
 
-def _told(dropped: Iterable[Site]) -> list[str]:
-    """`b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
+def _dropped_text(dropped: Iterable[Site]) -> list[str]:
+    """Return `b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
     words = []
     for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):
         whole, numbers = Site(block, part), [site.index for site in sites]
@@ -357,9 +390,11 @@ def _counted(word: str, numbers: list[int]) -> str:
 
 
 def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
-    """Edits from the command line: `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest,
-    `b2.k=without:0,7` removes two directions and folds nothing, and `b2.attn.h3=drop` takes a head away; so do
-    `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7` and `b2`."""
+    """Return the edits that the words of a command line name.
+
+    `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest, `b2.k=without:0,7` removes two directions
+    and folds nothing, and `b2.attn.h3=drop` drops a head; so do `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7`, `b2`.
+    """
     return tuple(_edit_from_word(word) for word in words)
 
 

@@ -1,4 +1,4 @@
-"""How long work says how far it is: `progress(stage, done, total)`."""
+"""The signature by which long work reports how far it is: `progress(stage, done, total)`."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """The progress callback of those who do not look."""
+    """Ignore progress."""

@@ -1,4 +1,4 @@
-"""The numbers that an option may be, said once beside the option, for the command line and Python alike."""
+"""Ranges of numeric options, stated once beside the option, for the command line and Python alike."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _KEY = "range"
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, or `above` the one and `below` the other. `flag` is the name of the option on the
-    command line, where that is not the field's; `such` is an example."""
+    """Numbers from `low` to `high`; `above` and `below` exclude the ends.
+
+    `flag` is the name of the option on the command line, where that differs from the field's; `such` is an example.
+    """
 
     low: float
     high: float
@@ -31,7 +33,7 @@ class Range:
     def __contains__(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
-        if not self.low <= value <= self.high or math.isinf(value):
+        if not self.low <= float(value) <= self.high or math.isinf(value):
             return False
         return not (self.above and value == self.low) and not (self.below and value == self.high)
 
@@ -52,29 +54,29 @@ def _shown(bound: float) -> str:
 
 
 def whole(default: Any, low: int = 1, high: int = MOST, **more: Any) -> Any:
-    """A field of a dataclass that holds a whole number, or a tuple of them; None only where that is the default."""
+    """Return a dataclass field that holds a whole number, or a tuple of them; None only where that is the default."""
     return field(default=default, metadata={_KEY: Range(low, high, whole=True, **more)})
 
 
 def real(default: Any, low: float = 0.0, high: float = math.inf, **more: Any) -> Any:
-    """As `whole`, of any finite numbers."""
+    """Return a dataclass field that holds a finite number, or a tuple of them; None only where that is the default."""
     return field(default=default, metadata={_KEY: Range(low, high, whole=False, **more)})
 
 
 def check_ranges(options: Any, error: type[SecateurError] = SecateurError) -> None:
-    """Raises `error` for the first field of a dataclass that is not in its range."""
-    for one in fields(options):
-        allowed, value = one.metadata.get(_KEY), vars(options)[one.name]
-        if allowed is not None and not (value is None and one.default is None):
-            check_number(one.name, value, allowed, error)
+    """Raise `error` for the first field of a dataclass that is not in its range."""
+    for option in fields(options):
+        allowed, value = option.metadata.get(_KEY), vars(options)[option.name]
+        if allowed is not None and not (value is None and option.default is None):
+            check_number(option.name, value, allowed, error)
 
 
 def check_number(name: str, value: Any, allowed: Range, error: type[SecateurError] = SecateurError) -> None:
-    """Raises `error` where a number, or one of a tuple of them, is not `allowed` for the option `name`."""
+    """Raise `error` where a number, or one of a tuple of them, is not `allowed` for the option `name`."""
     for number in value if isinstance(value, tuple | list) else (value,):
         if number not in allowed:
             flag = allowed.flag or "--" + name.replace("_", "-")
-            beyond = allowed.high == MOST and isinstance(number, Integral) and number > MOST
+            beyond = allowed.high == MOST and isinstance(number, Integral) and int(number) > MOST
             raise error(f"{flag} {_as_typed(value)}: give {allowed}{f', at most {MOST}' * beyond}.")
 
 
@@ -83,16 +85,16 @@ def _as_typed(value: Any) -> str:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that digits stand for; None for anything else, and for more of them than any count has."""
+    """Return the number that digits stand for; None for any other text, and for more digits than any count has."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def whole_numbers(words: Iterable[str]) -> list[int] | None:
-    """As `whole_number`, of each word; None where one of them is no number."""
-    found = []
+    """Return the number of each word, as `whole_number`; None where one of them is no number."""
+    numbers = []
     for word in words:
         number = whole_number(word)
         if number is None:
             return None
-        found.append(number)
-    return found
+        numbers.append(number)
+    return numbers

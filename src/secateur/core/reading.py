@@ -1,4 +1,4 @@
-"""Files that anybody may have written, read so that nothing in them, and nothing that they are, stops or hangs us."""
+"""Read files that anybody may have written, so that nothing in them stops or hangs the program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from secateur.errors import SecateurError
 
 
 def read_text(path: Path, error: type[SecateurError]) -> str:
-    """The content of a UTF-8 file. Raises `error` where there is none: a folder, a pipe and a device are no files."""
+    """Return the content of a UTF-8 file.
+
+    Raises: `error` where there is none; folders, pipes and devices are no files.
+    """
     try:
         return read_bytes(path, error).decode("utf-8")
     except UnicodeDecodeError as cause:
@@ -21,7 +24,7 @@ def read_text(path: Path, error: type[SecateurError]) -> str:
 
 
 def read_bytes(path: Path, error: type[SecateurError]) -> bytes:
-    """As `read_text`, of any file."""
+    """Return the content of a file as bytes. Raises: `error`, as `read_text`."""
     check_file(path, error)
     try:
         return path.read_bytes()
@@ -30,8 +33,7 @@ def read_bytes(path: Path, error: type[SecateurError]) -> bytes:
 
 
 def check_file(path: Path, error: type[SecateurError]) -> None:
-    """Raises `error` where there is no file that can be read. To open a pipe may block for ever, and a device may never
-    end."""
+    """Raise `error` where there is no readable file. To open a pipe may block for ever, and a device may never end."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISREG(mode):
@@ -45,14 +47,16 @@ def check_file(path: Path, error: type[SecateurError]) -> None:
 
 
 def check_name(name: str, error: type[SecateurError]) -> None:
-    """Raises `error` for a path of bytes that are no UTF-8: what reads weights, and writes them, cannot open it."""
+    """Raise `error` for a path of bytes that are not UTF-8: the libraries for weights cannot open it."""
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise error(f"{name}: the name is not UTF-8, so weights there cannot be read or written. Rename it.")
 
 
 def read_json(path: Path, error: type[SecateurError], mend: str = "") -> Any:
-    """The value in a JSON file. Raises `error` for no file and for broken JSON; the message ends with `mend`, what to
-    do."""
+    """Return the value in a JSON file.
+
+    Raises: `error` for no file and for broken JSON; the message ends with `mend` (what to do).
+    """
     text = read_text(path, error)
     try:
         return parse_json(text)
@@ -61,7 +65,7 @@ def read_json(path: Path, error: type[SecateurError], mend: str = "") -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Raises `ValueError`, also for brackets in brackets that are too many for Python."""
+    """Return the JSON value of `text`. Raises: `ValueError`, also for nesting that is too deep for Python."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -72,13 +76,12 @@ def parse_json(text: str) -> Any:
 
 @contextmanager
 def as_written(place: Path | str, error: type[SecateurError], mend: str) -> Iterator[None]:
-    """For what is made of records that were read from `place`, where anything may lie in their stead. Raises `error`
-    where they are not as secateur writes them."""
+    """Raise `error` where the records from `place`, which are used inside, are not as secateur writes them."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as cause:
-        told = f"{type(cause).__name__}: {' '.join(str(cause).split()):.100}"
-        raise error(f"{place}: a record there is not as secateur writes it ({told}). {mend}") from cause
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split()):.100}"
+        raise error(f"{place}: a record there is not as secateur writes it ({reason}). {mend}") from cause
 
 
 def _reason(error: OSError | ValueError) -> str:

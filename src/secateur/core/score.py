@@ -1,4 +1,4 @@
-"""What was measured: outcomes per example, and the one number with its interval that is made of them.
+"""Outcomes per example, and the one number with its interval that is computed from them.
 
 Outcomes are a numpy structured array, one row an example, because paired tests need every example and a search
 compares thousands of plans. A metric names one column and which way is better.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from secateur.errors import UnknownName, nearest
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 OUTCOME = np.dtype(
     [
@@ -37,7 +40,7 @@ OUTCOME = np.dtype(
 
 @dataclass(frozen=True)
 class Metric:
-    """How outcomes become one number. `higher_is_better`; `weighted` averages over tokens, not examples."""
+    """A rule that turns outcomes into one number. `weighted` averages over tokens instead of examples."""
 
     name: str
     column: str
@@ -46,12 +49,15 @@ class Metric:
     weighted: bool = False
 
     def values(self, outcomes: np.ndarray) -> np.ndarray:
-        """One number per example, in the metric's own direction."""
+        """Return one number per example (n,), in the metric's own direction."""
         if self.column.startswith("top"):
-            return (outcomes["rank"] < int(self.column[3:])).astype(np.float64)
-        return outcomes[self.column]
+            hits: np.ndarray = (outcomes["rank"] < int(self.column[3:])).astype(np.float64)
+            return hits
+        column: np.ndarray = outcomes[self.column]
+        return column
 
     def mean(self, outcomes: np.ndarray) -> float:
+        """Return the mean over examples, or over tokens where the metric is weighted."""
         weights = outcomes["tokens"] if self.weighted else None
         return float(np.average(self.values(outcomes), weights=weights))
 
@@ -64,14 +70,17 @@ class Metric:
         return difference if self.higher_is_better else -difference
 
     def contributions(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """Return what each example contributes to the gain (n,): its paired difference times its weight, scaled so that
-        the plain mean is the gain of the metric's mean. Searches choose by these, as verdicts decide by the mean."""
+        """Return each example's contribution to the gain (n,): its paired difference times its weight.
+
+        Scaled so that the plain mean is the gain of the metric's mean. Searches choose by these, as verdicts decide by
+        the mean.
+        """
         gain = self.gain(after, before)
         return gain * (before["tokens"] / before["tokens"].mean()) if self.weighted else gain
 
 
 def loss_or_worst(outcomes: np.ndarray, name: str = "loss") -> float:
-    """The mean loss; infinite where the model gave no number, so that the smallest is always one."""
+    """Return the mean loss; infinite where it is nan, so that the smallest of several is always a number."""
     loss = METRICS[name].mean(outcomes)
     return math.inf if math.isnan(loss) else loss
 
@@ -91,6 +100,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def metric_named(name: str) -> Metric:
+    """Return the metric called `name`. Raises: `UnknownName`."""
     if name not in METRICS:
         raise UnknownName(f"unknown metric {name!r}.{nearest(name, METRICS)}")
     return METRICS[name]
@@ -98,8 +108,10 @@ def metric_named(name: str) -> Metric:
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with its interval. `ci` is 95 %, None where there are too few groups; `n` counts examples, `groups` what
-    was resampled."""
+    """A mean with its interval.
+
+    `ci` is 95 %, None where there are too few groups; `n` counts examples, `groups` the groups that were resampled.
+    """
 
     metric: str
     value: float
@@ -109,7 +121,8 @@ class Score:
     unit: str
     higher_is_better: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return plain values by field."""
         return {
             "metric": self.metric,
             "value": self.value,
@@ -122,5 +135,5 @@ class Score:
 
 
 def few_groups(groups: int) -> str:
-    """Say why there is no interval."""
+    """Return the reason why there is no interval."""
     return f"too few groups for an interval: {groups}"

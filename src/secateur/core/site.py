@@ -1,4 +1,4 @@
-"""The address of one removable thing in a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`.
+"""The address of one removable part of a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`.
 
 A Site is a value; it knows no tensor and no model. Blocks count from 0.
 """
@@ -23,7 +23,11 @@ _UNITS = {"attn": "hg", "mlp": "n"}
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """`block`, then nothing, `attn`, `mlp` or a matrix; `unit`, `index` name a head, KV group or neuron."""
+    """The address of one removable part.
+
+    `part` is empty (the block), `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g) or
+    neuron (n).
+    """
 
     block: int
     part: str = ""
@@ -43,9 +47,9 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Raises `UnknownName` for anything that is not an address."""
-        found = _PATTERN.fullmatch(text)
-        if found is None:
+        """Return the site that `text` names. Raises: `UnknownName` for text that is not an address."""
+        match = _PATTERN.fullmatch(text)
+        if match is None:
             close = nearest(text.partition(".")[2], ("attn", "mlp", *MATRICES))
             hint = close if "Did you mean" in close else ""
             if text.startswith(("enc.", "dec.")):
@@ -54,8 +58,8 @@ class Site:
                 f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
                 f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)}).{hint}"
             )
-        part = found["sub"] or found["matrix"] or ""
-        return cls(int(found["block"]), part, found["unit"] or "", int(found["index"] or 0))
+        part = match["sub"] or match["matrix"] or ""
+        return cls(int(match["block"]), part, match["unit"] or "", int(match["index"] or 0))
 
     def __str__(self) -> str:
         unit = f".{self.unit}{self.index}" if self.unit else ""
@@ -63,11 +67,12 @@ class Site:
 
     @property
     def is_matrix(self) -> bool:
+        """Return True for the address of a matrix."""
         return self.part in MATRICES
 
     @property
     def wholes(self) -> tuple[Site, ...]:
-        """What this is a part of: the attention or feed-forward network, then the block; of a block, nothing."""
+        """Return the parts that contain this one: attention or feed-forward network, then the block."""
         if not self.part:
             return ()
         if self.is_matrix:
@@ -86,17 +91,20 @@ _BY_MODEL = ("fc_in", "attn", "mlp", "all")  # what these are depends on the mat
 
 
 def check_matrix_words(words: Iterable[str]) -> None:
-    """Raises `UnknownName` for a word that names no matrix of any model."""
+    """Raise `UnknownName` for a word that names no matrix of any model."""
     for word in words:
         if word not in _WORDS and word not in _BY_MODEL:
             raise UnknownName(f"unknown matrix {word!r}.{nearest(word, (*_WORDS, *_BY_MODEL))}")
 
 
 def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, ...]:
-    """Canonical matrix names for what a user wrote: `down`, LASER's `fc_out`, or a group `attn` / `mlp` / `all`.
+    """Return canonical matrix names for the words of a user: `down`, LASER's `fc_out`, or a group `attn`/`mlp`/`all`.
 
-    `available` are the matrices the model has. LASER's `fc_in` is the gate in gated families and the up projection
-    elsewhere (METHODS 0, from the authors' layer tables).
+    LASER's `fc_in` is the gate in gated families and the up projection elsewhere (METHODS 0, from the authors' layer
+    tables).
+
+    Args:
+        available: the matrices the model has.
 
     Raises: `UnknownName` for a word that names nothing, or nothing that this model has.
     """

@@ -1,8 +1,8 @@
-"""How sure we are: intervals, paired tests and corrections.
+"""Intervals, paired tests and corrections for many tests.
 
 Knows outcomes (arrays), nothing of models or tasks. Everything random takes a seed and is deterministic with
-it. "Paired" means: the same examples, `before` and `after`. A group is what was sampled as one (the
-paraphrases of one fact, the chunks of one document); where groups hold several examples the group, not the
+it. "Paired" means: the same examples, `before` and `after`. A group is a set of examples that were sampled together
+(the paraphrases of one fact, the chunks of one document); where groups hold several examples the group, not the
 example, is resampled.
 """
 
@@ -29,7 +29,7 @@ Interval = tuple[float, float]
 
 
 def wilson(successes: float, n: float, level: float = LEVEL) -> Interval:
-    """Score interval of one proportion; both counts may be fractions (of an effective sample size).
+    """Return the score interval of one proportion; counts may be fractions (of an effective sample size).
 
     Source: Wilson 1927, J. Am. Stat. Assoc. 22:209.
     """
@@ -40,7 +40,7 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> Interval:
 
 
 def _discordant(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
-    """How many pairs went 0 → 1, and how many 1 → 0."""
+    """Return how many pairs went 0 → 1, and how many 1 → 0."""
     before, after = np.asarray(before), np.asarray(after)
     assert before.shape == after.shape
     assert np.isin([before, after], (0, 1)).all()
@@ -48,7 +48,7 @@ def _discordant(before: np.ndarray, after: np.ndarray) -> tuple[int, int]:
 
 
 def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
-    """Exact two-sided p for paired 0/1 values (n,): the discordant pairs are fair coin flips.
+    """Return the exact two-sided p of paired 0/1 values (n,): the discordant pairs are fair coin flips.
 
     Source: McNemar 1947.
     """
@@ -57,7 +57,7 @@ def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def tango(before: np.ndarray, after: np.ndarray, level: float = LEVEL) -> Interval:
-    """Score interval for the paired difference of proportions, after − before, of 0/1 values (n,).
+    """Return the score interval of the paired difference of proportions, after − before, of 0/1 values (n,).
 
     A one-sided bound at 1 − α is the limit of the interval at level 1 − 2α.
 
@@ -67,6 +67,13 @@ def tango(before: np.ndarray, after: np.ndarray, level: float = LEVEL) -> Interv
 
 
 def tango_counts(gained: float, lost: float, n: float, level: float = LEVEL) -> Interval:
+    """Return `tango`'s interval from the discordant counts; counts may be fractions.
+
+    Args:
+        gained: pairs that went 0 → 1.
+        lost: pairs that went 1 → 0.
+        n: all pairs.
+    """
     z = float(stats.norm.ppf((1 + level) / 2))
     difference = (gained - lost) / n
 
@@ -89,12 +96,17 @@ def tango_counts(gained: float, lost: float, n: float, level: float = LEVEL) -> 
 
 
 def sign_flip(differences: np.ndarray, groups: np.ndarray, *, draws: int = DRAWS, seed: int) -> float:
-    """Two-sided p of the hypothesis that each group's sum of differences might as well have the other sign.
+    """Return the two-sided p of the hypothesis that each group's sum of differences might as well have the other sign.
 
-    `differences` and `groups` are (n,). Exact where the sums are whole numbers (0/1 metrics: their null
-    distribution is a convolution of binomials; with groups of one it is McNemar's) or the groups few; else
-    `draws` random sign patterns with the +1 of Phipson & Smyth 2010. Source: Fisher 1935; Winkler et al. 2014
-    (whole-block sign flipping).
+    Exact where the sums are whole numbers (0/1 metrics: their null distribution is a convolution of binomials; with
+    groups of one it is McNemar's) or the groups few; else `draws` random sign patterns with the +1 of Phipson & Smyth
+    2010.
+
+    Args:
+        differences: paired differences (n,).
+        groups: labels (n,).
+
+    Source: Fisher 1935; Winkler et al. 2014 (whole-block sign flipping).
     """
     sums = group_sums(np.asarray(differences, dtype=np.float64), groups)
     sizes, observed = np.abs(sums[sums != 0]), abs(sums.sum())
@@ -110,8 +122,10 @@ def sign_flip(differences: np.ndarray, groups: np.ndarray, *, draws: int = DRAWS
 
 
 def _flip_whole(sizes: np.ndarray, observed: int) -> float:
-    """P(|Σ ± sizes| ≥ observed), sizes whole: Σ = total − 2·(sum of those that flip), one binomial for each
-    size."""
+    """Return P(|Σ ± sizes| ≥ observed) for whole sizes.
+
+    Σ = total − 2·(sum of those that flip), so its distribution is a convolution of one binomial for each size.
+    """
     pmf = np.ones(1)
     for size, count in zip(*np.unique(sizes, return_counts=True), strict=True):
         spread = np.zeros(size * count + 1)
@@ -131,18 +145,18 @@ def _flip_drawn(sizes: np.ndarray, reach: float, draws: int, rng: np.random.Gene
 
 
 def exponential(values: np.ndarray | float) -> np.ndarray:
-    """Perplexity of a mean loss, or a ratio of two of a difference; infinite beyond what a float holds."""
+    """Return the perplexity of a mean loss, or the ratio of two of a difference; infinite beyond what a float holds."""
     with np.errstate(over="ignore"):
         return np.exp(np.asarray(values, dtype=np.float64))
 
 
 def exponential_interval(ci: Sequence[float] | None) -> list[float] | None:
-    """Both ends of an interval of mean losses as perplexities; None where there is none."""
-    return None if ci is None else exponential(np.asarray(ci)).tolist()
+    """Return both ends of an interval of mean losses as perplexities; None where there is no interval."""
+    return None if ci is None else [float(end) for end in exponential(np.asarray(ci))]
 
 
 def paired_z(gains: np.ndarray) -> float:
-    """z of the mean of paired differences (n,), for racing: Σd / √Σd².
+    """Return z of the mean of paired differences (n,), for racing: Σd / √Σd².
 
     The variance is the one of the hypothesis that is tested (each difference might as well have the other
     sign), not the sample's, so |z| ≤ √n: a constant gain on 4 examples is z = 2, not infinity, and no race at
@@ -181,12 +195,15 @@ def effective_n(values: np.ndarray, groups: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values in the order given: reject where ≤ α, and the family-wise error is ≤ α. Holm 1979."""
+    """Return adjusted p-values in the order given: reject where ≤ α, and the family-wise error is ≤ α.
+
+    Source: Holm 1979.
+    """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1.0)
-    return adjusted.tolist()
+    return [float(value) for value in adjusted]
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -194,8 +211,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class _Resampled:
-    """Ratio means of k series with standard errors (k,), and of every draw its distance to the mean and its own
-    standard error, (k, draws), 0 where a draw has no variance."""
+    """Bootstrap draws of k ratio means.
+
+    `mean` and `se` (standard errors) are (k,). `shift` and `se_star` are (k, draws): the distance of every draw to the
+    mean and its own standard error, 0 where a draw has no variance.
+    """
 
     mean: np.ndarray
     se: np.ndarray
@@ -204,13 +224,15 @@ class _Resampled:
     num_groups: int
 
     def interval(self, k: int, level: float) -> Interval:
-        """Two-sided interval of a mean that may be any number."""
+        """Return the two-sided interval of mean k, which may be any number."""
         half = _quantile(np.abs(self._studentized(k)), level) * self.se[k]
         return float(self.mean[k] - half), float(self.mean[k] + half)
 
     def positive_interval(self, k: int, level: float) -> Interval:
-        """Two-sided interval of a mean of numbers that are never negative: that of its logarithm, so no end lies below
-        0."""
+        """Return the two-sided interval of a mean of numbers that are never negative.
+
+        It is the interval of the mean's logarithm, so no end lies below 0.
+        """
         mean = float(self.mean[k])
         if mean == 0:
             return 0.0, 0.0
@@ -221,26 +243,30 @@ class _Resampled:
         return mean / factor, mean * factor
 
     def lower(self, k: int, level: float) -> float:
-        """One-sided lower bound; −inf where so few groups or draws bound nothing at this level."""
+        """Return the one-sided lower bound; −inf where so few groups or draws bound nothing at this level."""
         least = max(2.0 ** -min(self.num_groups, 60), 1 / (1 + self.shift.shape[1]))
         if 1 - level < least:
             return -math.inf
         return float(self.mean[k] - _quantile(self._studentized(k), level) * self.se[k])
 
     def p_value(self, k: int) -> float:
+        """Return the two-sided p that mean k is 0, never below 2^(1 − groups)."""
         if self.mean[k] == 0:
             return 1.0
         t = abs(self.mean[k]) / self.se[k] if self.se[k] > 0 else np.inf
         drawn = np.abs(self._studentized(k, far=np.inf))
-        p = (1 + int((drawn >= t).sum())) / (1 + drawn.size)
-        return max(p, 2.0 ** (1 - min(self.num_groups, 60)))
+        p = (1 + int((drawn >= t).sum())) / (1 + int(drawn.size))
+        return max(p, float(2.0 ** (1 - min(self.num_groups, 60))))
 
     def _studentized(self, k: int, far: float | None = None) -> np.ndarray:
         return _ratio(self.shift[k], self.se_star[k], far)
 
 
 def _ratio(shift: np.ndarray, se: np.ndarray, far: float | None = None) -> np.ndarray:
-    """t* of every draw; one without variance counts as `far`, else as far out as the farthest that has some."""
+    """Return t* of every draw.
+
+    A draw without variance counts as `far`; by default, as the farthest draw that has some.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(shift == 0, 0.0, shift / se)
     if far is None:
@@ -261,7 +287,7 @@ def bootstrap_mean(
     seed: int,
     level: float = LEVEL,
 ) -> Interval:
-    """Interval for the mean of `values` (n,), Σwx / Σw with `weights` (n,); groups (n,) are resampled whole.
+    """Return the interval of the mean of `values` (n,), Σwx / Σw with `weights` (n,); groups (n,) are resampled whole.
 
     Symmetric studentized bootstrap: mean ± q·se, q the quantile of |mean* − mean| / se*, se the linearized
     standard error of a ratio of group sums. On 50 to 200 groups of skewed or sparse differences it keeps its
@@ -280,11 +306,11 @@ def bootstrap_p(
     draws: int = DRAWS,
     seed: int,
 ) -> float:
-    """Two-sided p that the mean of paired `differences` (n,) is 0: the share of |t*| ≥ |t|, with the +1
-    correction.
+    """Return the two-sided p that the mean of paired `differences` (n,) is 0.
 
-    The inverse of `bootstrap_mean`'s interval at the same seed (p < .05 where that leaves 0 out). Never below
-    2^(1 − groups), the least that flipping the signs of so many groups can give. Source: as there.
+    It is the share of draws with |t*| ≥ |t|, with +1 in both counts: the inverse of `bootstrap_mean`'s interval at the
+    same seed (p < .05 where that leaves 0 out). Never below 2^(1 − groups), the least that flipping the signs of so
+    many groups can give. Source: as there.
     """
     return resample([differences], groups, weights, draws, seed).p_value(0)
 
@@ -292,7 +318,7 @@ def bootstrap_p(
 def resample(
     series: Sequence[np.ndarray], groups: np.ndarray, weights: np.ndarray | None, draws: int, seed: int
 ) -> _Resampled:
-    """All `series` (each (n,)) on the same resampled groups, from group sums alone."""
+    """Resample whole groups and return the draws of the means of all `series` (each (n,)), from group sums alone."""
     w = np.ones(len(groups)) if weights is None else np.asarray(weights, dtype=np.float64)
     w_G = group_sums(w, groups)
     mean = np.array([np.average(x, weights=w) for x in series])
@@ -307,8 +333,10 @@ def resample(
 
 
 def _moments(sums: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(draws, 2 + 3k) sums over groups → ratio means and their linearized standard errors, each (k, draws); 0 where
-    either is only what rounding leaves of terms that cancel."""
+    """Return ratio means and their linearized standard errors, each (k, draws), from sums over groups (draws, 2 + 3k).
+
+    0 where either is only the rounding error of terms that cancel.
+    """
     w, ww = sums[:, 0], sums[:, 1]
     s, ss, sw = sums[:, 2:].T.reshape(3, k, -1)
     ratio = np.where(np.abs(s) <= 1e-12 * np.sqrt(ss), 0.0, s) / w
@@ -317,7 +345,7 @@ def _moments(sums: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resampled_sums(columns: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """(draws, columns): the columns' sums over as many groups as there are, drawn with replacement."""
+    """Return the sums (draws, columns) over as many groups as there are, drawn with replacement."""
     rng, (num_groups, width) = np.random.default_rng(seed), columns.shape
     out, step = np.empty((draws, width)), max(1, _CHUNK // num_groups)
     for start in range(0, draws, step):
@@ -330,5 +358,6 @@ def _resampled_sums(columns: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 
 def group_sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the sum of `values` (n,) in each group, in the order of the sorted labels `groups` (n,)."""
     labels, index = np.unique(np.asarray(groups), return_inverse=True)
     return np.bincount(index, weights=values, minlength=labels.size)

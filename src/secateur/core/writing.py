@@ -1,4 +1,4 @@
-"""What a file system refuses, as an error of ours."""
+"""Write files whole, and turn refusals of the file system into errors of ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def writing(target: Path, option: str = "-o") -> Iterator[None]:
-    """Turns what a file system refuses into an error that says where and what to do: `option` names the place."""
+    """Turn a refusal of the file system into an error that says where and what to do.
+
+    Args:
+        option: the option that names the place.
+    """
     try:
         yield
     except BaseException as error:
@@ -29,6 +33,7 @@ def writing(target: Path, option: str = "-o") -> Iterator[None]:
 
 
 def no_space(target: Path, option: str = "-o") -> OutputError:
+    """Return the error for a full disk."""
     return OutputError(
         f"no space left while writing {target}. Free some and run the same command again, or give another {option}; "
         "nothing was half written."
@@ -36,17 +41,17 @@ def no_space(target: Path, option: str = "-o") -> OutputError:
 
 
 def system_error(error: BaseException) -> int | None:
-    """The errno behind an error, also where safetensors tells it only in words."""
+    """Return the errno behind an error, also where safetensors tells it only in words."""
     if isinstance(error, OSError):
         return error.errno
     if type(error).__name__ != "SafetensorError":
         return None
-    found = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
-    return int(found[1] or found[2]) if found else None
+    match = re.search(r"\bos error (\d+)|\bcode: (\d+)", str(error))
+    return int(match[1] or match[2]) if match else None
 
 
 def write_text(path: Path, text: str, option: str = "-o") -> None:
-    """A whole file or, whatever goes wrong, the one that was there before. Raises `OutputError`, as `writing`."""
+    """Write a whole file; where anything goes wrong, the earlier file stays. Raises: `OutputError`, as `writing`."""
     partial = path.with_name(path.name + ".part")
     with writing(path, option):
         try:
@@ -59,7 +64,7 @@ def write_text(path: Path, text: str, option: str = "-o") -> None:
 
 
 def flush(path: Path) -> None:
-    """What was written there is on the disk."""
+    """Wait until the file's content is on the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

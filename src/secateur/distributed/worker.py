@@ -132,7 +132,7 @@ class Worker:
             if before is not None and before.limits.spectra == limits.spectra:
                 spectra = before.spectra  # they are of the model, whatever the task
             before = self._judge = None  # its activations make room
-            how = {"limits": limits, "ban": question.ban, "spectra": spectra, "keeps": True}
+            how = {"limits": limits, "ban": question.ban, "spectra": spectra, "keep_activations": True}
             self._judge = Evaluator(self._loaded, question.task, question.encoded, **how)
             self._about = about
         return self._judge

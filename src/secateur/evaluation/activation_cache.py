@@ -1,8 +1,9 @@
-"""What inside the lowest edited block an edit leaves alone: computed by the first candidate, kept for the rest.
+"""Reuse activations inside the lowest edited block: the first plan computes them, later plans read them.
 
-Editing `down` leaves the attention beside it alone, and editing `q` leaves `k` and `v` alone. Which modules those are
-is not read from a table of families but traced: one tiny forward pass in which only the edited module's output needs
-a gradient shows what depends on it, a second one what is still read once the edited module's input is given.
+An edit of `down` does not change the attention beside it, and an edit of `q` does not change `k` and `v`. Which modules
+stay the same is traced, not read from a table of families: one tiny forward pass in which only the output of the edited
+module requires a gradient shows what depends on it; a second one shows which outputs are still read once the input of
+the edited module is given.
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ from torch import Tensor, nn
 from secateur.evaluation.forward import Forward
 from secateur.surgery.mask import lent
 
+Hook = Callable[..., Any]
+
 
 @dataclass(frozen=True)
 class Unchanged:
-    """Modules of one block by path. `given` ones are edited but get what they always got; the outputs of the others
-    stay the same: `live` ones are read by what changes, `dead` ones by nobody once `given` have their inputs."""
+    """Hold the paths of modules of one block that can be reused while some of its modules are edited.
+
+    Attributes:
+        given: Edited modules whose input never changes.
+        live: Modules whose output never changes and is read by modules that do change.
+        dead: Modules whose output never changes and is read by nobody once the inputs of `given` are known.
+    """
 
     given: tuple[str, ...]
     live: tuple[str, ...]
@@ -35,32 +43,34 @@ NOTHING = Unchanged((), (), ())
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def unchanged(forward: Forward, model: nn.Module, block: str, edited: Sequence[str]) -> Unchanged:
-    """The largest modules of `block` whose output the modules `edited`, all in it, cannot change.
+def find_unchanged(forward: Forward, model: nn.Module, block: str, edited: Sequence[str]) -> Unchanged:
+    """Find the largest modules of `block` whose output the modules `edited`, all inside it, cannot change.
 
-    `NOTHING` where the edited modules are not each called exactly once, with one tensor and nothing else.
+    Returns:
+        `NOTHING` where an edited module is not called exactly once with one tensor and nothing else.
     """
-    calls, inputs, dependent = _depends(forward, model, block, edited)
+    calls, inputs, dependent = _trace_dependence(forward, model, block, edited)
     if any(calls[name] != 1 or inputs[name] is None for name in edited):
         return NOTHING
     same = list(_largest(model, block, lambda name: calls[name] == 1 and name not in dependent, set(edited)))
     given = tuple(name for name in edited if name not in dependent)
-    read = _read(forward, model, block, given, same)
+    read = _read_outputs(forward, model, block, given, same)
     return Unchanged(given, tuple(n for n in same if n in read), tuple(n for n in same if n not in read))
 
 
-def _depends(
+def _trace_dependence(
     forward: Forward, model: nn.Module, block: str, edited: Sequence[str]
 ) -> tuple[Counter[str], dict[str, Tensor | None], set[str]]:
-    """How often each module of the block is called, the one tensor an edited one gets, and who gets what it made."""
+    """Return how often each module of the block is called, the one tensor that each edited module gets (None where it
+    gets something else), and the modules whose input depends on an edited module."""
     calls: Counter[str] = Counter()
     inputs: dict[str, Tensor | None] = {}
     dependent: set[str] = set()
 
-    def hook(name: str) -> Callable:
-        def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def hook(name: str) -> Hook:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object], output: Any) -> Any:
             calls[name] += 1
-            if not _plain(output) or any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
+            if not _is_plain(output) or any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
                 dependent.add(name)
             if name not in edited:
                 return output
@@ -69,38 +79,39 @@ def _depends(
 
         return note
 
-    _trace(forward, model, block, hook)
+    _run_with_hooks(forward, model, block, hook)
     return calls, inputs, dependent
 
 
-def _read(
+def _read_outputs(
     forward: Forward, model: nn.Module, block: str, given: Sequence[str], same: Sequence[str]
 ) -> set[str]:
-    """Those of `same` whose output reaches the block's, but not through the inputs of `given`."""
+    """Return the modules of `same` whose output reaches the block's output other than through the inputs of
+    `given`."""
     leaves: dict[str, list[Tensor]] = {name: [] for name in same}
 
     def leaf(name: str, tensor: Tensor) -> Tensor:
         leaves[name].append(tensor.detach().requires_grad_())
         return leaves[name][-1].clone()  # in-place arithmetic on a leaf is refused
 
-    def hook(name: str) -> Callable:
-        def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def hook(name: str) -> Hook:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object], output: Any) -> Any:
             if name in given:
                 return output.detach()
-            return _mapped(output, lambda tensor: leaf(name, tensor)) if name in leaves else output
+            return _map_tensors(output, lambda tensor: leaf(name, tensor)) if name in leaves else output
 
         return note
 
-    out = _trace(forward, model, block, hook)
-    asked = [(name, tensor) for name, tensors in leaves.items() for tensor in tensors]
-    if not asked or not out.requires_grad:
+    out = _run_with_hooks(forward, model, block, hook)
+    outputs = [(name, tensor) for name, tensors in leaves.items() for tensor in tensors]
+    if not outputs or not out.requires_grad:
         return set()
-    reached = torch.autograd.grad(out.sum(), [tensor for _, tensor in asked], allow_unused=True)
-    return {name for (name, _), gradient in zip(asked, reached, strict=True) if gradient is not None}
+    gradients = torch.autograd.grad(out.sum(), [tensor for _, tensor in outputs], allow_unused=True)
+    return {name for (name, _), gradient in zip(outputs, gradients, strict=True) if gradient is not None}
 
 
-def _trace(forward: Forward, model: nn.Module, block: str, hook: Callable[[str], Callable]) -> Tensor:
-    """One pass through `block` alone with a hook on each module in it. What the block gives back, (1, 2, d)."""
+def _run_with_hooks(forward: Forward, model: nn.Module, block: str, hook: Callable[[str], Hook]) -> Tensor:
+    """Run `block` alone with a hook on each module in it; return its output, (1, 2, d_model)."""
     parts = [(f"{block}.{name}", part) for name, part in model.get_submodule(block).named_modules() if name]
     handles = [part.register_forward_hook(hook(name), with_kwargs=True) for name, part in parts]
     try:
@@ -113,7 +124,7 @@ def _trace(forward: Forward, model: nn.Module, block: str, hook: Callable[[str],
 def _largest(model: nn.Module, root: str, same: Callable[[str], bool], edited: set[str]) -> Iterator[str]:
     for name, _ in model.get_submodule(root).named_children():
         path = f"{root}.{name}"
-        holds_edited = any(other == path or other.startswith(path + ".") for other in edited)
+        holds_edited = any(module == path or module.startswith(path + ".") for module in edited)
         if same(path) and not holds_edited:
             yield path
         elif path not in edited:
@@ -122,71 +133,73 @@ def _largest(model: nn.Module, root: str, same: Callable[[str], bool], edited: s
 
 @dataclass
 class ActivationCache:
-    """Outputs kept per batch for one set of edited modules, at most `max_bytes` in all; beyond it nothing is reused."""
+    """Keep module outputs by batch for one set of edited modules, at most `max_bytes` in all.
+
+    What no longer fits is computed again by every plan.
+    """
 
     model: nn.Module
     parts: Unchanged
     max_bytes: int
     used: int = 0
-    _kept: dict[int, dict[str, Any]] = field(default_factory=dict)
+    _outputs: dict[int, dict[str, Any]] = field(default_factory=dict)  # by batch, then by module
 
     @contextmanager
     def on(self, batch: int) -> Iterator[None]:
-        """The next whole-model call is on batch number `batch`: the first time it is watched, then helped."""
-        if batch in self._kept:
-            with self._lending(self._kept[batch]):
+        """Record the outputs of the next whole-model call on batch number `batch`, or replay them where they are
+        known."""
+        if batch in self._outputs:
+            with ExitStack() as stack:
+                for name, value in self._outputs[batch].items():
+                    module = self.model.get_submodule(name)
+                    stack.enter_context(lent(module, self._replay(name, module, value)))
                 yield
         elif self.used < self.max_bytes:
-            with self._watching(batch):
+            with self._recording(batch):
                 yield
         else:
             yield
 
     @contextmanager
-    def _watching(self, batch: int) -> Iterator[None]:
-        seen: dict[str, Any] = {}
+    def _recording(self, batch: int) -> Iterator[None]:
+        outputs: dict[str, Any] = {}
         handles = []
         for name in (*self.parts.given, *self.parts.live, *self.parts.dead):
-            handles.append(self.model.get_submodule(name).register_forward_hook(self._keeper(name, seen)))
+            handles.append(
+                self.model.get_submodule(name).register_forward_hook(self._recorder(name, outputs))
+            )
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-        size = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(seen))
+        size = sum(tensor.untyped_storage().nbytes() for tensor in _tensors(outputs))
         if self.used + size <= self.max_bytes:
             self.used += size
-            self._kept[batch] = seen
+            self._outputs[batch] = outputs
         else:
             self.used = self.max_bytes
 
-    def _keeper(self, name: str, seen: dict[str, Any]) -> Callable:
-        def keep(module: nn.Module, args: tuple, output: Any) -> None:
+    def _recorder(self, name: str, outputs: dict[str, Any]) -> Hook:
+        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if name in self.parts.given:
-                seen[name] = args[0].clone()
+                outputs[name] = args[0].clone()
             elif name in self.parts.live:
-                seen[name] = _mapped(output, torch.clone)
+                outputs[name] = _map_tensors(output, torch.clone)
             else:  # nobody reads it: one number in its shape
-                seen[name] = _mapped(output, lambda t: t.new_zeros(()).expand(t.shape))
+                outputs[name] = _map_tensors(output, lambda t: t.new_zeros(()).expand(t.shape))
 
-        return keep
+        return record
 
-    @contextmanager
-    def _lending(self, kept: dict[str, Any]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for name, value in kept.items():
-                module = self.model.get_submodule(name)
-                stack.enter_context(lent(module, self._standin(name, module, value)))
-            yield
-
-    def _standin(self, name: str, module: nn.Module, value: Any) -> Callable[..., Any]:
-        own = module.forward
+    def _replay(self, name: str, module: nn.Module, value: Any) -> Hook:
+        """Return a `forward` for the module that takes its input (`given`) or its output from the cache."""
+        original = module.forward
         if name in self.parts.given:
-            return lambda *args, **kwargs: own(value)
-        return lambda *args, **kwargs: _mapped(value, torch.clone)  # a family may add into what it gets
+            return lambda *args, **kwargs: original(value)
+        return lambda *args, **kwargs: _map_tensors(value, torch.clone)  # a family may add to it in place
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -196,17 +209,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _plain(value: Any) -> bool:
-    """Whether this is a tensor, None, or a tuple or list of such: what `_mapped` can copy."""
+def _is_plain(value: Any) -> bool:
+    """Return whether `_map_tensors` can copy this: a tensor, None, or a tuple or list of those."""
     return (
         value is None
         or isinstance(value, Tensor)
-        or (type(value) in (tuple, list) and all(map(_plain, value)))
+        or (type(value) in (tuple, list) and all(map(_is_plain, value)))
     )
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """`value`, which is plain, with every floating-point tensor changed."""
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return `value`, which is plain, with every floating-point tensor changed."""
     if isinstance(value, Tensor):
         return change(value) if value.is_floating_point() else value
-    return value if value is None else type(value)(_mapped(item, change) for item in value)
+    return value if value is None else type(value)(_map_tensors(item, change) for item in value)

@@ -1,9 +1,9 @@
-"""Judges plans on examples: what the search asks, again and again, made cheap without changing a result.
+"""Judge plans on examples: cheap for a search that asks again and again, with the same result as one plan at a time.
 
-Plans are taken from the lowest block they touch upwards; the activations that enter that block are computed once
-from the original model and kept, so that nothing below an edit ever runs twice; nor does what the edit leaves alone
-inside that block. One boundary is kept for one shard of examples at a time: at most `cache_bytes`, and as much again
-for the inside.
+Plans are taken from the lowest block they edit upwards. The activations that enter that block are computed once from
+the original model and kept, so nothing below an edit runs twice; nor does what the edit leaves unchanged inside that
+block. One boundary is kept for one shard of examples at a time: at most `cache_bytes`, and as much again for the
+inside.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,10 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import OUTCOME
-from secateur.evaluation.activation_cache import NOTHING, ActivationCache, Unchanged, unchanged
-from secateur.evaluation.batching import SMALLEST, Batch, Packing, shards
+from secateur.evaluation.activation_cache import NOTHING, ActivationCache, Unchanged, find_unchanged
+from secateur.evaluation.batching import SMALLEST, Batch, Packing, Tally, shards, token_scores
 from secateur.evaluation.forward import Forward
 from secateur.evaluation.generate import answers_within
-from secateur.evaluation.outcomes import Tally, token_scores
 from secateur.evaluation.workers import (
     EvaluationContext,
     Judged,
@@ -45,11 +43,14 @@ from secateur.tasks.example import Task
 
 
 class Evaluator:
-    """`judge(plans, examples)` gives OUTCOME rows per plan, from the ledger where they are known already.
+    """Judge plans: `judge(plans, examples)` returns OUTCOME rows by plan, from the ledger where they are known.
 
-    With `workers` they compute what is missing. With `keeps` the activations of the last shard stay from one call of
-    `compute` to the next: for whoever is asked in small portions. `spectra` are those of the same model that another
-    judge has.
+    Args:
+        ban: Tokens that may not be answered.
+        workers: Compute what is missing, in the place of this process.
+        keep_activations: Keep the activations of the last shard from one call of `compute` to the next, for callers
+            that ask in small portions.
+        spectra: The decompositions that another evaluator of the same model has.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class Evaluator:
         ban: Sequence[int] = (),
         progress: Progress = silent,
         workers: Workers | None = None,
-        keeps: bool = False,
+        keep_activations: bool = False,
         spectra: Spectra | None = None,
     ) -> None:
         self.loaded, self.task, self.encoded = loaded, task, encoded
         self.progress, self.ban = progress, tuple(ban)
-        self._ledger, self._scope = ledger, scope
-        self._workers, self._keeps, self._open = workers, keeps, None
+        self._ledger, self._scope, self._workers = ledger, scope, workers
+        self._keep_activations = keep_activations
+        self._open: _OpenShard | None = None
         self.limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
         model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
@@ -85,7 +87,10 @@ class Evaluator:
     def __call__(
         self, plans: Iterable[Plan], examples: Sequence[int], stage: str = "judge"
     ) -> dict[Plan, np.ndarray]:
-        """OUTCOME rows for each plan, in the order of `examples`. What the ledger knows is not computed again."""
+        """Return OUTCOME rows of each plan, in the order of `examples`. What the ledger knows is not computed again.
+
+        Raises: `ModelError` where the original itself gives no number for an example: nothing could be compared.
+        """
         plans = list(dict.fromkeys(plans))
         parts = {plan: [self._known(plan, examples)] for plan in plans}
         groups: dict[tuple[int, ...], list[Plan]] = {}
@@ -101,14 +106,13 @@ class Evaluator:
             done += len(outcomes)
             self.evaluated += len(outcomes)
             self.progress(stage, done, total)
-        judged = {plan: in_order(np.concatenate(found), examples) for plan, found in parts.items()}
+        judged = {plan: in_order(np.concatenate(rows), examples) for plan, rows in parts.items()}
         for plan in judged:
             if not plan.edits and not self.ban:
                 self._refuse_nan(judged[plan])
         return judged
 
     def _refuse_nan(self, outcomes: np.ndarray) -> None:
-        """Raises `ModelError` where the original itself gives no number for an example: nothing could be compared."""
         wrong = outcomes["example"][~np.isfinite(outcomes["loss"])].tolist()
         if wrong:
             first = self.task.examples[wrong[0]].id
@@ -116,7 +120,7 @@ class Evaluator:
             raise not_finite(self.loaded.name, self.loaded.model.dtype, what)
 
     def tally(self, plan: Plan, examples: Sequence[int]) -> Tally:
-        """The log-likelihood of every continuation, for what outcomes do not hold."""
+        """Return the log-likelihood of every continuation, which outcomes do not hold."""
         tally = Tally(self.task, self.encoded)
         with torch.inference_mode(), masked(self.loaded.model, self._resolve(plan), self.spectra):
             for batch in self.packing.pack(self.encoded, examples):
@@ -128,21 +132,23 @@ class Evaluator:
             np.zeros(0, OUTCOME) if self._ledger is None else self._ledger.known(self._scope, plan, examples)
         )
 
-    def _resolve(self, plan: Plan) -> Any:
+    def _resolve(self, plan: Plan) -> Sequence[Operation]:
         return resolve(plan, self.loaded.anatomy, self.loaded.fingerprint)
 
     def _missing(self, groups: Mapping[tuple[int, ...], Sequence[Plan]]) -> Iterator[Judged]:
-        """Outcomes of the plans of each group on its examples, computed by the workers where there are some."""
+        """Yield outcomes of the plans of each group on its examples, computed by the workers where there are some."""
         if self._workers is None:
             for examples, plans in groups.items():
                 yield from self.compute(plans, examples)
             return
-        question = EvaluationContext(self.task, self.encoded, self.ban, self.limits)
-        work = [one for examples, plans in groups.items() for one in work_on(plans, self._shards(examples))]
-        yield from self._workers.compute(question, work)
+        context = EvaluationContext(self.task, self.encoded, self.ban, self.limits)
+        work = [
+            piece for examples, plans in groups.items() for piece in work_on(plans, self._shards(examples))
+        ]
+        yield from self._workers.compute(context, work)
 
     def compute(self, plans: Iterable[Plan], examples: Sequence[int]) -> Iterator[Judged]:
-        """Outcomes of each (plan, shard of examples), lowest edit first; no ledger is asked, nothing is recorded."""
+        """Yield outcomes of each (plan, shard of examples), lowest edit first; no ledger is read or written."""
         plans = ordered(plans)
         for shard in self._shards(examples):
             waiting = list(plans)
@@ -157,66 +163,65 @@ class Evaluator:
                     self.packing = self.packing.halved()
 
     def _compute_shard(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[Judged]:
-        at = self._opened(shard, plans[0].lowest_block or 0)
+        state = self._open_shard(shard, plans[0].lowest_block or 0)
         for plan in plans:
             started = time.perf_counter()
             operations = self._resolve(plan)
             block = plan.lowest_block or 0
             tally = Tally(self.task, self.encoded)
             with torch.inference_mode():
-                at.boundary.move(block)
-                at.reuse = self._reuse(operations, block, at.reuse)
+                state.boundary.move(block)
+                state.cache = self._cache_for(operations, block, state.cache)
                 with masked(self.loaded.model, operations, self.spectra):
-                    for number, batch in enumerate(at.batches):
-                        hidden, inside = at.boundary.hidden[number], at.reuse.on(number)
-                        logits = self._forward.logits(batch, start=block, hidden=hidden, reuse=inside)
+                    for number, batch in enumerate(state.batches):
+                        hidden, cached = state.boundary.hidden[number], state.cache.on(number)
+                        logits = self._forward.logits(batch, start=block, hidden=hidden, cached=cached)
                         tally.add(batch, token_scores(logits, batch, self.ban))
-                    self.most_kept = max(self.most_kept, at.boundary.num_bytes + at.reuse.used)
+                    self.most_kept = max(self.most_kept, state.boundary.num_bytes + state.cache.used)
                     outcomes = tally.outcomes(shard)
                     self._generate(shard, outcomes)
             yield plan, outcomes, time.perf_counter() - started
 
     def _generate(self, shard: Sequence[int], outcomes: np.ndarray) -> None:
-        """Puts what greedy generation says in the place of `correct`, for the tasks that ask for it."""
-        limits = np.array([self.task.member(e).new_tokens for e in shard])
-        for limit in sorted({*limits.tolist()} - {0}):
-            asked = np.flatnonzero(limits == limit)
-            examples = [shard[i] for i in asked]
-            outcomes["correct"][asked] = answers_within(
+        """Overwrite `correct` by what greedy generation gives, for the tasks that ask for it."""
+        limits = [self.task.member(e).new_tokens for e in shard]
+        for limit in sorted({*limits} - {0}):
+            rows = [i for i, tokens in enumerate(limits) if tokens == limit]
+            examples = [shard[i] for i in rows]
+            outcomes["correct"][rows] = answers_within(
                 self.loaded, self.task, examples, self.encoded, self.packing, self.ban
             )
 
-    def _opened(self, shard: Sequence[int], block: int) -> _Open:
-        """The activations of a shard: those kept, where they enter no higher block, or to be computed."""
-        found = self._open
+    def _open_shard(self, shard: Sequence[int], block: int) -> _OpenShard:
+        """Return the activations of a shard: those kept, where they enter no higher block, or none computed yet."""
+        state = self._open
         if (
-            found is None
-            or (found.shard, found.packing) != (list(shard), self.packing)
-            or found.block > block
+            state is None
+            or (state.shard, state.packing) != (list(shard), self.packing)
+            or state.boundary.block > block
         ):
-            self._open = None  # what was kept makes room before there is more
+            self._open = None  # frees what was kept before there is more
             batches = self.packing.pack(self.encoded, shard)
-            boundary, reuse = (
-                _Boundary(self._forward, batches),
-                ActivationCache(self.loaded.model, NOTHING, 0),
-            )
-            found = _Open(list(shard), self.packing, batches, boundary, reuse)
-        self._open = found if self._keeps else None
-        return found
+            boundary = _Boundary(self._forward, batches)
+            cache = ActivationCache(self.loaded.model, NOTHING, 0)
+            state = _OpenShard(list(shard), self.packing, batches, boundary, cache)
+        self._open = state if self._keep_activations else None
+        return state
 
-    def _reuse(self, operations: Sequence[Operation], block: int, before: ActivationCache) -> ActivationCache:
-        """What inside block `block` they leave alone; `before` where that is the same as for the last plan."""
+    def _cache_for(
+        self, operations: Sequence[Operation], block: int, before: ActivationCache
+    ) -> ActivationCache:
+        """Return a cache of what these operations leave unchanged inside `block`: `before`, the last plan's, where that
+        is the same."""
         path = self.loaded.anatomy.blocks[block]
-        inside = [o.parameter.rpartition(".")[0] for o in operations if isinstance(o, OnParameter)]
-        modules = tuple(dict.fromkeys(module for module in inside if module.startswith(path + ".")))
+        edited = [o.parameter.rpartition(".")[0] for o in operations if isinstance(o, OnParameter)]
+        modules = tuple(dict.fromkeys(module for module in edited if module.startswith(path + ".")))
         if modules and modules not in self._unchanged:
-            self._unchanged[modules] = unchanged(self._forward, self.loaded.model, path, modules)
+            self._unchanged[modules] = find_unchanged(self._forward, self.loaded.model, path, modules)
         parts = self._unchanged[modules] if modules else NOTHING
-        return (
-            before
-            if parts == before.parts
-            else ActivationCache(self.loaded.model, parts, self.limits.cache_bytes)
-        )
+        if parts == before.parts:
+            return before
+        return ActivationCache(self.loaded.model, parts, self.limits.cache_bytes)
 
     def _shards(self, examples: Sequence[int]) -> Iterator[list[int]]:
         width = self.loaded.anatomy.d_model * self.loaded.model.dtype.itemsize
@@ -236,7 +241,7 @@ class _Boundary:
         return sum(h.numel() * h.element_size() for h in self.hidden if h is not None)
 
     def move(self, block: int) -> None:
-        """Upwards only, as plans come; nothing is kept for block 0, where tokens enter."""
+        """Move up to `block`, never down, as plans come; nothing is kept for block 0, where tokens enter."""
         assert block >= self.block
         if block == self.block:
             return
@@ -247,22 +252,19 @@ class _Boundary:
 
 
 @dataclass
-class _Open:
+class _OpenShard:
     """One shard with what is known of its activations so far."""
 
     shard: list[int]
     packing: Packing
     batches: Sequence[Batch]
     boundary: _Boundary
-    reuse: ActivationCache
-
-    @property
-    def block(self) -> int:
-        return self.boundary.block
+    cache: ActivationCache
 
 
 def in_order(outcomes: np.ndarray, examples: Sequence[int]) -> np.ndarray:
-    """OUTCOME rows in the order of `examples`, which each have exactly one."""
+    """Return OUTCOME rows in the order of `examples`, which each have exactly one."""
     by_example = {example: number for number, example in enumerate(outcomes["example"].tolist())}
     assert len(by_example) == len(outcomes), "an example was judged twice"
-    return outcomes[[by_example[e] for e in examples]]
+    rows: np.ndarray = outcomes[[by_example[e] for e in examples]]
+    return rows

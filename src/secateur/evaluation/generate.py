@@ -1,5 +1,5 @@
-"""Greedy continuations through the model's own `generate`, in left-padded batches: always the likeliest token of the
-plain logits, whatever generation_config.json asks for, until one of the tokens that end a text."""
+"""Generate greedy continuations through the model's own `generate`, in left-padded batches: always the likeliest token
+of the plain logits, whatever generation_config.json asks for, until one of the tokens that end a text."""
 
 from __future__ import annotations
 
@@ -27,52 +27,51 @@ def greedy(
     max_tokens: int,
     ban: Sequence[int] = (),
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt: token ids up to and without the end of sequence, none of `ban`.
+    """Return the greedy continuation of each prompt: token ids up to and without the end of sequence, none of `ban`.
+
+    Args:
+        max_tokens: Tokens of one batch, prompts and continuations together.
 
     Raises: `TaskError` where a prompt and its continuation are longer than the model's context.
     """
-    _check_room(loaded, prompts, max_new_tokens)
-    ways = [_way(loaded, len(prompt), max_new_tokens) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    out: list[list[int]] = [[] for _ in prompts]
-    while order:
-        last = order[-1]
-        count = max(1, max_tokens // (len(prompts[last]) + max_new_tokens))
-        taken = [i for i in order[-count:] if ways[i] == ways[last]]
-        order = order[: -len(taken)]
-        made = _generate(loaded, [prompts[i] for i in taken], max_new_tokens, ban, ways[last].cached)
-        for index, tokens in zip(taken, made, strict=True):
-            out[index] = tokens
-    return out
-
-
-class _Way(NamedTuple):
-    """The conditions under which prompts may run together. `length`: only with others as long."""
-
-    regime: int
-    length: int | None
-    cached: bool
-
-
-def _way(loaded: Loaded, length: int, max_new_tokens: int) -> _Way:
-    """Decides what a prompt may run with; text that crosses a switch of rotation (`hf/rope.py`) is not cached."""
-    now, later = (regime(n, loaded.anatomy.switches) for n in (length, length + max_new_tokens - 1))
-    return _Way(now, None if now == later and _may_pad(loaded) else length, cached=now == later)
-
-
-def _check_room(loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     context, longest = loaded.anatomy.context, max(map(len, prompts), default=0)
     if context is not None and longest + max_new_tokens - 1 > context:  # the last token is never read
         raise TaskError(
             f"a prompt of {longest} tokens leaves no room for {max_new_tokens} more in the model's context of "
             f"{context}. Leave out the longest prompts, or ask for fewer tokens."
         )
+    conditions = [_conditions(loaded, len(prompt), max_new_tokens) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    out: list[list[int]] = [[] for _ in prompts]
+    while order:
+        last = order[-1]
+        count = max(1, max_tokens // (len(prompts[last]) + max_new_tokens))
+        batch = [i for i in order[-count:] if conditions[i] == conditions[last]]
+        order = order[: -len(batch)]
+        rows = [prompts[i] for i in batch]
+        continuations = _generate(loaded, rows, max_new_tokens, ban, conditions[last].cached)
+        for index, tokens in zip(batch, continuations, strict=True):
+            out[index] = tokens
+    return out
 
 
-def _may_pad(loaded: Loaded) -> bool:
-    """Not in float64: eager attention takes its softmax in float32, where float64's mask value is −∞, and the rows
-    of padding, which see nothing else, would make everything NaN."""
-    return loaded.model.dtype != torch.float64
+class _Conditions(NamedTuple):
+    """The conditions under which prompts may run together. With a `length` only prompts of that length may."""
+
+    regime: int
+    length: int | None
+    cached: bool
+
+
+def _conditions(loaded: Loaded, length: int, max_new_tokens: int) -> _Conditions:
+    """Decide what a prompt may run with; text that crosses a switch of rotation (`hf/rope.py`) is not cached.
+
+    In float64 nothing may be padded: eager attention takes its softmax in float32, where float64's mask value is −∞,
+    and the rows of padding, which see nothing else, would make everything NaN.
+    """
+    now, later = (regime(n, loaded.anatomy.switches) for n in (length, length + max_new_tokens - 1))
+    may_pad = now == later and loaded.model.dtype != torch.float64
+    return _Conditions(now, None if may_pad else length, cached=now == later)
 
 
 def _generate(
@@ -82,7 +81,7 @@ def _generate(
     device = loaded.device
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    plain = GenerationConfig(
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
@@ -91,10 +90,12 @@ def _generate(
         pad_token_id=0,
         use_cache=cached,
     )
-    with torch.inference_mode(), generating_by(loaded.model, plain):
-        made = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=plain)
+    with torch.inference_mode(), generating_by(loaded.model, config):
+        generated = loaded.model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask, generation_config=config
+        )
     ends = set(loaded.ends)
-    return [list(takewhile(lambda token: token not in ends, row)) for row in made[:, length:].tolist()]
+    return [list(takewhile(lambda token: token not in ends, row)) for row in generated[:, length:].tolist()]
 
 
 def answers_within(
@@ -105,15 +106,16 @@ def answers_within(
     packing: Packing,
     ban: Sequence[int] = (),
 ) -> np.ndarray:
-    """1.0 where the gold answer occurs in the first greedy tokens, else 0.0. (n,) float64. How many: as the task of
-    the first example says, which must be that of all.
+    """Return 1.0 where the gold answer occurs in the first greedy tokens, else 0.0. (n,) float64.
+
+    How many tokens is what the task of the first example asks for, which must be the same for all.
 
     Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text.
     """
     prompts = [encoded[e].pairs[0][0] for e in examples]
     limits = {task.member(e).new_tokens for e in examples}
     assert len(limits) == 1, "examples that are generated from together have one bound"
-    made = greedy(loaded, prompts, limits.pop(), packing.max_tokens, ban)
-    texts = loaded.tokenizer.batch_decode(made)
+    continuations = greedy(loaded, prompts, limits.pop(), packing.max_tokens, ban)
+    texts = loaded.tokenizer.batch_decode(continuations)
     golds = [task.examples[e].answer.strip() for e in examples]
     return np.array([float(gold in text) for gold, text in zip(golds, texts, strict=True)])

@@ -1,4 +1,4 @@
-"""A piece of greedy text, to be read by people: a good loss can hide garbage."""
+"""Write a piece of greedy text for people to read: a good loss can hide garbage."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
-PROMPT = 8  # tokens of a chunk of text that it goes on from
+PROMPT = 8  # tokens of a chunk of text that the model continues
 
 
 def prompts(task: Task, encoded: Mapping[int, Encoded], count: int) -> list[tuple[int, ...]]:
-    """Of the first `count` examples of `select`: the beginning of a chunk of text, or the question."""
-    found = []
+    """Return prompts from the first `count` examples of `select`: the beginning of a chunk of text, or the question."""
+    starts = []
     for example in task.split("select")[:count]:
         context, answer = encoded[example].pairs[0]
-        found.append((context + answer)[:PROMPT] if task.member(example).kind == "text" else context)
-    return found
+        starts.append((context + answer)[:PROMPT] if task.member(example).kind == "text" else context)
+    return starts
 
 
 def sample(loaded: Loaded, prompt: Sequence[int], length: int, plan: Plan | None = None) -> str:
-    """The text of up to `length` tokens after the prompt, of the model as it is or under a plan; empty where the
-    context has no room for it."""
+    """Return the text of up to `length` greedy tokens after the prompt, of the model as it is or under a plan.
+
+    The text is empty where the context has no room for it.
+    """
     context = loaded.anatomy.context
     room = length if context is None else min(length, context - len(prompt))
     if room < 1:
@@ -38,5 +40,5 @@ def sample(loaded: Loaded, prompt: Sequence[int], length: int, plan: Plan | None
 
 
 def plain(loaded: Loaded, tokens: Sequence[int]) -> str:
-    """Tokens as people read them, without those that only mark where a text begins."""
-    return loaded.tokenizer.decode(tokens, skip_special_tokens=True)
+    """Return tokens as people read them, without those that only mark where a text begins."""
+    return str(loaded.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -1,42 +1,52 @@
-"""The verdict: original against cut on `test`, paired, with its guards and side effects.
+"""Decide the verdict: original against cut on `test`, paired, with its guards and side effects.
 
-What decides: the objective's metric on `test`, original against what was written to disk and read back. Everything
-else (log-loss, trivial alternatives, side effects) stands beside the word, it does not make it, except that a fired
-constant-predictor guard takes `improves` away, and `not worse by more than M` unless the original was as hollow; and
-that several tasks are judged one by one, where harm to one of them decides (`members.py`).
+What decides is the objective's metric on `test`, original against what was written to disk and read back. All else
+(log-loss, alternatives without a cut, side effects) stands beside the word and does not make it, with two exceptions. A
+fired guard against constant predictors takes `improves` away, and `not worse by more than M` unless the original was as
+hollow. And several tasks are judged one by one: a mean over tasks can rise while one of them is ruined, so each is
+measured on all of its own test split, and a plan that harms one of them does not improve them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import pairwise
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 
-from secateur.core.comparison import compare, verdict_word
-from secateur.core.guard import ConstantPredictor
+from secateur.core.comparison import ALPHA, compare, verdict_word
+from secateur.core.guard import ConstantPredictor, constant_predictor
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, non_inferiority
 from secateur.core.plan import Plan
-from secateur.core.score import METRICS, Metric
-from secateur.core.stats import exponential, exponential_interval
-from secateur.evaluation.evaluator import Evaluator
-from secateur.evaluation.measurement import Measurement, SideTask
-from secateur.evaluation.members import (
-    beyond_margin,
-    constant_guards,
-    harm_guards,
-    harmed,
-    member_rows,
-    secondary,
+from secateur.core.records.verdict import (
+    DecisionRecord,
+    GuardRecord,
+    MemberRecord,
+    NonInferiorityRecord,
+    SecondaryRecord,
 )
-from secateur.evaluation.openings import count, opening, record
-from secateur.tasks.example import Task
-from secateur.tasks.joint import alone
+from secateur.core.score import METRICS, Metric
+from secateur.core.stats import holm
+from secateur.evaluation.evaluator import Evaluator
+from secateur.evaluation.measurement import (
+    Measurement,
+    SideTask,
+    SplitResult,
+    compare_side_tasks,
+    gold_labels,
+    paired_scores,
+)
+from secateur.evaluation.openings import CountedOpening, count_opening, opening, record_opening
+from secateur.tasks.example import SPLITS, Member, Task
+from secateur.tasks.joint import alone, whole_test
 
 VERDICT_VERSION = 1
+SECONDARY: Mapping[str, tuple[str, ...]] = {
+    "text": (),
+    "choice": ("accuracy", "accuracy_norm", "choice_loss", "loss"),
+    "generation": ("accuracy", "loss", "top5", "top10"),
+}
 
 
 def decide(
@@ -44,161 +54,247 @@ def decide(
     before: Measurement,
     after: Measurement,
     plan: Plan,
-    sides: Sequence[SideTask],
+    side_tasks: Sequence[SideTask],
     metric: Metric,
     *,
     ledger: Ledger,
     scope: str,
     seed: int,
     margin: float | None = None,
-) -> dict[str, Any]:
-    """The statistical part of `verdict.json`; records the opening of `test`.
+) -> DecisionRecord:
+    """Return the statistical part of `verdict.json`, and record the opening of `test`.
 
-    `margin`, in the metric's unit: how much worse still counts as not worse. None, or nothing cut: the question is not
-    asked. Where the ledger knows an earlier look at the same plan and metric, the margin named then decides the word.
+    Args:
+        margin: How much worse still counts as not worse, in the metric's unit. With None, or where nothing is cut, this
+            is not tested. Where the ledger knows an earlier opening for the same plan and metric, the margin named then
+            decides the word.
     """
     examples = judge.task.split("test")
     groups = judge.task.groups(examples)
     primary = compare(metric, before.test, after.test, groups, seed=seed)
     margin = margin if plan.edits else None
-    counted = count(ledger, judge.task, opening(scope, plan, metric.name, primary.p_value, margin))
-    late, openings, bounded = counted.named_late(margin), counted.openings, None
-    decides = counted.earlier.margin if late else margin
+    counted = count_opening(ledger, judge.task, opening(scope, plan, metric.name, primary.p_value, margin))
+    deciding = counted.earlier.margin if counted.earlier and counted.named_late(margin) else margin
+    bounded = None
     if margin is not None:
         bounded = non_inferiority(
-            metric, before.test, after.test, groups, margin=margin, openings=openings, seed=seed
+            metric, before.test, after.test, groups, margin=margin, openings=counted.openings, seed=seed
         )
-    members = member_rows(judge, before, after, metric, margin=decides, openings=openings, seed=seed)
+    members = member_records(
+        judge, before, after, metric, margin=deciding, openings=counted.openings, seed=seed
+    )
     _record_members(ledger, judge.task, scope, plan, members)
-    constants = constant_guards(judge, before, after) if plan.edits else {"": None}
-    within = None if bounded is None or decides is None else replace(bounded, margin=decides)
-    word = _word(counted.p_value, primary.gained, list(constants.values()), within, members)
-    return {
-        "version": VERDICT_VERSION,
-        "verdict": word,
-        **primary.to_json(),
-        "metric": metric.name,
-        "unit": metric.unit,
-        "higher_is_better": metric.higher_is_better,
-        "n": len(examples),
-        "groups": len(np.unique(groups)),
-        "p_value": counted.p_value,
-        "p_value_unadjusted": primary.p_value,
-        "openings": openings,
-        "non_inferiority": bounded and bounded.to_json() | {"named_late": late, "decides": decides},
-        "secondary": secondary(judge.task.kinds, metric, before.test, after.test, groups, seed),
-        "tasks": members,
-        "guards": [
+    constants = _constant_predictors(judge, before, after) if plan.edits else {}
+    within = None if bounded is None or deciding is None else replace(bounded, margin=deciding)
+    return DecisionRecord(
+        version=VERDICT_VERSION,
+        verdict=_word(counted.p_value, primary.gained, constants, within, members),
+        **paired_scores(primary),
+        test=primary.test,
+        metric=metric.name,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        n=len(examples),
+        groups=len(np.unique(groups)),
+        p_value=counted.p_value,
+        p_value_unadjusted=primary.p_value,
+        openings=counted.openings,
+        non_inferiority=None if bounded is None else _bound_record(bounded, counted, deciding),
+        secondary=secondary(judge.task.kinds, metric, before.test, after.test, groups, seed),
+        tasks=members,
+        guards=[
             *harm_guards(members),
-            *(_constant_record(name, found) for name, found in constants.items() if found is not None),
+            *(_constant_guard(name, constant) for name, constant in constants.items()),
             *(_loss_guard(before, after, groups, metric, seed) if plan.edits else ()),
         ],
-        "side_effects": _side_effects(before, after, sides, seed),
-    }
+        side_effects=compare_side_tasks(before, after, side_tasks, seed),
+    )
 
 
-def _record_members(
-    ledger: Ledger, task: Task, scope: str, plan: Plan, rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """A joint verdict is a look at the test split of each member."""
-    for member, row in zip(task.members, rows, strict=True):
-        opened = opening(scope, plan, row["metric"], row["p_value_unadjusted"])
-        record(ledger, alone(task, member), opened)
+def _bound_record(
+    bounded: NonInferiority, counted: CountedOpening, deciding: float | None
+) -> NonInferiorityRecord:
+    return NonInferiorityRecord(
+        margin=bounded.margin,
+        unit=bounded.unit,
+        bound=bounded.bound if np.isfinite(bounded.bound) else None,
+        level=bounded.level,
+        method=bounded.method,
+        shown=bool(bounded.shown),
+        named_late=counted.named_late(bounded.margin),
+        decides=deciding,
+    )
 
 
 def _word(
     p_value: float,
     gained: bool,
-    constants: Sequence[ConstantPredictor | None],
+    constants: Mapping[str, ConstantPredictor],
     bounded: NonInferiority | None,
-    members: Sequence[Mapping[str, Any]],
+    members: Sequence[MemberRecord],
 ) -> str:
-    hollow = any(found.hollow for found in constants if found is not None)
-    fired = any(found.fired for found in constants if found is not None) or any(map(harmed, members))
+    hollow = any(constant.hollow for constant in constants.values())
+    fired = any(constant.fired for constant in constants.values()) or any(map(harmed, members))
     not_worse = bounded.word if bounded is not None and bounded.shown and not hollow else None
     return verdict_word(p_value, gained, fired, not_worse, any(map(beyond_margin, members)))
 
 
-def _constant_record(task: str, found: ConstantPredictor) -> dict[str, Any]:
-    """`task` is "" for a task by itself."""
-    return {"name": f"constant predictor on {task}" if task else "constant predictor"} | found.to_json()
+def secondary(
+    kinds: frozenset[str],
+    primary: Metric,
+    before: np.ndarray,
+    after: np.ndarray,
+    groups: np.ndarray,
+    seed: int,
+) -> list[SecondaryRecord]:
+    """Compare the other metrics that all of `kinds` have, with intervals. None is tested: each test would be an
+    opening."""
+    shared = [name for name in METRICS if all(name in SECONDARY[kind] for kind in kinds)]
+    return [
+        SecondaryRecord(
+            metric=name,
+            unit=METRICS[name].unit,
+            higher_is_better=METRICS[name].higher_is_better,
+            **paired_scores(compare(METRICS[name], before, after, groups, seed=seed)),
+        )
+        for name in shared
+        if name != primary.name
+    ]
+
+
+# -------------------------------------------------------------------------------------- the tasks of a joint one
+
+
+def member_records(
+    judge: Evaluator,
+    before: Measurement,
+    after: Measurement,
+    metric: Metric,
+    *,
+    margin: float | None,
+    openings: int,
+    seed: int,
+) -> list[MemberRecord]:
+    """Return one record a member: paired, in the metric that decides; none for a task by itself.
+
+    `p_value` is corrected by Holm for the number of members, not for openings of `test`: a guard that is looked at
+    often must not go blind. `within_margin` is whether it was shown to be no worse than `margin`; None without one.
+    """
+    pairs = zip(judge.task.members, before.members, after.members, strict=True)
+    records = [_member_record(judge, *pair, metric, margin, openings, seed) for pair in pairs]
+    adjusted = holm([record.p_value_unadjusted for record in records]) if records else []
+    return [
+        record.model_copy(update={"p_value": float(p)}) for record, p in zip(records, adjusted, strict=True)
+    ]
+
+
+def _member_record(
+    judge: Evaluator,
+    member: Member,
+    before: SplitResult,
+    after: SplitResult,
+    metric: Metric,
+    margin: float | None,
+    openings: int,
+    seed: int,
+) -> MemberRecord:
+    """Return the record of one member; its `p_value` is not corrected yet."""
+    examples = whole_test(judge.task, member)
+    outcomes, groups = (before.outcomes, after.outcomes), judge.task.groups(examples)
+    paired = compare(metric, *outcomes, groups, seed=seed)
+    within = None
+    if margin is not None:
+        bounded = non_inferiority(metric, *outcomes, groups, margin=margin, openings=openings, seed=seed)
+        within = bool(bounded.shown)
+    return MemberRecord(
+        name=member.name,
+        kind=member.kind,
+        n=len(examples),
+        groups=len(np.unique(groups)),
+        left_out=dict(zip(SPLITS, member.left_out, strict=True)),
+        metric=metric.name,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        **paired_scores(paired),
+        p_value=paired.p_value,
+        p_value_unadjusted=paired.p_value,
+        test=paired.test,
+        within_margin=within,
+        secondary=secondary(frozenset({member.kind}), metric, *outcomes, groups, seed),
+    )
+
+
+def _record_members(
+    ledger: Ledger, task: Task, scope: str, plan: Plan, records: Sequence[MemberRecord]
+) -> None:
+    """Record that a joint verdict opens the test split of each member."""
+    for member, record in zip(task.members, records, strict=True):
+        opened = opening(scope, plan, record.metric, record.p_value_unadjusted)
+        record_opening(ledger, alone(task, member), opened)
+
+
+def harmed(member: MemberRecord) -> bool:
+    """Return whether a task got worse, significantly among all of them."""
+    return member.p_value < ALPHA and not member.gained
+
+
+def beyond_margin(member: MemberRecord) -> bool:
+    """Return whether it got worse by more than was allowed beforehand, as far as is known."""
+    return harmed(member) and not member.within_margin
+
+
+# ------------------------------------------------------------------------------------------------------- guards
+
+
+def harm_guards(members: Sequence[MemberRecord]) -> list[GuardRecord]:
+    """Return one guard a task: it fires where that task got worse."""
+    return [
+        GuardRecord(
+            name=f"harm to {member.name}", fired=harmed(member), detail=_harm_text(member, len(members))
+        )
+        for member in members
+    ]
+
+
+def _harm_text(member: MemberRecord, count: int) -> str:
+    scale, unit, digits = (100, " %", ".1f") if member.unit == "share" else (1, f" {member.unit}", ".3f")
+    was, now = (f"{score.value * scale:{digits}}{unit}" for score in (member.before, member.after))
+    word = "got worse" if harmed(member) else "was not shown to get worse"
+    within = ", by no more than the margin" if member.within_margin and harmed(member) else ""
+    name, p = member.metric.replace("_", " "), f"p = {member.p_value:.2g} among {count} tasks"
+    return f"{name} {word}{within}: {was} → {now}, {p}"
+
+
+def _constant_predictors(
+    judge: Evaluator, before: Measurement, after: Measurement
+) -> dict[str, ConstantPredictor]:
+    """Return the guard against constant answers by task, "" for one by itself; none for text."""
+    task = judge.task
+    results = [
+        (member.name, member.kind, whole_test(task, member), was.labels, now.labels)
+        for member, was, now in zip(task.members, before.members, after.members, strict=True)
+    ] or [("", task.kind, task.split("test"), before.labels, after.labels)]
+    return {
+        name: constant_predictor(gold_labels(judge, examples), was, now, task.groups(examples))
+        for name, kind, examples, was, now in results
+        if kind != "text"
+    }
+
+
+def _constant_guard(task: str, constant: ConstantPredictor) -> GuardRecord:
+    name = f"constant predictor on {task}" if task else "constant predictor"
+    return GuardRecord(name=name, **asdict(constant))
 
 
 def _loss_guard(
     before: Measurement, after: Measurement, groups: np.ndarray, metric: Metric, seed: int
-) -> list[dict[str, Any]]:
-    """Accuracy can rise while the log-loss gets worse, as in some cells of LASER's own tables."""
+) -> list[GuardRecord]:
+    """Guard the log-loss: accuracy can rise while it gets worse, as in some cells of LASER's own tables."""
     if metric.column == "loss":
         return []
-    found = compare(METRICS["loss"], before.test, after.test, groups, seed=seed)
-    fired = found.difference_ci is not None and found.difference_ci[0] > 0
+    paired = compare(METRICS["loss"], before.test, after.test, groups, seed=seed)
+    fired = paired.difference_ci is not None and bool(paired.difference_ci[0] > 0)
     word = "got worse" if fired else "did not get worse"
-    detail = f"the log-loss of the right answer {word}: {found.before.value:.3f} → {found.after.value:.3f} nats/token"
-    return [{"name": "log-loss", "fired": bool(fired), "detail": detail}]
-
-
-def _side_effects(
-    before: Measurement, after: Measurement, sides: Sequence[SideTask], seed: int
-) -> list[dict[str, Any]]:
-    effects = []
-    for number, side in enumerate(sides):
-        everything = range(len(side.task.examples))
-        side_metric = METRICS[side.task.primary_metric]
-        paired = compare(
-            side_metric, before.sides[number], after.sides[number], side.task.groups(everything), seed=seed
-        )
-        effects.append(_named(side, side_metric, paired.measured(), len(side.task.examples)))
-        if side.continuations and before.generated[number]:  # none where chunks are too short to go on from
-            effects.append(_agreement(side, before.generated[number], after.generated[number]))
-    return effects
-
-
-def _named(side: SideTask, metric: Metric, paired: dict[str, Any], n: int) -> dict[str, Any]:
-    """Text is reported as perplexity = exp(nats per token), as people know it; the test stays on the loss."""
-    if metric.name != "text_loss":
-        return {
-            "name": f"{metric.name} on {side.name}",
-            "unit": metric.unit,
-            "higher_is_better": True,
-            "n": n,
-        } | paired
-    shown = {
-        which: {
-            "value": float(exponential(paired[which]["value"])),
-            "ci": exponential_interval(paired[which]["ci"]),
-        }
-        for which in ("before", "after")
-    }
-    ratio = {
-        "value": float(exponential(paired["difference"]["value"])),
-        "ci": exponential_interval(paired["difference"]["ci"]),
-    }
-    longest = max(
-        len(example.tokens) for example in side.task.examples
-    )  # the longer, the lower the perplexity
-    name = f"perplexity on {side.name} (chunks of {longest} tokens)"
-    head = {"name": name, "unit": "perplexity", "higher_is_better": False, "n": n}
-    return head | shown | {"ratio": ratio}
-
-
-def _agreement(side: SideTask, before: list[list[int]], after: list[list[int]]) -> dict[str, Any]:
-    """How far greedy continuations are still the original's, and whether they fall into repetition."""
-    same = [
-        np.mean([x == y for x, y in zip(a, b, strict=False)] or [1.0])
-        for a, b in zip(before, after, strict=True)
-    ]
-    return {
-        "name": f"greedy continuations of {side.name}",
-        "unit": "distinct bigrams, share",
-        "higher_is_better": True,
-        "n": len(before),
-        "before": {"value": _distinct(before), "ci": None},
-        "after": {"value": _distinct(after), "ci": None},
-        "detail": f"{float(np.mean(same)):.0%} of the tokens are the original's",
-    }
-
-
-def _distinct(rows: Sequence[Sequence[int]]) -> float:
-    """Share of bigrams that are different from each other within a continuation (Li et al. 2016, distinct-2), mean."""
-    shares = [len(set(pairwise(r))) / (len(r) - 1) for r in rows if len(r) > 1]
-    return float(np.mean(shares)) if shares else 1.0
+    was, now = paired.before.value, paired.after.value
+    detail = f"the log-loss of the right answer {word}: {was:.3f} → {now:.3f} nats/token"
+    return [GuardRecord(name="log-loss", fired=fired, detail=detail)]

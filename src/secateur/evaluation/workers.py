@@ -1,7 +1,7 @@
-"""Who may judge in the evaluator's place: what they are asked, how the work is handed out in portions.
+"""Define the workers that may judge in the evaluator's place: what they get, and how the work is split into portions.
 
-Knows no cluster. Whatever runs elsewhere gives back what the evaluator would have computed here: batches depend on the
-examples alone, never on which plans are judged together or by whom.
+Knows no cluster. A worker returns exactly what the evaluator would have computed here: batches depend on the examples
+alone, never on which plans are judged together or by whom.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ Judged = tuple[Plan, np.ndarray, float]  # OUTCOME rows of a plan on some exampl
 
 @dataclass(frozen=True)
 class Limits:
-    """What the evaluator may use. 0 chooses by device: 768 tokens (300 to 2,000 are equally fast, and fewer take
-    less memory) and a sixteenth of the model's size in logits (16 to 256 MiB) on a CPU, 32,768 and 2 GiB on an
-    accelerator; both halve when memory runs out. `spectra` is a folder for decompositions."""
+    """The memory that the evaluator may use.
+
+    0 chooses by device: 768 tokens (300 to 2,000 are equally fast, and fewer take less memory) and a sixteenth of the
+    model's size in logits (16 to 256 MiB) on a CPU, 32,768 and 2 GiB on an accelerator; both halve when memory runs
+    out. `spectra` is a folder for decompositions.
+    """
 
     max_tokens: int = 0
     logit_bytes: int = 0
@@ -38,7 +41,7 @@ class Limits:
     spectra: str | None = None
 
     def packing(self, anatomy: Anatomy, *, on_cpu: bool, model_bytes: int) -> Packing:
-        """How examples are batched for a model of this size."""
+        """Return the limits of a batch for a model of this size."""
         tokens = self.max_tokens or (768 if on_cpu else 32768)
         logit_bytes = self.logit_bytes or (
             min(max(16 * MEBI, model_bytes // 16), 256 * MEBI) if on_cpu else 2048 * MEBI
@@ -47,13 +50,13 @@ class Limits:
 
 
 def spectra_bytes(model_bytes: int) -> int:
-    """What the evaluator keeps of decompositions of a model of this size."""
+    """Return how many bytes of decompositions the evaluator keeps for a model of this size."""
     return max(32 * MEBI, model_bytes // 10)
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationContext:
-    """What plans are judged by: all that a `Judge` needs besides the model."""
+    """All that an `Evaluator` needs besides the model."""
 
     task: Task
     encoded: Mapping[int, Encoded]
@@ -61,7 +64,7 @@ class EvaluationContext:
     limits: Limits
 
     def same(self, other: EvaluationContext) -> bool:
-        """Whether this is about the very same task and tokens."""
+        """Return whether this is about the very same task and tokens."""
         objects = self.task is other.task and self.encoded is other.encoded
         return objects and (self.ban, self.limits) == (other.ban, other.limits)
 
@@ -75,10 +78,10 @@ class Work:
 
 
 class Workers(Protocol):
-    """Whoever judges elsewhere."""
+    """Judge plans elsewhere."""
 
-    def compute(self, question: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
-        """Outcomes of every plan of `work` on its examples, each once, in whatever order they are finished."""
+    def compute(self, context: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
+        """Yield outcomes of every plan of `work` on its examples, each once, in the order in which they finish."""
         ...
 
 
@@ -86,28 +89,28 @@ WorkerLauncher = Callable[[Loaded], AbstractContextManager[Workers]]
 
 
 def ordered(plans: Iterable[Plan]) -> list[Plan]:
-    """Lowest edit first, as the evaluator takes them."""
+    """Return the plans lowest edit first, as the evaluator takes them."""
     return sorted(plans, key=lambda plan: (plan.lowest_block or 0, str(plan)))
 
 
 def work_on(plans: Iterable[Plan], shards: Iterable[Sequence[int]]) -> list[Work]:
-    """Every plan on every shard, by shard and then from the lowest block upwards."""
+    """Return every plan on every shard, by shard and then from the lowest block upwards."""
     blocks = [tuple(same) for _, same in groupby(ordered(plans), key=lambda plan: plan.lowest_block or 0)]
     return [Work(same, tuple(shard)) for shard in shards for same in blocks]
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Some plans of one piece of work, as one worker gets them."""
+    """Some plans of piece number `piece` of the work, for one worker."""
 
     piece: int
     work: Work
 
 
 class Portions:
-    """Work handed out so that a worker stays with one block as long as there is some of it.
+    """Split work into portions so that a worker stays with one block as long as there is some of it.
 
-    Workers begin at places of their own, the same ones in every round, where they still have spectra and activations.
+    Workers begin at pieces of their own, the same ones in every round, where they still have spectra and activations.
     A portion is as large as what takes `seconds` at the pace seen last, so that little is lost with a worker and
     little time goes into asking; near the end it is smaller, so that all end together.
     """
@@ -115,7 +118,7 @@ class Portions:
     def __init__(self, work: Iterable[Work], workers: int, seconds: float) -> None:
         self._work = list(work)
         self._left = [deque(piece.plans) for piece in self._work]
-        self._at: dict[int, int] = {}  # the piece that a worker was last given of
+        self._last_piece: dict[int, int] = {}  # by worker
         self._alone: set[Plan] = set()  # lost once: they go one by one, so that it shows which of them kills
         self._workers, self._seconds = workers, seconds
         self._pace = 0.0  # seconds per plan and example
@@ -124,38 +127,37 @@ class Portions:
         return any(self._left)
 
     def next(self, worker: int) -> Portion:
-        """A portion for worker number `worker`. There must be one left."""
-        piece = self._at[worker] = self._piece(worker)
+        """Return a portion for worker number `worker`. There must be one left."""
+        piece = self._last_piece[worker] = self._piece(worker)
         left, examples = self._left[piece], self._work[piece].examples
-        plans, count = [left.popleft()], self._count(len(examples))
+        count = 1
+        if self._pace:
+            ending = sum(map(len, self._left)) // (2 * self._workers)
+            count = max(1, min(int(self._seconds / (self._pace * len(examples))), ending))
+        plans = [left.popleft()]
         while left and len(plans) < count and not self._alone & {plans[-1], left[0]}:
             plans.append(left.popleft())
         return Portion(piece, Work(tuple(plans), examples))
 
     def took(self, portion: Portion, seconds: float) -> None:
-        """A portion is done, in so many seconds."""
+        """Record that a portion is done, and the seconds that it took."""
         self._pace = seconds / (len(portion.work.plans) * len(portion.work.examples))
 
     def again(self, portion: Portion) -> None:
-        """A portion was lost; it comes first now, plan by plan."""
+        """Put a lost portion back; it comes first now, plan by plan."""
         self._alone.update(portion.work.plans)
         self._left[portion.piece].extendleft(reversed(portion.work.plans))
 
     def _piece(self, worker: int) -> int:
-        """Where this worker is; else where nobody has been; else where most is left."""
-        last = self._at.get(worker)
+        """Return the piece this worker is at; else one that no worker is at; else the one with the most left."""
+        last = self._last_piece.get(worker)
         if last is not None and self._left[last]:
             return last
         count = len(self._work)
         start = worker % self._workers * count // self._workers
-        fresh = set(range(count)) - set(self._at.values())
+        fresh = set(range(count)) - set(self._last_piece.values())
         for piece in (*range(start, count), *range(start)):
             if piece in fresh and self._left[piece]:
                 return piece
-        return max(range(count), key=lambda piece: len(self._left[piece]))
-
-    def _count(self, examples: int) -> int:
-        if not self._pace:
-            return 1
-        ending = sum(map(len, self._left)) // (2 * self._workers)
-        return max(1, min(int(self._seconds / (self._pace * examples)), ending))
+        sizes = [len(left) for left in self._left]
+        return sizes.index(max(sizes))

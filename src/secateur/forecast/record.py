@@ -19,6 +19,7 @@ from secateur.forecast.fleet import DeviceFleet
 from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
 from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
 from secateur.forecast.parts import components, depth
+from secateur.forecast.records import FloorsRecord
 from secateur.forecast.work import LUCKS, Judged, Read, Watched, Work, laser, proof
 from secateur.hf.blank import Ruler
 from secateur.linalg.spectrum import spectrum_bytes
@@ -49,7 +50,7 @@ def plan_cost(
     loading = time.perf_counter() - started
     found = forecast(session, fleet, calibrate=not blank, loading=loading, progress=progress)
     start = None if blank else baseline_of(session, session.shuffled("select")[:LOOK])
-    return found | {"floors": floors(session.task), "baseline": start}
+    return found | {"floors": FloorsRecord(**floors(session.task)).to_json(), "baseline": start}
 
 
 def forecast(

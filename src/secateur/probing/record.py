@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.checkpoint.folder import write_json
-from secateur.core.aggregate import mean_readings, spearman_overlap
 from secateur.core.progress import Progress, silent
-from secateur.core.readings import Readings
+from secateur.core.readings import Readings, mean_readings, spearman_overlap
 from secateur.core.site import Site
 from secateur.options import Options
 from secateur.probing.components import Components, Reading, read_components

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.report import tables
 from secateur.report.components import importance, induction, neurons, parts, probe_hero
+from secateur.report.frame import PageSection
 from secateur.report.healing import healing_page
 from secateur.report.linearity import linearity_page
 from secateur.report.page import assemble
@@ -29,20 +30,33 @@ AGAIN = "Write it again with `secateur prune`."
 Json = Mapping[str, Any]
 
 
-def render(verdict: Json, plan: Json, analysis: Json) -> str:
+SectionsOf = Callable[[VerdictRecord, AnalysisRecord], Sequence[PageSection]]
+
+
+def no_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
+    """Return no section: the method of the run has nothing of its own to show."""
+    return ()
+
+
+def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf = no_sections) -> str:
     """Return the page of a run, from the content of its three files; it loads nothing from anywhere.
 
     Blocks of `analysis` that are absent or empty leave their section out.
+
+    Args:
+        sections_of: Gives the sections that only the method of the run has.
 
     Raises: `SecateurError` where the records are of another version or do not belong together.
     """
     _check(verdict, plan)
     sections, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
+    told = VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN)
+    analyzed = AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN)
     return run_page(
-        VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN),
+        told,
         PlanRecord.of(plan, "plan.json", SecateurError, AGAIN),
-        AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN),
-        sections,
+        analyzed,
+        [*sections_of(told, analyzed), *sections],
         tried(verdict, analysis),
         figures,
     )
@@ -80,8 +94,14 @@ def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
     return assemble(f"healed: {record['cut']['name']}", sections, figures)
 
 
-def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Writes the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
+def write_report(
+    folder: str | Path,
+    out_html: str | Path,
+    also: Sequence[str | Path] = (),
+    *,
+    sections_of: SectionsOf = no_sections,
+) -> Path:
+    """Write the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
     `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
 
     Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
@@ -99,7 +119,9 @@ def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | 
         raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
-    page = render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis)
+    page = render(
+        _read(folder / "verdict.json"), _read(folder / "plan.json"), analysis, sections_of=sections_of
+    )
     return _written(page, out)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.core.fitted import Fitted
-from secateur.core.plan import Asked, Edit, Linearize, Plan, RemoveDirections, Truncate, plan_of
+from secateur.core.plan import Edit, Linearize, Plan, PlanOrEdits, RemoveDirections, Truncate, plan_of
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
@@ -197,7 +197,7 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
     )
 
 
-def resolve_early(asked: Asked, anatomy: Anatomy) -> tuple[Operation, ...]:
+def resolve_early(asked: PlanOrEdits, anatomy: Anatomy) -> tuple[Operation, ...]:
     """The same before there are weights, and so a fingerprint. Raises as `resolve`, but for another model's plan."""
     plan = plan_of(asked, "")
     return resolve(plan, anatomy, plan.model)

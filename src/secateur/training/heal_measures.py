@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from secateur.core.comparison import compare
+from secateur.core.comparison import compare, recovered
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
-from secateur.core.recovery import recovered
 from secateur.core.score import METRICS
 from secateur.evaluation.measurement import Measurement, SideTask, measure_model
 from secateur.evaluation.sample import plain, prompts, sample
@@ -115,7 +114,7 @@ def proved(session: Session, plan: Plan, three: Three, ledger: Ledger) -> dict[s
     found = decide(
         session.judge(), seen["teacher"], seen["healed"], plan, (), metric,
         ledger=ledger, scope=f"{session.scope} healed", seed=seed, margin=MARGIN,
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
     groups = task.groups(list(task.split("test")))
     outcomes = {name: seen[name].test for name in SIDES}
     scores = [score(name, outcomes, groups, seed) for name in SHOWN[task.kind]]

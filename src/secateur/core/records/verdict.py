@@ -232,8 +232,8 @@ class ParametersRecord(Record):
 class BeforeAfter(Record):
     """One measurement of the dense model and of the cut one."""
 
-    before: Number = Field(description="the dense model")
-    after: Number = Field(description="the cut one")
+    before: int | Number = Field(description="the dense model")
+    after: int | Number = Field(description="the cut one")
 
 
 class SpeedRecord(Record):
@@ -381,14 +381,13 @@ class SearchRecord(Record):
     )
 
 
-class VerdictRecord(Record):
-    """The content of verdict.json. Defaults are what a file of an earlier release, without that key, means."""
+class DecisionRecord(Record):
+    """The statistical part of verdict.json: the word, the comparison that it comes from, and what stands beside it."""
 
     version: int = Field(description="1")
     verdict: str = Field(
         description="`improves`, `no difference shown` or `worse`; with a margin also `not worse by more than 2.0 points`, or `… 0.020 nats`"
     )
-    sentence: str = Field(description="the verdict in one sentence")
     metric: str = Field(
         description="what decided: `accuracy`, `accuracy_norm`, `choice_loss`, `loss`, `text_loss`, `top5`, `top10`"
     )
@@ -417,6 +416,12 @@ class VerdictRecord(Record):
     )
     guards: list[GuardRecord] = Field(description="see statistics.md")
     side_effects: list[SideEffect] = Field(description="what else was watched")
+
+
+class VerdictRecord(DecisionRecord):
+    """The content of verdict.json. Defaults are what a file of an earlier release, without that key, means."""
+
+    sentence: str = Field(description="the verdict in one sentence")
     alternatives: list[AlternativeRecord] = Field(description="what could be had without a cut")
     baseline: BaselineRecord | None = Field(None, description="the original on `select`, before the search")
     handed_over: HandedOverRecord = Field(

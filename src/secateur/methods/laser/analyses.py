@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from secateur import records
 from secateur.core.plan import Plan
 from secateur.core.records.analysis import FrequencyBin, ParaphrasesRecord
 from secateur.core.records.record import Record
@@ -17,6 +16,7 @@ from secateur.evaluation.measurement import paraphrase_task
 from secateur.methods.laser.probe import LaserProbe
 from secateur.methods.laser.records import CurveRecord, MatrixSpectrum, TailRecord
 from secateur.methods.laser.search import candidates, curve_records, full_ranks, tail_records
+from secateur.records import frequency_bins, knows_frequency, paraphrase_record
 from secateur.session import Session
 
 
@@ -24,7 +24,7 @@ def check_reading(name: str, session: Session, split: str) -> None:
     """Raise `TaskError` where the task lacks what is read, before there are weights."""
     if name == "tail" and session.task.kind == "text":
         raise TaskError("--what tail looks at answers, and text has none. Take a task of questions.")
-    if name == "frequency" and not records.knows_frequency(session.task, session.task.split(split)):
+    if name == "frequency" and not knows_frequency(session.task, session.task.split(split)):
         raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
     if name == "paraphrases" and paraphrase_task(session.task, split) is None:
         raise TaskError("this task has no paraphrases.")
@@ -71,8 +71,7 @@ def frequency(session: Session, split: str, plan: Plan) -> list[FrequencyBin]:
     """Return accuracy before and after the plan, by how often training text had the fact."""
     examples = session.task.split(split)
     judged = session.judge()([session.empty, plan], examples, "frequency")
-    rows = records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
-    return [FrequencyBin(**row) for row in rows]
+    return frequency_bins(session.task, examples, judged[session.empty], judged[plan])
 
 
 def paraphrases(session: Session, split: str, plan: Plan) -> list[ParaphrasesRecord]:
@@ -81,8 +80,7 @@ def paraphrases(session: Session, split: str, plan: Plan) -> list[ParaphrasesRec
     assert other_phrasings is not None, "see check_reading"
     beside = session.on(other_phrasings)
     judged = beside.judge()([session.empty, plan], range(len(beside.task.examples)), "paraphrases")
-    record = records.paraphrase_record(beside.task, judged[session.empty], judged[plan])
-    return [ParaphrasesRecord(**record)]
+    return [paraphrase_record(beside.task, judged[session.empty], judged[plan])]
 
 
 READINGS: Mapping[str, Callable[[Session, str, Plan], Sequence[Record]]] = {

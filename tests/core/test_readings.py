@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from secateur.core.aggregate import mean_readings, spearman_overlap
-from secateur.core.readings import Readings
+from secateur.core.readings import Readings, mean_readings, spearman_overlap
 from secateur.errors import SecateurError
 
 
