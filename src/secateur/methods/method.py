@@ -75,7 +75,7 @@ class Method(ABC):
         """Return the plan that is proposed. The test split is not touched."""
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
-        """Return what the report shows of this method; `analysis.more` holds the keys that it wrote."""
+        """Return what the report shows of this method; `analysis.extra_keys` holds the keys that it wrote."""
         return ()
 
     def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
@@ -86,6 +86,7 @@ class Method(ABC):
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `SecateurError` for what cannot be read, seen on a model without weights."""
+        self.check(session)
 
     def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
         """Return the rows of one of the `readings` of the model that `plan` leaves.
@@ -107,8 +108,10 @@ def own_part(analysis: AnalysisRecord, kind: type[R]) -> R:
 
     Raises: `SecateurError` where a key is of another type.
     """
-    known = {name: value for name, value in analysis.more.items() if value is not None} | {"base": analysis.base}
-    return kind.of(known, "analysis.json", SecateurError, "Write it again with `secateur prune`.")
+    known = {name: value for name, value in analysis.extra_keys.items() if value is not None} | {
+        "base": analysis.base
+    }
+    return kind.from_json(known, "analysis.json", SecateurError, "Write it again with `secateur prune`.")
 
 
 def taken(session: Session, choice: Choice) -> Plan:
@@ -137,7 +140,9 @@ class CountingJudge:
         self._judge = judge
         self._seen: dict[Plan, int] = {}
 
-    def __call__(self, plans: Sequence[Plan], examples: Sequence[int], stage: str) -> Mapping[Plan, np.ndarray]:
+    def __call__(
+        self, plans: Sequence[Plan], examples: Sequence[int], stage: str
+    ) -> Mapping[Plan, np.ndarray]:
         self._seen |= {plan: max(len(examples), self._seen.get(plan, 0)) for plan in plans}
         return self._judge(plans, examples, stage)
 

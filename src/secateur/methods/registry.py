@@ -6,7 +6,6 @@ Another package adds a method by an entry point of the group `secateur.methods` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any

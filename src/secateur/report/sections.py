@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from secateur.core.site import Site
 from secateur.report.components import importance, induction, neurons, parts
 from secateur.report.cuts import Tried

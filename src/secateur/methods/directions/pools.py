@@ -32,7 +32,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Pool:
-    """Directions in the order in which they are removed. `name` is all, a kind of matrix such as k, or one such as b3.k."""
+    """Directions in the order of their removal. `name` is all, a kind of matrix such as k, or one such as b3.k."""
 
     name: str
     ordered: tuple[Direction, ...]

@@ -97,7 +97,9 @@ class DirectionsProbe:
         """
         if plan not in self._known:
             effects = EffectsUnderPlan(self._recall(plan))
-            self._known = {old: known for old, known in self._known.items() if not old.edits} | {plan: effects}
+            self._known = {old: known for old, known in self._known.items() if not old.edits} | {
+                plan: effects
+            }
         return self._known[plan]
 
     def _recall(self, plan: Plan) -> DirectionEffects:
@@ -125,7 +127,9 @@ class DirectionsProbe:
         )
         if config.whitened and not self._bases:
             by_site = groupby(effects.matrices, key=lambda piece: piece.site)
-            self._bases = {site: np.stack([p.u for p in pieces if p.u is not None]) for site, pieces in by_site}
+            self._bases = {
+                site: np.stack([p.u for p in pieces if p.u is not None]) for site, pieces in by_site
+            }
         if ledger is not None:
             ledger.remember(session.scope, key, effects.to_json())
         return effects
@@ -207,7 +211,7 @@ def _extreme_tokens(loaded: Loaded, logits: Float[Tensor, " vocab"], largest: bo
     return tuple((loaded.tokenizer.decode([token]), value) for token, value in pairs)
 
 
-# ------------------------------------------------------------------------------------------------ the reading of `probe`
+# ----------------------------------------------------------------------------------------------- the reading of `probe`
 
 
 def read_directions(session: Session, split: str, plan: Plan) -> list[DirectionsReading]:

@@ -129,7 +129,9 @@ class EffectsRecord(Record):
     site: str = Field(description="the matrix")
     head: int | None = Field(description="the head; null: all of the matrix")
     sigma: list[float] = Field(description="singular values")
-    effect: list[float] = Field(description="first-order change of the loss when that direction alone goes, nats")
+    effect: list[float] = Field(
+        description="first-order change of the loss when that direction alone goes, nats"
+    )
     curvature: list[float] | None = Field(description="the second-order term; null where it was not read")
     mean_input: list[float] = Field(description="what removed directions read instead of their input")
 

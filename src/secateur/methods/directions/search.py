@@ -374,9 +374,7 @@ def matrix_record(piece: MatrixEffects, edit: RemoveDirections | None) -> Matrix
     )
 
 
-def _words(
-    directions: Sequence[Direction], plan: Plan, readings: DirectionReadings
-) -> list[DirectionWords]:
+def _words(directions: Sequence[Direction], plan: Plan, readings: DirectionReadings) -> list[DirectionWords]:
     """Return what the removed directions write, the most harmful first."""
     gone = {(edit.matrix, number) for edit in plan.removed for number in edit.directions}
     removed = [direction for direction in directions if (direction.matrix, direction.index) in gone]

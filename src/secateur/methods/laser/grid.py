@@ -69,9 +69,9 @@ def compose(
 ) -> Plan:
     """Return `base` with candidates added greedily: each time the one that helps most, as long as one is shown to help.
 
-    Source: section 4 of the paper. Differs: the paper goes through all matrices once, from the last block to the first, and
-    takes the first rank that helps at all, so that some ten noisy gains nearly always pile up: on CounterFact twelve
-    cuts that gained nothing on test.
+    Source: section 4 of the paper. Differs: the paper goes through all matrices once, from the last block to the first,
+    and takes the first rank that helps at all, so that some ten noisy gains nearly always pile up: on CounterFact
+    twelve cuts that gained nothing on test.
     """
     plan = base
     while True:

@@ -93,7 +93,9 @@ class LaserProbe:
         Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558), Fig. 5.
         """
         loaded, encoded = self._session.loaded, self._session.encoded
-        answered = np.array([self._first_token(int(row["example"]), int(row["predicted"])) for row in outcomes])
+        answered = np.array(
+            [self._first_token(int(row["example"]), int(row["predicted"])) for row in outcomes]
+        )
         gold = np.array(
             [encoded[example].pairs[encoded[example].gold][1][0] for example in outcomes["example"].tolist()]
         )
@@ -207,7 +209,9 @@ def _along_components(
 
 def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Iterator[tuple[Truncate, Tensor]]:
     """Return dₙ of each edit, from running sums over the components."""
-    running = torch.cat([along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1)  # [:, r]: of the first r
+    running = torch.cat(
+        [along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1
+    )  # [:, r]: of the first r
     whole, full_rank = running[:, -1], along.shape[1]
     for edit in edits:
         kept = running[:, edit.rank] if edit.side == "top" else whole - running[:, full_rank - edit.rank]

@@ -76,14 +76,22 @@ class LaserAnalysis(Record):
     """What the report shows of the search: a part of analysis.json. A part that is missing leaves its section out."""
 
     base: BaseRecord | None = Field(default=None, description="the original on `select`")
-    sweep: list[SweptTruncation] = Field(default=[], description="every single edit that was judged, on `select`")
-    curves: list[CurveRecord] = Field(default=[], description="loss against rank of the matrices that were cut, or of the nearest miss, on at most 256 examples of `select`",
+    sweep: list[SweptTruncation] = Field(
+        default=[], description="every single edit that was judged, on `select`"
     )
-    spectrum: dict[str, SpectrumRecord] = Field(default={}, description="singular values of the same matrices, by site"
+    curves: list[CurveRecord] = Field(
+        default=[],
+        description="loss against rank of the matrices that were cut, or of the nearest miss, on at most 256 examples of `select`",
     )
-    tail: list[TailRecord] = Field(default=[], description="what the parts of each cut matrix answer, on `select` (only: laser, not for text; empty where nothing was cut)",
+    spectrum: dict[str, SpectrumRecord] = Field(
+        default={}, description="singular values of the same matrices, by site"
     )
-    screen: list[ScreenedTruncation] = Field(default=[], description="every candidate's predicted change (only: laser, not with `--exhaustive`)"
+    tail: list[TailRecord] = Field(
+        default=[],
+        description="what the parts of each cut matrix answer, on `select` (only: laser, not for text; empty where nothing was cut)",
+    )
+    screen: list[ScreenedTruncation] = Field(
+        default=[], description="every candidate's predicted change (only: laser, not with `--exhaustive`)"
     )
 
 

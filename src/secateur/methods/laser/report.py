@@ -291,7 +291,9 @@ def screen_section(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> Pag
     return PageSection("screen", "Was the shortcut right?", lead, body)
 
 
-Screened = tuple[int, ScreenedTruncation, float]  # place in the screen's order, candidate, measured change of the loss
+Screened = tuple[
+    int, ScreenedTruncation, float
+]  # place in the screen's order, candidate, measured change of the loss
 
 
 def _screen_figure(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> Figure | None:

@@ -185,9 +185,7 @@ def screen_records(
     ]
 
 
-def curve_records(
-    judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int]
-) -> list[CurveRecord]:
+def curve_records(judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int]) -> list[CurveRecord]:
     """Return one curve for each matrix: loss and accuracy against the share of components removed (LASER, Fig. 2).
 
     Args:

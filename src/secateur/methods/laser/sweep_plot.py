@@ -11,7 +11,17 @@ import numpy as np
 from secateur.core.records.analysis import BaseRecord
 from secateur.core.site import MATRICES
 from secateur.methods.laser.records import CurveRecord, SweptTruncation, TruncationRecord
-from secateur.report.chart import DIVERGING, INK, Figure, Trace, cell_height, marks, new_axis, new_layout, some
+from secateur.report.chart import (
+    DIVERGING,
+    INK,
+    Figure,
+    Trace,
+    cell_height,
+    marks,
+    new_axis,
+    new_layout,
+    some,
+)
 from secateur.report.markup import known, number, text
 
 OfMatrix = TypeVar("OfMatrix", TruncationRecord, SweptTruncation, CurveRecord)
@@ -24,7 +34,9 @@ def by_matrix(rows: Iterable[OfMatrix]) -> dict[str, list[OfMatrix]]:
     for row in rows:
         groups.setdefault(row.matrix, []).append(row)
     order = {name: place for place, name in enumerate(MATRICES)}
-    return {name: groups[name] for name in sorted(groups, key=lambda name: (order.get(name, len(order)), name))}
+    return {
+        name: groups[name] for name in sorted(groups, key=lambda name: (order.get(name, len(order)), name))
+    }
 
 
 def metric_of(score: Score, metric: str) -> float | None:
@@ -103,7 +115,9 @@ def _heat_map(
         for complete in (True, False)
     ]
     judged = {layout.at(row) for row in rows}
-    missing = [place for place in ((x, y) for x in range(count) for y in range(blocks)) if place not in judged]
+    missing = [
+        place for place in ((x, y) for x in range(count) for y in range(blocks)) if place not in judged
+    ]
     untried = marks(missing, symbol="circle", size=2.5, color="#c9c5ba")
     dropped = [layout.at(row) for row in rows if not row.complete]
     hatch = marks(dropped, symbol="line-ne-open", size=9, color="rgba(43,47,54,.5)", line={"width": 1})
