@@ -32,6 +32,9 @@ MAY_IMPORT = {
     "inputs": {"errors", "core", "hf", "tasks", "options"},
     "session": {"errors", "core", "hf", "surgery", "tasks", "evaluation", "search", "options"},
 }
+MAY_IMPORT["given"] = {"errors", "core", "tasks"}
+MAY_IMPORT["signatures"] = {"errors", "core"}
+MAY_IMPORT["keywords"] = {"given"}
 for room_ in ("records", "checkpoint"):
     MAY_IMPORT[room_] |= {"__init__"}  # for the version
 MAY_IMPORT["side_tasks"] = {"session", "tasks", "evaluation"}
@@ -47,7 +50,7 @@ MAY_IMPORT["training"] = {
     "session",
 }
 MAY_IMPORT["training"] |= {"side_tasks", "evaluation", "report"}  # healing is reported as a cut is
-MAY_IMPORT["training"] |= {"inputs", "surgery"}
+MAY_IMPORT["training"] |= {"inputs", "surgery", "given", "keywords", "signatures"}
 MAY_IMPORT["probing"] = {
     *MAY_IMPORT["probes"],
     "probes",
@@ -71,6 +74,9 @@ MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
     "inputs",
     "applying",
     "measuring",
+    "given",
+    "keywords",
+    "signatures",
 }
 MAY_IMPORT["distributed"] = {"errors", "core", "hf", "evaluation"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}

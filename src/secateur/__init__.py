@@ -8,7 +8,36 @@ imported when first used, so that `secateur --help` does not wait for torch.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for checkers and editors, which run nothing
+    from secateur.api import apply as apply
+    from secateur.api import bench as bench
+    from secateur.api import evaluate as evaluate
+    from secateur.api import load as load
+    from secateur.api import plan_cost as plan_cost
+    from secateur.api import preview as preview
+    from secateur.api import probe as probe
+    from secateur.api import prune as prune
+    from secateur.api import prune_each as prune_each
+    from secateur.api import report as report
+    from secateur.checkpoint.result import Result as Result
+    from secateur.core.plan import Drop as Drop
+    from secateur.core.plan import Plan as Plan
+    from secateur.core.plan import Truncate as Truncate
+    from secateur.core.site import Site as Site
+    from secateur.distributed.hire import on_ray as on_ray
+    from secateur.errors import SecateurError as SecateurError
+    from secateur.given import texts as texts
+    from secateur.surgery.materialize import cut as cut
+    from secateur.training.regulariser import LinearityRegulariser as LinearityRegulariser
+    from secateur.training.regulariser import RegularisedTrainer as RegularisedTrainer
+    from secateur.training.state import Tuned as Tuned
+    from secateur.training.verbs import finetune as finetune
+    from secateur.training.verbs import heal as heal
+    from secateur.training.verbs import train as train
 
 __version__ = "0.1.0"
 
@@ -26,6 +55,7 @@ _WHERE = {
     "heal": "secateur.training.verbs",
     "train": "secateur.training.verbs",
     "load": "secateur.api",
+    "texts": "secateur.given",
     "on_ray": "secateur.distributed.hire",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
@@ -39,6 +69,17 @@ _WHERE = {
     "SecateurError": "secateur.errors",
 }
 __all__ = ["__version__", *_WHERE]
+
+
+class _Front(ModuleType):
+    """Keep the verbs by their names: importing `secateur.report` would put that module in the place of `report`."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _WHERE and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Front
 
 
 def __getattr__(name: str) -> Any:

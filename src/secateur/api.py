@@ -1,21 +1,24 @@
 """The verbs, for Python and the command line alike. Each returns plain data; none prints.
 
 What is asked is looked at here, before torch is imported: numbers, words, which of them go together, whether what is
-named is there, and whether -o is free. What does the work is imported only then.
+named is there, and whether -o is free. What does the work is imported only then. A model that is in memory already is
+checked after its options, and before anything else.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from secateur.checkpoint.folder import UNPROVEN, Folder, made_early
 from secateur.checkpoint.plans import read_plan
 from secateur.checkpoint.result import Result
+from secateur.core.config import options_of
 from secateur.core.form import Form, Way
 from secateur.core.ledger import check_ledger
 from secateur.core.machine import check_device, check_dtype, shard_bytes
@@ -25,79 +28,144 @@ from secateur.core.progress import Progress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written
 from secateur.core.readings import FINER, LINEARITY, PARTS
-from secateur.errors import OutputError, PlanError, TaskError, UnknownName, nearest
+from secateur.errors import ModelError, OutputError, PlanError, TaskError, UnknownName, nearest
 from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
+from secateur.given import OneTask, Tasks, task_word, task_words
 from secateur.hf.source import place_of
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
-from secateur.methods.registry import method_reading, method_readings, read_options
+from secateur.keywords import CommonOptions, PruneOptions
+from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
+from secateur.signatures import verb
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from secateur.evaluation.workers import WorkerLauncher
     from secateur.hf.load import Loaded
 
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
+COMMON = tuple(options_of(Options))
+EVERY = (*COMMON, *(one for method in OURS for one in options_of(method.Config)))
+PLACES = (
+    "revision",
+    "dtype",
+    "device",
+    "device_map",
+    "offload_folder",
+    "max_memory",
+)  # how a model is loaded
 Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
 
 
-def prune(
-    model: str,
-    task: str | Sequence[str],
-    out: str | Path,
-    *,
-    ledger: str | Path | None = None,
-    overwrite: bool = False,
-    progress: Progress = silent,
-    workers: WorkerLauncher | None = None,
-    **options: Any,
-) -> Result:
-    """Find what `model` does not need for `task`, take it out, prove it on held-out data, write a checkpoint. Of
-    several tasks one plan that is good for all.
-
-    `options` are the fields of `secateur.options.Options`: seed, limit, exhaustive, matrices, layers, ...
-    `workers`: who judges in the place of this process, such as `secateur.on_ray("local:2")`.
-    """
-    chosen = read_options(model, *_each(task), **options)
-    folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
-    from secateur import pipeline as recipe
-
-    how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
-    return recipe.prune(chosen, folder, **how)
-
-
-def prune_each(
-    model: str,
+@contextmanager
+def options_for(
+    model: str | Path | Loaded | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
     tasks: Sequence[str],
+    options: Mapping[str, Any],
+) -> Iterator[Options]:
+    """Give the options of a verb; a model in memory is held in eval mode meanwhile, and is in them.
+
+    Raises: as `read_options`; `ModelError` for a model that cannot be cut, and for a tokenizer beside a name.
+    """
+    given = dict(options)
+    if "side" in given:
+        given["side"] = task_words(given["side"])
+    if given.get("test_task") is not None:
+        given["test_task"] = task_word(given["test_task"])
+    if isinstance(model, str | Path):
+        if tokenizer is not None:
+            raise ModelError(f"tokenizer= is for a model in memory; {model} is read with its own.")
+        yield read_options(str(model), *tasks, **given)
+        return
+    chosen = read_options("", *tasks, **given)
+    for name in PLACES:
+        if vars(chosen)[name] != vars(Options)[name]:
+            raise ModelError(f"{name}= says how a model is loaded, and this one is in memory already.")
+    from secateur.hf.memory import borrowed
+
+    with borrowed(model, tokenizer) as loaded:
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        yield replace(chosen, model=loaded.name, revision=loaded.revision, dtype=dtype, in_memory=loaded)
+
+
+@verb(EVERY, method_options)
+def prune(
+    model: str | Path | Loaded | PreTrainedModel,
+    task: Tasks,
     out: str | Path,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     ledger: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
     workers: WorkerLauncher | None = None,
-    **options: Any,
+    method: str = "laser",
+    **options: Unpack[PruneOptions],
+) -> Result:
+    """Find what a model does not need for a task, take it out, prove it on held-out data, write a checkpoint.
+
+    Args:
+        model: A folder, a hub name, `builtin:NAME`, what `load` returns, or a model of transformers with its
+            `tokenizer`. One in memory is left as it is.
+        task: As on the command line, or its rows: dicts as a task file has them, a `datasets.Dataset`, or
+            `secateur.texts(...)`. A list of tasks gives one plan that is good for all of them.
+        out: Folder for the checkpoint.
+        ledger: File that counts openings of the test split over several runs.
+        progress: Called as `progress(stage, done, total)`.
+        workers: What judges in place of this process, such as `secateur.on_ray("local:2")`.
+        options: As on the command line, with underscores: seed, limit, matrices, layers, ...
+
+    Raises: any `SecateurError`; then what was at `out` is untouched.
+    """
+    with options_for(model, tokenizer, task_words(task), {"method": method, **options}) as chosen:
+        folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
+        from secateur import pipeline
+
+        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+        return pipeline.prune(chosen, folder, **how)
+
+
+@verb(EVERY, method_options)
+def prune_each(
+    model: str | Path | Loaded | PreTrainedModel,
+    tasks: Tasks,
+    out: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ledger: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    workers: WorkerLauncher | None = None,
+    method: str = "laser",
+    **options: Unpack[PruneOptions],
 ) -> list[Result]:
-    """As `prune`, a plan for each task by itself, in folders of `out` that are named after them.
+    """Prune for each task by itself, as `prune` does, in folders of `out` that are named after the tasks.
 
     The model is read once. The results are those of as many calls of `prune`, bit for bit.
     """
-    chosen = read_options(model, *_each(tasks), **options)
-    if os.path.exists(Path(out) / "plan.json"):
-        raise OutputError(f"{out} is a checkpoint; --each makes a folder of several. Give another -o.")
-    reads, keeps = inputs_of(chosen), [ledger, *kept_of(chosen)]
-    places = [Folder.at(Path(out) / name, reads=reads, keeps=keeps) for name in folder_names(chosen.tasks)]
-    each = [replace(chosen, task=one, more_tasks=()) for one in chosen.tasks]
-    from secateur import pipeline as recipe
+    with options_for(model, tokenizer, task_words(tasks), {"method": method, **options}) as chosen:
+        if os.path.exists(Path(out) / "plan.json"):
+            raise OutputError(f"{out} is a checkpoint; --each makes a folder of several. Give another -o.")
+        reads, keeps = inputs_of(chosen), [ledger, *kept_of(chosen)]
+        names = folder_names(chosen.tasks)
+        places = [Folder.at(Path(out) / name, reads=reads, keeps=keeps) for name in names]
+        each = [replace(chosen, task=one, more_tasks=()) for one in chosen.tasks]
+        from secateur import pipeline
 
-    how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
-    return recipe.prune_each(list(zip(each, places, strict=True)), **how)
+        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+        return pipeline.prune_each(list(zip(each, places, strict=True)), **how)
 
 
+@verb(EVERY, method_options)
 def plan_cost(
-    model: str,
-    task: str | Sequence[str],
+    model: str | Path | Loaded | PreTrainedModel,
+    task: Tasks,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     calibrate: bool = True,
     devices: int = 1,
     tflops: float | None = None,
@@ -105,30 +173,54 @@ def plan_cost(
     utilization: float = UTILIZATION,
     memory: float | None = None,
     progress: Progress = silent,
-    **options: Any,
+    method: str = "laser",
+    **options: Unpack[PruneOptions],
 ) -> dict[str, Any]:
-    """Forecasts what `prune` with these options asks: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
+    """Forecast what `prune` with these options asks: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
 
     Each number is three: the least a search can take, what searches took so far, the most. Seconds are measured here
     for some seconds; with `tflops` and `bandwidth` (GB/s) they are those of another machine, and with `calibrate`
     False there are none: then no weights are read, and a config.json is enough. Raises: as `prune` does before it
     starts.
     """
-    chosen = read_options(model, *_each(task), **options)
-    fleet = DeviceFleet(devices, tflops, bandwidth, utilization, memory)
-    inputs_of(chosen)
-    from secateur.forecast.record import plan_cost
+    with options_for(model, tokenizer, task_words(task), {"method": method, **options}) as chosen:
+        fleet = DeviceFleet(devices, tflops, bandwidth, utilization, memory)
+        inputs_of(chosen)
+        from secateur.forecast.record import plan_cost
 
-    return plan_cost(chosen, fleet, calibrate=calibrate, progress=progress)
+        return plan_cost(chosen, fleet, calibrate=calibrate, progress=progress)
 
 
-def load(model: str, **options: Any) -> Loaded:
-    """A checkpoint, hub name or `builtin:NAME` with its tokenizer, anatomy and fingerprint."""
+@verb()
+def load(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+    offload_folder: str | None = None,
+    max_memory: str | None = None,
+) -> Loaded:
+    """Load a checkpoint, hub name or `builtin:NAME` with its tokenizer, anatomy and fingerprint.
+
+    Args:
+        dtype: auto (as stored), float32, bfloat16, float16 or float64.
+        device_map: Spread the model by accelerate: auto, balanced, sequential, disk, or FILE.json.
+        offload_folder: Folder that allows `device_map` to leave weights on disk.
+        max_memory: What `device_map` may fill, such as `cpu=8GB,0=20GB`.
+
+    Raises: `UnknownName`, `ModelError`.
+    """
     from secateur.hf.load import load_model
 
-    return load_model(model, **options)
+    place = {"device_map": device_map, "offload_folder": offload_folder, "max_memory": max_memory}
+    how = {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    return load_model(str(model), **how, **place)
 
 
+@verb()
 def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     """Write `report.html` of what `prune` or `heal` left again, from its records; of a healed cut with others (`also`)
     on its curves over depth."""
@@ -143,17 +235,19 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
 # ----------------------------------------------------------------------------------------------------------- evaluate
 
 
+@verb(COMMON, method_options)
 def evaluate(
-    model: str,
-    task: str,
+    model: str | Path | Loaded | PreTrainedModel,
+    task: OneTask,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     split: str = "select",
     plan: Given = None,
     ledger: str | Path | None = None,
     progress: Progress = silent,
-    **options: Any,
+    **options: Unpack[CommonOptions],
 ) -> dict[str, Any]:
-    """All metrics of a model on one split, with intervals; with `plan`, of the model as if cut.
+    """Measure all metrics of a model on one split, with intervals; with `plan`, of the model as if cut.
 
     `split="test"` counts as an opening of it and needs a `ledger` to be counted in.
     """
@@ -163,17 +257,18 @@ def evaluate(
         raise TaskError(
             "looking at the test split counts as opening it: say in which --ledger that is written down."
         )
-    chosen, given = read_options(model, task, **options), read_edits(plan)
-    inputs_of(chosen)
-    if ledger is not None:
-        check_ledger(Path(ledger))
-    from secateur import measuring
+    with options_for(model, tokenizer, [task_word(task)], options) as chosen:
+        given = read_edits(plan)
+        inputs_of(chosen)
+        if ledger is not None:
+            check_ledger(Path(ledger))
+        from secateur import measuring
 
-    return measuring.evaluate(chosen, split, given, ledger=ledger, progress=progress)
+        return measuring.evaluate(chosen, split, given, ledger=ledger, progress=progress)
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
-    """A plan, from a plan file; or bare edits, from text (`b2.gate=5`). No model is needed for that."""
+    """Return a plan, from a plan file; or bare edits, from text (`b2.gate=5`). No model is needed for that."""
     if isinstance(plan, Plan):
         return plan
     if not isinstance(plan, str | Path):
@@ -187,8 +282,9 @@ def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
 # -------------------------------------------------------------------------------------------------------------- apply
 
 
+@verb()
 def apply(
-    model: str,
+    model: str | Path,
     plan: Plan | Sequence[str] | str | Path,
     out: str | Path,
     *,
@@ -208,12 +304,16 @@ def apply(
     """Carry out a plan without a search or a verdict; the checkpoint says that nothing was verified.
 
     The model is read from its files and written tensor by tensor, so it may be larger than memory; killed, the same
-    call goes on with the next file. With `portable` the nearest plan that a stock class can hold; with `zeroed` the
-    original's shapes, zeros in them; with `factorize` low rank is stored as two factors. `svd` is exact, randomized
-    or auto (randomized for small ranks of large matrices), on `device`; `check` is logits, digests or auto (by the
-    memory that is free). plan.json says which it was.
+    call goes on with the next file. `secateur.cut` cuts a model in memory.
+
+    Args:
+        portable: Carry out the nearest plan that a stock class can hold.
+        zeroed: Write the original's shapes, with zeros in them.
+        factorize: Store low rank as two factors.
+        svd: exact, randomized or auto (randomized for small ranks of large matrices), on `device`.
+        check: logits, digests or auto (by the memory that is free); plan.json says which it was.
     """
-    given, form = read_edits(plan), Form(zeroed, factorize, portable)
+    model, given, form = str(model), read_edits(plan), Form(zeroed, factorize, portable)
     way = Way(shard_bytes(shard_size), svd, check, device)
     check_dtype(dtype)
     files = [plan] if isinstance(plan, str | Path) else []
@@ -229,8 +329,9 @@ def apply(
     return applying.apply(model, given, folder, command, loading, **how)
 
 
+@verb()
 def preview(
-    model: str,
+    model: str | Path,
     plan: Plan | Sequence[str] | str | Path,
     *,
     portable: bool = False,
@@ -240,14 +341,17 @@ def preview(
     svd: str = "auto",
     check: str = "auto",
     device: str = "auto",
-    **loading: Any,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """What `apply` would cut, how many parameters would be left, where the result would load, and the nearest plan
-    whose result would be a stock checkpoint. Writes nothing, and refuses what `apply` would refuse."""
-    given, form = read_edits(plan), Form(zeroed, factorize, portable)
+    """Return what `apply` would cut, how many parameters would be left, where the result would load, and the nearest
+    plan whose result would be a stock checkpoint. Writes nothing, and refuses what `apply` would refuse."""
+    model, given, form = str(model), read_edits(plan), Form(zeroed, factorize, portable)
     Way(shard_bytes(shard_size), svd, check, device)
-    check_dtype(loading.get("dtype", "auto"))
+    check_dtype(dtype)
     inputs([model])
+    loading = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
     from secateur import applying
 
     return applying.preview(model, given, form, loading)
@@ -256,10 +360,12 @@ def preview(
 # -------------------------------------------------------------------------------------------------------------- probe
 
 
+@verb(EVERY, method_options)
 def probe(
-    model: str,
-    task: str | Sequence[str] = (),
+    model: str | Path | Loaded | PreTrainedModel,
+    task: Tasks = (),
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     what: str | Sequence[str] = "spectrum",
     split: str = "select",
     shots: int | Sequence[int] = 0,
@@ -270,7 +376,7 @@ def probe(
     finer: str | Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress = silent,
-    **options: Any,
+    **options: Unpack[PruneOptions],
 ) -> dict[str, Any]:
     """Read a model: `what` is heads, ffns, neurons or induction (what matters, and what heads do), spectrum, or one of
     the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
@@ -281,34 +387,34 @@ def probe(
     or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises `UnknownName`, `TaskError`,
     `PlanError`, `OutputError`.
     """
-    names, tasks, numbers, given = _each(what), _each(task), _each(shots), read_edits(plan)
+    names, tasks, numbers, given = _each(what), task_words(task), _each(shots), read_edits(plan)
     _check_readings(names, split, linearity_alone=bool(revisions or also or parts or finer))
     if set(names) <= set(PARTS):
         _check_edits(names, given)
-        asked = read_options(model, "", **options)  # the tasks, which may be none, come beside it
-        counts = [replace(asked, shots=number).shots for number in numbers or [0]]
-        if not tasks and set(names) != {"induction"}:
-            raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
-        with made_early(out, reads=inputs([model], tasks)):
-            from secateur.probing.record import read_record
+        with options_for(model, tokenizer, [""], options) as asked:  # the tasks, perhaps none, come beside it
+            counts = [replace(asked, shots=number).shots for number in numbers or [0]]
+            if not tasks and set(names) != {"induction"}:
+                raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
+            reads = [*_place(asked), *inputs(tasks=tasks)]
+            with made_early(out, reads=reads):
+                from secateur.probing.record import read_record
 
-            return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
-    task, number = _single(names, tasks, numbers, out)
+                return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
+    word, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
-    if names[0] in method_readings():
-        options |= {"method": method_reading(names[0]).name}  # which has the options of the reading
-    asked = read_options(model, task, shots=number, **options)
-    if names == [LINEARITY]:
-        series = _series(asked, _each(revisions), _each(also), _each(finer))
-        with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):
-            from secateur.probing.linearity import read_linearity
+    method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
+    with options_for(model, tokenizer, [word], {**options, "shots": number, **method}) as asked:
+        if names == [LINEARITY]:
+            series = _series(asked, _each(revisions), _each(also), _each(finer))
+            with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):
+                from secateur.probing.linearity import read_linearity
 
-            how = {"parts": parts, "finer": _each(finer), "out": out, "progress": progress}
-            return read_linearity(series, split, **how)
-    inputs_of(asked)
-    from secateur import measuring
+                how = {"parts": parts, "finer": _each(finer), "out": out, "progress": progress}
+                return read_linearity(series, split, **how)
+        inputs_of(asked)
+        from secateur import measuring
 
-    return measuring.analyze(names[0], asked, split, given, progress)
+        return measuring.analyze(names[0], asked, split, given, progress)
 
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
@@ -336,13 +442,27 @@ def _check_edits(names: Sequence[str], given: Plan | tuple[Edit, ...]) -> None:
         )
 
 
+def _place(asked: Options) -> list[Path]:
+    """Return the folder that the model is read from. Raises: `UnknownName`, `ModelError` where there is none."""
+    if asked.in_memory is None:
+        return inputs([asked.model])
+    return inputs(files=[asked.in_memory.source])
+
+
 def _series(asked: Options, revisions: list[str], also: list[str], finer: list[str]) -> list[Options]:
-    """The models whose linearity is read. Raises `UnknownName`."""
+    """Return the models whose linearity is read. Raises: `UnknownName`, `ModelError`."""
+    if revisions and asked.in_memory is not None:
+        raise ModelError("revisions are of a model on the hub, by its name; this one is in memory.")
     for one in finer:
         if one not in FINER:
             raise UnknownName(f"there are no finer {one!r} to read.{nearest(one, FINER)}")
     found = [replace(asked, revision=one) for one in revisions] or [asked]
-    found += [replace(asked, model=one, revision=None) for one in also]
+    other = (
+        {"revision": None}
+        if asked.in_memory is None
+        else {"revision": None, "dtype": "auto", "in_memory": None}
+    )
+    found += [replace(asked, model=one, **other) for one in also]
     names = [one.named for one in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UnknownName(f"{twice[0]} is given twice; a curve each needs models of different names.")
@@ -350,12 +470,12 @@ def _series(asked: Options, revisions: list[str], also: list[str], finer: list[s
 
 
 def _each(given: Any) -> list[Any]:
-    """One value or several, as a list."""
+    """Return one value or several as a list."""
     return [given] if isinstance(given, str | int | float) else list(given)
 
 
 def _single(what: list[str], tasks: list[str], shots: list[int], out: object) -> tuple[str, int]:
-    """What the readings of matrices and edits are of, and linearity. Raises `TaskError`."""
+    """Return the task and the number of shots of what reads one alone. Raises: `TaskError`."""
     if not tasks:
         raise TaskError(f"--what {','.join(what)} is read on a task: give --task.")
     several, one = ", ".join(PARTS), len(what) == len(tasks) == len(shots) == 1
@@ -374,6 +494,7 @@ def _single(what: list[str], tasks: list[str], shots: list[int], out: object) ->
 # -------------------------------------------------------------------------------------------------------------- bench
 
 
+@verb()
 def bench(
     out: str | Path,
     against: str | Path | None = None,

@@ -26,6 +26,8 @@ def inputs_of(options: Options, *files: str | Path | None) -> list[Path]:
     """The same of all that options name, and of `files`."""
     tasks = [*options.tasks, *([] if options.test_task is None else [options.test_task]), *options.side]
     device_map = options.device_map if (options.device_map or "").endswith(".json") else None
+    if options.in_memory is not None:
+        return inputs([], tasks, [options.in_memory.source, *files])
     return inputs([options.model], tasks, [device_map, *files])
 
 

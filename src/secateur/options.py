@@ -18,6 +18,7 @@ from secateur.errors import SecateurError, UnknownName
 
 if TYPE_CHECKING:
     from secateur.hf.anatomy import Anatomy
+    from secateur.hf.load import Loaded
 
 
 def _layers(flag: str, text: str) -> tuple[int, int]:
@@ -43,7 +44,8 @@ def _tokens(flag: str, text: str) -> int:
 class Options:
     """What is pruned, on which task, and what every method can be told; `config` holds what one method alone can.
 
-    What changes the result is in `command()`, what changes speed is not.
+    What changes the result is in `command()`, what changes speed is not. `in_memory` is the model itself where it was
+    handed over in Python; then `model` only names it.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Options:
     method: str = "laser"
     more_tasks: tuple[str, ...] = ()
     config: Config = field(default_factory=Config)
+    in_memory: Loaded | None = field(default=None, repr=False, compare=False)
     test_task: str | None = option(
         None, "Take the test split from here; probe and select from --task.", "TASK"
     )

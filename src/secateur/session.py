@@ -186,8 +186,9 @@ def early_session(options: Options, *, ruler: bool = False, needs: Mapping[str, 
 
 
 def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
-    """The model that `options` name, without weights. Raises `ModelError`, `UnknownName`."""
-    return blank_model(options.model, ruler=ruler, **loading_of(options))
+    """Return the model that `options` name without its weights, or the one that they hold. Raises `ModelError`,
+    `UnknownName`."""
+    return options.in_memory or blank_model(options.model, ruler=ruler, **loading_of(options))
 
 
 def ready_session(early: Session, loaded: Loaded, progress: Progress = silent) -> Session:
@@ -198,8 +199,8 @@ def ready_session(early: Session, loaded: Loaded, progress: Progress = silent) -
 
 
 def read_model(options: Options) -> Loaded:
-    """The model that `options` name. Raises `ModelError`, `UnknownName`."""
-    return load_model(options.model, **loading_of(options))
+    """Return the model that `options` name, or the one that they hold. Raises `ModelError`, `UnknownName`."""
+    return options.in_memory or load_model(options.model, **loading_of(options))
 
 
 def loading_of(options: Options) -> dict[str, Any]:

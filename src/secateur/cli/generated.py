@@ -15,7 +15,6 @@ from secateur.options import Options
 
 Verb = Callable[..., None]
 AFTER = ("ray", "ledger", "overwrite", "out_folder", "as_json")  # which come last in a help page
-PLAIN = {"int": int, "float": float, "bool": bool, "str": str}
 
 
 def with_options(verb: Verb, only: Collection[str] | None = None) -> Verb:
@@ -73,7 +72,7 @@ def given(method: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _parameter(one: Named) -> inspect.Parameter:
     """Return the parameter of an option on the command line."""
-    described, default, kind = one.option, one.default, one.annotation
+    described, default = one.option, one.default
     if described.repeated:
         annotation: Any = list[str] | None
         default = None
@@ -81,8 +80,7 @@ def _parameter(one: Named) -> inspect.Parameter:
         annotation = str | None if default is None else str
         default = described.default_text
     else:
-        plain = PLAIN[kind.split(" ")[0]]
-        annotation = plain | None if default is None else plain
+        annotation = one.kind
     flags = described.flags or one.flag
     info = typer.Option(flags, metavar=described.metavar, help=described.help)
     return inspect.Parameter(

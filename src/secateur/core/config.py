@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, get_type_hints
 
 from secateur.core.ranges import check_ranges
 from secateur.errors import SecateurError, UnknownName, nearest
@@ -54,7 +56,7 @@ class Named:
 
     name: str
     default: Any
-    annotation: str
+    kind: type | UnionType
     option: Option
 
     @property
@@ -86,9 +88,13 @@ class Named:
 
 def options_of(kind: Any) -> Iterator[Named]:
     """Return the options of a dataclass, or of an instance, in order; fields without a description are none."""
+    hints = _hints(kind if isinstance(kind, type) else type(kind))
     for one in fields(kind):
         if _KEY in one.metadata:
-            yield Named(one.name, one.default, str(one.type), one.metadata[_KEY])
+            yield Named(one.name, one.default, hints[one.name], one.metadata[_KEY])
+
+
+_hints = cache(get_type_hints)
 
 
 @dataclass(frozen=True)

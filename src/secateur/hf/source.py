@@ -28,6 +28,7 @@ from secateur.core.reading import check_file, check_name, read_json
 from secateur.errors import ModelError, UnknownName, nearest
 
 BUILTIN = "builtin:"
+MEMORY = "memory:"  # begins the name of a model that was handed over in Python
 WEIGHTS, INDEX, CONFIG, ADAPTER = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -96,6 +97,11 @@ def folder_of(name: str) -> Path | None:
     if os.path.exists(path):
         folder = f"MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
         raise ModelError(f"{name} is a file; {GGUF if name.lower().endswith('.gguf') else folder}")
+    if name.startswith(MEMORY):
+        raise UnknownName(
+            f"{name} was a model in memory, which cannot be read by that name. Save it and its tokenizer "
+            "(save_pretrained) and give the folder."
+        )
     if name in builtin_names():
         raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
     if not _may_be_of_hub(name):

@@ -22,7 +22,7 @@ from secateur.search.race import Choice, Judge
 if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
-    from secateur.core.records.verdict import ChoiceRecord, VerdictRecord
+    from secateur.core.records.verdict import VerdictRecord
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -118,19 +118,6 @@ def taken(session: Session, choice: Choice) -> Plan:
     """Return the best plan where `select` shows that it gains; with --keep-unproven also where its mean is better."""
     keep_unproven = session.config(GainConfig).keep_unproven
     return choice.best if choice.shown or (keep_unproven and choice.better) else session.empty
-
-
-def choice_record(choice: Choice) -> ChoiceRecord:
-    """Return the record of a choice, for verdict.json."""
-    from secateur.core.records.verdict import ChoiceRecord
-
-    return ChoiceRecord(
-        best=str(choice.best),
-        shown=choice.shown,
-        better=choice.better,
-        p_value=choice.p_value,
-        tried=choice.tried,
-    )
 
 
 class CountingJudge:

@@ -1,16 +1,29 @@
-"""What the parts of a model are worth, on one task or several, at one number of shots or several; and what heads do.
+"""Importance of a model's parts on one task or several, at one number of shots or several, and what heads do.
 
-Each task at each number of shots is one reading, from one model loaded once. Only the examples of the split that is
-read are encoded, so what does not fit the context elsewhere is in nobody's way.
+Each task at each number of shots is one reading, from one model that is loaded once. Only the examples of the split that
+is read are encoded, so an example of another split that does not fit the context is no error. Changes no model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from pydantic import JsonValue
+
+from secateur.checkpoint.folder import write_json
+from secateur.core.aggregate import mean_readings, spearman_overlap
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import PARTS, Readings
+from secateur.core.records.probe import (
+    ComponentsRecord,
+    ImportanceRecord,
+    OverlapRecord,
+    ProbeRecord,
+    ReadingRecord,
+    RowsRecord,
+)
 from secateur.core.site import Site
 from secateur.errors import PlanError, TaskError
 from secateur.hf.load import Loaded
@@ -20,42 +33,98 @@ from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import head_importance
 from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.probes.neurons import neuron_importance
+from secateur.probing.report import write_probe_report
+from secateur.records import versions
 from secateur.session import Session, blank_of, read_model, read_task, ready_session, session_on
 from secateur.surgery.operations import droppable
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 
-Found = dict[
-    str, dict[str, Readings]
-]  # kind of part → metric → its readings; the first metric stands for the kind
+BY_GRADIENT = {"heads": head_importance, "neurons": neuron_importance}
+BY_ABLATION = {"ffns": "mlp", "attentions": "attn", "blocks": ""}  # kind of part → part of its site
+assert {*BY_GRADIENT, "ffns", "induction"} == set(PARTS), "every name that may be asked for is read here"
+
+ByKind = Mapping[
+    str, Mapping[str, Readings]
+]  # kind of part → metric → readings; the first metric ranks the kind
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One task at one number of shots. `n` examples of the split were read, of `of` that it has."""
+class TaskReading:
+    """The importance of parts on one task at one number of shots.
+
+    Args:
+        n: Examples of the split that were read.
+        of: Examples that the split has; more than `n` where some did not fit the context.
+        by_kind: Readings by kind of part and by metric.
+    """
 
     task: str
     shots: int
     n: int
     of: int
-    found: Found
+    by_kind: ByKind
 
     @property
     def name(self) -> str:
+        """Return a name that no other reading of the same run has."""
         return f"{self.task}, {self.shots}-shot"
-
-    @property
-    def shown(self) -> str:
-        """The task as a session names it."""
-        return f"{self.task} ({self.shots}-shot)" if self.shots else self.task
 
 
 @dataclass(frozen=True)
-class Components:
-    """All readings, in the order tasks and shots were given, and what heads do (empty where that was not asked)."""
+class ComponentReadings:
+    """All readings, in the order of tasks and shots, and the behavior of heads, which is empty if it was not read."""
 
-    readings: tuple[Reading, ...]
+    readings: tuple[TaskReading, ...]
     behavior: Mapping[str, Readings]
+
+
+def read_record(
+    what: Sequence[str],
+    options: Options,
+    tasks: Sequence[str],
+    shots: Sequence[int],
+    split: str,
+    *,
+    out: str | Path | None = None,
+    progress: Progress = silent,
+) -> ProbeRecord | RowsRecord:
+    """Return the rows of one reading, or the record of several.
+
+    Args:
+        what: Names in `PARTS`.
+        out: Folder for probe.json and probe.html, which hold the record of all readings in either case.
+
+    Raises: as `read_components`; `OutputError` where nothing can be written.
+    """
+    found = read_components(what, options, tasks, shots, split, progress)
+    record = ProbeRecord(
+        what=list(what),
+        model=options.model,
+        split=split,
+        tasks=list(dict.fromkeys(reading.task for reading in found.readings)),
+        shots=list(dict.fromkeys(reading.shots for reading in found.readings)),
+        components=components_record(found),
+    )
+    alone = len(what) == 1 and len(found.readings) < 2
+    shown = rows_record(what[0], options.model, split, found) if alone else record
+    if out is None:
+        return shown
+    layers = None if options.layers is None else list(options.layers)
+    written = write_probe(record.model_copy(update={"layers": layers, "versions": versions()}), Path(out))
+    return shown.model_copy(update={"written": [str(path) for path in written]})
+
+
+def write_probe(record: ProbeRecord, out: Path) -> list[Path]:
+    """Write probe.json to the folder `out`, and probe.html where there is something to draw; replace older ones."""
+    write_json(out / "probe.json", record.to_json())
+    components = record.components
+    if set(components.kinds) <= {"neurons"} and components.prefix_matching is None:
+        return [out / "probe.json"]  # thousands of neurons alone make no picture
+    return [out / "probe.json", write_probe_report(record, out / "probe.html")]
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_components(
@@ -65,111 +134,103 @@ def read_components(
     shots: Sequence[int],
     split: str,
     progress: Progress = silent,
-) -> Components:
-    """Reads `what` (names in `PARTS`) of `options.model` on each task at each number of shots.
+) -> ComponentReadings:
+    """Read `what` (names in `PARTS`) of `options.model` on each task at each number of shots.
 
-    Only induction needs no task. Raises: `TaskError` for two tasks of one name, `UnknownName` for
-    layers, and what reading a model or a task raises.
+    Only induction needs no task.
+
+    Raises: `TaskError` for two tasks of one name, `UnknownName` for layers, and what reading a model or a task raises.
     """
     progress("load", 0, 1)
-    early = blank_of(options)
-    blocks = layers_of(early.anatomy, options)
-    plain = _plain_tasks(options, early, tasks, split)
+    blank = blank_of(options)
+    blocks = layers_of(blank.anatomy, options)
+    plain = _plain_tasks(options, blank, tasks, split)
     if "ffns" in what and len({task.kind == "text" for task in plain}) > 1:
         raise TaskError(
             "text and answers have different losses, and --what ffns no mean of them: read one of them."
         )
-    sessions = list(_sessions(options, early, plain, shots, split))
+    sessions = list(_sessions(options, blank, plain, shots, split))
     loaded = read_model(options)
     if not sessions:
         check_runs(loaded, [range(min(FEW, loaded.anatomy.vocab_size))])
     progress("load", 1, 1)
-    # Of induction the importance of heads is read too, to be set beside it.
-    kinds = dict.fromkeys("heads" if one == "induction" else one for one in what)
-    readings = [
-        Reading(
-            name,
-            count,
-            len(session.task.split(split)),
-            of,
-            _found(kinds, ready_session(session, loaded, progress), split, blocks),
-        )
-        for name, count, of, session in sessions
-    ]
-    found = behavior(loaded, blocks, progress) if "induction" in what else {}
-    return Components(tuple(readings), found)
+    # Induction is shown beside the importance of heads, which is read for it too.
+    kinds = dict.fromkeys("heads" if name == "induction" else name for name in what)
+    readings = []
+    for name, of, early in sessions:
+        session = ready_session(early, loaded, progress)
+        by_kind: dict[str, Mapping[str, Readings]] = {}
+        for kind in kinds:
+            by_kind |= _read_kind(kind, session, split, blocks)
+        n = len(session.task.split(split))
+        readings.append(TaskReading(name, session.options.shots, n, of, by_kind))
+    return ComponentReadings(
+        tuple(readings), behavior(loaded, blocks, progress) if "induction" in what else {}
+    )
 
 
-def _plain_tasks(options: Options, loaded: Loaded, specs: Sequence[str], split: str) -> list[Task]:
-    """Before anything is read: tasks are told apart by their names."""
-    found: dict[str, Task] = {}
+def _plain_tasks(options: Options, blank: Loaded, specs: Sequence[str], split: str) -> list[Task]:
+    """Return the tasks without shots. Raises: `TaskError` for two of one name, which would be told apart by nothing."""
+    tasks: dict[str, Task] = {}
     for spec in specs:
-        task = read_task(replace(options, task=spec, shots=0), loaded, {split: 1})
-        if task.name in found:
+        task = read_task(replace(options, task=spec, shots=0), blank, {split: 1})
+        if task.name in tasks:
             raise TaskError(f"two tasks are called {task.name!r}. Give each once, files by different names.")
-        found[task.name] = task
-    return list(found.values())
+        tasks[task.name] = task
+    return list(tasks.values())
 
 
 def _sessions(
-    options: Options,
-    loaded: Loaded,
-    tasks: Sequence[Task],
-    shots: Sequence[int],
-    split: str,
-) -> Iterator[tuple[str, int, int, Session]]:
-    """Task, shots, how many examples the split has, and a session without weights on those that fit."""
+    options: Options, blank: Loaded, tasks: Sequence[Task], shots: Sequence[int], split: str
+) -> Iterator[tuple[str, int, Session]]:
+    """Yield task, number of examples of the split, and a session without weights on the examples that fit."""
     for task in tasks:
         for count in dict.fromkeys(shots):
             shot = with_shots(task, count, options.split_seed)
-            asked = set(shot.split(split))
-            alone = shot.without([i for i in range(len(shot.examples)) if i not in asked])
-            session = session_on(replace(options, shots=count), loaded, alone)
-            yield task.name, count, len(asked), session
+            numbers = set(shot.split(split))
+            alone = shot.without([i for i in range(len(shot.examples)) if i not in numbers])
+            yield task.name, len(numbers), session_on(replace(options, shots=count), blank, alone)
 
 
-def _found(kinds: Sequence[str], session: Session, split: str, blocks: range) -> Found:
-    return {name: found for kind in kinds for name, found in _BY_TASK[kind](session, split, blocks).items()}
-
-
-def _by_gradient(kind: str, importance: Callable[..., Readings]) -> Callable[..., Found]:
-    def read(session: Session, split: str, blocks: range) -> Found:
-        examples, packing = session.task.split(split), session.judge().packing
-        found = importance(
+def _read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
+    """Return the readings of one name in `PARTS`: by gradient, or of all that are read by ablation together."""
+    examples = session.task.split(split)
+    if kind in BY_GRADIENT:
+        packing = session.judge().packing
+        read = BY_GRADIENT[kind](
             session.loaded, session.encoded, examples, packing=packing, split=split, progress=session.progress
         )
-        return {kind: {"importance": _within(found, blocks)}}
-
-    return read
-
-
-def _by_ablation(session: Session, split: str, blocks: range) -> Found:
-    """Loss stands for the kind, as accuracy ties on few examples."""
-    parts = {"ffns": "mlp", "attentions": "attn", "blocks": ""}
+        return {kind: {"importance": _within(read, blocks)}}
     anatomy = session.loaded.anatomy
-    there = {
-        kind: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
-        for kind, part in parts.items()
+    sites = {
+        name: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
+        for name, part in BY_ABLATION.items()
     }
-    sites = {kind: found for kind, found in there.items() if found}
-    if not sites:
+    if not any(sites.values()):
         raise PlanError(
             f"nothing of blocks {blocks.start}:{blocks.stop} can be taken out to see what it is worth."
         )
-    every = [site for found in sites.values() for site in found]
-    read = ablation_importance(session.judge(), every, session.task.split(split), split=split)
-    order = sorted(read, key=lambda metric: "loss" not in metric)
-    return {kind: {m: _at(read[m], map(str, found)) for m in order} for kind, found in sites.items()}
+    every = [site for of_kind in sites.values() for site in of_kind]
+    by_metric = ablation_importance(session.judge(), every, examples, split=split)
+    # The first metric ranks the kind: the loss, as accuracy ties on few examples.
+    order = sorted(by_metric, key=lambda metric: "loss" not in metric)
+    return {
+        name: {metric: _at(by_metric[metric], map(str, of_kind)) for metric in order}
+        for name, of_kind in sites.items()
+        if of_kind
+    }
 
 
 def behavior(loaded: Loaded, blocks: range, progress: Progress) -> dict[str, Readings]:
-    """Prefix matching and copying of every head, on random tokens: what a head does, not what it is worth.
+    """Return prefix matching and copying of every head, on random tokens: what a head does, not what it is worth.
 
     Raises: `ModelError` where one of them cannot be read.
     """
     check_copying(loaded.anatomy)
-    read = {"prefix_matching": prefix_matching, "copying": copying}
-    return {name: _within(probe(loaded, progress=progress), blocks) for name, probe in read.items()}
+    return {
+        "prefix_matching": _within(prefix_matching(loaded, progress=progress), blocks),
+        "copying": _within(copying(loaded, progress=progress), blocks),
+    }
 
 
 def _within(readings: Readings, blocks: range) -> Readings:
@@ -180,9 +241,93 @@ def _at(readings: Readings, sites: Iterable[str]) -> Readings:
     return replace(readings, values={site: readings.values[site] for site in sites})
 
 
-_BY_TASK: Mapping[str, Callable[..., Found]] = {
-    "heads": _by_gradient("heads", head_importance),
-    "ffns": _by_ablation,
-    "neurons": _by_gradient("neurons", neuron_importance),
-}
-assert (*_BY_TASK, "induction") == PARTS, "what may be asked for is what there is"
+# ------------------------------------------------------------------------------------------------------------- records
+
+
+def components_record(found: ComponentReadings) -> ComponentsRecord:
+    """Return every kind that was read: its readings, their mean over tasks and shots, how far their orders agree."""
+    kinds = dict.fromkeys(kind for reading in found.readings for kind in reading.by_kind)
+    read: dict[str, ImportanceRecord | dict[str, float] | OverlapRecord | None] = {
+        kind: _importance_record(kind, found.readings) for kind in kinds
+    }
+    read |= {name: dict(readings.values) for name, readings in found.behavior.items()}
+    if found.behavior:
+        read["induction_overlap"] = _induction_overlap(found)
+    return ComponentsRecord.model_validate(read)
+
+
+def _importance_record(kind: str, readings: Sequence[TaskReading]) -> ImportanceRecord:
+    named = {reading.name: _first(reading.by_kind[kind]) for reading in readings}
+    return ImportanceRecord(
+        unit=next(iter(named.values())).unit,
+        readings=[
+            ReadingRecord(
+                name=reading.name,
+                task=reading.task,
+                shots=reading.shots,
+                n=reading.n,
+                of=reading.of,
+                values=dict(named[reading.name].values),
+            )
+            for reading in readings
+        ],
+        mean=dict(mean_readings(list(named.values())).values),
+        overlap=_overlap(named) if len(named) > 1 else None,
+    )
+
+
+def _first(by_metric: Mapping[str, Readings]) -> Readings:
+    return next(iter(by_metric.values()))
+
+
+def _overlap(named: Mapping[str, Readings]) -> OverlapRecord | None:
+    """Return the rank correlations of readings; None where there is but one part, which has no order."""
+    if len(_first(named).values) < 2:
+        return None
+    return OverlapRecord.model_validate(spearman_overlap(named).to_json())
+
+
+def _induction_overlap(found: ComponentReadings) -> OverlapRecord | None:
+    """Return the rank correlations of importance and behavior; None where importance was not read."""
+    heads = [_first(reading.by_kind["heads"]) for reading in found.readings if "heads" in reading.by_kind]
+    if not heads:
+        return None
+    named = {name.replace("_", " "): readings for name, readings in found.behavior.items()}
+    return _overlap({"importance": mean_readings(heads)} | named)
+
+
+def rows_record(what: str, model: str, split: str, found: ComponentReadings) -> RowsRecord:
+    """Return one reading on at most one task as rows, in the form that readings of matrices have."""
+    head: dict[str, JsonValue] = {"what": what, "model": model, "task": None, "split": split}
+    for reading in found.readings:
+        shown = f"{reading.task} ({reading.shots}-shot)" if reading.shots else reading.task
+        head |= {"task": shown, "n": reading.n, "of": reading.of}
+    overlap = {"overlap": _induction_overlap(found)} if what == "induction" else {}
+    return RowsRecord.model_validate(head | {"rows": rows(what, found)} | overlap)
+
+
+def rows(what: str, found: ComponentReadings) -> list[dict[str, JsonValue]]:
+    """Return one row for each part, of one kind of reading on at most one task."""
+    by_kind = found.readings[0].by_kind if found.readings else {}
+    if what == "induction":
+        importance = {"importance": _first(by_kind["heads"])} if by_kind else {}
+        return _columns(dict(found.behavior) | importance)
+    if what == "ffns":
+        return [
+            {"site": row["site"], "part": Site.parse(str(row["site"])).part or "block"} | row
+            for by_metric in by_kind.values()
+            for row in _columns(by_metric)
+        ]
+    values = _first(by_kind[what]).values
+    order = sorted(
+        values, key=lambda site: (-values[site], site)
+    )  # equal values in the order of their addresses
+    ranks = {site: rank for rank, site in enumerate(order, start=1)}
+    return [row | {"rank": ranks[str(row["site"])]} for row in _columns(by_kind[what])]
+
+
+def _columns(named: Mapping[str, Readings]) -> list[dict[str, JsonValue]]:
+    return [
+        {"site": site} | {name: readings.values[site] for name, readings in named.items()}
+        for site in _first(named).values
+    ]

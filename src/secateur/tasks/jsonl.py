@@ -73,18 +73,37 @@ def read_jsonl(path: Path) -> Source:
     Raises: `TaskError`, with file and line, for anything that is not as `Row` says.
     """
     refuse_other_formats(path, QUESTIONS)
-    rows: dict[str, tuple[int, Row]] = {}
-    for number, row in parse_lines(path, Row):
-        if row.id in rows:
-            raise TaskError(
-                f"{path}, line {number}: id {row.id!r} was already used in line {rows[row.id][0]}."
-            )
-        rows[row.id] = (number, row)
-    if not rows:
+    lines = [(f"line {number}", row) for number, row in parse_lines(path, Row)]
+    if not lines:
         raise TaskError(f"{path}: no examples in it.")
-    return Source(
-        path.stem, _kind(path, list(rows.values())), tuple(row.example() for _, row in rows.values())
-    )
+    kind = check_rows(lines, f"{path}, ", "lines", "files")
+    return Source(path.stem, kind, tuple(row.example() for _, row in lines))
+
+
+def check_rows(rows: Sequence[tuple[str, Row]], prefix: str, rows_word: str, whole_word: str) -> str:
+    """Return the kind of a task with these rows: "choice" where every row has choices, "generation" where none has.
+
+    Args:
+        rows: At least one; each with the words that say where it is, such as `line 3`.
+        prefix: Text before these words in a message.
+        rows_word: Several of them in a message, such as `lines`.
+        whole_word: Several tasks in a message, such as `files`.
+
+    Raises: `TaskError` for an id that is used twice, and for rows of both kinds.
+    """
+    used: dict[str, str] = {}
+    with_choices = rows[0][1].choices is not None
+    for where, row in rows:
+        if row.id in used:
+            raise TaskError(f"{prefix}{where}: id {row.id!r} was already used in {used[row.id]}.")
+        used[row.id] = where
+    for where, row in rows:
+        if (row.choices is not None) != with_choices:
+            has, others = ("no choices", "have them") if with_choices else ("choices", "have none")
+            raise TaskError(
+                f"{prefix}{where}: it has {has}, and the {rows_word} before {others}. Use two {whole_word}."
+            )
+    return "choice" if with_choices else "generation"
 
 
 def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
@@ -95,7 +114,7 @@ def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
             try:
                 yield number, model.model_validate_json(line)
             except ValidationError as error:
-                said = _explain(error, model)
+                said = explain(error, model)
                 if _goes_on(lines[number - 1 :]):
                     said = (
                         f"a JSON object over several lines. For one object a line: {writes_lines('.', path)}"
@@ -129,27 +148,20 @@ def schema_text() -> str:
     return json.dumps(Row.model_json_schema(), indent=2) + "\n"
 
 
-def _kind(path: Path, rows: list[tuple[int, Row]]) -> str:
-    with_choices = rows[0][1].choices is not None
-    for number, row in rows:
-        if (row.choices is not None) != with_choices:
-            has, others = ("no choices", "have them") if with_choices else ("choices", "have none")
-            raise TaskError(
-                f"{path}, line {number}: it has {has}, and the lines before {others}. Use two files."
-            )
-    return "choice" if with_choices else "generation"
-
-
 WANTED = {"string_type": "text", "list_type": "a list", "dict_type": "an object", "model_type": "an object"}
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem in plain words."""
+def explain(error: ValidationError, model: type[BaseModel], whole: str = "the line") -> str:
+    """Return the first problem in plain words.
+
+    Args:
+        whole: Name of what was validated.
+    """
     problem = error.errors(include_url=False)[0]
     where = "".join(f"[{part + 1}]" if isinstance(part, int) else str(part) for part in problem["loc"])
     match problem["type"]:
         case kind if kind in WANTED:
-            what, value = repr(where) if where else "the line", problem["input"]
+            what, value = repr(where) if where else whole, problem["input"]
             number = where == "answer" and isinstance(value, int)
             more = "; of a choice write the text, not the number" if number else ""
             return f"{what} is {_named(value)}, and {WANTED[kind]} is wanted{more}."

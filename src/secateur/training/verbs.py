@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from secateur.checkpoint.folder import Folder
+from secateur.core import config
 from secateur.core.distributed import world
 from secateur.core.ledger import check_ledger
 from secateur.core.machine import check_device
 from secateur.core.origin import origin_of
 from secateur.core.progress import Progress, silent
 from secateur.errors import ModelError, TrainingError, UnknownName
+from secateur.given import OneTask, Tasks, task_word, task_words
 from secateur.hf.size import Size
 from secateur.inputs import inputs, inputs_of, kept_of
+from secateur.keywords import TrainingOptions
+from secateur.options import Options
+from secateur.signatures import verb
 from secateur.training.heal_options import Healing, Teacher, check_stage
 from secateur.training.recipe import Recipe
-from secateur.training.tuning import Tuning, names_of, options_of, splits_of
+from secateur.training.tuning import OF_TASK, Tuning, names_of, options_of, splits_of
 
 if TYPE_CHECKING:
     from secateur.training.state import Tuned
 
+READ = tuple(one for one in config.options_of(Options) if one.name in OF_TASK)
 
+
+@verb(READ)
 def finetune(
-    model: str,
-    task: str,
+    model: str | Path,
+    task: OneTask,
     out: str | Path,
     *,
     split: str | tuple[str, ...] = "probe",
@@ -43,7 +51,7 @@ def finetune(
     lora: int | None = None,
     lora_alpha: float | None = None,
     lora_targets: str | Sequence[str] = "all",
-    **options: Any,
+    **options: Unpack[TrainingOptions],
 ) -> Tuned:
     """Train all parameters of `model` on the answers of `task`, in float32, and write it to `out` in its own dtype.
 
@@ -56,23 +64,24 @@ def finetune(
     tuning = Tuning(
         splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16, *adapters
     )
-    chosen = options_of(model, task, options)
+    chosen = options_of(str(model), task_word(task), _tested(options))
     folder = Folder.at(out, reads=inputs_of(chosen), keeps=kept_of(chosen))
     from secateur.training.finetune import finetune
 
     return finetune(chosen, tuning, folder, overwrite=overwrite, progress=progress)
 
 
+@verb(READ)
 def heal(
     cut: str | Path,
-    task: str,
+    task: OneTask,
     out: str | Path,
     *,
     teacher: str | None = None,
     stage: str = "both",
     temperature: float = 1.0,
     hidden: float = 1.0,
-    side: Sequence[str] = (),
+    side: Tasks = (),
     ledger: str | Path | None = None,
     split: str | tuple[str, ...] = "probe",
     overwrite: bool = False,
@@ -87,7 +96,7 @@ def heal(
     lora: int | None = None,
     lora_alpha: float | None = None,
     lora_targets: str | Sequence[str] = "all",
-    **options: Any,
+    **options: Unpack[TrainingOptions],
 ) -> Tuned:
     """Distill into `cut`, a folder that `prune` or `apply` wrote, what its original computes on `task`.
 
@@ -102,9 +111,11 @@ def heal(
     tuning = Tuning(
         splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16, *adapters
     )
-    healing = Healing(stage, temperature, hidden, tuple(side), None if ledger is None else str(ledger))
+    healing = Healing(
+        stage, temperature, hidden, tuple(task_words(side)), None if ledger is None else str(ledger)
+    )
     check_stage(healing, tuning)
-    chosen = replace(options_of(str(cut), task, options), side=healing.side)
+    chosen = replace(options_of(str(cut), task_word(task), _tested(options)), side=healing.side)
     reads = inputs_of(chosen)
     taught_by = Teacher(
         origin_of(Path(cut), TrainingError, "Give a folder that prune or apply wrote."), teacher
@@ -117,6 +128,14 @@ def heal(
     return heal(chosen, tuning, healing, taught_by, folder, overwrite=overwrite, progress=progress)
 
 
+def _tested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the task of the test split as a word. Raises: `TaskError` for what is no task."""
+    given = dict(options)
+    if given.get("test_task") is not None:
+        given["test_task"] = task_word(given["test_task"])
+    return given
+
+
 def _place_of(teacher: Teacher) -> list[Path]:
     """Raises `ModelError` where it is no longer where it was."""
     try:
@@ -127,6 +146,7 @@ def _place_of(teacher: Teacher) -> list[Path]:
         ) from error
 
 
+@verb()
 def train(
     text: str,
     tokenizer: str,
@@ -146,17 +166,23 @@ def train(
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress = silent,
-    **size: Any,
+    layers: int = 4,
+    d_model: int = 128,
+    heads: int = 4,
+    kv_heads: int | None = None,
+    d_ff: int | None = None,
+    context: int = 512,
 ) -> Tuned:
     """Train a Mistral with random weights on a text file and write it to `out`, and to `out/step-N` after N steps.
 
-    `text` is FILE or text:FILE (.txt, or .jsonl with one document a line); `tokenizer` a folder that has one; `size`
-    gives layers, d_model, heads, kv_heads, d_ff and context. `regulariser` is none, cosine or mse, as
+    `text` is FILE or text:FILE (.txt, or .jsonl with one document a line); `tokenizer` a folder that has one; layers,
+    d_model, heads, kv_heads, d_ff and context are the shapes, see `Size`. `regulariser` is none, cosine or mse, as
     `LinearityRegulariser`. Resumes as `finetune`. Source of the recipe: Razzhigaev et al. 2024 (arXiv 2405.12250).
     Raises any `SecateurError`; then `out` is untouched.
     """
     file, chosen = text.removeprefix("text:"), tuple(sorted(set(save_steps)))
-    recipe = Recipe(file, tokenizer, Size(**size), steps, chosen, regulariser, weight, seqlen, seed)
+    size = Size(layers, d_model, heads, kv_heads, d_ff, context)
+    recipe = Recipe(file, tokenizer, size, steps, chosen, regulariser, weight, seqlen, seed)
     tuning = Tuning(("select",), 1, lr, batch_size, weight_decay, warmup, steps, bf16)
     check_device(device)
     if world() > 1:

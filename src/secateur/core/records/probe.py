@@ -1,6 +1,8 @@
-"""Types of probe.json."""
+"""Types of probe.json, and of what `secateur probe` prints."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from pydantic import Field, JsonValue
 
@@ -8,28 +10,30 @@ from secateur.core.records.record import Number, Record
 
 
 class OverlapRecord(Record):
-    """Overlap."""
+    """How far several readings agree on the order of the same sites."""
 
     names: list[str] = Field(description="what is compared")
-    rho: list[list[JsonValue]] = Field(
+    rho: list[list[float | None]] = Field(
         description="Spearman's rank correlation of every pair; null where one of them is the same everywhere"
     )
     n: int = Field(description="sites")
 
 
 class ReadingRecord(Record):
-    """Reading."""
+    """The importance of every part, read on one task at one number of shots."""
 
     name: str = Field(description="such as `hellaswag, 0-shot`")
     task: str = Field(description="its task")
     shots: int = Field(description="solved examples before every prompt")
     n: int = Field(description="examples read")
-    of: int = Field(description="examples of the split; more than `n` where some did not fit the context")
+    of: int | None = Field(
+        None, description="examples of the split; more than `n` where some did not fit the context"
+    )
     values: dict[str, Number] = Field(description="by site")
 
 
 class ImportanceRecord(Record):
-    """Importance."""
+    """The importance of all parts of one kind."""
 
     unit: str = Field(description="`nats/token` or `share`")
     readings: list[ReadingRecord] = Field(description="one for each task and number of shots")
@@ -40,7 +44,7 @@ class ImportanceRecord(Record):
 
 
 class ComponentsRecord(Record):
-    """`OUT/probe.json` of `secateur probe` has the same. Sites are addresses as in plan.json: `b3.attn.h2` a head, `b3.mlp` a feed-forward network, `b3.mlp.n7` a neuron, `b3.attn` an attention, `b3` a block. What was not read is left out."""
+    """Importance and behavior of a model's parts. Sites are addresses as in plan.json: `b3.attn.h2` a head, `b3.mlp` a feed-forward network, `b3.mlp.n7` a neuron, `b3.attn` an attention, `b3` a block. What was not read is left out."""
 
     heads: ImportanceRecord | None = Field(
         None,
@@ -63,9 +67,58 @@ class ComponentsRecord(Record):
         description="correlation of importance, prefix matching and copying; null where importance was not read (only: behavior read)",
     )
 
+    @property
+    def kinds(self) -> Mapping[str, ImportanceRecord]:
+        """Return the kinds of parts whose importance was read, by name."""
+        found = {
+            "heads": self.heads,
+            "ffns": self.ffns,
+            "attentions": self.attentions,
+            "blocks": self.blocks,
+            "neurons": self.neurons,
+        }
+        return {name: importance for name, importance in found.items() if importance is not None}
+
+
+class ProbeRecord(Record):
+    """The content of `OUT/probe.json` of `secateur probe`; printed where several things were read, or one of them on several tasks."""
+
+    what: list[str] = Field(description="what was asked for: `heads`, `ffns`, `neurons`, `induction`")
+    model: str = Field(description="MODEL as it was given")
+    split: str | None = Field(None, description="`probe` or `select`")
+    tasks: list[str] = Field(description="names of the tasks; empty where none was given")
+    shots: list[int] | None = Field(None, description="numbers of solved examples before every prompt")
+    components: ComponentsRecord = Field(description="what was read")
+    layers: list[int] | None = Field(
+        None, description="`--layers` as first and last + 1; null: all (only: in probe.json)"
+    )
+    versions: dict[str, str] | None = Field(None, description="as in the verdict (only: in probe.json)")
+    written: list[str] | None = Field(None, description="the files (only: printed, with `-o`)")
+
+
+class RowsRecord(Record):
+    """What `secateur probe` prints of one reading on at most one task."""
+
+    what: str = Field(description="what was asked for")
+    model: str = Field(description="MODEL as it was given")
+    task: str | None = Field(description="name of the task, with its shots; null where none was given")
+    split: str = Field(description="`probe` or `select`")
+    n: int | None = Field(None, description="examples read (only: parts of a model, on a task)")
+    of: int | None = Field(
+        None,
+        description="examples of the split; more than `n` where some did not fit the context (only: as above)",
+    )
+    rows: list[dict[str, JsonValue]] = Field(
+        description="one for each site, edit or curve; keys by what was read"
+    )
+    overlap: OverlapRecord | None = Field(
+        None, description="as `induction_overlap` of Components (only: induction)"
+    )
+    written: list[str] | None = Field(None, description="the files (only: with `-o`)")
+
 
 class OutlierPosition(Record):
-    """Position."""
+    """A position in the sequences, and how many of its tokens are outliers."""
 
     position: int = Field(description="in its sequence, from 0")
     count: int = Field(description="outlier tokens there")
@@ -73,7 +126,7 @@ class OutlierPosition(Record):
 
 
 class OutlierToken(Record):
-    """Named."""
+    """A token of the vocabulary, and how often it is an outlier."""
 
     id: int = Field(description="of the token")
     text: str = Field(description="the token as text")
@@ -82,7 +135,7 @@ class OutlierToken(Record):
 
 
 class OutliersRecord(Record):
-    """Tokens whose norm in what enters, leaves or (of a block) is added is above `outlier_norm` times the median."""
+    """Outlier tokens of one place: the norm of what enters, leaves or (of a block) is added is above `outlier_norm` times the median."""
 
     count: int = Field(description="how many")
     largest: Number = Field(description="the largest norm, in median norms")
@@ -94,7 +147,7 @@ class OutliersRecord(Record):
 
 
 class TransitionWithoutOutliers(Record):
-    """The keys of Transition that depend on the tokens, over all but the outliers."""
+    """Scores of a place over all tokens but the outliers: the keys of Transition that depend on the tokens."""
 
     stream: list[Number] | None = Field(description="as above")
     added: list[Number] | None = Field(description="as above")
@@ -110,7 +163,7 @@ class TransitionWithoutOutliers(Record):
 
 
 class TransitionRecord(Record):
-    """Of one place; what was read over all tokens, and where outlier tokens pass the same without them."""
+    """Scores of one place over all tokens, and without its outlier tokens where there are any."""
 
     site: str = Field(
         description="`b3`, `enc.b3`, `dec.b3`, a part: `b3.attn`, `b3.mlp`, `dec.b3.cross`, a head: `dec.b3.cross.h7`, or a matrix: `b3.q`, `dec.b3.cross.q`"
@@ -148,14 +201,14 @@ class TransitionRecord(Record):
 
 
 class CloudWithoutOutliers(Record):
-    """Rest."""
+    """The shape of what leaves the last block, without outlier tokens."""
 
     anisotropy: Number = Field(description="without outlier tokens")
     intrinsic_dimension: float | None = Field(description="likewise")
 
 
 class CloudRecord(Record):
-    """Cloud."""
+    """The shape of what leaves the last block."""
 
     anisotropy: Number = Field(description="as in Transition")
     intrinsic_dimension: float | None = Field(description="likewise")
@@ -164,7 +217,7 @@ class CloudRecord(Record):
 
 
 class ProfileRecord(Record):
-    """Profile."""
+    """What was read of one model: every block, and its parts where they were read."""
 
     name: str = Field(description="MODEL, or MODEL@REVISION")
     revision: str | None = Field(description="commit on the hub; null for a folder")
@@ -184,7 +237,7 @@ class ProfileRecord(Record):
 
 
 class LinearityRecord(Record):
-    """What `secateur probe --what linearity` gives; `OUT/probe.json` is the same."""
+    """The result of `secateur probe --what linearity`; `OUT/probe.json` is the same."""
 
     what: str = Field(description="`linearity`")
     model: str = Field(description="MODEL as it was given")

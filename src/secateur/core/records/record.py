@@ -37,7 +37,9 @@ class Record(BaseModel):
         return finite(self.model_dump(exclude_unset=True))
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], place: Path | str, error: type[SecateurError], mend: str) -> Self:
+    def from_json(
+        cls, values: Mapping[str, Any], place: Path | str, error: type[SecateurError], mend: str
+    ) -> Self:
         """Return the record that `values`, read from `place`, are.
 
         Raises: `error` where a key is missing or of another type; the message names it and ends with `mend`.

@@ -25,7 +25,7 @@ from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.linalg.directions import Directions, directions
 from secateur.linalg.directions import pieces as pieces_of
-from secateur.linalg.moments import Moments
+from secateur.linalg.least_squares import Moments
 from secateur.methods.directions.records import EffectsRecord
 from secateur.probes.gradient_hooks import read_taps
 from secateur.probes.residual_stream import real_tokens

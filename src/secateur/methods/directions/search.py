@@ -43,7 +43,7 @@ from secateur.methods.directions.records import (
     DirectionWords,
     MatrixDirections,
 )
-from secateur.methods.method import CountingJudge, Proposal, choice_record, taken
+from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.methods.removal import goal_of
 from secateur.options import matrices_of
 from secateur.records import measured
@@ -110,7 +110,7 @@ def run(session: Session, judge: Judge, readings: DirectionReadings) -> Proposal
         rounds=len(trace.chosen),
     )
     if trace.choice is not None:
-        outcome = outcome.model_copy(update={"choice": choice_record(trace.choice)})
+        outcome = outcome.model_copy(update={"choice": trace.choice.record()})
         best = trace.choice.best if trace.choice.better and not trace.choice.shown else trace.plan
     analysis = DirectionsAnalysis(base=BaseRecord(**measured(base)), directions=record)
     tried, evaluations = search.judge.tried, search.judge.evaluations
@@ -263,7 +263,7 @@ def _round(search: _Search, trace: SearchTrace, number: int, examples: Sequence[
     judged = search.judge([base, raced.winner], examples, "choose")
     tried = {
         plan: SearchStep(
-            number, pool.name, count, pool.predicted(count), plan, raced.standing[plan], judged[base]
+            number, pool.name, count, pool.predicted(count), plan, raced.outcomes[plan], judged[base]
         )
         for plan, (pool, count) in proposed.items()
     }

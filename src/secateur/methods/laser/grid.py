@@ -94,12 +94,12 @@ def promising(raced: Race, base: Plan, objective: Objective, most: int) -> list[
     """
 
     def success(edit: Truncate) -> tuple[int, tuple[float, float]]:
-        rows = raced.standing[base + edit]
+        rows = raced.outcomes[base + edit]
         return len(rows), objective.key(rows)
 
     best: dict[Site, Truncate] = {}
-    for plan, rows in raced.standing.items():
-        before = raced.standing[base][: len(rows)]
+    for plan, rows in raced.outcomes.items():
+        before = raced.outcomes[base][: len(rows)]
         if objective.key(rows[: len(before)]) >= objective.key(before):
             for edit in plan.truncated:
                 best[edit.matrix] = max(edit, best.get(edit.matrix, edit), key=success)

@@ -29,7 +29,7 @@ from secateur.methods.laser.records import (
     TailRecord,
     TruncationRecord,
 )
-from secateur.methods.method import CountingJudge, Proposal, choice_record, taken
+from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.options import Options, matrices_of
 from secateur.records import measured
 from secateur.search.race import Judge, Race, choose, race
@@ -99,11 +99,11 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
         method="laser",
         exhaustive=config.exhaustive,
         proposed=len(proposed),
-        screened_out=len(proposed) + 1 - len(raced.standing),
+        screened_out=len(proposed) + 1 - len(raced.outcomes),
         raced_out=len(raced.dropped_after),
         rungs=raced.rungs,
         composed=len(plan.edits) > 1,
-        choice=choice_record(choice),
+        choice=choice.record(),
     )
     best = choice.best if choice.better else None
     return Proposal(plan, counting.tried, counting.evaluations, search, analysis, best=best)
@@ -125,15 +125,15 @@ def _analysis(
     before = judge([base], select, "judge")[base]
     shown = plan.truncated
     if not shown:
-        cuts = [cut for cut in raced.standing if cut.edits]
-        nearest = max(cuts, key=lambda cut: (len(raced.standing[cut]), goal.key(raced.standing[cut])))
+        cuts = [cut for cut in raced.outcomes if cut.edits]
+        nearest = max(cuts, key=lambda cut: (len(raced.outcomes[cut]), goal.key(raced.outcomes[cut])))
         shown = nearest.truncated
     shapes = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
     points = [base + edit for edit in grid(shapes, config.fractions, config.small_ranks)]
     some = select[:SHOWN_EXAMPLES]
     analysis = LaserAnalysis(
         base=BaseRecord(**measured(before)),
-        sweep=sweep_records(raced.standing, ranks, len(select)),
+        sweep=sweep_records(raced.outcomes, ranks, len(select)),
         curves=curve_records(judge([base, *points], some, "curves"), ranks),
         spectrum={
             str(edit.matrix): SpectrumRecord(values=readings.spectrum(edit.matrix), kept=edit.rank)
@@ -158,19 +158,19 @@ def _truncation_record(edit: Truncate, full_rank: int) -> TruncationRecord:
 
 
 def sweep_records(
-    standing: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int], num_examples: int
+    outcomes: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int], num_examples: int
 ) -> list[SweptTruncation]:
     """Return a record of every truncation that raced, by block, matrix and rank.
 
     Args:
-        standing: OUTCOME rows of plans with one edit, fewer than `num_examples` of those that left the race early.
+        outcomes: OUTCOME rows of plans with one edit, fewer than `num_examples` of those that left the race early.
     """
     records = []
-    for plan, outcomes in standing.items():
+    for plan, rows in outcomes.items():
         for edit in plan.truncated:
             truncation = _truncation_record(edit, full_ranks[edit.matrix]).model_dump()
-            complete = len(outcomes) == num_examples
-            records.append(SweptTruncation(**truncation, **measured(outcomes), complete=complete))
+            complete = len(rows) == num_examples
+            records.append(SweptTruncation(**truncation, **measured(rows), complete=complete))
     return sorted(records, key=lambda record: (record.block, record.matrix, record.rank))
 
 
