@@ -224,12 +224,12 @@ def load(
 def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     """Write `report.html` of what `prune` or `heal` left again, from its records; of a healed cut with others (`also`)
     on its curves over depth."""
-    from secateur.reporting import write_run_report
+    from secateur.reporting import write_report
 
     folder = Path(folder)
     mend = "Write it again with `secateur prune` or `heal`."
     with as_written(folder, OutputError, mend):
-        return write_run_report(folder, folder / "report.html", also)
+        return write_report(folder, folder / "report.html", also)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluate

@@ -48,7 +48,7 @@ from secateur.records import (
     paraphrase_record,
     versions,
 )
-from secateur.reporting import write_run_report
+from secateur.reporting import write_report
 from secateur.session import Session
 from secateur.side_tasks import side_effects
 from secateur.surgery.shape import ranks_left, shape_of
@@ -259,7 +259,7 @@ def _write_records(
     write_json(staging / "analysis.json", analysis)
     write_text(staging / "README.md", model_card(verdict, held))
     with writing(staging):
-        write_run_report(staging, staging / "report.html")
+        write_report(staging, staging / "report.html")
 
 
 # --------------------------------------------------------------------------------------------------------- analyses

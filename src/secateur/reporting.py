@@ -1,23 +1,94 @@
-"""The report of a finished run: its records, with the sections of the method that searched. Imports no torch."""
+"""The report of a finished run: its three records, with the sections of the method that searched. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from secateur.core.finite import finite
 from secateur.core.records.analysis import AnalysisRecord
+from secateur.core.records.plan import PlanRecord
+from secateur.core.records.probe import ComponentsRecord
 from secateur.core.records.verdict import VerdictRecord
+from secateur.core.writing import write_text
+from secateur.errors import SecateurError
 from secateur.methods.registry import methods
+from secateur.probing.component_sections import component_sections
 from secateur.report.frame import PageSection
-from secateur.report.write import write_report
+from secateur.report.pruned_units import dropped
+from secateur.report.run_page import run_page
+from secateur.report.sections import old_sections, tried
+from secateur.report.write import AGAIN, Json, check_folder, read_record, write_heal_report
+
+VERSION = 1
+REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
 
 
-def write_run_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Write the page of what `folder` holds; the arguments are those of `report.write_report`."""
-    return write_report(folder, out_html, also, sections_of=method_sections)
+def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
+    """Write the page of what a folder holds.
+
+    Args:
+        folder: Has `heal.json`, or `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
+        also: Folders of other healed cuts, for the curves of a healed one.
+
+    Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
+    cannot be written.
+    """
+    folder, out = Path(folder), Path(out_html)
+    check_folder(folder)
+    if (folder / "heal.json").exists():
+        others = [read_record(Path(other) / "heal.json") for other in also]
+        return write_heal_report(read_record(folder / "heal.json"), out, others)
+    if also:
+        raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
+    verdict, plan = read_record(folder / "verdict.json"), read_record(folder / "plan.json")
+    analysis = read_record(folder / "analysis.json") if (folder / "analysis.json").exists() else {}
+    write_text(out, render(verdict, plan, analysis), "folder")
+    return out
+
+
+def render(verdict: Json, plan: Json, analysis: Json) -> str:
+    """Return the page of a run, from the content of its three files; it loads nothing from anywhere.
+
+    Blocks of `analysis` that are absent or empty leave their section out.
+
+    Raises: `SecateurError` where the records are of another version or do not belong together.
+    """
+    _check(verdict, plan)
+    run = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
+    analyses = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
+    old, figures = old_sections(finite(verdict), finite(plan), finite(analysis))
+    return run_page(
+        run,
+        PlanRecord.from_values(plan, "plan.json", SecateurError, AGAIN),
+        analyses,
+        [*method_sections(run, analyses), *old],
+        tried(verdict, analysis),
+        figures,
+    )
 
 
 def method_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
     """Return the sections of the method of a run; none where its package is not installed here."""
     method = methods().get(verdict.search.method)
-    return () if method is None else method.sections(verdict, analysis)
+    sections = [] if method is None else list(method.sections(verdict, analysis))
+    if not sections and analysis.extra_keys.get("components"):
+        read = ComponentsRecord.from_values(
+            analysis.extra_keys["components"], "analysis.json", SecateurError, AGAIN
+        )
+        sections = component_sections(read, dropped(verdict))
+    return sections
+
+
+def _check(verdict: Json, plan: Json) -> None:
+    version = verdict.get("version")
+    if version != VERSION:
+        raise SecateurError(f"a verdict of version {version!r}; this secateur reads version {VERSION}.")
+    missing = [name for name in REQUIRED if verdict.get(name) is None]
+    if missing:
+        raise SecateurError(f"verdict.json lacks {', '.join(missing)}. {AGAIN}")
+    of_plan, of_verdict = plan.get("model"), (verdict.get("model") or {}).get("fingerprint")
+    if of_plan and of_verdict and of_plan != of_verdict:
+        raise SecateurError(
+            f"plan.json is for model {of_plan}, verdict.json for {of_verdict}: they are not of one run."
+        )

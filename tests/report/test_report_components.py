@@ -10,18 +10,19 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from fixtures import data_components, data_report
+from secateur.report.grids import ranks
+from secateur.report.neurons import cumulated
 from test_report import Page, strings
 
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
 from secateur.errors import OutputError, SecateurError
-from secateur.report import render, render_probe, write_probe_report, write_report
+from secateur.probing.report import render_probe, write_probe_report
 from secateur.report.chart import SEQUENTIAL
 from secateur.report.gains import size
-from secateur.report.grids import ranks
-from secateur.report.neurons import cumulated
 from secateur.report.orders import spread
 from secateur.report.pruned_units import Dropped, dropped, runs
+from secateur.reporting import render, write_report
 
 RECORDS = {
     name: getattr(data_components, name) for name in ("heads", "grouped", "components", "ffns", "hostile")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+
 from secateur.core.site import Site
-from secateur.report.components import importance, induction, neurons, parts
 from secateur.report.cuts import Tried
 from secateur.report.depth import SECTIONS as DEPTH
 from secateur.report.frame import Figures, Record, Section
@@ -11,7 +11,7 @@ from secateur.report.pruned_units import site_of
 from secateur.report.pruning import pruning
 
 
-def method_sections(verdict: Record, plan: Record, analysis: Record) -> tuple[list[str], Figures]:
+def old_sections(verdict: Record, plan: Record, analysis: Record) -> tuple[list[str], Figures]:
     """Return the sections that only some methods have, as HTML, and their figures by id."""
     figures: Figures = {}
     return [build(verdict, plan, analysis, figures) for build in SECTIONS], figures
@@ -36,8 +36,4 @@ def tried(verdict: Record, analysis: Record) -> Tried:
 SECTIONS: tuple[Section, ...] = (
     pruning,
     *DEPTH,
-    importance,
-    parts,
-    neurons,
-    induction,
 )

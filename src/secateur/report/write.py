@@ -1,80 +1,42 @@
-"""Report files: the records of a run, a probe or a healed cut in, one self-contained HTML page out. No torch."""
+"""Report files: JSON in, one self-contained HTML page out. No torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.core.finite import finite
 from secateur.core.reading import read_json
-from secateur.core.records.analysis import AnalysisRecord
-from secateur.core.records.plan import PlanRecord
-from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
-from secateur.report import tables
-from secateur.report.components import importance, induction, neurons, parts, probe_hero
-from secateur.report.frame import PageSection
 from secateur.report.healing import healing_page
-from secateur.report.linearity import linearity_page
 from secateur.report.page import assemble
-from secateur.report.run_page import run_page
-from secateur.report.sections import method_sections, tried
 
-VERSION = 1
-REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
 AGAIN = "Write it again with `secateur prune`."
 
 Json = Mapping[str, Any]
 
 
-SectionsOf = Callable[[VerdictRecord, AnalysisRecord], Sequence[PageSection]]
+def check_folder(folder: Path) -> None:
+    """Raise `SecateurError` where there is no such folder."""
+    if not os.path.isdir(folder):
+        raise SecateurError(
+            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
+        )
 
 
-def no_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
-    """Return no section: the method of the run has nothing of its own to show."""
-    return ()
-
-
-def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf = no_sections) -> str:
-    """Return the page of a run, from the content of its three files; it loads nothing from anywhere.
-
-    Blocks of `analysis` that are absent or empty leave their section out.
-
-    Args:
-        sections_of: Gives the sections that only the method of the run has.
-
-    Raises: `SecateurError` where the records are of another version or do not belong together.
-    """
-    _check(verdict, plan)
-    sections, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
-    told = VerdictRecord.from_json(verdict, "verdict.json", SecateurError, AGAIN)
-    analyzed = AnalysisRecord.from_json(analysis, "analysis.json", SecateurError, AGAIN)
-    return run_page(
-        told,
-        PlanRecord.from_json(plan, "plan.json", SecateurError, AGAIN),
-        analyzed,
-        [*sections_of(told, analyzed), *sections],
-        tried(verdict, analysis),
-        figures,
-    )
-
-
-def render_probe(record: Json) -> str:
-    """One self-contained HTML page from `probe.json`: what the components of a model are worth, and what they do.
-
-    Raises: `SecateurError` where the record holds no reading.
-    """
-    record, figures = finite(record), {}
-    if record.get("what") == "linearity":
-        return assemble(f"linearity: {record['model']}", linearity_page(record, figures), figures)
-    found = [build({}, {}, record, figures) for build in (importance, parts, neurons, induction)]
-    if not any(found):
-        raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
-    sections = [probe_hero(record), *found, f"<footer>{tables.probe_provenance(record)}</footer>"]
-    return assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises: `SecateurError` where there is none."""
+    if not os.path.exists(path):
+        raise SecateurError(
+            f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
+        )
+    content = read_json(path, SecateurError, AGAIN)
+    if not isinstance(content, dict):
+        raise SecateurError(f"{path} holds no record but {content!r:.40}. {AGAIN}")
+    return content
 
 
 def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
@@ -94,80 +56,10 @@ def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
     return assemble(f"healed: {record['cut']['name']}", sections, figures)
 
 
-def write_report(
-    folder: str | Path,
-    out_html: str | Path,
-    also: Sequence[str | Path] = (),
-    *,
-    sections_of: SectionsOf = no_sections,
-) -> Path:
-    """Write the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
-    `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
-
-    Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
-    cannot be written.
-    """
-    folder, out = Path(folder), Path(out_html)
-    if not os.path.isdir(folder):
-        raise SecateurError(
-            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
-        )
-    if (folder / "heal.json").exists():
-        others = [_read(Path(other) / "heal.json") for other in also]
-        return write_heal_report(_read(folder / "heal.json"), out, others)
-    if also:
-        raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
-    has_analysis = (folder / "analysis.json").exists()
-    analysis = _read(folder / "analysis.json") if has_analysis else {}
-    page = render(
-        _read(folder / "verdict.json"), _read(folder / "plan.json"), analysis, sections_of=sections_of
-    )
-    return _written(page, out)
-
-
 def write_heal_report(record: Json, path: str | Path, also: Sequence[Json] = ()) -> Path:
-    """Writes the page of a healed cut.
+    """Write the page of a healed cut.
 
     Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
     """
-    return _written(render_heal(record, also), Path(path))
-
-
-def write_probe_report(record: Json, path: str | Path) -> Path:
-    """Writes the page of a probe's record.
-
-    Raises: `SecateurError` for a record without a reading, `OutputError` for a page that cannot be written.
-    """
-    return _written(render_probe(record), Path(path))
-
-
-def _written(page: str, out: Path) -> Path:
-    write_text(out, page, "folder")
-    return out
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not os.path.exists(path):
-        raise SecateurError(
-            f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
-        )
-    found = read_json(path, SecateurError, "Write it again with `secateur prune`.")
-    if not isinstance(found, dict):
-        raise SecateurError(
-            f"{path} holds no record but {found!r:.40}. Write it again with `secateur prune`."
-        )
-    return found
-
-
-def _check(verdict: Json, plan: Json) -> None:
-    found = verdict.get("version")
-    if found != VERSION:
-        raise SecateurError(f"a verdict of version {found!r}; this secateur reads version {VERSION}.")
-    missing = [name for name in REQUIRED if verdict.get(name) is None]
-    if missing:
-        raise SecateurError(f"verdict.json lacks {', '.join(missing)}. Write it again with `secateur prune`.")
-    of_plan, of_verdict = plan.get("model"), (verdict.get("model") or {}).get("fingerprint")
-    if of_plan and of_verdict and of_plan != of_verdict:
-        raise SecateurError(
-            f"plan.json is for model {of_plan}, verdict.json for {of_verdict}: they are not of one run."
-        )
+    write_text(Path(path), render_heal(record, also), "folder")
+    return Path(path)

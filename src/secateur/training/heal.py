@@ -24,7 +24,7 @@ from secateur.core.writing import writing
 from secateur.hf.load import Loaded
 from secateur.hf.running import check_runs
 from secateur.options import Options
-from secateur.report import write_heal_report
+from secateur.report.write import write_heal_report
 from secateur.session import Session, early_session, read_model, ready_session
 from secateur.tasks.splits import PROOF, TRAINING
 from secateur.training.depths import Depth, depths
