@@ -26,7 +26,7 @@ from secateur.report.markup import change, embedded_json, finite, interval, numb
 from secateur.report.page import assemble
 from secateur.reporting import render, write_report
 
-RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile")}
+RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile", "foreign")}
 
 
 class Page(HTMLParser):

@@ -392,14 +392,12 @@ def test_a_mixed_plan_is_told_kind_by_kind(html):
 
 def test_a_removal_frames_no_cell_of_a_sweep(pages):
     """Even where a truncation of the same matrix to the rank that is left was tried."""
-    verdict, plan, analysis = data_directions.mixed()
+    verdict, _, analysis = data_directions.mixed()
     rows = {(row["site"], row["rank"]) for row in analysis["sweep"]}
     verdict["cut"][0] |= {"rank": next(rank for site, rank in sorted(rows) if site == "b0.down")}
-    frames = [
-        shape
-        for figure in figures(Page(render(verdict, plan, analysis)), "sweep")
-        for shape in figure["layout"]["shapes"]
-    ]
+    records = VerdictRecord.model_validate(verdict), AnalysisRecord.model_validate(analysis)
+    page = assemble("", method_named("laser").sections(*records))
+    frames = [shape for figure in figures(Page(page), "sweep") for shape in figure["layout"]["shapes"]]
     assert len(frames) == sum((item["site"], item.get("rank")) in rows for item in verdict["cut"][4:5])
 
 

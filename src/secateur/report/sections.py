@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from secateur.core.site import Site
 from secateur.report.cuts import Tried
 from secateur.report.depth import SECTIONS as DEPTH
