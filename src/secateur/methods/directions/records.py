@@ -12,7 +12,7 @@ Tokens = list[tuple[str, float]]  # tokens with their logits
 
 
 class DirectionsSearchRecord(Record):
-    """How the search went: `search` in verdict.json."""
+    """The course of the search: `search` in verdict.json."""
 
     method: str = Field(description="`directions`")
     protocol: str = Field(description="`search`, `removal`, `threshold` or `paper`")
@@ -114,7 +114,7 @@ class DirectionsRecord(Record):
 
 
 class DirectionsAnalysis(Record):
-    """What the report shows of the search: a part of analysis.json."""
+    """The part of analysis.json that the report shows."""
 
     base: BaseRecord | None = Field(default=None, description="the original on `select`")
     directions: DirectionsRecord | None = Field(

@@ -1,4 +1,4 @@
-"""What LASER reads of a model: the predicted effects of truncations, spectra, and what some components alone answer."""
+"""Readings of a model for LASER: predicted effects of truncations, spectra, and answers of some components alone."""
 
 from __future__ import annotations
 

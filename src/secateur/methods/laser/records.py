@@ -73,7 +73,7 @@ class TailRecord(Record):
 
 
 class LaserAnalysis(Record):
-    """What the report shows of the search: a part of analysis.json. A part that is missing leaves its section out."""
+    """The part of analysis.json that the report shows. A key that is missing leaves its section out."""
 
     base: BaseRecord | None = Field(default=None, description="the original on `select`")
     sweep: list[SweptTruncation] = Field(
@@ -96,7 +96,7 @@ class LaserAnalysis(Record):
 
 
 class LaserSearchRecord(Record):
-    """How the search went: `search` in verdict.json."""
+    """The course of the search: `search` in verdict.json."""
 
     method: str = Field(description="`laser`")
     exhaustive: bool = Field(description="no screen, no race")
