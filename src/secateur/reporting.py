@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from secateur.core.finite import finite
+from secateur.core.reading import read_json
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.probe import ComponentsRecord
@@ -18,33 +21,44 @@ from secateur.report.frame import PageSection
 from secateur.report.pruned_units import dropped
 from secateur.report.run_page import run_page
 from secateur.report.sections import old_sections, tried
-from secateur.report.write import AGAIN, Json, check_folder, read_record, write_heal_report
 
 VERSION = 1
+AGAIN = "Write it again with `secateur prune`."
 REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
 
+Json = Mapping[str, Any]
 
-def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Write the page of what a folder holds.
 
-    Args:
-        folder: Has `heal.json`, or `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
-        also: Folders of other healed cuts, for the curves of a healed one.
+def write_run_report(folder: str | Path, out_html: str | Path) -> Path:
+    """Write the page of a run: of `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
 
-    Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
-    cannot be written.
+    Raises: `SecateurError` for records that are missing or broken, `OutputError` for a page that cannot be written.
     """
     folder, out = Path(folder), Path(out_html)
     check_folder(folder)
-    if (folder / "heal.json").exists():
-        others = [read_record(Path(other) / "heal.json") for other in also]
-        return write_heal_report(read_record(folder / "heal.json"), out, others)
-    if also:
-        raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
-    verdict, plan = read_record(folder / "verdict.json"), read_record(folder / "plan.json")
-    analysis = read_record(folder / "analysis.json") if (folder / "analysis.json").exists() else {}
+    verdict, plan = _read_object(folder / "verdict.json"), _read_object(folder / "plan.json")
+    analysis = _read_object(folder / "analysis.json") if (folder / "analysis.json").exists() else {}
     write_text(out, render(verdict, plan, analysis), "folder")
     return out
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `SecateurError` where there is no such folder."""
+    if not os.path.isdir(folder):
+        raise SecateurError(
+            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not os.path.exists(path):
+        raise SecateurError(
+            f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
+        )
+    content = read_json(path, SecateurError, AGAIN)
+    if not isinstance(content, dict):
+        raise SecateurError(f"{path} holds no record but {content!r:.40}. {AGAIN}")
+    return content
 
 
 def render(verdict: Json, plan: Json, analysis: Json) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from secateur.core.records.analysis import ChangedExample
 from secateur.core.records.plan import PlanRecord
@@ -106,26 +105,8 @@ def probe_provenance(
     return folded_facts(facts)
 
 
-def heal_provenance(record: Mapping[str, Any]) -> str:
-    """Return the same for a healed cut."""
-    cut, teacher, origin = record["cut"], record["teacher"], record["provenance"]
-    facts = {
-        "command": f"<code>{text(record['command'])}</code>",
-        "cut": joined(cut["name"], cut["architecture"]),
-        "fingerprint": f"<code>{text(cut['fingerprint'])}</code>",
-        "original": joined(teacher["name"], teacher["architecture"]),
-        "its fingerprint": f"<code>{text(teacher['fingerprint'])}</code>",
-        "healed": f"<code>{text(record['fingerprint'])}</code>",
-        "task": joined(record["task"]["name"], record["task"]["kind"]),
-        "task hash": f"<code>{text(record['task']['hash'])}</code>",
-        "learned": joined(*record["trained_on"]["splits"]),
-        "versions": joined(*(f"{name} {value}" for name, value in origin["versions"].items())),
-    }
-    return folded_facts(facts)
-
-
 def folded_facts(facts: Mapping[str, str]) -> str:
-    """Return facts about the origin of the numbers, as HTML by name, in one folded block."""
+    """Return facts about where numbers come from as one folded block; names are text of ours, values are HTML."""
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     summary = "<summary>Where these numbers come from</summary>"
     return f'<details class="provenance">{summary}<dl>{body}</dl></details>'
