@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from secateur.checkpoint.folder import UNPROVEN, Folder, made_early
 from secateur.checkpoint.plans import read_plan
-from secateur.checkpoint.result import Result
 from secateur.core.config import options_of
 from secateur.core.form import Form, Way
 from secateur.core.ledger import check_ledger
@@ -45,6 +44,7 @@ from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.keywords import CommonOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
+from secateur.result import Result
 from secateur.signatures import verb
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from secateur.checkpoint.folder import Folder
-from secateur.checkpoint.result import Result, read_result
 from secateur.core.baseline import baseline_text
 from secateur.core.ledger import Ledger, check_ledger
 from secateur.core.progress import Progress, silent
@@ -19,6 +18,7 @@ from secateur.evaluation.workers import WorkerLauncher
 from secateur.methods.registry import method_named
 from secateur.options import Options
 from secateur.proof import cut_and_verify
+from secateur.result import Result, read_result
 from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
 from secateur.side_tasks import side_effects
 from secateur.surgery.spectra import make_spectra_folder

@@ -17,9 +17,10 @@ from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.methods.registry import methods
 from secateur.probing.component_sections import component_sections
+from secateur.report.chart import Figure
 from secateur.report.frame import PageSection
 from secateur.report.pruned_units import dropped
-from secateur.report.run_page import run_page
+from secateur.report.run_page import frequency, run_page
 from secateur.report.sections import old_sections, tried
 
 VERSION = 1
@@ -80,6 +81,17 @@ def render(verdict: Json, plan: Json, analysis: Json) -> str:
         tried(verdict, analysis),
         figures,
     )
+
+
+def run_figures(verdict: Json, plan: Json, analysis: Json) -> dict[str, Figure]:
+    """Return the figures of the page that `render` gives, by their ids. Raises: as `render`."""
+    _check(verdict, plan)
+    run = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
+    analyses = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
+    _, figures = old_sections(finite(verdict), finite(plan), finite(analysis))
+    for section in (*method_sections(run, analyses), frequency(analyses.frequency or ())):
+        figures |= section.figures()
+    return figures
 
 
 def method_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:

@@ -61,12 +61,14 @@ def harm_map(matrices: Sequence[MatrixDirections]) -> Figure:
     blocks = 1 + max(block for _, block in cells)
     most = max(_harm(pieces) for pieces in cells.values()) or 1.0
     plain = {"showgrid": False, "showline": False, "ticks": ""}
+    frame = {"line": {"color": ACCENT, "width": 2}, "fillcolor": "rgba(0,0,0,0)"}
     layout = new_layout(
         int(62 + cell_height(len(names), 240) * len(names)),
         xaxis=new_axis("block", range=[-0.5, blocks - 0.5], tickvals=some(blocks, 16), tickangle=0, **plain),
         yaxis=new_axis("", tickvals=list(range(len(names))), ticktext=list(map(text, names)), **plain),
         shapes=[
-            _frame(block, names.index(name)) for (name, block), pieces in cells.items() if _removed(pieces)
+            {"type": "rect", "x0": x - 0.48, "x1": x + 0.48, "y0": y - 0.46, "y1": y + 0.46, **frame}
+            for x, y in ((block, names.index(name)) for (name, block), own in cells.items() if _removed(own))
         ],
     )
     head = ("matrix", "directions", "harmful", "harm, nats", "removed")
@@ -122,11 +124,6 @@ def _heat(
         "hoverongaps": False,
         "hovertemplate": "%{hovertext}<extra></extra>",
     }
-
-
-def _frame(x: int, y: int) -> Trace:
-    corners = {"x0": x - 0.48, "x1": x + 0.48, "y0": y - 0.46, "y1": y + 0.46}
-    return {"type": "rect", **corners, "line": {"color": ACCENT, "width": 2}, "fillcolor": "rgba(0,0,0,0)"}
 
 
 # --------------------------------------------------------------------------------------------- effects along a spectrum

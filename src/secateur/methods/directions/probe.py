@@ -27,7 +27,7 @@ from secateur.linalg.directions import Directions, directions
 from secateur.linalg.directions import pieces as pieces_of
 from secateur.linalg.least_squares import Moments
 from secateur.methods.directions.records import EffectsRecord
-from secateur.probes.gradient_hooks import read_taps
+from secateur.probes.gradient_hooks import read_linear_layers
 from secateur.probes.residual_stream import real_tokens
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import Decompose, decompose, resolve
@@ -244,7 +244,7 @@ class _Batches:
                 if path == first:
                     inputs[path].add(x[real.to(x.device)])
 
-            read_taps(self.loaded, batch, paths, on_input, on_gradient if sums else None)
+            read_linear_layers(self.loaded, batch, paths, on_input, on_gradient if sums else None)
             self._done += 1
             self._progress("directions", self._done, self._total)
         return inputs

@@ -1,4 +1,4 @@
-"""What the search for directions reads of a model: effects under a plan, and the tokens that directions raise.
+"""Readings of a model for the search: effects of directions under a plan, and the tokens that they raise.
 
 Tokens can be told only of directions that reach the residual stream by linear maps alone: those of o and down, and of v
 through its o. What q and k do is to choose where to look, what gate and up do goes through a nonlinearity.

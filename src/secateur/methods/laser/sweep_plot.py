@@ -72,6 +72,7 @@ class _Layout:
     blocks: int
 
     def at(self, row: TruncationRecord) -> tuple[int, int]:
+        """Return column and line of a truncation."""
         return self.columns.index(round(row.kept, 9)), row.block
 
 
@@ -124,11 +125,15 @@ def _heat_map(
     shown = some(count, 12)
     labels = {"tickvals": shown, "ticktext": [_percent(layout.columns[i]) for i in shown]}
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
+    frame = {"line": {"color": INK, "width": 2.5}, "fillcolor": "rgba(0,0,0,0)"}
     sheet = new_layout(
         int(62 + cell_height(blocks) * blocks),
         xaxis=new_axis("% of components kept", range=[-0.6, count - 0.4], **labels, **plain),
         yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
-        shapes=[_frame(*layout.at(row)) for row in rows if row.key in chosen],
+        shapes=[
+            {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5, **frame}
+            for x, y in (layout.at(row) for row in rows if row.key in chosen)
+        ],
     )
     head = ("site", "rank", "kept", "accuracy", "loss", "examples", "judged")
     return Figure(name, [untried, *cells, hatch], sheet, head, [_numbers(row) for row in rows])
@@ -187,11 +192,6 @@ def _numbers(row: SweptTruncation) -> list[str]:
         str(row.n),
         "to the end" if row.complete else "raced out",
     ]
-
-
-def _frame(x: int, y: int) -> Trace:
-    corners = {"x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
-    return {"type": "rect", **corners, "line": {"color": INK, "width": 2.5}, "fillcolor": "rgba(0,0,0,0)"}
 
 
 def _percent(share: float) -> str:
