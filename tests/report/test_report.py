@@ -17,15 +17,15 @@ import pytest
 from fixtures import data_report
 
 from secateur.errors import OutputError, SecateurError
+from secateur.methods.laser.report import spectrum
+from secateur.methods.laser.sweep_plot import color_limit
 from secateur.report.chart import Figure, new_layout
-from secateur.report.figures import spectrum
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import change, embedded_json, finite, interval, number, p_value, ticks
 from secateur.report.page import assemble
-from secateur.report.sweep import color_limit
 from secateur.reporting import render, write_run_report
 
-RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile")}
+RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile", "foreign")}
 
 
 class Page(HTMLParser):
