@@ -61,12 +61,13 @@ MAY_IMPORT["probing"] = {
     "report",
 }
 MAY_IMPORT["methods"] = {*MAY_IMPORT["probing"], "probing", "search", "side_tasks", "evaluation"}
-MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains"}
+MAY_IMPORT["reporting"] = {"core", "methods", "report"}
+MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains", "reporting"}
 MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof"}
 MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records"}
 MAY_IMPORT["measuring"] = MAY_IMPORT["methods"] | {"methods"}
 MAY_IMPORT["forecast"] = MAY_IMPORT["pipeline"] | {"pipeline"}
-MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {"forecast", "gains", "inputs", "applying", "measuring"}
+MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {"reporting", "forecast", "gains", "inputs", "applying", "measuring"}
 MAY_IMPORT["api"] |= {"given", "keywords", "signatures"}
 MAY_IMPORT["distributed"] = {"errors", "core", "hf", "evaluation"}
 MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}

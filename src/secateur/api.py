@@ -224,12 +224,12 @@ def load(
 def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     """Write `report.html` of what `prune` or `heal` left again, from its records; of a healed cut with others (`also`)
     on its curves over depth."""
-    from secateur.report import write_report
+    from secateur.reporting import write_run_report
 
     folder = Path(folder)
     mend = "Write it again with `secateur prune` or `heal`."
     with as_written(folder, OutputError, mend):
-        return write_report(folder, folder / "report.html", also)
+        return write_run_report(folder, folder / "report.html", also)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluate
@@ -397,9 +397,10 @@ def probe(
                 raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
             reads = [*_place(asked), *inputs(tasks=tasks)]
             with made_early(out, reads=reads):
-                from secateur.probing.record import read_record
+                from secateur.probing.components import read_record
 
-                return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
+                record = read_record(names, asked, tasks, counts, split, out=out, progress=progress)
+                return record.model_dump(exclude_unset=True)
     word, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
     method = {"method": "directions"} if names == ["directions"] else {}  # which has more options
@@ -410,7 +411,7 @@ def probe(
                 from secateur.probing.linearity import read_linearity
 
                 how = {"parts": parts, "finer": _each(finer), "out": out, "progress": progress}
-                return read_linearity(series, split, **how)
+                return read_linearity(series, split, **how).model_dump(exclude_unset=True)
         inputs_of(asked)
         from secateur import measuring
 

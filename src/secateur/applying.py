@@ -1,4 +1,4 @@
-"""A plan carried out without a search and a verdict, or only looked at: `apply`."""
+"""Carry out a plan without a search and a verdict, or only preview it: `apply`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from secateur.checkpoint.stream import mapped, stream
 from secateur.core.form import Form, Way
 from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
+from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.writing import write_text
 from secateur.errors import PlanError
 from secateur.hf.blank import blank_model
 from secateur.hf.load import Loaded
-from secateur.records import counted, cut_summary, versions
+from secateur.records import cut_summary, num_parts, versions
 from secateur.surgery.operations import resolve, resolve_early
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
@@ -39,8 +40,15 @@ def apply(
     overwrite: bool,
     progress: Progress,
 ) -> Result:
-    """Writes the checkpoint to `folder`, or finds there what `command` made before. `loading` are the arguments of
-    `load_model` besides the name."""
+    """Write the checkpoint to `folder`, or return what `command` made there before.
+
+    Args:
+        asked: A plan, or the edits of one.
+        command: The options that identify the run.
+        loading: The arguments of `load_model` besides the name.
+        form: In which shapes the cut is written.
+        way: In files of which size, decomposed and checked how.
+    """
     with folder.claimed(command, overwrite=overwrite) as already:
         if already:
             return read_result(folder.out)
@@ -53,21 +61,26 @@ def apply(
                 loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
             )
             loads = where_it_loads(chosen, loaded, form, read_back=made["check"] == "logits")
-        provenance = {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions()}
-        write_plan(chosen, provenance | made, folder.staging)
-        card = unverified_card(model, loaded.revision is not None, chosen, loads, made)
+        provenance = ProvenanceRecord.model_validate(
+            {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions(), **made}
+        )
+        write_plan(chosen, provenance.to_json(), folder.staging)
+        card = unverified_card(model, loaded.revision is not None, chosen, provenance)
         write_text(folder.staging / "README.md", card)
         folder.publish()
     return Result(folder.out, None, chosen)
 
 
 def check_early(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, Any]) -> None:
-    """Before weights are read: whether the model has what is to be taken out. Raises `PlanError`, `UnknownName`."""
+    """Check before weights are read that the model has what is to be taken out.
+
+    Raises: `PlanError`, `UnknownName`.
+    """
     check_form(form, resolve_early(asked, blank_model(model, **loading).anatomy))
 
 
 def preview(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, Any]) -> dict[str, Any]:
-    """Says what `apply` would cut, keep and write."""
+    """Return what `apply` would cut, keep and write."""
     check_early(model, asked, form, loading)
     with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
         chosen = _chosen(asked, loaded, form)
@@ -77,7 +90,7 @@ def preview(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, An
         loads = where_it_loads(chosen, loaded, form, read_back=False)
     return {
         "cut": str(chosen),
-        "cut_summary": cut_summary(chosen, counted(anatomy.widths)),
+        "cut_summary": cut_summary(chosen, num_parts(anatomy.widths)),
         "parameters": {
             "before": anatomy.num_parameters,
             "after": anatomy.num_parameters if form.zeroed else left,
@@ -88,7 +101,7 @@ def preview(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, An
 
 
 def _chosen(asked: PlanOrEdits, loaded: Loaded, form: Form) -> Plan:
-    """The plan for this model. Raises `PlanError`, `UnknownName`."""
+    """Return the plan for this model. Raises: `PlanError`, `UnknownName`."""
     plan = plan_of(asked, loaded.fingerprint)
     resolve(plan, loaded.anatomy, loaded.fingerprint)
     nearest = portable_plan(plan, loaded) if form.portable else plan

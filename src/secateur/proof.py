@@ -1,4 +1,4 @@
-"""From a chosen plan to a staged checkpoint folder with its verdict, analyses, card and report."""
+"""Prove a plan: write the checkpoint, read it back, measure it, and write verdict, analyses, card and report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from secateur import records
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import UNPROVEN, write_json
 from secateur.checkpoint.loadability import Loads, where_it_loads
@@ -16,7 +15,20 @@ from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
 from secateur.core.comparison import IMPROVES
 from secateur.core.plan import Drop, Edit, Linearize, Plan
-from secateur.core.records.verdict import VerdictRecord
+from secateur.core.records.analysis import AnalysisRecord
+from secateur.core.records.plan import ProvenanceRecord
+from secateur.core.records.record import Record
+from secateur.core.records.verdict import (
+    CutRecord,
+    DecisionRecord,
+    HandedOverRecord,
+    LoadsRecord,
+    ModelRecord,
+    ParametersRecord,
+    TaskRecord,
+    VerdictRecord,
+    WrittenRecord,
+)
 from secateur.core.writing import write_text, writing
 from secateur.evaluation.baseline import alternatives
 from secateur.evaluation.evaluator import Evaluator
@@ -24,9 +36,19 @@ from secateur.evaluation.measurement import Measurement, SideTask, measure_model
 from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
 from secateur.gains.record import gains
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.methods.method import Proposal
-from secateur.report import write_report
+from secateur.options import Options
+from secateur.records import (
+    changed_examples,
+    cut_summary,
+    frequency_bins,
+    num_parts,
+    paraphrase_record,
+    versions,
+)
+from secateur.reporting import write_run_report
 from secateur.session import Session
 from secateur.side_tasks import side_effects
 from secateur.surgery.shape import ranks_left, shape_of
@@ -37,19 +59,23 @@ LOG = logging.getLogger("secateur")
 def cut_and_verify(
     session: Session, found: Proposal, start: Mapping[str, Any], staging: Path
 ) -> dict[str, Any]:
-    """Writes the cut model to `staging`, reads it back, measures both on `test` and the sides, writes the records.
+    """Write the cut model to `staging`, read it back, measure both models on `test`, write the records.
 
     The verdict is about the cut model as it was read back from disk. Where a cut for gain is not shown to gain, the
-    unchanged model takes its place in `staging`, and the plan lies in `unproven/`. `start` is what the unchanged model
-    can do on `select`. Returns what is in `verdict.json`.
+    unchanged model takes its place in `staging`, and the plan lies in `unproven/`.
+
+    Args:
+        start: The baseline record: what the unchanged model can do on `select`.
+
+    Returns: the content of `verdict.json`.
     """
     with session.timed("verify"):
         judge, sides = session.judge(), side_effects(session)
-        before = _witness(session, sides)
-        trivial = [record.to_json() for record in alternatives(judge, session.options.seed)]
+        before = _measure(session, sides)
+        trivial = alternatives(judge, session.options.seed)
         written, loads = _write_and_read(session, judge, found.plan, staging)
-        after = _witness(session.on(session.task, written), sides)
-        numbers = decide(
+        after = _measure(session.on(session.task, written), sides)
+        decision = decide(
             judge,
             before,
             after,
@@ -60,42 +86,57 @@ def cut_and_verify(
             scope=session.scope,
             seed=session.options.seed,
             margin=found.margin,
-        ).to_json()
+        )
         saved = gains(session.loaded, written, staging)
-        held = held_plan(found, numbers["verdict"], keep=session.options.config.keep_unproven)
-        about = _describe(session, found, written) | {"handed_over": _handed_over(found, held)}
+        parameters = _parameters(session, found.plan, written)
+        held = held_plan(found, decision.verdict, keep=session.options.config.keep_unproven)
         if held != found.plan:
             written, loads = _write_and_read(session, judge, held, staging)
-        about |= {"loads": loads.to_json(), "written": {"fingerprint": written.fingerprint}}
-    verdict = numbers | {"alternatives": trivial, "gains": saved, "baseline": dict(start)} | about
-    verdict["sentence"] = sentence(VerdictRecord.model_validate(verdict | {"sentence": ""}))
-    analysis = found.analysis | _compared(session, sides, before, after)
+    verdict = _verdict(
+        session,
+        found,
+        decision,
+        alternatives=trivial,
+        baseline=start,
+        gains=saved,
+        parameters=parameters,
+        handed_over=_handed_over(found, held),
+        loads=LoadsRecord.model_validate(loads.to_json()),
+        written=WrittenRecord(fingerprint=written.fingerprint),
+    )
+    analysis = as_json(found.analysis) | _compared(session, sides, before, after)
     _write_records(session, found, held, verdict, analysis, staging)
-    return verdict
+    return verdict.to_json()
+
+
+def as_json(record: Record | dict[str, Any]) -> dict[str, Any]:
+    """Return a record of a search as JSON, until the searches of all methods give typed records."""
+    return record.to_json() if isinstance(record, Record) else record
 
 
 def held_plan(found: Proposal, word: str, *, keep: bool) -> Plan:
-    """What the checkpoint holds in the end: the cut, but for gain only one that is shown to gain, unless it is to be
-    kept all the same."""
+    """Return the plan of the checkpoint: the cut, but for gain only one that is shown to gain, unless `keep`."""
     proven = found.margin is not None or word == IMPROVES or keep
     return found.plan if proven else Plan(found.plan.model)
 
 
-def _handed_over(found: Proposal, held: Plan) -> dict[str, Any]:
-    """What OUT holds, `cut` or `original`, and where in it a plan lies that was not carried out."""
+def _handed_over(found: Proposal, held: Plan) -> HandedOverRecord:
     aside = _set_aside(found, held)
-    plan = f"{UNPROVEN}/plan.json" if aside is not None else None
-    return {"holds": "cut" if held.edits else "original", "unproven": plan, "edits": aside and str(aside)}
+    return HandedOverRecord(
+        holds="cut" if held.edits else "original",
+        unproven=None if aside is None else f"{UNPROVEN}/plan.json",
+        edits=None if aside is None else str(aside),
+    )
 
 
 def _set_aside(found: Proposal, held: Plan) -> Plan | None:
-    """The plan that was found for gain, where the checkpoint does not hold it."""
+    """Return the plan that was found for gain, where the checkpoint does not hold it."""
     best = found.plan if found.plan.edits else found.best
     return None if best is None or not best.edits or best == held else best
 
 
 def _write_and_read(session: Session, judge: Evaluator, plan: Plan, staging: Path) -> tuple[Loaded, Loads]:
-    """Writes the checkpoint of `plan`; returns the model as read back, and where it loads."""
+    """Write the checkpoint of `plan`; return the model as read back, and where it loads."""
     loads = where_it_loads(plan, session.loaded, session.options.written_as, read_back=True)
     if loads.form == "carved" and not session.loaded.anatomy.carved:
         LOG.warning(
@@ -117,90 +158,108 @@ def _write_and_read(session: Session, judge: Evaluator, plan: Plan, staging: Pat
     return written, loads
 
 
-def _witness(session: Session, sides: Sequence[SideTask]) -> Measurement:
+def _measure(session: Session, sides: Sequence[SideTask]) -> Measurement:
     return measure_model(session.judge(), [session.on(side.task).judge() for side in sides], sides)
 
 
-# ------------------------------------------------------------------------------------------------------- what it says
+# -------------------------------------------------------------------------------------------------------- the records
 
 
-def _describe(session: Session, found: Proposal, written: Loaded) -> dict[str, Any]:
-    """The part of `verdict.json` that says what was done to what, with which versions."""
+def _verdict(
+    session: Session, found: Proposal, decision: DecisionRecord, **evidence: object
+) -> VerdictRecord:
+    """Return the record: decision and evidence, what was done to what, the versions, and the sentence that sums up."""
     loaded, task, options = session.loaded, session.task, session.options
-    anatomy = loaded.anatomy
-    return {
+    values = {
+        "sentence": "",
         "candidates_tried": found.tried,
         "evaluations": found.evaluations,
-        "search": found.search,
-        "cut": [_cut(session, edit) for edit in found.plan.edits],
-        "cut_summary": records.cut_summary(found.plan, records.counted(anatomy.widths)),
-        "parameters": {
-            "before": anatomy.num_parameters,
-            "after": written.anatomy.num_parameters,
-            "factorized": shape_of(found.plan, anatomy, factorize=True).num_parameters(anatomy),
-        },
-        "model": {
-            "name": options.model,
-            "revision": options.revision,
-            "hub": loaded.revision is not None,
-            "fingerprint": loaded.fingerprint,
-            "family": loaded.anatomy.family,
-            "architecture": loaded.anatomy.architecture,
-            "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "num_blocks": loaded.anatomy.num_blocks,
-            "num_heads": loaded.anatomy.num_heads,
-            "num_kv_heads": loaded.anatomy.num_kv_heads,
-            "matrices": list(loaded.anatomy.matrix_kinds),
-        },
-        "task": {
-            "name": task.name,
-            "kind": task.kind,
-            "hash": task.hash,
-            "splits": {name: len(indices) for name, indices in task.splits.items()},
-        },
+        "search": as_json(found.search),
+        "cut": [cut_record(edit, loaded.anatomy) for edit in found.plan.edits],
+        "cut_summary": cut_summary(found.plan, num_parts(loaded.anatomy.widths)),
+        "model": model_record(options, loaded),
+        "task": TaskRecord(
+            name=task.name,
+            kind=task.kind,
+            hash=task.hash,
+            splits={name: len(examples) for name, examples in task.splits.items()},
+        ),
         "seed": options.seed,
         "split_seed": options.split_seed,
-        "versions": records.versions(),
-        "seconds": session.seconds,
+        "versions": versions(),
+        "seconds": dict(session.seconds),
         "command": options.command_line(),
     }
+    verdict = VerdictRecord.model_validate({**decision.to_json(), **evidence, **values})
+    return verdict.model_copy(update={"sentence": sentence(verdict)})
 
 
-def _cut(session: Session, edit: Edit) -> dict[str, Any]:
-    told: dict[str, Any] = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
-    if isinstance(edit, Linearize):
-        return told | {"blocks": list(edit.blocks)}
-    if isinstance(edit, Drop):
-        return told
+def _parameters(session: Session, plan: Plan, written: Loaded) -> ParametersRecord:
     anatomy = session.loaded.anatomy
-    shape, ranks = (
-        anatomy.matrix(edit.matrix).shape,
-        ranks_left(Plan(session.loaded.fingerprint, (edit,)), anatomy),
+    return ParametersRecord(
+        before=anatomy.num_parameters,
+        after=written.anatomy.num_parameters,
+        factorized=shape_of(plan, anatomy, factorize=True).num_parameters(anatomy),
     )
-    return told | {"shape": list(shape), "rank": ranks[edit.matrix], "full_rank": min(shape)}
+
+
+def model_record(options: Options, loaded: Loaded) -> ModelRecord:
+    """Return the record of the original model."""
+    anatomy = loaded.anatomy
+    return ModelRecord(
+        name=options.model,
+        revision=options.revision,
+        hub=loaded.revision is not None,
+        fingerprint=loaded.fingerprint,
+        family=anatomy.family,
+        architecture=anatomy.architecture,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        num_blocks=anatomy.num_blocks,
+        num_heads=anatomy.num_heads,
+        num_kv_heads=anatomy.num_kv_heads,
+        matrices=list(anatomy.matrix_kinds),
+    )
+
+
+def cut_record(edit: Edit, anatomy: Anatomy) -> CutRecord:
+    """Return the record of one edit; of a matrix with its shape, and the rank that is left of it."""
+    named = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
+    if isinstance(edit, Linearize):
+        return CutRecord(**named, blocks=list(edit.blocks))
+    if isinstance(edit, Drop):
+        return CutRecord(**named)
+    shape = anatomy.matrix(edit.matrix).shape
+    rank = ranks_left(Plan("", (edit,)), anatomy)[edit.matrix]
+    return CutRecord(**named, shape=list(shape), rank=rank, full_rank=min(shape))
 
 
 def _write_records(
-    session: Session, found: Proposal, held: Plan, verdict: dict, analysis: dict, staging: Path
+    session: Session,
+    found: Proposal,
+    held: Plan,
+    verdict: VerdictRecord,
+    analysis: Mapping[str, Any],
+    staging: Path,
 ) -> None:
-    provenance = {
-        "command": session.options.command(),
-        "command_line": verdict["command"],
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": verdict["task"]["hash"],
-        "seed": session.options.seed,
-        "versions": verdict["versions"],
-    }
-    record = write_plan(held, provenance, staging)
+    provenance = ProvenanceRecord(
+        command=session.options.command(),
+        command_line=verdict.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        task=verdict.task.hash,
+        seed=session.options.seed,
+        versions=verdict.versions,
+    )
+    write_plan(held, provenance.to_json(), staging)
     if (aside := _set_aside(found, held)) is not None:
         with writing(staging):
             (staging / UNPROVEN).mkdir()
-        write_plan(aside, provenance | {"verified": bool(found.plan.edits)}, staging / UNPROVEN)
-    write_json(staging / "verdict.json", verdict)
+        untested = provenance.model_copy(update={"verified": bool(found.plan.edits)})
+        write_plan(aside, untested.to_json(), staging / UNPROVEN)
+    write_json(staging / "verdict.json", verdict.to_json())
     write_json(staging / "analysis.json", analysis)
-    write_text(staging / "README.md", model_card(verdict, record))
+    write_text(staging / "README.md", model_card(verdict, held))
     with writing(staging):
-        write_report(staging, staging / "report.html")
+        write_run_report(staging, staging / "report.html")
 
 
 # --------------------------------------------------------------------------------------------------------- analyses
@@ -209,15 +268,15 @@ def _write_records(
 def _compared(
     session: Session, sides: Sequence[SideTask], before: Measurement, after: Measurement
 ) -> dict[str, Any]:
-    """The analyses that need both models: facts by frequency, paraphrases, examples that changed."""
+    """Return the analyses that need both models: facts by frequency, paraphrases, examples that changed."""
     task = session.task
     if task.kind == "text":
         return {}
-    found: dict[str, Any] = {
-        "frequency": records.frequency_records(task, task.split("test"), before.test, after.test),
-        "changed": records.changed_records(task, before.test, after.test, before.labels, after.labels),
+    blocks: dict[str, Any] = {
+        "frequency": frequency_bins(task, task.split("test"), before.test, after.test),
+        "changed": changed_examples(task, before.test, after.test, before.labels, after.labels),
     }
     for side, was, now in zip(sides, before.side_outcomes, after.side_outcomes, strict=True):
         if side.phrasings:
-            found["paraphrases"] = records.paraphrase_record(side.task, was, now)
-    return found
+            blocks["paraphrases"] = paraphrase_record(side.task, was, now)
+    return AnalysisRecord(**blocks).to_json()

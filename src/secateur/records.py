@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from secateur import __version__
 from secateur.core import stats
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
+from secateur.core.records.analysis import ChangedExample, FrequencyBin, ParaphrasesRecord
 from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.tasks.example import Task
@@ -31,6 +32,17 @@ def _about(edit: Truncate, full_rank: int) -> dict[str, Any]:
     }
 
 
+class BlockSizes(Protocol):
+    """How many parts one block has."""
+
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def d_ff(self) -> int: ...
+
+
 Kind = tuple[str, str]  # part and unit of a site
 
 _KINDS: Mapping[Kind, str] = {
@@ -44,7 +56,7 @@ _KINDS: Mapping[Kind, str] = {
 
 
 def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
-    """What goes, counted: `29 of 48 heads, 1 of 6 feed-forward networks`, of a model that has `counts`."""
+    """Return what a plan removes: `29 of 48 heads, 1 of 6 feed-forward networks`, of a model that has `counts`."""
     gone = Counter((site.part, site.unit) for site in plan.dropped)
     words = [f"{gone[kind]} of {counts[kind]} {word}" for kind, word in _KINDS.items() if gone[kind]]
     matrices = len(plan.truncated)
@@ -54,23 +66,23 @@ def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
     if removed:
         where = "1 matrix" if len(plan.removed) == 1 else f"{len(plan.removed)} matrices"
         words.append(f"{removed} singular direction{'s' * (removed > 1)} of {where}")
-    for form, told in (("fold", "folded into those before"), ("linear", "as linear maps")):
+    for form, how in (("fold", "folded into those before"), ("linear", "as linear maps")):
         count = sum(len(edit.blocks) for edit in plan.linearized if edit.form == form)
         if count:
-            words.append(f"{count} of {counts['', '']} blocks {told}")
+            words.append(f"{count} of {counts['', '']} blocks {how}")
     return ", ".join(words) or "nothing"
 
 
-def counted(widths: Iterable[Any]) -> dict[Kind, int]:
-    """How many parts of each kind a model has, from the widths of its blocks."""
-    widths = list(widths)
+def num_parts(widths: Iterable[BlockSizes]) -> dict[Kind, int]:
+    """Return how many parts of each kind a model has, from the widths of its blocks."""
+    blocks = list(widths)
     return {
-        ("", ""): len(widths),
-        ("attn", ""): sum(own.num_heads > 0 for own in widths),
-        ("attn", "g"): sum(own.num_kv_heads for own in widths),
-        ("attn", "h"): sum(own.num_heads for own in widths),
-        ("mlp", ""): sum(own.d_ff > 0 for own in widths),
-        ("mlp", "n"): sum(own.d_ff for own in widths),
+        ("", ""): len(blocks),
+        ("attn", ""): sum(block.num_heads > 0 for block in blocks),
+        ("attn", "g"): sum(block.num_kv_heads for block in blocks),
+        ("attn", "h"): sum(block.num_heads for block in blocks),
+        ("mlp", ""): sum(block.d_ff > 0 for block in blocks),
+        ("mlp", "n"): sum(block.d_ff for block in blocks),
     }
 
 
@@ -135,79 +147,104 @@ def curve_records(
 MOST_FREQUENT = 2**53  # what float64 counts exactly
 
 
-def frequency_records(
+def frequency_bins(
     task: Task, examples: Sequence[int], before: np.ndarray, after: np.ndarray, *, bins: int = 5
-) -> list[dict[str, Any]]:
-    """Accuracy before and after by how often training text had the fact (LASER, Fig. 3); [] where unknown.
+) -> list[FrequencyBin]:
+    """Return accuracy before and after by how often training text had the fact; nothing where that is unknown.
 
     The task says how often in `meta["frequency"]`. Bins hold equally many examples, the rarest first.
+
+    Source: LASER (Sharma, Ash, Misra 2023, arXiv 2312.13558), Fig. 3.
     """
     counts = _frequencies(task, examples)
     if counts is None:
         return []
     edges = np.unique(np.quantile(counts, np.linspace(0, 1, bins + 1)))
     place = np.clip(np.searchsorted(edges, counts, side="right") - 1, 0, len(edges) - 2)
-    return [_bin(counts[place == b], before[place == b], after[place == b]) for b in range(len(edges) - 1)]
+    return [
+        _frequency_bin(counts[place == b], before[place == b], after[place == b])
+        for b in range(len(edges) - 1)
+    ]
 
 
 def knows_frequency(task: Task, examples: Sequence[int]) -> bool:
-    """Says whether `frequency_records` has rows for these examples."""
+    """Tell whether `frequency_bins` has rows for these examples."""
     return _frequencies(task, examples) is not None
 
 
 def _frequencies(task: Task, examples: Sequence[int]) -> np.ndarray | None:
-    """None where some example lacks a number, for `meta` may hold anything, and where all have the same."""
-    found = [task.examples[i].meta.get("frequency") for i in examples]
-    known = all(isinstance(count, int | float) and abs(count) <= MOST_FREQUENT for count in found)
-    return (
-        np.array(found, dtype=np.float64) if known and len(set(found)) > 1 and task.kind != "text" else None
+    """Return None where some example lacks a number, for `meta` may hold anything, and where all have the same."""
+    counts = [task.examples[i].meta.get("frequency") for i in examples]
+    known = all(isinstance(count, int | float) and abs(count) <= MOST_FREQUENT for count in counts)
+    if not known or len(set(counts)) < 2 or task.kind == "text":
+        return None
+    return np.array(counts, dtype=np.float64)
+
+
+def _frequency_bin(counts: np.ndarray, before: np.ndarray, after: np.ndarray) -> FrequencyBin:
+    low, high, n = int(counts.min()), int(counts.max()), len(counts)
+    right = [float(outcomes["correct"].sum()) for outcomes in (before, after)]
+    bounded = n >= stats.FEWEST_GROUPS
+    intervals = [list(stats.wilson(count, n)) if bounded else None for count in right]
+    return FrequencyBin(
+        bin=f"{low}" if low == high else f"{low}–{high}",
+        n=n,
+        before=right[0] / n,
+        before_ci=intervals[0],
+        after=right[1] / n,
+        after_ci=intervals[1],
     )
 
 
-def _bin(counts: np.ndarray, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    low, high, n = int(counts.min()), int(counts.max()), len(counts)
-    record: dict[str, Any] = {"bin": f"{low}" if low == high else f"{low}–{high}", "n": n}
-    for name, outcomes in (("before", before), ("after", after)):
-        right = float(outcomes["correct"].sum())
-        ci = list(stats.wilson(right, n)) if n >= stats.FEWEST_GROUPS else None
-        record |= {name: right / n, f"{name}_ci": ci}
-    return record
+def paraphrase_record(task: Task, before: np.ndarray, after: np.ndarray) -> ParaphrasesRecord:
+    """Return the share of facts right in *all* of their other phrasings, before and after.
 
-
-def paraphrase_record(task: Task, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """Robustness: the share of facts right in *all* of their other phrasings, before and after (LASER, section 4)."""
+    Source: LASER (Sharma, Ash, Misra 2023, arXiv 2312.13558), section 4.
+    """
     groups = task.groups(task.split("test"))
-    record: dict[str, Any] = {"n": len(np.unique(groups)), "per_fact": len(groups) / len(np.unique(groups))}
-    for name, outcomes in (("before", before), ("after", after)):
-        wrong = np.bincount(groups, weights=1 - outcomes["correct"])
-        record |= {
-            f"all_right_{name}": float(np.mean(wrong == 0)),
-            f"mean_{name}": float(outcomes["correct"].mean()),
-        }
-    return record
+    all_right = [
+        float(np.mean(np.bincount(groups, weights=1 - outcomes["correct"]) == 0))
+        for outcomes in (before, after)
+    ]
+    return ParaphrasesRecord(
+        n=len(np.unique(groups)),
+        per_fact=len(groups) / len(np.unique(groups)),
+        all_right_before=all_right[0],
+        all_right_after=all_right[1],
+        mean_before=float(before["correct"].mean()),
+        mean_after=float(after["correct"].mean()),
+    )
 
 
-def changed_records(
+def changed_examples(
     task: Task,
     before: np.ndarray,
     after: np.ndarray,
     labels_before: Sequence[str],
     labels_after: Sequence[str],
-) -> list[dict[str, Any]]:
-    """The examples whose answer changed: recovered, lost, or wrong in another way."""
-    records = []
+) -> list[ChangedExample]:
+    """Return the examples whose answer changed: recovered, lost, or wrong in another way."""
+    kinds = {(0.0, 1.0): "recovered", (1.0, 0.0): "lost"}
+    changed = []
     for was, now, old, new in zip(before, after, labels_before, labels_after, strict=True):
-        kinds = {(0.0, 1.0): "recovered", (1.0, 0.0): "lost"}
         kind = kinds.get((float(was["correct"]), float(now["correct"])), "changed" if old != new else "")
         if kind:
             example = task.examples[was["example"]]
-            told = {"id": example.id, "prompt": example.prompt, "answer": example.answer}
-            records.append({**told, "before": old, "after": new, "kind": kind})
-    return records
+            changed.append(
+                ChangedExample(
+                    id=example.id,
+                    prompt=example.prompt,
+                    answer=example.answer,
+                    before=old,
+                    after=new,
+                    kind=kind,
+                )
+            )
+    return changed
 
 
 def versions() -> dict[str, str]:
-    """What computed the numbers: secateur, Python and the libraries that decide them."""
-    names = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"secateur": __version__, "python": platform.python_version()} | found
+    """Return the versions of secateur, Python and the libraries that decide the numbers."""
+    libraries = ("torch", "transformers", "safetensors", "tokenizers", "numpy", "scipy")
+    installed = {name: importlib.metadata.version(name) for name in libraries}
+    return {"secateur": __version__, "python": platform.python_version()} | installed

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from secateur.cli.tables import print_verdict, table
 from secateur.core.ledger import Ledger
+from secateur.core.records.verdict import VerdictRecord
 
 VERBS = ("prune", "demo", "apply", "report", "eval", "probe", "runs", "show", "tasks")
 CONTRACT = (
@@ -261,7 +262,7 @@ def test_the_verdict_is_broken_at_words(width, place, finished):
     verdict = json.loads((place / "out/verdict.json").read_text())
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
-        print_verdict(console, verdict)
+        print_verdict(console, VerdictRecord.model_validate(verdict))
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= width
     assert " ".join(verdict["sentence"].split()) in " ".join(shown.split())

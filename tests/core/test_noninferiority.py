@@ -530,22 +530,18 @@ def test_report_shows_the_word_green_with_its_sign_and_the_bound(case):
 
 def test_model_card_says_the_bound(case):
     before = flipped(case.gold, np.r_[0:40, 200:240])
-    verdict = case(before, flipped(before, [100])) | {
-        "model": {"name": "org/name", "hub": True, "fingerprint": "f"},
-        "task": {"name": "words", "hash": "h"},
-        "search": {"method": "heads"},
-        "cut": [],
-        "cut_summary": "nothing",
-        "loads": {"form": "stock", "why": "", "where": []},
-        "parameters": {"before": 10, "after": 10},
-        "alternatives": [],
-        "command": "secateur prune",
-        "seed": 0,
-        "split_seed": 0,
-        "candidates_tried": 1,
-        "baseline": {"metric": "accuracy", "split": "select", "n": 300, "value": 0.9, "ci": [0.8, 0.95]}
-        | dict.fromkeys(("chance", "majority", "given", "accuracy_norm", "warning")),
-    }
-    card = model_card(verdict, Plan("f").to_json())
+    verdict = (
+        data_report.facts()[0]
+        | case(before, flipped(before, [100]))
+        | {
+            "search": {"method": "heads"},
+            "cut": [],
+            "cut_summary": "nothing",
+            "loads": {"form": "stock", "why": "", "where": []},
+            "baseline": {"metric": "accuracy", "split": "select", "n": 300, "value": 0.9, "ci": [0.8, 0.95]}
+            | dict.fromkeys(("chance", "majority", "given", "accuracy_norm", "warning")),
+        }
+    )
+    card = model_card(VerdictRecord.model_validate(verdict), Plan("f"))
     assert "**not worse by more than 2.0 points**" in card
     assert f"- Tango score interval: {bound_text(verdict['non_inferiority'])}" in card

@@ -24,9 +24,9 @@ from secateur.errors import SecateurError, UnknownName
 from secateur.gains.cost import Attended, cost, prefill, random_tokens
 from secateur.gains.length import Length
 from secateur.gains.memory import RESET, peak_bytes
-from secateur.gains.record import bytes_on_disk, gains, measure, memory_record
+from secateur.gains.record import bytes_on_disk, gains, measure, peaks
 from secateur.gains.timing import decode, paired, speed, using_threads
-from secateur.gains.zeroed import zeroed
+from secateur.gains.zeroed import zeroed, zeroed_note
 from secateur.hf.modeling_secateur import LowRank
 from secateur.surgery.materialize import cut
 
@@ -170,7 +170,7 @@ def test_what_is_zero_but_stored_is_said(as_loaded):
         model.model.layers[0].mlp.down_proj.weight[:, [1, 5, 6]] = 0
         model.model.layers[0].mlp.down_proj.weight[3] = 0  # an output without inputs is no neuron
     after = as_loaded(model)
-    found = gains(before, after)
+    found = gains(before, after).to_json()
     assert found["zeroed"] == {
         "heads": 2,
         "ffns": 1,
@@ -192,8 +192,8 @@ def test_zero_columns_of_gpt2_are_rows_of_its_parameter(as_loaded):
         model.transformer.h[1].attn.c_proj.weight[:8] = 0
     found = zeroed(as_loaded(model))
     assert (found.heads, found.ffns, found.neurons) == (1, 0, 0)
-    assert found.note == "1 head is zero but stored: nothing saved"
-    assert zeroed(as_loaded(tiny("gpt2"))).note is None
+    assert zeroed_note(found) == "1 head is zero but stored: nothing saved"
+    assert zeroed_note(zeroed(as_loaded(tiny("gpt2")))) is None
 
 
 # ----------------------------------------------------------------------------------------------------------- the record
@@ -202,7 +202,7 @@ def test_zero_columns_of_gpt2_are_rows_of_its_parameter(as_loaded):
 def test_a_narrower_model_saves_what_its_shapes_say(as_loaded):
     """Multi-query against grouped: one key head instead of two, and so one 16-column matrix pair less a block."""
     before, after = as_loaded(tiny("phi3")), as_loaded(tiny("phi3-multi-query"))
-    found = gains(before, after)
+    found = gains(before, after).to_json()
     fewer = 2 * 2 * 8 * 32
     assert found["parameters"]["before"] - found["parameters"]["after"] == fewer
     assert found["kv_bytes_per_token"] == {"before": 256, "after": 128}
@@ -213,7 +213,7 @@ def test_a_narrower_model_saves_what_its_shapes_say(as_loaded):
 
 def test_limits_come_from_the_shapes(as_loaded):
     before, after = as_loaded(tiny("phi3")), as_loaded(tiny("phi3-multi-query"))
-    found = measure(before, after, Length(PROMPT, 4, BATCH, 2), progress=silent)
+    found = measure(before, after, Length(PROMPT, 4, BATCH, 2), progress=silent).to_json()
     was, now = (cost(one, tokens()) for one in (before, after))
     for name, limit in (
         ("prefill", was.prefill_flops / now.prefill_flops),
@@ -230,21 +230,21 @@ def test_lengths_stop_at_the_context_and_say_so(as_loaded):
     assert Length(512, 100).within(64) == Length(32, 32)
     assert Length(50, 4).within(64) == Length(50, 4)
     assert Length(512, 32).within(None) == Length(512, 32)
-    found = measure(loaded, loaded, Length(512, 2, 1, 1), progress=silent)
+    found = measure(loaded, loaded, Length(512, 2, 1, 1), progress=silent).to_json()
     assert found["shape"]["prompt"] == 62
     assert "62 + 2 tokens of the 512 + 2 asked for" in found["note"]
 
 
 def test_windows_and_dtypes_are_noted(as_loaded):
     before, after = as_loaded(tiny("mistral")), as_loaded(tiny("llama", torch.bfloat16))
-    note = measure(before, after, Length(24, 2, 1, 1), progress=silent)["note"]
+    note = measure(before, after, Length(24, 2, 1, 1), progress=silent).note
     assert "dense: 2 of 2 blocks keep a sliding window of 16 tokens" in note
     assert "dense model is float32, the cut one bfloat16" in note
 
 
 def test_speed_is_the_median_of_pairs():
     """Times in which the middle is known: ratios 2, 4, 3."""
-    found = speed(((2.0, 1.0), (4.0, 1.0), (3.0, 1.0)), 12, 1.5)
+    found = speed(((2.0, 1.0), (4.0, 1.0), (3.0, 1.0)), 12, 1.5).to_json()
     assert [found[name] for name in ("before", "after", "speedup", "of_limit")] == [4.0, 12.0, 3.0, 2.0]
     assert found["speedup_iqr"] == [2.5, 3.5]
 
@@ -315,11 +315,12 @@ def _wide_llama() -> nn.Module:
 
 
 def test_memory_that_was_not_measured_is_null():
-    found = memory_record({"prefill": 1, "decode": 2}, {"prefill": None, "decode": None})
+    found = peaks({"prefill": 1, "decode": 2}, {"prefill": None, "decode": None})
     assert set(found.values()) == {None}
-    found = memory_record({"prefill": 5, "decode": 2}, {"prefill": 3, "decode": 4})
-    assert found["peak_bytes"] == {"before": 5, "after": 4}
-    assert found["peak_bytes_decode"] == {"before": 2, "after": 4}
+    found = peaks({"prefill": 5, "decode": 2}, {"prefill": 3, "decode": 4})
+    assert found["peak_bytes"].to_json() == {"before": 5, "after": 4}
+    assert found["peak_bytes_prefill"].to_json() == {"before": 5, "after": 3}
+    assert found["peak_bytes_decode"].to_json() == {"before": 2, "after": 4}
 
 
 def test_the_verb(place):

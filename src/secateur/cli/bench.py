@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli.options import AsJson, Device, Dtype, Quiet, Trust, examples, print_json
 
-SIZES = {  # key → name, unit
-    "parameters": ("parameters", ""),
-    "bytes_on_disk": ("on disk", "B"),
-    "kv_bytes_per_token": ("cache, per token", "B"),
-    "peak_bytes_prefill": ("peak of prefill", "B"),
-    "peak_bytes_decode": ("peak of decode", "B"),
-}
-SPEEDS = {"prefill": "prefill, tokens/s", "decode": "decode, tokens/s"}
+if TYPE_CHECKING:
+    from secateur.core.records.verdict import BeforeAfter, GainsRecord, SpeedRecord
+
 COLUMNS = ("", "dense", "cut", "ratio", "limit", "of limit")
 PREFIXES = ("", "k", "M", "G", "T")
 
@@ -43,7 +37,7 @@ def bench(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a cut saves, dense against cut: sizes, memory, and speed beside the limit its shapes set.
+    """Measure what a cut saves, dense against cut: sizes, memory, and speed beside the limit its shapes set.
 
     Both models run turn by turn on this machine. Medians, ± half the range between the quartiles; in brackets the
     quartiles of the ratio.
@@ -62,45 +56,60 @@ def bench(
     if as_json:
         print_json(found)
     else:
-        print_gains(found)
+        from secateur.core.records.verdict import GainsRecord
+
+        print_gains(GainsRecord.model_validate(found))
 
 
-def print_gains(found: Mapping[str, Any]) -> None:
-    """Dense, cut, how many times that is, and for speeds how near to the limit."""
+def print_gains(gains: GainsRecord) -> None:
+    """Print dense, cut, how many times that is, and for speeds how near to the limit."""
     from secateur.cli.tables import print_rows
 
-    shape = found["shape"]
+    shape, threads = gains.shape, gains.threads
+    assert shape is not None
+    assert threads is not None
     title = (
-        f"{found['model']} against {found['against']}: prompts of {shape['prompt']}, {shape['new']} new tokens, "
-        f"batch {shape['batch']}, {shape['repeats']} repeats, {found['dtype']}, {found['device']}, "
-        f"{found['threads']} thread{'s' * (found['threads'] > 1)}"
+        f"{gains.model} against {gains.against}: prompts of {shape.prompt}, {shape.new} new tokens, "
+        f"batch {shape.batch}, {shape.repeats} repeats, {gains.dtype}, {gains.device}, "
+        f"{threads} thread{'s' * (threads > 1)}"
     )
-    print_rows(COLUMNS, [*_size_rows(found), *_speed_rows(found)], title=title, whole=COLUMNS)
-    if found["note"]:
-        print(found["note"])
+    sizes = (
+        ("parameters", "", gains.parameters),
+        ("on disk", "B", gains.bytes_on_disk),
+        ("cache, per token", "B", gains.kv_bytes_per_token),
+        ("peak of prefill", "B", gains.peak_bytes_prefill),
+        ("peak of decode", "B", gains.peak_bytes_decode),
+    )
+    rows = [_size_row(name, unit, pair) for name, unit, pair in sizes]
+    rows += [
+        _speed_row(f"{name}, tokens/s", speed)
+        for name, speed in (("prefill", gains.prefill), ("decode", gains.decode))
+        if speed is not None
+    ]
+    print_rows(COLUMNS, rows, title=title, whole=COLUMNS)
+    if gains.note:
+        print(gains.note)
 
 
-def _size_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for key, (name, unit) in SIZES.items():
-        if found[key] is None:
-            yield name, "", "", "not measured", "", ""
-            continue
-        before, after = found[key]["before"], found[key]["after"]
-        ratio = _times(after / before) if before else ""
-        yield name, _size(before, unit), _size(after, unit), ratio, "", ""
+def _size_row(name: str, unit: str, pair: BeforeAfter | None) -> tuple[str, ...]:
+    if pair is None:
+        return name, "", "", "not measured", "", ""
+    ratio = _times(pair.after / pair.before) if pair.before else ""
+    return name, _size(pair.before, unit), _size(pair.after, unit), ratio, "", ""
 
 
-def _speed_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for key, name in SPEEDS.items():
-        one = found[key]
-        sides = [f"{one[side]:,.0f} {_spread(one[side], one[f'{side}_iqr'])}" for side in ("before", "after")]
-        low, high = one["speedup_iqr"]
-        ratio = f"{_times(one['speedup'])} [{low:.2f}, {high:.2f}]"
-        yield name, *sides, ratio, _times(one["limit"]), f"{100 * one['of_limit']:.0f} %"
+def _speed_row(name: str, speed: SpeedRecord) -> tuple[str, ...]:
+    sides = [
+        f"{median:,.0f} {_spread(median, quartiles)}"
+        for median, quartiles in ((speed.before, speed.before_iqr), (speed.after, speed.after_iqr))
+    ]
+    low, high = speed.speedup_iqr
+    ratio = f"{_times(speed.speedup)} [{low:.2f}, {high:.2f}]"
+    return name, *sides, ratio, _times(speed.limit), f"{100 * speed.of_limit:.0f} %"
 
 
 def _size(value: float, unit: str) -> str:
-    """`1.57 MB`, in powers of 1,000."""
+    """Return `1.57 MB`, in powers of 1,000."""
     power = next((p for p in range(len(PREFIXES)) if value < 1000 ** (p + 1)), len(PREFIXES) - 1)
     return f"{value / 1000**power:,.{2 if power else 0}f} {PREFIXES[power]}{unit}".strip()
 
@@ -110,7 +119,7 @@ def _times(ratio: float) -> str:
 
 
 def _spread(median: float, quartiles: list[float]) -> str:
-    """Half of the range between the quartiles, as a share of the median; nothing of one measurement."""
+    """Return half of the range between the quartiles, as a share of the median; nothing of one measurement."""
     if quartiles[0] == quartiles[1]:
         return ""
     return f"±{50 * (quartiles[1] - quartiles[0]) / median:.0f}%"

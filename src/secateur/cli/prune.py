@@ -73,6 +73,7 @@ def _prune(
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_each, print_places, print_verdict
     from secateur.cli.terminal import terminal
+    from secateur.core.records.verdict import VerdictRecord
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -89,11 +90,14 @@ def _prune(
             return
         for place in already:
             print(already_told(place))
+        records = [VerdictRecord.model_validate(verdict) for verdict in told]
         if each:
-            print_each(terminal(), told)
+            print_each(
+                terminal(), [(verdict, result.out) for verdict, result in zip(records, results, strict=True)]
+            )
         else:
-            print_verdict(terminal(), told[0])
-            print_places(terminal(), told[0], out)
+            print_verdict(terminal(), records[0])
+            print_places(terminal(), records[0], out)
 
     print_made(show, *already)
 

@@ -1,4 +1,4 @@
-"""Records as tables for people. What came from data is printed as plain text, never as markup."""
+"""Print records as tables. Text from data is printed as plain text, never as markup."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from rich.text import Text
 from secateur.cli.terminal import Terminal, terminal
 from secateur.core.baseline import baseline_text, decides_text, floors_text
 from secateur.core.comparison import WORSE
+from secateur.core.records.verdict import (
+    BaselineRecord,
+    GainsRecord,
+    IntervalRecord,
+    LoadsRecord,
+    MemberRecord,
+    ScoreRecord,
+    SecondaryRecord,
+    SideEffect,
+    VerdictRecord,
+)
 from secateur.core.score import few_groups
 
 WORD_STYLE = {
@@ -28,7 +39,7 @@ def table(
     *,
     whole: Sequence[str] = (),
 ) -> Table:
-    """Numbers to the right, text to the left. Numbers and the columns in `whole` are never broken over lines."""
+    """Return a table with numbers to the right and text to the left; columns in `whole` are never broken over lines."""
     made = Table(header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     rows = [list(row) for row in rows]
     for number, name in enumerate(columns):
@@ -49,7 +60,7 @@ def table(
 
 
 def show(cell: Any) -> str:
-    """A number with four significant digits, nothing for None."""
+    """Return a number with four significant digits, nothing for None."""
     if cell is None:
         return ""
     if isinstance(cell, float):
@@ -57,156 +68,145 @@ def show(cell: Any) -> str:
     return str(cell)
 
 
-def with_interval(score: Mapping[str, Any], unit: str) -> str:
-    """`54.0 % [49.2, 58.7]`, or in the metric's own unit."""
-    text = _in_unit(score["value"], unit)
-    scale, digits = (100, ".1f") if unit == "share" else (1, ".1f" if abs(score["value"]) >= 100 else ".3f")
-    if score.get("ci"):
-        text += f" [{score['ci'][0] * scale:{digits}}, {score['ci'][1] * scale:{digits}}]"
-    elif "groups" in score:
-        text += " [too few groups]"
-    return text
+def with_interval(value: float, ci: Sequence[float] | None, unit: str, *, too_few: bool = False) -> str:
+    """Return `54.0 % [49.2, 58.7]`, or in the metric's own unit.
+
+    Args:
+        too_few: There is no interval because there are too few groups, which is said.
+    """
+    scale, digits = (100, ".1f") if unit == "share" else (1, ".1f" if abs(value) >= 100 else ".3f")
+    if ci:
+        return f"{_in_unit(value, unit)} [{ci[0] * scale:{digits}}, {ci[1] * scale:{digits}}]"
+    return _in_unit(value, unit) + (" [too few groups]" if too_few else "")
 
 
 def _in_unit(value: float, unit: str) -> str:
-    """`54.0 %`, or a number of nats, or a perplexity."""
+    """Return `54.0 %`, or a number of nats, or a perplexity."""
     if unit == "share":
         return f"{100 * value:.1f} %"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
-def print_verdict(console: Terminal, verdict: Mapping[str, Any]) -> None:
-    """The end of the main job: word, numbers, what was cut, what it cost elsewhere, what would have been free."""
+def print_verdict(console: Terminal, verdict: VerdictRecord) -> None:
+    """Print the end of `prune`: word, numbers, what was cut, what it cost elsewhere, what would have been free."""
     console.print()
-    console.print(_said(verdict))
+    console.print(_word_and_sentence(verdict))
     console.print()
-    rows = [_row(f"{row['metric']} on test", row) for row in (verdict, *verdict["secondary"])]
-    rows += [_row(f"{row['metric']} on all test of {name}", row) for name, row in _by_task(verdict)]
-    rows += [_row(effect["name"], effect) for effect in verdict["side_effects"]]
+    rows = [_row(f"{row.metric} on test", row) for row in (verdict, *verdict.secondary)]
+    for task in verdict.tasks:
+        shown = [task, *(other for other in task.secondary if other.metric == "accuracy")]
+        rows += [_row(f"{row.metric} on all test of {task.name}", row) for row in shown]
+    rows += [_row(effect.name, effect) for effect in verdict.side_effects]
     console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
     console.print()
     cuts = [
-        (cut["site"], f"{cut['shape'][0]} × {cut['shape'][1]}", cut["rank"], cut["full_rank"])
-        for cut in verdict["cut"]
-        if cut["kind"] == "truncate"
+        (cut.site, f"{cut.shape[0]} × {cut.shape[1]}", cut.rank, cut.full_rank)
+        for cut in verdict.cut
+        if cut.kind == "truncate" and cut.shape
     ]
     if cuts:
         console.print(table(("cut", "shape", "rank kept", "of"), cuts))
         console.print()
-    if verdict["cut"] and holds_cut(verdict):
-        console.print(table(("size", "before", "after"), list(_saved(verdict)), whole=("before", "after")))
+    if verdict.cut and verdict.gains and verdict.handed_over.holds == "cut":
+        console.print(table(("size", "before", "after"), _sizes(verdict.gains), whole=("before", "after")))
         console.print()
     for note, fired in _notes(verdict):
         console.print(Text("· " + note, style="bold red" if fired else "dim"))
 
 
-def holds_cut(verdict: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint holds the cut model, not the unchanged one."""
-    handed = verdict.get("handed_over")  # verdicts of an earlier day: it always does
-    return handed is None or handed["holds"] == "cut"
-
-
-def print_places(console: Terminal, verdict: Mapping[str, Any], out: Path) -> None:
-    """The last lines: where the checkpoint is and what it holds, where the report is."""
+def print_places(console: Terminal, verdict: VerdictRecord, out: Path) -> None:
+    """Print the last lines: where the checkpoint is and what it holds, where the report is."""
     console.print()
-    held, style = "", ""
-    if not holds_cut(verdict):
+    handed_over, held, style = verdict.handed_over, "", ""
+    if handed_over.holds != "cut":
         held = "the unchanged model"
-    elif verdict["verdict"] == WORSE:
+    elif verdict.verdict == WORSE:
         held, style = "the cut model, WORSE than the original", "bold red"
     console.print(Text(f"checkpoint  {out}" + (f"  ({held})" if held else ""), style=style), soft_wrap=True)
-    if handed := (verdict.get("handed_over") or {}).get("unproven"):
-        console.print(Text(f"cut plan    {out / handed}  (not carried out)"), soft_wrap=True)
+    if handed_over.unproven:
+        console.print(Text(f"cut plan    {out / handed_over.unproven}  (not carried out)"), soft_wrap=True)
     console.print(Text(f"report      {out / 'report.html'}"), soft_wrap=True)
 
 
-def _by_task(verdict: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Of several tasks each, in the metric that decides and in accuracy where it has one."""
-    for row in verdict.get("tasks") or ():  # verdicts of an earlier day have none
-        yield row["name"], row
-        yield from ((row["name"], other) for other in row["secondary"] if other["metric"] == "accuracy")
-
-
-def print_each(console: Terminal, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """The end of `prune --each`: word, sentence and place of every task."""
-    for told in verdicts:
+def print_each(console: Terminal, verdicts: Sequence[tuple[VerdictRecord, Path]]) -> None:
+    """Print the end of `prune --each`: word, sentence and folder of every task."""
+    for verdict, out in verdicts:
         console.print()
-        console.print(Text.assemble((told["task"]["name"], "bold"), ": ", _said(told)))
-        console.print(Text(f"checkpoint  {told['out']}"), soft_wrap=True)
+        console.print(Text.assemble((verdict.task.name, "bold"), ": ", _word_and_sentence(verdict)))
+        console.print(Text(f"checkpoint  {out}"), soft_wrap=True)
 
 
-def _said(verdict: Mapping[str, Any]) -> Text:
-    """The word and its sentence."""
-    word = verdict["verdict"]
-    return Text.assemble((word, WORD_STYLE[word.partition(" by ")[0]]), "  ", verdict["sentence"])
+def _word_and_sentence(verdict: VerdictRecord) -> Text:
+    word = verdict.verdict
+    return Text.assemble((word, WORD_STYLE[word.partition(" by ")[0]]), "  ", verdict.sentence)
 
 
-def _saved(verdict: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What is smaller, as stored: nothing where the shapes are the original's."""
-    gains = verdict["gains"]
-    names = {
-        "parameters": "parameters",
-        "bytes_on_disk": "bytes on disk",
-        "kv_bytes_per_token": "KV cache, bytes/token",
-    }
-    for key, name in names.items():
-        if gains[key] is not None:
-            yield name, f"{gains[key]['before']:,.0f}", f"{gains[key]['after']:,.0f}"
+def _sizes(gains: GainsRecord) -> list[tuple[str, str, str]]:
+    """Return the sizes as stored."""
+    sizes = (
+        ("parameters", gains.parameters),
+        ("bytes on disk", gains.bytes_on_disk),
+        ("KV cache, bytes/token", gains.kv_bytes_per_token),
+    )
+    return [(name, f"{pair.before:,.0f}", f"{pair.after:,.0f}") for name, pair in sizes if pair is not None]
 
 
-def _notes(verdict: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
-    """Everything that stands beside the word, as lines; whether it is a warning."""
-    if start := verdict.get("baseline"):  # verdicts of an earlier day have none
-        yield f"at the start: {baseline_text(start)}", bool(start["warning"])
-    if verdict["before"]["ci"] is None:
-        yield few_groups(verdict["groups"]), True
-    for guard in verdict["guards"]:
-        yield f"{guard['name']}: {guard['detail']}", guard["fired"]
-    for other in verdict["alternatives"]:
-        if other["applicable"]:
-            yield (
-                f"instead of cutting, {other['name']}: {other['detail']} → {with_interval(other, 'share')}",
-                False,
-            )
-    if verdict["cut"]:
-        yield f"out: {verdict['cut_summary']}", False
-        yield _loading(verdict["loads"]), False
-    search, opened = verdict["search"], verdict["openings"]
-    raced = "raced_out" in search
-    lost = f" ({search['screened_out']} screened out, {search['raced_out']} raced out)" if raced else ""
-    times = "once" if opened == 1 else f"{opened} times, corrected for"
+def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
+    """Yield everything that stands beside the word, as lines; and whether it is a warning."""
+    if verdict.baseline:
+        yield f"at the start: {baseline_text(verdict.baseline.to_json())}", bool(verdict.baseline.warning)
+    if verdict.before.ci is None:
+        yield few_groups(verdict.groups), True
+    for guard in verdict.guards:
+        yield f"{guard.name}: {guard.detail}", guard.fired
+    for other in verdict.alternatives:
+        if other.applicable and other.value is not None:
+            value = with_interval(other.value, other.ci, "share", too_few=other.groups is not None)
+            yield f"instead of cutting, {other.name}: {other.detail} → {value}", False
+    if verdict.cut:
+        yield f"out: {verdict.cut_summary}", False
+        if verdict.loads:
+            yield _loading(verdict.loads), False
+    search = verdict.search
+    lost = (
+        ""
+        if search.raced_out is None
+        else f" ({search.screened_out or 0} screened out, {search.raced_out} raced out)"
+    )
+    times = "once" if verdict.openings == 1 else f"{verdict.openings} times, corrected for"
     yield (
-        f"{verdict['candidates_tried']} plans tried on select, from {search['proposed']} proposed{lost}; "
-        f"{verdict['evaluations']:,} evaluations; test opened {times}",
+        f"{verdict.candidates_tried} plans tried on select, from {search.proposed} proposed{lost}; "
+        f"{verdict.evaluations:,} evaluations; test opened {times}",
         False,
     )
 
 
-def _loading(loads: Mapping[str, Any]) -> str:
-    first = next(place for place in loads["where"] if place["loads"])
-    why = f"; no stock checkpoint, because {loads['why']}" if loads["why"] else ""
-    return f"loads by {first['how']}{why}"
+def _loading(loads: LoadsRecord) -> str:
+    first = next(place for place in loads.where if place.loads)
+    why = f"; no stock checkpoint, because {loads.why}" if loads.why else ""
+    return f"loads by {first.how}{why}"
 
 
-def _row(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    unit = row["unit"]
-    before, after = (_in_unit(row[which]["value"], unit) for which in ("before", "after"))
+def _row(
+    name: str, row: VerdictRecord | SecondaryRecord | MemberRecord | SideEffect
+) -> tuple[str, str, str, str]:
+    before, after = (_in_unit(side.value, row.unit) if side else "" for side in (row.before, row.after))
     return name, before, after, _change(row)
 
 
-def _change(row: Mapping[str, Any]) -> str:
-    """`+43.4 [38.5, 48.2]` in points or in the metric's unit, `×1.04 [1.02, 1.06]` of perplexities."""
-    if "ratio" in row:
-        return _with_ends(row["ratio"], 1, "×{:.3f}", "{:.3f}")
-    if "difference" not in row:
+def _change(row: VerdictRecord | SecondaryRecord | MemberRecord | SideEffect) -> str:
+    """Return `+43.4 [38.5, 48.2]` in points or in the metric's unit, `×1.04 [1.02, 1.06]` of perplexities."""
+    if isinstance(row, SideEffect) and row.ratio:
+        return _with_ends(row.ratio, 1, "×{:.3f}", "{:.3f}")
+    if not row.difference:
         return ""
-    scale, digits = (100, ".1f") if row["unit"] == "share" else (1, ".3f")
-    return _with_ends(row["difference"], scale, f"{{:+{digits}}}", f"{{:+{digits}}}")
+    scale, digits = (100, ".1f") if row.unit == "share" else (1, ".3f")
+    return _with_ends(row.difference, scale, f"{{:+{digits}}}", f"{{:+{digits}}}")
 
 
-def _with_ends(found: Mapping[str, Any], scale: float, value: str, end: str) -> str:
-    ends = [end.format(scale * one) for one in found["ci"] or ()]
-    return value.format(scale * found["value"]) + (f" [{', '.join(ends)}]" if ends else " [too few groups]")
+def _with_ends(measured: IntervalRecord, scale: float, value: str, end: str) -> str:
+    ends = ", ".join(end.format(scale * number) for number in measured.ci or ())
+    return value.format(scale * measured.value) + (f" [{ends}]" if ends else " [too few groups]")
 
 
 # ------------------------------------------------------------------------------------------- what the other verbs show
@@ -226,27 +226,29 @@ def print_rows(
 
 
 def print_scores(found: Mapping[str, Any]) -> None:
-    """What `secateur eval` measured."""
+    """Print what `secateur eval` measured."""
+    scores = [ScoreRecord.model_validate(score) for score in found["scores"]]
+    start = BaselineRecord.model_validate(found["baseline"])
     rows = [
-        (s["metric"], with_interval(s, s["unit"]), s["n"], s["groups"], s["unit"]) for s in found["scores"]
+        (s.metric, with_interval(s.value, s.ci, s.unit, too_few=True), s.n, s.groups, s.unit) for s in scores
     ]
     title = f"{found['model']} on {found['task']} ({found['split']}), {found['plan']}"
     columns = ("metric", "value [95 %]", "n", "groups", "unit")
     print_rows(columns, rows, title=title, whole=columns[:2])
-    if found["scores"][0]["ci"] is None:
-        print(few_groups(found["scores"][0]["groups"]))
-    floors = floors_text(found["baseline"])
+    if scores[0].ci is None:
+        print(few_groups(scores[0].groups))
+    floors = floors_text(start.to_json())
     beside = f"; hold it against {floors}, read on select" if floors else ""
-    terminal().print(Text(f"{decides_text(found['baseline'])}{beside}"))
-    if found["baseline"]["warning"]:
-        terminal().print(Text(found["baseline"]["warning"], style="bold red"))
+    terminal().print(Text(f"{decides_text(start.to_json())}{beside}"))
+    if start.warning:
+        terminal().print(Text(start.warning, style="bold red"))
 
 
 def print_run(found: Mapping[str, Any]) -> None:
-    """What `secateur show` knows of a run."""
+    """Print what `secateur show` knows of a run."""
     console = terminal()
     if found["verdict"] is not None:
-        print_verdict(console, found["verdict"])
+        print_verdict(console, VerdictRecord.model_validate(found["verdict"]))
         console.print()
     else:
         console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))

@@ -1,4 +1,4 @@
-"""Two models by name, measured against each other on this machine."""
+"""Measure two models, given by name, against each other on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from secateur.core.progress import Progress
 from secateur.gains.length import Length
 from secateur.gains.memory import peak_bytes
-from secateur.gains.record import measure, memory_record
+from secateur.gains.record import measure, peaks
 from secateur.gains.timing import using_threads
 from secateur.hf.blank import blank_model
 from secateur.hf.load import load_model
@@ -23,19 +23,29 @@ def bench(
     threads: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """`secateur.bench` of two models, each by the arguments of `load_model`. Raises as that, before either is read
-    where their configs tell."""
+    """Return what the cut saves, measured here: a `GainsRecord` as plain values.
+
+    Args:
+        dense: The arguments of `load_model` for the dense model.
+        cut: The same for the cut one.
+        length: The work that is timed.
+        threads: Threads of torch; None: as many as now.
+
+    Raises: as `load_model`, before either is read where their configs tell.
+    """
     contexts = [blank_model(**words).anatomy.context for words in (dense, cut)]
     length.within(*contexts)
     with using_threads(threads) as count:
         before, after = (load_model(**words) for words in (dense, cut))
         for loaded in (before, after):
             check_runs(loaded, [range(min(FEW, loaded.anatomy.vocab_size))])
-        found = measure(before, after, length, progress=progress)
-        run = {name: found["shape"][name] for name in ("prompt", "new", "batch")} | {"threads": count}
-        peaks = []
+        measured = measure(before, after, length, progress=progress)
+        shape, used = measured.shape, []
+        assert shape is not None
         for number, words in enumerate((dense, cut)):
             progress("peak memory", number, 2)
-            peaks.append(peak_bytes(words, **run))
+            peak = peak_bytes(words, prompt=shape.prompt, new=shape.new, batch=shape.batch, threads=count)
+            used.append(peak)
         progress("peak memory", 2, 2)
-    return {"model": cut["name"], "against": dense["name"]} | found | memory_record(*peaks)
+    names = {"model": cut["name"], "against": dense["name"]}
+    return measured.model_copy(update=names | peaks(*used)).to_json()

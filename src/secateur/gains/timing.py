@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from secateur.core.progress import Progress
+from secateur.core.records.verdict import SpeedRecord
 from secateur.gains.cost import prefill
 
 Pair = tuple[float, float]  # before, after
@@ -97,11 +98,28 @@ def decode(model: nn.Module, output: Any, new: int) -> Int[Tensor, "batch new"]:
     return torch.cat(chosen, dim=1)
 
 
-def speed(pairs: tuple[Pair, ...], tokens: int, limit: float) -> dict[str, float | list[float]]:
-    """Tokens/s (medians) and speedup (median of the ratios within pairs), each with its quartiles; beside the limit."""
+def speed(pairs: tuple[Pair, ...], tokens: int, limit: float) -> SpeedRecord:
+    """Return tokens/s (medians) and the speedup (median of the ratios within pairs), each with its quartiles.
+
+    Args:
+        pairs: Seconds (before, after) of each repetition.
+        tokens: How many were processed each time.
+        limit: The speedup that the shapes allow.
+    """
     seconds = np.asarray(pairs)  # (repeats, 2)
     rates, ratios = tokens / seconds, seconds[:, 0] / seconds[:, 1]
-    found = {"before": rates[:, 0], "after": rates[:, 1], "speedup": ratios}
-    medians = {name: float(np.median(values)) for name, values in found.items()}
-    quartiles = {f"{name}_iqr": np.percentile(v, (25, 75)).tolist() for name, v in found.items()}
-    return medians | quartiles | {"limit": limit, "of_limit": medians["speedup"] / limit}
+    speedup = float(np.median(ratios))
+    return SpeedRecord(
+        before=float(np.median(rates[:, 0])),
+        before_iqr=_quartiles(rates[:, 0]),
+        after=float(np.median(rates[:, 1])),
+        after_iqr=_quartiles(rates[:, 1]),
+        speedup=speedup,
+        speedup_iqr=_quartiles(ratios),
+        limit=limit,
+        of_limit=speedup / limit,
+    )
+
+
+def _quartiles(values: np.ndarray) -> list[float]:
+    return np.percentile(values, (25, 75)).tolist()

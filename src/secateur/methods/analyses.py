@@ -103,7 +103,10 @@ def _frequency(session: Session, judge: Evaluator, split: str, plan: Plan) -> Ro
     """(b) Accuracy before and after the plan, by how often training text had the fact."""
     examples = session.task.split(split)
     judged = judge([session.empty, plan], examples, "frequency")
-    return records.frequency_records(session.task, examples, judged[session.empty], judged[plan])
+    return [
+        row.to_json()
+        for row in records.frequency_bins(session.task, examples, judged[session.empty], judged[plan])
+    ]
 
 
 def _paraphrases(session: Session, judge: Evaluator, split: str, plan: Plan) -> Rows:
@@ -112,7 +115,7 @@ def _paraphrases(session: Session, judge: Evaluator, split: str, plan: Plan) -> 
     assert others is not None, "see check_analysis"
     asked = session.on(others)
     judged = asked.judge()([session.empty, plan], range(len(asked.task.examples)), "paraphrases")
-    return [records.paraphrase_record(asked.task, judged[session.empty], judged[plan])]
+    return [records.paraphrase_record(asked.task, judged[session.empty], judged[plan]).to_json()]
 
 
 ANALYSES: dict[str, Reader] = {

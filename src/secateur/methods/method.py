@@ -15,6 +15,7 @@ import numpy as np
 
 from secateur.core.config import Config
 from secateur.core.plan import Plan
+from secateur.core.records.record import Record
 from secateur.search.race import Choice
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class Proposal:
     plan: Plan
     tried: int
     evaluations: int
-    search: dict[str, Any]
-    analysis: dict[str, Any] = field(default_factory=dict)
+    search: Record | dict[str, Any]
+    analysis: Record | dict[str, Any] = field(default_factory=dict)
     margin: float | None = None
     best: Plan | None = None
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from secateur.checkpoint.folder import write_json
-from secateur.core.aggregate import mean_readings, spearman_overlap
 from secateur.core.progress import Progress, silent
-from secateur.core.readings import PARTS, Readings
+from secateur.core.readings import PARTS, Readings, mean_readings, spearman_overlap
 from secateur.core.records.probe import (
     ComponentsRecord,
     ImportanceRecord,

@@ -3,17 +3,13 @@
 from secateur.report.write import (
     render,
     render_heal,
-    render_probe,
     write_heal_report,
-    write_probe_report,
     write_report,
 )
 
 __all__ = [
     "render",
     "render_heal",
-    "render_probe",
     "write_heal_report",
-    "write_probe_report",
     "write_report",
 ]

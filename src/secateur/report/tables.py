@@ -93,13 +93,15 @@ def provenance(verdict: VerdictRecord, plan: PlanRecord) -> str:
     return _folded(facts)
 
 
-def probe_provenance(record: Mapping[str, Any]) -> str:
+def probe_provenance(
+    model: str, what: Sequence[str], tasks: Sequence[str], versions: Mapping[str, str] | None
+) -> str:
     """Return the same for the readings of a probe."""
     facts = {
-        "model": text(record.get("model", MISSING)),
-        "read": _words(*(record.get("what") or ())),
-        "tasks": _words(*(record.get("tasks") or ())),
-        "versions": _words(*(f"{name} {value}" for name, value in (record.get("versions") or {}).items())),
+        "model": text(model),
+        "read": _words(*what),
+        "tasks": _words(*tasks),
+        "versions": _words(*(f"{name} {value}" for name, value in (versions or {}).items())),
     }
     return _folded(facts)
 

@@ -1,9 +1,9 @@
-"""Report files: the records of a run, a probe or a healed cut in, one self-contained HTML page out. No torch."""
+"""Report files: the records of a run or a healed cut in, one self-contained HTML page out. No torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from secateur.core.records.plan import PlanRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
-from secateur.report import tables
-from secateur.report.components import importance, induction, neurons, parts, probe_hero
+from secateur.report.frame import PageSection
 from secateur.report.healing import healing_page
-from secateur.report.linearity import linearity_page
 from secateur.report.page import assemble
 from secateur.report.run_page import run_page
 from secateur.report.sections import method_sections, tried
@@ -29,38 +27,36 @@ AGAIN = "Write it again with `secateur prune`."
 Json = Mapping[str, Any]
 
 
-def render(verdict: Json, plan: Json, analysis: Json) -> str:
+SectionsOf = Callable[[VerdictRecord, AnalysisRecord], Sequence[PageSection]]
+
+
+def no_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
+    """Return no section: the method of the run has nothing of its own to show."""
+    return ()
+
+
+def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf = no_sections) -> str:
     """Return the page of a run, from the content of its three files; it loads nothing from anywhere.
 
     Blocks of `analysis` that are absent or empty leave their section out.
+
+    Args:
+        sections_of: Gives the sections that only the method of the run has.
 
     Raises: `SecateurError` where the records are of another version or do not belong together.
     """
     _check(verdict, plan)
     sections, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
+    told = VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN)
+    analyzed = AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN)
     return run_page(
-        VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN),
+        told,
         PlanRecord.of(plan, "plan.json", SecateurError, AGAIN),
-        AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN),
-        sections,
+        analyzed,
+        [*sections_of(told, analyzed), *sections],
         tried(verdict, analysis),
         figures,
     )
-
-
-def render_probe(record: Json) -> str:
-    """One self-contained HTML page from `probe.json`: what the components of a model are worth, and what they do.
-
-    Raises: `SecateurError` where the record holds no reading.
-    """
-    record, figures = finite(record), {}
-    if record.get("what") == "linearity":
-        return assemble(f"linearity: {record['model']}", linearity_page(record, figures), figures)
-    found = [build({}, {}, record, figures) for build in (importance, parts, neurons, induction)]
-    if not any(found):
-        raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
-    sections = [probe_hero(record), *found, f"<footer>{tables.probe_provenance(record)}</footer>"]
-    return assemble(f"probe: {record.get('model', 'secateur')}", sections, figures)
 
 
 def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
@@ -80,8 +76,14 @@ def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
     return assemble(f"healed: {record['cut']['name']}", sections, figures)
 
 
-def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Writes the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
+def write_report(
+    folder: str | Path,
+    out_html: str | Path,
+    also: Sequence[str | Path] = (),
+    *,
+    sections_of: SectionsOf = no_sections,
+) -> Path:
+    """Write the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
     `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
 
     Raises: `SecateurError` for records that are missing, broken, or not of one original, `OutputError` for a page that
@@ -99,7 +101,9 @@ def write_report(folder: str | Path, out_html: str | Path, also: Sequence[str | 
         raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
-    page = render(_read(folder / "verdict.json"), _read(folder / "plan.json"), analysis)
+    page = render(
+        _read(folder / "verdict.json"), _read(folder / "plan.json"), analysis, sections_of=sections_of
+    )
     return _written(page, out)
 
 
@@ -109,14 +113,6 @@ def write_heal_report(record: Json, path: str | Path, also: Sequence[Json] = ())
     Raises: `SecateurError` as `render_heal`, `OutputError` for a page that cannot be written.
     """
     return _written(render_heal(record, also), Path(path))
-
-
-def write_probe_report(record: Json, path: str | Path) -> Path:
-    """Writes the page of a probe's record.
-
-    Raises: `SecateurError` for a record without a reading, `OutputError` for a page that cannot be written.
-    """
-    return _written(render_probe(record), Path(path))
 
 
 def _written(page: str, out: Path) -> Path:

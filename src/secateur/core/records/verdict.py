@@ -232,8 +232,8 @@ class ParametersRecord(Record):
 class BeforeAfter(Record):
     """One measurement of the dense model and of the cut one."""
 
-    before: Number = Field(description="the dense model")
-    after: Number = Field(description="the cut one")
+    before: int | Number = Field(description="the dense model")
+    after: int | Number = Field(description="the cut one")
 
 
 class SpeedRecord(Record):
