@@ -137,16 +137,27 @@ def test_evaluate_probe_and_plan_cost_take_a_model_in_memory(folder, words):
             for m, t, more in ((model, task, {"tokenizer": words}), (folder / "m", folder / "q.jsonl", {}))
         ]
         assert rows[0] == rows[1]
-    heads = secateur.probe(model, [task], what="heads", tokenizer=words)["components"]
-    assert heads["readings"] == secateur.probe(folder / "m", [folder / "q.jsonl"], what="heads")[
-        "components"
-    ]["readings"] or (heads["readings"][0]["heads"] is not None)
-    assert secateur.probe(model, what="induction", tokenizer=words)["components"]
+    parts = [
+        secateur.probe(m, [t, "builtin:recall"][:1], what=("heads", "neurons"), layers="0:1", **more)[
+            "components"
+        ]
+        for m, t, more in ((model, task, {"tokenizer": words}), (folder / "m", folder / "q.jsonl", {}))
+    ]
+    assert parts[0]["neurons"]
+    assert _without_tasks(parts[0]) == _without_tasks(parts[1])
+    assert secateur.probe(model, what="induction", tokenizer=words)["rows"]
     straight = secateur.probe(model, task, what="linearity", tokenizer=words, also=[str(folder / "m")])
     assert straight["models"][0]["last"] == straight["models"][1]["last"]
     for calibrate in (False, True):
         cost = secateur.plan_cost(model, task, tokenizer=words, calibrate=calibrate, **SMALL)
         assert cost["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def _without_tasks(value):
+    """A record without the names of tasks."""
+    if isinstance(value, dict):
+        return {name: _without_tasks(one) for name, one in value.items() if name not in ("task", "name")}
+    return [_without_tasks(one) for one in value] if isinstance(value, list) else value
 
 
 def test_prune_each_takes_a_model_in_memory(folder, tmp_path, words):
@@ -165,7 +176,7 @@ def test_prune_each_takes_a_model_in_memory(folder, tmp_path, words):
         (lambda m, words: torch.nn.Linear(2, 2), {}, "not a Linear"),
         (lambda m, words: m, {"tokenizer": True, "dtype": "float16"}, "dtype= says how a model is loaded"),
         (lambda m, words: m.to("meta"), {"tokenizer": True}, "lies on meta"),
-        (lambda m, words: m.model, {"tokenizer": True}, ""),
+        (lambda m, words: m.model, {"tokenizer": True}, "LlamaModel"),
     ],
 )
 def test_what_is_no_model_is_refused(model, how, said, words, tmp_path):
@@ -269,14 +280,14 @@ def test_what_is_no_task_is_refused(task, said):
 
 
 def test_texts_are_measured_as_a_file_of_texts(folder, tmp_path):
-    texts = [" ".join(f"w{(7 * n + k) % 90 + 3}" for k in range(20)) for n in range(150)]
+    texts = [row["prompt"] * 3 for row in questions(150)]
     mine = secateur.evaluate(folder / "m", secateur.texts(texts), seqlen=16)
     write_rows(tmp_path / "t.jsonl", [{"text": text} for text in texts])
     named = secateur.evaluate(folder / "m", f"text:{tmp_path / 't.jsonl'}", seqlen=16)
     assert mine["scores"] == named["scores"]
     table = secateur.texts(datasets.Dataset.from_dict({"text": texts}))
     assert secateur.evaluate(folder / "m", table, seqlen=16) == mine
-    one = secateur.texts(" ".join(texts * 8))
+    one = secateur.texts(" ".join(texts * 16))
     assert secateur.evaluate(folder / "m", one, seqlen=16)["scores"][0]["metric"] == "text_loss"
     with pytest.raises(TaskError, match=r"texts\[1\]: 'text' is the number 3"):
         secateur.evaluate(folder / "m", secateur.texts(["w5", {"text": 3}]))
@@ -287,13 +298,13 @@ def test_other_tasks_may_be_rows_too(folder, tmp_path):
     how = {"test_task": [row | {"id": f"t{row['id']}"} for row in more], "side": [more]}
     result = secateur.prune(folder / "m", rows, tmp_path / "out", **how, **SMALL)
     assert result.verdict["task"]["splits"]["test"] == len(more)
-    assert any(effect["name"].startswith("rows-") for effect in result.verdict["side_effects"])
+    assert any("rows-" in effect["name"] for effect in result.verdict["side_effects"])
 
 
 def test_a_list_of_tasks_may_hold_rows_paths_and_texts(folder, tmp_path):
     tasks = [folder / "q.jsonl", questions(seed=1)]
     result = secateur.prune(folder / "m", tasks, tmp_path / "out", **SMALL)
-    assert [task["name"] for task in result.verdict["tasks"]][0] == "q"
+    assert result.verdict["tasks"][0]["name"] == "q"
     assert len(result.verdict["tasks"]) == 2
 
 
@@ -325,7 +336,7 @@ def test_signatures_say_every_option_with_its_default():
     [
         (
             lambda: secateur.prune("m", "q", "out", overwite=True),
-            "prune has no option 'overwite'. Did you mean overwrite",
+            "no option 'overwite'. Did you mean overwrite",
         ),
         (lambda: secateur.prune("m", "q", "out", layer="1:2"), "no option 'layer'. Did you mean layers"),
         (lambda: secateur.load("m", dtyp="float16"), "load has no option 'dtyp'. Did you mean dtype"),

@@ -10,7 +10,34 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for checkers and editors, which run nothing
+    from secateur.api import apply as apply
+    from secateur.api import bench as bench
+    from secateur.api import evaluate as evaluate
+    from secateur.api import load as load
+    from secateur.api import plan_cost as plan_cost
+    from secateur.api import preview as preview
+    from secateur.api import probe as probe
+    from secateur.api import prune as prune
+    from secateur.api import prune_each as prune_each
+    from secateur.api import report as report
+    from secateur.checkpoint.result import Result as Result
+    from secateur.core.plan import Drop as Drop
+    from secateur.core.plan import Plan as Plan
+    from secateur.core.plan import Truncate as Truncate
+    from secateur.core.site import Site as Site
+    from secateur.distributed.hire import on_ray as on_ray
+    from secateur.errors import SecateurError as SecateurError
+    from secateur.given import texts as texts
+    from secateur.surgery.materialize import cut as cut
+    from secateur.training.regulariser import LinearityRegulariser as LinearityRegulariser
+    from secateur.training.regulariser import RegularisedTrainer as RegularisedTrainer
+    from secateur.training.state import Tuned as Tuned
+    from secateur.training.verbs import finetune as finetune
+    from secateur.training.verbs import heal as heal
+    from secateur.training.verbs import train as train
 
 __version__ = "0.1.0"
 

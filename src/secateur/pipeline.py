@@ -21,7 +21,7 @@ from secateur.options import Options
 from secateur.proof import cut_and_verify
 from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
 from secateur.side_tasks import side_effects
-from secateur.surgery.spectra import make_ready
+from secateur.surgery.spectra import make_spectra_folder
 
 LOG = logging.getLogger("secateur")
 
@@ -49,7 +49,7 @@ def prune(
         check_ledger(journal_file)
         session = session or open_session(options, None, progress, check)
         if options.spectra is not None:
-            make_ready(Path(options.spectra))
+            make_spectra_folder(Path(options.spectra))
         hired = nullcontext() if workers is None else workers(session.loaded)
         with hired as hands, Ledger.open(journal_file) as journal:
             return _prune(replace(session, ledger=journal, workers=hands), folder, journal)

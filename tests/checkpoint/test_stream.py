@@ -29,7 +29,7 @@ from secateur.core.plan import Plan
 from secateur.errors import ModelError, OutputError, SecateurError, UnknownName
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import load_model
-from secateur.surgery.materialize import cut, what_is_left
+from secateur.surgery.materialize import cut, cut_model
 from secateur.surgery.operations import decompose
 
 EDITS = ["b0.q=2", "b1.down=3", "b1.attn.h1=drop", "b0.mlp.n3=drop"]
@@ -58,7 +58,7 @@ def test_every_kind_of_cut_is_streamed_as_it_is_saved(name, words, tmp_path):
             saved, streamed = tmp_path / kind / "saved", tmp_path / kind / "streamed"
             cut(whole, plan, **how).save_pretrained(saved, max_shard_size=20_000)
             streamed.mkdir()
-            left = what_is_left(loaded, plan, **how)
+            left = cut_model(loaded, plan, **how)
             shards, find = shards_of(left.model, 20_000), left.tensors_of(loaded.model)
             for shard in shards:
                 write_shard(shard, find, streamed, lambda _: None)

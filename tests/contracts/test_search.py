@@ -150,7 +150,7 @@ def test_whoever_was_dropped_was_significantly_worse_then_and_no_one_else(seed):
     counts = [count for _, count in found.rungs]
     for p in FIELD:
         last = found.dropped_after.get(p, 500)
-        assert found.standing[p]["example"].tolist() == examples[:last]
+        assert found.outcomes[p]["example"].tolist() == examples[:last]
         for count in (c for c in counts if c <= last and c < 500):
             running = [q for q in FIELD if found.dropped_after.get(q, 500) >= count]
             leader = min(running, key=lambda q: table[q][:count].mean())
@@ -176,7 +176,7 @@ def test_the_exhaustive_search_judges_everybody_on_everything_at_once():
     judge = judge_of(noisy({p: i for i, p in enumerate(FIELD)}, 100, 0))
     found = race(FIELD, list(range(100)), judge, LOSS, z=math.inf)
     assert judge.asked == [(tuple(FIELD), tuple(range(100)))]
-    assert (found.rungs, found.dropped_after, set(found.standing)) == ([(31, 100)], {}, set(FIELD))
+    assert (found.rungs, found.dropped_after, set(found.outcomes)) == ([(31, 100)], {}, set(FIELD))
 
 
 @pytest.mark.parametrize("objective", [ACCURACY, LOSS], ids=["accuracy", "loss"])
@@ -221,7 +221,7 @@ def test_who_is_left_alone_goes_to_the_end():
     table = {BASE: np.zeros(200), FIELD[1]: np.ones(200)}
     found = race([BASE, FIELD[1]], range(200), judge_of(table), LOSS)
     assert found.rungs == [(2, 32), (1, 200)]
-    assert len(found.standing[BASE]) == 200
+    assert len(found.outcomes[BASE]) == 200
 
 
 def test_no_example_but_those_given_is_looked_at():

@@ -32,7 +32,7 @@ from secateur.evaluation.evaluator import Evaluator, Limits
 from secateur.evaluation.forward import Forward
 from secateur.evaluation.generate import answers_within, greedy
 from secateur.hf.load import Loaded
-from secateur.surgery.mask import lent
+from secateur.surgery.mask import swapped_forward
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
@@ -372,8 +372,8 @@ def test_lent_forwards_nest():
     module = nn.Linear(2, 2)
     x = torch.ones(1, 2)
     own = module(x)
-    with lent(module, lambda x: x + 1):
-        with lent(module, lambda x: x + 2):
+    with swapped_forward(module, lambda x: x + 1):
+        with swapped_forward(module, lambda x: x + 2):
             assert torch.equal(module(x), x + 2)
         assert torch.equal(module(x), x + 1)
     assert torch.equal(module(x), own)
@@ -491,7 +491,7 @@ def short_of_memory(loaded: Loaded, most: int) -> Iterator[list[int]]:
             raise torch.OutOfMemoryError
         return own(x)
 
-    with lent(module, forward):
+    with swapped_forward(module, forward):
         yield refused
 
 

@@ -19,7 +19,7 @@ import secateur
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing
-from secateur.evaluation.forward import lent
+from secateur.evaluation.forward import swapped_forward
 from secateur.hf.load import Loaded
 from secateur.methods.directions.probe import MatrixEffects, directions_effects
 from secateur.methods.registry import read_options
@@ -340,7 +340,7 @@ def test_when_memory_runs_out_batches_halve_and_values_stay(as_loaded):
             raise torch.OutOfMemoryError
         return own(x)
 
-    with lent(module, forward):
+    with swapped_forward(module, forward):
         found = vector(effects(loaded, packing=Packing(256, 256, 0)))
     assert refused
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)

@@ -151,9 +151,9 @@ def test_low_precision_is_summed_in_float32(as_loaded):
 @pytest.mark.parametrize("part", ["o", "down"])
 def test_batches_do_not_matter(part, as_loaded):
     loaded = as_loaded(tiny("falcon-40b", torch.float64))
-    together = importance(loaded, part)
+    joined = importance(loaded, part)
     apart = importance(loaded, part, packing=Packing(1, 1, 0))
-    np.testing.assert_allclose(apart, together, rtol=1e-9)
+    np.testing.assert_allclose(apart, joined, rtol=1e-9)
 
 
 def test_when_memory_runs_out_batches_halve_and_nothing_changes(as_loaded, monkeypatch):

@@ -319,7 +319,7 @@ def test_weights_are_those_inside_torchs_attention(options):
 def test_many_sequences_side_by_side_score_as_alone(as_loaded):
     """In a context of 64 all segments are equally long, and run together."""
     loaded = as_loaded(tiny("qwen3", torch.float64))
-    together = prefix_matching(loaded, seeds=6)
+    joined = prefix_matching(loaded, seeds=6)
     expected = np.zeros((2, 4))
     for segment in random_segments(loaded, 6, 4):
         tokens = with_bos(loaded, np.tile(segment, 4)[None])
@@ -327,7 +327,7 @@ def test_many_sequences_side_by_side_score_as_alone(as_loaded):
         attend(loaded, tokens, lambda b, w, kept=weights: kept.update({b: w}))
         for block, head in np.ndindex(2, 4):
             expected[block, head] += float(prefix_scores(weights[block], len(segment))[0, head]) / 6
-    assert_readings(together, expected)
+    assert_readings(joined, expected)
 
 
 @pytest.mark.parametrize("probe", [prefix_matching, copying])

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from secateur.core.plan import Truncate
 from secateur.core.site import Site
 from secateur.evaluation.batching import Packing
-from secateur.evaluation.forward import lent
+from secateur.evaluation.forward import swapped_forward
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.methods.laser.probe import truncation_effects
@@ -234,7 +234,7 @@ def test_when_memory_runs_out_batches_halve_and_values_stay(as_loaded):
             raise torch.OutOfMemoryError
         return own(x)
 
-    with lent(module, forward):
+    with swapped_forward(module, forward):
         found = values(loaded, edits, contrast=True)
     assert refused
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)

@@ -69,7 +69,7 @@ def pruner(*kinds: PrunableGroup, shares: Sequence[float] | None = None, **given
     def forbidden(*_):
         raise AssertionError("one kind alone is removed without judging")
 
-    defaults = {"read": first_to_last, "judge": forbidden, "weigh": lambda plan: 1000 - len(plan)}
+    defaults = {"read": first_to_last, "judge": forbidden, "count_parameters": lambda plan: 1000 - len(plan)}
     return Pruner(BASE, kinds, steps(0.1) if shares is None else shares, examples=(4, 2), **defaults | given)
 
 
@@ -121,7 +121,7 @@ def test_a_share_is_rounded_to_whole_parts(total, share, count):
 
 
 def test_uniform_takes_as_many_from_every_block_whatever_they_are_worth_and_leaves_one():
-    kind = PrunableGroup("heads", heads(3, 4), losses=(0, 1, 2, 3))
+    kind = PrunableGroup("heads", heads(3, 4), removable_counts=(0, 1, 2, 3))
     worth = {site: site.block * 100.0 - site.index for site in kind.sites}
     for share in (0.25, 0.5, 0.75, 1.0):
         going = kind.next_to_go(set(), share, worth)
@@ -158,14 +158,16 @@ def test_a_target_between_steps_is_a_point():
 
 def test_only_some_numbers_may_go():
     """Of four a block, two may go or three: half a step short of two nothing goes yet."""
-    kind = PrunableGroup("heads", heads(3, 4), losses=(0, 2, 3))
+    kind = PrunableGroup("heads", heads(3, 4), removable_counts=(0, 2, 3))
     importance = {site: float(site.index) for site in kind.sites}
     counts = [len(kind.next_to_go(set(), share, importance)) for share in (0.25, 0.5, 0.75, 1.0)]
     assert counts == [0, 6, 9, 9]
 
 
 def test_uniform_points_leave_one_in_every_block():
-    removal = pruner(PrunableGroup("heads", heads(3, 4), losses=(0, 1, 2, 3))).by_importance(again=True)
+    removal = pruner(PrunableGroup("heads", heads(3, 4), removable_counts=(0, 1, 2, 3))).by_importance(
+        again=True
+    )
     counts = [[sum(s.block == b for s in p.plan.dropped) for b in range(3)] for p in removal.points]
     assert counts == [[0] * 3, [1] * 3, [2] * 3, [3] * 3]
 
@@ -218,7 +220,7 @@ def test_random_orders_favor_no_part():
 
 
 def test_random_orders_of_uniform_kinds_are_uniform():
-    kind = PrunableGroup("heads", heads(3, 4), losses=(0, 1, 2, 3))
+    kind = PrunableGroup("heads", heads(3, 4), removable_counts=(0, 1, 2, 3))
     like = pruner(kind).by_importance(again=True)
     for point in pruner(kind).at_random(5, like).points:
         assert len({sum(s.block == b for s in point.plan.dropped) for b in range(3)}) == 1
@@ -231,7 +233,7 @@ def both(shares: Sequence[float], loss: Callable[[Plan], float], weigh=None, **g
     judge = Judge(loss)
     kinds = (PrunableGroup("heads", heads(2, 2)), PrunableGroup("ffns", ffns(2)))
     weigh = weigh or (lambda plan: 1000 - sum(100 if s.part == "mlp" else 10 for s in plan.dropped))
-    return pruner(*kinds, shares=shares, judge=judge, weigh=weigh, **given), judge
+    return pruner(*kinds, shares=shares, judge=judge, count_parameters=weigh, **given), judge
 
 
 def costing(head: float, ffn: float) -> Callable[[Plan], float]:
@@ -275,10 +277,13 @@ def test_greedy_judges_every_option_of_every_step_on_all_examples_and_takes_the_
         options = [
             RemovalPoint(dropping(*before.plan.dropped, *more), after.shares) for more in _nexts(before.plan)
         ]
-        size = pruned.weigh(before.plan)
+        size = pruned.count_parameters(before.plan)
         price = {}
         for option in options:
-            cost, freed = prices[option.plan] - prices[before.plan], size - pruned.weigh(option.plan)
+            cost, freed = (
+                prices[option.plan] - prices[before.plan],
+                size - pruned.count_parameters(option.plan),
+            )
             price[option.plan] = cost / freed if cost > 0 else cost * freed
         assert after.plan == min(price, key=price.get)
     assert all(examples == (4, 2) for _, examples in judge.asked)

@@ -24,7 +24,7 @@ from secateur.methods.registry import read_options
 from secateur.session import open_session
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import decompose, resolve
-from secateur.surgery.spectra import Stored, spectra_of
+from secateur.surgery.spectra import SpectraFolder, spectra_of
 
 SMALL = {"matrices": ("up", "down"), "layers": (0, 2), "allow_small": True}
 
@@ -57,7 +57,7 @@ def test_what_is_read_has_the_bits_of_what_was_computed(name, dtype, tmp_path, m
     parts = anatomy(model)
     computed = {m: decompose(m, model.get_parameter(m.weight)) for m in parts.matrices.values()}
     for written in (False, True):
-        stored = Stored(tmp_path / "spectra")
+        stored = SpectraFolder(tmp_path / "spectra")
         for matrix, expected in computed.items():
             found = stored(matrix, model.get_parameter(matrix.weight))
             for part in ("u", "sigma", "vh"):
@@ -103,7 +103,7 @@ def test_a_file_serves_the_same_matrix_wherever_it_is_and_no_other(tmp_path, cou
         matrix = parts.matrix(Site(block, "down"))
         weight = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
         for copy in (weight, weight.clone()):
-            found = Stored(tmp_path)(matrix, copy)
+            found = SpectraFolder(tmp_path)(matrix, copy)
             assert torch.equal(found.sigma, spectrum(weight).sigma)
         assert len(counted) == len(files(tmp_path)) == expected
 
@@ -114,11 +114,11 @@ def test_a_damaged_file_is_said_and_made_again(damage, tmp_path, counted, caplog
     matrix = anatomy(model).matrix(Site(0, "up"))
     weight = model.get_parameter(matrix.weight)
     expected = decompose(matrix, weight)
-    Stored(tmp_path)(matrix, weight)
+    SpectraFolder(tmp_path)(matrix, weight)
     [file] = tmp_path.iterdir()
     whole = file.read_bytes()
     other = anatomy(model).matrix(Site(0, "down"))
-    Stored(tmp_path / "other")(other, model.get_parameter(other.weight))
+    SpectraFolder(tmp_path / "other")(other, model.get_parameter(other.weight))
     [another] = (tmp_path / "other").iterdir()
     header = 8 + int.from_bytes(whole[:8], "little")
     file.write_bytes(
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_said_and_made_again(damage, tmp_path, counted, caplog
         }[damage]
     )
     counted.clear()
-    found = Stored(tmp_path)(matrix, weight)
+    found = SpectraFolder(tmp_path)(matrix, weight)
     assert len(counted) == 1
     assert "decomposed again" in caplog.text
     assert torch.equal(found.vh, expected.vh)
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_back_is_still_there(tmp_path, monkeypatch, caplog):
     model = tiny("llama")
     matrix = anatomy(model).matrix(Site(0, "up"))
     weight = model.get_parameter(matrix.weight)
-    assert torch.equal(Stored(tmp_path)(matrix, weight).u, decompose(matrix, weight).u)
+    assert torch.equal(SpectraFolder(tmp_path)(matrix, weight).u, decompose(matrix, weight).u)
     assert "cannot be read" in caplog.text
 
 
@@ -168,7 +168,7 @@ def test_a_full_disk_is_said_and_nothing_half_written(tmp_path, monkeypatch):
     model = tiny("llama")
     matrix = anatomy(model).matrix(Site(0, "up"))
     with pytest.raises(OutputError, match=r"no space left .*another --spectra"):
-        Stored(tmp_path / "s")(matrix, model.get_parameter(matrix.weight))
+        SpectraFolder(tmp_path / "s")(matrix, model.get_parameter(matrix.weight))
     assert files(tmp_path / "s") == []
 
 
@@ -206,7 +206,7 @@ spectra.Stored(Path(sys.argv[2]))(matrix, model.get_parameter(matrix.weight))
     assert [name.endswith(".part") for name in files(tmp_path / "s")] == [True]
     model = tiny("llama")
     matrix = next(iter(anatomy(model).matrices.values()))
-    found = Stored(tmp_path / "s")(matrix, model.get_parameter(matrix.weight))
+    found = SpectraFolder(tmp_path / "s")(matrix, model.get_parameter(matrix.weight))
     assert torch.equal(found.u, decompose(matrix, model.get_parameter(matrix.weight)).u)
 
 

@@ -13,7 +13,7 @@ from secateur.core.plan import Plan
 from secateur.hf import llama_cpp
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
-from secateur.surgery.materialize import config_left
+from secateur.surgery.materialize import cut_config
 from secateur.surgery.shape import Shape, shape_of, stock_config
 
 STOCK = "AutoModelForCausalLM.from_pretrained(FOLDER)"
@@ -122,7 +122,7 @@ def _vllm(shape: Shape, anatomy: Anatomy) -> Place:
 
 
 def _gguf(shape: Shape, loaded: Loaded) -> Place:
-    left = (loaded.anatomy.details, config_left(loaded, shape), loaded.tokenizer)
+    left = (loaded.anatomy.details, cut_config(loaded, shape), loaded.tokenizer)
     if why := llama_cpp.refusal(*left, loaded.copied):
         return _not("GGUF (llama.cpp)", why)
     return _ran("GGUF (llama.cpp)", CONVERT, RAN_LLAMA_CPP, loaded.anatomy.family, llama_cpp.condition(*left))

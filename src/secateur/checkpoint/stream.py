@@ -38,11 +38,10 @@ from secateur.errors import ModelError, OutputError
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
 from secateur.hf.running import FEW, check_runs
-from secateur.surgery.decompositions import Decompositions
 from secateur.surgery.mask import masked
-from secateur.surgery.materialize import Left, what_is_left
+from secateur.surgery.materialize import CutModel, cut_model
 from secateur.surgery.operations import resolve
-from secateur.surgery.spectra import Spectra
+from secateur.surgery.spectra import Decompositions, Spectra
 
 
 @contextmanager
@@ -78,7 +77,7 @@ def stream(
     check = _check_of(loaded) if way.check == "auto" else way.check
     decompose = Decompositions(plan, way.svd, torch_device(way.device))
     kept = Spectra(2**30, decompose) if check == "logits" else decompose
-    left = what_is_left(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
+    left = cut_model(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
     shards = shards_of(left.model, way.shard_size)
     place, rows = run / "shards", [range(min(FEW, loaded.anatomy.vocab_size))]
     if check == "logits":
@@ -154,7 +153,7 @@ def _drop_damaged(journal: Journal, place: Path) -> None:
 
 def _write_shards(
     shards: list[Shard],
-    left: Left,
+    left: CutModel,
     loaded: Loaded,
     place: Path,
     journal: Journal,
@@ -166,9 +165,9 @@ def _write_shards(
     find = left.tensors_of(loaded.model)
     count = _counting("write", missing, progress)
     for shard in missing:
-        before = set(decompose.told)
+        before = set(decompose.records)
         digest = write_shard(shard, find, place, count)
-        new = [told for site, told in decompose.told.items() if site not in before]
+        new = [record for site, record in decompose.records.items() if site not in before]
         journal.add({"file": shard.file, "sha256": digest, "matrices": new})
 
 
@@ -190,7 +189,7 @@ def _counting(stage: str, shards: list[Shard], progress: Progress) -> Count:
     return count
 
 
-def _save_the_rest(left: Left, loaded: Loaded, shards: list[Shard], folder: Path) -> None:
+def _save_the_rest(left: CutModel, loaded: Loaded, shards: list[Shard], folder: Path) -> None:
     """All of a checkpoint but its weights."""
     with quiet():
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,6 +19,12 @@ class Fitted:
     digest: str
     arrays: Mapping[str, np.ndarray] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def content(self) -> Mapping[str, np.ndarray]:
+        """Return the arrays, which must have been read: `resolve` refuses a plan where they were not."""
+        assert self.arrays is not None, f"only the name of {self.digest} was read"
+        return self.arrays
+
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Fitted:
         """Return the arrays with the digest of their content."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.evaluation.forward import Forward
-from secateur.surgery.mask import lent
+from secateur.surgery.mask import swapped_forward
 
 Hook = Callable[..., Any]
 
@@ -152,7 +152,7 @@ class ActivationCache:
             with ExitStack() as stack:
                 for name, value in self._outputs[batch].items():
                     module = self.model.get_submodule(name)
-                    stack.enter_context(lent(module, self._replay(name, module, value)))
+                    stack.enter_context(swapped_forward(module, self._replay(name, module, value)))
                 yield
         elif self.used < self.max_bytes:
             with self._recording(batch):

@@ -1,7 +1,7 @@
 """Run the whole model but compute only what is needed: blocks below `start` and above `stop` stand aside, logits and
 the last block's feed-forward network are computed at the kept positions alone.
 
-Modules are lent another `forward` for the length of the call. No layer is driven by hand, so masks, positions and
+Modules are swapped_forward another `forward` for the length of the call. No layer is driven by hand, so masks, positions and
 caches stay the model's own business.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from secateur.evaluation.batching import Batch
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.weights import device_of
-from secateur.surgery.mask import lent
+from secateur.surgery.mask import swapped_forward
 
 Change = Callable[[Tensor], Tensor]
 
@@ -65,7 +65,7 @@ class Forward:
             hidden = change(args[0] if args else kwargs["hidden_states"])
             return (hidden, None) if self._tuples[number] else hidden
 
-        return lent(self._blocks[number], forward)
+        return swapped_forward(self._blocks[number], forward)
 
     def _skip_below(self, stack: ExitStack, start: int, entering: Tensor | None) -> None:
         for number in range(start):
@@ -168,7 +168,7 @@ def gathered(head: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
         logits: Tensor = original(hidden.reshape(-1, hidden.shape[-1])[keep.to(hidden.device)][None])
         return logits
 
-    return lent(head, forward)
+    return swapped_forward(head, forward)
 
 
 def _only_at(module: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
@@ -182,4 +182,4 @@ def _only_at(module: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
         out[at.to(kept.device)] = kept
         return out.reshape(*x.shape[:-1], -1)
 
-    return lent(module, forward)
+    return swapped_forward(module, forward)

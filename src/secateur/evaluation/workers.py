@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Protocol
 
 import numpy as np
@@ -156,7 +156,7 @@ class Portions:
         count = len(self._work)
         start = worker % self._workers * count // self._workers
         fresh = set(range(count)) - set(self._last_piece.values())
-        for piece in (*range(start, count), *range(start)):
+        for piece in chain(range(start, count), range(start)):
             if piece in fresh and self._left[piece]:
                 return piece
         sizes = [len(left) for left in self._left]

@@ -45,8 +45,9 @@ def borrowed(model: object, tokenizer: object = None) -> Iterator[Loaded]:
         if isinstance(model, Loaded) and model.source is not None and model.fingerprint == found:
             yield model
             return
+        parts = anatomy(bare)
         end_ids(bare, words)  # refused before anything is measured
-        loaded = Loaded(_name(bare, words, found), bare, words, anatomy(bare), found, None, None)
+        loaded = Loaded(_name(bare, words, found), bare, words, parts, found, None, None)
         yield replace(loaded, placement=model.placement) if isinstance(model, Loaded) else loaded
 
 

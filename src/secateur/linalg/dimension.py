@@ -1,4 +1,4 @@
-"""How many dimensions a cloud of points has, by the distances to their two nearest neighbors. Pure tensor functions."""
+"""Estimate the intrinsic dimension of a cloud of points from distances to nearest neighbors. Pure tensor functions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ FEWEST = 20  # distinct points; with fewer, that fifth is no line
 
 
 def intrinsic_dimension(points: Float[Tensor, "n d"]) -> float | None:
-    """The TwoNN estimate: the slope of −log(1 − F(μ)) over log μ through the origin, with μ = r₂ / r₁ the ratio of the
-    distances to the second and the nearest other point. None where fewer than 20 points are distinct.
+    """Return the TwoNN estimate of the dimension; None where fewer than 20 points are distinct.
+
+    It is the slope of −log(1 − F(μ)) over log μ through the origin, with μ = r₂ / r₁ the ratio of the distances to
+    the second and the nearest other point.
 
     Source: Facco et al. 2017 (doi 10.1038/s41598-017-11873-y), fitted to the lowest fifth as in LLM-Microscope.
-    Differs: points that are equal up to rounding, such as a first token wherever it stands, are one point. There they
-    stay in F.
+    Differs: points that are equal up to rounding, such as a first token at its every occurrence, count as one point;
+    there they stay in F.
     """
     centered = points.double() - points.double().mean(dim=0)
     rounding = ROUNDING * torch.finfo(points.dtype).eps * float(centered.norm(dim=-1).mean())
@@ -35,19 +37,21 @@ def intrinsic_dimension(points: Float[Tensor, "n d"]) -> float | None:
 
 
 def _first_of_equals(points: Float[Tensor, "n d"], rounding: float) -> Bool[Tensor, " n"]:
-    """Where no point before is as near as that."""
-    found = []
+    """Return True for each point that no earlier point is as near to."""
+    first = []
     for numbers, distance in _distances(points):
         before = torch.arange(len(points), device=points.device) < numbers[:, None]
-        found.append(~((distance <= rounding) & before).any(dim=1))
-    return torch.cat(found)
+        first.append(~((distance <= rounding) & before).any(dim=1))
+    return torch.cat(first)
 
 
 def _distances(
     points: Float[Tensor, "n d"], rows: int = 256
 ) -> Iterator[tuple[Tensor, Float[Tensor, "rows n"]]]:
-    """Some points' numbers and their distances to all, infinite to themselves. By exact differences: what is near
-    would be lost in products of what is large."""
+    """Yield the numbers of some points and their distances to all, infinite to themselves.
+
+    Differences are exact: the small distances would be lost in products of large numbers.
+    """
     for start in range(0, len(points), rows):
         some = points[start : start + rows]
         distance = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")

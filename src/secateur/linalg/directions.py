@@ -1,4 +1,4 @@
-"""A matrix as a sum of rank-one parts, one for each singular direction; or its heads, each so. Pure tensors."""
+"""A matrix, or each of its heads, as a sum of rank-one parts, one for each singular direction. Pure tensors."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Directions:
-    """Every piece (a head, or all of the matrix as the only one) is Σᵢ uᵢ rowᵢ, with rowᵢ = uᵢᵀ W; σ descends.
+    """The singular directions of every piece: a head, or all of the matrix as the only piece.
 
-    From the plain decomposition rowᵢ = σᵢ vᵢᵀ. From the whitened one σ are the singular values of W C^½.
+    A piece is Σᵢ uᵢ rowᵢ, with rowᵢ = uᵢᵀ W; σ descends. From the plain decomposition rowᵢ = σᵢ vᵢᵀ. From the whitened
+    one σ are the singular values of W C^½.
     """
 
     u: Float[Tensor, "pieces out k"]
@@ -23,9 +24,13 @@ class Directions:
     def along(
         self, x: Float[Tensor, "inputs rows t in"], g: Float[Tensor, "outputs rows t out"]
     ) -> tuple[Float[Tensor, "pieces rows k"], Float[Tensor, "pieces rows k"]]:
-        """Σ_t (g_t · uᵢ)(rowᵢ · x_t), and Σ_t g_t · uᵢ. `inputs` and `outputs` are 1 where all pieces share them.
+        """Return Σ_t (g_t · uᵢ)(rowᵢ · x_t), and Σ_t g_t · uᵢ.
 
         Two matrix products for all directions at once, no loop over singular values.
+
+        Args:
+            x: inputs of the matrix; `inputs` is 1 where all pieces share them.
+            g: vectors in its output space; `outputs` is 1 where all pieces share them.
         """
         shape = g.shape[1:3]
         left = (g.to(self.u.dtype).flatten(1, 2) @ self.u).unflatten(1, shape)
@@ -36,7 +41,7 @@ class Directions:
 def directions(
     matrix: Float[Tensor, "pieces out in"], moment: Float[Tensor, "pieces in in"] | None = None
 ) -> Directions:
-    """The exact singular directions of each piece, in float32 or wider; with `moment`, of W C^½.
+    """Return the exact singular directions of each piece, in float32 or wider; with `moment`, those of W C^½.
 
     C is the second moment of the input, so that directions are ordered by how much of the output's energy they
     carry on the data. Only C's root up to a rotation is needed, which has the same u and σ, and no inverse: part i
@@ -53,21 +58,21 @@ def directions(
 
 
 def pieces(matrix: Float[Tensor, "out in"], num: int, *, columns: bool) -> Float[Tensor, "pieces out_ in_"]:
-    """The matrix in `num` equal pieces: of its rows, or of its `columns`."""
+    """Split the matrix into `num` equal pieces: of its rows, or of its `columns`."""
     if columns:
         return matrix.unflatten(1, (num, -1)).movedim(1, 0)
     return matrix.unflatten(0, (num, -1))
 
 
-def together(parts: Float[Tensor, "pieces out_ in_"], *, columns: bool) -> Float[Tensor, "out in"]:
-    """The matrix whose `pieces` these are."""
+def joined(parts: Float[Tensor, "pieces out_ in_"], *, columns: bool) -> Float[Tensor, "out in"]:
+    """Join `pieces` to the matrix that they were split from."""
     return parts.movedim(0, 1).flatten(1, 2) if columns else parts.flatten(0, 1)
 
 
 def part_along(
     parts: Float[Tensor, "pieces out in"], u: Float[Tensor, "pieces out k"], gone: Bool[Tensor, "pieces k"]
 ) -> Float[Tensor, "pieces out in"]:
-    """Σᵢ uᵢ uᵢᵀ W over the directions that are `gone`: what leaves each piece."""
+    """Return Σᵢ uᵢ uᵢᵀ W over the directions that are `gone`: the part of each piece that is removed with them."""
     taken = (
         u[:, :, gone[0]] if len(u) == 1 else u * gone[:, None, :]
     )  # of several pieces different ones may go

@@ -1,7 +1,7 @@
-"""Least squares from second moments that come in batches, in float64. Pure tensor functions.
+"""Means and second moments that are summed batch by batch, in float64, and least squares from them. Pure tensors.
 
-Memory is that of a few (width × width) matrices, however many vectors come. What is fitted on one stream can be scored
-on another one, because the error of any linear map is a function of the moments alone.
+Memory is that of a few (width × width) matrices, however many vectors come. A map that was fitted on one stream can
+be scored on another one, because the error of any linear map is a function of the moments alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONDITION = 1e12  # of XᵀX, the square of X's own: beyond a million, a fit in 
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """y = W x + b."""
+    """The affine map y = W x + b."""
 
     weight: Float[Tensor, "out in"]
     bias: Float[Tensor, " out"]
@@ -28,32 +28,93 @@ class LinearMap:
         return x.to(self.weight.dtype) @ self.weight.T + self.bias
 
 
-class PairMoments:
-    """Streaming moments of pairs (x, y), of as much as least squares needs.
+class Moments:
+    """Streaming mean and, with `second`, second moment.
 
-    Sums are of what is left without the means of the first batch, so that a large common offset, which hidden states
+    `near` is the mean of the first batch, in float32 or wider. Sums are of the differences to it, so that a large
+    common offset, which hidden states have, costs no digits.
+    """
+
+    def __init__(self, *, second: bool = False) -> None:
+        self.count = 0
+        self._near: Tensor | None = None
+        self._second = second
+
+    def add(self, x: Float[Tensor, "vectors width"]) -> None:
+        """Add vectors."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self._near is None:
+            self._near = wide.mean(dim=0)
+            self._sum = torch.zeros_like(self._near, dtype=torch.float64)
+            if self._second:
+                self._products = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+        self.count += len(x)
+        self._sum += (wide - self._near).double().sum(dim=0)
+        if self._second:
+            double = x.double()
+            self._products.addmm_(double.T, double)
+
+    @property
+    def near(self) -> Float[Tensor, " width"]:
+        """Return the mean of the first batch."""
+        assert self._near is not None, "nothing was added"
+        return self._near
+
+    @property
+    def offset(self) -> Float[Tensor, " width"]:
+        """Return the mean less `near`."""
+        return self._sum / self.count
+
+    @property
+    def mean(self) -> Float[Tensor, " width"]:
+        """Return the mean."""
+        return self.near.double() + self.offset
+
+    @property
+    def second(self) -> Float[Tensor, "width width"]:
+        """Return E x xᵀ, not centered."""
+        return self._products / self.count
+
+
+class PairMoments:
+    """Streaming first and second moments of pairs (x, y), all that least squares needs.
+
+    Sums are of the differences to the means of the first batch, so that a large common offset, which hidden states
     have, costs no digits.
     """
 
     def __init__(self, near: tuple[Tensor, Tensor] | None = None) -> None:
-        """`near` are roughly the means, where others' moments are to be added to these."""
+        """Begin with no pairs.
+
+        Args:
+            near: approximate means (in,) and (out,), which moments that are to be added must share; None: the means of
+                the first batch.
+        """
         self.count = 0
         self._near = near
         self._eigen: dict[bool, tuple[int, Tensor, Tensor]] = {}  # by whether XᵀX is centered
         if near is not None:
             self._start()
 
+    @property
+    def _means(self) -> tuple[Tensor, Tensor]:
+        """Return the approximate means that sums are relative to; something must have been added."""
+        assert self._near is not None
+        return self._near
+
     def _start(self) -> None:
-        x, y = self._near
+        x, y = self._means
         self._x, self._y, self._yy = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(y)
         self._xx, self._xy = x.new_zeros(len(x), len(x)), x.new_zeros(len(x), len(y))
 
     def add(self, x: Float[Tensor, "vectors in"], y: Float[Tensor, "vectors out"]) -> None:
+        """Add pairs of vectors."""
         x, y = x.double(), y.double()
         if self._near is None:
             self._near = x.mean(dim=0), y.mean(dim=0)
             self._start()
-        x, y = x - self._near[0], y - self._near[1]
+        near_x, near_y = self._means
+        x, y = x - near_x, y - near_y
         self.count += len(x)
         self._x += x.sum(dim=0)
         self._y += y.sum(dim=0)
@@ -62,11 +123,11 @@ class PairMoments:
         self._yy += self._squared(y)
 
     def _squared(self, y: Tensor) -> Tensor:
-        """Of YᵀY its diagonal."""
+        """Return the diagonal of YᵀY."""
         return (y * y).sum(dim=0)
 
     def __add__(self, other: Self) -> Self:
-        """The moments of both streams, which began with the same `near`."""
+        """Return the moments of both streams, which began with the same `near`."""
         both = type(self)(self._near)
         both.count = self.count + other.count
         both._x, both._y, both._yy = self._x + other._x, self._y + other._y, self._yy + other._yy
@@ -75,39 +136,42 @@ class PairMoments:
 
     @property
     def mean_x(self) -> Float[Tensor, " in"]:
-        return self._near[0] + self._x / self.count
+        """Return the mean of x."""
+        return self._means[0] + self._x / self.count
 
     @property
     def mean_y(self) -> Float[Tensor, " out"]:
-        return self._near[1] + self._y / self.count
+        """Return the mean of y."""
+        return self._means[1] + self._y / self.count
 
     @property
     def centered_xx(self) -> Float[Tensor, "in in"]:
-        """XᵀX of the centered X."""
+        """Return XᵀX of the centered X."""
         return self._xx - torch.outer(self._x, self._x) / self.count
 
     @property
     def centered_xy(self) -> Float[Tensor, "in out"]:
+        """Return XᵀY of the centered X and Y."""
         return self._xy - torch.outer(self._x, self._y) / self.count
 
     @property
     def spread_x(self) -> float:
-        """‖X‖²_F of the centered X."""
+        """Return ‖X‖²_F of the centered X."""
         return float(self.centered_xx.trace())
 
     @property
     def spread_y(self) -> float:
-        """‖Y‖²_F of the centered Y."""
+        """Return ‖Y‖²_F of the centered Y."""
         return float((self._yy - self._y * self._y / self.count).sum())
 
     def _solved(self, intercept: bool = True) -> tuple[Float[Tensor, " in"], Float[Tensor, "in in"]]:
-        """Eigenvalues, ascending, and eigenvectors of XᵀX, centered for an intercept: once for what was added yet."""
+        """Return eigenvalues, ascending, and eigenvectors of XᵀX, centered for an intercept; cached until `add`."""
         if intercept not in self._eigen or self._eigen[intercept][0] != self.count:
             self._eigen[intercept] = self.count, *torch.linalg.eigh(self._products(intercept)[0])
         return self._eigen[intercept][1:]
 
     def _products(self, intercept: bool) -> tuple[Float[Tensor, "in in"], Float[Tensor, "in out"]]:
-        """XᵀX and XᵀY, centered for an intercept, else with their means."""
+        """Return XᵀX and XᵀY, centered for an intercept, else with their means."""
         if intercept:
             return self.centered_xx, self.centered_xy
         x, y = self.mean_x, self.mean_y
@@ -118,29 +182,29 @@ class PairMoments:
 
     @property
     def condition(self) -> float:
-        """Of XᵀX among the directions that the data have."""
+        """Return the condition number of XᵀX among the directions that the data have."""
         values, _ = self._solved()
         kept = values[values > _smallest(values)]
         return float(kept.max() / kept.min()) if len(kept) else 1.0
 
     @property
     def rank(self) -> int:
-        """Of the centered X."""
+        """Return the rank of the centered X."""
         values, _ = self._solved()
         return int((values > _smallest(values)).sum())
 
     @property
     def largest_share(self) -> float:
-        """Of the variance of X that lies along one direction: σ₁² / Σσ², 0 where nothing varies."""
+        """Return the share of the variance of X along one direction: σ₁² / Σσ², 0 where nothing varies."""
         values = self._solved()[0].clamp_min(0)
         return float(values[-1] / values.sum().clamp_min(torch.finfo(values.dtype).tiny))
 
     def mean_eigenvalue(self, *, intercept: bool = True) -> float:
-        """Of XᵀX, centered for an intercept: what a ridge is measured by."""
+        """Return the mean eigenvalue of XᵀX, centered for an intercept: the unit in which a ridge is given."""
         return max(0.0, float(self._products(intercept)[0].diagonal().mean()))
 
     def fit(self, *, ridge: float = 0.0, intercept: bool = True) -> LinearMap:
-        """The map with the smallest ‖X Wᵀ + b − Y‖² + ridge ‖W‖²; of several, the one with the smallest W.
+        """Return the map with the smallest ‖X Wᵀ + b − Y‖² + ridge ‖W‖²; of several, the one with the smallest W.
 
         Without `intercept` b is 0. Directions that the data do not have are left out, so that rank-deficient and badly
         conditioned inputs do no harm.
@@ -153,7 +217,7 @@ class PairMoments:
     def _kept(
         self, intercept: bool
     ) -> tuple[Float[Tensor, " k"], Float[Tensor, "in k"], Float[Tensor, "k out"]]:
-        """The directions that the data have, with their eigenvalues, and XᵀY along them."""
+        """Return the directions that the data have, with their eigenvalues, and XᵀY along them."""
         values, vectors = self._solved(intercept)
         kept = values > _smallest(values)
         return values[kept], vectors[:, kept], vectors[:, kept].T @ self._products(intercept)[1]
@@ -161,7 +225,7 @@ class PairMoments:
     def ridge_errors(
         self, ridges: Sequence[float], other: PairMoments, *, intercept: bool = True
     ) -> list[float]:
-        """`other.error(self.fit(ridge=ridge, intercept=intercept))` of each of `ridges`.
+        """Return `other.error(self.fit(ridge=ridge, intercept=intercept))` for each of `ridges`.
 
         In the eigenbasis of XᵀX a fit is a diagonal matrix D = 1 / (λ + ridge), so that after three products of
         matrices each ridge costs k² numbers.
@@ -172,33 +236,38 @@ class PairMoments:
         linear = (xy * cross).sum(dim=1)
         shift = vectors.T @ (other.mean_x - self.mean_x), other.mean_y - self.mean_y
         y = other._products_of_y(intercept)
-        found = []
+        errors = []
         for ridge in ridges:
             d = 1 / (values + ridge)
             offset = (d * shift[0]) @ xy - shift[1]
             beyond = other.count * float(offset @ offset) if intercept else 0.0
-            found.append(max(0.0, float(d @ both @ d - 2 * d @ linear) + y) + beyond)
-        return found
+            errors.append(max(0.0, float(d @ both @ d - 2 * d @ linear) + y) + beyond)
+        return errors
 
     def _products_of_y(self, intercept: bool) -> float:
-        """‖Y‖²_F, centered for an intercept."""
+        """Return ‖Y‖²_F, centered for an intercept."""
         return self.spread_y + (0.0 if intercept else self.count * float(self.mean_y @ self.mean_y))
 
     def error(self, fitted: LinearMap) -> float:
-        """‖X Wᵀ + b − Y‖²_F of a map that may have been fitted elsewhere."""
+        """Return ‖X Wᵀ + b − Y‖²_F of a map that may have been fitted elsewhere."""
         weight = fitted.weight.double()
         offset = weight @ self.mean_x + fitted.bias.double() - self.mean_y
         quadratic = (weight @ self.centered_xx * weight).sum() - 2 * (weight * self.centered_xy.T).sum()
         return max(0.0, float(quadratic) + self.spread_y + self.count * float(offset @ offset))
 
     def score(self, fitted: LinearMap | None = None) -> float:
-        """1 − error / ‖Y‖²_F with Y centered: of the best map on these data, or of one fitted elsewhere, which may be
-        below 0. Source: Razzhigaev et al. 2024 (arXiv 2405.12250), section 3; they score in-sample."""
+        """Return 1 − error / ‖Y‖²_F with Y centered.
+
+        Args:
+            fitted: a map that was fitted elsewhere, whose score may be negative; None: the best map on these data.
+
+        Source: Razzhigaev et al. 2024 (arXiv 2405.12250), section 3; they score in-sample.
+        """
         return 1 - self.error(fitted or self.fit()) / max(self.spread_y, 1e-300)
 
 
 class JointMoments(PairMoments):
-    """Moments with all of YᵀY, from which follow those of (x, W y) for any W that comes later."""
+    """Moments with all of YᵀY, from which the moments of (x, W y) follow for any later W."""
 
     def _start(self) -> None:
         super()._start()
@@ -212,18 +281,22 @@ class JointMoments(PairMoments):
         return float((self._yy.diagonal() - self._y * self._y / self.count).sum())
 
     def through(self, weight: Float[Tensor, "to out"], columns: slice = slice(None)) -> PairMoments:
-        """The moments of (x, `weight` y) with `columns` of y. What was solved for x is not solved again."""
+        """Return the moments of (x, `weight` y) with `columns` of y. The eigenvectors of XᵀX are reused."""
         weight = weight.double()
-        seen = PairMoments((self._near[0], weight @ self._near[1][columns]))
-        seen.count, seen._x, seen._y = self.count, self._x, weight @ self._y[columns]
-        seen._xx, seen._xy = self._xx, self._xy[:, columns] @ weight.T
-        seen._yy = ((weight @ self._yy[columns, columns]) * weight).sum(dim=1)
-        seen._eigen = {True: (self.count, *self._solved())}
-        return seen
+        near_x, near_y = self._means
+        mapped = PairMoments((near_x, weight @ near_y[columns]))
+        mapped.count, mapped._x, mapped._y = self.count, self._x, weight @ self._y[columns]
+        mapped._xx, mapped._xy = self._xx, self._xy[:, columns] @ weight.T
+        mapped._yy = ((weight @ self._yy[columns, columns]) * weight).sum(dim=1)
+        mapped._eigen = {True: (self.count, *self._solved())}
+        return mapped
 
 
 def _smallest(values: Float[Tensor, " n"]) -> float:
-    """What is below this is rounding. Sums over many vectors gather more of it than one product does; how much shows in
-    eigenvalues below 0, of which XᵀX has none."""
+    """Return the bound below which eigenvalues are rounding.
+
+    Sums over many vectors gather more rounding than one product does; how much shows in eigenvalues below 0, of which
+    XᵀX has none.
+    """
     rounding = float(values.max().clamp_min(0)) * len(values) * torch.finfo(values.dtype).eps
     return max(rounding, -2 * float(values.min()))

@@ -1,4 +1,4 @@
-"""The largest singular values of a large matrix, by products with it alone, and how far that may be from the best.
+"""The largest singular values of a large matrix by products with it alone, with a bound on the loss against the best.
 
 Pure tensor functions. Seeded: the same matrix and the same seed give the same result on one machine.
 """
@@ -22,9 +22,11 @@ PROBE_POWER = 4
 
 @dataclass(frozen=True)
 class TruncationError:
-    """Of a truncation W' of W. `residual`: ‖W − W'‖ / ‖W‖ in Frobenius norm, computed; `excess`: at most so much is
-    ‖W − W'‖ larger than what the best matrix of this rank leaves, as a share of that, with probability 1 − 1e-6;
-    infinite where nothing can be said."""
+    """The error of a truncation W' of W.
+
+    `residual`: ‖W − W'‖ / ‖W‖ in Frobenius norm, computed. `excess`: with probability 1 − 1e-6, ‖W − W'‖ is larger than
+    the error of the best matrix of this rank by at most this share of it; infinite where no bound holds.
+    """
 
     residual: float
     excess: float
@@ -38,11 +40,11 @@ def randomized(
     oversampling: int = OVERSAMPLING,
     iterations: int = ITERATIONS,
 ) -> tuple[Spectrum, TruncationError]:
-    """The `rank` largest components, in float32 or wider, and how good they are.
+    """Return the `rank` largest components, in float32 or wider, and their error.
 
     Costs 2 (iterations + 1) products of the matrix with rank + oversampling columns instead of a decomposition.
     Source: randomized subspace iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1).
-    Differs: the residual is computed, and a bound on what a better one would leave; the paper bounds ‖E‖ alone.
+    Differs: the residual is computed, and a bound on the error of the best; the paper bounds ‖E‖ alone.
     """
     assert 0 <= rank <= min(matrix.shape)
     wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
@@ -53,14 +55,14 @@ def randomized(
         basis = torch.linalg.qr(wide.T @ basis)[0]
         basis = torch.linalg.qr(wide @ basis)[0]
     left, sigma, vh = torch.linalg.svd(basis.T @ wide, full_matrices=False)
-    found = Spectrum(basis @ left[:, :rank], sigma[:rank], vh[:rank])
-    return found, _accuracy(wide, found, basis, sigma, draw)
+    largest = Spectrum(basis @ left[:, :rank], sigma[:rank], vh[:rank])
+    return largest, _error(wide, largest, basis, sigma, draw)
 
 
-def _accuracy(
-    wide: Tensor, found: Spectrum, basis: Tensor, sigma: Tensor, draw: torch.Generator
+def _error(
+    wide: Tensor, largest: Spectrum, basis: Tensor, sigma: Tensor, draw: torch.Generator
 ) -> TruncationError:
-    rank, (left, whole) = found.full_rank, _energies(wide, found)
+    rank, (left, whole) = largest.full_rank, _energies(wide, largest)
     if left <= (100 * torch.finfo(wide.dtype).eps) ** 2 * whole:  # nothing but rounding
         return TruncationError(math.sqrt(left / whole) if whole else 0.0, 0.0)
     best = left - _gain_bound(wide, basis, sigma, rank, draw)
@@ -68,9 +70,9 @@ def _accuracy(
 
 
 def _gain_bound(wide: Tensor, basis: Tensor, sigma: Tensor, rank: int, draw: torch.Generator) -> float:
-    """At most so much larger is the sum of the true σᵢ² than that of those found, i up to the rank.
+    """Return a bound on Σ (true σᵢ² − computed σᵢ²), i up to the rank.
 
-    With B = Qᵀ W and E = W − Q B: each σᵢ² exceeds its own by ‖E‖² at most (Weyl, on WᵀW = BᵀB + EᵀE). Where
+    With B = Qᵀ W and E = W − Q B: each σᵢ² exceeds its estimate by ‖E‖² at most (Weyl, on WᵀW = BᵀB + EᵀE). Where
     η = σ̂ᵣ² − ‖E‖² is positive, they are also at most the eigenvalues of B Bᵀ + CᵀC / η with C = E Bᵀ, the Schur
     complement of W Wᵀ in the basis (Q, Q⊥).
     """
@@ -81,12 +83,12 @@ def _gain_bound(wide: Tensor, basis: Tensor, sigma: Tensor, rank: int, draw: tor
     b = basis.T @ wide
     coupling, gram = _residue(wide @ b.T, basis).double(), (b @ b.T).double()
     most = torch.linalg.eigvalsh(gram + coupling.T @ coupling / inner)[-rank:].sum()
-    found = torch.linalg.eigvalsh(gram)[-rank:].sum()
-    return min(weyl, float(most - found))
+    computed = torch.linalg.eigvalsh(gram)[-rank:].sum()
+    return min(weyl, float(most - computed))
 
 
 def _norm_bound(wide: Tensor, basis: Tensor, draw: torch.Generator) -> float:
-    """At least ‖E‖, the spectral norm, but with probability ALPHA^-PROBES.
+    """Return an upper bound of the spectral norm ‖E‖; it fails with probability ALPHA^-PROBES.
 
     Source: ‖B‖ ≤ α √(2/π) maxᵢ ‖B ωᵢ‖ for Gaussian ωᵢ (the same, lemma 4.1), taken for B = (E Eᵀ)ᵖ E, whose norm is
     ‖E‖^(2p+1), so that the factor all but vanishes.
@@ -105,21 +107,21 @@ def _norm_bound(wide: Tensor, basis: Tensor, draw: torch.Generator) -> float:
 
 
 def _residue(columns: Tensor, basis: Tensor) -> Tensor:
-    """What of the columns lies outside the basis; twice, as once leaves rounding behind."""
+    """Return the part of the columns outside the basis; projected twice, since once leaves rounding behind."""
     for _ in range(2):
         columns = columns - basis @ (basis.T @ columns)
     return columns
 
 
 def _normal(rows: int, columns: int, draw: torch.Generator, like: Tensor) -> Tensor:
-    """Drawn on the CPU, so that all devices see the same numbers."""
+    """Draw normal numbers on the CPU, so that all devices see the same ones."""
     return torch.randn(rows, columns, generator=draw, dtype=torch.float64).to(like)
 
 
-def _energies(wide: Tensor, found: Spectrum) -> tuple[float, float]:
-    """‖W − W'‖² and ‖W‖², a few rows at a time: whole copies would be as large as the matrix."""
+def _energies(wide: Tensor, largest: Spectrum) -> tuple[float, float]:
+    """Return ‖W − W'‖² and ‖W‖², a few rows at a time: whole copies would be as large as the matrix."""
     left = whole = 0.0
-    for rows, u in zip(wide.split(256), found.u.split(256), strict=True):
+    for rows, u in zip(wide.split(256), largest.u.split(256), strict=True):
         whole += float(rows.double().square().sum())
-        left += float((rows - (u * found.sigma) @ found.vh).double().square().sum())
+        left += float((rows - (u * largest.sigma) @ largest.vh).double().square().sum())
     return left, whole

@@ -1,4 +1,4 @@
-"""Exact singular value decompositions and what is left of a matrix when components go. Pure tensor functions."""
+"""Exact singular value decompositions, and truncations made of them. Pure tensor functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """W = U diag(σ) Vᵀ with σ descending, thin: k = min(out, in)."""
+    """The decomposition W = U diag(σ) Vᵀ with σ descending, thin: k = min(out, in)."""
 
     u: Float[Tensor, "out k"]
     sigma: Float[Tensor, " k"]
@@ -19,14 +19,16 @@ class Spectrum:
 
     @property
     def full_rank(self) -> int:
+        """Return the number of components."""
         return self.sigma.numel()
 
     @property
     def num_bytes(self) -> int:
+        """Return the memory that the three tensors take."""
         return sum(t.numel() * t.element_size() for t in (self.u, self.sigma, self.vh))
 
     def truncate(self, rank: int, side: str = "top") -> Float[Tensor, "out in"]:
-        """The sum of the `rank` largest components, or of the `rank` smallest for `side="tail"`; rank 0 is zero.
+        """Return the sum of the `rank` largest components, or of the `rank` smallest for `side="tail"`; rank 0 is zero.
 
         A rank above the full one keeps everything. The largest ones are the best approximation of that rank in
         Frobenius and spectral norm (Eckart and Young 1936).
@@ -37,8 +39,10 @@ class Spectrum:
     def factors(
         self, rank: int, side: str = "top"
     ) -> tuple[Float[Tensor, "rank in"], Float[Tensor, "rank out"]]:
-        """(a, b) with bᵀ a = `truncate(rank, side)`, each with the square roots of the singular values, so that both
-        have one scale in narrow dtypes."""
+        """Return (a, b) with bᵀ a = `truncate(rank, side)`.
+
+        Each holds the square roots of the singular values, so that both have one scale in narrow dtypes.
+        """
         kept = self._kept(rank, side)
         root = self.sigma[kept].sqrt()
         return root[:, None] * self.vh[kept], (self.u[:, kept] * root).T
@@ -49,7 +53,7 @@ class Spectrum:
 
 
 def spectrum(matrix: Float[Tensor, "out in"]) -> Spectrum:
-    """The exact decomposition, in float32 or wider. Deterministic on one machine with one number of threads.
+    """Return the exact decomposition, in float32 or wider. Deterministic on one machine with one number of threads.
 
     Differs: the LASER authors call an unseeded `svd_lowrank(niter=2)`, which is far from the truncation where the
     spectrum is flat.
@@ -60,5 +64,5 @@ def spectrum(matrix: Float[Tensor, "out in"]) -> Spectrum:
 
 
 def spectrum_bytes(shape: tuple[int, int]) -> int:
-    """Of a float32 decomposition of a matrix of this shape, with its singular values."""
+    """Return the bytes of a float32 decomposition of a matrix of this shape, with its singular values."""
     return 4 * min(shape) * (sum(shape) + 1)

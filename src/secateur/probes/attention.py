@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from secateur.errors import ModelError
 from secateur.evaluation.forward import gathered
 from secateur.hf.load import Loaded
-from secateur.surgery.mask import lent
+from secateur.surgery.mask import swapped_forward
 
 Consume = Callable[[int, Tensor], None]
 
@@ -40,7 +40,7 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
             # the module that holds the output projection is the one that computes the weights
             module = model.get_submodule(parts.attention(block))
             own = _attending(module.forward, block, parts.widths[block].num_heads, consume, seen)
-            stack.enter_context(lent(module, own))
+            stack.enter_context(swapped_forward(module, own))
         stack.enter_context(
             gathered(model.get_submodule(parts.unembedding), torch.zeros(1, dtype=torch.long))
         )

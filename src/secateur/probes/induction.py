@@ -27,7 +27,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.probes.attention import attend
 from secateur.probes.random_tokens import lead_of, random_segments, with_bos
-from secateur.surgery.mask import lent
+from secateur.surgery.mask import swapped_forward
 
 REPEATS = 4
 
@@ -244,10 +244,10 @@ class _Circuit:
         weight = weight[own]
         bias = None if self._head.bias is None else self._loaded.parameter(f"{path}.bias")[own]
         with ExitStack() as stack:
-            stack.enter_context(lent(self._head, lambda x: nn.functional.linear(x, weight, bias)))
+            stack.enter_context(swapped_forward(self._head, lambda x: nn.functional.linear(x, weight, bias)))
             if self._authors and self._loaded.anatomy.final_norm is not None:
                 norm = self._loaded.model.get_submodule(self._loaded.anatomy.final_norm)
-                stack.enter_context(lent(norm, lambda x: x))
+                stack.enter_context(swapped_forward(norm, lambda x: x))
             batch = _everywhere(tokens.expand(len(hidden), -1))
             logits = self._forward.logits(batch, start=self._loaded.anatomy.num_blocks, hidden=hidden)
         return logits.reshape(*hidden.shape[:2], -1)

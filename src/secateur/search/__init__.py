@@ -1,1 +1,1 @@
-"""Proposes plans. Knows values only: what judges them is handed in."""
+"""Propose plans. Knows values only: the callables that judge and read a model are handed in."""

@@ -1,6 +1,6 @@
-"""A race for the best of many plans, and the choice of one that is shown to gain. What several methods share.
+"""Race many plans for the best one, and choose one that is shown to gain. Several methods share this.
 
-Knows values only. What judges a plan is handed in: `judge(plans, examples)` gives OUTCOME rows per plan.
+Knows values only. The callable that judges plans is handed in: `judge(plans, examples)` returns OUTCOME rows by plan.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from secateur.core.plan import Plan
+from secateur.core.records.verdict import ChoiceRecord
 from secateur.core.score import METRICS, Metric
 from secateur.core.stats import paired_z
 from secateur.search.evidence import SHOWN, Evidence
@@ -22,13 +22,16 @@ Judge = Callable[[Sequence[Plan], Sequence[int], str], Mapping[Plan, np.ndarray]
 
 @dataclass(frozen=True)
 class Objective:
-    """What is chosen by: `metric`, fixed before the search. Ties go by the likelihood of the gold choice among the
-    choices; without choices by the loss of the gold answer."""
+    """The metric that plans are chosen by, fixed before the search.
+
+    Ties are broken by the likelihood of the gold choice among the choices; without choices by the loss of the gold
+    answer.
+    """
 
     metric: Metric
 
     def key(self, outcomes: np.ndarray) -> tuple[float, float]:
-        """Larger is better; a plan under which the model gives no numbers is worst."""
+        """Return a key by which to sort: larger is better; a plan under which the model gives no numbers is worst."""
         value, loss = self.metric.mean(outcomes), METRICS["loss"].mean(outcomes)
         if math.isnan(value) or math.isnan(loss):
             return -math.inf, -math.inf
@@ -38,16 +41,22 @@ class Objective:
 
 @dataclass
 class Race:
-    """Who ran, how far each came, and who won. `standing` has OUTCOME rows of every plan that was judged."""
+    """The result of a race.
+
+    Attributes:
+        outcomes: OUTCOME rows of every plan that was judged, on as many examples as it was judged on.
+        dropped_after: The examples after which a plan was dropped.
+        rungs: Numbers of plans and of examples, by round.
+    """
 
     winner: Plan
-    standing: dict[Plan, np.ndarray] = field(default_factory=dict)
+    outcomes: dict[Plan, np.ndarray] = field(default_factory=dict)
     dropped_after: dict[Plan, int] = field(default_factory=dict)
-    rungs: list[tuple[int, int]] = field(default_factory=list)  # (plans, examples) of each round
+    rungs: list[tuple[int, int]] = field(default_factory=list)
 
     def others(self, plan: Plan) -> dict[Plan, np.ndarray]:
-        """Everybody's OUTCOME rows but those of `plan`."""
-        return {one: rows for one, rows in self.standing.items() if one != plan}
+        """Return the OUTCOME rows of all plans but this one."""
+        return {other: rows for other, rows in self.outcomes.items() if other != plan}
 
 
 def race(
@@ -62,9 +71,13 @@ def race(
 ) -> Race:
     """Judge all plans on few examples, drop those significantly worse than the leader, double the examples, repeat.
 
-    "Significantly": the paired difference to the leader in the objective's metric is more than `z` standard errors
-    below zero. `examples` should come shuffled. With `z=inf` nothing is dropped: the exhaustive search.
     Plans that reach the end have been judged on all examples; the winner is the best of those.
+
+    Args:
+        examples: Indices of the selection examples, shuffled.
+        first: Examples of the first round.
+        z: A plan is dropped where its paired difference to the leader in the objective's metric is more than so many
+            standard errors below zero. With `inf` nothing is dropped: the exhaustive search.
     """
     assert plans, "a race needs somebody to run"
     running = list(dict.fromkeys(plans))
@@ -73,25 +86,26 @@ def race(
     while True:
         result.rungs.append((len(running), count))
         seen = judge(running, examples[:count], stage)
-        result.standing.update(seen)
+        result.outcomes.update(seen)
         leader = max(running, key=lambda plan: objective.key(seen[plan]))
         result.winner = leader
         if count == len(examples):
             return result
-        kept = [p for p in running if p == leader or _stays(seen[p], seen[leader], objective.metric, z)]
+        best, gains = seen[leader], objective.metric.contributions
+        kept = [p for p in running if p == leader or paired_z(gains(seen[p], best)) >= -z]
         result.dropped_after |= {plan: count for plan in running if plan not in set(kept)}
         running = kept
         count = len(examples) if len(running) == 1 else min(2 * count, len(examples))
 
 
-def _stays(outcomes: np.ndarray, leader: np.ndarray, metric: Metric, z: float) -> bool:
-    return paired_z(metric.contributions(outcomes, leader)) >= -z
-
-
 @dataclass(frozen=True)
 class Choice:
-    """The best of the plans that were tried for gain, and whether it is shown to gain: `p_value` is one-sided and
-    corrected for all `tried`. `better`: its mean is, at least."""
+    """The best of the plans that were tried for gain, and whether it is shown to gain.
+
+    Attributes:
+        better: Its mean is better than that of the plan it should improve on.
+        p_value: One-sided, corrected for all that were `tried`.
+    """
 
     best: Plan
     shown: bool
@@ -99,17 +113,23 @@ class Choice:
     p_value: float
     tried: int
 
-    def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"best": str(self.best)}
+    def record(self) -> ChoiceRecord:
+        """Return the choice as verdict.json has it."""
+        return ChoiceRecord(
+            best=str(self.best), shown=self.shown, better=self.better, p_value=self.p_value, tried=self.tried
+        )
 
 
 def choose(
     tried: Mapping[Plan, np.ndarray], before: np.ndarray, evidence: Evidence, objective: Objective
 ) -> Choice:
-    """The best of the plans that are shown to gain over `before`; where none is, the best of all.
+    """Return the best of the plans that are shown to gain over `before`; where none is, the best of all.
 
-    OUTCOME rows of each plan, and of what they are to improve on, on the same examples. A plan that left its race early
-    has fewer; it counts among those tried, and is never the best."""
+    Args:
+        tried: OUTCOME rows of each plan. One that left its race early has fewer rows; it counts among those tried, and
+            is never the best.
+        before: OUTCOME rows, on the same examples, of the plan that they should improve on.
+    """
     p_values = evidence.p_values(tried, before)
     whole = [plan for plan, rows in tried.items() if len(rows) == len(before)]
     shown = [plan for plan in whole if p_values[plan] < SHOWN]

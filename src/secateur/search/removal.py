@@ -1,4 +1,4 @@
-"""Iterative pruning: parts go in steps, the least important first; how far is chosen by the loss on `select`.
+"""Prune iteratively: parts go in steps, the least important first; how far is chosen by the loss on `select`.
 
 Knows values only. `read(plan)` gives the importance of the parts that are left under a plan, `judge` its outcomes.
 Source: Bansal et al. 2022 (arXiv 2212.09095), section 4: 10 % at a time by ranks taken once. Ours: ranks taken again
@@ -20,7 +20,9 @@ from secateur.errors import SecateurError
 from secateur.search.race import Judge
 
 Importance = Mapping[Site, float]
-Read = Callable[[Plan, str], Importance]  # of one kind of part, under a plan
+Read = Callable[
+    [Plan, str], Importance
+]  # (plan, kind of part) to the importance of the parts left under the plan
 
 SMALLEST = 1e-4  # share of a step, or of a target: one head at a time of the largest models
 RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
@@ -28,17 +30,19 @@ RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
 
 @dataclass(frozen=True)
 class PrunableGroup:
-    """One kind of part, such as heads: the sites that may go. With `losses` equally many go from each block, and only
-    in these numbers."""
+    """The sites of one kind of part, such as heads, that may be removed.
+
+    With `removable_counts` equally many go from each block, and only in these numbers.
+    """
 
     name: str
     sites: tuple[Site, ...]
-    losses: tuple[int, ...] = ()
+    removable_counts: tuple[int, ...] = ()
 
     def next_to_go(self, gone: set[Site], share: float, importance: Importance) -> list[Site]:
-        """Those that go next, least important first, until `share` of all are gone."""
+        """Return the sites that go next, least important first, until `share` of all are gone."""
         pools = [self.sites]
-        if self.losses:
+        if self.removable_counts:
             blocks = dict.fromkeys(site.block for site in self.sites)
             pools = [tuple(site for site in self.sites if site.block == block) for block in blocks]
         return [site for pool in pools for site in self._from(pool, gone, share, importance)]
@@ -48,15 +52,15 @@ class PrunableGroup:
     ) -> list[Site]:
         left = [site for site in pool if site not in gone]
         count = round(share * len(pool))
-        if self.losses:
-            count = max(loss for loss in self.losses if loss <= count)
+        if self.removable_counts:
+            count = max(number for number in self.removable_counts if number <= count)
         count -= len(pool) - len(left)
         return sorted(left, key=lambda site: (importance[site], site))[: max(0, count)]
 
 
 @dataclass(frozen=True)
 class RemovalPoint:
-    """One stop of a removal: the plan, and the share of each kind that is gone."""
+    """One point of a removal: the plan, and the share of each kind that is gone."""
 
     plan: Plan
     shares: Mapping[str, float]
@@ -64,7 +68,10 @@ class RemovalPoint:
 
 @dataclass(frozen=True)
 class Removal:
-    """Points from nothing removed to everything. `order` is how parts were ranked, `seed` that of a random order."""
+    """The points of one removal, from nothing to everything.
+
+    `order` says how parts were ranked; `seed` is that of a random order.
+    """
 
     order: str
     points: tuple[RemovalPoint, ...]
@@ -72,7 +79,10 @@ class Removal:
 
 
 def steps(step: float, target: float | None = None) -> list[float]:
-    """Shares to stop at: multiples of `step` up to 1, and `target`. Both are from `SMALLEST` to 1."""
+    """Return the shares at which a removal stops: multiples of `step` up to 1, and `target`, ascending.
+
+    Both are from `SMALLEST` to 1.
+    """
     assert SMALLEST <= step <= 1, step
     regular = {round(step * number, 6) for number in range(1, int(1 / step + 1e-9) + 1)}
     return sorted(regular | {1.0} | ({target} if target is not None else set()))
@@ -80,7 +90,13 @@ def steps(step: float, target: float | None = None) -> list[float]:
 
 @dataclass
 class Pruner:
-    """Removes parts of `kinds` step by step from `base`, in one order or another."""
+    """Remove parts of `kinds` step by step from `base`, in one order or another.
+
+    Attributes:
+        shares: The shares of a kind at which to stop, ascending.
+        count_parameters: Returns the parameters that a plan leaves.
+        target: The share that every kind reaches before one of them goes further.
+    """
 
     base: Plan
     kinds: Sequence[PrunableGroup]
@@ -88,37 +104,37 @@ class Pruner:
     read: Read
     judge: Judge
     examples: Sequence[int]
-    weigh: Callable[[Plan], int]  # parameters that a plan leaves
-    target: float = 1.0  # a share that every kind reaches before one of them goes further
+    count_parameters: Callable[[Plan], int]
+    target: float = 1.0
     _once: dict[str, Importance] = field(default_factory=dict)
 
     def by_importance(self, *, again: bool) -> Removal:
-        """Ranks taken once from the whole model, or `again` after each step."""
-        rank = self.read if again else self._first
-        points = self._walk(rank) if len(self.kinds) == 1 else self._greedy(rank)
+        """Remove by ranks taken once from the whole model, or `again` after each step."""
+        rank = self.read if again else self._read_once
+        points = self._one_kind(rank) if len(self.kinds) == 1 else self._greedy(rank)
         return Removal(RESCORED if again else ONCE, tuple(points))
 
     def at_random(self, seed: int, like: Removal) -> Removal:
-        """The same shares as `like`, point by point, of parts in one random order."""
+        """Remove the same shares as `like`, point by point, of parts in one random order."""
         order = {}
         for kind in self.kinds:
             places = list(range(len(kind.sites)))
             random.Random(f"{seed} {kind.name}").shuffle(places)
             order[kind.name] = dict(zip(kind.sites, map(float, places), strict=True))
         points = [RemovalPoint(self.base, dict.fromkeys(order, 0.0))]
-        for stop in like.points[1:]:
+        for point in like.points[1:]:
             plan = points[-1].plan
             for kind in self.kinds:
-                plan = advanced(plan, kind, stop.shares[kind.name], order[kind.name])
-            points.append(RemovalPoint(plan, stop.shares))
+                plan = advanced(plan, kind, point.shares[kind.name], order[kind.name])
+            points.append(RemovalPoint(plan, point.shares))
         return Removal(RANDOM, tuple(points), seed)
 
-    def _first(self, plan: Plan, kind: str) -> Importance:
+    def _read_once(self, plan: Plan, kind: str) -> Importance:
         if kind not in self._once:
             self._once[kind] = self.read(self.base, kind)
         return self._once[kind]
 
-    def _walk(self, rank: Read) -> list[RemovalPoint]:
+    def _one_kind(self, rank: Read) -> list[RemovalPoint]:
         (kind,) = self.kinds
         points = [RemovalPoint(self.base, {kind.name: 0.0})]
         for share in self.shares:
@@ -129,7 +145,7 @@ class Pruner:
         return points
 
     def _greedy(self, rank: Read) -> list[RemovalPoint]:
-        """Each step takes the kind whose next step costs the least loss for the parameters it frees."""
+        """Take at each step the kind whose next step costs the least loss for the parameters it frees."""
         points = [RemovalPoint(self.base, {kind.name: 0.0 for kind in self.kinds})]
         while options := self._options(points[-1], rank):
             before = points[-1].plan
@@ -141,31 +157,37 @@ class Pruner:
         return points
 
     def _price(self, loss: float, before: Plan, after: Plan) -> float:
-        """Loss for each parameter freed; where the loss falls, all the better the more is freed."""
-        freed = max(1, self.weigh(before) - self.weigh(after))
+        """Return the loss for each parameter freed; where the loss falls, the better the more is freed."""
+        freed = max(1, self.count_parameters(before) - self.count_parameters(after))
         return loss / freed if loss > 0 else loss * freed
 
-    def _options(self, at: RemovalPoint, rank: Read) -> list[RemovalPoint]:
-        found = []
+    def _options(self, point: RemovalPoint, rank: Read) -> list[RemovalPoint]:
+        """Return the next step of each kind; only those up to `target`, as long as there is one."""
+        options = []
         for kind in self.kinds:
-            for share in (s for s in self.shares if s > at.shares[kind.name]):
-                plan = advanced(at.plan, kind, share, rank(at.plan, kind.name))
-                if plan != at.plan:
-                    found.append(RemovalPoint(plan, {**at.shares, kind.name: share}))
+            for share in (s for s in self.shares if s > point.shares[kind.name]):
+                plan = advanced(point.plan, kind, share, rank(point.plan, kind.name))
+                if plan != point.plan:
+                    options.append(RemovalPoint(plan, {**point.shares, kind.name: share}))
                     break
-        return [o for o in found if max(o.shares.values()) <= self.target] or found
+        return [option for option in options if max(option.shares.values()) <= self.target] or options
 
 
 def advanced(plan: Plan, kind: PrunableGroup, share: float, importance: Importance) -> Plan:
-    """`plan`, and what has to go next of a kind until `share` of it is gone."""
+    """Return `plan` with the drops that are needed until `share` of a kind is gone."""
     more = kind.next_to_go(set(plan.dropped), share, importance)
     return Plan(plan.model, (*plan.edits, *map(Drop, more)))
 
 
 @dataclass(frozen=True)
 class Goal:
-    """How far to go: a share of the parts (`target`), a fraction of the parameters kept (`params`), and the most that
-    the metric may lose on `select` (`max_loss`, in its own unit); what is None does not bind."""
+    """The bounds on how far a removal goes; None does not bind.
+
+    Attributes:
+        max_loss: The most that the metric may lose on `select`, in its own unit.
+        target: A share of the parts.
+        params: A fraction of the parameters to keep.
+    """
 
     metric: Metric
     max_loss: float | None = None
@@ -175,29 +197,30 @@ class Goal:
     def choose(
         self, points: Sequence[RemovalPoint], outcomes: Mapping[Plan, np.ndarray], kept: Sequence[float]
     ) -> int:
-        """The furthest point that is allowed; 0, where nothing is gone, always is.
+        """Return the number of the furthest point that is allowed; 0, where nothing is gone, always is.
 
-        `kept` is the fraction of parameters each point leaves. Raises `SecateurError` where `params` is out of reach.
+        Args:
+            kept: The fraction of parameters that each point leaves.
+
+        Raises: `SecateurError` where `params` is out of reach.
         """
         last = self._last(points, kept)
         if self.max_loss is None:
             return last
         base = outcomes[points[0].plan]
-        losses = [-float(self._gain(outcomes[point.plan], base)) for point in points[: last + 1]]
+        sign = -1 if self.metric.higher_is_better else 1
+        whole = self.metric.mean(base)
+        losses = [sign * (self.metric.mean(outcomes[p.plan]) - whole) for p in points[: last + 1]]
         bound = self.max_loss + 1e-9  # .9 − .88 is more than .02 in floating point
         return max(number for number, loss in enumerate(losses) if loss <= bound or number == 0)
 
     def check_reach(self, least: float) -> None:
-        """Raises `SecateurError` where even the `least` fraction of parameters that can be left is above `params`."""
+        """Raise `SecateurError` where even the `least` fraction of parameters that can be left is above `params`."""
         if self.params is not None and least > self.params + 1e-9:
             raise SecateurError(
                 f"--params {self.params}: without any of these parts {least:.1%} of the parameters are left. Ask for "
                 "more, or take --method components."
             )
-
-    def _gain(self, outcomes: np.ndarray, base: np.ndarray) -> float:
-        sign = 1 if self.metric.higher_is_better else -1
-        return sign * (self.metric.mean(outcomes) - self.metric.mean(base))
 
     def _last(self, points: Sequence[RemovalPoint], kept: Sequence[float]) -> int:
         ends = [len(points) - 1]

@@ -1,4 +1,4 @@
-"""Plans applied for a while: the model is whole again, to the bit, when the context closes."""
+"""Apply plans reversibly: the model is restored, to the bit, when the context closes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,36 @@ from torch import Tensor, nn
 
 from secateur.hf.matrices import Matrix
 from secateur.hf.weights import writable
-from secateur.surgery.operations import Decompose, OnBlock, Operation, ReplaceWithLinear, decompose
+from secateur.surgery.operations import (
+    Decompose,
+    OnBlock,
+    Operation,
+    RemoveComponents,
+    ReplaceWithLinear,
+    decompose,
+)
 
 
 @contextmanager
 def masked(
     model: nn.Module, operations: Sequence[Operation], decompose: Decompose = decompose
 ) -> Iterator[None]:
-    """Inside, `model` computes as if cut. Costs one copy of each parameter touched, and no time is saved."""
+    """Make `model` compute as if cut while the context is open.
+
+    Costs one copy of each parameter touched; no time is saved.
+    """
     changed: dict[str, Tensor] = {}
     with torch.no_grad(), ExitStack() as stack:
         for operation in operations:
             if isinstance(operation, OnBlock):
                 block = model.get_submodule(operation.path)
                 change = operation.apply if isinstance(operation, ReplaceWithLinear) else torch.clone
-                stack.enter_context(lent(block, _giving(block.forward, change)))
+                stack.enter_context(swapped_forward(block, _giving(block.forward, change)))
                 continue
             weight = _changed(model, operation.parameter, changed, stack)
             added = operation.apply_(weight, decompose)
             if added is not None:
+                assert isinstance(operation, RemoveComponents), "only removed directions fold their mean"
                 constant = operation.matrix.in_output(added, weight)
                 _fold(model, operation.matrix, constant, changed, stack)
         yield
@@ -38,17 +49,17 @@ def masked(
 def _fold(
     model: nn.Module, matrix: Matrix, constant: Tensor, changed: dict[str, Tensor], stack: ExitStack
 ) -> None:
-    """A layer adds a constant to its output: in its bias, or where it has none by another forward for a while."""
+    """Add a constant to a layer's output: in its bias, or else by another forward while `stack` is open."""
     if matrix.bias is not None:
         bias = _changed(model, matrix.bias, changed, stack)
         bias.copy_(bias.to(constant.dtype) + constant)
     else:
         layer = model.get_submodule(matrix.module)
-        stack.enter_context(lent(layer, _adding(layer.forward, constant)))
+        stack.enter_context(swapped_forward(layer, _adding(layer.forward, constant)))
 
 
 def _changed(model: nn.Module, name: str, changed: dict[str, Tensor], stack: ExitStack) -> Tensor:
-    """A parameter to change in place, which is as it was when `stack` closes."""
+    """Return a parameter to change in place; it is restored when `stack` closes."""
     if name not in changed:
         changed[name], undo = writable(model, name)
         stack.callback(undo)
@@ -56,10 +67,10 @@ def _changed(model: nn.Module, name: str, changed: dict[str, Tensor], stack: Exi
 
 
 @contextmanager
-def lent(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `module` runs `forward` instead of its own; loans may be nested."""
+def swapped_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run `forward` in place of the module's own while the context is open; contexts may be nested."""
     before = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
@@ -69,23 +80,25 @@ def lent(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             module.forward = before
 
 
-def _giving(own: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    """A block that gives what it got, changed. Where there is a cache it runs all the same, so that the cache keeps
-    count."""
+def _giving(block: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """Return a forward that runs the block but returns its input, changed by `change`.
+
+    The block runs all the same, so that a cache keeps count of its tokens.
+    """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         entered = change(args[0] if args else kwargs["hidden_states"])
-        out = own(*args, **kwargs)
+        out = block(*args, **kwargs)
         return (entered, *out[1:]) if isinstance(out, tuple) else entered
 
     return forward
 
 
-def _adding(own: Callable[..., Any], vector: Tensor) -> Callable[..., Any]:
-    """A layer whose output has a constant added."""
+def _adding(layer: Callable[..., Any], vector: Tensor) -> Callable[..., Any]:
+    """Return a forward that adds a constant to the layer's output."""
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        y = own(*args, **kwargs)
+        y = layer(*args, **kwargs)
         return y + vector.to(y.dtype)
 
     return forward

@@ -1,4 +1,4 @@
-"""Plans carried out for good: a new model that holds what is left, and nothing else.
+"""Carry a plan out for good: build a new model that holds the remaining parts and nothing else.
 
 The new model is built without memory (on the meta device), by the stock class with a repaired config where the shapes
 allow it, else by the carved class of `modeling_secateur`, just as loading the checkpoint will build it. Its tensors
@@ -24,11 +24,12 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.surgery.custom_architecture import carving, is_grouped, modules_of, renumbered
+from secateur.surgery.custom_architecture import carving_operations, is_grouped, modules_of, renumbered
 from secateur.surgery.operations import (
     Decompose,
     OnParameter,
     Operation,
+    RemoveComponents,
     ReplaceWeight,
     ZeroColumns,
     decompose,
@@ -51,25 +52,26 @@ Named = Iterator[tuple[str, Tensor]]
 def cut(
     loaded: Loaded, plan: Plan, *, factorize: bool = False, decompose: Decompose = decompose
 ) -> PreTrainedModel:
-    """What `plan` leaves of a model, which itself is not changed. Tensors of which nothing went are shared.
+    """Return the model that `plan` leaves. The original is not changed; tensors of which nothing is removed are shared.
 
-    With `factorize`, truncated matrices become two factors wherever that is smaller. Raises: `PlanError` as
-    `resolve`, and where blocks cannot be renumbered.
+    With `factorize`, truncated matrices become two factors wherever that is smaller.
+
+    Raises: `PlanError` as `resolve`, and where blocks cannot be renumbered.
     """
-    left = what_is_left(loaded, plan, factorize=factorize, decompose=decompose)
+    left = cut_model(loaded, plan, factorize=factorize, decompose=decompose)
     return filled_(left.model, left.tensors_of(loaded.model))
 
 
 @dataclass(frozen=True)
-class Left:
-    """A model that is blank, and what makes its tensors."""
+class CutModel:
+    """A cut model on the meta device, with the code that makes its tensors."""
 
     model: PreTrainedModel
-    _remade: Remade
+    _remade: CutTensors
     _before: Mapping[str, str]  # path of a block → its path in the original
 
     def tensors_of(self, original: PreTrainedModel) -> Find:
-        """The new model's tensors by name: made when asked for, or those of the original."""
+        """Return a function from a name to the new model's tensor: made when asked for, or the original's."""
         held = held_by(original)
 
         def find(name: str) -> Tensor | None:
@@ -80,26 +82,26 @@ class Left:
         return find
 
 
-def what_is_left(
+def cut_model(
     loaded: Loaded,
     plan: Plan,
     *,
     factorize: bool = False,
     zeroed: bool = False,
     decompose: Decompose = decompose,
-) -> Left:
-    """The cut model, as yet blank; `zeroed`: in the original's shapes. Raises as `cut`."""
+) -> CutModel:
+    """Return the cut model without tensors; with `zeroed`, in the original's shapes. Raises as `cut`."""
     anatomy = loaded.anatomy
     operations = resolve(plan, anatomy, loaded.fingerprint)
     shape = shape_of(Plan(plan.model) if zeroed else plan, anatomy, factorize=factorize)
-    model = blank(config_left(loaded, shape), like=loaded.model)
+    model = blank(cut_config(loaded, shape), like=loaded.model)
     new = anatomy.blocks[: len(shape.blocks)]
     before = {path: anatomy.blocks[old] for path, old in zip(new, shape.numbers, strict=True)}
-    return Left(model, Remade(loaded, plan, operations, shape, decompose), before)
+    return CutModel(model, CutTensors(loaded, plan, operations, shape, decompose), before)
 
 
-def config_left(loaded: Loaded, shape: Shape) -> Any:
-    """The stock config of what is left, or one that carries the carving. Raises `PlanError`."""
+def cut_config(loaded: Loaded, shape: Shape) -> Any:
+    """Return the stock config of the cut model, or one that carries the carving. Raises: `PlanError`."""
     anatomy, config = loaded.anatomy, loaded.model.config
     fewer = len(shape.blocks) < anatomy.num_blocks
     if fewer and config.to_dict().get("scale_attn_by_inverse_layer_idx"):
@@ -108,11 +110,11 @@ def config_left(loaded: Loaded, shape: Shape) -> Any:
     if not isinstance(changes, str):
         return repaired(config, shape.numbers, **changes)
     earlier = renumbered(carving_of(config), shape, anatomy)
-    return carved(repaired(config, shape.numbers), [*earlier, *carving(shape, anatomy)])
+    return carved(repaired(config, shape.numbers), [*earlier, *carving_operations(shape, anatomy)])
 
 
-class Remade:
-    """The tensors of the cut model that are not the original's, by name, under the names of the original's blocks.
+class CutTensors:
+    """The tensors of the cut model that differ from the original's, by their names in the original.
 
     A module is made when one of its tensors is asked for, and only the last one is kept: ask for all tensors of a
     module before those of the next.
@@ -138,7 +140,7 @@ class Remade:
 
     @torch.no_grad()
     def __call__(self, name: str) -> Tensor | None:
-        """None where the original's tensor stays as it is."""
+        """Return the new tensor, or None where the original's stays as it is."""
         module = next((path for path in _paths_around(name) if path in self._modules), None)
         if module is None:
             return None
@@ -148,7 +150,7 @@ class Remade:
         return self._last[1].get(name)
 
     def _made(self) -> Iterator[tuple[str, Callable[[], Named]]]:
-        """What makes a module's tensors, by the module's path."""
+        """Yield each changed module's path with the function that makes its tensors."""
         anatomy = self._anatomy
         for block in self._shape.blocks:
             for module, matrices in modules_of(block, MATRICES, anatomy).items():
@@ -167,11 +169,11 @@ class Remade:
         first, _ = next(self._loaded.model.get_submodule(path).named_parameters())
         like = self._loaded.parameter(f"{path}.{first}")
         for number, edit in enumerate(edits):
-            for name, array in edit.fitted.arrays.items():
+            for name, array in edit.fitted.content.items():
                 yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)
 
     def _left_bias(self, path: str, site: Site) -> Named:
-        """Where all units of a part are gone, one by one, the bias of its output is still there."""
+        """Yield the output bias of a part whose units were all dropped one by one; the bias remains."""
         matrix = self._anatomy.matrices[site]
         yield f"{path}.bias", self._written(matrix)[_bias_of(matrix)]
 
@@ -195,7 +197,7 @@ class Remade:
             yield _bias_of(first), written[_bias_of(first)][rows]
 
     def _written(self, matrix: Matrix) -> dict[str, Tensor]:
-        """The parameters of a matrix's module, with the operations on them carried out in copies."""
+        """Return the parameters of a matrix's module, with the operations on them carried out in copies."""
         held = {matrix.weight: self._loaded.parameter(matrix.weight)}
         if matrix.bias is not None:
             held[matrix.bias] = self._loaded.parameter(matrix.bias)
@@ -208,12 +210,13 @@ class Remade:
             weight = held[operation.parameter]
             added = operation.apply_(weight, self._decompose)
             if added is not None:
+                assert isinstance(operation, RemoveComponents), "only removed directions fold their mean"
                 name, added = _bias_of(operation.matrix), operation.matrix.in_output(added, weight)
                 held[name] = (held[name].to(added.dtype) + added).to(held[name])
         return held
 
     def _part(self, block: BlockShape, matrix: Matrix, path: str, written: Mapping[str, Tensor]) -> Named:
-        """One matrix that is a module of its own afterwards, as two factors where it has a rank."""
+        """Yield the tensors of a matrix that becomes a module of its own, as two factors where it has a rank."""
         rows, columns = list(rows_left(matrix, block, self._anatomy.d_head)), self._columns(matrix, block)
         if _bias_of(matrix) in written:
             yield f"{path}.bias", matrix.of_output(written[_bias_of(matrix)])[rows]
@@ -239,7 +242,7 @@ class Remade:
 
 
 def _paths_around(name: str) -> Iterator[str]:
-    """Of every module around a tensor, the innermost first."""
+    """Yield the path of every module around a tensor, the innermost first."""
     while name:
         name = name.rpartition(".")[0]
         yield name
@@ -253,7 +256,7 @@ def _original_name(name: str, before: Mapping[str, str]) -> str:
 
 
 def _bias_of(matrix: Matrix) -> str:
-    """The parameter that holds the bias of a matrix, or will."""
+    """Return the name of the parameter that holds the bias of a matrix, or will hold it."""
     return matrix.bias or f"{matrix.module}.bias"
 
 
@@ -262,7 +265,7 @@ def _zeros(matrix: Matrix, weight: Tensor) -> Tensor:
 
 
 def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:
-    """Rows of the stored parameter that are left, in their new order: group by group where it is laid out so."""
+    """Return the remaining rows of the stored parameter, in their new order: group by group where it is stored so."""
     in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
     turns = in_turn if is_grouped(matrices[0], anatomy) else [block]
     rows = ((m, rows_left(m, turn, anatomy.d_head)) for turn in turns for m in matrices)

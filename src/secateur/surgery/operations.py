@@ -1,8 +1,8 @@
-"""From a plan to operations on named parameters and modules that make a model compute as if cut. All checks are here.
+"""Resolve a plan to operations on parameters and modules that make a model compute as if cut. All checks are here.
 
 An operation on a parameter changes one stored tensor in place, so that the reversible mask, the physical cut and
-anything that streams tensors one by one interpret the same list and agree. One that folds also says what its layer
-adds to its output from now on, be there a bias to hold it or not.
+anything that streams tensors one by one interpret the same list and agree. An operation that folds also returns the
+constant that its layer adds to its output from then on, whether it has a bias to hold it or not.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
-from secateur.linalg.directions import directions, part_along, pieces, together
+from secateur.linalg.directions import directions, joined, part_along, pieces
 from secateur.linalg.spectrum import Spectrum, spectrum
 
 Decompose = Callable[[Matrix, Tensor], Spectrum]
 
 
 def decompose(matrix: Matrix, weight: Tensor) -> Spectrum:
-    """The spectrum of one logical matrix, read from the parameter that stores it."""
+    """Return the spectrum of one logical matrix, read from the parameter that stores it."""
     return spectrum(matrix.read(weight))
 
 
@@ -42,19 +42,21 @@ class ReplaceWeight:
 
     @property
     def parameter(self) -> str:
+        """Return the name of the parameter that is changed."""
         return self.matrix.weight
 
     def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> None:
-        """`weight` is the stored tensor, still holding the original of this matrix; changed in place."""
+        """Change `weight`, the stored tensor that still holds the original of this matrix, in place."""
         kept = decompose(self.matrix, weight).truncate(self.edit.rank, self.edit.side)
         self.matrix.write_(weight, kept)
 
 
 @dataclass(frozen=True)
 class RemoveComponents:
-    """Take singular directions out of `matrix`, stored in the parameter `matrix.weight`.
+    """Remove singular directions of `matrix` from the parameter `matrix.weight`.
 
-    `heads` have directions of their own, in the columns of an `o` and in the rows of others; 1: the matrix is whole.
+    With `heads` > 1 each head has directions of its own, in the columns of an `o` and in the rows of others; 1: the
+    matrix is one piece.
     """
 
     matrix: Matrix
@@ -63,26 +65,28 @@ class RemoveComponents:
 
     @property
     def parameter(self) -> str:
+        """Return the name of the parameter that is changed."""
         return self.matrix.weight
 
     @property
     def needs_bias(self) -> bool:
+        """Return True where the fold needs a bias that the layer does not have."""
         return self.edit.fold is not None and self.matrix.bias is None
 
     def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> Float[Tensor, " out"] | None:
-        """Changes `weight` in place; gives W_removed · mean, in float32 or wider, or None where nothing is folded."""
+        """Change `weight` in place; return W_removed · mean, in float32 or wider, or None where nothing is folded."""
         whole, of_inputs = self.matrix.read(weight), self.matrix.site.part == "o"
         parts = pieces(whole, self.heads, columns=of_inputs)
         u = self.basis(weight, decompose)
         gone = torch.zeros(u.shape[0], u.shape[2], dtype=torch.bool, device=u.device)
         gone.view(-1)[list(self.edit.directions)] = True
-        leaves = together(part_along(parts, u, gone), columns=of_inputs)
+        leaves = joined(part_along(parts, u, gone), columns=of_inputs)
         self.matrix.write_(weight, whole.to(leaves.dtype) - leaves)
         return None if self.edit.fold is None else leaves @ self._fitted("mean", leaves)
 
     def basis(self, weight: Tensor, decompose: Decompose = decompose) -> Float[Tensor, "pieces out_ k"]:
-        """All directions in the output, of the matrix or of each head: those fitted, else those of the weights."""
-        if self.edit.fold is not None and "u" in self.edit.fold.arrays:
+        """Return all output directions of the matrix or of each head: the fitted ones, else those of the weights."""
+        if self.edit.fold is not None and "u" in self.edit.fold.content:
             return self._fitted(
                 "u", weight.new_empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
             )
@@ -92,53 +96,57 @@ class RemoveComponents:
         return directions(pieces(self.matrix.read(weight), self.heads, columns=of_inputs)).u
 
     def _fitted(self, name: str, like: Tensor) -> Tensor:
-        return torch.from_numpy(self.edit.fold.arrays[name]).to(like)
+        assert self.edit.fold is not None
+        return torch.from_numpy(self.edit.fold.content[name]).to(like)
 
 
 @dataclass(frozen=True)
 class ZeroColumns:
-    """What the input `columns` of `matrix` bring, or all of it where None, is no more: zeros in `matrix.weight`."""
+    """Zero the input `columns` of `matrix` in `matrix.weight`; None: all of them."""
 
     matrix: Matrix
     columns: tuple[int, ...] | None
 
     @property
     def parameter(self) -> str:
+        """Return the name of the parameter that is changed."""
         return self.matrix.weight
 
     def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> None:
+        """Change `weight` in place."""
         stored = weight.T if self.matrix.transposed else weight
         stored[:, slice(None) if self.columns is None else list(self.columns)] = 0
 
 
 @dataclass(frozen=True)
 class ZeroBias:
-    """A part that goes whole takes its output's bias with it."""
+    """Zero the bias of a part's output, for a part that is dropped whole."""
 
     parameter: str
 
     def apply_(self, bias: Tensor, decompose: Decompose = decompose) -> None:
+        """Change `bias` in place."""
         bias.zero_()
 
 
 @dataclass(frozen=True)
 class SkipBlock:
-    """What enters the block at `path` leaves it unchanged."""
+    """Skip the block at `path`: its output is its input."""
 
     path: str
 
 
 @dataclass(frozen=True)
 class ReplaceWithLinear:
-    """What enters the block at `path` leaves it through a linear map."""
+    """Replace the block at `path` by a linear map."""
 
     path: str
     edit: Linearize
 
     def apply(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """In float32 or wider, as `x` is narrow where the map is not."""
+        """Return the map of `x`, computed in float32 or wider, in the dtype of `x`."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        arrays = {name: torch.from_numpy(a).to(wide) for name, a in self.edit.fitted.arrays.items()}
+        arrays = {name: torch.from_numpy(a).to(wide) for name, a in self.edit.fitted.content.items()}
         whole = "weight" in arrays
         mapped = wide @ arrays["weight"].T if whole else wide + (wide @ arrays["a"].T) @ arrays["b"]
         return (mapped + arrays["bias"]).to(x.dtype)
@@ -146,7 +154,7 @@ class ReplaceWithLinear:
 
 @dataclass(frozen=True)
 class FoldLinear:
-    """What `matrix` gives goes through a linear map of its own, written into its weight, or into its `bias`."""
+    """Compose the output of `matrix` with a linear map, written into its weight or, with `bias`, into its bias."""
 
     matrix: Matrix
     edit: Linearize
@@ -154,11 +162,14 @@ class FoldLinear:
 
     @property
     def parameter(self) -> str:
-        return self.matrix.bias if self.bias else self.matrix.weight
+        """Return the name of the parameter that is changed."""
+        return self.matrix.bias if self.bias and self.matrix.bias is not None else self.matrix.weight
 
     def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> None:
+        """Change `weight` (or the bias) in place."""
         wide = torch.promote_types(weight.dtype, torch.float32)
-        arrays = {n: torch.from_numpy(a).to(weight.device, wide) for n, a in self.edit.fitted.arrays.items()}
+        content = self.edit.fitted.content
+        arrays = {name: torch.from_numpy(array).to(weight.device, wide) for name, array in content.items()}
         fold = arrays["weight"]
         if self.bias:
             weight.copy_(fold @ weight.to(wide) + arrays.get("bias", 0))
@@ -172,10 +183,10 @@ Operation = OnParameter | OnBlock
 
 
 def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, ...]:
-    """What to do to which parameter or block: first what needs the matrices as they were.
+    """Return the operations of a plan, those first that need the original matrices.
 
-    Raises: `PlanError` when the plan is for another model, a rank is above the full one, nothing would be left, or
-    what was fitted is not there; `UnknownName` for a site the model does not have.
+    Raises: `PlanError` when the plan is for another model, a rank is above the full one, nothing would remain, or
+    fitted tensors are missing; `UnknownName` for a site the model does not have.
     """
     if plan.model != fingerprint:
         raise PlanError(
@@ -190,20 +201,23 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
             left = (number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone)
             entry_path(following(edit, left), anatomy)
     return (
-        *(_replace(edit, anatomy) for edit in plan.truncated),
-        *(_remove(edit, anatomy) for edit in plan.removed),
+        *(_truncation(edit, anatomy) for edit in plan.truncated),
+        *(_removal(edit, anatomy) for edit in plan.removed),
         *(operation for edit in plan.linearized for operation in _linearized(edit, anatomy)),
-        *_silenced(plan.dropped, anatomy),
+        *_dropped(plan.dropped, anatomy),
     )
 
 
 def resolve_early(asked: PlanOrEdits, anatomy: Anatomy) -> tuple[Operation, ...]:
-    """The same before there are weights, and so a fingerprint. Raises as `resolve`, but for another model's plan."""
+    """Resolve before there are weights, and so without a fingerprint.
+
+    Raises: as `resolve`, but for another model's plan.
+    """
     plan = plan_of(asked, "")
     return resolve(plan, anatomy, plan.model)
 
 
-def _replace(edit: Truncate, anatomy: Anatomy) -> ReplaceWeight:
+def _truncation(edit: Truncate, anatomy: Anatomy) -> ReplaceWeight:
     matrix = anatomy.matrix(edit.matrix)
     if edit.rank > min(matrix.shape):
         raise PlanError(
@@ -213,7 +227,7 @@ def _replace(edit: Truncate, anatomy: Anatomy) -> ReplaceWeight:
     return ReplaceWeight(matrix, edit)
 
 
-def _remove(edit: RemoveDirections, anatomy: Anatomy) -> RemoveComponents:
+def _removal(edit: RemoveDirections, anatomy: Anatomy) -> RemoveComponents:
     matrix = anatomy.matrix(edit.matrix)
     heads = anatomy.heads_in(edit.matrix) if edit.per_head else 1
     if heads is None:
@@ -222,12 +236,15 @@ def _remove(edit: RemoveDirections, anatomy: Anatomy) -> RemoveComponents:
     if edit.directions[-1] >= count:
         raise PlanError(f"{edit}: {edit.matrix} has {count} directions, counted from 0.")
     if edit.fold is not None:
-        _check_fitted(edit, matrix, heads)
+        _check_fold(edit, edit.fold, matrix, heads)
     return RemoveComponents(matrix, edit, heads)
 
 
 def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
-    """Raises `PlanError` where the map does not fit, or nothing can carry it."""
+    """Yield the operations of one linear map.
+
+    Raises: `PlanError` where the map does not fit, or nothing can carry it.
+    """
     if edit.blocks[-1] >= anatomy.num_blocks:
         raise UnknownName(
             f"this model has no b{edit.blocks[-1]}: it has {anatomy.num_blocks} blocks, counted from 0."
@@ -250,14 +267,15 @@ def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
 
 
 def following(edit: Linearize, left: Iterable[int]) -> int | None:
-    """The first of the blocks that are left after a run, or None."""
+    """Return the first remaining block after a run, or None."""
     return next((number for number in left if number > edit.blocks[-1]), None)
 
 
 def entry_path(before: int | None, anatomy: Anatomy) -> str:
-    """The module that linear maps lie before, which is the final norm where no block is left (None).
+    """Return the module that linear maps are put before; the final norm where no block remains after them (None).
 
-    Raises `PlanError` where there is none, or it has some already."""
+    Raises: `PlanError` where there is none, or it has such maps already.
+    """
     path = anatomy.final_norm if before is None else anatomy.blocks[before]
     if path is None:
         raise PlanError(
@@ -271,7 +289,7 @@ def entry_path(before: int | None, anatomy: Anatomy) -> str:
 
 
 def _arrays(edit: Edit, fitted: Fitted) -> Mapping[str, np.ndarray]:
-    """What an edit is fitted with. Raises `PlanError` where only its name was read."""
+    """Return the fitted arrays of an edit. Raises: `PlanError` where only their digest was read."""
     if fitted.arrays is None:
         raise PlanError(
             f"{edit}: its fitted tensors ({fitted.digest}) are not there. Read the plan from the folder that holds "
@@ -294,13 +312,13 @@ def _check_map(edit: Linearize, anatomy: Anatomy) -> None:
 
 
 def num_directions(matrix: Matrix, heads: int) -> int:
-    """Of the matrix, or of each of its heads."""
+    """Return the number of directions of the matrix, or of each of its heads."""
     rows, columns = matrix.shape
     return min(rows, columns // heads) if matrix.site.part == "o" else min(rows // heads, columns)
 
 
-def _check_fitted(edit: RemoveDirections, matrix: Matrix, heads: int) -> None:
-    arrays = _arrays(edit, edit.fold)
+def _check_fold(edit: RemoveDirections, fold: Fitted, matrix: Matrix, heads: int) -> None:
+    arrays = _arrays(edit, fold)
     rows = matrix.shape[0] if matrix.site.part == "o" else matrix.shape[0] // heads
     wanted = {"mean": (matrix.shape[1],), "u": (heads, rows, num_directions(matrix, heads))}
     if "mean" not in arrays:
@@ -313,8 +331,11 @@ def _check_fitted(edit: RemoveDirections, matrix: Matrix, heads: int) -> None:
 
 
 def droppable(site: Site, anatomy: Anatomy) -> bool:
-    """Whether a block, an attention or a feed-forward network is there and can go: of a cut model it may be gone
-    already, or give its output through two factors, in which nothing can be silenced."""
+    """Return True for a block, attention or feed-forward network that the model has and that can be dropped.
+
+    In a model that was cut before it may be gone already, or store its output in two factors, in which no column can be
+    zeroed.
+    """
     if not site.part:
         return anatomy.num_blocks > 1
     return _has(anatomy, site) and Site(site.block, OUTPUTS[site.part]) in anatomy.matrices
@@ -324,8 +345,7 @@ OUTPUTS = {"attn": "o", "mlp": "down"}  # the matrix that a part's output comes 
 
 
 def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
-    """Raises `UnknownName` for a site that the model does not have, `PlanError` where a head goes twice or no block
-    would be left."""
+    """Raise `UnknownName` for a site that the model does not have, `PlanError` where a head would be dropped twice."""
     for site in sites:
         if site.block >= anatomy.num_blocks or (site.part and not _has(anatomy, site)):
             raise UnknownName(f"this model has no {site}: it has {_sizes(anatomy, site)}, counted from 0.")
@@ -338,27 +358,28 @@ def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
 
 
 def _has(anatomy: Anatomy, site: Site) -> bool:
-    own = anatomy.widths[site.block]
-    counts = {"h": own.num_heads, "g": own.num_kv_heads, "n": own.d_ff}
-    count = counts.get(site.unit, own.num_heads if site.part == "attn" else own.d_ff)
+    widths = anatomy.widths[site.block]
+    counts = {"h": widths.num_heads, "g": widths.num_kv_heads, "n": widths.d_ff}
+    count = counts.get(site.unit, widths.num_heads if site.part == "attn" else widths.d_ff)
     return site.index < count
 
 
 def _sizes(anatomy: Anatomy, site: Site) -> str:
     if site.block >= anatomy.num_blocks or not site.unit:
         return f"{anatomy.num_blocks} blocks"
-    own = anatomy.widths[site.block]
-    words = {"h": f"{own.num_heads} heads", "g": f"{own.num_kv_heads} KV groups", "n": f"{own.d_ff} neurons"}
+    has = anatomy.widths[site.block]
+    words = {"h": f"{has.num_heads} heads", "g": f"{has.num_kv_heads} KV groups", "n": f"{has.d_ff} neurons"}
     return f"{words[site.unit]} there"
 
 
 def group_of(head: Site, anatomy: Anatomy) -> Site:
-    """The KV group of a query head."""
-    own = anatomy.widths[head.block]
-    return Site(head.block, "attn", "g", head.index // (own.num_heads // own.num_kv_heads))
+    """Return the KV group of a query head."""
+    widths = anatomy.widths[head.block]
+    return Site(head.block, "attn", "g", head.index // (widths.num_heads // widths.num_kv_heads))
 
 
-def _silenced(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
+def _dropped(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
+    """Yield the operations that make the sites contribute nothing."""
     for (block, part), listed in groupby(sites, key=lambda site: (site.block, site.part)):
         if not part:
             yield SkipBlock(anatomy.blocks[block])
@@ -374,8 +395,8 @@ def _silenced(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
 
 
 def columns_of(site: Site, anatomy: Anatomy) -> range:
-    """Where a head, group or neuron lies in the input of its block's `o` or `down`."""
-    own = anatomy.widths[site.block]
-    group = own.num_heads // own.num_kv_heads * anatomy.d_head if site.unit == "g" else 0
+    """Return the input columns of a head, group or neuron in its block's `o` or `down`."""
+    widths = anatomy.widths[site.block]
+    group = widths.num_heads // widths.num_kv_heads * anatomy.d_head if site.unit == "g" else 0
     width = {"h": anatomy.d_head, "g": group, "n": 1}[site.unit]
     return range(site.index * width, (site.index + 1) * width)

@@ -1,4 +1,4 @@
-"""The nearest plan whose result a stock class can hold: every block loses equally many KV groups and neurons."""
+"""Find the nearest plan whose result a stock class can hold: every block loses equally many KV groups and neurons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import torch
 
-from secateur.core.plan import Drop, Plan
+from secateur.core.plan import Drop, Edit, Plan
 from secateur.core.site import Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
@@ -18,12 +18,13 @@ Importance = Mapping[Site, float]
 
 
 def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = None) -> Plan:
-    """`plan` where its result is stock already, else one that takes as many KV groups and neurons in all, to the
-    nearest number that is the same in every block.
+    """Return `plan` where its result is stock already, else the nearest plan whose result is.
 
-    Whole blocks go as planned. In each block those the plan drops go first, then the least important; without
-    `importance`, those whose output weights are smallest. Truncations stay, and
-    removed directions whose fold has a place. Raises: `PlanError` for a carved model.
+    That one drops as many KV groups and neurons in all, to the nearest number that is the same in every block. Whole
+    blocks go as planned. In each block those the plan drops go first, then the least important; without `importance`,
+    those whose output weights are smallest. Truncations stay, and removed directions whose fold has a bias to go to.
+
+    Raises: `PlanError` for a carved model.
     """
     anatomy = loaded.anatomy
     resolve(plan, anatomy, loaded.fingerprint)
@@ -36,24 +37,23 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     dropped = set(plan.dropped)
     blocks = [site for site in plan.dropped if not site.part]
     held = (edit for edit in plan.removed if edit.fold is None or _can_hold(edit.matrix, anatomy))
-    kept = (*(Drop(site) for site in blocks), *plan.truncated, *held)
-    drops = []
+    kept: list[Edit] = [*map(Drop, blocks), *plan.truncated, *held]
     for unit in "gn":
         rows = [_units(anatomy, block, unit) for block in shape.numbers]
         shares = {site: _share(site, dropped, anatomy) for row in rows for site in row}
         count = _count(rows, shares, losses(unit, anatomy))
-        drops += [Drop(site) for row in rows for site in _first(row, shares, importance, count)]
-    return Plan(plan.model, (*kept, *drops))
+        kept += [Drop(site) for row in rows for site in _first(row, shares, importance, count)]
+    return Plan(plan.model, tuple(kept))
 
 
 def _can_hold(matrix: Site, anatomy: Anatomy) -> bool:
-    """Whether a stock class has a place for a bias there."""
+    """Return True where a stock class has a bias at this matrix."""
     has = anatomy.matrices[matrix].bias is not None
     return has or any(matrix.part in parts for parts in anatomy.details.biases.values())
 
 
 def losses(unit: str, anatomy: Anatomy) -> list[int]:
-    """How many KV groups (`g`) or neurons (`n`) each block of a stock model may lose, ascending from 0."""
+    """Return how many KV groups (`g`) or neurons (`n`) each block of a stock model may lose, ascending from 0."""
     if unit == "g":
         return sorted(anatomy.num_kv_heads - left for left in stock_groups(anatomy))
     return list(range(anatomy.d_ff)) if anatomy.details.width is not None else [0]
@@ -65,7 +65,7 @@ def _units(anatomy: Anatomy, block: int, unit: str) -> list[Site]:
 
 
 def _share(site: Site, dropped: Set[Site], anatomy: Anatomy) -> float:
-    """How much of a KV group or neuron the plan drops: of a group perhaps some of its query heads."""
+    """Return the share of a KV group or neuron that the plan drops: of a group perhaps only some of its query heads."""
     if site in dropped or not dropped.isdisjoint(site.wholes):
         return 1.0
     if site.unit == "n":
@@ -76,7 +76,7 @@ def _share(site: Site, dropped: Set[Site], anatomy: Anatomy) -> float:
 
 
 def _count(rows: Sequence[Sequence[Site]], shares: Mapping[Site, float], allowed: Sequence[int]) -> int:
-    """How many each block loses: the mean over the blocks, to the nearest that is allowed."""
+    """Return how many units each block loses: the mean over the blocks, to the nearest allowed number."""
     mean = sum(shares[site] for row in rows for site in row) / len(rows)
     return min(allowed, key=lambda count: (abs(count - mean), count))
 
@@ -84,18 +84,21 @@ def _count(rows: Sequence[Sequence[Site]], shares: Mapping[Site, float], allowed
 def _first(
     units: Sequence[Site], shares: Mapping[Site, float], importance: Importance, count: int
 ) -> list[Site]:
-    """Those of which the plan drops most first, then the least important; ties in order."""
+    """Return the units of which the plan drops most, then the least important; ties in order."""
     return sorted(units, key=lambda site: (-shares[site], importance[site], site))[:count]
 
 
 def output_norms(loaded: Loaded) -> dict[Site, float]:
-    """‖W[:, columns]‖ of the output matrix of every KV group and neuron: what they can write, whatever they read."""
-    found = {}
+    """Return ‖W[:, columns]‖ of the output matrix for every KV group and neuron.
+
+    It measures what a unit can write, whatever it reads.
+    """
+    norms = {}
     for block in range(loaded.anatomy.num_blocks):
         for unit, kind in (("g", "o"), ("n", "down")):
             matrix = loaded.anatomy.matrices[Site(block, kind)]
             weight = matrix.read(loaded.parameter(matrix.weight)).double()
             for site in _units(loaded.anatomy, block, unit):
                 columns = columns_of(site, loaded.anatomy)
-                found[site] = float(torch.linalg.norm(weight[:, columns.start : columns.stop]))
-    return found
+                norms[site] = float(torch.linalg.norm(weight[:, columns.start : columns.stop]))
+    return norms

@@ -1,14 +1,14 @@
-"""What is left of a model once a plan is carried out: blocks, heads, neurons and ranks. Values only, no tensor.
+"""Work out the shape that a plan leaves: blocks, heads, neurons and ranks. Values only, no tensor.
 
 Query heads that share one key/value head must stay equally many in all groups of a block, or the attention cannot be
 computed. Where a plan leaves them uneven there are two exact ways out, and the smaller one is taken: a key/value head
-is repeated for parts of its group, or heads that are gone stay in place, silenced.
+is repeated for parts of its group, or dropped heads stay in place, with zeroed output columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from secateur.core.plan import Linearize, Plan
@@ -28,7 +28,7 @@ class Group:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What is left of block `number`. None: the part is gone whole; empty: no unit is left, but a bias."""
+    """The remaining parts of block `number`. None: the part is dropped whole; empty: no unit remains, but a bias."""
 
     number: int
     groups: tuple[Group, ...] | None
@@ -36,18 +36,22 @@ class BlockShape:
 
     @property
     def heads(self) -> list[int]:
+        """Return the remaining query heads, by their numbers in the original."""
         return [head for group in self.groups or () for head in group.queries]
 
     @property
     def queries(self) -> int:
-        """Query heads for each key/value head."""
+        """Return the number of query heads for each key/value head."""
         return len(self.groups[0].queries) if self.groups else 0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """`ranks` are of the matrices that are stored as two factors; `folds` are those that need a bias and have none;
-    `entries` are the linear maps, in order, by the block that they lie before, None where that is the end."""
+    """The remaining blocks of a model and the matrices that are stored in another form.
+
+    `ranks` are of the matrices that are stored as two factors; `folds` are the matrices that need a bias and have none;
+    `entries` are the linear maps, in order, by the block that they are put before, None for the end.
+    """
 
     blocks: tuple[BlockShape, ...]
     ranks: Mapping[Site, int] = field(default_factory=dict)
@@ -56,33 +60,34 @@ class Shape:
 
     @property
     def numbers(self) -> list[int]:
-        """The blocks that are left, by their numbers in the original."""
+        """Return the remaining blocks, by their numbers in the original."""
         return [block.number for block in self.blocks]
 
     def size(self, matrix: Matrix, d_head: int) -> tuple[int, int]:
-        """(out, in) of what is left of a matrix of a block that is left."""
+        """Return the remaining (out, in) of a matrix of a remaining block."""
         block = next(block for block in self.blocks if block.number == matrix.site.block)
         return len(rows_left(matrix, block, d_head)), len(columns_left(matrix, block, d_head))
 
     def num_parameters(self, anatomy: Anatomy) -> int:
-        """Of the whole model as it will be stored; tied ones count once."""
-        lost = sum(own.num_parameters for b, own in enumerate(anatomy.widths) if b not in self.numbers)
+        """Return the parameters of the whole model as it will be stored; tied ones count once."""
+        blocks = enumerate(anatomy.widths)
+        lost = sum(widths.num_parameters for block, widths in blocks if block not in self.numbers)
         biased = new_biases(self, anatomy)
-        maps = (array for edits in self.entries.values() for e in edits for array in e.fitted.arrays.values())
-        left = anatomy.num_parameters - lost + sum(array.size for array in maps)
-        return left - sum(self._lost(block, anatomy, biased) for block in self.blocks)
+        edits = (edit for entry in self.entries.values() for edit in entry)
+        added = sum(array.size for edit in edits for array in edit.fitted.content.values())
+        return (
+            anatomy.num_parameters - lost + added - sum(self._lost(b, anatomy, biased) for b in self.blocks)
+        )
 
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
-        lost, own = 0, anatomy.widths[block.number]
-        if (
-            not block.groups and own.num_heads
-        ):  # without heads from an earlier cut it is as it was: gone, or a bias
-            lost += own.attention
+        lost, widths = 0, anatomy.widths[block.number]
+        # An attention that has no heads since an earlier cut stays as it is: nothing, or a bias.
+        if not block.groups and widths.num_heads:
+            lost += widths.attention
             if block.groups is not None:
                 lost -= anatomy.d_model  # the bias
-        for site in _sites(anatomy, block.number):
-            matrix = anatomy.matrices[site]
-            if block.groups or site.part not in "qkvo":
+        for site, matrix in anatomy.matrices.items():
+            if site.block == block.number and (block.groups or site.part not in "qkvo"):
                 lost += self._lost_of(matrix, anatomy, biased)
         return lost
 
@@ -96,13 +101,11 @@ class Shape:
         return matrix.num_parameters - weights - (rows if has_bias and not gone else 0)
 
 
-def _sites(anatomy: Anatomy, block: int) -> Iterator[Site]:
-    return (site for site in anatomy.matrices if site.block == block)
-
-
 def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
-    """What `plan`, which `resolve` accepts, leaves. With `factorize`, truncated matrices are stored as two factors
-    wherever that is smaller: below rank mn/(m + n)."""
+    """Return the shape that `plan`, which `resolve` accepts, leaves.
+
+    With `factorize`, truncated matrices are stored as two factors wherever that is smaller: below rank mn/(m + n).
+    """
     gone = set(plan.dropped)
     left = [number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone]
     folded = {edit.matrix for edit in plan.removed if edit.fold is not None}
@@ -112,7 +115,12 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
         for number in left
     )
     folds = frozenset(site for site in folded if anatomy.matrices[site].bias is None)
-    shape = Shape(blocks, folds=folds, entries=_entries(plan, left))
+    entries: dict[int | None, tuple[Linearize, ...]] = {}
+    for edit in plan.linearized:
+        if edit.form == "linear":
+            before = following(edit, left)
+            entries[before] = (*entries.get(before, ()), edit)
+    shape = Shape(blocks, folds=folds, entries=entries)
     if not factorize:
         return shape
     ranks = ranks_left(plan, anatomy)
@@ -121,17 +129,8 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     return replace(shape, ranks=smaller)
 
 
-def _entries(plan: Plan, left: Sequence[int]) -> dict[int | None, tuple[Linearize, ...]]:
-    found: dict[int | None, tuple[Linearize, ...]] = {}
-    for edit in plan.linearized:
-        if edit.form == "linear":
-            after = following(edit, left)
-            found[after] = (*found.get(after, ()), edit)
-    return found
-
-
 def ranks_left(plan: Plan, anatomy: Anatomy) -> dict[Site, int]:
-    """The rank that each truncated matrix, or one without some directions, has at most."""
+    """Return the highest possible rank of each truncated matrix, and of each with directions removed."""
     ranks = {edit.matrix: edit.rank for edit in plan.truncated}
     for edit in plan.removed:
         matrix = anatomy.matrices[edit.matrix]
@@ -142,8 +141,10 @@ def ranks_left(plan: Plan, anatomy: Anatomy) -> dict[Site, int]:
 
 
 def new_biases(shape: Shape, anatomy: Anatomy) -> Set[str]:
-    """The modules that get a bias they have not: of a stock class all that its config's switch gives one, in a carved
-    one those that need it."""
+    """Return the modules that get a bias they do not have.
+
+    In a stock class these are all that its config's switch gives one, in a carved one those that need it.
+    """
     if not shape.folds:
         return frozenset()
     changes = stock_config(shape, anatomy)
@@ -154,35 +155,34 @@ def new_biases(shape: Shape, anatomy: Anatomy) -> Set[str]:
 
 
 def heads_gone(plan: Plan, anatomy: Anatomy) -> set[Site]:
-    """Every query head that a plan takes away, by itself or with its group, attention or block."""
-    gone, found = {*plan.dropped, *map(Site, plan.blocks_gone)}, set()
-    for block, own in enumerate(anatomy.widths):
-        for index in range(own.num_heads):
-            head = Site(block, "attn", "h", index)
-            if gone & {head, group_of(head, anatomy), *head.wholes}:
-                found.add(head)
-    return found
+    """Return every query head that a plan drops, by itself or with its group, attention or block."""
+    gone = {*plan.dropped, *map(Site, plan.blocks_gone)}
+    heads = (
+        Site(block, "attn", "h", index)
+        for block, widths in enumerate(anatomy.widths)
+        for index in range(widths.num_heads)
+    )
+    return {head for head in heads if gone & {head, group_of(head, anatomy), *head.wholes}}
 
 
 def ffns_gone(plan: Plan, anatomy: Anatomy) -> float:
-    """The share of feed-forward networks that goes; one that loses a third of its neurons counts as a third."""
+    """Return the share of feed-forward networks that is dropped; a third of its neurons counts as a third of one."""
     gone = {*plan.dropped, *map(Site, plan.blocks_gone)}
-    whole = [own.d_ff for own in anatomy.widths if own.d_ff]
+    sizes = {block: widths.d_ff for block, widths in enumerate(anatomy.widths) if widths.d_ff}
     lost = 0.0
-    for block, own in enumerate(anatomy.widths):
-        if own.d_ff:
-            neurons = sum(site.unit == "n" and site.block == block for site in gone)
-            lost += 1.0 if gone & {Site(block), Site(block, "mlp")} else neurons / own.d_ff
-    return lost / max(1, len(whole))
+    for block, d_ff in sizes.items():
+        neurons = sum(site.unit == "n" and site.block == block for site in gone)
+        lost += 1.0 if gone & {Site(block), Site(block, "mlp")} else neurons / d_ff
+    return lost / max(1, len(sizes))
 
 
 def _groups(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
-    own = anatomy.widths[block]
-    if Site(block, "attn") in gone or not own.num_heads:
+    widths = anatomy.widths[block]
+    if Site(block, "attn") in gone or not widths.num_heads:
         return None
-    queries = own.num_heads // own.num_kv_heads
+    queries = widths.num_heads // widths.num_kv_heads
     groups = []
-    for kv in range(own.num_kv_heads):
+    for kv in range(widths.num_kv_heads):
         heads = range(kv * queries, (kv + 1) * queries)
         left = tuple(head for head in heads if Site(block, "attn", "h", head) not in gone)
         if left and Site(block, "attn", "g", kv) not in gone:
@@ -193,7 +193,7 @@ def _groups(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -
 
 
 def _even(groups: list[Group], queries: int) -> list[Group]:
-    """Equally many query heads in each group, in the way that stores less."""
+    """Return groups with equally many query heads each, in the way that stores less."""
     counts = [len(group.queries) for group in groups]
     if len(set(counts)) < 2:
         return groups
@@ -208,24 +208,24 @@ def _even(groups: list[Group], queries: int) -> list[Group]:
 
 
 def _filled(group: Group, count: int, queries: int) -> Group:
-    """Up to `count` heads, with the first of those that are gone."""
+    """Return the group filled up to `count` heads with the first of the dropped ones."""
     gone = [h for h in range(group.kv * queries, (group.kv + 1) * queries) if h not in group.queries]
     return Group(group.kv, tuple(sorted([*group.queries, *gone[: count - len(group.queries)]])))
 
 
 def _neurons(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> Sequence[int] | None:
-    own = anatomy.widths[block]
-    if Site(block, "mlp") in gone or not own.d_ff:
+    d_ff = anatomy.widths[block].d_ff
+    if Site(block, "mlp") in gone or not d_ff:
         return None
     lost = {site.index for site in gone if site.unit == "n" and site.block == block}
     if not lost:
-        return range(own.d_ff)
-    left = tuple(neuron for neuron in range(own.d_ff) if neuron not in lost)
+        return range(d_ff)
+    left = tuple(neuron for neuron in range(d_ff) if neuron not in lost)
     return left if left or Site(block, "down") in lasting else None
 
 
 def rows_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
-    """Output rows of a matrix that are left, in their new order."""
+    """Return the remaining output rows of a matrix, in their new order."""
     part = matrix.site.part
     if part == "q":
         return _spread(block.heads, d_head)
@@ -237,7 +237,7 @@ def rows_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
 
 
 def columns_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
-    """Input columns of a matrix that are left, in their new order."""
+    """Return the remaining input columns of a matrix, in their new order."""
     part = matrix.site.part
     if part == "o":
         return _spread(block.heads, d_head)
@@ -254,7 +254,7 @@ def _spread(heads: Sequence[int], d_head: int) -> list[int]:
 
 
 def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
-    """What to change in the config so that the family's stock class has this shape, or the reason why none has it."""
+    """Return the config changes that give the family's stock class this shape, or the reason why none has it."""
     if anatomy.carved:
         return "the model has shapes of its own already"
     if shape.entries:
@@ -279,7 +279,7 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
 
 
 def _biases(folds: Set[Site], anatomy: Anatomy) -> dict[str, bool] | str:
-    """The switches that give every matrix of `folds` a bias."""
+    """Return the switches that give every matrix of `folds` a bias, or the reason why none does."""
     family, switches = anatomy.details, {}
     for part in sorted({site.part for site in folds}):
         switch = next((name for name, parts in family.biases.items() if part in parts), None)
@@ -290,7 +290,7 @@ def _biases(folds: Set[Site], anatomy: Anatomy) -> dict[str, bool] | str:
 
 
 def stock_groups(anatomy: Anatomy) -> list[int]:
-    """How many KV groups a block of a stock model may have, ascending; only as many as now where that is fixed."""
+    """Return how many KV groups a block of a stock model may have, ascending; one number where that is fixed."""
     family, queries = anatomy.details, anatomy.num_heads // anatomy.num_kv_heads
     if not anatomy.free_heads:
         return [anatomy.num_kv_heads]

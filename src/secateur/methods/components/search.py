@@ -171,7 +171,7 @@ def _removals(
         read=reader.read,
         judge=judge,
         examples=select,
-        weigh=lambda plan: parameters_left(session, plan),
+        count_parameters=lambda plan: parameters_left(session, plan),
         target=options.config.target or 1.0,
     )
     ranked = [

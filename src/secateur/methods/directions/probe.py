@@ -23,7 +23,7 @@ from secateur.evaluation.batching import Batch, Packing, with_room
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.linalg.directions import Directions, directions, pieces
-from secateur.linalg.moments import Moments
+from secateur.linalg.least_squares import Moments
 from secateur.probes.gradient_hooks import read_taps
 from secateur.probes.residual_stream import real_tokens
 from secateur.surgery.mask import masked

@@ -97,7 +97,7 @@ def search(session: Session) -> Proposal:
     found = {"base": records.base_record(base), "directions": analysis}
     best = trail.plan
     if trail.choice is not None:
-        search["choice"] = trail.choice.to_json()
+        search["choice"] = trail.choice.record().to_json()
         best = trail.choice.best if trail.choice.better and not trail.choice.shown else trail.plan
     return Proposal(trail.plan, at.judge.tried, at.judge.evaluations, search, found, max_loss, best)
 
@@ -165,7 +165,7 @@ def _round(at: _At, trail: SearchTrace, number: int, examples: Sequence[int]) ->
     judged = at.judge([base, raced.winner], examples, "choose")
     steps = {
         plan: SearchStep(
-            number, pool.name, count, pool.predicted(count), plan, raced.standing[plan], judged[base]
+            number, pool.name, count, pool.predicted(count), plan, raced.outcomes[plan], judged[base]
         )
         for plan, (pool, count) in proposed.items()
     }

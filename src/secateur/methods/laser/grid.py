@@ -95,13 +95,13 @@ def promising(raced: Race, base: Plan, objective: Objective, most: int) -> list[
     same examples; at most `most`, the best first."""
 
     def came(edit: Truncate) -> tuple[int, tuple[float, float]]:
-        rows = raced.standing[base + edit]
+        rows = raced.outcomes[base + edit]
         return len(rows), objective.key(rows)
 
     best: dict[Site, Truncate] = {}
-    for plan, rows in raced.standing.items():
-        same = min(len(rows), len(raced.standing[base]))
-        if plan.edits and objective.key(rows[:same]) >= objective.key(raced.standing[base][:same]):
+    for plan, rows in raced.outcomes.items():
+        same = min(len(rows), len(raced.outcomes[base]))
+        if plan.edits and objective.key(rows[:same]) >= objective.key(raced.outcomes[base][:same]):
             (edit,) = plan.edits
             best[edit.matrix] = max(edit, best.get(edit.matrix, edit), key=came)
     return sorted(best.values(), key=came, reverse=True)[:most]

@@ -69,11 +69,11 @@ def search(session: Session) -> Proposal:
         "method": "laser",
         "exhaustive": options.config.exhaustive,
         "proposed": len(everything),
-        "screened_out": len(everything) + 1 - len(raced.standing),
+        "screened_out": len(everything) + 1 - len(raced.outcomes),
         "raced_out": len(raced.dropped_after),
         "rungs": [list(rung) for rung in raced.rungs],
         "composed": len(plan.edits) > 1,
-        "choice": choice.to_json(),
+        "choice": choice.record().to_json(),
     }
     return Proposal(
         plan, judge.tried, judge.evaluations, search, analysis, best=choice.best if choice.better else None
@@ -126,7 +126,7 @@ def _analyze(session: Session, judge: Evaluator, plan: Plan, raced: Race) -> dic
     base_there = curves.pop(session.empty)
     analysis = {
         "base": records.base_record(base),
-        "sweep": records.sweep_records(raced.standing, whole, len(select)),
+        "sweep": records.sweep_records(raced.outcomes, whole, len(select)),
         "curves": records.curve_records(curves, whole, base_there),
         "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
     }
@@ -137,10 +137,10 @@ def _analyze(session: Session, judge: Evaluator, plan: Plan, raced: Race) -> dic
 
 def _runner_up(session: Session, raced: Race) -> tuple[Truncate, ...]:
     """Where nothing was cut, the cut that came nearest is shown."""
-    cuts = [plan for plan in raced.standing if plan.edits]
+    cuts = [plan for plan in raced.outcomes if plan.edits]
     best = max(
         cuts,
-        key=lambda plan: (len(raced.standing[plan]), session.objective.key(raced.standing[plan])),
+        key=lambda plan: (len(raced.outcomes[plan]), session.objective.key(raced.outcomes[plan])),
     )
     return best.truncated
 
