@@ -27,7 +27,7 @@ from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written
-from secateur.core.readings import ANALYSES, FINER, LINEARITY, PARTS
+from secateur.core.readings import FINER, LINEARITY, PARTS
 from secateur.errors import ModelError, OutputError, PlanError, TaskError, UnknownName, nearest
 from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
@@ -35,7 +35,7 @@ from secateur.given import OneTask, Tasks, task_word, task_words
 from secateur.hf.source import place_of
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.keywords import CommonOptions, PruneOptions
-from secateur.methods.registry import OURS, method_options, read_options
+from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
 from secateur.signatures import verb
 
@@ -403,7 +403,7 @@ def probe(
                 return record.model_dump(exclude_unset=True)
     word, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
-    method = {"method": "directions"} if names == ["directions"] else {}  # which has more options
+    method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
     with options_for(model, tokenizer, [word], {**options, "shots": number, **method}) as asked:
         if names == [LINEARITY]:
             series = _series(asked, _each(revisions), _each(also), _each(finer))
@@ -420,7 +420,7 @@ def probe(
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
     """Raises where readings are not known, do not go together, or do not go with what else was asked."""
-    known = (*PARTS, *ANALYSES, LINEARITY)
+    known = (*PARTS, *method_readings(), LINEARITY)
     for name in names or [""]:
         if name not in known:
             raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")

@@ -104,14 +104,14 @@ def cut_and_verify(
         loads=LoadsRecord.model_validate(loads.to_json()),
         written=WrittenRecord(fingerprint=written.fingerprint),
     )
-    analysis = as_json(found.analysis) | _compared(session, sides, before, after)
+    analysis = _json(found.analysis) | _compared(session, sides, before, after)
     _write_records(session, found, held, verdict, analysis, staging)
     return verdict.to_json()
 
 
-def as_json(record: Record | dict[str, Any]) -> dict[str, Any]:
-    """Return a record of a search as JSON, until the searches of all methods give typed records."""
-    return record.to_json() if isinstance(record, Record) else record
+def _json(record: Record | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return a record of a method as plain values."""
+    return record.to_json() if isinstance(record, Record) else dict(record or {})
 
 
 def held_plan(found: Proposal, word: str, *, keep: bool) -> Plan:
@@ -174,7 +174,7 @@ def _verdict(
         "sentence": "",
         "candidates_tried": found.tried,
         "evaluations": found.evaluations,
-        "search": as_json(found.search),
+        "search": _json(found.search),
         "cut": [cut_record(edit, loaded.anatomy) for edit in found.plan.edits],
         "cut_summary": cut_summary(found.plan, num_parts(loaded.anatomy.widths)),
         "model": model_record(options, loaded),

@@ -15,16 +15,16 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 from fixtures import data_report
+from secateur.report.figures import spectrum
+from secateur.report.sweep import color_limit
 
 import secateur.report
 from secateur.errors import OutputError, SecateurError
 from secateur.report import render, write_report
 from secateur.report.chart import Figure, new_layout
-from secateur.report.figures import spectrum
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import change, embedded_json, finite, interval, number, p_value, ticks
 from secateur.report.page import assemble
-from secateur.report.sweep import color_limit
 
 RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile")}
 

@@ -12,14 +12,14 @@ import plotly.graph_objects as go
 import pytest
 from fixtures import data_directions, data_report
 from scipy.stats import spearmanr
+from secateur.report.calibration_plot import by_size, kept, spearman
+from secateur.report.spectra import FEWEST, MOST, worth_showing
+from secateur.report.trajectory_plot import stops
 from test_report import Page, strings
 
 from secateur.report import render
-from secateur.report.calibration_plot import by_size, kept, spearman
 from secateur.report.chart import ACCENT, root_axis, signed_root
 from secateur.report.frame import worst_allowed
-from secateur.report.spectra import FEWEST, MOST, worth_showing
-from secateur.report.trajectory_plot import stops
 
 NAMES = ("heads", "removal", "single", "deep", "mixed", "nothing", "hostile")
 RECORDS = {name: getattr(data_directions, name)() for name in NAMES}

@@ -5,9 +5,7 @@ Knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from secateur.core.records.probe import ComponentsRecord, ImportanceRecord, OverlapRecord, ReadingRecord
+from secateur.core.records.probe import ComponentsRecord, OverlapRecord, ReadingRecord
 from secateur.probing.component_figures import (
     LARGE,
     SMALL,

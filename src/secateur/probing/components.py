@@ -43,7 +43,9 @@ BY_GRADIENT = {"heads": head_importance, "neurons": neuron_importance}
 BY_ABLATION = {"ffns": "mlp", "attentions": "attn", "blocks": ""}  # kind of part → part of its site
 assert {*BY_GRADIENT, "ffns", "induction"} == set(PARTS), "every name that may be asked for is read here"
 
-ByKind = Mapping[str, Mapping[str, Readings]]  # kind of part → metric → readings; the first metric ranks the kind
+ByKind = Mapping[
+    str, Mapping[str, Readings]
+]  # kind of part → metric → readings; the first metric ranks the kind
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ def read_components(
             by_kind |= _read_kind(kind, session, split, blocks)
         n = len(session.task.split(split))
         readings.append(TaskReading(name, session.options.shots, n, of, by_kind))
-    return ComponentReadings(tuple(readings), behavior(loaded, blocks, progress) if "induction" in what else {})
+    return ComponentReadings(
+        tuple(readings), behavior(loaded, blocks, progress) if "induction" in what else {}
+    )
 
 
 def _plain_tasks(options: Options, blank: Loaded, specs: Sequence[str], split: str) -> list[Task]:
@@ -314,7 +318,9 @@ def rows(what: str, found: ComponentReadings) -> list[dict[str, JsonValue]]:
             for row in _columns(by_metric)
         ]
     values = _first(by_kind[what]).values
-    order = sorted(values, key=lambda site: (-values[site], site))  # equal values in the order of their addresses
+    order = sorted(
+        values, key=lambda site: (-values[site], site)
+    )  # equal values in the order of their addresses
     ranks = {site: rank for rank, site in enumerate(order, start=1)}
     return [row | {"rank": ranks[str(row["site"])]} for row in _columns(by_kind[what])]
 

@@ -47,11 +47,11 @@ def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf
     """
     _check(verdict, plan)
     sections, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
-    told = VerdictRecord.of(verdict, "verdict.json", SecateurError, AGAIN)
-    analyzed = AnalysisRecord.of(analysis, "analysis.json", SecateurError, AGAIN)
+    told = VerdictRecord.from_json(verdict, "verdict.json", SecateurError, AGAIN)
+    analyzed = AnalysisRecord.from_json(analysis, "analysis.json", SecateurError, AGAIN)
     return run_page(
         told,
-        PlanRecord.of(plan, "plan.json", SecateurError, AGAIN),
+        PlanRecord.from_json(plan, "plan.json", SecateurError, AGAIN),
         analyzed,
         [*sections_of(told, analyzed), *sections],
         tried(verdict, analysis),

@@ -105,9 +105,12 @@ class RowsRecord(Record):
     split: str = Field(description="`probe` or `select`")
     n: int | None = Field(None, description="examples read (only: parts of a model, on a task)")
     of: int | None = Field(
-        None, description="examples of the split; more than `n` where some did not fit the context (only: as above)"
+        None,
+        description="examples of the split; more than `n` where some did not fit the context (only: as above)",
     )
-    rows: list[dict[str, JsonValue]] = Field(description="one for each site, edit or curve; keys by what was read")
+    rows: list[dict[str, JsonValue]] = Field(
+        description="one for each site, edit or curve; keys by what was read"
+    )
     overlap: OverlapRecord | None = Field(
         None, description="as `induction_overlap` of Components (only: induction)"
     )

@@ -28,7 +28,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
 
     @property
-    def more(self) -> dict[str, Any]:
+    def extra_keys(self) -> dict[str, Any]:
         """Return what an open record holds besides its own keys."""
         return self.model_extra or {}
 
@@ -37,7 +37,9 @@ class Record(BaseModel):
         return finite(self.model_dump(exclude_unset=True))
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], place: Path | str, error: type[SecateurError], mend: str) -> Self:
+    def from_json(
+        cls, values: Mapping[str, Any], place: Path | str, error: type[SecateurError], mend: str
+    ) -> Self:
         """Return the record that `values`, read from `place`, are.
 
         Raises: `error` where a key is missing or of another type; the message names it and ends with `mend`.
@@ -53,4 +55,4 @@ class Record(BaseModel):
     @classmethod
     def read(cls, path: Path, error: type[SecateurError], mend: str) -> Self:
         """Return the record in a JSON file. Raises: `error` where there is none, or one of another kind."""
-        return cls.of(read_json(path, error, mend), path, error, mend)
+        return cls.from_json(read_json(path, error, mend), path, error, mend)
