@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from secateur.report.depth import WORDS, curves, forms_key, is_text
+from secateur.methods.depth.records import DepthRecord
+from secateur.methods.depth.report import WORDS, HealedPoint, curves, forms_key
 from secateur.report.frame import Figures, place, section
 from secateur.report.markup import MISSING, key, number, table, text
 
@@ -29,17 +30,17 @@ def healed_depth(record: Record, also: Sequence[Record], figures: Figures) -> st
         "depth",
         "Without whole blocks, healed",
         f"{lead} More healed cuts of the same original: <code>secateur report OUT --also FOLDER</code>.",
-        forms_key(depth),
+        forms_key(DepthRecord.model_validate(depth)),
         legend,
-        place("depth", curves(depth, points), figures, layout="pair"),
+        place("depth", _curves(depth, points), figures, layout="pair"),
         _beside(depth, points),
     )
 
 
 def check_depth(depth: Record) -> None:
     """Draws what of a cut's own curves will be drawn, to no page. Raises what broken records raise."""
-    curves(depth, ())
-    forms_key(depth)
+    _curves(depth, ())
+    forms_key(DepthRecord.model_validate(depth))
     _beside(depth, ())
 
 
@@ -76,7 +77,7 @@ def _beside(depth: Record, points: Sequence[Record]) -> str:
         for point in sorted(points, key=lambda p: (p["blocks_removed"], p["form"]))
     ]
     head = ("gone", "which", *(WORDS[form] for form in forms), "healed", "tokens read")
-    note = "perplexity" if is_text(depth) else "on select"
+    note = "perplexity" if depth["metric"] == "text_loss" else "on select"
     return f'<p class="note">{note}:</p>' + table(head, rows, source="heal.json")
 
 
@@ -88,6 +89,11 @@ def _at(depth: Record, form: str, count: int) -> Record | None:
 def _value(depth: Record, point: Record | None) -> str:
     if point is None:
         return MISSING
-    if is_text(depth):
+    if depth["metric"] == "text_loss":
         return text(number(math.exp(point["value"]), "perplexity"))
     return text(number(point["value"], depth["metric_unit"]))
+
+
+def _curves(depth: Record, points: Sequence[Record]) -> list[Any]:
+    healed = [HealedPoint(p["form"], p["blocks_removed"], p["value"], p["loss"]) for p in points]
+    return curves(DepthRecord.model_validate(depth), healed)

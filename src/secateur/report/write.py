@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from secateur.core.finite import finite
 from secateur.core.reading import read_json
@@ -14,11 +14,11 @@ from secateur.core.records.plan import PlanRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
+from secateur.report.cuts import Tried
 from secateur.report.frame import PageSection
 from secateur.report.healing import healing_page
 from secateur.report.page import assemble
 from secateur.report.run_page import run_page
-from secateur.report.sections import method_sections, tried
 
 VERSION = 1
 REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
@@ -27,36 +27,38 @@ AGAIN = "Write it again with `secateur prune`."
 Json = Mapping[str, Any]
 
 
-SectionsOf = Callable[[VerdictRecord, AnalysisRecord], Sequence[PageSection]]
+class MethodView(Protocol):
+    """What the page of a run shows of the method that searched."""
+
+    def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
+        """Return the sections that only this method has."""
+
+    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+        """Return what the search looked at, for the map of the model."""
 
 
-def no_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
-    """Return no section: the method of the run has nothing of its own to show."""
-    return ()
-
-
-def render(verdict: Json, plan: Json, analysis: Json, *, sections_of: SectionsOf = no_sections) -> str:
+def render(
+    verdict: Json, plan: Json, analysis: Json, *, method_named: Callable[[str], MethodView | None] | None = None
+) -> str:
     """Return the page of a run, from the content of its three files; it loads nothing from anywhere.
 
     Blocks of `analysis` that are absent or empty leave their section out.
 
     Args:
-        sections_of: Gives the sections that only the method of the run has.
+        method_named: Gives a method by its name, or None for one that is not known here.
 
     Raises: `SecateurError` where the records are of another version or do not belong together.
     """
     _check(verdict, plan)
-    sections, figures = method_sections(finite(verdict), finite(plan), finite(analysis))
-    told = VerdictRecord.from_json(verdict, "verdict.json", SecateurError, AGAIN)
-    analyzed = AnalysisRecord.from_json(analysis, "analysis.json", SecateurError, AGAIN)
-    return run_page(
-        told,
-        PlanRecord.from_json(plan, "plan.json", SecateurError, AGAIN),
-        analyzed,
-        [*sections_of(told, analyzed), *sections],
-        tried(verdict, analysis),
-        figures,
-    )
+    verdict_record = VerdictRecord.from_json(verdict, "verdict.json", SecateurError, AGAIN)
+    plan_record = PlanRecord.from_json(plan, "plan.json", SecateurError, AGAIN)
+    analysis_record = AnalysisRecord.from_json(analysis, "analysis.json", SecateurError, AGAIN)
+    method = method_named(verdict_record.search.method) if method_named else None
+    if method is None:
+        return run_page(verdict_record, plan_record, analysis_record, ())
+    sections = method.sections(verdict_record, analysis_record)
+    tried = method.tried(verdict_record, analysis_record)
+    return run_page(verdict_record, plan_record, analysis_record, sections, tried)
 
 
 def render_heal(record: Json, also: Sequence[Json] = ()) -> str:
@@ -81,7 +83,7 @@ def write_report(
     out_html: str | Path,
     also: Sequence[str | Path] = (),
     *,
-    sections_of: SectionsOf = no_sections,
+    method_named: Callable[[str], MethodView | None] | None = None,
 ) -> Path:
     """Write the page of what `folder` holds: `heal.json`, with those of the folders `also` beside it, or
     `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
@@ -102,7 +104,7 @@ def write_report(
     has_analysis = (folder / "analysis.json").exists()
     analysis = _read(folder / "analysis.json") if has_analysis else {}
     page = render(
-        _read(folder / "verdict.json"), _read(folder / "plan.json"), analysis, sections_of=sections_of
+        _read(folder / "verdict.json"), _read(folder / "plan.json"), analysis, method_named=method_named
     )
     return _written(page, out)
 

@@ -6,15 +6,23 @@ The curves are drawn with healed cuts on the page of `heal`, too. Knows no torch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from secateur.core.records.analysis import AnalysisRecord
-from secateur.core.records.verdict import FellBackRecord, IntervalRecord
-from secateur.errors import SecateurError
-from secateur.methods.depth.records import DepthAnalysis, DepthPointRecord, DepthRecord, OtherOrderPoint
+from secateur.core.records.verdict import FellBackRecord, IntervalRecord, VerdictRecord
+from secateur.core.site import Site
+from secateur.methods.depth.records import (
+    DepthAnalysis,
+    DepthPointRecord,
+    DepthRecord,
+    OtherOrderPoint,
+    run_name,
+)
+from secateur.methods.method import own_part
 from secateur.report.chart import ACCENT, AFTER, BEFORE, INK, Figure, Trace, counted_layout, level, line, marks
+from secateur.report.cuts import Tried
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
 from secateur.report.markup import capital, change, interval, key, known, metric_name, number, table, text
 
@@ -61,14 +69,17 @@ class Quantity(NamedTuple):
     bound: float | None = None
 
 
-def sections(analysis: AnalysisRecord) -> list[PageSection]:
-    """Return the sections of a depth cut; none where analysis.json does not hold its record."""
-    if not analysis.more.get("depth"):
-        return []
-    found = DepthAnalysis.of(
-        analysis.to_json(), "analysis.json", SecateurError, "Write it again with `secateur prune`."
-    )
-    return [depth_section(found.depth), order_section(found.depth)]
+def sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
+    """Return every form at every depth, and the order in which blocks went."""
+    depth = own_part(analysis, DepthAnalysis).depth
+    return [depth_section(depth), order_section(depth)] if depth else []
+
+
+def tried(verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    """Return the matrices of all blocks that were measured, for the map of the model."""
+    depth = own_part(analysis, DepthAnalysis).depth
+    blocks = {int(block) for step in (depth.order if depth else ()) for block in step.measured}
+    return Tried(frozenset(Site(block, kind) for block in blocks for kind in verdict.model.matrices))
 
 
 # ------------------------------------------------------------------------------------------------------------- the forms
@@ -167,7 +178,8 @@ def forms_key(record: DepthRecord) -> str:
 
 
 def _bound(record: DepthRecord) -> float | None:
-    return worst_allowed(record, record.series[0].points[0].value)
+    start = record.series[0].points[0].value
+    return worst_allowed(start, record.max_loss, higher_is_better=record.higher_is_better)
 
 
 def _fits(record: DepthRecord) -> str:
@@ -193,9 +205,7 @@ def _fits(record: DepthRecord) -> str:
 
 
 def _run(run: FellBackRecord) -> str:
-    first, last = run.blocks[0], run.blocks[-1]
-    name = f"b{first}" if first == last else f"b{first} to b{last}"
-    return f"{name} ({number(run.fitted, 'nats')} nats with the map, {number(run.dropped, 'nats')} without)"
+    return f"{run_name(run.blocks)} ({number(run.fitted, 'nats')} nats with the map, {number(run.dropped, 'nats')} without)"
 
 
 def replacing(record: DepthRecord) -> str:
