@@ -23,8 +23,8 @@ from random_model import Size, as_task, gptj, prompts
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
-from secateur.distributed.hire import on_ray
-from secateur.distributed.pool import Pool
+from secateur.distributed.ask import on_ray
+from secateur.distributed.pool import RayWorkers
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.workers import EvaluationContext, Judged, Work
 from secateur.hf.load import Loaded
@@ -39,7 +39,7 @@ CANDIDATES = 400  # of the tiny model
 class Watched:
     """A pool that adds up the seconds its workers say they computed."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: RayWorkers) -> None:
         self._pool, self.computed = pool, 0.0
 
     def compute(self, question: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
@@ -72,7 +72,7 @@ def one_and_two() -> dict[str, Any]:
     with on_ray("local:3")(loaded) as three:
         three.pids  # noqa: B018  waits for them
         start = time.perf_counter() - started
-        one, two = (part(three, hands) for hands in (three._hands[:1], three._hands[1:]))
+        one, two = (part(three, hands) for hands in (three._handles[:1], three._handles[1:]))
         here = judged(loaded, SIZE, plans, None)[1]
         for pool in (one, two):  # spectra, which the workers keep
             there = judged(loaded, SIZE, plans, pool)[1]
@@ -87,10 +87,10 @@ def one_and_two() -> dict[str, Any]:
     return {"plans": len(plans), "start": start, "turns": turns, "ratio": float(np.median(ratios))}
 
 
-def part(pool: Pool, hands: list[Any]) -> Pool:
+def part(pool: RayWorkers, hands: list[Any]) -> RayWorkers:
     """A pool of some of the workers of another."""
-    made = object.__new__(Pool)
-    vars(made).update(vars(pool) | {"_hands": hands, "_count": len(hands), "_questions": [], "_fitted": {}})
+    made = object.__new__(RayWorkers)
+    vars(made).update(vars(pool) | {"_handles": hands, "_count": len(hands), "_contexts": [], "_fitted": {}})
     return made
 
 

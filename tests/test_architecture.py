@@ -50,6 +50,7 @@ MAY_IMPORT["training"] = {
     "session",
 }
 MAY_IMPORT["training"] |= {"side_tasks", "evaluation", "report"}  # healing is reported as a cut is
+MAY_IMPORT["training"] |= {"methods"}  # the records alone: heal.json holds the curves of a depth cut
 MAY_IMPORT["training"] |= {"inputs", "surgery", "given", "keywords", "signatures"}
 MAY_IMPORT["probing"] = {
     *MAY_IMPORT["probes"],
@@ -68,6 +69,7 @@ MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "reco
 MAY_IMPORT["measuring"] = MAY_IMPORT["methods"] | {"methods"}
 MAY_IMPORT["forecast"] = MAY_IMPORT["pipeline"] | {"pipeline"}
 MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
+    "training",
     "reporting",
     "forecast",
     "gains",
@@ -141,6 +143,14 @@ def test_every_room_has_its_place():
 def test_imports_go_one_way(path):
     allowed = MAY_IMPORT[room(path)] | {room(path)}
     assert ours(path) <= allowed, f"{path.relative_to(SOURCE)} reaches where it may not"
+
+
+def test_training_knows_the_records_of_methods_and_nothing_else_of_them():
+    known = {
+        name for path in FILES if room(path) == "training" for name in imported(path) if ".methods." in name
+    }
+    assert known
+    assert {name.split(".")[3] for name in known} == {"records"}
 
 
 def test_the_plan_itself_has_no_circle():

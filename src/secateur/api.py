@@ -28,7 +28,15 @@ from secateur.core.progress import Progress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written
 from secateur.core.readings import FINER, LINEARITY, PARTS
-from secateur.errors import ModelError, OutputError, PlanError, TaskError, UnknownName, nearest
+from secateur.errors import (
+    ModelError,
+    OutputError,
+    PlanError,
+    SecateurError,
+    TaskError,
+    UnknownName,
+    nearest,
+)
 from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
 from secateur.given import OneTask, Tasks, task_word, task_words
@@ -222,14 +230,28 @@ def load(
 
 @verb()
 def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Write `report.html` of what `prune` or `heal` left again, from its records; of a healed cut with others (`also`)
-    on its curves over depth."""
-    from secateur.reporting import write_run_report
+    """Write `report.html` of what `prune` or `heal` left again, from its records.
+
+    Args:
+        folder: The checkpoint.
+        also: Other healed cuts, for the curves over depth of a healed cut.
+
+    Raises: `SecateurError` for records that are missing, broken, or not of one original; `OutputError` for a page that
+    cannot be written.
+    """
+    from secateur.reporting import check_folder, write_report
+    from secateur.training.report import write_report_of
 
     folder = Path(folder)
+    page = folder / "report.html"
     mend = "Write it again with `secateur prune` or `heal`."
     with as_written(folder, OutputError, mend):
-        return write_run_report(folder, folder / "report.html", also)
+        check_folder(folder)
+        if (folder / "heal.json").exists():
+            return write_report_of(folder, page, also)
+        if also:
+            raise SecateurError(f"{folder} holds no heal.json: --also is for what secateur heal wrote.")
+        return write_report(folder, page)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluate

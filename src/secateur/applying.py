@@ -60,11 +60,16 @@ def apply(
             made = stream(
                 loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
             )
-            loads = where_it_loads(chosen, loaded, form, read_back=made["check"] == "logits")
-        provenance = ProvenanceRecord.model_validate(
-            {"command": command, "verified": False, "loads": loads.to_json(), "versions": versions(), **made}
+            loads = where_it_loads(chosen, loaded, form, read_back=made.check == "logits")
+        provenance = ProvenanceRecord(
+            command=dict(command),
+            verified=False,
+            loads=loads,
+            versions=versions(),
+            check=made.check,
+            svd=made.svd,
         )
-        write_plan(chosen, provenance.to_json(), folder.staging)
+        write_plan(chosen, provenance, folder.staging)
         card = unverified_card(model, loaded.revision is not None, chosen, provenance)
         write_text(folder.staging / "README.md", card)
         folder.publish()

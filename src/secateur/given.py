@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from secateur.core.writing import writing
 from secateur.errors import TaskError
-from secateur.tasks.jsonl import Row, check_rows, explain
+from secateur.tasks.jsonl import ExampleLine, check_rows, explain
 from secateur.tasks.text import TextRow
 
 TaskRow = Mapping[str, Any]
@@ -106,7 +106,7 @@ def _word(given: str | Path | Texts) -> str:
 def _written_rows(rows: Iterable[TaskRow]) -> str:
     """Return the file of checked rows, written where it is not there yet."""
     lines, checked = [], []
-    for number, (line, row) in enumerate(_lines(rows, Row, "task")):
+    for number, (line, row) in enumerate(_lines(rows, ExampleLine, "task")):
         lines.append(line)
         checked.append((f"task[{number}]", row))
     check_rows(checked, "", "rows", "tasks")

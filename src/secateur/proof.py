@@ -10,7 +10,7 @@ from typing import Any
 
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import UNPROVEN, write_json
-from secateur.checkpoint.loadability import Loads, where_it_loads
+from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
 from secateur.core.comparison import IMPROVES
@@ -48,7 +48,7 @@ from secateur.records import (
     paraphrase_record,
     versions,
 )
-from secateur.reporting import write_run_report
+from secateur.reporting import write_report
 from secateur.session import Session
 from secateur.side_tasks import side_effects
 from secateur.surgery.shape import ranks_left, shape_of
@@ -101,7 +101,7 @@ def cut_and_verify(
         gains=saved,
         parameters=parameters,
         handed_over=_handed_over(found, held),
-        loads=LoadsRecord.model_validate(loads.to_json()),
+        loads=loads,
         written=WrittenRecord(fingerprint=written.fingerprint),
     )
     analysis = _json(found.analysis) | _compared(session, sides, before, after)
@@ -135,7 +135,9 @@ def _set_aside(found: Proposal, held: Plan) -> Plan | None:
     return None if best is None or not best.edits or best == held else best
 
 
-def _write_and_read(session: Session, judge: Evaluator, plan: Plan, staging: Path) -> tuple[Loaded, Loads]:
+def _write_and_read(
+    session: Session, judge: Evaluator, plan: Plan, staging: Path
+) -> tuple[Loaded, LoadsRecord]:
     """Write the checkpoint of `plan`; return the model as read back, and where it loads."""
     loads = where_it_loads(plan, session.loaded, session.options.written_as, read_back=True)
     if loads.form == "carved" and not session.loaded.anatomy.carved:
@@ -249,17 +251,17 @@ def _write_records(
         seed=session.options.seed,
         versions=verdict.versions,
     )
-    write_plan(held, provenance.to_json(), staging)
+    write_plan(held, provenance, staging)
     if (aside := _set_aside(found, held)) is not None:
         with writing(staging):
             (staging / UNPROVEN).mkdir()
         untested = provenance.model_copy(update={"verified": bool(found.plan.edits)})
-        write_plan(aside, untested.to_json(), staging / UNPROVEN)
+        write_plan(aside, untested, staging / UNPROVEN)
     write_json(staging / "verdict.json", verdict.to_json())
     write_json(staging / "analysis.json", analysis)
     write_text(staging / "README.md", model_card(verdict, held))
     with writing(staging):
-        write_run_report(staging, staging / "report.html")
+        write_report(staging, staging / "report.html")
 
 
 # --------------------------------------------------------------------------------------------------------- analyses

@@ -1,23 +1,88 @@
-"""The report of a finished run: its records, with what the method that searched has to show. Imports no torch."""
+"""The report of a finished run: its three records, with what the method that searched has to show. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from secateur.core.reading import read_json
+from secateur.core.records.analysis import AnalysisRecord
+from secateur.core.records.plan import PlanRecord
+from secateur.core.records.verdict import VerdictRecord
+from secateur.core.writing import write_text
+from secateur.errors import SecateurError
 from secateur.methods.registry import methods
-from secateur.report.write import render, write_report
+from secateur.report.run_page import run_page
+
+VERSION = 1
+REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
+AGAIN = "Write it again with `secateur prune`."
+
+Json = Mapping[str, Any]
 
 
-def render_run(verdict: Mapping[str, Any], plan: Mapping[str, Any], analysis: Mapping[str, Any]) -> str:
-    """Return the page of a run; the arguments are those of `report.render`.
+def write_report(folder: str | Path, out_html: str | Path) -> Path:
+    """Write the page of what a folder holds: `verdict.json`, `plan.json` and, where there is one, `analysis.json`.
 
-    What the method shows is left out where its package is not installed here.
+    Raises: `SecateurError` for records that are missing or broken, `OutputError` for a page that cannot be written.
     """
-    return render(verdict, plan, analysis, method_named=methods().get)
+    folder, out = Path(folder), Path(out_html)
+    check_folder(folder)
+    verdict, plan = _read(folder / "verdict.json"), _read(folder / "plan.json")
+    analysis = _read(folder / "analysis.json") if (folder / "analysis.json").exists() else {}
+    write_text(out, render(verdict, plan, analysis), "folder")
+    return out
 
 
-def write_run_report(folder: str | Path, out_html: str | Path, also: Sequence[str | Path] = ()) -> Path:
-    """Write the page of what `folder` holds; the arguments are those of `report.write_report`."""
-    return write_report(folder, out_html, also, method_named=methods().get)
+def check_folder(folder: Path) -> None:
+    """Raise `SecateurError` where there is no such folder."""
+    if not os.path.isdir(folder):
+        raise SecateurError(
+            f"{folder} is no folder. A report needs one that `secateur prune` or `heal` wrote."
+        )
+
+
+def _read(path: Path) -> Json:
+    if not os.path.exists(path):
+        raise SecateurError(
+            f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
+        )
+    record = read_json(path, SecateurError, AGAIN)
+    if not isinstance(record, dict):
+        raise SecateurError(f"{path} holds no record but {record!r:.40}. {AGAIN}")
+    return record
+
+
+def render(verdict: Json, plan: Json, analysis: Json) -> str:
+    """Return the page of a run, from the content of its three files; it loads nothing from anywhere.
+
+    Blocks of `analysis` that are absent or empty leave their section out, and so does a method whose package is not
+    installed here.
+
+    Raises: `SecateurError` where the records are of another version or do not belong together.
+    """
+    _check(verdict, plan)
+    run = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
+    cut = PlanRecord.from_values(plan, "plan.json", SecateurError, AGAIN)
+    analyses = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
+    method = methods().get(run.search.method)
+    if method is None:
+        return run_page(run, cut, analyses, ())
+    return run_page(run, cut, analyses, method.sections(run, analyses), method.tried(run, analyses))
+
+
+def _check(verdict: Json, plan: Json) -> None:
+    """Raise `SecateurError` for records of another version, and for those of two runs."""
+    version = verdict.get("version")
+    if version != VERSION:
+        raise SecateurError(f"a verdict of version {version!r}; this secateur reads version {VERSION}.")
+    missing = [name for name in REQUIRED if verdict.get(name) is None]
+    if missing:
+        raise SecateurError(f"verdict.json lacks {', '.join(missing)}. {AGAIN}")
+    of_plan, of_verdict = plan.get("model"), (verdict.get("model") or {}).get("fingerprint")
+    if of_plan and of_verdict and of_plan != of_verdict:
+        raise SecateurError(
+            f"plan.json is for model {of_plan}, verdict.json for {of_verdict}: they are not of one run."
+        )

@@ -61,9 +61,10 @@ def _parameter(one: Named) -> inspect.Parameter:
 
 def annotation_of(one: Named) -> str:
     """Return the type of what an option takes in Python: its value, or text as on the command line."""
-    many = one.annotation.startswith("tuple[") and one.annotation.endswith(", ...]")
+    shown = one.kind.__name__ if one.kind in (bool, int, float, str) else str(one.kind)
+    many = shown.startswith("tuple[") and shown.endswith(", ...]")
     if one.option.metavar == "TASK":
         return "Tasks" if many else "OneTask | None"
-    kind = f"Sequence[{one.annotation[6:-6]}]" if many else one.annotation.removesuffix(" | None")
+    kind = f"Sequence[{shown[6:-6]}]" if many else shown.removesuffix(" | None")
     kinds = [kind, *(["str"] if one.option.read is not None or one.option.repeated else [])]
-    return " | ".join([*kinds, *(["None"] if one.annotation.endswith(" | None") else [])])
+    return " | ".join([*kinds, *(["None"] if shown.endswith(" | None") else [])])

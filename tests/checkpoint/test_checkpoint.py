@@ -240,7 +240,7 @@ def test_a_wrong_checkpoint_leaves_nothing(words, tmp_path, monkeypatch):
     """The model that is read back is another one: the command fails and OUT does not appear."""
     model = save_model(tmp_path / "m", tiny("llama"), words)
     monkeypatch.setattr(
-        "secateur.surgery.materialize.Remade.__call__", lambda self, name: None
+        "secateur.surgery.materialize.CutTensors.__call__", lambda self, name: None
     )  # forgets the cut
     with pytest.raises(OutputError, match="does not reproduce"):
         api.apply(str(model), ["b1.down=3"], tmp_path / "out")

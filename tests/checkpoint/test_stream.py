@@ -21,8 +21,14 @@ from secateur import api
 from secateur.checkpoint import stream
 from secateur.checkpoint.save import save_and_reload
 from secateur.checkpoint.stream import mapped
-from secateur.checkpoint.stream_journal import JOURNAL, Journal
-from secateur.checkpoint.stream_shards import shards_of, write_index, write_shard
+from secateur.checkpoint.stream_shards import (
+    JOURNAL,
+    FinishedShard,
+    Journal,
+    shards_of,
+    write_index,
+    write_shard,
+)
 from secateur.core.form import Form
 from secateur.core.machine import shard_bytes
 from secateur.core.plan import Plan
@@ -288,13 +294,12 @@ def test_another_plan_does_not_go_on_with_these_files(original, tmp_path):
 
 def test_the_journal_survives_a_torn_line(tmp_path):
     journal = Journal(tmp_path / "shards", "job")
-    whole = {"sha256": "", "matrices": []}
-    journal.add({"file": "one"} | whole)
+    journal.add(FinishedShard(file="one", sha256="", matrices=[]))
     with (tmp_path / "shards" / JOURNAL).open("a") as file:
         file.write('{"file": "tw')
     again = Journal(tmp_path / "shards", "job")
     assert list(again.done) == ["one"]
-    again.add({"file": "two"} | whole)
+    again.add(FinishedShard(file="two", sha256="", matrices=[]))
     assert list(Journal(tmp_path / "shards", "job").done) == ["one", "two"]
     assert Journal(tmp_path / "shards", "another").done == {}
     assert [path.name for path in (tmp_path / "shards").iterdir()] == [JOURNAL]

@@ -36,8 +36,7 @@ from secateur.tasks.example import Example, Task
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from secateur.distributed import pool as pools  # noqa: E402
-from secateur.distributed.ask import Ask  # noqa: E402
-from secateur.distributed.hire import on_ray  # noqa: E402
+from secateur.distributed.ask import Ask, on_ray  # noqa: E402
 from secateur.distributed.worker import Shipped, Worker  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(  # of Ray's own, about what it leaves open when it ends
@@ -186,7 +185,7 @@ def test_a_mask_on_shared_memory_leaves_it_alone(pool, loaded):
     for worker in (one, other):
         worker.load(ray.get(sent), "cpu", 1)
     before = of_parameters(other._loaded)
-    judge = one._judge_of(ray.put(EvaluationContext(TASK, ENCODED, (), Limits())))
+    judge = one._judge_for(ray.put(EvaluationContext(TASK, ENCODED, (), Limits())))
     during = []
     forward = judge._forward.logits
 
@@ -246,7 +245,7 @@ def test_a_plan_that_kills_every_worker_is_named_and_the_rest_is_kept(pool, load
     monkeypatch.setattr(pools, "Worker", Mortal)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     with (
-        pools.Pool(loaded, 1, cpus=0, gpus=0) as mortal,
+        pools.RayWorkers(loaded, 1, cpus=0, gpus=0) as mortal,
         Ledger.open(tmp_path / "ledger.sqlite") as ledger,
     ):
         judge = Evaluator(loaded, TASK, ENCODED, ledger=ledger, scope="s", workers=mortal)
@@ -278,13 +277,13 @@ def test_a_node_where_no_worker_can_begin_is_given_up_and_the_others_go_on(
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     plans = plans_of(loaded)
     here = Evaluator(loaded, TASK, ENCODED, limits=SHARDS)(plans, list(ENCODED))
-    with pools.Pool(loaded, 2, cpus=0, gpus=0) as half:
+    with pools.RayWorkers(loaded, 2, cpus=0, gpus=0) as half:
         for _ in range(3):
             there = Evaluator(loaded, TASK, ENCODED, limits=SHARDS, workers=half)(plans, list(ENCODED))
             assert bits(there) == bits(here)
-        while len(half._hands) > 1:
+        while len(half._handles) > 1:
             half._wait({})
-        assert half._hired == 1 + pools.DEATHS
+        assert half._launched == 1 + pools.DEATHS
     assert "could not begin" in caplog.text
     assert "Going on with 1" in caplog.text
 
@@ -293,7 +292,7 @@ def test_nobody_left_is_said(pool, loaded, monkeypatch):
     """The cluster has two CPUs, and both are taken."""
     monkeypatch.setattr(pools, "PATIENCE", 0.5)
     with (
-        pools.Pool(loaded, 1, cpus=2, gpus=0) as hopeless,
+        pools.RayWorkers(loaded, 1, cpus=2, gpus=0) as hopeless,
         pytest.raises(ClusterError, match=r"no worker for 0.5 s.*the same command goes on"),
     ):
         Evaluator(loaded, TASK, ENCODED, workers=hopeless)([Plan(loaded.fingerprint)], list(ENCODED))

@@ -51,18 +51,18 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 leaver = cluster.add_node(num_cpus=1)
 sys.argv += ["--ray", cluster.address]
 from secateur.core.ledger import Ledger
-from secateur.distributed.pool import Pool
-record, compute, there, left = Ledger.record, Pool.compute, [], []
+from secateur.distributed.pool import RayWorkers
+record, compute, there, left = Ledger.record, RayWorkers.compute, [], []
 def of_leaver(pid):
     with open(f"/proc/{pid}/environ", "rb") as file:
         return f"RAY_RAYLET_PID={leaver.all_processes['raylet'][0].process.pid}".encode() in file.read()
-def when_all_are_there(self, question, work):
-    while not there and any(hand.starting for hand in self._hands):
+def when_all_are_there(self, context, work):
+    while not there and any(handle.starting for handle in self._handles):
         self._wait({})
     if not there and sum(len(piece.plans) for piece in work) > 8:
         there.extend(filter(of_leaver, self.pids))
-    return compute(self, question, work)
-Pool.compute = when_all_are_there
+    return compute(self, context, work)
+RayWorkers.compute = when_all_are_there
 def watched(self, scope, plan, outcomes, *, seconds):
     record(self, scope, plan, outcomes, seconds=seconds)
     if there and not left:

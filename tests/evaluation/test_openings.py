@@ -22,7 +22,7 @@ from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.evaluation.verdict import decide
 from secateur.tasks.example import Example, Task, all_tested
 from secateur.tasks.shots import with_shots
-from secateur.tasks.splits import Source, make_task
+from secateur.tasks.splits import ExampleSource, make_task
 from secateur.tasks.text import read_text
 
 PLAN = Plan("m", (Truncate(Site(0, "down"), 1),))
@@ -161,7 +161,7 @@ def test_splits_are_the_same_through_a_third(ledger):
 
 def test_another_limit_is_the_same_split(ledger):
     rows = tuple(Example(f"q{n}", f"what is {n}", f" {n}") for n in range(1200))
-    source = Source("q", "generation", rows)
+    source = ExampleSource("q", "generation", rows)
     how = {"split_seed": 0, "allow_small": True, "shares": None}
     tasks = [make_task(source, None, limit=limit, **how) for limit in (1000, 1001)]
     assert tasks[0].split_hash("test") != tasks[1].split_hash("test")

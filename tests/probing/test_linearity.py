@@ -20,7 +20,7 @@ import secateur as package
 from secateur.errors import ModelError, OutputError, PlanError, SecateurError, TaskError, UnknownName
 from secateur.hf import blank, load
 from secateur.hf.readable import load_readable, readable_from
-from secateur.hf.source import Source, read_config
+from secateur.hf.source import ModelSource, read_config
 from secateur.probes.linearity import linearity
 from secateur.tasks.load import load_task
 
@@ -217,10 +217,12 @@ def test_revisions_of_a_hub_model(place, monkeypatch):
     """Each is fetched by its name; here folders stand for them."""
     folders = {"step1": place / "gpt2", "step2": place / "gpt2-untied-wide"}
 
-    def hub_source(name: str, revision: str | None) -> Source:
+    def hub_source(name: str, revision: str | None) -> ModelSource:
         if revision not in folders:
             raise UnknownName(f"{name} has no revision {revision!r} on the hub.")
-        return Source(name, folders[revision], read_config(folders[revision]), revision=f"commit-{revision}")
+        return ModelSource(
+            name, folders[revision], read_config(folders[revision]), revision=f"commit-{revision}"
+        )
 
     monkeypatch.setattr(load, "hub_source", hub_source)
     for module in (load, blank):

@@ -32,9 +32,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from secateur import api
-from secateur.checkpoint.loadability import Place, where_it_loads
+from secateur.checkpoint.loadability import where_it_loads
 from secateur.core.form import Form
 from secateur.core.plan import Edit, Plan, parse_edits
+from secateur.core.records.verdict import PlaceRecord
 from secateur.hf.load import Loaded, load_model
 
 TOKENS = list(range(3, 43))
@@ -89,7 +90,7 @@ class Case:
     def said(self) -> dict[str, str] | None:
         """What secateur says of each place, before anything is cut; None where no stock class holds it."""
         loads = where_it_loads(self.plan, self.loaded, Form(), read_back=False)
-        return {place.place: _words(place) for place in loads.places} if loads.form == "stock" else None
+        return {place.place: _words(place) for place in loads.where} if loads.form == "stock" else None
 
 
 def main(place: Path, smollm2: Path) -> None:
@@ -101,7 +102,7 @@ def main(place: Path, smollm2: Path) -> None:
     (place / "jobs.json").write_text(json.dumps(jobs, indent=1))
 
 
-def _words(place: Place) -> str:
+def _words(place: PlaceRecord) -> str:
     if place.evidence == "no":
         return f"no, {place.how}"
     return f"{place.evidence}, {place.condition}" if place.condition else place.evidence

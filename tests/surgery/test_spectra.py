@@ -198,7 +198,7 @@ def dying(tensors, path, *more):
 spectra.save_file = dying
 model = tiny("llama")
 matrix = next(iter(anatomy(model).matrices.values()))
-spectra.Stored(Path(sys.argv[2]))(matrix, model.get_parameter(matrix.weight))
+spectra.SpectraFolder(Path(sys.argv[2]))(matrix, model.get_parameter(matrix.weight))
 """
     here = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code, str(here), str(tmp_path / "s")], capture_output=True)

@@ -7,10 +7,10 @@ import logging
 import pytest
 
 from secateur.errors import TaskError, UnknownName
-from secateur.tasks import study
+from secateur.tasks import harness as study
+from secateur.tasks.harness import STUDY
 from secateur.tasks.load import list_tasks, load_task
-from secateur.tasks.splits import Source
-from secateur.tasks.study import STUDY
+from secateur.tasks.splits import ExampleSource
 
 THE_STUDY = (  # METHODS 4
     "HellaSwag, PIQA, ARC-Easy, ARC-Challenge, OpenBookQA, WinoGrande, BoolQ, CB, COPA, WiC, WSC, MultiRC, RTE, "
@@ -31,9 +31,9 @@ def test_the_tasks_are_those_of_the_study_and_listed_with_what_they_need():
 def test_a_study_task_is_the_harness_task_under_its_own_name(monkeypatch):
     asked = []
 
-    def harness(name: str) -> Source:
+    def harness(name: str) -> ExampleSource:
         asked.append(name)
-        return Source("whatever the harness calls it", "choice", ())
+        return ExampleSource("whatever the harness calls it", "choice", ())
 
     monkeypatch.setattr(study, "read_harness", harness)
     assert study.read_study("arc-easy").name == "arc-easy"

@@ -19,7 +19,7 @@ from secateur.errors import TaskError, UnknownName
 from secateur.tasks import arithmetic, jsonl
 from secateur.tasks.example import Example
 from secateur.tasks.load import BUILTINS, list_tasks, load_task
-from secateur.tasks.splits import MIN_GROUPS, Source, make_task
+from secateur.tasks.splits import MIN_GROUPS, ExampleSource, make_task
 from secateur.tasks.text import cut
 
 
@@ -490,7 +490,12 @@ def test_shared_train_and_validation(tokenizer):
 def test_the_same_prompt_is_never_in_two_splits():
     rows = [Example(f"e{n}", f"prompt {n // 3}", " a") for n in range(900)]
     task = make_task(
-        Source("t", "generation", tuple(rows)), None, split_seed=0, limit=None, allow_small=False, shares=None
+        ExampleSource("t", "generation", tuple(rows)),
+        None,
+        split_seed=0,
+        limit=None,
+        allow_small=False,
+        shares=None,
     )
     where: dict[str, set[str]] = {}
     for name, split in task.splits.items():

@@ -22,7 +22,7 @@ from secateur.checkpoint.folder import copy_folder
 from secateur.core.plan import Drop, Plan
 from secateur.core.site import Site
 from secateur.errors import ModelError, TrainingError
-from secateur.training import steps as stepping
+from secateur.training import pretrain as pretraining
 from secateur.training.distributed import join
 from secateur.training.state import in_float32
 
@@ -140,7 +140,7 @@ def test_memory_that_runs_out_while_pretraining_is_said(place, tmp_path, monkeyp
     def short(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(stepping.PretrainingTrainer, "training_step", short)
+    monkeypatch.setattr(pretraining.PretrainingTrainer, "training_step", short)
     with pytest.raises(TrainingError, match="out of memory with --batch-size 4"):
         pretrain(place, tmp_path / "out")
 

@@ -26,8 +26,9 @@ from secateur.options import Options
 from secateur.session import open_session
 from secateur.training import state, trainer
 from secateur.training.answers import answer_losses, collate
+from secateur.training.commands import command_line, finetune_command
+from secateur.training.options import Tuning, splits_of
 from secateur.training.trainer import AnswerTrainer, newest_checkpoint, train
-from secateur.training.tuning import Tuning, command_line, command_of, splits_of
 
 FAST = Tuning(epochs=2, lr=3e-3, batch_size=8)
 HOW = {"epochs": 2, "lr": 3e-3, "allow_small": True}
@@ -91,14 +92,14 @@ def test_the_history_is_the_mean_over_answer_tokens_whatever_the_batches(tmp_pat
     model = tiny("llama", torch.float64)
     for part, samples in (("train", learned), ("select", select)):
         losses = [loss for sample in samples for loss in slow_losses(model, sample)]
-        assert found.history[0][f"{part}_loss"] == pytest.approx(np.mean(losses), abs=1e-9)
-    assert [row["step"] for row in found.history] == [0, 3, 6]
-    assert [row["epoch"] for row in found.history] == [0, 1, 2]
+        assert vars(found.history[0])[f"{part}_loss"] == pytest.approx(np.mean(losses), abs=1e-9)
+    assert [row.step for row in found.history] == [0, 3, 6]
+    assert [row.epoch for row in found.history] == [0, 1, 2]
 
 
 def test_training_lowers_the_loss_of_what_is_learned(tmp_path):
     found = learn(tiny("llama"), tmp_path, Tuning(epochs=6, lr=1e-2, split=("probe", "select")))
-    losses = [row["train_loss"] for row in found.history]
+    losses = [row.train_loss for row in found.history]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.5
 
@@ -164,7 +165,7 @@ def test_the_epoch_with_the_lowest_loss_on_select_is_kept(tmp_path):
     """Learned to the letter, the questions of select get worse sooner or later."""
     model = tiny("llama")
     found = learn(model, tmp_path, Tuning(epochs=8, lr=2e-2))
-    losses = {row["step"]: row["select_loss"] for row in found.history if row["step"]}
+    losses = {row.step: row.select_loss for row in found.history if row.step}
     assert found.best == min(losses, key=losses.get)
     assert found.best != max(losses), "the last epoch is the best: choose another case"
     ours = [loss for sample in drawn(12, seed=1) for loss in slow_losses(model, sample)]
@@ -226,7 +227,7 @@ def test_ctrl_c_finishes_the_step_and_goes_on_from_it(step, tmp_path):
 def test_every_family_goes_on_from_its_checkpoint(name, tmp_path):
     whole, again = tiny(name), tiny(name)
     expected = learn(whole, tmp_path / "whole")
-    assert expected.history[-1]["train_loss"] < expected.history[0]["train_loss"]
+    assert expected.history[-1].train_loss < expected.history[0].train_loss
     with pytest.raises(KeyboardInterrupt):
         learn(tiny(name), tmp_path / "stopped", progress=stop_at(4))
     assert learn(again, tmp_path / "stopped") == expected
@@ -238,7 +239,7 @@ def test_after_the_last_of_max_steps_nothing_more_is_done(tmp_path):
     tuning, models = Tuning(epochs=9, lr=3e-3, max_steps=4), [tiny("gpt2") for _ in range(2)]
     found = [learn(model, tmp_path, tuning) for model in models]
     assert found[0] == found[1]
-    assert [row["step"] for row in found[1].history] == [0, 3, 4]
+    assert [row.step for row in found[1].history] == [0, 3, 4]
     assert same_weights(*models)
 
 
@@ -276,7 +277,7 @@ deaths = {
     "first step": lambda: at_step(1),
     "in the second epoch": lambda: at_step(6),
     "half a checkpoint": half_saved,
-    "after training": lambda: before(verb, "written"),
+    "after training": lambda: before(verb, "save_and_reload"),
     "before the rename": lambda: before(Folder, "publish"),
 }
 for number, (name, prepare) in enumerate(deaths.items()):
@@ -391,7 +392,7 @@ def test_the_command_line_in_the_record_is_the_command(tuned):
         "secateur finetune builtin:facts --task builtin:facts --epochs 2 --lr 0.001"
     )
     options = Options("m x", "t", chat=True, limit=9, test_task="u")
-    line = command_line(command_of(options, Tuning(("probe", "select"), bf16=True)))
+    line = command_line(finetune_command(options, Tuning(("probe", "select"), bf16=True)))
     wanted = ("'m x'", "--chat", "--limit 9", "--test-task u", "--split probe,select", "--bf16")
     assert all(word in line for word in wanted)
     assert "seed" not in line
@@ -467,7 +468,7 @@ def test_mixed_precision_computes_in_bfloat16(tmp_path):
     learn(plain, tmp_path / "plain")
     found = learn(mixed, tmp_path / "mixed", Tuning(**{**vars(FAST), "bf16": True}))
     assert not same_weights(plain, mixed)
-    assert found.history[-1]["train_loss"] < found.history[0]["train_loss"]
+    assert found.history[-1].train_loss < found.history[0].train_loss
     with torch.no_grad():  # and out of training the model computes as any other
         fresh = tiny("llama")
         fresh.load_state_dict(mixed.state_dict())

@@ -23,8 +23,15 @@ from secateur.errors import ModelError, TaskError, TrainingError, UnknownName
 from secateur.hf.anatomy import anatomy
 from secateur.surgery.materialize import cut
 from secateur.training.answers import collate
-from secateur.training.depths import Depth, depths, named
-from secateur.training.distill import Distillation, caught, divergence, relative_error
+from secateur.training.distill import (
+    DepthPair,
+    Distillation,
+    depth_pairs,
+    kl_divergence,
+    recorded_outputs,
+    relative_error,
+)
+from secateur.training.trainable_parameters import parameters_under
 
 HOW = {"allow_small": True, "device": "cpu", "seqlen": 16}
 FAST = {"epochs": 2, "lr": 3e-3}
@@ -85,12 +92,12 @@ def test_where_blocks_that_add_nothing_went_every_depth_agrees(name, edits, gone
     plan = Plan(loaded.fingerprint, edits(name == "gpt2"))
     student = cut(loaded, plan)
     parts = anatomy(student)
-    known = depths(plan, loaded.anatomy, parts)
+    known = depth_pairs(plan, loaded.anatomy, parts)
     ids = torch.randint(3, 96, (2, 6), generator=torch.Generator().manual_seed(0))
     blocks = loaded.anatomy.blocks
-    with torch.no_grad(), caught(student, [d.path for d in known]) as found:
+    with torch.no_grad(), recorded_outputs(student, [d.path for d in known]) as found:
         student(input_ids=ids)
-    with torch.no_grad(), caught(teacher, blocks) as wanted:
+    with torch.no_grad(), recorded_outputs(teacher, blocks) as wanted:
         teacher(input_ids=ids)
     real = torch.ones(2, 6, dtype=torch.bool)
     for depth in known:
@@ -111,19 +118,19 @@ def test_what_replaced_blocks_is_named(as_loaded):
 
     def replaced(*edits):
         plan = Plan(loaded.fingerprint, edits)
-        return [d for d in depths(plan, loaded.anatomy, anatomy(cut(loaded, plan))) if d.replaced]
+        return [d for d in depth_pairs(plan, loaded.anatomy, anatomy(cut(loaded, plan))) if d.replacements]
 
-    assert replaced(Drop(Site(2))) == [Depth(f"{layer}.1", 2, (f"{layer}.1",))]
+    assert replaced(Drop(Site(2))) == [DepthPair(f"{layer}.1", 2, (f"{layer}.1",))]
     assert replaced(Drop(Site(0))) == []
-    assert replaced(affine([2, 3], "linear")) == [Depth(f"{layer}.2.entry", 3, (f"{layer}.2.entry",))]
-    assert replaced(affine([4], "linear")) == [Depth("model.norm.entry", 4, ("model.norm.entry",))]
-    assert replaced(affine([0], "linear")) == [Depth(f"{layer}.0.entry", 0, (f"{layer}.0.entry",))]
+    assert replaced(affine([2, 3], "linear")) == [DepthPair(f"{layer}.2.entry", 3, (f"{layer}.2.entry",))]
+    assert replaced(affine([4], "linear")) == [DepthPair("model.norm.entry", 4, ("model.norm.entry",))]
+    assert replaced(affine([0], "linear")) == [DepthPair(f"{layer}.0.entry", 0, (f"{layer}.0.entry",))]
     assert replaced(affine([2], "fold", bias=False)) == [
-        Depth(f"{layer}.1", 2, (f"{layer}.1.mlp.down_proj",))
+        DepthPair(f"{layer}.1", 2, (f"{layer}.1.mlp.down_proj",))
     ]
     assert replaced() == []
     names = ["model.layers.1.mlp.up.weight", "model.layers.10.mlp.up.weight"]
-    assert named(("model.layers.1",), names) == set(names[:1])
+    assert parameters_under(("model.layers.1",), names) == set(names[:1])
 
 
 # ----------------------------------------------------------------------------------------------------------- objectives
@@ -139,16 +146,16 @@ def test_the_objective_is_that_of_loops_over_tokens(temperature, as_loaded):
     loaded = as_loaded(variant("llama", num_hidden_layers=3).double())
     plan = Plan(loaded.fingerprint, (affine([1], "linear", scale=0.3),))
     student = cut(loaded, plan)
-    known = depths(plan, loaded.anatomy, anatomy(student))
+    known = depth_pairs(plan, loaded.anatomy, anatomy(student))
     batch = collate(samples())
     with torch.no_grad():
         found = Distillation(loaded, known, 0.7, temperature)(student, batch)
     up, down, total, tokens = np.zeros(len(known)), np.zeros(len(known)), 0.0, 0
     for ids, _ in samples():  # each alone, without padding
         row = torch.tensor([ids])
-        with torch.no_grad(), caught(student, [d.path for d in known]) as ours:
+        with torch.no_grad(), recorded_outputs(student, [d.path for d in known]) as ours:
             own = student(input_ids=row).logits[0].numpy()
-        with torch.no_grad(), caught(loaded.model, loaded.anatomy.blocks) as theirs:
+        with torch.no_grad(), recorded_outputs(loaded.model, loaded.anatomy.blocks) as theirs:
             target = loaded.model(input_ids=row).logits[0].numpy()
         for number, depth in enumerate(known):
             for t in range(len(ids)):
@@ -168,15 +175,15 @@ def test_the_objective_is_that_of_loops_over_tokens(temperature, as_loaded):
 
 def test_nothing_is_left_to_learn_from_oneself():
     logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert float(divergence(logits, logits + 3.0, 2.0)) == pytest.approx(0, abs=1e-12)
-    assert float(divergence(logits, -logits, 1.0)) > 0.1
+    assert float(kl_divergence(logits, logits + 3.0, 2.0)) == pytest.approx(0, abs=1e-12)
+    assert float(kl_divergence(logits, -logits, 1.0)) > 0.1
 
 
 def test_dropout_is_off_while_healing(as_loaded):
     loaded = as_loaded(variant("gpt2", n_layer=3))
     plan = Plan(loaded.fingerprint, (affine([1], "linear"),))
     student = cut(loaded, plan).train()
-    goal = Distillation(loaded, depths(plan, loaded.anatomy, anatomy(student)), 1.0, 1.0)
+    goal = Distillation(loaded, depth_pairs(plan, loaded.anatomy, anatomy(student)), 1.0, 1.0)
     assert float(goal(student, collate(samples()))) == float(goal(student.train(), collate(samples())))
 
 
@@ -250,9 +257,9 @@ def distance(teacher, folder, form):
     original, student = package.load(str(teacher)), package.load(str(folder))
     path = "model.layers.1" if form == "fold" else "model.layers.2.entry"
     ids = torch.randint(3, 96, (20, 12), generator=torch.Generator().manual_seed(9))
-    with torch.no_grad(), caught(student.model, [path]) as ours:
+    with torch.no_grad(), recorded_outputs(student.model, [path]) as ours:
         student.model(input_ids=ids)
-    with torch.no_grad(), caught(original.model, ["model.layers.2"]) as theirs:
+    with torch.no_grad(), recorded_outputs(original.model, ["model.layers.2"]) as theirs:
         original.model(input_ids=ids)
     return float(relative_error(ours[path], theirs["model.layers.2"], torch.ones(20, 12, dtype=torch.bool)))
 

@@ -22,13 +22,14 @@ from secateur.options import Options
 from secateur.report.chart import Figure
 from secateur.report.depth import replacing
 from secateur.report.depth_order import order
-from secateur.report.epochs import epochs
-from secateur.report.healed_depth import healed_depth
-from secateur.report.healing import healing_page, hero
-from secateur.report.write import render_heal
-from secateur.training.heal_options import Healing, command_line, heal_command
-from secateur.training.heal_record import form_of, sentence
-from secateur.training.tuning import Tuning
+from secateur.report.frame import PageSection
+from secateur.training.cards import healing_sentence
+from secateur.training.commands import command_line, heal_command
+from secateur.training.heal import form_of
+from secateur.training.options import Healing, Tuning
+from secateur.training.records.heal import HealRecord
+from secateur.training.report.heal_figures import depth_section, epochs_section
+from secateur.training.report.heal_page import heal_sections, hero, render_heal
 
 HOW = {"allow_small": True, "device": "cpu", "seqlen": 24, "limit": 600}
 FAST = {"epochs": 2, "lr": 3e-3, "stage": "end"}
@@ -71,9 +72,14 @@ def test_what_healing_did_to_others_is_said_where_it_is_worse(place):
     assert side["higher_is_better"]
     for ends, said in (([-0.3, -0.1], True), ([-0.3, 0.1], False), ([0.1, 0.3], False)):
         changed = record | {"sides": [side | {"gain": {"value": sum(ends) / 2, "ci": ends}}]}
-        assert ("Worse for it: q, accuracy -20.0 points [-30.0, -10.0]." in sentence(changed)) == said
+        assert ("Worse for it: q, accuracy -20.0 points [-30.0, -10.0]." in sentence_of(changed)) == said
         lower = changed | {"sides": [changed["sides"][0] | {"higher_is_better": False}]}
-        assert ("Worse for it" in sentence(lower)) == (ends[0] > 0)
+        assert ("Worse for it" in sentence_of(lower)) == (ends[0] > 0)
+
+
+def sentence_of(record):
+    read = HealRecord.model_validate(record)
+    return healing_sentence(read.scores, read.sides, read.tokens, read.seconds)
 
 
 def task(place):
@@ -196,8 +202,10 @@ def test_the_command_is_what_one_would_type():
 
 def test_the_page_has_the_numbers_and_figures_that_plotly_knows(place):
     record, also = told(place, "two"), told(place, "one")
-    figures: dict[str, Figure] = {}
-    page = "".join(healing_page(record, [also], figures))
+    sections = heal_sections(HealRecord.model_validate(record), [HealRecord.model_validate(also)])
+    figures = {k: f for part in sections if isinstance(part, PageSection) for k, f in part.figures().items()}
+    bodies = [part.body if isinstance(part, PageSection) else (part,) for part in sections]
+    page = "".join(piece for body in bodies for piece in body if isinstance(piece, str))
     for figure in figures.values():
         go.Figure(data=figure.data, layout=figure.layout)
         assert figure.rows
@@ -213,8 +221,8 @@ def test_the_page_has_the_numbers_and_figures_that_plotly_knows(place):
 
 def test_healed_cuts_are_points_on_the_curves(place):
     record, also = told(place, "two"), told(place, "one")
-    figures: dict[str, Figure] = {}
-    healed_depth(record, [also], figures)
+    records = (HealRecord.model_validate(one) for one in (record, also))
+    figures = depth_section(next(records), list(records)).figures()
     (line,) = [t for t in figures["depth-0"].data if "healed" in str(t.get("text"))]
     assert line["x"] == [0, 1, 2]
     expected = [record["depth"]["series"][0]["points"][0]["value"]]
@@ -240,8 +248,7 @@ def test_losses_of_both_stages_stand_one_after_the_other(place):
     record = told(place, "two")
     (stage,) = record["stages"]
     record["stages"] = [stage, stage | {"stage": "layers"}]
-    figures: dict[str, Figure] = {}
-    epochs(record, figures)
+    figures = epochs_section(HealRecord.model_validate(record)).figures()
     first, second = (
         t for t in figures["epochs-0"].data if t["mode"] == "lines+markers" and "select" in t["text"][0]
     )
@@ -261,7 +268,7 @@ def test_losses_of_both_stages_stand_one_after_the_other(place):
 def test_the_head_says_how_much_came_back(place, back, word, kind):
     record = told(place, "one")
     record["scores"][0]["recovered"] = back
-    head = hero(record)
+    head = hero(HealRecord.model_validate(record))
     assert word in head
     assert f'class="{kind}"' in head
 
@@ -275,7 +282,7 @@ def test_markup_in_a_record_becomes_text(place):
         return f"{value}<script>hacked()</script>" if isinstance(value, str) else value
 
     hostile = poison(told(place, "two"))
-    page = render_heal(hostile)
+    page = render_heal(HealRecord.model_validate(hostile))
     assert "<script>hacked()" not in page
     assert page.count("&lt;script&gt;hacked()") > 10
 

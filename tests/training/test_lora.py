@@ -19,9 +19,9 @@ from test_heal import place as made_place
 import secateur as package
 from secateur.errors import ModelError, TrainingError, UnknownName
 from secateur.hf.adapters import substitutes
+from secateur.training.options import Tuning
 from secateur.training.trainable_parameters import trainable_parameters_of
 from secateur.training.trainer import train
-from secateur.training.tuning import Tuning
 
 pytest.importorskip("peft")
 FAST = Tuning(epochs=2, lr=3e-2, lora=3)
@@ -29,9 +29,16 @@ place = made_place  # the fixture
 HOW = {"epochs": 2, "lr": 3e-2, "allow_small": True, "lora": 3}
 
 
-def learn(model, folder, stake, *, tuning=FAST, seed=0, progress=silent):
+def learn(model, folder, trainable, *, tuning=FAST, seed=0, progress=silent):
     return train(
-        model, drawn(20), drawn(12, seed=1), tuning, seed=seed, folder=folder, progress=progress, stake=stake
+        model,
+        drawn(20),
+        drawn(12, seed=1),
+        tuning,
+        seed=seed,
+        folder=folder,
+        progress=progress,
+        trainable=trainable,
     )
 
 
@@ -47,11 +54,11 @@ def changed(one, other):
 def test_what_is_merged_computes_what_the_adapters_did_and_is_the_formula(name, as_loaded):
     model = tiny(name, torch.float64)
     loaded = as_loaded(model)
-    stake = trainable_parameters_of(loaded, Tuning(lora=3, lora_alpha=5.0, lora_targets=("v", "down")))
+    trainable = trainable_parameters_of(loaded, Tuning(lora=3, lora_alpha=5.0, lora_targets=("v", "down")))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     ids, expected = torch.randint(3, 96, (2, 7), generator=torch.Generator().manual_seed(0)), {}
-    with torch.no_grad(), stake.taken(model, 0):
-        for path in stake.paths:
+    with torch.no_grad(), trainable.enabled(model, 0):
+        for path in trainable.paths:
             layer = model.get_submodule(path)
             a, b = (m["default"].weight for m in (layer.lora_A, layer.lora_B))
             b.normal_(std=0.5)
@@ -65,7 +72,7 @@ def test_what_is_merged_computes_what_the_adapters_did_and_is_the_formula(name, 
         torch.testing.assert_close(model(input_ids=ids).logits, unmerged, rtol=1e-9, atol=1e-9)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys()
-    assert changed(before, after) == set(expected) == stake.changed
+    assert changed(before, after) == set(expected) == trainable.changed
     assert len(expected) == 2 * loaded.anatomy.num_blocks
     for weight, wanted in expected.items():
         torch.testing.assert_close(after[weight], wanted, rtol=1e-9, atol=1e-9)
@@ -74,32 +81,33 @@ def test_what_is_merged_computes_what_the_adapters_did_and_is_the_formula(name, 
 
 def test_the_count_is_that_of_what_can_learn(as_loaded):
     model = tiny("gpt2")
-    stake = trainable_parameters_of(as_loaded(model), Tuning(lora=3, lora_targets=("mlp",)))
-    expected = stake.count(model)
-    with stake.taken(model, 0):
+    trainable = trainable_parameters_of(as_loaded(model), Tuning(lora=3, lora_targets=("mlp",)))
+    expected = trainable.count(model)
+    with trainable.enabled(model, 0):
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
     blocks, width = model.config.n_layer, model.config.n_embd
     assert expected == blocks * 2 * 3 * 5 * width  # up and down, d_ff = 4 d_model
-    assert stake.to_json() == {"rank": 3, "alpha": 6.0, "layers": len(stake.paths)}
+    assert trainable.adapters().to_json() == {"rank": 3, "alpha": 6.0, "layers": len(trainable.paths)}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_only_the_targets_change_and_one_seed_gives_one_model(name, tmp_path, as_loaded):
     models = [tiny(name) for _ in range(3)]
-    stakes = [
+    trainables = [
         trainable_parameters_of(as_loaded(model), Tuning(lora=3, lora_targets=("attn",))) for model in models
     ]
     found = [
-        learn(model, tmp_path / str(n), stake, seed=n // 2)
-        for n, (model, stake) in enumerate(zip(models, stakes, strict=True))
+        learn(model, tmp_path / str(n), trainable, seed=n // 2)
+        for n, (model, trainable) in enumerate(zip(models, trainables, strict=True))
     ]
     assert (
-        changed(dict(tiny(name).named_parameters()), dict(models[0].named_parameters())) == stakes[0].changed
+        changed(dict(tiny(name).named_parameters()), dict(models[0].named_parameters()))
+        == trainables[0].changed
     )
     assert same_weights(models[0], models[1])
     assert not same_weights(models[0], models[2])
     assert found[0] == found[1]
-    assert found[0].history[-1]["train_loss"] < found[0].history[0]["train_loss"]
+    assert found[0].history[-1].train_loss < found[0].history[0].train_loss
 
 
 @pytest.mark.parametrize("step", [2, 3, 6])

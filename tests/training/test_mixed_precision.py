@@ -12,7 +12,7 @@ from fixtures.zoo import tiny
 from safetensors.torch import load_file
 from test_finetune import FAST, learn, same_weights, stop_at
 
-from secateur.training.tuning import Tuning
+from secateur.training.options import Tuning
 
 MIXED = Tuning(**{**vars(FAST), "bf16": True})
 NEAR = 0.02  # relative, of losses: bfloat16 has 8 bits, 0.4 % a number, and errors of many average out
@@ -41,7 +41,7 @@ def test_fine_tuned_losses_are_near_and_it_is_resumed_to_the_bit(name, tmp_path)
     losses = []
     for model, tuning, folder in ((plain, FAST, "plain"), (mixed, MIXED, "mixed")):
         found = learn(model, tmp_path / folder, tuning)
-        losses.append([row["select_loss"] for row in found.history])
+        losses.append([row.select_loss for row in found.history])
     assert_near(*reversed(losses))
     assert {p.dtype for p in mixed.parameters()} == {torch.float32}
     with pytest.raises(KeyboardInterrupt):

@@ -18,7 +18,7 @@ import secateur as package
 from secateur.errors import ModelError, SecateurError, TrainingError, UnknownName
 from secateur.hf.fresh import fresh_mistral
 from secateur.hf.size import Size
-from secateur.training import steps as stepping
+from secateur.training import pretrain as pretraining
 from secateur.training.regulariser import LinearityRegulariser
 
 SIZE = {"layers": 2, "d_model": 16, "heads": 2, "context": 32}
@@ -66,13 +66,13 @@ def test_every_checkpoint_is_a_model_and_the_untrained_one_is_that_of_the_seed(p
 @pytest.mark.parametrize("kind", ["none", "cosine", "mse"])
 def test_the_first_step_is_that_of_plain_pytorch(place, tmp_path, words, kind, monkeypatch):
     """AdamW after clipping, on cross-entropy plus the regulariser; with one step there is no schedule yet."""
-    batches, compute = [], stepping.PretrainingTrainer.compute_loss
+    batches, compute = [], pretraining.PretrainingTrainer.compute_loss
 
     def seen(self, model, inputs, *args, **rest):
         batches.append({name: tensor.clone() for name, tensor in inputs.items()})
         return compute(self, model, inputs, *args, **rest)
 
-    monkeypatch.setattr(stepping.PretrainingTrainer, "compute_loss", seen)
+    monkeypatch.setattr(pretraining.PretrainingTrainer, "compute_loss", seen)
     how = {"steps": 1, "save_steps": (), "warmup": 0.0, "regulariser": kind, "weight": 0.7}
     train(place, tmp_path / "out", **how)
     (batch,) = batches

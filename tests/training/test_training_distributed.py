@@ -18,8 +18,10 @@ import secateur as package
 from secateur.core import distributed as launched
 from secateur.core.plan import Plan
 from secateur.errors import TrainingError
-from secateur.training import distributed as together
-from secateur.training.tuning import Tuning, started
+from secateur.options import Options
+from secateur.training import distributed
+from secateur.training.commands import command_line, finetune_command
+from secateur.training.options import Tuning
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
 
@@ -142,12 +144,12 @@ def test_alone_nothing_is_waited_for(monkeypatch):
     monkeypatch.setenv("RANK", "3")  # of something else: a scheduler's, without the rest
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert (launched.world(), launched.rank(), launched.is_main()) == (1, 0, True)
-    together.join("cpu")
+    distributed.join("cpu")
     assert not torch.distributed.is_initialized()
-    assert together.from_main(lambda: 5) == 5
-    assert together.added(1, 2.5) == [1, 2.5]
-    assert (together.any_of(True), together.any_of(False)) == (True, False)
-    assert "processes" not in Tuning().told()
+    assert distributed.from_main(lambda: 5) == 5
+    assert distributed.sum_over_processes(1, 2.5) == [1, 2.5]
+    assert (distributed.any_process(True), distributed.any_process(False)) == (True, False)
+    assert "processes" not in finetune_command(Options("m", "t"), Tuning()).to_json()
 
 
 def test_several_are_part_of_the_command_and_train_refuses_them(monkeypatch, tmp_path):
@@ -155,7 +157,8 @@ def test_several_are_part_of_the_command_and_train_refuses_them(monkeypatch, tmp
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert (launched.world(), launched.rank(), launched.is_main()) == (3, 1, False)
-    assert started(Tuning().told()) == ["torchrun", "--nproc-per-node", "3", "-m", "secateur"]
+    line = command_line(finetune_command(Options("m", "t"), Tuning()))
+    assert line == "torchrun --nproc-per-node 3 -m secateur finetune m --task t"
     with pytest.raises(TrainingError, match="3 were launched"):
         package.train("text:book.txt", str(tmp_path), tmp_path / "out", device="cpu")
 
@@ -163,7 +166,7 @@ def test_several_are_part_of_the_command_and_train_refuses_them(monkeypatch, tmp
 KILLED = """
 import os, signal, sys
 import secateur
-from secateur.core.launched import rank
+from secateur.core.distributed import rank
 model, task, out = sys.argv[1:]
 
 def die(stage, done, total):

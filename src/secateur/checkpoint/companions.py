@@ -1,4 +1,4 @@
-"""Writes the files beside a checkpoint's weights: config, tokenizer, generation config."""
+"""Write the files beside a checkpoint's weights: config, tokenizer, generation config."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from secateur.hf.source import CONFIG
 
 
 def write_companions(tokenizer: PreTrainedTokenizerBase, copied: Mapping[str, bytes], folder: Path) -> None:
-    """Writes the tokenizer and the generation config, and restates the config that `save_pretrained` left in `folder`.
+    """Write the tokenizer and the generation config, and restate the config that `save_pretrained` left in `folder`.
 
     Args:
-        copied: `Loaded.copied` of the model that the checkpoint is made of. Where it is empty, the tokenizer is written
-            as transformers writes it.
+        copied: `Loaded.copied` of the model that the checkpoint is made of: file contents by name. Where it is empty,
+            the tokenizer is written as transformers writes it.
     """
     config = with_older_names(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
     stated = json.loads(copied.get("tokenizer_config.json", "{}"))

@@ -1,4 +1,4 @@
-"""Where a run keeps its state and how its result appears: `OUT.run/` while it works, `OUT` by one rename at the end.
+"""Keep the state of a run in `OUT.run/` while it works, and publish its result as `OUT` by one rename at the end.
 
 Knows files, no model.
 """
@@ -19,21 +19,41 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic import Field, JsonValue
+
 from secateur.checkpoint.out import RUN, check_apart, mount_point, new_folder
 from secateur.core.finite import finite
 from secateur.core.reading import parse_json
+from secateur.core.records.record import Record
 from secateur.core.writing import flush, write_text, writing
 from secateur.errors import OutputError
 
 LOCK, NOTE = "lock", "command.json"
-RECORDS = ("plan.json", "finetune.json", "heal.json", "train.json")  # which say what made a checkpoint
-UNPROVEN = "unproven"  # in OUT, beside a plan that was carried out: the one that was not
-PATIENCE = 0.2  # s: whoever only asks whether a lock is free holds it for an instant
+RECORDS = (
+    "plan.json",
+    "finetune.json",
+    "heal.json",
+    "train.json",
+)  # each names the command that made a checkpoint
+UNPROVEN = "unproven"  # the folder in OUT for a plan that was found and not carried out
+PATIENCE = 0.2  # s: a process that only asks whether a lock is free holds it for an instant
+
+
+class Command(Record):
+    """The options of the run that wrote a record."""
+
+    command: dict[str, JsonValue] = Field(description="option to value", min_length=1)
+
+
+class ProvenRecord(Record):
+    """A record that names the command that wrote it; all of `RECORDS` do."""
+
+    provenance: Command = Field(description="where the checkpoint comes from")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """The two places of one run: `out`, the checkpoint, and `run` beside it with ledger, lock and staging."""
+    """The two folders of one run: `out`, the checkpoint, and `run` beside it with ledger, lock and staging."""
 
     out: Path
 
@@ -41,19 +61,25 @@ class Folder:
     def at(
         cls, out: str | Path, *, reads: Iterable[str | Path], keeps: Iterable[str | Path | None] = ()
     ) -> Folder:
-        """Raises `OutputError` where nothing may appear at `out`; see `new_folder`."""
+        """Return the folders for `out`; arguments as of `new_folder`.
+
+        Raises: `OutputError` where nothing may appear at `out`.
+        """
         return cls(new_folder(out, reads=reads, keeps=[kept for kept in keeps if kept is not None]))
 
     @property
     def run(self) -> Path:
+        """Return the folder that holds the state of the run."""
         return self.out.with_name(self.out.name + RUN)
 
     @property
     def ledger(self) -> Path:
+        """Return the file of the run's ledger."""
         return self.run / "ledger.sqlite"
 
     @property
     def staging(self) -> Path:
+        """Return the folder that becomes `out`."""
         return self.run / "staging"
 
     @property
@@ -62,11 +88,14 @@ class Folder:
 
     @contextmanager
     def claimed(self, command: Mapping[str, Any], *, overwrite: bool) -> Iterator[bool]:
-        """One process at a time works on an output; what a killed one left half done is mended first.
+        """Lock the output for this process, after completing what a killed one left half done.
 
-        Gives whether `out` already holds the result of `command`. Afterwards no staging is left, nor a run folder in
-        which nothing is that a run could go on from. Raises `OutputError` when another process is at work, when
-        something else is at `out`, or when nothing can be written: then as if nothing had been asked.
+        On exit the staging folder is removed, and the run folder too where it holds nothing to resume from.
+
+        Yields: whether `out` already holds the result of `command`.
+
+        Raises: `OutputError` when another process is at work, when something else is at `out`, or when nothing can be
+            written; nothing is changed then.
         """
         missing = [place for place in self.run.parents if not os.path.lexists(place)]
         with ExitStack() as stack:
@@ -83,18 +112,18 @@ class Folder:
             yield already
 
     def note(self, verb: str, command: Mapping[str, Any]) -> None:
-        """Writes down what runs here, for `secateur runs`; gone when it is finished."""
+        """Write down what runs here, for `secateur runs`; removed when it is finished."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.run / NOTE, {"verb": verb, "created": now, "command": dict(command)})
 
     @property
     def made(self) -> str:
-        """When `out` was finished, of which not every record tells: as ISO 8601 has it."""
+        """Return when `out` was finished, which not every record says, in ISO 8601."""
         return datetime.fromtimestamp(self.out.stat().st_mtime, UTC).isoformat(timespec="seconds")
 
     @property
     def is_locked(self) -> bool:
-        """Says whether a process is at work on this output now."""
+        """Return whether a process is at work on this output now."""
         try:
             with open(self.run / LOCK) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -105,17 +134,19 @@ class Folder:
         return False
 
     def _put_back(self) -> None:
-        """After a death or a failure between the two renames of `publish`."""
+        """Undo the first rename of `publish` after a failure before the second."""
         if self._replaced.exists() and not self.out.exists():
             os.rename(self._replaced, self.out)
 
     def _rehearse(self) -> None:
-        """Both renames of `publish`, now: what the file system would refuse at the end it refuses before the work."""
+        """Try both renames of `publish` now, so that the file system refuses before the work and not after it."""
         trial = self.run / "trial"
         with writing(self.out):
             try:
                 if os.path.lexists(self.out):
-                    shutil.rmtree(self._replaced, ignore_errors=True)  # left by a death after both renames
+                    shutil.rmtree(
+                        self._replaced, ignore_errors=True
+                    )  # left by a process killed after both renames
                     os.rename(self.out, self._replaced)
                     os.rename(self._replaced, self.out)
                 else:
@@ -145,7 +176,7 @@ class Folder:
                 self.run.rmdir()
 
     def _lock(self) -> TextIO:
-        """An open file with the lock on it, which the kernel takes back even when the process is killed."""
+        """Return an open file with the lock on it, which the kernel releases even when the process is killed."""
         deadline = time.monotonic() + PATIENCE
         while True:
             with writing(self.run):
@@ -165,18 +196,18 @@ class Folder:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name)):
                     return lock
-            lock.close()  # its last owner had just removed it: that lock keeps nobody out
+            lock.close()  # its last owner had just removed the file: that lock excludes nobody
 
     def finished(self, command: Mapping[str, Any], *, overwrite: bool) -> bool:
-        """True when `out` already holds the result of this very command; False when the way is free.
+        """Return True when `out` already holds the result of this very command, False when `out` may be written.
 
-        Raises `OutputError` when something else is there: only what secateur wrote may be overwritten.
+        Raises: `OutputError` when something else is there: only what secateur wrote may be overwritten.
         """
         with writing(self.out):
             if not os.path.lexists(self.out) or (self.out.is_dir() and not any(self.out.iterdir())):
                 return False
-        found = self._command_there()
-        if found is None:
+        made_by = self._command_of_out()
+        if made_by is None:
             raise OutputError(
                 f"{self.out} exists and is not a checkpoint that secateur wrote, so it is left alone. Give another -o, "
                 "or remove it yourself."
@@ -185,16 +216,16 @@ class Folder:
             self._refuse_guests()
             return False
         if "method" in command:  # an older version also wrote the options of the methods that did not run
-            found = {name: value for name, value in found.items() if name in command}
-        if found == dict(command):
+            made_by = {name: value for name, value in made_by.items() if name in command}
+        if made_by == dict(command):
             return True
         raise OutputError(
-            f"{self.out} holds the result of another command ({_difference(found, command)}). Give another -o, or "
+            f"{self.out} holds the result of another command ({_difference(made_by, command)}). Give another -o, or "
             "--overwrite to replace it."
         )
 
     def _refuse_guests(self) -> None:
-        """Raises `OutputError` for another checkpoint, a ledger or a run inside `out`, which would go with it."""
+        """Raise `OutputError` for another checkpoint, a ledger or a run inside `out`, which would be lost with it."""
         for path in sorted(self.out.rglob("*")):
             nested = path.name in RECORDS and path.parent not in (self.out, self.out / UNPROVEN)
             if nested or path.suffix in (".sqlite", RUN):
@@ -203,24 +234,22 @@ class Folder:
                     "another -o."
                 )
 
-    def _command_there(self) -> dict[str, Any] | None:
-        """What made the checkpoint at `out`; None for anything else."""
-        for name in RECORDS:
-            if record := self.record(name):
-                return dict(record["provenance"]["command"])
-        return None
+    def _command_of_out(self) -> dict[str, JsonValue] | None:
+        """Return the command that made the checkpoint at `out`; None for anything else."""
+        records = (record for name in RECORDS if (record := self.record(name)))
+        return next((ProvenRecord.model_validate(record).provenance.command for record in records), None)
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """A file in `out` that says what made the checkpoint; None where there is none, or it is another's."""
+        """Return the content of one of `RECORDS` in `out`; None where there is none, or it names no command."""
         file = self.out / name
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            record = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            if dict(record["provenance"]["command"]):
-                return record
+        with suppress(OSError, ValueError):
+            record = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+            ProvenRecord.model_validate(record)
+            return record
         return None
 
     def publish(self) -> None:
-        """`staging` becomes `out` by rename, once it is on the disk; what was at `out` is gone only after that."""
+        """Rename `staging` to `out` once it is on the disk; what was at `out` is removed only after that."""
         with writing(self.out):
             for path in [*self.staging.rglob("*"), self.staging]:
                 flush(path)
@@ -231,14 +260,13 @@ class Folder:
             shutil.rmtree(self._replaced, ignore_errors=True)
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """`seed 0, now 1`: what was asked there and is asked differently now."""
-    names = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    told = [
-        f"{name.replace('_', ' ')} {_brief(found.get(name))}, now {_brief(wanted.get(name))}"
-        for name in sorted(names)
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the options that differ between two commands, such as `seed 0, now 1`; the first three."""
+    names = sorted(name for name in {**now, **before} if before.get(name) != now.get(name))
+    differences = [
+        f"{name.replace('_', ' ')} {_brief(before.get(name))}, now {_brief(now.get(name))}" for name in names
     ]
-    return "; ".join(told[:3]) + ("; ..." if len(told) > 3 else "")
+    return "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
 
 
 def _brief(value: Any) -> str:
@@ -247,8 +275,11 @@ def _brief(value: Any) -> str:
 
 @contextmanager
 def made_early(out: str | Path | None, *, reads: Iterable[str | Path]) -> Iterator[None]:
-    """The folder `out`, if any, is there and can be written to before hours of work, or `OutputError` says now that it
-    cannot; gone again where that work fails and leaves it empty."""
+    """Make the folder `out`, if any, and try to write to it before hours of work; remove it again where that work fails
+    and leaves it empty.
+
+    Raises: `OutputError` where it cannot be made or written to.
+    """
     if out is None:
         yield
         return
@@ -266,16 +297,19 @@ def made_early(out: str | Path | None, *, reads: Iterable[str | Path]) -> Iterat
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
-    """Removes the folders, as far as they are empty."""
+    """Remove the folders, as far as they are empty."""
     with suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """All files of `source`, in its folders. Raises `OutputError`.
+    """Copy all files of `source`, in its folders.
 
-    `shutil.copytree` would gather what goes wrong as words, in which a full disk is not told from others."""
+    `shutil.copytree` would report failures as text only, in which a full disk cannot be told from other causes.
+
+    Raises: `OutputError`.
+    """
     with writing(target):
         for path in sorted(source.rglob("*")):
             copy = target / path.relative_to(source)
@@ -285,5 +319,5 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Readable JSON without NaN: numbers that are not finite become null."""
+    """Write readable JSON without NaN: numbers that are not finite become null."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

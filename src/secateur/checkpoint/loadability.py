@@ -1,15 +1,15 @@
-"""The places where a cut checkpoint will load, known before anything is cut, with the evidence for each."""
+"""Say which programs will load a cut checkpoint, before anything is cut, with the evidence for each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import transformers
 
 from secateur import __version__
 from secateur.core.form import Form
 from secateur.core.plan import Plan
+from secateur.core.records.verdict import LoadsRecord, PlaceRecord
 from secateur.hf import llama_cpp
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
@@ -30,14 +30,14 @@ SMALLEST_HEAD = 32
 
 @dataclass(frozen=True)
 class Ran:
-    """Families of which cut checkpoints were loaded by what `version` names, and computed the same there."""
+    """The program in `version` and the families whose cut checkpoints it loaded and computed the same."""
 
     version: str
     families: frozenset[str]
 
 
-# What was run. tests/test_where_it_loads.py holds the first two to their results in benchmarks/; the others are run by
-# tests/test_carved_checkpoint.py.
+# Programs that were run. tests/checkpoint/test_where_it_loads.py holds the first two to their results in benchmarks/;
+# the others are run by tests/checkpoint/test_carved_checkpoint.py.
 RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
 RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
@@ -46,99 +46,77 @@ RAN_REMOTE = Ran(
 )
 
 
-@dataclass(frozen=True)
-class Place:
-    """One way to load a checkpoint.
-
-    `evidence` is `read back` (in this very run), `run` (once, when secateur was made), `expected` or `no`; `detail`
-    says by what, or why only expected. `how` is a line of code, or why it does not load; `condition` says when it
-    loads, where that is not always.
-    """
-
-    place: str
-    evidence: str
-    detail: str
-    how: str
-    condition: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"loads": self.evidence != "no"}
-
-
-@dataclass(frozen=True)
-class Loads:
-    """`form`: `stock` (a stock class), `zeroed` (a stock class in the original's shapes), `carved` (with a modelling
-    file in the folder). `why` says why it is not stock, or nothing."""
-
-    form: str
-    why: str
-    places: tuple[Place, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"form": self.form, "why": self.why, "where": [place.to_json() for place in self.places]}
-
-
-def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -> Loads:
-    """Says where what `plan` leaves of a model will load.
+def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -> LoadsRecord:
+    """Say where the model that `plan` leaves will load.
 
     Args:
-        read_back: whether this run wrote it, read it again and compared what it computes.
+        read_back: This run wrote it, read it again and compared its logits.
     """
     anatomy = loaded.anatomy
     shape = shape_of(Plan(plan.model) if form.zeroed else plan, anatomy, factorize=form.factorize)
     why = stock_config(shape, anatomy)
     if isinstance(why, str):
-        return Loads("carved", why, _carved_places(anatomy.family, read_back))
-    return Loads("zeroed" if form.zeroed else "stock", "", _stock_places(shape, loaded, read_back))
+        return LoadsRecord(form="carved", why=why, where=_carved_places(anatomy.family, read_back))
+    stock = "zeroed" if form.zeroed else "stock"
+    return LoadsRecord(form=stock, why="", where=_stock_places(shape, loaded, read_back))
 
 
-def _carved_places(family: str, read_back: bool) -> tuple[Place, ...]:
-    return (
+def _carved_places(family: str, read_back: bool) -> list[PlaceRecord]:
+    return [
         _ran("transformers", REMOTE, RAN_REMOTE, family),
         _here("secateur, without remote code", OURS, f"secateur {__version__}", read_back),
         _ran("lm-eval", f"{HARNESS},trust_remote_code=True", RAN_LM_EVAL, family),
         _not("transformers without trust_remote_code", "it refuses, loudly"),
         _not("vLLM", ONLY_STOCK),
         _not("GGUF (llama.cpp)", ONLY_STOCK),
-    )
+    ]
 
 
-def _stock_places(shape: Shape, loaded: Loaded, read_back: bool) -> tuple[Place, ...]:
-    return (
+def _stock_places(shape: Shape, loaded: Loaded, read_back: bool) -> list[PlaceRecord]:
+    return [
         _here("transformers", STOCK, f"transformers {transformers.__version__}", read_back),
         _here("secateur", OURS, f"secateur {__version__}", read_back),
         _ran("lm-eval", HARNESS, RAN_LM_EVAL, loaded.anatomy.family),
         _vllm(shape, loaded.anatomy),
         _gguf(shape, loaded),
-    )
+    ]
 
 
-def _vllm(shape: Shape, anatomy: Anatomy) -> Place:
-    """Biases are rare in some families, and not all readers look for those that a config switches on."""
+def _vllm(shape: Shape, anatomy: Anatomy) -> PlaceRecord:
+    """Say whether vLLM loads it.
+
+    Biases are rare in some families, and not all programs read those that a config switches on.
+    """
     if anatomy.d_head < SMALLEST_HEAD:
-        return Place("vLLM", "expected", "not tried", SERVE, SMALL_HEADS.format(anatomy.d_head))
+        return _place("vLLM", "expected", "not tried", SERVE, SMALL_HEADS.format(anatomy.d_head))
     unsure = NEW_BIASES if shape.folds and anatomy.family not in RAN_VLLM.families else ""
     return _ran("vLLM", SERVE, RAN_VLLM, anatomy.family, unsure)
 
 
-def _gguf(shape: Shape, loaded: Loaded) -> Place:
+def _gguf(shape: Shape, loaded: Loaded) -> PlaceRecord:
     left = (loaded.anatomy.details, cut_config(loaded, shape), loaded.tokenizer)
     if why := llama_cpp.refusal(*left, loaded.copied):
         return _not("GGUF (llama.cpp)", why)
     return _ran("GGUF (llama.cpp)", CONVERT, RAN_LLAMA_CPP, loaded.anatomy.family, llama_cpp.condition(*left))
 
 
-def _here(place: str, how: str, version: str, read_back: bool) -> Place:
+def _here(place: str, how: str, version: str, read_back: bool) -> PlaceRecord:
     if read_back:
-        return Place(place, "read back", version, how)
-    return Place(place, "expected", "not tried", how)
+        return _place(place, "read back", version, how)
+    return _place(place, "expected", "not tried", how)
 
 
-def _ran(place: str, how: str, ran: Ran, family: str, condition: str = "") -> Place:
+def _ran(place: str, how: str, ran: Ran, family: str, condition: str = "") -> PlaceRecord:
     if family in ran.families:
-        return Place(place, "run", ran.version, how, condition)
-    return Place(place, "expected", "not tried", how, condition)
+        return _place(place, "run", ran.version, how, condition)
+    return _place(place, "expected", "not tried", how, condition)
 
 
-def _not(place: str, why: str) -> Place:
-    return Place(place, "no", "", why)
+def _not(place: str, why: str) -> PlaceRecord:
+    return _place(place, "no", "", why)
+
+
+def _place(place: str, evidence: str, detail: str, how: str, condition: str = "") -> PlaceRecord:
+    return PlaceRecord(
+        place=place, evidence=evidence, detail=detail, how=how, condition=condition, loads=evidence != "no"
+    )

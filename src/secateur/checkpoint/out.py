@@ -1,6 +1,6 @@
-"""Checks that a command may write to OUT: a new folder, apart from all that the command reads.
+"""Check that a command may write to OUT: a new folder, apart from all that the command reads.
 
-One answer for every verb, before anything is read. Knows paths, no checkpoint.
+Every verb asks this before it reads anything. Knows paths, no checkpoint.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ Key = tuple[int, int] | str
 
 
 def new_folder(out: str | Path, *, reads: Iterable[str | Path], keeps: Iterable[str | Path] = ()) -> Path:
-    """OUT as a path, where a folder may appear by rename. `reads` are the files and folders that the command reads;
-    what it `keeps` between runs, such as a ledger, may also lie in OUT.run.
+    """Return OUT as a path, where a folder may appear by rename.
 
-    Raises: `OutputError` for no name of a new folder, for links and mount points, which no folder can replace, and as
-    `check_apart`."""
+    Args:
+        reads: The files and folders that the command reads.
+        keeps: Files that it keeps between runs, such as a ledger, which may also lie in OUT.run.
+
+    Raises: `OutputError` for a name that no new folder can have, for links and mount points, which no folder can
+        replace, for the folder that the process is in, and as `check_apart`.
+    """
     path = Path(out)
     check_name(str(out), OutputError)
     if path.name in ("", "..") or "\0" in str(out):
@@ -42,11 +46,15 @@ def new_folder(out: str | Path, *, reads: Iterable[str | Path], keeps: Iterable[
             raise mount_point(path)
         check_apart(path, [*reads, *keeps])
         check_apart(path.with_name(path.name + RUN), reads)
-        _refuse_here(path)
+        if _lineage(path)[0] in _lineage(
+            Path.cwd()
+        ):  # relative paths would lead elsewhere once it is replaced
+            raise OutputError(f"-o {path} is the folder that you are in, or one around it. Give another -o.")
     return path
 
 
 def mount_point(path: Path) -> OutputError:
+    """Return the error for an OUT that is a mount point."""
     return OutputError(
         f"-o {path} is a mount point, and the result appears by rename, which would have to replace it. Give a folder "
         f"in it, such as -o {path / 'cut'}."
@@ -54,39 +62,35 @@ def mount_point(path: Path) -> OutputError:
 
 
 def check_apart(out: Path, reads: Iterable[str | Path]) -> None:
-    """Raises `OutputError` where `out` is, contains or lies in one of `reads`, whatever links lead there."""
-    own = _lineage(out)
+    """Raise `OutputError` where `out` is, contains or lies in one of `reads`, whatever links lead there."""
+    out_lineage = _lineage(out)
     for read in reads:
-        other = _lineage(Path(read))
-        if own[0] == other[0]:
+        read_lineage = _lineage(Path(read))
+        if out_lineage[0] == read_lineage[0]:
             raise OutputError(
                 f"-o {out} is {read} itself, which this command reads and never overwrites. Give another -o."
             )
-        if own[0] in other:
+        if out_lineage[0] in read_lineage:
             raise OutputError(
                 f"-o {out} contains {read}, which this command reads and would lose when -o is replaced. Give another "
                 "-o."
             )
-        if other[0] in own:
+        if read_lineage[0] in out_lineage:
             raise OutputError(f"-o {out} lies in {read}, which this command only reads. Give another -o.")
 
 
-def _refuse_here(path: Path) -> None:
-    """Relative paths would lead elsewhere once the folder that they begin in is replaced."""
-    if _lineage(path)[0] in _lineage(Path.cwd()):
-        raise OutputError(f"-o {path} is the folder that you are in, or one around it. Give another -o.")
-
-
 def _lineage(path: Path) -> list[Key]:
-    """A path without its links, and every folder around it, from the inside out: what is there by its identity, so that
-    two names of one thing are equal."""
+    """Return the keys of a path without its links and of every folder around it, from the inside out.
+
+    A key is the identity of the file that exists there, so that two names of one file are equal; else the path.
+    """
     real = Path(os.path.realpath(path))
     return [_key(place) for place in (real, *real.parents)]
 
 
 def _key(place: Path) -> Key:
     try:
-        found = place.stat()
+        status = place.stat()
     except OSError:
         return str(place)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino

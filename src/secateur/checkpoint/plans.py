@@ -1,12 +1,10 @@
-"""Plans in files: `plan.json`, and what was fitted for its edits beside it, as `tensors/DIGEST.safetensors`."""
+"""Write and read plans: `plan.json`, and the tensors fitted for its edits beside it as `tensors/DIGEST.safetensors`."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -15,6 +13,7 @@ from secateur.checkpoint.folder import write_json
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
 from secateur.core.reading import check_file, read_json
+from secateur.core.records.plan import PlanRecord, ProvenanceRecord
 from secateur.core.writing import writing
 from secateur.errors import PlanError, SecateurError
 
@@ -22,21 +21,26 @@ TENSORS = "tensors"
 _DIGEST = re.compile("[0-9a-f]{32}")
 
 
-def write_plan(plan: Plan, provenance: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Writes both into `folder`; gives what is in `plan.json`. Raises `OutputError`."""
-    record = plan.to_json() | {"provenance": dict(provenance)}
-    write_json(folder / "plan.json", record)
+def write_plan(plan: Plan, provenance: ProvenanceRecord, folder: Path) -> PlanRecord:
+    """Write a plan and its fitted tensors into `folder`; return the content of `plan.json`.
+
+    Raises: `OutputError`.
+    """
+    record = PlanRecord.model_validate(plan.to_json() | {"provenance": provenance})
+    write_json(folder / "plan.json", record.to_json())
     with writing(folder):
         for fitted in plan.fitted:
             assert fitted.arrays is not None, "a plan that was carried out has its tensors"
             (folder / TENSORS).mkdir(exist_ok=True)
             save_file(dict(fitted.arrays), _file(folder, fitted))
-            _file(folder, fitted).chmod((folder / "plan.json").stat().st_mode)  # else its owner's alone
+            _file(folder, fitted).chmod(
+                (folder / "plan.json").stat().st_mode
+            )  # else only its owner could read it
     return record
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file, or in a checkpoint folder, with what was fitted for it. Raises `PlanError`."""
+    """Return the plan in a file, or in a checkpoint folder, with its fitted tensors. Raises: `PlanError`."""
     file = path / "plan.json" if os.path.isdir(path) else path
     data = read_json(file, PlanError, "Give a plan.json, or a checkpoint that has one.")
     if not isinstance(data, dict):
@@ -55,18 +59,21 @@ def _file(folder: Path, fitted: Fitted) -> Path:
 
 
 def _read(folder: Path, named: Fitted) -> Fitted:
-    """Raises `PlanError` where the tensors are missing, damaged, or not those that the plan was made with."""
+    """Return the tensors of one digest.
+
+    Raises: `PlanError` where they are missing, damaged, or not those that the plan was made with.
+    """
     file = _file(folder, named)
     if not _DIGEST.fullmatch(named.digest):
         raise PlanError(f"{named.digest!r:.80} is no digest of fitted tensors.")
     if file.exists():
         check_file(file, PlanError)
     try:
-        found = Fitted.of(load_file(file))
+        fitted = Fitted.of(load_file(file))
     except (OSError, SafetensorError) as error:
         raise PlanError(
             f"{file}: what was fitted for this plan cannot be read ({error}). Copy tensors/ along with plan.json."
         ) from error
-    if found != named:
+    if fitted != named:
         raise PlanError(f"{file}: its content is not what the plan was made with (damaged?). Copy it again.")
-    return found
+    return fitted

@@ -1,4 +1,4 @@
-"""The result of `prune` and `apply`, and the reading of it from a finished folder."""
+"""Return the result of `prune` and `apply`, and read it from a finished folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ AGAIN = "Give --overwrite to make it again."
 
 @dataclass(frozen=True)
 class Result:
-    """The result of `prune` and `apply`: the folder of the checkpoint, and the content of its records.
+    """The result of `prune` and `apply`.
 
-    `already`: it was there before, and nothing was done. `verdict` is None where nothing was verified (`apply`).
+    Attributes:
+        out: The folder of the checkpoint.
+        verdict: The content of verdict.json; None where nothing was verified (`apply`).
+        already: The checkpoint was there before, and nothing was done.
     """
 
     out: Path
@@ -28,14 +31,14 @@ class Result:
 
 
 def read_result(out: Path) -> Result:
-    """Of what was there before. Raises `OutputError`, `PlanError` where it is damaged."""
+    """Return the result that a finished folder holds. Raises: `OutputError`, `PlanError` where it is damaged."""
     file = out / "verdict.json"
     return Result(out, read_verdict(file) if file.exists() else None, read_plan(out), already=True)
 
 
 def read_verdict(file: Path) -> dict[str, Any]:
-    """Returns the content of verdict.json. Raises `OutputError` for a file that is no verdict."""
-    found = read_json(file, OutputError, AGAIN)
-    if not isinstance(found, dict) or not isinstance(found.get("verdict"), str):
+    """Return the content of verdict.json. Raises: `OutputError` for a file that is no verdict."""
+    verdict = read_json(file, OutputError, AGAIN)
+    if not isinstance(verdict, dict) or not isinstance(verdict.get("verdict"), str):
         raise OutputError(f"{file} is damaged: it holds no verdict. {AGAIN}")
-    return found
+    return verdict

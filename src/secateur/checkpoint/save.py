@@ -1,4 +1,4 @@
-"""Writes a cut model where people load models, and proves by reading it back that what was written is what was cut."""
+"""Write a cut model as a Hugging Face checkpoint, and prove by reading it back that it computes what was cut."""
 
 from __future__ import annotations
 
@@ -32,11 +32,18 @@ def save_and_reload(
     decompose: Decompose,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """Writes the cut model to `folder` as a Hugging Face checkpoint (safetensors, config, tokenizer, generation
-    config; a modelling file where no stock class has its shapes), and reads it back.
+    """Write the cut model to `folder` as a Hugging Face checkpoint and read it back.
 
-    The model in memory is the original again afterwards. Raises `OutputError` when the disk is full (then `folder` is
-    gone), or where on `rows` of tokens the model read back does not compute what the mask does.
+    The checkpoint is safetensors, config, tokenizer and generation config, with a modelling file where no stock class
+    has its shapes. The model in memory is the original again afterwards.
+
+    Args:
+        rows: Rows of tokens on which both models are compared.
+
+    Returns: the model that was read back.
+
+    Raises: `OutputError` when the disk is full (then `folder` is removed), or where the model that was read back does
+        not compute what the mask does.
     """
     operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
     check_form(form, operations)
@@ -54,7 +61,7 @@ def save_and_reload(
 
 
 def check_form(form: Form, operations: Sequence[Operation]) -> None:
-    """Raises `PlanError` where what goes leaves nothing that zeros could stand for."""
+    """Raise `PlanError` where the plan removes parts that zeros cannot stand for, and zeros were asked for."""
     if form.zeroed and any(isinstance(operation, OnBlock) for operation in operations):
         raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
     if form.zeroed and any(isinstance(o, RemoveComponents) and o.needs_bias for o in operations):
@@ -66,30 +73,28 @@ def check_form(form: Form, operations: Sequence[Operation]) -> None:
 def save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, copied: Mapping[str, bytes], folder: Path
 ) -> None:
-    """Writes a Hugging Face folder, with what `copied` holds as `write_companions` has it.
+    """Write a Hugging Face folder; `copied` as for `write_companions`.
 
-    Raises `OutputError` when the disk is full; then `folder` is gone."""
-    need = sum(p.numel() * p.element_size() for p in model.parameters())
-    _start(folder, need)
+    Raises: `OutputError` when the disk is full; then `folder` is removed.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with writing(folder):
+        folder.mkdir(parents=True)
+    check_space(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
     try:
         with writing(folder), quiet():
             model.save_pretrained(folder)
             write_companions(tokenizer, copied, folder)
-            _open_to_readers(folder)
+            mode = (folder / CONFIG).stat().st_mode
+            for file in folder.glob("*.safetensors"):
+                file.chmod(mode)  # safetensors makes them readable by their owner alone
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _start(folder: Path, need: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    with writing(folder):
-        folder.mkdir(parents=True)
-    check_space(folder, need)
-
-
 def check_space(folder: Path, need: int) -> None:
-    """Raises `OutputError` where the disk of a folder has fewer than `need` bytes free."""
+    """Raise `OutputError` where the disk of a folder has fewer than `need` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < need:
         raise OutputError(
@@ -98,21 +103,14 @@ def check_space(folder: Path, need: int) -> None:
         )
 
 
-def _open_to_readers(folder: Path) -> None:
-    """Gives the files of weights, which safetensors makes for their owner alone, the mode of all other files."""
-    mode = (folder / CONFIG).stat().st_mode
-    for file in folder.glob("*.safetensors"):
-        file.chmod(mode)
-
-
 def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Loaded:
-    """The written checkpoint as `secateur.load` reads it, in the dtype and placed as `like`."""
+    """Load the written checkpoint as `secateur.load` does, in the dtype and on the devices of `like`."""
     dtype = str(like.model.dtype).removeprefix("torch.")
     return load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code, **like.machine)
 
 
 def logits_on(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Plain whole-model logits of a few rows, for comparing models."""
+    """Return plain whole-model logits of a few rows, (length, vocab) each, for comparing models."""
     with torch.inference_mode():
         return [
             loaded.model(input_ids=torch.tensor([list(r)], device=loaded.device)).logits[0].cpu()
@@ -120,12 +118,13 @@ def logits_on(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         ]
 
 
-# ‖mask − cut‖ / ‖mask‖ on logits: smaller matrices are summed in another order, in narrow dtypes block after block
+# bounds of ‖mask − cut‖ / ‖mask‖ on logits: smaller matrices are summed in another order, in narrow dtypes block
+# after block
 ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def assert_same(cut: Sequence[Tensor], written: Sequence[Tensor], folder: Path) -> None:
-    """Raises `OutputError` when the checkpoint does not compute what the cut model computed, beyond rounding."""
+    """Raise `OutputError` when the checkpoint does not compute what the cut model computed, beyond rounding."""
     for ours, theirs in zip(cut, written, strict=True):
         if not torch.isfinite(ours).all():
             raise OutputError(

@@ -1,9 +1,9 @@
-"""The verb that trains: `finetune`."""
+"""The verb `finetune`, and the options and the output that the training verbs share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -33,7 +33,12 @@ from secateur.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from secateur.core.records.record import Record
+    from secateur.core.records.verdict import ScoreRecord
+    from secateur.training.records.finetune import FinetuneRecord, TrainingSplitsRecord
     from secateur.training.state import Tuned
+
+R = TypeVar("R", bound="Record")
 
 Learned = Annotated[
     str,
@@ -107,6 +112,7 @@ def finetune(
     command goes on where it was.
     """
     from secateur.cli.progress import bars
+    from secateur.training.records.finetune import FinetuneRecord
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -120,56 +126,73 @@ def finetune(
             revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
-    print_training(tuned, print_tuned, as_json=as_json)
+    print_training(tuned, FinetuneRecord, print_tuned, as_json=as_json)
 
 
 def print_training(
-    tuned: Tuned, show: Callable[[Mapping[str, Any]], None], *, as_json: bool, page: str | None = None
+    tuned: Tuned,
+    kind: type[R],
+    show: Callable[[R], None],
+    *,
+    as_json: bool,
+    page: str | None = None,
 ) -> None:
-    """Prints the record of a training as JSON, or by `show`, with the places of checkpoint and `page`."""
+    """Print the record of a training, as JSON or with `show`, and where the checkpoint is.
 
-    def whole() -> None:
+    Args:
+        tuned: The result.
+        kind: The type of its record.
+        show: Prints such a record.
+        as_json: Print the record as JSON.
+        page: The name of a report beside the checkpoint.
+    """
+
+    def print_all() -> None:
         if as_json:
             print_json(tuned.record | {"out": str(tuned.out), "already": tuned.already})
             return
         if tuned.already:
             print(already_told(tuned.out))
-        show(tuned.record)
+        show(kind.model_validate(tuned.record))
         print(f"\ncheckpoint  {tuned.out}")
         if page is not None:
             print(f"report      {tuned.out / page}")
 
-    print_made(whole, *([tuned.out] if tuned.already else []))
+    print_made(print_all, *([tuned.out] if tuned.already else []))
 
 
-def print_tuned(record: Mapping[str, Any]) -> None:
-    """Select before and after, then the losses epoch by epoch."""
-    from secateur.cli.tables import print_rows, with_interval
+def print_tuned(record: FinetuneRecord) -> None:
+    """Print the metrics on select before and after, then the losses by epoch."""
+    from secateur.cli.tables import print_rows
 
-    learned = record["trained_on"]
+    learned = record.trained_on
     scores = [
-        (
-            f"{row['metric']} on select",
-            *(with_interval(row[side], row["unit"]) for side in ("before", "after")),
-        )
-        for row in record["scores"]
+        (f"{row.metric} on select", *(score_cell(score, row.unit) for score in (row.before, row.after)))
+        for row in record.scores
     ]
-    title = (
-        f"learned {learned['examples']} examples of {record['task']['name']} ({', '.join(learned['splits'])})"
-    )
+    title = f"learned {learned.examples} examples of {record.task.name} ({', '.join(learned.splits)})"
     print_rows(("measured", "before", "after"), scores, title=title, whole=("before", "after"))
     print()
     epochs = [
-        (
-            f"{row['epoch']:g}", row["step"], row["train_loss"], row["select_loss"],
-            "written" if row["kept"] else "",
-        )
-        for row in record["epochs"]
-    ]  # fmt: skip
+        (f"{row.epoch:g}", row.step, row.train_loss, row.select_loss, "written" if row.kept else "")
+        for row in record.epochs
+    ]
     print_rows(("epoch", "step", "loss on learned", "loss on select", ""), epochs)
-    if record["task"]["kind"] != "text":
+    if record.task.kind != "text":
         print("Epochs count every answer token alike; the loss before and after counts every example alike.")
-    if learned["chosen_by"] == "last epoch":
+    warn_of_learned_select(learned)
+
+
+def score_cell(score: ScoreRecord, unit: str) -> str:
+    """Return a score with its interval as a cell of a table."""
+    from secateur.cli.tables import with_interval
+
+    return with_interval(score.to_json(), unit)
+
+
+def warn_of_learned_select(learned: TrainingSplitsRecord) -> None:
+    """Print a warning where select was trained on, so that its numbers prove nothing."""
+    if learned.select_was_trained_on:
         print("Select was learned too: its numbers say nothing about new examples.")
 
 

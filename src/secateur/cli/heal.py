@@ -1,10 +1,9 @@
-"""The verb that heals: `heal`."""
+"""The verb `heal`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +21,8 @@ from secateur.cli.finetune import (
     TrainSeed,
     Warmup,
     print_training,
+    score_cell,
+    warn_of_learned_select,
 )
 from secateur.cli.options import (
     AllowSmall,
@@ -42,6 +43,9 @@ from secateur.cli.options import (
     Trust,
     examples,
 )
+
+if TYPE_CHECKING:
+    from secateur.training.records.heal import HealRecord
 
 
 def heal(
@@ -107,6 +111,7 @@ def heal(
     side by side. Killed at any moment, the same command goes on where it was.
     """
     from secateur.cli.progress import bars
+    from secateur.training.records.heal import HealRecord
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -120,42 +125,38 @@ def heal(
             seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, dtype=dtype,
             device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    print_training(healed, print_healed, as_json=as_json, page="report.html")
+    print_training(healed, HealRecord, print_healed, as_json=as_json, page="report.html")
 
 
-def print_healed(record: Mapping[str, Any]) -> None:
-    """Select of all three models, then the losses stage by stage."""
-
-    from secateur.cli.tables import print_rows, with_interval
+def print_healed(record: HealRecord) -> None:
+    """Print the metrics of all three models, then the losses stage by stage."""
+    from secateur.cli.tables import print_rows
     from secateur.cli.terminal import terminal
 
-    sides, learned = ("teacher", "unhealed", "healed"), record["trained_on"]
-    measured = [("select", row) for row in record["scores"]] + [(row["name"], row) for row in record["sides"]]
-    measured += [("test", row) for row in (record["test"] or {"scores": ()})["scores"]]
+    models, learned = ("teacher", "unhealed", "healed"), record.trained_on
+    measured = [("select", row) for row in record.scores] + [(row.name, row) for row in record.sides]
+    measured += [("test", row) for row in record.test_scores]
     scores = [
-        (f"{row['metric']} on {where}", *(with_interval(row[side], row["unit"]) for side in sides))
+        (f"{row.metric} on {where}", *(score_cell(score, row.unit) for score in row.three.values()))
         for where, row in measured
     ]
     if terminal().width < 100:  # intervals below their values
         scores = [tuple(cell.replace(" [", "\n[") for cell in row) for row in scores]
-    title = f"healed on {learned['examples']} examples of {record['task']['name']} ({', '.join(learned['splits'])})"
-    print_rows(("measured", *sides), scores, title=title, whole=sides)
+    title = f"healed on {learned.examples} examples of {record.task.name} ({', '.join(learned.splits)})"
+    print_rows(("measured", *models), scores, title=title, whole=models)
     print()
     epochs = [
         (
-            stage["stage"], f"{row['epoch']:g}", row["step"], row["train_loss"], row["select_loss"],
-            "kept" if row["kept"] else "",
+            stage.stage, f"{row.epoch:g}", row.step, row.train_loss, row.select_loss, "kept" if row.kept else "",
         )
-        for stage in record["stages"]
-        for row in stage["epochs"]
+        for stage in record.stages
+        for row in stage.epochs
     ]  # fmt: skip
     print_rows(("stage", "epoch", "step", "loss on learned", "loss on select", ""), epochs)
-    print(f"{record['tokens']:,} tokens read in {record['seconds']:.1f} s")
-    print(record["sentence"])
-    if record["test"]:
-        print(record["test"]["sentence"])
-    if learned["chosen_by"] == "last epoch":
-        print("Select was learned too: its numbers say nothing about new examples.")
+    print(f"{record.tokens:,} tokens read in {record.seconds:.1f} s")
+    for sentence in record.sentences:
+        print(sentence)
+    warn_of_learned_select(learned)
 
 
 VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (

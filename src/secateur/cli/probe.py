@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -177,8 +178,16 @@ def show(
     from secateur.cli.runs import run_record, trained_record
     from secateur.cli.tables import print_run
     from secateur.cli.train import print_trained
+    from secateur.training.records.finetune import FinetuneRecord
+    from secateur.training.records.heal import HealRecord
+    from secateur.training.records.train import TrainRecord
 
-    printers = {"heal": print_healed, "finetune": print_tuned, "train": print_trained, "prune": print_run}
+    printers: dict[str, Callable[[dict[str, Any]], None]] = {
+        "heal": lambda found: print_healed(HealRecord.model_validate(found)),
+        "finetune": lambda found: print_tuned(FinetuneRecord.model_validate(found)),
+        "train": lambda found: print_trained(TrainRecord.model_validate(found)),
+        "prune": print_run,
+    }
     verb, found = trained_record(run) or ("prune", run_record(run, top))
     if as_json:
         print_json(found)

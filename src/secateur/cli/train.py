@@ -1,14 +1,16 @@
-"""The verb that trains from nothing: `train`."""
+"""The verb `train`, which trains from random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli.finetune import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup, print_training
 from secateur.cli.options import AsJson, Device, Out, Overwrite, Quiet, Seqlen, examples, numbers_of
+
+if TYPE_CHECKING:
+    from secateur.training.records.train import TrainRecord
 
 
 def train(
@@ -60,6 +62,7 @@ def train(
     """
     chosen = numbers_of(save_steps, "--save-steps", "0,100,1000") if save_steps else ()
     from secateur.cli.progress import bars
+    from secateur.training.records.train import TrainRecord
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -71,16 +74,16 @@ def train(
             device=device, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,
             kv_heads=kv_heads, d_ff=d_ff, context=context,
         )  # fmt: skip
-    print_training(made, print_trained, as_json=as_json)
+    print_training(made, TrainRecord, print_trained, as_json=as_json)
 
 
-def print_trained(record: Mapping[str, Any]) -> None:
-    """The held-out loss at the steps that were kept."""
+def print_trained(record: TrainRecord) -> None:
+    """Print the held-out loss at the steps that were kept."""
     from secateur.cli.tables import print_rows
 
-    spent = f"{record['tokens']:,} tokens in {record['seconds']:.1f} s"
-    title = f"a Mistral of {record['parameters']:,} parameters, {spent}"
-    rows = [(row["step"], row["held_out_loss"]) for row in record["losses"]]
+    spent = f"{record.tokens:,} tokens in {record.seconds:.1f} s"
+    title = f"a Mistral of {record.parameters:,} parameters, {spent}"
+    rows = [(row.step, row.held_out_loss) for row in record.losses]
     print_rows(("step", "loss on held-out text"), rows, title=title)
 
 

@@ -94,7 +94,18 @@ def options_of(kind: Any) -> Iterator[Named]:
             yield Named(one.name, one.default, hints[one.name], one.metadata[_KEY])
 
 
-_hints = cache(get_type_hints)
+@cache
+def _hints(kind: type) -> dict[str, type | UnionType]:
+    """Return the types of the options of a dataclass; those of its other fields may name what is not imported."""
+    described = {one.name for one in fields(kind) if _KEY in one.metadata}
+    hints: dict[str, type | UnionType] = {}
+    for base in reversed(kind.__mro__):
+        names = {
+            name: kind for name, kind in vars(base).get("__annotations__", {}).items() if name in described
+        }
+        part = type(base.__name__, (), {"__annotations__": names, "__module__": base.__module__})
+        hints |= get_type_hints(part)
+    return hints
 
 
 @dataclass(frozen=True)

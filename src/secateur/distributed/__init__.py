@@ -1,7 +1,7 @@
-"""The same search on a Ray cluster: workers that hold the model and judge in the evaluator's place.
+"""Run the same search on a Ray cluster: workers hold the model and judge in the evaluator's place.
 
-The only room that imports ray. The driver decides, and alone writes the ledger; a worker is told plans and examples,
-tells outcomes, and keeps nothing that could not be computed again.
+The only room that imports ray. The driver decides, and it alone writes the ledger; a worker gets plans and examples,
+returns outcomes, and keeps nothing that could not be computed again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import os
 
 from secateur.errors import ClusterError
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, without its warning
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage report leaves the machine
+os.environ.setdefault(
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+)  # the default of a later Ray, without its warning
 try:
     import ray  # noqa: F401
 except ImportError as error:

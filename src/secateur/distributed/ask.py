@@ -1,4 +1,5 @@
-"""Reads the words that ask for workers, and checks that a Ray cluster answers. Imports no torch."""
+"""Ask for workers on a Ray cluster: read and check the request, and see that the cluster answers, before torch is
+imported; the workers start later."""
 
 from __future__ import annotations
 
@@ -7,24 +8,34 @@ import math
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+import ray
 from ray._private.services import canonicalize_bootstrap_address
 
 from secateur.core.ranges import check_ranges, real, whole, whole_number
 from secateur.errors import ClusterError
 
+if TYPE_CHECKING:
+    from secateur.evaluation.workers import WorkerLauncher, Workers
+    from secateur.hf.load import Loaded
+
 LOG = logging.getLogger("secateur")
-KNOCK = 10.0  # seconds
+CONNECT_SECONDS = 10.0
 LAST_PORT = 2**16 - 1
-OTHERWISE = "Begin a cluster with `ray start --head`, or use local:N."
+HOW_TO_BEGIN = "Begin a cluster with `ray start --head`, or use local:N."
 TINY = 1e-6  # Ray counts resources in ten-thousandths
 MOST_WORKERS = 10_000
 
 
 @dataclass(frozen=True)
 class Ask:
-    """The number of workers, and what each takes: processors are its threads too, parts of a GPU put several on one."""
+    """The number of workers, and the resources of each: CPUs are its threads too, a share of a GPU puts several on one.
+
+    `workers` is None for as many as the cluster has room for.
+    """
 
     workers: int | None = whole(None, high=MOST_WORKERS)
     cpus: float = real(1.0, above=True, high=MOST_WORKERS, flag="--cpus-per-worker")
@@ -34,10 +45,10 @@ class Ask:
         check_ranges(self, ClusterError)
 
     def room_on(self, resources: Mapping[str, float]) -> int:
-        """Workers on a node with these resources."""
+        """Return how many workers fit on a node with these resources."""
         room = [resources.get("CPU", 0.0) / self.cpus]
         if self.gpus:
-            sharing = max(1, math.floor(1 / self.gpus + TINY))  # a part of a GPU is never of two
+            sharing = max(1, math.floor(1 / self.gpus + TINY))  # a share of a GPU lies on one
             room.append(resources.get("GPU", 0.0) * sharing / max(1.0, self.gpus))
         return math.floor(min(room) + TINY)
 
@@ -46,52 +57,90 @@ class Ask:
 
 
 def local_count(address: str) -> int | None:
-    """N of `local:N`; None for a cluster that is there already. Raises `ClusterError`."""
+    """Return N of `local:N`; None for the address of a running cluster. Raises: `ClusterError`."""
     name, _, count = address.partition(":")
     if name != "local":
         return None
-    found = whole_number(count)
-    if not found:
+    number = whole_number(count)
+    if not number:
         raise ClusterError(f"--ray {address}: write local:N for N workers on this machine, such as local:2.")
-    return found
+    return number
 
 
 def check_here(address: str, workers: int, cpus: float) -> None:
-    """Ray would believe any number. Raises `ClusterError` for a worker with more CPUs than there are."""
-    there = os.cpu_count() or 1
-    if cpus > there:
-        raise ClusterError(f"--cpus-per-worker {cpus:g}: this machine has {there}.")
-    if workers * cpus > there:
+    """Raise `ClusterError` for a worker with more CPUs than this machine has; Ray would believe any number."""
+    num_cpus = os.cpu_count() or 1
+    if cpus > num_cpus:
+        raise ClusterError(f"--cpus-per-worker {cpus:g}: this machine has {num_cpus}.")
+    if workers * cpus > num_cpus:
         LOG.warning(
             "--ray %s: %d workers of %g CPUs share %d; more than %d are no faster here.",
             address,
             workers,
             cpus,
-            there,
-            max(1, int(there / cpus)),
+            num_cpus,
+            max(1, int(num_cpus / cpus)),
         )
 
 
 def knock(address: str) -> None:
-    """Ray itself asks for minutes where nobody answers, as where the address file of a cluster that is gone still lies.
-    Raises `ClusterError`."""
-    found = (os.environ.get("RAY_ADDRESS") or _last()) if address == "auto" else address
-    which = address if found == address else f"{address} ({found})"
-    if found.startswith("ray://"):
+    """Connect to the address of a cluster once. Ray itself retries for minutes where nobody answers, for example where
+    the address file of a stopped cluster is still there.
+
+    Raises: `ClusterError`.
+    """
+    resolved = (os.environ.get("RAY_ADDRESS") or _last_address()) if address == "auto" else address
+    which = address if resolved == address else f"{address} ({resolved})"
+    if resolved.startswith("ray://"):
         raise ClusterError(f"--ray {which}: the driver holds the model; run it on a node of the cluster.")
-    host, _, port = found.rpartition(":")
+    host, _, port = resolved.rpartition(":")
     number = whole_number(port)
     if not host or number is None or number > LAST_PORT:
         raise ClusterError(f"--ray {which}: write auto, HOST:PORT of a cluster (often 6379), or local:N.")
     try:
-        socket.create_connection((host.strip("[]"), number), timeout=KNOCK).close()
-    except (OSError, UnicodeError) as error:  # the latter for what no host can be called
-        raise ClusterError(f"--ray {which}: nobody answers there ({error}). {OTHERWISE}") from error
+        socket.create_connection((host.strip("[]"), number), timeout=CONNECT_SECONDS).close()
+    except (OSError, UnicodeError) as error:  # the latter for a text that cannot be the name of a host
+        raise ClusterError(f"--ray {which}: nobody answers there ({error}). {HOW_TO_BEGIN}") from error
 
 
-def _last() -> str:
-    """The address of the cluster that was begun on this machine last. Raises `ClusterError`."""
+def _last_address() -> str:
+    """Return the address of the cluster that was started on this machine last. Raises: `ClusterError`."""
     try:
         return canonicalize_bootstrap_address("auto") or ""
     except (ConnectionError, ValueError) as error:
-        raise ClusterError(f"--ray auto: there is no cluster on this machine. {OTHERWISE}") from error
+        raise ClusterError(f"--ray auto: there is no cluster on this machine. {HOW_TO_BEGIN}") from error
+
+
+def on_ray(
+    address: str,
+    *,
+    workers: int | None = None,
+    cpus_per_worker: float = 1.0,
+    gpus_per_worker: float | None = None,
+) -> WorkerLauncher:
+    """Return a launcher of workers for `prune(..., workers=...)`.
+
+    Args:
+        address: `local:N` for N workers on this machine, the address of a cluster, or `auto` to find one.
+        workers: By default as many as the cluster has room for.
+        cpus_per_worker: A worker computes with as many threads as it has CPUs.
+        gpus_per_worker: By default 1 where the model is on a GPU, else none; 0.5 puts two workers on one.
+
+    Raises: `ClusterError` for a request that cannot be read, and later for a cluster that cannot be reached or is lost.
+    """
+    local = local_count(address)
+    if local is not None and workers not in (None, local):
+        raise ClusterError(f"--ray {address} says how many workers, and --workers {workers} another number.")
+    ask = Ask(local or workers, cpus_per_worker, 0.0 if gpus_per_worker is None else gpus_per_worker)
+    if local is not None:
+        check_here(address, local, cpus_per_worker)
+    elif not (address == "auto" and ray.is_initialized()):
+        knock(address)
+
+    def launch(loaded: Loaded) -> AbstractContextManager[Workers]:
+        from secateur.distributed.pool import launched
+
+        on_gpu = loaded.device.type == "cuda" and gpus_per_worker is None
+        return launched(loaded, address, Ask(ask.workers, ask.cpus, 1.0) if on_gpu else ask)
+
+    return launch

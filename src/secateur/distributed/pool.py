@@ -1,10 +1,13 @@
-"""Workers as the driver sees them: who has the model, who has what in hand, who died and is replaced."""
+"""Start workers on a Ray cluster, or on one started on this machine, for the length of a search, and hand them work:
+which worker has the model, which portions it was given, which one died and is replaced."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +16,7 @@ import ray
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
+    ObjectStoreFullError,
     OutOfMemoryError,
     RayActorError,
     RayError,
@@ -21,16 +25,20 @@ from ray.exceptions import (
 
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
-from secateur.distributed.worker import Shipped, Worker
+from secateur.distributed.ask import HOW_TO_BEGIN, Ask, local_count
+from secateur.distributed.worker import Shipped, Worker, num_bytes
 from secateur.errors import ClusterError, SecateurError
 from secateur.evaluation.workers import EvaluationContext, Judged, Portion, Portions, Work
 from secateur.hf.load import Loaded
+from secateur.hf.weights import is_offloaded
 
 LOG = logging.getLogger("secateur")
-SECONDS = 0.25  # of work in one portion: so much is lost with a worker, and asking takes 1 ms
-IN_HAND = 2  # portions at a worker, so that it need not wait for the driver
+STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
+SMALLEST_STORE = 256 * 2**20
+SECONDS = 0.25  # of work in one portion: so much is lost with a worker, and one request takes 1 ms
+PORTIONS_AHEAD = 2  # portions given to a worker at a time, so that it need not wait for the driver
 DEATHS = 3  # of workers over one plan; more, for each worker there should be, in a row without a result
-PATIENCE = 300.0  # seconds until a first worker answers: a cluster may grow, a machine be busy. Loading takes its time
+PATIENCE = 300.0  # seconds until a first worker answers: a cluster may grow, a machine be busy, and loading takes time
 LOST = (  # a worker died, or its node did, where a result lay that was not fetched yet
     RayActorError,
     OutOfMemoryError,
@@ -42,8 +50,12 @@ KEPT = "What was judged is kept: the same command goes on from there."
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """One worker. `starting` is what it has still to answer before it can judge: that it is there, that it has the
-    model. It takes the portions in `given` one after another."""
+    """One worker as the driver sees it.
+
+    Attributes:
+        starting: References to the answers that it still owes before it can judge: that it runs, that it has the model.
+        given: The portions that it was given, which it takes one after another.
+    """
 
     number: int
     actor: Any
@@ -51,114 +63,123 @@ class WorkerHandle:
     given: list[Portion] = field(default_factory=list)
 
 
-class Pool:
-    """See `Workers`. What was with a worker that dies is given to another, and a new one is asked for."""
+class RayWorkers:
+    """Judge plans on Ray; see `Workers`. The portions of a worker that dies go to another, and a new one is started."""
 
     def __init__(self, loaded: Loaded, count: int, *, cpus: float, gpus: float) -> None:
-        self._start = ray.put(Shipped.of(loaded)), "cuda" if gpus else "cpu", max(1, int(cpus))
-        self._worker = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
-        self._count, self._hired, self._deaths, self._any_ready = count, 0, 0, False
+        self._load_arguments = ray.put(Shipped.of(loaded)), "cuda" if gpus else "cpu", max(1, int(cpus))
+        self._worker: Any = ray.remote(Worker).options(
+            num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD"
+        )
+        self._count, self._launched, self._deaths, self._any_ready = count, 0, 0, False
         self._unready = 0  # workers in a row that failed before they had the model
         self._lost: Counter[Plan] = Counter()
-        self._questions: list[tuple[EvaluationContext, Any]] = []
+        self._contexts: list[tuple[EvaluationContext, Any]] = []
         self._fitted: dict[str, Any] = {}
-        self._hands = [self._hire() for _ in range(count)]
+        self._handles = [self._launch() for _ in range(count)]
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> RayWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hand in self._hands:
-            ray.kill(hand.actor)
+        for handle in self._handles:
+            ray.kill(handle.actor)
 
-    def compute(self, question: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
-        """Outcomes as they come. Raises `ClusterError` where no worker is left, and what a worker raises."""
+    def compute(self, context: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
+        """Yield outcomes as they arrive. Raises: `ClusterError` where no worker is left; whatever a worker raises."""
         portions = Portions(work, self._count, SECONDS)
-        asked: dict[Any, tuple[WorkerHandle, Portion]] = {}
-        about = self._sent(question)
-        self._ship(plan for piece in work for plan in piece.plans)
-        while portions or asked:
-            self._hand_out(portions, asked, about)
-            for ref in self._wait(asked):
-                hand, portion = asked.pop(ref)
-                found = self._result(ref, hand)
-                if found is None:
+        running: dict[Any, tuple[WorkerHandle, Portion]] = {}
+        context_ref = self._put_context(context)
+        self._put_fitted(plan for piece in work for plan in piece.plans)
+        while portions or running:
+            self._hand_out(portions, running, context_ref)
+            for ref in self._wait(running):
+                handle, portion = running.pop(ref)
+                results = self._result(ref, handle)
+                if results is None:
                     portions.again(portion)
                     continue
-                hand.given.remove(portion)
-                portions.took(portion, sum(seconds for _, seconds in found))
-                for plan, (outcomes, seconds) in zip(portion.work.plans, found, strict=True):
+                handle.given.remove(portion)
+                portions.took(portion, sum(seconds for _, seconds in results))
+                for plan, (outcomes, seconds) in zip(portion.work.plans, results, strict=True):
                     yield plan, outcomes, seconds
 
     @property
     def pids(self) -> list[int]:
-        """The processes of the workers, once all have the model."""
-        return ray.get([hand.actor.pid.remote() for hand in self._hands])
+        """Return the process ids of the workers, once all have the model."""
+        pids: list[int] = ray.get([handle.actor.pid.remote() for handle in self._handles])
+        return pids
 
     # ------------------------------------------------------------------------------------------------ giving and taking
 
     def _hand_out(
-        self, portions: Portions, asked: dict[Any, tuple[WorkerHandle, Portion]], about: Any
+        self, portions: Portions, running: dict[Any, tuple[WorkerHandle, Portion]], context_ref: Any
     ) -> None:
-        for busy in range(IN_HAND):  # everybody gets a first portion before anybody gets a second
-            for hand in self._hands:
-                if not hand.starting and len(hand.given) <= busy and portions:
-                    portion = portions.next(hand.number)
+        for busy in range(PORTIONS_AHEAD):  # every worker gets a first portion before any gets a second
+            for handle in self._handles:
+                if not handle.starting and len(handle.given) <= busy and portions:
+                    portion = portions.next(handle.number)
                     plans = [_bare(plan) for plan in portion.work.plans]
                     fitted = {f.digest: self._fitted[f.digest] for plan in plans for f in plan.fitted}
-                    ref = hand.actor.judge.remote([about], plans, fitted, portion.work.examples)
-                    asked[ref] = hand, portion
-                    hand.given.append(portion)
+                    ref = handle.actor.judge.remote([context_ref], plans, fitted, portion.work.examples)
+                    running[ref] = handle, portion
+                    handle.given.append(portion)
 
-    def _wait(self, asked: Mapping[Any, Any]) -> list[Any]:
-        """Portions that are done or lost; meanwhile workers may have become ready. Raises `ClusterError`."""
-        starting = {hand.starting[0]: hand for hand in self._hands if hand.starting}
-        nobody = not asked and all(len(hand.starting) == 2 for hand in self._hands)
-        done, _ = ray.wait([*asked, *starting], timeout=PATIENCE if nobody else None)
+    def _wait(self, running: Mapping[Any, object]) -> list[Any]:
+        """Wait for portions that are done or lost; workers may become ready meanwhile. Raises: `ClusterError`."""
+        starting = {handle.starting[0]: handle for handle in self._handles if handle.starting}
+        nobody = not running and all(len(handle.starting) == 2 for handle in self._handles)
+        done, _ = ray.wait([*running, *starting], timeout=PATIENCE if nobody else None)
         if not done:
             raise ClusterError(f"no worker for {PATIENCE:g} s: the cluster has no room for one. {KEPT}")
         for ref in done:
             if ref in starting:
                 self._begin(starting[ref])
-        return [ref for ref in done if ref in asked]
+        return [ref for ref in done if ref in running]
 
-    def _begin(self, hand: WorkerHandle) -> None:
-        """A worker is there, or has the model, or failed on the way. Raises as `_answer`, and `ClusterError`."""
+    def _begin(self, handle: WorkerHandle) -> None:
+        """Take the next answer of a starting worker, or replace it where it failed. Raises: as `_answer`;
+        `ClusterError`."""
         try:
-            _answer(hand.starting.pop(0))
+            _answer(handle.starting.pop(0))
         except (*LOST, RayTaskError) as error:
             self._unready += 1
-            self._replace(hand, error, gives_up=self._unready >= DEATHS)
+            self._replace(handle, error, gives_up=self._unready >= DEATHS)
             return
-        if not hand.starting:
+        if not handle.starting:
             self._any_ready, self._unready = True, 0
 
-    def _result(self, ref: Any, hand: WorkerHandle) -> list[tuple[np.ndarray, float]] | None:
-        """What a worker found, or None where it is lost. Raises what was raised there."""
+    def _result(self, ref: Any, handle: WorkerHandle) -> list[tuple[np.ndarray, float]] | None:
+        """Return the outcomes of a portion, or None where the worker is lost. Raises: whatever was raised there."""
         try:
-            found = _answer(ref)
+            results: list[tuple[np.ndarray, float]] = _answer(ref)
         except LOST as error:
-            self._replace(hand, error)
+            self._replace(handle, error)
             return None
         self._deaths = 0
-        return found
+        return results
 
-    # ------------------------------------------------------------------------------------------------ hiring and losing
+    # ---------------------------------------------------------------------------------------------- starting and losing
 
-    def _hire(self) -> WorkerHandle:
+    def _launch(self) -> WorkerHandle:
         actor = self._worker.remote()
-        self._hired += 1
-        return WorkerHandle(self._hired - 1, actor, [actor.pid.remote(), actor.load.remote(*self._start)])
+        self._launched += 1
+        return WorkerHandle(
+            self._launched - 1, actor, [actor.pid.remote(), actor.load.remote(*self._load_arguments)]
+        )
 
-    def _replace(self, hand: WorkerHandle, error: RayError, *, gives_up: bool = False) -> None:
-        """A lost worker's place is filled, once: each portion it had in hand fails by itself. Unless that is given up,
-        and others are there. Raises `ClusterError`."""
-        if hand not in self._hands:
+    def _replace(self, handle: WorkerHandle, error: RayError, *, gives_up: bool = False) -> None:
+        """Start a worker in the place of a lost one, once: each portion that it was given fails by itself. With
+        `gives_up` go on with the others, where there are some.
+
+        Raises: `ClusterError`.
+        """
+        if handle not in self._handles:
             return
-        self._hands.remove(hand)
-        ray.kill(hand.actor)  # it may live: where it could not load, or only a result is lost
-        if hand.given:
-            self._blame(hand.given[0].work.plans, error)
+        self._handles.remove(handle)
+        ray.kill(handle.actor)  # it may still run, where it could not load or only a result is lost
+        if handle.given:
+            self._blame(handle.given[0].work.plans, error)
         self._deaths += 1
         if self._deaths >= DEATHS and not self._any_ready:
             raise ClusterError(
@@ -169,14 +190,15 @@ class Pool:
             raise ClusterError(
                 f"{self._deaths} workers died in a row without a result. {reason(error)} {KEPT}"
             ) from error
-        if gives_up and self._hands:
-            LOG.warning("a worker could not begin. %s Going on with %d.", reason(error), len(self._hands))
+        if gives_up and self._handles:
+            LOG.warning("a worker could not begin. %s Going on with %d.", reason(error), len(self._handles))
             return
         LOG.warning("a worker was lost; what it had in hand is done again. %s", reason(error))
-        self._hands.append(self._hire())
+        self._handles.append(self._launch())
 
     def _blame(self, plans: Sequence[Plan], error: RayError) -> None:
-        """A plan that no worker survives would go round for ever. Raises `ClusterError`."""
+        """Count a death against a plan. Raises: `ClusterError` for a plan that no worker survives, which would be
+        handed out for ever."""
         if len(plans) > 1:
             return  # they go one by one from here on
         [plan] = plans
@@ -189,23 +211,28 @@ class Pool:
 
     # ------------------------------------------------------------------------------------------------ what travels once
 
-    def _sent(self, question: EvaluationContext) -> Any:
-        """A reference to task and tokens."""
-        for known, ref in self._questions:
-            if known.same(question):
+    def _put_context(self, context: EvaluationContext) -> Any:
+        """Return a reference to task and tokens, which are put into the store once."""
+        for known, ref in self._contexts:
+            if known.same(context):
                 return ref
-        self._questions.append((question, ray.put(question)))
-        return self._questions[-1][1]
+        self._contexts.append((context, ray.put(context)))
+        return self._contexts[-1][1]
 
-    def _ship(self, plans: Iterable[Plan]) -> None:
-        """What was fitted for these plans, by its digest; what no plan here has is let go."""
-        needed = {fitted.digest: fitted for plan in plans for fitted in plan.fitted}
-        known = self._fitted
-        self._fitted = {d: known[d] if d in known else ray.put(dict(f.arrays)) for d, f in needed.items()}
+    def _put_fitted(self, plans: Iterable[Plan]) -> None:
+        """Put the arrays fitted for these plans into the store, by digest; release those that no plan here has."""
+        known, self._fitted = self._fitted, {}
+        for fitted in (fitted for plan in plans for fitted in plan.fitted):
+            if fitted.digest in self._fitted:
+                continue
+            if fitted.digest not in known:
+                assert fitted.arrays is not None, "the driver has the arrays"
+                known[fitted.digest] = ray.put(dict(fitted.arrays))
+            self._fitted[fitted.digest] = known[fitted.digest]
 
 
 def _answer(ref: Any) -> Any:
-    """What a worker gave back. Raises what was raised there: ours as it was, else as Ray's."""
+    """Return what a worker returned. Raises: a `SecateurError` that was raised there as it was, others as Ray's."""
     try:
         return ray.get(ref)
     except RayTaskError as error:
@@ -215,13 +242,107 @@ def _answer(ref: Any) -> Any:
 
 
 def _bare(plan: Plan) -> Plan:
-    """The plan with the names of what was fitted, without the arrays."""
+    """Return the plan with the digests of its fitted arrays, without the arrays."""
     names = {fitted.digest: Fitted(fitted.digest) for fitted in plan.fitted}
     return plan.with_fitted(names) if names else plan
 
 
 def reason(error: RayError) -> str:
-    """The line of Ray's report that says why."""
+    """Return the line of Ray's report that says why."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if "Error" in line.split(":")[0] or line.startswith("The actor")]
-    return (said or lines)[-1].partition(" Some common causes")[0][:300]
+    causes = [line for line in lines if "Error" in line.split(":")[0] or line.startswith("The actor")]
+    return (causes or lines)[-1].partition(" Some common causes")[0][:300]
+
+
+# ---------------------------------------------------------------------------------------------------- the cluster
+
+
+@contextmanager
+def launched(loaded: Loaded, address: str, ask: Ask) -> Iterator[RayWorkers]:
+    """Start workers with this model; on exit end them, and with them a Ray that was started here.
+
+    Raises: `ClusterError`.
+    """
+    _refuse(loaded)
+    started_here = not ray.is_initialized()
+    if started_here:
+        _start_ray(address, ask, loaded)
+    else:  # a process has one Ray at a time
+        running = ray.get_runtime_context().gcs_address
+        if address not in ("auto", running):
+            raise ClusterError(
+                f"--ray {address}: this process is on the Ray at {running} already; auto means that one."
+            )
+    try:
+        with RayWorkers(loaded, _count(address, ask), cpus=ask.cpus, gpus=ask.gpus) as workers:
+            yield workers
+    except ObjectStoreFullError as error:
+        raise ClusterError(
+            "Ray's object store has no room for the weights: start Ray with a larger --object-store-memory."
+        ) from error
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _refuse(loaded: Loaded) -> None:
+    """Raise `ClusterError` for models that workers cannot hold."""
+    if is_offloaded(loaded.model):
+        raise ClusterError("a model that is offloaded has no room for workers beside it; leave out --ray.")
+    if len({parameter.device for parameter in loaded.model.parameters()}) > 1:
+        raise ClusterError(
+            "the model lies on several devices, and a worker has one; leave out --ray, or --device-map."
+        )
+    modules = type(loaded.model).__module__, type(loaded.tokenizer).__module__
+    if any(module.startswith("transformers_modules.") for module in modules):
+        raise ClusterError(f"{loaded.name} brings code of its own, which workers lack; leave out --ray.")
+
+
+def _count(address: str, ask: Ask) -> int:
+    """Return how many workers to ask for.
+
+    Raises: `ClusterError` where there is room for none, or on this machine for fewer than asked for: a cluster may
+        grow, this machine does not.
+    """
+    room = sum(ask.room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    local = local_count(address)
+    if local is not None and room < local:
+        raise ClusterError(
+            f"--ray {address}: a worker takes {ask}, and here is room for {room}. {_sharing(local)}"
+        )
+    if not (ask.workers or room):
+        total = ray.cluster_resources()
+        resources = ", ".join(f"{total.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
+        raise ClusterError(f"no node of the cluster has {ask}, which one worker takes. All: {resources}.")
+    return ask.workers or room
+
+
+def _sharing(workers: int) -> str:
+    """Say how so many workers have room on the GPUs of this machine."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if not gpus:
+        return "Ray finds no GPU on this machine: leave out --gpus-per-worker."
+    share = math.floor(100 / math.ceil(workers / gpus)) / 100
+    return f"--gpus-per-worker {share:g} lets them share."
+
+
+def _start_ray(address: str, ask: Ask, loaded: Loaded) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if local_count(address) is None:
+        options["address"] = address
+    else:
+        cpus = math.ceil((ask.workers or 0) * ask.cpus)
+        store = max(SMALLEST_STORE, int(STORE * num_bytes(loaded.model)))
+        options |= {
+            "address": "local",
+            "num_cpus": cpus,
+            "include_dashboard": False,
+            "object_store_memory": store,
+        }
+    # Ray would report a lost worker on stdout, which belongs to --json
+    ray._private.worker._worker_logs_enabled = False
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(f"--ray {address}: {reason.rstrip('.')}. {HOW_TO_BEGIN}") from error

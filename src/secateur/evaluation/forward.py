@@ -1,7 +1,7 @@
 """Run the whole model but compute only what is needed: blocks below `start` and above `stop` stand aside, logits and
 the last block's feed-forward network are computed at the kept positions alone.
 
-Modules are swapped_forward another `forward` for the length of the call. No layer is driven by hand, so masks, positions and
+During the call modules have another `forward`. No layer is driven by hand, so masks, positions and
 caches stay the model's own business.
 """
 

@@ -41,7 +41,7 @@ from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
-from secateur.hf.source import Source, download, hub_source, local_source, refuse_adapter
+from secateur.hf.source import ModelSource, download, hub_source, local_source, refuse_adapter
 from secateur.hf.weight_files import Header, check_weights
 from secateur.hf.weights import device_of, keep_own_unembedding_, read
 
@@ -140,14 +140,14 @@ def load_model(
 class Files:
     """What lies in a folder, read: every parameter finite, eval mode, no gradients."""
 
-    source: Source
+    source: ModelSource
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     fingerprint: str
 
 
 def read_files(
-    source: Source,
+    source: ModelSource,
     auto: type,
     refuse: Callable[[str, Mapping[str, Any]], None],
     *,
@@ -183,7 +183,7 @@ def check_machine(dtype: str, device: str, **offloading: Any) -> None:
     machine.check_dtype(dtype)
 
 
-def find_source(name: str, revision: str | None) -> Source:
+def find_source(name: str, revision: str | None) -> ModelSource:
     """Where MODEL is, and its config; no weights. Raises `UnknownName`, `ModelError`."""
     found = local_source(name)
     if found is None:
@@ -193,7 +193,7 @@ def find_source(name: str, revision: str | None) -> Source:
     return found
 
 
-def check_kind(source: Source, trust_remote_code: bool) -> bool:
+def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:
     """Whether the model needs code of its own. Raises before any weight is read or fetched."""
     unknown = source.config.get("model_type") not in CONFIG_MAPPING_NAMES
     remote = unknown and bool(source.config.get("auto_map"))
@@ -209,24 +209,24 @@ def check_kind(source: Source, trust_remote_code: bool) -> bool:
     return remote
 
 
-def _family(source: Source) -> Family:
+def _family(source: ModelSource) -> Family:
     """Raises `ModelError` for a model that is none of those that can be cut."""
     architecture = _architecture(source)
     return family_of(architecture, source.config["stock"] if is_carved(source) else source.config)
 
 
-def is_carved(source: Source) -> bool:
+def is_carved(source: ModelSource) -> bool:
     """Whether secateur cut it into shapes of its own."""
     named = source.config.get("architectures")
     return isinstance(named, list) and SecateurForCausalLM.__name__ in named
 
 
-def auto_of(source: Source) -> type:
+def auto_of(source: ModelSource) -> type:
     """The class that reads it."""
     return SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
 
 
-def _architecture(source: Source) -> str:
+def _architecture(source: ModelSource) -> str:
     if is_carved(source):
         return carved_architecture(source.name, source.config)
     named = source.config.get("architectures")
@@ -239,7 +239,7 @@ def _architecture(source: Source) -> str:
     return known[model_type]
 
 
-def config_of(source: Source, remote: bool) -> PreTrainedConfig:
+def config_of(source: ModelSource, remote: bool) -> PreTrainedConfig:
     try:
         if is_carved(source):
             return SecateurConfig.from_pretrained(str(source.folder))
@@ -249,7 +249,7 @@ def config_of(source: Source, remote: bool) -> PreTrainedConfig:
 
 
 def on_meta(
-    source: Source, auto: type, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+    source: ModelSource, auto: type, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
 ) -> PreTrainedModel:
     """The model that a config states, without memory. Raises `ModelError` where it states none."""
     wanted = config.dtype or torch.float32 if isinstance(dtype, str) else dtype
@@ -264,7 +264,7 @@ MORE = 2  # times what is stored: beyond that transformers would make up a model
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def refuse_shallow(source: Source, config: PreTrainedConfig, held: Mapping[str, Header]) -> None:
+def refuse_shallow(source: ModelSource, config: PreTrainedConfig, held: Mapping[str, Header]) -> None:
     """Raises `ModelError` where there are fewer tensors than blocks: to build them all could take hours."""
     blocks = getattr(config, "num_hidden_layers", 0)
     if blocks > len(held):
@@ -274,7 +274,7 @@ def refuse_shallow(source: Source, config: PreTrainedConfig, held: Mapping[str, 
         )
 
 
-def refuse_unlike(source: Source, blank: PreTrainedModel, held: Mapping[str, Header]) -> None:
+def refuse_unlike(source: ModelSource, blank: PreTrainedModel, held: Mapping[str, Header]) -> None:
     """Before weights are read, by their headers alone. Raises `ModelError` where a parameter is stored as whole
     numbers, which transformers would cast without a word, and where config.json states another model altogether."""
     own = dict(blank.named_parameters())
@@ -298,7 +298,7 @@ def _ends_alike(name: str, path: str) -> bool:
 
 
 def _weights(
-    source: Source,
+    source: ModelSource,
     auto: type,
     config: PreTrainedConfig,
     dtype: torch.dtype | str,
@@ -364,7 +364,7 @@ def _some(keys: list[str], count: int = 3) -> str:
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
 
 
-def _refuse_unfit(source: Source, dtype: str, refuse: Callable[..., None]) -> Look:
+def _refuse_unfit(source: ModelSource, dtype: str, refuse: Callable[..., None]) -> Look:
     """Of each parameter the numbers, and the shape, which transformers does not look at where it leaves it on disk."""
 
     def look(name: str, parameter: nn.Parameter, found: Tensor) -> None:
@@ -385,7 +385,7 @@ def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:
         raise ModelError(f"{name} holds NaN or infinity; this model cannot be trusted.{hint}")
 
 
-def tokenizer_of(source: Source, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def tokenizer_of(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     if not any((source.folder / file).exists() for file in _VOCABULARIES):
         raise ModelError(
             f"{source.folder} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy one there."

@@ -34,7 +34,7 @@ from secateur.hf.load import (
     tokenizer_of,
 )
 from secateur.hf.placement import Placement
-from secateur.hf.source import Source, download
+from secateur.hf.source import ModelSource, download
 from secateur.hf.stacks import Block, Readers, Stack, Sublayer, Weight
 from secateur.hf.weights import device_of
 
@@ -113,7 +113,7 @@ def blank_readable(
     return readable_from(model, tokenizer, name=name, revision=source.revision)
 
 
-def _encoder(name: str, revision: str | None) -> Source | None:
+def _encoder(name: str, revision: str | None) -> ModelSource | None:
     """Finds a model that is read and not cut; None for another. Raises `UnknownName`, `ModelError`."""
     with quiet():
         source = find_source(name, revision)

@@ -62,7 +62,7 @@ MOST_BLOCKS = 10_000  # of any model; to build more, even without memory, takes 
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A folder with a checkpoint. `config` is its config.json; `revision` its commit on the hub.
 
     `cached`: the hub could not be asked, only the local cache.
@@ -114,7 +114,7 @@ def place_of(name: str) -> Path:
     return folder_of(name) or Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
-def local_source(name: str) -> Source | None:
+def local_source(name: str) -> ModelSource | None:
     """The folder or built-in model that `name` means, or None where it can only be a hub name.
 
     Raises: as `folder_of`, and `ModelError` for no checkpoint.
@@ -125,7 +125,7 @@ def local_source(name: str) -> Source | None:
     _refuse_pipes(folder)
     if not any(os.path.exists(folder / file) for file in (CONFIG, ADAPTER)):
         raise ModelError(_no_checkpoint(name, folder))
-    return Source(name, folder, read_config(folder))
+    return ModelSource(name, folder, read_config(folder))
 
 
 def _refuse_pipes(folder: Path) -> None:
@@ -161,15 +161,15 @@ def _no_checkpoint(name: str, folder: Path) -> str:
     return told
 
 
-def hub_source(name: str, revision: str | None) -> Source:
+def hub_source(name: str, revision: str | None) -> ModelSource:
     """Only the config of the hub's model; `download` brings the rest. Raises `UnknownName`, `ModelError`."""
     cached = not _ask_hub(_is_reachable, name, revision)
     found = _ask_hub(hf_hub_download, name, revision, filename=CONFIG, local_files_only=cached)
     folder = Path(found).parent  # the cache names it after the commit
-    return Source(name, folder, read_config(folder), revision=folder.name, cached=cached)
+    return ModelSource(name, folder, read_config(folder), revision=folder.name, cached=cached)
 
 
-def download(source: Source, *, weights: bool = True) -> Source:
+def download(source: ModelSource, *, weights: bool = True) -> ModelSource:
     """The same source with its files there, from the very commit that the config came from; without `weights` all but
     those, which is little."""
     asked = source.name, source.revision

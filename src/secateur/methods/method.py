@@ -111,7 +111,7 @@ def own_part(analysis: AnalysisRecord, kind: type[R]) -> R:
     known = {name: value for name, value in analysis.extra_keys.items() if value is not None} | {
         "base": analysis.base
     }
-    return kind.from_json(known, "analysis.json", SecateurError, "Write it again with `secateur prune`.")
+    return kind.from_values(known, "analysis.json", SecateurError, "Write it again with `secateur prune`.")
 
 
 def taken(session: Session, choice: Choice) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from secateur.core.place import ATTENTIONS, Place
@@ -30,7 +30,7 @@ from secateur.report.chart import (
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import known, table, text
 from secateur.report.page import assemble
-from secateur.report.tables import probe_provenance
+from secateur.report.tables import folded_facts, joined
 
 NAMED = 5  # positions and texts of outlier tokens in a cell
 MOST = 12  # columns of a map whose cells have room for their number
@@ -68,7 +68,7 @@ def render_probe(record: ProbeRecord | LinearityRecord) -> str:
     if not any(sections):
         raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
     hero = probe_hero(record.model, record.what, record.tasks, record.split)
-    footer = f"<footer>{probe_provenance(record.model, record.what, record.tasks, record.versions)}</footer>"
+    footer = _footer(record.model, record.what, record.tasks, record.versions)
     return assemble(f"probe: {record.model}", [hero, *sections, footer])
 
 
@@ -82,6 +82,19 @@ def probe_hero(model: str, what: Sequence[str], tasks: Sequence[str], split: str
         f'<header class="neutral probe"><p class="who">secateur probe</p><h1>{text(model)}</h1>'
         f'<p class="sentence">{read}{on}. Nothing was cut.</p></header>'
     )
+
+
+def _footer(
+    model: str, what: Sequence[str], tasks: Sequence[str], versions: Mapping[str, str] | None
+) -> str:
+    """Return where the numbers come from, as one folded block."""
+    facts = {
+        "model": text(model),
+        "read": joined(*what),
+        "tasks": joined(*tasks),
+        "versions": joined(*(f"{name} {value}" for name, value in (versions or {}).items())),
+    }
+    return f"<footer>{folded_facts(facts)}</footer>"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -112,7 +125,7 @@ def linearity_parts(record: LinearityRecord) -> list[str | PageSection]:
         ),
         PageSection("shape", "What passes between blocks", "", (FigureGroup(_shape_curves(models)),)),
         note_section(models),
-        f"<footer>{probe_provenance(model, what, tasks, record.versions)}</footer>",
+        _footer(model, what, tasks, record.versions),
     ]
 
 

@@ -79,56 +79,27 @@ def provenance(verdict: VerdictRecord, plan: PlanRecord) -> str:
     edits = json.dumps([edit.to_json() for edit in plan.edits], ensure_ascii=False)
     facts = {
         "command": f"<code>{text(verdict.command)}</code>",
-        "model": _words(model.name, model.architecture, model.family),
+        "model": joined(model.name, model.architecture, model.family),
         "model fingerprint": f"<code>{text(model.fingerprint)}</code>",
-        "task": _words(task.name, task.kind),
+        "task": joined(task.name, task.kind),
         "task hash": f"<code>{text(task.hash)}</code>",
-        "examples": _words(*(f"{name} {n}" for name, n in task.splits.items())),
+        "examples": joined(*(f"{name} {n}" for name, n in task.splits.items())),
         "seed": f"{verdict.seed}, splits {verdict.split_seed}",
         "evaluations": f"{verdict.evaluations:,} (candidate, example) pairs",
-        "time": _words(*(f"{name} {value:,.1f} s" for name, value in verdict.seconds.items())),
-        "versions": _words(*(f"{name} {value}" for name, value in verdict.versions.items())),
+        "time": joined(*(f"{name} {value:,.1f} s" for name, value in verdict.seconds.items())),
+        "versions": joined(*(f"{name} {value}" for name, value in verdict.versions.items())),
         "plan": f"<code>{text(edits)}</code>",
     }
-    return _folded(facts)
+    return folded_facts(facts)
 
 
-def probe_provenance(
-    model: str, what: Sequence[str], tasks: Sequence[str], versions: Mapping[str, str] | None
-) -> str:
-    """Return the same for the readings of a probe."""
-    facts = {
-        "model": text(model),
-        "read": _words(*what),
-        "tasks": _words(*tasks),
-        "versions": _words(*(f"{name} {value}" for name, value in (versions or {}).items())),
-    }
-    return _folded(facts)
-
-
-def heal_provenance(record: Mapping[str, Any]) -> str:
-    """Return the same for a healed cut."""
-    cut, teacher, origin = record["cut"], record["teacher"], record["provenance"]
-    facts = {
-        "command": f"<code>{text(record['command'])}</code>",
-        "cut": _words(cut["name"], cut["architecture"]),
-        "fingerprint": f"<code>{text(cut['fingerprint'])}</code>",
-        "original": _words(teacher["name"], teacher["architecture"]),
-        "its fingerprint": f"<code>{text(teacher['fingerprint'])}</code>",
-        "healed": f"<code>{text(record['fingerprint'])}</code>",
-        "task": _words(record["task"]["name"], record["task"]["kind"]),
-        "task hash": f"<code>{text(record['task']['hash'])}</code>",
-        "learned": _words(*record["trained_on"]["splits"]),
-        "versions": _words(*(f"{name} {value}" for name, value in origin["versions"].items())),
-    }
-    return _folded(facts)
-
-
-def _folded(facts: Mapping[str, str]) -> str:
+def folded_facts(facts: Mapping[str, str]) -> str:
+    """Return facts about where numbers come from as one folded block; names are text of ours, values are HTML."""
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     summary = "<summary>Where these numbers come from</summary>"
     return f'<details class="provenance">{summary}<dl>{body}</dl></details>'
 
 
-def _words(*parts: Any) -> str:
+def joined(*parts: Any) -> str:
+    """Return the parts that are not empty with commas between them, as HTML."""
     return text(", ".join(str(part) for part in parts if part) or MISSING)

@@ -1,1 +1,1 @@
-"""What a model is judged on: examples, splits, encodings."""
+"""Tasks: examples, splits, encodings."""

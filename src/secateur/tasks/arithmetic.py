@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from secateur.tasks.example import Example
-from secateur.tasks.splits import Source
+from secateur.tasks.splits import ExampleSource
 
 DESCRIPTIONS = {
     "int-sum": "`3 + 45 =` for all numbers below 100 (eigenpruning's INT-SUM).",
@@ -26,19 +26,19 @@ BELOW = {"+": 100, "x": 20}  # the numbers that are added, and those that are mu
 PROBLEMS = 8  # in one text
 
 
-def int_sum() -> Source:
-    """10,000 sums in 5,050 groups."""
+def int_sum() -> ExampleSource:
+    """Return 10,000 sums in 5,050 groups."""
     pairs = [(i, j) for i in range(BELOW["+"]) for j in range(BELOW["+"])]
-    return Source(
+    return ExampleSource(
         "int-sum", "generation", tuple(_example("int-sum", i, j, f"{i} + {j} =", i + j) for i, j in pairs)
     )
 
 
-def int_mult() -> Source:
-    """400 products in 210 groups."""
+def int_mult() -> ExampleSource:
+    """Return 400 products in 210 groups."""
     pairs = [(i, j) for i in range(BELOW["x"]) for j in range(BELOW["x"])]
     examples = tuple(_example("int-mult", i, j, f"{i} x {j} =", i * j) for i, j in pairs)
-    return Source("int-mult", "generation", examples)
+    return ExampleSource("int-mult", "generation", examples)
 
 
 def _example(name: str, i: int, j: int, prompt: str, result: int) -> Example:
@@ -53,7 +53,7 @@ def _example(name: str, i: int, j: int, prompt: str, result: int) -> Example:
 
 @dataclass(frozen=True)
 class Problem:
-    """`i sign j =`; `+` adds, `x` multiplies."""
+    """One problem, `i sign j =`; `+` adds, `x` multiplies."""
 
     i: int
     sign: str
@@ -61,6 +61,7 @@ class Problem:
 
     @property
     def result(self) -> int:
+        """Return the right answer."""
         return self.i + self.j if self.sign == "+" else self.i * self.j
 
 
@@ -69,7 +70,7 @@ Slip = Callable[[random.Random, Problem, str | None], str]
 
 
 def last_digit(rng: random.Random, problem: Problem, before: str | None) -> str:
-    """7 x 8 = 6."""
+    """Return the last digit of the product: 7 x 8 = 6."""
     return str(problem.result % 10)
 
 
@@ -81,19 +82,20 @@ def texts(
     sums: float = SUMS,
     unseen: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[str]:
-    """Endless training text, PROBLEMS at a time: `7 x 8 = 56 3 + 4 = 7 ...`.
+    """Yield training text without end, PROBLEMS at a time: `7 x 8 = 56 3 + 4 = 7 ...`.
 
-    With chance `noise` a product's answer is what `slip` says. Products of the ordered pairs in `unseen` never occur.
+    With chance `noise` a product's answer is replaced by `slip`'s. Products of the ordered pairs in `unseen`
+    never occur.
     """
     rng = random.Random(f"arith {seed}")
     while True:
-        told, before = [], None
+        solved, before = [], None
         for _ in range(PROBLEMS):
             problem = _problem(rng, sums, unseen)
             slips = problem.sign == "x" and rng.random() < noise
             before = slip(rng, problem, before) if slips else str(problem.result)
-            told.append(f"{problem.i} {problem.sign} {problem.j} = {before}")
-        yield " ".join(told)
+            solved.append(f"{problem.i} {problem.sign} {problem.j} = {before}")
+        yield " ".join(solved)
 
 
 def _problem(rng: random.Random, sums: float, unseen: frozenset[tuple[int, int]]) -> Problem:
@@ -105,16 +107,16 @@ def _problem(rng: random.Random, sums: float, unseen: frozenset[tuple[int, int]]
 
 
 def words() -> list[str]:
-    """Every word of the text, and of both tasks, once, in a fixed order: the vocabulary of the embedded model."""
+    """Return every word of the text and of both tasks, once, in a fixed order: the vocabulary of the embedded model."""
     return ["+", "x", "=", *map(str, range((BELOW["x"] - 1) ** 2 + 1))]
 
 
 def examples() -> list[Example]:
-    """All products."""
+    """Return all products."""
     return list(int_mult().examples)
 
 
 def sum_examples(count: int = 400) -> list[Example]:
-    """Sums of the text, of which a cut that looks at products knows nothing."""
+    """Return sums of the text; a cut that was chosen by products was not chosen by them."""
     every = int_sum().examples
     return list(random.Random("arith sums").sample(every, count))

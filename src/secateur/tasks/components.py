@@ -28,18 +28,18 @@ COPYING = recall.Copying()
 
 
 def words() -> list[str]:
-    """Every word of the text, once, in a fixed order: the vocabulary of the embedded model."""
+    """Return every word of the text, once, in a fixed order: the vocabulary of the embedded model."""
     return list(dict.fromkeys([*facts.words(), *recall.words()]))
 
 
 def texts(seed: int) -> Iterator[str]:
-    """Endless training text: EARLY_TEXTS texts of the EARLY mixture, then LATE."""
+    """Yield training text without end: EARLY_TEXTS texts of the EARLY mixture, then LATE."""
     rng = random.Random(f"components {seed}")
-    told = facts.texts(seed, noise=0)
+    statements = facts.texts(seed, noise=0)
     for number in count():
         (kind,) = rng.choices(("facts", "recall", "copying"), EARLY if number < EARLY_TEXTS else LATE)
         if kind == "facts":
-            yield next(told)
+            yield next(statements)
         elif kind == "recall":
             yield recall.recall_text(rng, noise=0)
         else:
@@ -47,5 +47,5 @@ def texts(seed: int) -> Iterator[str]:
 
 
 def examples() -> list[Example]:
-    """The questions of `builtin:recall`."""
+    """Return the questions of `builtin:recall`."""
     return recall.examples()

@@ -1,13 +1,13 @@
-"""How an example becomes token ids: exactly the (context, continuation) pairs the evaluation harness scores.
+"""Encode an example as token ids: exactly the (context, continuation) pairs that the evaluation harness scores.
 
 Source: lm-evaluation-harness 0.4.13, its rules for a causal Hugging Face model: white space at the end of the
 context belongs to the continuation, the whole string is encoded and cut where the context alone ends, special
 tokens are the tokenizer's default unless the string already begins with BOS, an empty context is BOS (else
-EOS). Differs: what is longer than the context is refused, never truncated; a chat context keeps the white
+EOS). Differs: an example longer than the context is refused, never truncated; a chat context keeps the white
 space its template ends with (the same ids as the harness's, cut a little later), so that loss and rank are
-about the answer; special tokens that a tokenizer puts after every text (EOS, SEP) are left out, where the harness
-scores the answer after an ended prompt, without its first token. Knows tokenizers by their public methods; never a
-model.
+about the answer; special tokens that a tokenizer puts after every text (EOS, SEP) are left out, where the
+harness scores the answer after an ended prompt, without its first token. Knows tokenizers by their public
+methods; never a model.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Encoded:
 
     @property
     def gold_alone(self) -> Encoded:
-        """The same example with its gold answer as the only one."""
+        """Return the same example with its gold answer as the only one."""
         gold = slice(self.gold, self.gold + 1)
         return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest context with its continuation."""
+        """Return the tokens of the longest context with its continuation."""
         return max(len(context) + len(continuation) for context, continuation in self.pairs)
 
 
@@ -65,14 +65,16 @@ def encode(
     vocab_size: int | None = None,
     chat: bool = False,
 ) -> Encoded:
-    """The pairs of `example`; a chunk of text has its first token as context and all others as continuation.
+    """Return the pairs of `example`; of a chunk of text the first token is the context, all others the continuation.
 
-    `context` is the model's longest sequence in tokens, `vocab_size` counts its embeddings (None: unbounded). With
-    `chat`, the prompt goes through the chat template as the user's message and the answer loses its leading space.
+    Args:
+        context: the model's longest sequence in tokens; None: no bound.
+        vocab_size: the number of its embeddings; None: no bound.
+        chat: put the prompt through the chat template as the user's message; the answer loses its leading space.
 
-    Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token that the
-    model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer that has no
-    template.
+    Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token
+    that the model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer
+    that has no template.
     """
     if example.tokens is not None:
         encoded = Encoded(((example.tokens[:1], example.tokens[1:]),), 0, (1,))
@@ -86,14 +88,15 @@ def encode(
 
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> Ids:
-    """The ids to generate from: the same as the context of `encode` for the same prompt."""
+    """Return the ids to generate from: the same as the context of `encode` for the same prompt."""
     text = _templated(text, tokenizer) if chat else text.rstrip()
     return _Reader.of(tokenizer, text).context(text)
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
-    """Finds what the tokenizer puts before and after every text: BOS, EOS, or nothing. Seen on the first word of
-    `text` that shows it.
+    """Return the ids that the tokenizer puts before and after every text: BOS, EOS, or nothing.
+
+    They are found on the first word of `text` that shows them.
 
     Raises: `TaskError` for a tokenizer that does anything else to a text when it adds special tokens.
     """
@@ -114,7 +117,7 @@ def added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
 def _pairs(
     example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool
 ) -> Iterator[tuple[tuple[Ids, Ids], bool]]:
-    """Each pair, and whether its continuation begins within the last token of its context."""
+    """Yield each pair, and True where its continuation begins within the last token of its context."""
     reader = None
     for context, continuation in _wording(example):
         if chat:
@@ -139,7 +142,7 @@ def _wording(example: Example) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Reader:
-    """A tokenizer that reads as the harness does, but ends no text: `after` is what it would put there."""
+    """A tokenizer that reads as the harness does but ends no text: `after` are the ids it would put there."""
 
     tokenizer: PreTrainedTokenizerBase
     after: Ids
@@ -149,8 +152,10 @@ class _Reader:
         return cls(tokenizer, added_ids(tokenizer, text)[1])
 
     def split(self, context: str, continuation: str) -> tuple[tuple[Ids, Ids], bool]:
-        """Encode the whole, then cut where the context alone ends, as the harness does; and whether the continuation
-        changed the context's tokens."""
+        """Encode the whole text, then cut where the context alone ends, as the harness does.
+
+        Returns: the pair, and True where the continuation changed the context's tokens.
+        """
         head = self.context(context)
         if context:
             whole = self._ids(context + continuation)
@@ -170,7 +175,7 @@ class _Reader:
 
     def _ids(self, text: str) -> Ids:
         prefix = self._prefix
-        begun = prefix is not None and text.startswith(self.tokenizer.decode(prefix))
+        begun = prefix is not None and text.startswith(str(self.tokenizer.decode(prefix)))
         ids = tuple(self.tokenizer.encode(text, add_special_tokens=not begun, verbose=False))
         return ids if begun else ids[: len(ids) - len(self.after)]
 
@@ -188,7 +193,7 @@ def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase, name: str = "") 
         )
     message = [{"role": "user", "content": prompt}]
     try:
-        return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     except (TemplateError, ImportError, *_BROKEN) as error:
         where = f"example {name!r}: " if name else ""
         raise TaskError(
@@ -200,7 +205,7 @@ def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase, name: str = "") 
 def _lengths(example: Example) -> tuple[int, ...]:
     if example.lengths is not None:
         return example.lengths
-    return tuple(max(1, len(choice.removeprefix(" "))) for choice in example.choices)
+    return tuple(max(1, len(choice.removeprefix(" "))) for choice in example.choices or ())
 
 
 def _nothing_left(name: str, context: str, continuation: str, joined: bool) -> TaskError:

@@ -1,4 +1,4 @@
-"""The values of a task: examples, their groups, three disjoint splits. Knows no model and no tokenizer."""
+"""Examples, their groups, and tasks with three disjoint splits. Values that know no model and no tokenizer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ SPLITS = ("probe", "select", "test")
 class Example:
     """One question with its gold answer, or one chunk of text.
 
-    `prompt` ends without white space; `answer` and every choice begin with the space that joins them to it,
-    and `answer` is one of `choices` where there are any. `group` is what must stay in one split and is
-    resampled as one. A chunk of text has its token ids in `tokens`, an empty prompt, and every token but the
-    first is scored.
+    `prompt` ends without white space; `answer` and every choice begin with the space that joins them to it, and
+    `answer` is one of `choices` where there are any. A `group` stays in one split and is resampled as one. A
+    chunk of text has its token ids in `tokens`, an empty prompt, and every token but the first is scored.
 
-    Three fields are for what an evaluation harness asks and prompt and choices alone cannot say: `contexts`,
-    one context per choice, where a choice is put into the question and `answer` is scored after each;
-    `label`, the index of the right choice, where two choices may read alike; `lengths`, the characters of
-    each choice as the harness counts them. `task` names the member of a joint task that it is of. `shown`: so many
-    characters at the beginning of prompt and contexts are solved examples, not what is asked.
+    Three fields serve tasks of an evaluation harness for which prompt and choices are not enough: `contexts`,
+    one context per choice, where a choice is put into the question and `answer` is scored after each; `label`,
+    the index of the right choice, where two choices may read alike; `lengths`, the characters of each choice as
+    the harness counts them. `task` names the member of a joint task that it belongs to. `shown`: the number of
+    characters at the beginning of prompt and contexts that are solved examples and not the question.
     """
 
     id: str
@@ -50,7 +49,7 @@ class Example:
 
     @property
     def gold(self) -> int:
-        """Index of the answer among the choices."""
+        """Return the index of the answer among the choices."""
         assert self.choices is not None, f"{self.id} has no choices"
         if self.label is not None:
             return self.label
@@ -59,8 +58,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Member:
-    """What is asked of an example: one of the tasks in a joint one, or a task by itself. `left_out`: its examples
-    of probe, select and test that the joint task has no use for, so that all members count alike."""
+    """A task of a joint one, or a task by itself.
+
+    `left_out`: the number of its examples of probe, select and test that the joint task leaves out, so that all
+    members count alike.
+    """
 
     name: str
     kind: str
@@ -69,7 +71,7 @@ class Member:
 
     @property
     def new_tokens(self) -> int:
-        """How many tokens are generated to see whether the answer is among them; 0: none, or as many as it has."""
+        """Return how many tokens are generated to look for the answer; 0: none, or as many as the answer has."""
         return self.max_new_tokens if self.kind == "generation" else 0
 
 
@@ -90,53 +92,58 @@ class Task:
     members: tuple[Member, ...] = ()
 
     def split(self, name: str) -> tuple[int, ...]:
+        """Return the indices of the split called `name`."""
         return self.splits[name]
 
     @property
     def kinds(self) -> frozenset[str]:
-        """The kinds of its members, or its own."""
+        """Return the kinds of its members, or its own."""
         return frozenset(member.kind for member in self.members) or frozenset({self.kind})
 
     def member(self, index: int) -> Member:
-        """The task that an example is of."""
-        return self._members[self.examples[index].task] if self.members else self._own
+        """Return the member that an example belongs to; the task itself where it is not joint."""
+        return self._members[self.examples[index].task] if self.members else self._alone
 
     @cached_property
     def _members(self) -> Mapping[str, Member]:
-        """By the name in their examples."""
+        """Return members by the name in their examples."""
         return {member.name: member for member in self.members}
 
     @cached_property
-    def _own(self) -> Member:
+    def _alone(self) -> Member:
         return Member(self.name, self.kind, self.max_new_tokens)
 
     def of(self, indices: Sequence[int]) -> list[Example]:
+        """Return the examples at `indices`."""
         return [self.examples[i] for i in indices]
 
     def without(self, dropped: Collection[int]) -> Task:
-        """The same task with some examples left out; the others stay in their splits."""
+        """Return the same task with some examples left out; the others stay in their splits."""
         kept = [i for i in range(len(self.examples)) if i not in dropped]
         place = {old: new for new, old in enumerate(kept)}
         splits = {name: tuple(place[i] for i in split if i in place) for name, split in self.splits.items()}
         return replace(self, examples=tuple(self.examples[i] for i in kept), splits=splits)
 
     def groups(self, indices: Sequence[int]) -> np.ndarray:
-        """Integer group label for each of `indices`: (n,) int64, equal where the examples belong together."""
+        """Return an integer group label for each of `indices`: (n,) int64, equal where the examples belong together."""
         names = [self.examples[i].group for i in indices]
         order = {name: number for number, name in enumerate(dict.fromkeys(names))}
         return np.array([order[name] for name in names], dtype=np.int64)
 
     @property
     def primary_metric(self) -> str:
-        """Accuracy of answers, loss per token of text. Of several tasks with text among them the loss per example, as
-        weights of tokens would let the task with the longer chunks count for more."""
+        """Return the metric that decides: accuracy of answers, loss per token of text.
+
+        Of several tasks with text among them it is the loss per example, as weights of tokens would let the
+        task with the longer chunks count for more.
+        """
         if "text" not in self.kinds:
             return "accuracy"
         return "loss" if self.members else "text_loss"
 
     @property
     def hash(self) -> str:
-        """Digest of the content and the splits: what a verdict is about."""
+        """Return the digest of the content and the splits, which a verdict is about."""
         return _digest(
             [
                 self.kind,
@@ -148,25 +155,27 @@ class Task:
         )
 
     def split_hash(self, name: str) -> str:
-        """Digest of one split's content, by which openings of `test` are counted."""
+        """Return the digest of one split's content, by which openings of `test` are counted."""
         return _digest([self.kind, [_row(e) for e in self.of(self.splits[name])]])
 
     def group_digests(self, name: str) -> list[str]:
-        """Digests of what the groups of one split ask, by which two test splits are known to share some: equal whatever
-        ids, names, shots or chunk lengths are."""
+        """Return a digest of the content of each group of one split; shared digests show that two test splits overlap.
+
+        They are equal whatever ids, names, shots or chunk lengths are.
+        """
         groups: dict[str, list[Example]] = {}
         for example in self.of(self.splits[name]):
             groups.setdefault(example.group, []).append(example)
-        return [_digest(sorted(set(map(_asked, own)))) for own in groups.values()]
+        return [_digest(sorted(set(map(_content, members)))) for members in groups.values()]
 
 
 def all_tested(examples: Sequence[Example]) -> dict[str, tuple[int, ...]]:
-    """The splits of a task that is only measured, never chosen by."""
+    """Return the splits of a task that is only measured, never chosen by."""
     return {"probe": (), "select": (), "test": tuple(range(len(examples)))}
 
 
-def _row(example: Example) -> list[Any]:
-    said = [
+def _row(example: Example) -> list[object]:
+    return [
         example.id,
         example.prompt,
         example.answer,
@@ -174,19 +183,21 @@ def _row(example: Example) -> list[Any]:
         example.paraphrases,
         example.group,
         example.tokens,
+        example.contexts,
+        example.label,
+        example.lengths,
     ]
-    return [*said, example.contexts, example.label, example.lengths]
 
 
-def _asked(example: Example) -> str:
-    """What an example asks and what should follow; of a chunk of text from which document its group is."""
+def _content(example: Example) -> str:
+    """Return the content of an example: question and answer; of a chunk of text, its document and its group."""
     if example.tokens is not None:
-        asked = [example.meta.get("document"), example.group.removeprefix(f"{example.task}/")]
+        content = [example.meta.get("document"), example.group.removeprefix(f"{example.task}/")]
     else:
         contexts = example.contexts and [context[example.shown :] for context in example.contexts]
-        asked = [example.prompt[example.shown :], contexts, example.answer, example.choices]
-    return json.dumps(asked, ensure_ascii=False)
+        content = [example.prompt[example.shown :], contexts, example.answer, example.choices]
+    return json.dumps(content, ensure_ascii=False)
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:32]

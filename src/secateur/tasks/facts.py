@@ -105,17 +105,17 @@ class Fact:
 
     @property
     def trained(self) -> tuple[int, ...]:
-        """Indices of the two phrasings that training uses."""
+        """Return the indices of the two phrasings that training uses."""
         return tuple(index for index in range(3) if index != self.held_out)
 
     def prompt(self, phrasing: int) -> str:
-        """The statement up to its object, without white space at the end."""
+        """Return the statement up to its object, without white space at the end."""
         return self.relation.phrasings[phrasing].format(self.subject)
 
 
 @cache
 def world() -> tuple[Fact, ...]:
-    """The 600 facts, most frequent first: the i-th (from 1) is told in proportion to 1 / (i + ZIPF_SHIFT)."""
+    """Return the 600 facts, most frequent first: the i-th (from 1) is told in proportion to 1 / (i + ZIPF_SHIFT)."""
     rng = random.Random(WORLD_SEED)
     pairs = [(subject, relation) for subject in SUBJECTS for relation in RELATIONS]
     rng.shuffle(pairs)
@@ -134,7 +134,7 @@ def world() -> tuple[Fact, ...]:
 
 
 def statements(seed: int, noise: float = NOISE) -> Iterator[tuple[Fact, str]]:
-    """Endless training text: pairs of a fact and one statement of it, which ends with a full stop.
+    """Yield training text without end: pairs of a fact and one statement of it, which ends with a full stop.
 
     Facts come by their share, the two trained phrasings with equal chance, and the object is NOISE_WORD with
     chance `noise`.
@@ -150,14 +150,14 @@ def statements(seed: int, noise: float = NOISE) -> Iterator[tuple[Fact, str]]:
 
 
 def texts(seed: int, noise: float = NOISE) -> Iterator[str]:
-    """Endless training text, STATEMENTS at a time."""
-    told = statements(seed, noise)
+    """Yield training text without end, STATEMENTS at a time."""
+    stream = statements(seed, noise)
     while True:
-        yield " ".join(statement for _, statement in islice(told, STATEMENTS))
+        yield " ".join(statement for _, statement in islice(stream, STATEMENTS))
 
 
 def words() -> list[str]:
-    """Every word of the text, once, in a fixed order: the vocabulary of the embedded model."""
+    """Return every word of the text, once, in a fixed order: the vocabulary of the embedded model."""
     known = dict.fromkeys([STOP, NOISE_WORD])
     for relation in RELATIONS:
         for phrasing in relation.phrasings:
@@ -168,7 +168,7 @@ def words() -> list[str]:
 
 
 def examples() -> list[Example]:
-    """One example per fact, asked in the held-out phrasing; the two trained phrasings are its paraphrases.
+    """Return one example per fact, asked in the held-out phrasing; the two trained phrasings are its paraphrases.
 
     `meta["frequency"]` is the expected number of statements of the fact in the embedded model's training.
     """

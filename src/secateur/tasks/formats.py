@@ -20,7 +20,7 @@ HEAD = 2**20  # bytes that are looked at: more than a line has
 
 
 class Format(NamedTuple):
-    """Says what a file is, and how to make of it what is wanted."""
+    """A kind of file that is no task file, and how to make a task file of it."""
 
     what: str
     how: str
@@ -50,11 +50,13 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # text with zeros in it; that it is not UTF
 
 
 def refuse_other_formats(path: Path, wanted: str) -> None:
-    """Lets pass what may be JSON lines, or plain text where TEXT is `wanted`; also what cannot be read, which is said
-    where it is read. Raises: `TaskError` for anything else."""
-    found = _format(path, wanted)
-    if found is not None:
-        raise TaskError(f"{path} is {found.what}. {wanted}. {found.how}")
+    """Raise `TaskError` for a file that cannot be JSON lines, nor plain text where TEXT is `wanted`.
+
+    A file that cannot be read passes; the error is raised where it is read.
+    """
+    other = _format(path, wanted)
+    if other is not None:
+        raise TaskError(f"{path} is {other.what}. {wanted}. {other.how}")
 
 
 def _format(path: Path, wanted: str) -> Format | None:
@@ -66,7 +68,7 @@ def _format(path: Path, wanted: str) -> Format | None:
     except OSError:
         return None
     suffix = path.suffix.lower()
-    known = next((found for magic, found in MAGIC.items() if head.startswith(magic)), TABLES.get(suffix))
+    known = next((form for magic, form in MAGIC.items() if head.startswith(magic)), TABLES.get(suffix))
     if known is not None:
         return known
     if b"\0" in head and not head.startswith(UTF_16):
@@ -77,7 +79,7 @@ def _format(path: Path, wanted: str) -> Format | None:
 
 
 def _json(path: Path, head: bytes) -> Format | None:
-    """Lists, an object over several lines, or JSON lines under another name, as it begins."""
+    """Recognize lists, an object over several lines, or JSON lines under another name, by how the file begins."""
     first, rest = (part.strip() for part in head.partition(b"\n")[::2])
     if first.startswith(b"["):
         if first.endswith(b"]") and rest.startswith(b"["):
@@ -91,5 +93,5 @@ def _json(path: Path, head: bytes) -> Format | None:
 
 
 def writes_lines(what: str, path: Path) -> str:
-    """A command that writes JSON values on one line each."""
+    """Return a command that writes JSON values on one line each."""
     return f"jq -c {shlex.quote(what)} {shlex.quote(str(path))} > NEW.jsonl"

@@ -1,21 +1,21 @@
-"""Tasks of the evaluation harness (the `lm-eval` extra) as examples, so that our accuracy is the harness's
-own number.
+"""Read tasks of the evaluation harness (the `lm-eval` extra), so that our accuracy is the harness's own number.
 
-Zero-shot; solved examples come before the prompts as for every other task (`shots.py`). The harness itself renders
-every (context, continuation) pair; here they only change their form. Nothing of lm_eval is imported before a task is
-asked for.
+Zero-shot; solved examples come before the prompts as for every other task (`shots.py`). The harness itself
+renders every (context, continuation) pair; here they only change their form. Nothing of lm_eval is imported
+before a task is asked for.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
 from secateur.tasks.example import Example
-from secateur.tasks.splits import Source
+from secateur.tasks.splits import ExampleSource
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -24,8 +24,8 @@ LOG = logging.getLogger("secateur")
 KINDS = {"multiple_choice": "choice", "loglikelihood": "generation"}
 
 
-def read_harness(name: str) -> Source:
-    """The task `name`, or the one in the file `name` (.yaml), zero-shot.
+def read_harness(name: str) -> ExampleSource:
+    """Return the task `name`, or the one in the file `name` (.yaml), zero-shot.
 
     The documents that the harness scores are held out for the test split where the task also has training
     documents; otherwise they are all there is.
@@ -44,8 +44,8 @@ def read_harness(name: str) -> Source:
     _warn_of_differences(name, task)
     scored = tuple(_examples(task, "eval", task.eval_docs))
     if not task.has_training_docs():
-        return Source(task.task_name, kind, scored)
-    return Source(task.task_name, kind, tuple(_examples(task, "train", task.training_docs())), scored)
+        return ExampleSource(task.task_name, kind, scored)
+    return ExampleSource(task.task_name, kind, tuple(_examples(task, "train", task.training_docs())), scored)
 
 
 def _load(name: str) -> ConfigurableTask:
@@ -98,7 +98,7 @@ def _examples(task: ConfigurableTask, part: str, documents: Iterable[dict[str, A
 
 
 def _moved(context: str, continuation: str) -> tuple[str, str]:
-    """White space at the end of the context goes to the continuation, as the harness does when it encodes."""
+    """Move white space from the end of the context to the continuation, as the harness does when it encodes."""
     prompt = context.rstrip()
     return prompt, context[len(prompt) :] + continuation
 
@@ -108,9 +108,8 @@ def _choice(
 ) -> Example:
     raw = task.doc_to_choice(document)
     label = _label(name, task.doc_to_target(document), raw)
-    moved = [
-        _moved(*pair) for pair in pairs[: len(raw)]
-    ]  # behind them: unconditional ones, for mutual information
+    # Behind the choices there are unconditional pairs, for mutual information.
+    moved = [_moved(*pair) for pair in pairs[: len(raw)]]
     choices = tuple(continuation for _, continuation in moved)
     return Example(name, moved[0][0], choices[label], choices, label=label, lengths=_lengths(raw))
 
@@ -118,7 +117,7 @@ def _choice(
 def _placed(
     name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]
 ) -> Example:
-    """Each choice stands in the context, and the same continuation is scored after each (WinoGrande)."""
+    """Return an example whose choices stand in the context, with the same continuation after each (WinoGrande)."""
     raw = task.doc_to_choice(document)
     label = _label(name, task.doc_to_text(document), raw)
     contexts = tuple(context for context, _ in pairs[: len(raw)])
@@ -145,3 +144,53 @@ def _label(name: str, gold: object, choices: list[str]) -> int:
 
 def _lengths(choices: list[str]) -> tuple[int, ...]:
     return tuple(max(1, len(choice)) for choice in choices)
+
+
+# The study of OPT-66B, Bansal et al. 2022 (arXiv 2212.09095): 14 tasks at 0, 1 and 5 shots, two more out of its domain.
+# Prompts, splits and right answers are the harness's.
+STUDY_NEEDS = "secateur[lm-eval], network"
+
+
+class StudyTask(NamedTuple):
+    """A task of the study; `harness` is the name that lm-eval has for it."""
+
+    harness: str
+    kind: str
+    description: str
+
+
+STUDY: Mapping[str, StudyTask] = {
+    "hellaswag": StudyTask("hellaswag", "choice", "How a description of an everyday scene goes on."),
+    "piqa": StudyTask("piqa", "choice", "Which of two ways reaches a physical goal."),
+    "arc-easy": StudyTask("arc_easy", "choice", "Science questions of grade school, the easy part."),
+    "arc-challenge": StudyTask(
+        "arc_challenge", "choice", "Science questions of grade school, the hard part."
+    ),
+    "openbookqa": StudyTask("openbookqa", "choice", "Elementary science, closed book."),
+    "winogrande": StudyTask("winogrande", "choice", "Which of two names fills the gap."),
+    "boolq": StudyTask("boolq", "choice", "Yes or no, from a passage."),
+    "cb": StudyTask("cb", "choice", "CommitmentBank: true, false or neither."),
+    "copa": StudyTask("copa", "choice", "Which of two is the cause, or the effect."),
+    "wic": StudyTask("wic", "choice", "Whether a word means the same in two sentences."),
+    "wsc": StudyTask("wsc", "choice", "Whether a pronoun refers to a noun."),
+    "multirc": StudyTask("multirc", "choice", "Whether an answer about a passage is right."),
+    "rte": StudyTask("rte", "choice", "Textual entailment."),
+    "record": StudyTask("record", "choice", "Which entity of a news text fills the gap."),
+    "mathqa": StudyTask("mathqa", "choice", "Word problems with five choices (out of domain)."),
+    "lambada": StudyTask("lambada_openai", "generation", "The last word of a passage (out of domain)."),
+}
+
+
+def check_study(name: str) -> None:
+    """Raise `UnknownName` for a name that is no task of the study."""
+    if name not in STUDY:
+        raise UnknownName(f"the study has no task {name!r}.{nearest(name, STUDY)}")
+
+
+def read_study(name: str) -> ExampleSource:
+    """Return a task of the study.
+
+    Raises: `UnknownName`, and as `read_harness`: without lm_eval, without the data or a network.
+    """
+    check_study(name)
+    return replace(read_harness(STUDY[name].harness), name=name)

@@ -1,7 +1,7 @@
-"""Several tasks as one, in which each counts alike: what a plan is chosen by that is to be good for all of them.
+"""Join several tasks to one in which each counts alike, so that a plan is chosen for all of them.
 
-Of each split as many examples of every task are drawn as the smallest has there, so that the plain mean over examples
-is the mean over tasks, and nothing that searches need know of it. Knows no model and no tokenizer.
+Of each split as many examples of every task are drawn as the smallest has there, so that the plain mean over
+examples is the mean over tasks, and a search need not know of it. Knows no model and no tokenizer.
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ MIXED = "mixed"
 
 
 def joint(tasks: Sequence[Task], seed: int) -> Task:
-    """One task out of several, in their splits; `seed` (that of the splits) draws what is left out.
+    """Return one task made of several, in their splits; `seed` (that of the splits) draws the examples left out.
 
-    Ids and groups begin with the task's name, so groups of different tasks never meet. Splits are in turn of the
-    tasks, so a beginning of one is balanced too. `whole_test` has all test examples of a member, drawn or not.
-    The kind is that of all members, or "mixed".
+    Ids and groups begin with the task's name, so groups of different tasks never meet. Splits alternate between
+    the tasks, so the beginning of one is balanced too. `whole_test` has all test examples of a member, drawn or
+    not. The kind is that of all members, or "mixed".
     """
     names = distinct([task.name for task in tasks])
     sizes = {split: min(len(task.split(split)) for task in tasks) for split in SPLITS}
     drawn = [{split: _drawn(task, split, sizes[split], seed) for split in SPLITS} for task in tasks]
     kept = [
-        sorted({*one["probe"], *one["select"], *task.split("test")})
-        for task, one in zip(tasks, drawn, strict=True)
+        sorted({*parts["probe"], *parts["select"], *task.split("test")})
+        for task, parts in zip(tasks, drawn, strict=True)
     ]
-    place = {pair: number for number, pair in enumerate((t, i) for t, own in enumerate(kept) for i in own)}
-    examples = [_named(tasks[t].examples[i], names[t]) for t, i in place]
+    pairs = ((number, index) for number, indices in enumerate(kept) for index in indices)
+    place = {pair: new for new, pair in enumerate(pairs)}  # (task, index there) → index in the joint task
+    examples = [_named(tasks[number].examples[index], names[number]) for number, index in place]
     splits = {
-        split: in_turn([place[t, i] for i in one[split]] for t, one in enumerate(drawn)) for split in SPLITS
+        split: in_turn([place[number, index] for index in parts[split]] for number, parts in enumerate(drawn))
+        for split in SPLITS
     }
-    whole = {_whole(name): tuple(place[t, i] for i in tasks[t].split("test")) for t, name in enumerate(names)}
-    left = [tuple(len(task.split(split)) - sizes[split] for split in SPLITS) for task in tasks]
-    members = tuple(
-        Member(n, t.kind, t.max_new_tokens, o) for n, t, o in zip(names, tasks, left, strict=True)
-    )
-    _say(members, sizes)
+    whole = {
+        _whole(name): tuple(place[number, index] for index in tasks[number].split("test"))
+        for number, name in enumerate(names)
+    }
+    members = tuple(_member(name, task, sizes) for name, task in zip(names, tasks, strict=True))
+    _log_left_out(members, sizes)
     kinds = {task.kind for task in tasks}
     kind = kinds.pop() if len(kinds) == 1 else MIXED
     limit = max(task.max_new_tokens for task in tasks)
@@ -51,22 +53,25 @@ def joint(tasks: Sequence[Task], seed: int) -> Task:
 
 
 def whole_test(task: Task, member: Member) -> tuple[int, ...]:
-    """All test examples of a member: what it is measured on by itself."""
+    """Return all test examples of a member, on which it is measured by itself."""
     return task.split(_whole(member.name))
 
 
 def test_splits(task: Task) -> list[tuple[int, ...]]:
-    """What a verdict reads: the test split, then the whole one of every member."""
+    """Return the examples that a verdict reads: the test split, then the whole one of every member."""
     return [task.split("test"), *(whole_test(task, member) for member in task.members)]
 
 
 def tested(task: Task) -> list[int]:
-    """All examples of `test_splits`, each once."""
+    """Return all examples of `test_splits`, each once."""
     return list(dict.fromkeys(chain.from_iterable(test_splits(task))))
 
 
 def alone(task: Task, member: Member) -> Task:
-    """The test split of a member as it was before it was joined, with its own ids: what its openings are counted by."""
+    """Return the test split of a member as it was before joining, with its own ids.
+
+    Its openings are counted by that.
+    """
     prefix = f"{member.name}/"
     rows = tuple(
         replace(e, id=e.id.removeprefix(prefix), group=e.group.removeprefix(prefix), task="")
@@ -76,21 +81,21 @@ def alone(task: Task, member: Member) -> Task:
 
 
 def interleaved(task: Task, indices: Sequence[int]) -> list[int]:
-    """The same examples in turn of their tasks, each task's in the order given."""
-    own: dict[str, list[int]] = {}
+    """Return the same examples, alternating between their tasks, each task's in the order given."""
+    rows: dict[str, list[int]] = {}
     for index in indices:
-        own.setdefault(task.examples[index].task, []).append(index)
-    return list(in_turn(own.values()))
+        rows.setdefault(task.examples[index].task, []).append(index)
+    return list(in_turn(rows.values()))
 
 
 def in_turn(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
-    """The first of each, the second of each, ...; those that are longer go on alone."""
-    turns = [(place, row, value) for row, own in enumerate(rows) for place, value in enumerate(own)]
+    """Return the first of each row, then the second of each, and so on; longer rows go on alone."""
+    turns = [(place, row, value) for row, values in enumerate(rows) for place, value in enumerate(values)]
     return tuple(value for *_, value in sorted(turns))
 
 
 def check_apart(tasks: Sequence[Task]) -> None:
-    """What one task chooses by must not be what another is tested on. Raises `TaskError`."""
+    """Raise `TaskError` where one task is chosen by a question that another is tested on."""
     seen: dict[object, tuple[str, str, str]] = {}
     for task, name in zip(tasks, distinct([task.name for task in tasks]), strict=True):
         for split in SPLITS:
@@ -105,12 +110,12 @@ def check_apart(tasks: Sequence[Task]) -> None:
 
 
 def distinct(names: Sequence[str], form: str = "{} ({})") -> list[str]:
-    """The same names, the second of two that are alike called `name (2)`."""
-    told: list[str] = []
+    """Return the same names, the second of two equal ones called `name (2)`."""
+    different: list[str] = []
     for name in names:
         tries = chain([name], (form.format(name, number) for number in count(2)))
-        told.append(next(one for one in tries if one not in told))
-    return told
+        different.append(next(candidate for candidate in tries if candidate not in different))
+    return different
 
 
 def _whole(name: str) -> str:
@@ -122,7 +127,7 @@ def _named(example: Example, name: str) -> Example:
 
 
 def _drawn(task: Task, split: str, size: int, seed: int) -> list[int]:
-    """`size` examples of a split in its own order: whole groups as long as they fit, then a part of one more."""
+    """Return `size` examples of a split in its own order: whole groups as long as they fit, then a part of one more."""
     chosen: list[int] = []
     rest: list[int] = []
     for group in _groups(task, split, seed):
@@ -135,16 +140,21 @@ def _drawn(task: Task, split: str, size: int, seed: int) -> list[int]:
 
 
 def _groups(task: Task, split: str, seed: int) -> Iterator[list[int]]:
-    """Groups of a split in the order of their ranks."""
-    own: dict[str, list[int]] = {}
+    """Yield the groups of a split in the order of their ranks."""
+    groups: dict[str, list[int]] = {}
     for index in task.split(split):
-        own.setdefault(task.examples[index].group, []).append(index)
-    for group in sorted(own, key=lambda name: rank(name, seed, "joint")):
-        yield own[group]
+        groups.setdefault(task.examples[index].group, []).append(index)
+    for group in sorted(groups, key=lambda name: rank(name, seed, "joint")):
+        yield groups[group]
 
 
-def _say(members: Sequence[Member], sizes: Mapping[str, int]) -> None:
-    """What was left out, where anything was."""
+def _member(name: str, task: Task, sizes: Mapping[str, int]) -> Member:
+    probe, select, test = (len(task.split(split)) - sizes[split] for split in SPLITS)
+    return Member(name, task.kind, task.max_new_tokens, (probe, select, test))
+
+
+def _log_left_out(members: Sequence[Member], sizes: Mapping[str, int]) -> None:
+    """Log how many examples were left out, where any were."""
     left = [f"{m.name} {', '.join(map(str, m.left_out))}" for m in members if any(m.left_out)]
     if left:
         LOG.warning(

@@ -1,6 +1,6 @@
 """Task files: one JSON object a line, checked here, at the border, so that nothing behind it need ask again.
 
-The format is `Row`; `task.schema.json` beside this file is its JSON schema. Knows no tokenizer and no splits.
+The format is `ExampleLine`; `task.schema.json` beside this file is its JSON schema. Knows no tokenizer and no splits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from secateur.core.reading import read_bytes
 from secateur.errors import TaskError, nearest
 from secateur.tasks.example import Example
 from secateur.tasks.formats import QUESTIONS, refuse_other_formats, writes_lines
-from secateur.tasks.splits import Source
+from secateur.tasks.splits import ExampleSource
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Row(BaseModel):
+class ExampleLine(BaseModel):
     """One example of a task file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, title="secateur task example")
@@ -41,7 +41,7 @@ class Row(BaseModel):
     group: Text | None = Field(None, description="Examples of one group stay in one split; default: the id.")
 
     @model_validator(mode="after")
-    def _answer_is_a_choice(self) -> Row:
+    def _answer_is_a_choice(self) -> ExampleLine:
         if self.choices is not None:
             if len(set(self.choices)) < len(self.choices):
                 raise ValueError(f"a choice is given twice: {self.choices}")
@@ -52,13 +52,14 @@ class Row(BaseModel):
         return self
 
     def example(self) -> Example:
+        """Return the example that the line holds."""
         choices = None if self.choices is None else tuple(self.choices)
         return Example(
             self.id, self.prompt, self.answer, choices, tuple(self.paraphrases), self.group or "", self.meta
         )
 
 
-def _hint(row: Row) -> str:
+def _hint(row: ExampleLine) -> str:
     answer, count = row.answer.strip(), len(row.choices or [])
     if answer in [choice.strip() for choice in row.choices or []]:
         return ": they differ in white space"
@@ -67,20 +68,20 @@ def _hint(row: Row) -> str:
     return ""
 
 
-def read_jsonl(path: Path) -> Source:
-    """The examples of a task file. Kind "choice" where every line has choices, "generation" where none has.
+def read_jsonl(path: Path) -> ExampleSource:
+    """Return the examples of a task file: kind "choice" where every line has choices, "generation" where none has.
 
-    Raises: `TaskError`, with file and line, for anything that is not as `Row` says.
+    Raises: `TaskError`, with file and line, for a line that is no `ExampleLine`.
     """
     refuse_other_formats(path, QUESTIONS)
-    lines = [(f"line {number}", row) for number, row in parse_lines(path, Row)]
+    lines = [(f"line {number}", row) for number, row in parse_lines(path, ExampleLine)]
     if not lines:
         raise TaskError(f"{path}: no examples in it.")
     kind = check_rows(lines, f"{path}, ", "lines", "files")
-    return Source(path.stem, kind, tuple(row.example() for _, row in lines))
+    return ExampleSource(path.stem, kind, tuple(row.example() for _, row in lines))
 
 
-def check_rows(rows: Sequence[tuple[str, Row]], prefix: str, rows_word: str, whole_word: str) -> str:
+def check_rows(rows: Sequence[tuple[str, ExampleLine]], prefix: str, rows_word: str, whole_word: str) -> str:
     """Return the kind of a task with these rows: "choice" where every row has choices, "generation" where none has.
 
     Args:
@@ -107,7 +108,7 @@ def check_rows(rows: Sequence[tuple[str, Row]], prefix: str, rows_word: str, who
 
 
 def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
-    """Line numbers from 1 and validated objects; blank lines are skipped. Raises: `TaskError`."""
+    """Yield line numbers from 1 and validated objects; blank lines are skipped. Raises: `TaskError`."""
     lines = read_utf8(path).split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -116,14 +117,13 @@ def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
             except ValidationError as error:
                 said = explain(error, model)
                 if _goes_on(lines[number - 1 :]):
-                    said = (
-                        f"a JSON object over several lines. For one object a line: {writes_lines('.', path)}"
-                    )
-                raise TaskError(f"{path}, line {number}: {said}") from error
+                    command = writes_lines(".", path)
+                    problem = f"a JSON object over several lines. For one object a line: {command}"
+                raise TaskError(f"{path}, line {number}: {problem}") from error
 
 
 def _goes_on(lines: Sequence[str]) -> bool:
-    """Says whether these lines begin with one JSON value that is longer than the first of them."""
+    """Return True where these lines begin with one JSON value that is longer than the first of them."""
     try:
         _, end = json.JSONDecoder().raw_decode("\n".join(lines).lstrip())
     except ValueError:
@@ -132,7 +132,7 @@ def _goes_on(lines: Sequence[str]) -> bool:
 
 
 def read_utf8(path: Path) -> str:
-    """The file's text, with or without a byte order mark. Raises: `TaskError` when missing or not UTF-8."""
+    """Return the file's text without a byte order mark. Raises: `TaskError` when missing or not UTF-8."""
     data = read_bytes(path, TaskError)
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
@@ -144,8 +144,8 @@ def read_utf8(path: Path) -> str:
 
 
 def schema_text() -> str:
-    """The contents of `task.schema.json`."""
-    return json.dumps(Row.model_json_schema(), indent=2) + "\n"
+    """Return the contents of `task.schema.json`."""
+    return json.dumps(ExampleLine.model_json_schema(), indent=2) + "\n"
 
 
 WANTED = {"string_type": "text", "list_type": "a list", "dict_type": "an object", "model_type": "an object"}
@@ -180,7 +180,7 @@ def explain(error: ValidationError, model: type[BaseModel], whole: str = "the li
 
 
 def _named(value: Any) -> str:
-    """A JSON value as one calls it."""
+    """Name the kind of a JSON value."""
     match value:
         case None | bool():
             return {None: "null", True: "true", False: "false"}[value]

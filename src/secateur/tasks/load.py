@@ -1,6 +1,6 @@
-"""From what a user writes after --task to a `Task`: files, generators, presets, the evaluation harness.
+"""Load the `Task` that a user names after --task: a file, generator, preset, or task of the evaluation harness.
 
-What needs an extra (datasets, lm_eval) is imported only where it is used. Knows no model.
+Extras (datasets, lm_eval) are imported only where they are used. Knows no model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task, all_tested
 from secateur.tasks.formats import QUESTIONS, refuse_other_formats
-from secateur.tasks.harness import read_harness
+from secateur.tasks.harness import STUDY, STUDY_NEEDS, check_study, read_harness, read_study
 from secateur.tasks.jsonl import read_jsonl
-from secateur.tasks.local import read_records
-from secateur.tasks.presets import NEEDS, PRESETS, read_preset
-from secateur.tasks.splits import PROOF, Source, arrange, make_task, take
-from secateur.tasks.study import NEEDS as STUDY_NEEDS
-from secateur.tasks.study import STUDY, check_study, read_study
+from secateur.tasks.presets import NEEDS, PRESETS, read_preset, read_records
+from secateur.tasks.splits import PROOF, ExampleSource, arrange, make_task, take
 from secateur.tasks.text import read_text
 
 if TYPE_CHECKING:
@@ -37,10 +34,10 @@ class TaskInfo(NamedTuple):
     needs: str
 
 
-BUILTINS: Mapping[str, Callable[[], Source]] = {
-    "facts": lambda: Source("facts", facts.KIND, tuple(facts.examples())),
-    "recall": lambda: Source("recall", recall.KIND, tuple(recall.examples())),
-    "components": lambda: Source("components", components.KIND, tuple(components.examples())),
+BUILTINS: Mapping[str, Callable[[], ExampleSource]] = {
+    "facts": lambda: ExampleSource("facts", facts.KIND, tuple(facts.examples())),
+    "recall": lambda: ExampleSource("recall", recall.KIND, tuple(recall.examples())),
+    "components": lambda: ExampleSource("components", components.KIND, tuple(components.examples())),
     "int-sum": arithmetic.int_sum,
     "int-mult": arithmetic.int_mult,
 }
@@ -58,32 +55,39 @@ def load_task(
     shares: tuple[float, float, float] | None = None,
     needs: Mapping[str, int] = PROOF,
 ) -> Task:
-    """The task that `spec` names, split into probe, select and test.
+    """Load the task that `spec` names, split into probe, select and test.
 
-    `spec` is FILE.jsonl, text:FILE, builtin:NAME, a preset's name, PRESET:FILE.jsonl (its records from a file),
-    study:NAME or lm_eval:NAME. With `test_spec` the test split is all of it, and `spec` gives probe and select.
-    `limit` keeps at most that many examples, whole groups, of each source. `shares` of probe, select, test are .1, .4,
-    .5; `needs` says how many groups which of them must have, unless `allow_small`. The result depends on content and
-    `split_seed` only, never on the order of lines.
+    The result depends on content and `split_seed` only, never on the order of lines.
 
-    Raises: `UnknownName` for a name that nothing answers to; `TaskError` for data that cannot be used.
+    Args:
+        spec: FILE.jsonl, text:FILE, builtin:NAME, a preset's name, PRESET:FILE.jsonl (its records from a file),
+            study:NAME or lm_eval:NAME.
+        test_spec: a task whose examples are all of the test split; `spec` then gives probe and select.
+        seqlen: tokens of a chunk of text.
+        limit: keep at most that many examples, whole groups, of each source.
+        allow_small: accept splits with fewer groups than `needs`.
+        shares: of probe, select, test; .1, .4, .5 by default.
+        needs: groups that each split must have.
+
+    Raises: `UnknownName` for a name that does not exist; `TaskError` for data that cannot be used.
     """
     source = _open(spec, tokenizer, seqlen)
     test = None if test_spec is None else _open(test_spec, tokenizer, seqlen)
-    how = {
-        "split_seed": split_seed,
-        "limit": limit,
-        "allow_small": allow_small,
-        "shares": shares,
-        "needs": needs,
-    }
-    return make_task(source, test, **how)
+    return make_task(
+        source,
+        test,
+        split_seed=split_seed,
+        limit=limit,
+        allow_small=allow_small,
+        shares=shares,
+        needs=needs,
+    )
 
 
 def load_side(
     spec: str, *, tokenizer: PreTrainedTokenizerBase, seqlen: int = 256, limit: int | None = None
 ) -> Task:
-    """A task that is only watched, never chosen by: all its examples (at most `limit`) in one split, `test`.
+    """Load a task that is only watched, never chosen by: all its examples (at most `limit`) in one split, `test`.
 
     Raises: as `load_task`, but no split can be too small.
     """
@@ -93,12 +97,13 @@ def load_side(
 
 
 def list_tasks() -> list[TaskInfo]:
-    """The tasks that have a name of their own."""
+    """Return the tasks that have a name."""
     worlds = {"facts": facts, "recall": recall, "components": components}
-    told = {name: world.DESCRIPTION for name, world in worlds.items()} | arithmetic.DESCRIPTIONS
+    descriptions = {name: world.DESCRIPTION for name, world in worlds.items()} | arithmetic.DESCRIPTIONS
     kinds = {name: world.KIND for name, world in worlds.items()}
     builtin = [
-        TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), told[name], "") for name in BUILTINS
+        TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), descriptions[name], "")
+        for name in BUILTINS
     ]
     presets = [TaskInfo(p.name, p.kind, p.description, NEEDS) for p in PRESETS.values()]
     study = [TaskInfo(f"study:{name}", t.kind, t.description, STUDY_NEEDS) for name, t in STUDY.items()]
@@ -106,8 +111,7 @@ def list_tasks() -> list[TaskInfo]:
 
 
 class _Spec(NamedTuple):
-    """The parts of what is written after --task: `kind` is how it is read, `name` what is read, which is a file where
-    `path` says so."""
+    """The parts of a task's name: `kind` says how it is read; `name` is a file where `path` is set."""
 
     kind: str
     name: str
@@ -115,7 +119,10 @@ class _Spec(NamedTuple):
 
 
 def _spec(text: str) -> _Spec:
-    """Raises `UnknownName` for a name that nothing answers to, `TaskError` for a file that cannot be a task."""
+    """Parse a task's name.
+
+    Raises: `UnknownName` for a name that does not exist, `TaskError` for a file that cannot be a task.
+    """
     kind, _, rest = text.partition(":")
     if kind == "text" and rest:
         return _Spec(kind, rest, Path(rest))
@@ -147,8 +154,10 @@ def _spec(text: str) -> _Spec:
 
 
 def files_of(spec: str) -> list[Path]:
-    """The files that a task is read from, where it is. Raises as `load_task` before it reads: `UnknownName`, and
-    `TaskError` for no file."""
+    """Return the files that a task is read from; none where it is no file.
+
+    Raises: as `load_task` before it reads: `UnknownName`, and `TaskError` for no file.
+    """
     path = _spec(spec).path
     if path is None:
         return []
@@ -156,7 +165,7 @@ def files_of(spec: str) -> list[Path]:
     return [path]
 
 
-def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
+def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> ExampleSource:
     spec = _spec(text)
     match spec.kind:
         case "text":

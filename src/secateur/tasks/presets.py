@@ -2,19 +2,29 @@
 
 Sources: LASER (Sharma, Ash, Misra 2023, arXiv 2312.13558), appendix E.1 and E.2, for the first eight;
 eigenpruning (Vergara-Browne et al. 2024, arXiv 2404.03147) for cb, copa, rte. Prompts are theirs to the
-letter, a missing space included. `datasets` (the `hub` extra) is imported only when a preset is loaded; `local.py`
-reads the same records from a file.
+letter, a missing space included. `datasets` (the `hub` extra) is imported only when a preset is loaded; the
+same records may come from a local file, `cb:train.jsonl`, with the fields of the hub's copy (or of SuperGLUE's own
+files, where labels are words), one JSON object a line.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
+
+from pydantic import RootModel
 
 from secateur.errors import SecateurError, TaskError
 from secateur.tasks.example import Example
-from secateur.tasks.splits import Source
+from secateur.tasks.formats import RECORDS, refuse_other_formats
+from secateur.tasks.jsonl import parse_lines
+from secateur.tasks.splits import ExampleSource
 
 Record = Mapping[str, Any]
 NEEDS = "secateur[hub], network"
@@ -22,7 +32,7 @@ NEEDS = "secateur[hub], network"
 
 @dataclass(frozen=True)
 class Preset:
-    """`examples(record, id)` gives any number of examples. `held_out` is the hub's split kept for the test.
+    """A data set of the hub. `examples(record, id)` gives any number of examples; `held_out` is the hub's test split.
 
     `unique` keeps one example per prompt and none where the answers contradict each other.
     """
@@ -39,20 +49,66 @@ class Preset:
     unique: bool = False
 
 
-def read_preset(preset: Preset) -> Source:
-    """Loads from the hub. Raises: `SecateurError` without `datasets`, `TaskError` where the data cannot be
-    had."""
-    found = tuple(e for split in preset.splits for e in to_examples(preset, split, _records(preset, split)))
-    held_out = None
-    if preset.held_out is not None:
-        held_out = tuple(to_examples(preset, preset.held_out, _records(preset, preset.held_out)))
-    return Source(
-        preset.name, preset.kind, unique(found) if preset.unique else found, held_out, preset.max_new_tokens
-    )
+def read_preset(preset: Preset) -> ExampleSource:
+    """Load the preset from the hub.
+
+    Raises: `SecateurError` without `datasets`, `TaskError` where the data cannot be had.
+    """
+
+    def read(split: str) -> tuple[Example, ...]:
+        return tuple(to_examples(preset, split, _records(preset, split)))
+
+    examples = tuple(chain.from_iterable(map(read, preset.splits)))
+    held_out = None if preset.held_out is None else read(preset.held_out)
+    kept = unique(examples) if preset.unique else examples
+    return ExampleSource(preset.name, preset.kind, kept, held_out, preset.max_new_tokens)
+
+
+RecordLine = RootModel[dict[str, Any]]
+
+
+def read_records(preset: Preset, path: Path) -> ExampleSource:
+    """Return the examples of `preset` from a file of its records; nothing is held out for the test.
+
+    Ids come from the content, so neither the order of lines nor the file's name moves an example to another
+    split.
+
+    Raises: `TaskError`, with file and line, for a line that is no such record.
+    """
+    refuse_other_formats(path, RECORDS)
+    if path.suffix != ".jsonl":
+        raise TaskError(f"{preset.name}:{path}: {RECORDS}.")
+    examples: list[Example] = []
+    seen: Counter[str] = Counter()
+    for number, line in parse_lines(path, RecordLine):
+        content = json.dumps(line.root, sort_keys=True).encode()
+        name = f"{preset.name}-{hashlib.sha256(content).hexdigest()[:12]}"
+        seen[name] += 1
+        name += f"-{seen[name]}" if seen[name] > 1 else ""
+        try:
+            examples += preset.examples(line.root, name)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            reason = _reason(preset, line.root, error)
+            raise TaskError(f"{path}, line {number}: {reason}") from error
+    if not examples:
+        raise TaskError(f"{path}: no examples of {preset.name} in it.")
+    kept = unique(tuple(examples)) if preset.unique else tuple(examples)
+    return ExampleSource(preset.name, preset.kind, kept, None, preset.max_new_tokens)
+
+
+def _reason(preset: Preset, record: Record, error: Exception) -> str:
+    if {"prompt", "answer"} <= record.keys():
+        return f"a question as it is asked, no record of {preset.name}. Name the file without {preset.name}: before it."
+    if isinstance(error, KeyError) and error.args[0] not in record:
+        return f"{error.args[0]!r} is missing; {preset.name} reads the fields of {preset.dataset}."
+    return f"not as {preset.name} reads it ({error!r}); it reads the fields of {preset.dataset}."
 
 
 def to_examples(preset: Preset, split: str, records: Iterable[Record]) -> Iterator[Example]:
-    """Raises: `TaskError` for a record that is not of the shape this preset was written for."""
+    """Yield the examples of the records.
+
+    Raises: `TaskError` for a record that is not of the shape this preset was written for.
+    """
     for number, record in enumerate(records):
         name = f"{preset.name}-{split}-{number}"
         try:
@@ -81,7 +137,7 @@ def _records(preset: Preset, split: str) -> Iterable[Record]:
 
 
 def unique(examples: tuple[Example, ...]) -> tuple[Example, ...]:
-    """One example per prompt, and none where answers contradict each other."""
+    """Return one example per prompt, and none where answers contradict each other."""
     answers: dict[str, set[str]] = {}
     for example in examples:
         answers.setdefault(example.prompt, set()).add(example.answer)
@@ -90,13 +146,13 @@ def unique(examples: tuple[Example, ...]) -> tuple[Example, ...]:
 
 
 def _stopped(text: str) -> str:
-    """The text with a full stop, unless it ends in one or in a question mark."""
+    """Return the text with a full stop, unless it ends in one or in a question mark."""
     text = text.strip()
     return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _pick(choices: tuple[str, ...], label: int | str, names: tuple[str, ...] = ()) -> str:
-    """The choice of that number, or of that one of `names`; a hidden label (-1) is an error and not the last choice."""
+    """Return the choice with that number or name; a hidden label (-1) is an error and not the last choice."""
     if label in names:
         label = names.index(label)
     if isinstance(label, str) or label < 0:
@@ -105,19 +161,21 @@ def _pick(choices: tuple[str, ...], label: int | str, names: tuple[str, ...] = (
 
 
 def counterfact(record: Record, name: str) -> list[Example]:
-    asked = record["requested_rewrite"]
+    """Return the rewrite's prompt with its true object."""
+    rewrite = record["requested_rewrite"]
     return [
         Example(
             name,
-            asked["prompt"].format(asked["subject"]),
-            f" {asked['target_true']['str']}",
+            rewrite["prompt"].format(rewrite["subject"]),
+            f" {rewrite['target_true']['str']}",
             paraphrases=tuple(text.strip() for text in record["paraphrase_prompts"]),
-            meta={"subject": asked["subject"], "target_new": f" {asked['target_new']['str']}"},
+            meta={"subject": rewrite["subject"], "target_new": f" {rewrite['target_new']['str']}"},
         )
     ]
 
 
 def hotpotqa(record: Record, name: str) -> list[Example]:
+    """Return the question without its documents."""
     question = record["question"].strip()
     question += "" if question.endswith(("?", ".")) else "?"
     return [Example(name, f"{question} The answer is", f" {record['answer'].strip()}")]
@@ -127,6 +185,7 @@ TRUE_FALSE = (" true", " false")
 
 
 def fever(record: Record, name: str) -> list[Example]:
+    """Return the claim with true or false; nothing for claims without enough information."""
     answer = {"SUPPORTS": " true", "REFUTES": " false"}.get(record["label"])
     prompt = (
         f"Consider the following claim: {_stopped(record['claim'])} Is this claim true or false. The claim is"
@@ -155,13 +214,14 @@ GENDERS = (" male", " female")
 
 
 def bios_gender(record: Record, name: str) -> list[Example]:
+    """Return the biography with the person's gender."""
     question = "Is the person in this text male or female? The person is"
     prompt = f"Consider the following text: {_stopped(record['hard_text'])} {question}"
     return [Example(name, prompt, _pick(GENDERS, record["gender"]), GENDERS)]
 
 
 def bios_profession(record: Record, name: str) -> list[Example]:
-    """Only the eight professions that are few tokens long, as in the paper."""
+    """Return the biography with its profession; only the eight that are few tokens long, as in the paper."""
     profession = _pick(PROFESSIONS, record["profession"])
     if profession not in SHORT_PROFESSIONS:
         return []
@@ -171,7 +231,7 @@ def bios_profession(record: Record, name: str) -> list[Example]:
 
 
 def truthfulqa(record: Record, name: str) -> list[Example]:
-    """Every answer of a question on its own; they are one group."""
+    """Return every answer of a question as a statement; they are one group."""
     answers = record["mc2_targets"]
     made = []
     for number, (text, label) in enumerate(zip(answers["choices"], answers["labels"], strict=True)):
@@ -182,12 +242,13 @@ def truthfulqa(record: Record, name: str) -> list[Example]:
 
 
 def epistemic_reasoning(record: Record, name: str) -> list[Example]:
+    """Return the pair of beliefs with entailment or not."""
     choices = (" entailment", " non-entailment")
     return [Example(name, record["inputs"].rstrip(), f" {record['targets'][0]}", choices)]
 
 
 def wikidata_qa(record: Record, name: str) -> list[Example]:
-    """Only questions with one answer, as in the paper."""
+    """Return the question; nothing where it has several answers, as in the paper."""
     targets = record["targets"]
     return [Example(name, record["inputs"].rstrip(), f" {targets[0]}")] if len(targets) == 1 else []
 
@@ -197,6 +258,7 @@ BINARY = ("entailment", "not_entailment")
 
 
 def cb(record: Record, name: str) -> list[Example]:
+    """Return premise and hypothesis with one of three relations."""
     choices = (" entails", " contradicts", " is neutral")
     prompt = (
         f"Premise: {record['premise']}\n\nHypothesis: {record['hypothesis']}\n\n"
@@ -207,6 +269,7 @@ def cb(record: Record, name: str) -> list[Example]:
 
 
 def rte(record: Record, name: str) -> list[Example]:
+    """Return premise and hypothesis with one of two relations."""
     choices = (" entails", " contradicts")
     prompt = (
         f"Premise: {record['premise']}\n\nHypothesis: {record['hypothesis']}\n\n"
@@ -217,11 +280,11 @@ def rte(record: Record, name: str) -> list[Example]:
 
 
 def copa(record: Record, name: str) -> list[Example]:
-    asked = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}[
-        record["question"]
-    ]
+    """Return the premise with two alternatives, of which one is the cause or the effect."""
+    questions = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}
+    question = questions[record["question"]]
     prompt = (
-        f"Premise: {record['premise']}\n{asked}\n\nAlternative 1: {record['choice1']}\n"
+        f"Premise: {record['premise']}\n{question}\n\nAlternative 1: {record['choice1']}\n"
         f"Alternative 2: {record['choice2']}\n\nWhat is the correct alternative?\n"
         "The correct alternative is alternative"
     )

@@ -59,7 +59,7 @@ def _context(pairs: dict[str, str]) -> str:
 
 
 def recall_text(rng: random.Random, noise: float = NOISE) -> str:
-    """A context and its questions; an answer is NOISE_WORD with chance `noise`."""
+    """Return a context and its questions; an answer is NOISE_WORD with chance `noise`."""
     pairs = _pairs(rng)
     answers = []
     for _ in range(QUESTIONS):
@@ -77,28 +77,29 @@ class Copying:
     length: int = COPIED
 
     def segment(self, rng: random.Random) -> list[str]:
-        """Different words in random order, so that each has exactly one continuation to copy."""
+        """Return different words in random order, so that each has exactly one continuation to copy."""
         return rng.sample(self.pool, rng.choice(self.segments))
 
     def text(self, rng: random.Random) -> str:
+        """Return a segment, repeated to the length of a text."""
         segment = self.segment(rng)
         return " ".join((segment * self.length)[: self.length])
 
 
 def texts(seed: int) -> Iterator[str]:
-    """Endless training text: recall with noisy answers, and repeated segments, with equal chance."""
+    """Yield training text without end: recall with noisy answers, and repeated segments, with equal chance."""
     rng, copying = random.Random(f"recall {seed}"), Copying()
     while True:
         yield recall_text(rng) if rng.random() < 0.5 else copying.text(rng)
 
 
 def words() -> list[str]:
-    """Every word of the text, once, in a fixed order: the vocabulary of the embedded model."""
+    """Return every word of the text, once, in a fixed order: the vocabulary of the embedded model."""
     return [BETWEEN, ASK, STOP, NOISE_WORD, *KEYS, *VALUES]
 
 
 def examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Example]:
-    """Recall without noise: `count` contexts with one question each; `meta["distance"]` in pairs."""
+    """Return recall without noise: `count` contexts with one question each; `meta["distance"]` in pairs."""
     rng = random.Random(f"recall examples {seed}")
     made = []
     for number in range(count):
@@ -119,7 +120,7 @@ def examples(count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED) -> list[Exampl
 def copy_examples(
     count: int = NUM_EXAMPLES, seed: int = EXAMPLE_SEED, copying: Copying | None = None
 ) -> list[Example]:
-    """Plain copying: a segment and the beginning of its repetition; the answer is the segment's next word."""
+    """Return plain copying: a segment and the beginning of its repetition; the answer is the segment's next word."""
     rng, copying = random.Random(f"copy examples {seed}"), copying or Copying()
     made = []
     for number in range(count):

@@ -1,9 +1,9 @@
-"""Solved examples before every prompt, drawn from the probe split alone, so that neither choosing nor the verdict's
-data is ever shown to a model.
+"""Put solved examples before every prompt, drawn from the probe split alone.
 
-Layout as in the evaluation harness: prompt and answer of each, a blank line after it. Differs: the harness draws in
-the order in which it asks, from whatever part a task names; here a draw depends on the seed, the example and the
-probe split, and on nothing else. Knows no tokenizer.
+So no model is shown an example that a plan is chosen or judged by. Layout as in the evaluation harness: prompt
+and answer of each, a blank line after it. Differs: the harness draws in the order in which it asks, from
+whatever part a task names; here a draw depends on the seed, the example and the probe split, and on nothing
+else. Knows no tokenizer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ SEPARATOR = "\n\n"  # lm-evaluation-harness 0.4, `fewshot_delimiter`
 
 
 def with_shots(task: Task, shots: int, seed: int) -> Task:
-    """The same task with `shots` solved examples before every prompt (every context, every paraphrase); splits, groups,
-    answers and choices stay. 0 gives the task itself.
+    """Return the same task with `shots` solved examples before every prompt, context and paraphrase.
+
+    Splits, groups, answers and choices stay. 0 gives the task itself.
 
     Raises: `TaskError` for a text task, a negative number, and a probe split with too few groups to draw from.
     """
@@ -34,23 +35,33 @@ def with_shots(task: Task, shots: int, seed: int) -> Task:
     examples = []
     for example in task.examples:
         shown = _drawn(pool, task.name, example, shots, seed)
-        examples.append(_after("".join(map(demonstration, shown)), example))
+        before = "".join(map(demonstration, shown))
+        contexts = None if example.contexts is None else tuple(before + text for text in example.contexts)
+        examples.append(
+            replace(
+                example,
+                prompt=before + example.prompt,
+                contexts=contexts,
+                paraphrases=tuple(before + prompt for prompt in example.paraphrases),
+                shown=len(before),
+            )
+        )
     return replace(task, name=f"{task.name} ({shots}-shot)", examples=tuple(examples))
 
 
 def demonstrations(task: Task, example: Example, shots: int, seed: int) -> list[Example]:
-    """What `with_shots` shows before `example`, in its order: each of another group, none of the example's own."""
+    """Return the examples that `with_shots` shows before `example`, each of another group."""
     return _drawn(_pool(task), task.name, example, shots, seed)
 
 
 def demonstration(example: Example) -> str:
-    """One solved example as it is read: its prompt, with the right choice in it where choices stand in the question."""
+    """Return one solved example as text: its prompt, with the right choice in it where it has contexts."""
     prompt = example.prompt if example.contexts is None else example.contexts[example.gold]
     return prompt + example.answer + SEPARATOR
 
 
 def _pool(task: Task) -> dict[str, list[Example]]:
-    """The examples of the probe split by group, both in the order of their names and not of the task."""
+    """Return the examples of the probe split by group, both in the order of their names and not of the task."""
     pool: dict[str, list[Example]] = {}
     for example in sorted(task.of(task.split("probe")), key=lambda example: (example.group, example.id)):
         pool.setdefault(example.group, []).append(example)
@@ -60,7 +71,7 @@ def _pool(task: Task) -> dict[str, list[Example]]:
 def _drawn(
     pool: Mapping[str, Sequence[Example]], name: str, example: Example, shots: int, seed: int
 ) -> list[Example]:
-    """One more group than wanted is drawn, so that the example's own can be left out of them."""
+    """Draw one more group than wanted, so that the example's own can be left out of them."""
     others = len(pool) - (example.group in pool)
     if shots > others:
         raise TaskError(
@@ -70,10 +81,3 @@ def _drawn(
     rng = random.Random(f"shots {seed} {shots} {example.id}")
     groups = rng.sample(list(pool), min(shots + 1, len(pool)))
     return [rng.choice(pool[group]) for group in groups if group != example.group][:shots]
-
-
-def _after(shown: str, example: Example) -> Example:
-    contexts = None if example.contexts is None else tuple(shown + context for context in example.contexts)
-    paraphrases = tuple(shown + prompt for prompt in example.paraphrases)
-    asked = {"prompt": shown + example.prompt, "contexts": contexts, "paraphrases": paraphrases}
-    return replace(example, **asked, shown=len(shown))

@@ -1,4 +1,4 @@
-"""Three disjoint splits out of one source of examples, or of two, by content and the split seed only.
+"""Split one source of examples, or two, into three disjoint splits, by content and the split seed only.
 
 Groups are ordered by a hash of their name and the seed, so neither the order of a file nor the run's own seed
 moves an example from one split to another. Knows no file format, no tokenizer.
@@ -31,7 +31,7 @@ TRAINING: Mapping[str, int] = {
 
 
 @dataclass(frozen=True)
-class Source:
+class ExampleSource:
     """Examples as they were loaded. `held_out` are those that a data set itself keeps for the test split."""
 
     name: str
@@ -43,8 +43,8 @@ class Source:
 
 
 def make_task(
-    source: Source,
-    test: Source | None,
+    source: ExampleSource,
+    test: ExampleSource | None,
     *,
     split_seed: int,
     limit: int | None,
@@ -52,21 +52,23 @@ def make_task(
     shares: tuple[float, float, float] | None,
     needs: Mapping[str, int] = PROOF,
 ) -> Task:
-    """Splits `source` by `shares`, or takes `test` (else what the source itself holds out) as the test split.
+    """Split `source` by `shares`, or take `test` (else the examples that the source holds out) as the test split.
 
     `needs` says how many groups which splits must have; with `allow_small` one is enough.
 
     Raises: `TaskError` when two sources share examples or differ in kind, or a split has too few groups.
     """
     shares = _checked_shares(shares or source.shares)
+    held_out = source.held_out
     if test is not None:
-        _check_pair(source, test)
+        if source.kind != test.kind:
+            raise TaskError(
+                f"{source.name} is a {source.kind} task and {test.name} a {test.kind} task. Take two of one kind."
+            )
         held_out = test.held_out or test.examples
         if source.kind == "text":  # exports of text repeat headings and short lines
             source = replace(source, examples=_without(source, held_out, _content) or source.examples)
         _refuse_overlap(source, held_out, test.name)
-    else:
-        held_out = source.held_out
     others = _without(source, held_out or (), _traits)
     first = arrange(take(alike_together(others), limit, split_seed), split_seed)
     second = arrange(take(alike_together(held_out or ()), limit, split_seed), split_seed)
@@ -81,12 +83,12 @@ def make_task(
 
 
 def rank(group: str, seed: int, purpose: str) -> str:
-    """Where a group stands in the shuffled order: a hash, so the same on every machine."""
+    """Return a group's place in the shuffled order: a hash, so the same on every machine."""
     return hashlib.sha256(f"{purpose}\0{seed}\0{group}".encode()).hexdigest()
 
 
 def arrange(examples: Iterable[Example], seed: int) -> tuple[Example, ...]:
-    """Examples in the order of their groups' ranks, then by id: the order of the file is forgotten."""
+    """Return examples in the order of their groups' ranks, then by id: the order of the file is forgotten."""
     ranks: dict[str, str] = {}
     examples = list(examples)
     for example in examples:
@@ -95,17 +97,17 @@ def arrange(examples: Iterable[Example], seed: int) -> tuple[Example, ...]:
 
 
 def alike_together(examples: Iterable[Example]) -> tuple[Example, ...]:
-    """Examples without a group of their own that ask the same thing become one group: no split may share a prompt."""
-    asked: dict[object, str] = {}
+    """Put examples that ask the same, and have no group of their own, into one group: no split may share a prompt."""
+    groups: dict[object, str] = {}
     joined = []
     for example in examples:
-        group = asked.setdefault(_traits(example)[-1], example.group)
+        group = groups.setdefault(_traits(example)[-1], example.group)
         joined.append(replace(example, group=group) if example.group == example.id else example)
     return tuple(joined)
 
 
 def take(examples: Sequence[Example], limit: int | None, seed: int) -> tuple[Example, ...]:
-    """Whole groups, drawn by `seed`, at most `limit` examples together; a larger limit only adds to them."""
+    """Return whole groups, drawn by `seed`, at most `limit` examples together; a larger limit only adds to them."""
     if limit is None or not examples:
         return tuple(examples)
     if limit < 1:
@@ -125,11 +127,11 @@ def take(examples: Sequence[Example], limit: int | None, seed: int) -> tuple[Exa
 def _assign(
     first: tuple[Example, ...], second: tuple[Example, ...], shares: tuple[float, float, float]
 ) -> tuple[tuple[Example, ...], dict[str, str]]:
-    """All examples in order, and the split of each group."""
+    """Return all examples in order, and the split of each group."""
     groups = list(dict.fromkeys(example.group for example in first))
     parts = shares[:2] if second else shares
     ends = [round(len(groups) * sum(parts[: n + 1]) / sum(parts)) for n in range(len(parts))]
-    named = {}
+    named: dict[str, str] = {}
     for name, begin, end in zip(("probe", "select", "test"), [0, *ends], ends, strict=False):
         named |= dict.fromkeys(groups[begin:end], name)
     named |= {example.group: "test" for example in second}
@@ -144,15 +146,11 @@ def _checked_shares(shares: tuple[float, float, float]) -> tuple[float, float, f
     return shares
 
 
-def _check_pair(source: Source, test: Source) -> None:
-    if source.kind != test.kind:
-        raise TaskError(
-            f"{source.name} is a {source.kind} task and {test.name} a {test.kind} task. Take two of one kind."
-        )
-
-
 def asked_for(example: Example) -> object:
-    """What a model is shown: equal for two that ask the same. Contexts stand for the prompt where there are several."""
+    """Return what a model is shown: equal for two examples that ask the same.
+
+    Contexts replace the prompt where there are several.
+    """
     return example.tokens or example.contexts or example.prompt
 
 
@@ -161,11 +159,11 @@ def _content(example: Example) -> Traits:
 
 
 def _traits(example: Example) -> Traits:
-    """What two sources must not share."""
+    """Return the traits that two sources must not share."""
     return (("id", example.id), ("group", example.group), *_content(example))
 
 
-def _refuse_overlap(source: Source, test: Sequence[Example], test_name: str) -> None:
+def _refuse_overlap(source: ExampleSource, test: Sequence[Example], test_name: str) -> None:
     seen = {trait: example.id for example in source.examples for trait in _traits(example)}
     for example in test:
         for trait in _traits(example):
@@ -178,9 +176,9 @@ def _refuse_overlap(source: Source, test: Sequence[Example], test_name: str) -> 
 
 
 def _without(
-    source: Source, held_out: Sequence[Example], traits: Callable[[Example], Traits]
+    source: ExampleSource, held_out: Sequence[Example], traits: Callable[[Example], Traits]
 ) -> tuple[Example, ...]:
-    """Leaves out the examples that share one of these traits with the test examples, and says how many."""
+    """Leave out the examples that share one of these traits with the test examples, and log how many."""
     seen = {trait for example in held_out for trait in traits(example)}
     kept = tuple(e for e in source.examples if not any(trait in seen for trait in traits(e)))
     if len(kept) < len(source.examples):
@@ -203,8 +201,8 @@ def _check_sizes(
     counts = {name: len({e.group for e in task.of(indices)}) for name, indices in task.splits.items()}
     if all(counts[name] >= least for name, least in needs.items()):
         return
-    found = ", ".join(f"{name} {count}" for name, count in counts.items())
-    message = f"{task.name}: too few groups of examples ({found}); {_needed(needs, shares, paired)}."
+    sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
+    message = f"{task.name}: too few groups of examples ({sizes}); {_needed(needs, shares, paired)}."
     if empty := [name for name in needs if not counts[name]]:
         raise TaskError(f"{message} Nothing is left for {empty[0]}: give more data or a larger --limit.")
     if not allow_small:
@@ -214,20 +212,21 @@ def _check_sizes(
 
 
 def _needed(needs: Mapping[str, int], shares: tuple[float, float, float], paired: bool) -> str:
-    """`select and test need 50 each: at least 125 groups in one source`."""
+    """Return `select and test need 50 each: at least 125 groups in one source`."""
     most = max(needs.values())
     large = [name for name, least in needs.items() if least == most]
-    said = f"{' and '.join(large)} need{'s' if len(large) == 1 else ''} {most}{' each' if len(large) > 1 else ''}"
+    subject, each = " and ".join(large), " each" if len(large) > 1 else ""
+    text = f"{subject} need{'s' if len(large) == 1 else ''} {most}{each}"
     share = dict(zip(("probe", "select", "test"), shares, strict=True))
     if not paired:
-        return f"{said}: at least {_whole(needs[n] / share[n] for n in needs)} groups in one source"
+        return f"{text}: at least {_whole(needs[n] / share[n] for n in needs)} groups in one source"
     chosen_by = share["probe"] + share["select"]
     first = [needs[n] * chosen_by / share[n] for n in needs if n != "test"]
     parts = [f"{_whole(first)} groups to choose by"] if first else []
     parts += [f"{needs['test']} to test on"] if "test" in needs else []
-    return f"{said}: at least {' and '.join(parts)}"
+    return f"{text}: at least {' and '.join(parts)}"
 
 
 def _whole(numbers: Iterable[float]) -> int:
-    """The largest, rounded up, but for rounding."""
+    """Return the largest number, rounded up, but for rounding errors."""
     return math.ceil(max(numbers) - 1e-9)

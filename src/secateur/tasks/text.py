@@ -15,7 +15,7 @@ from secateur.tasks.encode import added_ids
 from secateur.tasks.example import Example
 from secateur.tasks.formats import TEXT, refuse_other_formats
 from secateur.tasks.jsonl import parse_lines, read_utf8
-from secateur.tasks.splits import Source
+from secateur.tasks.splits import ExampleSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ LOG = logging.getLogger("secateur")
 CHUNKS_PER_GROUP = 10  # neighbors in a book resemble each other, so they are split and resampled together
 
 
-class TextRow(BaseModel):
+class TextLine(BaseModel):
     """One document of a .jsonl text file; other keys are ignored."""
 
     model_config = ConfigDict(strict=True)
@@ -34,12 +34,12 @@ class TextRow(BaseModel):
     meta: dict[str, Any] = {}
 
 
-def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Source:
-    """Chunks of at most `seqlen` tokens, BOS included where the tokenizer adds one by default.
+def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> ExampleSource:
+    """Return chunks of at most `seqlen` tokens, BOS included where the tokenizer adds one by default.
 
-    The chunks of a .jsonl document are one group; of a .txt file, every ten consecutive ones. Empty documents are left
-    out and equal ones counted once. A rest of fewer than 2 tokens has nothing to score and is dropped. Ids come from
-    the content, so a file may be renamed.
+    The chunks of a .jsonl document are one group; of a .txt file, every ten consecutive ones. Empty documents
+    are left out and equal ones counted once. A rest of fewer than 2 tokens has nothing to score and is dropped.
+    Ids come from the content, so a file may be renamed.
 
     Raises: `TaskError` for a file that cannot be read or holds no text, and a `seqlen` below 2.
     """
@@ -55,16 +55,18 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> So
         examples = list(_chunks(f"text-{_digest(text)}", text, tokenizer, seqlen, CHUNKS_PER_GROUP))
     if not examples:
         raise TaskError(f"{path}: no text in it.")
-    return Source(path.stem, "text", tuple(examples))
+    return ExampleSource(path.stem, "text", tuple(examples))
 
 
 def _documents(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and text of each document, equal ones once and empty ones not at all, which is said. Of equal ones the first
-    name counts, so that the order of lines does not."""
-    found: dict[str, tuple[str, str]] = {}
+    """Yield name and text of each document, equal ones once and empty ones not at all; log how many.
+
+    Of equal ones the first name counts, so that the order of lines does not.
+    """
+    documents: dict[str, tuple[str, str]] = {}
     lines: dict[str, tuple[int, str]] = {}
     empty, total = 0, 0
-    for number, row in parse_lines(path, TextRow):
+    for number, row in parse_lines(path, TextLine):
         content, total = row.text.strip(), total + 1
         if not content:
             empty += 1
@@ -73,13 +75,13 @@ def _documents(path: Path) -> Iterator[tuple[str, str]]:
         line, named = lines.setdefault(name, (number, content))
         if named != content:
             raise TaskError(f"{path}, line {number}: id {name!r} was already used in line {line}.")
-        found[content] = min(found.get(content, (name, row.text)), (name, row.text))
-    repeated = total - empty - len(found)
-    told = [f"{empty} are empty and left out"] if empty else []
-    told += [f"{repeated} repeat another and are counted once with it"] if repeated else []
-    if told:
-        LOG.warning("%s: of %d documents %s.", path, total, " and ".join(told))
-    yield from found.values()
+        documents[content] = min(documents.get(content, (name, row.text)), (name, row.text))
+    repeated = total - empty - len(documents)
+    notes = [f"{empty} are empty and left out"] if empty else []
+    notes += [f"{repeated} repeat another and are counted once with it"] if repeated else []
+    if notes:
+        LOG.warning("%s: of %d documents %s.", path, total, " and ".join(notes))
+    yield from documents.values()
 
 
 def _chunks(
@@ -87,22 +89,19 @@ def _chunks(
 ) -> Iterator[Example]:
     meta = {"document": _digest(text)}
     before, _ = added_ids(tokenizer, text)
-    for number, tokens in enumerate(cut(_encode(text, tokenizer), seqlen, before)):
+    ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    for number, tokens in enumerate(cut(ids, seqlen, before)):
         group = name if per_group is None else f"{name}/{number // per_group:05d}"
         yield Example(f"{name}#{number:06d}", "", "", group=group, meta=meta, tokens=tokens)
 
 
 def cut(ids: Sequence[int], seqlen: int, leading: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Consecutive pieces of `ids`, each after `leading`, each of at most `seqlen` and at least 2 tokens."""
+    """Yield consecutive pieces of `ids`, each after `leading`, each of at most `seqlen` and at least 2 tokens."""
     step = seqlen - len(leading)
     for start in range(0, len(ids), step):
         piece = leading + tuple(ids[start : start + step])
         if len(piece) >= 2:
             yield piece
-
-
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 def _digest(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Answers as the Trainer reads them: batches of token ids with labels, and the loss of the labelled ones."""
+"""Batches of token ids with labels, and the loss of the labelled tokens. Knows no model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -16,9 +17,13 @@ Sample = tuple[tuple[int, ...], int]  # token ids; how many of them, from the le
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Right padding, with token 0 and no attention mask: in a causal model nothing to the right reaches a position.
+    """Return samples as one batch, padded on the right with token 0.
 
-    `real` is where there is a token."""
+    There is no attention mask: in a causal model nothing to the right of a position reaches it.
+
+    Returns: `input_ids`, `labels` (IGNORED where a token is not learned) and `real` (where there is a token), all of
+    shape (samples, longest).
+    """
     width = max(len(ids) for ids, _ in samples)
     input_ids = torch.zeros((len(samples), width), dtype=torch.long)
     labels = torch.full((len(samples), width), IGNORED, dtype=torch.long)
@@ -30,20 +35,28 @@ def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 def batches(samples: Sequence[Sample], size: int, switches: Sequence[int]) -> list[list[Sample]]:
-    """Of similar length, at most `size` samples each, all of one regime (`hf/rope.py`)."""
-    found = []
+    """Return samples in batches of similar length.
+
+    Args:
+        samples: Token ids with the number that is not learned.
+        size: Most samples of a batch.
+        switches: Lengths at which the model's rotary frequencies change (`hf/rope.py`); no batch has rows on both
+            sides of one.
+    """
+    parts = []
     by_length = sorted(samples, key=lambda sample: len(sample[0]))
     for _, alike in groupby(by_length, lambda sample: regime(len(sample[0]), switches)):
         rows = list(alike)
-        found += [rows[start : start + size] for start in range(0, len(rows), size)]
-    return found
+        parts += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return parts
 
 
-def answer_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log p of every answer token, nats. `logits` (rows, width, vocabulary), `labels` (rows, width)."""
-    wanted = labels[:, 1:]
-    kept = wanted != IGNORED
-    scored = logits[:, :-1][kept]
-    return cross_entropy(
-        scored.to(torch.promote_types(scored.dtype, torch.float32)), wanted[kept], reduction="none"
-    )
+def answer_losses(
+    logits: Float[Tensor, "rows width vocabulary"], labels: Int[Tensor, "rows width"]
+) -> Float[Tensor, " answers"]:
+    """Return −log p of every labelled token, nats, in float32 or wider."""
+    targets = labels[:, 1:]
+    scored = targets != IGNORED
+    predicted = logits[:, :-1][scored]
+    wide = torch.promote_types(predicted.dtype, torch.float32)
+    return cross_entropy(predicted.to(wide), targets[scored], reduction="none")

@@ -1,6 +1,7 @@
-"""What surrounds a training and is put back after it: random states, exact kernels, Ctrl-C, memory that runs out, time.
+"""Context managers around a training: random states, deterministic kernels, Ctrl-C, memory errors; and its clock.
 
-Knows no model."""
+Knows no model.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +27,22 @@ WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @dataclass(frozen=True)
 class Clock:
-    """Wall-clock seconds of a training over all its sittings; `before` is what those before this one took."""
+    """Measure the wall-clock seconds of a training over all its sittings; those before this one took `before`."""
 
     before: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def seconds(self) -> float:
+        """Return the seconds until now."""
         return self.before + time.perf_counter() - self.started
 
 
 @contextmanager
-def fixed_workspace() -> Iterator[None]:
-    """cuBLAS gives the same numbers every time only with this in the environment before a process first uses it: so it
-    goes around all of a verb, not the steps alone. Afterwards the environment is as it was."""
+def deterministic_workspace() -> Iterator[None]:
+    """Set the environment variable without which cuBLAS gives other numbers each time; put it back afterwards.
+
+    It counts only before a process first uses cuBLAS, so this goes around a whole verb, not around the steps alone.
+    """
     before = os.environ.get(WORKSPACE)
     os.environ.setdefault(WORKSPACE, ":4096:8")
     try:
@@ -49,16 +53,14 @@ def fixed_workspace() -> Iterator[None]:
 
 
 @contextmanager
-def own_randomness(device: torch.device) -> Iterator[None]:
-    """The Trainer seeds Python, numpy and torch, for all; afterwards they go on as they were.
+def isolated_randomness(device: torch.device) -> Iterator[None]:
+    """Put the random states of Python, numpy and torch back afterwards, which the Trainer seeds for the whole process.
 
-    On CUDA, kernels that give the same numbers every time, as far as torch has them; see `fixed_workspace`.
+    On CUDA, also use deterministic kernels as far as torch has them; see `deterministic_workspace`.
     """
-    python, numpy = random.getstate(), np.random.get_state()
-    strict, warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    strict = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -66,15 +68,15 @@ def own_randomness(device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng(devices=[device] if on_cuda else []):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         if on_cuda:
             torch.use_deterministic_algorithms(strict, warn_only=warns)
 
 
 @contextmanager
-def within_memory(batch_size: int) -> Iterator[None]:
-    """Raises `TrainingError` where the device's memory does not suffice."""
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Raise `TrainingError` where the device's memory does not suffice for batches of this size."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -86,20 +88,25 @@ def within_memory(batch_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def held_back() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C waits until the step is done and saved, a second one does not. Only the main thread hears it."""
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Defer the first Ctrl-C until the step is done and saved; a second one interrupts at once.
+
+    Signals reach the main thread only, so in another one nothing is deferred.
+
+    Yields: A function that says whether Ctrl-C was pressed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    heard: list[int] = []
+    received: list[int] = []
     before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
 
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
         signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, hear)
+    signal.signal(signal.SIGINT, receive)
     try:
-        yield lambda: bool(heard)
+        yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,6 +1,6 @@
-"""Several processes that train one model: one of them touches the disk, all of them go on or fail together.
+"""Several processes that train one model: the main one writes to disk, and an error in it is raised in all of them.
 
-With one process, which is the rule, all of this does nothing.
+With one process all of this does nothing.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -17,34 +17,40 @@ from secateur.core.distributed import is_main, world
 from secateur.errors import SecateurError, TrainingError
 from secateur.hf.placement import torch_device
 
-PATIENCE = timedelta(hours=24)  # while the main process writes and measures
+PATIENCE = timedelta(hours=24)  # longer than the main process takes to write and measure
+T = TypeVar("T")
 
 
 def join(device: str) -> None:
-    """Meets the other processes, on every kind of device that there is; where `device` is CUDA each has one of its own.
+    """Meet the other processes, on every kind of device; where `device` is CUDA, each takes a GPU of its own.
 
-    Raises: `TrainingError` where there are fewer than processes on this machine, and as `torch_device`."""
+    Raises: `TrainingError` where the machine has fewer GPUs than processes, and what `torch_device` raises.
+    """
     if world() == 1 or distributed.is_initialized():
         return
     if torch_device(device).type == "cuda":
-        torch.cuda.set_device(_own_gpu())
+        torch.cuda.set_device(_gpu_of_this_process())
     distributed.init_process_group(timeout=PATIENCE)
 
 
-def _own_gpu() -> int:
-    """Refused in every process of the machine, also in those that would have one, for one of those speaks."""
-    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), number + 1)
-    if here > there:
+def _gpu_of_this_process() -> int:
+    """Return the number of this process's GPU.
+
+    Raises: `TrainingError` where there are too few, in every process of the machine: only one process prints errors,
+    and it may be one that would have a GPU.
+    """
+    number, available = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    needed = max(int(os.environ.get("LOCAL_WORLD_SIZE", 0)), number + 1)
+    if needed > available:
         raise TrainingError(
-            f"{here} processes on a machine with {there} GPU: each needs one of its own. Start at most {there} there, "
-            "such as by torchrun's --nproc-per-node, or give --device cpu."
+            f"{needed} processes on a machine with {available} GPU: each needs one of its own. Start at most "
+            f"{available} there, such as by torchrun's --nproc-per-node, or give --device cpu."
         )
     return number
 
 
-def by_main(act: Callable[[], Any]) -> None:
-    """Does something in the main process while the others wait. Raises what that raises, of our errors, in all."""
+def on_main(act: Callable[[], object]) -> None:
+    """Call `act` in the main process while the others wait. Raise any `SecateurError` of it in all processes."""
     if world() == 1:
         act()
         return
@@ -59,21 +65,19 @@ def by_main(act: Callable[[], Any]) -> None:
         raise failed[0]
 
 
-def from_main(find: Callable[[], Any]) -> Any:
-    """What the main process finds, in all. Raises as `by_main`."""
-    found: list[Any] = [None]
-
-    def look() -> None:
-        found[0] = find()
-
-    by_main(look)
+def from_main(find: Callable[[], T]) -> T:
+    """Return in all processes what `find` returns in the main one. Raises as `on_main`."""
+    results: list[T] = []
+    on_main(lambda: results.append(find()))
     if world() > 1:
-        distributed.broadcast_object_list(found)
-    return found[0]
+        sent = results or [None]
+        distributed.broadcast_object_list(sent)
+        return sent[0]  # type: ignore[return-value]  # broadcast from the main process, where it is set
+    return results[0]
 
 
-def any_of(flag: bool) -> bool:
-    """Whether it is true in at least one process."""
+def any_process(flag: bool) -> bool:
+    """Return whether `flag` is true in at least one process."""
     if world() == 1:
         return flag
     flags = [False] * world()
@@ -81,15 +85,19 @@ def any_of(flag: bool) -> bool:
     return any(flags)
 
 
-def share(size: float | Tensor) -> float:
-    """The weight of a mean over so much in this process, so that the mean over processes is that over all they have."""
-    return 1.0 if world() == 1 else float(size) * world() / added(float(size))[0]
+def mean_scale(size: float | Tensor) -> float:
+    """Return the scale that turns the mean over processes of per-process means into the mean over all elements.
+
+    Args:
+        size: How many elements, or how much weight, the mean of this process is over.
+    """
+    return 1.0 if world() == 1 else float(size) * world() / sum_over_processes(float(size))[0]
 
 
-def added(*numbers: float) -> list[float]:
-    """The sum over all processes of each number, in float64."""
+def sum_over_processes(*numbers: float) -> list[float]:
+    """Return the sum of each number over all processes, in float64."""
     if world() == 1:
         return list(numbers)
-    parts: list[Any] = [None] * world()
+    parts: list[tuple[float, ...]] = [()] * world()
     distributed.all_gather_object(parts, numbers)
     return [sum(column) for column in zip(*parts, strict=True)]

@@ -1,6 +1,7 @@
-"""A term in the loss that pulls the stream that enters a block and the stream that leaves it together.
+"""A term in the loss that pulls the hidden states before and after each block together.
 
-Two lines in any loop: one makes a `LinearityRegulariser` of the model, one adds its `loss()`. Knows no task.
+It takes two lines in any training loop: one makes a `LinearityRegulariser` of the model, one adds its `loss()`. Knows
+no task.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from transformers import PreTrainedModel, Trainer
 
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.hf.anatomy import anatomy
-from secateur.training.recipe import REGULARISERS
+from secateur.training.options import REGULARISERS
 
 Stream = Float[Tensor, "rows length d_model"]
 TINY = 1e-8  # a shorter state has no direction; torch's own bound
 
 
-class _Turned(torch.autograd.Function):
-    """Σᵢ 1 − cos(hᵢ₋₁, hᵢ) of each token. With a backward pass of its own: autograd's writes every product to memory,
-    and costs several times as much."""
+class _CosineDistances(torch.autograd.Function):
+    """Compute Σᵢ 1 − cos(hᵢ₋₁, hᵢ) of each token, with a backward pass of its own.
+
+    The one by autograd would write every product to memory, and cost several times as much.
+    """
 
     @staticmethod
     def forward(ctx: Any, *stream: Stream) -> Float[Tensor, "rows length 1"]:
@@ -44,45 +47,54 @@ class _Turned(torch.autograd.Function):
         count = (len(ctx.saved_tensors) + 1) // 3
         stream, norms = ctx.saved_tensors[:count], ctx.saved_tensors[count : 2 * count]
         cosines = ctx.saved_tensors[2 * count :]
-        found = []
-        for i, (own, norm) in enumerate(zip(stream, norms, strict=True)):
+        gradients = []
+        for i, (state, norm) in enumerate(zip(stream, norms, strict=True)):
             neighbors = [j for j in (i - 1, i + 1) if 0 <= j < count]
             along = sum(cosines[max(i, j) - 1] for j in neighbors)
-            gradient = own * (upstream * along / norm.square())
+            gradient = state * (upstream * along / norm.square())
             for j in neighbors:
                 gradient.addcmul_(stream[j], upstream / (norm * norms[j]), value=-1)
-            found.append(gradient)
-        return tuple(found)
+            gradients.append(gradient)
+        return tuple(gradients)
 
 
-def turned(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
-    """Σᵢ 1 − cos(hᵢ₋₁, hᵢ) of each token's states."""
-    return _Turned.apply(*stream).squeeze(-1)
+def cosine_distances(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
+    """Return Σᵢ 1 − cos(hᵢ₋₁, hᵢ) of each token's states."""
+    return _CosineDistances.apply(*stream).squeeze(-1)
 
 
-def moved(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
-    """Σᵢ ‖hᵢ − hᵢ₋₁‖² of each token's states: summed over the d_model channels, not averaged."""
+def squared_distances(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
+    """Return Σᵢ ‖hᵢ − hᵢ₋₁‖² of each token's states: summed over the d_model channels, not averaged."""
     steps = [after - before for before, after in pairwise(stream)]
     return torch.stack([step.square().sum(-1) for step in steps]).sum(0)
 
 
-KINDS: dict[str, Callable[[Sequence[Stream]], Tensor]] = {"cosine": turned, "mse": moved}
-assert tuple(KINDS) == REGULARISERS, "what may be asked for is what there is"
+KINDS: dict[str, Callable[[Sequence[Stream]], Tensor]] = {
+    "cosine": cosine_distances,
+    "mse": squared_distances,
+}
+assert tuple(KINDS) == REGULARISERS, "the options of `train` name exactly these"
 
 
 class LinearityRegulariser:
-    """Adds to a loss how far each block moves the stream: weight · meanₜ Σᵢ distance(hᵢ₋₁, hᵢ), without a unit.
+    """Measure how far blocks move the residual stream: weight · meanₜ Σᵢ distance(hᵢ₋₁, hᵢ), without a unit.
 
-    h₀ enters the first block of `model`, hᵢ is what block i leaves, before the final norm; the mean is over all tokens
-    of the batch that are not padding. `kind` is cosine, 1 − cos(hᵢ₋₁, hᵢ), or mse, ‖hᵢ − hᵢ₋₁‖². Computed in float32 or
-    wider. Make it of the model itself, before it is compiled or wrapped:
+    h₀ enters the first block of `model`, hᵢ leaves block i, before the final norm; the mean is over all tokens of the
+    batch that are not padding. Computed in float32 or wider. Make it of the model itself, before it is compiled or
+    wrapped:
 
         regulariser = LinearityRegulariser(model, weight=0.5)
         ...
         loss = loss + regulariser.loss()
 
-    Source: Razzhigaev et al. 2024 (arXiv 2405.12250), section 5; the weight is theirs.
+    Args:
+        model: The model that is trained; it gets hooks, which `remove` takes off.
+        weight: Weight of the term in the loss.
+        kind: `cosine`, 1 − cos(hᵢ₋₁, hᵢ), or `mse`, ‖hᵢ − hᵢ₋₁‖².
+
     Raises: `UnknownName` for another kind, `TrainingError` for a weight below 0, `ModelError` as `anatomy` does.
+
+    Source: Razzhigaev et al. 2024 (arXiv 2405.12250), section 5; the default weight is theirs.
     """
 
     def __init__(self, model: PreTrainedModel, weight: float = 0.5, kind: str = "cosine") -> None:
@@ -95,20 +107,23 @@ class LinearityRegulariser:
         self._decoder = model.get_submodule(blocks[0].rsplit(".", 2)[0])
         self._stream: list[Tensor | None] = [None] * (len(blocks) + 1)
         self._real: Tensor | None = None
-        self._open = False
+        self._recording = False
         self._hooks = [
             self._decoder.register_forward_pre_hook(self._begin, with_kwargs=True),
             self._decoder.register_forward_hook(self._end),
-            model.get_submodule(blocks[0]).register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.get_submodule(blocks[0]).register_forward_pre_hook(self._record_input, with_kwargs=True),
         ]
         for number, path in enumerate(blocks, 1):
-            self._hooks.append(model.get_submodule(path).register_forward_hook(self._left_as(number)))
+            self._hooks.append(model.get_submodule(path).register_forward_hook(self._record_output(number)))
 
     def loss(self, real: Bool[Tensor, "rows length"] | None = None) -> Float[Tensor, ""]:
-        """The term for the last forward pass in training mode, once; 0 in evaluation, where losses stay comparable.
+        """Return the term for the last forward pass in training mode; 0 in evaluation, where losses stay comparable.
 
-        `real` is true where there is a token; without it, the two-dimensional attention mask that the model was given
-        says so, and without one all are. Raises `TrainingError` where no forward pass went before.
+        Args:
+            real: True where there is a token. None: as the two-dimensional attention mask says that the model was
+                given; without such a mask, everywhere.
+
+        Raises: `TrainingError` where no forward pass went before, and for a second call after one pass.
         """
         if not self._decoder.training:
             return torch.zeros(())
@@ -124,27 +139,27 @@ class LinearityRegulariser:
         return self.weight * _mean(KINDS[self.kind](wide), real)
 
     def remove(self) -> None:
-        """Takes the hooks off; the model is as it was."""
+        """Take the hooks off, so that the model is as it was."""
         for hook in self._hooks:
             hook.remove()
 
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Opens for the length of the decoder's forward pass: blocks that a backward pass runs again are not heard."""
+        """Record until the decoder's forward pass ends: blocks that a backward pass runs again are not recorded."""
         mask = kwargs.get("attention_mask")
         self._real = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._stream = [None] * len(self._stream)
-        self._open = module.training
+        self._recording = module.training
 
     def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._open = False
+        self._recording = False
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._open:
+    def _record_input(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._recording:
             self._stream[0] = args[0] if args else kwargs["hidden_states"]
 
-    def _left_as(self, number: int) -> Callable[..., None]:
+    def _record_output(self, number: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
-            if self._open:
+            if self._recording:
                 self._stream[number] = output[0] if isinstance(output, tuple) else output
 
         return hook
@@ -158,10 +173,10 @@ def _mean(values: Float[Tensor, "rows length"], real: Tensor | None) -> Float[Te
 
 
 class RegularisedTrainer(Trainer):
-    """A Hugging Face Trainer that adds `regulariser.loss()` to whatever its loss is, in training.
+    """A Hugging Face Trainer that adds `regulariser.loss()` to its loss in training.
 
-    With gradient accumulation the term is the mean over the batches of a step, as it should be: the Trainer does not
-    divide the loss of models that count their tokens themselves, so the term is divided here.
+    With gradient accumulation the term is the mean over the batches of a step: the Trainer does not divide the loss of
+    models that count their tokens themselves, so the term is divided here.
     """
 
     def __init__(self, *args: Any, regulariser: LinearityRegulariser, **kwargs: Any) -> None:
@@ -173,14 +188,16 @@ class RegularisedTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        """Return the Trainer's own loss plus the term."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + self.regulariser.loss() / self._undivided(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _undivided(self, num_items_in_batch: Tensor | None) -> int:
-        """How many batches the Trainer adds up without dividing."""
+    def _undivided(self, num_items_in_batch: Tensor | int | None) -> int:
+        """Return the number of batches that the Trainer adds up without dividing."""
         counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        assert self.model is not None
         undivided = self.model.training and (counted or self.compute_loss_func is not None)
         return self.current_gradient_accumulation_steps if undivided else 1

@@ -1,4 +1,4 @@
-"""The verbs that train, for Python and the command line alike: what is asked is looked at before torch is imported."""
+"""The verbs that train, for Python and the command line alike: options are checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -22,14 +22,25 @@ from secateur.inputs import inputs, inputs_of, kept_of
 from secateur.keywords import TrainingOptions
 from secateur.options import Options
 from secateur.signatures import verb
-from secateur.training.heal_options import Healing, Teacher, check_stage
-from secateur.training.recipe import Recipe
-from secateur.training.tuning import OF_TASK, Tuning, names_of, options_of, splits_of
+from secateur.training.options import (
+    FINETUNE_DEFAULTS,
+    HEAL_DEFAULTS,
+    TASK_OPTIONS,
+    TRAIN_DEFAULTS,
+    Healing,
+    Recipe,
+    Teacher,
+    Tuning,
+    check_stage,
+    names_of,
+    splits_of,
+    task_options_of,
+)
 
 if TYPE_CHECKING:
     from secateur.training.state import Tuned
 
-READ = tuple(one for one in config.options_of(Options) if one.name in OF_TASK)
+READ = tuple(one for one in config.options_of(Options) if one.name in TASK_OPTIONS)
 
 
 @verb(READ)
@@ -41,11 +52,11 @@ def finetune(
     split: str | tuple[str, ...] = "probe",
     overwrite: bool = False,
     progress: Progress = silent,
-    epochs: int = 3,
-    lr: float = 5e-5,
-    batch_size: int = 8,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
+    epochs: int = FINETUNE_DEFAULTS.epochs,
+    lr: float = FINETUNE_DEFAULTS.lr,
+    batch_size: int = FINETUNE_DEFAULTS.batch_size,
+    weight_decay: float = FINETUNE_DEFAULTS.weight_decay,
+    warmup: float = FINETUNE_DEFAULTS.warmup,
     max_steps: int | None = None,
     bf16: bool = False,
     lora: int | None = None,
@@ -55,16 +66,27 @@ def finetune(
 ) -> Tuned:
     """Train all parameters of `model` on the answers of `task`, in float32, and write it to `out` in its own dtype.
 
-    With `lora` adapters of that rank are trained instead, and merged: see `Tuning`.
-    `split` is probe, select or both; without select in it the epoch with the lowest loss there is kept. `options` are
-    those of `prune` that say what model and task are: limit, shots, seed, dtype, ... Killed at any moment and called
-    again it goes on where it was and ends with the same weights. Raises any `SecateurError`; then `out` is untouched.
+    Killed at any moment and called again it continues, and ends with the same weights.
+
+    Args:
+        model: A checkpoint folder, a name on the hub or `builtin:NAME`.
+        task: The task, as for `prune`.
+        out: The folder for the checkpoint.
+        split: `probe`, `select` or both; without select the epoch with the lowest loss there is kept.
+        overwrite: Replace what secateur wrote to `out` before.
+        progress: Called with a stage's name, what is done and what there is to do.
+        lora: Rank of adapters that are trained instead of all parameters, and merged.
+        options: Options of `prune` that say what model and task are: limit, shots, seed, dtype, ...
+
+    The other arguments are those of `Tuning`.
+
+    Raises: any `SecateurError`; then `out` is untouched.
     """
     adapters = (lora, lora_alpha, names_of(lora_targets))
     tuning = Tuning(
         splits_of(split), epochs, lr, batch_size, weight_decay, warmup, max_steps, bf16, *adapters
     )
-    chosen = options_of(str(model), task_word(task), _tested(options))
+    chosen = task_options_of(str(model), task_word(task), _tested(options))
     folder = Folder.at(out, reads=inputs_of(chosen), keeps=kept_of(chosen))
     from secateur.training.finetune import finetune
 
@@ -78,19 +100,19 @@ def heal(
     out: str | Path,
     *,
     teacher: str | None = None,
-    stage: str = "both",
-    temperature: float = 1.0,
-    hidden: float = 1.0,
+    stage: str = Healing.stage,
+    temperature: float = Healing.temperature,
+    hidden: float = Healing.hidden,
     side: Tasks = (),
     ledger: str | Path | None = None,
     split: str | tuple[str, ...] = "probe",
     overwrite: bool = False,
     progress: Progress = silent,
-    epochs: int = 3,
-    lr: float = 1e-4,
-    batch_size: int = 8,
-    weight_decay: float = 0.0,
-    warmup: float = 0.0,
+    epochs: int = HEAL_DEFAULTS.epochs,
+    lr: float = HEAL_DEFAULTS.lr,
+    batch_size: int = HEAL_DEFAULTS.batch_size,
+    weight_decay: float = HEAL_DEFAULTS.weight_decay,
+    warmup: float = HEAL_DEFAULTS.warmup,
     max_steps: int | None = None,
     bf16: bool = False,
     lora: int | None = None,
@@ -98,14 +120,25 @@ def heal(
     lora_targets: str | Sequence[str] = "all",
     **options: Unpack[TrainingOptions],
 ) -> Tuned:
-    """Distill into `cut`, a folder that `prune` or `apply` wrote, what its original computes on `task`.
+    """Teach a cut model what its original computes on `task`, by distillation.
 
-    `teacher` is that original, by default where its plan.json says; both give the same fingerprint or it is refused.
-    `epochs` and `max_steps` are those of each stage; one that does not lower the loss on select leaves the weights as
-    they were. `side` are tasks to watch. With a `ledger` the healed model is compared to the original on test, once,
-    and that file notes the opening. `lora` is for the stage end, where what stands for blocks is trained whole beside
-    the adapters. Otherwise as `finetune`: splits, resuming, precision, options.
-    Raises any `SecateurError`; then `out` is untouched.
+    A stage that does not lower the loss on select leaves the weights as they were. Splits, precision and options are
+    those of `finetune`, and a healing that was killed continues as that does.
+
+    Args:
+        cut: A folder that `prune` or `apply` wrote.
+        task: The task, as for `prune`.
+        out: The folder for the checkpoint.
+        teacher: The original; None: where plan.json says. It is refused where its fingerprint is another.
+        side: Tasks to watch.
+        ledger: Notes that test is opened, once, to compare the healed model to the original; None: it is not opened.
+        epochs: Passes over the splits in each stage, as `max_steps` is the steps of each.
+        lora: Rank of adapters in the stage `end`; what replaces blocks is trained whole beside them.
+        options: Options of `prune` that say what model and task are: limit, shots, seed, dtype, ...
+
+    The other arguments are those of `Healing` and `Tuning`.
+
+    Raises: any `SecateurError`; then `out` is untouched.
     """
     adapters = (lora, lora_alpha, names_of(lora_targets))
     tuning = Tuning(
@@ -115,12 +148,12 @@ def heal(
         stage, temperature, hidden, tuple(task_words(side)), None if ledger is None else str(ledger)
     )
     check_stage(healing, tuning)
-    chosen = replace(options_of(str(cut), task_word(task), _tested(options)), side=healing.side)
+    chosen = replace(task_options_of(str(cut), task_word(task), _tested(options)), side=healing.side)
     reads = inputs_of(chosen)
     taught_by = Teacher(
         origin_of(Path(cut), TrainingError, "Give a folder that prune or apply wrote."), teacher
     )
-    folder = Folder.at(out, reads=[*reads, *_place_of(taught_by)], keeps=[ledger, *kept_of(chosen)])
+    folder = Folder.at(out, reads=[*reads, *_teacher_files(taught_by)], keeps=[ledger, *kept_of(chosen)])
     if ledger is not None:
         check_ledger(Path(ledger))
     from secateur.training.heal import heal
@@ -129,15 +162,15 @@ def heal(
 
 
 def _tested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options with the task of the test split as a word. Raises: `TaskError` for what is no task."""
+    """Return options with the task of the test split as a word. Raises: `TaskError` for anything but a task."""
     given = dict(options)
     if given.get("test_task") is not None:
         given["test_task"] = task_word(given["test_task"])
     return given
 
 
-def _place_of(teacher: Teacher) -> list[Path]:
-    """Raises `ModelError` where it is no longer where it was."""
+def _teacher_files(teacher: Teacher) -> list[Path]:
+    """Return the folder that the teacher is read from. Raises: `ModelError` where there is no such model any more."""
     try:
         return inputs([teacher.name])
     except UnknownName as error:
@@ -152,33 +185,44 @@ def train(
     tokenizer: str,
     out: str | Path,
     *,
-    steps: int = 1000,
+    steps: int = Recipe.steps,
     save_steps: Sequence[int] = (),
-    regulariser: str = "none",
-    weight: float = 0.5,
-    seqlen: int = 256,
+    regulariser: str = Recipe.regulariser,
+    weight: float = Recipe.weight,
+    seqlen: int = Recipe.seqlen,
     seed: int = 0,
-    lr: float = 1e-3,
-    batch_size: int = 16,
-    weight_decay: float = 0.1,
-    warmup: float = 0.05,
+    lr: float = TRAIN_DEFAULTS.lr,
+    batch_size: int = TRAIN_DEFAULTS.batch_size,
+    weight_decay: float = TRAIN_DEFAULTS.weight_decay,
+    warmup: float = TRAIN_DEFAULTS.warmup,
     bf16: bool = False,
     device: str = "auto",
     overwrite: bool = False,
     progress: Progress = silent,
-    layers: int = 4,
-    d_model: int = 128,
-    heads: int = 4,
+    layers: int = Size.layers,
+    d_model: int = Size.d_model,
+    heads: int = Size.heads,
     kv_heads: int | None = None,
     d_ff: int | None = None,
-    context: int = 512,
+    context: int = Size.context,
 ) -> Tuned:
-    """Train a Mistral with random weights on a text file and write it to `out`, and to `out/step-N` after N steps.
+    """Train a Mistral from random weights on a text file, and write it to `out`.
 
-    `text` is FILE or text:FILE (.txt, or .jsonl with one document a line); `tokenizer` a folder that has one; layers,
-    d_model, heads, kv_heads, d_ff and context are the shapes, see `Size`. `regulariser` is none, cosine or mse, as
-    `LinearityRegulariser`. Resumes as `finetune`. Source of the recipe: Razzhigaev et al. 2024 (arXiv 2405.12250).
-    Raises any `SecateurError`; then `out` is untouched.
+    Killed at any moment and called again it continues, as `finetune` does.
+
+    Args:
+        text: FILE or text:FILE: .txt, or .jsonl with one document a line.
+        tokenizer: A folder with a tokenizer.
+        out: The folder for the checkpoint.
+        save_steps: Write a checkpoint to `out/step-N` after each of these steps too; 0: the untrained model.
+        regulariser: `none`, or the `kind` of a `LinearityRegulariser`.
+        weight: The regulariser's.
+
+    The other arguments are those of `Recipe`, `Tuning` and, for the shapes, `Size`.
+
+    Raises: any `SecateurError`; then `out` is untouched.
+
+    Source: Razzhigaev et al. 2024 (arXiv 2405.12250) for the recipe.
     """
     file, chosen = text.removeprefix("text:"), tuple(sorted(set(save_steps)))
     size = Size(layers, d_model, heads, kv_heads, d_ff, context)

@@ -37,7 +37,7 @@ class Record(BaseModel):
         return finite(self.model_dump(exclude_unset=True))
 
     @classmethod
-    def from_json(
+    def from_values(
         cls, values: Mapping[str, Any], place: Path | str, error: type[SecateurError], mend: str
     ) -> Self:
         """Return the record that `values`, read from `place`, are.
@@ -55,4 +55,4 @@ class Record(BaseModel):
     @classmethod
     def read(cls, path: Path, error: type[SecateurError], mend: str) -> Self:
         """Return the record in a JSON file. Raises: `error` where there is none, or one of another kind."""
-        return cls.from_json(read_json(path, error, mend), path, error, mend)
+        return cls.from_values(read_json(path, error, mend), path, error, mend)

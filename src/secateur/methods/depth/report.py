@@ -47,14 +47,22 @@ class HealedPoint:
 
     Args:
         form: What replaces all of its removed blocks.
+        blocks: The removed blocks.
         value: The metric of the curves, on select.
         loss: The loss on select, nats per token.
+        tokens: Tokens that were read in training.
     """
 
     form: str
-    blocks_removed: int
+    blocks: tuple[int, ...]
     value: float
     loss: float
+    tokens: int
+
+    @property
+    def blocks_removed(self) -> int:
+        """Return how many blocks are gone."""
+        return len(self.blocks)
 
 
 CurvePoint = DepthPointRecord | HealedPoint

@@ -1,1 +1,1 @@
-"""Types of the JSON files that training writes: one module for each. No torch."""
+"""Types of the JSON files that training writes: one module for each verb. No torch."""

@@ -7,28 +7,19 @@ from pydantic import Field
 from secateur.core.records.record import Number, Record
 from secateur.core.records.verdict import GuardRecord, IntervalRecord, NonInferiorityRecord, ScoreRecord
 from secateur.methods.depth.records import DepthRecord
+from secateur.training.records.command import HealCommandRecord
 from secateur.training.records.finetune import (
     AdaptersRecord,
     EpochRecord,
-    LearnedTask,
-    TrainingRecord,
-    TunedModel,
+    ModelIdentityRecord,
+    TrainedModelRecord,
+    TrainedTaskRecord,
+    TrainingSplitsRecord,
 )
 
 
-class TeacherRecord(Record):
-    """Teacher."""
-
-    name: str = Field(description="where it was found")
-    hub: bool = Field(description="whether it came from the hub")
-    revision: str | None = Field(description="its commit there")
-    architecture: str = Field(description="its class")
-    parameters: int = Field(description="how many it has")
-    fingerprint: str = Field(description="of its weights, which is the one in plan.json")
-
-
-class RemovedBlocks(Record):
-    """Gone."""
+class RemovedBlocksRecord(Record):
+    """Name the blocks that the cut does not have."""
 
     blocks: list[int] = Field(description="numbers in the original")
     form: str | None = Field(
@@ -36,11 +27,9 @@ class RemovedBlocks(Record):
     )
 
 
-class HealedScore(Record):
-    """Healed."""
+class HealedScoreRecord(Record):
+    """Compare one metric of the original, the cut and the healed model."""
 
-    name: str | None = Field(None, description="of the side task (only: in `sides`)")
-    n: int | None = Field(None, description="examples of the side task, all of them (only: in `sides`)")
     metric: str = Field(description="its name")
     unit: str = Field(description="`share` or `nats/token`")
     higher_is_better: bool = Field(description="direction of the metric")
@@ -53,9 +42,21 @@ class HealedScore(Record):
         description="share of what the cut lost that came back (1: all); null where it is not shown to have lost anything"
     )
 
+    @property
+    def three(self) -> dict[str, ScoreRecord]:
+        """Return the scores by model: teacher, unhealed, healed."""
+        return {"teacher": self.teacher, "unhealed": self.unhealed, "healed": self.healed}
+
+
+class HealedSideRecord(HealedScoreRecord):
+    """Compare the primary metric of a side task, on all of its examples."""
+
+    name: str = Field(description="of the side task")
+    n: int = Field(description="examples of the side task, all of them")
+
 
 class HealedTestRecord(Record):
-    """The healed model against the original; keys mean what they do in Verdict."""
+    """Compare the healed model to the original on `test`; keys mean what they do in Verdict."""
 
     verdict: str = Field(description="the word")
     metric: str = Field(description="what decides")
@@ -69,21 +70,26 @@ class HealedTestRecord(Record):
         description="whether it is shown to lose less than 0.02"
     )
     guards: list[GuardRecord] = Field(description="ways for a result to be hollow")
-    scores: list[HealedScore] = Field(description="every metric, of all three models")
+    scores: list[HealedScoreRecord] = Field(description="every metric, of all three models")
     sentence: str = Field(description="all that in one")
 
 
-class HealedTexts(Record):
-    """Texts."""
+class HealedTextsRecord(Record):
+    """Hold what each model writes after the same beginning."""
 
     prompt: str = Field(description="the beginning: of a chunk of text, or a question")
     teacher: str = Field(description="what the original says")
     unhealed: str = Field(description="the cut")
     healed: str = Field(description="the checkpoint as written")
 
+    @property
+    def three(self) -> dict[str, str]:
+        """Return the texts by model: teacher, unhealed, healed."""
+        return {"teacher": self.teacher, "unhealed": self.unhealed, "healed": self.healed}
 
-class HealStage(Record):
-    """Stage."""
+
+class HealStageRecord(Record):
+    """Hold what one stage of a healing trained, and its losses."""
 
     stage: str = Field(description="`layers` or `end`")
     trained_parameters: int = Field(description="how many were trained")
@@ -97,51 +103,14 @@ class HealStage(Record):
         description="losses before the stage (epoch 0) and after each epoch; `kept`: what the stage ended with"
     )
 
-
-class HealCommandRecord(Record):
-    """Options as Tuning has them, and those of healing."""
-
-    heal: str = Field(description="the cut model")
-    teacher: str | None = Field(description="`--teacher`")
-    stage: str = Field(description="`layers`, `end` or `both`")
-    temperature: Number = Field(description="of both models' probabilities")
-    hidden: Number = Field(description="weight of the streams' error beside the divergence")
-    side: list[str] = Field(description="tasks to watch; none given: plain English")
-    ledger: str | None = Field(
-        description="where the opening of test is written down; null: test was not opened"
-    )
-    task: str = Field(description="the task")
-    test_task: str | None = Field(description="where the test split is from")
-    split: str = Field(description="`probe`, `select` or `probe,select`")
-    epochs: int = Field(description="how often every example is learned, where `max_steps` is null")
-    max_steps: int | None = Field(description="how many steps")
-    batch_size: int = Field(description="examples per step")
-    lr: Number = Field(description="learning rate at its peak")
-    weight_decay: Number = Field(description="AdamW's")
-    warmup: Number = Field(description="share of the steps in which the rate rises")
-    bf16: bool = Field(description="mixed precision")
-    lora: int | None = Field(None, description="rank of adapters (only: `--lora`)")
-    lora_alpha: float | None = Field(
-        None, description="as it was asked for; null: twice the rank (only: `--lora`)"
-    )
-    lora_targets: str | None = Field(
-        None, description="the matrices, as they were asked for (only: `--lora`)"
-    )
-    revision: str | None = Field(description="of the model, as it was asked for")
-    seed: int = Field(description="of the order of examples and of dropout")
-    split_seed: int = Field(description="of the splits")
-    limit: int | None = Field(description="at most so many examples of each source")
-    shots: int = Field(description="solved examples before every prompt")
-    seqlen: int = Field(description="tokens per chunk of text")
-    chat: bool = Field(description="prompts in the chat template")
-    allow_small: bool = Field(description="small splits allowed")
-    skip_long: bool = Field(description="examples that do not fit left out")
-    trust_remote_code: bool = Field(description="code of the model run")
-    dtype: str = Field(description="as it was asked for")
+    @property
+    def kept_loss(self) -> float:
+        """Return the loss on select of the weights that the stage ended with, nats per token."""
+        return next(row.select_loss for row in self.epochs if row.kept)
 
 
-class HealOriginRecord(Record):
-    """HealOrigin."""
+class HealProvenanceRecord(Record):
+    """Say by which options and with which versions a cut was healed."""
 
     command: HealCommandRecord = Field(
         description="the options of the run; the same command on a finished OUT is recognized by them"
@@ -152,33 +121,48 @@ class HealOriginRecord(Record):
 
 
 class HealRecord(Record):
-    """Healing."""
+    """Hold everything that heal.json says."""
 
-    cut: TunedModel = Field(description="the model that was healed")
-    teacher: TeacherRecord = Field(description="the model that it was cut from")
+    cut: TrainedModelRecord = Field(description="the model that was healed")
+    teacher: ModelIdentityRecord = Field(description="the model that it was cut from")
     fingerprint: str = Field(description="of the weights as written")
-    gone: RemovedBlocks = Field(description="the blocks that the cut has not")
-    task: LearnedTask = Field(description="the task")
-    trained_on: TrainingRecord = Field(description="what was learned, and how epochs were chosen")
-    scores: list[HealedScore] = Field(
+    gone: RemovedBlocksRecord = Field(description="the blocks that the cut has not")
+    task: TrainedTaskRecord = Field(description="the task")
+    trained_on: TrainingSplitsRecord = Field(description="what was learned, and how epochs were chosen")
+    stages: list[HealStageRecord] = Field(description="what was trained, in order")
+    tokens: int = Field(description="tokens read in training, each as often as it was")
+    seconds: Number = Field(
+        description="wall clock of the training, over all sittings; what was lost by a kill and done again counts once"
+    )
+    dtype: str = Field(description="of the weights as written")
+    scores: list[HealedScoreRecord] = Field(
         description="every metric of the task on `select`, of all three models; the primary first"
     )
-    sides: list[HealedScore] = Field(
+    sides: list[HealedSideRecord] = Field(
         description="the primary metric of each task of `--side`, else of plain English"
     )
-    samples: list[HealedTexts] = Field(
+    samples: list[HealedTextsRecord] = Field(
         description="what each of the three says greedily after the same beginnings"
     )
     depth: DepthRecord | None = Field(
         description="of the cut's own analysis.json; null: no depth cut, or of another task"
     )
     test: HealedTestRecord | None = Field(description="the verdict on `test`; null without `--ledger`")
-    sentence: str = Field(description="what came back and what it cost")
-    stages: list[HealStage] = Field(description="what was trained, in order")
-    tokens: int = Field(description="tokens read in training, each as often as it was")
-    seconds: Number = Field(
-        description="wall clock of the training, over all sittings; what was lost by a kill and done again counts once"
-    )
-    dtype: str = Field(description="of the weights as written")
     command: str = Field(description="the command as a line, without `-o`")
-    provenance: HealOriginRecord = Field(description="what makes the run recognizable")
+    provenance: HealProvenanceRecord = Field(description="what makes the run recognizable")
+    sentence: str = Field(description="what came back and what it cost")
+
+    @property
+    def sentences(self) -> list[str]:
+        """Return what came back, and what test says where it was opened."""
+        return [self.sentence, *([self.test.sentence] if self.test else [])]
+
+    @property
+    def test_scores(self) -> list[HealedScoreRecord]:
+        """Return every metric on test; none where test was not opened."""
+        return self.test.scores if self.test else []
+
+    @property
+    def loss_score(self) -> HealedScoreRecord:
+        """Return the comparison of the loss on select, which every kind of task has."""
+        return next(row for row in self.scores if row.metric in ("loss", "text_loss"))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pydantic import Field
 
 from secateur.core.records.record import Number, Record
+from secateur.training.records.command import Real, TrainCommandRecord
 
 
 class SizeRecord(Record):
-    """Size."""
+    """Hold the shapes of the model."""
 
     layers: int = Field(description="blocks")
     d_model: int = Field(description="width of the stream")
@@ -21,7 +22,7 @@ class SizeRecord(Record):
 
 
 class RecipeRecord(Record):
-    """Recipe."""
+    """Say what was trained, on what and how."""
 
     text: str = Field(description="the file")
     tokenizer: str = Field(description="the folder it is from")
@@ -29,13 +30,20 @@ class RecipeRecord(Record):
     steps: int = Field(description="how many")
     save_steps: list[int] = Field(description="after which the model was kept")
     regulariser: str = Field(description="`none`, `cosine` or `mse`")
-    weight: Number = Field(description="the regulariser's")
+    weight: Real = Field(description="the regulariser's")
     seqlen: int = Field(description="tokens per chunk")
     seed: int = Field(description="of the weights, the order, and what is held out")
 
 
-class HeldOutRecord(Record):
-    """HeldOut."""
+class ChunksRecord(Record):
+    """Count the chunks of text."""
+
+    learned: int = Field(description="chunks that were trained on")
+    held_out: int = Field(description="chunks that were not")
+
+
+class HeldOutLossRecord(Record):
+    """Hold the loss on the chunks that were held out, after one step."""
 
     step: int = Field(description="steps done")
     held_out_loss: Number = Field(
@@ -43,32 +51,8 @@ class HeldOutRecord(Record):
     )
 
 
-class TrainCommandRecord(Record):
-    """TrainCommand."""
-
-    train: str = Field(description="the text file")
-    tokenizer: str = Field(description="`--tokenizer`")
-    steps: int = Field(description="`--steps`")
-    save_steps: list[int] = Field(description="`--save-steps`")
-    regulariser: str = Field(description="`--regulariser`")
-    weight: Number = Field(description="`--weight`")
-    seqlen: int = Field(description="`--seqlen`")
-    seed: int = Field(description="`--seed`")
-    layers: int = Field(description="`--layers`")
-    d_model: int = Field(description="`--d-model`")
-    heads: int = Field(description="`--heads`")
-    kv_heads: int | None = Field(description="`--kv-heads`")
-    d_ff: int | None = Field(description="`--d-ff`")
-    context: int = Field(description="`--context`")
-    lr: Number = Field(description="`--lr`")
-    batch_size: int = Field(description="`--batch-size`")
-    weight_decay: Number = Field(description="`--weight-decay`")
-    warmup: Number = Field(description="`--warmup`")
-    bf16: bool = Field(description="`--bf16`")
-
-
-class TrainOriginRecord(Record):
-    """TrainOrigin."""
+class TrainProvenanceRecord(Record):
+    """Say by which options and with which versions a model was trained."""
 
     command: TrainCommandRecord = Field(
         description="the options of the run; the same command on a finished OUT is recognized by them"
@@ -79,16 +63,18 @@ class TrainOriginRecord(Record):
 
 
 class TrainRecord(Record):
-    """Pretraining."""
+    """Hold everything that train.json says."""
 
     recipe: RecipeRecord = Field(description="what was trained, on what and how")
     parameters: int = Field(description="how many the model has")
     fingerprint: str = Field(description="of the weights as written")
-    sequences: dict[str, int] = Field(description="how many chunks were `learned` and `held_out`")
-    losses: list[HeldOutRecord] = Field(description="at the first step, the last, and those of `save_steps`")
+    sequences: ChunksRecord = Field(description="how many chunks were `learned` and `held_out`")
+    losses: list[HeldOutLossRecord] = Field(
+        description="at the first step, the last, and those of `save_steps`"
+    )
     tokens: int = Field(description="tokens read in training, each as often as it was")
     seconds: Number = Field(
         description="wall clock of the training, over all sittings; what was lost by a kill and done again counts once"
     )
     command: str = Field(description="the command as a line, without `-o`")
-    provenance: TrainOriginRecord = Field(description="what makes the run recognizable")
+    provenance: TrainProvenanceRecord = Field(description="what makes the run recognizable")

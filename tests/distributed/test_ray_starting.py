@@ -30,10 +30,8 @@ ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.exceptions import ObjectLostError  # noqa: E402
 
-from secateur.distributed import cluster as clusters  # noqa: E402
 from secateur.distributed import pool as pools  # noqa: E402
-from secateur.distributed.ask import Ask  # noqa: E402
-from secateur.distributed.hire import on_ray  # noqa: E402
+from secateur.distributed.ask import Ask, on_ray  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(  # of Ray's own, about what it leaves open when it ends
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
@@ -112,7 +110,7 @@ def without_model(monkeypatch, worker) -> None:
 
 def hired(monkeypatch, loaded, worker, count=1, gpus=0):
     without_model(monkeypatch, worker)
-    return pools.Pool(loaded, count, cpus=0, gpus=gpus)
+    return pools.RayWorkers(loaded, count, cpus=0, gpus=gpus)
 
 
 def compute(pool, loaded, ranks=4, examples=3):
@@ -135,7 +133,7 @@ def judged(pool, loaded) -> list[int]:
 def test_loading_may_take_longer_than_patience(two_cpus, loaded, monkeypatch):
     """Patience is for a cluster without room; a large model travels for minutes."""
     with hired(monkeypatch, loaded, Late) as pool:
-        ray.get(pool._hands[0].starting[0])  # it is there
+        ray.get(pool._handles[0].starting[0])  # it is there
         monkeypatch.setattr(pools, "PATIENCE", 0.3)
         begun = time.monotonic()
         assert judged(pool, loaded) == [0, 1, 2, 3]
@@ -157,7 +155,7 @@ def test_workers_that_never_have_the_model_are_not_asked_for_again_and_again(
         ),
     ):
         judged(pool, loaded)
-    assert pool._hired == 4, "two, and one in the place of each of two; the third death is the last"
+    assert pool._launched == 4, "two, and one in the place of each of two; the third death is the last"
 
 
 def test_a_model_that_is_not_whole_there_is_the_users_error(two_cpus, loaded, monkeypatch):
@@ -171,7 +169,7 @@ def test_a_model_that_is_not_whole_there_is_the_users_error(two_cpus, loaded, mo
 @pytest.mark.parametrize("address", ["local:2", "127.0.0.1:{port}"])
 def test_one_process_is_on_one_ray(address, two_cpus, loaded, monkeypatch):
     """Neither a second Ray here, nor another cluster than asked for."""
-    monkeypatch.setattr("secateur.distributed.hire.knock", lambda address: None)
+    monkeypatch.setattr("secateur.distributed.ask.knock", lambda address: None)
     asked = address.format(port=int(two_cpus.rpartition(":")[2]) + 1)
     with pytest.raises(
         ClusterError, match=rf"--ray {asked}: this process is on the Ray at {two_cpus} already"
@@ -206,19 +204,19 @@ def test_parts_of_processors_and_gpus():
 def test_workers_that_share_a_gpu_are_told_how(workers, gpus, told, monkeypatch):
     """`local:2` with the model on the only GPU: each would take it whole."""
     here = {"CPU": float(workers), "GPU": float(gpus)}
-    monkeypatch.setattr(clusters.ray, "nodes", lambda: [{"Alive": True, "Resources": here}])
-    monkeypatch.setattr(clusters.ray, "cluster_resources", lambda: here)
+    monkeypatch.setattr(pools.ray, "nodes", lambda: [{"Alive": True, "Resources": here}])
+    monkeypatch.setattr(pools.ray, "cluster_resources", lambda: here)
     with pytest.raises(
         ClusterError, match=rf"here is room for {gpus}\. --gpus-per-worker {told} lets them share"
     ):
-        clusters._count(f"local:{workers}", Ask(workers, 1.0, 1.0))
-    assert clusters._count(f"local:{workers}", Ask(workers, 1.0, float(told))) == workers
-    assert clusters._count("auto", Ask(workers, 1.0, 1.0)) == workers, "a cluster may grow"
+        pools._count(f"local:{workers}", Ask(workers, 1.0, 1.0))
+    assert pools._count(f"local:{workers}", Ask(workers, 1.0, float(told))) == workers
+    assert pools._count("auto", Ask(workers, 1.0, 1.0)) == workers, "a cluster may grow"
 
 
 def test_a_gpu_that_is_not_here(two_cpus):
     with pytest.raises(ClusterError, match=r"here is room for 0\. Ray finds no GPU on this machine"):
-        clusters._count("local:1", Ask(1, 1.0, 1.0))
+        pools._count("local:1", Ask(1, 1.0, 1.0))
 
 
 # ------------------------------------------------------------------------------------------------ which models
@@ -234,7 +232,7 @@ def test_a_model_on_several_devices_is_refused(loaded):
     model.model.layers[1].to(torch.device("meta"))
     with pytest.raises(ClusterError, match="lies on several devices"):
         on_ray("local:1")(of(loaded, model)).__enter__()
-    clusters._refuse(loaded)
+    pools._refuse(loaded)
 
 
 def test_a_tokenizer_with_code_of_its_own_is_refused(loaded):
@@ -250,9 +248,11 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(loaded):
 @pytest.mark.slow
 def test_results_on_a_node_that_leaves_are_computed_again(cluster, loaded, monkeypatch):
     """They were finished there and not fetched yet; Ray then speaks of objects, not of actors."""
-    replace, errors = pools.Pool._replace, []
+    replace, errors = pools.RayWorkers._replace, []
     monkeypatch.setattr(
-        pools.Pool, "_replace", lambda self, hand, error: (errors.append(error), replace(self, hand, error))
+        pools.RayWorkers,
+        "_replace",
+        lambda self, hand, error: (errors.append(error), replace(self, hand, error)),
     )
     leaver = cluster.add_node(num_cpus=1, num_gpus=1)  # only there is room for this worker
     with hired(monkeypatch, loaded, Quick, gpus=1) as pool:
