@@ -62,7 +62,7 @@ MAY_IMPORT["probing"] = {
     "report",
 }
 MAY_IMPORT["methods"] = {*MAY_IMPORT["probing"], "probing", "search", "side_tasks", "evaluation"}
-MAY_IMPORT["reporting"] = {"core", "methods", "report"}
+MAY_IMPORT["reporting"] = {"errors", "core", "probing", "methods", "report"}
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains", "reporting"}
 MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof"}
 MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records"}

@@ -17,9 +17,12 @@ from secateur.report.spectra import FEWEST, MOST, worth_showing
 from secateur.report.trajectory_plot import stops
 from test_report import Page, strings
 
-from secateur.report import render
+from secateur.report.calibration_plot import by_size, kept, spearman
 from secateur.report.chart import ACCENT, root_axis, signed_root
 from secateur.report.frame import worst_allowed
+from secateur.report.spectra import FEWEST, MOST, worth_showing
+from secateur.report.trajectory_plot import stops
+from secateur.reporting import render
 
 NAMES = ("heads", "removal", "single", "deep", "mixed", "nothing", "hostile")
 RECORDS = {name: getattr(data_directions, name)() for name in NAMES}

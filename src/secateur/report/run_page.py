@@ -101,7 +101,7 @@ def how_sure(verdict: VerdictRecord) -> list[Markup]:
     if verdict.openings > 1:
         before = p_value(verdict.p_value_unadjusted)
         parts.append(f"test split opened {verdict.openings} times, corrected for (uncorrected {before})")
-    if verdict.baseline and (floors := floors_text(verdict.baseline.to_json())):
+    if verdict.baseline and (floors := floors_text(verdict.baseline)):
         parts.append(f"without a model: {text(floors)}")
     return [Markup(part) for part in parts if part]
 
