@@ -14,8 +14,6 @@ from fixtures import data_directions, data_report
 from scipy.stats import spearmanr
 from test_report import Page, strings
 
-from secateur.core.records.analysis import AnalysisRecord
-from secateur.core.records.verdict import VerdictRecord
 from secateur.methods.directions.effects_plot import (
     FEWEST,
     MOST,
@@ -26,9 +24,7 @@ from secateur.methods.directions.effects_plot import (
 )
 from secateur.methods.directions.records import DirectionsRecord
 from secateur.methods.directions.report import trajectory, worst_allowed
-from secateur.methods.registry import method_named
 from secateur.report.chart import ACCENT, root_axis, signed_root
-from secateur.report.page import assemble
 from secateur.reporting import render
 
 NAMES = ("heads", "removal", "single", "deep", "mixed", "nothing", "hostile")

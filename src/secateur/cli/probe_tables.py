@@ -114,10 +114,12 @@ def _print_kind(name: str, kind: ImportanceRecord, top: int | None) -> None:
     rows: list[dict[str, Cell]] = []
     for rank, site in enumerate(order, start=1):
         values = [reading.values[site] for reading in kind.readings]
-        spread: dict[str, Cell] = {"lowest": min(values), "highest": max(values)}
+        row: dict[str, Cell] = {"site": site, "mean": kind.mean[site], "rank": rank}
         if len(values) <= READINGS_SHOWN:
-            spread = {str(number): value for number, value in enumerate(values, start=1)}
-        rows.append({"site": site, "mean": kind.mean[site], "rank": rank} | spread)
+            row |= {str(number): value for number, value in enumerate(values, start=1)}
+        else:
+            row |= {"lowest": min(values), "highest": max(values)}
+        rows.append(row)
     rows = _ends(rows, top)
     cells = [list(row.values()) for row in rows]
     print_rows(list(rows[0]), cells, title=f"{name}: importance, {kind.unit}")

@@ -22,10 +22,9 @@ from secateur.forecast.work import (
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.readings import MAX_PROBED, whole_ffns
 from secateur.methods.components.search import groups_of
-from secateur.methods.depth.steps import blocks_that_can_go, carriers_of, forms_of
 from secateur.methods.depth.readings import SAMPLE
-from secateur.methods.depth.steps import Carriers, may_go
 from secateur.methods.depth.search import CHEAP
+from secateur.methods.depth.steps import Carriers, blocks_that_can_go, carriers_of, forms_of, may_go
 from secateur.options import layers_of
 from secateur.search.removal import PrunableGroup, steps
 from secateur.session import Session
@@ -132,9 +131,11 @@ class _Depth:
 
     @property
     def most(self) -> int:
-        can = len(blocks_that_can_go(
-            self.session.loaded.anatomy, self.session.options, self.session.options.config.form
-        ))
+        can = len(
+            blocks_that_can_go(
+                self.session.loaded.anatomy, self.session.options, self.session.options.config.form
+            )
+        )
         return min(self.session.options.config.blocks or can, can)
 
     def without(self, gone: int, form: str, count: float = 1.0) -> Plans:

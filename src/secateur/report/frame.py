@@ -86,9 +86,7 @@ def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str =
     return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
 
 
-def worst_allowed(
-    start: float | None, max_loss: float | None, *, higher_is_better: bool
-) -> float | None:
+def worst_allowed(start: float | None, max_loss: float | None, *, higher_is_better: bool) -> float | None:
     """Return the worst value that a metric may have; None where no bound was given.
 
     Args:

@@ -20,7 +20,13 @@ from secateur.methods.removal import side_values
 from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.heads import group_importance
-from secateur.probing.components import BY_GRADIENT, ComponentReadings, TaskReading, behavior, components_record
+from secateur.probing.components import (
+    BY_GRADIENT,
+    ComponentReadings,
+    TaskReading,
+    behavior,
+    components_record,
+)
 from secateur.session import Session, digest
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import droppable, resolve
@@ -73,7 +79,9 @@ class RemovalReader:
         heads: Mapping[str, Readings] = {}
         try:
             heads = behavior(session.loaded, range(anatomy.num_blocks), session.progress)
-        except ModelError as error:  # too little room for random repeats, or heads of two factors of an earlier cut
+        except (
+            ModelError
+        ) as error:  # too little room for random repeats, or heads of two factors of an earlier cut
             LOG.warning("prefix matching and copying are left out of the report: %s", error)
         return components_record(ComponentReadings((reading,), heads))
 

@@ -32,10 +32,10 @@ class PointRecord(Record):
     loss: Number = Field(description="nats per token on `select`")
     sides: dict[str, Number] = Field(description="each side's metric, by its name; empty in random orders")
     prefix_matching: Number | None = Field(
-        None,
+        default=None,
         description="share of all heads' score that the remaining ones have (only: context and vocabulary have room for random repeats)",
     )
-    copying: Number | None = Field(None, description="the same of copying (only: as above)")
+    copying: Number | None = Field(default=None, description="the same of copying (only: as above)")
     complete: bool = Field(description="judged on all of `select`")
 
 
@@ -74,8 +74,8 @@ class PruningRecord(Record):
         description="one for each order of removal; several seeds of the random one"
     )
     chosen: ChosenRecord | None = Field(
-        None,
-        description="the point that was verified; 0, nothing removed, where no other held the bound"
+        default=None,
+        description="the point that was verified; 0, nothing removed, where no other held the bound",
     )
     snapped: str | None = Field(
         description="what shares had to be rounded to; null: whole heads and networks"
@@ -86,10 +86,10 @@ class PruningRecord(Record):
 class ComponentsAnalysis(Record):
     """What the report shows of the search, in analysis.json."""
 
-    base: BaseRecord | None = Field(None, description="the original on `select`")
+    base: BaseRecord | None = Field(default=None, description="the original on `select`")
     components: ComponentsRecord | None = Field(
-        None, description="what heads and networks are worth, and what heads do"
+        default=None, description="what heads and networks are worth, and what heads do"
     )
     pruning: PruningRecord | None = Field(
-        None, description="quality at every step, in every order of removal, on `select`"
+        default=None, description="quality at every step, in every order of removal, on `select`"
     )

@@ -102,7 +102,7 @@ def removed(record: PruningRecord, point: PointRecord) -> float:
     return 100 * shares[record.what]
 
 
-# ----------------------------------------------------------------------------------------------------------- the section
+# ---------------------------------------------------------------------------------------------------------- the section
 
 
 def pruning_section(record: PruningRecord) -> PageSection:
@@ -126,9 +126,7 @@ def pruning_section(record: PruningRecord) -> PageSection:
 def _deciding(record: PruningRecord) -> list[PanelQuantity]:
     """Return the metric with its bound, and the loss beside it where that is not the metric."""
     name = metric_name(record.metric)
-    found = [
-        PanelQuantity(name, record.metric_unit, lambda point: point.value, _bound(record), WIDE)
-    ]
+    found = [PanelQuantity(name, record.metric_unit, lambda point: point.value, _bound(record), WIDE)]
     if record.metric not in ("loss", "text_loss"):
         found.append(PanelQuantity("Loss", "nats/token", lambda point: point.loss, height=WIDE))
     return found
@@ -204,7 +202,7 @@ def _chosen_words(record: PruningRecord) -> str:
     return f'<p class="aside">{text(words)}</p>'
 
 
-# ------------------------------------------------------------------------------------------------------------ the panels
+# ----------------------------------------------------------------------------------------------------------- the panels
 
 
 def panels(record: PruningRecord, quantities: Sequence[PanelQuantity]) -> list[Figure]:
@@ -300,7 +298,9 @@ def _line(order: str, points: Sequence[CurvePoint], unit: str) -> Trace:
 
 def _band(random: Sequence[Sequence[CurvePoint]], unit: str) -> list[Trace]:
     """Return lowest to highest of the random orders as an area, and their median as a line."""
-    grid, low, middle, high = spread([[(point.removed, point.value) for point in points] for points in random])
+    grid, low, middle, high = spread(
+        [[(point.removed, point.value) for point in points] for points in random]
+    )
     hover = [
         f"<b>random order</b>, {x:.1f} % removed<br>median {text(number(m, unit))}<br>"
         f"{text(number(a, unit))} to {text(number(b, unit))} over {len(random)}"
@@ -322,5 +322,5 @@ def spread(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float]
     """
     start, end = max(points[0][0] for points in curves), min(points[-1][0] for points in curves)
     grid = sorted({x for points in curves for x, _ in points if start <= x <= end})
-    at = np.array([np.interp(grid, *zip(*points, strict=True)) for points in curves])
+    at = np.array([np.interp(grid, [x for x, _ in points], [y for _, y in points]) for points in curves])
     return grid, at.min(axis=0).tolist(), np.median(at, axis=0).tolist(), at.max(axis=0).tolist()

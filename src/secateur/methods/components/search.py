@@ -56,7 +56,7 @@ class RemovalReadings(Protocol):
         """Return each side task's metric under each plan, and its unit."""
 
 
-# ----------------------------------------------------------------------------------------------------- what may be asked
+# ---------------------------------------------------------------------------------------------------- what may be asked
 
 
 def check(session: Session) -> None:
@@ -129,7 +129,7 @@ def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
         raise PlanError(f"--portable: {name} fixes the width of its feed-forward networks.")
 
 
-# ------------------------------------------------------------------------------------------------------------ the search
+# ----------------------------------------------------------------------------------------------------------- the search
 
 
 def search(session: Session) -> Proposal:
@@ -212,7 +212,7 @@ def _removals(
         read=readings.importance,
         judge=judge,
         examples=select,
-        weigh=lambda plan: parameters_left(session, plan),
+        count_parameters=lambda plan: parameters_left(session, plan),
         target=config.target or 1.0,
     )
     ranked = [pruner.by_importance(again=again) for again in (config.rescore, not config.rescore)]
@@ -231,7 +231,7 @@ def _snapped(session: Session, groups: Sequence[PrunableGroup]) -> str | None:
     return ", ".join(words) or None
 
 
-# ------------------------------------------------------------------------------------------------------------ the record
+# ----------------------------------------------------------------------------------------------------------- the record
 
 
 def pruning_record(

@@ -60,7 +60,7 @@ class DepthReader:
             session.encoded,
             examples,
             runs,
-            groups=session.task.groups(examples),
+            groups=session.task.groups(examples).tolist(),
             under=plan,
             packing=self.packing,
             progress=session.progress,

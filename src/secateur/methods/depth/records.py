@@ -62,14 +62,13 @@ class DepthPointRecord(Record):
     value: Number = Field(description="the metric on `select`")
     loss: Number = Field(description="nats per token on `select`")
     over_drop: IntervalRecord | None = Field(
-        None,
-        description="the metric minus that of dropping the same blocks, paired; null for the original, for `drop`, and where a value is not finite"
+        default=None,
+        description="the metric minus that of dropping the same blocks, paired; null for the original, for `drop`, and where a value is not finite",
     )
     sides: dict[str, Number] = Field(description="each side's metric, by its name")
     sample: str = Field(description="what the model says greedily after the prompt")
     fell_back: list[FellBackRecord] = Field(
-        default=[],
-        description="the runs that are dropped at this depth although the form is another"
+        default=[], description="the runs that are dropped at this depth although the form is another"
     )
 
 
@@ -95,16 +94,16 @@ class DepthRecord(Record):
     metric_unit: str = Field(description="`share` or `nats/token`")
     higher_is_better: bool = Field(description="direction of the metric")
     num_blocks: int = Field(description="of the original")
-    d_model: int | None = Field(None, description="width of its stream")
+    d_model: int | None = Field(default=None, description="width of its stream")
     fit_tokens: int | None = Field(
-        None, description="tokens of `probe`, which maps are fitted to and linearity is read on"
+        default=None, description="tokens of `probe`, which maps are fitted to and linearity is read on"
     )
     side_units: dict[str, str] = Field(description="unit of each side, by its name")
     prompt: str = Field(description="what the samples go on from")
     order: list[BlockStep] = Field(description="the blocks in the order in which they went")
     other_orders: list[OtherOrderRecord] = Field(
         default=[],
-        description="the form asked for where blocks go by linearity or cosine instead, as deep as what was chosen"
+        description="the form asked for where blocks go by linearity or cosine instead, as deep as what was chosen",
     )
     series: list[FormCurve] = Field(description="the form asked for first; `fold` only where a model can")
     chosen: int = Field(description="index of the depth that was verified")
@@ -113,7 +112,7 @@ class DepthRecord(Record):
 class DepthAnalysis(Record):
     """What the report shows of the search, in analysis.json."""
 
-    base: BaseRecord | None = Field(None, description="the original on `select`")
+    base: BaseRecord | None = Field(default=None, description="the original on `select`")
     depth: DepthRecord | None = Field(
-        None, description="every form at every depth, on `select`, and what each choice went by"
+        default=None, description="every form at every depth, on `select`, and what each choice went by"
     )

@@ -21,7 +21,18 @@ from secateur.methods.depth.records import (
     run_name,
 )
 from secateur.methods.method import own_part
-from secateur.report.chart import ACCENT, AFTER, BEFORE, INK, Figure, Trace, counted_layout, level, line, marks
+from secateur.report.chart import (
+    ACCENT,
+    AFTER,
+    BEFORE,
+    INK,
+    Figure,
+    Trace,
+    counted_layout,
+    level,
+    line,
+    marks,
+)
 from secateur.report.cuts import Tried
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
 from secateur.report.markup import capital, change, interval, key, known, metric_name, number, table, text
@@ -90,7 +101,7 @@ def tried(verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
     return Tried(frozenset(Site(block, kind) for block in blocks for kind in verdict.model.matrices))
 
 
-# ------------------------------------------------------------------------------------------------------------- the forms
+# ------------------------------------------------------------------------------------------------------------ the forms
 
 
 def depth_section(record: DepthRecord) -> PageSection:
@@ -217,7 +228,7 @@ def _run(run: FellBackRecord) -> str:
 
 
 def replacing(record: DepthRecord) -> str:
-    """Return where maps do worse than dropping the same blocks: for each form the worst depth, and all such depths."""
+    """Return where maps do worse than dropping the same blocks: for each form all such depths, and the worst."""
     losing: dict[str, list[tuple[int, IntervalRecord]]] = {}
     for series in record.series:
         for point in series.points:
@@ -269,20 +280,15 @@ def samples(record: DepthRecord) -> str:
             value = number(math.exp(point.value), "perplexity")
         rows.append([str(point.blocks_removed), words, text(value), f"<q>{text(point.sample)}</q>"])
     head = ("gone", "in their place", "perplexity" if is_text else "on select", "what the model says")
-    return (
-        f"<p>Greedily after <q>{text(record.prompt)}</q>:</p>"
-        f'<div class="texts">{table(head, rows)}</div>'
-    )
+    return f'<p>Greedily after <q>{text(record.prompt)}</q>:</p><div class="texts">{table(head, rows)}</div>'
 
 
-# ------------------------------------------------------------------------------------------------------------- the order
+# ------------------------------------------------------------------------------------------------------------ the order
 
 
 def order_section(record: DepthRecord) -> PageSection:
     """Return what every block measured when each choice was made, and what other measures would have chosen."""
-    lead = (
-        f"What each block that was left measured at each step ({MEASURES[record.by]}); the lowest went."
-    )
+    lead = f"What each block that was left measured at each step ({MEASURES[record.by]}); the lowest went."
     title = "Which block goes next"
     if not record.order:
         return PageSection("order", title, lead, ())

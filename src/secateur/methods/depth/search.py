@@ -95,8 +95,8 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
     tokens, d_model = fit_tokens(session), session.loaded.anatomy.d_model
     if tokens < FEW * d_model and (config.form != "drop" or config.by == "linearity"):
         LOG.warning(
-            "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions; with fewer "
-            "than %d what they give back is less, and less sure on other text. Give more text, or longer chunks.",
+            "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions; with "
+            "fewer than %d what they give back is less, and less sure on other text. Give more text, or longer chunks.",
             f"{tokens:,}",
             tokens / d_model,
             d_model,
@@ -119,7 +119,9 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
     with session.timed("analyze"):
         # As deep as what was chosen: what each cheap measure that was not asked for would have taken.
         orders = {by: steps.order(by, max(1, chosen)) for by in CHEAP if by != config.by}
-        others = {by: steps.points([step.block for step in order_], config.form) for by, order_ in orders.items()}
+        others = {
+            by: steps.points([step.block for step in order_], config.form) for by, order_ in orders.items()
+        }
         outcomes |= counting([point.plan for other in others.values() for point in other], select, "depth")
         depth = depth_record(session, readings, curves, others, outcomes, order, chosen, goal.max_loss)
     return Proposal(
@@ -134,9 +136,7 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
             order=blocks,
             fell_back=list(points[chosen].fell_back),
         ),
-        analysis=DepthAnalysis(
-            base=base_record(outcomes[session.empty]), depth=depth
-        ),
+        analysis=DepthAnalysis(base=base_record(outcomes[session.empty]), depth=depth),
         margin=MARGIN if config.max_loss is None else config.max_loss,
     )
 
@@ -158,7 +158,7 @@ def _warn_of_dropped(point: DepthPoint, form: str) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------------------- the record
+# ----------------------------------------------------------------------------------------------------------- the record
 
 
 def depth_record(

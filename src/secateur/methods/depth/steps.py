@@ -66,7 +66,7 @@ class DepthPoint(RemovalPoint):
     fell_back: tuple[FellBackRecord, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------------ which blocks may go
+# -------------------------------------------------------------------------------------------------- which blocks may go
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def carriers_of(anatomy: Anatomy) -> Carriers:
 def forms_of(anatomy: Anatomy) -> list[str]:
     """Return the forms in which any block of this model can go."""
     carriers, blocks = carriers_of(anatomy), range(anatomy.num_blocks)
-    return [form for form in ("drop", "linear", "fold") if may_go([], blocks, form, carriers, contiguous=False)]
+    return [
+        form for form in ("drop", "linear", "fold") if may_go([], blocks, form, carriers, contiguous=False)
+    ]
 
 
 def blocks_that_can_go(anatomy: Anatomy, options: Options, form: str) -> list[int]:
@@ -165,7 +167,7 @@ def dropped(plan: Plan, blocks: Iterable[int]) -> Plan:
     return Plan(plan.model, (*plan.edits, *new))
 
 
-# ----------------------------------------------------------------------------------------------------------- the steps
+# ------------------------------------------------------------------------------------------------------------ the steps
 
 
 @dataclass
@@ -245,7 +247,9 @@ class DepthSteps:
         if key not in self._read:  # both cheap measures come from one pass over `probe`
             self._read[key] = self.readings.similarity(plan, left)
         read = self._read[key]
-        return {block: 1 - (read[block].linearity if by == "linearity" else read[block].cosine) for block in left}
+        return {
+            block: 1 - (read[block].linearity if by == "linearity" else read[block].cosine) for block in left
+        }
 
     def _losses(self, plans: Sequence[Plan], examples: Sequence[int]) -> dict[Plan, float]:
         """Return mean nats a token; infinite where a plan makes the model give no numbers."""
@@ -262,7 +266,7 @@ class DepthSteps:
         for block in left:
             run = run_with(gone, block)
             bases.setdefault(without(plan, run), {})[block] = Run(run, form, rank)
-        plans = {}
+        plans: dict[int, Plan] = {}
         for base, runs in bases.items():
             missing = [run for run in runs.values() if (base, run) not in self._fits]
             if missing:
@@ -284,5 +288,3 @@ class DepthSteps:
                 plan = instead
         share = (len(gone) + 1) / self.session.loaded.anatomy.num_blocks
         return DepthPoint(plan, {"blocks": share}, fell_back)
-
-
