@@ -57,7 +57,8 @@ class Toy(Method):
         )
 
     def sections(self, verdict, analysis):
-        return [PageSection("toy", "Toy", "What the toy did.", (f"<p>dropped {analysis.extra_keys['toy']['dropped']}</p>",))]
+        block = analysis.extra_keys["toy"]["dropped"]
+        return [PageSection("toy", "Toy", "What the toy did.", (f"<p>dropped {block}</p>",))]
 
 
 TOY = Toy()

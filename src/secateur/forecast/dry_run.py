@@ -165,7 +165,8 @@ class DryJudge:
         value += (
             1e-6 * np.asarray(examples) / max(1, len(self.session.task.examples))
         )  # no two examples alike
-        value[self.recorder.leaves.get(plan, len(examples)) // 2 :] -= WORSE
+        if plan in self.recorder.leaves:
+            value[self.recorder.leaves[plan] // 2 :] -= WORSE
         if self._breaks(plan):
             value -= WORSE
         rows["correct"] = rows["correct_norm"] = 1.0
