@@ -31,8 +31,14 @@ from secateur.evaluation.evaluator import Evaluator
 from secateur.gains.memory import RESET, RETURNS_AT_ONCE, resident
 from secateur.hf.load import Loaded
 from secateur.probes.heads import head_importance
-from secateur.probes.induction import REPEATS, copying, copying_scores, prefix_matching, prefix_scores
-from secateur.probes.random_tokens import random_segments
+from secateur.probes.induction import (
+    REPEATS,
+    copying,
+    copying_scores,
+    prefix_matching,
+    prefix_scores,
+    random_segments,
+)
 from secateur.tasks.encode import Encoded
 
 SIZE = cut_speed.Size(layers=8, d_model=512, heads=8)

@@ -16,7 +16,7 @@ from secateur.core.plan import Plan
 from secateur.core.score import METRICS
 from secateur.methods.depth.runs import dropped
 from secateur.methods.registry import read_options
-from secateur.probes.maps import Run, fit_maps
+from secateur.probes.maps import BlockRun, fit_maps
 from secateur.session import Session, open_session, read_task, session_on
 
 FORMS = ("linear", "fold")
@@ -68,7 +68,7 @@ def main() -> None:
 
 def fitted(session: Session, chunks: list[int], run: tuple[int, ...]) -> tuple[int, dict[str, Plan]]:
     """Returns the number of tokens of these chunks, and the plan of each form with a map fitted to them."""
-    runs = [Run(run, form) for form in FORMS]
+    runs = [BlockRun(run, form) for form in FORMS]
     how = {"groups": session.task.groups(chunks), "under": session.empty, "packing": session.judge().packing}
     found = fit_maps(session.loaded, session.encoded, chunks, runs, **how)
     tokens = sum(session.encoded[chunk].longest - 1 for chunk in chunks)

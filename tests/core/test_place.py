@@ -10,7 +10,7 @@ from secateur.core.place import Place
 from secateur.core.site import Site
 from secateur.errors import UnknownName
 from secateur.hf.readable import readable_from, readable_of
-from secateur.probes.hooks import FINER, taps
+from secateur.probes.hooks import FINER, hook_points
 
 PLACES = {
     "b3": Place(3),
@@ -61,7 +61,7 @@ def test_every_place_that_is_read_has_an_address_of_its_own(name, as_loaded):
     readable = (
         readable_from(ENCODERS[name](), None) if name in ENCODERS else readable_of(as_loaded(ZOO[name]()))
     )
-    places = [tap for tap in taps(readable, finer=FINER) if tap.kind != "last"]
+    places = [tap for tap in hook_points(readable, finer=FINER) if tap.kind != "last"]
     sites = [unit.site for tap in places for unit in tap.units] + [t.site for t in places if not t.units]
     assert len(set(sites)) == len(sites) > 20
     assert [str(Place.parse(site)) for site in sites] == sites

@@ -18,8 +18,15 @@ from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded, load_model
 from secateur.probes.attention import attend, sdpa_weights
-from secateur.probes.induction import copying, copying_scores, prefix_matching, prefix_scores
-from secateur.probes.random_tokens import random_segments, random_vocabulary, with_bos
+from secateur.probes.induction import (
+    copying,
+    copying_scores,
+    prefix_matching,
+    prefix_scores,
+    random_segments,
+    random_vocabulary,
+    with_bos,
+)
 
 # --------------------------------------------------------------------------------------- the definitions, as loops
 

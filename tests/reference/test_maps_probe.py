@@ -17,7 +17,7 @@ from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded
 from secateur.methods.depth.similarity import block_similarity
 from secateur.probes import maps
-from secateur.probes.maps import Run, fit_maps, halved
+from secateur.probes.maps import BlockRun, fit_maps, halved
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
@@ -83,8 +83,12 @@ def unshrunk(monkeypatch):
 def test_maps_are_least_squares(name, texts, unshrunk):
     loaded = loaded_of(tiny(name, torch.float64))
     last = loaded.anatomy.num_blocks - 1
-    runs = [Run((last,), "linear"), Run(tuple(range(1, last + 1)), "linear"), Run((0,), "linear")]
-    runs += [Run((last,), "fold"), Run(tuple(range(1, last + 1)), "fold")]
+    runs = [
+        BlockRun((last,), "linear"),
+        BlockRun(tuple(range(1, last + 1)), "linear"),
+        BlockRun((0,), "linear"),
+    ]
+    runs += [BlockRun((last,), "fold"), BlockRun(tuple(range(1, last + 1)), "fold")]
     runs = list(dict.fromkeys(runs))
     empty = Plan("tiny")
     found = fit(loaded, texts, runs)
@@ -107,7 +111,7 @@ def test_maps_are_least_squares(name, texts, unshrunk):
 
 def test_batches_change_nothing_beyond_rounding(texts):
     loaded = loaded_of(tiny("llama", torch.float64))
-    runs = [Run((1,), "linear"), Run((1,), "fold"), Run((0,), "linear", 3)]
+    runs = [BlockRun((1,), "linear"), BlockRun((1,), "fold"), BlockRun((0,), "linear", 3)]
     each = [fit(loaded, texts, runs, packing=p) for p in (SMALL, LARGE)]
     for run in runs:
         for key, array in each[0][run].fitted.arrays.items():
@@ -122,7 +126,7 @@ def test_under_a_plan_the_target_is_still_the_original(texts, unshrunk):
     """What enters is what the cut model sends; what should leave is what the whole one sends."""
     loaded = loaded_of(tiny("gpt2-untied-wide", torch.float64))
     plan = Plan("tiny", parse_edits(["b0.attn.h1=drop", "b0.up=3"]))
-    run = Run((1, 2), "linear")
+    run = BlockRun((1, 2), "linear")
     arrays = fit(loaded, texts, [run], under=plan)[run].fitted.arrays
     x = np.concatenate(gathered(loaded, texts, plan)["in1"])
     y = np.concatenate(gathered(loaded, texts, Plan("tiny"))["out2"])
@@ -133,7 +137,7 @@ def test_under_a_plan_the_target_is_still_the_original(texts, unshrunk):
 def test_low_rank_is_the_best_of_its_rank(texts, unshrunk):
     """Reduced-rank regression: no other map of that rank has a smaller error on the data."""
     loaded = loaded_of(tiny("llama", torch.float64))
-    full, low = Run((1,), "linear"), Run((1,), "linear", 4)
+    full, low = BlockRun((1,), "linear"), BlockRun((1,), "linear", 4)
     found = fit(loaded, texts, [full, low])
     seen = {key: np.concatenate(value) for key, value in gathered(loaded, texts, Plan("tiny")).items()}
     x, y = seen["in1"], seen["out1"]
@@ -155,7 +159,7 @@ def test_shrinking_helps_where_tokens_are_few(texts):
     """With fewer tokens than numbers in the stream, least squares alone fits noise."""
     loaded = loaded_of(tiny("llama", torch.float64))
     few, rest = list(texts)[:3], list(texts)[3:]
-    run, empty = Run((1,), "linear"), Plan("tiny")
+    run, empty = BlockRun((1,), "linear"), Plan("tiny")
     seen = dict(gathered(loaded, texts, empty).items())
     x, y = (np.concatenate([seen[key][n] for n in rest]) for key in ("in1", "out1"))
 
@@ -186,7 +190,7 @@ def test_halves_are_of_whole_groups():
 def test_the_ridge_is_the_best_on_the_half_that_was_not_fitted(form, texts):
     """Against maps fitted by the normal equations with every ridge, and their errors summed token by token."""
     loaded, groups = loaded_of(tiny("llama", torch.float64)), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    found = fit(loaded, texts, [Run((1,), form)], groups=groups)[Run((1,), form)].fitted.arrays
+    found = fit(loaded, texts, [BlockRun((1,), form)], groups=groups)[BlockRun((1,), form)].fitted.arrays
     seen = gathered(loaded, texts, Plan("tiny"))
     inputs = seen["in1"] if form == "linear" else seen["down0"]
     before = seen["in1"] if form == "linear" else seen["out0"]
@@ -222,7 +226,7 @@ def test_texts_of_one_group_are_no_test_of_each_other():
     draw = np.random.default_rng(1)
     rows = [tuple(int(t) for t in draw.integers(3, 96, 12)) for _ in range(6)]
     told = {n: Encoded(((rows[n // 3][:1], rows[n // 3][1:]),), 0, (1,)) for n in range(18)}
-    loaded, run = loaded_of(tiny("llama", torch.float64)), Run((1,), "linear")
+    loaded, run = loaded_of(tiny("llama", torch.float64)), BlockRun((1,), "linear")
     leaky, clean = (
         fit(loaded, told, [run], groups=groups)[run].fitted.arrays["weight"]
         for groups in (range(18), [n // 3 for n in range(18)])
@@ -257,7 +261,7 @@ def test_broken_weights_are_refused(texts):
             loaded,
             texts,
             list(texts),
-            [Run((1,), "linear")],
+            [BlockRun((1,), "linear")],
             groups=range(10),
             under=Plan("tiny"),
             packing=SMALL,

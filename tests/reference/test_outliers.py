@@ -19,7 +19,7 @@ from secateur.hf.readable import Readable, readable_from, readable_of
 from secateur.linalg.dimension import intrinsic_dimension
 from secateur.methods.depth.similarity import block_similarity
 from secateur.probes import outliers
-from secateur.probes.hooks import taps
+from secateur.probes.hooks import hook_points
 from secateur.probes.linearity import Linearity, linearity
 from secateur.probes.outliers import TIMES, median_norms
 from secateur.tasks.encode import Encoded
@@ -234,7 +234,7 @@ def test_medians_of_a_long_text_are_over_whole_sequences_drawn_by_seed(
     monkeypatch.setattr(outliers, "SAMPLE", 200)
     model = tiny("gpt2", torch.float64)
     readable = readable_of(as_loaded(model))
-    places, packing = taps(readable), Packing(10**6, 10**6, 0)
+    places, packing = hook_points(readable), Packing(10**6, 10**6, 0)
     shown: list[int] = []
     how = {"packing": packing, "progress": lambda _, done, of: shown.append(of)}
     drawn = outliers._drawn(SEQUENCES, 3)

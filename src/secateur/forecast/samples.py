@@ -18,7 +18,7 @@ from secateur.methods.directions.probe import directions_effects
 from secateur.methods.laser.probe import truncation_effects
 from secateur.methods.laser.search import candidates
 from secateur.probes.heads import head_importance
-from secateur.probes.maps import Run, fit_maps
+from secateur.probes.maps import BlockRun, fit_maps
 from secateur.probes.neurons import neuron_importance
 from secateur.session import Session
 
@@ -64,7 +64,7 @@ def _truncation(session: Session, judge: Evaluator, work: Read) -> object:
 def _directions(session: Session, judge: Evaluator, work: Read) -> object:
     options = session.options
     group = Plans(1, work.parts[0].block, work.parts)
-    how = {name: vars(options)[name] for name in ("per_head", "second_order", "whitened")}
+    how = {name: vars(options.config)[name] for name in ("per_head", "second_order", "whitened")}
     how |= {"under": realized(session, group, session.empty, 0)} if work.under else {}
     examples = _asked(session, work)
     how |= {"packing": judge.packing, "decompose": judge.spectra}
@@ -80,7 +80,7 @@ def _importance(importance: Callable) -> Reader:
 def _maps(session: Session, judge: Evaluator, work: Read) -> object:
     carriers, forms = carriers_of(session.loaded.anatomy), (session.options.config.form, "linear", "fold")
     can = [[f for f in forms if f != "drop" and carriers.carry((site.block,), f)] for site in work.parts]
-    runs = [Run((site.block,), forms[0]) for site, forms in zip(work.parts, can, strict=True) if forms]
+    runs = [BlockRun((site.block,), forms[0]) for site, forms in zip(work.parts, can, strict=True) if forms]
     examples = _asked(session, work)
     how = {"groups": session.task.groups(examples), "under": session.empty, "packing": judge.packing}
     return fit_maps(session.loaded, session.encoded, examples, runs, **how)

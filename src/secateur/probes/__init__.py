@@ -1,1 +1,1 @@
-"""One file per way of reading a model for what matters in it."""
+"""Read a model for what matters in it: one file for each way."""

@@ -1,7 +1,7 @@
-"""What is lost when a part is dropped: blocks, attentions, feed-forward networks, heads, groups, neurons.
+"""Measure the loss of dropping one part: a block, attention, feed-forward network, head, group or neuron.
 
-A part that is away is a plan with one drop more, and the judge does the rest: what lies below it runs once, and what
-the ledger knows is not run again.
+Dropping a part is a plan with one more edit, and the evaluator does the rest: blocks below it run once, and plans that
+the ledger knows are not run again.
 """
 
 from __future__ import annotations
@@ -13,29 +13,35 @@ from secateur.core.readings import Readings
 from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
-from secateur.tasks.example import Task
 
 
 def ablation_importance(
     judge: Evaluator, sites: Sequence[Site], examples: Sequence[int], *, split: str, base: Plan | None = None
 ) -> dict[str, Readings]:
-    """metric(model) − metric(model without the part), turned so that a part worth keeping has a positive number.
+    """Return metric(model) − metric(model without the part), with the sign that makes a part worth keeping positive.
 
-    "The model" is that of plan `base`, the whole one by default. One Readings for each metric the task has:
-    `text_loss` for text, `accuracy` and `loss` for answers, `loss` for tasks of both. Units: the metric's own. With L
-    blocks, one kind of part costs about half of L whole passes.
+    With L blocks, one kind of part costs about half of L whole passes.
+
+    Args:
+        split: The split that the examples are of.
+        base: The plan of "the model"; by default the whole one.
+
+    Returns: one Readings for each metric the task has, in the metric's own unit: `text_loss` for text, `accuracy` and
+        `loss` for answers, `loss` for tasks of both.
+
+    Raises: `UnknownName` for a site the model does not have, `PlanError` for one that cannot be dropped.
+
     Source: Bansal et al. 2022 (arXiv 2212.09095), FFN importance. Differs: measured on the split named, never on the
     one reported; loss beside accuracy, which ties on few examples.
-    Raises: `UnknownName` for a site the model does not have, `PlanError` for one that cannot be dropped.
     """
     base = Plan(judge.loaded.fingerprint) if base is None else base
     plans = {site: base + Drop(site) for site in sites}
     outcomes = judge([base, *plans.values()], examples, "ablation")
-    found = {}
-    for name in _metrics(judge.task):
+    readings = {}
+    for name in (judge.task.primary_metric,) if "text" in judge.task.kinds else ("accuracy", "loss"):
         metric = METRICS[name]
         sign, whole = (1 if metric.higher_is_better else -1), metric.mean(outcomes[base])
-        found[name] = Readings(
+        readings[name] = Readings(
             what=f"importance by ablation ({name})",
             unit=metric.unit,
             split=split,
@@ -44,10 +50,4 @@ def ablation_importance(
             source="metric(model) − metric(model without it) (arXiv 2212.09095)",
             values={str(s): sign * (whole - metric.mean(outcomes[plan])) for s, plan in plans.items()},
         )
-    return found
-
-
-def _metrics(task: Task) -> tuple[str, ...]:
-    if "text" not in task.kinds:
-        return "accuracy", "loss"
-    return (task.primary_metric,)
+    return readings

@@ -1,10 +1,10 @@
-"""The attention weights that a model computes with, one block at a time while it runs. What they are for is not said
-here, and the model's settings are left alone.
+"""Read the attention weights that a model computes with, one block at a time while it runs, without changing its
+settings.
 
 Under `sdpa` the weights are computed once more from the very queries, keys and masks that are handed to torch; under
-`eager` they are those that the attention returns. Switching a loaded model to eager is no way: the public switch does
-not take for Falcon, BLOOM and GPT-J (transformers 5), Falcon asked for weights under sdpa forgets the causal mask, and
-Falcon with ALiBi adds it twice in eager mode.
+`eager` they are those that the attention returns. A loaded model cannot be switched to eager instead: the public switch
+has no effect on Falcon, BLOOM and GPT-J (transformers 5), Falcon asked for weights under sdpa forgets the causal mask,
+and Falcon with ALiBi adds it twice in eager mode.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ Consume = Callable[[int, Tensor], None]
 
 @torch.inference_mode()
 def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume) -> None:
-    """Runs the model on `tokens` and hands each block's number and weights, (rows, heads, length, length), to
-    `consume` as they arise, so that one block's are in memory at a time.
+    """Run the model on `tokens` and pass each block's weights to `consume` as they arise.
+
+    The weights of one block at a time are in memory.
+
+    Args:
+        consume: Called with the block's number and its weights, (rows, heads, length, length).
 
     Raises: `ModelError` where the attention shows no weights (flash kernels), or weights that look ahead.
     """
@@ -39,14 +43,14 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
         for block in parts.attending:
             # the module that holds the output projection is the one that computes the weights
             module = model.get_submodule(parts.attention(block))
-            own = _attending(module.forward, block, parts.widths[block].num_heads, consume, seen)
-            stack.enter_context(swapped_forward(module, own))
+            forward = _attending(module.forward, block, parts.widths[block].num_heads, consume, seen)
+            stack.enter_context(swapped_forward(module, forward))
         stack.enter_context(
             gathered(model.get_submodule(parts.unembedding), torch.zeros(1, dtype=torch.long))
         )
         eager = model.config._attn_implementation == "eager"
-        asked = {"output_attentions": True} if eager else {}
-        model(input_ids=tokens.to(loaded.device), use_cache=False, **asked)
+        options = {"output_attentions": True} if eager else {}
+        model(input_ids=tokens.to(loaded.device), use_cache=False, **options)
     if seen != parts.attending:
         raise ModelError(
             f"{parts.architecture}: the attentions of blocks {seen} ran, in this order, not all once."
@@ -54,13 +58,13 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
 
 
 def _attending(
-    own: Callable[..., Any], block: int, num_heads: int, consume: Consume, seen: list[int]
+    original: Callable[..., Any], block: int, num_heads: int, consume: Consume, seen: list[int]
 ) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _Watch() as watch:
-            out = own(*args, **kwargs)
+        with _AttentionCalls() as calls:
+            out = original(*args, **kwargs)
         returned = [out[1]] if isinstance(out, tuple) and len(out) > 1 else []
-        weights = next((w for w in (*watch.weights, *returned) if w is not None), None)
+        weights = next((w for w in (*calls.weights, *returned) if w is not None), None)
         if not isinstance(weights, Tensor) or weights.dim() != 4 or weights.shape[1] != num_heads:
             raise ModelError(
                 f"the attention of block {block} shows no weights per head; load the model with "
@@ -77,8 +81,8 @@ def _attending(
     return forward
 
 
-class _Watch(TorchFunctionMode):
-    """Sees what goes into torch's attention while it is open."""
+class _AttentionCalls(TorchFunctionMode):
+    """Compute the weights of every call of torch's attention inside it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +105,7 @@ def sdpa_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Float[Tensor, "rows heads length length"]:
-    """The weights inside `scaled_dot_product_attention` called with these arguments, in float32 or wider."""
+    """Return the weights inside `scaled_dot_product_attention` called with these arguments, in float32 or wider."""
     wide = torch.promote_types(query.dtype, torch.float32)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query.to(wide) @ key.to(wide).transpose(-1, -2)

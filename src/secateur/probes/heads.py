@@ -1,8 +1,8 @@
-"""How much the loss of the gold answers hangs on each attention head: one backward pass per batch reads all of them.
+"""Measure how much the loss of the gold answers depends on each attention head: one backward pass per batch reads all.
 
-The reading is taken at the output projection's input, where heads lie side by side. `unit_importance` is the same
-machinery for anything that lies side by side at the input of a matrix; `neurons.py` uses it. No parameter gets a
-gradient: the graph begins at the first tapped input.
+The reading is taken at the output projection's input, where heads lie side by side. `unit_importance` does the same for
+any units that lie side by side at the input of a matrix; `neurons.py` uses it. No parameter gets a gradient: the graph
+begins at the first hooked input.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def head_importance(
     split: str = "probe",
     progress: Progress = silent,
 ) -> Readings:
-    """E|A_h · dL/dA_h| of every query head, as `b3.attn.h5`: the dot product is over the head's d_head numbers A_h.
+    """Return E|A_h · dL/dA_h| of every query head, as `b3.attn.h5`: the dot product is over its d_head numbers A_h.
 
     L is an example's mean negative log-likelihood over the tokens of its gold answer. The mean is over all tokens
     that are run, those of every prompt and of every answer but its last, pooled over the examples; padding is not
@@ -49,7 +49,7 @@ def head_importance(
     block by another, which biases its rank.
     Raises: `ModelError` where there are none, or an output projection never runs as a module.
     """
-    heads = {block: own.num_heads for block, own in enumerate(loaded.anatomy.widths) if own.num_heads}
+    heads = {block: width.num_heads for block, width in enumerate(loaded.anatomy.widths) if width.num_heads}
     values = unit_importance(loaded, encoded, examples, "o", heads, packing=packing, progress=progress)
     return Readings(
         what="head importance",
@@ -65,7 +65,7 @@ def head_importance(
 
 
 def group_importance(heads: Readings, anatomy: Anatomy) -> Readings:
-    """The sum over the query heads of each key/value group, as `b3.attn.g1`, from what `head_importance` gave.
+    """Return the sum over the query heads of each key/value group, as `b3.attn.g1`, from `head_importance`.
 
     A group goes with all its heads, and the sum bounds what they do together to first order from above.
     """
@@ -90,10 +90,15 @@ def unit_importance(
     packing: Packing,
     progress: Progress = silent,
 ) -> dict[int, list[float]]:
-    """E|a · dL/da| per token for each of so many equal slices of the input of a block's matrix `part`, by block.
+    """Return E|a · dL/da| per token, by block, for each of equal slices of the input of the block's matrix `part`.
 
-    Cost: one forward and one backward pass without parameter gradients. Memory does not grow with the examples, and
-    nothing is kept of a block's gradient but one number per unit. Raises: as `head_importance`.
+    Costs one forward and one backward pass without parameter gradients. Memory does not grow with the examples, and
+    nothing is kept of a block's gradient but one number per unit.
+
+    Args:
+        units: The number of slices, by block.
+
+    Raises: as `head_importance`.
     """
     if not units:
         raise ModelError(f"this model has no {part}: earlier cuts took all that could be read there.")
@@ -101,56 +106,56 @@ def unit_importance(
     tokens = sum(
         answer.longest - 1 for answer in answers.values()
     )  # the last token of an answer is never run
-    taps = _Taps(loaded, part, units)
-    summed = with_room(packing, lambda room: _summed(taps, room.pack(answers, examples), progress))
-    return {block: (total / max(1, tokens)).tolist() for block, total in summed.items()}
+    hooks = _UnitHooks(loaded, part, units)
+
+    def summed(packing: Packing) -> dict[int, np.ndarray]:
+        total = {block: np.zeros(count) for block, count in units.items()}
+        batches = packing.pack(answers, examples)
+        for number, batch in enumerate(batches):
+            for block, sums in hooks.read(batch).items():
+                total[block] += sums.double().cpu().numpy()
+            progress("importance", number + 1, len(batches))
+        return total
+
+    return {block: (total / max(1, tokens)).tolist() for block, total in with_room(packing, summed).items()}
 
 
-def _summed(taps: _Taps, batches: Sequence[Batch], progress: Progress) -> dict[int, np.ndarray]:
-    total = {block: np.zeros(count) for block, count in taps.units.items()}
-    for number, batch in enumerate(batches):
-        for block, found in taps.read(batch).items():
-            total[block] += found.double().cpu().numpy()
-        progress("importance", number + 1, len(batches))
-    return total
-
-
-class _Taps:
-    """The inputs of one matrix of every block that has units, and the gradients that arrive there."""
+class _UnitHooks:
+    """Read the inputs of one matrix of every block that has units, and the gradients at them."""
 
     def __init__(self, loaded: Loaded, part: str, units: Mapping[int, int]) -> None:
         self._paths = {block: loaded.anatomy.module(Site(block, part)) for block in units}
         self._modules = {path: loaded.model.get_submodule(path) for path in self._paths.values()}
         self._model, self._forward = loaded.model, Forward(loaded.model, loaded.anatomy)
-        self.units = units
+        self._units = units
 
     @torch.enable_grad()
     def read(self, batch: Batch) -> dict[int, Float[Tensor, " units"]]:
-        """Sum over the batch's tokens of |a · dL/da|. Padding adds nothing: no loss hangs on it."""
-        found: dict[str, Tensor] = {}
+        """Return the sum over the batch's tokens of |a · dL/da|. Padding adds nothing, since no loss depends on it."""
+        sums: dict[str, Tensor] = {}
         leaves: list[Tensor] = []
         with ExitStack() as stack:
             for block, path in self._paths.items():
-                stack.enter_context(_tapped(self._modules[path], path, self.units[block], found, leaves))
+                stack.enter_context(_hooked(self._modules[path], path, self._units[block], sums, leaves))
             stack.enter_context(reread(self._model))
             loss = summed_loss(self._forward.logits(batch), batch)
         if not leaves:
             raise ModelError(f"{next(iter(self._modules))} never ran, so it cannot be read.")
-        torch.autograd.grad(loss, leaves)  # the taps keep what is wanted of it
+        torch.autograd.grad(loss, leaves)  # the hooks keep what is wanted of it
         for path in self._modules:
-            if path not in found:
+            if path not in sums:
                 raise ModelError(f"{path} never ran, or the loss does not hang on it, so it cannot be read.")
-        return {block: found[path] for block, path in self._paths.items()}
+        return {block: sums[path] for block, path in self._paths.items()}
 
 
 @contextmanager
-def _tapped(
-    module: nn.Module, path: str, num_units: int, found: dict[str, Tensor], leaves: list[Tensor]
+def _hooked(
+    module: nn.Module, path: str, num_units: int, sums: dict[str, Tensor], leaves: list[Tensor]
 ) -> Iterator[None]:
-    """While open, `found[path]` is filled when the gradient arrives at the module's input. An input that needs no
-    gradient yet is where the graph begins."""
+    """Inside, fill `sums[path]` when the gradient arrives at the module's input. The graph begins at an input that
+    requires no gradient yet."""
 
-    def tap(_: nn.Module, args: tuple) -> tuple:
+    def hook(_: nn.Module, args: tuple) -> tuple:
         x = args[0]
         if not x.requires_grad:
             x = x.detach().requires_grad_()
@@ -158,12 +163,12 @@ def _tapped(
         value = x.detach()  # a hook that holds its own tensor would never be freed
 
         def arrived(gradient: Tensor) -> None:
-            found[path] = _absolute(value, gradient, num_units)
+            sums[path] = _absolute(value, gradient, num_units)
 
         x.register_hook(arrived)
         return (x, *args[1:])
 
-    handle = module.register_forward_pre_hook(tap)
+    handle = module.register_forward_pre_hook(hook)
     try:
         yield
     finally:
@@ -171,7 +176,7 @@ def _tapped(
 
 
 def _absolute(x: Tensor, gradient: Tensor, num_units: int) -> Float[Tensor, " units"]:
-    """Sum over tokens of |x · gradient|, the dot product within a unit, in float32 or wider."""
+    """Return the sum over tokens of |x · gradient|, the dot product within a unit, in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     product = x.to(wide) * gradient.to(wide)
     units = product.reshape(-1, num_units, x.shape[-1] // num_units)

@@ -1,6 +1,6 @@
-"""Tokens through a model of any kind that can be read, and what passes chosen places on the way, caught by hooks.
+"""Run tokens through a model of any kind that can be read, and observe chosen places of it by hooks.
 
-Padding lies on the right and never reaches whoever looks.
+Padding lies on the right and is never shown.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ HEADS, MATRICES = FINER
 
 @dataclass(frozen=True)
 class Unit:
-    """A head or a matrix: what it gives is its weight times those columns of a tap's Y that it reads."""
+    """A head or a matrix: its output is its weight times those columns of a hook point's Y that it reads."""
 
     site: str
     weight: Weight
 
 
 @dataclass(frozen=True)
-class Tap:
-    """A place to look at: X is what enters the module `reads`, Y what the module `writes` gives.
+class HookPoint:
+    """A place to observe: X is the input of the module `reads`, Y the output of the module `writes`.
 
-    `kind` is `block`, `part`, `units`, or `last` (what leaves the last block, as X and as Y). `comparable`: Y, of a
-    block less X, is what was added to the stream. With `units` Y is what enters `writes`, and what matters are linear
-    maps of it.
+    Attributes:
+        kind: `block`, `part`, `units`, or `last` (the output of the last block, as X and as Y).
+        comparable: Y (of a block Y less X) is what was added to the stream.
+        units: With them Y is the input of `writes`, of which each unit computes a linear map.
     """
 
     kind: str
@@ -54,67 +55,68 @@ class Tap:
     units: tuple[Unit, ...] = ()
 
 
-def taps(
+def hook_points(
     readable: Readable, blocks: Sequence[int] | None = None, *, parts: bool = False, finer: Sequence[str] = ()
-) -> list[Tap]:
-    """Every block (of `blocks`) of every stack, and its parts: with `parts`, where norms follow, and in
-    encoder-decoders. Where there is any `finer`, the parts, and their heads or matrices."""
-    found: list[Tap] = []
+) -> list[HookPoint]:
+    """Return every block (of `blocks`) of every stack, and its parts where a norm follows them and in encoder-decoders.
+
+    Args:
+        parts: Return the parts everywhere.
+        finer: `heads` and `matrices`: return the parts everywhere, and their heads or matrices.
+    """
+    found: list[HookPoint] = []
     for stack in readable.stacks:
-        own = parts or bool(finer) or stack.norm != "pre" or readable.kind == "encoder-decoder"
+        with_parts = parts or bool(finer) or stack.norm != "pre" or readable.kind == "encoder-decoder"
         for number in range(len(stack.blocks)) if blocks is None else blocks:
-            found.extend(_of_block(stack, number, own, finer))
+            found.extend(_of_block(stack, number, with_parts, finer))
         if blocks is None or len(stack.blocks) - 1 in blocks:
             path = stack.blocks[-1].path
-            found.append(Tap("last", f"{stack.prefix}last", stack.prefix, path, path))
+            found.append(HookPoint("last", f"{stack.prefix}last", stack.prefix, path, path))
     return found
 
 
-def _of_block(stack: Stack, number: int, parts: bool, finer: Sequence[str]) -> Iterator[Tap]:
+def _of_block(stack: Stack, number: int, parts: bool, finer: Sequence[str]) -> Iterator[HookPoint]:
     block = stack.blocks[number]
-    yield Tap("block", stack.site(number), stack.prefix, block.path, block.path, stack.norm != "post")
+    yield HookPoint("block", stack.site(number), stack.prefix, block.path, block.path, stack.norm != "post")
     for part in block.parts if parts else ():
-        yield Tap("part", stack.site(number, part.name), stack.prefix, part.reads, part.writes)
+        yield HookPoint("part", stack.site(number, part.name), stack.prefix, part.reads, part.writes)
         if HEADS in finer and part.num_heads:
             yield _of_heads(stack, number, part)
-        if MATRICES in finer:
-            yield from _of_matrices(stack, number, part)
+        for reader in (
+            part.readers if MATRICES in finer else ()
+        ):  # from a stream to the matrices behind its norm
+            units = tuple(Unit(stack.site(number, name), weight) for name, weight in reader.matrices)
+            site = f"{stack.site(number, part.name)}.matrices"
+            if units:
+                yield HookPoint("units", site, reader.stack, reader.enters, reader.reads, units=units)
 
 
-def _of_heads(stack: Stack, number: int, part: Sublayer) -> Tap:
-    """From what the attention reads to the heads' outputs; a head adds to the stream its columns of o times its own."""
+def _of_heads(stack: Stack, number: int, part: Sublayer) -> HookPoint:
+    """Return the point from the input of the attention to the heads' outputs; a head adds its columns of o times its
+    output to the stream."""
     count = part.num_heads
     heads = (
         Unit(stack.site(number, part.name, head), Weight(part.projects, share=(head, count)))
         for head in range(count)
     )
     site = f"{stack.site(number, part.name)}.heads"
-    return Tap("units", site, stack.prefix, part.reads, part.projects, units=tuple(heads))
-
-
-def _of_matrices(stack: Stack, number: int, part: Sublayer) -> Iterator[Tap]:
-    """From a stream to what matrices make of it behind its norm."""
-    for one in part.readers:
-        units = tuple(Unit(stack.site(number, name), weight) for name, weight in one.matrices)
-        site = stack.site(number, part.name)
-        if units:
-            yield Tap("units", f"{site}.matrices", one.stack, one.enters, one.reads, units=units)
+    return HookPoint("units", site, stack.prefix, part.reads, part.projects, units=tuple(heads))
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Sequences that run together, all `held_out` or none. `numbers` says which."""
+class SequenceBatch:
+    """Sequences that run together, all `held_out` or none; `numbers` are their indices."""
 
     numbers: tuple[int, ...]
     sequences: tuple[Ids, ...]
     held_out: bool
 
 
-def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing) -> Iterator[Batch]:
-    """Of similar length, as many as `packing` allows."""
+def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing) -> Iterator[SequenceBatch]:
+    """Yield sequences of similar length, as many at a time as `packing` allows."""
     for side in (False, True):
         group: list[int] = []
         numbers = [number for number, out in enumerate(held_out) if out == side]
@@ -122,19 +124,21 @@ def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing
             row = sequences[number]
             full = (len(group) + 1) * len(row) > packing.max_tokens
             if group and (full or packing.regime(row) != packing.regime(sequences[group[-1]])):
-                yield Batch(tuple(group), tuple(sequences[n] for n in group), side)
+                yield SequenceBatch(tuple(group), tuple(sequences[n] for n in group), side)
                 group = []
             group.append(number)
         if group:
-            yield Batch(tuple(group), tuple(sequences[n] for n in group), side)
+            yield SequenceBatch(tuple(group), tuple(sequences[n] for n in group), side)
 
 
-def streams(readable: Readable, sequences: Iterable[Ids]) -> dict[str, list[Ids]]:
-    """What each stack reads, by its prefix. An encoder-decoder reads the first half and goes on with the second."""
+def stack_inputs(readable: Readable, sequences: Iterable[Ids]) -> dict[str, list[Ids]]:
+    """Return the input of each stack, by its prefix. An encoder-decoder reads the first half and continues with the
+    second."""
     if readable.kind != "encoder-decoder":
         return {readable.stacks[0].prefix: list(sequences)}
     halves = [(ids[: (len(ids) + 1) // 2], ids[(len(ids) + 1) // 2 :]) for ids in sequences]
-    later = [(readable.start, *second[:-1]) for _, second in halves]
+    assert readable.start is not None, "a decoder behind an encoder has a first token"
+    later: list[Ids] = [(readable.start, *second[:-1]) for _, second in halves]
     return {"enc.": [first for first, _ in halves], "dec.": later}
 
 
@@ -147,19 +151,19 @@ class Token(NamedTuple):
 
 
 def tokens_of(readable: Readable, sequences: Sequence[Ids], numbers: Sequence[int]) -> dict[str, list[Token]]:
-    """The tokens that each stack shows for these sequences, in its order; `numbers` are those of the sequences."""
+    """Return the tokens that each stack reads of these sequences, in its order; `numbers` are their indices."""
     return {
         stack: [
             Token(number, position, token)
             for number, ids in zip(numbers, rows, strict=True)
             for position, token in enumerate(ids)
         ]
-        for stack, rows in streams(readable, sequences).items()
+        for stack, rows in stack_inputs(readable, sequences).items()
     }
 
 
 def sampled(tokens: Sequence[Token], count: int, seed: int) -> set[Token]:
-    """At most `count` of the tokens, the same whatever the batches."""
+    """Draw at most `count` of the tokens, the same whatever the batches."""
     return set(random.Random(seed).sample(tokens, min(count, len(tokens))))
 
 
@@ -167,26 +171,29 @@ def sampled(tokens: Sequence[Token], count: int, seed: int) -> set[Token]:
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float64, where there is one: on Apple's GPUs there is none."""
+    """Return the values in float64, on the CPU where the device has none (Apple's GPUs)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
-Seen = Callable[[Tap, Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]], None]
+Observe = Callable[[HookPoint, Float[Tensor, "tokens in"], Float[Tensor, "tokens out"]], None]
 
 
 @torch.inference_mode()
-def run(readable: Readable, batch: Batch, places: Sequence[Tap], seen: Seen) -> None:
-    """Runs the model once and shows X and Y of every tap. Raises `ModelError` for a module that never ran."""
+def run(readable: Readable, batch: SequenceBatch, points: Sequence[HookPoint], observe: Observe) -> None:
+    """Run the model once and pass X and Y of every hook point to `observe`.
+
+    Raises: `ModelError` for a module that never ran.
+    """
     device = readable.device
-    found = streams(readable, batch.sequences)
-    padded = {stack: _padded(rows, readable.pad, device) for stack, rows in found.items()}
+    inputs = stack_inputs(readable, batch.sequences)
+    padded = {stack: _padded(rows, readable.pad, device) for stack, rows in inputs.items()}
     real = {stack: where.flatten() for stack, (_, where) in padded.items()}
 
-    def tokens(tap: Tap, value: Tensor) -> Float[Tensor, "tokens d"]:
-        """A copy, since some families add into what a module gave."""
-        return value.to(device).reshape(-1, value.shape[-1])[real[tap.stack]]
+    def tokens(point: HookPoint, value: Tensor) -> Float[Tensor, "tokens d"]:
+        """Return a copy, since some families add to the output of a module in place."""
+        return value.to(device).reshape(-1, value.shape[-1])[real[point.stack]]
 
-    with _tapped(readable.runs, places, tokens, seen) as missing:
+    with _hooked(readable.runs, points, tokens, observe) as missing:
         readable.runs(**_inputs(readable, padded))
     if missing:
         raise ModelError(f"{min(missing)} never ran as a module, so what passes there cannot be read.")
@@ -194,19 +201,19 @@ def run(readable: Readable, batch: Batch, places: Sequence[Tap], seen: Seen) -> 
 
 @torch.inference_mode()
 def check_first(readable: Readable, sequences: Sequence[Ids]) -> None:
-    """Runs the model on some sequences. Raises `ModelError` where the states that it gives are not finite."""
-    found = {
+    """Run the model on some sequences. Raises: `ModelError` where its last states are not finite."""
+    padded = {
         stack: _padded(rows, readable.pad, readable.device)
-        for stack, rows in streams(readable, sequences).items()
+        for stack, rows in stack_inputs(readable, sequences).items()
     }
-    states = readable.runs(**_inputs(readable, found)).last_hidden_state
+    states = readable.runs(**_inputs(readable, padded)).last_hidden_state
     check_finite(readable.name, states, f"numbers after {len(sequences)} sequences")
 
 
 def _padded(
     sequences: Sequence[Ids], pad: int, device: torch.device
 ) -> tuple[Tensor, Bool[Tensor, "rows t"]]:
-    """Token ids with padding on the right, and where there is none."""
+    """Return token ids with padding on the right, and a mask that is True where there is a token."""
     length = max(map(len, sequences))
     ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in sequences], device=device)
     lengths = torch.tensor([len(row) for row in sequences], device=device)
@@ -214,53 +221,56 @@ def _padded(
 
 
 def _inputs(readable: Readable, padded: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """A decoder needs no mask: nothing to the right of a token reaches it."""
+    """Return the arguments of the model. A decoder needs no mask: nothing to the right of a token reaches it."""
     if readable.kind == "decoder":
         return {"input_ids": padded[""][0], "use_cache": False}
     ids, mask = padded["enc."]
-    inputs = {"input_ids": ids, "attention_mask": mask.long()}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
     if readable.kind == "encoder-decoder":
         inputs |= {"decoder_input_ids": padded["dec."][0], "use_cache": False}
     return inputs
 
 
 @contextmanager
-def _tapped(
-    model: nn.Module, places: Sequence[Tap], tokens: Callable[[Tap, Tensor], Tensor], seen: Seen
+def _hooked(
+    model: nn.Module,
+    points: Sequence[HookPoint],
+    tokens: Callable[[HookPoint, Tensor], Tensor],
+    observe: Observe,
 ) -> Iterator[set[str]]:
-    """While open, all taps are read; gives the paths of `writes` that have not run so far."""
-    missing = {tap.writes for tap in places}
-    entered: dict[Tap, Tensor] = {}
+    """Inside, observe all hook points; yield the paths of `writes` that have not run so far."""
+    missing = {point.writes for point in points}
+    entered: dict[HookPoint, Tensor] = {}
 
-    def before(tap: Tap) -> Any:
+    def before(point: HookPoint) -> Any:
         def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            entered[tap] = tokens(tap, args[0] if args else kwargs["hidden_states"])
+            entered[point] = tokens(point, args[0] if args else kwargs["hidden_states"])
 
         return hook
 
-    def arrived(tap: Tap, value: Tensor) -> None:
-        y = tokens(tap, value)
-        x = y if tap.kind == "last" else entered.pop(tap, None)
+    def arrived(point: HookPoint, value: Tensor) -> None:
+        y = tokens(point, value)
+        x = y if point.kind == "last" else entered.pop(point, None)
         if x is not None:
-            missing.discard(tap.writes)
-            seen(tap, x.to(y.device), y)  # blocks may lie on several devices
+            missing.discard(point.writes)
+            observe(point, x.to(y.device), y)  # blocks may lie on several devices
 
-    def after(tap: Tap) -> Any:
-        return lambda _, args, output: arrived(tap, output[0] if isinstance(output, tuple) else output)
+    def after(point: HookPoint) -> Any:
+        return lambda _, args, output: arrived(point, output[0] if isinstance(output, tuple) else output)
 
-    def within(tap: Tap) -> Any:
-        return lambda _, args: arrived(tap, args[0])
+    def within(point: HookPoint) -> Any:
+        return lambda _, args: arrived(point, args[0])
 
     with ExitStack() as stack:
-        for tap in places:
-            if tap.kind != "last":
-                module = model.get_submodule(tap.reads)
-                stack.callback(module.register_forward_pre_hook(before(tap), with_kwargs=True).remove)
-            written = model.get_submodule(tap.writes)
+        for point in points:
+            if point.kind != "last":
+                module = model.get_submodule(point.reads)
+                stack.callback(module.register_forward_pre_hook(before(point), with_kwargs=True).remove)
+            written = model.get_submodule(point.writes)
             handle = (
-                written.register_forward_pre_hook(within(tap))
-                if tap.units
-                else written.register_forward_hook(after(tap))
+                written.register_forward_pre_hook(within(point))
+                if point.units
+                else written.register_forward_hook(after(point))
             )
             stack.callback(handle.remove)
         yield missing

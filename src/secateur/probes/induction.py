@@ -1,5 +1,5 @@
-"""What a head does with repeated text: prefix matching (does it look at what came after this token before?) and
-copying (does it raise the token it looks at?). A diagnosis of behavior, not of importance.
+"""Measure what heads do with repeated text: prefix matching (attention to the token that followed this one before) and
+copying (raising the token that is attended to). A diagnosis of behavior, not of importance.
 
 Reads attention weights of one block at a time while the model runs on random tokens; nothing is kept but numbers per
 head. Knows no task.
@@ -26,23 +26,28 @@ from secateur.evaluation.workers import MEBI
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.probes.attention import attend
-from secateur.probes.random_tokens import lead_of, random_segments, with_bos
 from secateur.surgery.mask import swapped_forward
 
 REPEATS = 4
+LEFT_OUT = 0.04  # of the vocabulary at either end (arXiv 2212.09095)
 
 
 def prefix_matching(
     loaded: Loaded, *, seeds: int = 100, frequencies: Sequence[int] | None = None, progress: Progress = silent
 ) -> Readings:
-    """Attention that goes to the followers of earlier occurrences of the current token, as `b3.attn.h5`; 0 to 1.
+    """Return the attention to the followers of earlier occurrences of the current token, as `b3.attn.h5`; 0 to 1.
 
     BOS, then a segment of unique random tokens 4 times; summed over all earlier occurrences, mean over the positions
     of repeats 2 to 4, mean over sequences. Seed s has a segment of 25 + 2s tokens, or as many as context and
-    vocabulary allow. `frequencies` counts each token id in some text; without, ids stand for it, which tokenizers
-    give out from frequent to rare. `n` counts sequences.
+    vocabulary allow. `n` counts sequences.
+
+    Args:
+        frequencies: The count of each token id in some text; without it ids stand for it, which tokenizers assign from
+            frequent to rare.
+
     Source: Bansal et al. 2022 (arXiv 2212.09095), after Olsson et al. 2022 (arXiv 2209.11895). Differs: seeded with
     numpy's own generator; the authors count a position too many where a segment ends.
+
     Raises: `ModelError` where there are no heads or attention weights cannot be had, or context or vocabulary are too
     small.
     """
@@ -72,14 +77,18 @@ def copying(
     authors: bool = False,
     progress: Progress = silent,
 ) -> Readings:
-    """How far a head raises the very token it attends to most, as `b3.attn.h5`; 0 to 1.
+    """Return how far a head raises the very token it attends to most, as `b3.attn.h5`; 0 to 1.
 
     BOS, then unique random tokens, as long as the sequences of prefix matching. Position j's own value vector goes
     through the head's part of `o`, the model's final norm and its unembedding. Of the softmax, the tokens up to j
     less their mean, where positive: the share that is at the token j attends most. 0 where nothing is raised. Mean
     over j without BOS, mean over sequences. A value's bias counts, that of `o` belongs to no head and does not; a
     norm between `o` and the residual stream (Gemma 2 and 3) is left out; queries of a group share their values.
-    With `authors`, as their code: every block gets the embeddings, no final norm, and the bias of `o` counts.
+
+    Args:
+        authors: Compute as the authors' code does: every block gets the embeddings, no final norm, and the bias of `o`
+            counts.
+
     Source, `seeds`, `frequencies`, `n`: as `prefix_matching`. Raises: `ModelError` as there, and as `check_copying`.
     """
     check_copying(loaded.anatomy)
@@ -98,8 +107,7 @@ def copying(
 
 
 def check_copying(anatomy: Anatomy) -> None:
-    """Raises `ModelError` where there are no heads, or the way through one leads over two factors that an earlier cut
-    left of a matrix."""
+    """Raise `ModelError` where there are no heads, or an earlier cut stored the `v` or `o` of one as two factors."""
     _check_heads(anatomy)
     for site in (Site(block, part) for block in anatomy.attending for part in "vo"):
         if site not in anatomy.matrices:
@@ -125,7 +133,7 @@ def _readings(what: str, source: str, n: int, total: dict[int, Float[Tensor, " h
 
 
 def _batches(loaded: Loaded, segments: Sequence[np.ndarray]) -> Iterator[Int[np.ndarray, "rows segment"]]:
-    """Segments of equal length side by side, as many as 64 MiB of attention weights allow."""
+    """Yield segments of equal length side by side, as many as 64 MiB of attention weights allow."""
     waiting = sorted(segments, key=len)
     while waiting:
         length = len(waiting[0])
@@ -142,9 +150,9 @@ def _batches(loaded: Loaded, segments: Sequence[np.ndarray]) -> Iterator[Int[np.
 def prefix_scores(
     weights: Float[Tensor, "*heads length length"], segment: int, lead: int = 1
 ) -> Float[Tensor, "*heads"]:
-    """Prefix matching of each attention matrix over `lead` tokens and then `segment` tokens again and again.
+    """Return the prefix matching of each attention matrix over `lead` tokens and then repeats of `segment` tokens.
 
-    What a token k segments back was followed by lies on one diagonal, k·segment − 1 below the main one.
+    The followers of the same token k segments back lie on one diagonal, k·segment − 1 below the main one.
     """
     repeats, rest = divmod(weights.shape[-1] - lead, segment)
     assert rest == 0, f"{weights.shape[-1]} tokens are not {lead} and segments of {segment}"
@@ -159,7 +167,9 @@ def prefix_scores(
 def copying_scores(
     logits: Float[Tensor, "heads length length"], attended: Int[Tensor, "heads length"], lead: int = 1
 ) -> Float[Tensor, " heads"]:
-    """Mean over positions j from `lead` on of the raised share at `attended`[j]; `logits`[j, i] of the token at i.
+    """Return the mean over positions j from `lead` on of the raised share at `attended`[j].
+
+    `logits[:, j, i]` are of the token at position i.
 
     Of a softmax over the vocabulary only the ratios among the tokens i ≤ j matter for a share, so that no other
     logit is needed and no probability underflows.
@@ -176,7 +186,7 @@ def copying_scores(
 
 
 class _Circuit:
-    """The way from a token's value vector, through one head and the model's own readout, to the tokens' logits."""
+    """Compute logits of tokens from value vectors, through one head and the model's own final norm and unembedding."""
 
     def __init__(self, loaded: Loaded, authors: bool) -> None:
         self._loaded, self._authors = loaded, authors
@@ -184,7 +194,7 @@ class _Circuit:
         self._head = loaded.model.get_submodule(loaded.anatomy.unembedding)
 
     def attend(self, tokens: Int[Tensor, "1 length"]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """For each block, the position that each head attends most, (heads, length), and v, (length, kv heads, d)."""
+        """Return by block the position that each head attends most, (heads, length), and v, (length, kv heads, d)."""
         parts, model = self._loaded.anatomy, self._loaded.model
         attended: dict[int, Tensor] = {}
         values: dict[int, Tensor] = {}
@@ -195,8 +205,8 @@ class _Circuit:
                 def keep(
                     _: nn.Module, args: tuple, y: Tensor, block: int = block, matrix: Any = matrix
                 ) -> None:
-                    own = matrix.of_output(y)
-                    values[block] = own.reshape(-1, parts.widths[block].num_kv_heads, parts.d_head).clone()
+                    v = matrix.of_output(y)
+                    values[block] = v.reshape(-1, parts.widths[block].num_kv_heads, parts.d_head).clone()
 
                 stack.callback(model.get_submodule(matrix.module).register_forward_hook(keep).remove)
             if self._authors:
@@ -211,53 +221,58 @@ class _Circuit:
     def scores(
         self, block: int, tokens: Tensor, attended: Tensor, values: Float[Tensor, "length kv_heads d_head"]
     ) -> Float[Tensor, " heads"]:
-        """As many heads at a time as 64 MiB of logits and outputs allow."""
+        """Return the copying of each head, computed for as many at a time as 64 MiB of logits and outputs allow."""
         parts, length = self._loaded.anatomy, tokens.shape[1]
         step = max(1, 16 * MEBI // (length * max(length, parts.d_model)))
-        found = []
+        scores = []
         num_heads = parts.widths[block].num_heads
         for first in range(0, num_heads, step):
             heads = range(first, min(first + step, num_heads))
             logits = self._logits(tokens, self._outputs(block, heads, values))
-            found.append(copying_scores(logits, attended[first : heads.stop], lead_of(self._loaded)))
-        return torch.cat(found).double().cpu()
+            scores.append(copying_scores(logits, attended[first : heads.stop], lead_of(self._loaded)))
+        return torch.cat(scores).double().cpu()
 
     def _outputs(self, block: int, heads: range, values: Tensor) -> Float[Tensor, "heads length d_model"]:
         parts = self._loaded.anatomy
         matrix = parts.matrix(Site(block, "o"))
         o = matrix.read(self._loaded.parameter(matrix.weight))
-        own = parts.widths[block]
-        queries = own.num_heads // own.num_kv_heads
+        width = parts.widths[block]
+        queries = width.num_heads // width.num_kv_heads
         each = values[:, [head // queries for head in heads]].transpose(0, 1)
         columns = o[:, heads.start * parts.d_head : heads.stop * parts.d_head]
         out = each @ columns.T.reshape(len(heads), parts.d_head, -1)
-        biased = self._authors and matrix.bias is not None
-        return out + self._loaded.parameter(matrix.bias) if biased else out
+        if self._authors and matrix.bias is not None:
+            out = out + self._loaded.parameter(matrix.bias)
+        return out
 
     @torch.inference_mode()
     def _logits(self, tokens: Tensor, hidden: Float[Tensor, "heads length d_model"]) -> Tensor:
-        """Logits of the sequence's own tokens, (heads, length, length), through norm, projection and unembedding as
-        the model has them: one call in which every block stands aside."""
+        """Return logits of the sequence's own tokens, (heads, length, length), through norm, projection and unembedding
+        of the model: one call in which every block stands aside."""
         path = self._loaded.anatomy.unembedding
         weight = self._loaded.parameter(f"{path}.weight")
-        own = tokens[0].to(weight.device)
-        weight = weight[own]
-        bias = None if self._head.bias is None else self._loaded.parameter(f"{path}.bias")[own]
+        ids = tokens[0].to(weight.device)
+        weight = weight[ids]
+        bias = None if self._head.bias is None else self._loaded.parameter(f"{path}.bias")[ids]
         with ExitStack() as stack:
             stack.enter_context(swapped_forward(self._head, lambda x: nn.functional.linear(x, weight, bias)))
             if self._authors and self._loaded.anatomy.final_norm is not None:
                 norm = self._loaded.model.get_submodule(self._loaded.anatomy.final_norm)
                 stack.enter_context(swapped_forward(norm, lambda x: x))
-            batch = _everywhere(tokens.expand(len(hidden), -1))
+            none = torch.zeros(0, dtype=torch.long)
+            rows = tokens.expand(len(hidden), -1)  # every position counts, and there are no targets
+            batch = Batch(rows, torch.arange(rows.numel()), none, none, none, none, none.bool(), none)
             logits = self._forward.logits(batch, start=self._loaded.anatomy.num_blocks, hidden=hidden)
         return logits.reshape(*hidden.shape[:2], -1)
 
 
 def _feed_embeddings(stack: ExitStack, loaded: Loaded) -> None:
-    """Every block gets what the first one gets."""
+    """Pass to every block the input of the first one."""
     first: list[Tensor] = []
 
-    def feed(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def feed(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         entering = args[0] if args else kwargs["hidden_states"]
         first.append(entering.clone())
         return (
@@ -271,7 +286,73 @@ def _feed_embeddings(stack: ExitStack, loaded: Loaded) -> None:
         stack.callback(module.register_forward_pre_hook(feed, with_kwargs=True).remove)
 
 
-def _everywhere(tokens: Int[Tensor, "rows length"]) -> Batch:
-    """A batch whose every position counts and that has no targets."""
-    none = torch.zeros(0, dtype=torch.long)
-    return Batch(tokens, torch.arange(tokens.numel()), none, none, none, none, none.bool(), none)
+# -------------------------------------------------------------------------------------------------- random tokens
+
+
+def random_segments(
+    loaded: Loaded,
+    seeds: int,
+    repeats: int,
+    frequencies: Sequence[int] | None = None,
+    *,
+    unique: bool = False,
+) -> list[Int[np.ndarray, " segment"]]:
+    """Return one segment of unique random tokens a seed, with room for `repeats` of it in the context.
+
+    With `unique` a segment is `repeats` times as long instead. Raises: `ModelError` where there is no room.
+    """
+    tokens = random_vocabulary(loaded, frequencies)
+    context = loaded.anatomy.context
+    room = len(tokens) if context is None else (context - lead_of(loaded)) // (1 if unique else repeats)
+    most = min(len(tokens), room)
+    if most < 2:
+        raise ModelError(
+            f"a segment of random tokens needs at least 2; a context of {context} and {len(tokens)} usable tokens "
+            f"leave room for {max(most, 0)}."
+        )
+    lengths = [min((25 + 2 * seed) * (repeats if unique else 1), most) for seed in range(seeds)]
+    return [
+        np.random.default_rng(seed).choice(tokens, length, replace=False)
+        for seed, length in enumerate(lengths)
+    ]
+
+
+def random_vocabulary(loaded: Loaded, frequencies: Sequence[int] | None = None) -> Int[np.ndarray, " tokens"]:
+    """Return ids without special tokens and without the most and the least frequent 4 %, most frequent first."""
+    tokenizer = loaded.tokenizer
+    usable = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    ids = np.array(sorted(i for i in usable if i < loaded.anatomy.vocab_size))
+    if frequencies is not None:
+        if len(frequencies) <= ids.max(initial=-1):
+            raise ModelError(
+                f"{len(frequencies)} token frequencies for ids up to {ids.max()}; give one for each id."
+            )
+        ids = ids[np.argsort(-np.asarray(frequencies)[ids], kind="stable")]
+    drop = int(LEFT_OUT * len(ids))
+    return ids[drop : len(ids) - drop]
+
+
+def _bos(loaded: Loaded) -> tuple[int, ...]:
+    """Return BOS, or EOS where there is no BOS (as in GPT-2, where they are one), or nothing where there is neither.
+
+    Raises: `ModelError` where the model has no embedding for it.
+    """
+    first = loaded.tokenizer.bos_token_id
+    first = loaded.tokenizer.eos_token_id if first is None else first
+    if first is not None and first >= loaded.anatomy.vocab_size:
+        raise ModelError(
+            f"the tokenizer begins a text with id {first}, and the model has no embedding for it: its vocab_size is "
+            f"{loaded.anatomy.vocab_size}."
+        )
+    return () if first is None else (first,)
+
+
+def lead_of(loaded: Loaded) -> int:
+    """Return the number of tokens before the first segment: 1 with BOS, else 0."""
+    return len(_bos(loaded))
+
+
+def with_bos(loaded: Loaded, rows: Int[np.ndarray, "rows length"]) -> Int[Tensor, "rows length+1"]:
+    """Return the rows with BOS in front, where there is one."""
+    lead = np.broadcast_to(np.array(_bos(loaded), dtype=rows.dtype), (len(rows), lead_of(loaded)))
+    return torch.from_numpy(np.concatenate([lead, rows], axis=1))

@@ -1,4 +1,4 @@
-"""How much the loss of the gold answers hangs on each feed-forward neuron, read at the down projection's input."""
+"""Measure how much the loss of the gold answers depends on each feed-forward neuron, at the down projection's input."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def neuron_importance(
     split: str = "probe",
     progress: Progress = silent,
 ) -> Readings:
-    """E|a_n · dL/da_n| of every neuron, as `b3.mlp.n17`; a_n is what the down projection reads (gate times up).
+    """Return E|a_n · dL/da_n| of every neuron, as `b3.mlp.n17`; a_n is the input of the down projection (gate × up).
 
     Loss, tokens, units and errors as for `head_importance`, which this is for slices of one number.
     Source: ours; the head importance of Bansal et al. 2022 (arXiv 2212.09095) carried over to neurons.
     """
-    neurons = {block: own.d_ff for block, own in enumerate(loaded.anatomy.widths) if own.d_ff}
+    neurons = {block: width.d_ff for block, width in enumerate(loaded.anatomy.widths) if width.d_ff}
     values = unit_importance(loaded, encoded, examples, "down", neurons, packing=packing, progress=progress)
     return Readings(
         what="neuron importance",

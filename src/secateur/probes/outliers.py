@@ -1,4 +1,4 @@
-"""Outlier tokens: those whose vectors are many times as long as most tokens' where they pass.
+"""Count outlier tokens, whose vectors are many times as long as those of most tokens at the same place.
 
 In most decoders the first token of a text carries "massive activations" (Sun et al. 2024, arXiv 2402.17762), and so do
 a few others. In sums of squares, which linearity scores are made of, such tokens outweigh all others together.
@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.core.progress import Progress, silent
 from secateur.evaluation.batching import Packing, with_room
 from secateur.hf.readable import Readable
-from secateur.probes.hooks import Ids, Tap, Token, batches, run, wide
+from secateur.probes.hooks import HookPoint, Ids, Token, batches, run, wide
 
 TIMES = 5.0
 """An outlier token's norm is above so many median norms. Origin: at 5, one token in 26 holds half of a sum of squares;
@@ -34,27 +34,29 @@ Medians = tuple[
 ]  # of the norms of what enters a place, of what leaves it, and of what a block adds
 
 
-class Often(NamedTuple):
+class OutlierShare(NamedTuple):
     """A position or a token id, how many of its tokens are outliers, and how many tokens it has."""
 
-    which: int
-    count: int
-    of: int
+    key: int
+    num_outliers: int
+    num_tokens: int
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """How many outlier tokens pass a place. `largest` is in median norms. Of `positions` and of `tokens` (ids) the ones
-    that are most frequent among them."""
+    """The outlier tokens of one place: their number, and the positions and token ids most frequent among them.
+
+    `largest` is in median norms.
+    """
 
     count: int
     largest: float
-    positions: tuple[Often, ...]
-    tokens: tuple[Often, ...]
+    positions: tuple[OutlierShare, ...]
+    tokens: tuple[OutlierShare, ...]
 
 
 class Totals:
-    """How many tokens of a stack have each position, and each id."""
+    """Count the tokens of a stack by position and by id."""
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self.positions = Counter(token.position for token in tokens)
@@ -62,12 +64,12 @@ class Totals:
 
 
 def norms(
-    tap: Tap, x: Float[Tensor, "tokens in"], y: Float[Tensor, "tokens out"]
+    point: HookPoint, x: Float[Tensor, "tokens in"], y: Float[Tensor, "tokens out"]
 ) -> Float[Tensor, "kinds tokens"]:
-    """Return the norm of what enters a place, of what leaves it, and of a block (where that is defined) of what it
-    adds."""
+    """Return the norm of the input of a place, of its output, and of a block (where that is defined) of the
+    difference."""
     kinds = [x, y]
-    if tap.kind == "block" and tap.comparable:
+    if point.kind == "block" and point.comparable:
         kinds.append(y - x)
     return torch.stack([vectors.norm(dim=1) for vectors in kinds])
 
@@ -82,39 +84,40 @@ def times_median(norms: Float[Tensor, "kinds tokens"], medians: Medians) -> Floa
 def median_norms(
     readable: Readable,
     sequences: Sequence[Ids],
-    taps: Sequence[Tap],
+    points: Sequence[HookPoint],
     *,
     packing: Packing,
     seed: int = 0,
     progress: Progress = silent,
-) -> Mapping[Tap, Medians]:
-    """Return the (lower) median norms at every tap over all tokens, or over whole sequences drawn by `seed` that have
-    SAMPLE tokens together."""
-    drawn = [sequences[number] for number in _drawn(sequences, seed)]
+) -> Mapping[HookPoint, Medians]:
+    """Return the (lower) median norms at every hook point over all tokens, or over whole sequences drawn by `seed` that
+    have SAMPLE tokens together."""
+    order = list(range(len(sequences)))
+    random.Random(seed).shuffle(order)
+    before = accumulate((len(sequences[number]) for number in order), initial=0)
+    drawn = [sequences[number] for number, tokens in zip(order, before, strict=False) if tokens < SAMPLE]
 
-    def read(packing: Packing) -> Mapping[Tap, Medians]:
+    def read(packing: Packing) -> Mapping[HookPoint, Medians]:
         planned = list(batches(drawn, [False] * len(drawn), packing))
-        found: dict[Tap, list[Tensor]] = {tap: [] for tap in taps}
+        found: dict[HookPoint, list[Tensor]] = {point: [] for point in points}
         for done, batch in enumerate(planned, start=1):
             run(
-                readable, batch, taps, lambda tap, x, y: found[tap].append(norms(tap, wide(x), wide(y)).cpu())
+                readable,
+                batch,
+                points,
+                lambda point, x, y: found[point].append(norms(point, wide(x), wide(y)).cpu()),
             )
             progress("norms", done, len(planned))
-        return {tap: tuple(torch.cat(one, dim=1).median(dim=1).values.tolist()) for tap, one in found.items()}
+        return {
+            point: tuple(torch.cat(each, dim=1).median(dim=1).values.tolist())
+            for point, each in found.items()
+        }
 
     return with_room(packing, read)
 
 
-def _drawn(sequences: Sequence[Ids], seed: int) -> list[int]:
-    """Numbers of sequences, in random order, until those before have SAMPLE tokens."""
-    order = list(range(len(sequences)))
-    random.Random(seed).shuffle(order)
-    before = accumulate((len(sequences[number]) for number in order), initial=0)
-    return [number for number, tokens in zip(order, before, strict=False) if tokens < SAMPLE]
-
-
-class Count:
-    """Counts the outlier tokens that pass one place."""
+class OutlierCounter:
+    """Count the outlier tokens of one place."""
 
     def __init__(self, medians: Medians, totals: Totals) -> None:
         self._medians, self._totals = medians, totals
@@ -135,8 +138,8 @@ class Count:
         return far
 
     @property
-    def found(self) -> Outliers | None:
-        """What was counted; None where there are no outlier tokens."""
+    def result(self) -> Outliers | None:
+        """Return what was counted; None where there are no outlier tokens."""
         if not self._positions:
             return None
         positions = _listed(self._positions, self._totals.positions)
@@ -144,6 +147,6 @@ class Count:
         return Outliers(self._positions.total(), self._largest, positions, tokens)
 
 
-def _listed(counts: Counter[int], totals: Counter[int]) -> tuple[Often, ...]:
+def _listed(counts: Counter[int], totals: Counter[int]) -> tuple[OutlierShare, ...]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(Often(which, count, totals[which]) for which, count in ordered[:LISTED])
+    return tuple(OutlierShare(key, count, totals[key]) for key, count in ordered[:LISTED])

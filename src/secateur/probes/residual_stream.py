@@ -1,4 +1,4 @@
-"""The residual stream where it enters and leaves blocks, caught by hooks while the whole model runs."""
+"""Read the residual stream where it enters and leaves blocks, by hooks while the whole model runs."""
 
 from __future__ import annotations
 
@@ -15,55 +15,52 @@ from secateur.evaluation.batching import Batch
 from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
 
-Place = tuple[str, int]  # "enters" or "leaves" a block, or what its feed-forward network "gives"
-Streams = dict[Place, Float[Tensor, "rows length d_model"]]
+StreamPoint = tuple[
+    str, int
+]  # "enters" or "leaves" a block, or the output of its feed-forward network: "gives"
+Streams = dict[StreamPoint, Float[Tensor, "rows length d_model"]]
 
 
 def real_tokens(batch: Batch, answers: Mapping[int, Encoded]) -> Bool[Tensor, "rows length"]:
-    """Where there is a token and no padding; `answers` are one continuation each."""
+    """Return a mask that is True where there is a token and no padding; `answers` are one continuation each."""
     lengths = torch.tensor([answers[e].longest - 1 for e in batch.row_example.tolist()])
     return torch.arange(batch.tokens.shape[1]) < lengths[:, None]
 
 
 @torch.inference_mode()
-def streams(loaded: Loaded, batch: Batch, places: Iterable[Place]) -> Streams:
-    """What passes these places when the model, as it is now, reads `batch`."""
-    with _caught(loaded, places) as found:
+def read_streams(loaded: Loaded, batch: Batch, points: Iterable[StreamPoint]) -> Streams:
+    """Return the activations at these points when the model, as it is now, reads `batch`."""
+    with _caught(loaded, points) as caught:
         loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
     shape = batch.tokens.shape  # blocks may lie on several devices
-    return {place: value.to(loaded.device).reshape(*shape, -1) for place, value in found.items()}
+    return {point: value.to(loaded.device).reshape(*shape, -1) for point, value in caught.items()}
 
 
 @contextmanager
-def _caught(loaded: Loaded, places: Iterable[Place]) -> Iterator[dict[Place, Tensor]]:
-    found: dict[Place, Tensor] = {}
+def _caught(loaded: Loaded, points: Iterable[StreamPoint]) -> Iterator[dict[StreamPoint, Tensor]]:
+    caught: dict[StreamPoint, Tensor] = {}
+
+    def before(point: StreamPoint) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            caught[point] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+        return hook
+
+    def after(point: StreamPoint) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # a copy: some families add to the output of a module in place
+            caught[point] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        return hook
+
     with ExitStack() as stack:
-        for place in places:
-            module = loaded.model.get_submodule(_path(loaded, place))
-            if place[0] == "enters":
-                hook = module.register_forward_pre_hook(_before(found, place), with_kwargs=True)
+        for kind, block in points:
+            anatomy = loaded.anatomy
+            path = anatomy.module(Site(block, "down")) if kind == "gives" else anatomy.blocks[block]
+            module = loaded.model.get_submodule(path)
+            if kind == "enters":
+                handle = module.register_forward_pre_hook(before((kind, block)), with_kwargs=True)
             else:
-                hook = module.register_forward_hook(_after(found, place))
-            stack.callback(hook.remove)
-        yield found
-
-
-def _path(loaded: Loaded, place: Place) -> str:
-    kind, block = place
-    return loaded.anatomy.module(Site(block, "down")) if kind == "gives" else loaded.anatomy.blocks[block]
-
-
-def _before(found: dict[Place, Tensor], place: Place) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found[place] = (args[0] if args else kwargs["hidden_states"]).clone()
-
-    return hook
-
-
-def _after(found: dict[Place, Tensor], place: Place) -> Callable[..., None]:
-    """Copies: some families add to what a module gave in place."""
-
-    def hook(module: nn.Module, args: tuple, output: Any) -> None:
-        found[place] = (output[0] if isinstance(output, tuple) else output).clone()
-
-    return hook
+                handle = module.register_forward_hook(after((kind, block)))
+            stack.callback(handle.remove)
+        yield caught

@@ -28,9 +28,8 @@ from secateur.errors import TaskError, TooLong, UnknownName
 from secateur.hf.readable import Readable, blank_readable, load_readable, readable_of
 from secateur.options import Options
 from secateur.probes.hooks import check_first
-from secateur.probes.linearity import linearity
+from secateur.probes.linearity import Cloud, Linearity, LinearityScore, linearity
 from secateur.probes.outliers import TIMES, Outliers
-from secateur.probes.transition import Cloud, Linearity, Score
 from secateur.probing.report import write_probe_report
 from secateur.records import versions
 from secateur.session import FIRST, FIRST_TOKENS, loading_of, read_task
@@ -220,7 +219,7 @@ def _without_outliers(row: Linearity) -> TransitionWithoutOutliers:
     )
 
 
-def _pair(score: Score | None) -> list[float] | None:
+def _pair(score: LinearityScore | None) -> list[float] | None:
     return None if score is None else [score.in_sample, score.held_out]
 
 

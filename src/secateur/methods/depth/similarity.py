@@ -13,7 +13,7 @@ from secateur.evaluation.batching import Packing, with_room
 from secateur.hf.load import Loaded
 from secateur.hf.readable import readable_of
 from secateur.linalg.least_squares import PairMoments
-from secateur.probes.hooks import Tap, batches, run, taps, wide
+from secateur.probes.hooks import HookPoint, batches, hook_points, run, wide
 from secateur.probes.outliers import TIMES, Medians, median_norms, norms, times_median
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
@@ -47,15 +47,15 @@ def block_similarity(
     readable = readable_of(loaded)
     pairs = (encoded[e].gold_alone.pairs[0] for e in examples)
     sequences = [context + answer[:-1] for context, answer in pairs]
-    places = [tap for tap in taps(readable, blocks) if tap.kind == "block"]
+    points = [point for point in hook_points(readable, blocks) if point.kind == "block"]
     with masked(loaded.model, resolve(under, loaded.anatomy, loaded.fingerprint)):
-        medians = median_norms(readable, sequences, places, packing=packing, progress=progress)
+        medians = median_norms(readable, sequences, points, packing=packing, progress=progress)
 
         def read(packing: Packing) -> list[_Sums]:
-            sums = {tap: _Sums(tap, medians[tap]) for tap in places}
+            sums = {point: _Sums(point, medians[point]) for point in points}
             planned = list(batches(sequences, [False] * len(sequences), packing))
             for done, batch in enumerate(planned, start=1):
-                run(readable, batch, places, lambda tap, x, y: sums[tap].add(wide(x), wide(y)))
+                run(readable, batch, points, lambda point, x, y: sums[point].add(wide(x), wide(y)))
                 progress("similarity", done, len(planned))
             return list(sums.values())
 
@@ -66,7 +66,7 @@ def block_similarity(
 class _Sums:
     """Sums over the tokens that pass one block: moments of all but the outliers, cosines of all."""
 
-    def __init__(self, tap: Tap, medians: Medians) -> None:
+    def __init__(self, tap: HookPoint, medians: Medians) -> None:
         self._tap, self._medians = tap, medians
         self._moments = PairMoments()
         self._cosines, self._count = 0.0, 0

@@ -17,7 +17,7 @@ from secateur.methods.depth.runs import DepthPoint, FellBack, dropped, may_go, r
 from secateur.methods.depth.similarity import Similarity, block_similarity
 from secateur.methods.method import CountingJudge
 from secateur.options import layers_of
-from secateur.probes.maps import Run, fit_maps
+from secateur.probes.maps import BlockRun, fit_maps
 from secateur.session import Session
 
 
@@ -28,7 +28,7 @@ class DepthSearch:
     session: Session
     judge: CountingJudge
     packing: Any
-    _fits: dict[tuple[Plan, Run], Any] = field(default_factory=dict)
+    _fits: dict[tuple[Plan, BlockRun], Any] = field(default_factory=dict)
     _read: dict[tuple[Plan, tuple[int, ...]], dict[int, Similarity]] = field(default_factory=dict)
 
     @property
@@ -94,18 +94,18 @@ class DepthSearch:
         """`plan` with each of the blocks `left` gone too; what stands for a run is fitted for all of it."""
         if form == "drop":
             return {block: dropped(plan, [block]) for block in left}
-        bases: dict[Plan, dict[int, Run]] = {}
+        bases: dict[Plan, dict[int, BlockRun]] = {}
         for block in left:
             run = run_with(gone, block)
             rank = self.session.options.config.rank if form == "linear" else None
-            bases.setdefault(without(plan, run), {})[block] = Run(run, form, rank)
+            bases.setdefault(without(plan, run), {})[block] = BlockRun(run, form, rank)
         found = {}
         for base, runs in bases.items():
             fitted = self._fitted(base, list(runs.values()))
             found |= {block: base + fitted[run] for block, run in runs.items()}
         return {block: found[block] for block in left}
 
-    def _fitted(self, base: Plan, runs: Sequence[Run]) -> dict[Run, Any]:
+    def _fitted(self, base: Plan, runs: Sequence[BlockRun]) -> dict[BlockRun, Any]:
         missing = [run for run in runs if (base, run) not in self._fits]
         session = self.session
         if missing:
