@@ -1,4 +1,5 @@
-"""Removal of heads and feed-forward networks as methods of `prune`: their options, and where the search is.
+"""Removal of heads and feed-forward networks as methods of `prune`: their options, and the way to
+search and report.
 
 Imports no torch.
 """
@@ -14,7 +15,12 @@ from secateur.methods.method import Method
 from secateur.methods.options import StepConfig
 
 if TYPE_CHECKING:
-    from secateur.methods.method import Proposal
+    from secateur.core.plan import Plan
+    from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.verdict import VerdictRecord
+    from secateur.evaluation.evaluator import Evaluator
+    from secateur.methods.method import DryRun, Proposal, Reading
+    from secateur.report.frame import PageSection
     from secateur.session import Session
 
 
@@ -37,7 +43,7 @@ class ComponentsConfig(StepConfig):
 
 
 class Components(Method):
-    """Heads, feed-forward networks, or both, taken out step by step as far as the task allows."""
+    """Remove heads, feed-forward networks, or both, step by step as far as the task allows."""
 
     Config = ComponentsConfig
 
@@ -55,3 +61,23 @@ class Components(Method):
         from secateur.methods.components.search import search
 
         return search(session)
+
+    def dry_search(self, session: Session, dry: DryRun) -> None:
+        """Search with drawn readings."""
+        from secateur.methods.components.forecast import DryRemovalReadings
+        from secateur.methods.components.search import run
+
+        judge = session.judge()
+        run(session, judge, DryRemovalReadings(session, judge, dry))
+
+    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
+        """Read importance by gradients."""
+        from secateur.methods.components.forecast import measure
+
+        measure(reading, session, judge)
+
+    def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
+        """Return the curves of every order of removal, and what the parts are worth."""
+        from secateur.methods.components.report import sections
+
+        return sections(verdict, analysis)
