@@ -419,7 +419,7 @@ def probe(
                 raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
             reads = [*_place(asked), *inputs(tasks=tasks)]
             with made_early(out, reads=reads):
-                from secateur.probing.record import read_record
+                from secateur.probing.components import read_record
 
                 return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
     word, number = _single(names, tasks, numbers, out)
