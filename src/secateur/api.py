@@ -443,10 +443,10 @@ def probe(
             with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):
                 from secateur.probing.linearity import read_linearity
 
-                record = read_linearity(
+                straight = read_linearity(
                     series, split, parts=parts, finer=_each(finer), out=out, progress=progress
                 )
-                return record.model_dump(exclude_unset=True)
+                return straight.model_dump(exclude_unset=True)
         inputs_of(asked)
         from secateur import measuring
 
