@@ -67,7 +67,7 @@ class PageSection:
 
 
 def section(name: str, title: str, lead: str, *body: str) -> str:
-    """A section with its one-line explanation; nothing at all where the body is empty."""
+    """Return a section in the old form, as HTML; nothing where the body is empty."""
     inner = "".join(body)
     return (
         f'<section id="{name}"><h2>{title}</h2><p class="lead">{lead}</p>{inner}</section>' if inner else ""
@@ -75,7 +75,7 @@ def section(name: str, title: str, lead: str, *body: str) -> str:
 
 
 def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str = "wide") -> str:
-    """Registers figures under `name-0…` and returns their boxes, each with its numbers folded below."""
+    """Register figures under `name-0…` and return their boxes, each with its numbers folded below."""
     boxes = []
     for index, figure in enumerate(found):
         figures[f"{name}-{index}"] = figure
@@ -87,7 +87,7 @@ def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str =
 
 
 def worst_allowed(record: Record, start: float | None) -> float | None:
-    """Where the metric may go at worst, from the original's value: `max_loss` worse. None where no bound was given."""
+    """Return the worst value that `max_loss` allows, from the original's value; None where no bound was given."""
     if not known(start) or not known(record.get("max_loss")):
         return None
     return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]
