@@ -1,21 +1,11 @@
-"""What holds a section together: its heading, the boxes of its figures with their numbers folded below.
-
-Every section takes the three records of a run and the dictionary in which it registers its figures, and returns
-its HTML, or nothing where the run did not measure what it is about.
-"""
+"""Sections of a page as values: headings, pieces of HTML, and figures with their numbers folded below."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from secateur.report.chart import Figure
-from secateur.report.markup import known, numbers, text
-
-Record = Mapping[str, Any]
-Figures = dict[str, Figure]
-Section = Callable[[Record, Record, Record, Figures], str]
+from secateur.report.markup import known
 
 
 @dataclass(frozen=True)
@@ -66,28 +56,13 @@ class PageSection:
         return {key: figure for group in groups for key, figure in self.placed(group)}
 
 
-def section(name: str, title: str, lead: str, *body: str) -> str:
-    """Return a section in the old form, as HTML; nothing where the body is empty."""
-    inner = "".join(body)
-    return (
-        f'<section id="{name}"><h2>{title}</h2><p class="lead">{lead}</p>{inner}</section>' if inner else ""
-    )
+def worst_allowed(start: float | None, max_loss: float | None, *, higher_is_better: bool) -> float | None:
+    """Return the worst value that a metric may have; None where no bound was given.
 
-
-def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str = "wide") -> str:
-    """Register figures under `name-0…` and return their boxes, each with its numbers folded below."""
-    boxes = []
-    for index, figure in enumerate(found):
-        figures[f"{name}-{index}"] = figure
-        note = f" <small>{text(figure.note)}</small>" if figure.note else ""
-        title = f"<h3>{text(figure.title)}{note}</h3>" if figure.title else ""
-        plot = f'<div class="plot" id="{name}-{index}" style="height:{figure.height}px"></div>'
-        boxes.append(f'<figure class="box">{title}{plot}{numbers(figure.head, figure.rows)}</figure>')
-    return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
-
-
-def worst_allowed(record: Record, start: float | None) -> float | None:
-    """Return the worst value that `max_loss` allows, from the original's value; None where no bound was given."""
-    if not known(start) or not known(record.get("max_loss")):
+    Args:
+        start: The value of the original.
+        max_loss: How much worse than that it may be.
+    """
+    if not known(start) or not known(max_loss):
         return None
-    return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]
+    return start - max_loss if higher_is_better else start + max_loss
