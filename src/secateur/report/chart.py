@@ -6,11 +6,9 @@ Imports no plotly: the tests validate the dictionaries against plotly's own sche
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from secateur.core.site import MATRICES
 
 INK, MUTED, RULE = "#2b2f36", "#6d727b", "#e3e0d8"
 BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
@@ -21,7 +19,6 @@ DEPTH = ("#c3d3dd", "#17466a")
 # Pale to deep blue in even steps of lightness (CIE L*): equal steps of the value look equally far apart.
 SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b2c6d4"], [0.5, "#6f9fbc"], [0.75, "#3577a1"], [1.0, "#124f78"]]
 
-Row = Mapping[str, Any]
 Trace = dict[str, Any]  # as plotly.js has it: any JSON
 
 
@@ -39,17 +36,6 @@ class Figure:
     @property
     def height(self) -> int:
         return self.layout["height"]
-
-
-def by_matrix(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return rows by matrix name, in the model's order; unknown names come last."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(str(row["matrix"]), []).append(row)
-    order = {name: place for place, name in enumerate(MATRICES)}
-    return {
-        name: groups[name] for name in sorted(groups, key=lambda name: (order.get(name, len(order)), name))
-    }
 
 
 def new_layout(height: int, **more: Any) -> dict[str, Any]:
@@ -152,7 +138,7 @@ def value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
 
 
 def counted_layout(count: int, title: str, values: Sequence[float], unit: str) -> dict[str, Any]:
-    """Return the layout of a metric over whole numbers up to `count`, such as blocks; each has a tick if they are few."""
+    """Return the layout of a metric over whole numbers up to `count`, such as blocks, with a tick for each of a few."""
     axis = new_axis(title, dtick=1) if count <= 16 else new_axis(title, nticks=9)
     layout = new_layout(300, xaxis=axis, yaxis=value_axis(values, unit))
     layout["margin"] |= {"l": 52}
