@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur.methods.registry import read_options
+from secateur.methods.registry import method_named, read_options
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,9 +34,9 @@ from secateur.cli.tables import p_text, table, with_interval
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
-from secateur.methods.directions import search as directions
-from secateur.methods.directions.effects import Effects
 from secateur.methods.directions.pools import removal
+from secateur.methods.directions.readings import DirectionsProbe
+from secateur.options import matrices_of
 from secateur.session import Session, open_session
 
 STORIES = Path(__file__).parents[2] / "shared" / "data"
@@ -119,12 +119,12 @@ class Bench:
     def searched(self, name: str, way: Way) -> dict[str, Any]:
         """A plan found as `way` says, on `test`."""
         session = self.session(**way)
-        found = directions.search(session)
+        found = method_named("directions").search(session)
         seen = on_test(session, [session.empty, found.plan])
         return {
             "way": name,
             "directions": sum(len(edit.directions) for edit in found.plan.removed),
-            "of": found.analysis["directions"]["total"],
+            "of": found.analysis.directions.total,
             "tried": found.tried,
         } | compared(session, *seen)
 
@@ -132,11 +132,14 @@ class Bench:
         """Predicted changes of the loss on `probe` against those by truly removing single directions there."""
         session = self.session(**way)
         judge, probe = session.judge(), list(session.task.split("probe"))
-        reading = Effects(session, judge, directions.sites_of(session)).read(session.empty)
+        reading = DirectionsProbe(
+            session, judge, matrices_of(session.loaded.anatomy, session.options)
+        ).effects(session.empty)
         every = reading.directions
         drawn = random.Random(self.seed).sample(every, min(SAMPLED, len(every)))
         plans = [
-            removal(session.empty, [one], reading.folds, per_head=session.options.per_head) for one in drawn
+            removal(session.empty, [one], reading.folds, per_head=session.options.config.per_head)
+            for one in drawn
         ]
         seen = judge([session.empty, *plans], probe)
         whole = seen[session.empty]["loss"].mean()

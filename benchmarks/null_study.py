@@ -27,8 +27,7 @@ from secateur.evaluation.measurement import measure_model
 from secateur.evaluation.verdict import decide
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
-from secateur.methods.laser.search import search as search_laser
-from secateur.methods.registry import read_options
+from secateur.methods.registry import method_named, read_options
 from secateur.session import Session, open_session
 from secateur.surgery.materialize import cut
 from secateur.tasks.encode import encode
@@ -79,7 +78,7 @@ def _study(facts: Session, answers: list[str], seed: int) -> tuple[str, int, int
     with tempfile.TemporaryDirectory() as folder, Ledger.open(Path(folder) / "ledger.sqlite") as ledger:
         options = replace(OPTIONS, seed=seed)
         session = Session(options, facts.loaded, task, encoded, ledger)
-        found = search_laser(session)
+        found = method_named("laser").search(session)
         judge, cut = session.judge(), session.on(task, _cut(facts.loaded, found.plan)).judge()
         before, after = measure_model(judge, [], []), measure_model(cut, [], [])
         metric = session.objective.metric

@@ -25,7 +25,8 @@ from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
 from secateur.methods.laser.grid import screened
-from secateur.methods.laser.search import KEPT_BY_SCREEN, MAX_PROBED, RACE_Z, candidates, screen
+from secateur.methods.laser.probe import MAX_PROBED, LaserProbe
+from secateur.methods.laser.search import KEPT_BY_SCREEN, RACE_Z, candidates
 from secateur.methods.registry import read_options
 from secateur.search.race import Objective, race
 from secateur.session import Session
@@ -163,7 +164,7 @@ def _screened(session: Session, goal: Objective, case: Case) -> tuple[list[Plan]
     """The plans that the library's own screen keeps, and on how many examples it took gradients."""
     session = replace(session, options=replace(session.options, objective=case.objective))
     edits = candidates(session.loaded.anatomy, session.options)
-    chosen = screened(screen(session, session.judge(), edits), edits, KEPT_BY_SCREEN)
+    chosen = screened(LaserProbe(session, session.judge()).screen(edits), edits, KEPT_BY_SCREEN)
     kept = [session.empty, *(session.empty + edit for edit in chosen)]
     return kept, min(MAX_PROBED, len(session.task.split("probe")))
 

@@ -12,7 +12,7 @@ from secateur.core.config import Named, options_of
 from secateur.methods.registry import OURS
 from secateur.options import Options
 from secateur.signatures import annotation_of
-from secateur.training.tuning import OF_TASK
+from secateur.training.options import TASK_OPTIONS
 
 FILE = Path(__file__).parent.parent / "src/secateur/keywords.py"
 HEAD = '''"""Types of the options of the Python API, for checkers and completion. Written by dev/write_keywords.py."""
@@ -43,7 +43,7 @@ def keywords_text() -> str:
             "class TrainingOptions(TypedDict, total=False):",
             '    """Options of `finetune` and `heal` that say what model and task are."""',
             "",
-            *_fields(one for one in common.values() if one.name in OF_TASK),
+            *_fields(one for one in common.values() if one.name in TASK_OPTIONS),
             "",
             "",
             "class PruneOptions(CommonOptions, total=False):",

@@ -21,10 +21,10 @@ import numpy as np
 from train_embedded import RECIPES, save, train
 
 from secateur.core.stats import sign_flip
-from secateur.methods.directions.effects import Effects, Reading
 from secateur.methods.directions.pools import Direction, Order, removal, signed, weakest
-from secateur.methods.directions.search import sites_of
+from secateur.methods.directions.readings import DirectionsProbe, EffectsUnderPlan
 from secateur.methods.registry import read_options
+from secateur.options import matrices_of
 from secateur.session import Session, open_session
 from secateur.tasks.arithmetic import SUMS, Problem, Slip, int_mult, last_digit, texts
 from secateur.tasks.splits import make_task
@@ -106,12 +106,13 @@ class Study:
     """One model on the task: base outcomes and those of cuts, each split judged as asked."""
 
     session: Session
-    reading: Reading
+    reading: EffectsUnderPlan
 
     @classmethod
     def of(cls, folder: Path, shots: int) -> Study:
         session = open_session(read_options(str(folder), TASK, method="directions", shots=shots), None)
-        return cls(session, Effects(session, session.judge(), sites_of(session)).read(session.empty))
+        sites = matrices_of(session.loaded.anatomy, session.options)
+        return cls(session, DirectionsProbe(session, session.judge(), sites).effects(session.empty))
 
     def measured(self, split: str, removals: Sequence[Sequence[Direction]]) -> list[np.ndarray]:
         empty, folds = self.session.empty, self.reading.folds

@@ -62,10 +62,11 @@ MAY_IMPORT["probing"] = {
     "report",
 }
 MAY_IMPORT["methods"] = {*MAY_IMPORT["probing"], "probing", "search", "side_tasks", "evaluation"}
-MAY_IMPORT["reporting"] = {"core", "methods", "report"}
+MAY_IMPORT["reporting"] = {"errors", "core", "probing", "methods", "report"}
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains", "reporting"}
-MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof"}
-MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records"}
+MAY_IMPORT["result"] = {"errors", "core", "checkpoint", "report", "reporting"}
+MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof", "result"}
+MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records", "result"}
 MAY_IMPORT["measuring"] = MAY_IMPORT["methods"] | {"methods"}
 MAY_IMPORT["forecast"] = MAY_IMPORT["pipeline"] | {"pipeline"}
 MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {

@@ -419,6 +419,7 @@ def _python_blocks(page: Path) -> list[str]:
 @pytest.mark.slow
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     blocks, space = _python_blocks(DOCS / "python.md"), {}
     assert len(blocks) >= 7
     for block in blocks:

@@ -378,3 +378,66 @@ assert not {"torch", "transformers"} & set(sys.modules)
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A real, small run that cuts something."""
+    out = tmp_path_factory.mktemp("result") / "out<1>"
+    return secateur.prune("builtin:facts", "builtin:facts", out, layers="2:3", matrices="mlp", limit=400)
+
+
+def test_a_result_is_shown_in_a_line_and_in_a_few_of_html(result):
+    shown, verdict = repr(result), result.verdict
+    assert "\n" not in shown
+    assert len(shown) < 250
+    for piece in (verdict["verdict"], verdict["metric"], str(result.plan), str(result.out)):
+        assert piece in shown
+    page = result._repr_html_()
+    assert "<b>improves</b>" in page
+    assert "out&lt;1&gt;" in page
+    assert "out<1>" not in page
+
+
+def test_figures_of_a_result_show_the_numbers_of_its_records(result):
+    figure, verdict = result.plot_intervals(), result.verdict
+    sides = {trace.name: trace for trace in figure.data if trace.xaxis == "x"}
+    for side in ("before", "after"):
+        assert sides[side].x[0] == verdict[side]["value"]
+        low, high = verdict[side]["ci"]
+        assert sides[side].error_x.array[0] == pytest.approx(high - verdict[side]["value"])
+        assert sides[side].error_x.arrayminus[0] == pytest.approx(verdict[side]["value"] - low)
+    assert len(result.plot_effects().data) > 0
+    assert len(result.plot_tasks().data) == 0  # of one task
+    assert len(result.plot_frequency().data) == 3
+
+
+def test_every_figure_of_the_report_can_be_drawn(result):
+    page = (result.out / "report.html").read_text(encoding="utf-8")
+    assert {"sweep-0", "curves-0", "spectrum-0", "screen-0", "frequency-0"} <= set(result.figures)
+    for name in result.figures:
+        assert f'id="{name}"' in page
+        assert len(result.plot(name).data) == len(result.figures[name].data)
+    with pytest.raises(UnknownName, match="no figure 'swep'"):
+        result.plot("swep")
+    assert result.plot("sweep") == result.plot("sweep-0")
+
+
+def test_a_result_that_was_there_has_the_same_figures(result):
+    again = secateur.prune(
+        "builtin:facts", "builtin:facts", result.out, layers="2:3", matrices="mlp", limit=400
+    )
+    assert again.already
+    assert again.plot_intervals().to_dict() == result.plot_intervals().to_dict()
+    assert repr(again) == repr(result)
+
+
+def test_what_was_not_verified_says_so(result, tmp_path):
+    applied = secateur.apply("builtin:facts", result.plan, tmp_path / "cut")
+    assert repr(applied) == f"Result(not verified: {result.plan}, in {tmp_path / 'cut'})"
+    assert "Nothing was measured" in applied._repr_html_()
+    with pytest.raises(secateur.SecateurError, match="nothing was verified"):
+        applied.plot_intervals()

@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import prune as prune
     from secateur.api import prune_each as prune_each
     from secateur.api import report as report
-    from secateur.checkpoint.result import Result as Result
     from secateur.core.plan import Drop as Drop
     from secateur.core.plan import Plan as Plan
     from secateur.core.plan import Truncate as Truncate
@@ -31,6 +30,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.distributed.ask import on_ray as on_ray
     from secateur.errors import SecateurError as SecateurError
     from secateur.given import texts as texts
+    from secateur.result import Result as Result
     from secateur.surgery.materialize import cut as cut
     from secateur.training.regulariser import LinearityRegulariser as LinearityRegulariser
     from secateur.training.regulariser import RegularisedTrainer as RegularisedTrainer
@@ -59,7 +59,7 @@ _WHERE = {
     "on_ray": "secateur.distributed.ask",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
-    "Result": "secateur.checkpoint.result",
+    "Result": "secateur.result",
     "Tuned": "secateur.training.state",
     "Plan": "secateur.core.plan",
     "Truncate": "secateur.core.plan",

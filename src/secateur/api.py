@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from secateur.checkpoint.folder import UNPROVEN, Folder, made_early
 from secateur.checkpoint.plans import read_plan
-from secateur.checkpoint.result import Result
 from secateur.core.config import options_of
 from secateur.core.form import Form, Way
 from secateur.core.ledger import check_ledger
@@ -27,7 +26,7 @@ from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written
-from secateur.core.readings import ANALYSES, FINER, LINEARITY, PARTS
+from secateur.core.readings import FINER, LINEARITY, PARTS
 from secateur.errors import (
     ModelError,
     OutputError,
@@ -43,8 +42,9 @@ from secateur.given import OneTask, Tasks, task_word, task_words
 from secateur.hf.source import place_of
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.keywords import CommonOptions, PruneOptions
-from secateur.methods.registry import OURS, method_options, read_options
+from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
+from secateur.result import Result
 from secateur.signatures import verb
 
 if TYPE_CHECKING:
@@ -239,8 +239,7 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     Raises: `SecateurError` for records that are missing, broken, or not of one original; `OutputError` for a page that
     cannot be written.
     """
-    from secateur.report.write import check_folder
-    from secateur.reporting import write_run_report
+    from secateur.reporting import check_folder, write_run_report
     from secateur.training.report import write_report_of
 
     folder = Path(folder)
@@ -425,7 +424,7 @@ def probe(
                 return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
     word, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
-    method = {"method": "directions"} if names == ["directions"] else {}  # which has more options
+    method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
     with options_for(model, tokenizer, [word], {**options, "shots": number, **method}) as asked:
         if names == [LINEARITY]:
             series = _series(asked, _each(revisions), _each(also), _each(finer))
@@ -442,7 +441,7 @@ def probe(
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
     """Raises where readings are not known, do not go together, or do not go with what else was asked."""
-    known = (*PARTS, *ANALYSES, LINEARITY)
+    known = (*PARTS, *method_readings(), LINEARITY)
     for name in names or [""]:
         if name not in known:
             raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")

@@ -11,7 +11,6 @@ from secateur.checkpoint.card import unverified_card
 from secateur.checkpoint.folder import Folder
 from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import write_plan
-from secateur.checkpoint.result import Result, read_result
 from secateur.checkpoint.save import check_form
 from secateur.checkpoint.stream import mapped, stream
 from secateur.core.form import Form, Way
@@ -23,6 +22,7 @@ from secateur.errors import PlanError
 from secateur.hf.blank import blank_model
 from secateur.hf.load import Loaded
 from secateur.records import cut_summary, num_parts, versions
+from secateur.result import Result, read_result
 from secateur.surgery.operations import resolve, resolve_early
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of

@@ -15,7 +15,7 @@ from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.openings import record_opening, untested_opening
-from secateur.methods.analyses import ANALYSES, check_analysis
+from secateur.methods.registry import method_reading
 from secateur.options import Options
 from secateur.session import Session, open_session
 from secateur.surgery.operations import resolve, resolve_early
@@ -65,12 +65,14 @@ def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
 def analyze(
     what: str, options: Options, split: str, asked: PlanOrEdits, progress: Progress
 ) -> dict[str, Any]:
-    """The rows of one reading of matrices, or of what edits do."""
+    """Return the rows of one reading that a method of `prune` brings: of matrices, or of what edits do."""
+    method = method_reading(what)
 
     def check(early: Session) -> None:
         resolve_early(asked, early.loaded.anatomy)
-        check_analysis(what, early, split)
+        method.check_reading(what, early, split)
 
     session = open_session(options, None, progress, check, needs={split: 1})
-    rows = ANALYSES[what](session, session.judge(), split, plan_for(session, asked))
-    return {"what": what, "model": options.model, "task": session.task.name, "split": split, "rows": rows}
+    rows = method.read(what, session, split, plan_for(session, asked))
+    head = {"what": what, "model": options.model, "task": session.task.name, "split": split}
+    return head | {"rows": [row.model_dump(exclude_unset=True) for row in rows]}

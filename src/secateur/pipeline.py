@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from secateur.checkpoint.folder import Folder
-from secateur.checkpoint.result import Result, read_result
 from secateur.core.baseline import baseline_text
 from secateur.core.ledger import Ledger, check_ledger
 from secateur.core.progress import Progress, silent
+from secateur.core.records.verdict import BaselineRecord
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.workers import WorkerLauncher
 from secateur.methods.registry import method_named
 from secateur.options import Options
 from secateur.proof import cut_and_verify
+from secateur.result import Result, read_result
 from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
 from secateur.side_tasks import side_effects
 from secateur.surgery.spectra import make_spectra_folder
@@ -70,21 +70,21 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
     return Result(folder.out, verdict, found.plan)
 
 
-def measured_baseline(session: Session) -> dict[str, Any]:
+def measured_baseline(session: Session) -> BaselineRecord:
     """What the unchanged model can do on `select`, said before the search begins; with a warning where it is not shown
     to be more than chance."""
     found = baseline_of(session, session.task.split("select"))
     LOG.info("%s: %s", session.task.name, baseline_text(found))
-    if found["warning"]:
-        LOG.warning("%s: %s", session.task.name, found["warning"])
+    if found.warning:
+        LOG.warning("%s: %s", session.task.name, found.warning)
     return found
 
 
-def baseline_of(session: Session, examples: Sequence[int]) -> dict[str, Any]:
+def baseline_of(session: Session, examples: Sequence[int]) -> BaselineRecord:
     """What the unchanged model can do on some examples of `select`."""
     outcomes = session.judge()([session.empty], examples, "baseline")[session.empty]
     metric, seed = session.objective.metric, session.options.seed
-    return baseline(session.task, "select", examples, outcomes, metric, seed).to_json()
+    return baseline(session.task, "select", examples, outcomes, metric, seed)
 
 
 def prune_each(

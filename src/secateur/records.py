@@ -12,24 +12,10 @@ import numpy as np
 
 from secateur import __version__
 from secateur.core import stats
-from secateur.core.plan import Plan, Truncate
-from secateur.core.readings import Readings
+from secateur.core.plan import Plan
 from secateur.core.records.analysis import ChangedExample, FrequencyBin, ParaphrasesRecord
 from secateur.core.score import METRICS
-from secateur.core.site import Site
 from secateur.tasks.example import Task
-
-
-def _about(edit: Truncate, full_rank: int) -> dict[str, Any]:
-    site = edit.matrix
-    return {
-        "site": str(site),
-        "matrix": site.part,
-        "block": site.block,
-        "rank": edit.rank,
-        "full_rank": full_rank,
-        "kept": edit.rank / full_rank,
-    }
 
 
 class BlockSizes(Protocol):
@@ -96,52 +82,6 @@ def measured(outcomes: np.ndarray) -> dict[str, Any]:
 
 def base_record(outcomes: np.ndarray) -> dict[str, Any]:
     return measured(outcomes)
-
-
-def sweep_records(
-    standing: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int], num_examples: int
-) -> list[dict[str, Any]]:
-    """One record for every plan with a single edit; `complete` is False where the race ended early for it."""
-    records = []
-    for plan, outcomes in standing.items():
-        if len(plan.edits) == 1 and plan.edits[0].side == "top":
-            edit = plan.edits[0]
-            values = measured(outcomes) | {"complete": len(outcomes) == num_examples}
-            records.append(_about(edit, full_ranks[edit.matrix]) | values)
-    return sorted(records, key=lambda r: (r["block"], r["matrix"], r["rank"]))
-
-
-def screen_records(
-    readings: Readings, edits: Iterable[Truncate], full_ranks: Mapping[Site, int]
-) -> list[dict[str, Any]]:
-    """The predicted change of loss of every candidate, nats."""
-    scored = ((edit, readings.values[str(edit)]) for edit in edits)
-    return [_about(edit, full_ranks[edit.matrix]) | {"score": score} for edit, score in scored]
-
-
-def curve_records(
-    judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int], base: np.ndarray
-) -> list[dict[str, Any]]:
-    """Loss and accuracy against the share of components removed, one curve per matrix (LASER, Fig. 2)."""
-    by_site: dict[Site, list[tuple[float, dict[str, Any]]]] = {}
-    for plan, outcomes in judged.items():
-        (edit,) = plan.edits
-        removed = 100 * (1 - edit.rank / full_ranks[edit.matrix])
-        by_site.setdefault(edit.matrix, [(0.0, measured(base))]).append((removed, measured(outcomes)))
-    curves = []
-    for site, points in sorted(by_site.items()):
-        points.sort(key=lambda point: point[0])
-        curves.append(
-            {
-                "site": str(site),
-                "matrix": site.part,
-                "block": site.block,
-                "removed": [removed for removed, _ in points],
-                "loss": [measured["loss"] for _, measured in points],
-                "accuracy": [measured["accuracy"] for _, measured in points],
-            }
-        )
-    return curves
 
 
 MOST_FREQUENT = 2**53  # what float64 counts exactly

@@ -16,6 +16,7 @@ from runtimes.write import Case
 from secateur import api
 from secateur.checkpoint.loadability import RAN_LLAMA_CPP, RAN_LM_EVAL, RAN_REMOTE, RAN_VLLM
 from secateur.core.loading import evidence_text, sign
+from secateur.core.records.verdict import PlaceRecord
 from secateur.hf.load import load_model
 
 TOKENIZER, WINDOW = "with a tokenizer that its converter knows", "it has no sliding window"
@@ -120,7 +121,7 @@ def test_read_back_is_said_only_of_what_was_computed_with(tmp_path, check, evide
     said = {place["place"]: place["evidence"] for place in where}
     assert [said["transformers"], said["secateur"]] == [evidence] * 2
     card = (tmp_path / "out/README.md").read_text()
-    assert all(evidence_text(place) in card for place in where)
+    assert all(evidence_text(PlaceRecord.model_validate(place)) in card for place in where)
 
 
 def test_gpt2_states_the_length_that_the_converter_of_llama_cpp_asks_for(words, tmp_path):
@@ -131,7 +132,7 @@ def test_gpt2_states_the_length_that_the_converter_of_llama_cpp_asks_for(words, 
 
 
 def test_a_record_of_an_earlier_release_says_only_whether():
-    told = [{"place": "vLLM", "loads": loads, "how": "so"} for loads in (True, False)]
+    told = [PlaceRecord(place="vLLM", loads=loads, how="so") for loads in (True, False)]
     assert [sign(place) for place in told] == ["✓", "✗"]
     assert [evidence_text(place) for place in told] == ["", ""]
 

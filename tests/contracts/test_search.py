@@ -26,8 +26,7 @@ from secateur.methods.laser.grid import (
     ranks,
     screened,
 )
-from secateur.methods.laser.search import search as search_laser
-from secateur.methods.registry import read_options
+from secateur.methods.registry import method_named, read_options
 from secateur.search.evidence import Evidence
 from secateur.search.race import Objective, race
 from secateur.session import Session
@@ -337,7 +336,7 @@ def session_with(as_loaded: Callable[..., Loaded], family: str, site: Site, rank
 def test_the_planted_matrix_is_found_and_its_noise_removed(family, where, rank, exhaustive, as_loaded):
     site = Site.parse(where)
     session = session_with(as_loaded, family, site, rank, exhaustive=exhaustive)
-    found = search_laser(session)
+    found = method_named("laser").search(session)
     assert Truncate(site, rank) in found.plan.edits
     judged = session.judge()([session.empty, found.plan], session.task.split("test"))
     before, after = (judged[p]["correct"].mean() for p in (session.empty, found.plan))

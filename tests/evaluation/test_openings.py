@@ -14,6 +14,7 @@ from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import bound_text
 from secateur.core.plan import Plan, Truncate
+from secateur.core.records.verdict import NonInferiorityRecord
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import holm
@@ -108,9 +109,13 @@ def test_a_margin_named_after_the_look_claims_nothing(ledger):
     asked = second["non_inferiority"]
     assert (asked["margin"], asked["decides"], asked["named_late"]) == (2.0, 0.02, True)
     assert asked["bound"] == first["non_inferiority"]["bound"] > -2.0
-    assert "this margin was named after the split was opened" in bound_text(asked)
-    assert "about 0.020 nats, stands" in bound_text(asked)
-    assert "fixed before test was opened" in bound_text(first["non_inferiority"])
+    assert "this margin was named after the split was opened" in bound_text(
+        NonInferiorityRecord.model_validate(asked)
+    )
+    assert "about 0.020 nats, stands" in bound_text(NonInferiorityRecord.model_validate(asked))
+    assert "fixed before test was opened" in bound_text(
+        NonInferiorityRecord.model_validate(first["non_inferiority"])
+    )
 
 
 def test_a_margin_after_a_look_without_one_claims_nothing(ledger):
@@ -118,7 +123,9 @@ def test_a_margin_after_a_look_without_one_claims_nothing(ledger):
     record_opening(ledger, task, untested_opening("s", PLAN))
     made = verdict(ledger, task, before, after, margin=2.0)
     assert made["verdict"] == "worse"
-    assert "which asked for no margin, stands" in bound_text(made["non_inferiority"])
+    assert "which asked for no margin, stands" in bound_text(
+        NonInferiorityRecord.model_validate(made["non_inferiority"])
+    )
     another = verdict(ledger, task, before, after, plan=OTHER, margin=2.0)
     assert another["verdict"] == "not worse by more than 2.000 nats"
 

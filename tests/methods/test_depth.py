@@ -22,7 +22,7 @@ from secateur.errors import PlanError, UnknownName
 from secateur.methods.depth import runs as depth
 from secateur.report.chart import Figure
 from secateur.report.depth import SECTIONS
-from secateur.report.write import render
+from secateur.reporting import render
 
 COMMON = ("--allow-small", "--limit", "90", "--quiet", "--device", "cpu")
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96

@@ -19,8 +19,7 @@ from secateur.core.plan import Plan, RemoveDirections, Truncate
 from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.evaluation.batching import Packing
-from secateur.methods.directions import effects
-from secateur.methods.directions.effects import Effects
+from secateur.methods.directions import readings
 from secateur.methods.directions.pools import (
     POOLS,
     Direction,
@@ -34,8 +33,9 @@ from secateur.methods.directions.pools import (
     weakest,
 )
 from secateur.methods.directions.probe import directions_effects
-from secateur.methods.directions.search import check, search
-from secateur.methods.registry import read_options
+from secateur.methods.directions.readings import DirectionsProbe
+from secateur.methods.directions.search import check
+from secateur.methods.registry import method_named, read_options
 from secateur.options import matrices_of
 from secateur.session import Session, open_session
 from secateur.surgery.materialize import cut
@@ -43,6 +43,7 @@ from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
 
 PACKING = Packing(2048, 2048, pad=0)
+search = method_named("directions").search
 
 # ------------------------------------------------------------------------------------------------ values: which go
 
@@ -236,7 +237,7 @@ def test_a_planted_direction_is_found_alone_and_its_removal_heals(family, text, 
     assert (str(edit.matrix), edit.directions, edit.per_head) == (text, (number,), head is not None)
     assert accuracy(session, session.empty) < 0.6
     assert accuracy(session, found.plan) > 0.98
-    record = found.analysis["directions"]
+    record = found.analysis.to_json()["directions"]
     assert record["protocol"] == "search"
     (step,) = record["chosen"]
     assert (step["added"], step["removed"]) == (1, 1)
@@ -246,7 +247,7 @@ def test_a_planted_direction_is_found_alone_and_its_removal_heals(family, text, 
     worst = min(record["matrices"], key=lambda one: min(one["effect"]))
     assert (worst["site"], worst["head"], worst["removed"]) == (text, head, [0])
     assert worst["effect"][0] == min(worst["effect"])
-    assert found.search["rounds"] == 1
+    assert found.search.rounds == 1
     assert search(session) == found, "the same seed, the same plan and records"
 
 
@@ -254,10 +255,10 @@ def test_where_nothing_hurts_nothing_goes(as_loaded):
     session = session_on(as_loaded, tiny("llama"), matrices=("down", "o"))
     found = search(session)
     assert found.plan == session.empty
-    assert found.search["rounds"] == 0
-    assert found.analysis["directions"]["chosen"] == []
-    assert found.analysis["directions"]["path"] != []
-    assert all(one["removed"] == [] for one in found.analysis["directions"]["matrices"])
+    assert found.search.rounds == 0
+    assert found.analysis.to_json()["directions"]["chosen"] == []
+    assert found.analysis.to_json()["directions"]["path"] != []
+    assert all(one["removed"] == [] for one in found.analysis.to_json()["directions"]["matrices"])
 
 
 @pytest.fixture(scope="module")
@@ -337,9 +338,9 @@ def test_removal_goes_as_far_as_the_bound_allows(as_loaded):
     session = session_on(as_loaded, tiny("llama"), max_loss=0.4, **how)
     check(session)
     found = search(session)
-    assert found.search["protocol"] == "removal"
+    assert found.search.protocol == "removal"
     assert found.margin == 0.4
-    record = found.analysis["directions"]
+    record = found.analysis.to_json()["directions"]
     assert [step["removed"] for step in record["path"]] == [
         round(s * record["total"]) for s in (0.2, 0.4, 0.6, 0.8, 1)
     ]
@@ -359,7 +360,7 @@ def test_removal_to_a_target_takes_that_share(weak, planted):
     session = planted(target=0.3, matrices=("down",), weakest=weak)
     found = search(session)
     assert sum(len(own) for own in removed(found.plan).values()) == round(0.3 * 64)
-    assert found.analysis["directions"]["order"] == ("weakest" if weak is None else "signed")
+    assert found.analysis.to_json()["directions"]["order"] == ("weakest" if weak is None else "signed")
     once = search(planted(target=0.3, matrices=("down",), rescore=False, weakest=weak))
     key = abs if weak is None else float
     order = [
@@ -370,7 +371,9 @@ def test_removal_to_a_target_takes_that_share(weak, planted):
 
 
 def test_without_choosing_matrices_there_is_one_pool(planted):
-    record = search(planted(dynamic=False, exhaustive=True, matrices=("down",))).analysis["directions"]
+    record = search(planted(dynamic=False, exhaustive=True, matrices=("down",))).analysis.to_json()[
+        "directions"
+    ]
     assert {step["pool"] for step in record["path"]} == {"all"}
     assert all(step["complete"] for step in record["path"])
 
@@ -384,7 +387,7 @@ def test_whitened_directions_keep_their_basis_and_spectrum(planted):
         session.loaded, session.encoded, session.task.split("probe"),
         matrices_of(session.loaded.anatomy, session.options), packing=PACKING, whitened=True,
     ).matrices[0]  # fmt: skip
-    (record,) = found.analysis["directions"]["matrices"]
+    (record,) = found.analysis.to_json()["directions"]["matrices"]
     np.testing.assert_allclose(record["sigma"], one.sigma, rtol=1e-5)
     assert record["sigma"] == sorted(record["sigma"], reverse=True)
     (fold,) = found.plan.fitted
@@ -399,7 +402,8 @@ def test_whitened_directions_keep_their_basis_and_spectrum(planted):
 @pytest.mark.parametrize("per_head", [False, True], ids=["whole", "per head"])
 def test_what_is_gone_has_no_effect_any_more(per_head, as_loaded):
     session = session_on(as_loaded, tiny("llama").double(), matrices=("k", "o", "down"), per_head=per_head)
-    read = Effects(session, session.judge(), matrices_of(session.loaded.anatomy, session.options)).read
+    sites = matrices_of(session.loaded.anatomy, session.options)
+    read = DirectionsProbe(session, session.judge(), sites).effects
     whole = read(session.empty)
     gone = [one for one in whole.directions if one.index % 3 == 0]
     plan = removal(session.empty, gone, whole.folds, per_head=per_head)
@@ -417,7 +421,7 @@ def test_effects_under_a_plan_are_differences_in_the_cut_model(as_loaded):
     loaded, examples = session.loaded, session.task.split("probe")[:12]
     sites = matrices_of(session.loaded.anatomy, session.options)
     first = directions_effects(loaded, session.encoded, examples, sites, packing=PACKING)
-    folds = effects.Reading(first).folds
+    folds = readings.EffectsUnderPlan(first).folds
     plan = removal(
         session.empty,
         [Direction(Site(0, "k"), 1, 0.0), Direction(Site(1, "down"), 0, 0.0)],
@@ -464,7 +468,7 @@ def test_readings_are_remembered_and_not_taken_again(planted, tmp_path, monkeypa
         asked.append(kwargs["under"])
         return directions_effects(*args, **kwargs)
 
-    monkeypatch.setattr(effects, "directions_effects", counted)
+    monkeypatch.setattr(readings, "directions_effects", counted)
     plans = []
     for _ in range(2):
         with Ledger.open(tmp_path / "ledger.sqlite") as ledger:
@@ -540,7 +544,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_computed(more, says, 
     def refuse(*args, **kwargs):
         raise AssertionError("it was computed")
 
-    monkeypatch.setattr(effects, "directions_effects", refuse)
+    monkeypatch.setattr(readings, "directions_effects", refuse)
     monkeypatch.setattr("secateur.evaluation.evaluator.Evaluator.__call__", refuse)
     done = secateur(*prune_words(place, tmp_path / "out", *more))
     assert done.exit_code == 2, done.exception

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from secateur.core.fitted import Fitted
 from secateur.core.plan import RemoveDirections
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
-from secateur.methods.directions.words import MOST, Words, direction_words
+from secateur.methods.directions.readings import MOST, Words, direction_words
 
 SILENT = {
     "gemma2",
@@ -127,5 +129,5 @@ def test_both_ends_are_in_order_and_survive_json(as_loaded):
     up, down = ([value for _, value in end] for end in (words.more, words.less))
     assert up == sorted(up, reverse=True)
     assert down == sorted(down)
-    assert words.to_json() == {"more": words.more, "less": words.less}
+    assert asdict(words) == {"more": words.more, "less": words.less}
     assert direction_words(as_loaded(tiny("llama")), RemoveDirections(Site(0, "o"), (0,)), []) == []

@@ -9,24 +9,23 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
+from importlib import resources
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from fixtures import data_report
 
-import secateur.report
 from secateur.errors import OutputError, SecateurError
-from secateur.report import render, write_report
+from secateur.methods.laser.report import spectrum
+from secateur.methods.laser.sweep_plot import color_limit
 from secateur.report.chart import Figure, new_layout
-from secateur.report.figures import spectrum
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import change, embedded_json, finite, interval, number, p_value, ticks
 from secateur.report.page import assemble
-from secateur.report.sweep import color_limit
+from secateur.reporting import render, write_run_report
 
-RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile")}
+RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile", "foreign")}
 
 
 class Page(HTMLParser):
@@ -106,7 +105,7 @@ def test_plotly_is_embedded_once_and_only_where_something_is_drawn(pages):
 
 
 def test_the_embedded_plotly_is_the_vendored_one_and_a_page_is_under_two_megabytes(pages):
-    vendor = Path(secateur.report.__file__).parent / "vendor"
+    vendor = resources.files("secateur.report") / "vendor"
     told = json.loads((vendor / "plotly-cartesian.json").read_text(encoding="utf-8"))
     bundle = (vendor / told["file"]).read_bytes()
     assert hashlib.sha256(bundle).hexdigest() == told["sha256"]
@@ -401,27 +400,27 @@ def test_write_report_reads_the_folder(tmp_path):
     records = dict(zip(("verdict", "plan", "analysis"), data_report.facts(), strict=True))
     for name, record in records.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
-    out = write_report(tmp_path, tmp_path / "report.html")
+    out = write_run_report(tmp_path, tmp_path / "report.html")
     assert out.read_text(encoding="utf-8") == render(*records.values())
     (tmp_path / "analysis.json").unlink()
-    assert "sweep" not in Page(write_report(tmp_path, out).read_text(encoding="utf-8")).ids()
+    assert "sweep" not in Page(write_run_report(tmp_path, out).read_text(encoding="utf-8")).ids()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "report.html", "verdict.json"]
 
 
 def test_missing_broken_and_unwritable_files_are_said(tmp_path):
     verdict, plan, _ = data_report.null()
     with pytest.raises(SecateurError, match=r"verdict\.json is missing"):
-        write_report(tmp_path, tmp_path / "r.html")
+        write_run_report(tmp_path, tmp_path / "r.html")
     (tmp_path / "verdict.json").write_text("{broken", encoding="utf-8")
     with pytest.raises(SecateurError, match=r"verdict\.json: cannot be read as JSON"):
-        write_report(tmp_path, tmp_path / "r.html")
+        write_run_report(tmp_path, tmp_path / "r.html")
     (tmp_path / "verdict.json").write_text("[]", encoding="utf-8")
     with pytest.raises(SecateurError, match="holds no record"):
-        write_report(tmp_path, tmp_path / "r.html")
+        write_run_report(tmp_path, tmp_path / "r.html")
     (tmp_path / "verdict.json").write_text(json.dumps(verdict), encoding="utf-8")
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     with pytest.raises(OutputError, match="No such file or directory"):
-        write_report(tmp_path, tmp_path / "nowhere" / "r.html")
+        write_run_report(tmp_path, tmp_path / "nowhere" / "r.html")
 
 
 def test_records_that_do_not_belong_together_are_refused():

@@ -12,16 +12,17 @@ import pytest
 from fixtures import data_components, data_report
 from test_report import Page, strings
 
+from secateur.core.records.probe import ProbeRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
 from secateur.errors import OutputError, SecateurError
-from secateur.report import render, render_probe, write_probe_report, write_report
+from secateur.probing.component_figures import cumulated, ranks
+from secateur.probing.report import render_probe, write_probe_report
 from secateur.report.chart import SEQUENTIAL
 from secateur.report.gains import size
-from secateur.report.grids import ranks
-from secateur.report.neurons import cumulated
 from secateur.report.orders import spread
 from secateur.report.pruned_units import Dropped, dropped, runs
+from secateur.reporting import render, write_run_report
 
 RECORDS = {
     name: getattr(data_components, name) for name in ("heads", "grouped", "components", "ffns", "hostile")
@@ -33,7 +34,11 @@ NEW = {"gains", "pruning", "importance", "parts", "neurons", "induction"}
 def pages() -> dict[str, Page]:
     built = {name: Page(render(*build())) for name, build in RECORDS.items()}
     probes = {"probe": data_components.probe(), "hostile probe": data_components.hostile_probe()}
-    return built | {name: Page(render_probe(record)) for name, record in probes.items()}
+    return built | {name: Page(probe_page(record)) for name, record in probes.items()}
+
+
+def probe_page(record: dict) -> str:
+    return render_probe(ProbeRecord.model_validate(record))
 
 
 ALL = (*RECORDS, "probe", "hostile probe")
@@ -630,22 +635,22 @@ def test_probe_page_says_what_was_read_on_what(pages):
 
 def test_probe_report_is_written_and_an_empty_record_refused(tmp_path):
     record = data_components.probe()
-    out = write_probe_report(record, tmp_path / "probe.html")
-    assert out.read_text(encoding="utf-8") == render_probe(record)
+    out = write_probe_report(ProbeRecord.model_validate(record), tmp_path / "probe.html")
+    assert out.read_text(encoding="utf-8") == probe_page(record)
     assert [path.name for path in tmp_path.iterdir()] == ["probe.html"]
     with pytest.raises(SecateurError, match="holds no reading"):
-        write_probe_report(record | {"components": {}}, tmp_path / "other.html")
+        write_probe_report(ProbeRecord.model_validate(record | {"components": {}}), tmp_path / "other.html")
     with pytest.raises(OutputError, match=r"cannot write .*probe.html: No such file"):
-        write_probe_report(record, tmp_path / "nowhere" / "probe.html")
+        write_probe_report(ProbeRecord.model_validate(record), tmp_path / "nowhere" / "probe.html")
 
 
 def test_a_probe_of_one_kind_alone_has_a_page():
     record = data_components.probe()
     for name, expected in (("heads", "importance"), ("ffns", "parts"), ("neurons", "neurons")):
         alone = record | {"components": {name: record["components"][name]}}
-        assert sections(Page(render_probe(alone))) == {expected}
+        assert sections(Page(probe_page(alone))) == {expected}
     behavior = {name: record["components"][name] for name in ("prefix_matching", "copying")}
-    page = Page(render_probe(record | {"components": behavior | {"induction_overlap": None}}))
+    page = Page(probe_page(record | {"components": behavior | {"induction_overlap": None}}))
     assert sections(page) == {"induction"}
     assert len(page.figures) == 2, "no importance, no scatter"
 
@@ -653,23 +658,25 @@ def test_a_probe_of_one_kind_alone_has_a_page():
 def test_examples_that_did_not_fit_are_said():
     record = data_components.probe()
     record["components"]["heads"]["readings"][0] |= {"n": 120, "of": 200}
-    assert "n = 120 of 200, largest" in Page(render_probe(record)).text
+    assert "n = 120 of 200, largest" in Page(probe_page(record)).text
 
 
 def test_same_records_give_the_same_page(tmp_path):
     assert render(*data_components.heads()) == render(*data_components.heads())
     for name, record in zip(("verdict", "plan", "analysis"), data_components.heads(), strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
-    written = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    written = write_run_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
     assert written == render(*data_components.heads())
 
 
 def test_deep_wide_models_keep_readable_labels():
     sites = [f"b{block}.attn.h{head}" for block in range(64) for head in range(72)]
     mean = dict(zip(sites, np.random.default_rng(0).lognormal(size=len(sites)).tolist(), strict=True))
-    one = {"name": "t, 0-shot", "task": "t", "shots": 0, "n": 9, "values": mean}
+    one = {"name": "t, 0-shot", "task": "t", "shots": 0, "n": 9, "of": 9, "values": mean}
     heads = {"unit": "nats/token", "readings": [one], "mean": mean, "overlap": None}
-    (figure,) = Page(render_probe({"model": "m", "components": {"heads": heads}})).figures
+    (figure,) = Page(
+        probe_page({"what": ["heads"], "model": "m", "tasks": ["t"], "components": {"heads": heads}})
+    ).figures
     assert len(figure["layout"]["xaxis"]["tickvals"]) <= 12
     assert len(figure["layout"]["yaxis"]["tickvals"]) <= 16
     assert 500 < figure["layout"]["height"] < 700, "the large map"

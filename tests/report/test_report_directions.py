@@ -14,12 +14,22 @@ from fixtures import data_directions, data_report
 from scipy.stats import spearmanr
 from test_report import Page, strings
 
-from secateur.report import render
-from secateur.report.calibration_plot import by_size, kept, spearman
+from secateur.core.records.analysis import AnalysisRecord
+from secateur.core.records.verdict import VerdictRecord
+from secateur.methods.directions.effects_plot import (
+    FEWEST,
+    MOST,
+    kept_promises,
+    shares_by_size,
+    spearman,
+    worth_showing,
+)
+from secateur.methods.directions.records import DirectionsRecord
+from secateur.methods.directions.report import trajectory, worst_allowed
+from secateur.methods.registry import method_named
 from secateur.report.chart import ACCENT, root_axis, signed_root
-from secateur.report.frame import worst_allowed
-from secateur.report.spectra import FEWEST, MOST, worth_showing
-from secateur.report.trajectory_plot import stops
+from secateur.report.page import assemble
+from secateur.reporting import render
 
 NAMES = ("heads", "removal", "single", "deep", "mixed", "nothing", "hostile")
 RECORDS = {name: getattr(data_directions, name)() for name in NAMES}
@@ -38,6 +48,10 @@ def pages(html: dict[str, str]) -> dict[str, Page]:
 
 def record_of(name: str) -> dict[str, Any]:
     return RECORDS[name][2]["directions"]
+
+
+def typed(record: dict[str, Any]) -> DirectionsRecord:
+    return DirectionsRecord.model_validate(record)
 
 
 def figures(page: Page, name: str) -> list[dict]:
@@ -166,7 +180,7 @@ def test_the_map_adds_up_the_harm_and_the_removed_of_all_heads(pages, name):
 
 @pytest.mark.parametrize("name", ["heads", "removal", "single", "deep"])
 def test_panels_show_every_effect_that_is_listed_and_which_went(pages, html, name):
-    shown = worth_showing(record_of(name)["matrices"])
+    shown = [one.to_json() for one in worth_showing(typed(record_of(name)).matrices)]
     drawn = figures(pages[name], "directions")
     assert len(drawn) == len(shown)
     assert len({json.dumps(figure["layout"]["yaxis"]["range"]) for figure in drawn}) == 1, "one scale"
@@ -189,7 +203,7 @@ def test_panels_show_every_effect_that_is_listed_and_which_went(pages, html, nam
 def test_what_was_cut_is_shown_and_then_what_hurts_most():
     for name, cut in (("heads", 4), ("deep", 25), ("nothing", 0)):
         matrices = record_of(name)["matrices"]
-        shown = worth_showing(matrices)
+        shown = [one.to_json() for one in worth_showing(typed(record_of(name)).matrices)]
         assert sum(bool(one["removed"]) for one in matrices) == cut
         assert len(shown) == max(FEWEST, min(MOST, cut))
         rest = [one for one in matrices if one not in shown]
@@ -220,13 +234,13 @@ def test_the_correlation_is_spearmans(html, name):
     path = record_of(name)["path"]
     change = [step["loss"] - step["loss_before"] for step in path]
     rho = spearmanr([step["predicted"] for step in path], change).statistic
-    assert math.isclose(spearman(path), rho, abs_tol=1e-12)
+    assert math.isclose(spearman(typed(record_of(name)).path), rho, abs_tol=1e-12)
     assert f"{rho:+.2f}".replace("-", "−") in part(html[name], "predictions")
 
 
 def test_no_order_no_correlation():
-    path = record_of("heads")["path"]
-    assert spearman([step | {"predicted": -0.1} for step in path]) is None
+    path = typed(record_of("heads")).path
+    assert spearman([step.model_copy(update={"predicted": -0.1}) for step in path]) is None
     assert spearman(path[:1]) is None
 
 
@@ -257,12 +271,13 @@ def test_shares_by_size_count_the_promises_that_were_kept(html):
         want.append([label, str(did), str(len(own)), f"{100 * did / len(own):.1f} %"])
     got = [[cell.replace("\xa0", " ") for cell in row] for row in folded(html["heads"], "predictions-1")]
     assert got == want
-    did, promised = kept(path)
+    steps = typed(record_of("heads")).path
+    did, promised = kept_promises(steps)
     assert (did, promised) == (sum(int(row[1]) for row in want), len(path))
     assert f"{promised} that were predicted to lower the loss, {did} did" in part(
         html["heads"], "predictions"
     )
-    assert by_size(path[:19]) is None, "shares of a handful are no shares"
+    assert shares_by_size(steps[:19]) is None, "shares of a handful are no shares"
 
 
 def test_one_plan_is_told_in_a_sentence(pages, html):
@@ -280,7 +295,7 @@ def test_the_way_starts_at_the_original_and_passes_what_was_taken(pages):
     assert metric["data"][0]["y"] == [0.5417, 0.8417, 0.8667]
     assert loss["data"][0]["y"] == [0.8108, 0.5777, 0.5554]
     assert (metric["data"][1]["x"], metric["data"][1]["y"]) == ([2], [0.8667])
-    assert [stop.removed for stop in stops(record_of("heads"))] == [0, 3, 5]
+    assert [point.removed for point in trajectory(typed(record_of("heads")))] == [0, 3, 5]
 
 
 def test_a_removal_shows_all_its_steps_the_bound_and_the_last_one_that_held_it(pages, html):
@@ -291,7 +306,7 @@ def test_a_removal_shows_all_its_steps_the_bound_and_the_last_one_that_held_it(p
     (level,) = metric["layout"]["shapes"]
     assert math.isclose(level["y0"], 0.5417 - 0.02)
     assert loss["layout"]["shapes"] == []
-    assert math.isclose(worst_allowed(record | {"higher_is_better": False}, 0.8), 0.82)
+    assert math.isclose(worst_allowed(typed(record | {"higher_is_better": False}), 0.8), 0.82)
     assert f"Chosen: 202 of {record['total']:,} directions removed, accuracy 53.3" in part(
         html["removal"], "removal"
     )
@@ -377,14 +392,12 @@ def test_a_mixed_plan_is_told_kind_by_kind(html):
 
 def test_a_removal_frames_no_cell_of_a_sweep(pages):
     """Even where a truncation of the same matrix to the rank that is left was tried."""
-    verdict, plan, analysis = data_directions.mixed()
+    verdict, _, analysis = data_directions.mixed()
     rows = {(row["site"], row["rank"]) for row in analysis["sweep"]}
     verdict["cut"][0] |= {"rank": next(rank for site, rank in sorted(rows) if site == "b0.down")}
-    frames = [
-        shape
-        for figure in figures(Page(render(verdict, plan, analysis)), "sweep")
-        for shape in figure["layout"]["shapes"]
-    ]
+    records = VerdictRecord.model_validate(verdict), AnalysisRecord.model_validate(analysis)
+    page = assemble("", method_named("laser").sections(*records))
+    frames = [shape for figure in figures(Page(page), "sweep") for shape in figure["layout"]["shapes"]]
     assert len(frames) == sum((item["site"], item.get("rank")) in rows for item in verdict["cut"][4:5])
 
 

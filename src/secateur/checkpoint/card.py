@@ -82,7 +82,7 @@ def loads_markdown(loads: LoadsRecord) -> str:
     """Return the list of programs that load the checkpoint, or do not."""
     lines = []
     for place in loads.where:
-        evidence = evidence_text(place.to_json())
+        evidence = evidence_text(place)
         how = f"`{place.how}`" + (f", {evidence}" if evidence else "") if place.loads else f"no, {place.how}"
         lines.append(f"- {place.place}: {how}")
     why = [f"\nNot a stock checkpoint, because {loads.why}."] if loads.why else []
@@ -94,11 +94,11 @@ def _trust(verdict: VerdictRecord) -> str:
         f"- p = {verdict.p_value:.2g} ({verdict.test}); test split opened {verdict.openings} time(s)",
     ]
     if verdict.baseline:
-        lines.append(f"- at the start: {baseline_text(verdict.baseline.to_json())}")
+        lines.append(f"- at the start: {baseline_text(verdict.baseline)}")
     if verdict.before.ci is None:
         lines.append(f"- {few_groups(verdict.groups)}")
     if margin := verdict.non_inferiority:
-        lines.append(f"- {margin.method}: {bound_text(margin.to_json())}")
+        lines.append(f"- {margin.method}: {bound_text(margin)}")
     lines += [f"- {guard.name}: {guard.detail}" for guard in verdict.guards]
     for other in verdict.alternatives:
         if other.applicable:

@@ -99,17 +99,18 @@ def apply(
 
 
 def print_preview(told: Mapping[str, Any]) -> None:
-    """What `apply --dry-run` says."""
+    """Print what `apply --dry-run` found."""
+    from secateur.core.records.verdict import LoadsRecord
+
     before, after = told["parameters"]["before"], told["parameters"]["after"]
+    loads = LoadsRecord.model_validate(told["loads"])
     print(f"cut         {told['cut']}\nin all      {told['cut_summary']}")
-    print(
-        f"parameters  {before:,} → {after:,} ({after / before:.1%} kept)\nform        {told['loads']['form']}"
-    )
-    if told["loads"]["why"]:
-        print(f"            because {told['loads']['why']}")
-    for place in told["loads"]["where"]:
-        known = evidence_text(place)
-        print(f"  {sign(place)} {place['place']}: {place['how']}" + (f"\n    {known}" if known else ""))
+    print(f"parameters  {before:,} → {after:,} ({after / before:.1%} kept)\nform        {loads.form}")
+    if loads.why:
+        print(f"            because {loads.why}")
+    for place in loads.where:
+        evidence = evidence_text(place)
+        print(f"  {sign(place)} {place.place}: {place.how}" + (f"\n    {evidence}" if evidence else ""))
     if told["portable"]:
         print(f"The nearest plan of a stock checkpoint (--portable): {told['portable']}")
 

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import typer
-
+from secateur.cli.generated import with_options
 from secateur.cli.options import (
-    AllowSmall,
     AsJson,
-    Chat,
-    Device,
-    Dtype,
-    Limit,
     Model,
     Out,
     Overwrite,
     Quiet,
-    Revision,
-    Seqlen,
-    Shots,
-    SkipLong,
-    SplitSeed,
     TaskSpec,
-    TestTask,
-    Trust,
     already_told,
     examples,
     print_json,
     print_made,
 )
+from secateur.training.options import FINETUNE_DEFAULTS, task_options, tuning_options
 
 if TYPE_CHECKING:
     from secateur.core.records.record import Record
@@ -40,71 +28,15 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Record")
 
-Learned = Annotated[
-    str,
-    typer.Option(
-        "--split",
-        metavar="NAMES",
-        help="What to learn: probe, select, or probe,select. Test is never trained on.",
-    ),
-]
-Epochs = Annotated[int, typer.Option(metavar="N", help="How often every example is learned.")]
-Rate = Annotated[float, typer.Option(metavar="RATE", help="Learning rate at its peak.")]
-PerStep = Annotated[int, typer.Option("--batch-size", metavar="N", help="Examples per step.")]
-Decay = Annotated[float, typer.Option("--weight-decay", metavar="RATE", help="AdamW's weight decay.")]
-Warmup = Annotated[
-    float, typer.Option(metavar="SHARE", help="Share of the steps in which the rate rises, such as 0.06.")
-]
-MaxSteps = Annotated[int | None, typer.Option(metavar="N", help="Exactly N steps, whatever --epochs says.")]
-Bf16 = Annotated[
-    bool, typer.Option("--bf16", help="Mixed precision: weights in float32, arithmetic in bfloat16.")
-]
-Lora = Annotated[
-    int | None,
-    typer.Option(metavar="RANK", help="Train low-rank adapters of this rank instead, and merge them (peft)."),
-]
-LoraAlpha = Annotated[
-    float | None, typer.Option(metavar="A", help="What adapters add is scaled by A/RANK; default 2 · RANK.")
-]
-LoraTargets = Annotated[
-    str, typer.Option(metavar="NAMES", help="Matrices that get adapters, such as q,v or o,down, attn, mlp.")
-]
-TrainSeed = Annotated[
-    int, typer.Option("--seed", metavar="N", help="Seed of the order of examples and of dropout.")
-]
-
 
 def finetune(
     model: Model,
     task: TaskSpec,
     out: Out,
-    split: Learned = "probe",
-    epochs: Epochs = 3,
-    lr: Rate = 5e-5,
-    batch_size: PerStep = 8,
-    weight_decay: Decay = 0.0,
-    warmup: Warmup = 0.0,
-    max_steps: MaxSteps = None,
-    bf16: Bf16 = False,
-    lora: Lora = None,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = "all",
-    test_task: TestTask = None,
-    seed: TrainSeed = 0,
-    split_seed: SplitSeed = 0,
-    limit: Limit = None,
-    shots: Shots = 0,
-    seqlen: Seqlen = 256,
-    chat: Chat = False,
-    allow_small: AllowSmall = False,
-    skip_long: SkipLong = False,
-    revision: Revision = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Train all weights of MODEL on the answers of TASK.
 
@@ -118,15 +50,16 @@ def finetune(
         progress("load", 0, 1)
         from secateur.training import verbs
 
-        tuned = verbs.finetune(
-            model, task, out, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
-            warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha, lora_targets=lora_targets,
-            test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots, seqlen=seqlen, chat=chat,
-            allow_small=allow_small, skip_long=skip_long,
-            revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code, overwrite=overwrite,
-            progress=progress,
-        )  # fmt: skip
+        tuned = verbs.finetune(model, task, out, overwrite=overwrite, progress=progress, **stated(options))
     print_training(tuned, FinetuneRecord, print_tuned, as_json=as_json)
+
+
+with_options(finetune, described=[*tuning_options(FINETUNE_DEFAULTS), *task_options("max_tokens")])
+
+
+def stated(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that have a value: what is left out has the default of the Python function."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def print_training(

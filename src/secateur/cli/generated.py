@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -17,15 +17,20 @@ Verb = Callable[..., None]
 AFTER = ("ray", "ledger", "overwrite", "out_folder", "as_json")  # which come last in a help page
 
 
-def with_options(verb: Verb, only: Collection[str] | None = None) -> Verb:
-    """Return `verb` with options of `prune` in place of its `**options`.
+def with_options(
+    verb: Verb, only: Collection[str] | None = None, described: Iterable[Named] | None = None
+) -> Verb:
+    """Return `verb` with options in place of its `**options`.
 
-    Args: `only` names those it has; None: all.
+    Args:
+        only: Names of those that it has; None: all.
+        described: The options; None: those of `prune`.
     """
     hints = get_type_hints(verb, include_extras=True)
     plain = [p for p in inspect.signature(verb).parameters.values() if p.kind is not p.VAR_KEYWORD]
     plain = [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in plain]
-    described = [*options_of(Options), *(one for one, _ in method_options().values())]
+    if described is None:
+        described = [*options_of(Options), *(one for one, _ in method_options().values())]
     made = [
         _parameter(one)
         for one in described

@@ -7,42 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.finetune import (
-    Bf16,
-    Decay,
-    Epochs,
-    Learned,
-    Lora,
-    LoraAlpha,
-    LoraTargets,
-    MaxSteps,
-    PerStep,
-    Rate,
-    TrainSeed,
-    Warmup,
-    print_training,
-    score_cell,
-    warn_of_learned_select,
-)
-from secateur.cli.options import (
-    AllowSmall,
-    AsJson,
-    Chat,
-    Device,
-    Dtype,
-    Limit,
-    Out,
-    Overwrite,
-    Quiet,
-    Seqlen,
-    Shots,
-    SkipLong,
-    SplitSeed,
-    TaskSpec,
-    TestTask,
-    Trust,
-    examples,
-)
+from secateur.cli.finetune import print_training, score_cell, stated, warn_of_learned_select
+from secateur.cli.generated import with_options
+from secateur.cli.options import AsJson, Out, Overwrite, Quiet, TaskSpec, examples
+from secateur.core.config import options_of
+from secateur.training.options import HEAL_DEFAULTS, Healing, task_options, tuning_options
 
 if TYPE_CHECKING:
     from secateur.training.records.heal import HealRecord
@@ -56,47 +25,6 @@ def heal(
         str | None,
         typer.Option(metavar="MODEL", help="The model that CUT was cut from, where it is not where it was."),
     ] = None,
-    stage: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="layers (what stands for blocks, by the streams there), end (everything), or both in turn.",
-        ),
-    ] = "both",
-    temperature: Annotated[
-        float, typer.Option(metavar="T", help="end: of both models' probabilities.")
-    ] = 1.0,
-    hidden: Annotated[
-        float,
-        typer.Option(metavar="WEIGHT", help="end: weight of the streams' error beside the divergence."),
-    ] = 1.0,
-    side: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TASK", help="A task to watch; may be repeated. Left out: plain English."),
-    ] = None,
-    split: Learned = "probe",
-    epochs: Epochs = 3,
-    lr: Rate = 1e-4,
-    batch_size: PerStep = 8,
-    weight_decay: Decay = 0.0,
-    warmup: Warmup = 0.0,
-    max_steps: MaxSteps = None,
-    bf16: Bf16 = False,
-    lora: Lora = None,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = "all",
-    test_task: TestTask = None,
-    seed: TrainSeed = 0,
-    split_seed: SplitSeed = 0,
-    limit: Limit = None,
-    shots: Shots = 0,
-    seqlen: Seqlen = 256,
-    chat: Chat = False,
-    allow_small: AllowSmall = False,
-    skip_long: SkipLong = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: Trust = False,
     ledger: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Compare to the original on test too; the opening is noted here."),
@@ -104,6 +32,7 @@ def heal(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Teach a cut model what its original computes on TASK.
 
@@ -118,14 +47,19 @@ def heal(
         from secateur.training import verbs
 
         healed = verbs.heal(
-            cut, task, out, teacher=teacher, stage=stage, temperature=temperature, hidden=hidden, side=side or (),
-            ledger=ledger, split=split, epochs=epochs, lr=lr, batch_size=batch_size, weight_decay=weight_decay,
-            warmup=warmup, max_steps=max_steps, bf16=bf16, lora=lora, lora_alpha=lora_alpha,
-            lora_targets=lora_targets, test_task=test_task, seed=seed, split_seed=split_seed, limit=limit, shots=shots,
-            seqlen=seqlen, chat=chat, allow_small=allow_small, skip_long=skip_long, dtype=dtype,
-            device=device, trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
+            cut, task, out, teacher=teacher, ledger=ledger, overwrite=overwrite, progress=progress, **stated(options)
         )  # fmt: skip
     print_training(healed, HealRecord, print_healed, as_json=as_json, page="report.html")
+
+
+with_options(
+    heal,
+    described=[
+        *options_of(Healing),
+        *tuning_options(HEAL_DEFAULTS),
+        *task_options("revision", "max_tokens"),
+    ],
+)
 
 
 def print_healed(record: HealRecord) -> None:

@@ -55,49 +55,13 @@ TaskSpecs = Annotated[
     list[str] | None,
     typer.Option("--task", metavar="TASK", help="As for prune; may be repeated. Induction alone needs none."),
 ]
-TestTask = Annotated[
-    str | None,
-    typer.Option(metavar="TASK", help="Take the test split from here; probe and select from --task."),
-]
-Matrices = Annotated[
-    str,
-    typer.Option(
-        metavar="NAMES", help="Which matrices: q,k,v,o,gate,up,down, or attn, mlp, all; LASER's names too."
-    ),
-]
-Layers = Annotated[
-    str | None, typer.Option(metavar="FROM:TO", help="Which blocks, half open, from 0: 2:3 is block 2 alone.")
-]
 Seed = Annotated[
     int, typer.Option(metavar="N", help="Seed of the search's order and of resampling; never of the splits.")
-]
-SplitSeed = Annotated[int, typer.Option(metavar="N", help="Seed of the splits into probe, select and test.")]
-Limit = Annotated[int | None, typer.Option(metavar="N", help="Use at most N examples.")]
-Shots = Annotated[
-    int,
-    typer.Option(metavar="N", help="Put N solved examples of the probe split before every prompt."),
 ]
 ShotsList = Annotated[
     str,
     typer.Option(
         "--shots", metavar="N,...", help="Solved examples before every prompt; 0,1,5 reads with each number."
-    ),
-]
-Seqlen = Annotated[int, typer.Option(metavar="N", help="Tokens per chunk of text.")]
-Chat = Annotated[bool, typer.Option("--chat", help="Wrap prompts in the model's chat template.")]
-AllowSmall = Annotated[
-    bool, typer.Option("--allow-small", help="Warn instead of refusing when a split has under 50 groups.")
-]
-SkipLong = Annotated[
-    bool,
-    typer.Option(
-        "--skip-long", help="Leave out examples longer than the model's context, instead of refusing."
-    ),
-]
-Grid = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", help="Ranks to try: full, or paper (LASER's fractions without the small ranks)."
     ),
 ]
 Dtype = Annotated[
@@ -108,36 +72,6 @@ Dtype = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(
-        metavar="auto|FILE",
-        help="Spread the model by accelerate instead: auto, balanced, sequential, disk, or FILE.json.",
-    ),
-]
-OffloadFolder = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="Allow --device-map to leave weights on disk; DIR holds converted ones."
-    ),
-]
-MaxMemory = Annotated[
-    str | None,
-    typer.Option(metavar="cpu=SIZE,0=SIZE", help="What --device-map may fill: of memory, of GPU 0, ..."),
-]
-SpectraFolder = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DIR",
-        help="Keep decompositions of matrices in DIR, for this run and any other of the same weights.",
-    ),
-]
-BatchSize = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|TOKENS", help="Padded tokens per forward pass; auto halves when memory runs out."
-    ),
-]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code a checkpoint brings along.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress bars.")]
@@ -166,15 +100,6 @@ Edits = Annotated[
 ]
 
 
-PerHead = Annotated[
-    bool, typer.Option("--per-head", help="directions: each head's rows (of o: columns) have their own.")
-]
-SecondOrder = Annotated[
-    bool, typer.Option("--second-order", help="directions: add the Fisher term to the predicted change.")
-]
-Whitened = Annotated[
-    bool, typer.Option("--whitened", help="directions: those of W C^½, C the second moment of what W reads.")
-]
 Revisions = Annotated[
     str | None,
     typer.Option(
@@ -214,13 +139,6 @@ Factorize = Annotated[
     typer.Option("--factorize", help="Store matrices of low rank as two factors, where that is smaller."),
 ]
 
-KeepUnproven = Annotated[
-    bool,
-    typer.Option(
-        "--keep-unproven",
-        help="laser, directions: take the best cut and write it even where neither select nor test shows a gain.",
-    ),
-]
 ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Write files of at most this size: 5GB, 500MB.")]
 Svd = Annotated[
     str,

@@ -88,6 +88,8 @@ def print_cost(found: Mapping[str, Any]) -> None:
     from secateur.cli.tables import print_rows
     from secateur.cli.terminal import terminal
     from secateur.core.baseline import baseline_text, floors_text
+    from secateur.core.records.verdict import BaselineRecord
+    from secateur.forecast.records import FloorsRecord
 
     sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
     title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"
@@ -104,12 +106,13 @@ def print_cost(found: Mapping[str, Any]) -> None:
     held = {name: f"{name.replace('_', ' ')} {_short(count)}B" for name, count in found["bytes"].items()}
     every = held.pop("spectra")
     print(f"held at once: {', '.join(held.values())} (all {every})")
-    if start := found["baseline"]:
+    start = found["baseline"] and BaselineRecord.model_validate(found["baseline"])
+    if start:
         print(f"· {baseline_text(start)}")
-    elif words := floors_text(found["floors"]):
+    elif words := floors_text(FloorsRecord.model_validate(found["floors"])):
         print(f"· without a model: {words}")
-    if start and start["warning"]:
-        terminal().print(Text(f"· {start['warning']}", style="bold red"))
+    if start and start.warning:
+        terminal().print(Text(f"· {start.warning}", style="bold red"))
     for said in found["assumptions"]:
         print(f"· {said}")
 

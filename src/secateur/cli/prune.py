@@ -26,7 +26,7 @@ from secateur.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from secateur.checkpoint.result import Result
+    from secateur.result import Result
 
 
 def prune(

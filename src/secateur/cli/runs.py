@@ -10,11 +10,11 @@ from typing import Any
 
 from secateur.checkpoint.folder import NOTE, RECORDS, UNPROVEN, Folder
 from secateur.checkpoint.out import RUN
-from secateur.checkpoint.result import read_verdict
 from secateur.core.ledger import Ledger, Run, Trial
 from secateur.core.reading import as_written, parse_json
 from secateur.core.score import METRICS, Metric
 from secateur.errors import OutputError, UnknownName
+from secateur.result import read_verdict
 
 TRAINED = {
     f"{verb}.json": verb for verb in ("heal", "finetune", "train")

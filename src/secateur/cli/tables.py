@@ -13,6 +13,7 @@ from secateur.cli.terminal import Terminal, terminal
 from secateur.core.baseline import baseline_text, decides_text, floors_text
 from secateur.core.comparison import WORSE
 from secateur.core.records.verdict import (
+    AlternativeRecord,
     BaselineRecord,
     GainsRecord,
     IntervalRecord,
@@ -68,16 +69,22 @@ def show(cell: Any) -> str:
     return str(cell)
 
 
-def with_interval(value: float, ci: Sequence[float] | None, unit: str, *, too_few: bool = False) -> str:
-    """Return `54.0 % [49.2, 58.7]`, or in the metric's own unit.
+def with_interval(
+    score: ScoreRecord | IntervalRecord | AlternativeRecord | Mapping[str, Any], unit: str
+) -> str:
+    """Return `54.0 % [49.2, 58.7]`, or in the metric's own unit; says so where there were too few groups.
 
     Args:
-        too_few: There is no interval because there are too few groups, which is said.
+        score: A record; plain JSON of one is read as one.
     """
+    if isinstance(score, Mapping):
+        score = (ScoreRecord if "groups" in score else IntervalRecord).model_validate(score)
+    value = 0.0 if score.value is None else score.value
     scale, digits = (100, ".1f") if unit == "share" else (1, ".1f" if abs(value) >= 100 else ".3f")
-    if ci:
-        return f"{_in_unit(value, unit)} [{ci[0] * scale:{digits}}, {ci[1] * scale:{digits}}]"
-    return _in_unit(value, unit) + (" [too few groups]" if too_few else "")
+    if score.ci:
+        return f"{_in_unit(value, unit)} [{score.ci[0] * scale:{digits}}, {score.ci[1] * scale:{digits}}]"
+    grouped = not isinstance(score, IntervalRecord) and score.groups is not None
+    return _in_unit(value, unit) + (" [too few groups]" if grouped else "")
 
 
 def _in_unit(value: float, unit: str) -> str:
@@ -154,14 +161,14 @@ def _sizes(gains: GainsRecord) -> list[tuple[str, str, str]]:
 def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
     """Yield everything that stands beside the word, as lines; and whether it is a warning."""
     if verdict.baseline:
-        yield f"at the start: {baseline_text(verdict.baseline.to_json())}", bool(verdict.baseline.warning)
+        yield f"at the start: {baseline_text(verdict.baseline)}", bool(verdict.baseline.warning)
     if verdict.before.ci is None:
         yield few_groups(verdict.groups), True
     for guard in verdict.guards:
         yield f"{guard.name}: {guard.detail}", guard.fired
     for other in verdict.alternatives:
         if other.applicable and other.value is not None:
-            value = with_interval(other.value, other.ci, "share", too_few=other.groups is not None)
+            value = with_interval(other, "share")
             yield f"instead of cutting, {other.name}: {other.detail} → {value}", False
     if verdict.cut:
         yield f"out: {verdict.cut_summary}", False
@@ -229,17 +236,15 @@ def print_scores(found: Mapping[str, Any]) -> None:
     """Print what `secateur eval` measured."""
     scores = [ScoreRecord.model_validate(score) for score in found["scores"]]
     start = BaselineRecord.model_validate(found["baseline"])
-    rows = [
-        (s.metric, with_interval(s.value, s.ci, s.unit, too_few=True), s.n, s.groups, s.unit) for s in scores
-    ]
+    rows = [(s.metric, with_interval(s, s.unit), s.n, s.groups, s.unit) for s in scores]
     title = f"{found['model']} on {found['task']} ({found['split']}), {found['plan']}"
     columns = ("metric", "value [95 %]", "n", "groups", "unit")
     print_rows(columns, rows, title=title, whole=columns[:2])
     if scores[0].ci is None:
         print(few_groups(scores[0].groups))
-    floors = floors_text(start.to_json())
+    floors = floors_text(start)
     beside = f"; hold it against {floors}, read on select" if floors else ""
-    terminal().print(Text(f"{decides_text(start.to_json())}{beside}"))
+    terminal().print(Text(f"{decides_text(start)}{beside}"))
     if start.warning:
         terminal().print(Text(start.warning, style="bold red"))
 

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.finetune import Bf16, Decay, PerStep, Rate, TrainSeed, Warmup, print_training
-from secateur.cli.options import AsJson, Device, Out, Overwrite, Quiet, Seqlen, examples, numbers_of
+from secateur.cli.finetune import print_training, stated
+from secateur.cli.generated import with_options
+from secateur.cli.options import AsJson, Out, Overwrite, Quiet, examples
+from secateur.core.config import options_of
+from secateur.training.options import TRAIN_DEFAULTS, Recipe, task_options, tuning_options
 
 if TYPE_CHECKING:
     from secateur.training.records.train import TrainRecord
@@ -31,36 +34,16 @@ def train(
         int | None, typer.Option("--d-ff", metavar="N", help="Neurons of a network (8/3 of --d-model).")
     ] = None,
     context: Annotated[int, typer.Option(metavar="N", help="Positions the model has.")] = 512,
-    steps: Annotated[int, typer.Option(metavar="N", help="How many steps.")] = 1000,
-    save_steps: Annotated[
-        str,
-        typer.Option(
-            metavar="N,...", help="Checkpoints after so many steps too, as OUT/step-N; 0: untrained."
-        ),
-    ] = "",
-    regulariser: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Pull the streams around a block together: cosine, mse, or none."),
-    ] = "none",
-    weight: Annotated[float, typer.Option(metavar="WEIGHT", help="The regulariser's.")] = 0.5,
-    lr: Rate = 1e-3,
-    batch_size: PerStep = 16,
-    weight_decay: Decay = 0.1,
-    warmup: Warmup = 0.05,
-    bf16: Bf16 = False,
-    seed: TrainSeed = 0,
-    seqlen: Seqlen = 256,
-    device: Device = "auto",
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Train a Mistral of any size from nothing on a text.
 
     With checkpoints at chosen steps, to read how linear they are. Killed at any moment, the same command goes on where
     it was.
     """
-    chosen = numbers_of(save_steps, "--save-steps", "0,100,1000") if save_steps else ()
     from secateur.cli.progress import bars
     from secateur.training.records.train import TrainRecord
 
@@ -69,12 +52,17 @@ def train(
         from secateur.training import verbs
 
         made = verbs.train(
-            text, tokenizer, out, steps=steps, save_steps=chosen, regulariser=regulariser, weight=weight, lr=lr,
-            batch_size=batch_size, weight_decay=weight_decay, warmup=warmup, bf16=bf16, seed=seed, seqlen=seqlen,
-            device=device, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,
-            kv_heads=kv_heads, d_ff=d_ff, context=context,
+            text, tokenizer, out, overwrite=overwrite, progress=progress, layers=layers, d_model=d_model, heads=heads,
+            kv_heads=kv_heads, d_ff=d_ff, context=context, **stated(options),
         )  # fmt: skip
     print_training(made, TrainRecord, print_trained, as_json=as_json)
+
+
+OF_TUNING = tuning_options(
+    TRAIN_DEFAULTS, "split", "epochs", "max_steps", "lora", "lora_alpha", "lora_targets"
+)
+OF_TASK = [one for one in task_options() if one.name in ("seed", "seqlen", "device")]
+with_options(train, described=[*options_of(Recipe), *OF_TUNING, *OF_TASK])
 
 
 def print_trained(record: TrainRecord) -> None:

@@ -5,53 +5,64 @@ Works on the record of `evaluation/baseline.py`; knows nothing of models or task
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 from secateur.core.score import METRICS
 
+if TYPE_CHECKING:
+    from secateur.core.records.verdict import AnswerRecord, BaselineRecord
 
-def warning(found: Mapping[str, Any]) -> str | None:
+
+class Floored(Protocol):
+    """A record of what needs no model: chance, and the most frequent right answer."""
+
+    @property
+    def chance(self) -> float | None: ...
+    @property
+    def majority(self) -> AnswerRecord | None: ...
+
+
+def warning(record: BaselineRecord) -> str | None:
     """Return a warning where the score is not shown to be above chance and majority; None elsewhere."""
-    if found["metric"] not in ("accuracy", "accuracy_norm") or found["ci"] is None:
+    if record.metric not in ("accuracy", "accuracy_norm") or record.ci is None:
         return None
-    low, high = found["ci"]
-    floor = max(found["chance"] or 0.0, (found["majority"] or {"share": 0.0})["share"])
+    low, high = record.ci
+    floor = max(record.chance or 0.0, record.majority.share if record.majority else 0.0)
     if low > floor:
         return None
-    if found["chance"] is None:
+    if record.chance is None:
         none = "the model gets none of these right; try --chat, --shots, or another prompt."
-        return None if found["value"] > 0 else none
-    if high < found["chance"] and (found["accuracy_norm"] or 0.0) > found["chance"]:
+        return None if record.value > 0 else none
+    if high < record.chance and (record.accuracy_norm or 0.0) > record.chance:
         return (
-            f"{_score(found)} is below chance, {_percent(found['accuracy_norm'])} by accuracy_norm is not: the choices "
+            f"{_score(record)} is below chance, {_percent(record.accuracy_norm)} by accuracy_norm is not: the choices "
             "differ in length, and --objective accuracy_norm, which divides by it, is probably what you mean."
         )
     return (
-        f"{_score(found)} is not shown to be above {floors_text(found)}: the model may not do this task at all; try "
+        f"{_score(record)} is not shown to be above {floors_text(record)}: the model may not do this task at all; try "
         "--chat, --shots, or another prompt."
     )
 
 
-def floors_text(found: Mapping[str, Any]) -> str:
+def floors_text(record: Floored) -> str:
     """Return `chance (50.0 %) or always ' no' (58.3 %)`; empty where the task has neither."""
-    floors = [f"chance ({_percent(found['chance'])})"] if found["chance"] is not None else []
-    if found["majority"]:
-        floors.append(f"always {found['majority']['answer']!r} ({_percent(found['majority']['share'])})")
+    floors = [f"chance ({_percent(record.chance)})"] if record.chance is not None else []
+    if record.majority:
+        floors.append(f"always {record.majority.answer!r} ({_percent(record.majority.share)})")
     return " or ".join(floors)
 
 
-def baseline_text(found: Mapping[str, Any]) -> str:
+def baseline_text(record: BaselineRecord) -> str:
     """Return one line: the deciding metric, the score, and the floors it is compared with."""
-    beside = [f"on {found['n']} examples of {found['split']}"]
-    if found["accuracy_norm"] is not None:
-        beside.append(f"accuracy_norm, per character, {_percent(found['accuracy_norm'])}")
-    shares = METRICS[found["metric"]].unit == "share"
-    if shares and (floors := floors_text(found)):
+    beside = [f"on {record.n} examples of {record.split}"]
+    if record.accuracy_norm is not None:
+        beside.append(f"accuracy_norm, per character, {_percent(record.accuracy_norm)}")
+    shares = METRICS[record.metric].unit == "share"
+    if shares and (floors := floors_text(record)):
         beside.append(f"{floors} without a model")
-    if found["given"] and found["given"]["share"] >= 0.5:
-        beside.append(f"it answers {found['given']['answer']!r} to {_percent(found['given']['share'])}")
-    return f"{decides_text(found)}; {_score(found)} {'; '.join(beside)}"
+    if record.given and record.given.share >= 0.5:
+        beside.append(f"it answers {record.given.answer!r} to {_percent(record.given.share)}")
+    return f"{decides_text(record)}; {_score(record)} {'; '.join(beside)}"
 
 
 _BY = {
@@ -60,18 +71,18 @@ _BY = {
 }
 
 
-def decides_text(found: Mapping[str, Any]) -> str:
+def decides_text(record: BaselineRecord) -> str:
     """Return `accuracy decides, by the likeliest answer as a whole`."""
-    return f"{found['metric'].replace('_', ' ')} decides{_BY.get(found['metric'], '')}"
+    return f"{record.metric.replace('_', ' ')} decides{_BY.get(record.metric, '')}"
 
 
-def _score(found: Mapping[str, Any]) -> str:
-    name = found["metric"].replace("_", " ")
-    if METRICS[found["metric"]].unit != "share":
-        ends = f" [{found['ci'][0]:.3f}, {found['ci'][1]:.3f}]" if found["ci"] else ""
-        return f"{name} {found['value']:.3f} {METRICS[found['metric']].unit}{ends}"
-    ends = f" [{100 * found['ci'][0]:.1f}, {100 * found['ci'][1]:.1f}]" if found["ci"] else ""
-    return f"{name} {_percent(found['value'])}{ends}"
+def _score(record: BaselineRecord) -> str:
+    name = record.metric.replace("_", " ")
+    if METRICS[record.metric].unit != "share":
+        ends = f" [{record.ci[0]:.3f}, {record.ci[1]:.3f}]" if record.ci else ""
+        return f"{name} {record.value:.3f} {METRICS[record.metric].unit}{ends}"
+    ends = f" [{100 * record.ci[0]:.1f}, {100 * record.ci[1]:.1f}]" if record.ci else ""
+    return f"{name} {_percent(record.value)}{ends}"
 
 
 def _percent(share: float) -> str:

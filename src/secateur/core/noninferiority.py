@@ -6,9 +6,8 @@ Knows outcomes (arrays), nothing of models or tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +18,8 @@ from secateur.errors import SecateurError
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
+
+    from secateur.core.records.verdict import NonInferiorityRecord
 
 NOT_WORSE = "not worse by more than"
 MARGIN = 0.02  # of accuracy, or nats: where nothing else is asked for
@@ -109,31 +110,32 @@ def margin_text(margin: float, unit: str) -> str:
     return f"{np.format_float_positional(round(margin * scale, 10), trim='k', min_digits=digits)} {name}"
 
 
-def bound_text(found: Mapping[str, Any]) -> str:
+def bound_text(record: NonInferiorityRecord) -> str:
     """Return `non_inferiority` of a verdict in words: the bound, its level, and on which side of the margin it lies."""
-    openings = round(ALPHA / (1 - found["level"]))
+    openings = round(ALPHA / (1 - record.level))
     over = f" ({100 * (1 - ALPHA):g} % over {openings} openings of this split)" if openings > 1 else ""
-    bound = f"one-sided {100 * found['level']:.6g} % lower bound{over}"
-    limit, name = margin_text(found["margin"], found["unit"]).split()
+    bound = f"one-sided {100 * record.level:.6g} % lower bound{over}"
+    limit, name = margin_text(record.margin, record.unit).split()
     fixed = f"the margin of -{limit} fixed before test was opened"
-    if found.get("named_late"):  # verdicts of an earlier day do not say
-        fixed = f"the margin of -{limit}; {_late(found)}"
-    if found["bound"] is None:
+    if record.named_late:
+        fixed = f"the margin of -{limit}; {_late(record)}"
+    if record.bound is None:
         return f"too few groups for a {bound} of the gain, so nothing is shown about {fixed}"
-    side = "above" if found["shown"] else "not above"
-    return f"{bound} of the gain {_apart(found)} {name}, {side} {fixed}"
+    side = "above" if record.shown else "not above"
+    return f"{bound} of the gain {_apart(record)} {name}, {side} {fixed}"
 
 
-def _late(found: Mapping[str, Any]) -> str:
-    first = found["decides"]
-    about = "which asked for no margin" if first is None else f"about {margin_text(first, found['unit'])}"
+def _late(record: NonInferiorityRecord) -> str:
+    first = record.decides
+    about = "which asked for no margin" if first is None else f"about {margin_text(first, record.unit)}"
     return f"this margin was named after the split was opened, so the first verdict, {about}, stands"
 
 
-def _apart(found: Mapping[str, Any]) -> str:
+def _apart(record: NonInferiorityRecord) -> str:
     """Return the bound with enough digits to read differently from the margin where it differs."""
-    scale, digits = (100, 1) if found["unit"] == "share" else (1, 3)
-    bound, limit = found["bound"] * scale, -found["margin"] * scale
+    assert record.bound is not None
+    scale, digits = (100, 1) if record.unit == "share" else (1, 3)
+    bound, limit = record.bound * scale, -record.margin * scale
     while digits < 9 and bound != limit and round(bound, digits) == round(limit, digits):
         digits += 1
     return f"{bound:+.{digits}f}"

@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     pass
 
 PARTS = ("heads", "ffns", "neurons", "induction")  # what `probe` can read of a model's parts, several at once
-ANALYSES = (
-    "spectrum",
-    "directions",
-    "curves",
-    "tail",
-    "frequency",
-    "paraphrases",
-)  # of matrices, and of edits
 LINEARITY = "linearity"
 FINER = ("heads", "matrices")  # what linearity can look at inside a part
 

@@ -74,7 +74,7 @@ def baseline(
         accuracy_norm=None if np.isnan(normed) else normed,
         warning=None,
     )
-    return record.model_copy(update={"warning": warning(record.to_json())})
+    return record.model_copy(update={"warning": warning(record)})
 
 
 def _most_frequent(answers: Sequence[str]) -> AnswerRecord:

@@ -27,7 +27,7 @@ def sentence(verdict: VerdictRecord) -> str:
     ends = ", ".join(f"{end * scale:+{digits}}" for end in ci) if ci else few_groups(verdict.groups)
     test = verdict.test + (f", p corrected for {openings} openings of this split" if openings > 1 else "")
     bounded = verdict.non_inferiority
-    bound = f"; {bound_text(bounded.to_json())}" if bounded else ""
+    bound = f"; {bound_text(bounded)}" if bounded else ""
     members = f" Task by task: {', '.join(map(_member, verdict.tasks))}." if verdict.tasks else ""
     return (
         f"On {n}{',' if verdict.tasks else ''} that nothing was chosen by, {metric} went from "

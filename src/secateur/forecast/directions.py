@@ -9,8 +9,8 @@ from dataclasses import replace
 from secateur.core.site import Site
 from secateur.forecast.work import EXPECTED, LEAST, MOST, Judged, Plans, Read, Watched, Work, empty, raced
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.directions.effects import MAX_PROBED
 from secateur.methods.directions.pools import GROWTH, POOLS
+from secateur.methods.directions.readings import MAX_PROBED
 from secateur.methods.directions.search import ROUNDS
 from secateur.options import matrices_of
 from secateur.search.removal import steps

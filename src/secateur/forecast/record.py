@@ -49,7 +49,7 @@ def plan_cost(
         session = open_session(options, None, progress, check)
     loading = time.perf_counter() - started
     found = forecast(session, fleet, calibrate=not blank, loading=loading, progress=progress)
-    start = None if blank else baseline_of(session, session.shuffled("select")[:LOOK])
+    start = None if blank else baseline_of(session, session.shuffled("select")[:LOOK]).to_json()
     return found | {"floors": FloorsRecord(**floors(session.task)).to_json(), "baseline": start}
 
 

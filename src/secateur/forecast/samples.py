@@ -64,7 +64,7 @@ def _truncation(session: Session, judge: Evaluator, work: Read) -> object:
 def _directions(session: Session, judge: Evaluator, work: Read) -> object:
     options = session.options
     group = Plans(1, work.parts[0].block, work.parts)
-    how = {name: vars(options)[name] for name in ("per_head", "second_order", "whitened")}
+    how = {name: vars(options.config)[name] for name in ("per_head", "second_order", "whitened")}
     how |= {"under": realized(session, group, session.empty, 0)} if work.under else {}
     examples = _asked(session, work)
     how |= {"packing": judge.packing, "decompose": judge.spectra}

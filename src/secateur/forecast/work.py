@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from secateur.core.site import Site
 from secateur.evaluation.measurement import GENERATED_TOKENS
-from secateur.methods.laser.search import COMPOSED, KEPT_BY_SCREEN, MAX_PROBED, SHOWN_EXAMPLES, candidates
+from secateur.methods.laser.probe import MAX_PROBED
+from secateur.methods.laser.search import COMPOSED, KEPT_BY_SCREEN, SHOWN_EXAMPLES, candidates
 from secateur.session import Session
 from secateur.tasks.joint import tested
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA) in a model for the length of a training, by peft; and what a cut put into a model.
+"""Train a model through low-rank adapters (LoRA) by peft; find the modules that a cut put into a model.
 
 Source of the method: Hu et al. 2021 (arXiv 2106.09685), y = Wx + (α/r)·BAx with B = 0 at first.
 """
@@ -9,6 +9,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,15 +19,18 @@ from secateur.hf.modeling_secateur import LowRank, Side
 
 
 def check_peft() -> None:
-    """Raises `ModelError` where peft is not installed."""
+    """Raise `ModelError` where peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise ModelError("--lora needs peft, which is not installed: pip install 'secateur[lora]'")
 
 
 @contextmanager
 def adapted(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, seed: int) -> Iterator[None]:
-    """The linear layers at `paths`, a GPT-2 Conv1D included, with adapters; afterwards W holds W + (α/r)·BA and the
-    adapters are gone. All other weights stay as they are. A is drawn by `seed`."""
+    """Give the linear layers at `paths` (GPT-2's Conv1D included) adapters while the context is open.
+
+    Afterwards W holds W + (α/r)·BA and the adapters are gone. All other weights stay as they are. A is drawn by
+    `seed`.
+    """
     _insert(model, paths, rank, alpha, seed)
     yield
     _merge(model)
@@ -36,7 +40,8 @@ def _insert(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, see
     from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(paths))
+    # peft says int, and only divides it by the rank
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(paths))  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # it finds that out by itself
         inject_adapter_in_model(config, model)
@@ -47,7 +52,7 @@ def _insert(model: nn.Module, paths: Sequence[str], rank: int, alpha: float, see
 @torch.no_grad()
 def _merge(model: nn.Module) -> None:
     for path in [name for name, module in model.named_modules() if _is_adapter(module)]:
-        layer = model.get_submodule(path)
+        layer: Any = model.get_submodule(path)
         layer.merge()
         model.set_submodule(path, layer.get_base_layer())
     del model.peft_config  # else the model would say that it still carries an adapter
@@ -60,7 +65,7 @@ def _is_adapter(module: nn.Module) -> bool:
 
 
 def substitutes(model: nn.Module) -> tuple[str, ...]:
-    """The paths of what stands in a cut model for blocks and matrices: linear maps, and pairs of factors."""
+    """Return the paths of the modules that a cut put in: linear maps for blocks, pairs of factors for matrices."""
     entries = (f"{path}.entry" for path, module in model.named_modules() if _has_entry(module))
     factors = (path for path, module in model.named_modules() if isinstance(module, LowRank | Side))
     return (*entries, *factors)

@@ -1,6 +1,7 @@
-"""What a model is made of: its sizes, and for every site the module and the rows that hold it.
+"""The anatomy of a model: its sizes, and for every site the module and the rows that hold it.
 
-Reads names and shapes only, so it works on the meta device; changes nothing. What it cannot name it refuses.
+Reads names and shapes only, so it works on the meta device; changes nothing. A module that it cannot name it
+refuses.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import MATRICES, Site
@@ -33,8 +35,10 @@ from secateur.hf.weights import distinct, same
 
 @dataclass(frozen=True)
 class Widths:
-    """What one block has; 0 where the part is gone. `num_parameters` counts all of the block, norms too, and
-    `attention` those of its attention."""
+    """The sizes of one block; 0 where the part was removed.
+
+    `num_parameters` counts all of the block, norms too, and `attention` those of its attention.
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -45,15 +49,15 @@ class Widths:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A model's parts by name. Paths are what `model.get_submodule` takes; `context` counts usable positions.
+    """A model's parts by name. Paths are as for `model.get_submodule`; `context` counts usable positions.
 
-    `widths` says what each block has; `num_heads`, `num_kv_heads` and `d_ff` are those of the widest block, which
-    in a model that was never cut are all the same. `carved`: it was, and has shapes of its own.
-    `mlps` are the feed-forward modules that map one tensor to one tensor, one per block, or None for families
-    whose blocks have no such module; Falcon adds into what they return, so clone it to keep it.
-    `free_heads`: its config can state another number of heads of the same size.
-    `num_parameters` counts tied parameters once. `foldable`: no norm follows a feed-forward network. `entered` are the
-    modules that linear maps lie before, in place of blocks that are gone. `switches` are `rope_switches`.
+    `widths` are the sizes of each block; `num_heads`, `num_kv_heads` and `d_ff` are those of the widest block;
+    in a model that was never cut all blocks are alike. `carved`: it was cut, and has shapes of its own. `mlps`
+    are the feed-forward modules that map one tensor to one tensor, one per block, or None for families whose
+    blocks have no such module; Falcon adds into what they return, so clone it to keep it. `free_heads`: its
+    config can state another number of heads of the same size. `num_parameters` counts tied parameters once.
+    `foldable`: no norm follows a feed-forward network. `entered` are the modules that linear maps lie before,
+    in place of removed blocks. `switches` are `rope_switches`.
     """
 
     family: str
@@ -84,31 +88,39 @@ class Anatomy:
 
     @property
     def details(self) -> Family:
-        """What the family's table says."""
+        """Return the family's entry in the table."""
         return FAMILIES[self.architecture]
 
     @property
     def attending(self) -> list[int]:
-        """The blocks that have heads: all of them, unless the model was cut."""
-        return [block for block, own in enumerate(self.widths) if own.num_heads]
+        """Return the blocks that have heads: all of them, unless the model was cut."""
+        return [block for block, block_widths in enumerate(self.widths) if block_widths.num_heads]
 
     def attention(self, block: int) -> str:
-        """The path of a block's attention: the module that holds its output projection."""
+        """Return the path of a block's attention: the module that holds its output projection."""
         return self.module(Site(block, "o")).rpartition(".")[0]
 
     def module(self, site: Site) -> str:
-        """The path of the module that a matrix is in, or what stands there: two factors, or nothing."""
+        """Return the path of the module that holds a matrix, or of its substitute after a cut."""
         return f"{self.blocks[site.block]}.{self.details.slots[site.part].module}"
 
     def heads_in(self, site: Site) -> int | None:
-        """How many heads a matrix's rows (of an o: its columns) belong to; None where they belong to none."""
-        own = self.widths[site.block]
-        heads = {"q": own.num_heads, "k": own.num_kv_heads, "v": own.num_kv_heads, "o": own.num_heads}
+        """Return how many heads share a matrix's rows (of an o: its columns); None for matrices without heads."""
+        block_widths = self.widths[site.block]
+        heads = {
+            "q": block_widths.num_heads,
+            "k": block_widths.num_kv_heads,
+            "v": block_widths.num_kv_heads,
+            "o": block_widths.num_heads,
+        }
         return heads.get(site.part)
 
     def matrix(self, site: Site) -> Matrix:
-        """Raises `UnknownName` with the nearest names for a site that is no matrix of this model, `PlanError` for one
-        of which an earlier cut left nothing, or two factors."""
+        """Return the matrix at `site`.
+
+        Raises: `UnknownName` with the nearest names for a site that is no matrix of this model, `PlanError` for
+        one of which an earlier cut left nothing, or two factors.
+        """
         if site not in self.matrices:
             if self.carved and site.block < self.num_blocks and site.part in self.matrix_kinds:
                 raise PlanError(
@@ -121,13 +133,13 @@ class Anatomy:
 
     @property
     def matrix_kinds(self) -> tuple[str, ...]:
-        """The kinds every block has, in canonical order: `q k v o gate up down` or a part of it."""
+        """Return the kinds of matrices of every block, in canonical order: `q k v o gate up down` or some of them."""
         kinds = {site.part for site in self.matrices}
         return tuple(kind for kind in MATRICES if kind in kinds)
 
 
-def anatomy(model: nn.Module) -> Anatomy:
-    """The anatomy of a Hugging Face causal language model, carved or not.
+def anatomy(model: PreTrainedModel) -> Anatomy:
+    """Return the anatomy of a Hugging Face causal language model, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
     for unknown families, and for any module with a matrix that the family's table does not name.
@@ -141,8 +153,8 @@ def anatomy(model: nn.Module) -> Anatomy:
     blocks = _block_paths(model, family)
     widths = tuple(_widths(model, family, general, block, carved) for block in blocks)
     listed = (
-        _block(model, family, general, block, index, own, carved)
-        for index, (block, own) in enumerate(zip(blocks, widths, strict=True))
+        _block(model, family, general, block, index, block_widths, carved)
+        for index, (block, block_widths) in enumerate(zip(blocks, widths, strict=True))
     )
     matrices = {matrix.site: matrix for matrix in chain.from_iterable(listed)}
     _refuse_unnamed(model, family, matrices)
@@ -152,11 +164,11 @@ def anatomy(model: nn.Module) -> Anatomy:
         architecture=family.architecture,
         num_blocks=len(blocks),
         d_model=general.d_model,
-        num_heads=max(own.num_heads for own in widths),
-        num_kv_heads=max(own.num_kv_heads for own in widths),
+        num_heads=max(block_widths.num_heads for block_widths in widths),
+        num_kv_heads=max(block_widths.num_kv_heads for block_widths in widths),
         d_head=general.d_head,
-        d_ff=max(own.d_ff for own in widths),
-        vocab_size=unembedding.weight.shape[0],
+        d_ff=max(block_widths.d_ff for block_widths in widths),
+        vocab_size=unembedding.get_parameter("weight").shape[0],
         context=general.context,
         blocks=blocks,
         mlps=None if family.mlp is None else tuple(f"{block}.{family.mlp}" for block in blocks),
@@ -177,7 +189,7 @@ def anatomy(model: nn.Module) -> Anatomy:
 
 
 def stock_class(cls: type) -> type:
-    """The class itself, or of a carved model the stock class that it carves."""
+    """Return the class itself, or of a carved model the stock class that it carves."""
     return cls.__mro__[1] if cls.__name__ == SecateurForCausalLM.__name__ else cls
 
 
@@ -193,7 +205,7 @@ def _refuse_wrapped(model: Any) -> None:
 
 
 def _refuse_foreign_code(stock: type, family: Family) -> None:
-    """A class of the same name from elsewhere may order fused rows in another way, which no shape shows."""
+    """Refuse a class of the same name from elsewhere: it may order fused rows in another way, which no shape shows."""
     fused = any(slot.layout != "whole" for slot in family.slots.values())
     if fused and not stock.__module__.startswith("transformers."):
         raise ModelError(
@@ -210,7 +222,7 @@ def _block_paths(model: nn.Module, family: Family) -> tuple[str, ...]:
 
 
 def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved: bool) -> Widths:
-    """As the config says; in a carved model as the modules say, which may be gone."""
+    """Return the sizes that the config states; of a carved model those of its modules, some of which may be gone."""
     whole, attention = f"{block}", f"{block}.{family.slots['o'].module.rpartition('.')[0]}"
     counted = [sum(p.numel() for p in _module(model, path).parameters()) for path in (whole, attention)]
     paths = {kind: f"{block}.{family.slots[kind].module}" for kind in ("k", "o", "down")}
@@ -225,7 +237,7 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
 
 
 def _inputs(module: nn.Module | None) -> int:
-    """Of a linear layer, whole or as two factors; 0 for what stands in for one that is gone."""
+    """Return the inputs of a linear layer, whole or as two factors; 0 for the substitute of a removed one."""
     return module.nx if isinstance(module, Conv1D) else getattr(module, "in_features", 0)
 
 
@@ -234,16 +246,25 @@ def _outputs(module: nn.Module | None) -> int:
 
 
 def _block(
-    model: nn.Module, family: Family, general: Sizes, block: str, index: int, own: Widths, carved: bool
+    model: nn.Module,
+    family: Family,
+    general: Sizes,
+    block: str,
+    index: int,
+    block_widths: Widths,
+    carved: bool,
 ) -> Iterator[Matrix]:
-    """The block's matrices; in a carved model those that are left and whole."""
+    """Yield the block's matrices; in a carved model those that are left and whole."""
     for kind, slot in family.slots.items():
         path = f"{block}.{slot.module}"
         if carved and not isinstance(_find(model, path), (nn.Linear, Conv1D)):
             continue
         linear = _linear(model, path)
-        shape = _shape(kind, general, own)
-        needed = sum(_shape(sharer, general, own)[0] for sharer in _sharers(kind, slot.layout)), shape[1]
+        shape = _shape(kind, general, block_widths)
+        needed = (
+            sum(_shape(sharer, general, block_widths)[0] for sharer in _sharers(kind, slot.layout)),
+            shape[1],
+        )
         if _stored_shape(linear) != needed:
             found = _stored_shape(linear)
             raise ModelError(f"{path} is {found} (out, in), where {family.name} should have {needed}.")
@@ -252,43 +273,52 @@ def _block(
             path,
             f"{path}.weight",
             shape,
-            _rows(kind, slot.layout, general, own),
+            _rows(kind, slot.layout, general, block_widths),
             isinstance(linear, Conv1D),
             None if linear.bias is None else f"{path}.bias",
         )
 
 
-def _shape(kind: str, general: Sizes, own: Widths) -> tuple[int, int]:
-    """(out, in) of a matrix, from the widths alone."""
-    queries, keys, d_ff = own.num_heads * general.d_head, own.num_kv_heads * general.d_head, own.d_ff
+def _shape(kind: str, general: Sizes, block_widths: Widths) -> tuple[int, int]:
+    """Return (out, in) of a matrix, from the widths alone."""
+    queries, keys, d_ff = (
+        block_widths.num_heads * general.d_head,
+        block_widths.num_kv_heads * general.d_head,
+        block_widths.d_ff,
+    )
     outputs = {"q": queries, "k": keys, "v": keys, "gate": d_ff, "up": d_ff}
     inputs = {"o": queries, "down": d_ff}
     return outputs.get(kind, general.d_model), inputs.get(kind, general.d_model)
 
 
 def _sharers(kind: str, layout: str) -> tuple[str, ...]:
-    """The kinds that live in one parameter with `kind`, in stored order where they are stacked."""
+    """Return the kinds that live in one parameter with `kind`, in stored order where they are stacked."""
     if layout == "whole":
         return (kind,)
     return ("q", "k", "v") if kind in "qkv" else ("gate", "up")
 
 
-def _rows(kind: str, layout: str, general: Sizes, own: Widths) -> Ranges | None:
+def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Ranges | None:
     if layout == "whole":
         return None
     if layout == "grouped":
-        return grouped_rows(kind, own.num_heads, own.num_kv_heads, general.d_head)
+        return grouped_rows(kind, block_widths.num_heads, block_widths.num_kv_heads, general.d_head)
     sharers = _sharers(kind, layout)
-    return stacked_rows(tuple(_shape(sharer, general, own)[0] for sharer in sharers), sharers.index(kind))
+    return stacked_rows(
+        tuple(_shape(sharer, general, block_widths)[0] for sharer in sharers), sharers.index(kind)
+    )
 
 
 def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Matrix]) -> None:
-    """Every parameter of two or more dimensions must have a name; norms and biases have one dimension."""
+    """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     for path, module in model.named_modules():
-        own = [(path, module)] if isinstance(module, LowRank | Side) else []
-        own += [(f"{path}.entry", entry)] if (entry := _entry_of(module)) is not None else []
-        named |= {f"{at}.{inner}".rstrip(".") for at, part in own for inner, _ in part.named_modules()}
+        substitutes: list[tuple[str, nn.Module]]
+        substitutes = [(path, module)] if isinstance(module, LowRank | Side) else []
+        substitutes += [(f"{path}.entry", entry)] if (entry := _entry_of(module)) is not None else []
+        named |= {
+            f"{at}.{inner}".rstrip(".") for at, part in substitutes for inner, _ in part.named_modules()
+        }
         unknown = path not in named and any(p.dim() > 1 for p in module.parameters(recurse=False))
         if unknown:
             raise ModelError(
@@ -298,8 +328,9 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
 
 
 def _entry_of(module: nn.Module) -> nn.Module | None:
-    """The linear maps that a carved module begins with."""
-    return module.entry if isinstance(getattr(module, "entry", None), nn.Sequential) else None
+    """Return the linear maps that a carved module begins with."""
+    entry = getattr(module, "entry", None)
+    return entry if isinstance(entry, nn.Sequential) else None
 
 
 def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:
@@ -311,9 +342,9 @@ def _linear(model: nn.Module, path: str) -> nn.Linear | Conv1D:
 
 
 def _stored_shape(linear: nn.Linear | Conv1D) -> tuple[int, int]:
-    """(out, in) whatever the storage."""
-    shape = tuple(linear.weight.shape)
-    return shape[::-1] if isinstance(linear, Conv1D) else shape
+    """Return (out, in) whatever the storage."""
+    rows, columns = linear.weight.shape
+    return (columns, rows) if isinstance(linear, Conv1D) else (rows, columns)
 
 
 def _module(model: nn.Module, path: str) -> nn.Module:
@@ -324,7 +355,7 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:
-    """The module at `path`, or None where there is none or it was set to None."""
+    """Return the module at `path`, or None where there is none or it was set to None."""
     module: Any = model
     for name in path.split("."):
         module = getattr(module, name, None)

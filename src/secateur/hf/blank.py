@@ -1,6 +1,7 @@
-"""A model without weights, from its config.json alone, on the meta device: what it would be made of, for counting.
+"""Build a model without weights, from its config.json alone, on the meta device, for counting.
 
-With it comes its tokenizer, or where there is none a ruler that cuts text into pieces of about the usual length.
+It comes with its tokenizer, or where there is none with a ruler that cuts text into pieces of about the usual
+length.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from secateur.hf.anatomy import anatomy
@@ -35,8 +37,10 @@ PIECE = re.compile(
 
 @dataclass(frozen=True)
 class Ruler:
-    """Stands in for a tokenizer where only lengths matter: a word is a piece, a long one several. Equal pieces have
-    equal ids, so what several choices share is shared."""
+    """A substitute for a tokenizer where only lengths matter: a word is a piece, a long one several.
+
+    Equal pieces have equal ids, so choices share the same beginnings as with a tokenizer.
+    """
 
     vocab_size: int
     bos_token_id: int | None = None
@@ -44,9 +48,11 @@ class Ruler:
     chat_template: None = None
 
     def encode(self, text: str, **_: object) -> list[int]:
+        """Return one id for each piece."""
         return [1 + crc32(piece.encode()) % (self.vocab_size - 1) for piece in PIECE.findall(text)]
 
     def decode(self, ids: int | Sequence[int]) -> str:
+        """Return no text: ids are hashes."""
         return ""
 
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
@@ -54,7 +60,7 @@ class Ruler:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    """Whether any file here is one; whether it can be read is another question."""
+    """Return True where a file in the folder is named like a tokenizer's; it may still be unreadable."""
     return any(file.name.startswith(("tokenizer", "vocab", "spiece", "tekken")) for file in folder.iterdir())
 
 
@@ -68,10 +74,11 @@ def blank_model(
     ruler: bool = False,
     **offloading: str | None,
 ) -> Loaded:
-    """MODEL as `load_model` names it, with its tokenizer and without its weights. Its fingerprint is no model's.
+    """Load MODEL as `load_model` names it, with its tokenizer and without its weights. Its fingerprint is no model's.
 
-    With `ruler` neither weights nor tokenizer need be there. Raises: `UnknownName` and `ModelError` as `load_model`
-    does for all but weights.
+    With `ruler` neither weights nor tokenizer need be there.
+
+    Raises: `UnknownName` and `ModelError` as `load_model` does for all but weights.
     """
     check_machine(dtype, device, **offloading)
     with quiet():
@@ -87,4 +94,5 @@ def blank_model(
         tokenizer = tokenizer_of(source, trust_remote_code) if needed else None
     found = anatomy(model.eval().requires_grad_(False))
     place = str(source.folder)
-    return Loaded(name, model, tokenizer or Ruler(found.vocab_size), found, "blank", source.revision, place)
+    ruled: Any = tokenizer or Ruler(found.vocab_size)  # used by a tokenizer's public methods alone
+    return Loaded(name, model, ruled, found, "blank", source.revision, place)

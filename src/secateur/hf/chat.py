@@ -1,7 +1,7 @@
-"""Checks that a chat template ends: renders it once in a process of its own, with bounds on time and memory.
+"""Check that a chat template ends: render it once in a process of its own, with bounds on time and memory.
 
-A template is a program that came with a checkpoint. transformers runs it in jinja's sandbox, which keeps it from files
-and from Python, but lets it loop and grow as it likes.
+A template is a program that came with a checkpoint. transformers runs it in jinja's sandbox, which keeps it
+from files and from Python, but lets it loop and grow as it likes.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ BYTES = 2 * 2**30  # of address space
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
-    """Renders `prompt` as a user's message; what the template then says of it is not looked at.
+    """Render `prompt` as a user's message; errors of the template itself are not looked at.
 
-    Raises: `ModelError` where that takes too long or too much memory."""
+    Raises: `ModelError` where that takes too long or too much memory.
+    """
     template = tokenizer.chat_template
     if not isinstance(template, str):  # none, or several by name
         template = (template or {}).get("default")
     if template is None:
         return
     words = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    asked = json.dumps({"template": template, "prompt": prompt, "words": words})
+    request = json.dumps({"template": template, "prompt": prompt, "words": words})
     light = os.environ | {"USE_TORCH": "0", "USE_TF": "0", "USE_FLAX": "0"}  # a template needs none of them
     command = [sys.executable, "-W", "ignore", "-m", "secateur.hf.chat"]
     try:
         done = subprocess.run(
-            command, input=asked, text=True, capture_output=True, env=light, timeout=SECONDS
+            command, input=request, text=True, capture_output=True, env=light, timeout=SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise ModelError(_stopped(f"did not end within {SECONDS:.0f} seconds")) from error
     if done.returncode:
-        told = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
+        last = (done.stderr.strip().splitlines() or [f"ended by signal {-done.returncode}"])[-1]
         raise ModelError(
-            _stopped(f"took more than {BYTES / 2**30:.0f} GiB, or failed otherwise ({told:.200})")
+            _stopped(f"took more than {BYTES / 2**30:.0f} GiB, or failed otherwise ({last:.200})")
         )
 
 

@@ -1,7 +1,7 @@
-"""Files that no cut touches: the tokenizer's, and the generation config.
+"""Copy the files that no cut touches: the tokenizer's, and the generation config.
 
-They are copied byte for byte into every checkpoint that is made of a model. Transformers would write some of them in a
-form that its earlier releases do not read, and others not at all.
+They are copied byte for byte into every checkpoint that is made of a model. Transformers would write some of
+them in a form that its earlier releases do not read, and others not at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GENERATION = "generation_config.json"
 
 
 def copied_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    """Reads them: name relative to `folder` → content. Raises `ModelError` for a file that cannot be read."""
+    """Return the files: name relative to `folder` → content. Raises: `ModelError` for a file that cannot be read."""
     patterns = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), GENERATION}
     found = _contents(folder, {path for pattern in patterns for path in folder.glob(pattern)})
     return found | _contents(folder, _code(folder, found.get("tokenizer_config.json")))
@@ -34,7 +34,7 @@ def _contents(folder: Path, paths: set[Path]) -> dict[str, bytes]:
 
 
 def _code(folder: Path, config: bytes | None) -> set[Path]:
-    """Finds the modules of a tokenizer that brings its own code; only those in `folder` itself. None of them is run."""
+    """Find the modules of a tokenizer that brings its own code; only those in `folder` itself. None of them is run."""
     named: Any = json.loads(config or b"{}").get("auto_map", [])
     classes = named.get("AutoTokenizer", []) if isinstance(named, dict) else named
     classes = [classes] if isinstance(classes, str) else classes

@@ -1,4 +1,4 @@
-"""Encoders and encoder-decoders as data: BERT, RoBERTa, T5. They are read; the verbs that cut refuse them."""
+"""Encoders and encoder-decoders as data: BERT, RoBERTa, T5. They can be read; the verbs that cut refuse them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Matrices = tuple[tuple[str, Weight], ...]
 
 
 def _bert(model: PreTrainedModel) -> dict[str, Any]:
-    """BERT and RoBERTa: a norm on the stream after each addition."""
+    """Describe BERT or RoBERTa: a norm on the stream after each addition."""
     config = model.config
     reserved = config.pad_token_id + 1 if config.model_type != "bert" else 0  # RoBERTa counts from there
     blocks = [_bert_block(f"encoder.layer.{n}", config) for n in range(config.num_hidden_layers)]
@@ -70,7 +70,7 @@ def _t5_attention(stack: str, layer: str, config: Any) -> Sublayer:
 
 
 def _t5_cross(layer: str, config: Any) -> Sublayer:
-    """Queries come from the decoder's stream; keys and values from what leaves the encoder, behind its final norm."""
+    """Describe a cross-attention: queries read the decoder's stream, keys and values the encoder's normed output."""
     inner = f"{layer}.EncDecAttention"
     queries = _reading("dec.", f"{layer}.layer_norm", f"{inner}.q", _matrices(inner, "q", "cross."))
     kept = _reading("enc.", "encoder.final_layer_norm", f"{inner}.k", _matrices(inner, "kv", "cross."))
@@ -89,7 +89,7 @@ def _reading(stack: str, enters: str, reads: str, matrices: Matrices) -> tuple[R
 
 
 def _matrices(path: str, names: Mapping[str, str] | Sequence[str], prefix: str = "") -> Matrices:
-    """Of `path`, by our name and the module's."""
+    """Return the matrices at `path` by our name, from the module's names."""
     known = names if isinstance(names, Mapping) else {name: name for name in names}
     return tuple((prefix + name, Weight(f"{path}.{module}")) for name, module in known.items())
 

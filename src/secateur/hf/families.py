@@ -1,4 +1,4 @@
-"""Architectures as data: which module of which family holds which matrix, and which kinds are refused.
+"""Architectures as data: the module that holds each matrix of each family, and the kinds of models that are refused.
 
 Everything here is names and attributes; no tensor is touched. A new family is one more entry of `FAMILIES`.
 Module names are those of transformers 5, read from its modelling files.
@@ -16,7 +16,7 @@ from secateur.errors import ModelError, nearest
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a matrix is stored: a module relative to its block, and how it shares that module with others.
+    """The place of a matrix: a module relative to its block, and how it shares that module with others.
 
     `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), or `"grouped"`
     (for each key/value group: its query heads, then its key, then its value head).
@@ -27,7 +27,7 @@ class Slot:
 
 
 def _slots(**modules: str) -> Mapping[str, Slot]:
-    """`q="attn.c_attn/stacked"` as a Slot."""
+    """Parse `q="attn.c_attn/stacked"` into slots."""
     pairs = {kind: text.partition("/") for kind, text in modules.items()}
     return {kind: Slot(module, layout or "whole") for kind, (module, _, layout) in pairs.items()}
 
@@ -37,17 +37,17 @@ class Family:
     """One architecture. Paths are module paths in the whole model; slots are relative to a block.
 
     `mlp` is the module, relative to a block, that the block calls with one positional tensor and that returns
-    one; None where there is no such module. `extras` are modules outside the blocks that hold matrices nobody
-    edits (learned positions, OPT's projections). `context` is the config attribute that bounds the positions,
-    and `kv_heads` a switch for configs that do not say it in `num_key_value_heads`.
+    one; None where there is no such module. `extras` are modules outside the blocks with matrices that are
+    never edited (learned positions, OPT's projections). `context` is the config attribute that bounds the
+    positions, and `kv_heads` a switch for configs that do not say it in `num_key_value_heads`.
 
-    What cutting must know: `counts` are the numbers that an attention module keeps of its heads (or reads in its
-    config), `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config
-    can state another number of heads without changing their size, `even_heads` that it must divide d_model even
-    so, `adds_residual` that the attention returns the stream with what it adds, and `biases` which switch of the
-    config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that what a part (attn,
-    mlp) gives passes before it is added to the stream. `constants` are buffers, relative to a block, that releases of
-    before 2023 stored beside the weights: masks, which the class makes by itself.
+    For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config),
+    `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can
+    state another number of heads without changing their size, `even_heads` that it must divide d_model even so,
+    `adds_residual` that the attention returns the stream with its contribution, and `biases` which switch of
+    the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that the
+    output of a part (attn, mlp) passes before it is added to the stream. `constants` are buffers, relative to a
+    block, that releases of before 2023 stored beside the weights: masks, which the class makes by itself.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Family:
     constants: tuple[str, ...] = ()
 
     def is_constant(self, name: str) -> bool:
-        """Says whether a stored tensor, named with or without the base model's prefix, is one of `constants`."""
+        """Return True where a stored tensor, named with or without the base model's prefix, is one of `constants`."""
         prefix, _, blocks = self.blocks.partition(".")
         found = re.fullmatch(rf"(?:{prefix}\.)?{re.escape(blocks)}\.\d+\.(.+)", name)
         return found is not None and found[1] in self.constants
@@ -84,7 +84,10 @@ _LLAMA_SLOTS = _slots(**_LLAMA_ATTENTION, gate="mlp.gate_proj", up="mlp.up_proj"
 
 
 def _fused_slots(attention: str) -> Mapping[str, Slot]:
-    """GPT-NeoX, BLOOM and Falcon share names, and the layout once the number of key/value heads is known."""
+    """Return the slots of GPT-NeoX, BLOOM or Falcon.
+
+    They share names, and the layout once the number of key/value heads is known.
+    """
     fused = f"{attention}.query_key_value/grouped"
     dense = {"o": f"{attention}.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
     return _slots(q=fused, k=fused, v=fused, **dense)
@@ -235,7 +238,7 @@ FAMILIES: Mapping[str, Family] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths that the layouts need. Each key/value head serves equally many query heads."""
+    """The widths that the layouts need. Each key/value head serves equally many query heads."""
 
     d_model: int
     num_heads: int
@@ -246,7 +249,7 @@ class Sizes:
 
 
 def sizes(family: Family, config: Any) -> Sizes:
-    """The widths that the model's config states. Raises `ModelError` where heads do not share keys evenly."""
+    """Return the widths that the model's config states. Raises: `ModelError` where heads do not share keys evenly."""
     num_heads = config.num_attention_heads
     num_kv_heads = _num_kv_heads(family, config)
     if num_heads % num_kv_heads:
@@ -259,20 +262,24 @@ def sizes(family: Family, config: Any) -> Sizes:
 
 
 def has_alibi(family: Family, config: Any) -> bool:
-    """Whether positions enter as a bias for each head, made by the model for all heads at once."""
+    """Return True where positions enter as a bias for each head (ALiBi), made by the model for all heads at once."""
     return family.name == "bloom" or (family.name == "falcon" and config.alibi)
 
 
 def has_free_heads(family: Family, config: Any) -> bool:
-    """Says if the stock class may have fewer heads of the same size. Phi-3 with LongRoPE takes their size from their
-    number to check its factors, whatever `head_dim` says."""
+    """Return True where the stock class may have fewer heads of the same size.
+
+    Phi-3 with LongRoPE takes their size from their number to check its factors, whatever `head_dim` says.
+    """
     scaled = family.name == "phi3" and config.rope_parameters["rope_type"] != "default"
     return family.free_heads and not scaled
 
 
 def is_foldable(family: Family, config: Any) -> bool:
-    """Whether what a feed-forward network gives goes into the stream as it is, so that a linear map of it is one more
-    down projection."""
+    """Return True where a feed-forward network's output enters the stream as it is.
+
+    A linear map of it is then one more down projection.
+    """
     return not family.after and getattr(config, "do_layer_norm_before", True)
 
 
@@ -289,7 +296,7 @@ _MODALITIES = ("vision_config", "audio_config", "speech_config", "text_config", 
 
 
 def family_of(architecture: str, config: Mapping[str, Any]) -> Family:
-    """The family of a model, from its class name and its config as a dictionary.
+    """Return the family of a model, from its class name and its config as a dictionary.
 
     Raises: `ModelError`, by kind (quantized, mixture of experts, encoder-decoder, multimodal, no causal
     language model), or with the nearest family names.
@@ -304,7 +311,7 @@ def family_of(architecture: str, config: Mapping[str, Any]) -> Family:
 
 
 def refuse_quantized(architecture: str, config: Mapping[str, Any]) -> None:
-    """Raises `ModelError` where the config says that weights are stored as codes."""
+    """Raise `ModelError` where the config says that weights are stored as codes."""
     found = config.get("quantization_config") or config.get("quantization")
     if not found:
         return
@@ -317,7 +324,7 @@ def refuse_quantized(architecture: str, config: Mapping[str, Any]) -> None:
 
 
 def _kind(architecture: str, config: Mapping[str, Any]) -> str | None:
-    """What a refused model is, in words, or None for a plain decoder as far as the config tells."""
+    """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
     if _has_experts(architecture, config):
         return "a mixture of experts"
     if config.get("is_encoder_decoder"):

@@ -1,4 +1,4 @@
-"""Which model this is: one digest over all parameters, one over its configuration, equal on every machine."""
+"""Identify a model: one digest over all parameters, one over its configuration, equal on every machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from secateur.hf.weights import distinct, is_offloaded, stored
 
@@ -30,12 +30,14 @@ Look = Callable[[str, nn.Parameter, Tensor], None]  # a name, the parameter of t
 
 
 def fingerprint(model: nn.Module, look: Look | None = None) -> str:
-    """32 hex characters over (name, shape, dtype, bytes) of every parameter; tied ones count once.
+    """Return 32 hex characters over (name, shape, dtype, bytes) of every parameter; tied ones count once.
 
-    Two models with one fingerprint have the same parameters bit for bit, in the same dtype. Tensors are
-    hashed in a thread pool (hashing releases the interpreter's lock) and joined in the order of their names;
-    those of an offloaded model one after the other, so that no two of them are in memory. `look` is shown each of
-    them first, since to read them all once more may take minutes.
+    Two models with one fingerprint have the same parameters bit for bit, in the same dtype. Tensors are hashed
+    in a thread pool (hashing releases the interpreter's lock) and joined in the order of their names; those of
+    an offloaded model one after the other, so that no two of them are in memory.
+
+    Args:
+        look: called with each tensor first, since to read them all once more may take minutes.
     """
 
     def digest(name: str, parameter: nn.Parameter) -> str:
@@ -53,24 +55,24 @@ def fingerprint(model: nn.Module, look: Look | None = None) -> str:
 
 
 def config_digest(model: PreTrainedModel) -> str:
-    """32 hex characters over what a config says besides names and versions.
+    """Return 32 hex characters over a config without its names and versions.
 
     Equal weights compute something else under another rope base, norm epsilon or generation config.
     """
-    configs = [model.config, model.generation_config]
-    said = [_said(c.to_dict()) for c in configs if c is not None]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    configs: tuple[PreTrainedConfig | GenerationConfig | None, ...] = (model.config, model.generation_config)
+    kept = [_lasting(config.to_dict()) for config in configs if config is not None]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _said(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Without names and versions, and without `type`, which Phi-3 keeps beside `rope_type` where a config has both."""
-    said = {name: value for name, value in config.items() if name not in _VOLATILE}
-    rope = said.get("rope_parameters")
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop names and versions, and `type`, which Phi-3 keeps beside `rope_type` where a config has both."""
+    kept = {name: value for name, value in config.items() if name not in _VOLATILE}
+    rope = kept.get("rope_parameters")
     if isinstance(rope, dict) and "rope_type" in rope:
-        said["rope_parameters"] = {name: value for name, value in rope.items() if name != "type"}
-    return said
+        kept["rope_parameters"] = {name: value for name, value in rope.items() if name != "type"}
+    return kept
 
 
 def _digest(parameter: Tensor) -> str:
     data = parameter.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(data.view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(data.view(torch.uint8).numpy().data).hexdigest()

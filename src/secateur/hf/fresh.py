@@ -1,4 +1,4 @@
-"""A model from nothing: a Mistral of any size with random weights, for the tokens of a tokenizer."""
+"""Make a new model: a Mistral of any size with random weights, for the tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateur.hf.size import Size
 
 
 def fresh_mistral(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> MistralForCausalLM:
-    """Random weights in float32, the same for the same seed; torch's own randomness is left alone."""
+    """Return a model with random weights in float32, the same for the same seed; torch's own random state stays."""
     config = MistralConfig(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,  # ids may have gaps
         hidden_size=size.d_model,
@@ -32,7 +32,10 @@ def fresh_mistral(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
 
 
 def tokenizer_in(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder; code that lies there is never run. Raises `ModelError` where none can be read so."""
+    """Return the tokenizer in a folder, running no code from there.
+
+    Raises: `ModelError` where that cannot be done.
+    """
     try:
         with quiet(), TokenizerErrors(f"--tokenizer {folder}: no tokenizer can be read there"):
             return read_tokenizer(folder, trust_remote_code=False)

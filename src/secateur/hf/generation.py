@@ -1,5 +1,8 @@
-"""Reads a model's generation_config.json: the tokens that end a text are obeyed, all that bends or samples the
-likeliest token (repetition penalties, forbidden and forced tokens, temperatures) is set aside."""
+"""Read a model's generation_config.json: only the tokens that end a text are used.
+
+Options that bend or sample the likeliest token (repetition penalties, forbidden and forced tokens,
+temperatures) are set aside.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,30 @@ from secateur.errors import ModelError
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end a text: the tokenizer's EOS, and those of generation_config.json (else of config.json).
+    """Return the tokens that end a text: the tokenizer's EOS, and those of generation_config.json.
+
+    Without that file transformers takes them from config.json.
 
     Raises: `ModelError` where these are no token ids.
     """
     stated = model.generation_config.eos_token_id
     listed = stated if isinstance(stated, list) else [stated]
-    found = [one for one in (tokenizer.eos_token_id, *listed) if one is not None]
-    if not all(isinstance(one, int) for one in found):
+    ids = [token for token in (tokenizer.eos_token_id, *listed) if token is not None]
+    if not all(isinstance(token, int) for token in ids):
         raise ModelError(
             f"generation_config.json has eos_token_id {stated!r}, which is no token id and no list of some."
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(ids))
 
 
 @contextmanager
 def generating_by(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """While open, the model generates by `config` alone. `generate` would fill what it leaves open from the model's own
-    one."""
-    own, model.generation_config = model.generation_config, config
+    """Make the model generate by `config` alone while the context is open.
+
+    `generate` would fill options that it leaves open from the model's own one.
+    """
+    before, model.generation_config = model.generation_config, config
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = before

@@ -1,7 +1,7 @@
-"""Says which stock checkpoints llama.cpp can hold: limits of its converter to GGUF, and of its models of each family.
+"""Tell which stock checkpoints llama.cpp can hold: limits of its converter to GGUF, and of its models of each family.
 
-Each of them was met by running it, in the version that `VERSION` names; tests/test_where_it_loads.py holds them to what
-was found there.
+Each of them was met by running it, in the version that `VERSION` names; tests/checkpoint/test_where_it_loads.py
+holds them to what was found there.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _SILENT = "and may compute something else without a word"
 def refusal(
     family: Family, config: Any, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]
 ) -> str:
-    """Says why llama.cpp cannot run a checkpoint; empty where it can.
+    """Return the reason why llama.cpp cannot run a checkpoint; empty where it can.
 
     Args:
         config: of a stock class.
@@ -80,9 +80,9 @@ def refusal(
 
 
 def condition(family: Family, config: Any, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Says when llama.cpp runs a checkpoint that it does not refuse, where that is not always."""
-    told = (_window(family, config), _unpublished(family, tokenizer))
-    return "; ".join(text for text in told if text)
+    """Return the condition under which llama.cpp runs a checkpoint that it does not refuse; empty for always."""
+    conditions = (_window(family, config), _unpublished(family, tokenizer))
+    return "; ".join(text for text in conditions if text)
 
 
 def _refused_shape(family: Family, config: Any) -> str:
@@ -92,7 +92,8 @@ def _refused_shape(family: Family, config: Any) -> str:
     for switch, known in _SWITCHES.get(name, {}).items():
         if getattr(config, switch) not in known:
             return f"it knows this family only with {switch} = {' or '.join(map(str, known))}, {_SILENT}"
-    if name in _FIXED_WIDTH and (getattr(config, family.width) or 4 * size) != 4 * size:
+    width = getattr(config, family.width) if family.width is not None else None
+    if name in _FIXED_WIDTH and (width or 4 * size) != 4 * size:
         return f"it takes feed-forward networks of this family to have 4 × {size:,} neurons"
     if name in _FIXED_HEADS and (getattr(config, "head_dim", None) or size // heads) * heads != size:
         return "it takes the size of a head of this family to follow from their number"
@@ -123,7 +124,7 @@ def _refused_positions(name: str, config: Any) -> str:
 
 
 def _window(family: Family, config: Any) -> str:
-    """Names the length up to which llama.cpp, which reads this family without its window, computes the same."""
+    """Return the length up to which llama.cpp, which reads this family without its window, computes the same."""
     window = getattr(config, "sliding_window", None)
     if family.name in _PERIOD or window is None or window >= config.max_position_embeddings:
         return ""
@@ -141,7 +142,7 @@ def _refused_tokenizer(family: Family, tokenizer: PreTrainedTokenizerBase, files
 
 
 def _unpublished(family: Family, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Byte-level tokenizers are known by hashes of what each makes of one text."""
+    """Return a condition for byte-level tokenizers, which are known by a hash of their tokens of one text."""
     falls_back = _kind(tokenizer) == "BPE" and tokenizer.backend_tokenizer.model.byte_fallback
     if family.name in ("llama", "mistral") and falls_back:
         return ""
@@ -149,5 +150,5 @@ def _unpublished(family: Family, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _kind(tokenizer: PreTrainedTokenizerBase) -> str:
-    """`BPE`, `WordLevel`, `WordPiece`, `Unigram`; empty for a tokenizer in Python."""
+    """Return `BPE`, `WordLevel`, `WordPiece` or `Unigram`; empty for a tokenizer in Python."""
     return type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else ""

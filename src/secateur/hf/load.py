@@ -1,6 +1,6 @@
-"""MODEL → a model in memory that can be trusted: checked before it is loaded, and again after.
+"""Load MODEL into memory so that it can be trusted: it is checked before it is loaded, and again after.
 
-Runs no pickle, and no code of a checkpoint unless asked; prints nothing.
+Runs no pickle, and no code of a checkpoint unless allowed; prints nothing.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ _VOCABULARIES = (
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to be read: eval mode, no gradients, every parameter finite. `source` is its folder, `copied` those
-    of its files that go as they are into every checkpoint made of it."""
+    """A model ready to be read: eval mode, no gradients, every parameter finite.
+
+    `source` is its folder, `copied` the files of it that go unchanged into every checkpoint made of it.
+    """
 
     name: str
     model: PreTrainedModel
@@ -75,22 +77,22 @@ class Loaded:
     copied: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def parameter(self, name: str) -> Tensor:
-        """One parameter of the model by its name, without gradients."""
+        """Return one parameter of the model by its name, without gradients."""
         return read(self.model, name)
 
     @property
     def device(self) -> torch.device:
-        """Where tokens enter and logits come out."""
+        """Return the device that takes tokens and gives logits."""
         return device_of(self.model, f"{self.anatomy.embedding}.weight")
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """The tokens that end a generated text."""
+        """Return the tokens that end a generated text."""
         return end_ids(self.model, self.tokenizer)
 
     @property
     def machine(self) -> dict[str, str | None]:
-        """The options of `load_model` that put another model where this one is."""
+        """Return the options of `load_model` that put another model on the same devices."""
         return vars(self.placement) if self.placement.device_map else {"device": str(self.device)}
 
 
@@ -103,11 +105,12 @@ def load_model(
     trust_remote_code: bool = False,
     **offloading: Any,
 ) -> Loaded:
-    """Loads MODEL: a folder, a hub name, or `builtin:NAME`.
+    """Load MODEL: a folder, a hub name, or `builtin:NAME`.
 
-    `dtype` is `auto` (as stored), float32, bfloat16, float16 or float64; `device` is `auto` (cuda where there
-    is one, else cpu), or what torch calls it. `offloading`: `device_map`, `offload_folder` and `max_memory` of
-    `Placement`, for a model that is larger than a device.
+    Args:
+        dtype: `auto` (as stored), float32, bfloat16, float16 or float64.
+        device: `auto` (cuda where there is one, else cpu), or torch's name of a device.
+        offloading: `device_map`, `offload_folder` and `max_memory` of `Placement`, for a model larger than a device.
 
     Raises: `UnknownName` for a model, dtype, device or revision that does not exist; `ModelError` for a model
     that cannot be cut (see `anatomy`), and for files that are broken, incomplete, pickled or not finite.
@@ -118,9 +121,15 @@ def load_model(
         source = find_source(name, revision)
         remote = check_kind(source, trust_remote_code)
         auto = auto_of(source)
-        options = {"dtype": dtype, "remote": remote, "remote_tokenizer": trust_remote_code}
-        refuse = partial(refuse_partial, _family(source))
-        files = read_files(source, auto, refuse, placement=placement, **options)
+        files = read_files(
+            source,
+            auto,
+            partial(refuse_partial, _family(source)),
+            dtype=dtype,
+            placement=placement,
+            remote=remote,
+            remote_tokenizer=trust_remote_code,
+        )
     model, source = files.model, files.source
     end_ids(model, files.tokenizer)  # refused before anything is measured
     return Loaded(
@@ -138,7 +147,7 @@ def load_model(
 
 @dataclass(frozen=True)
 class Files:
-    """What lies in a folder, read: every parameter finite, eval mode, no gradients."""
+    """The content of a checkpoint folder: every parameter finite, eval mode, no gradients."""
 
     source: ModelSource
     model: PreTrainedModel
@@ -148,7 +157,7 @@ class Files:
 
 def read_files(
     source: ModelSource,
-    auto: type,
+    auto: Any,
     refuse: Callable[[str, Mapping[str, Any]], None],
     *,
     dtype: str,
@@ -156,7 +165,7 @@ def read_files(
     remote: bool = False,
     remote_tokenizer: bool = False,
 ) -> Files:
-    """Fetches what is missing here and reads it by the class `auto`; `refuse` is shown which tensors did not fit.
+    """Fetch missing files and read them by the class `auto`; `refuse` is called with the tensors that did not fit.
 
     Raises: as `load_model`, but for the kind of the model.
     """
@@ -178,23 +187,23 @@ def read_files(
 
 
 def check_machine(dtype: str, device: str, **offloading: Any) -> None:
-    """Before anything is fetched. Raises `UnknownName`, `ModelError`."""
+    """Check dtype and placement before anything is fetched. Raises: `UnknownName`, `ModelError`."""
     Placement(device, **offloading).check()
     machine.check_dtype(dtype)
 
 
 def find_source(name: str, revision: str | None) -> ModelSource:
-    """Where MODEL is, and its config; no weights. Raises `UnknownName`, `ModelError`."""
-    found = local_source(name)
-    if found is None:
+    """Find MODEL and read its config, no weights. Raises: `UnknownName`, `ModelError`."""
+    local = local_source(name)
+    if local is None:
         return hub_source(name, revision)
     if revision is not None:
         raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local folder.")
-    return found
+    return local
 
 
 def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:
-    """Whether the model needs code of its own. Raises before any weight is read or fetched."""
+    """Return True where the model needs code of its own. Raises before any weight is read or fetched."""
     unknown = source.config.get("model_type") not in CONFIG_MAPPING_NAMES
     remote = unknown and bool(source.config.get("auto_map"))
     remote = remote and not is_carved(source)  # of whose code this package has its own copy
@@ -210,19 +219,19 @@ def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:
 
 
 def _family(source: ModelSource) -> Family:
-    """Raises `ModelError` for a model that is none of those that can be cut."""
+    """Return the family of a model. Raises: `ModelError` for a model that cannot be cut."""
     architecture = _architecture(source)
     return family_of(architecture, source.config["stock"] if is_carved(source) else source.config)
 
 
 def is_carved(source: ModelSource) -> bool:
-    """Whether secateur cut it into shapes of its own."""
+    """Return True for a checkpoint that secateur cut into shapes of its own."""
     named = source.config.get("architectures")
     return isinstance(named, list) and SecateurForCausalLM.__name__ in named
 
 
 def auto_of(source: ModelSource) -> type:
-    """The class that reads it."""
+    """Return the class that reads the checkpoint."""
     return SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
 
 
@@ -232,14 +241,15 @@ def _architecture(source: ModelSource) -> str:
     named = source.config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]
-    known: Mapping[str, Any] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    known: Mapping[str, str] = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     model_type = source.config.get("model_type")
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise ModelError(f"config.json of {source.name} names no architecture (model_type {model_type!r}).")
     return known[model_type]
 
 
 def config_of(source: ModelSource, remote: bool) -> PreTrainedConfig:
+    """Return the config as transformers reads it. Raises: `ModelError`."""
     try:
         if is_carved(source):
             return SecateurConfig.from_pretrained(str(source.folder))
@@ -249,12 +259,12 @@ def config_of(source: ModelSource, remote: bool) -> PreTrainedConfig:
 
 
 def on_meta(
-    source: ModelSource, auto: type, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+    source: ModelSource, auto: Any, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
 ) -> PreTrainedModel:
-    """The model that a config states, without memory. Raises `ModelError` where it states none."""
+    """Return the model that a config states, without memory. Raises: `ModelError` where it states none."""
     wanted = config.dtype or torch.float32 if isinstance(dtype, str) else dtype
-    told = f"config.json of {source.name} cannot be used"
-    with building(told, config), torch.device("meta"):
+    failed = f"config.json of {source.name} cannot be used"
+    with building(failed, config), torch.device("meta"):
         if auto is SecateurForCausalLM:
             return auto._from_config(config, dtype=wanted)
         return auto.from_config(config, dtype=wanted, trust_remote_code=remote)
@@ -265,7 +275,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def refuse_shallow(source: ModelSource, config: PreTrainedConfig, held: Mapping[str, Header]) -> None:
-    """Raises `ModelError` where there are fewer tensors than blocks: to build them all could take hours."""
+    """Raise `ModelError` where there are fewer tensors than blocks: to build them all could take hours."""
     blocks = getattr(config, "num_hidden_layers", 0)
     if blocks > len(held):
         raise ModelError(
@@ -275,15 +285,18 @@ def refuse_shallow(source: ModelSource, config: PreTrainedConfig, held: Mapping[
 
 
 def refuse_unlike(source: ModelSource, blank: PreTrainedModel, held: Mapping[str, Header]) -> None:
-    """Before weights are read, by their headers alone. Raises `ModelError` where a parameter is stored as whole
-    numbers, which transformers would cast without a word, and where config.json states another model altogether."""
-    own = dict(blank.named_parameters())
+    """Refuse, by the headers alone, weights that do not belong to the model that config.json states.
+
+    Raises: `ModelError` where a parameter is stored as whole numbers, which transformers would cast silently,
+    and where config.json states another model altogether.
+    """
+    parameters = dict(blank.named_parameters())
     for name, header in held.items():
-        if header.dtype not in _FLOATS and any(_ends_alike(name, path) for path in own):
+        if header.dtype not in _FLOATS and any(_ends_alike(name, path) for path in parameters):
             raise ModelError(
                 f"{name} of {source.name} is stored as {header.dtype}: quantized? Only float weights can be cut."
             )
-    stated = sum(parameter.numel() for parameter in own.values())
+    stated = sum(parameter.numel() for parameter in parameters.values())
     stored = sum(math.prod(header.shape) for header in held.values())
     if stated > MORE * stored:
         raise ModelError(
@@ -293,19 +306,19 @@ def refuse_unlike(source: ModelSource, blank: PreTrainedModel, held: Mapping[str
 
 
 def _ends_alike(name: str, path: str) -> bool:
-    """Says whether a stored tensor is the parameter at `path`: one of the two may be named from a module further in."""
+    """Return True where a stored tensor is the parameter at `path`: one may be named from a module further in."""
     return f".{path}".endswith(f".{name}") or f".{name}".endswith(f".{path}")
 
 
 def _weights(
     source: ModelSource,
-    auto: type,
+    auto: Any,
     config: PreTrainedConfig,
     dtype: torch.dtype | str,
     remote: bool,
     where: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-    """The model, and which tensors did not fit."""
+    """Return the model, and the tensors that did not fit."""
     with building(f"{source.name} cannot be loaded", config):
         return auto.from_pretrained(
             str(source.folder),
@@ -321,19 +334,21 @@ def _weights(
 
 
 @contextmanager
-def building(told: str, config: PreTrainedConfig) -> Iterator[None]:
-    """While open, what keeps transformers or torch from making a model of `config` is raised as `ModelError`, which
-    begins with `told` and ends with the token ids that the vocabulary has no row for."""
+def building(failed: str, config: PreTrainedConfig) -> Iterator[None]:
+    """Raise `ModelError` where transformers or torch cannot make a model of `config`.
+
+    The message begins with `failed` and ends with the token ids that the vocabulary has no row for.
+    """
     try:
         yield
     except (*_BROKEN, RuntimeError, AssertionError) as error:  # the last one is torch's word on a padding id
         beyond = "; ".join(ids_beyond(config))
         more = f". config.json has {beyond}." if beyond else ""
-        raise ModelError(f"{told}: {_first_line(error)}{more}") from error
+        raise ModelError(f"{failed}: {_first_line(error)}{more}") from error
 
 
 def ids_beyond(config: PreTrainedConfig) -> list[str]:
-    """The token ids of a config that its embeddings have no row for, each in words."""
+    """Return the token ids of a config that its embeddings have no row for, each in words."""
     size = config.get_text_config().vocab_size
     return [
         f"{name} {value}, and vocab_size {size} ends at {size - 1}: set it to null, or to the id of a token"
@@ -343,8 +358,10 @@ def ids_beyond(config: PreTrainedConfig) -> list[str]:
 
 
 def refuse_partial(family: Family, name: str, info: Mapping[str, Any]) -> None:
-    """Raises `ModelError` where tensors are missing, misshapen or too many, the family's constants aside. Transformers
-    would fill gaps with random numbers and drop the rest."""
+    """Raise `ModelError` where tensors are missing, misshapen or too many, the family's constants aside.
+
+    Transformers would fill gaps with random numbers and drop the rest.
+    """
     unexpected = [key for key in info["unexpected_keys"] if not family.is_constant(key)]
     mismatched = [
         f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]
@@ -355,17 +372,20 @@ def refuse_partial(family: Family, name: str, info: Mapping[str, Any]) -> None:
         "of the wrong shape": sorted(mismatched),
         "unreadable": sorted(map(str, info["error_msgs"])),
     }
-    told = [f"{len(keys)} {what} ({_some(keys)})" for what, keys in problems.items() if keys]
-    if told:
-        raise ModelError(f"the weights of {name} do not fit its config.json: tensors {'; '.join(told)}.")
-
-
-def _some(keys: list[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+    parts = [
+        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' * (len(keys) > 3)})"
+        for what, keys in problems.items()
+        if keys
+    ]
+    if parts:
+        raise ModelError(f"the weights of {name} do not fit its config.json: tensors {'; '.join(parts)}.")
 
 
 def _refuse_unfit(source: ModelSource, dtype: str, refuse: Callable[..., None]) -> Look:
-    """Of each parameter the numbers, and the shape, which transformers does not look at where it leaves it on disk."""
+    """Return a check of each parameter's numbers and shape.
+
+    Transformers does not look at the shape of a parameter that it leaves on disk.
+    """
 
     def look(name: str, parameter: nn.Parameter, found: Tensor) -> None:
         if found.shape != parameter.shape:
@@ -377,7 +397,7 @@ def _refuse_unfit(source: ModelSource, dtype: str, refuse: Callable[..., None]) 
 
 
 def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:
-    """Raises `ModelError` for a parameter that is quantized, or holds NaN or infinity in the `dtype` asked for."""
+    """Raise `ModelError` for a parameter that is quantized, or holds NaN or infinity in the `dtype` asked for."""
     if not parameter.is_floating_point() or parameter.dtype not in DTYPES.values():
         raise ModelError(f"{name} is stored as {parameter.dtype}: quantized? Only float weights can be cut.")
     if parameter.numel() and not torch.isfinite(torch.stack(torch.aminmax(parameter))).all():
@@ -386,6 +406,7 @@ def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:
 
 
 def tokenizer_of(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a checkpoint. Raises: `ModelError` where there is none, or it cannot be read."""
     if not any((source.folder / file).exists() for file in _VOCABULARIES):
         raise ModelError(
             f"{source.folder} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy one there."
@@ -395,20 +416,22 @@ def tokenizer_of(source: ModelSource, trust_remote_code: bool) -> PreTrainedToke
 
 
 def read_tokenizer(folder: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder, tried on a word: some that are broken can be read and not used."""
-    found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    found.decode(found.encode("a", verbose=False))
-    return found
+    """Return the tokenizer in a folder, tried on a word: some broken ones can be read but not used."""
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **options)
+    tokenizer.decode(tokenizer.encode("a", verbose=False))
+    return tokenizer
 
 
 class TokenizerErrors(AbstractContextManager):
-    """Turns what goes wrong with a tokenizer into a `ModelError` that begins with `told`.
+    """Turn errors of a tokenizer into a `ModelError` that begins with `failed`.
 
-    The tokenizers library raises `Exception` itself, of which every error is a kind, so the very type is asked for; and
-    where it fails within, a panic of its own."""
+    The tokenizers library raises `Exception` itself, of which every error is a kind, so the exact type is
+    compared; and where it fails within, a panic of its own.
+    """
 
-    def __init__(self, told: str) -> None:
-        self._told = told
+    def __init__(self, failed: str) -> None:
+        self._failed = failed
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None or error is None:
@@ -418,7 +441,7 @@ class TokenizerErrors(AbstractContextManager):
             or kind.__name__ == "PanicException"
             or issubclass(kind, (*_BROKEN, ImportError))
         ):
-            raise ModelError(f"{self._told}: {_first_line(error)}") from error
+            raise ModelError(f"{self._failed}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -432,7 +455,7 @@ def _dtype(name: str) -> torch.dtype | str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers', accelerate's and the hub's bars, log lines and Python warnings off, and back as they were."""
+    """Turn bars, log lines and Python warnings of transformers, accelerate and the hub off, and back as they were."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     hub_verbosity, hub_bars = hub_logging.get_verbosity(), not are_progress_bars_disabled()
     dispatch = getLogger("accelerate.big_modeling")

@@ -1,4 +1,4 @@
-"""One logical matrix inside the parameter that stores it, fused or transposed as that may be.
+"""One logical matrix inside the parameter that stores it, which may be fused or transposed.
 
 Knows tensors and row ranges; no family, no model.
 """
@@ -35,17 +35,18 @@ class Matrix:
 
     @property
     def num_parameters(self) -> int:
+        """Return the parameters of the matrix and its bias."""
         return self.shape[0] * (self.shape[1] + (self.bias is not None))
 
     def stored_rows(self, rows: Iterable[int]) -> list[int]:
-        """Where output rows of the matrix lie in the stored parameter seen as (out, in)."""
+        """Return the rows of the stored parameter, seen as (out, in), that hold output rows of the matrix."""
         if self.rows is None:
             return list(rows)
         places = [place for start, stop in self.rows for place in range(start, stop)]
         return [places[row] for row in rows]
 
     def read(self, weight: Tensor) -> Tensor:
-        """The matrix (out, in) in the parameter's dtype; a view where its rows lie together, else a copy."""
+        """Return the matrix (out, in) in the parameter's dtype; a view where its rows lie together, else a copy."""
         stored = weight.T if self.transposed else weight
         if self.rows is None:
             return stored
@@ -53,26 +54,26 @@ class Matrix:
 
     @torch.no_grad()
     def write_(self, weight: Tensor, matrix: Tensor) -> None:
-        """Writes `matrix` (out, in) over its own rows of the parameter, cast to its dtype, and no others."""
+        """Write `matrix` (out, in) over its own rows of the parameter, cast to its dtype, and no others."""
         assert tuple(matrix.shape) == self.shape, f"{self.site} is {self.shape}, not {tuple(matrix.shape)}"
         stored = weight.T if self.transposed else weight
         for (start, stop), (first, last) in self._targets(stored.shape[0]):
             stored[start:stop].copy_(matrix[first:last])
 
     def of_output(self, y: Tensor) -> Tensor:
-        """This matrix's part of the module's output or bias: (..., stored out) → (..., out)."""
+        """Return this matrix's part of the module's output or bias: (..., stored out) → (..., out)."""
         if self.rows is None:
             return y
         return _joined([y[..., start:stop] for start, stop in self.rows], dim=-1)
 
     def in_output(self, vector: Tensor, weight: Tensor) -> Tensor:
-        """`vector` (out,) at this matrix's places of the module's whole output, and zeros at others' places."""
+        """Return `vector` (out,) at this matrix's places of the module's whole output, and zeros at others' places."""
         whole = vector.new_zeros(weight.shape[1] if self.transposed else weight.shape[0])
         whole[self.stored_rows(range(self.shape[0]))] = vector
         return whole
 
     def _targets(self, stored_rows: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """Pairs of (range in the parameter, range in the matrix)."""
+        """Yield pairs of (range in the parameter, range in the matrix)."""
         first = 0
         for start, stop in self.rows or ((0, stored_rows),):
             yield (start, stop), (first, first + stop - start)
@@ -80,13 +81,13 @@ class Matrix:
 
 
 def stacked_rows(sizes: tuple[int, ...], index: int) -> Ranges:
-    """Rows of part `index` where parts of `sizes` rows lie one after the other."""
+    """Return the rows of part `index` where parts of `sizes` rows lie one after the other."""
     start = sum(sizes[:index])
     return ((start, start + sizes[index]),)
 
 
 def grouped_rows(kind: str, num_heads: int, num_kv_heads: int, d_head: int) -> Ranges:
-    """Rows of q, k or v where each key/value group stores its query heads, its key and its value head."""
+    """Return the rows of q, k or v where each key/value group stores its query heads, its key and its value head."""
     queries = num_heads // num_kv_heads
     head, width = {"q": (0, queries), "k": (queries, 1), "v": (queries + 1, 1)}[kind]
     starts = [(group * (queries + 2) + head) * d_head for group in range(num_kv_heads)]

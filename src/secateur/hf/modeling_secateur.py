@@ -8,6 +8,8 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 operations on modules named by their paths. Parameters keep the names they have in the stock model.
 """
 
+# mypy: ignore-errors
+# Base classes here are known at run time only, which no type checker can follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,15 +43,17 @@ is read in silence, which `AutoTokenizer` needs."""
 
 
 class SecateurConfig(PreTrainedConfig):
-    """What `AutoConfig` finds by name. What it gives is the family's own configuration, which remembers the carving."""
+    """The class that `AutoConfig` finds by name; it loads the family's own configuration, which keeps the carving."""
 
     @classmethod
     def from_pretrained(cls, name: Any, **kwargs: Any) -> Any:
+        """Load the configuration from a folder or the hub."""
         stated, unused = cls.get_config_dict(name, **kwargs)
         return cls.from_dict(stated, **unused)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the family's configuration, with the carving. Raises: `ValueError` for another version."""
         carving = config_dict["carving"]
         if carving["version"] != VERSION:
             raise ValueError(
@@ -64,10 +68,12 @@ class SecateurConfig(PreTrainedConfig):
 
 @lru_cache
 def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """Returns the family's configuration class, written to disk in such a way that `AutoTokenizer` finds the family and
-    no stock class can be built."""
+    """Return the family's configuration class with a `to_diff_dict` from which no stock class can be built.
 
-    class SecateurConfig(stock):
+    `AutoTokenizer` still finds the family in what it writes.
+    """
+
+    class CarvedConfig(stock):
         _auto_class = "AutoConfig"
 
         def to_diff_dict(self) -> dict[str, Any]:
@@ -76,19 +82,21 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             shown = {key: inner.pop(key) for key in outer if key in inner}
             return NOT_STOCK | shown | {"stock": inner}
 
-    return SecateurConfig
+    CarvedConfig.__name__ = CarvedConfig.__qualname__ = SecateurConfig.__name__  # config.json names it so
+    return CarvedConfig
 
 
 # ---------------------------------------------------------------------------------------------------------------- model
 
 
 class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
-    """What `AutoModelForCausalLM` finds by name. What it gives is the family's own class, carved."""
+    """The class that `AutoModelForCausalLM` finds by name; it loads the family's own class, carved."""
 
     config_class = SecateurConfig
 
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> PreTrainedModel:
+        """Load the carved model from a folder or the hub."""
         config = SecateurConfig.from_pretrained(name) if config is None else config
         return carved_model(_stock(config)).from_pretrained(name, *args, config=config, **kwargs)
 
@@ -103,9 +111,9 @@ def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 @lru_cache
 def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The family's model class, which carves itself as soon as it is built, before any weight is read."""
+    """Return the family's model class, which carves itself as soon as it is built, before any weight is read."""
 
-    class SecateurForCausalLM(stock):
+    class CarvedForCausalLM(stock):
         config_class = carved_config(stock.config_class)
         _auto_class = "AutoModelForCausalLM"
 
@@ -113,11 +121,12 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             super().__init__(config, *args, **kwargs)
             carve_(self, config.carving["operations"])
 
-    return SecateurForCausalLM
+    CarvedForCausalLM.__name__ = CarvedForCausalLM.__qualname__ = SecateurForCausalLM.__name__
+    return CarvedForCausalLM
 
 
 def carve_(model: nn.Module, operations: Sequence[Mapping[str, Any]]) -> None:
-    """Gives `model` the shapes of what is left. New parameters hold nothing of meaning until weights are loaded."""
+    """Give `model` the shapes that are left. New parameters hold nothing of meaning until weights are loaded."""
     for operation in operations:
         if operation["op"] not in OPERATIONS:
             raise ValueError(f"this checkpoint asks for {operation['op']!r}, which this code cannot do.")
@@ -126,7 +135,7 @@ def carve_(model: nn.Module, operations: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _resize(model: nn.Module, path: str, rows: int, columns: int) -> None:
-    """A linear layer from `columns` inputs to `rows` outputs, of the class it was."""
+    """Resize a linear layer to `columns` inputs and `rows` outputs; it stays of its class."""
     linear = model.get_submodule(path)
     conv1d = hasattr(linear, "nf")  # GPT-2 keeps weights (in, out)
     shape = (columns, rows) if conv1d else (rows, columns)
@@ -140,13 +149,13 @@ def _resize(model: nn.Module, path: str, rows: int, columns: int) -> None:
 
 
 def _bias(model: nn.Module, path: str) -> None:
-    """A linear layer that had no bias has one."""
+    """Give a linear layer a bias."""
     linear = model.get_submodule(path)
     linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
 def _attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
-    """Counts of heads that the module keeps for itself, or reads from its configuration (`config.NAME`)."""
+    """Set counts of heads that the module keeps for itself, or reads from its configuration (`config.NAME`)."""
     module = model.get_submodule(path)
     of_config = {key[7:]: value for key, value in values.items() if key.startswith("config.")}
     if of_config:
@@ -157,7 +166,7 @@ def _attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
 
 
 class Otherwise:
-    """A configuration of which one module sees some values differently."""
+    """A configuration that has other values for one module."""
 
     def __init__(self, config: Any, values: Mapping[str, int]) -> None:
         self._config, self._values = config, dict(values)
@@ -169,7 +178,7 @@ class Otherwise:
 
 
 def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> None:
-    """The positions' biases (ALiBi), made for `of` heads, are those of the `heads` that are left."""
+    """Select the positions' biases (ALiBi), made for `of` heads, of the `heads` that are left."""
 
     def select(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
@@ -185,14 +194,14 @@ def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> N
 
 
 class Nothing(nn.Module):
-    """Stands where a linear layer was that has no outputs left."""
+    """The substitute of a linear layer that has no outputs left."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.new_empty(*x.shape[:-1], 0)
 
 
 class Constant(nn.Module):
-    """Stands where a feed-forward network, or its output, was: `width` zeros, or the bias that was left of it."""
+    """The substitute of a feed-forward network, or of its output: `width` zeros, or the bias that was left of it."""
 
     def __init__(self, width: int, bias: bool = False) -> None:
         super().__init__()
@@ -205,9 +214,10 @@ class Constant(nn.Module):
 
 
 class NoAttention(nn.Module):
-    """Stands where an attention was: gives zeros, or the bias that was left of it (some families: plus the residual).
+    """The substitute of an attention: zeros, or the bias that was left of it (some families: plus the residual).
 
-    It keeps one number a token in the cache, because block 0's part of the cache tells how many tokens there are.
+    It keeps one number a token in the cache, because block 0's part of the cache tells how many tokens there
+    are.
     """
 
     def __init__(self, width: int, layer: int, bias: bool = False, residual: bool = False) -> None:
@@ -241,7 +251,7 @@ class LowRank(nn.Module):
 
 
 class Side(nn.Module):
-    """Several linear layers that one fused layer was: their outputs side by side, in each of `groups` groups."""
+    """Several linear layers that were one fused layer: their outputs side by side, in each of `groups` groups."""
 
     def __init__(self, parts: Sequence[nn.Module], groups: int) -> None:
         super().__init__()
@@ -254,14 +264,14 @@ class Side(nn.Module):
 
 
 class Beside(LowRank):
-    """A linear map of low rank, beside what goes straight through: y = x + (x Aᵀ) B + b."""
+    """A linear map of low rank beside the identity: y = x + (x Aᵀ) B + b."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
 
 
 def _entry(model: nn.Module, path: str, width: int, ranks: Sequence[int | None]) -> None:
-    """Linear maps that stand for blocks that are gone; what enters the module at `path` goes through them first."""
+    """Put linear maps, which replace removed blocks, before the module at `path`."""
     module = model.get_submodule(path)
     maps = (nn.Linear(width, width) if rank is None else Beside(width, width, rank, True) for rank in ranks)
     module.entry = nn.Sequential(*maps)
@@ -270,7 +280,7 @@ def _entry(model: nn.Module, path: str, width: int, ranks: Sequence[int | None])
 
 @lru_cache
 def _entered(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class under its own name, so that what asks for it by name or kind still finds it."""
+    """Return a subclass under the same name, so that code that asks for it by name or kind still finds it."""
 
     class Entered(cls):
         def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:

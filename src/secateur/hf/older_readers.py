@@ -1,7 +1,7 @@
-"""config.json for readers of before transformers 5, for what bundles such a release, and for llama.cpp's converter.
+"""Add the older names to config.json that transformers 4, programs that bundle it, and llama.cpp's converter read.
 
-Transformers 5 keeps all that concerns rotary positions in `rope_parameters`. An earlier release does not look there: it
-loads the checkpoint without a word, and computes with a base of 10,000 and no scaling.
+Transformers 5 keeps all that concerns rotary positions in `rope_parameters`. An earlier release does not look
+there: it loads the checkpoint silently, and computes with a base of 10,000 and no scaling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _BASE, _SHARE = "rope_theta", "partial_rotary_factor"
 
 
 def with_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what config.json says, and the same once more under the names that transformers 4 reads."""
+    """Return the content of config.json, with the same values again under the names that transformers 4 reads."""
     stated = dict(config)
     if "dtype" in config:
         stated["torch_dtype"] = config["dtype"]

@@ -1,8 +1,7 @@
-"""What can be read, which is more than can be cut: blocks of decoders, of encoders and of encoder-decoders, as places
-where a hook sees the stream.
+"""Blocks of decoders, encoders and encoder-decoders as places where a hook sees the stream.
 
-Decoders are those that have an Anatomy, carved ones too. The others are in encoders.py, read-only; the verbs that cut
-keep refusing them.
+More models can be read than cut. Decoders are those that have an Anatomy, carved ones too. The others are in
+encoders.py, read-only; the verbs that cut refuse them.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from secateur.hf.weights import device_of
 class Readable:
     """A model to be read. `runs` is the part of it without its head, `kind` decoder, encoder or encoder-decoder.
 
-    `context` counts usable positions (None: no bound), `vocab_size` embeddings; `start` is what a decoder beside an
-    encoder begins with. `switches` are `rope_switches`.
+    `context` counts usable positions (None: no bound), `vocab_size` embeddings; `start` is the first token of a
+    decoder beside an encoder. `switches` are `rope_switches`.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Readable:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens enter."""
+        """Return the device that takes tokens."""
         return device_of(self.runs, next(name for name, _ in self.runs.named_parameters()))
 
 
@@ -75,15 +74,23 @@ def load_readable(
     trust_remote_code: bool = False,
     **offloading: Any,
 ) -> Readable:
-    """Loads MODEL as `load_model` does, or, read-only, a kind of model that is not cut.
+    """Load MODEL as `load_model` does, or, read-only, a kind of model that is not cut.
 
-    Raises: as `load_model`; what is neither is refused in its words.
+    Raises: as `load_model`; a model that is neither is refused in its words.
     """
     check_machine(dtype, device, **offloading)
     source = _encoder(name, revision)
     if source is None:
-        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return readable_of(load_model(name, revision=revision, **options, **offloading))
+        return readable_of(
+            load_model(
+                name,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                **offloading,
+            )
+        )
     read = read_files(source, AutoModel, _refuse_gaps, dtype=dtype, placement=Placement(device, **offloading))
     return readable_from(read.model, read.tokenizer, name=name, revision=read.source.revision)
 
@@ -97,11 +104,19 @@ def blank_readable(
     trust_remote_code: bool = False,
     **offloading: Any,
 ) -> Readable:
-    """The same without weights. Raises as `load_readable` for all but them."""
+    """Load the same without weights. Raises: as `load_readable`, but for weights."""
     source = _encoder(name, revision)
     if source is None:
-        options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-        return readable_of(blank_model(name, revision=revision, **options, **offloading))
+        return readable_of(
+            blank_model(
+                name,
+                revision=revision,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+                **offloading,
+            )
+        )
     check_machine(dtype, device, **offloading)
     with quiet():
         if source.revision is not None:
@@ -114,7 +129,7 @@ def blank_readable(
 
 
 def _encoder(name: str, revision: str | None) -> ModelSource | None:
-    """Finds a model that is read and not cut; None for another. Raises `UnknownName`, `ModelError`."""
+    """Find a model that is read and not cut; None for another. Raises: `UnknownName`, `ModelError`."""
     with quiet():
         source = find_source(name, revision)
     if source.config.get("model_type") not in ENCODERS or source.config.get("is_decoder"):
@@ -124,7 +139,7 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
 
 
 def readable_of(loaded: Loaded) -> Readable:
-    """A decoder that could be cut too."""
+    """Return a decoder, which could also be cut, as a readable model."""
     anatomy, config = loaded.anatomy, loaded.model.config
     stack = Stack("", _norm(anatomy, config), tuple(_decoder_blocks(loaded.model, anatomy)))
     return Readable(
@@ -149,7 +164,7 @@ def readable_from(
     name: str = "model",
     revision: str | None = None,
 ) -> Readable:
-    """An encoder or encoder-decoder that is already in memory, without its head. Raises `ModelError` for another."""
+    """Return an encoder or encoder-decoder in memory, without its head. Raises: `ModelError` for another model."""
     kind = model.config.model_type
     if kind not in ENCODERS:
         raise ModelError(
@@ -169,15 +184,17 @@ def readable_from(
 
 
 def _norm(anatomy: Anatomy, config: Any) -> str:
-    """BLOOM can be told to take the normed stream as its residual."""
+    """Return the place of norms; BLOOM can be told to take the normed stream as its residual."""
     if anatomy.foldable:
         return "post" if getattr(config, "apply_residual_connection_post_layernorm", False) else "pre"
     return "sandwich" if anatomy.details.after else "post"
 
 
 def _decoder_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Block]:
-    """Paths are inside the model without its head. Parts that were cut away whole are left out, and of the matrices
-    those that are stored as two factors."""
+    """Yield blocks; paths are inside the model without its head.
+
+    Parts that were removed whole are left out, and of the matrices those that are stored as two factors.
+    """
     for number, own in enumerate(anatomy.widths):
         path = _below(anatomy.blocks[number], model)
         there = {"attn": own.num_heads, "mlp": own.d_ff}
@@ -211,7 +228,7 @@ _BEFORE = {  # norms that the stream passes on its way to a part: the first of t
 
 
 def _entered(model: PreTrainedModel, block: str, part: str) -> str | None:
-    """The norm before a part; None where norms sit on the stream itself, as in OPT-350M, or the block was swapped."""
+    """Return the norm before a part; None where norms sit on the stream, as in OPT-350M, or the block was replaced."""
     if not getattr(model.config, "do_layer_norm_before", True):
         return None
     has = dict(model.base_model.get_submodule(block).named_children())
@@ -219,7 +236,7 @@ def _entered(model: PreTrainedModel, block: str, part: str) -> str | None:
 
 
 def _below(path: str, model: PreTrainedModel) -> str:
-    """Of a path in the model, what it is inside the model without its head."""
+    """Return a path in the model as a path in the model without its head."""
     prefix = f"{model.base_model_prefix}."
     assert path.startswith(prefix), f"{path} is not below {prefix}"
     return path.removeprefix(prefix)
@@ -229,7 +246,7 @@ def _below(path: str, model: PreTrainedModel) -> str:
 
 
 def _refuse_gaps(name: str, info: Mapping[str, Any]) -> None:
-    """Heads do not matter here. All that is below them must be there and fit. Raises `ModelError`."""
+    """Raise `ModelError` where tensors below the head are missing or do not fit; heads do not matter here."""
     missing = [key for key in info["missing_keys"] if not key.startswith(UNREAD)]
     beyond = [key for key in info["unexpected_keys"] if any(part in key for part in INSIDE)]
     mismatched = [key for key, *_ in info["mismatched_keys"]]

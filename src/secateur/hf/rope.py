@@ -1,8 +1,8 @@
-"""Rotary positions whose frequencies depend on the longest row of a batch: LongRoPE has one set of factors up to a
-length and another beyond it, for all positions at once.
+"""Rotary positions whose frequencies depend on the longest row of a batch.
 
-The other kind that looks at lengths, dynamic NTK, changes nothing up to `max_position_embeddings`, and nothing longer
-is ever run.
+LongRoPE has one set of factors up to a length and another beyond it, for all positions at once. The other kind
+that looks at lengths, dynamic NTK, changes nothing up to `max_position_embeddings`, and nothing longer is ever
+run.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from typing import Any
 
 
 def rope_switches(config: Any) -> tuple[int, ...]:
-    """The lengths beyond which a model rotates all positions by other factors, ascending; none of most models."""
+    """Return the lengths beyond which a model rotates all positions by other factors; none for most models."""
     stated = getattr(config, "rope_parameters", None) or {}
-    nested = [one for one in stated.values() if isinstance(one, Mapping)]  # one for each type of layer
-    found = {
-        one["original_max_position_embeddings"]
-        for one in nested or [stated]
-        if one.get("rope_type") == "longrope"
+    nested = [value for value in stated.values() if isinstance(value, Mapping)]  # one for each type of layer
+    lengths = {
+        rope["original_max_position_embeddings"]
+        for rope in nested or [stated]
+        if rope.get("rope_type") == "longrope"
     }
-    return tuple(sorted(found))
+    return tuple(sorted(lengths))
 
 
 def regime(length: int, switches: Sequence[int]) -> int:
-    """Counts the `switches` that this length is beyond. In one batch a model computes as for its longest row, so only
-    rows of one regime may run together."""
+    """Return the number of `switches` that this length is beyond.
+
+    In one batch a model computes as for its longest row, so only rows of one regime may run together.
+    """
     return bisect_left(switches, length)

@@ -1,4 +1,4 @@
-"""Checks that a model computes: with finite weights, a wrong config or too narrow a precision may give no numbers."""
+"""Check that a model computes: with finite weights, a wrong config or too narrow a precision may give no numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEW = 8  # tokens that a model is run on first, where there is no task
 
 @torch.inference_mode()
 def check_runs(loaded: Loaded, rows: Sequence[Sequence[int]]) -> None:
-    """One forward pass over each of `rows` of tokens. Raises `ModelError` where a logit is NaN or infinite."""
+    """Run the model once over each of `rows` of tokens. Raises: `ModelError` where a logit is NaN or infinite."""
     for row in rows:
         tokens = torch.tensor([list(row)], device=loaded.device)
         logits = loaded.model(input_ids=tokens, use_cache=False).logits
@@ -23,14 +23,14 @@ def check_runs(loaded: Loaded, rows: Sequence[Sequence[int]]) -> None:
 
 
 def check_finite(name: str, values: Tensor, what: str) -> None:
-    """Raises `ModelError` where a model, whose weights are finite, computed `values` that are not."""
+    """Raise `ModelError` where a model, whose weights are finite, computed `values` that are not."""
     wrong = values.numel() - int(torch.isfinite(values).sum())
     if wrong:
         raise not_finite(name, values.dtype, f"{wrong} of {values.numel()} {what} are")
 
 
 def not_finite(name: str, dtype: torch.dtype, what: str) -> ModelError:
-    """The error for it; `what` ends with is or are."""
+    """Return the error for values that are not finite; `what` ends with is or are."""
     hint = "Numbers in config.json that are not of these weights do that: a norm's epsilon, a scale, rope."
     if dtype == torch.float16:
         hint = "float16 ends at 65,504, which this model may exceed: try --dtype bfloat16 or float32."

@@ -10,8 +10,13 @@ from secateur.errors import ModelError
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes of a Mistral. `kv_heads` defaults to `heads`, `d_ff` to 8/3 of `d_model`, up to a multiple of 8; `context`
-    counts positions. Raises: `ModelError` for shapes that no Mistral has."""
+    """The shapes of a Mistral.
+
+    `kv_heads` defaults to `heads`, `d_ff` to 8/3 of `d_model`, up to a multiple of 8; `context` counts
+    positions.
+
+    Raises: `ModelError` for shapes that no Mistral has.
+    """
 
     layers: int = whole(4)
     d_model: int = whole(128)
@@ -31,11 +36,11 @@ class Size:
 
     @property
     def width(self) -> int:
-        """Neurons of a feed-forward network."""
+        """Return the neurons of a feed-forward network."""
         return self.d_ff or -(-self.d_model * 8 // 3 // 8) * 8
 
     def num_parameters(self, vocab_size: int) -> int:
-        """Of the model that has these shapes, with embeddings of its own on either side."""
+        """Return the parameters of the model that has these shapes, with untied embeddings."""
         attention = (
             2 * self.d_model * (self.d_model + self.d_model // self.heads * (self.kv_heads or self.heads))
         )

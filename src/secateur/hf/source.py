@@ -1,4 +1,4 @@
-"""Finds the source of a MODEL word: a folder, a model of the package, or one of the hub.
+"""Find the source of a MODEL word: a folder, a model of the package, or one of the hub.
 
 Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, reads no weights.
 """
@@ -76,7 +76,7 @@ class ModelSource:
 
 
 def builtin_names() -> tuple[str, ...]:
-    """The models that ship inside the package, sorted."""
+    """Return the models that ship inside the package, sorted."""
     root = resources.files("secateur") / "models"
     if not root.is_dir():
         return ()
@@ -84,7 +84,7 @@ def builtin_names() -> tuple[str, ...]:
 
 
 def folder_of(name: str) -> Path | None:
-    """The folder that MODEL is here, without a look into it; None where it can only be a hub name.
+    """Return the local folder that MODEL names, without a look into it; None where it can only be a hub name.
 
     Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for a file.
     """
@@ -110,12 +110,12 @@ def folder_of(name: str) -> Path | None:
 
 
 def place_of(name: str) -> Path:
-    """The folder that MODEL is read from: its own, or what the hub's cache has for it. Raises as `folder_of`."""
+    """Return the folder that MODEL is read from: its own, or the hub cache's. Raises: as `folder_of`."""
     return folder_of(name) or Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def local_source(name: str) -> ModelSource | None:
-    """The folder or built-in model that `name` means, or None where it can only be a hub name.
+    """Return the folder or built-in model that `name` means, or None where it can only be a hub name.
 
     Raises: as `folder_of`, and `ModelError` for no checkpoint.
     """
@@ -129,7 +129,7 @@ def local_source(name: str) -> ModelSource | None:
 
 
 def _refuse_pipes(folder: Path) -> None:
-    """Raises `ModelError` for a pipe, a socket or a device among the files: whoever opens it may wait for ever."""
+    """Raise `ModelError` for a pipe, a socket or a device among the files: opening it may block for ever."""
     try:
         strange = [path for path in folder.iterdir() if not path.is_file() and not path.is_dir()]
     except OSError as error:
@@ -140,48 +140,51 @@ def _refuse_pipes(folder: Path) -> None:
 
 
 def _may_be_of_hub(name: str) -> bool:
-    """Says whether a name has the form of a hub model's, owner/model or model."""
+    """Return True where a name has the form of a hub model's, owner/model or model."""
     return bool(name) and not name.startswith((".", "/", "~")) and "\\" not in name and name.count("/") <= 1
 
 
 def _no_checkpoint(name: str, folder: Path) -> str:
-    """Returns the message about a folder without config.json, with what to do as far as its content tells."""
-    told = f"{name} is no checkpoint: it has no {CONFIG}."
+    """Return the message about a folder without config.json, with what to do as far as its content tells."""
+    message = f"{name} is no checkpoint: it has no {CONFIG}."
     below = [f"{path.parent}" for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/{CONFIG}"))]
     owner_model = folder.resolve().name.split("--")[1:]
     if (folder / "snapshots").is_dir() and owner_model:  # of the hub's cache: models--owner--model
         which = [*below, "/".join(owner_model)]
-        return f"{told} It is a folder of the hub's cache: give {' or '.join(which[:3])}."
+        return f"{message} It is a folder of the hub's cache: give {' or '.join(which[:3])}."
     if any(folder.glob("*.gguf")):
-        told = f"{told} {GGUF}"
+        message = f"{message} {GGUF}"
     if below:
-        return f"{told} Did you mean {' or '.join(below[:3])}?"
+        return f"{message} Did you mean {' or '.join(below[:3])}?"
     if _may_be_of_hub(name):
-        return f"{told} If the hub model {name} is meant, this folder hides it: rename it, or work elsewhere."
-    return told
+        return (
+            f"{message} If the hub model {name} is meant, this folder hides it: rename it, or work elsewhere."
+        )
+    return message
 
 
 def hub_source(name: str, revision: str | None) -> ModelSource:
-    """Only the config of the hub's model; `download` brings the rest. Raises `UnknownName`, `ModelError`."""
+    """Fetch only the config of the hub's model; `download` fetches the rest. Raises: `UnknownName`, `ModelError`."""
     cached = not _ask_hub(_is_reachable, name, revision)
-    found = _ask_hub(hf_hub_download, name, revision, filename=CONFIG, local_files_only=cached)
-    folder = Path(found).parent  # the cache names it after the commit
+    file = _ask_hub(hf_hub_download, name, revision, filename=CONFIG, local_files_only=cached)
+    folder = Path(file).parent  # the cache names it after the commit
     return ModelSource(name, folder, read_config(folder), revision=folder.name, cached=cached)
 
 
 def download(source: ModelSource, *, weights: bool = True) -> ModelSource:
-    """The same source with its files there, from the very commit that the config came from; without `weights` all but
-    those, which is little."""
-    asked = source.name, source.revision
+    """Fetch the files of a source, from the very commit of its config; without `weights`, the small ones."""
+    commit = source.name, source.revision
     wanted = [pattern for pattern in _WANTED if weights or not pattern.endswith(".safetensors")]
-    what = {"allow_patterns": wanted, "ignore_patterns": _UNWANTED}
-    folder = _ask_hub(snapshot_download, *asked, **what, local_files_only=source.cached)
-    _ask_hub(snapshot_download, *asked, allow_patterns=[TEMPLATES], local_files_only=source.cached)
+    cached = source.cached
+    folder = _ask_hub(
+        snapshot_download, *commit, allow_patterns=wanted, ignore_patterns=_UNWANTED, local_files_only=cached
+    )
+    _ask_hub(snapshot_download, *commit, allow_patterns=[TEMPLATES], local_files_only=cached)
     return replace(source, folder=Path(folder))
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """config.json as a dictionary. Raises `ModelError` where it is missing or broken, and for adapters."""
+    """Return config.json as a dictionary. Raises: `ModelError` where it is missing or broken, and for adapters."""
     refuse_adapter(folder)
     if not (folder / CONFIG).exists():
         raise ModelError(f"{folder} is no checkpoint: it has no {CONFIG}.")
@@ -199,7 +202,7 @@ def read_config(folder: Path) -> Mapping[str, Any]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raises `ModelError` where an adapter's config lies: with peft, transformers would look for the adapter."""
+    """Raise `ModelError` where an adapter's config lies: with peft, transformers would look for the adapter."""
     if not (folder / ADAPTER).exists():
         return
     merge = "merge it into its base model (PEFT: merge_and_unload) and save the whole model."
@@ -220,7 +223,7 @@ def _builtin(name: str) -> Path:
 
 
 def _is_reachable(name: str, *, revision: str | None) -> bool:
-    """Asked once: the client's downloads retry for 20 seconds. Raises the hub's own refusal."""
+    """Ask the hub once: the client's downloads retry for 20 seconds. Raises the hub's own refusal."""
     try:
         HfApi().model_info(name, revision=revision)
     except HfHubHTTPError:  # also an OSError, but one with an answer in it
@@ -231,7 +234,7 @@ def _is_reachable(name: str, *, revision: str | None) -> bool:
 
 
 def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> Any:
-    """Calls the hub and turns its failures into ours."""
+    """Call the hub and turn its failures into ours."""
     try:
         return ask(name, revision=revision, **what)
     except HFValidationError as error:

@@ -1,4 +1,4 @@
-"""Blocks of any model that can be read, as places where a hook sees the stream, or what a matrix reads.
+"""Blocks of any model that can be read, as places where a hook sees the stream, or the input of a matrix.
 
 Names of modules only; of tensors no more than a matrix that is asked for.
 """
@@ -20,20 +20,22 @@ from secateur.hf.weights import read
 
 @dataclass(frozen=True)
 class Weight:
-    """A matrix by the module that holds it; by its output rows there, where others share the module; by the `share` of
-    its inputs, (index, count) of equal ones, where it is a head's."""
+    """The place of a matrix: its module, and its output rows there, where others share the module.
+
+    `share`, (index, count), is of the inputs that a head's matrix reads: one of `count` equal parts.
+    """
 
     module: str
     rows: Ranges | None = None
     share: tuple[int, int] = (0, 1)
 
     def columns(self, width: int) -> slice:
-        """Which of the module's `width` inputs it reads."""
+        """Return the inputs of the module, `width` in all, that this matrix reads."""
         index, count = self.share
         return slice(index * width // count, (index + 1) * width // count)
 
     def read(self, runs: nn.Module) -> Float[Tensor, "out in"]:
-        """As a linear map, however it is stored."""
+        """Return the matrix as a linear map, however it is stored."""
         module = runs.get_submodule(self.module)
         if isinstance(module, LowRank):
             whole = read(runs, f"{self.module}.b").T @ read(runs, f"{self.module}.a")
@@ -46,8 +48,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Readers:
-    """Matrices, by name, that all read what enters the module `reads`: the stream as it enters the module `enters`,
-    behind a norm. Where the two are one module, they read the stream itself. `stack` is whose stream it is."""
+    """Matrices, by name, that read the input of the module `reads`.
+
+    That input is the stream as it enters the module `enters`, behind a norm. Where the two are one module, they
+    read the stream itself. `stack` says whose stream it is.
+    """
 
     stack: str
     enters: str
@@ -57,10 +62,10 @@ class Readers:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """A sublayer, by the modules whose input is what it reads and whose output is what it adds to the stream.
+    """A sublayer, by the modules that read its input and write its contribution to the stream.
 
-    Where a norm precedes it, what it reads lies behind that norm. An attention has `num_heads` query heads, which lie
-    side by side where its output projection `projects` reads. `readers` are its matrices that read a stream.
+    Where a norm precedes it, its input lies behind that norm. An attention has `num_heads` query heads, side by
+    side in the input of its output projection `projects`. `readers` are its matrices that read a stream.
     """
 
     name: str
@@ -73,16 +78,18 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Block:
+    """One block: its module's path and its sublayers."""
+
     path: str
     parts: tuple[Sublayer, ...]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks one after the other on one stream. `prefix` begins their sites: nothing, `enc.` or `dec.`.
+    """Blocks one after the other on one stream. `prefix` begins their sites: empty, `enc.` or `dec.`.
 
-    `norm` is `pre` (what a block reads is normed, what it adds is not), `sandwich` (both are), or `post`: the stream
-    itself is normed, so that what leaves less what enters is not what the block contributes.
+    `norm` is `pre` (a block's input is normed, its contribution is not), `sandwich` (both are), or `post`: the
+    stream itself is normed, so output less input is not the block's contribution.
     """
 
     prefix: str
@@ -90,5 +97,5 @@ class Stack:
     blocks: tuple[Block, ...]
 
     def site(self, number: int, kind: str = "", head: int | None = None) -> str:
-        """`b3`, `enc.b3`, `dec.b3.cross`, `dec.b3.cross.h7`."""
+        """Return an address: `b3`, `enc.b3`, `dec.b3.cross`, `dec.b3.cross.h7`."""
         return str(Place(number, kind, head, self.prefix))

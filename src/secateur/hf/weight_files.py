@@ -1,4 +1,4 @@
-"""Checks that the files with a checkpoint's weights are whole and safe, before any of them is loaded.
+"""Check that the files with a checkpoint's weights are whole and safe, before any of them is loaded.
 
 Reads headers and indices; builds no model, opens no pickle.
 """
@@ -30,8 +30,10 @@ class Header:
 
 
 def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
-    """Checks the files that transformers will load, and returns every tensor in them by name: all files are there, are
-    whole safetensors files, and hold the tensors that the index promises; and there are no others which it might load.
+    """Check the files that transformers will load, and return every tensor in them by name.
+
+    All files are there, are whole safetensors files, and hold the tensors that the index promises; and there
+    are no others that transformers might load.
 
     Raises: `ModelError` naming the file; for pickled weights, which are never opened.
     """
@@ -45,7 +47,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
 
 
 def _refuse_other_places(folder: Path, config: Mapping[str, Any]) -> None:
-    """Weights that transformers reads before it looks for the usual names."""
+    """Refuse weights that transformers reads before it looks for the usual names."""
     named = config.get("transformers_weights")
     if named is not None:
         raise ModelError(
@@ -61,8 +63,11 @@ def _refuse_other_places(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _shards(folder: Path) -> Mapping[str, str] | None:
-    """Tensor → file, by the index; None where the weights are in one file, beside which an index without files is an
-    old one. Raises `ModelError` where both are there: transformers would read the one file without a word."""
+    """Return tensor → file, by the index; None where the weights are in one file.
+
+    An index without files beside one file is an old one. Raises: `ModelError` where both are there:
+    transformers would read the one file silently.
+    """
     if not (folder / INDEX).exists():
         return None
     shards = read_index(folder)
@@ -78,8 +83,11 @@ def _shards(folder: Path) -> Mapping[str, str] | None:
 
 
 def read_index(folder: Path) -> Mapping[str, str]:
-    """The file of every tensor, by their names. Raises `ModelError` where the index is no map of tensors to files of
-    the same folder: nothing elsewhere is ever opened."""
+    """Return the file of every tensor.
+
+    Raises: `ModelError` where the index is no map of tensors to files of the same folder: nothing elsewhere is
+    opened.
+    """
     index = read_json(folder / INDEX, ModelError)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -96,32 +104,32 @@ def read_index(folder: Path) -> Mapping[str, str]:
 
 def _check_shards(folder: Path, shards: Mapping[str, str]) -> dict[str, Header]:
     held: dict[str, Header] = {}
-    found: dict[str, str] = {}  # tensor → the file it is in
+    files: dict[str, str] = {}  # tensor → the file it is in
     for shard in sorted(set(shards.values())):
         if not os.path.exists(folder / shard):
             raise ModelError(
                 f"shard {shard} is missing from {folder}, and {INDEX} asks for it. Copy it again."
             )
         headers = _headers(folder / shard)
-        if twice := headers.keys() & found.keys():
-            raise ModelError(f"{min(twice)} is in two shards of {folder}, {found[min(twice)]} and {shard}.")
-        found |= dict.fromkeys(headers, shard)
+        if twice := headers.keys() & files.keys():
+            raise ModelError(f"{min(twice)} is in two shards of {folder}, {files[min(twice)]} and {shard}.")
+        files |= dict.fromkeys(headers, shard)
         held |= headers
     for tensor, shard in shards.items():
-        if found.get(tensor) != shard:
-            elsewhere = f", and which {found[tensor]} holds" if tensor in found else ""
+        if files.get(tensor) != shard:
+            elsewhere = f", and which {files[tensor]} holds" if tensor in files else ""
             raise ModelError(
                 f"shard {folder / shard} lacks {tensor}, which {INDEX} says it holds{elsewhere}. Copy both again."
             )
-    if strangers := sorted(set(found) - set(shards)):
+    if strangers := sorted(set(files) - set(shards)):
         raise ModelError(
-            f"shard {folder / found[strangers[0]]} holds {strangers[0]}, which {INDEX} does not name. Copy both again."
+            f"shard {folder / files[strangers[0]]} holds {strangers[0]}, which {INDEX} does not name. Copy both again."
         )
     return held
 
 
 def _headers(path: Path) -> dict[str, Header]:
-    """From the header, which also states how long the file must be."""
+    """Return the tensors in a file, from its header, which also states how long the file must be."""
     check_file(path, ModelError)
     with path.open("rb") as file:
         start = file.read(9)  # safetensors: the length of its header, which may begin with any byte, and "{"
@@ -129,8 +137,8 @@ def _headers(path: Path) -> dict[str, Header]:
         raise ModelError(f"{path} is a pickle under another name. Pickles can run code; it was not opened.")
     try:
         with safe_open(path, framework="pt") as tensors:
-            told = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  it is no mapping
-            return {name: Header(one.get_dtype(), tuple(one.get_shape())) for name, one in told.items()}
+            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  it is no mapping
+            return {name: Header(part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
     except (SafetensorError, OSError) as error:
         raise ModelError(_broken_shard(path, start)) from error
 
@@ -147,11 +155,11 @@ def _broken_shard(path: Path, start: bytes) -> str:
 def _no_safetensors(folder: Path) -> str:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if not pickles:
-        told = f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); "
+        missing = f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); "
         others = sorted(path.name for path in folder.glob("*.safetensors"))
         if any(folder.glob("*.gguf")):
-            return told + GGUF
-        return told + (f"{others[0]} has another name." if others else "pickled weights are never read.")
+            return missing + GGUF
+        return missing + (f"{others[0]} has another name." if others else "pickled weights are never read.")
     return (
         f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code: left alone. "
         f"If you trust it, convert it once, AutoModelForCausalLM.from_pretrained({str(folder)!r})"

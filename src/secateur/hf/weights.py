@@ -1,8 +1,9 @@
-"""The one door to a model's parameters: on a device, or offloaded to memory or disk.
+"""Read and change a model's parameters, on a device, or offloaded to memory or disk.
 
-Accelerate's hooks bring an offloaded weight in for one call of its module and drop it after that; between calls its
-parameter has a shape and no numbers. Whoever reads or changes parameters outside a call comes through here. What is
-changed is kept in memory and handed to the hooks in place of the original: no file is ever written to.
+Accelerate's hooks bring an offloaded weight in for one call of its module and drop it after that; between calls
+its parameter has a shape and no numbers. All code that reads or changes parameters outside a call comes through
+here. Changed weights are kept in memory and handed to the hooks in place of the original: no file is ever
+written to.
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ from secateur.errors import ModelError
 
 
 def read(model: nn.Module, name: str) -> Tensor:
-    """A parameter's numbers on the device that computes with them, as they are now: with edits, where there are."""
+    """Return a parameter's numbers on the device that computes with them, with edits where there are."""
     weights, key = _offloaded(model, name)
     return model.get_parameter(name).detach() if weights is None else weights[key]
 
 
 def stored(model: nn.Module, name: str) -> Tensor:
-    """As `read`, but where they lie: an offloaded weight is a view of its file, or in memory, and not to be changed."""
+    """Return the same where it lies: an offloaded weight is a view of its file and must not be changed."""
     weights, key = _offloaded(model, name)
     return model.get_parameter(name).detach() if weights is None else weights.stored(key)
 
 
 def writable(model: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
-    """A tensor to change in place, with which the model computes from now on; and what undoes that, to the bit."""
+    """Return a tensor to change in place, which the model computes with from now on.
+
+    Returns: the tensor, and a function that undoes the change to the bit.
+    """
     weights, key = _offloaded(model, name)
     if weights is not None:
         return weights.edit(key)
@@ -50,23 +54,23 @@ def _give_back(parameter: nn.Parameter, original: Tensor) -> None:
 
 
 def distinct(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter once, tied ones under their first name. Of offloaded ones only shape and dtype are there."""
-    found: dict[Any, tuple[str, nn.Parameter]] = {}
+    """Return every parameter once, tied ones under their first name. Offloaded ones have only shape and dtype."""
+    first: dict[str | int, tuple[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(_identity(model, name), (name, parameter))
-    return dict(found.values())
+        first.setdefault(_identity(model, name), (name, parameter))
+    return dict(first.values())
 
 
-def same(model: nn.Module, one: str, other: str) -> bool:
-    """Whether two names are of one parameter."""
-    return _identity(model, one) == _identity(model, other)
+def same(model: nn.Module, first: str, second: str) -> bool:
+    """Return True where two names are of one parameter."""
+    return _identity(model, first) == _identity(model, second)
 
 
 def keep_own_unembedding_(model: PreTrainedModel) -> None:
-    """Sets `tie_word_embeddings` to false where the files hold an unembedding that differs from the embedding.
+    """Set `tie_word_embeddings` to false where the files hold an unembedding that differs from the embedding.
 
-    A merged adapter with trained embeddings leaves that behind. Transformers computes with both, whatever the config
-    says; it compares the two while it loads them, and of offloaded ones they are compared here.
+    A merged adapter with trained embeddings leaves that behind. Transformers computes with both, whatever the
+    config says; it compares the two while it loads them, and of offloaded ones they are compared here.
     """
     ties, weights = model.all_tied_weights_keys, _weights(model)
     for name, source in list(ties.items()):
@@ -77,19 +81,22 @@ def keep_own_unembedding_(model: PreTrainedModel) -> None:
 
 
 def device_of(model: nn.Module, name: str) -> torch.device:
-    """Where a parameter is computed with."""
+    """Return the device that computes with a parameter."""
     weights, _ = _offloaded(model, name)
     return model.get_parameter(name).device if weights is None else weights.device
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether some weights are brought in for each call."""
+    """Return True where some weights are brought in for each call."""
     return _weights(model) is not None
 
 
 def reread(model: nn.Module) -> AbstractContextManager:
-    """Inside, autograd keeps of an offloaded weight its name, and reads it again in the backward pass; else all
-    weights of a model would be in memory at once when that begins. Nothing for a model that lies on its devices."""
+    """Make autograd read offloaded weights again in the backward pass, instead of keeping them.
+
+    Else all weights of a model would be in memory at once when that begins. Does nothing for a model on its
+    devices.
+    """
     weights = _weights(model)
     return nullcontext() if weights is None else saved_tensors_hooks(weights.pack, weights.unpack)
 
@@ -98,8 +105,7 @@ def reread(model: nn.Module) -> AbstractContextManager:
 
 
 class Weights(Mapping[str, Tensor]):
-    """What the hooks bring in, by parameter name: the weights that lie in memory or in safetensors files, or what was
-    written in their place."""
+    """The offloaded weights by parameter name, in memory or in safetensors files, with the edits made to them."""
 
     def __init__(self, loader: OffloadedWeightsLoader, device: torch.device, keeps: object) -> None:
         self.device, self._keeps = device, keeps
@@ -121,7 +127,10 @@ class Weights(Mapping[str, Tensor]):
         return len(self._loader)
 
     def stored(self, name: str) -> Tensor:
-        """Raises `ModelError` for a weight that is nowhere: of two tied ones, the map left one behind."""
+        """Return a weight where it lies.
+
+        Raises: `ModelError` for one that is nowhere: of two tied ones, the map left one behind.
+        """
         held = self._edited if name in self._edited else self._loader.state_dict
         if name in held:
             return held[name]
@@ -134,14 +143,15 @@ class Weights(Mapping[str, Tensor]):
         tensor = self._files[file].get_tensor(place.get("weight_name", name))
         return tensor.to(getattr(torch, place["dtype"])) if "dtype" in place else tensor
 
-    def are_apart(self, one: str, other: str) -> bool:
-        """Says whether files hold a weight under each of two names, and the two differ."""
-        places = [self._loader.index.get(name) for name in (one, other)]
+    def are_apart(self, first: str, second: str) -> bool:
+        """Return True where files hold a weight under each of two names, and the two differ."""
+        places = [self._loader.index.get(name) for name in (first, second)]
         if None in places or places[0] == places[1]:
             return False
-        return not torch.equal(self.stored(one), self.stored(other))
+        return not torch.equal(self.stored(first), self.stored(second))
 
     def edit(self, name: str) -> tuple[Tensor, Callable[[], None]]:
+        """Return a copy of a weight to change in place, which is used from now on, and a function that undoes that."""
         before = self._edited.get(name)
         self._edited[name] = self.stored(name).to(self.device, copy=True)
 
@@ -154,7 +164,7 @@ class Weights(Mapping[str, Tensor]):
         return self._edited[name], undo
 
     def pack(self, tensor: Tensor) -> Any:
-        """The name of the weight that `tensor` is a view of, and which view; or `tensor` itself."""
+        """Return the name of the weight that `tensor` is a view of, and which view; or `tensor` itself."""
         storage = tensor.untyped_storage()
         alive, name = self._lent.get(storage.data_ptr(), (None, ""))
         if alive is None or alive.expired() or not storage.data_ptr():
@@ -162,6 +172,7 @@ class Weights(Mapping[str, Tensor]):
         return name, tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def unpack(self, packed: Any) -> Tensor:
+        """Return the tensor that `pack` was given."""
         if isinstance(packed, Tensor):
             return packed
         name, *view = packed
@@ -169,7 +180,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def open_door_(model: PreTrainedModel, keeps: object = None) -> None:
-    """All offloaded weights of a model come from one `Weights`, which holds on to `keeps` as long as it lives."""
+    """Give all offloaded weights of a model one `Weights`, which keeps `keeps` alive as long as it lives."""
     hooks = [hook for module in model.modules() if (hook := _hook(module)) is not None]
     if not hooks:
         return
@@ -185,11 +196,13 @@ def open_door_(model: PreTrainedModel, keeps: object = None) -> None:
 
 
 def _hook(module: nn.Module) -> AlignDevicesHook | None:
-    """What brings a module's own weights in, if they are offloaded."""
+    """Return the hook that brings a module's own weights in, if they are offloaded."""
     hook = getattr(module, "_hf_hook", None)
-    for one in getattr(hook, "hooks", (hook,)):
-        if isinstance(one, AlignDevicesHook) and one.offload and isinstance(one.weights_map, PrefixedDataset):
-            return one
+    for part in getattr(hook, "hooks", (hook,)):
+        if not isinstance(part, AlignDevicesHook) or not part.offload:
+            continue
+        if isinstance(part.weights_map, PrefixedDataset):
+            return part
     return None
 
 
@@ -198,14 +211,14 @@ def _weights(model: nn.Module) -> Weights | None:
 
 
 def _offloaded(model: nn.Module, name: str) -> tuple[Weights | None, str]:
-    """What holds an offloaded parameter, and under which name."""
-    path, _, own = name.rpartition(".")
+    """Return the `Weights` that holds an offloaded parameter, and its name there."""
+    path, _, last = name.rpartition(".")
     hook = _hook(model.get_submodule(path))
-    return (None, name) if hook is None else (hook.weights_map.dataset, hook.weights_map.prefix + own)
+    return (None, name) if hook is None else (hook.weights_map.dataset, hook.weights_map.prefix + last)
 
 
-def _identity(model: nn.Module, name: str) -> Any:
-    """The same for tied parameters: offloaded ones are one by transformers' word, others are one object."""
+def _identity(model: nn.Module, name: str) -> str | int:
+    """Return a value that tied parameters share: of offloaded ones by transformers' ties, of others the object."""
     weights, key = _offloaded(model, name)
     if weights is None:
         return id(model.get_parameter(name))

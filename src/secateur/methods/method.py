@@ -7,20 +7,23 @@ report and the forecast need of it is here, so a method may live in one file of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 
 from secateur.core.config import Config
 from secateur.core.plan import Plan
-from secateur.search.race import Choice
+from secateur.errors import SecateurError
+from secateur.methods.options import GainConfig
+from secateur.search.race import Choice, Judge
 
 if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.evaluation.evaluator import Evaluator
+    from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -29,16 +32,21 @@ if TYPE_CHECKING:
 class Proposal:
     """The plan that a search proposes, and how it was found.
 
-    `search` and `analysis` are records for verdict.json and analysis.json. `tried` counts plans, `evaluations` plans
-    times examples. With a `margin` the verdict is about not being worse by more than that, in the metric's unit,
-    rather than about being better. `best` is the best plan that was tried for gain, whether or not it was taken.
+    Args:
+        tried: Plans that were judged.
+        evaluations: Plans times examples.
+        search: How the search went, for verdict.json.
+        analysis: What the report shows of it, for analysis.json.
+        margin: With a margin the verdict is about not being worse by more than that, in the metric's unit, rather
+            than about being better.
+        best: The best plan that was tried for gain, whether or not it was taken.
     """
 
     plan: Plan
     tried: int
     evaluations: int
-    search: dict[str, Any]
-    analysis: dict[str, Any] = field(default_factory=dict)
+    search: Record
+    analysis: Record | None = None
     margin: float | None = None
     best: Plan | None = None
 
@@ -46,12 +54,17 @@ class Proposal:
 class Method(ABC):
     """A way to find what a model does not need.
 
-    `name` is what `--method` says, `summary` a phrase for `--help`, `Config` a frozen dataclass of options.
+    Attributes:
+        name: What `--method` says.
+        summary: A phrase for `--help`.
+        Config: A frozen dataclass of options.
+        readings: What `probe --what` reads by this method, if anything.
     """
 
     name: str
     summary: str
     Config: ClassVar[type[Config]] = Config
+    readings: tuple[str, ...] = ()
 
     @abstractmethod
     def check(self, session: Session) -> None:
@@ -65,21 +78,58 @@ class Method(ABC):
         """Return what the report shows of this method; `analysis.extra_keys` holds the keys that it wrote."""
         return ()
 
+    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+        """Return what the search looked at, for the report's map of the model."""
+        from secateur.report.cuts import Tried
+
+        return Tried()
+
+    def check_reading(self, name: str, session: Session, split: str) -> None:
+        """Raise `SecateurError` for what cannot be read, seen on a model without weights."""
+        self.check(session)
+
+    def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
+        """Return the rows of one of the `readings` of the model that `plan` leaves.
+
+        Args:
+            split: `probe` or `select`.
+        """
+        raise AssertionError(f"{self.name} has no reading {name}")
+
+
+R = TypeVar("R", bound="Record")
+
+
+def own_part(analysis: AnalysisRecord, kind: type[R]) -> R:
+    """Return the part of analysis.json that a method wrote, as its own record.
+
+    Args:
+        kind: Type of that record, which ignores all other keys.
+
+    Raises: `SecateurError` where a key is of another type.
+    """
+    known = {name: value for name, value in analysis.extra_keys.items() if value is not None} | {
+        "base": analysis.base
+    }
+    return kind.from_values(known, "analysis.json", SecateurError, "Write it again with `secateur prune`.")
+
 
 def taken(session: Session, choice: Choice) -> Plan:
     """Return the best plan where `select` shows that it gains; with --keep-unproven also where its mean is better."""
-    kept = session.options.config.keep_unproven and choice.better
-    return choice.best if choice.shown or kept else session.empty
+    keep_unproven = session.config(GainConfig).keep_unproven
+    return choice.best if choice.shown or (keep_unproven and choice.better) else session.empty
 
 
 class CountingJudge:
     """A judge that counts what a search asks, whether or not the ledger knew it."""
 
-    def __init__(self, judge: Evaluator) -> None:
+    def __init__(self, judge: Judge) -> None:
         self._judge = judge
         self._seen: dict[Plan, int] = {}
 
-    def __call__(self, plans: Sequence[Plan], examples: Sequence[int], stage: str) -> dict[Plan, np.ndarray]:
+    def __call__(
+        self, plans: Sequence[Plan], examples: Sequence[int], stage: str
+    ) -> Mapping[Plan, np.ndarray]:
         self._seen |= {plan: max(len(examples), self._seen.get(plan, 0)) for plan in plans}
         return self._judge(plans, examples, stage)
 

@@ -6,7 +6,6 @@ Another package adds a method by an entry point of the group `secateur.methods` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -29,7 +28,6 @@ OURS: tuple[Method, ...] = (
     Components("components", "heads and feed-forward networks, likewise"),
 )
 GROUP = "secateur.methods"
-COMMON = {one.name for one in fields(Options)}
 
 
 @cache
@@ -57,6 +55,19 @@ def method_named(name: str) -> Method:
     if name not in methods():
         raise UnknownName(f"unknown method {name!r}.{nearest(name, tuple(methods()))}")
     return methods()[name]
+
+
+def method_readings() -> tuple[str, ...]:
+    """Return the names of what `probe` can read by some method."""
+    return tuple(name for method in methods().values() for name in method.readings)
+
+
+def method_reading(name: str) -> Method:
+    """Return the first method that has the reading of this name. Raises: `UnknownName`."""
+    for method in methods().values():
+        if name in method.readings:
+            return method
+    raise UnknownName(f"unknown probe {name!r}.{nearest(name, method_readings())}")
 
 
 def method_options() -> dict[str, tuple[Named, list[str]]]:

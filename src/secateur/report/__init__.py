@@ -1,11 +1,1 @@
-"""Pages to look at, from a run's records. Knows no torch."""
-
-from secateur.report.write import (
-    render,
-    write_report,
-)
-
-__all__ = [
-    "render",
-    "write_report",
-]
+"""Pages to look at: the engine, charts, tables, and the sections that every run has. Knows no method and no torch."""

@@ -102,6 +102,6 @@ def where_it_loads(loads: LoadsRecord | None) -> str:
     """Return each program with its sign: how to load it and how that is known, or why it does not load."""
     if loads is None or not loads.where:
         return ""
-    marks = [(place, sign(place.to_json()), evidence_text(place.to_json())) for place in loads.where]
+    marks = [(place, sign(place), evidence_text(place)) for place in loads.where]
     places = [(place, mark, *_KINDS[mark], evidence) for place, mark, evidence in marks]
     return fragment("run", "loads", places=places)

@@ -1,4 +1,5 @@
-"""An interval plot: before and after on one track, as plain HTML, which prints, narrows and needs no script.
+"""An interval plot: before and after on one track, as plain HTML, which prints, narrows and needs no script; for
+notebooks also as a figure.
 
 Positions are percentages of the track's width; every row carries its numbers as text.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from secateur.core.records.verdict import MemberRecord, SecondaryRecord, SideEffect, VerdictRecord
+from secateur.report.chart import AFTER, BEFORE, INK, RULE, Figure, Trace, new_axis, new_layout
 from secateur.report.markup import (
     capital,
     change,
@@ -92,12 +94,17 @@ def panels(rows: Sequence[Dumbbell], titles: Mapping[str, str]) -> str:
     Args:
         titles: Units in words.
     """
+    return "".join(
+        panel(titles.get(unit, "Measured in " + unit), group) for (unit, _), group in grouped(rows).items()
+    )
+
+
+def grouped(rows: Sequence[Dumbbell]) -> dict[tuple[str, bool], list[Dumbbell]]:
+    """Return rows by unit and direction, in order of appearance."""
     groups: dict[tuple[str, bool], list[Dumbbell]] = {}
     for row in rows:
         groups.setdefault((row.unit, row.higher_is_better), []).append(row)
-    return "".join(
-        panel(titles.get(unit, "Measured in " + unit), group) for (unit, _), group in groups.items()
-    )
+    return groups
 
 
 def panel(title: str, rows: Sequence[Dumbbell]) -> str:
@@ -165,3 +172,80 @@ def _values(row: Dumbbell) -> str:
     gap = [text(change(row.difference.value, row.unit))] if row.difference else []
     gap += [p_value(row.p)] if known(row.p) else []
     return f'<div class="values"><span>{line}</span><small>{", ".join(gap)}</small></div>'
+
+
+# ------------------------------------------------------------------------------------------------------- as a figure
+
+ROW, AXIS = 44, 70  # pixels of a row, and of a panel's scale with its title
+COLORS = {"before": BEFORE, "after": AFTER, "alternative": INK}
+
+
+def intervals_figure(rows: Sequence[Dumbbell]) -> Figure:
+    """Return the same plot as a figure: below each other a panel for each unit and direction, a line for each row."""
+    groups = [(key, [row for row in group if row.marks]) for key, group in grouped(rows).items()]
+    groups = [(key, group) for key, group in groups if group]
+    sizes = [AXIS + ROW * len(group) for _, group in groups]
+    whole = max(sum(sizes), 1)
+    margin, legend = (
+        {"l": 240, "r": 24, "t": 34, "b": 8},
+        {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+    )
+    layout = new_layout(max(whole + 40, 180), margin=margin, showlegend=True, legend=legend)
+    traces: list[Trace] = []
+    top = 1.0
+    for panel_number, ((unit, higher), group) in enumerate(groups, start=1):
+        bottom = top - sizes[panel_number - 1] / whole
+        low = bottom + (AXIS - 10) / whole
+        words = f"{unit_name(unit)}, {'higher' if higher else 'lower'} is better"
+        axis = {"anchor": f"y{panel_number}", "tickformat": ".0%" if unit == "share" else ""}
+        layout[f"xaxis{panel_number}"] = new_axis(words, **axis)
+        names = [f"{text(capital(row.label))}<br><sup>{text(row.note)}</sup>" for row in group]
+        axis_ticks = {"tickvals": list(range(len(group))), "ticktext": names, "gridcolor": RULE}
+        span = {
+            "range": [len(group) - 0.5, -0.5],
+            "domain": [max(low, 0.0), top],
+            "anchor": f"x{panel_number}",
+        }
+        layout[f"yaxis{panel_number}"] = new_axis("", **axis_ticks, **span)
+        traces += [
+            _points(group, side, unit) | {"xaxis": f"x{panel_number}", "yaxis": f"y{panel_number}"}
+            for side in COLORS
+        ]
+        top = bottom
+    drawn = [trace for trace in traces if trace["x"]]
+    first = {trace["name"]: trace for trace in reversed(drawn)}
+    return Figure("", [trace | {"showlegend": trace is first[trace["name"]]} for trace in drawn], layout)
+
+
+def _points(rows: Sequence[Dumbbell], side: str, unit: str) -> Trace:
+    """Return the dots of one side in a panel, with intervals where there are any."""
+    marks = [(place, score) for place, row in enumerate(rows) for name, score in row.marks if name == side]
+    ends = [
+        (score.value, score.ci if score.ci and all(known(end) for end in score.ci) else None)
+        for _, score in marks
+    ]
+    hover = [
+        f"{side}: {number(value, unit)}" + (f"<br>95 %: {interval(ci, unit)}" if ci else "")
+        for value, ci in ends
+    ]
+    shift = {"before": 0.1, "after": -0.1, "alternative": 0.0}[side]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": side,
+        "legendgroup": side,
+        "x": [value for value, _ in ends],
+        "y": [place + shift for place, _ in marks],
+        "text": hover,
+        "hovertemplate": "%{text}<extra></extra>",
+        "marker": {"size": 11, "color": COLORS[side]},
+        "error_x": {
+            "type": "data",
+            "array": [ci[1] - value if ci else 0.0 for value, ci in ends],
+            "arrayminus": [value - ci[0] if ci else 0.0 for value, ci in ends],
+            "symmetric": False,
+            "color": COLORS[side],
+            "thickness": 1.5,
+            "width": 0,
+        },
+    }

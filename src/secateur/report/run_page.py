@@ -12,7 +12,7 @@ from markupsafe import Markup
 from secateur.core.baseline import floors_text
 from secateur.core.records.analysis import AnalysisRecord, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.plan import PlanRecord
-from secateur.core.records.verdict import IntervalRecord, VerdictRecord
+from secateur.core.records.verdict import AlternativeRecord, IntervalRecord, VerdictRecord
 from secateur.core.score import few_groups
 from secateur.report import tables
 from secateur.report.chart import AFTER, BEFORE, Figure, Trace, new_axis, new_layout
@@ -101,14 +101,24 @@ def how_sure(verdict: VerdictRecord) -> list[Markup]:
     if verdict.openings > 1:
         before = p_value(verdict.p_value_unadjusted)
         parts.append(f"test split opened {verdict.openings} times, corrected for (uncorrected {before})")
-    if verdict.baseline and (floors := floors_text(verdict.baseline.to_json())):
+    if verdict.baseline and (floors := floors_text(verdict.baseline)):
         parts.append(f"without a model: {text(floors)}")
     return [Markup(part) for part in parts if part]
 
 
-def compared(verdict: VerdictRecord) -> PageSection:
-    """Return the metrics before and after, beside changes that need no cut."""
-    tried = [item for item in verdict.alternatives if item.applicable and known(item.value)]
+def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
+    """Return in plain words the verdict, its metric before and after, and what was cut."""
+    before, after = (number(side.value, verdict.unit) for side in (verdict.before, verdict.after))
+    ends = interval(verdict.difference.ci, verdict.unit, signed=True)
+    change_ends = f" (change {ends})" if ends else ""
+    cut = "; ".join(item.edit for item in verdict.cut[:3]) + ("; ..." if len(verdict.cut) > 3 else "")
+    set_aside = "" if verdict.handed_over.holds == "cut" or not cut else ", set aside"
+    line = f"{verdict.metric} {before} → {after}{change_ends}".replace("\u00a0", " ")
+    return verdict.verdict, line, f"{cut}{set_aside}" if cut else "nothing cut"
+
+
+def compared_rows(verdict: VerdictRecord) -> list[Dumbbell]:
+    """Return a row for each metric, before and after, and for each change that needs no cut."""
     rows = [
         dumbbell(verdict, metric_name(verdict.metric), "decides the verdict", p=verdict.p_value),
         *(dumbbell(item, metric_name(item.metric), "reported beside it") for item in verdict.secondary),
@@ -121,8 +131,19 @@ def compared(verdict: VerdictRecord) -> PageSection:
             alternative=IntervalRecord(value=item.value, ci=item.ci),
             higher_is_better=verdict.higher_is_better,
         )
-        for item in tried
+        for item in without_cut(verdict)
     ]
+    return rows
+
+
+def without_cut(verdict: VerdictRecord) -> list[AlternativeRecord]:
+    """Return the changes without a cut that were measured."""
+    return [item for item in verdict.alternatives if item.applicable and known(item.value)]
+
+
+def compared(verdict: VerdictRecord) -> PageSection:
+    """Return the metrics before and after, beside changes that need no cut."""
+    tried, rows = without_cut(verdict), compared_rows(verdict)
     simpler = [("dot alternative", "a simpler change, for comparison")] if tried else []
     legend = key(("dot before", "original"), ("dot after", "cut"), *simpler, ("bar95", "95&nbsp;% interval"))
     alternatives = fragment(
@@ -147,17 +168,28 @@ def beside_cut(verdict: VerdictRecord, value: float) -> str:
     return "more than the cut" if gain > 0 else "less than the cut"
 
 
-def members(verdict: VerdictRecord) -> PageSection:
+def member_rows(verdict: VerdictRecord) -> list[Dumbbell]:
     """Return a row for each of several tasks, in the metric that decides, and in accuracy where that is another."""
-    rows, measured = [], []
+    rows = []
     for task in verdict.tasks:
         size = f"n = {task.n:,}"
         rows.append(dumbbell(task, task.name, f"{metric_name(task.metric)}, {size}", p=task.p_value))
-        measured.append((task.name, task))
-        for other in task.secondary:
-            if other.metric == "accuracy":
-                rows.append(dumbbell(other, task.name, f"accuracy, {size}, p not corrected"))
-                measured.append((task.name, other))
+        rows += [
+            dumbbell(other, task.name, f"accuracy, {size}, p not corrected")
+            for other in task.secondary
+            if other.metric == "accuracy"
+        ]
+    return rows
+
+
+def members(verdict: VerdictRecord) -> PageSection:
+    """Return each of several tasks by itself, before and after."""
+    rows = member_rows(verdict)
+    measured = [
+        (task.name, item)
+        for task in verdict.tasks
+        for item in (task, *(other for other in task.secondary if other.metric == "accuracy"))
+    ]
     legend = key(("dot before", "original"), ("dot after", "cut"), ("bar95", "95&nbsp;% interval"))
     lead = (
         "What decides is the mean over equally many examples of each task; here each is measured on all of its own "
@@ -175,9 +207,14 @@ def guards(verdict: VerdictRecord) -> PageSection:
     return PageSection("guards", "Can the gain be trusted?", lead, (body,))
 
 
+def effect_rows(verdict: VerdictRecord) -> list[Dumbbell]:
+    """Return a row for everything else that was watched."""
+    return [dumbbell(item, item.name, f"n = {item.n:,}" if item.n else "") for item in verdict.side_effects]
+
+
 def effects(verdict: VerdictRecord) -> PageSection:
     """Return what the cut did to everything else that was watched."""
-    rows = [dumbbell(item, item.name, f"n = {item.n:,}" if item.n else "") for item in verdict.side_effects]
+    rows = effect_rows(verdict)
     measured = tables.measures([(item.name, item) for item in verdict.side_effects])
     lead = "What the same cut did where nobody was aiming."
     return PageSection("effects", "What it cost elsewhere", lead, (panels(rows, UNITS), measured))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from secateur.core.records.analysis import ChangedExample
 from secateur.core.records.plan import PlanRecord
@@ -93,13 +92,15 @@ def provenance(verdict: VerdictRecord, plan: PlanRecord) -> str:
     return folded_facts(facts)
 
 
-def probe_provenance(record: Mapping[str, Any]) -> str:
+def probe_provenance(
+    model: str, what: Sequence[str], tasks: Sequence[str], versions: Mapping[str, str] | None
+) -> str:
     """Return the same for the readings of a probe."""
     facts = {
-        "model": text(record.get("model", MISSING)),
-        "read": joined(*(record.get("what") or ())),
-        "tasks": joined(*(record.get("tasks") or ())),
-        "versions": joined(*(f"{name} {value}" for name, value in (record.get("versions") or {}).items())),
+        "model": text(model),
+        "read": joined(*what),
+        "tasks": joined(*tasks),
+        "versions": joined(*(f"{name} {value}" for name, value in (versions or {}).items())),
     }
     return folded_facts(facts)
 
@@ -111,6 +112,6 @@ def folded_facts(facts: Mapping[str, str]) -> str:
     return f'<details class="provenance">{summary}<dl>{body}</dl></details>'
 
 
-def joined(*parts: Any) -> str:
-    """Return the parts that are not empty with commas between them, as HTML."""
+def joined(*parts: object) -> str:
+    """Return what is there of `parts`, with commas between, escaped."""
     return text(", ".join(str(part) for part in parts if part) or MISSING)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, distributed
@@ -67,13 +67,15 @@ def on_main(act: Callable[[], object]) -> None:
 
 def from_main(find: Callable[[], T]) -> T:
     """Return in all processes what `find` returns in the main one. Raises as `on_main`."""
-    results: list[T] = []
-    on_main(lambda: results.append(find()))
+    sent: list[T | None] = [None]
+
+    def keep() -> None:
+        sent[0] = find()
+
+    on_main(keep)
     if world() > 1:
-        sent = results or [None]
         distributed.broadcast_object_list(sent)
-        return sent[0]  # type: ignore[return-value]  # broadcast from the main process, where it is set
-    return results[0]
+    return cast(T, sent[0])
 
 
 def any_process(flag: bool) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
+from secateur.core.config import Named, option, options_of
 from secateur.core.origin import Origin
-from secateur.core.ranges import SEED, check_ranges, real, whole
+from secateur.core.ranges import SEED, check_ranges, real, whole, whole_numbers
 from secateur.core.site import check_matrix_words
 from secateur.errors import TaskError, TrainingError, UnknownName, nearest
 from secateur.hf.size import Size
@@ -29,18 +30,7 @@ assert {field.name for field in fields(Options)} >= set(TASK_OPTIONS), "each is 
 class Tuning:
     """AdamW with a linear schedule and gradients clipped at norm 1, the defaults of the Hugging Face Trainer.
 
-    Args:
-        split: The splits to train on: probe, select or both.
-        epochs: Passes over these splits.
-        lr: Learning rate at its peak.
-        batch_size: Examples per step of one process.
-        weight_decay: AdamW's weight decay.
-        warmup: Share of the steps in which the learning rate rises.
-        max_steps: Exactly so many steps, whatever `epochs` is.
-        bf16: Mixed precision: weights in float32, arithmetic in bfloat16.
-        lora: Rank of adapters that are trained instead of all parameters; None: no adapters.
-        lora_alpha: Adapters are scaled by `lora_alpha` / `lora`; None: by 2.
-        lora_targets: Words for the matrices that get adapters.
+    Each field says what it is. `batch_size` is that of one process.
 
     Raises: `TaskError` for the test split, `UnknownName` for an unknown split or matrix, `TrainingError` for a number
     outside its range and for options of adapters without `lora`.
@@ -48,17 +38,41 @@ class Tuning:
     Source: Biderman et al. 2024 (arXiv 2405.09673) for `lora_alpha` of twice the rank.
     """
 
-    split: tuple[str, ...] = ("probe",)
-    epochs: int = whole(3)
-    lr: float = real(5e-5, 0, above=True, such="5e-5")
-    batch_size: int = whole(8)
-    weight_decay: float = real(0.0)
-    warmup: float = real(0.0, 0, 1, below=True, such="0.06, a share of the steps")
-    max_steps: int | None = whole(None)
-    bf16: bool = False
-    lora: int | None = whole(None, such="8")
-    lora_alpha: float | None = real(None, 0, above=True, such="twice the rank")
-    lora_targets: tuple[str, ...] = ALL
+    split: tuple[str, ...] = option(
+        ("probe",),
+        "What to learn: probe, select, or probe,select. Test is never trained on.",
+        "NAMES",
+        read=lambda flag, text: splits_of(text),
+        default_text="probe",
+    )
+    epochs: int = option(whole(3), "How often every example is learned.", "N")
+    lr: float = option(real(5e-5, 0, above=True, such="5e-5"), "Learning rate at its peak.", "RATE")
+    batch_size: int = option(whole(8), "Examples per step.", "N")
+    weight_decay: float = option(real(0.0), "AdamW's weight decay.", "RATE")
+    warmup: float = option(
+        real(0.0, 0, 1, below=True, such="0.06, a share of the steps"),
+        "Share of the steps in which the rate rises, such as 0.06.",
+        "SHARE",
+    )
+    max_steps: int | None = option(whole(None), "Exactly N steps, whatever --epochs says.", "N")
+    bf16: bool = option(False, "Mixed precision: weights in float32, arithmetic in bfloat16.", flags="--bf16")
+    lora: int | None = option(
+        whole(None, such="8"),
+        "Train low-rank adapters of this rank instead, and merge them (peft).",
+        "RANK",
+    )
+    lora_alpha: float | None = option(
+        real(None, 0, above=True, such="twice the rank"),
+        "What adapters add is scaled by A/RANK; default 2 · RANK.",
+        "A",
+    )
+    lora_targets: tuple[str, ...] = option(
+        ALL,
+        "Matrices that get adapters, such as q,v or o,down, attn, mlp.",
+        "NAMES",
+        read=lambda flag, text: names_of(text),
+        default_text="all",
+    )
 
     def __post_init__(self) -> None:
         for name in self.split or ("",):
@@ -92,20 +106,24 @@ TRAIN_DEFAULTS = Tuning(("select",), epochs=1, lr=1e-3, batch_size=16, weight_de
 class Healing:
     """Options that only `heal` has.
 
-    Args:
-        stage: `layers` (what stands for removed blocks), `end` (all parameters) or `both`, one after the other.
-        temperature: Temperature of both models' probabilities in the stage `end`.
-        hidden: Weight of the error of the hidden states beside the divergence in the stage `end`.
-        side: Tasks to watch.
-        ledger: The file that notes an opening of test; None: test is not opened.
+    Each field says what it is; in the stage `layers` what stands for removed blocks is trained, in `end` everything.
+    Without `ledger`, the file that notes an opening of test, test is not opened.
 
     Raises: `UnknownName` for an unknown stage, `TrainingError` for a number outside its range or an empty `ledger`.
     """
 
-    stage: str = "both"
-    temperature: float = real(1.0, 0, above=True, such="1 or 2")
-    hidden: float = real(1.0)
-    side: tuple[str, ...] = ()
+    stage: str = option(
+        "both",
+        "layers (what stands for blocks, by the streams there), end (everything), or both in turn.",
+        "NAME",
+    )
+    temperature: float = option(
+        real(1.0, 0, above=True, such="1 or 2"), "end: of both models' probabilities.", "T"
+    )
+    hidden: float = option(real(1.0), "end: weight of the streams' error beside the divergence.", "WEIGHT")
+    side: tuple[str, ...] = option(
+        (), "A task to watch; may be repeated. Left out: plain English.", "TASK", repeated=True
+    )
     ledger: str | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +174,19 @@ class Teacher:
         return {"name": self.name, "revision": revision, "dtype": self.origin.dtype}
 
 
+def steps_of(given: str | Sequence[int], flag: str = "--save-steps") -> tuple[int, ...]:
+    """Return the numbers in `0,100,1000`, or in a sequence, each once and in order.
+
+    Raises: `TrainingError` for text that is no numbers with commas between them.
+    """
+    numbers: Sequence[int] | None = () if isinstance(given, str) else given
+    if isinstance(given, str):
+        numbers = whole_numbers(names_of(given)) if given else []
+        if numbers is None:
+            raise TrainingError(f"{flag} {given!r}: write a number, or several such as 0,100,1000.")
+    return tuple(sorted(set(numbers or ())))
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Options that only `train` has.
@@ -164,12 +195,10 @@ class Recipe:
         text: The text file.
         tokenizer: A folder with a tokenizer.
         size: Shapes of the model.
-        steps: Optimizer steps.
-        save_steps: Write a checkpoint after each of these steps; 0 is the untrained model.
-        regulariser: `none`, `cosine` or `mse`.
-        weight: Weight of the regulariser in the loss.
         seqlen: Tokens per chunk of text.
         seed: Seed of the weights, of the order of chunks and of what is held out.
+
+    The other fields say what they are.
 
     Raises: `UnknownName` for an unknown regulariser; `TrainingError` for a number outside its range, a step outside
     the run, and chunks longer than the model's context.
@@ -178,10 +207,18 @@ class Recipe:
     text: str
     tokenizer: str
     size: Size
-    steps: int = whole(1000)
-    save_steps: tuple[int, ...] = whole((), 0)
-    regulariser: str = "none"
-    weight: float = real(0.5)
+    steps: int = option(whole(1000), "How many steps.", "N")
+    save_steps: tuple[int, ...] = option(
+        whole((), 0),
+        "Checkpoints after so many steps too, as OUT/step-N; 0: untrained.",
+        "N,...",
+        read=lambda flag, text: steps_of(text, flag),
+        default_text="",
+    )
+    regulariser: str = option(
+        "none", "Pull the streams around a block together: cosine, mse, or none.", "NAME"
+    )
+    weight: float = option(real(0.5), "The regulariser's.", "WEIGHT")
     seqlen: int = whole(256, 2)
     seed: int = whole(0, 0, SEED)
 
@@ -220,3 +257,20 @@ def task_options_of(model: str, task: str, given: Mapping[str, Any]) -> Options:
         if name not in TASK_OPTIONS:
             raise UnknownName(f"finetune has no option {name!r}.{nearest(name, TASK_OPTIONS)}")
     return Options(model=model, task=task, **given)
+
+
+def task_options(*left_out: str) -> Iterator[Named]:
+    """Yield the options of model and task that the command line of a training has, without those `left_out`."""
+    for named in options_of(Options):
+        if named.name == "seed":
+            told = "Seed of the order of examples and of dropout."
+            yield replace(named, option=replace(named.option, help=told))
+        elif named.name in TASK_OPTIONS and named.name not in left_out:
+            yield named
+
+
+def tuning_options(defaults: Tuning, *left_out: str) -> Iterator[Named]:
+    """Yield the options of `Tuning` with a verb's own defaults, without those `left_out`."""
+    for named in options_of(Tuning):
+        if named.name not in left_out:
+            yield replace(named, default=vars(defaults)[named.name])

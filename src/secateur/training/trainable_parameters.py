@@ -40,7 +40,9 @@ class TrainableParameters:
     def count(self, model: nn.Module) -> int:
         """Return how many numbers are trained; an adapter has rank × (inputs + outputs)."""
         trained = sum(p.numel() for name, p in model.named_parameters() if name in self.whole)
-        return trained + self.rank * sum(sum(model.get_submodule(path).weight.shape) for path in self.paths)
+        return trained + self.rank * sum(
+            sum(model.get_parameter(f"{path}.weight").shape) for path in self.paths
+        )
 
     @contextmanager
     def enabled(self, model: nn.Module, seed: int) -> Iterator[None]:

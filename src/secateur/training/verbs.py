@@ -34,6 +34,7 @@ from secateur.training.options import (
     check_stage,
     names_of,
     splits_of,
+    steps_of,
     task_options_of,
 )
 
@@ -186,7 +187,7 @@ def train(
     out: str | Path,
     *,
     steps: int = Recipe.steps,
-    save_steps: Sequence[int] = (),
+    save_steps: str | Sequence[int] = (),
     regulariser: str = Recipe.regulariser,
     weight: float = Recipe.weight,
     seqlen: int = Recipe.seqlen,
@@ -224,7 +225,7 @@ def train(
 
     Source: Razzhigaev et al. 2024 (arXiv 2405.12250) for the recipe.
     """
-    file, chosen = text.removeprefix("text:"), tuple(sorted(set(save_steps)))
+    file, chosen = text.removeprefix("text:"), steps_of(save_steps)
     size = Size(layers, d_model, heads, kv_heads, d_ff, context)
     recipe = Recipe(file, tokenizer, size, steps, chosen, regulariser, weight, seqlen, seed)
     tuning = Tuning(("select",), 1, lr, batch_size, weight_decay, warmup, steps, bf16)

@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING
 
 from secateur.core.config import option, options_of
 from secateur.errors import SecateurError, UnknownName
-from secateur.methods.method import Method
+from secateur.methods.method import Method, own_part
 from secateur.methods.options import GainConfig, StepConfig
+from secateur.options import matrices_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from secateur.core.plan import Plan
+    from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.record import Record
+    from secateur.core.records.verdict import VerdictRecord
     from secateur.methods.method import Proposal
+    from secateur.report.cuts import Tried
+    from secateur.report.frame import PageSection
     from secateur.session import Session
 
 PROTOCOLS = ("search", "removal", "threshold", "paper")
-LISTENING = {  # the protocols that an option is for, if not for all
+LISTENING = {  # protocols that an option is for, if not for all
     "max_loss": ("removal",),
     "step": ("removal",),
     "target": ("removal", "paper"),
@@ -63,29 +72,30 @@ class DirectionsConfig(GainConfig, StepConfig):
         super().__post_init__()
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise UnknownName(f"unknown protocol {self.protocol!r}; it is one of {', '.join(PROTOCOLS)}.")
-        for one in options_of(self):
-            protocols = LISTENING.get(one.name, PROTOCOLS)
-            value = vars(self)[one.name]
-            if value != one.default and self.chosen_protocol not in protocols:
-                flag = one.words(value)[0]
+        for named in options_of(self):
+            protocols = LISTENING.get(named.name, PROTOCOLS)
+            value = vars(self)[named.name]
+            if value != named.default and self.chosen_protocol not in protocols:
+                flag = named.words(value)[0]
                 raise SecateurError(
                     f"{flag} is for --protocol {' and '.join(protocols)}, not {self.chosen_protocol}."
                 )
 
     @property
     def chosen_protocol(self) -> str:
-        """The protocol asked for; else `removal` where a bound is set, and `search` where none is."""
+        """The protocol that the user named; else `removal` where a bound is set, and `search` where none is."""
         if self.protocol is not None:
             return self.protocol
         return "search" if self.target is None and self.max_loss is None else "removal"
 
 
 class RemoveSingularDirections(Method):
-    """Singular directions that hurt are removed, their mean effect is folded into biases."""
+    """Removal of singular directions that hurt; their mean effect is folded into biases."""
 
     name = "directions"
     summary = "singular directions that hurt, folded into biases"
     Config = DirectionsConfig
+    readings = ("directions",)
 
     def check(self, session: Session) -> None:
         """Raise `UnknownName` for matrices and layers, `SecateurError` where zeros cannot stand for directions."""
@@ -95,6 +105,32 @@ class RemoveSingularDirections(Method):
 
     def search(self, session: Session) -> Proposal:
         """Read effects on `probe`, choose directions and their number on `select`."""
-        from secateur.methods.directions.search import search
+        from secateur.methods.directions.readings import DirectionsProbe
+        from secateur.methods.directions.search import run
 
-        return search(session)
+        judge, sites = session.judge(), matrices_of(session.loaded.anatomy, session.options)
+        return run(session, judge, DirectionsProbe(session, judge, sites))
+
+    def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
+        """Return what each direction is worth, how good predictions were, how far it went, what directions say."""
+        from secateur.methods.directions.records import DirectionsAnalysis
+        from secateur.methods.directions.report import sections
+
+        return sections(own_part(analysis, DirectionsAnalysis).directions)
+
+    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+        """Return the matrices whose directions were read, and how many of them were removed."""
+        from secateur.methods.directions.records import DirectionsAnalysis
+        from secateur.methods.directions.report import tried
+
+        return tried(own_part(analysis, DirectionsAnalysis).directions)
+
+    def check_reading(self, name: str, session: Session, split: str) -> None:
+        """Raise `UnknownName` for matrices and layers that the model does not have."""
+        matrices_of(session.loaded.anatomy, session.options)
+
+    def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
+        """Return the predicted change of the loss without each direction, by matrix or head."""
+        from secateur.methods.directions.readings import read_directions
+
+        return read_directions(session, split, plan)

@@ -1,24 +1,27 @@
-"""Types of what this method writes into analysis.json and verdict.json. No torch."""
+"""Types of what removing directions writes into analysis.json and verdict.json, and of its reading. No torch."""
 
 from __future__ import annotations
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from secateur.core.records.analysis import BaseRecord
 from secateur.core.records.record import Number, Record
 from secateur.core.records.verdict import ChoiceRecord
 
+Tokens = list[tuple[str, float]]  # tokens with their logits
+
 
 class DirectionsSearchRecord(Record):
-    """Walk."""
+    """The course of the search: `search` in verdict.json."""
 
     method: str = Field(description="`directions`")
     protocol: str = Field(description="`search`, `removal`, `threshold` or `paper`")
     exhaustive: bool = Field(description="no race")
     proposed: int = Field(description="different plans that were judged, the original not counted")
     rounds: int = Field(description="rounds of a search that were taken, or steps of a removal")
-    choice: ChoiceRecord = Field(
-        description="of a search: what the half of `select` that no round has seen says of the best round; left out where nothing helped"
+    choice: ChoiceRecord | None = Field(
+        default=None,
+        description="of a search: what the half of `select` that no round has seen says of the best round; left out where nothing helped",
     )
 
 
@@ -39,9 +42,14 @@ class MatrixDirections(Record):
     effect: list[Number] = Field(description="effect of each")
     removed: list[int] = Field(description="directions of it that went")
 
+    @property
+    def name(self) -> str:
+        """The site, with the head where each head has its own directions: `b2.o`, or `b2.o, head 3`."""
+        return self.site if self.head is None else f"{self.site}, head {self.head}"
 
-class StepRecord(Record):
-    """Step."""
+
+class DirectionsStep(Record):
+    """A plan that adds directions to the plan before, and how the model did with it."""
 
     round: int = Field(description="of the search, or step of the removal, from 0")
     pool: str = Field(
@@ -57,25 +65,28 @@ class StepRecord(Record):
     n: int = Field(description="examples it was judged on")
     complete: bool = Field(description="all of `select`; false where it left the race early")
 
+    @property
+    def measured(self) -> float:
+        """The measured change of the loss, nats per token."""
+        return self.loss - self.loss_before
+
 
 class DirectionWords(Record):
-    """Said."""
+    """Tokens that a removed direction raises and lowers."""
 
     site: str = Field(description="the matrix")
     direction: int = Field(description="its number, as in Edit")
     effect: Number = Field(description="as above")
-    more: list[list[JsonValue]] = Field(
-        description="tokens that the direction raises most, with their logits"
-    )
-    less: list[list[JsonValue]] = Field(
+    more: Tokens = Field(description="tokens that the direction raises most, with their logits")
+    less: Tokens = Field(
         description="and where it points the other way, which is as good: the sign of a singular direction is arbitrary"
     )
 
 
 class DirectionsRecord(Record):
-    """Directions."""
+    """Effects of all directions, every plan that was judged, and what the removed directions say."""
 
-    protocol: str = Field(description="as in Walk")
+    protocol: str = Field(description="as in DirectionsSearchRecord")
     order: str = Field(
         description="`signed`: the most harmful go first; `weakest`: those of the least effect"
     )
@@ -95,17 +106,43 @@ class DirectionsRecord(Record):
     )
     total: int = Field(description="directions of all matrices")
     matrices: list[MatrixDirections] = Field(description="effects before anything was removed")
-    path: list[StepRecord] = Field(description="every plan that was judged")
-    chosen: list[StepRecord] = Field(description="those of them that lead to the plan")
+    path: list[DirectionsStep] = Field(description="every plan that was judged")
+    chosen: list[DirectionsStep] = Field(description="those of them that lead to the plan")
     words: list[DirectionWords] = Field(
         description="what removed directions of o, down and (through o) v say, the most harmful 24 of all removed at most"
     )
 
 
 class DirectionsAnalysis(Record):
-    """Keep what the report shows of the search, in analysis.json."""
+    """The part of analysis.json that the report shows."""
 
-    base: BaseRecord = Field(description="the original on `select`")
-    directions: DirectionsRecord = Field(
-        description="what every direction is worth, every plan that was judged, what the removed ones say"
+    base: BaseRecord | None = Field(default=None, description="the original on `select`")
+    directions: DirectionsRecord | None = Field(
+        default=None,
+        description="what every direction is worth, every plan that was judged, what the removed ones say",
     )
+
+
+class EffectsRecord(Record):
+    """Effects of the directions of one matrix or head, all of them, in descending order of singular values."""
+
+    site: str = Field(description="the matrix")
+    head: int | None = Field(description="the head; null: all of the matrix")
+    sigma: list[float] = Field(description="singular values")
+    effect: list[float] = Field(
+        description="first-order change of the loss when that direction alone goes, nats"
+    )
+    curvature: list[float] | None = Field(description="the second-order term; null where it was not read")
+    mean_input: list[float] = Field(description="what removed directions read instead of their input")
+
+
+class DirectionsReading(Record):
+    """A row of `probe --what directions`: a matrix or head. Directions count from 0, the largest singular value."""
+
+    site: str = Field(description="the matrix, with its head where heads have their own directions")
+    of: int = Field(description="directions it has")
+    harmful: int = Field(description="those whose removal is predicted to lower the loss")
+    their_sum: Number = Field(description="sum of their effects, nats")
+    most_harmful: dict[str, Number] = Field(description="effects of the two most harmful, by number")
+    most_useful: dict[str, Number] = Field(description="effects of the two most useful, by number")
+    values: EffectsRecord = Field(description="all effects")

@@ -1,9 +1,9 @@
-"""Directions: singular directions that hurt are removed, their mean effect stays as a bias.
+"""Removal of singular directions that hurt; their mean effect stays as a bias.
 
 Effects are read on `probe` by one backward pass, the directions and their number are chosen on `select` by true
 evaluations, because the first order misjudges what goes together. Four protocols: `search` (what helps most),
 `removal` (as many as the task allows), `threshold` (as many as the prediction allows; no evaluation) and `paper` (a
-share of each matrix).
+share of each matrix). Decides only: plans are judged, and the model is read, by what is handed in.
 Source: eigenpruning (Vergara-Browne et al. 2024, arXiv 2404.03147); all but the last protocol are ours.
 """
 
@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
-from secateur import records
-from secateur.core.plan import Plan
+import numpy as np
+
+from secateur.core.plan import Plan, RemoveDirections
+from secateur.core.records.analysis import BaseRecord
+from secateur.core.score import Metric
+from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.errors import SecateurError
-from secateur.methods.directions.effects import Effects, Reading
+from secateur.methods.directions.method import DirectionsConfig
 from secateur.methods.directions.pools import (
     Direction,
-    Order,
     Pool,
     counts,
     fixed_share,
@@ -31,201 +35,362 @@ from secateur.methods.directions.pools import (
     signed,
     weakest,
 )
-from secateur.methods.directions.search_trace import SearchStep, SearchTrace, trail_record
+from secateur.methods.directions.records import (
+    DirectionsAnalysis,
+    DirectionsRecord,
+    DirectionsSearchRecord,
+    DirectionsStep,
+    DirectionWords,
+    MatrixDirections,
+)
 from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.methods.removal import goal_of
 from secateur.options import matrices_of
-from secateur.search.race import choose, race
-from secateur.search.removal import Goal, RemovalPoint, steps
+from secateur.records import measured
+from secateur.search.race import Choice, Judge, choose, race
+from secateur.search.removal import RemovalPoint, steps
 from secateur.session import Session
+
+if TYPE_CHECKING:
+    from secateur.methods.directions.probe import MatrixEffects
+    from secateur.methods.directions.readings import EffectsUnderPlan, Words
 
 RACE_Z = 3.0
 HELPS = 1.0  # standard errors by which a round must better the last
 ROUNDS = 8
 SHARE = 0.1  # of each matrix, for the paper's protocol
+SHOWN = 256  # directions of one matrix or head that a record lists, evenly along the spectrum, beside those that went
+STRONGEST = 32  # directions by effect that it lists too
+WORDED = 24  # removed directions of which the record says what they do, the most harmful first
+
+
+class DirectionReadings(Protocol):
+    """Readings of the model that the search asks for, beside the outcomes of plans."""
+
+    def effects(self, plan: Plan) -> EffectsUnderPlan:
+        """Return the effects of all directions in the model that `plan` leaves."""
+
+    def words(self, edit: RemoveDirections, numbers: Sequence[int]) -> Sequence[Words]:
+        """Return what some of the directions that `edit` removes say; empty where they cannot be told."""
 
 
 def check(session: Session) -> None:
-    """Raises `UnknownName` for matrices and layers that there are none of, `SecateurError` where zeros cannot stand for
-    directions."""
-    matrices_of(session.loaded.anatomy, session.options)
-    if session.options.zeroed:
-        _check_zeroed(session)
-
-
-def _check_zeroed(session: Session) -> None:
-    """Raises `SecateurError` where a mean effect could not be folded into the original's shapes."""
+    """Raise `UnknownName` for matrices and layers that the model does not have, `SecateurError` where --zeroed asks
+    for the original's shapes and a mean effect has no bias to be folded into."""
     matrices = session.loaded.anatomy.matrices
     for site in matrices_of(session.loaded.anatomy, session.options):
-        if matrices[site].bias is None:
+        if session.options.zeroed and matrices[site].bias is None:
             raise SecateurError(
                 f"--zeroed keeps the original's shapes, and {site} has no bias that its directions could be folded "
                 "into. Leave it out of --matrices, or leave out --zeroed."
             )
 
 
-def weakest_first(session: Session) -> bool:
-    """What was asked for; else only where the aim is that as many as can go, go."""
-    asked = session.options.config.weakest
-    return session.options.config.chosen_protocol == "removal" if asked is None else asked
+def run(session: Session, judge: Judge, readings: DirectionReadings) -> Proposal:
+    """Return the plan that the protocol proposes.
 
-
-def search(session: Session) -> Proposal:
-    """The plan that the protocol finds. `test` is not touched."""
-    evaluator = session.judge()
-    at = _At(
-        session,
-        CountingJudge(evaluator),
-        Effects(session, evaluator, matrices_of(session.loaded.anatomy, session.options)),
-    )
-    protocol = session.options.config.chosen_protocol
+    Args:
+        session: What is searched. Its weights are not touched, and neither is `test`.
+        judge: Outcomes of plans.
+        readings: Readings of the model.
+    """
+    search = _Search(session, CountingJudge(judge), readings)
+    protocol = search.config.chosen_protocol
     with session.timed("choose"):
-        trail = _WALKS[protocol](at)
+        trace = _PROTOCOLS[protocol](search)
     with session.timed("analyze"):
-        base = at.judge([session.empty], at.select, "choose")[session.empty]
-        order = "weakest" if weakest_first(session) else "signed"
-        reading = at.effects.read(session.empty)
-        max_loss = _goal(session).max_loss if protocol == "removal" else None
-        analysis = trail_record(session, protocol, order, max_loss, reading, trail, evaluator.spectra)
-    search = {
-        "method": "directions",
-        "protocol": protocol,
-        "exhaustive": session.options.config.exhaustive,
-        "proposed": at.judge.tried,
-        "rounds": len(trail.chosen),
-    }
-    found = {"base": records.base_record(base), "directions": analysis}
-    best = trail.plan
-    if trail.choice is not None:
-        search["choice"] = trail.choice.record().to_json()
-        best = trail.choice.best if trail.choice.better and not trail.choice.shown else trail.plan
-    return Proposal(trail.plan, at.judge.tried, at.judge.evaluations, search, found, max_loss, best)
+        base = search.judge([session.empty], search.select, "choose")[session.empty]
+        record = _record(search, trace)
+    best = trace.plan
+    outcome = DirectionsSearchRecord(
+        method="directions",
+        protocol=protocol,
+        exhaustive=search.config.exhaustive,
+        proposed=search.judge.tried,
+        rounds=len(trace.chosen),
+    )
+    if trace.choice is not None:
+        outcome = outcome.model_copy(update={"choice": trace.choice.record()})
+        best = trace.choice.best if trace.choice.better and not trace.choice.shown else trace.plan
+    analysis = DirectionsAnalysis(base=BaseRecord(**measured(base)), directions=record)
+    tried, evaluations = search.judge.tried, search.judge.evaluations
+    return Proposal(trace.plan, tried, evaluations, outcome, analysis, record.max_loss, best)
 
 
-def _goal(session: Session) -> Goal:
-    config = session.options.config
-    return goal_of(session, config.max_loss, target=config.target)
+# -------------------------------------------------------------------------------------------------- what a search holds
 
 
 @dataclass(frozen=True)
-class _At:
-    """What a walk from the whole model to a plan needs."""
+class SearchStep:
+    """A plan that adds `added` directions of a pool to the plan before.
+
+    Args:
+        predicted: Sum of the predicted changes of the loss, nats.
+        outcomes: OUTCOME rows of the plan, as far as it was judged.
+        before: Those of the plan before.
+    """
+
+    round: int
+    pool: str
+    added: int
+    predicted: float
+    plan: Plan
+    outcomes: np.ndarray
+    before: np.ndarray
+
+    def record(self, metric: Metric) -> DirectionsStep:
+        """Return the record, both plans on the examples that both were judged on."""
+        n = len(self.outcomes)
+        before = self.before[:n]
+        return DirectionsStep(
+            round=self.round,
+            pool=self.pool,
+            added=self.added,
+            predicted=self.predicted,
+            value=metric.mean(self.outcomes),
+            value_before=metric.mean(before),
+            loss=measured(self.outcomes)["loss"],
+            loss_before=measured(before)["loss"],
+            removed=sum(len(edit.directions) for edit in self.plan.removed),
+            n=n,
+            complete=n == len(self.before),
+        )
+
+
+@dataclass
+class SearchTrace:
+    """The plan that a search came to, all steps that were judged, and those that were taken.
+
+    Of a search for gain `choice` is what the other half of `select` says.
+    """
+
+    plan: Plan
+    steps: list[SearchStep] = field(default_factory=list)
+    chosen: list[SearchStep] = field(default_factory=list)
+    choice: Choice | None = None
+
+    def take(self, step: SearchStep) -> None:
+        """Go on from the plan of a step."""
+        self.plan = step.plan
+        self.chosen.append(step)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The session, the judge and the readings of one search, with what all protocols do with them."""
 
     session: Session
     judge: CountingJudge
-    effects: Effects
+    readings: DirectionReadings
+
+    @cached_property
+    def config(self) -> DirectionsConfig:
+        return self.session.config(DirectionsConfig)
 
     @cached_property
     def select(self) -> list[int]:
         return self.session.shuffled("select")
 
     @property
-    def order(self) -> Order:
-        return weakest if weakest_first(self.session) else signed
+    def weakest_first(self) -> bool:
+        """The user's word; without it only where the aim is that as many go as can go."""
+        asked = self.config.weakest
+        return self.config.chosen_protocol == "removal" if asked is None else asked
 
-    def without(self, base: Plan, more: Sequence[Direction], reading: Reading) -> Plan:
-        return removal(base, more, reading.folds, per_head=self.session.options.config.per_head)
+    def order(self, direction: Direction) -> tuple[float, Site, int]:
+        """Return the sort key by which directions go."""
+        return weakest(direction) if self.weakest_first else signed(direction)
 
-    def once(self, name: str, directions: Sequence[Direction]) -> SearchTrace:
-        """One plan without a choice, which is judged for the record."""
-        empty, pool = self.session.empty, Pool(name, tuple(directions))
-        plan = self.without(empty, directions, self.effects.read(empty)) if directions else empty
-        seen = self.judge([empty, plan], self.select, "choose")
-        step = SearchStep(
-            0, pool.name, len(directions), pool.predicted(len(directions)), plan, seen[plan], seen[empty]
-        )
-        return SearchTrace(plan, [step] if directions else [], [step] if directions else [])
+    def without(self, base: Plan, more: Sequence[Direction], effects: EffectsUnderPlan) -> Plan:
+        """Return `base` with more directions removed."""
+        return removal(base, more, effects.folds, per_head=self.config.per_head)
+
+    def single_plan(self, name: str, directions: Sequence[Direction]) -> SearchTrace:
+        """Return the trace of one plan without a choice, which is judged for the record."""
+        empty = self.session.empty
+        if not directions:
+            self.judge([empty], self.select, "choose")
+            return SearchTrace(empty)
+        plan = self.without(empty, directions, self.readings.effects(empty))
+        outcomes = self.judge([empty, plan], self.select, "choose")
+        predicted = Pool(name, tuple(directions)).predicted(len(directions))
+        step = SearchStep(0, name, len(directions), predicted, plan, outcomes[plan], outcomes[empty])
+        return SearchTrace(plan, [step], [step])
 
 
-def _search(at: _At) -> SearchTrace:
-    """Round after round what helps most on one half of `select`; then as many of the rounds as do best on the other,
-    where that shows that they help. A plan that was built by looking at examples has to prove itself on others."""
-    trail = SearchTrace(at.session.empty)
-    build, confirm = at.session.halves()
-    for number in range(ROUNDS if at.session.options.config.rescore else 1):
-        step = _round(at, trail, number, build)
+# -------------------------------------------------------------------------------------------------------- the protocols
+
+
+def _rounds(search: _Search) -> SearchTrace:
+    """Remove round after round what helps most on one half of `select`; take as many rounds as do best on the other.
+
+    None where that does not show that they help: a plan that was built by looking at examples has to prove itself on
+    others.
+    """
+    session, goal = search.session, search.session.objective
+    trace = SearchTrace(session.empty)
+    build, confirm = session.halves()
+    for number in range(ROUNDS if search.config.rescore else 1):
+        step = _round(search, trace, number, build)
         if step is None:
             break
-        trail.took(step)
-    return _confirmed(at, trail, confirm) if trail.chosen else trail
+        trace.take(step)
+    if not trace.chosen:
+        return trace
+    plans = [step.plan for step in trace.chosen]
+    judged = dict(search.judge([session.empty, *plans], confirm, "choose"))
+    before = judged.pop(session.empty)
+    choice = choose(judged, before, session.evidence(confirm), goal)
+    plan = taken(session, choice)
+    num_rounds = plans.index(plan) + 1 if plan.edits else 0
+    return SearchTrace(plan, trace.steps, trace.chosen[:num_rounds], choice)
 
 
-def _round(at: _At, trail: SearchTrace, number: int, examples: Sequence[int]) -> SearchStep | None:
-    """Add to the trail what was tried beside its plan; the best of it, or None where nothing helps by its standard
-    error."""
-    options, goal, base = at.session.options, at.session.objective, trail.plan
-    reading = at.effects.read(base)
+def _round(search: _Search, trace: SearchTrace, number: int, examples: Sequence[int]) -> SearchStep | None:
+    """Add to the trace what was tried beside its plan; return the best of it, or None where nothing helps.
+
+    To help is to better the plan before by HELPS standard errors.
+    """
+    goal, base = search.session.objective, trace.plan
+    effects = search.readings.effects(base)
     proposed = {
-        at.without(base, pool.ordered[:count], reading): (pool, count)
-        for pool in pools(left(reading.directions, base), dynamic=options.config.dynamic)
+        search.without(base, pool.ordered[:count], effects): (pool, count)
+        for pool in pools(left(effects.directions, base), dynamic=search.config.dynamic)
         for count in counts(pool)
     }
-    z = math.inf if options.config.exhaustive else RACE_Z
-    raced = race([base, *proposed], examples, at.judge, goal, z=z)
-    judged = at.judge([base, raced.winner], examples, "choose")
-    steps = {
+    z = math.inf if search.config.exhaustive else RACE_Z
+    raced = race([base, *proposed], examples, search.judge, goal, z=z)
+    judged = search.judge([base, raced.winner], examples, "choose")
+    tried = {
         plan: SearchStep(
             number, pool.name, count, pool.predicted(count), plan, raced.outcomes[plan], judged[base]
         )
         for plan, (pool, count) in proposed.items()
     }
-    trail.steps.extend(steps.values())
+    trace.steps.extend(tried.values())
     helps = paired_z(goal.metric.contributions(judged[raced.winner], judged[base])) >= HELPS
-    return steps[raced.winner] if helps else None
+    return tried[raced.winner] if helps else None
 
 
-def _confirmed(at: _At, trail: SearchTrace, examples: Sequence[int]) -> SearchTrace:
-    """The same trail up to the round that does best on examples that no round has seen, or none of it."""
-    session, goal, empty = at.session, at.session.objective, at.session.empty
-    plans = [step.plan for step in trail.chosen]
-    judged = at.judge([empty, *plans], examples, "choose")
-    before = judged.pop(empty)
-    choice = choose(judged, before, session.evidence(examples), goal)
-    plan = taken(session, choice)
-    rounds = plans.index(plan) + 1 if plan.edits else 0
-    return SearchTrace(plan, trail.steps, trail.chosen[:rounds], choice)
-
-
-def _removal(at: _At) -> SearchTrace:
-    """Step by step more directions, as far as the goal allows."""
-    options, goal, empty = at.session.options, _goal(at.session), at.session.empty
-    total = len(at.effects.read(empty).directions)
-    points, walked = [RemovalPoint(empty, {"directions": 0.0})], []
-    for share in steps(options.config.step, options.config.target):
+def _removal(search: _Search) -> SearchTrace:
+    """Remove step by step more directions, as far as the goal allows."""
+    config, empty = search.config, search.session.empty
+    goal = goal_of(search.session, config.max_loss, target=config.target)
+    total = len(search.readings.effects(empty).directions)
+    points, removed = [RemovalPoint(empty, {"directions": 0.0})], []
+    for share in steps(config.step, config.target):
         base = points[-1].plan
-        reading = at.effects.read(base if options.config.rescore else empty)
-        still = sorted(left(reading.directions, base), key=at.order)
-        pool = Pool("all", tuple(still[: round(share * total) - (total - len(still))]))
+        effects = search.readings.effects(base if config.rescore else empty)
+        ordered = sorted(left(effects.directions, base), key=search.order)
+        pool = Pool("all", tuple(ordered[: round(share * total) - (total - len(ordered))]))
         if pool.ordered:
-            plan = at.without(base, pool.ordered, reading)
-            points.append(RemovalPoint(plan, {"directions": share}))
-            walked.append((pool, plan))
-    seen = at.judge([point.plan for point in points], at.select, "prune")
-    trail = SearchTrace(empty)
-    for number, (pool, plan) in enumerate(walked):
-        count, before = len(pool.ordered), seen[points[number].plan]
-        trail.steps.append(SearchStep(number, "all", count, pool.predicted(count), plan, seen[plan], before))
-    for step in trail.steps[: goal.choose(points, seen, [1.0] * len(points))]:
-        trail.took(step)
-    return trail
+            points.append(RemovalPoint(search.without(base, pool.ordered, effects), {"directions": share}))
+            removed.append(pool)
+    judged = search.judge([point.plan for point in points], search.select, "prune")
+    trace = SearchTrace(empty)
+    for number, pool in enumerate(removed):
+        before, plan, count = points[number].plan, points[number + 1].plan, len(pool.ordered)
+        trace.steps.append(
+            SearchStep(number, "all", count, pool.predicted(count), plan, judged[plan], judged[before])
+        )
+    for step in trace.steps[: goal.choose(points, judged, [1.0] * len(points))]:
+        trace.take(step)
+    return trace
 
 
-def _threshold(at: _At) -> SearchTrace:
-    """As many as the prediction allows: their changes do not add up to a loss."""
-    (pool,) = pools(at.effects.read(at.session.empty).directions, at.order, dynamic=False)
-    return at.once("all", pool.ordered[: pool.harmless])
+def _threshold(search: _Search) -> SearchTrace:
+    """Remove as many as the prediction allows: their changes do not add up to a loss."""
+    (pool,) = pools(search.readings.effects(search.session.empty).directions, search.order, dynamic=False)
+    return search.single_plan("all", pool.ordered[: pool.harmless])
 
 
-def _paper(at: _At) -> SearchTrace:
-    """A share of each matrix's directions, or of all."""
-    options, reading = at.session.options, at.effects.read(at.session.empty)
-    share = SHARE if options.config.target is None else options.config.target
-    return at.once("share", fixed_share(reading.directions, share, at.order, overall=options.config.overall))
+def _paper(search: _Search) -> SearchTrace:
+    """Remove a share of each matrix's directions, or of all."""
+    config, directions = search.config, search.readings.effects(search.session.empty).directions
+    share = SHARE if config.target is None else config.target
+    return search.single_plan("share", fixed_share(directions, share, search.order, overall=config.overall))
 
 
-_WALKS: Mapping[str, Callable[[_At], SearchTrace]] = {
-    "search": _search,
+_PROTOCOLS: Mapping[str, Callable[[_Search], SearchTrace]] = {
+    "search": _rounds,
     "removal": _removal,
     "threshold": _threshold,
     "paper": _paper,
 }
+
+
+# ------------------------------------------------------------------------------------------------ what the report shows
+
+
+def _record(search: _Search, trace: SearchTrace) -> DirectionsRecord:
+    """Return the record of the search; effects are those of the whole model."""
+    session, config, metric = search.session, search.config, search.session.objective.metric
+    whole = search.readings.effects(session.empty)
+    effects = whole.effects
+    edits = {edit.matrix: edit for edit in trace.plan.removed}
+    bounded = config.chosen_protocol == "removal"
+    return DirectionsRecord(
+        protocol=config.chosen_protocol,
+        order="weakest" if search.weakest_first else "signed",
+        split=effects.split,
+        n=effects.n,
+        num_tokens=effects.num_tokens,
+        per_head=config.per_head,
+        second_order=config.second_order,
+        whitened=effects.whitened,
+        metric=metric.name,
+        metric_unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        max_loss=goal_of(session, config.max_loss, target=config.target).max_loss if bounded else None,
+        total=len(whole.directions),
+        matrices=[matrix_record(piece, edits.get(piece.site)) for piece in effects.matrices],
+        path=[step.record(metric) for step in trace.steps],
+        chosen=[step.record(metric) for step in trace.chosen],
+        words=_words(whole.directions, trace.plan, search.readings),
+    )
+
+
+def matrix_record(piece: MatrixEffects, edit: RemoveDirections | None) -> MatrixDirections:
+    """Return the record of one matrix or head; directions count from its own largest singular value."""
+    count = len(piece.effect)
+    offset = (piece.head or 0) * count
+    gone = () if edit is None else (number - offset for number in edit.directions)
+    removed = sorted(number for number in gone if 0 <= number < count)
+    even = np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int).tolist()
+    strongest = np.argsort(-np.abs(piece.predicted), kind="stable")[:STRONGEST].tolist()
+    shown = sorted({*even, *strongest, *removed})
+    return MatrixDirections(
+        site=str(piece.site),
+        matrix=piece.site.part,
+        block=piece.site.block,
+        head=piece.head,
+        of=count,
+        harmful=int((piece.predicted < 0).sum()),
+        harm=float(np.abs(piece.predicted.clip(max=0)).sum()),
+        index=shown,
+        sigma=piece.sigma[shown].tolist(),
+        effect=piece.predicted[shown].tolist(),
+        removed=removed,
+    )
+
+
+def _words(directions: Sequence[Direction], plan: Plan, readings: DirectionReadings) -> list[DirectionWords]:
+    """Return what the removed directions write, the most harmful first."""
+    gone = {(edit.matrix, number) for edit in plan.removed for number in edit.directions}
+    removed = [direction for direction in directions if (direction.matrix, direction.index) in gone]
+    worst = sorted(removed, key=lambda direction: direction.change)[:WORDED]
+    records = []
+    for edit in plan.removed:
+        of_matrix = [direction for direction in worst if direction.matrix == edit.matrix]
+        words = readings.words(edit, [direction.index for direction in of_matrix])
+        for direction, said in zip(of_matrix, words, strict=bool(words)):
+            records.append(
+                DirectionWords(
+                    site=str(edit.matrix),
+                    direction=direction.index,
+                    effect=direction.change,
+                    more=list(said.more),
+                    less=list(said.less),
+                )
+            )
+    return sorted(records, key=lambda record: record.effect)

@@ -10,23 +10,26 @@ from secateur.core.config import option
 from secateur.core.ranges import real, whole
 from secateur.errors import SecateurError
 from secateur.methods.laser.grid import PAPER_FRACTIONS, SMALL_RANKS
-from secateur.methods.method import Method
+from secateur.methods.method import Method, own_part
 from secateur.methods.options import GainConfig
+from secateur.options import matrices_of
 
 if TYPE_CHECKING:
+    from secateur.core.plan import Plan
+    from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.record import Record
+    from secateur.core.records.verdict import VerdictRecord
     from secateur.methods.method import Proposal
+    from secateur.report.cuts import Tried
+    from secateur.report.frame import PageSection
     from secateur.session import Session
 
 
-def _small_ranks(flag: str, name: str) -> tuple[int, ...]:
+def _read_grid(flag: str, name: str) -> tuple[int, ...]:
+    """Return the small ranks of the grid of this name. Raises: `SecateurError` for an unknown one."""
     if name not in ("full", "paper"):
         raise SecateurError(f"{flag} {name!r}: write full or paper.")
     return () if name == "paper" else SMALL_RANKS
-
-
-def _grid_word(ranks: Sequence[int]) -> str | None:
-    """Return the word for ranks that have one; others can be given in Python alone."""
-    return None if ranks else "paper"
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class LaserConfig(GainConfig):
         "Ranks to try: full, or paper (LASER's fractions without the small ranks).",
         "NAME",
         flags="--grid",
-        read=_small_ranks,
-        typed=_grid_word,
+        read=_read_grid,
+        typed=lambda ranks: None if ranks else "paper",  # others can be given in Python alone
         default_text="full",
     )
     compose: bool = option(True, "Also compose several cuts greedily.", flags="--compose/--no-compose")
@@ -57,15 +60,43 @@ class Laser(Method):
     name = "laser"
     summary = "low-rank truncation of single matrices, and several composed"
     Config = LaserConfig
+    readings = ("spectrum", "curves", "tail", "frequency", "paraphrases")
 
     def check(self, session: Session) -> None:
         """Raise `UnknownName` for matrices or layers that the model does not have."""
-        from secateur.methods.laser.search import check
-
-        check(session)
+        matrices_of(session.loaded.anatomy, session.options)
 
     def search(self, session: Session) -> Proposal:
         """Screen by gradients, race on `select`, compose."""
-        from secateur.methods.laser.search import search
+        from secateur.methods.laser.probe import LaserProbe
+        from secateur.methods.laser.search import run
 
-        return search(session)
+        judge = session.judge()
+        return run(session, judge, LaserProbe(session, judge))
+
+    def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
+        """Return the sweep, curves, spectra, answers of components, and how good the screen was."""
+        from secateur.methods.laser.records import LaserAnalysis
+        from secateur.methods.laser.report import sections
+
+        return sections(verdict, own_part(analysis, LaserAnalysis))
+
+    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+        """Return the matrices that were swept, screened or drawn as a curve."""
+        from secateur.methods.laser.records import LaserAnalysis
+        from secateur.methods.laser.report import tried
+
+        return tried(own_part(analysis, LaserAnalysis))
+
+    def check_reading(self, name: str, session: Session, split: str) -> None:
+        """Raise `TaskError` where the task lacks what is read, `UnknownName` for matrices and layers."""
+        from secateur.methods.laser.analyses import check_reading
+
+        self.check(session)
+        check_reading(name, session, split)
+
+    def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
+        """Return the rows of a reading: singular values, or one of the four analyses of the paper."""
+        from secateur.methods.laser.analyses import READINGS
+
+        return READINGS[name](session, split, plan)

@@ -1,12 +1,13 @@
-"""What truncating each matrix to each rank would do to the loss, predicted from one backward pass per batch."""
+"""Readings of a model for LASER: predicted effects of truncations, spectra, and answers of some components alone."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,15 +15,111 @@ from torch import Tensor, nn
 from secateur.core.plan import Truncate
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
+from secateur.core.site import Site
 from secateur.evaluation.batching import Batch, Packing, with_room
+from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.forward import gathered
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.hf.weights import reread
+from secateur.linalg.spectrum import Spectrum
+from secateur.methods.laser.records import TailRecord
+from secateur.session import Session, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
+MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
+MOST_ANSWERS = 8  # different answers that a record lists, so many as a card of the report has lines
+
 Scores = dict[tuple[int, int], float]  # by example and continuation
+
+
+class LaserProbe:
+    """The readings of LASER's search (`search.LaserReadings`), taken from the model of a session.
+
+    Args:
+        session: Model and task; its ledger remembers what the screen read.
+        judge: Gives decompositions and the packing of batches.
+    """
+
+    def __init__(self, session: Session, judge: Evaluator) -> None:
+        self._session, self._judge = session, judge
+
+    def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
+        """Return `truncation_effects` on `probe`, read once per run and remembered in the ledger."""
+        session = self._session
+        examples = session.task.split("probe")[:MAX_PROBED]
+        contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+        key = f"screen {digest([contrast, len(examples), *map(str, edits)])}"
+        if session.ledger is not None:
+            known = session.ledger.recall(
+                session.scope, key, lambda kept: [Readings.from_json(reading) for reading in kept]
+            )
+            if known is not None:
+                return known
+        readings = truncation_effects(
+            session.loaded,
+            session.encoded,
+            examples,
+            edits,
+            spectra=self._judge.spectra,
+            packing=self._judge.packing,
+            contrast=contrast,
+            progress=session.progress,
+        )
+        if session.ledger is not None:
+            session.ledger.remember(session.scope, key, [reading.to_json() for reading in readings])
+        return readings
+
+    def sigma(self, site: Site) -> Float[Tensor, " k"]:
+        """Return the singular values of a matrix, descending, float64."""
+        matrix = self._session.loaded.anatomy.matrix(site)
+        return self._judge.spectra(matrix, self._session.loaded.parameter(matrix.weight)).sigma.double()
+
+    def spectrum(self, matrix: Site) -> list[float]:
+        """Return the same as a list."""
+        return self.sigma(matrix).tolist()
+
+    def answers(self, part: Truncate, kind: str, outcomes: np.ndarray) -> TailRecord:
+        """Return what the model that keeps only `part` of one matrix answers, how often, and how close that is.
+
+        `cosine` is the mean cosine similarity of the input embeddings of the first token answered and of the first
+        token of the right answer (1 where they are the same token).
+
+        Args:
+            kind: `full`, or the side of the components that are in use.
+            outcomes: OUTCOME rows of that model.
+
+        Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558), Fig. 5.
+        """
+        loaded, encoded = self._session.loaded, self._session.encoded
+        answered = np.array(
+            [self._first_token(int(row["example"]), int(row["predicted"])) for row in outcomes]
+        )
+        gold = np.array(
+            [encoded[example].pairs[encoded[example].gold][1][0] for example in outcomes["example"].tolist()]
+        )
+        counts = Counter(str(loaded.tokenizer.decode([token])) for token in answered.tolist())
+        table = loaded.parameter(f"{loaded.anatomy.embedding}.weight")
+        left, right = (table[torch.from_numpy(ids).to(table.device)].double() for ids in (answered, gold))
+        return TailRecord(
+            site=str(part.matrix),
+            rank=part.rank,
+            kind=kind,
+            answers=sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_ANSWERS],
+            cosine=float(torch.nn.functional.cosine_similarity(left, right, dim=1).mean()),
+            accuracy=float(outcomes["correct"].mean()),
+            n=len(outcomes),
+        )
+
+    def _first_token(self, example: int, predicted: int) -> int:
+        """Return the first token of the answer: of the chosen choice, or the first greedy one."""
+        if self._session.task.member(example).kind == "choice":
+            return self._session.encoded[example].pairs[predicted][1][0]
+        return predicted
+
+
+# ------------------------------------------------------------------------------------- predicted effects of truncations
 
 
 def truncation_effects(
@@ -36,13 +133,22 @@ def truncation_effects(
     contrast: bool = False,
     progress: Progress = silent,
 ) -> tuple[Readings, Readings]:
-    """Predicted change of the mean loss for each candidate, negative where cutting helps: to first order, mean d, and
-    with the second, mean d + ½ mean d².
+    """Return the predicted change of the mean loss with each candidate, negative where cutting helps.
 
     dₙ = −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ is the first-order change of example n's loss, Gₙ its gradient with respect to
-    W; the square is the Fisher approximation of the second order. Units: nats. The loss is the mean log-loss over
-    the gold answer's tokens, or with `contrast` the log-loss of the gold choice among the choices.
+    W; the square is the Fisher approximation of the second order. The loss is the mean log-loss over the gold
+    answer's tokens.
+
+    Args:
+        encoded: The task's examples in tokens.
+        examples: Numbers of those that are read.
+        spectra: Decompositions of the model's matrices.
+        contrast: Take the log-loss of the gold choice among the choices instead.
+
+    Returns: To first order mean d, and with the second mean d + ½ mean d²; in nats.
+
     Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800); the second-order term is ours.
+
     Cost: one decomposition per matrix; one forward and one backward pass without parameter gradients for as many
     matrices as have room for their spectra at a time, which on models of less than some 100M parameters is all.
     """
@@ -53,172 +159,156 @@ def truncation_effects(
         by_matrix.setdefault(loaded.anatomy.matrix(edit.matrix), []).append(edit)
     changes = with_room(
         packing,
-        lambda room: _changes(loaded, encoded, examples, by_matrix, spectra, room, contrast, progress),
+        lambda packing: _changes(
+            _AnswerLoss(loaded, encoded, contrast), examples, by_matrix, spectra, packing, progress
+        ),
     )
     first = {str(edit): float(d.mean()) for edit, d in changes.items()}
     second = {str(edit): first[str(edit)] + 0.5 * float((d * d).mean()) for edit, d in changes.items()}
-    source = "first order in singular values (arXiv 2510.20800)"
-    orders = ((source, first), (f"{source} + ½ Fisher", second))
-    what, n = "predicted change of loss", len(examples)
-    return tuple(Readings(what, "nats", "probe", n, True, source, values) for source, values in orders)
+    what, source = "predicted change of loss", "first order in singular values (arXiv 2510.20800)"
+    return (
+        Readings(what, "nats", "probe", len(examples), True, source, first),
+        Readings(what, "nats", "probe", len(examples), True, f"{source} + ½ Fisher", second),
+    )
 
 
 def _changes(
-    loaded: Loaded,
-    encoded: Mapping[int, Encoded],
+    answer_loss: _AnswerLoss,
     examples: Sequence[int],
     by_matrix: Mapping[Matrix, Sequence[Truncate]],
     spectra: Spectra,
     packing: Packing,
-    contrast: bool,
     progress: Progress,
 ) -> dict[Truncate, Float[Tensor, " examples"]]:
-    """dₙ of every candidate for every example. An example's rows add up before anything is squared."""
+    """Return dₙ of every candidate for every example. An example's rows add up before anything is squared."""
+    loaded = answer_loss.loaded
     index = {example: i for i, example in enumerate(examples)}
     edits = [edit for group in by_matrix.values() for edit in group]
     changes = {edit: torch.zeros(len(examples), dtype=torch.float64) for edit in edits}
-    batches = packing.pack(encoded, examples)
-    elsewhere = _scores_of_split(loaded, batches)
+    batches = packing.pack(answer_loss.encoded, examples)
+    elsewhere = answer_loss.scores_of_split(batches)
     passes = [(group, batch) for group in spectra.fitting(by_matrix) for batch in batches]
     for number, (group, batch) in enumerate(passes):
         rows = torch.tensor([index[e] for e in batch.row_example.tolist()])
-        for matrix, x, g in _taps(loaded, batch, encoded, group, contrast, elsewhere):
-            weight = loaded.parameter(matrix.weight)
-            along = _along_components(spectra(matrix, weight), x, g)
-            for edit, change in _removed(along, by_matrix[matrix]):
+        for matrix, x, g in _inputs_and_gradients(answer_loss, batch, group, elsewhere):
+            spectrum = spectra(matrix, loaded.parameter(matrix.weight))
+            for edit, change in _removed(_along_components(spectrum, x, g), by_matrix[matrix]):
                 changes[edit].index_add_(0, rows, change)
         progress("screen", number + 1, len(passes))
     return changes
 
 
-def _along_components(spectrum: Any, x: Float[Tensor, "rows t in"], g: Float[Tensor, "rows t out"]) -> Tensor:
-    """σᵢ uᵢᵀ Gₙ vᵢ for every row n and component i, from two projections: (rows, k) float64."""
+def _along_components(
+    spectrum: Spectrum, x: Float[Tensor, "rows t in"], g: Float[Tensor, "rows t out"]
+) -> Float[Tensor, "rows k"]:
+    """Return σᵢ uᵢᵀ Gₙ vᵢ for every row n and component i, float64; two projections, so that no Gₙ is formed."""
     left = g.to(spectrum.u.dtype) @ spectrum.u
     right = x.to(spectrum.u.dtype) @ spectrum.vh.T
     return ((left * right).sum(dim=1) * spectrum.sigma).double().cpu()
 
 
-def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Iterable[tuple[Truncate, Tensor]]:
-    """dₙ of each edit, from running sums over the components."""
+def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Iterator[tuple[Truncate, Tensor]]:
+    """Return dₙ of each edit, from running sums over the components."""
     running = torch.cat(
         [along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1
-    )  # [:, r] = first r components
+    )  # [:, r]: of the first r
     whole, full_rank = running[:, -1], along.shape[1]
     for edit in edits:
         kept = running[:, edit.rank] if edit.side == "top" else whole - running[:, full_rank - edit.rank]
         yield edit, kept - whole
 
 
-def _scores_of_split(loaded: Loaded, batches: Sequence[Batch]) -> Scores:
-    """Log-likelihood of each continuation of the examples whose rows do not all run together."""
-    places = Counter(example for batch in batches for example in set(batch.row_example.tolist()))
-    found: Scores = {}
-    for batch in batches:
-        if any(places[example] > 1 for example in batch.row_example.tolist()):
-            with torch.inference_mode():
-                logp = _target_logps(_logits(loaded, batch), batch)
-            for key, value in zip(_continuations(batch), logp.tolist(), strict=True):
-                found[key] = found.get(key, 0.0) + value
-    return found
-
-
-def _taps(
-    loaded: Loaded,
-    batch: Batch,
-    encoded: Mapping[int, Encoded],
-    matrices: Sequence[Matrix],
-    contrast: bool,
-    elsewhere: Scores,
-) -> list[tuple[Matrix, Tensor, Tensor]]:
-    """For each matrix its true input and the gradient of the summed loss at its output, (rows, t, in / out)."""
-    model, anatomy = loaded.model, loaded.anatomy
-    modules = {matrix.module: model.get_submodule(matrix.module) for matrix in matrices}
+def _inputs_and_gradients(
+    answer_loss: _AnswerLoss, batch: Batch, matrices: Sequence[Matrix], elsewhere: Scores
+) -> list[tuple[Matrix, Float[Tensor, "rows t in"], Float[Tensor, "rows t out"]]]:
+    """Return for each matrix its true input and the gradient of the summed loss at its output."""
+    model, anatomy = answer_loss.loaded.model, answer_loss.loaded.anatomy
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
+
+    def record(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[path], outputs[path] = args[0].detach(), output
+
+        return hook
+
     with torch.enable_grad(), reread(model), ExitStack() as stack:
-        for name, module in modules.items():
-            stack.enter_context(_recorded(module, name, inputs, outputs))
-        embedding = model.get_submodule(anatomy.embedding)
-        stack.enter_context(_differentiable(embedding))
-        loss = _summed_loss(_logits(loaded, batch), batch, encoded, contrast, elsewhere)
+        for path in dict.fromkeys(matrix.module for matrix in matrices):
+            handle = model.get_submodule(path).register_forward_hook(record(path))
+            stack.callback(handle.remove)
+        # gradients start at the embedding's output, so that no parameter needs one
+        handle = model.get_submodule(anatomy.embedding).register_forward_hook(
+            lambda module, args, output: output.detach().requires_grad_()
+        )
+        stack.callback(handle.remove)
+        loss = answer_loss.summed(batch, elsewhere)
         gradients = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
     shape = batch.tokens.shape
-    found = []
-    for matrix in matrices:
-        x = inputs[matrix.module].reshape(*shape, -1)
-        g = matrix.of_output(gradients[matrix.module].reshape(*shape, -1))
-        found.append((matrix, x, g))
-    return found
+    return [
+        (
+            matrix,
+            inputs[matrix.module].reshape(*shape, -1),
+            matrix.of_output(gradients[matrix.module].reshape(*shape, -1)),
+        )
+        for matrix in matrices
+    ]
 
 
-def _logits(loaded: Loaded, batch: Batch) -> Float[Tensor, "kept vocab"]:
-    with gathered(loaded.model.get_submodule(loaded.anatomy.unembedding), batch.keep):
-        return loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
+@dataclass(frozen=True)
+class _AnswerLoss:
+    """The loss that is read: of the gold answer's tokens, or with `contrast` of the gold choice among the choices."""
 
+    loaded: Loaded
+    encoded: Mapping[int, Encoded]
+    contrast: bool
 
-@contextmanager
-def _recorded(module: nn.Module, name: str, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> Any:
-    def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
-        inputs[name], outputs[name] = args[0].detach(), output
+    def summed(self, batch: Batch, elsewhere: Scores) -> Tensor:
+        """Return the sum over the batch's examples, so that each row's gradient is that of its own example.
 
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+        Choices of an example that run in other batches are constants here: their gradients come with those batches.
 
+        Args:
+            elsewhere: `scores_of_split`.
+        """
+        logp = self._target_logps(batch)
+        positions: dict[int, dict[int, list[int]]] = {}
+        for i, (example, continuation) in enumerate(_continuations(batch)):
+            positions.setdefault(example, {}).setdefault(continuation, []).append(i)
+        losses = []
+        for example, by_continuation in positions.items():
+            here = {number: logp[where] for number, where in by_continuation.items()}
+            gold = self.encoded[example].gold
+            if not self.contrast:
+                losses.append(-here[gold].mean())
+                continue
+            scores = [
+                here[number].sum() if number in here else logp.new_tensor(elsewhere[example, number])
+                for number in range(len(self.encoded[example].pairs))
+            ]
+            losses.append(-torch.log_softmax(torch.stack(scores), dim=0)[gold])
+        return torch.stack(losses).sum()
 
-@contextmanager
-def _differentiable(embedding: nn.Module) -> Any:
-    """Gradients start at the embedding's output, so that no parameter needs one."""
-    handle = embedding.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
-    try:
-        yield
-    finally:
-        handle.remove()
+    def scores_of_split(self, batches: Sequence[Batch]) -> Scores:
+        """Return the log-likelihood of each continuation of the examples whose rows do not all run together."""
+        num_batches = Counter(example for batch in batches for example in set(batch.row_example.tolist()))
+        scores: Scores = {}
+        for batch in batches:
+            if any(num_batches[example] > 1 for example in batch.row_example.tolist()):
+                with torch.inference_mode():
+                    logp = self._target_logps(batch)
+                for key, value in zip(_continuations(batch), logp.tolist(), strict=True):
+                    scores[key] = scores.get(key, 0.0) + value
+        return scores
 
-
-def _summed_loss(
-    logits: Float[Tensor, "kept vocab"],
-    batch: Batch,
-    encoded: Mapping[int, Encoded],
-    contrast: bool,
-    elsewhere: Scores,
-) -> Tensor:
-    """Sum over the batch's examples, so that each row's gradient is its own example's."""
-    logp = _target_logps(logits, batch)
-    totals: dict[int, dict[int, list[int]]] = {}
-    for i, (example, continuation) in enumerate(_continuations(batch)):
-        totals.setdefault(example, {}).setdefault(continuation, []).append(i)
-    losses = []
-    for example, parts in totals.items():
-        own = {number: logp[positions] for number, positions in parts.items()}
-        if contrast:
-            losses.append(_choice_loss(own, example, encoded, elsewhere))
-        else:
-            losses.append(-own[encoded[example].gold].mean())
-    return torch.stack(losses).sum()
-
-
-def _target_logps(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Float[Tensor, " targets"]:
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    where, token = batch.where.to(logits.device), batch.token.to(logits.device)
-    return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+    def _target_logps(self, batch: Batch) -> Float[Tensor, " targets"]:
+        model, anatomy = self.loaded.model, self.loaded.anatomy
+        with gathered(model.get_submodule(anatomy.unembedding), batch.keep):
+            logits: Tensor = model(input_ids=batch.tokens.to(self.loaded.device), use_cache=False).logits[0]
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        where, token = batch.where.to(logits.device), batch.token.to(logits.device)
+        return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
 
 
 def _continuations(batch: Batch) -> list[tuple[int, int]]:
-    """Of each target: its example, and which continuation of it."""
+    """Return of each target its example, and which continuation of it."""
     return list(zip(batch.example.tolist(), batch.continuation.tolist(), strict=True))
-
-
-def _choice_loss(
-    own: Mapping[int, Tensor], example: int, encoded: Mapping[int, Encoded], elsewhere: Scores
-) -> Tensor:
-    """The log-loss of the gold choice among all; those of other batches are constants here, and their gradients come
-    with those batches."""
-    some = next(iter(own.values()))
-    scores = [
-        own[number].sum() if number in own else some.new_tensor(elsewhere[example, number])
-        for number in range(len(encoded[example].pairs))
-    ]
-    return -torch.log_softmax(torch.stack(scores), dim=0)[encoded[example].gold]

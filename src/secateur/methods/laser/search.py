@@ -1,5 +1,6 @@
-"""LASER: every matrix at every rank screened by gradients, raced on `select`, several composed.
+"""LASER: truncations of single matrices, screened by gradients, raced on `select`; the best of them composed.
 
+Decides only: plans are judged, and the model is read, by what is handed in.
 Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558); screening after Sreeram et al. 2025 (arXiv 2510.20800).
 """
 
@@ -7,149 +8,223 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
-from secateur import records
+import numpy as np
+
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
-from secateur.evaluation.evaluator import Evaluator
+from secateur.core.records.analysis import BaseRecord
+from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.laser.answers import split_answers
 from secateur.methods.laser.grid import compose, grid, promising, screened
-from secateur.methods.laser.probe import truncation_effects
+from secateur.methods.laser.method import LaserConfig
+from secateur.methods.laser.records import (
+    CurveRecord,
+    LaserAnalysis,
+    LaserSearchRecord,
+    ScreenedTruncation,
+    SpectrumRecord,
+    SweptTruncation,
+    TailRecord,
+    TruncationRecord,
+)
 from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.options import Options, matrices_of
-from secateur.search.race import Race, choose, race
-from secateur.session import Session, digest
+from secateur.records import measured
+from secateur.search.race import Judge, Race, choose, race
+from secateur.session import Session
 
 KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
 RACE_Z = 3.0
 COMPOSED = 16  # matrices at most whose best cut is tried beside the cuts that were taken
-MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
 SHOWN_EXAMPLES = 256
 
 
-def check(session: Session) -> None:
-    """Raises `UnknownName` for matrices or layers the model does not have."""
-    candidates(session.loaded.anatomy, session.options)
+class LaserReadings(Protocol):
+    """Readings of the model that the search asks for, beside the outcomes of plans."""
+
+    def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
+        """Return the predicted changes of the loss with each edit, nats: to first and to second order."""
+
+    def spectrum(self, matrix: Site) -> list[float]:
+        """Return the singular values of a matrix, descending."""
+
+    def answers(self, part: Truncate, kind: str, outcomes: np.ndarray) -> TailRecord:
+        """Return the answers of the model that keeps only `part` of a matrix; `outcomes` are its OUTCOME rows."""
 
 
 def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
-    """The grid over the matrices and layers asked for. Raises `UnknownName`."""
-    wanted = {site: anatomy.matrices[site].shape for site in matrices_of(anatomy, options)}
-    return tuple(grid(wanted, options.config.fractions, options.config.small_ranks))
+    """Return the grid over the matrices and layers that the options name.
+
+    Raises: `UnknownName` for those that the model does not have.
+    """
+    shapes = {site: anatomy.matrices[site].shape for site in matrices_of(anatomy, options)}
+    config = options.config
+    assert isinstance(config, LaserConfig)
+    return tuple(grid(shapes, config.fractions, config.small_ranks))
 
 
-def search(session: Session) -> Proposal:
-    """Screen on `probe`, race and compose on `select`. `test` is not touched."""
-    options = session.options
-    evaluator, goal = session.judge(), session.objective
-    judge = CountingJudge(evaluator)
-    everything = candidates(session.loaded.anatomy, options)
+def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
+    """Return the plan that is proposed: screened on `probe`, raced and composed on `select`.
+
+    Args:
+        session: What is searched. Its weights are not touched, and neither is `test`.
+        judge: Outcomes of plans.
+        readings: Readings of the model.
+    """
+    config, goal = session.config(LaserConfig), session.objective
+    counting = CountingJudge(judge)
+    proposed = candidates(session.loaded.anatomy, session.options)
     select = session.shuffled("select")
     with session.timed("screen"):
-        readings = None if options.config.exhaustive else screen(session, evaluator, everything)
-    kept = everything if readings is None else screened(readings, everything, KEPT_BY_SCREEN)
-    z = math.inf if options.config.exhaustive else RACE_Z
+        rankings = [] if config.exhaustive else readings.screen(proposed)
+    kept = screened(rankings, proposed, KEPT_BY_SCREEN) if rankings else proposed
+    z = math.inf if config.exhaustive else RACE_Z
     base, evidence = session.empty, session.evidence(select)
     with session.timed("race"):
-        raced = race([base, *(base + edit for edit in kept)], select, judge, goal, z=z)
-        choice = choose(raced.others(base), judge([base], select, "race")[base], evidence, goal)
+        raced = race([base, *(base + edit for edit in kept)], select, counting, goal, z=z)
+        choice = choose(raced.others(base), counting([base], select, "race")[base], evidence, goal)
     plan = taken(session, choice)
-    if choice.shown and options.config.compose:
+    if choice.shown and config.compose:
         with session.timed("compose"):
             beside = promising(raced, base, goal, COMPOSED)
-            plan = compose(plan, beside, select, judge, goal, evidence, z=z)
-    predicted = None if readings is None else readings[-1]
+            plan = compose(plan, beside, select, counting, goal, evidence, z=z)
     with session.timed("analyze"):
-        analysis = _analyze(session, evaluator, plan, raced)
-        if predicted is not None:
-            analysis["screen"] = records.screen_records(predicted, everything, full_ranks(session))
-    search = {
-        "method": "laser",
-        "exhaustive": options.config.exhaustive,
-        "proposed": len(everything),
-        "screened_out": len(everything) + 1 - len(raced.outcomes),
-        "raced_out": len(raced.dropped_after),
-        "rungs": [list(rung) for rung in raced.rungs],
-        "composed": len(plan.edits) > 1,
-        "choice": choice.record().to_json(),
-    }
-    return Proposal(
-        plan, judge.tried, judge.evaluations, search, analysis, best=choice.best if choice.better else None
+        analysis = _analysis(session, judge, readings, plan, raced)
+        if rankings:
+            screen = screen_records(rankings[-1], proposed, full_ranks(session))
+            analysis = analysis.model_copy(update={"screen": screen})
+    search = LaserSearchRecord(
+        method="laser",
+        exhaustive=config.exhaustive,
+        proposed=len(proposed),
+        screened_out=len(proposed) + 1 - len(raced.outcomes),
+        raced_out=len(raced.dropped_after),
+        rungs=raced.rungs,
+        composed=len(plan.edits) > 1,
+        choice=choice.record(),
     )
+    best = choice.best if choice.better else None
+    return Proposal(plan, counting.tried, counting.evaluations, search, analysis, best=best)
 
 
-def screen(session: Session, judge: Evaluator, edits: Sequence[Truncate]) -> list[Readings]:
-    """Predicted changes of loss to first and to second order, read once per run and remembered in the ledger."""
-    probe = session.task.split("probe")[:MAX_PROBED]
-    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
-    key = f"screen {digest([contrast, len(probe), *map(str, edits)])}"
-    known = session.ledger.recall(session.scope, key, _screens) if session.ledger else None
-    if known is not None:
-        return known
-    readings = truncation_effects(
-        session.loaded,
-        session.encoded,
-        probe,
-        edits,
-        spectra=judge.spectra,
-        packing=judge.packing,
-        contrast=contrast,
-        progress=session.progress,
-    )
-    if session.ledger:
-        session.ledger.remember(session.scope, key, [one.to_json() for one in readings])
-    return list(readings)
+# ------------------------------------------------------------------------------------------------ what the report shows
 
 
-def _screens(kept: Any) -> list[Readings]:
-    return [Readings.from_json(one) for one in kept]
-
-
-def _analyze(session: Session, judge: Evaluator, plan: Plan, raced: Race) -> dict[str, Any]:
-    """What the report shows of the search and of the matrices that were cut; all of it on `select`.
+def _analysis(
+    session: Session, judge: Judge, readings: LaserReadings, plan: Plan, raced: Race
+) -> LaserAnalysis:
+    """Return what the report shows of the search and of the matrices that were cut, all of it on `select`.
 
     Curves and component answers are for looking at, so they read at most SHOWN_EXAMPLES, those a race read first.
+    Where nothing was cut, the cut that came nearest is shown.
     """
-    select = session.shuffled("select")
-    whole = full_ranks(session)
-    base = judge([session.empty], select)[session.empty]
-    shown = plan.truncated or _runner_up(session, raced)
-    chosen = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
-    ranks = [
-        session.empty + edit
-        for edit in grid(chosen, session.options.config.fractions, session.options.config.small_ranks)
-    ]
+    config, goal = session.config(LaserConfig), session.objective
+    select, base, ranks = session.shuffled("select"), session.empty, full_ranks(session)
+    before = judge([base], select, "judge")[base]
+    shown = plan.truncated
+    if not shown:
+        cuts = [cut for cut in raced.outcomes if cut.edits]
+        nearest = max(cuts, key=lambda cut: (len(raced.outcomes[cut]), goal.key(raced.outcomes[cut])))
+        shown = nearest.truncated
+    shapes = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
+    points = [base + edit for edit in grid(shapes, config.fractions, config.small_ranks)]
     some = select[:SHOWN_EXAMPLES]
-    curves = judge([session.empty, *ranks], some, "curves")
-    base_there = curves.pop(session.empty)
-    analysis = {
-        "base": records.base_record(base),
-        "sweep": records.sweep_records(raced.outcomes, whole, len(select)),
-        "curves": records.curve_records(curves, whole, base_there),
-        "spectrum": {str(edit.matrix): _spectrum(session, judge, edit) for edit in shown},
-    }
-    if "text" not in session.task.kinds:
-        analysis["tail"] = split_answers(judge, plan, some)
-    return analysis
-
-
-def _runner_up(session: Session, raced: Race) -> tuple[Truncate, ...]:
-    """Where nothing was cut, the cut that came nearest is shown."""
-    cuts = [plan for plan in raced.outcomes if plan.edits]
-    best = max(
-        cuts,
-        key=lambda plan: (len(raced.outcomes[plan]), session.objective.key(raced.outcomes[plan])),
+    analysis = LaserAnalysis(
+        base=BaseRecord(**measured(before)),
+        sweep=sweep_records(raced.outcomes, ranks, len(select)),
+        curves=curve_records(judge([base, *points], some, "curves"), ranks),
+        spectrum={
+            str(edit.matrix): SpectrumRecord(values=readings.spectrum(edit.matrix), kept=edit.rank)
+            for edit in shown
+        },
     )
-    return best.truncated
+    if "text" in session.task.kinds:
+        return analysis
+    return analysis.model_copy(update={"tail": tail_records(session, judge, readings, plan, some)})
 
 
-def _spectrum(session: Session, judge: Evaluator, edit: Truncate) -> dict[str, Any]:
-    matrix = session.loaded.anatomy.matrix(edit.matrix)
-    weight = session.loaded.parameter(matrix.weight)
-    return {"values": judge.spectra(matrix, weight).sigma.double().tolist(), "kept": edit.rank}
-
-
-def full_ranks(session: Session) -> Mapping[Any, int]:
+def full_ranks(session: Session) -> dict[Site, int]:
+    """Return the number of components of each matrix."""
     return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
+
+
+def _truncation_record(edit: Truncate, full_rank: int) -> TruncationRecord:
+    site, kept = edit.matrix, edit.rank / full_rank
+    return TruncationRecord(
+        site=str(site), matrix=site.part, block=site.block, rank=edit.rank, full_rank=full_rank, kept=kept
+    )
+
+
+def sweep_records(
+    outcomes: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int], num_examples: int
+) -> list[SweptTruncation]:
+    """Return a record of every truncation that raced, by block, matrix and rank.
+
+    Args:
+        outcomes: OUTCOME rows of plans with one edit, fewer than `num_examples` of those that left the race early.
+    """
+    records = []
+    for plan, rows in outcomes.items():
+        for edit in plan.truncated:
+            truncation = _truncation_record(edit, full_ranks[edit.matrix]).model_dump()
+            complete = len(rows) == num_examples
+            records.append(SweptTruncation(**truncation, **measured(rows), complete=complete))
+    return sorted(records, key=lambda record: (record.block, record.matrix, record.rank))
+
+
+def screen_records(
+    readings: Readings, edits: Sequence[Truncate], full_ranks: Mapping[Site, int]
+) -> list[ScreenedTruncation]:
+    """Return the predicted change of the loss with every candidate, nats."""
+    truncations = ((edit, _truncation_record(edit, full_ranks[edit.matrix])) for edit in edits)
+    return [
+        ScreenedTruncation(**truncation.model_dump(), score=readings.values[str(edit)])
+        for edit, truncation in truncations
+    ]
+
+
+def curve_records(judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, int]) -> list[CurveRecord]:
+    """Return one curve for each matrix: loss and accuracy against the share of components removed (LASER, Fig. 2).
+
+    Args:
+        judged: OUTCOME rows of the original, which is the first point of each curve, and of plans with one edit.
+    """
+    points: dict[Site, list[tuple[float, BaseRecord]]] = {}
+    original = BaseRecord(**measured(next(rows for plan, rows in judged.items() if not plan.edits)))
+    for plan, outcomes in judged.items():
+        for edit in plan.truncated:
+            removed = 100 * (1 - edit.rank / full_ranks[edit.matrix])
+            points.setdefault(edit.matrix, [(0.0, original)]).append(
+                (removed, BaseRecord(**measured(outcomes)))
+            )
+    curves = []
+    for site, curve in sorted(points.items()):
+        curve.sort(key=lambda point: point[0])
+        curves.append(
+            CurveRecord(
+                site=str(site),
+                matrix=site.part,
+                block=site.block,
+                removed=[removed for removed, _ in curve],
+                loss=[score.loss for _, score in curve],
+                accuracy=[score.accuracy for _, score in curve],
+            )
+        )
+    return curves
+
+
+def tail_records(
+    session: Session, judge: Judge, readings: LaserReadings, plan: Plan, examples: Sequence[int]
+) -> list[TailRecord]:
+    """Return for each edited matrix the answers of all of it, of the components kept, of those removed (Fig. 5)."""
+    records = []
+    for edit in plan.truncated:
+        full_rank = full_ranks(session)[edit.matrix]
+        rest = Truncate(edit.matrix, full_rank - edit.rank, "tail" if edit.side == "top" else "top")
+        for part, kind in ((Truncate(edit.matrix, full_rank), "full"), (edit, edit.side), (rest, rest.side)):
+            alone = session.empty + part
+            outcomes = judge([alone], examples, "component answers")[alone]
+            records.append(readings.answers(part, kind, outcomes))
+    return records

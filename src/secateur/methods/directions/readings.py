@@ -1,0 +1,249 @@
+"""Readings of a model for the search: effects of directions under a plan, and the tokens that they raise.
+
+Tokens can be told only of directions that reach the residual stream by linear maps alone: those of o and down, and of v
+through its o. What q and k do is to choose where to look, what gate and up do goes through a nonlinearity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Plan, RemoveDirections
+from secateur.core.site import Site
+from secateur.evaluation.evaluator import Evaluator
+from secateur.hf.load import Loaded
+from secateur.methods.directions.method import DirectionsConfig
+from secateur.methods.directions.pools import Direction, Folds
+from secateur.methods.directions.probe import DirectionEffects, MatrixEffects, directions_effects
+from secateur.methods.directions.records import DirectionsReading
+from secateur.options import matrices_of
+from secateur.session import Session, digest
+from secateur.surgery.operations import Decompose, RemoveComponents, decompose, resolve
+
+MAX_PROBED = 256  # examples, as for the gradients of LASER's screen
+MOST = 6  # tokens on each side
+ENDS = 2  # the most harmful and the most useful directions of a matrix that a table shows
+
+Tokens = tuple[tuple[str, float], ...]
+
+
+# ------------------------------------------------------------------------------------------------- effects under a plan
+
+
+@dataclass(frozen=True)
+class EffectsUnderPlan:
+    """Effects of all directions in the model that one plan leaves, and what a matrix's directions are folded with."""
+
+    effects: DirectionEffects
+
+    @property
+    def directions(self) -> list[Direction]:
+        """All directions, numbered as `RemoveDirections` numbers them."""
+        return [
+            Direction(piece.site, (piece.head or 0) * len(piece.effect) + index, float(change))
+            for piece in self.effects.matrices
+            for index, change in enumerate(piece.predicted)
+        ]
+
+    @cached_property
+    def folds(self) -> Folds:
+        """By matrix: its mean input, and its directions if they are fitted too."""
+        by_site = groupby(self.effects.matrices, key=lambda piece: piece.site)
+        return {site: _fold(list(pieces)) for site, pieces in by_site}
+
+
+def _fold(pieces: Sequence[MatrixEffects]) -> Fitted:
+    side_by_side = len(pieces) > 1 and pieces[0].site.part == "o"  # heads, in what an o reads
+    mean = np.concatenate([piece.mean_input for piece in pieces]) if side_by_side else pieces[0].mean_input
+    arrays = {"mean": mean.astype(np.float32)}
+    fitted = [piece.u for piece in pieces if piece.u is not None]
+    if fitted:
+        arrays["u"] = np.stack(fitted)
+    return Fitted.of(arrays)
+
+
+class DirectionsProbe:
+    """The readings of the search (`search.DirectionReadings`), taken from the model of a session.
+
+    With whitened directions those of the first reading, which is of the whole model, stay; nothing goes to the ledger,
+    since they are as large as the weights.
+
+    Args:
+        session: Model and task; its ledger remembers effects.
+        judge: Gives decompositions and the packing of batches.
+        sites: Matrices whose directions are read.
+    """
+
+    def __init__(self, session: Session, judge: Evaluator, sites: Sequence[Site]) -> None:
+        self._session, self._judge, self._sites = session, judge, sites
+        self._config = session.config(DirectionsConfig)
+        self._examples = session.task.split("probe")[:MAX_PROBED]
+        self._bases: dict[Site, np.ndarray] = {}
+        self._known: dict[Plan, EffectsUnderPlan] = {}
+
+    def effects(self, plan: Plan) -> EffectsUnderPlan:
+        """Return the effects of all directions; those that are gone under `plan` have none any more.
+
+        Kept for the whole model and for the plan that was read last.
+        """
+        if plan not in self._known:
+            effects = EffectsUnderPlan(self._recall(plan))
+            self._known = {old: known for old, known in self._known.items() if not old.edits} | {
+                plan: effects
+            }
+        return self._known[plan]
+
+    def _recall(self, plan: Plan) -> DirectionEffects:
+        """Return effects from the ledger, or read them and remember them there."""
+        session, config = self._session, self._config
+        how = [config.per_head, config.second_order, len(self._examples), *map(str, self._sites)]
+        key = f"directions {digest([plan.identity, how])}"
+        ledger = None if config.whitened else session.ledger
+        known = None if ledger is None else ledger.recall(session.scope, key, DirectionEffects.from_json)
+        if known is not None:
+            return known
+        effects = directions_effects(
+            session.loaded,
+            session.encoded,
+            self._examples,
+            self._sites,
+            packing=self._judge.packing,
+            per_head=config.per_head,
+            second_order=config.second_order,
+            whitened=config.whitened,
+            under=plan,
+            bases=self._bases,
+            decompose=self._judge.spectra,
+            progress=session.progress,
+        )
+        if config.whitened and not self._bases:
+            by_site = groupby(effects.matrices, key=lambda piece: piece.site)
+            self._bases = {
+                site: np.stack([p.u for p in pieces if p.u is not None]) for site, pieces in by_site
+            }
+        if ledger is not None:
+            ledger.remember(session.scope, key, effects.to_json())
+        return effects
+
+    def words(self, edit: RemoveDirections, numbers: Sequence[int]) -> list[Words]:
+        """Return what some of the directions that `edit` removes say; empty where they cannot be told."""
+        return direction_words(self._session.loaded, edit, numbers, self._judge.spectra)
+
+
+# ----------------------------------------------------------------------------------------------- tokens of directions
+
+
+@dataclass(frozen=True)
+class Words:
+    """Tokens with their logit along a unit vector after the final norm.
+
+    The sign of a singular direction is arbitrary: it says `more` where it points one way and `less` where it points the
+    other.
+    """
+
+    more: Tokens
+    less: Tokens
+
+
+@torch.no_grad()
+def direction_words(
+    loaded: Loaded, edit: RemoveDirections, numbers: Sequence[int], decompose: Decompose = decompose
+) -> list[Words]:
+    """Return the tokens that some of the directions of `edit` raise and lower through the unembedding.
+
+    Args:
+        numbers: Of those directions.
+
+    Returns: nothing where directions do not reach the stream by linear maps, or where the unembedding does not read
+        what the blocks add up to through one last norm: not where norms stand on the way, nor in OPT-350m, which norms
+        the stream block by block and projects it.
+
+    Source: weights read in the vocabulary, Dar et al. 2022 (arXiv 2209.02535).
+    """
+    anatomy = loaded.anatomy
+    unembedding = loaded.parameter(f"{anatomy.unembedding}.weight")
+    readable = anatomy.final_norm is not None and anatomy.foldable and unembedding.shape[1] == anatomy.d_model
+    if not numbers or edit.matrix.part not in ("o", "down", "v") or not readable:
+        return []
+    to_stream = _values_to_stream(loaded, edit.matrix.block) if edit.matrix.part == "v" else None
+    if edit.matrix.part == "v" and to_stream is None:
+        return []
+    (operation,) = resolve(Plan(loaded.fingerprint, (edit,)), anatomy, loaded.fingerprint)
+    assert isinstance(operation, RemoveComponents)
+    basis = operation.basis(loaded.parameter(operation.parameter), decompose)
+    norm = loaded.model.get_submodule(anatomy.final_norm)
+    words = []
+    for number in numbers:
+        piece, index = divmod(number, basis.shape[2])
+        vector = basis[piece, :, index]
+        if to_stream is not None:  # the columns of the piece's head
+            vector = to_stream.unflatten(1, (basis.shape[0], -1))[:, piece] @ vector
+        vector = vector.to(loaded.model.dtype)
+        # half the difference of both signs leaves out a norm's bias
+        logits = unembedding.float() @ ((norm(vector) - norm(-vector)) / 2).float()
+        words.append(Words(*(_extreme_tokens(loaded, logits, largest) for largest in (True, False))))
+    return words
+
+
+def _values_to_stream(loaded: Loaded, block: int) -> Float[Tensor, "d_model values"] | None:
+    """Return what o makes of all values, as if every query head looked at one token; None where o is not whole."""
+    anatomy = loaded.anatomy
+    matrix, widths = anatomy.matrices.get(Site(block, "o")), anatomy.widths[block]
+    if matrix is None:
+        return None
+    o = matrix.read(loaded.parameter(matrix.weight)).float()
+    queries = widths.num_heads // widths.num_kv_heads
+    return o.unflatten(1, (widths.num_kv_heads, queries, anatomy.d_head)).sum(2).flatten(1)
+
+
+def _extreme_tokens(loaded: Loaded, logits: Float[Tensor, " vocab"], largest: bool) -> Tokens:
+    top = logits.topk(min(MOST, len(logits) // 2), largest=largest)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return tuple((loaded.tokenizer.decode([token]), value) for token, value in pairs)
+
+
+# ----------------------------------------------------------------------------------------------- the reading of `probe`
+
+
+def read_directions(session: Session, split: str, plan: Plan) -> list[DirectionsReading]:
+    """Return per matrix or head the predicted change of the loss without each direction, in the model of `plan`."""
+    config, judge = session.config(DirectionsConfig), session.judge()
+    effects = directions_effects(
+        session.loaded,
+        session.encoded,
+        session.task.split(split),
+        matrices_of(session.loaded.anatomy, session.options),
+        packing=judge.packing,
+        per_head=config.per_head,
+        second_order=config.second_order,
+        whitened=config.whitened,
+        under=plan,
+        decompose=judge.spectra,
+        split=split,
+        progress=session.progress,
+    )
+    rows = []
+    for piece in effects.matrices:
+        change = piece.predicted
+        order, harmful = change.argsort(kind="stable").tolist(), change[change < 0]
+        rows.append(
+            DirectionsReading(
+                site=str(piece.site) if piece.head is None else f"{piece.site} head {piece.head}",
+                of=len(order),
+                harmful=len(harmful),
+                their_sum=float(harmful.sum()),
+                most_harmful={str(i): float(change[i]) for i in order[:ENDS]},
+                most_useful={str(i): float(change[i]) for i in order[::-1][:ENDS]},
+                values=piece.record(),
+            )
+        )
+    return rows

@@ -1,0 +1,123 @@
+"""The result of `prune` and `apply` as Python shows it: a line, a few lines of HTML, figures. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.checkpoint.plans import read_plan
+from secateur.core.plan import Plan
+from secateur.core.reading import read_json
+from secateur.core.records.verdict import VerdictRecord
+from secateur.errors import OutputError, UnknownName, nearest
+from secateur.report.chart import Figure
+from secateur.report.interval_plot import intervals_figure
+from secateur.report.markup import text
+from secateur.report.run_page import compared_rows, effect_rows, hero_lines, member_rows
+from secateur.reporting import run_figures
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+AGAIN = "Give --overwrite to make it again."
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """The result of `prune` and `apply`.
+
+    Attributes:
+        out: The folder of the checkpoint.
+        verdict: The content of verdict.json; None where nothing was verified (`apply`).
+        already: The checkpoint was there before, and nothing was done.
+    """
+
+    out: Path
+    verdict: dict[str, Any] | None
+    plan: Plan
+    already: bool = False
+
+    def __repr__(self) -> str:
+        if self.verdict is None:
+            return f"Result(not verified: {self.plan}, in {self.out})"
+        word, change, cut = hero_lines(self._record)
+        return f"Result({word}: {change}; {cut}; in {self.out})"
+
+    def _repr_html_(self) -> str:
+        """Return the verdict in a few lines of HTML, which Jupyter shows."""
+        lines = hero_lines(self._record) if self.verdict else ("not verified", "", str(self.plan))
+        sentence = self.verdict["sentence"] if self.verdict else "Nothing was measured."
+        word, *rest = (text(line) for line in lines)
+        below = "<br>".join(
+            line for line in (text(sentence), *rest, f"<code>{text(self.out)}</code>") if line
+        )
+        return f"<div><b>{word}</b><br>{below}</div>"
+
+    # --------------------------------------------------------------------------------------------------- figures
+
+    def plot_intervals(self) -> go.Figure:
+        """Return every metric on the test split, before and after, with 95 % intervals, and changes without a cut."""
+        return _drawn(intervals_figure(compared_rows(self._record)))
+
+    def plot_effects(self) -> go.Figure:
+        """Return what the cut did elsewhere, before and after, with 95 % intervals."""
+        return _drawn(intervals_figure(effect_rows(self._record)))
+
+    def plot_tasks(self) -> go.Figure:
+        """Return each of several tasks, before and after, with 95 % intervals."""
+        return _drawn(intervals_figure(member_rows(self._record)))
+
+    def plot_frequency(self) -> go.Figure:
+        """Return accuracy before and after, by how often the training text held the fact."""
+        return self.plot("frequency")
+
+    def plot(self, name: str) -> go.Figure:
+        """Return a figure of the report by its name, which is one of `figures`; `sweep` is `sweep-0`.
+
+        Raises: `UnknownName` where this report has none of this name.
+        """
+        name = name if name in self.figures else f"{name}-0" if f"{name}-0" in self.figures else name
+        if name not in self.figures:
+            raise UnknownName(
+                f"the report of {self.out} has no figure {name!r}.{nearest(name, self.figures)}"
+            )
+        return _drawn(self.figures[name])
+
+    @cached_property
+    def figures(self) -> Mapping[str, Figure]:
+        """Return the figures of the report by their names, such as `sweep-0`: what only the method of this run has
+        to show is among them. Their traces, layouts and numbers are plain values; `plot` draws one."""
+        self._record  # noqa: B018  raises where nothing was verified
+        analysis = self.out / "analysis.json"
+        found = read_json(analysis, OutputError, AGAIN) if os.path.exists(analysis) else {}
+        return run_figures(self.verdict or {}, read_json(self.out / "plan.json", OutputError, AGAIN), found)
+
+    @cached_property
+    def _record(self) -> VerdictRecord:
+        if self.verdict is None:
+            raise OutputError(f"nothing was verified in {self.out}: a verdict is what `prune` gives.")
+        return VerdictRecord.from_values(self.verdict, self.out / "verdict.json", OutputError, AGAIN)
+
+
+def _drawn(figure: Figure) -> go.Figure:
+    import plotly.graph_objects as go
+
+    return go.Figure(figure.data, figure.layout | ({"title": {"text": figure.title}} if figure.title else {}))
+
+
+def read_result(out: Path) -> Result:
+    """Return the result that a finished folder holds. Raises: `OutputError`, `PlanError` where it is damaged."""
+    file = out / "verdict.json"
+    return Result(out, read_verdict(file) if file.exists() else None, read_plan(out), already=True)
+
+
+def read_verdict(file: Path) -> dict[str, Any]:
+    """Return the content of verdict.json. Raises: `OutputError` for a file that is no verdict."""
+    found = read_json(file, OutputError, AGAIN)
+    if not isinstance(found, dict) or not isinstance(found.get("verdict"), str):
+        raise OutputError(f"{file} is damaged: it holds no verdict. {AGAIN}")
+    return found
