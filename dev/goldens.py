@@ -131,7 +131,7 @@ eval-text: eval STORIES TEXT --allow-small --json; eval STORIES COPA --json --sp
 probe-components:
     probe FACTS --task builtin:recall --shots 0,1 --what heads,ffns,neurons,induction -o out --json;
     probe builtin:recall --what induction --layers 1
-probe-groups: probe STORIES TEXT --what heads,ffns,neurons,induction -o out --json
+probe-groups: probe STORIES TEXT --what heads,ffns,neurons --layers 3:5 -o out --json
 probe-linearity: probe FACTS --also builtin:recall --what linearity -o out --json
 probe-linearity-finer: probe STORIES TEXT --what linearity --parts --finer heads,matrices -o out --json
 probe-spectrum: probe FACTS --what spectrum MLP --json; probe STORIES TEXT --what spectrum --layers 4
@@ -150,7 +150,8 @@ heal:
     report out; show out --json
 heal-fold:
     prune STORIES TEXT --allow-small --method depth --blocks 1 --by cosine -o cut;
-    heal cut TEXT --allow-small --max-steps 3 --stage layers --lr 1e-3 -o out --json
+    heal cut --task text:{data}/text_tinystories_valid.txt --seqlen 16 --limit 300 --allow-small --max-steps 3
+    --stage layers --lr 1e-3 -o out --json
 heal-drop:
     apply builtin:facts --edit b1=drop --edit b0.gate=8 -o cut;
     heal cut --task builtin:facts SMALL --max-steps 4 --stage end --temperature 2 --hidden 0.5 --lora 4 -o out
