@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from secateur.core.writing import writing
 from secateur.errors import TaskError
 from secateur.tasks.jsonl import ExampleLine, check_rows, explain
-from secateur.tasks.text import TextRow
+from secateur.tasks.text import TextLine
 
 TaskRow = Mapping[str, Any]
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -98,7 +98,7 @@ def _word(given: str | Path | Texts) -> str:
         if isinstance(given.documents, str):
             return f"text:{_stored('text', given.documents, '.txt')}"
         rows = [{"text": one} if isinstance(one, str) else one for one in given.documents]
-        lines = [line for line, _ in _lines(rows, TextRow, "texts")]
+        lines = [line for line, _ in _lines(rows, TextLine, "texts")]
         return f"text:{_stored('texts', ''.join(lines), '.jsonl')}"
     return str(given)
 
