@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS
-from secateur.methods.depth.runs import dropped
+from secateur.methods.depth.steps import dropped
 from secateur.methods.registry import read_options
 from secateur.probes.maps import BlockRun, fit_maps
 from secateur.session import Session, open_session, read_task, session_on

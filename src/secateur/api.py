@@ -419,9 +419,10 @@ def probe(
                 raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
             reads = [*_place(asked), *inputs(tasks=tasks)]
             with made_early(out, reads=reads):
-                from secateur.probing.record import read_record
+                from secateur.probing.components import read_record
 
-                return read_record(names, asked, tasks, counts, split, out=out, progress=progress)
+                record = read_record(names, asked, tasks, counts, split, out=out, progress=progress)
+                return record.model_dump(exclude_unset=True)
     word, number = _single(names, tasks, numbers, out)
     _check_edits(names, given)
     method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
@@ -432,7 +433,7 @@ def probe(
                 from secateur.probing.linearity import read_linearity
 
                 how = {"parts": parts, "finer": _each(finer), "out": out, "progress": progress}
-                return read_linearity(series, split, **how)
+                return read_linearity(series, split, **how).model_dump(exclude_unset=True)
         inputs_of(asked)
         from secateur import measuring
 

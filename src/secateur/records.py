@@ -13,7 +13,7 @@ import numpy as np
 from secateur import __version__
 from secateur.core import stats
 from secateur.core.plan import Plan
-from secateur.core.records.analysis import ChangedExample, FrequencyBin, ParaphrasesRecord
+from secateur.core.records.analysis import BaseRecord, ChangedExample, FrequencyBin, ParaphrasesRecord
 from secateur.core.score import METRICS
 from secateur.tasks.example import Task
 
@@ -80,8 +80,9 @@ def measured(outcomes: np.ndarray) -> dict[str, Any]:
     return {"accuracy": None if np.isnan(accuracy) else accuracy, "loss": loss, "n": len(outcomes)}
 
 
-def base_record(outcomes: np.ndarray) -> dict[str, Any]:
-    return measured(outcomes)
+def base_record(outcomes: np.ndarray) -> BaseRecord:
+    """Return accuracy, loss and number of examples, as analysis.json has them of the original."""
+    return BaseRecord.model_validate(measured(outcomes))
 
 
 MOST_FREQUENT = 2**53  # what float64 counts exactly

@@ -1,4 +1,4 @@
-"""The report of a finished run: its three records, with the sections of the method that searched. Imports no torch."""
+"""The report of a finished run: its records, with the sections of the method that searched. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.core.finite import finite
 from secateur.core.reading import read_json
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import PlanRecord
-from secateur.core.records.probe import ComponentsRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.methods.registry import methods
-from secateur.probing.component_sections import component_sections
 from secateur.report.chart import Figure
 from secateur.report.frame import PageSection
-from secateur.report.pruned_units import dropped
 from secateur.report.run_page import frequency, run_page
-from secateur.report.sections import old_sections, tried
 
 VERSION = 1
 AGAIN = "Write it again with `secateur prune`."
@@ -65,48 +60,31 @@ def _read_object(path: Path) -> dict[str, Any]:
 def render(verdict: Json, plan: Json, analysis: Json) -> str:
     """Return the page of a run, from the content of its three files; it loads nothing from anywhere.
 
-    Blocks of `analysis` that are absent or empty leave their section out.
+    Blocks of `analysis` that are absent or empty leave their section out; so does a method that is not installed here.
 
     Raises: `SecateurError` where the records are of another version or do not belong together.
     """
-    _check(verdict, plan)
-    run = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
-    analyses = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
-    old, figures = old_sections(finite(verdict), finite(plan), finite(analysis))
-    return run_page(
-        run,
-        PlanRecord.from_values(plan, "plan.json", SecateurError, AGAIN),
-        analyses,
-        [*method_sections(run, analyses), *old],
-        tried(verdict, analysis),
-        figures,
-    )
+    run, analyses = _records(verdict, plan, analysis)
+    cut = PlanRecord.from_values(plan, "plan.json", SecateurError, AGAIN)
+    method = methods().get(run.search.method)
+    if method is None:
+        return run_page(run, cut, analyses, ())
+    return run_page(run, cut, analyses, method.sections(run, analyses), method.tried(run, analyses))
 
 
 def run_figures(verdict: Json, plan: Json, analysis: Json) -> dict[str, Figure]:
     """Return the figures of the page that `render` gives, by their ids. Raises: as `render`."""
-    _check(verdict, plan)
-    run = VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN)
-    analyses = AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN)
-    _, figures = old_sections(finite(verdict), finite(plan), finite(analysis))
-    for section in (*method_sections(run, analyses), frequency(analyses.frequency or ())):
+    run, analyses = _records(verdict, plan, analysis)
+    method = methods().get(run.search.method)
+    sections: Sequence[PageSection] = () if method is None else method.sections(run, analyses)
+    figures: dict[str, Figure] = {}
+    for section in (*sections, frequency(analyses.frequency or ())):
         figures |= section.figures()
     return figures
 
 
-def method_sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
-    """Return the sections of the method of a run; none where its package is not installed here."""
-    method = methods().get(verdict.search.method)
-    sections = [] if method is None else list(method.sections(verdict, analysis))
-    if not sections and analysis.extra_keys.get("components"):
-        read = ComponentsRecord.from_values(
-            analysis.extra_keys["components"], "analysis.json", SecateurError, AGAIN
-        )
-        sections = component_sections(read, dropped(verdict))
-    return sections
-
-
-def _check(verdict: Json, plan: Json) -> None:
+def _records(verdict: Json, plan: Json, analysis: Json) -> tuple[VerdictRecord, AnalysisRecord]:
+    """Return two of the files of a run. Raises: `SecateurError` for another version, and for files of two runs."""
     version = verdict.get("version")
     if version != VERSION:
         raise SecateurError(f"a verdict of version {version!r}; this secateur reads version {VERSION}.")
@@ -118,3 +96,7 @@ def _check(verdict: Json, plan: Json) -> None:
         raise SecateurError(
             f"plan.json is for model {of_plan}, verdict.json for {of_verdict}: they are not of one run."
         )
+    return (
+        VerdictRecord.from_values(verdict, "verdict.json", SecateurError, AGAIN),
+        AnalysisRecord.from_values(analysis, "analysis.json", SecateurError, AGAIN),
+    )

@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM
 import secateur as api
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
+from secateur.core.records.analysis import AnalysisRecord
+from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
-from secateur.methods.depth import runs as depth
-from secateur.report.chart import Figure
-from secateur.report.depth import SECTIONS
+from secateur.methods.depth import steps as depth
+from secateur.methods.depth.report import sections
 from secateur.reporting import render
 
 COMMON = ("--allow-small", "--limit", "90", "--quiet", "--device", "cpu")
@@ -271,8 +272,10 @@ def test_figures_are_plotly_figures_and_samples_are_escaped(place, tmp_path):
     page = render(verdict, plan, analysis)
     assert "<script>alert(1)</script>" not in page
     assert "&lt;script&gt;alert(1)" in page
-    figures: dict[str, Figure] = {}
-    assert all(section(verdict, plan, analysis, figures) for section in SECTIONS)
+    shown = sections(VerdictRecord.model_validate(verdict), AnalysisRecord.model_validate(analysis))
+    assert [section.name for section in shown] == ["depth", "order"]
+    assert all(shown)
+    figures = {key: figure for section in shown for key, figure in section.figures().items()}
     assert len(figures) == 4  # accuracy, loss, the side, the choice
     for figure in figures.values():
         go.Figure(data=figure.data, layout=figure.layout)  # raises for what plotly does not know

@@ -153,10 +153,10 @@ def test_heads_that_do_nothing_go_first_and_cost_nothing(family, as_loaded, plac
     )
     assert {Site.parse("b0.attn.h2"), Site.parse("b1.attn.h0")} <= set(found.plan.dropped)
     heads = 12 if family == "llama-tied-biased" else 8
-    points = found.analysis["pruning"]["series"][0]["points"]
-    gone = [point for point in points if 0 < point["heads_removed"] <= 2 / heads]
+    points = found.analysis.pruning.series[0].points
+    gone = [point for point in points if 0 < point.heads_removed <= 2 / heads]
     assert gone
-    assert all(point["value"] == points[0]["value"] == 1.0 for point in gone)
+    assert all(point.value == points[0].value == 1.0 for point in gone)
 
 
 def test_a_useless_group_goes_before_any_other(as_loaded, place):
@@ -174,8 +174,8 @@ def test_a_dead_network_goes_first(family, as_loaded, place):
         as_loaded, family, "ffns", "b1.mlp", side=place / "side.jsonl", step=0.05, max_loss=0.0
     )
     assert Site.parse("b1.mlp") in found.plan.dropped
-    first = found.analysis["pruning"]["series"][0]["points"][1]
-    assert first["value"] == 1.0, "another one went first"
+    first = found.analysis.pruning.series[0].points[1]
+    assert first.value == 1.0, "another one went first"
 
 
 def test_a_block_that_adds_nothing_loses_all_its_parts_and_no_other_does(as_loaded, place):
@@ -189,8 +189,8 @@ def test_a_block_that_adds_nothing_loses_all_its_parts_and_no_other_does(as_load
         target=1 / 3,
     )
     assert {*map(str, found.plan.dropped)} == {*(f"b1.attn.h{h}" for h in range(4)), "b1.mlp"}
-    point = found.analysis["pruning"]["chosen"]["point"]
-    assert found.analysis["pruning"]["series"][0]["points"][point]["value"] == 1.0
+    point = found.analysis.pruning.chosen.point
+    assert found.analysis.pruning.series[0].points[point].value == 1.0
 
 
 # ----------------------------------------------------------------------------------------------------------- how far

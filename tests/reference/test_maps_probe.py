@@ -15,7 +15,7 @@ from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded
-from secateur.methods.depth.similarity import block_similarity
+from secateur.methods.depth.readings import block_similarity
 from secateur.probes import maps
 from secateur.probes.maps import BlockRun, fit_maps, halved
 from secateur.surgery.mask import masked

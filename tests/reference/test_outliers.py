@@ -17,7 +17,7 @@ from secateur.core.plan import Plan
 from secateur.evaluation.batching import Packing
 from secateur.hf.readable import Readable, readable_from, readable_of
 from secateur.linalg.dimension import intrinsic_dimension
-from secateur.methods.depth.similarity import block_similarity
+from secateur.methods.depth.readings import block_similarity
 from secateur.probes import outliers
 from secateur.probes.hooks import hook_points
 from secateur.probes.linearity import Linearity, linearity

@@ -16,11 +16,11 @@ from secateur.core.records.probe import ProbeRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
 from secateur.errors import OutputError, SecateurError
+from secateur.methods.components.report import spread
 from secateur.probing.component_figures import cumulated, ranks
 from secateur.probing.report import render_probe, write_probe_report
 from secateur.report.chart import SEQUENTIAL
 from secateur.report.gains import size
-from secateur.report.orders import spread
 from secateur.report.pruned_units import Dropped, dropped, runs
 from secateur.reporting import render, write_run_report
 

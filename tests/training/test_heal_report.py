@@ -18,10 +18,9 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Drop, Plan
 from secateur.core.site import Site
 from secateur.errors import SecateurError
+from secateur.methods.depth.records import DepthRecord
+from secateur.methods.depth.report import order_section, replacing
 from secateur.options import Options
-from secateur.report.chart import Figure
-from secateur.report.depth import replacing
-from secateur.report.depth_order import order
 from secateur.report.frame import PageSection
 from secateur.training.cards import healing_sentence
 from secateur.training.commands import command_line, heal_command
@@ -293,16 +292,34 @@ KEPT = ("metric", "unit", "form", "by", "stage", "metric_unit", "side_units", "v
 # ---------------------------------------------------------------------------------------------------- where depth loses
 
 
-def curves(**over):
+def curves(metric="text_loss", higher_is_better=False, **over):
     """A depth record of the given differences to a drop, by form."""
-    series = [{"form": "drop", "points": [{"blocks_removed": n, "over_drop": None} for n in range(4)]}]
-    for form, gaps in over.items():
+    series = []
+    for form, gaps in ({"drop": [None] * 3} | over).items():
         points = [
-            {"blocks_removed": n, "over_drop": gap and {"value": gap[0], "ci": gap[1:]}}
+            {
+                "blocks_removed": n,
+                "parameters": 1 - n / 8,
+                "value": 2.0,
+                "loss": 2.0,
+                "over_drop": gap and {"value": gap[0], "ci": gap[1:]},
+                "sides": {},
+                "sample": "",
+            }
             for n, gap in enumerate((None, *gaps))
         ]
         series.append({"form": form, "points": points})
-    return {"series": series, "metric": "text_loss", "metric_unit": "nats/token", "higher_is_better": False}
+    asked = {
+        "by": "loss",
+        "form": "drop",
+        "contiguous": False,
+        "rank": None,
+        "blocks": None,
+        "max_loss": None,
+    }
+    judged = {"metric": metric, "metric_unit": "nats/token", "higher_is_better": higher_is_better}
+    seen = {"num_blocks": 8, "side_units": {}, "prompt": "", "order": [], "series": series, "chosen": 0}
+    return DepthRecord.model_validate(asked | judged | seen)
 
 
 def test_where_replacing_loses_is_said():
@@ -317,7 +334,7 @@ def test_where_replacing_loses_is_said():
     assert "+0.500 [+0.400 to +0.600] against the drop." in said
     assert "Folding them loses to dropping</b> with 1 block gone" in said
     assert said.endswith("(not beyond chance).")
-    right = curves(linear=[(0.1, 0.05, 0.2)]) | {"metric": "accuracy", "higher_is_better": True}
+    right = curves("accuracy", True, linear=[(0.1, 0.05, 0.2)])
     assert "no worse" in replacing(right), "more accuracy is better"
     assert replacing(curves()) == ""
 
@@ -349,10 +366,9 @@ def test_the_order_of_another_measure_is_that_of_a_run_by_it(place, tmp_path):
     assert [p["value"] for p in other["points"]] == pytest.approx([p["value"] for p in points])
     (back,) = asked["other_orders"]
     assert back["blocks"] == [step["block"] for step in by_cosine["order"]]
-    figures: dict[str, Figure] = {}
-    page = order({}, {}, {"depth": by_cosine}, figures)
-    assert len(figures) == 2
-    assert "by linearity: " + ", ".join(f"b{b}" for b in other["blocks"]) in page
+    section = order_section(DepthRecord.model_validate(by_cosine))
+    assert len(section.figures()) == 2
+    assert "by linearity: " + ", ".join(f"b{b}" for b in other["blocks"]) in section.body[0]
 
 
 def test_samples_of_every_form_stand_in_the_page(place):

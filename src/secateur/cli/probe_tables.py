@@ -1,146 +1,284 @@
-"""What `secateur probe` read, as tables. What is cut short here is whole in --json."""
+"""Tables of what `secateur probe` read. What is cut short here is whole in --json."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
+from pydantic import JsonValue
 from rich.text import Text
 
-from secateur.cli.linearity_tables import print_linearity
 from secateur.cli.tables import print_rows, show
 from secateur.cli.terminal import terminal
+from secateur.core.records.probe import (
+    ImportanceRecord,
+    LinearityRecord,
+    OutliersRecord,
+    OverlapRecord,
+    ProbeRecord,
+    ProfileRecord,
+    RowsRecord,
+    TransitionRecord,
+    TransitionWithoutOutliers,
+)
 
 NEURONS_SHOWN = 10  # of each end: a reading of neurons has thousands, and 20 lines fit a screen
-COLUMNS = 4  # readings side by side; with more, the lowest and the highest stand for them
+READINGS_SHOWN = 4  # readings side by side; with more, the lowest and the highest stand for them
 MATRIX = 10  # readings whose correlations fit 80 characters
-BEHAVIOR = ("prefix_matching", "copying")
+SITES = 8  # in one line; more are counted
+LINEARITY_COLUMNS = ("site", "stream", "held\nout", "added", "held\nout", "cosine", "cond.", "dim.", "anis.")
+
+Cell = JsonValue  # of a table
+Scores = TransitionRecord | TransitionWithoutOutliers
 
 
-def print_readings(found: Mapping[str, Any], top: int | None = None) -> None:
-    """Rows of one reading, or the tables of several."""
-    if found["what"] == "linearity":
-        print_linearity(found)
-        return
-    if "components" in found:
-        _print_components(found, top)
-        return
-    rows = found["rows"]
+def print_readings(found: Mapping[str, object], top: int | None = None) -> None:
+    """Print what `secateur.probe` returned.
+
+    Args:
+        found: As `LinearityRecord`, `ProbeRecord` or `RowsRecord` describe it.
+        top: Print that many of the most and of the least important parts; None: all, but of neurons 10.
+    """
+    if "models" in found:
+        _print_linearity(LinearityRecord.model_validate(found))
+    elif "components" in found:
+        _print_components(ProbeRecord.model_validate(found), top)
+    else:
+        _print_one(RowsRecord.model_validate(found), top)
+
+
+def _print_one(found: RowsRecord, top: int | None) -> None:
+    """Print the rows of one reading."""
+    rows = found.rows
     if "rank" in rows[0]:
-        rows = _ends(rows, top or (NEURONS_SHOWN if found["what"] == "neurons" else None), len(rows))
+        rows = _ends(rows, top or (NEURONS_SHOWN if found.what == "neurons" else None))
     columns = [name for name in rows[0] if name != "values"]
     cells = [[_short(row[name]) for name in columns] for row in rows]
-    print_rows([name.replace("_", " ") for name in columns], cells, title=_title(found))
-    if found.get("overlap"):
-        _print_overlap("rank correlation", found["overlap"])
+    on = f" on {found.task} ({found.split})" if found.task else ""
+    fit = "" if found.of == found.n else f", {found.n} of {found.of} examples fit"
+    title = f"{found.what} of {found.model}{on}{fit}"
+    print_rows([name.replace("_", " ") for name in columns], cells, title=title)
+    if found.overlap:
+        _print_overlap("rank correlation", found.overlap)
 
 
-def _title(found: Mapping[str, Any]) -> str:
-    on = f" on {found['task']} ({found['split']})" if found["task"] else ""
-    return f"{found['what']} of {found['model']}{on}{_fit(found)}"
-
-
-def _fit(found: Mapping[str, Any]) -> str:
-    """Nothing where all examples were read."""
-    whole = found.get("of") == found.get("n")
-    return "" if whole else f", {found['n']} of {found['of']} examples fit"
-
-
-def _ends(rows: Sequence[Mapping[str, Any]], top: int | None, count: int) -> list[Mapping[str, Any]]:
-    """The `top` most and `top` least important, by rank; all in their own order where nothing is left out."""
-    if top is None or count <= 2 * top:
+def _ends(rows: Sequence[dict[str, Cell]], top: int | None) -> list[dict[str, Cell]]:
+    """Return the `top` most and `top` least important rows, by rank; all in their own order if none is left out."""
+    if top is None or len(rows) <= 2 * top:
         return list(rows)
-    ranked = sorted(rows, key=lambda row: row["rank"])
-    gap = dict.fromkeys(rows[0]) | {"site": f"… {count - 2 * top:,} between"}
-    return [*ranked[:top], gap, *ranked[-top:]]
+    ranked = sorted(rows, key=lambda row: int(str(row["rank"])))
+    gap: dict[str, Cell] = dict.fromkeys(rows[0])
+    return [*ranked[:top], gap | {"site": f"… {len(rows) - 2 * top:,} between"}, *ranked[-top:]]
+
+
+def _short(value: Cell) -> Cell:
+    """Return lists and records as a short text."""
+    if isinstance(value, list):
+        return " ".join(map(_short_item, value))
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {show(item)}" for name, item in value.items())
+    return value
+
+
+def _short_item(item: Cell) -> str:
+    if isinstance(item, list):
+        answer, count = item
+        return f"{count}×{str(answer).strip()}"
+    return f"{item:.3g}" if isinstance(item, float) else str(item)
 
 
 # -------------------------------------------------------------------------------------------------- several readings
 
 
-def _print_components(found: Mapping[str, Any], top: int | None) -> None:
-    """Which readings there are, then each kind of part, then what heads do."""
-    record = found["components"]
-    kinds = {name: one for name, one in record.items() if isinstance(one, Mapping) and "readings" in one}
-    console = terminal()
-    console.print(Text(f"{', '.join(found['what'])} of {found['model']} ({found['split']})"))
+def _print_components(found: ProbeRecord, top: int | None) -> None:
+    """Print which readings there are, then each kind of part, then what heads do."""
+    kinds = found.components.kinds
+    terminal().print(Text(f"{', '.join(found.what)} of {found.model} ({found.split})"))
     first = next(iter(kinds.values()))
-    rows = [(n, r["name"], r["n"], r["of"]) for n, r in enumerate(first["readings"], start=1)]
+    rows = [(number, reading.name, reading.n, reading.of) for number, reading in enumerate(first.readings, 1)]
     print_rows(("no", "reading", "n", "of"), rows)
     for name, kind in kinds.items():
-        console.print()
+        terminal().print()
         _print_kind(name, kind, top or (NEURONS_SHOWN if name == "neurons" else None))
-    if "prefix_matching" in record:
-        console.print()
-        _print_behavior(record)
+    behavior = found.components
+    if behavior.prefix_matching and behavior.copying:
+        terminal().print()
+        scores = [(site, score, behavior.copying[site]) for site, score in behavior.prefix_matching.items()]
+        print_rows(("site", "prefix matching", "copying"), scores, title="what heads do")
+        if behavior.induction_overlap:
+            _print_overlap("rank correlation", behavior.induction_overlap)
 
 
-def _print_kind(name: str, kind: Mapping[str, Any], top: int | None) -> None:
-    """Mean and rank of every part, most important first; then how far the readings agree on their order."""
-    mean, readings = kind["mean"], [reading["values"] for reading in kind["readings"]]
-    order = sorted(mean, key=lambda site: (-mean[site], site))
-    rows = [
-        {"site": site, "mean": mean[site], "rank": place} | _spread(site, readings)
-        for place, site in enumerate(order, start=1)
-    ]
-    rows = _ends(rows, top, len(rows))
-    print_rows(
-        list(rows[0]), [list(row.values()) for row in rows], title=f"{name}: importance, {kind['unit']}"
-    )
-    if kind["overlap"]:
-        _print_overlap(f"{name}: rank correlation of readings", kind["overlap"], numbered=True)
+def _print_kind(name: str, kind: ImportanceRecord, top: int | None) -> None:
+    """Print mean and rank of every part, most important first, and how far the readings agree on their order."""
+    order = sorted(kind.mean, key=lambda site: (-kind.mean[site], site))
+    rows: list[dict[str, Cell]] = []
+    for rank, site in enumerate(order, start=1):
+        values = [reading.values[site] for reading in kind.readings]
+        row: dict[str, Cell] = {"site": site, "mean": kind.mean[site], "rank": rank}
+        if len(values) <= READINGS_SHOWN:
+            row |= {str(number): value for number, value in enumerate(values, start=1)}
+        else:
+            row |= {"lowest": min(values), "highest": max(values)}
+        rows.append(row)
+    rows = _ends(rows, top)
+    cells = [list(row.values()) for row in rows]
+    print_rows(list(rows[0]), cells, title=f"{name}: importance, {kind.unit}")
+    if kind.overlap:
+        _print_overlap(f"{name}: rank correlation of readings", kind.overlap, numbered=True)
 
 
-def _spread(site: str, readings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    values = [reading[site] for reading in readings]
-    if len(values) <= COLUMNS:
-        return {str(n): value for n, value in enumerate(values, start=1)}
-    return {"lowest": min(values), "highest": max(values)}
-
-
-def _print_behavior(record: Mapping[str, Any]) -> None:
-    rows = [(site, *(record[name][site] for name in BEHAVIOR)) for site in record["prefix_matching"]]
-    print_rows(("site", *(name.replace("_", " ") for name in BEHAVIOR)), rows, title="what heads do")
-    if record["induction_overlap"]:
-        _print_overlap("rank correlation", record["induction_overlap"])
-
-
-def _print_overlap(title: str, overlap: Mapping[str, Any], *, numbered: bool = False) -> None:
-    """The matrix where it fits, else each reading's mean with the others. Empty where a reading has no order."""
-    names, rho = overlap["names"], overlap["rho"]
-    labels = [str(n) for n in range(1, len(names) + 1)] if numbered else names
-    if len(names) <= MATRIX:
-        columns = ("", *labels)
-        rows = [(label, *map(_two, row)) for label, row in zip(labels, rho, strict=True)]
-    else:
-        columns = ("no", "mean with the others")
-        rows = [(label, _two(_mean_of_others(rho, n))) for n, label in enumerate(labels)]
+def _print_overlap(title: str, overlap: OverlapRecord, *, numbered: bool = False) -> None:
+    """Print the matrix where it fits, else the mean of each reading with the others; empty where there is no order."""
+    names, rho = overlap.names, overlap.rho
+    labels = [str(number) for number in range(1, len(names) + 1)] if numbered else names
+    columns: tuple[str, ...] = ("", *labels)
+    rows = [(label, *map(_two, row)) for label, row in zip(labels, rho, strict=True)]
+    if len(names) > MATRIX:
+        columns, rows = ("no", "mean with the others"), []
+        for number, label in enumerate(labels):
+            others = [value for n, value in enumerate(rho[number]) if n != number and value is not None]
+            rows.append((label, _two(sum(others) / len(others) if others else None)))
     terminal().print()
-    print_rows(columns, rows, title=f"{title} (n = {overlap['n']:,})", whole=columns[1:])
-
-
-def _mean_of_others(rho: Sequence[Sequence[float | None]], number: int) -> float | None:
-    known = [value for n, value in enumerate(rho[number]) if n != number and value is not None]
-    return sum(known) / len(known) if known else None
+    print_rows(columns, rows, title=f"{title} (n = {overlap.n:,})", whole=columns[1:])
 
 
 def _two(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-# --------------------------------------------------------------------------------------------------------------- cells
+# ----------------------------------------------------------------------------------------------------------- linearity
 
 
-def _short(value: Any) -> Any:
-    """Lists and records as a short text."""
-    if isinstance(value, list):
-        return " ".join(_short_item(item) for item in value)
-    if isinstance(value, Mapping):
-        return " ".join(f"{name} {show(item)}" for name, item in value.items())
-    return value
+def _print_linearity(found: LinearityRecord) -> None:
+    """Print one model whole, or of several the held-out scores, blocks by models; then what stands against them."""
+    models = found.models
+    title = f"linearity of {found.model} on {found.task} ({found.split})"
+    if len(models) == 1:
+        first = models[0].rows[0]
+        tokens = f"{first.num_tokens:,} tokens, {first.num_fit:,} to fit held-out maps"
+        cells = []
+        for row in models[0].rows:
+            cells.append([row.site, *_scores(row)])
+            if row.without_outliers and row.outliers:
+                cells.append([f"  less {row.outliers.count:,}", *_scores(row.without_outliers)])
+        print_rows(LINEARITY_COLUMNS, cells, title=f"{title}, {tokens}", whole=LINEARITY_COLUMNS)
+    else:
+        _print_series(models, title)
+    for line in (*_outlier_notes(models), *_notes(models)):
+        terminal().print(Text(line))
 
 
-def _short_item(item: Any) -> str:
-    if isinstance(item, list):
-        return f"{item[1]}×{str(item[0]).strip()}"
-    return f"{item:.3g}" if isinstance(item, float) else str(item)
+def _scores(row: Scores) -> list[str]:
+    """Return the cells of one line: both scores, cosine, condition, dimension, anisotropy."""
+    pairs = [score for pair in (row.stream, row.added) for score in pair or (None, None)]
+    dimension = row.intrinsic_dimension
+    return [
+        *map(_four, pairs),
+        "" if row.cosine is None else f"{row.cosine:.3f}",
+        f"{row.condition:.0e}",
+        "" if dimension is None else f"{dimension:.1f}",
+        f"{row.anisotropy:.2f}",
+    ]
+
+
+def _four(score: float | None) -> str:
+    """Return four digits behind the point, as far as they say something: held out, noise may score below -100."""
+    return "" if score is None else f"{score:.4f}" if score > -10 else f"{score:.0f}"
+
+
+def _print_series(models: Sequence[ProfileRecord], title: str) -> None:
+    """Print a table for each score; where outlier tokens pass in any model, a second line without them."""
+    sites = list(dict.fromkeys(row.site for model in models for row in model.rows))
+    by_site = [{row.site: row for row in model.rows} for model in models]
+    columns = ("site", *(model.name for model in models))
+    for number, words in enumerate(("with the residual", "without the residual")):
+        lines = []
+        for site in sites:
+            rows = [rows.get(site) for rows in by_site]
+            pairs = [row and (row.stream, row.added)[number] for row in rows]
+            if not any(pairs):
+                continue
+            lines.append([site, *(_four(pair[1]) if pair else "" for pair in pairs)])
+            if any(row and row.without_outliers for row in rows):
+                usual = [row and (row.without_outliers or row) for row in rows]
+                pairs = [row and (row.stream, row.added)[number] for row in usual]
+                lines.append(["  less outliers", *(_four(pair[1]) if pair else "" for pair in pairs)])
+        if number:
+            terminal().print()
+        print_rows(columns, lines, title=f"{title}: {words}, held out", whole=("site",))
+
+
+def _outlier_notes(models: Sequence[ProfileRecord]) -> Iterator[str]:
+    """Yield which tokens are outliers, joining places whose outliers are alike; then where they decide the scores."""
+    for model in models:
+        begin = "" if len(models) == 1 else f"{model.name} "
+        alike: dict[tuple[int, str], list[tuple[TransitionRecord, OutliersRecord]]] = {}
+        for row in model.rows:
+            if row.outliers:
+                first = row.outliers.positions[0].position, row.outliers.tokens[0].text
+                alike.setdefault(first, []).append((row, row.outliers))
+        for (position, word), places in alike.items():
+            outliers = [found for _, found in places]
+            at = _span([found.positions[0].count for found in outliers])
+            named = _span([found.tokens[0].count for found in outliers])
+            yield (
+                f"outlier tokens: {begin}{_sites([row.site for row, _ in places])}: "
+                f"{_span([found.count for found in outliers])} of {places[0][0].num_tokens:,}, up to "
+                f"{max(found.largest for found in outliers):.0f} median norms; most often at position {position} "
+                f"({at} of {outliers[0].positions[0].of:,}), {word!r} "
+                f"({named} of {outliers[0].tokens[0].of:,})"
+            )
+        if swayed := [row for row in model.rows if row.outliers and row.outliers.matter]:
+            yield f"warning: {begin}{_swayed(swayed)}"
+
+
+def _swayed(rows: Sequence[TransitionRecord]) -> str:
+    """Say that outlier tokens decide scores of these places, with the one that they change most."""
+    changes = [
+        (abs(whole - without), row.site, whole, without)
+        for row in rows
+        if row.without_outliers
+        for pair, other in (
+            (row.stream, row.without_outliers.stream),
+            (row.added, row.without_outliers.added),
+        )
+        for whole, without in zip(pair or (), other or (), strict=False)
+    ]
+    most = ""
+    if changes:
+        _, site, whole, without = max(changes)
+        most = f" ({site}: {_four(whole)} with them, {_four(without)} without)"
+    return (
+        f"outlier tokens decide scores of {_sites([row.site for row in rows])}{most}. Compare blocks by the lines "
+        "without them, as --method depth --by linearity does."
+    )
+
+
+def _span(counts: Sequence[int]) -> str:
+    """Return `284`, or `205 to 510`."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _sites(sites: Sequence[str]) -> str:
+    if len(sites) <= SITES:
+        return ", ".join(sites)
+    return f"{len(sites)} places from {sites[0]} to {sites[-1]}"
+
+
+def _notes(models: Sequence[ProfileRecord]) -> Iterator[str]:
+    """Yield each reason against scores once, with the sites that it is about."""
+    sites: dict[tuple[str, str, bool], list[str]] = {}
+    for model in models:
+        for row in model.rows:
+            reads: tuple[tuple[Scores | None, str], ...] = (
+                (row, ""),
+                (row.without_outliers, " without outlier tokens"),
+            )
+            for scores, where in reads:
+                if scores and scores.reason:
+                    key = model.name, scores.reason, scores.trusted
+                    sites.setdefault(key, []).append(row.site + where)
+    for (name, reason, trusted), places in sites.items():
+        where = ", ".join(places) if len(models) == 1 else f"{name} {', '.join(places)}"
+        yield f"{'note' if trusted else 'not to be trusted'}: {where}: {reason}"

@@ -20,12 +20,11 @@ from secateur.forecast.work import (
     scaled,
 )
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.components.importance import MAX_PROBED, whole_ffns
-from secateur.methods.components.search import kinds_of
-from secateur.methods.depth.carriers import blocks_that_can_go, carriers_of, forms_of
-from secateur.methods.depth.record import SAMPLE
-from secateur.methods.depth.runs import Carriers, may_go
+from secateur.methods.components.readings import MAX_PROBED, whole_ffns
+from secateur.methods.components.search import groups_of
+from secateur.methods.depth.readings import SAMPLE
 from secateur.methods.depth.search import CHEAP
+from secateur.methods.depth.steps import Carriers, blocks_that_can_go, carriers_of, forms_of, may_go
 from secateur.options import layers_of
 from secateur.search.removal import PrunableGroup, steps
 from secateur.session import Session
@@ -47,7 +46,7 @@ def lowest(blocks: Sequence[int], taken: float, luck: str) -> int:
 
 def components(session: Session, sides: Sequence[Watched], luck: str) -> Iterator[Work]:
     """Every order, every step of it, and what the report shows of heads and networks."""
-    options, kinds = session.options, kinds_of(session)
+    options, kinds = session.options, groups_of(session)
     stops = [
         (kind, gone) for kind in kinds for gone in _stops(kind, options.config.step, options.config.target)
     ]
@@ -128,11 +127,15 @@ class _Depth:
         """The blocks that may go, now or after others."""
         form, anatomy = self.session.options.config.form, self.session.loaded.anatomy
         first = may_go([], self.blocks, form, self._carriers, contiguous=False)
-        return sorted({*first, *blocks_that_can_go(anatomy, self.session.options)})
+        return sorted({*first, *blocks_that_can_go(anatomy, self.session.options, form)})
 
     @property
     def most(self) -> int:
-        can = len(blocks_that_can_go(self.session.loaded.anatomy, self.session.options))
+        can = len(
+            blocks_that_can_go(
+                self.session.loaded.anatomy, self.session.options, self.session.options.config.form
+            )
+        )
         return min(self.session.options.config.blocks or can, can)
 
     def without(self, gone: int, form: str, count: float = 1.0) -> Plans:

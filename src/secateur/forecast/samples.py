@@ -12,8 +12,8 @@ from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
 from secateur.forecast.work import Plans, Read
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.depth.carriers import carriers_of
-from secateur.methods.depth.similarity import block_similarity
+from secateur.methods.depth.readings import block_similarity
+from secateur.methods.depth.steps import carriers_of
 from secateur.methods.directions.probe import directions_effects
 from secateur.methods.laser.probe import truncation_effects
 from secateur.methods.laser.search import candidates

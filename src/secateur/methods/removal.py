@@ -1,4 +1,4 @@
-"""What methods share that take parts out as far as a bound allows: the goal, and what is left and lost on the way."""
+"""What methods share that remove parts as far as a bound allows: the goal, parameters that are left, side tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def goal_of(
 def side_values(
     session: Session, plans: Sequence[Plan]
 ) -> tuple[dict[Plan, dict[str, float]], dict[str, str]]:
-    """Each side's metric under each plan, and its unit."""
+    """Return each side task's metric under each plan, and its unit, by the names of the side tasks."""
     values: dict[Plan, dict[str, float]] = {plan: {} for plan in plans}
     units = {}
     for side in side_effects(session):
@@ -40,10 +40,10 @@ def side_values(
 
 
 def parameters_left(session: Session, plan: Plan) -> int:
-    """Parameters of the model that a plan leaves."""
+    """Return the number of parameters that a plan leaves."""
     return shape_of(plan, session.loaded.anatomy).num_parameters(session.loaded.anatomy)
 
 
 def kept_share(session: Session, plan: Plan) -> float:
-    """The same as a fraction of the whole model's."""
+    """Return the fraction of the model's parameters that a plan leaves."""
     return parameters_left(session, plan) / session.loaded.anatomy.num_parameters

@@ -1,4 +1,4 @@
-"""Figures of what parts are worth: a map of heads, rank correlations, bars of blocks, importance against behavior, neurons.
+"""Figures of what parts are worth: maps of heads, rank correlations, bars of blocks, scatter of behavior, neurons.
 
 Importance is heavy-tailed: a few heads are worth tens of times the median. So color and axes follow the square root of
 the value, color on a scale of even lightness; hover and table carry the value itself. Knows no torch.
@@ -240,7 +240,7 @@ def _dots(name: str, values: Values, unit: str, factor: int) -> Trace:
     return trace | {"text": hover, "hovertemplate": "%{text}<extra></extra>"}
 
 
-# --------------------------------------------------------------------------------------------- importance and behavior
+# ---------------------------------------------------------------------------------------------- importance and behavior
 
 
 def overlap_scatter(importance: Values, prefix: Values, unit: str, gone: Dropped) -> Figure:

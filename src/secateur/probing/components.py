@@ -1,7 +1,7 @@
 """Importance of a model's parts on one task or several, at one number of shots or several, and what heads do.
 
-Each task at each number of shots is one reading, from one model that is loaded once. Only the examples of the split that
-is read are encoded, so an example of another split that does not fit the context is no error. Changes no model.
+Each task at each number of shots is one reading, from one model that is loaded once. Only the examples of the split
+that is read are encoded, so an example of another split that does not fit the context is no error. Changes no model.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def write_probe(record: ProbeRecord, out: Path) -> list[Path]:
     return [out / "probe.json", write_probe_report(record, out / "probe.html")]
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_components(
@@ -240,7 +240,7 @@ def _at(readings: Readings, sites: Iterable[str]) -> Readings:
     return replace(readings, values={site: readings.values[site] for site in sites})
 
 
-# ------------------------------------------------------------------------------------------------------------- records
+# -------------------------------------------------------------------------------------------------------------- records
 
 
 def components_record(found: ComponentReadings) -> ComponentsRecord:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from secateur.checkpoint.folder import write_json
 from secateur.core.progress import Progress, silent
@@ -25,6 +26,7 @@ from secateur.core.records.probe import (
     TransitionWithoutOutliers,
 )
 from secateur.errors import TaskError, TooLong, UnknownName
+from secateur.hf.load import Loaded
 from secateur.hf.readable import Readable, blank_readable, load_readable, readable_of
 from secateur.options import Options
 from secateur.probes.hooks import check_first
@@ -108,7 +110,7 @@ def _check_and_encode(options: Options, split: str) -> Text:
     """Return the sequences that a model will read. Raises: as reading model and task does, its weights aside."""
     blank = _in_memory(options) or blank_readable(options.model, **loading_of(options))
     _blocks(blank, options)
-    task = read_task(options, blank, {split: 1})
+    task = read_task(options, cast(Loaded, blank), {split: 1})  # which asks a model for its tokenizer alone
     if task.kind != "text" and blank.kind != "decoder":
         raise TaskError(f"{blank.name} is an {blank.kind}, which is read on text alone: --task text:FILE.")
     numbers = list(task.split(split))
@@ -259,7 +261,7 @@ def _outliers(outliers: Outliers, readable: Readable) -> OutliersRecord:
             for position, count, of in outliers.positions
         ],
         tokens=[
-            OutlierToken(id=token, text=readable.tokenizer.decode([token]), count=count, of=of)
+            OutlierToken(id=token, text=str(readable.tokenizer.decode([token])), count=count, of=of)
             for token, count, of in outliers.tokens
         ],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from secateur.core.place import ATTENTIONS, Place
@@ -30,7 +30,7 @@ from secateur.report.chart import (
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import known, table, text
 from secateur.report.page import assemble
-from secateur.report.tables import probe_provenance
+from secateur.report.tables import folded_facts, joined
 
 NAMED = 5  # positions and texts of outlier tokens in a cell
 MOST = 12  # columns of a map whose cells have room for their number
@@ -46,6 +46,7 @@ INSIDE = (
 Scores = TransitionRecord | TransitionWithoutOutliers
 Points = list[tuple[float, float]]
 Value = Callable[[Scores], float | None]
+Pair = Callable[[Scores], Sequence[float] | None]  # in-sample, held out
 
 
 def write_probe_report(record: ProbeRecord | LinearityRecord, path: str | Path) -> Path:
@@ -68,7 +69,7 @@ def render_probe(record: ProbeRecord | LinearityRecord) -> str:
     if not any(sections):
         raise SecateurError("probe.json holds no reading. Write it again with `secateur probe`.")
     hero = probe_hero(record.model, record.what, record.tasks, record.split)
-    footer = f"<footer>{probe_provenance(record.model, record.what, record.tasks, record.versions)}</footer>"
+    footer = _footer(record.model, record.what, record.tasks, record.versions)
     return assemble(f"probe: {record.model}", [hero, *sections, footer])
 
 
@@ -84,17 +85,28 @@ def probe_hero(model: str, what: Sequence[str], tasks: Sequence[str], split: str
     )
 
 
+def _footer(model: str, what: Sequence[str], tasks: Sequence[str], versions: Mapping[str, str] | None) -> str:
+    """Return where the numbers come from, as one folded block."""
+    facts = {
+        "model": text(model),
+        "read": joined(*what),
+        "tasks": joined(*tasks),
+        "versions": joined(*(f"{name} {value}" for name, value in (versions or {}).items())),
+    }
+    return f"<footer>{folded_facts(facts)}</footer>"
+
+
 def _listed(words: Sequence[str]) -> str:
     """Return `a, b and c`, escaped."""
     shown = [text(word) for word in words]
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
-# ----------------------------------------------------------------------------------------------------------- linearity
+# ------------------------------------------------------------------------------------------------------------ linearity
 
 
 def linearity_parts(record: LinearityRecord) -> list[str | PageSection]:
-    """Return the page of `--what linearity`: a curve over the blocks for every model or checkpoint, maps inside them."""
+    """Return the page of `--what linearity`: curves over the blocks of every model or checkpoint, maps inside them."""
     models = record.models
     more = f" and {len(models) - 1} more" if len(models) > 1 else ""
     model, what, tasks = f"{record.model}{more}", ["linearity"], [record.task]
@@ -112,16 +124,16 @@ def linearity_parts(record: LinearityRecord) -> list[str | PageSection]:
         ),
         PageSection("shape", "What passes between blocks", "", (FigureGroup(_shape_curves(models)),)),
         note_section(models),
-        f"<footer>{probe_provenance(model, what, tasks, record.versions)}</footer>",
+        _footer(model, what, tasks, record.versions),
     ]
 
 
 def outlier_section(record: LinearityRecord) -> PageSection:
     """Return which tokens are outliers, place by place; empty where there are none."""
     lead = (
-        f"Tokens of more than {record.outlier_norm:g} times the median norm in what enters, leaves or is added. In sums "
-        "of squares they may outweigh all others together; then a score over all tokens is about them, and blocks are "
-        "to be compared by the scores without them."
+        f"Tokens of more than {record.outlier_norm:g} times the median norm in what enters, leaves or is added. In "
+        "sums of squares they may outweigh all others together; then a score over all tokens is about them, and blocks "
+        "are to be compared by the scores without them."
     )
     rows = []
     for model in record.models:
@@ -152,13 +164,13 @@ def note_section(models: Sequence[ProfileRecord]) -> PageSection:
     return PageSection("notes", "What stands against a score", "", (body,))
 
 
-# -------------------------------------------------------------------------------------------------------------- curves
+# --------------------------------------------------------------------------------------------------------------- curves
 
 
 def _score_curves(models: Sequence[ProfileRecord]) -> tuple[Figure, ...]:
     """Return for either score, over all tokens and without outliers, curves held out (solid) and in-sample (dashed)."""
     figures = []
-    scores: list[tuple[str, Callable[[Scores], Sequence[float] | None]]] = [
+    scores: list[tuple[str, Pair]] = [
         ("With the residual", lambda row: row.stream),
         ("What a block adds", lambda row: row.added),
     ]
@@ -167,7 +179,7 @@ def _score_curves(models: Sequence[ProfileRecord]) -> tuple[Figure, ...]:
             data, rows = [], []
             for side, at in (("held out", 1), ("in-sample", 0)):
 
-                def value(row: Scores, at: int = at, score: Callable = score) -> float | None:
+                def value(row: Scores, at: int = at, score: Pair = score) -> float | None:
                     pair = score(row)
                     return pair[at] if pair else None
 
@@ -253,7 +265,7 @@ def _layout(unit: str, data: Sequence[Trace]) -> Trace:
     return new_layout(320, **axes, **legend) | {"margin": {"l": 54, "r": 14, "t": 34, "b": 44}}
 
 
-# ------------------------------------------------------------------------------------------------------ maps of blocks
+# ------------------------------------------------------------------------------------------------------- maps of blocks
 
 
 def block_maps(models: Sequence[ProfileRecord]) -> list[Figure]:
@@ -285,7 +297,7 @@ def block_maps(models: Sequence[ProfileRecord]) -> list[Figure]:
 
 
 def _block_map(title: str, axis: str, cells: dict[tuple[int, str], TransitionRecord]) -> Figure:
-    """Return a map of scores by block and column, colored from 0 to 1; below 0, as held-out scores of noise are, as 0."""
+    """Return a map of scores by block and column, colored from 0 to 1; held-out scores of noise lie below 0."""
     columns = list(dict.fromkeys(column for _, column in cells))
     blocks = range(1 + max(block for block, _ in cells))
     lines = [[cells.get((block, column)) for column in columns] for block in blocks]

@@ -86,8 +86,13 @@ def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str =
     return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
 
 
-def worst_allowed(record: Record, start: float | None) -> float | None:
-    """Where the metric may go at worst, from the original's value: `max_loss` worse. None where no bound was given."""
-    if not known(start) or not known(record.get("max_loss")):
+def worst_allowed(start: float | None, max_loss: float | None, *, higher_is_better: bool) -> float | None:
+    """Return the worst value that a metric may have; None where no bound was given.
+
+    Args:
+        start: The value of the original.
+        max_loss: How much worse than that it may be.
+    """
+    if not known(start) or not known(max_loss):
         return None
-    return start - record["max_loss"] if record["higher_is_better"] else start + record["max_loss"]
+    return start - max_loss if higher_is_better else start + max_loss

@@ -115,7 +115,7 @@ def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
             try:
                 yield number, model.model_validate_json(line)
             except ValidationError as error:
-                said = explain(error, model)
+                problem = explain(error, model)
                 if _goes_on(lines[number - 1 :]):
                     command = writes_lines(".", path)
                     problem = f"a JSON object over several lines. For one object a line: {command}"

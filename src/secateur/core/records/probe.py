@@ -27,7 +27,7 @@ class ReadingRecord(Record):
     shots: int = Field(description="solved examples before every prompt")
     n: int = Field(description="examples read")
     of: int | None = Field(
-        None, description="examples of the split; more than `n` where some did not fit the context"
+        default=None, description="examples of the split; more than `n` where some did not fit the context"
     )
     values: dict[str, Number] = Field(description="by site")
 
@@ -47,23 +47,23 @@ class ComponentsRecord(Record):
     """Importance and behavior of a model's parts. Sites are addresses as in plan.json: `b3.attn.h2` a head, `b3.mlp` a feed-forward network, `b3.mlp.n7` a neuron, `b3.attn` an attention, `b3` a block. What was not read is left out."""
 
     heads: ImportanceRecord | None = Field(
-        None,
+        default=None,
         description="by gradient: the mean over tokens of output × gradient, without its sign (only: heads read)",
     )
     ffns: ImportanceRecord | None = Field(
-        None, description="by ablation: what the metric loses without it (only: networks read)"
+        default=None, description="by ablation: what the metric loses without it (only: networks read)"
     )
-    attentions: ImportanceRecord | None = Field(None, description="by ablation (only: networks read)")
-    blocks: ImportanceRecord | None = Field(None, description="by ablation (only: networks read)")
-    neurons: ImportanceRecord | None = Field(None, description="by gradient (only: neurons read)")
+    attentions: ImportanceRecord | None = Field(default=None, description="by ablation (only: networks read)")
+    blocks: ImportanceRecord | None = Field(default=None, description="by ablation (only: networks read)")
+    neurons: ImportanceRecord | None = Field(default=None, description="by gradient (only: neurons read)")
     prefix_matching: dict[str, Number] | None = Field(
-        None, description="of every query head, 0 to 1 (only: behavior read)"
+        default=None, description="of every query head, 0 to 1 (only: behavior read)"
     )
     copying: dict[str, Number] | None = Field(
-        None, description="of every query head, 0 to 1 (only: behavior read)"
+        default=None, description="of every query head, 0 to 1 (only: behavior read)"
     )
     induction_overlap: OverlapRecord | None = Field(
-        None,
+        default=None,
         description="correlation of importance, prefix matching and copying; null where importance was not read (only: behavior read)",
     )
 
@@ -85,15 +85,19 @@ class ProbeRecord(Record):
 
     what: list[str] = Field(description="what was asked for: `heads`, `ffns`, `neurons`, `induction`")
     model: str = Field(description="MODEL as it was given")
-    split: str | None = Field(None, description="`probe` or `select`")
+    split: str | None = Field(default=None, description="`probe` or `select`")
     tasks: list[str] = Field(description="names of the tasks; empty where none was given")
-    shots: list[int] | None = Field(None, description="numbers of solved examples before every prompt")
+    shots: list[int] | None = Field(
+        default=None, description="numbers of solved examples before every prompt"
+    )
     components: ComponentsRecord = Field(description="what was read")
     layers: list[int] | None = Field(
-        None, description="`--layers` as first and last + 1; null: all (only: in probe.json)"
+        default=None, description="`--layers` as first and last + 1; null: all (only: in probe.json)"
     )
-    versions: dict[str, str] | None = Field(None, description="as in the verdict (only: in probe.json)")
-    written: list[str] | None = Field(None, description="the files (only: printed, with `-o`)")
+    versions: dict[str, str] | None = Field(
+        default=None, description="as in the verdict (only: in probe.json)"
+    )
+    written: list[str] | None = Field(default=None, description="the files (only: printed, with `-o`)")
 
 
 class RowsRecord(Record):
@@ -103,18 +107,18 @@ class RowsRecord(Record):
     model: str = Field(description="MODEL as it was given")
     task: str | None = Field(description="name of the task, with its shots; null where none was given")
     split: str = Field(description="`probe` or `select`")
-    n: int | None = Field(None, description="examples read (only: parts of a model, on a task)")
+    n: int | None = Field(default=None, description="examples read (only: parts of a model, on a task)")
     of: int | None = Field(
-        None,
+        default=None,
         description="examples of the split; more than `n` where some did not fit the context (only: as above)",
     )
     rows: list[dict[str, JsonValue]] = Field(
         description="one for each site, edit or curve; keys by what was read"
     )
     overlap: OverlapRecord | None = Field(
-        None, description="as `induction_overlap` of Components (only: induction)"
+        default=None, description="as `induction_overlap` of Components (only: induction)"
     )
-    written: list[str] | None = Field(None, description="the files (only: with `-o`)")
+    written: list[str] | None = Field(default=None, description="the files (only: with `-o`)")
 
 
 class OutlierPosition(Record):
@@ -142,7 +146,7 @@ class OutliersRecord(Record):
     positions: list[OutlierPosition] = Field(description="the ten positions at which most of them stand")
     tokens: list[OutlierToken] = Field(description="the ten tokens that most of them are")
     matter: bool | None = Field(
-        None, description="a score is another without them by more than .01 (only: of a Transition)"
+        default=None, description="a score is another without them by more than .01 (only: of a Transition)"
     )
 
 
@@ -245,5 +249,7 @@ class LinearityRecord(Record):
     split: str = Field(description="`probe` or `select`")
     outlier_norm: Number = Field(description="an outlier token's norm is above so many median norms")
     models: list[ProfileRecord] = Field(description="MODEL or its `--revisions`, then those of `--also`")
-    written: list[str] | None = Field(None, description="the files (only: printed, with `-o`)")
-    versions: dict[str, str] | None = Field(None, description="as in the verdict (only: in probe.json)")
+    written: list[str] | None = Field(default=None, description="the files (only: printed, with `-o`)")
+    versions: dict[str, str] | None = Field(
+        default=None, description="as in the verdict (only: in probe.json)"
+    )

@@ -1,4 +1,5 @@
-"""Removal of heads and feed-forward networks as methods of `prune`: their options, and where the search is.
+"""Removal of heads and feed-forward networks as methods of `prune`: their options, and the way to
+search and report.
 
 Imports no torch.
 """
@@ -14,7 +15,10 @@ from secateur.methods.method import Method
 from secateur.methods.options import StepConfig
 
 if TYPE_CHECKING:
+    from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.verdict import VerdictRecord
     from secateur.methods.method import Proposal
+    from secateur.report.frame import PageSection
     from secateur.session import Session
 
 
@@ -37,7 +41,7 @@ class ComponentsConfig(StepConfig):
 
 
 class Components(Method):
-    """Heads, feed-forward networks, or both, taken out step by step as far as the task allows."""
+    """Remove heads, feed-forward networks, or both, step by step as far as the task allows."""
 
     Config = ComponentsConfig
 
@@ -55,3 +59,9 @@ class Components(Method):
         from secateur.methods.components.search import search
 
         return search(session)
+
+    def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
+        """Return the curves of every order of removal, and what the parts are worth."""
+        from secateur.methods.components.report import sections
+
+        return sections(verdict, analysis)

@@ -1,4 +1,4 @@
-"""Types of what this method writes into analysis.json and verdict.json. No torch."""
+"""Types of what removal of heads and networks writes into analysis.json and verdict.json. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from secateur.core.records.record import Number, Record
 
 
 class RemovalSearchRecord(Record):
-    """Removal."""
+    """How heads or networks were searched."""
 
     method: str = Field(description="`heads`, `ffns` or `components`")
     proposed: int = Field(
@@ -21,7 +21,7 @@ class RemovalSearchRecord(Record):
 
 
 class PointRecord(Record):
-    """Point."""
+    """A point of one order of removal: what is gone, and what is left of the quality."""
 
     heads_removed: Number = Field(description="share of all query heads")
     ffns_removed: Number = Field(
@@ -32,15 +32,15 @@ class PointRecord(Record):
     loss: Number = Field(description="nats per token on `select`")
     sides: dict[str, Number] = Field(description="each side's metric, by its name; empty in random orders")
     prefix_matching: Number | None = Field(
-        None,
+        default=None,
         description="share of all heads' score that the remaining ones have (only: context and vocabulary have room for random repeats)",
     )
-    copying: Number | None = Field(None, description="the same of copying (only: as above)")
+    copying: Number | None = Field(default=None, description="the same of copying (only: as above)")
     complete: bool = Field(description="judged on all of `select`")
 
 
 class SeriesRecord(Record):
-    """Series."""
+    """The points of one order of removal."""
 
     order: str = Field(description="`re-scored` at each step, `ranks once` or `random`")
     seed: int | None = Field(description="of a random order")
@@ -48,14 +48,14 @@ class SeriesRecord(Record):
 
 
 class ChosenRecord(Record):
-    """Chosen."""
+    """The point that was taken."""
 
     order: str = Field(description="of the series without a seed")
     point: int = Field(description="its index among the points")
 
 
 class PruningRecord(Record):
-    """Pruning."""
+    """Quality at every step, in every order of removal."""
 
     what: str = Field(description="`heads`, `ffns` or `components` (both)")
     unit: str = Field(description="what leaves at a time: `head` or `KV group`")
@@ -73,8 +73,9 @@ class PruningRecord(Record):
     series: list[SeriesRecord] = Field(
         description="one for each order of removal; several seeds of the random one"
     )
-    chosen: ChosenRecord = Field(
-        description="the point that was verified; 0, nothing removed, where no other held the bound"
+    chosen: ChosenRecord | None = Field(
+        default=None,
+        description="the point that was verified; 0, nothing removed, where no other held the bound",
     )
     snapped: str | None = Field(
         description="what shares had to be rounded to; null: whole heads and networks"
@@ -83,10 +84,12 @@ class PruningRecord(Record):
 
 
 class ComponentsAnalysis(Record):
-    """Keep what the report shows of the search, in analysis.json."""
+    """What the report shows of the search, in analysis.json."""
 
-    base: BaseRecord = Field(description="the original on `select`")
-    components: ComponentsRecord = Field(description="what heads and networks are worth, and what heads do")
-    pruning: PruningRecord = Field(
-        description="quality at every step, in every order of removal, on `select`"
+    base: BaseRecord | None = Field(default=None, description="the original on `select`")
+    components: ComponentsRecord | None = Field(
+        default=None, description="what heads and networks are worth, and what heads do"
+    )
+    pruning: PruningRecord | None = Field(
+        default=None, description="quality at every step, in every order of removal, on `select`"
     )

@@ -1,76 +1,118 @@
 """Heads, feed-forward networks, or both: removed in steps, re-scored after each, as far as the task allows.
 
-Importance is read on `probe`, how far to go is chosen on `select`. Beside the removal that is chosen from stand the
-paper's, with ranks taken once, and random orders.
+Importance is read on `probe`, how far to go is chosen on `select`; `test` is not touched. Beside the removal that is
+chosen from stand the paper's, with ranks taken once, and random orders.
 Source: Bansal et al. 2022 (arXiv 2212.09095).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
-from secateur import records
+import numpy as np
+
 from secateur.core.noninferiority import MARGIN
+from secateur.core.plan import Plan
+from secateur.core.records.probe import ComponentsRecord
 from secateur.core.site import Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
-from secateur.methods.components.importance import ImportanceReader, is_grouped, whole_ffns
-from secateur.methods.components.record import pruning_record
+from secateur.methods.components.method import ComponentsConfig
+from secateur.methods.components.readings import RemovalReader, is_grouped, whole_ffns
+from secateur.methods.components.records import (
+    ChosenRecord,
+    ComponentsAnalysis,
+    PointRecord,
+    PruningRecord,
+    RemovalSearchRecord,
+    SeriesRecord,
+)
 from secateur.methods.method import CountingJudge, Proposal
 from secateur.methods.removal import goal_of, kept_share, parameters_left
 from secateur.options import layers_of
+from secateur.records import base_record
+from secateur.search.race import Judge
 from secateur.search.removal import Goal, PrunableGroup, Pruner, Removal, advanced, steps
 from secateur.session import Session
 from secateur.surgery.operations import droppable
 from secateur.surgery.portable import losses
+from secateur.surgery.shape import ffns_gone, heads_gone
 
 LOG = logging.getLogger("secateur")
 
 
+class RemovalReadings(Protocol):
+    """What removal reads of a model beside judging plans."""
+
+    def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
+        """Return how much the task hangs on each part of a kind that is left under a plan."""
+
+    def components(self) -> ComponentsRecord:
+        """Return what the report shows of the whole model: importance, and what heads do."""
+
+    def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:
+        """Return each side task's metric under each plan, and its unit."""
+
+
+# ---------------------------------------------------------------------------------------------------- what may be asked
+
+
 def check(session: Session) -> None:
-    """Raises `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for a share of the
+    """Raise `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for a share of the
     parameters that is out of reach."""
     everything = session.empty
-    for kind in kinds_of(session):
-        everything = advanced(everything, kind, 1.0, dict.fromkeys(kind.sites, 0.0))
+    for group in groups_of(session):
+        everything = advanced(everything, group, 1.0, dict.fromkeys(group.sites, 0.0))
     _goal(session).check_reach(kept_share(session, everything))
 
 
 def _goal(session: Session) -> Goal:
-    config = session.options.config
+    config = session.config(ComponentsConfig)
     return goal_of(session, config.max_loss, target=config.target, params=config.params)
 
 
-def kinds_of(session: Session) -> list[PrunableGroup]:
-    """The parts that may go. Raises `PlanError` where there are none, or a stock class could not hold what is left."""
-    anatomy, method, portable = (
-        session.loaded.anatomy,
-        session.options.method,
-        session.options.config.portable,
-    )
-    blocks = layers_of(anatomy, session.options)
+def groups_of(session: Session) -> list[PrunableGroup]:
+    """Return the parts that may go, heads before networks.
+
+    Raises: `PlanError` where there are none, or where a stock class could not hold what is left.
+    """
+    anatomy, method = session.loaded.anatomy, session.options.method
+    portable, blocks = session.config(ComponentsConfig).portable, layers_of(anatomy, session.options)
     if portable:
         _check_portable(anatomy, method, blocks)
-    found = []
+    groups = []
     if method != "ffns":
-        found.append(
-            PrunableGroup("heads", _heads(anatomy, blocks), tuple(losses("g", anatomy)) if portable else ())
+        # Of grouped-query attention only whole KV groups can go.
+        unit = "g" if is_grouped(anatomy) else "h"
+        heads = tuple(
+            Site(block, "attn", unit, index)
+            for block in blocks
+            if droppable(Site(block, "attn"), anatomy)
+            for index in range(anatomy.widths[block].num_kv_heads)
         )
+        groups.append(PrunableGroup("heads", heads, tuple(losses("g", anatomy)) if portable else ()))
     if method != "heads":
-        ffns = _neurons(anatomy, blocks) if portable else whole_ffns(anatomy, blocks)
-        found.append(PrunableGroup("ffns", ffns, tuple(losses("n", anatomy)) if portable else ()))
-    for kind in found:
-        if not kind.sites:
+        ffns = whole_ffns(anatomy, blocks)
+        if portable:  # the same number of neurons of every network, in place of whole networks
+            ffns = tuple(
+                Site(ffn.block, "mlp", "n", index)
+                for ffn in ffns
+                for index in range(anatomy.widths[ffn.block].d_ff)
+            )
+        groups.append(PrunableGroup("ffns", ffns, tuple(losses("n", anatomy)) if portable else ()))
+    for group in groups:
+        if not group.sites:
             raise PlanError(
-                f"no {kind.name} of blocks {blocks.start}:{blocks.stop} can go: earlier cuts took all, or stored the "
+                f"no {group.name} of blocks {blocks.start}:{blocks.stop} can go: earlier cuts took all, or stored the "
                 "matrices that they end in as two factors."
             )
-    return found
+    return groups
 
 
 def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
-    """Raises `PlanError` where no cut of this kind leaves a stock model."""
+    """Raise `PlanError` where no cut of this kind leaves a stock model."""
     name, family = anatomy.architecture, anatomy.details
     if anatomy.carved:
         raise PlanError("--portable: this model has shapes of its own already; no plan makes it a stock one.")
@@ -87,106 +129,173 @@ def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
         raise PlanError(f"--portable: {name} fixes the width of its feed-forward networks.")
 
 
-def _heads(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
-    """The heads, or KV groups, of these blocks that can go."""
-    unit = "g" if is_grouped(anatomy) else "h"
-    there = [block for block in blocks if droppable(Site(block, "attn"), anatomy)]
-    counts = {block: anatomy.widths[block].num_kv_heads for block in there}
-    return tuple(Site(block, "attn", unit, index) for block in there for index in range(counts[block]))
-
-
-def _neurons(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
-    ffns = whole_ffns(anatomy, blocks)
-    return tuple(Site(f.block, "mlp", "n", n) for f in ffns for n in range(anatomy.widths[f.block].d_ff))
+# ----------------------------------------------------------------------------------------------------------- the search
 
 
 def search(session: Session) -> Proposal:
-    """All curves, and the furthest point that the goal allows. `test` is not touched."""
-    options, evaluator, goal, kinds = session.options, session.judge(), _goal(session), kinds_of(session)
-    snapped = _snapped(session, kinds)
-    if options.config.target is not None and snapped:
-        LOG.warning("--target %.0f%% is rounded to %s.", 100 * options.config.target, snapped)
-    for kind in kinds:
-        _say_what_stays(session, kind)
-    judge, select, reader = (
-        CountingJudge(evaluator),
-        session.shuffled("select"),
-        ImportanceReader(session, evaluator),
-    )
+    """Return the furthest plan that the goal allows, and all curves for the report."""
+    evaluator = session.judge()
+    return run(session, evaluator, RemovalReader(session, evaluator))
+
+
+def run(session: Session, judge: Judge, readings: RemovalReadings) -> Proposal:
+    """Return what `search` does, without touching a model.
+
+    Args:
+        session: Its options, task and anatomy.
+        judge: Gives the outcomes of plans.
+        readings: Reads importance, behavior and side tasks.
+    """
+    config, goal, groups = session.config(ComponentsConfig), _goal(session), groups_of(session)
+    snapped = _snapped(session, groups)
+    if config.target is not None and snapped:
+        LOG.warning("--target %.0f%% is rounded to %s.", 100 * config.target, snapped)
+    for group in groups:
+        _warn_of_fixed(session, group)
+    counting, select = CountingJudge(judge), session.shuffled("select")
     with session.timed("prune"):
-        removals = _removals(session, kinds, reader, judge, select)
+        removals = _removals(session, groups, readings, counting, select)
+        points = removals[0].points
         plans = dict.fromkeys(point.plan for removal in removals for point in removal.points)
-        outcomes = judge(list(plans), select, "prune")
-        kept = [kept_share(session, point.plan) for point in removals[0].points]
-        number = goal.choose(removals[0].points, outcomes, kept)
+        outcomes = counting(list(plans), select, "prune")
+        chosen = goal.choose(points, outcomes, [kept_share(session, point.plan) for point in points])
     with session.timed("analyze"):
-        components = reader.components()
-        pruning = pruning_record(session, goal, removals, outcomes, components)
-    pruning |= {"chosen": {"order": removals[0].order, "point": number}, "snapped": snapped}
-    orders = [removal.order for removal in removals]
-    search = {
-        "method": options.method,
-        "proposed": judge.tried,
-        "orders": orders,
-        "step": options.config.step,
-    }
-    base = records.base_record(outcomes[session.empty])
+        components = readings.components()
+        pruning = pruning_record(session, readings, removals, outcomes, components, chosen, snapped)
     return Proposal(
-        plan=removals[0].points[number].plan,
-        tried=judge.tried,
-        evaluations=judge.evaluations,
-        search=search,
-        analysis={"components": components, "pruning": pruning, "base": base},
-        margin=MARGIN if options.config.max_loss is None else options.config.max_loss,
+        plan=points[chosen].plan,
+        tried=counting.tried,
+        evaluations=counting.evaluations,
+        search=RemovalSearchRecord(
+            method=session.options.method,
+            proposed=counting.tried,
+            orders=[removal.order for removal in removals],
+            step=config.step,
+        ),
+        analysis=ComponentsAnalysis(
+            base=base_record(outcomes[session.empty]), components=components, pruning=pruning
+        ),
+        margin=MARGIN if config.max_loss is None else config.max_loss,
     )
 
 
-def _say_what_stays(session: Session, kind: PrunableGroup) -> None:
-    """A word about parts that are there and cannot go."""
-    anatomy, part = session.loaded.anatomy, "attn" if kind.name == "heads" else "mlp"
-    counts = {"attn": "num_heads", "mlp": "d_ff"}[part]
-    there = [b for b in layers_of(anatomy, session.options) if vars(anatomy.widths[b])[counts]]
-    stay = [str(Site(b, part)) for b in there if not droppable(Site(b, part), anatomy)]
-    if stay:
+def _warn_of_fixed(session: Session, group: PrunableGroup) -> None:
+    """Warn of parts that the model has and that cannot go."""
+    anatomy, part = session.loaded.anatomy, "attn" if group.name == "heads" else "mlp"
+    fixed = []
+    for block in layers_of(anatomy, session.options):
+        width = anatomy.widths[block]
+        count = width.num_heads if part == "attn" else width.d_ff
+        if count and not droppable(Site(block, part), anatomy):
+            fixed.append(str(Site(block, part)))
+    if fixed:
         LOG.warning(
             "no %s of %s can go: the matrices they end in are stored as two factors by an earlier cut.",
-            kind.name,
-            ", ".join(stay),
+            group.name,
+            ", ".join(fixed),
         )
 
 
 def _removals(
     session: Session,
-    kinds: Sequence[PrunableGroup],
-    reader: ImportanceReader,
-    judge: CountingJudge,
+    groups: Sequence[PrunableGroup],
+    readings: RemovalReadings,
+    judge: Judge,
     select: Sequence[int],
 ) -> list[Removal]:
-    """Every order; first the one that is chosen from."""
-    options = session.options
+    """Return every order; first the one that is chosen from."""
+    config = session.config(ComponentsConfig)
     pruner = Pruner(
         base=session.empty,
-        kinds=kinds,
-        shares=steps(options.config.step, options.config.target),
-        read=reader.read,
+        kinds=groups,
+        shares=steps(config.step, config.target),
+        read=readings.importance,
         judge=judge,
         examples=select,
         count_parameters=lambda plan: parameters_left(session, plan),
-        target=options.config.target or 1.0,
+        target=config.target or 1.0,
     )
-    ranked = [
-        pruner.by_importance(again=again) for again in (options.config.rescore, not options.config.rescore)
-    ]
-    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(options.config.random_orders)]
+    ranked = [pruner.by_importance(again=again) for again in (config.rescore, not config.rescore)]
+    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(config.random_orders)]
 
 
-def _snapped(session: Session, kinds: Sequence[PrunableGroup]) -> str | None:
-    """What shares are rounded to, where that is coarser than single heads or networks."""
-    said = []
-    if is_grouped(session.loaded.anatomy) and kinds[0].name == "heads":
+def _snapped(session: Session, groups: Sequence[PrunableGroup]) -> str | None:
+    """Return what shares are rounded to, where that is coarser than single heads or networks."""
+    words = []
+    if is_grouped(session.loaded.anatomy) and groups[0].name == "heads":
         widths = session.loaded.anatomy.widths
-        sizes = sorted({own.num_heads // own.num_kv_heads for own in widths if own.num_kv_heads})
-        said.append(f"whole KV groups of {' or '.join(map(str, sizes))} query heads")
-    if session.options.config.portable:
-        said.append("the same number in every block")
-    return ", ".join(said) or None
+        sizes = sorted({width.num_heads // width.num_kv_heads for width in widths if width.num_kv_heads})
+        words.append(f"whole KV groups of {' or '.join(map(str, sizes))} query heads")
+    if session.config(ComponentsConfig).portable:
+        words.append("the same number in every block")
+    return ", ".join(words) or None
+
+
+# ----------------------------------------------------------------------------------------------------------- the record
+
+
+def pruning_record(
+    session: Session,
+    readings: RemovalReadings,
+    removals: Sequence[Removal],
+    outcomes: Mapping[Plan, np.ndarray],
+    components: ComponentsRecord,
+    chosen: int,
+    snapped: str | None,
+) -> PruningRecord:
+    """Return `pruning` of analysis.json: every point of every order, and what each costs in side tasks.
+
+    Args:
+        outcomes: Of all plans of the removals, on `select`.
+        components: What heads of the whole model do.
+        chosen: Index of the point of the first removal that was taken.
+        snapped: What shares were rounded to.
+    """
+    goal, anatomy = _goal(session), session.loaded.anatomy
+    # Random orders end where the others end, so side tasks are not run for them.
+    shown = [point.plan for removal in removals if removal.seed is None for point in removal.points]
+    sides, units = readings.side_values(list(dict.fromkeys(shown)))
+    num_heads = max(1, sum(width.num_heads for width in anatomy.widths))
+    behavior = {"prefix_matching": components.prefix_matching, "copying": components.copying}
+    series = []
+    for removal in removals:
+        points = []
+        for point in removal.points:
+            gone, rows = heads_gone(point.plan, anatomy), outcomes[point.plan]
+            left = {
+                name: _share_left(scores, gone) for name, scores in behavior.items() if scores is not None
+            }
+            points.append(
+                PointRecord(
+                    heads_removed=len(gone) / num_heads,
+                    ffns_removed=ffns_gone(point.plan, anatomy),
+                    parameters=kept_share(session, point.plan),
+                    value=goal.metric.mean(rows),
+                    loss=base_record(rows).loss,
+                    sides=sides.get(point.plan, {}) if removal.seed is None else {},
+                    complete=True,
+                    **left,
+                )
+            )
+        series.append(SeriesRecord(order=removal.order, seed=removal.seed, points=points))
+    return PruningRecord(
+        what=session.options.method,
+        unit="KV group" if is_grouped(anatomy) else "head",
+        step=session.config(ComponentsConfig).step,
+        metric=goal.metric.name,
+        metric_unit=goal.metric.unit,
+        higher_is_better=goal.metric.higher_is_better,
+        max_loss=goal.max_loss,
+        target=goal.target,
+        params=goal.params,
+        series=series,
+        chosen=ChosenRecord(order=removals[0].order, point=chosen),
+        snapped=snapped,
+        side_units=units,
+    )
+
+
+def _share_left(scores: Mapping[str, float], gone: Collection[Site]) -> float:
+    """Return the share of all heads' score that the heads have that are not gone."""
+    left = sum(score for site, score in scores.items() if Site.parse(site) not in gone)
+    return left / max(sum(scores.values()), 1e-300)

@@ -1,4 +1,4 @@
-"""Depth pruning as a method of `prune`: its options, and where its search is. Imports no torch."""
+"""Depth pruning as a method of `prune`: its options, and the way to its search and report. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 from secateur.core.config import option
 from secateur.core.ranges import whole
 from secateur.errors import SecateurError
-from secateur.methods.depth.runs import BY, FORMS
 from secateur.methods.method import Method
 from secateur.methods.options import BoundConfig
 
 if TYPE_CHECKING:
+    from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.verdict import VerdictRecord
     from secateur.methods.method import Proposal
+    from secateur.report.cuts import Tried
+    from secateur.report.frame import PageSection
     from secateur.session import Session
+
+BY = ("loss", "linearity", "cosine")  # what blocks go by
+FORMS = ("fold", "linear", "drop")  # what replaces them
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class DepthConfig(BoundConfig):
 
 
 class Depth(Method):
-    """Whole blocks go; a linear map stands for them, or is folded into the network before them."""
+    """Remove whole blocks; a linear map replaces them, or is folded into the network before them."""
 
     name = "depth"
     summary = "whole blocks, folded or linear"
@@ -64,3 +70,15 @@ class Depth(Method):
         from secateur.methods.depth.search import search
 
         return search(session)
+
+    def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
+        """Return every form at every depth, and the order in which blocks went."""
+        from secateur.methods.depth.report import sections
+
+        return sections(verdict, analysis)
+
+    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+        """Return the matrices of all blocks that were measured."""
+        from secateur.methods.depth.report import tried
+
+        return tried(verdict, analysis)

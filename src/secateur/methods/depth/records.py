@@ -1,6 +1,8 @@
-"""Types of what this method writes into analysis.json and verdict.json. No torch."""
+"""Types of what depth pruning writes into analysis.json and verdict.json. No torch."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -9,8 +11,13 @@ from secateur.core.records.record import Number, Record
 from secateur.core.records.verdict import FellBackRecord, IntervalRecord
 
 
+def run_name(blocks: Sequence[int]) -> str:
+    """Return the name of a run of blocks: `b3`, or `b3 to b5`."""
+    return f"b{blocks[0]}" if len(blocks) == 1 else f"b{blocks[0]} to b{blocks[-1]}"
+
+
 class DepthSearchRecord(Record):
-    """Descent."""
+    """How blocks were searched."""
 
     method: str = Field(description="`depth`")
     by: str = Field(description="what blocks go by: `loss`, `linearity` or `cosine`")
@@ -23,7 +30,7 @@ class DepthSearchRecord(Record):
 
 
 class BlockStep(Record):
-    """Went."""
+    """A block that went, and what all blocks that were left measured then."""
 
     block: int = Field(description="its number in the original")
     measured: dict[str, Number] = Field(
@@ -32,7 +39,7 @@ class BlockStep(Record):
 
 
 class OtherOrderPoint(Record):
-    """OtherStop."""
+    """A depth that another order reaches."""
 
     blocks_removed: int = Field(description="how many are gone")
     value: Number = Field(description="the metric on `select`")
@@ -40,7 +47,7 @@ class OtherOrderPoint(Record):
 
 
 class OtherOrderRecord(Record):
-    """OtherOrder."""
+    """The order in which another measure would have taken blocks."""
 
     by: str = Field(description="`linearity` or `cosine`")
     blocks: list[int] = Field(description="in the order in which they would have gone")
@@ -48,31 +55,32 @@ class OtherOrderRecord(Record):
 
 
 class DepthPointRecord(Record):
-    """Stop."""
+    """A depth in one form."""
 
     blocks_removed: int = Field(description="how many are gone")
     parameters: Number = Field(description="fraction kept")
     value: Number = Field(description="the metric on `select`")
     loss: Number = Field(description="nats per token on `select`")
     over_drop: IntervalRecord | None = Field(
-        description="the metric minus that of dropping the same blocks, paired; null for the original, for `drop`, and where a value is not finite"
+        default=None,
+        description="the metric minus that of dropping the same blocks, paired; null for the original, for `drop`, and where a value is not finite",
     )
     sides: dict[str, Number] = Field(description="each side's metric, by its name")
     sample: str = Field(description="what the model says greedily after the prompt")
     fell_back: list[FellBackRecord] = Field(
-        description="the runs that are dropped at this depth although the form is another"
+        default=[], description="the runs that are dropped at this depth although the form is another"
     )
 
 
 class FormCurve(Record):
-    """Form."""
+    """One form at every depth."""
 
     form: str = Field(description="`fold`, `linear` or `drop`")
     points: list[DepthPointRecord] = Field(description="from the original on")
 
 
 class DepthRecord(Record):
-    """Depth."""
+    """Every form at every depth, and what each choice went by."""
 
     by: str = Field(description="as in Descent")
     form: str = Field(description="the one asked for")
@@ -86,24 +94,25 @@ class DepthRecord(Record):
     metric_unit: str = Field(description="`share` or `nats/token`")
     higher_is_better: bool = Field(description="direction of the metric")
     num_blocks: int = Field(description="of the original")
-    d_model: int = Field(description="width of its stream")
-    fit_tokens: int = Field(
-        description="tokens of `probe`, which maps are fitted to and linearity is read on"
+    d_model: int | None = Field(default=None, description="width of its stream")
+    fit_tokens: int | None = Field(
+        default=None, description="tokens of `probe`, which maps are fitted to and linearity is read on"
     )
     side_units: dict[str, str] = Field(description="unit of each side, by its name")
     prompt: str = Field(description="what the samples go on from")
     order: list[BlockStep] = Field(description="the blocks in the order in which they went")
     other_orders: list[OtherOrderRecord] = Field(
-        description="the form asked for where blocks go by linearity or cosine instead, as deep as what was chosen"
+        default=[],
+        description="the form asked for where blocks go by linearity or cosine instead, as deep as what was chosen",
     )
     series: list[FormCurve] = Field(description="the form asked for first; `fold` only where a model can")
     chosen: int = Field(description="index of the depth that was verified")
 
 
 class DepthAnalysis(Record):
-    """Keep what the report shows of the search, in analysis.json."""
+    """What the report shows of the search, in analysis.json."""
 
-    base: BaseRecord = Field(description="the original on `select`")
-    depth: DepthRecord = Field(
-        description="every form at every depth, on `select`, and what each choice went by"
+    base: BaseRecord | None = Field(default=None, description="the original on `select`")
+    depth: DepthRecord | None = Field(
+        default=None, description="every form at every depth, on `select`, and what each choice went by"
     )

@@ -1,26 +1,43 @@
-"""Depth: whole blocks go, one after another; a linear map stands for them, or is folded into the network before them.
+"""Depth: whole blocks go, one after another; a linear map replaces them, or is folded into the network before them.
 
 What goes next is chosen on `probe`, by the measured loss, by linearity or by cosine similarity, and maps are fitted
 there; how far to go is chosen on `select`. Beside the form that is asked for, the others are measured at every depth,
-and the orders in which cheaper measures would have taken blocks.
+and the orders in which cheaper measures would have taken blocks. `test` is not touched.
 Sources: Razzhigaev et al. 2024 (arXiv 2405.12250); ReplaceMe (arXiv 2505.02819).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-from secateur import records
+import numpy as np
+
+from secateur.core.comparison import compare
 from secateur.core.noninferiority import MARGIN
+from secateur.core.plan import Plan
+from secateur.core.records.verdict import IntervalRecord
 from secateur.errors import PlanError, SecateurError
-from secateur.hf.anatomy import Anatomy
-from secateur.methods.depth.carriers import blocks_that_can_go
-from secateur.methods.depth.record import depth_record
-from secateur.methods.depth.runs import DepthPoint, FellBack
-from secateur.methods.depth.steps import DepthSearch
+from secateur.methods.depth.method import DepthConfig
+from secateur.methods.depth.readings import DepthReader
+from secateur.methods.depth.records import (
+    BlockStep,
+    DepthAnalysis,
+    DepthPointRecord,
+    DepthRecord,
+    DepthSearchRecord,
+    FormCurve,
+    OtherOrderPoint,
+    OtherOrderRecord,
+    run_name,
+)
+from secateur.methods.depth.steps import DepthPoint, DepthReadings, DepthSteps, blocks_that_can_go
 from secateur.methods.method import CountingJudge, Proposal
 from secateur.methods.removal import goal_of, kept_share
-from secateur.options import Options, layers_of
+from secateur.options import layers_of
+from secateur.records import base_record
+from secateur.search.race import Judge
 from secateur.session import Session
 
 LOG = logging.getLogger("secateur")
@@ -28,34 +45,29 @@ CHEAP = ("linearity", "cosine")  # measures that need no plan judged for every b
 FEW = 20
 """Tokens for each dimension of the stream; with fewer, a warning. Origin (docs/methods.md): from 10 to 20 on, maps give
 back about as much as ever in domain, but on other text only later."""
-
-
-def check(session: Session) -> None:
-    """Raises `UnknownName` for layers, `PlanError` for what cannot be folded, `SecateurError` for sizes."""
-    options, anatomy = session.options, session.loaded.anatomy
-    if options.config.form == "fold" and not anatomy.foldable:
-        raise PlanError(
-            f"--form fold: {anatomy.architecture} has a norm after its feed-forward networks, so no linear map can be "
-            "folded into them. Take --form linear, or drop."
-        )
-    if options.config.rank is not None and options.config.rank > anatomy.d_model:
-        raise SecateurError(
-            f"--rank {options.config.rank}: from 1 to {anatomy.d_model}, the width of this model."
-        )
-    _check_number(anatomy, options)
-
-
 NEEDS = {  # what stops a block from going
     "drop": "one block of a model stays",
     "fold": "one block stays, and the block before those that go needs a feed-forward network stored as whole matrices",
     "linear": "one block stays, and where a map would lie there may be none of an earlier cut",
 }
 
+Outcomes = Mapping[Plan, np.ndarray]  # on `select` in the order of the race
+Curves = Mapping[str, Sequence[DepthPoint]]  # by form, or by measure
 
-def _check_number(anatomy: Anatomy, options: Options) -> None:
-    """Raises `SecateurError` where fewer blocks can go than are asked for, or none."""
-    blocks, can = layers_of(anatomy, options), len(blocks_that_can_go(anatomy, options))
-    form, number = options.config.form, options.config.blocks
+
+def check(session: Session) -> None:
+    """Raise `UnknownName` for layers, `PlanError` for what cannot be folded, `SecateurError` for sizes."""
+    config, anatomy = session.config(DepthConfig), session.loaded.anatomy
+    form, number = config.form, config.blocks
+    if form == "fold" and not anatomy.foldable:
+        raise PlanError(
+            f"--form fold: {anatomy.architecture} has a norm after its feed-forward networks, so no linear map can be "
+            "folded into them. Take --form linear, or drop."
+        )
+    if config.rank is not None and config.rank > anatomy.d_model:
+        raise SecateurError(f"--rank {config.rank}: from 1 to {anatomy.d_model}, the width of this model.")
+    blocks = layers_of(anatomy, session.options)
+    can = len(blocks_that_can_go(anatomy, session.options, form))
     if not can:
         raise PlanError(f"--form {form}: no block of {blocks.start}:{blocks.stop} can go ({NEEDS[form]}).")
     if number is not None and number > can:
@@ -65,86 +77,183 @@ def _check_number(anatomy: Anatomy, options: Options) -> None:
 
 
 def search(session: Session) -> Proposal:
-    """The plan, and every form at every depth for the report. `test` is not touched."""
+    """Return the plan, and every form at every depth for the report."""
     evaluator = session.judge()
-    walk = DepthSearch(session, CountingJudge(evaluator), evaluator.packing)
-    options, goal, select = (
-        session.options,
-        goal_of(session, session.options.config.max_loss),
-        session.shuffled("select"),
-    )
-    _say_few_tokens(session)
+    return run(session, evaluator, DepthReader(session, evaluator.packing))
+
+
+def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
+    """Return what `search` does, without touching a model.
+
+    Args:
+        session: Its options, task and anatomy.
+        judge: Gives the outcomes of plans.
+        readings: Reads and fits.
+    """
+    config, counting, select = session.config(DepthConfig), CountingJudge(judge), session.shuffled("select")
+    goal, steps = goal_of(session, config.max_loss), DepthSteps(session, counting, readings)
+    tokens, d_model = fit_tokens(session), session.loaded.anatomy.d_model
+    if tokens < FEW * d_model and (config.form != "drop" or config.by == "linearity"):
+        LOG.warning(
+            "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions; with "
+            "fewer than %d what they give back is less, and less sure on other text. Give more text, or longer chunks.",
+            f"{tokens:,}",
+            tokens / d_model,
+            d_model,
+            FEW,
+        )
     with session.timed("choose"):
-        order = walk.order(options.config.by)
-    if options.config.blocks is not None and len(order) < options.config.blocks:
-        LOG.warning("only %d of %d blocks could go in one run.", len(order), options.config.blocks)
+        order = steps.order(config.by)
+    blocks = [step.block for step in order]
+    if config.blocks is not None and len(blocks) < config.blocks:
+        LOG.warning("only %d of %d blocks could go in one run.", len(blocks), config.blocks)
     with session.timed("analyze"):
-        curves = {form: walk.points(order, form) for form in walk.forms}
+        curves = {form: steps.points(blocks, form) for form in steps.forms}
         plans = dict.fromkeys(point.plan for points in curves.values() for point in points)
-        outcomes = walk.judge(list(plans), select, "depth")
-    points = curves[options.config.form]
-    if options.config.blocks is not None and options.config.max_loss is None:
-        number = len(points) - 1
-    else:
-        number = goal.choose(points, outcomes, [kept_share(session, point.plan) for point in points])
-    for one in points[number].fell_back:
-        LOG.warning("%s", _dropped_instead(one, options.config.form))
+        outcomes = dict(counting(list(plans), select, "depth"))
+    points = curves[config.form]
+    chosen = len(points) - 1
+    if config.blocks is None or config.max_loss is not None:
+        chosen = goal.choose(points, outcomes, [kept_share(session, point.plan) for point in points])
+    _warn_of_dropped(points[chosen], config.form)
     with session.timed("analyze"):
-        others = _other_orders(walk, max(1, number))
-        outcomes |= walk.judge([p.plan for points_ in others.values() for p in points_], select, "depth")
-        analysis = depth_record(session, curves, others, outcomes, order, goal.max_loss) | {"chosen": number}
-        analysis |= {"fit_tokens": fit_tokens(session), "d_model": session.loaded.anatomy.d_model}
-    found = {
-        "method": "depth",
-        "by": options.config.by,
-        "form": options.config.form,
-        "proposed": walk.judge.tried,
-        "order": [step["block"] for step in order],
-        "fell_back": [one.to_json() for one in points[number].fell_back],
-    }
-    margin = MARGIN if options.config.max_loss is None else options.config.max_loss
-    base = records.base_record(outcomes[session.empty])
+        # As deep as what was chosen: what each cheap measure that was not asked for would have taken.
+        orders = {by: steps.order(by, max(1, chosen)) for by in CHEAP if by != config.by}
+        others = {
+            by: steps.points([step.block for step in order_], config.form) for by, order_ in orders.items()
+        }
+        outcomes |= counting([point.plan for other in others.values() for point in other], select, "depth")
+        depth = depth_record(session, readings, curves, others, outcomes, order, chosen, goal.max_loss)
     return Proposal(
-        points[number].plan,
-        walk.judge.tried,
-        walk.judge.evaluations,
-        found,
-        {"base": base, "depth": analysis},
-        margin,
+        plan=points[chosen].plan,
+        tried=counting.tried,
+        evaluations=counting.evaluations,
+        search=DepthSearchRecord(
+            method="depth",
+            by=config.by,
+            form=config.form,
+            proposed=counting.tried,
+            order=blocks,
+            fell_back=list(points[chosen].fell_back),
+        ),
+        analysis=DepthAnalysis(base=base_record(outcomes[session.empty]), depth=depth),
+        margin=MARGIN if config.max_loss is None else config.max_loss,
     )
 
 
 def fit_tokens(session: Session) -> int:
-    """How many tokens of `probe` maps are fitted to, and linearity is read on."""
+    """Return how many tokens of `probe` maps are fitted to, and linearity is read on."""
     return sum(session.encoded[example].gold_alone.longest - 1 for example in session.task.split("probe"))
 
 
-def _say_few_tokens(session: Session) -> None:
-    options, d = session.options, session.loaded.anatomy.d_model
-    tokens = fit_tokens(session)
-    if tokens >= FEW * d or (options.config.form == "drop" and options.config.by != "linearity"):
-        return
-    LOG.warning(
-        "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions; with fewer "
-        "than %d what they give back is less, and less sure on other text. Give more text, or longer chunks.",
-        f"{tokens:,}",
-        tokens / d,
-        d,
-        FEW,
+def _warn_of_dropped(point: DepthPoint, form: str) -> None:
+    """Warn of the runs that are dropped although a map was asked for."""
+    for run_ in point.fell_back:
+        LOG.warning(
+            "%s: dropped, because the %s fitted on probe does no better on select (%.4f nats/token against %.4f).",
+            run_name(run_.blocks),
+            "folded map" if form == "fold" else "linear map",
+            run_.fitted,
+            run_.dropped,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- the record
+
+
+def depth_record(
+    session: Session,
+    readings: DepthReadings,
+    curves: Curves,
+    others: Curves,
+    outcomes: Outcomes,
+    order: Sequence[BlockStep],
+    chosen: int,
+    max_loss: float | None,
+) -> DepthRecord:
+    """Return `depth` of analysis.json.
+
+    Args:
+        curves: Points of every form, the one asked for first.
+        others: Points of the form asked for, by the measures that were not asked for.
+        outcomes: Of all plans of those.
+        chosen: Index of the depth that was taken.
+    """
+    config, metric = session.config(DepthConfig), session.objective.metric
+    plans = list(dict.fromkeys(point.plan for points in curves.values() for point in points))
+    sides, units = readings.side_values(plans)
+    prompt, samples = readings.samples(plans)
+    series = [
+        FormCurve(
+            form=form,
+            points=[
+                DepthPointRecord(
+                    blocks_removed=len(point.plan.blocks_gone),
+                    parameters=kept_share(session, point.plan),
+                    value=metric.mean(outcomes[point.plan]),
+                    loss=base_record(outcomes[point.plan]).loss,
+                    over_drop=_over_drop(session, form, number, curves, outcomes),
+                    sides=sides[point.plan],
+                    sample=samples[point.plan],
+                    fell_back=list(point.fell_back),
+                )
+                for number, point in enumerate(points)
+            ],
+        )
+        for form, points in curves.items()
+    ]
+    return DepthRecord(
+        by=config.by,
+        form=config.form,
+        contiguous=config.contiguous,
+        rank=config.rank,
+        blocks=config.blocks,
+        max_loss=max_loss,
+        metric=metric.name,
+        metric_unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        num_blocks=session.loaded.anatomy.num_blocks,
+        d_model=session.loaded.anatomy.d_model,
+        fit_tokens=fit_tokens(session),
+        side_units=units,
+        prompt=prompt,
+        order=list(order),
+        other_orders=[_other_order(session, by, points, outcomes) for by, points in others.items()],
+        series=series,
+        chosen=chosen,
     )
 
 
-def _dropped_instead(one: FellBack, form: str) -> str:
-    """That a run is dropped although a map was asked for."""
-    what = "folded map" if form == "fold" else "linear map"
-    return (
-        f"{one}: dropped, because the {what} fitted on probe does no better on select ({one.fitted:.4f} nats/token "
-        f"against {one.dropped:.4f})."
+def _over_drop(
+    session: Session, form: str, number: int, curves: Curves, outcomes: Outcomes
+) -> IntervalRecord | None:
+    """Return the metric of a form minus that of a drop of the same blocks, paired; None where nothing is compared."""
+    metric = session.objective.metric
+    if form == "drop" or number == 0:
+        return None
+    dropped, kept = (outcomes[curves[name][number].plan] for name in ("drop", form))
+    if not all(np.isfinite(metric.values(rows)).all() for rows in (dropped, kept)):
+        return None
+    groups = session.task.groups(session.shuffled("select"))
+    comparison = compare(metric, dropped, kept, groups, seed=session.options.seed)
+    ci = comparison.difference_ci
+    return IntervalRecord(value=comparison.difference, ci=None if ci is None else list(ci))
+
+
+def _other_order(
+    session: Session, by: str, points: Sequence[DepthPoint], outcomes: Outcomes
+) -> OtherOrderRecord:
+    """Return the blocks that go by another measure, and the form asked for at every depth."""
+    gone = [after.plan.blocks_gone - before.plan.blocks_gone for before, after in pairwise(points)]
+    return OtherOrderRecord(
+        by=by,
+        blocks=[block for step in gone for block in sorted(step)],
+        points=[
+            OtherOrderPoint(
+                blocks_removed=len(point.plan.blocks_gone),
+                value=session.objective.metric.mean(outcomes[point.plan]),
+                loss=base_record(outcomes[point.plan]).loss,
+            )
+            for point in points
+        ],
     )
-
-
-def _other_orders(walk: DepthSearch, most: int) -> dict[str, list[DepthPoint]]:
-    """By each cheap measure that was not asked for: the same form, as deep as what was chosen."""
-    options = walk.session.options
-    others = (by for by in CHEAP if by != options.config.by)
-    return {by: walk.points(walk.order(by, most), options.config.form) for by in others}

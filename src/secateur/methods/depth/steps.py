@@ -1,150 +1,290 @@
-"""Depth pruning step by step: what every block that is left measures, which goes, and what stands for it.
+"""Depth pruning step by step: blocks go one after another, the least missed first, and something simpler replaces them.
 
-Orders are read and maps are fitted on `probe`. Whether a map is taken is decided on `select`, which it was not fitted
-to: where its loss is no lower than without it, its run of blocks is dropped.
+Blocks that are gone side by side are one run, which is replaced as one. Orders are read and maps are fitted on `probe`.
+Whether a map is taken is decided on `select`, which it was not fitted to: where its loss is no lower than without it,
+its run of blocks is dropped. Touches the model through a judge and `DepthReadings` alone.
+Sources: Razzhigaev et al. 2024 (arXiv 2405.12250), the most linear first, re-scored after each; ShortGPT (arXiv
+2403.03853) by cosine similarity; SLEB (arXiv 2402.09025) by measured loss; ReplaceMe (arXiv 2505.02819) for one run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
-from secateur.core.plan import Plan
+from secateur.core.plan import Drop, Edit, Linearize, Plan
+from secateur.core.records.verdict import FellBackRecord
 from secateur.core.score import loss_or_worst
-from secateur.methods.depth.carriers import blocks_that_can_go, carriers_of, forms_of
-from secateur.methods.depth.runs import DepthPoint, FellBack, dropped, may_go, run_with, without
-from secateur.methods.depth.similarity import Similarity, block_similarity
-from secateur.methods.method import CountingJudge
-from secateur.options import layers_of
-from secateur.probes.maps import BlockRun, fit_maps
+from secateur.core.site import Site
+from secateur.hf.anatomy import Anatomy
+from secateur.methods.depth.method import DepthConfig
+from secateur.methods.depth.records import BlockStep
+from secateur.options import Options, layers_of
+from secateur.probes.maps import BlockRun
+from secateur.search.race import Judge
+from secateur.search.removal import RemovalPoint
 from secateur.session import Session
+
+Blocks = tuple[int, ...]  # side by side, in ascending order
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How little a block changes the residual stream.
+
+    Args:
+        linearity: Score of the best linear map from what enters to what leaves, with the residual, in-sample as in the
+            paper, but without outlier tokens.
+        cosine: Mean cosine similarity of what enters and what leaves, over all tokens.
+    """
+
+    linearity: float
+    cosine: float
+
+
+class DepthReadings(Protocol):
+    """What depth pruning reads of a model, or fits to it, beside judging plans."""
+
+    def similarity(self, plan: Plan, blocks: Sequence[int]) -> Mapping[int, Similarity]:
+        """Return the similarity of each of `blocks` in the model that `plan` leaves, read on `probe`."""
+
+    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+        """Return a map for each of `runs`, fitted on `probe` in the model that `plan` leaves."""
+
+    def samples(self, plans: Sequence[Plan]) -> tuple[str, Mapping[Plan, str]]:
+        """Return a prompt, and the greedy text after it under each plan."""
+
+    def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:
+        """Return each side task's metric under each plan, and its unit."""
+
+
+@dataclass(frozen=True)
+class DepthPoint(RemovalPoint):
+    """A point of depth pruning, with the runs that were dropped where a map was asked for."""
+
+    fell_back: tuple[FellBackRecord, ...] = ()
+
+
+# -------------------------------------------------------------------------------------------------- which blocks may go
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """What can carry the maps that replace runs of blocks.
+
+    Args:
+        folds: Blocks into whose network a map can be folded.
+        entries: Blocks that a map can lie before; the number of blocks stands for the final norm.
+    """
+
+    folds: frozenset[int]
+    entries: frozenset[int]
+
+    def carry(self, run: Blocks, form: str) -> bool:
+        """Tell whether `form` can replace this run, whose neighbors stay."""
+        return form == "drop" or (run[0] - 1 in self.folds if form == "fold" else run[-1] + 1 in self.entries)
+
+
+def carriers_of(anatomy: Anatomy) -> Carriers:
+    """Return what of this model can carry a fold or a map.
+
+    In a model that was cut a network may be gone or stored as two factors, and a map may lie where another would.
+    """
+    whole = {site.block for site in anatomy.matrices if site.part == "down"}
+    ends = {**dict(enumerate(anatomy.blocks)), anatomy.num_blocks: anatomy.final_norm}
+    free = {number for number, path in ends.items() if path is not None and path not in anatomy.entered}
+    return Carriers(frozenset(whole if anatomy.foldable else ()), frozenset(free))
+
+
+def forms_of(anatomy: Anatomy) -> list[str]:
+    """Return the forms in which any block of this model can go."""
+    carriers, blocks = carriers_of(anatomy), range(anatomy.num_blocks)
+    return [
+        form for form in ("drop", "linear", "fold") if may_go([], blocks, form, carriers, contiguous=False)
+    ]
+
+
+def blocks_that_can_go(anatomy: Anatomy, options: Options, form: str) -> list[int]:
+    """Return the most of the blocks asked for that can go one after another in a form."""
+    return all_that_may_go(layers_of(anatomy, options), form, carriers_of(anatomy), anatomy.num_blocks)
+
+
+def run_with(gone: Collection[int], block: int) -> Blocks:
+    """Return the blocks that are gone around `block`, with it: one run."""
+    first = last = block
+    while first - 1 in gone:
+        first -= 1
+    while last + 1 in gone:
+        last += 1
+    return tuple(range(first, last + 1))
+
+
+def may_go(
+    gone: Collection[int], blocks: Iterable[int], form: str, carriers: Carriers, *, contiguous: bool
+) -> list[int]:
+    """Return the blocks that may go next: something can carry what replaces the run that they make with those gone.
+
+    Args:
+        gone: Blocks that are gone.
+        blocks: Blocks that may be asked for.
+        contiguous: Only next to those that are gone.
+    """
+    left = [block for block in blocks if block not in gone]
+    if contiguous and gone:
+        left = [block for block in left if {block - 1, block + 1} & set(gone)]
+    return [block for block in left if carriers.carry(run_with(gone, block), form)]
+
+
+def all_that_may_go(blocks: Iterable[int], form: str, carriers: Carriers, num_blocks: int) -> list[int]:
+    """Return the most blocks that can go one after another, in an order in which they can; one of the model's stays."""
+    gone: list[int] = []
+    candidates = list(blocks)
+    while len(gone) + 1 < num_blocks:
+        left = may_go(gone, candidates, form, carriers, contiguous=False)
+        if not left:
+            break
+        # Runs grow away from what carries them: a fold lies before its run, a linear map after it.
+        gone.append(left[-1] if form == "linear" else left[0])
+    return gone
+
+
+def without(plan: Plan, run: Blocks) -> Plan:
+    """Return `plan` without the edits that take blocks of this run away, or replace them."""
+    return Plan(plan.model, tuple(edit for edit in plan.edits if not _takes(edit, run)))
+
+
+def _takes(edit: Edit, run: Blocks) -> bool:
+    if isinstance(edit, Linearize):
+        return bool(set(edit.blocks) & set(run))
+    return isinstance(edit, Drop) and not edit.site.part and edit.site.block in run
+
+
+def dropped(plan: Plan, blocks: Iterable[int]) -> Plan:
+    """Return `plan` with these blocks dropped too."""
+    have = set(plan.dropped)
+    new = (Drop(Site(block)) for block in blocks if Site(block) not in have)
+    return Plan(plan.model, (*plan.edits, *new))
+
+
+# ------------------------------------------------------------------------------------------------------------ the steps
 
 
 @dataclass
-class DepthSearch:
-    """Blocks that go one after another, in one order or another, in one form or another."""
+class DepthSteps:
+    """Blocks that go one after another, in one order or another, in one form or another.
+
+    Args:
+        session: Its options, task and anatomy; the model is left alone.
+    """
 
     session: Session
-    judge: CountingJudge
-    packing: Any
-    _fits: dict[tuple[Plan, BlockRun], Any] = field(default_factory=dict)
-    _read: dict[tuple[Plan, tuple[int, ...]], dict[int, Similarity]] = field(default_factory=dict)
+    judge: Judge
+    readings: DepthReadings
+    _fits: dict[tuple[Plan, BlockRun], Linearize] = field(default_factory=dict)
+    _read: dict[tuple[Plan, Blocks], Mapping[int, Similarity]] = field(default_factory=dict)
+
+    @property
+    def config(self) -> DepthConfig:
+        """Return the options of the method."""
+        return self.session.config(DepthConfig)
 
     @property
     def forms(self) -> list[str]:
-        """Those that the model allows; the one asked for first."""
-        asked, anatomy = self.session.options.config.form, self.session.loaded.anatomy
-        return [asked, *(form for form in forms_of(anatomy) if form != asked)]
+        """Return the forms that the model allows; the one asked for first."""
+        first = self.config.form
+        return [first, *(form for form in forms_of(self.session.loaded.anatomy) if form != first)]
 
-    @property
-    def probe(self) -> Sequence[int]:
-        return self.session.task.split("probe")
+    def order(self, by: str, most: int | None = None) -> list[BlockStep]:
+        """Return blocks in the order in which they go, each with what all that were left measured then.
 
-    def order(self, by: str, most: int | None = None) -> list[dict[str, Any]]:
-        """Blocks in the order in which they go, each with what all that were left measured then; `most` of them, or as
-        many as are asked for."""
-        options, anatomy = self.session.options, self.session.loaded.anatomy
-        blocks, found, carriers = layers_of(anatomy, options), [], carriers_of(anatomy)
-        most = most or options.config.blocks or len(blocks_that_can_go(anatomy, options))
-        at, gone = DepthPoint(self.session.empty, {"blocks": 0.0}), []
+        Args:
+            by: `loss`, `linearity` or `cosine`.
+            most: How many; None: as many as are asked for.
+        """
+        config, anatomy = self.config, self.session.loaded.anatomy
+        blocks, carriers = layers_of(anatomy, self.session.options), carriers_of(anatomy)
+        if not most:
+            can = blocks_that_can_go(anatomy, self.session.options, config.form)
+            most = config.blocks or len(can)
+        steps: list[BlockStep] = []
+        point, gone = self._start, list[int]()
         while len(gone) < most:
-            left = may_go(gone, blocks, options.config.form, carriers, contiguous=options.config.contiguous)
+            left = may_go(gone, blocks, config.form, carriers, contiguous=config.contiguous)
             if not left:
                 break
-            measured = self._measured(by, at.plan, gone, left)
-            block = min(measured, key=lambda b: (measured[b], b))
-            found.append({"block": block, "measured": {str(b): value for b, value in measured.items()}})
-            at = self._next(at, gone, block, options.config.form)
+            measured = self._measured(by, point.plan, gone, left)
+            block = min(measured, key=lambda number: (measured[number], number))
+            steps.append(
+                BlockStep(block=block, measured={str(number): value for number, value in measured.items()})
+            )
+            point = self._next(point, gone, block, config.form)
             gone.append(block)
-        return found
+        return steps
 
-    def _measured(self, by: str, plan: Plan, gone: Sequence[int], left: Sequence[int]) -> dict[int, float]:
-        """The lower, the sooner a block goes."""
-        session = self.session
-        if by == "loss":
-            plans = self._plans(plan, gone, left, session.options.config.form)
-            losses = self._losses(list(plans.values()), self.probe)
-            return {block: losses[plans[block]] for block in left}
-        found = self._similarity(plan, tuple(left))
-        return {block: 1 - vars(found[block])[by] for block in left}
-
-    def _losses(self, plans: Sequence[Plan], examples: Sequence[int]) -> dict[Plan, float]:
-        """Mean nats a token; infinite where a plan makes the model give no numbers."""
-        name = "text_loss" if self.session.task.kind == "text" else "loss"
-        judged = self.judge(plans, examples, "depth")
-        return {plan: loss_or_worst(judged[plan], name) for plan in plans}
-
-    def _similarity(self, plan: Plan, left: tuple[int, ...]) -> dict[int, Similarity]:
-        """Both of the cheap measures, in one pass over `probe`."""
-        session = self.session
-        if (plan, left) not in self._read:
-            self._read[plan, left] = block_similarity(
-                session.loaded,
-                session.encoded,
-                self.probe,
-                left,
-                under=plan,
-                packing=self.packing,
-                progress=session.progress,
-            )
-        return self._read[plan, left]
-
-    def _plans(self, plan: Plan, gone: Sequence[int], left: Sequence[int], form: str) -> dict[int, Plan]:
-        """`plan` with each of the blocks `left` gone too; what stands for a run is fitted for all of it."""
-        if form == "drop":
-            return {block: dropped(plan, [block]) for block in left}
-        bases: dict[Plan, dict[int, BlockRun]] = {}
-        for block in left:
-            run = run_with(gone, block)
-            rank = self.session.options.config.rank if form == "linear" else None
-            bases.setdefault(without(plan, run), {})[block] = BlockRun(run, form, rank)
-        found = {}
-        for base, runs in bases.items():
-            fitted = self._fitted(base, list(runs.values()))
-            found |= {block: base + fitted[run] for block, run in runs.items()}
-        return {block: found[block] for block in left}
-
-    def _fitted(self, base: Plan, runs: Sequence[BlockRun]) -> dict[BlockRun, Any]:
-        missing = [run for run in runs if (base, run) not in self._fits]
-        session = self.session
-        if missing:
-            made = fit_maps(
-                session.loaded,
-                session.encoded,
-                self.probe,
-                missing,
-                groups=session.task.groups(self.probe),
-                under=base,
-                packing=self.packing,
-                progress=session.progress,
-            )
-            self._fits |= {(base, run): edit for run, edit in made.items()}
-        return {run: self._fits[base, run] for run in runs}
-
-    def points(self, order: Sequence[dict[str, Any]], form: str) -> list[DepthPoint]:
-        """The same blocks gone in the same order in one form, as far as the form can."""
-        points, gone = [DepthPoint(self.session.empty, {"blocks": 0.0})], []
+    def points(self, order: Sequence[int], form: str) -> list[DepthPoint]:
+        """Return the same blocks gone in the same order in one form, as far as the form can."""
+        points, gone = [self._start], list[int]()
         carriers = carriers_of(self.session.loaded.anatomy)
-        for step in order:
-            block = step["block"]
+        for block in order:
             if not may_go(gone, [block], form, carriers, contiguous=False):
                 break
             points.append(self._next(points[-1], gone, block, form))
             gone.append(block)
         return points
 
-    def _next(self, at: DepthPoint, gone: Sequence[int], block: int, form: str) -> DepthPoint:
-        """`block` gone too: dropped, or for its run the map that was fitted, if that does better than dropping it."""
+    @property
+    def _start(self) -> DepthPoint:
+        return DepthPoint(self.session.empty, {"blocks": 0.0})
+
+    def _measured(self, by: str, plan: Plan, gone: Sequence[int], left: Sequence[int]) -> dict[int, float]:
+        """Return a number for each of the blocks `left`: the lower, the sooner it goes."""
+        if by == "loss":
+            plans = self._plans(plan, gone, left, self.config.form)
+            losses = self._losses(list(plans.values()), self.session.task.split("probe"))
+            return {block: losses[plans[block]] for block in left}
+        key = plan, tuple(left)
+        if key not in self._read:  # both cheap measures come from one pass over `probe`
+            self._read[key] = self.readings.similarity(plan, left)
+        read = self._read[key]
+        return {
+            block: 1 - (read[block].linearity if by == "linearity" else read[block].cosine) for block in left
+        }
+
+    def _losses(self, plans: Sequence[Plan], examples: Sequence[int]) -> dict[Plan, float]:
+        """Return mean nats a token; infinite where a plan makes the model give no numbers."""
+        name = "text_loss" if self.session.task.kind == "text" else "loss"
+        judged = self.judge(plans, examples, "depth")
+        return {plan: loss_or_worst(judged[plan], name) for plan in plans}
+
+    def _plans(self, plan: Plan, gone: Sequence[int], left: Sequence[int], form: str) -> dict[int, Plan]:
+        """Return `plan` with each of the blocks `left` gone too; what replaces a run is fitted for all of it."""
+        if form == "drop":
+            return {block: dropped(plan, [block]) for block in left}
+        rank = self.config.rank if form == "linear" else None
+        bases: dict[Plan, dict[int, BlockRun]] = {}
+        for block in left:
+            run = run_with(gone, block)
+            bases.setdefault(without(plan, run), {})[block] = BlockRun(run, form, rank)
+        plans: dict[int, Plan] = {}
+        for base, runs in bases.items():
+            missing = [run for run in runs.values() if (base, run) not in self._fits]
+            if missing:
+                self._fits |= {(base, run): edit for run, edit in self.readings.maps(base, missing).items()}
+            plans |= {block: base + self._fits[base, run] for block, run in runs.items()}
+        return {block: plans[block] for block in left}
+
+    def _next(self, point: DepthPoint, gone: Sequence[int], block: int, form: str) -> DepthPoint:
+        """Return the point where `block` is gone too: dropped, or its run replaced by a map if that does better."""
         run = run_with(gone, block)
-        plan = self._plans(at.plan, gone, [block], form)[block]
-        fell_back = tuple(one for one in at.fell_back if not set(one.blocks) & set(run))
+        plan = self._plans(point.plan, gone, [block], form)[block]
+        fell_back = tuple(before for before in point.fell_back if not set(before.blocks) & set(run))
         if form != "drop":
-            instead = dropped(without(at.plan, run), run)
+            instead = dropped(without(point.plan, run), run)
             losses = self._losses([plan, instead], self.session.shuffled("select"))
-            if not losses[plan] < losses[instead]:  # nor is a map taken whose loss is not finite
-                fell_back += (FellBack(run, losses[plan], losses[instead]),)
+            if not losses[plan] < losses[instead]:  # a map whose loss is not finite is not taken either
+                lost = FellBackRecord(blocks=list(run), fitted=losses[plan], dropped=losses[instead])
+                fell_back += (lost,)
                 plan = instead
-        return DepthPoint(
-            plan, {"blocks": (len(gone) + 1) / self.session.loaded.anatomy.num_blocks}, fell_back
-        )
+        share = (len(gone) + 1) / self.session.loaded.anatomy.num_blocks
+        return DepthPoint(plan, {"blocks": share}, fell_back)

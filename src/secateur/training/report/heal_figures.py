@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from secateur.methods.depth.records import DepthRecord
+from secateur.methods.depth.report import WORDS, HealedPoint, curves, forms_key
 from secateur.report.chart import (
     ACCENT,
     AFTER,
@@ -23,7 +23,6 @@ from secateur.report.chart import (
     new_axis,
     new_layout,
 )
-from secateur.report.depth import WORDS, curves, forms_key
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import MISSING, key, known, number, table, text
 from secateur.training.records.finetune import EpochRecord
@@ -120,35 +119,6 @@ def _epochs_layout(record: HealRecord, points: Sequence[LossPoint]) -> dict[str,
 # ------------------------------------------------------------------------------------------------------ depth by depth
 
 
-@dataclass(frozen=True)
-class HealedPoint:
-    """A healed cut on the curves over depth.
-
-    Args:
-        form: What replaces all of its removed blocks.
-        blocks: The removed blocks.
-        value: The metric of the curves on select.
-        loss: The loss on select, nats per token.
-        tokens: Tokens that were read in training.
-    """
-
-    form: str
-    blocks: tuple[int, ...]
-    value: float
-    loss: float
-    tokens: int
-
-    def to_json(self, metric: str) -> dict[str, Any]:
-        """Return what `curves` draws."""
-        return {
-            "form": self.form,
-            "blocks_removed": len(self.blocks),
-            "value": self.value,
-            "loss": self.loss,
-            "perplexity": math.exp(self.value) if metric == "text_loss" else None,
-        }
-
-
 def depth_section(record: HealRecord, also: Sequence[HealRecord] = ()) -> PageSection:
     """Return the curves of the depth cut with healed cuts on them.
 
@@ -161,9 +131,8 @@ def depth_section(record: HealRecord, also: Sequence[HealRecord] = ()) -> PageSe
         points = list(_healed_points(depth.metric, (record, *also)))
         forms = dict.fromkeys(point.form for point in points)
         legend = key(*((f"line healed {form}", f"{WORDS[form]}, healed") for form in forms))
-        values = depth.to_json()
-        figures = FigureGroup(tuple(curves(values, [p.to_json(depth.metric) for p in points])), layout="pair")
-        body = (forms_key(values), legend, figures, _depth_table(depth, points)) if points else ()
+        figures = FigureGroup(tuple(curves(depth, points)), layout="pair")
+        body = (forms_key(depth), legend, figures, _depth_table(depth, points)) if points else ()
     lead = (
         "The cut's own curves on select, with what became of it by healing. More healed cuts of the same original: "
         "<code>secateur report OUT --also FOLDER</code>."
@@ -173,8 +142,8 @@ def depth_section(record: HealRecord, also: Sequence[HealRecord] = ()) -> PageSe
 
 def check_depth(depth: DepthRecord) -> None:
     """Draw what will be drawn of a cut's own curves, to no page. Raises: what drawing broken records raises."""
-    curves(depth.to_json(), ())
-    forms_key(depth.to_json())
+    curves(depth)
+    forms_key(depth)
     _depth_table(depth, ())
 
 

@@ -1,0 +1,112 @@
+"""What removal of heads and networks reads of a model: importance of parts under a plan, behavior of heads, side tasks.
+
+Importance is read on `probe`; what costs a pass with gradients is remembered in the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from secateur.core.plan import Plan
+from secateur.core.readings import Readings
+from secateur.core.records.probe import ComponentsRecord
+from secateur.core.site import Site
+from secateur.errors import ModelError
+from secateur.evaluation.evaluator import Evaluator
+from secateur.hf.anatomy import Anatomy
+from secateur.methods.components.method import ComponentsConfig
+from secateur.methods.removal import side_values
+from secateur.options import layers_of
+from secateur.probes.ablation import ablation_importance
+from secateur.probes.heads import group_importance
+from secateur.probing.components import (
+    BY_GRADIENT,
+    ComponentReadings,
+    TaskReading,
+    behavior,
+    components_record,
+)
+from secateur.session import Session, digest
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import droppable, resolve
+
+LOG = logging.getLogger("secateur")
+MAX_PROBED = 256  # examples, as for the gradients of LASER's screen
+
+
+def is_grouped(anatomy: Anatomy) -> bool:
+    """Tell whether query heads share keys, so that only whole groups can leave."""
+    return any(width.num_heads != width.num_kv_heads for width in anatomy.widths)
+
+
+def whole_ffns(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
+    """Return the feed-forward networks of these blocks that can go."""
+    return tuple(site for block in blocks if droppable(site := Site(block, "mlp"), anatomy))
+
+
+class RemovalReader:
+    """The readings of a real model; see `search.RemovalReadings`."""
+
+    def __init__(self, session: Session, judge: Evaluator) -> None:
+        self._session, self._judge = session, judge
+        self._probe = session.task.split("probe")[:MAX_PROBED]
+
+    def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
+        """Return how much the task hangs on each part of a kind (`heads`, `ffns`) in the model that `plan` leaves.
+
+        Parts that are gone may have a number too, which means nothing.
+        """
+        if kind == "heads":
+            heads, anatomy = self._gradients("heads", plan), self._session.loaded.anatomy
+            values = (group_importance(heads, anatomy) if is_grouped(anatomy) else heads).values
+        elif self._session.config(ComponentsConfig).portable:
+            values = self._gradients("neurons", plan).values
+        else:
+            values = self._ablation(plan).values
+        return {Site.parse(site): value for site, value in values.items()}
+
+    def components(self) -> ComponentsRecord:
+        """Return what the report shows of the whole model: importance, and what heads do."""
+        session, anatomy = self._session, self._session.loaded.anatomy
+        by_kind: dict[str, dict[str, Readings]] = {}
+        if anatomy.attending:
+            by_kind["heads"] = {"importance": self._gradients("heads", session.empty)}
+        if whole_ffns(anatomy, layers_of(anatomy, session.options)):
+            by_kind["ffns"] = {"loss": self._ablation(session.empty)}
+        n = len(self._probe)
+        reading = TaskReading(session.task.name, session.options.shots, n, n, by_kind)
+        heads: Mapping[str, Readings] = {}
+        try:
+            heads = behavior(session.loaded, range(anatomy.num_blocks), session.progress)
+        except (
+            ModelError
+        ) as error:  # too little room for random repeats, or heads of two factors of an earlier cut
+            LOG.warning("prefix matching and copying are left out of the report: %s", error)
+        return components_record(ComponentReadings((reading,), heads))
+
+    def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:
+        """Return each side task's metric under each plan, and its unit."""
+        return side_values(self._session, plans)
+
+    def _gradients(self, kind: str, plan: Plan) -> Readings:
+        session, loaded = self._session, self._session.loaded
+        key = f"{kind} {digest([plan.to_json()['edits'], len(self._probe)])}"
+        known = session.ledger.recall(session.scope, key) if session.ledger else None
+        if known is not None:
+            return Readings.from_json(known)
+        with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
+            read = BY_GRADIENT[kind](
+                loaded, session.encoded, self._probe, packing=self._judge.packing, progress=session.progress
+            )
+        if session.ledger:
+            session.ledger.remember(session.scope, key, read.to_json())
+        return read
+
+    def _ablation(self, plan: Plan) -> Readings:
+        """Return the loss without each of the feed-forward networks that are left; accuracy ties on few examples."""
+        anatomy = self._session.loaded.anatomy
+        ffns = whole_ffns(anatomy, layers_of(anatomy, self._session.options))
+        left = [site for site in ffns if site not in set(plan.dropped)]
+        by_metric = ablation_importance(self._judge, left, self._probe, split="probe", base=plan)
+        return next(readings for metric, readings in by_metric.items() if "loss" in metric)

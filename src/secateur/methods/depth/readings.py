@@ -1,0 +1,133 @@
+"""What depth pruning reads of a model: how little a block changes the residual stream, fitted maps, samples of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from secateur.core.plan import Linearize, Plan
+from secateur.core.progress import Progress, silent
+from secateur.evaluation.batching import Packing, with_room
+from secateur.evaluation.sample import plain, prompts, sample
+from secateur.hf.load import Loaded
+from secateur.hf.readable import readable_of
+from secateur.linalg.least_squares import PairMoments
+from secateur.methods.depth.steps import Similarity
+from secateur.methods.removal import side_values
+from secateur.probes.hooks import HookPoint, batches, hook_points, run, wide
+from secateur.probes.maps import BlockRun, fit_maps
+from secateur.probes.outliers import TIMES, Medians, median_norms, norms, times_median
+from secateur.session import Session
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import resolve
+from secateur.tasks.encode import Encoded
+
+SAMPLE = 24  # tokens of greedy text at each depth
+
+
+@dataclass(frozen=True)
+class DepthReader:
+    """The readings of a real model; see `steps.DepthReadings`.
+
+    Args:
+        packing: How many tokens run together.
+    """
+
+    session: Session
+    packing: Packing
+
+    def similarity(self, plan: Plan, blocks: Sequence[int]) -> Mapping[int, Similarity]:
+        """Return the similarity of each of `blocks` in the model that `plan` leaves, read on `probe`."""
+        session = self.session
+        return block_similarity(
+            session.loaded,
+            session.encoded,
+            session.task.split("probe"),
+            blocks,
+            under=plan,
+            packing=self.packing,
+            progress=session.progress,
+        )
+
+    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+        """Return a map for each of `runs`, fitted on `probe` in the model that `plan` leaves."""
+        session, examples = self.session, self.session.task.split("probe")
+        return fit_maps(
+            session.loaded,
+            session.encoded,
+            examples,
+            runs,
+            groups=session.task.groups(examples).tolist(),
+            under=plan,
+            packing=self.packing,
+            progress=session.progress,
+        )
+
+    def samples(self, plans: Sequence[Plan]) -> tuple[str, Mapping[Plan, str]]:
+        """Return the prompt of the first example of `select`, and the greedy text after it under each plan."""
+        session = self.session
+        (prompt,) = prompts(session.task, session.encoded, 1)
+        texts = {plan: sample(session.loaded, prompt, SAMPLE, plan) for plan in plans}
+        return plain(session.loaded, prompt), texts
+
+    def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:
+        """Return each side task's metric under each plan, and its unit."""
+        return side_values(self.session, plans)
+
+
+def block_similarity(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    blocks: Sequence[int],
+    *,
+    under: Plan,
+    packing: Packing,
+    progress: Progress = silent,
+) -> dict[int, Similarity]:
+    """Return the similarity of each of `blocks` in the model that `under` leaves, over all tokens of `examples`.
+
+    Sources: Razzhigaev et al. 2024 (arXiv 2405.12250), section 3; Men et al. 2024 (arXiv 2403.03853), equation 1.
+    Differs: outlier tokens, which would decide the linearity score alone, are left out of it (`outliers.py`).
+    """
+    readable = readable_of(loaded)
+    pairs = (encoded[example].gold_alone.pairs[0] for example in examples)
+    sequences = [context + answer[:-1] for context, answer in pairs]
+    places = [tap for tap in hook_points(readable, blocks) if tap.kind == "block"]
+    with masked(loaded.model, resolve(under, loaded.anatomy, loaded.fingerprint)):
+        medians = median_norms(readable, sequences, places, packing=packing, progress=progress)
+
+        def read(packing: Packing) -> list[SimilaritySums]:
+            sums = {tap: SimilaritySums(tap, medians[tap]) for tap in places}
+            planned = list(batches(sequences, [False] * len(sequences), packing))
+            for number, batch in enumerate(planned, start=1):
+                run(readable, batch, places, lambda tap, x, y: sums[tap].add(wide(x), wide(y)))
+                progress("similarity", number, len(planned))
+            return list(sums.values())
+
+        by_place = with_room(packing, read)
+    return {block: sums.similarity for block, sums in zip(blocks, by_place, strict=True)}
+
+
+class SimilaritySums:
+    """Sums over the tokens that pass one block: moments of all but the outliers, cosines of all."""
+
+    def __init__(self, tap: HookPoint, medians: Medians) -> None:
+        self._tap, self._medians = tap, medians
+        self._moments = PairMoments()
+        self._cosines, self._count = 0.0, 0
+
+    def add(self, x: Float[Tensor, "tokens d_model"], y: Float[Tensor, "tokens d_model"]) -> None:
+        """Add tokens by what enters (`x`) and what leaves (`y`) the block."""
+        far = times_median(norms(self._tap, x, y), self._medians) > TIMES
+        self._moments.add(x[~far], y[~far])
+        self._cosines += float(nn.functional.cosine_similarity(x, y, dim=-1).sum())
+        self._count += len(x)
+
+    @property
+    def similarity(self) -> Similarity:
+        """Return both measures over all tokens that were added."""
+        return Similarity(self._moments.score(), self._cosines / self._count)
