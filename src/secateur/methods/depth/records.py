@@ -17,7 +17,7 @@ def run_name(blocks: Sequence[int]) -> str:
 
 
 class DepthSearchRecord(Record):
-    """How blocks were searched."""
+    """The search of blocks, in verdict.json."""
 
     method: str = Field(description="`depth`")
     by: str = Field(description="what blocks go by: `loss`, `linearity` or `cosine`")
@@ -110,7 +110,7 @@ class DepthRecord(Record):
 
 
 class DepthAnalysis(Record):
-    """What the report shows of the search, in analysis.json."""
+    """The search as the report shows it, in analysis.json."""
 
     base: BaseRecord | None = Field(default=None, description="the original on `select`")
     depth: DepthRecord | None = Field(
