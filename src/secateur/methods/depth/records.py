@@ -82,7 +82,7 @@ class FormCurve(Record):
 class DepthRecord(Record):
     """Every form at every depth, and what each choice went by."""
 
-    by: str = Field(description="as in Descent")
+    by: str = Field(description="as in DepthSearch")
     form: str = Field(description="the one asked for")
     contiguous: bool = Field(description="one run only")
     rank: int | None = Field(description="of the maps of the form `linear`; null: full")
