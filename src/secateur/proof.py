@@ -17,7 +17,6 @@ from secateur.core.comparison import IMPROVES
 from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import ProvenanceRecord
-from secateur.core.records.record import Record
 from secateur.core.records.verdict import (
     CutRecord,
     DecisionRecord,
@@ -104,14 +103,10 @@ def cut_and_verify(
         loads=loads,
         written=WrittenRecord(fingerprint=written.fingerprint),
     )
-    analysis = _json(found.analysis) | _compared(session, sides, before, after)
+    own = {} if found.analysis is None else found.analysis.to_json()
+    analysis = own | _compared(session, sides, before, after)
     _write_records(session, found, held, verdict, analysis, staging)
     return verdict.to_json()
-
-
-def _json(record: Record | Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return a record of a method as plain values."""
-    return record.to_json() if isinstance(record, Record) else dict(record or {})
 
 
 def held_plan(found: Proposal, word: str, *, keep: bool) -> Plan:
@@ -176,7 +171,7 @@ def _verdict(
         "sentence": "",
         "candidates_tried": found.tried,
         "evaluations": found.evaluations,
-        "search": _json(found.search),
+        "search": found.search.to_json(),
         "cut": [cut_record(edit, loaded.anatomy) for edit in found.plan.edits],
         "cut_summary": cut_summary(found.plan, num_parts(loaded.anatomy.widths)),
         "model": model_record(options, loaded),
