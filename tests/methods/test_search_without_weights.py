@@ -1,4 +1,4 @@
-"""Searches decide by a judge and readings alone: on a model without weights, by outcomes and readings that are made up."""
+"""Searches decide by a judge and readings alone: on a model without weights, by made-up outcomes and readings."""
 
 from __future__ import annotations
 
