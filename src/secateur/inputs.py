@@ -15,15 +15,17 @@ from secateur.tasks.load import files_of
 def inputs(
     models: Iterable[str] = (), tasks: Iterable[str] = (), files: Iterable[str | Path | None] = ()
 ) -> list[Path]:
-    """The folders and files behind these words. Raises `UnknownName`, `ModelError` and `TaskError` for a model or a
-    task that is not there; files that are None are left out."""
+    """Return the folders and files behind these words; files that are None are left out.
+
+    Raises: `UnknownName`, `ModelError`, `TaskError` for a model or a task that is not there.
+    """
     found = [place_of(model) for model in models]
     found += [file for task in tasks for file in files_of(task)]
     return found + [Path(file) for file in files if file is not None]
 
 
 def inputs_of(options: Options, *files: str | Path | None) -> list[Path]:
-    """The same of all that options name, and of `files`."""
+    """Return the folders and files behind all that options name, and `files`."""
     tasks = [*options.tasks, *([] if options.test_task is None else [options.test_task]), *options.side]
     device_map = options.device_map if (options.device_map or "").endswith(".json") else None
     if options.in_memory is not None:
@@ -32,15 +34,15 @@ def inputs_of(options: Options, *files: str | Path | None) -> list[Path]:
 
 
 def kept_of(options: Options) -> list[str | None]:
-    """The folders that a run with these options leaves something in for the next."""
+    """Return the folders in which a run with these options leaves something for the next."""
     return [options.spectra, options.offload_folder]
 
 
 def folder_names(tasks: Sequence[str]) -> list[str]:
-    """Names a folder for each task, no two alike: `facts` of `builtin:facts`, `q` of `data/q.jsonl`."""
+    """Return a folder name for each task, no two alike: `facts` of `builtin:facts`, `q` of `data/q.jsonl`."""
     return distinct([folder_name(task) for task in tasks], "{}-{}")
 
 
 def folder_name(task: str) -> str:
-    """Of one."""
+    """Return the folder name of one task."""
     return re.sub(r"[^\w.-]+", "-", Path(task.rpartition(":")[2]).stem).strip(".-") or "task"

@@ -25,7 +25,7 @@ from secateur.tasks.splits import MIN_GROUPS
 def evaluate(
     options: Options, split: str, asked: PlanOrEdits, *, ledger: str | Path | None, progress: Progress
 ) -> dict[str, Any]:
-    """All metrics on one split, with intervals, of the model with what is `asked` taken out."""
+    """Measure all metrics on one split, with intervals, of the model without what is `asked` to be removed."""
 
     def check(early: Session) -> None:
         resolve_early(asked, early.loaded.anatomy)
@@ -56,7 +56,10 @@ def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
-    """The plan for this session's model. Raises `PlanError` where it is for another, `UnknownName` for its sites."""
+    """Return the plan for this session's model.
+
+    Raises: `PlanError` where it is for another model, `UnknownName` for its sites.
+    """
     chosen = plan_of(asked, session.loaded.fingerprint)
     resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
     return chosen

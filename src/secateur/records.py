@@ -73,7 +73,7 @@ def num_parts(widths: Iterable[BlockSizes]) -> dict[Kind, int]:
 
 
 def measured(outcomes: np.ndarray) -> dict[str, Any]:
-    """Accuracy is None where the task has none."""
+    """Return the mean accuracy and loss of some outcomes; accuracy is None where the task has none."""
     accuracy = METRICS["accuracy"].mean(outcomes)
     only_text = np.isnan(outcomes["correct"]).all()
     loss = METRICS["text_loss" if only_text else "loss"].mean(outcomes)

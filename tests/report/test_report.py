@@ -9,14 +9,13 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
+from importlib import resources
 
 import numpy as np
 import plotly.graph_objects as go
 import pytest
 from fixtures import data_report
 
-import secateur.report
 from secateur.errors import OutputError, SecateurError
 from secateur.methods.laser.report import spectrum
 from secateur.methods.laser.sweep_plot import color_limit
@@ -106,7 +105,7 @@ def test_plotly_is_embedded_once_and_only_where_something_is_drawn(pages):
 
 
 def test_the_embedded_plotly_is_the_vendored_one_and_a_page_is_under_two_megabytes(pages):
-    vendor = Path(secateur.report.__file__).parent / "vendor"
+    vendor = resources.files("secateur.report") / "vendor"
     told = json.loads((vendor / "plotly-cartesian.json").read_text(encoding="utf-8"))
     bundle = (vendor / told["file"]).read_bytes()
     assert hashlib.sha256(bundle).hexdigest() == told["sha256"]

@@ -75,7 +75,7 @@ class Bars:
 
 @contextmanager
 def bars(*, quiet: bool) -> Iterator[Bars]:
-    """Bars on a terminal's stderr, and lines that say how it goes; nothing when `quiet`, no bars off a terminal."""
+    """Yield bars on a terminal's stderr, and log how it goes; nothing when `quiet`, no bars off a terminal."""
     logging.getLogger("secateur").setLevel(logging.WARNING if quiet else logging.INFO)
     console = terminal(stderr=True)
     columns = (

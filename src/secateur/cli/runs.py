@@ -55,7 +55,7 @@ def _in_ledger(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
-    """A run of `prune`."""
+    """Return the row of a run of `prune`."""
     out, scope = _out(ledger.path, run), ledger.recall(run.id, "scope", str)
     more = {"plans": len(ledger.trials(scope)) if scope else 0, "ledger": str(ledger.path)}
     status = _now(out, run) if run.status == RUNNING else run.status
@@ -64,7 +64,7 @@ def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
-    """Returns the run that made the folder `out`; None for a folder without a record."""
+    """Return the run that made the folder `out`; None for a folder without a record."""
     folder = Folder(out)
     for name in RECORDS:
         record = folder.record(name)
@@ -79,13 +79,13 @@ def _finished(out: Path) -> dict[str, Any] | None:
 
 
 def _word(out: Path) -> str:
-    """The word of a verdict."""
+    """Return the word of a verdict."""
     file = out / "verdict.json"
     return read_verdict(file)["verdict"] if file.exists() else "done"
 
 
 def _unfinished(run: Path) -> dict[str, Any] | None:
-    """Returns the run that is noted in `OUT.run` and not finished, going on or stopped; None where there is none."""
+    """Return the run that is noted in `OUT.run` and not finished, going on or stopped; None where there is none."""
     note = run / NOTE
     if not run.name.endswith(RUN) or not os.path.isfile(note):
         return None
@@ -123,14 +123,14 @@ def _row(
 
 
 def _out(ledger: Path, run: Run) -> Path:
-    """Where the run's checkpoint is: beside its `OUT.run`, wherever that is now; else where it was written."""
+    """Return where the run's checkpoint is: beside its `OUT.run`, wherever that is now; else where it was written."""
     if ledger.parent.suffix == RUN:
         return ledger.parent.with_suffix("")
     return Path(run.out)
 
 
 def _shown(path: Path) -> str:
-    """Relative where it lies below the current folder."""
+    """Return the path relative to the current folder where it lies below it."""
     full = path.resolve()
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
 
@@ -167,14 +167,14 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
 
 
 def _judgment(trial: Trial, metric: Metric) -> dict[str, Any]:
-    """The metric that decides, and the loss by itself where that is another."""
+    """Return the metric that decides, and the loss by itself where that is another."""
     names = dict.fromkeys((metric.name, *(() if metric.column == "loss" else ("loss",))))
     values = {name: _number(trial.means[name]) for name in names}
     return {"plan": str(trial.plan), "n": trial.n} | values | {"seconds": trial.seconds}
 
 
 def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:
-    """The verb that trained what is in a folder, and its record; None for any other place."""
+    """Return the verb that trained what is in a folder, and its record; None for any other place."""
     records = ((verb, Folder(place).record(name)) for name, verb in TRAINED.items())
     return next(((verb, record) for verb, record in records if record), None)
 
@@ -213,7 +213,7 @@ def _number(value: float) -> float | None:
 
 
 def _or_worst(trial: Trial, metric: Metric) -> float:
-    """The smaller, the better."""
+    """Return a key by which the best comes first; a value that is not there comes last."""
     value = trial.means[metric.name]
     return math.inf if math.isnan(value) else -value if metric.higher_is_better else value
 

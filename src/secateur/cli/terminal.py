@@ -30,12 +30,12 @@ _SHOWN |= {
 
 
 def plain(text: str) -> str:
-    """The same text with a sign in the place of every control character but line ends and tabs."""
+    """Return the text with a visible sign in place of every control character but line ends and tabs."""
     return text.translate(_SHOWN)
 
 
 def one_line(text: str) -> str:
-    """The same in one line, for messages."""
+    """Return the same in one line, for messages."""
     return plain(text).replace("\n", "␊")
 
 
@@ -48,7 +48,7 @@ class Terminal(Console):
 
 
 def terminal(*, stderr: bool = False) -> Terminal:
-    """A console on standard output or error as it is now; it writes past `Plain`, for it has styles to write."""
+    """Return a console on standard output or error as it is now; it writes past `Plain`, for it has styles to write."""
     stream: Any = sys.stderr if stderr else sys.stdout
     return Terminal(file=stream.styled if isinstance(stream, Plain) else stream)
 
@@ -73,7 +73,7 @@ class Plain(io.TextIOWrapper):
 
 
 def guard_streams() -> None:
-    """From now on nothing reaches the terminal but through here."""
+    """Replace standard output and error so that all text passes through this module."""
     own = (
         sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
     )  # not what a caller put in their place

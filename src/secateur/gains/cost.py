@@ -29,7 +29,7 @@ class Attended:
     window: int | None
 
     def seen(self, length: int) -> int:
-        """Keys that the token at position `length` (from 1) attends to."""
+        """Return the keys that the token at position `length` (from 1) attends to."""
         return length if self.window is None else min(length, self.window)
 
 
@@ -51,42 +51,42 @@ class Cost:
 
     @property
     def prefill_flops(self) -> int:
-        """Matrix products, and scores with what they weigh: 4 for each query number and each key it may attend to."""
+        """Return matrix products, and scores with what they weigh: 4 for each query number and each key it attends to."""
         scores = sum(4 * a.width * _sum_seen(a, self.prompt) for a in self.attended)
         return self.matmul_flops + self.batch * scores
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """Bytes of the cache for each token of the prompt, of one sequence; less than `held` where windows slide."""
+        """Return bytes of the cache for each token of one sequence; less than `held` where windows slide."""
         return self.cache_bytes / (self.batch * self.prompt)
 
     def decode_bytes(self, new: int) -> float:
-        """Bytes that a step reads, in the mean over `new` steps after the prompt: weights, and the cache so far."""
+        """Return the bytes that a step reads (weights, and the cache so far), in the mean over `new` steps."""
         lengths = range(self.prompt + 1, self.prompt + new + 1)
         cached = sum(a.held * a.seen(length) for a in self.attended for length in lengths)
         return self.weight_bytes + self.batch * cached / new
 
 
 def _sum_seen(attended: Attended, length: int) -> int:
-    """Σ seen(i) for i = 1 … length."""
+    """Return Σ seen(i) for i = 1 … length."""
     inner = attended.seen(length)
     return inner * (inner + 1) // 2 + (length - inner) * inner
 
 
 def random_tokens(vocab_size: int, batch: int, prompt: int) -> Int[Tensor, "batch prompt"]:
-    """The same ones every time; what they are costs nothing."""
+    """Return random tokens, the same ones every time; their values do not change the cost."""
     return torch.randint(vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
 
 
 def prefill(model: nn.Module, tokens: Int[Tensor, "batch prompt"]) -> Any:
-    """The model's output with its cache; logits of the last position alone where the model can, as `generate` does."""
+    """Return the model's output with its cache; where it can, with logits of the last position alone, as `generate`."""
     can = "logits_to_keep" in inspect.signature(model.forward).parameters
     return model(input_ids=tokens, use_cache=True, **({"logits_to_keep": 1} if can else {}))
 
 
 @torch.inference_mode()
 def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
-    """Counts one prefill of `tokens`."""
+    """Count one prefill of `tokens`."""
     with _positions(loaded.model) as positions:
         cache = prefill(loaded.model, tokens.to(loaded.device)).past_key_values
     return Cost(
@@ -117,7 +117,7 @@ def _positions(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
 
 
 def _weights(module: nn.Module) -> int:
-    """Numbers that multiply: matrices, be they one or two factors; norms and biases cost next to nothing."""
+    """Return the numbers that multiply: matrices, be they one or two factors; norms and biases cost next to nothing."""
     return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
 
 
@@ -126,7 +126,7 @@ def _bytes(layer: CacheLayerMixin) -> int:
 
 
 def _attended(loaded: Loaded, layers: list[CacheLayerMixin]) -> tuple[Attended, ...]:
-    """Block by block; the cache has one layer a block."""
+    """Return what each block attends to; the cache has one layer a block."""
     anatomy = loaded.anatomy
     return tuple(
         Attended(own.num_heads * anatomy.d_head, _held(layer), _window(layer))
@@ -135,7 +135,7 @@ def _attended(loaded: Loaded, layers: list[CacheLayerMixin]) -> tuple[Attended, 
 
 
 def _held(layer: CacheLayerMixin) -> int:
-    """Bytes of one token in the cache; 0 where nothing is held."""
+    """Return the bytes of one token in the cache; 0 where nothing is held."""
     if layer.keys is None or layer.keys.numel() == 0:
         return 0
     return _bytes(layer) // (layer.keys.shape[0] * layer.keys.shape[-2])

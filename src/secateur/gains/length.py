@@ -24,7 +24,7 @@ class Length:
         check_ranges(self)
 
     def within(self, *contexts: int | None) -> Length:
-        """Cut down to the shortest context, half of it at most for new tokens."""
+        """Return these lengths, cut down to the shortest context, half of it at most for new tokens."""
         context = min((c for c in contexts if c is not None), default=self.prompt + self.new)
         if context < 2:
             raise ModelError(f"a context of {context} has no room for a prompt and a new token.")

@@ -74,7 +74,7 @@ def _measure(load: Mapping[str, Any], batch: int, prompt: int, new: int, threads
 
 
 def _meters(model: Any) -> tuple[Callable[[], Any], Callable[[], int]]:
-    """What starts a measurement, and what reads it; for the model as it rests now."""
+    """Return what starts a measurement, and what reads it, for the model as it rests now."""
     import torch
 
     device = model.device
@@ -89,7 +89,7 @@ def _meters(model: Any) -> tuple[Callable[[], Any], Callable[[], int]]:
 
 
 def resident(which: str) -> int:
-    """`VmRSS`, resident memory now, or `VmHWM`, the most since the last reset; bytes."""
+    """Return `VmRSS`, resident memory now, or `VmHWM`, the most since the last reset, in bytes."""
     found = re.search(rf"^{which}:\s+(\d+) kB", STATUS.read_text(), flags=re.M)
     assert found is not None, f"{STATUS} has no {which}"
     return int(found[1]) * 1024

@@ -32,7 +32,7 @@ class PairedTimes:
 
 @contextmanager
 def using_threads(count: int | None) -> Iterator[int]:
-    """Torch computes with `count` threads (None: as many as now) until the context closes."""
+    """Let torch compute with `count` threads (None: as many as now) until the context closes."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -83,13 +83,13 @@ def _timed(run: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
 
 
 def _finish() -> None:
-    """An accelerator answers before it is done."""
+    """Wait for the accelerator, which returns before it is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def decode(model: nn.Module, output: Any, new: int) -> Int[Tensor, "batch new"]:
-    """`new` greedy tokens after a prefill, one forward pass each; the end of text stops nobody."""
+    """Return `new` greedy tokens after a prefill, one forward pass each; an end-of-text token does not stop it."""
     chosen = []
     for _ in range(new):
         token = output.logits[:, -1:].argmax(-1)

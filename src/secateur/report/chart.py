@@ -6,11 +6,9 @@ Imports no plotly: the tests validate the dictionaries against plotly's own sche
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from secateur.core.site import MATRICES
 
 INK, MUTED, RULE = "#2b2f36", "#6d727b", "#e3e0d8"
 BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
@@ -21,7 +19,6 @@ DEPTH = ("#c3d3dd", "#17466a")
 # Pale to deep blue in even steps of lightness (CIE L*): equal steps of the value look equally far apart.
 SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b2c6d4"], [0.5, "#6f9fbc"], [0.75, "#3577a1"], [1.0, "#124f78"]]
 
-Row = Mapping[str, Any]
 Trace = dict[str, Any]  # as plotly.js has it: any JSON
 
 
@@ -39,17 +36,6 @@ class Figure:
     @property
     def height(self) -> int:
         return self.layout["height"]
-
-
-def by_matrix(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by matrix name, in the model's order; names this tool does not know come last."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(str(row["matrix"]), []).append(row)
-    order = {name: place for place, name in enumerate(MATRICES)}
-    return {
-        name: groups[name] for name in sorted(groups, key=lambda name: (order.get(name, len(order)), name))
-    }
 
 
 def new_layout(height: int, **more: Any) -> dict[str, Any]:
@@ -96,7 +82,7 @@ def marks(points: Sequence[tuple[float, float]], **marker: Any) -> dict[str, Any
 def line(
     points: Sequence[tuple[float, float]], hover: Sequence[str], color: str, dash: str
 ) -> dict[str, Any]:
-    """Points, joined; `hover` is escaped."""
+    """Return points joined by a line; `hover` is escaped."""
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -110,12 +96,12 @@ def line(
 
 
 def some(count: int, most: int) -> list[int]:
-    """At most `most` evenly spaced indices, the first always among them."""
+    """Return at most `most` evenly spaced indices, the first always among them."""
     return list(range(0, count, max(1, math.ceil(count / most))))
 
 
 def cell_height(lines: int, most: int = 560) -> float:
-    """Pixels a line of a heat map gets: readable in shallow models, shrinking in deep ones to `most` pixels in all."""
+    """Return the pixels of a line of a heat map: readable in shallow models, at most `most` in all in deep ones."""
     return min(34.0, max(9.0 * most / 560, most / lines))
 
 
@@ -125,7 +111,7 @@ def level(value: float) -> dict[str, Any]:
 
 
 def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, Any]:
-    """Linear, or logarithmic where the worst loss would flatten everything else."""
+    """Return a linear axis, or a logarithmic one where the worst loss would flatten everything else."""
     low, high = min(losses), max(losses)
     if low > 0 and high / low > 5:
         at = [m * 10.0**e for e in range(-4, 6) for m in (1, 2, 5) if low * 0.7 <= m * 10.0**e <= high * 1.4]
@@ -142,7 +128,7 @@ def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, A
 
 
 def value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
-    """Of a metric: shares in percent, else a loss, its unit beside the title."""
+    """Return the axis of a metric: shares in percent, else a loss, its unit beside the title."""
     if unit != "share":
         return loss_axis(values, "") | {"title": {"text": ""}}
     low, high = min(values), max(values)
@@ -152,7 +138,7 @@ def value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
 
 
 def counted_layout(count: int, title: str, values: Sequence[float], unit: str) -> dict[str, Any]:
-    """Of a metric over whole numbers up to `count`, such as blocks: each has a tick where they are few."""
+    """Return the layout of a metric over whole numbers up to `count`, such as blocks, with a tick for each of a few."""
     axis = new_axis(title, dtick=1) if count <= 16 else new_axis(title, nticks=9)
     layout = new_layout(300, xaxis=axis, yaxis=value_axis(values, unit))
     layout["margin"] |= {"l": 52}
@@ -160,12 +146,12 @@ def counted_layout(count: int, title: str, values: Sequence[float], unit: str) -
 
 
 def signed_root(value: float) -> float:
-    """The square root that keeps the sign: effects span orders of magnitude, and both signs matter."""
+    """Return the square root with the sign of `value`: effects span orders of magnitude, and both signs matter."""
     return math.copysign(math.sqrt(abs(value)), value)
 
 
 def root_axis(values: Iterable[float], title: str, **more: Any) -> dict[str, Any]:
-    """An axis for `signed_root` of `values`, with round ticks that lie about evenly on it, zero among them."""
+    """Return an axis for `signed_root` of `values`, with round ticks about evenly spaced, zero among them."""
     ends = [0.0, *values]
     low, high = signed_root(min(ends)), signed_root(max(ends))
     span = (high - low) or 1e-6
@@ -178,7 +164,7 @@ def root_axis(values: Iterable[float], title: str, **more: Any) -> dict[str, Any
 
 
 def _root_ticks(reach: float, span: float) -> list[float]:
-    """Round values from the square of `reach` (a root) down, whose roots keep a sixth of `span` apart, also from 0."""
+    """Return round values from the square of `reach` down, whose roots keep a sixth of `span` apart, also from 0."""
     rounds = (m * 10.0**e for e in range(4, -9, -1) for m in (5, 2, 1))
     found: list[float] = []
     for value in (value for value in rounds if math.sqrt(value) <= reach):
@@ -189,7 +175,7 @@ def _root_ticks(reach: float, span: float) -> list[float]:
 
 
 def depth_color(block: int, blocks: int) -> str:
-    """From pale for the first block to dark for the last."""
+    """Return a color from pale for the first block to dark for the last."""
     share = block / max(1, blocks - 1)
     ends = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in DEPTH]
     return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(*ends, strict=True))

@@ -1,21 +1,11 @@
-"""What holds a section together: its heading, the boxes of its figures with their numbers folded below.
-
-Every section takes the three records of a run and the dictionary in which it registers its figures, and returns
-its HTML, or nothing where the run did not measure what it is about.
-"""
+"""Sections of a page as values: headings, pieces of HTML, and figures with their numbers folded below."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from secateur.report.chart import Figure
-from secateur.report.markup import known, numbers, text
-
-Record = Mapping[str, Any]
-Figures = dict[str, Figure]
-Section = Callable[[Record, Record, Record, Figures], str]
+from secateur.report.markup import known
 
 
 @dataclass(frozen=True)
@@ -64,26 +54,6 @@ class PageSection:
         """Return all figures of the section by their ids."""
         groups = [piece for piece in self.body if isinstance(piece, FigureGroup)]
         return {key: figure for group in groups for key, figure in self.placed(group)}
-
-
-def section(name: str, title: str, lead: str, *body: str) -> str:
-    """A section with its one-line explanation; nothing at all where the body is empty."""
-    inner = "".join(body)
-    return (
-        f'<section id="{name}"><h2>{title}</h2><p class="lead">{lead}</p>{inner}</section>' if inner else ""
-    )
-
-
-def place(name: str, found: Sequence[Figure], figures: Figures, *, layout: str = "wide") -> str:
-    """Registers figures under `name-0…` and returns their boxes, each with its numbers folded below."""
-    boxes = []
-    for index, figure in enumerate(found):
-        figures[f"{name}-{index}"] = figure
-        note = f" <small>{text(figure.note)}</small>" if figure.note else ""
-        title = f"<h3>{text(figure.title)}{note}</h3>" if figure.title else ""
-        plot = f'<div class="plot" id="{name}-{index}" style="height:{figure.height}px"></div>'
-        boxes.append(f'<figure class="box">{title}{plot}{numbers(figure.head, figure.rows)}</figure>')
-    return f'<div class="{layout}">{"".join(boxes)}</div>' if boxes else ""
 
 
 def worst_allowed(start: float | None, max_loss: float | None, *, higher_is_better: bool) -> float | None:

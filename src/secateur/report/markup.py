@@ -19,12 +19,12 @@ MAX_TABLE_ROWS = 400
 
 
 def text(value: Any) -> str:
-    """`value` as inert HTML; also inert as plotly hover text, which reads tags and entities as HTML does."""
+    """Return `value` as inert HTML; also inert as plotly hover text, which reads tags and entities as HTML does."""
     return html.escape(str(value), quote=True)
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that cannot leave its script element, whatever it holds; NaN and infinities become null."""
+    """Return JSON that cannot leave its script element, whatever it holds; NaN and infinities become null."""
     dumped = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         dumped = dumped.replace(character, f"\\u{ord(character):04x}")
@@ -37,7 +37,7 @@ def known(value: float | None) -> TypeGuard[float]:
 
 
 def number(value: float | None, unit: str) -> str:
-    """A measured value in its unit: shares as percent, nats with three decimals."""
+    """Return a measured value in its unit: shares as percent, nats with three decimals."""
     if not known(value):
         return MISSING
     if unit == "share":
@@ -46,7 +46,7 @@ def number(value: float | None, unit: str) -> str:
 
 
 def change(value: float | None, unit: str, *, name_unit: bool = True) -> str:
-    """A difference, always signed; shares in percentage points."""
+    """Return a difference, always signed; shares in percentage points."""
     if not known(value):
         return MISSING
     sign = "+" if value > 0 else MINUS if value < 0 else "±"
@@ -56,7 +56,7 @@ def change(value: float | None, unit: str, *, name_unit: bool = True) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference to three significant figures: effects of single parts span orders of magnitude."""
+    """Return a difference to three significant figures: effects of single parts span orders of magnitude."""
     return f"{value:+.3g}".replace("-", MINUS)
 
 
@@ -68,7 +68,7 @@ def _plain(value: float, unit: str) -> str:
 
 
 def interval(ci: Sequence[float] | None, unit: str, *, signed: bool = False) -> str:
-    """`49.2 – 58.8 %`, or signed as differences are; empty where there is no interval."""
+    """Return `49.2 – 58.8 %`, or signed as differences are; nothing where there is no interval."""
     if not ci or not all(known(end) for end in ci):
         return ""
     if signed:
@@ -79,7 +79,7 @@ def interval(ci: Sequence[float] | None, unit: str, *, signed: bool = False) -> 
 
 
 def p_value(value: float | None) -> str:
-    """HTML for `p = …`, in powers of ten below 0.001."""
+    """Return HTML for `p = …`, in powers of ten below 0.001."""
     if not known(value):
         return ""
     if value <= 0:
@@ -95,7 +95,7 @@ def unit_name(unit: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """The metric in a reader's words."""
+    """Return the metric in a reader's words."""
     names = {
         "accuracy": "Accuracy",
         "accuracy_norm": "Accuracy, length-normalized",
@@ -107,19 +107,19 @@ def metric_name(metric: str) -> str:
 
 
 def key(*items: tuple[str, str]) -> str:
-    """The legend of a figure: (class of the sample, words); words are ours, never data."""
+    """Return the legend of a figure from (class of the sample, words); words are ours, never data."""
     return (
         '<p class="key">' + "".join(f'<span><i class="{k}"></i>{words}</span>' for k, words in items) + "</p>"
     )
 
 
 def capital(words: Any) -> str:
-    """The same words with a capital at the front; the rest keeps its case."""
+    """Return the same words with a capital at the front; the rest keeps its case."""
     return str(words)[:1].upper() + str(words)[1:]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, source: str = "analysis.json") -> str:
-    """A table of already escaped cells; the first column names the row. Says how many rows are left out."""
+    """Return a table of escaped cells; the first column names the row. Says how many rows are left out."""
     rows = list(rows)
     shown, more = rows[:MAX_TABLE_ROWS], len(rows) - MAX_TABLE_ROWS
     body = "".join(
@@ -133,13 +133,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, source: str = "
 
 
 def numbers(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The figure once more, as a folded table: for screen readers, and for those who want to copy."""
+    """Return the numbers of a figure as a folded table, for screen readers and for copying."""
     rows = list(rows)
     return f'<details class="numbers"><summary>numbers</summary>{table(head, rows)}</details>' if rows else ""
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """Round positions covering [low, high]: steps of 1, 2 or 5 times a power of ten; the ends enclose it."""
+    """Return round positions that enclose [low, high], in steps of 1, 2 or 5 times a power of ten."""
     span = max(high - low, 1e-9, 1e-6 * abs(high))
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))

@@ -5,7 +5,7 @@ Knows no record, no model and no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 
 from secateur.report.chart import Figure
@@ -14,17 +14,14 @@ from secateur.report.markup import embedded_json
 from secateur.report.templating import TEMPLATES
 
 
-def assemble(
-    title: str, parts: Sequence[str | PageSection], placed: Mapping[str, Figure] | None = None
-) -> str:
+def assemble(title: str, parts: Sequence[str | PageSection]) -> str:
     """Return a whole page as HTML that loads nothing from anywhere.
 
     Args:
         title: Text of the window's title.
         parts: Pieces of trusted HTML and sections, in order; empty ones are left out.
-        placed: Figures by the ids of the boxes that pieces of HTML already have for them.
     """
-    figures = dict(placed or {})
+    figures: dict[str, Figure] = {}
     for part in parts:
         if isinstance(part, PageSection) and part:
             new = part.figures()

@@ -5,9 +5,8 @@ Every string from data is escaped here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
@@ -59,11 +58,6 @@ def dropped(verdict: VerdictRecord) -> Dropped:
     )
     blocks = max(model.num_blocks, 1 + max((site.block for site in sites), default=-1))
     return Dropped(sites, blocks, model.num_heads, model.num_kv_heads or model.num_heads)
-
-
-def dropped_in(verdict: Mapping[str, Any]) -> Dropped:
-    """Return the same of plain JSON, which is empty for a probe. To go with the last reader of plain records."""
-    return dropped(VerdictRecord.model_validate(verdict)) if verdict else Dropped()
 
 
 def drop_map(gone: Dropped) -> str:

@@ -33,16 +33,14 @@ def run_page(
     verdict: VerdictRecord,
     plan: PlanRecord,
     analysis: AnalysisRecord,
-    method_sections: Sequence[str | PageSection],
+    method_sections: Sequence[PageSection],
     tried: Tried | None = None,
-    placed: dict[str, Figure] | None = None,
 ) -> str:
     """Return the page of a run, which loads nothing from anywhere.
 
     Args:
         method_sections: What only its method has to show, in order.
         tried: What the search looked at, for the map of the model.
-        placed: Figures by the ids of the boxes that sections in HTML already have for them.
     """
     parts = [
         hero(verdict),
@@ -58,7 +56,7 @@ def run_page(
         changed(analysis),
         f"<footer>{tables.provenance(verdict, plan)}</footer>",
     ]
-    return assemble(f"{verdict.verdict}: {verdict.model.name}", parts, placed)
+    return assemble(f"{verdict.verdict}: {verdict.model.name}", parts)
 
 
 # ------------------------------------------------------------------------------------------------------ the verdict
