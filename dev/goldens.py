@@ -85,11 +85,11 @@ laser-factorize: prune FACTS SMALL --matrices gate,down --layers 2 --factorize -
 laser-unproven: prune RECALL --matrices o --keep-unproven -o out; eval out --task builtin:recall --json
 laser-shots: prune FACTS SMALL MLP --shots 1 --side builtin:recall --spectra spectra -o out
 laser-text: prune STORIES TEXT --allow-small --matrices down --layers 3:5 -o out
-laser-choice: prune STORIES COPA --matrices down --layers 4 --keep-unproven -o out
+laser-choice: prune STORIES COPA --matrices down --layers 4 --grid paper --keep-unproven -o out
 laser-bfloat16: prune FACTS SMALL MLP --dtype bfloat16 -o out
 joint: prune JOINT --matrices down --layers 1 -o out
 joint-each: prune JOINT --each --matrices down --layers 1 -o out; runs --json
-joint-heads: prune JOINT --method heads --max-loss 0.05 --step 25% --random-orders 1 -o out
+joint-heads: prune JOINT --method heads --max-loss 0.05 --step 34% --random-orders 1 -o out
 directions: prune MULT --method directions --matrices k,v -o out
 directions-unproven: prune MULT --method directions --matrices k,v --keep-unproven --second-order -o out
 directions-exhaustive: prune MULT --method directions --matrices k --no-dynamic --exhaustive -o out
@@ -102,16 +102,17 @@ directions-overall:
 directions-text: prune STORIES TEXT --allow-small --method directions --matrices k --layers 4 -o out
 heads: prune RECALL --method heads -o out; show out --json
 heads-target: prune RECALL --method heads --target 50% --ranks-once --portable --random-orders 1 -o out
-heads-groups:
-    prune STORIES TEXT --allow-small --method heads --max-loss 0.3 --step 25% --random-orders 1 -o out
+heads-groups: prune STORIES TEXT --allow-small --method heads --target 40% --step 40% --random-orders 1 -o out
 ffns: prune FACTS SMALL --method ffns --max-loss 0.1 --step 34% -o out
-components: prune JOINT --method components --max-loss 0.05 --step 34% --random-orders 1 -o out
-components-params: prune FACTS SMALL --method components --params 0.8 --zeroed --random-orders 1 -o out
-components-portable: prune FACTS SMALL --method components --params 0.8 --portable --random-orders 1 -o out
+components: prune JOINT --method components --max-loss 0.02 --step 34% --random-orders 1 -o out
+components-params:
+    prune FACTS SMALL --method components --params 0.9 --step 20% --zeroed --random-orders 1 -o out
+components-portable:
+    prune FACTS SMALL --method components --params 0.9 --step 20% --portable --random-orders 1 -o out
 depth: prune FACTS SMALL --method depth --blocks 1 -o out
 depth-linear: prune STORIES TEXT --allow-small --method depth --blocks 2 --form linear --by linearity -o out
 depth-rank: prune FACTS SMALL --method depth --blocks 1 --form linear --rank 8 --by cosine -o out
-depth-drop: prune STORIES TEXT --allow-small --method depth --max-loss 1.5 --form drop --contiguous -o out
+depth-drop: prune STORIES TEXT --allow-small --method depth --max-loss 0.5 --form drop --contiguous -o out
 depth-fold: prune STORIES TEXT --allow-small --method depth --blocks 2 --by cosine -o out
 apply:
     apply builtin:facts --edit b2.gate=3 --edit b1.down=tail:8 -o cut --json;
@@ -119,7 +120,8 @@ apply:
     apply builtin:facts --plan cut/plan.json -o shards --shard-size 500KB --json
 apply-drop:
     apply builtin:recall --edit b1.attn.h0=drop --edit b0.mlp.n3=drop --dry-run --json;
-    apply builtin:recall --edit b1.attn.h0=drop --edit b0.attn.h1=drop --portable -o stock --json;
+    apply builtin:facts --edit b0.mlp.n1=drop --edit b1.mlp.n1=drop --edit b2.mlp.n1=drop --edit b2.mlp.n2=drop
+    --portable -o stock --json;
     apply builtin:facts --edit b2.k=without:0,7 --edit b1=drop -o shorter --json
 bench: apply builtin:facts --edit b2.mlp=drop -o cut --json; bench cut --prompt 16 --new 2 --repeats 1 --json
 eval:
@@ -129,7 +131,7 @@ eval-text: eval STORIES TEXT --allow-small --json; eval STORIES COPA --json --sp
 probe-components:
     probe FACTS --task builtin:recall --shots 0,1 --what heads,ffns,neurons,induction -o out --json;
     probe builtin:recall --what induction --layers 1
-probe-groups: probe STORIES TEXT --what heads,ffns,neurons,induction -o out --json
+probe-groups: probe STORIES TEXT --what heads,ffns,neurons --layers 3:5 -o out --json
 probe-linearity: probe FACTS --also builtin:recall --what linearity -o out --json
 probe-linearity-finer: probe STORIES TEXT --what linearity --parts --finer heads,matrices -o out --json
 probe-spectrum: probe FACTS --what spectrum MLP --json; probe STORIES TEXT --what spectrum --layers 4
@@ -148,7 +150,8 @@ heal:
     report out; show out --json
 heal-fold:
     prune STORIES TEXT --allow-small --method depth --blocks 1 --by cosine -o cut;
-    heal cut TEXT --allow-small --max-steps 3 --stage layers --lr 1e-3 -o out --json
+    heal cut --task text:{data}/text_tinystories_valid.txt --seqlen 16 --limit 300 --allow-small --max-steps 3
+    --stage layers --lr 1e-3 -o out --json
 heal-drop:
     apply builtin:facts --edit b1=drop --edit b0.gate=8 -o cut;
     heal cut --task builtin:facts SMALL --max-steps 4 --stage end --temperature 2 --hidden 0.5 --lora 4 -o out

@@ -49,8 +49,13 @@ def keywords_text() -> str:
             "class PruneOptions(CommonOptions, total=False):",
             '    """Options of `prune`: those of every method, and of each."""',
             "",
-            "    method: str",
             *_fields(own.values()),
+            "",
+            "",
+            "class ProbeOptions(TypedDict, total=False):",
+            '    """Options of `probe`, which takes several numbers of shots itself."""',
+            "",
+            *_fields(one for one in (common | own).values() if one.name != "shots"),
             "",
         ]
     )

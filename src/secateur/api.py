@@ -41,7 +41,7 @@ from secateur.gains.length import THREADS, Length
 from secateur.given import OneTask, Tasks, task_word, task_words
 from secateur.hf.source import place_of
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
-from secateur.keywords import CommonOptions, PruneOptions
+from secateur.keywords import CommonOptions, ProbeOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
 from secateur.result import Result
@@ -133,8 +133,9 @@ def prune(
         folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
         from secateur import pipeline
 
-        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
-        return pipeline.prune(chosen, folder, **how)
+        return pipeline.prune(
+            chosen, folder, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers
+        )
 
 
 @verb(EVERY, method_options)
@@ -164,8 +165,10 @@ def prune_each(
         each = [replace(chosen, task=one, more_tasks=()) for one in chosen.tasks]
         from secateur import pipeline
 
-        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
-        return pipeline.prune_each(list(zip(each, places, strict=True)), **how)
+        runs = list(zip(each, places, strict=True))
+        return pipeline.prune_each(
+            runs, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers
+        )
 
 
 @verb(EVERY, method_options)
@@ -223,9 +226,16 @@ def load(
     """
     from secateur.hf.load import load_model
 
-    place = {"device_map": device_map, "offload_folder": offload_folder, "max_memory": max_memory}
-    how = {"revision": revision, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    return load_model(str(model), **how, **place)
+    return load_model(
+        str(model),
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        offload_folder=offload_folder,
+        max_memory=max_memory,
+    )
 
 
 @verb()
@@ -341,14 +351,15 @@ def apply(
     files = [plan] if isinstance(plan, str | Path) else []
     folder = Folder.at(out, reads=inputs([model], files=files))
     edits = given.edits if isinstance(given, Plan) else given
-    loading = {"revision": revision, "dtype": dtype}
+    loading: dict[str, Any] = {"revision": revision, "dtype": dtype}
     command = {"apply": [edit.to_json() for edit in edits], "model": model} | loading | vars(form)
     command |= {"shard_size": shard_size, "svd": svd}
     loading |= {"trust_remote_code": trust_remote_code}
     from secateur import applying
 
-    how = {"form": form, "way": way, "overwrite": overwrite, "progress": progress}
-    return applying.apply(model, given, folder, command, loading, **how)
+    return applying.apply(
+        model, given, folder, command, loading, form=form, way=way, overwrite=overwrite, progress=progress
+    )
 
 
 @verb()
@@ -398,7 +409,7 @@ def probe(
     finer: str | Sequence[str] = (),
     out: str | Path | None = None,
     progress: Progress = silent,
-    **options: Unpack[PruneOptions],
+    **options: Unpack[ProbeOptions],
 ) -> dict[str, Any]:
     """Read a model: `what` is heads, ffns, neurons or induction (what matters, and what heads do), spectrum, or one of
     the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
@@ -432,8 +443,10 @@ def probe(
             with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):
                 from secateur.probing.linearity import read_linearity
 
-                how = {"parts": parts, "finer": _each(finer), "out": out, "progress": progress}
-                return read_linearity(series, split, **how).model_dump(exclude_unset=True)
+                straight = read_linearity(
+                    series, split, parts=parts, finer=_each(finer), out=out, progress=progress
+                )
+                return straight.model_dump(exclude_unset=True)
         inputs_of(asked)
         from secateur import measuring
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -71,7 +71,7 @@ def task_words(given: Tasks) -> list[str]:
     items = iter(given)
     for first in items:
         if isinstance(first, Mapping):
-            return [_written_rows(chain([first], items))]
+            return [_written_rows(chain([first], cast(Iterator[TaskRow], items)))]
         return [word for one in chain([first], items) for word in _nested(one)]
     return []
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from types import UnionType
+from typing import ParamSpec, TypeVar, get_origin
 
 from secateur.core.config import Named
 from secateur.errors import UnknownName, nearest
@@ -61,7 +62,7 @@ def _parameter(one: Named) -> inspect.Parameter:
 
 def annotation_of(one: Named) -> str:
     """Return the type of what an option takes in Python: its value, or text as on the command line."""
-    shown = one.kind.__name__ if one.kind in (bool, int, float, str) else str(one.kind)
+    shown = str(one.kind) if isinstance(one.kind, UnionType) or get_origin(one.kind) else one.kind.__name__
     many = shown.startswith("tuple[") and shown.endswith(", ...]")
     if one.option.metavar == "TASK":
         return "Tasks" if many else "OneTask | None"

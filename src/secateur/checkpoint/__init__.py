@@ -1,1 +1,1 @@
-"""Writes, reads and proves checkpoints."""
+"""Write, read and prove checkpoints."""

@@ -206,7 +206,8 @@ class Folder:
         with writing(self.out):
             if not os.path.lexists(self.out) or (self.out.is_dir() and not any(self.out.iterdir())):
                 return False
-        made_by = self._command_of_out()
+        records = (record for name in RECORDS if (record := self.record(name)))
+        made_by = next((ProvenRecord.model_validate(record).provenance.command for record in records), None)
         if made_by is None:
             raise OutputError(
                 f"{self.out} exists and is not a checkpoint that secateur wrote, so it is left alone. Give another -o, "
@@ -233,11 +234,6 @@ class Folder:
                     f"{self.out} holds {path}, which is of another command and would be lost. Move it away, or give "
                     "another -o."
                 )
-
-    def _command_of_out(self) -> dict[str, JsonValue] | None:
-        """Return the command that made the checkpoint at `out`; None for anything else."""
-        records = (record for name in RECORDS if (record := self.record(name)))
-        return next((ProvenRecord.model_validate(record).provenance.command for record in records), None)
 
     def record(self, name: str) -> dict[str, Any] | None:
         """Return the content of one of `RECORDS` in `out`; None where there is none, or it names no command."""

@@ -85,12 +85,12 @@ def _lineage(path: Path) -> list[Key]:
     A key is the identity of the file that exists there, so that two names of one file are equal; else the path.
     """
     real = Path(os.path.realpath(path))
-    return [_key(place) for place in (real, *real.parents)]
-
-
-def _key(place: Path) -> Key:
-    try:
-        status = place.stat()
-    except OSError:
-        return str(place)
-    return status.st_dev, status.st_ino
+    keys: list[Key] = []
+    for place in (real, *real.parents):
+        try:
+            status = place.stat()
+        except OSError:
+            keys.append(str(place))
+        else:
+            keys.append((status.st_dev, status.st_ino))
+    return keys

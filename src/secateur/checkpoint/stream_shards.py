@@ -135,23 +135,15 @@ def _pieces(shard: Shard, find: Find) -> Iterator[bytes | memoryview]:
         assert tensor.dtype == entry.blank.dtype, (
             f"{entry.name_in_model} is {tensor.dtype}, not {entry.blank.dtype}"
         )
-        _refuse_nonfinite(entry, tensor)
+        if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+            float16 = " float16 ends at 65,504: try --dtype bfloat16 or float32."
+            narrow = float16 if tensor.dtype == torch.float16 else ""
+            raise OutputError(
+                f"{entry.name} of the cut model would hold NaN or infinity, and was not written.{narrow}"
+            )
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         for start in range(0, len(flat), PIECE):
             yield flat[start : start + PIECE].numpy().data
-
-
-def _refuse_nonfinite(entry: Entry, tensor: Tensor) -> None:
-    """Raise `OutputError` for a tensor that holds NaN or infinity, copied or computed here."""
-    if tensor.numel() and not torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
-        narrow = (
-            " float16 ends at 65,504: try --dtype bfloat16 or float32."
-            if tensor.dtype == torch.float16
-            else ""
-        )
-        raise OutputError(
-            f"{entry.name} of the cut model would hold NaN or infinity, and was not written.{narrow}"
-        )
 
 
 def digest_of(path: Path, count: CountBytes) -> str:

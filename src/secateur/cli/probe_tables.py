@@ -39,14 +39,14 @@ def print_readings(found: Mapping[str, object], top: int | None = None) -> None:
         top: Print that many of the most and of the least important parts; None: all, but of neurons 10.
     """
     if "models" in found:
-        _print_linearity(LinearityRecord.model_validate(found))
+        print_linearity(LinearityRecord.model_validate(found))
     elif "components" in found:
-        _print_components(ProbeRecord.model_validate(found), top)
+        print_components(ProbeRecord.model_validate(found), top)
     else:
-        _print_one(RowsRecord.model_validate(found), top)
+        print_rows_record(RowsRecord.model_validate(found), top)
 
 
-def _print_one(found: RowsRecord, top: int | None) -> None:
+def print_rows_record(found: RowsRecord, top: int | None) -> None:
     """Print the rows of one reading."""
     rows = found.rows
     if "rank" in rows[0]:
@@ -58,7 +58,7 @@ def _print_one(found: RowsRecord, top: int | None) -> None:
     title = f"{found.what} of {found.model}{on}{fit}"
     print_rows([name.replace("_", " ") for name in columns], cells, title=title)
     if found.overlap:
-        _print_overlap("rank correlation", found.overlap)
+        print_overlap("rank correlation", found.overlap)
 
 
 def _ends(rows: Sequence[dict[str, Cell]], top: int | None) -> list[dict[str, Cell]]:
@@ -89,7 +89,7 @@ def _short_item(item: Cell) -> str:
 # -------------------------------------------------------------------------------------------------- several readings
 
 
-def _print_components(found: ProbeRecord, top: int | None) -> None:
+def print_components(found: ProbeRecord, top: int | None) -> None:
     """Print which readings there are, then each kind of part, then what heads do."""
     kinds = found.components.kinds
     terminal().print(Text(f"{', '.join(found.what)} of {found.model} ({found.split})"))
@@ -98,17 +98,17 @@ def _print_components(found: ProbeRecord, top: int | None) -> None:
     print_rows(("no", "reading", "n", "of"), rows)
     for name, kind in kinds.items():
         terminal().print()
-        _print_kind(name, kind, top or (NEURONS_SHOWN if name == "neurons" else None))
+        print_kind(name, kind, top or (NEURONS_SHOWN if name == "neurons" else None))
     behavior = found.components
     if behavior.prefix_matching and behavior.copying:
         terminal().print()
         scores = [(site, score, behavior.copying[site]) for site, score in behavior.prefix_matching.items()]
         print_rows(("site", "prefix matching", "copying"), scores, title="what heads do")
         if behavior.induction_overlap:
-            _print_overlap("rank correlation", behavior.induction_overlap)
+            print_overlap("rank correlation", behavior.induction_overlap)
 
 
-def _print_kind(name: str, kind: ImportanceRecord, top: int | None) -> None:
+def print_kind(name: str, kind: ImportanceRecord, top: int | None) -> None:
     """Print mean and rank of every part, most important first, and how far the readings agree on their order."""
     order = sorted(kind.mean, key=lambda site: (-kind.mean[site], site))
     rows: list[dict[str, Cell]] = []
@@ -124,10 +124,10 @@ def _print_kind(name: str, kind: ImportanceRecord, top: int | None) -> None:
     cells = [list(row.values()) for row in rows]
     print_rows(list(rows[0]), cells, title=f"{name}: importance, {kind.unit}")
     if kind.overlap:
-        _print_overlap(f"{name}: rank correlation of readings", kind.overlap, numbered=True)
+        print_overlap(f"{name}: rank correlation of readings", kind.overlap, numbered=True)
 
 
-def _print_overlap(title: str, overlap: OverlapRecord, *, numbered: bool = False) -> None:
+def print_overlap(title: str, overlap: OverlapRecord, *, numbered: bool = False) -> None:
     """Print the matrix where it fits, else the mean of each reading with the others; empty where there is no order."""
     names, rho = overlap.names, overlap.rho
     labels = [str(number) for number in range(1, len(names) + 1)] if numbered else names
@@ -149,7 +149,7 @@ def _two(value: float | None) -> str:
 # ----------------------------------------------------------------------------------------------------------- linearity
 
 
-def _print_linearity(found: LinearityRecord) -> None:
+def print_linearity(found: LinearityRecord) -> None:
     """Print one model whole, or of several the held-out scores, blocks by models; then what stands against them."""
     models = found.models
     title = f"linearity of {found.model} on {found.task} ({found.split})"
@@ -163,8 +163,8 @@ def _print_linearity(found: LinearityRecord) -> None:
                 cells.append([f"  less {row.outliers.count:,}", *_scores(row.without_outliers)])
         print_rows(LINEARITY_COLUMNS, cells, title=f"{title}, {tokens}", whole=LINEARITY_COLUMNS)
     else:
-        _print_series(models, title)
-    for line in (*_outlier_notes(models), *_notes(models)):
+        print_series(models, title)
+    for line in (*outlier_notes(models), *reason_notes(models)):
         terminal().print(Text(line))
 
 
@@ -186,7 +186,7 @@ def _four(score: float | None) -> str:
     return "" if score is None else f"{score:.4f}" if score > -10 else f"{score:.0f}"
 
 
-def _print_series(models: Sequence[ProfileRecord], title: str) -> None:
+def print_series(models: Sequence[ProfileRecord], title: str) -> None:
     """Print a table for each score; where outlier tokens pass in any model, a second line without them."""
     sites = list(dict.fromkeys(row.site for model in models for row in model.rows))
     by_site = [{row.site: row for row in model.rows} for model in models]
@@ -208,7 +208,7 @@ def _print_series(models: Sequence[ProfileRecord], title: str) -> None:
         print_rows(columns, lines, title=f"{title}: {words}, held out", whole=("site",))
 
 
-def _outlier_notes(models: Sequence[ProfileRecord]) -> Iterator[str]:
+def outlier_notes(models: Sequence[ProfileRecord]) -> Iterator[str]:
     """Yield which tokens are outliers, joining places whose outliers are alike; then where they decide the scores."""
     for model in models:
         begin = "" if len(models) == 1 else f"{model.name} "
@@ -229,10 +229,10 @@ def _outlier_notes(models: Sequence[ProfileRecord]) -> Iterator[str]:
                 f"({named} of {outliers[0].tokens[0].of:,})"
             )
         if swayed := [row for row in model.rows if row.outliers and row.outliers.matter]:
-            yield f"warning: {begin}{_swayed(swayed)}"
+            yield f"warning: {begin}{swayed_words(swayed)}"
 
 
-def _swayed(rows: Sequence[TransitionRecord]) -> str:
+def swayed_words(rows: Sequence[TransitionRecord]) -> str:
     """Say that outlier tokens decide scores of these places, with the one that they change most."""
     changes = [
         (abs(whole - without), row.site, whole, without)
@@ -266,7 +266,7 @@ def _sites(sites: Sequence[str]) -> str:
     return f"{len(sites)} places from {sites[0]} to {sites[-1]}"
 
 
-def _notes(models: Sequence[ProfileRecord]) -> Iterator[str]:
+def reason_notes(models: Sequence[ProfileRecord]) -> Iterator[str]:
     """Yield each reason against scores once, with the sites that it is about."""
     sites: dict[tuple[str, str, bool], list[str]] = {}
     for model in models:

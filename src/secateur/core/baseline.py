@@ -33,9 +33,10 @@ def warning(record: BaselineRecord) -> str | None:
     if record.chance is None:
         none = "the model gets none of these right; try --chat, --shots, or another prompt."
         return None if record.value > 0 else none
-    if high < record.chance and (record.accuracy_norm or 0.0) > record.chance:
+    norm = record.accuracy_norm
+    if high < record.chance and norm is not None and norm > record.chance:
         return (
-            f"{_score(record)} is below chance, {_percent(record.accuracy_norm)} by accuracy_norm is not: the choices "
+            f"{_score(record)} is below chance, {_percent(norm)} by accuracy_norm is not: the choices "
             "differ in length, and --objective accuracy_norm, which divides by it, is probably what you mean."
         )
     return (

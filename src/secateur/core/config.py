@@ -16,6 +16,7 @@ from secateur.core.ranges import check_ranges
 from secateur.errors import SecateurError, UnknownName, nearest
 
 _KEY = "option"
+ALL_MATRICES: tuple[str, ...] = ("all",)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Config:
     option declares a field of this name.
     """
 
-    matrices = ("all",)
+    matrices = ALL_MATRICES
     portable = False
     keep_unproven = False
 

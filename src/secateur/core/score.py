@@ -66,8 +66,9 @@ class Metric:
         assert np.array_equal(after["example"], before["example"]), (
             "paired outcomes must be of the same examples"
         )
-        difference = self.values(after) - self.values(before)
-        return difference if self.higher_is_better else -difference
+        difference: np.ndarray = self.values(after) - self.values(before)
+        gain: np.ndarray = difference if self.higher_is_better else -difference
+        return gain
 
     def contributions(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
         """Return each example's contribution to the gain (n,): its paired difference times its weight.

@@ -307,23 +307,17 @@ def _count(address: str, ask: Ask) -> int:
     room = sum(ask.room_on(node["Resources"]) for node in ray.nodes() if node["Alive"])
     local = local_count(address)
     if local is not None and room < local:
-        raise ClusterError(
-            f"--ray {address}: a worker takes {ask}, and here is room for {room}. {_sharing(local)}"
-        )
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        advice = "Ray finds no GPU on this machine: leave out --gpus-per-worker."
+        if gpus:
+            share = math.floor(100 / math.ceil(local / gpus)) / 100
+            advice = f"--gpus-per-worker {share:g} lets them share."
+        raise ClusterError(f"--ray {address}: a worker takes {ask}, and here is room for {room}. {advice}")
     if not (ask.workers or room):
         total = ray.cluster_resources()
         resources = ", ".join(f"{total.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
         raise ClusterError(f"no node of the cluster has {ask}, which one worker takes. All: {resources}.")
     return ask.workers or room
-
-
-def _sharing(workers: int) -> str:
-    """Say how so many workers have room on the GPUs of this machine."""
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if not gpus:
-        return "Ray finds no GPU on this machine: leave out --gpus-per-worker."
-    share = math.floor(100 / math.ceil(workers / gpus)) / 100
-    return f"--gpus-per-worker {share:g} lets them share."
 
 
 def _start_ray(address: str, ask: Ask, loaded: Loaded) -> None:

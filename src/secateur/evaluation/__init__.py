@@ -1,1 +1,1 @@
-"""Measures what a model does on examples, without doing anything twice."""
+"""Measure a model on examples, without computing anything twice."""

@@ -122,7 +122,13 @@ class Packing:
 
     def pack(self, encoded: Mapping[int, Encoded], examples: Iterable[int]) -> list[Batch]:
         """Return the examples in batches of similar length; the rows of one example and one regime stay together."""
-        rows = [group for example in examples for group in self._by_regime(example, encoded[example])]
+        rows = [
+            list(group)
+            for example in examples
+            for _, group in groupby(
+                rows_of(example, encoded[example], self.switches), lambda row: self.regime(row.tokens)
+            )
+        ]
         batches: list[list[TokenRow]] = []
         kept = 0
         for group in sorted(rows, key=lambda group: (len(group[0].tokens), group[0].example)):
@@ -140,11 +146,6 @@ class Packing:
             batches[-1].extend(group)
             kept += targets
         return [batch_of(group, self.pad) for group in batches]
-
-    def _by_regime(self, example: int, encoded: Encoded) -> Iterator[list[TokenRow]]:
-        rows = rows_of(example, encoded, self.switches)
-        for _, group in groupby(rows, lambda row: self.regime(row.tokens)):
-            yield list(group)
 
 
 def with_room(packing: Packing, run: Callable[[Packing], T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from secateur.core.comparison import ALPHA, IMPROVES, WORSE
 from secateur.core.noninferiority import NOT_WORSE, bound_text, margin_text
-from secateur.core.records.verdict import MemberRecord, NonInferiorityRecord, VerdictRecord
+from secateur.core.records.verdict import MemberRecord, VerdictRecord
 from secateur.core.score import few_groups
 
 
@@ -68,18 +68,14 @@ def _what_it_holds(verdict: VerdictRecord) -> str:
     if fine or handed.holds == "original":
         return ""
     if verdict.verdict == WORSE and verdict.non_inferiority:
-        margin = _deciding_margin(verdict.non_inferiority)
+        bounded = verdict.non_inferiority
+        margin = margin_text(bounded.margin if bounded.decides is None else bounded.decides, bounded.unit)
         return f" THE CHECKPOINT HOLDS THE CUT MODEL, worse than the margin of {margin} allows."
     choice = verdict.search.choice
     unshown = ""
     if choice is not None and not choice.shown:  # the cut was kept on request
         unshown = f", though the selection split did not show a gain either (p = {choice.p_value:.2g})"
     return f" The checkpoint holds the cut model all the same{unshown}."
-
-
-def _deciding_margin(bounded: NonInferiorityRecord) -> str:
-    margin = bounded.margin if bounded.decides is None else bounded.decides
-    return margin_text(margin, bounded.unit)
 
 
 def _member(member: MemberRecord) -> str:

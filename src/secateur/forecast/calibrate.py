@@ -24,9 +24,10 @@ from secateur.errors import ModelError
 from secateur.evaluation.generate import greedy
 from secateur.forecast.count import BEHAVIOR_TOKENS, Amounts, Counted, decomposition
 from secateur.forecast.machine import DISK, Machine, svd_flops
-from secateur.forecast.samples import READINGS, realized
 from secateur.forecast.work import CHORES, Judged, Plans, Read, Work, empty
 from secateur.linalg.spectrum import spectrum
+from secateur.methods.method import Reading
+from secateur.methods.registry import method_named
 from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.session import Session, read_model
 from secateur.side_tasks import side_effects
@@ -119,8 +120,7 @@ class _Measured:
 
     def _asked(self, group: Plans, place: str, count: int) -> tuple[list[Plan], Judged]:
         """Three plans of a group where there are so many that differ, and the work that they are."""
-        base = self.session.empty
-        found = list(dict.fromkeys(realized(self.session, group, base, turn) for turn in range(3)))
+        found = list(group.such) or [self.session.empty]
         return found, Judged("calibrate", place, 0, count, (replace(group, count=len(found)),))
 
     def _judged(self, plans: Sequence[Plan], place: str, count: int, ledger: Ledger) -> float:
@@ -146,7 +146,11 @@ class _Measured:
     def decompositions(self) -> dict[str, float]:
         """One matrix of each shape that is decomposed."""
         loaded, found = self.session.loaded, {}
-        asked = any(work.decomposes for work in self.works if isinstance(work, Judged | Read))
+        asked = any(
+            work.decomposes if isinstance(work, Judged) else work.reading.decomposes
+            for work in self.works
+            if isinstance(work, Judged | Read)
+        )
         for matrix in loaded.anatomy.matrices.values():
             name = decomposition(matrix.shape)
             if asked and name not in found:
@@ -157,31 +161,40 @@ class _Measured:
         return found | {"svd flop": max(each, default=0.0)}
 
     def readings(self) -> dict[str, float]:
-        """Each reading on some numbers of examples; behavior on fewer random sequences."""
-        reads = sorted((work for work in self.works if isinstance(work, Read)), key=lambda w: len(w.parts))
-        asked = {work.what: work for work in reads}  # of each the one that reads most
-        rates = self._behavior() if "behavior" in asked else {}
-        for what, work in asked.items():
-            rates |= {} if what in CHORES else self._reading(work)
+        """Return the rates of each reading, made on some numbers of examples; behavior on fewer random sequences."""
+        made = (work.reading for work in self.works if isinstance(work, Read))
+        largest = {one.what: one for one in sorted(made, key=lambda one: len(one.parts))}
+        rates = self._behavior() if "behavior" in largest else {}
+        for what, reading in largest.items():
+            rates |= {} if what in CHORES else self._reading(reading)
         return rates
 
-    def _reading(self, work: Read) -> dict[str, float]:
-        """Its rates; decompositions have theirs."""
-        rows, seconds = [], []
-        names = [work.what, *(f"{work.what} {each}" for each in ("flop", "example", "part", "moment"))]
-        sizes = dict.fromkeys(min(size, work.examples) for size in (8, FEW, 2 * FEW))
-        for count, parts, under in product(sizes, {work.parts[-1:], work.parts}, {False, work.under}):
-            smaller = replace(work, examples=count, parts=parts, times=1.0, under=under)
+    def _reading(self, reading: Reading) -> dict[str, float]:
+        """Return its rates; decompositions have theirs."""
+        rows, seconds, what = [], [], reading.what
+        names = [what, *(f"{what} {each}" for each in ("flop", "example", "part", "moment"))]
+        sizes = dict.fromkeys(min(size, reading.examples) for size in (8, FEW, 2 * FEW))
+        for count, parts, under in product(
+            sizes, {reading.parts[-1:], reading.parts}, {False, reading.under}
+        ):
+            smaller = replace(reading, examples=count, parts=parts, times=1.0, under=under)
             self.counted.read(smaller)
             amounts = self.counted.read(smaller)  # as the second time, which is the faster
             rows.append(amounts)
             known = sum(self._svds.get(name, 0.0) * amount for name, amount in amounts.items())
-            taken = min(_timed(partial(self._read, smaller)) for _ in range(TIMES))
+            taken = min(_timed(partial(self._make, smaller)) for _ in range(TIMES))
             seconds.append(max(taken / 10, taken - known))
         return fitted(rows, seconds, names)
 
-    def _read(self, work: Read) -> None:
-        READINGS[work.what](self.session, self._judge, work)
+    def _make(self, reading: Reading) -> None:
+        method = method_named(self.session.options.method)
+        method.measure(reading, self.session, self._judge, self._some_plan)
+
+    @property
+    def _some_plan(self) -> Plan:
+        """A plan of the search that cuts something."""
+        groups = (group for work in self.works if isinstance(work, Judged) for group in work.plans)
+        return next(plan for group in groups for plan in group.such if plan.edits)
 
     def _behavior(self) -> dict[str, float]:
         """By tokens: sequences grow, and end at the context. Nothing where the search will leave it out."""

@@ -15,8 +15,7 @@ from secateur.forecast.load import CACHE_BYTES, Load, Loads
 from secateur.forecast.work import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.hf.anatomy import Anatomy
 from secateur.linalg.spectrum import spectrum_bytes
-from secateur.methods.directions.probe import ROOM
-from secateur.probes.outliers import SAMPLE
+from secateur.methods.method import Reading
 
 Amounts = Mapping[str, float]  # what → how many; `machine.py` says what each takes
 
@@ -29,15 +28,6 @@ RERUN = {  # what an edit of one matrix makes run again in its block, as `judge.
     **{kind: FFN | {kind, "o"} for kind in "qkv"},
 }
 ATTENDING = frozenset("qkvo")  # edits of these compute attention's scores again
-PASSES = {  # of the whole model at all positions for one reading of a batch: forward 1, backward to activations 1
-    "truncation effects": 4.0,  # and two projections of about as many products
-    "direction effects": 4.0,
-    "head importance": 2.0,
-    "neuron importance": 2.0,
-    "maps": 2.0,
-    "similarity": 1.0,
-}
-FITTED = ("maps", "similarity")
 BEHAVIOR = 100  # random sequences, of prefix matching and again of copying
 BEHAVIOR_TOKENS = tuple(4 * (25 + 2 * seed) for seed in range(BEHAVIOR))
 
@@ -61,7 +51,7 @@ class Counted:
     def __call__(self, work: Work) -> Amounts:
         if isinstance(work, Judged):
             return self.judged(work)
-        return self.read(work) if isinstance(work, Read) else self.generated(work)
+        return self.read(work.reading) if isinstance(work, Read) else self.generated(work)
 
     # ------------------------------------------------------------------------------------------------------- judging
 
@@ -187,26 +177,26 @@ class Counted:
 
     # ------------------------------------------------------------------------------------------------------- readings
 
-    def read(self, work: Read) -> Amounts:
+    def read(self, work: Reading) -> Amounts:
         if work.what in CHORES:
             flops = 4 * self._behavior() if work.what == "behavior" else 0.0
             return {work.what: work.times, f"{work.what} flop": work.times * flops}
         load = self.loads.of(work.place, 0, work.examples, answers=True)
         times = work.times * (self._groups(work) if work.decomposes else 1)
-        if work.what == "similarity":  # a pass before it, over as many tokens at most
-            times *= 1 + min(1.0, SAMPLE / max(1, load.tokens))
+        if work.looks:  # a pass before it, over as many tokens at most
+            times *= 1 + min(1.0, work.looks / max(1, load.tokens))
         whole = sum(self._block(block, load) for block in range(self.anatomy.num_blocks))
         found = {
             work.what: times * load.calls,
-            f"{work.what} flop": times * PASSES[work.what] * whole,
+            f"{work.what} flop": times * work.passes * whole,
             f"{work.what} part": work.times * len(work.parts) * (1 + work.under),
         }
-        if work.what in FITTED:
+        if work.fits:
             products = 6 * load.tokens * self.anatomy.d_model**2  # three moments of pairs
             return found | {f"{work.what} moment": work.times * len(work.parts) * products}
         return found | {f"{work.what} example": times * load.examples} | self._read_spectra(work)
 
-    def _read_spectra(self, work: Read) -> Amounts:
+    def _read_spectra(self, work: Reading) -> Amounts:
         """Once, and under a plan once more for that where there is no room for them to stay."""
         if not work.decomposes:
             return {}
@@ -215,9 +205,9 @@ class Counted:
         shapes = Counter(decomposition(self.anatomy.matrix(site).shape) for site in work.parts)
         return {name: count * work.times * (1 + work.under) for name, count in shapes.items()}
 
-    def _groups(self, work: Read) -> int:
+    def _groups(self, work: Reading) -> int:
         """Runs of matrices whose spectra have room together: each needs passes of its own."""
-        room = ROOM if work.what == "direction effects" else self.spectra_bytes
+        room = work.room or self.spectra_bytes
         groups, used = 0, room + 1
         for site in work.parts:
             need = spectrum_bytes(self.anatomy.matrix(site).shape)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from secateur.forecast.count import PASSES, Amounts
+from secateur.forecast.count import Amounts
 from secateur.forecast.work import CHORES
 from secateur.hf.anatomy import Anatomy
+from secateur.methods.method import Reading
 
 SVD = "svd "  # decompositions are named by their shape: `svd 4096x1024`
 NARROW = (
@@ -24,9 +25,8 @@ OVERHEAD = {  # s each, in Python; measured on one core of a server, builtin:fac
     "packed": 3e-6,
     "behavior": 0.0,
     "spectrum byte": 1 / DISK,
-    **dict.fromkeys((f"{what} example" for what in PASSES), 1e-4),
-    **dict.fromkeys((f"{what} part" for what in PASSES), 1e-2),
 }
+PER_EXAMPLE, PER_PART = 1e-4, 1e-2  # s of a reading, in Python
 CONSTANT = {"report": 1.0, "statistics": 0.5, "sides read": 1.0}  # s each time, on whatever machine
 SHARED = 0.85  # of N times one device, where N judge: two local workers are to reach 1.7 of 2
 
@@ -54,17 +54,26 @@ class Machine:
         return self.seconds[name]
 
 
-def stated(anatomy: Anatomy, itemsize: int, tflops: float, bandwidth: float, utilization: float) -> Machine:
+def stated(
+    anatomy: Anatomy,
+    itemsize: int,
+    tflops: float,
+    bandwidth: float,
+    utilization: float,
+    readings: Iterable[Reading],
+) -> Machine:
     """A machine that is not here: `tflops` at its peak in the model's precision, `bandwidth` of its memory in GB/s."""
     flop, byte = 1 / (tflops * 1e12 * utilization), 1 / (bandwidth * 1e9)
     weights = itemsize * sum(own.num_parameters for own in anatomy.widths) / anatomy.num_blocks
     block = LAUNCH + weights * byte
-    passes = {what: anatomy.num_blocks * count * block for what, count in PASSES.items()}
+    passes = {reading.what: reading.passes for reading in readings if reading.what not in CHORES}
     return Machine(
         OVERHEAD
-        | passes
-        | {f"{what} flop": flop for what in (*PASSES, *CHORES)}
-        | {f"{what} moment": NARROW * flop for what in ("maps", "similarity")}
+        | {what: anatomy.num_blocks * count * block for what, count in passes.items()}
+        | {f"{what} example": PER_EXAMPLE for what in passes}
+        | {f"{what} part": PER_PART for what in passes}
+        | {f"{what} flop": flop for what in (*passes, *CHORES)}
+        | {f"{what} moment": NARROW * flop for what in passes}
         | {
             "block": block,
             "flop": flop,

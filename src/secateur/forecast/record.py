@@ -14,27 +14,21 @@ from secateur.evaluation.measurement import SideTask
 from secateur.evaluation.workers import Limits, spectra_bytes
 from secateur.forecast.calibrate import calibrated
 from secateur.forecast.count import Amounts, Counted
-from secateur.forecast.directions import directions
+from secateur.forecast.dry_run import dry_run
 from secateur.forecast.fleet import DeviceFleet
 from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
 from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
-from secateur.forecast.parts import components, depth
 from secateur.forecast.records import FloorsRecord
-from secateur.forecast.work import LUCKS, Judged, Read, Watched, Work, laser, proof
+from secateur.forecast.work import Judged, Read, SideWork, Work, proof
 from secateur.hf.blank import Ruler
 from secateur.linalg.spectrum import spectrum_bytes
+from secateur.methods.method import LUCKS, Reading
 from secateur.options import Options
 from secateur.pipeline import baseline_of, check
 from secateur.session import Session, early_session, open_session
 from secateur.side_tasks import side_effects
 
 LOOK = 64  # examples of select on which the unchanged model is measured, for a first impression
-FORECASTS = {
-    "laser": laser,
-    "directions": directions,
-    "depth": depth,
-    **dict.fromkeys(("heads", "ffns", "components"), components),
-}
 
 
 def plan_cost(
@@ -70,7 +64,9 @@ def forecast(
     works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
     machine, stored = None, session.options.spectra is not None
     if fleet.elsewhere:
-        machine = stated(anatomy, itemsize, fleet.tflops, fleet.bandwidth, fleet.utilization)
+        machine = stated(
+            anatomy, itemsize, fleet.tflops, fleet.bandwidth, fleet.utilization, _readings(works["most"])
+        )
     elif calibrate:
         machine = calibrated(session, Counted(anatomy, loads, room, stored), works["most"], progress)
     workers = fleet.workers(weights)
@@ -99,12 +95,17 @@ def forecast(
     }
 
 
+def _readings(works: Sequence[Work]) -> list[Reading]:
+    return [work.reading for work in works if isinstance(work, Read)]
+
+
 def _works(session: Session, watched: Sequence[SideTask], luck: str) -> list[Work]:
+    names = {side.task.hash: _place(number) for number, side in enumerate(watched)}
     sides = [
-        Watched(_place(number), len(side.task.examples), side.continuations, side.phrasings)
+        SideWork(_place(number), len(side.task.examples), side.continuations)
         for number, side in enumerate(watched)
     ]
-    return [*FORECASTS[session.options.method](session, sides, luck), *proof(session, sides)]
+    return [*dry_run(session, luck, names), *proof(session, sides)]
 
 
 def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, Place]:

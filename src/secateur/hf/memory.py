@@ -90,7 +90,7 @@ def _evaluated(model: PreTrainedModel) -> Iterator[None]:
     """Hold a model in eval mode and without gradients for a while."""
     training = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval().requires_grad_(False)
+    model.train(False).requires_grad_(False)
     try:
         yield
     finally:

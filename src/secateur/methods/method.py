@@ -6,15 +6,17 @@ report and the forecast need of it is here, so a method may live in one file of 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
 from secateur.core.config import Config
 from secateur.core.plan import Plan
+from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.methods.options import GainConfig
 from secateur.search.race import Choice, Judge
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
+    from secateur.evaluation.evaluator import Evaluator
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -51,6 +54,76 @@ class Proposal:
     best: Plan | None = None
 
 
+LUCKS = (
+    "least",
+    "expected",
+    "most",
+)  # what a search can ask at the least, asked so far, and can ask at the most
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a search decides where a forecast draws the outcomes.
+
+    Args:
+        surviving: Share of a race's runners that stay after each rung, as expected.
+        gains: By luck, how often something is found that betters what was there.
+        held: By luck, the share of the blocks that can go before the bound is broken.
+    """
+
+    surviving: float = 0.55
+    gains: Mapping[str, float] = field(default_factory=lambda: {"least": 0, "expected": 1, "most": math.inf})
+    held: Mapping[str, float] = field(default_factory=lambda: {"least": 0, "expected": 0.5, "most": 1})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reading of a model, as a forecast counts it.
+
+    Args:
+        what: Its name, by which its cost is known.
+        place: The split that it reads.
+        examples: How many of it.
+        parts: The sites that it reads.
+        times: How often it is made.
+        passes: Passes of the whole model for each batch: forward 1, backward to activations 1.
+        decomposes: Whether it needs the decompositions of its parts.
+        under: Whether a plan is carried out meanwhile, which decomposes them once more.
+        anew: Whether these are no decompositions that could be kept.
+        room: Bytes of spectra that it holds at once; 0: as many as the evaluator.
+        fits: Whether moments of pairs of vectors are summed.
+        looks: A pass before it over at most so many tokens.
+    """
+
+    what: str
+    place: str
+    examples: int
+    parts: tuple[Site, ...]
+    times: float = 1.0
+    passes: float = 0.0
+    decomposes: bool = False
+    under: bool = False
+    anew: bool = False
+    room: int = 0
+    fits: bool = False
+    looks: int = 0
+
+
+class DryRun(Protocol):
+    """What a search is run with when it is only counted: its session judges by drawn outcomes, readings are noted."""
+
+    luck: str
+
+    def draw(self) -> float:
+        """Return the next of a fixed sequence of numbers that fill 0 to 1 evenly."""
+
+    def read(self, reading: Reading) -> None:
+        """Note a reading."""
+
+    def generated(self, rows: int, tokens: int, plans: float) -> None:
+        """Note greedy text: `rows` prompts side by side, `tokens` each, under so many plans."""
+
+
 class Method(ABC):
     """A way to find what a model does not need.
 
@@ -59,12 +132,14 @@ class Method(ABC):
         summary: A phrase for `--help`.
         Config: A frozen dataclass of options.
         readings: What `probe --what` reads by this method, if anything.
+        habits: How its search decides, for a forecast.
     """
 
     name: str
     summary: str
     Config: ClassVar[type[Config]] = Config
     readings: tuple[str, ...] = ()
+    habits: Habits = Habits()
 
     @abstractmethod
     def check(self, session: Session) -> None:
@@ -73,6 +148,21 @@ class Method(ABC):
     @abstractmethod
     def search(self, session: Session) -> Proposal:
         """Return the plan that is proposed. The test split is not touched."""
+
+    def dry_search(self, session: Session, dry: DryRun) -> None:
+        """Search as `search` does, without a model: the judges of `session` draw outcomes, readings are noted in `dry`.
+
+        A method whose search only judges plans has nothing to add.
+        """
+        self.search(session)
+
+    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
+        """Make one reading of the search, to be timed; a method that reads nothing has nothing to do.
+
+        Args:
+            under: A plan of the search, carried out meanwhile where `reading.under` says so.
+        """
+        raise AssertionError(f"{self.name} has no reading {reading.what}")
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
         """Return what the report shows of this method; `analysis.extra_keys` holds the keys that it wrote."""

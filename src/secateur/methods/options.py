@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.core.config import Config, option, share, words_of
+from secateur.core.config import ALL_MATRICES, Config, option, share, words_of
 from secateur.core.ranges import real
 from secateur.core.site import check_matrix_words
 from secateur.errors import UnknownName
@@ -16,7 +16,7 @@ class GainConfig(Config):
     """Options of methods that cut matrices to make the model better."""
 
     matrices: tuple[str, ...] = option(
-        ("all",),
+        ALL_MATRICES,
         "Which matrices: q,k,v,o,gate,up,down, or attn, mlp, all; LASER's names too.",
         "NAMES",
         read=lambda flag, text: tuple(words_of(text)),

@@ -1,4 +1,4 @@
-"""What methods share that remove parts as far as a bound allows: the goal, parameters that are left, side tasks."""
+"""Goal, parameters left and side tasks, for methods that remove parts as far as a bound allows."""
 
 from __future__ import annotations
 

@@ -68,20 +68,15 @@ def read_linear_layers(
             on_gradient(path, shaped(x), shaped(g))
 
     with torch.set_grad_enabled(on_gradient is not None), _hooked(modules, value, gradient) as leaves:
-        loss = summed_loss(_logits(loaded, batch), batch)
+        # all positions run, also those of the last block that the loss does not depend on: means of inputs are over all
+        model = loaded.model
+        with reread(model), gathered(model.get_submodule(loaded.anatomy.unembedding), batch.keep):
+            logits = model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
+        loss = summed_loss(logits, batch)
         if leaves:
             torch.autograd.grad(loss, leaves)  # the hooks keep what is wanted of it
     if missing:
         raise ModelError(f"{min(missing)} never ran, or the loss does not hang on it, so it cannot be read.")
-
-
-def _logits(loaded: Loaded, batch: Batch) -> Float[Tensor, "kept vocab"]:
-    """Compute logits at `batch.keep`. All positions run, also those of the last block that the loss does not depend on:
-    means of inputs are over all."""
-    model = loaded.model
-    with reread(model), gathered(model.get_submodule(loaded.anatomy.unembedding), batch.keep):
-        logits: Tensor = model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
-        return logits
 
 
 @contextmanager
@@ -96,7 +91,11 @@ def _hooked(
         def hook(_: nn.Module, args: tuple) -> tuple:
             x = args[0]
             if id(x) not in seen:
-                seen[id(x)] = x, _leaf(x, leaves), path
+                leaf = x
+                if torch.is_grad_enabled() and not x.requires_grad:
+                    leaf = x.detach().requires_grad_()
+                    leaves.append(leaf)
+                seen[id(x)] = x, leaf, path
             leaf, first = seen[id(x)][1:]
             on_input(path, first, x.detach())
             return (leaf, *args[1:])
@@ -116,11 +115,3 @@ def _hooked(
             stack.callback(linear.register_forward_pre_hook(before(path)).remove)
             stack.callback(linear.register_forward_hook(after(path)).remove)
         yield leaves
-
-
-def _leaf(x: Tensor, leaves: list[Tensor]) -> Tensor:
-    """Return `x`, or a leaf of the graph in its place where it requires no gradient yet."""
-    if x.requires_grad or not torch.is_grad_enabled():
-        return x
-    leaves.append(x.detach().requires_grad_())
-    return leaves[-1]

@@ -163,7 +163,10 @@ def _hooked(
         value = x.detach()  # a hook that holds its own tensor would never be freed
 
         def arrived(gradient: Tensor) -> None:
-            sums[path] = _absolute(value, gradient, num_units)
+            wide = torch.promote_types(value.dtype, torch.float32)
+            product = value.to(wide) * gradient.to(wide)
+            units = product.reshape(-1, num_units, value.shape[-1] // num_units)
+            sums[path] = units.sum(dim=2).abs().sum(dim=0)  # over the numbers of a unit, then over tokens
 
         x.register_hook(arrived)
         return (x, *args[1:])
@@ -173,11 +176,3 @@ def _hooked(
         yield
     finally:
         handle.remove()
-
-
-def _absolute(x: Tensor, gradient: Tensor, num_units: int) -> Float[Tensor, " units"]:
-    """Return the sum over tokens of |x · gradient|, the dot product within a unit, in float32 or wider."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    product = x.to(wide) * gradient.to(wide)
-    units = product.reshape(-1, num_units, x.shape[-1] // num_units)
-    return units.sum(dim=2).abs().sum(dim=0)

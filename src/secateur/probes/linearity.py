@@ -27,7 +27,6 @@ from secateur.probes.hooks import (
     Ids,
     SequenceBatch,
     Token,
-    Unit,
     batches,
     hook_points,
     run,
@@ -320,12 +319,11 @@ class LinearitySums:
             return cloud, ()
         if not self.point.units:
             return cloud, (self._row(self.point.site, tally, cloud),)
-        return cloud, tuple(self._of_unit(unit, tally, cloud, runs) for unit in self.point.units)
-
-    def _of_unit(self, unit: Unit, tally: _MomentSums, cloud: Cloud, runs: nn.Module) -> Linearity:
-        """Return the linearity of a unit, whose moments follow from those of its input."""
-        weight, columns = wide(unit.weight.read(runs)), unit.weight.columns(len(tally.fit.mean_y))
-        return self._row(unit.site, tally.through(weight, columns), cloud)
+        rows = []
+        for unit in self.point.units:  # moments of its output follow from those of its input
+            weight, columns = wide(unit.weight.read(runs)), unit.weight.columns(len(tally.fit.mean_y))
+            rows.append(self._row(unit.site, tally.through(weight, columns), cloud))
+        return cloud, tuple(rows)
 
     def _row(self, site: str, tally: _MomentSums, cloud: Cloud) -> Linearity:
         fit, out = tally.fit, tally.out

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from secateur.core.fitted import Fitted
@@ -172,16 +171,10 @@ def _edit(run: BlockRun, halves: _Halves, loaded: Loaded) -> Linearize:
         arrays = {"weight": fitted.weight + torch.eye(len(fitted.bias)).to(fitted.weight)}
         arrays |= {"bias": fitted.bias} if intercept else {}
     else:
-        arrays = _factors(fitted.weight, moments.centered_xx, run.rank)
+        # the best map of this rank on these data: bᵀ a is the weight's output along its largest directions
+        parts = directions(fitted.weight[None], moments.centered_xx[None])
+        arrays = {"a": parts.rows[0, : run.rank], "b": parts.u[0, :, : run.rank].T.contiguous()}
         arrays["bias"] = moments.mean_y - arrays["b"].T @ (arrays["a"] @ moments.mean_x)
     stored = torch.promote_types(loaded.model.dtype, torch.float32)
     kept = {name: array.to(stored).cpu().numpy() for name, array in arrays.items()}
     return Linearize(run.blocks, run.form, Fitted.of(kept))
-
-
-def _factors(
-    weight: Float[Tensor, "d d"], moment: Float[Tensor, "d d"], rank: int
-) -> dict[str, Float[Tensor, "rank d"]]:
-    """Return the best map of this rank on these data: bᵀ a is the weight's output along its largest directions."""
-    parts = directions(weight[None], moment[None])
-    return {"a": parts.rows[0, :rank], "b": parts.u[0, :, :rank].T.contiguous()}

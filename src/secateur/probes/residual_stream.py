@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -30,14 +30,6 @@ def real_tokens(batch: Batch, answers: Mapping[int, Encoded]) -> Bool[Tensor, "r
 @torch.inference_mode()
 def read_streams(loaded: Loaded, batch: Batch, points: Iterable[StreamPoint]) -> Streams:
     """Return the activations at these points when the model, as it is now, reads `batch`."""
-    with _caught(loaded, points) as caught:
-        loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
-    shape = batch.tokens.shape  # blocks may lie on several devices
-    return {point: value.to(loaded.device).reshape(*shape, -1) for point, value in caught.items()}
-
-
-@contextmanager
-def _caught(loaded: Loaded, points: Iterable[StreamPoint]) -> Iterator[dict[StreamPoint, Tensor]]:
     caught: dict[StreamPoint, Tensor] = {}
 
     def before(point: StreamPoint) -> Callable[..., None]:
@@ -53,9 +45,9 @@ def _caught(loaded: Loaded, points: Iterable[StreamPoint]) -> Iterator[dict[Stre
 
         return hook
 
+    anatomy = loaded.anatomy
     with ExitStack() as stack:
         for kind, block in points:
-            anatomy = loaded.anatomy
             path = anatomy.module(Site(block, "down")) if kind == "gives" else anatomy.blocks[block]
             module = loaded.model.get_submodule(path)
             if kind == "enters":
@@ -63,4 +55,6 @@ def _caught(loaded: Loaded, points: Iterable[StreamPoint]) -> Iterator[dict[Stre
             else:
                 handle = module.register_forward_hook(after((kind, block)))
             stack.callback(handle.remove)
-        yield caught
+        loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
+    shape = batch.tokens.shape  # blocks may lie on several devices
+    return {point: value.to(loaded.device).reshape(*shape, -1) for point, value in caught.items()}

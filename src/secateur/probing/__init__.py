@@ -1,1 +1,1 @@
-"""What `secateur probe` can read off a model. Changes no model, opens no `test`."""
+"""Readings of `secateur probe`, with their records and pages. Changes no model, opens no `test`."""

@@ -93,24 +93,25 @@ def unit_map(
         )
     top = 1.0 if unit == "score" else _root(max(values.values())) or 1.0
     height = cell_height(blocks, most)
-    crosses = marks(
-        [(site.index, site.block) for site in values if site in gone],
-        symbol="x-thin-open",
-        size=max(3.0, min(9.0, 0.4 * height, 110 / heads)),
-        color=ACCENT,
-        line={"width": 1.6},
-    )
+    size = max(3.0, min(9.0, 0.4 * height, 110 / heads))
+    cut = [(site.index, site.block) for site in values if site in gone]
+    crosses = marks(cut, symbol="x-thin-open", size=size, color=ACCENT, line={"width": 1.6})
     rows = [[str(site), str(rank), amount(values[site], unit)] for site, rank in order.items()]
     if gone.sites:
         rows = [[*row, "cut" if site in gone else "stays"] for site, row in zip(order, rows, strict=True)]
+    head = ("head", "rank", word, *(("",) if gone.sites else ()))
+    layout = map_layout(blocks, heads, height)
+    return Figure(title, [_heat(z, hover, SEQUENTIAL, 0.0, top), crosses], layout, head, rows, note)
+
+
+def map_layout(blocks: int, heads: int, height: float) -> dict[str, Any]:
+    """Return axes for a map of heads, `height` pixels a block, the first block at the bottom."""
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
-    layout = new_layout(
+    return new_layout(
         int(54 + height * blocks),
         xaxis=new_axis("head", range=[-0.6, heads - 0.4], tickvals=some(heads, 12), **plain),
         yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
     )
-    head = ("head", "rank", word, *(("",) if gone.sites else ()))
-    return Figure(title, [_heat(z, hover, SEQUENTIAL, 0.0, top), crosses], layout, head, rows, note)
 
 
 def _root(value: float) -> float:
@@ -141,10 +142,10 @@ def correlations(title: str, overlap: OverlapRecord) -> Figure:
     names, rho, order = overlap.names, overlap.rho, range(len(overlap.names))
     z = [[None if i == j else rho[i][j] for j in order] for i in order]
     hover = [[f"{text(names[i])}<br>{text(names[j])}<br>{_signed(rho[i][j])}" for j in order] for i in order]
-    layout = _names_layout(names)
+    layout = names_layout(names)
     if len(names) <= MOST_NAMES:
         layout["annotations"] = [
-            _written(i, j, value)
+            correlation_label(i, j, value)
             for i in order
             for j in order
             if i != j and (value := rho[i][j]) is not None and known(value)
@@ -159,14 +160,14 @@ def _signed(value: float | None) -> str:
     return f"{value:+.2f}".replace("-", MINUS) if known(value) else "—"
 
 
-def _written(row: int, column: int, value: float) -> Trace:
+def correlation_label(row: int, column: int, value: float) -> Trace:
     """Return the annotation that writes a correlation in its cell."""
     font = {"size": 11, "color": "#ffffff" if abs(value) > 0.65 else INK}  # white on dark cells
     words = (MINUS if value < 0 else "") + f"{abs(value):.2f}".removeprefix("0")
     return {"x": column, "y": row, "text": words, "showarrow": False, "font": font}
 
 
-def _names_layout(names: Sequence[str], most: int = 24) -> dict[str, Any]:
+def names_layout(names: Sequence[str], most: int = 24) -> dict[str, Any]:
     """Return axes with the numbered names at the left, cut to `most` characters, and the numbers alone below."""
     count, plain = len(names), {"showgrid": False, "showline": False, "ticks": "", "tickangle": 0}
     shown = some(count, 16)
@@ -208,15 +209,7 @@ def part_bars(title: str, record: ImportanceRecord, gone: Dropped) -> Figure:
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",
     }
-    dots = [_dots(name, values, unit, factor) for name, values in readings]
-    blocks = 1 + max(site.block for site in sites)
-    steps = {"tickvals": some(blocks, 12), "range": [-0.6, blocks - 0.4], "tickangle": 0}
-    layout = new_layout(
-        240,
-        bargap=0.3,
-        xaxis=new_axis("block", showgrid=False, **steps),
-        yaxis=new_axis("", nticks=6) | {"zeroline": True, "zerolinecolor": "#b9b5aa"},
-    )
+    dots = [reading_dots(name, values, unit, factor) for name, values in readings]
     head = ("part", "mean", *(name for name, _ in readings), "")
     rows = [
         [
@@ -228,10 +221,22 @@ def part_bars(title: str, record: ImportanceRecord, gone: Dropped) -> Figure:
         for site in sites
     ]
     note = "lost without it, points" if unit == "share" else f"loss added without it, {unit}"
-    return Figure(title, [bars, *dots], layout, head, rows, note)
+    return Figure(title, [bars, *dots], bars_layout(1 + max(site.block for site in sites)), head, rows, note)
 
 
-def _dots(name: str, values: Values, unit: str, factor: int) -> Trace:
+def bars_layout(blocks: int) -> dict[str, Any]:
+    """Return axes for a bar for each block."""
+    steps = {"tickvals": some(blocks, 12), "range": [-0.6, blocks - 0.4], "tickangle": 0}
+    return new_layout(
+        240,
+        bargap=0.3,
+        xaxis=new_axis("block", showgrid=False, **steps),
+        yaxis=new_axis("", nticks=6) | {"zeroline": True, "zerolinecolor": "#b9b5aa"},
+    )
+
+
+def reading_dots(name: str, values: Values, unit: str, factor: int) -> Trace:
+    """Return the dots of one reading: a dot for each block. Values are shown times `factor`."""
     points = [(site.block, factor * value) for site, value in values.items()]
     hover = [f"{text(name)}<br>{site}: {amount(value, unit)}" for site, value in values.items()]
     ring = {"width": 1, "color": "#ffffff"}
@@ -272,26 +277,31 @@ def overlap_scatter(importance: Values, prefix: Values, unit: str, gone: Dropped
             del trace["hoverinfo"]
             words = {"text": [hover[s] for s in group], "hovertemplate": "%{text}<extra></extra>"}
             data.append(trace | words)
-    # Round values up to the largest that lie about evenly on a square-root axis.
-    even = [0.0, *(tick for tick in ticks(0.0, top**2, count=6) if 0 < tick <= 1.1 * top**2)]
-    layout = new_layout(
-        258,
-        xaxis=new_axis("prefix matching", range=[-0.04, 1.04], **_root_ticks([0, 0.01, 0.1, 0.25, 0.5, 1])),
-        yaxis=new_axis("importance", range=[-0.06 * top, 1.12 * top], **_root_ticks(even)),
-        annotations=_labels(named, x, y, top),
-    )
-    layout["margin"] |= {"l": 56}
+    layout = scatter_layout(top) | {"annotations": head_labels(named, x, y, top)}
     order = ranks({s: prefix[s] for s in sites})
     rows = [[str(s), amount(prefix[s], "score"), amount(importance[s], unit)] for s in order]
     head = ("head", "prefix", "importance")
     return Figure("Importance against prefix matching", data, layout, head, rows, "square-root axes")
 
 
+def scatter_layout(top: float) -> dict[str, Any]:
+    """Return square-root axes; `top` is the root of the largest importance."""
+    # Round values up to the largest that lie about evenly on a square-root axis.
+    even = [0.0, *(tick for tick in ticks(0.0, top**2, count=6) if 0 < tick <= 1.1 * top**2)]
+    layout = new_layout(
+        258,
+        xaxis=new_axis("prefix matching", range=[-0.04, 1.04], **_root_ticks([0, 0.01, 0.1, 0.25, 0.5, 1])),
+        yaxis=new_axis("importance", range=[-0.06 * top, 1.12 * top], **_root_ticks(even)),
+    )
+    layout["margin"] |= {"l": 56}
+    return layout
+
+
 def _root_ticks(values: Sequence[float]) -> dict[str, Any]:
     return {"tickvals": [_root(v) for v in values], "ticktext": [f"{v:.3g}" for v in values]}
 
 
-def _labels(sites: Sequence[Site], x: Values, y: Values, top: float) -> list[Trace]:
+def head_labels(sites: Sequence[Site], x: Values, y: Values, top: float) -> list[Trace]:
     """Return labels left of their points, each with a line to it, stacked so that none covers another."""
     left, above = min((x[site] for site in sites), default=0.0) - 0.06, math.inf
     labels = []
@@ -331,7 +341,7 @@ def concentration(values: Values, unit: str) -> Figure:
         size, largest = f"{len(by_block[block]):,}", text(amount(max(by_block[block]), unit))
         rows.append([f"b{block}", size, largest, *held])
     head = ("block", "neurons", "largest", *(f"in the top {share} %" for share in SHOWN))
-    data = [_curve(block, curve, depth_color(block, blocks)) for block, curve in curves.items()]
+    data = [neuron_curve(block, curve, depth_color(block, blocks)) for block, curve in curves.items()]
     return Figure("Neurons", data, layout, head, rows, f"importance in {unit}")
 
 
@@ -341,7 +351,8 @@ def cumulated(values: Sequence[float]) -> np.ndarray:
     return np.concatenate([[0.0], 100 * np.cumsum(ordered) / (ordered.sum() or 1.0)])
 
 
-def _curve(block: int, curve: np.ndarray, color: str) -> Trace:
+def neuron_curve(block: int, curve: np.ndarray, color: str) -> Trace:
+    """Return the curve of one block, thinned to as many points as its width can show."""
     count = len(curve) - 1
     at = np.unique(np.linspace(0, count, min(POINTS, count) + 1).round().astype(int))
     share, held = 100 * at / count, curve[at]

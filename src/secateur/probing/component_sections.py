@@ -61,12 +61,12 @@ def importance(record: ComponentsRecord, gone: Dropped) -> PageSection:
         for reading in readings
     ]
     body = (
-        _scale(gone),
+        scale_legend(gone),
         FigureGroup(tuple(first + (agreement if beside else [])), "duo"),
         FigureGroup(tuple(maps) if len(readings) > 1 else (), "multiples words", "readings"),
         FigureGroup(() if beside else tuple(agreement), name="agreement"),
     )
-    lead = lead.format(text(heads.unit)) + (f" {_agreement(overlap)}" if overlap else "")
+    lead = lead.format(text(heads.unit)) + (f" {agreement_words(overlap)}" if overlap else "")
     return PageSection("importance", "Which heads matter", lead, body)
 
 
@@ -81,7 +81,7 @@ def examples_read(reading: ReadingRecord) -> str:
     return "" if not n else f"n = {n:,}" if of in (None, n) else f"n = {n:,} of {of:,}"
 
 
-def _agreement(overlap: OverlapRecord) -> str:
+def agreement_words(overlap: OverlapRecord) -> str:
     """Return the lowest and the highest correlation between two different readings, in words."""
     pairs = [v for i, row in enumerate(overlap.rho) for j, v in enumerate(row) if i < j and known(v)]
     low, high = (text(change(end, "rho")) for end in (min(pairs, default=None), max(pairs, default=None)))
@@ -90,7 +90,7 @@ def _agreement(overlap: OverlapRecord) -> str:
     return f"Rank correlations between readings: {low} to {high}."
 
 
-def _scale(gone: Dropped) -> str:
+def scale_legend(gone: Dropped) -> str:
     """Return the legend of the maps: a strip from nothing to the largest, with its quarter in the middle."""
     ends = "<span>0</span><span>a quarter</span><span>the map’s largest</span>"
     strip = f'<div class="scale root"><i></i><div>{ends}</div></div>'
@@ -149,12 +149,12 @@ def induction(record: ComponentsRecord, gone: Dropped) -> PageSection:
         "the token it looks at. Both run from 0 to 1, in color by square roots, and say what a head does, not what it "
         "is worth."
     )
-    words = _overlap_words(record.induction_overlap) if figures else ""
+    words = overlap_words(record.induction_overlap) if figures else ""
     body = (words, FigureGroup(tuple(figures), "multiples words"))
     return PageSection("induction", "Heads that look back and copy", lead, body)
 
 
-def _overlap_words(overlap: OverlapRecord | None) -> str:
+def overlap_words(overlap: OverlapRecord | None) -> str:
     """Return the correlations of importance with each score in one sentence."""
     if not overlap:
         return ""

@@ -160,7 +160,7 @@ def read_components(
         session = ready_session(early, loaded, progress)
         by_kind: dict[str, Mapping[str, Readings]] = {}
         for kind in kinds:
-            by_kind |= _read_kind(kind, session, split, blocks)
+            by_kind |= read_kind(kind, session, split, blocks)
         n = len(session.task.split(split))
         readings.append(TaskReading(name, session.options.shots, n, of, by_kind))
     return ComponentReadings(
@@ -191,7 +191,7 @@ def _sessions(
             yield task.name, len(numbers), session_on(replace(options, shots=count), blank, alone)
 
 
-def _read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
+def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
     """Return the readings of one name in `PARTS`: by gradient, or of all that are read by ablation together."""
     examples = session.task.split(split)
     if kind in BY_GRADIENT:
@@ -247,7 +247,7 @@ def components_record(found: ComponentReadings) -> ComponentsRecord:
     """Return every kind that was read: its readings, their mean over tasks and shots, how far their orders agree."""
     kinds = dict.fromkeys(kind for reading in found.readings for kind in reading.by_kind)
     read: dict[str, ImportanceRecord | dict[str, float] | OverlapRecord | None] = {
-        kind: _importance_record(kind, found.readings) for kind in kinds
+        kind: importance_record(kind, found.readings) for kind in kinds
     }
     read |= {name: dict(readings.values) for name, readings in found.behavior.items()}
     if found.behavior:
@@ -255,7 +255,8 @@ def components_record(found: ComponentReadings) -> ComponentsRecord:
     return ComponentsRecord.model_validate(read)
 
 
-def _importance_record(kind: str, readings: Sequence[TaskReading]) -> ImportanceRecord:
+def importance_record(kind: str, readings: Sequence[TaskReading]) -> ImportanceRecord:
+    """Return the readings of one kind, their mean, and how far they agree."""
     named = {reading.name: _first(reading.by_kind[kind]) for reading in readings}
     return ImportanceRecord(
         unit=next(iter(named.values())).unit,

@@ -63,13 +63,13 @@ def read_linearity(
     are too few sequences to hold some out; `OutputError` where nothing can be written.
     """
     # All are checked before any is read: hours of reading should not end at a name that does not exist.
-    texts = [_check_and_encode(options, split) for options in series]
+    texts = [check_and_encode(options, split) for options in series]
     profiles = []
     for number, (options, text) in enumerate(zip(series, texts, strict=True)):
         progress("models", number, len(series))
         readable = _in_memory(options) or load_readable(options.model, **loading_of(options))
         check_first(readable, [tokens[:FIRST_TOKENS] for tokens in text.sequences[:FIRST]])
-        profiles.append(_profile(readable, options, text, parts, finer, progress))
+        profiles.append(profile_record(readable, options, text, parts, finer, progress))
     progress("models", len(series), len(series))
     record = LinearityRecord(
         what="linearity",
@@ -81,11 +81,14 @@ def read_linearity(
     )
     if out is None:
         return record
-    full = record.model_copy(update={"versions": versions()})
-    files = [Path(out) / "probe.json", Path(out) / "probe.html"]
-    write_json(files[0], full.to_json())
-    write_probe_report(full, files[1])
-    return record.model_copy(update={"written": [str(path) for path in files]})
+    written = write_linearity(record.model_copy(update={"versions": versions()}), Path(out))
+    return record.model_copy(update={"written": [str(path) for path in written]})
+
+
+def write_linearity(record: LinearityRecord, out: Path) -> list[Path]:
+    """Write probe.json and probe.html to the folder `out`; replace older ones."""
+    write_json(out / "probe.json", record.to_json())
+    return [out / "probe.json", write_probe_report(record, out / "probe.html")]
 
 
 # ------------------------------------------------------------------------------------------------------------ one model
@@ -106,7 +109,7 @@ def _in_memory(options: Options) -> Readable | None:
     return None if options.in_memory is None else readable_of(options.in_memory)
 
 
-def _check_and_encode(options: Options, split: str) -> Text:
+def check_and_encode(options: Options, split: str) -> Text:
     """Return the sequences that a model will read. Raises: as reading model and task does, its weights aside."""
     blank = _in_memory(options) or blank_readable(options.model, **loading_of(options))
     _blocks(blank, options)
@@ -164,9 +167,10 @@ def _blocks(readable: Readable, options: Options) -> range | None:
 # ------------------------------------------------------------------------------------------------------------- records
 
 
-def _profile(
+def profile_record(
     readable: Readable, options: Options, text: Text, parts: bool, finer: Sequence[str], progress: Progress
 ) -> ProfileRecord:
+    """Read one model. Return every block, with its parts as far as they are asked for."""
     on_cpu = readable.device.type == "cpu"
     profile = linearity(
         readable,
@@ -187,12 +191,12 @@ def _profile(
         n=len(text.sequences),
         of=text.of,
         held_out=sum(text.held_out),
-        rows=[_transition(row, readable) for row in profile.rows],
-        last={stack: _cloud(cloud, readable) for stack, cloud in profile.last.items()},
+        rows=[transition_record(row, readable) for row in profile.rows],
+        last={stack: cloud_record(cloud, readable) for stack, cloud in profile.last.items()},
     )
 
 
-def _transition(row: Linearity, readable: Readable) -> TransitionRecord:
+def transition_record(row: Linearity, readable: Readable) -> TransitionRecord:
     """Return the scores of a place over all tokens, its outlier tokens, and the scores without them."""
     without = None if row.without is None else _without_outliers(row.without)
     whole = TransitionRecord(
@@ -200,7 +204,7 @@ def _transition(row: Linearity, readable: Readable) -> TransitionRecord:
     )
     if row.outliers is None:
         return whole
-    outliers = _outliers(row.outliers, readable).model_copy(update={"matter": _matter(whole)})
+    outliers = outliers_record(row.outliers, readable).model_copy(update={"matter": _matter(whole)})
     return whole.model_copy(update={"outliers": outliers})
 
 
@@ -238,12 +242,13 @@ def _matter(whole: TransitionRecord) -> bool:
     return False
 
 
-def _cloud(cloud: Cloud, readable: Readable) -> CloudRecord:
+def cloud_record(cloud: Cloud, readable: Readable) -> CloudRecord:
+    """Return the shape of what leaves the last block, and the same without outlier tokens."""
     without = cloud.without
     return CloudRecord(
         anisotropy=cloud.anisotropy,
         intrinsic_dimension=cloud.intrinsic_dimension,
-        outliers=None if cloud.outliers is None else _outliers(cloud.outliers, readable),
+        outliers=None if cloud.outliers is None else outliers_record(cloud.outliers, readable),
         without_outliers=None
         if without is None
         else CloudWithoutOutliers(
@@ -252,7 +257,8 @@ def _cloud(cloud: Cloud, readable: Readable) -> CloudRecord:
     )
 
 
-def _outliers(outliers: Outliers, readable: Readable) -> OutliersRecord:
+def outliers_record(outliers: Outliers, readable: Readable) -> OutliersRecord:
+    """Return the outlier tokens of one place, by position and by token of the vocabulary."""
     return OutliersRecord(
         count=outliers.count,
         largest=outliers.largest,

@@ -113,7 +113,7 @@ def linearity_parts(record: LinearityRecord) -> list[str | PageSection]:
     maps = block_maps(models)
     return [
         probe_hero(model, what, tasks, record.split),
-        PageSection("linearity", "How linear the blocks are", LEAD, (FigureGroup(_score_curves(models)),)),
+        PageSection("linearity", "How linear the blocks are", LEAD, (FigureGroup(score_curves(models)),)),
         outlier_section(record),
         # Many maps stand side by side, to be compared.
         PageSection(
@@ -122,7 +122,7 @@ def linearity_parts(record: LinearityRecord) -> list[str | PageSection]:
             INSIDE,
             (FigureGroup(tuple(maps), "multiples" if len(maps) > 2 else "wide"),),
         ),
-        PageSection("shape", "What passes between blocks", "", (FigureGroup(_shape_curves(models)),)),
+        PageSection("shape", "What passes between blocks", "", (FigureGroup(shape_curves(models)),)),
         note_section(models),
         _footer(model, what, tasks, record.versions),
     ]
@@ -167,7 +167,7 @@ def note_section(models: Sequence[ProfileRecord]) -> PageSection:
 # --------------------------------------------------------------------------------------------------------------- curves
 
 
-def _score_curves(models: Sequence[ProfileRecord]) -> tuple[Figure, ...]:
+def score_curves(models: Sequence[ProfileRecord]) -> tuple[Figure, ...]:
     """Return for either score, over all tokens and without outliers, curves held out (solid) and in-sample (dashed)."""
     figures = []
     scores: list[tuple[str, Pair]] = [
@@ -192,7 +192,7 @@ def _score_curves(models: Sequence[ProfileRecord]) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
-def _shape_curves(models: Sequence[ProfileRecord]) -> tuple[Figure, ...]:
+def shape_curves(models: Sequence[ProfileRecord]) -> tuple[Figure, ...]:
     """Return curves of what describes the cloud of vectors between blocks, over all tokens and without outliers."""
     figures = []
     shapes: list[tuple[str, Value]] = [

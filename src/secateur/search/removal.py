@@ -45,17 +45,15 @@ class PrunableGroup:
         if self.removable_counts:
             blocks = dict.fromkeys(site.block for site in self.sites)
             pools = [tuple(site for site in self.sites if site.block == block) for block in blocks]
-        return [site for pool in pools for site in self._from(pool, gone, share, importance)]
-
-    def _from(
-        self, pool: Sequence[Site], gone: set[Site], share: float, importance: Importance
-    ) -> list[Site]:
-        left = [site for site in pool if site not in gone]
-        count = round(share * len(pool))
-        if self.removable_counts:
-            count = max(number for number in self.removable_counts if number <= count)
-        count -= len(pool) - len(left)
-        return sorted(left, key=lambda site: (importance[site], site))[: max(0, count)]
+        going: list[Site] = []
+        for pool in pools:
+            left = [site for site in pool if site not in gone]
+            count = round(share * len(pool))
+            if self.removable_counts:
+                count = max(number for number in self.removable_counts if number <= count)
+            count -= len(pool) - len(left)
+            going += sorted(left, key=lambda site: (importance[site], site))[: max(0, count)]
+        return going
 
 
 @dataclass(frozen=True)
@@ -151,15 +149,13 @@ class Pruner:
             before = points[-1].plan
             judged = self.judge([before, *(option.plan for option in options)], self.examples, "prune")
             losses = {plan: loss_or_worst(outcomes) for plan, outcomes in judged.items()}
-            points.append(
-                min(options, key=lambda o: self._price(losses[o.plan] - losses[before], before, o.plan))
-            )
+            prices = []  # loss for each parameter freed; where the loss falls, the better the more is freed
+            for option in options:
+                freed = max(1, self.count_parameters(before) - self.count_parameters(option.plan))
+                loss = losses[option.plan] - losses[before]
+                prices.append(loss / freed if loss > 0 else loss * freed)
+            points.append(options[prices.index(min(prices))])
         return points
-
-    def _price(self, loss: float, before: Plan, after: Plan) -> float:
-        """Return the loss for each parameter freed; where the loss falls, the better the more is freed."""
-        freed = max(1, self.count_parameters(before) - self.count_parameters(after))
-        return loss / freed if loss > 0 else loss * freed
 
     def _options(self, point: RemovalPoint, rank: Read) -> list[RemovalPoint]:
         """Return the next step of each kind; only those up to `target`, as long as there is one."""

@@ -58,6 +58,7 @@ from secateur.training.records.heal import (
     HealProvenanceRecord,
     HealRecord,
     HealStageRecord,
+    JudgedRecord,
     RemovedBlocksRecord,
 )
 from secateur.training.report import check_depth, write_heal_report
@@ -289,9 +290,10 @@ def depth_curves(cut: Path, task: Task) -> DepthRecord | None:
     if not all(file.exists() for file in files):
         return None
     advice = "Remove verdict.json and analysis.json, or cut again."
-    verdict, analysis = (read_json(file, TrainingError, advice) for file in files)
+    judged = JudgedRecord.read(files[0], TrainingError, advice)
+    analysis = read_json(files[1], TrainingError, advice)
     with as_written(cut, TrainingError, advice):
-        depth = analysis.get("depth") if verdict["task"]["hash"] == task.hash else None
+        depth = analysis.get("depth") if judged.task.hash == task.hash else None
         if not depth:
             return None
         record = DepthRecord.model_validate(depth)

@@ -143,22 +143,22 @@ class LinearityRegulariser:
         for hook in self._hooks:
             hook.remove()
 
-    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record until the decoder's forward pass ends: blocks that a backward pass runs again are not recorded."""
         mask = kwargs.get("attention_mask")
         self._real = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._stream = [None] * len(self._stream)
         self._recording = module.training
 
-    def _end(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._recording = False
 
-    def _record_input(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _record_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._recording:
             self._stream[0] = args[0] if args else kwargs["hidden_states"]
 
     def _record_output(self, number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._recording:
                 self._stream[number] = output[0] if isinstance(output, tuple) else output
 

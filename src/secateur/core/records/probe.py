@@ -10,7 +10,7 @@ from secateur.core.records.record import Number, Record
 
 
 class OverlapRecord(Record):
-    """How far several readings agree on the order of the same sites."""
+    """Agreement of several readings on the order of the same sites."""
 
     names: list[str] = Field(description="what is compared")
     rho: list[list[float | None]] = Field(
@@ -101,7 +101,7 @@ class ProbeRecord(Record):
 
 
 class RowsRecord(Record):
-    """What `secateur probe` prints of one reading on at most one task."""
+    """One reading on at most one task, as `secateur probe` prints it."""
 
     what: str = Field(description="what was asked for")
     model: str = Field(description="MODEL as it was given")
@@ -221,7 +221,7 @@ class CloudRecord(Record):
 
 
 class ProfileRecord(Record):
-    """What was read of one model: every block, and its parts where they were read."""
+    """Readings of one model: every block, and its parts where they were read."""
 
     name: str = Field(description="MODEL, or MODEL@REVISION")
     revision: str | None = Field(description="commit on the hub; null for a folder")

@@ -15,9 +15,11 @@ from secateur.methods.method import Method
 from secateur.methods.options import StepConfig
 
 if TYPE_CHECKING:
+    from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import Proposal
+    from secateur.evaluation.evaluator import Evaluator
+    from secateur.methods.method import DryRun, Proposal, Reading
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -59,6 +61,20 @@ class Components(Method):
         from secateur.methods.components.search import search
 
         return search(session)
+
+    def dry_search(self, session: Session, dry: DryRun) -> None:
+        """Search with drawn readings."""
+        from secateur.methods.components.forecast import DryRemovalReadings
+        from secateur.methods.components.search import run
+
+        judge = session.judge()
+        run(session, judge, DryRemovalReadings(session, judge, dry))
+
+    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
+        """Read importance by gradients."""
+        from secateur.methods.components.forecast import measure
+
+        measure(reading, session, judge)
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
         """Return the curves of every order of removal, and what the parts are worth."""

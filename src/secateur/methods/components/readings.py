@@ -1,4 +1,4 @@
-"""What removal of heads and networks reads of a model: importance of parts under a plan, behavior of heads, side tasks.
+"""Readings for removal of heads and networks: importance of parts under a plan, behavior of heads, side tasks.
 
 Importance is read on `probe`; what costs a pass with gradients is remembered in the ledger.
 """

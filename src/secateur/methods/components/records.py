@@ -10,7 +10,7 @@ from secateur.core.records.record import Number, Record
 
 
 class RemovalSearchRecord(Record):
-    """How heads or networks were searched."""
+    """The search of heads or networks, in verdict.json."""
 
     method: str = Field(description="`heads`, `ffns` or `components`")
     proposed: int = Field(
@@ -84,7 +84,7 @@ class PruningRecord(Record):
 
 
 class ComponentsAnalysis(Record):
-    """What the report shows of the search, in analysis.json."""
+    """The search as the report shows it, in analysis.json."""
 
     base: BaseRecord | None = Field(default=None, description="the original on `select`")
     components: ComponentsRecord | None = Field(

@@ -25,10 +25,10 @@ from secateur.report.chart import (
     Figure,
     Trace,
     level,
-    loss_axis,
     marks,
     new_axis,
     new_layout,
+    value_axis,
 )
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
 from secateur.report.markup import capital, key, known, metric_name, number, text
@@ -113,17 +113,17 @@ def pruning_section(record: PruningRecord) -> PageSection:
     title = "How much of the model can go" if name == "parameters" else f"How many {name} can go"
     snapped = f'<p class="note">Shares are snapped to {text(record.snapped)}.</p>' if record.snapped else ""
     body = (
-        _chosen_words(record),
+        chosen_words(record),
         snapped,
-        _legend(record),
-        FigureGroup(tuple(panels(record, _deciding(record))), "pair"),
-        FigureGroup(tuple(panels(record, _elsewhere(record))), "multiples words", "left"),
+        legend(record),
+        FigureGroup(tuple(panels(record, deciding_quantities(record))), "pair"),
+        FigureGroup(tuple(panels(record, side_quantities(record))), "multiples words", "left"),
     )
     lead = f"Each step removes more {name}; what is left is judged on the selection split."
     return PageSection("pruning", title, lead, body)
 
 
-def _deciding(record: PruningRecord) -> list[PanelQuantity]:
+def deciding_quantities(record: PruningRecord) -> list[PanelQuantity]:
     """Return the metric with its bound, and the loss beside it where that is not the metric."""
     name = metric_name(record.metric)
     found = [PanelQuantity(name, record.metric_unit, lambda point: point.value, _bound(record), WIDE)]
@@ -139,12 +139,13 @@ def _bound(record: PruningRecord) -> float | None:
     return worst_allowed(start, record.max_loss, higher_is_better=record.higher_is_better)
 
 
-def _elsewhere(record: PruningRecord) -> list[PanelQuantity]:
+def side_quantities(record: PruningRecord) -> list[PanelQuantity]:
     """Return the side tasks, and how much of what the heads did is left where some of it went."""
     points = [point for series in record.series for point in series.points]
     names = dict.fromkeys(name for point in points for name in point.sides or {})
     found = [
-        PanelQuantity(capital(name), (record.side_units or {}).get(name, ""), _side(name)) for name in names
+        PanelQuantity(capital(name), (record.side_units or {}).get(name, ""), side_value(name))
+        for name in names
     ]
     scores: list[tuple[str, Callable[[PointRecord], float | None]]] = [
         ("Prefix matching left", lambda point: point.prefix_matching),
@@ -158,11 +159,13 @@ def _elsewhere(record: PruningRecord) -> list[PanelQuantity]:
     return found
 
 
-def _side(name: str) -> Callable[[PointRecord], float | None]:
+def side_value(name: str) -> Callable[[PointRecord], float | None]:
+    """Return a function that reads the metric of a side task at a point."""
     return lambda point: (point.sides or {}).get(name)
 
 
-def _legend(record: PruningRecord) -> str:
+def legend(record: PruningRecord) -> str:
+    """Return the legend of the panels: orders, band, chosen point, bound and target, as far as there are such."""
     orders = {series.order for series in record.series}
     seeds = sum(series.order == "random" for series in record.series)
     band = f"random order: median, lowest to highest of {seeds}" if seeds > 1 else "random order"
@@ -183,7 +186,7 @@ def chosen_point(record: PruningRecord) -> PointRecord | None:
     return series.points[record.chosen.point]
 
 
-def _chosen_words(record: PruningRecord) -> str:
+def chosen_words(record: PruningRecord) -> str:
     """Return what the chosen point costs, beside random order at the same share."""
     point = chosen_point(record)
     if point is None:
@@ -211,23 +214,24 @@ def panels(record: PruningRecord, quantities: Sequence[PanelQuantity]) -> list[F
     for quantity in quantities:
         lines = [(series, quantity.points(record, series)) for series in record.series]
         if any(points for _, points in lines):
-            figures.append(_panel(record, quantity, [line for line in lines if line[1]]))
+            figures.append(panel(record, quantity, [line for line in lines if line[1]]))
     return figures
 
 
-def _panel(
+def panel(
     record: PruningRecord, quantity: PanelQuantity, lines: Sequence[tuple[SeriesRecord, list[CurvePoint]]]
 ) -> Figure:
+    """Return the figure of one quantity: a line for each order, the random band, the chosen point."""
     unit, bound = quantity.unit, quantity.bound
     random = [points for series, points in lines if series.order == "random"]
-    data = _band(random, unit) if random else []
-    data += [_line(series.order, points, unit) for series, points in lines if series.order != "random"]
+    data = random_band(random, unit) if random else []
+    data += [order_line(series.order, points, unit) for series, points in lines if series.order != "random"]
     best = chosen_point(record)
     if best is not None and known(value := quantity.read(best)):
         at = [(removed(record, best), value)]
         data.append(marks(at, symbol="circle", size=12, color=ACCENT, line={"width": 2, "color": INK}))
     values = [point.value for _, points in lines for point in points]
-    axis = _value_axis(values + ([bound] if bound is not None else []), unit)
+    axis = value_axis(values + ([bound] if bound is not None else []), unit)
     shapes = ([level(bound)] if bound is not None else []) + target_line(record)
     most = max(removed(record, point) for series in record.series for point in series.points)
     words = f"% of {NOUNS[record.what][1]} removed"
@@ -252,16 +256,6 @@ def _panel(
     return Figure(quantity.title, data, layout, head, rows, ", ".join(note for note in notes if note))
 
 
-def _value_axis(values: Sequence[float], unit: str) -> Trace:
-    if unit != "share":
-        return loss_axis(values, "") | {"title": {"text": ""}}
-    low, high = min(values), max(values)
-    pad = 0.06 * max(high - low, 0.02)
-    return new_axis(
-        "", tickformat=".0%" if high - low > 0.05 else ".1%", nticks=6, range=[low - pad, high + pad]
-    )
-
-
 def target_line(record: PruningRecord) -> list[Trace]:
     """Return an upright line at the target: the share to remove, or what `params` leaves to remove."""
     share = record.target
@@ -273,7 +267,7 @@ def target_line(record: PruningRecord) -> list[Trace]:
     return [{"type": "line", **place, "line": {"color": MUTED, "width": 1, "dash": "dash"}, "layer": "below"}]
 
 
-def _line(order: str, points: Sequence[CurvePoint], unit: str) -> Trace:
+def order_line(order: str, points: Sequence[CurvePoint], unit: str) -> Trace:
     """Return the curve of one order; points that were judged on a part of the split are hollow."""
     color, width, dash = LOOKS.get(order, (MUTED, 1.6, "dot"))
     hover = []
@@ -296,7 +290,7 @@ def _line(order: str, points: Sequence[CurvePoint], unit: str) -> Trace:
     }
 
 
-def _band(random: Sequence[Sequence[CurvePoint]], unit: str) -> list[Trace]:
+def random_band(random: Sequence[Sequence[CurvePoint]], unit: str) -> list[Trace]:
     """Return lowest to highest of the random orders as an area, and their median as a line."""
     grid, low, middle, high = spread(
         [[(point.removed, point.value) for point in points] for points in random]

@@ -44,7 +44,7 @@ LOG = logging.getLogger("secateur")
 
 
 class RemovalReadings(Protocol):
-    """What removal reads of a model beside judging plans."""
+    """Readings of a model that removal needs beside outcomes of plans."""
 
     def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
         """Return how much the task hangs on each part of a kind that is left under a plan."""
@@ -252,31 +252,15 @@ def pruning_record(
         snapped: What shares were rounded to.
     """
     goal, anatomy = _goal(session), session.loaded.anatomy
-    # Random orders end where the others end, so side tasks are not run for them.
     shown = [point.plan for removal in removals if removal.seed is None for point in removal.points]
     sides, units = readings.side_values(list(dict.fromkeys(shown)))
-    num_heads = max(1, sum(width.num_heads for width in anatomy.widths))
-    behavior = {"prefix_matching": components.prefix_matching, "copying": components.copying}
     series = []
     for removal in removals:
         points = []
         for point in removal.points:
-            gone, rows = heads_gone(point.plan, anatomy), outcomes[point.plan]
-            left = {
-                name: _share_left(scores, gone) for name, scores in behavior.items() if scores is not None
-            }
-            points.append(
-                PointRecord(
-                    heads_removed=len(gone) / num_heads,
-                    ffns_removed=ffns_gone(point.plan, anatomy),
-                    parameters=kept_share(session, point.plan),
-                    value=goal.metric.mean(rows),
-                    loss=base_record(rows).loss,
-                    sides=sides.get(point.plan, {}) if removal.seed is None else {},
-                    complete=True,
-                    **left,
-                )
-            )
+            # Of random orders side tasks are not shown, although both ends of theirs are the others' ends.
+            beside = sides[point.plan] if removal.seed is None else {}
+            points.append(point_record(session, point.plan, outcomes[point.plan], beside, components))
         series.append(SeriesRecord(order=removal.order, seed=removal.seed, points=points))
     return PruningRecord(
         what=session.options.method,
@@ -292,6 +276,31 @@ def pruning_record(
         chosen=ChosenRecord(order=removals[0].order, point=chosen),
         snapped=snapped,
         side_units=units,
+    )
+
+
+def point_record(
+    session: Session, plan: Plan, outcomes: np.ndarray, sides: dict[str, float], components: ComponentsRecord
+) -> PointRecord:
+    """Return what is gone under a plan, and what is left of the quality.
+
+    Args:
+        outcomes: Of the plan, on `select`.
+        sides: Metrics of the side tasks under the plan.
+        components: What heads of the whole model do.
+    """
+    anatomy = session.loaded.anatomy
+    gone, num_heads = heads_gone(plan, anatomy), sum(width.num_heads for width in anatomy.widths)
+    behavior = {"prefix_matching": components.prefix_matching, "copying": components.copying}
+    return PointRecord(
+        heads_removed=len(gone) / max(1, num_heads),
+        ffns_removed=ffns_gone(plan, anatomy),
+        parameters=kept_share(session, plan),
+        value=session.objective.metric.mean(outcomes),
+        loss=base_record(outcomes).loss,
+        sides=sides,
+        complete=True,
+        **{name: _share_left(scores, gone) for name, scores in behavior.items() if scores is not None},
     )
 
 

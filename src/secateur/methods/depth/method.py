@@ -12,9 +12,11 @@ from secateur.methods.method import Method
 from secateur.methods.options import BoundConfig
 
 if TYPE_CHECKING:
+    from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import Proposal
+    from secateur.evaluation.evaluator import Evaluator
+    from secateur.methods.method import DryRun, Proposal, Reading
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -70,6 +72,19 @@ class Depth(Method):
         from secateur.methods.depth.search import search
 
         return search(session)
+
+    def dry_search(self, session: Session, dry: DryRun) -> None:
+        """Search with drawn readings."""
+        from secateur.methods.depth.forecast import DryDepthReadings
+        from secateur.methods.depth.search import run
+
+        run(session, session.judge(), DryDepthReadings(session, dry))
+
+    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
+        """Read similarity, or fit maps."""
+        from secateur.methods.depth.forecast import measure
+
+        measure(reading, session, judge, session.config(DepthConfig).form)
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
         """Return every form at every depth, and the order in which blocks went."""

@@ -1,4 +1,4 @@
-"""What depth pruning reads of a model: how little a block changes the residual stream, fitted maps, samples of text."""
+"""Readings for depth pruning: how little a block changes the residual stream, fitted maps, samples of text."""
 
 from __future__ import annotations
 

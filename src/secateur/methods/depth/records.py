@@ -17,7 +17,7 @@ def run_name(blocks: Sequence[int]) -> str:
 
 
 class DepthSearchRecord(Record):
-    """How blocks were searched."""
+    """The search of blocks, in verdict.json."""
 
     method: str = Field(description="`depth`")
     by: str = Field(description="what blocks go by: `loss`, `linearity` or `cosine`")
@@ -82,7 +82,7 @@ class FormCurve(Record):
 class DepthRecord(Record):
     """Every form at every depth, and what each choice went by."""
 
-    by: str = Field(description="as in Descent")
+    by: str = Field(description="as in DepthSearch")
     form: str = Field(description="the one asked for")
     contiguous: bool = Field(description="one run only")
     rank: int | None = Field(description="of the maps of the form `linear`; null: full")
@@ -110,7 +110,7 @@ class DepthRecord(Record):
 
 
 class DepthAnalysis(Record):
-    """What the report shows of the search, in analysis.json."""
+    """The search as the report shows it, in analysis.json."""
 
     base: BaseRecord | None = Field(default=None, description="the original on `select`")
     depth: DepthRecord | None = Field(

@@ -107,7 +107,7 @@ def tried(verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
 def depth_section(record: DepthRecord) -> PageSection:
     """Return the metric at every depth, the loss beside it where that is not the metric, side tasks and samples."""
     sides = [
-        curve(record, Quantity(f"{capital(name)}, on the side", unit, _side(name)))
+        curve(record, Quantity(f"{capital(name)}, on the side", unit, side_value(name)))
         for name, unit in record.side_units.items()
     ]
     count, blocks = record.series[0].points[record.chosen].blocks_removed, record.num_blocks
@@ -116,7 +116,7 @@ def depth_section(record: DepthRecord) -> PageSection:
         chosen = f"{count} of {blocks} blocks gone, {WORDS[record.form]}."
     body = (
         f"<p>Chosen: {chosen} {replacing(record)}</p>",
-        _fits(record),
+        fit_words(record),
         forms_key(record),
         FigureGroup((*curves(record), *sides), "pair"),
         samples(record),
@@ -125,7 +125,8 @@ def depth_section(record: DepthRecord) -> PageSection:
     return PageSection("depth", "Without whole blocks", lead, body)
 
 
-def _side(name: str) -> Callable[[CurvePoint], float | None]:
+def side_value(name: str) -> Callable[[CurvePoint], float | None]:
+    """Return a function that reads the metric of a side task at a point; healed cuts have none."""
     return lambda point: point.sides.get(name) if isinstance(point, DepthPointRecord) else None
 
 
@@ -158,7 +159,7 @@ def curve(record: DepthRecord, quantity: Quantity, healed: Sequence[HealedPoint]
     unit, limit = quantity.unit, quantity.bound
     values = [limit] if limit is not None else []
     lines, rows = [], []
-    for words, style, series in _lines(record, healed):
+    for words, style, series in curve_lines(record, healed):
         points = [(point.blocks_removed, y) for point in series if known(y := quantity.read(point))]
         values += [y for _, y in points]
         rows += [[words, str(x), text(number(y, unit))] for x, y in points]
@@ -174,7 +175,7 @@ def curve(record: DepthRecord, quantity: Quantity, healed: Sequence[HealedPoint]
     return Figure(quantity.title, lines, layout, ("form", "blocks gone", quantity.title), rows, note)
 
 
-def _lines(
+def curve_lines(
     record: DepthRecord, healed: Sequence[HealedPoint]
 ) -> Iterator[tuple[str, tuple[str, str], Sequence[CurvePoint]]]:
     """Yield words, color with dash, and points of every form, then of every form that was healed.
@@ -201,7 +202,7 @@ def _bound(record: DepthRecord) -> float | None:
     return worst_allowed(start, record.max_loss, higher_is_better=record.higher_is_better)
 
 
-def _fits(record: DepthRecord) -> str:
+def fit_words(record: DepthRecord) -> str:
     """Return how many tokens maps were fitted to, and the runs that are dropped because a map does no better."""
     if record.fit_tokens is None or record.d_model is None:
         return ""  # a record of an earlier day
@@ -239,7 +240,7 @@ def replacing(record: DepthRecord) -> str:
                     worse.append((point.blocks_removed, point.over_drop))
     if not losing:
         return ""
-    sentences = [_losing(record, form, worse) for form, worse in losing.items() if worse]
+    sentences = [losing_words(record, form, worse) for form, worse in losing.items() if worse]
     return " ".join(sentences) or "Replacing does no worse than dropping at any depth."
 
 
@@ -248,7 +249,8 @@ def _loss(record: DepthRecord, over_drop: IntervalRecord) -> float:
     return -over_drop.value if record.higher_is_better else over_drop.value
 
 
-def _losing(record: DepthRecord, form: str, worse: Sequence[tuple[int, IntervalRecord]]) -> str:
+def losing_words(record: DepthRecord, form: str, worse: Sequence[tuple[int, IntervalRecord]]) -> str:
+    """Return in words at which depths a form does worse than dropping, and by how much at the worst."""
     depth, gap = max(worse, key=lambda item: _loss(record, item[1]))
     unit = record.metric_unit
     sure = " (not beyond chance)" if gap.ci and gap.ci[0] <= 0 <= gap.ci[1] else ""
@@ -293,9 +295,9 @@ def order_section(record: DepthRecord) -> PageSection:
     title = "Which block goes next"
     if not record.order:
         return PageSection("order", title, lead, ())
-    figures = [_steps(record)]
+    figures = [steps_figure(record)]
     if any(len(order.points) > 2 for order in record.other_orders):  # the original and one more are no curve
-        figures.append(_orders(record))
+        figures.append(orders_figure(record))
     words = ""
     if any(order.blocks for order in record.other_orders):
         words = key(
@@ -305,13 +307,13 @@ def order_section(record: DepthRecord) -> PageSection:
                     f"by {by}: {', '.join(f'b{block}' for block in blocks)} → "
                     f"{text(number(points[-1].value, record.metric_unit))}",
                 )
-                for by, blocks, points in _all_orders(record)
+                for by, blocks, points in all_orders(record)
             )
         )
     return PageSection("order", title, lead, (words, FigureGroup(tuple(figures), "pair")))
 
 
-def _steps(record: DepthRecord) -> Figure:
+def steps_figure(record: DepthRecord) -> Figure:
     """Return what every block measured at each step, a line for each."""
     lines: list[Trace] = []
     rows, values = [], []
@@ -332,7 +334,7 @@ def _steps(record: DepthRecord) -> Figure:
     return Figure(capital(MEASURES[record.by]), lines, layout, head, rows, note)
 
 
-def _all_orders(
+def all_orders(
     record: DepthRecord,
 ) -> Iterator[tuple[str, Sequence[int], Sequence[DepthPointRecord | OtherOrderPoint]]]:
     """Yield measure, blocks and points of the order that was asked for, as deep as the others go, and of the others."""
@@ -343,10 +345,10 @@ def _all_orders(
         yield order.by, order.blocks, order.points
 
 
-def _orders(record: DepthRecord) -> Figure:
+def orders_figure(record: DepthRecord) -> Figure:
     """Return the metric over depth in every order, a line for each."""
     lines, rows, values, unit = [], [], [], record.metric_unit
-    for by, blocks, points in _all_orders(record):
+    for by, blocks, points in all_orders(record):
         at = [(point.blocks_removed, point.value) for point in points if known(point.value)]
         values += [y for _, y in at]
         gone = [", ".join(f"b{block}" for block in blocks[:x]) for x, _ in at]

@@ -92,16 +92,7 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
     """
     config, counting, select = session.config(DepthConfig), CountingJudge(judge), session.shuffled("select")
     goal, steps = goal_of(session, config.max_loss), DepthSteps(session, counting, readings)
-    tokens, d_model = fit_tokens(session), session.loaded.anatomy.d_model
-    if tokens < FEW * d_model and (config.form != "drop" or config.by == "linearity"):
-        LOG.warning(
-            "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions; with "
-            "fewer than %d what they give back is less, and less sure on other text. Give more text, or longer chunks.",
-            f"{tokens:,}",
-            tokens / d_model,
-            d_model,
-            FEW,
-        )
+    _warn_of_few_tokens(session)
     with session.timed("choose"):
         order = steps.order(config.by)
     blocks = [step.block for step in order]
@@ -117,33 +108,53 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
         chosen = goal.choose(points, outcomes, [kept_share(session, point.plan) for point in points])
     _warn_of_dropped(points[chosen], config.form)
     with session.timed("analyze"):
-        # As deep as what was chosen: what each cheap measure that was not asked for would have taken.
-        orders = {by: steps.order(by, max(1, chosen)) for by in CHEAP if by != config.by}
-        others = {
-            by: steps.points([step.block for step in order_], config.form) for by, order_ in orders.items()
-        }
+        others = other_orders(steps, max(1, chosen))
         outcomes |= counting([point.plan for other in others.values() for point in other], select, "depth")
         depth = depth_record(session, readings, curves, others, outcomes, order, chosen, goal.max_loss)
-    return Proposal(
-        plan=points[chosen].plan,
-        tried=counting.tried,
-        evaluations=counting.evaluations,
-        search=DepthSearchRecord(
-            method="depth",
-            by=config.by,
-            form=config.form,
-            proposed=counting.tried,
-            order=blocks,
-            fell_back=list(points[chosen].fell_back),
-        ),
-        analysis=DepthAnalysis(base=base_record(outcomes[session.empty]), depth=depth),
-        margin=MARGIN if config.max_loss is None else config.max_loss,
+    found = DepthSearchRecord(
+        method="depth",
+        by=config.by,
+        form=config.form,
+        proposed=counting.tried,
+        order=blocks,
+        fell_back=list(points[chosen].fell_back),
     )
+    analysis = DepthAnalysis(base=base_record(outcomes[session.empty]), depth=depth)
+    margin = MARGIN if config.max_loss is None else config.max_loss
+    return Proposal(points[chosen].plan, counting.tried, counting.evaluations, found, analysis, margin)
+
+
+def other_orders(steps: DepthSteps, most: int) -> dict[str, list[DepthPoint]]:
+    """Return how the form asked for does where blocks go by each cheap measure that was not asked for.
+
+    Args:
+        most: How many blocks go.
+    """
+    others = {}
+    for by in CHEAP:
+        if by != steps.config.by:
+            blocks = [step.block for step in steps.order(by, most)]
+            others[by] = steps.points(blocks, steps.config.form)
+    return others
 
 
 def fit_tokens(session: Session) -> int:
     """Return how many tokens of `probe` maps are fitted to, and linearity is read on."""
     return sum(session.encoded[example].gold_alone.longest - 1 for example in session.task.split("probe"))
+
+
+def _warn_of_few_tokens(session: Session) -> None:
+    """Warn where maps or linearity scores that are asked for have few tokens to be fitted to."""
+    config, d_model, tokens = session.config(DepthConfig), session.loaded.anatomy.d_model, fit_tokens(session)
+    if tokens < FEW * d_model and (config.form != "drop" or config.by == "linearity"):
+        LOG.warning(
+            "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions; with "
+            "fewer than %d what they give back is less, and less sure on other text. Give more text, or longer chunks.",
+            f"{tokens:,}",
+            tokens / d_model,
+            d_model,
+            FEW,
+        )
 
 
 def _warn_of_dropped(point: DepthPoint, form: str) -> None:
@@ -183,7 +194,43 @@ def depth_record(
     plans = list(dict.fromkeys(point.plan for points in curves.values() for point in points))
     sides, units = readings.side_values(plans)
     prompt, samples = readings.samples(plans)
-    series = [
+    return DepthRecord(
+        by=config.by,
+        form=config.form,
+        contiguous=config.contiguous,
+        rank=config.rank,
+        blocks=config.blocks,
+        max_loss=max_loss,
+        metric=metric.name,
+        metric_unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        num_blocks=session.loaded.anatomy.num_blocks,
+        d_model=session.loaded.anatomy.d_model,
+        fit_tokens=fit_tokens(session),
+        side_units=units,
+        prompt=prompt,
+        order=list(order),
+        other_orders=[_other_order(session, by, points, outcomes) for by, points in others.items()],
+        series=form_curves(session, curves, outcomes, sides, samples),
+        chosen=chosen,
+    )
+
+
+def form_curves(
+    session: Session,
+    curves: Curves,
+    outcomes: Outcomes,
+    sides: Mapping[Plan, dict[str, float]],
+    samples: Mapping[Plan, str],
+) -> list[FormCurve]:
+    """Return every form at every depth: quality, side tasks, and a piece of text, because a good loss can hide garbage.
+
+    Args:
+        sides: Metrics of the side tasks under each plan.
+        samples: Text under each plan.
+    """
+    metric = session.objective.metric
+    return [
         FormCurve(
             form=form,
             points=[
@@ -202,26 +249,6 @@ def depth_record(
         )
         for form, points in curves.items()
     ]
-    return DepthRecord(
-        by=config.by,
-        form=config.form,
-        contiguous=config.contiguous,
-        rank=config.rank,
-        blocks=config.blocks,
-        max_loss=max_loss,
-        metric=metric.name,
-        metric_unit=metric.unit,
-        higher_is_better=metric.higher_is_better,
-        num_blocks=session.loaded.anatomy.num_blocks,
-        d_model=session.loaded.anatomy.d_model,
-        fit_tokens=fit_tokens(session),
-        side_units=units,
-        prompt=prompt,
-        order=list(order),
-        other_orders=[_other_order(session, by, points, outcomes) for by, points in others.items()],
-        series=series,
-        chosen=chosen,
-    )
 
 
 def _over_drop(

@@ -31,7 +31,7 @@ Blocks = tuple[int, ...]  # side by side, in ascending order
 
 @dataclass(frozen=True)
 class Similarity:
-    """How little a block changes the residual stream.
+    """Two measures of how little a block changes the residual stream.
 
     Args:
         linearity: Score of the best linear map from what enters to what leaves, with the residual, in-sample as in the
@@ -44,7 +44,7 @@ class Similarity:
 
 
 class DepthReadings(Protocol):
-    """What depth pruning reads of a model, or fits to it, beside judging plans."""
+    """Readings of a model, and fits to it, that depth pruning needs beside outcomes of plans."""
 
     def similarity(self, plan: Plan, blocks: Sequence[int]) -> Mapping[int, Similarity]:
         """Return the similarity of each of `blocks` in the model that `plan` leaves, read on `probe`."""
@@ -71,7 +71,7 @@ class DepthPoint(RemovalPoint):
 
 @dataclass(frozen=True)
 class Carriers:
-    """What can carry the maps that replace runs of blocks.
+    """Places that can carry the maps that replace runs of blocks.
 
     Args:
         folds: Blocks into whose network a map can be folded.

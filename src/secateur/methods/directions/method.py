@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option, options_of
 from secateur.errors import SecateurError, UnknownName
-from secateur.methods.method import Method, own_part
+from secateur.methods.method import Habits, Method, own_part
 from secateur.methods.options import GainConfig, StepConfig
 from secateur.options import matrices_of
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import Proposal
+    from secateur.evaluation.evaluator import Evaluator
+    from secateur.methods.method import DryRun, Proposal, Reading
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -95,6 +97,7 @@ class RemoveSingularDirections(Method):
     name = "directions"
     summary = "singular directions that hurt, folded into biases"
     Config = DirectionsConfig
+    habits = Habits(surviving=0.75, gains={"least": 0, "expected": 3, "most": math.inf})  # see docs/scale.md
     readings = ("directions",)
 
     def check(self, session: Session) -> None:
@@ -110,6 +113,19 @@ class RemoveSingularDirections(Method):
 
         judge, sites = session.judge(), matrices_of(session.loaded.anatomy, session.options)
         return run(session, judge, DirectionsProbe(session, judge, sites))
+
+    def dry_search(self, session: Session, dry: DryRun) -> None:
+        """Search with drawn readings."""
+        from secateur.methods.directions.forecast import DryDirectionReadings
+        from secateur.methods.directions.search import run
+
+        run(session, session.judge(), DryDirectionReadings(session, dry))
+
+    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
+        """Read the effects of the directions of some matrices."""
+        from secateur.methods.directions.forecast import measure
+
+        measure(reading, session, judge, under)
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
         """Return what each direction is worth, how good predictions were, how far it went, what directions say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from secateur.core.config import option
 from secateur.core.ranges import real, whole
 from secateur.errors import SecateurError
 from secateur.methods.laser.grid import PAPER_FRACTIONS, SMALL_RANKS
-from secateur.methods.method import Method, own_part
+from secateur.methods.method import Habits, Method, own_part
 from secateur.methods.options import GainConfig
 from secateur.options import matrices_of
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import Proposal
+    from secateur.evaluation.evaluator import Evaluator
+    from secateur.methods.method import DryRun, Proposal, Reading
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -60,6 +62,7 @@ class Laser(Method):
     name = "laser"
     summary = "low-rank truncation of single matrices, and several composed"
     Config = LaserConfig
+    habits = Habits(surviving=0.55, gains={"least": 0, "expected": 2, "most": math.inf})  # see docs/scale.md
     readings = ("spectrum", "curves", "tail", "frequency", "paraphrases")
 
     def check(self, session: Session) -> None:
@@ -73,6 +76,19 @@ class Laser(Method):
 
         judge = session.judge()
         return run(session, judge, LaserProbe(session, judge))
+
+    def dry_search(self, session: Session, dry: DryRun) -> None:
+        """Search with drawn readings."""
+        from secateur.methods.laser.forecast import DryLaserReadings
+        from secateur.methods.laser.search import run
+
+        run(session, session.judge(), DryLaserReadings(session, dry))
+
+    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
+        """Make the screen of some matrices."""
+        from secateur.methods.laser.forecast import measure
+
+        measure(reading, session, judge)
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
         """Return the sweep, curves, spectra, answers of components, and how good the screen was."""

@@ -109,6 +109,12 @@ class HealStageRecord(Record):
         return next(row.select_loss for row in self.epochs if row.kept)
 
 
+class JudgedRecord(Record):
+    """Hold what healing reads of a cut's verdict.json: the task that the cut was judged on."""
+
+    task: TrainedTaskRecord = Field(description="the task")
+
+
 class HealProvenanceRecord(Record):
     """Say by which options and with which versions a cut was healed."""
 

@@ -1,0 +1,258 @@
+"""The search of a method, run without computing: a judge that counts what it is asked and draws the outcomes.
+
+Where a search decides by outcomes, they are drawn so that it decides as `Habits` say: the least that it can ask, what
+searches asked so far, or the most. Knows shapes and the options, never weights; the search itself is the real one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from secateur.core.plan import Drop, Linearize, Plan
+from secateur.core.score import METRICS, OUTCOME
+from secateur.core.site import Site
+from secateur.forecast.work import Generated, Judged, Plans, Read, Work
+from secateur.hf.load import Loaded
+from secateur.methods.method import Habits, Reading
+from secateur.methods.registry import method_named
+from secateur.search.evidence import Evidence
+from secateur.search.race import Objective
+from secateur.session import Session
+from secateur.tasks.example import Task
+
+LOG = logging.getLogger("secateur")
+DRAWS = 200  # of sign flips: outcomes are drawn far apart, so few settle what is shown to gain
+WORSE = 10.0  # by how much a plan that is to leave a race is worse, in the metric's unit
+FIRST_RUNG = 32  # examples, as in `search.race.race`
+
+
+@dataclass
+class Recorder:
+    """What a search asked so far, as works in order, and what it already knows."""
+
+    luck: str
+    habits: Habits
+    stage: str = "search"
+    works: list[Work] = field(default_factory=list)
+    known: dict[tuple[str, int, Plan], int] = field(
+        default_factory=dict
+    )  # (place, first example, plan) → examples
+    quality: dict[Plan, float] = field(default_factory=dict)
+    leaves: dict[Plan, int] = field(default_factory=dict)  # the example count at which a plan falls behind
+    drawn: int = 0  # numbers
+    gains: int = 0  # times that a search found something better so far
+
+    @contextmanager
+    def at(self, stage: str) -> Iterator[None]:
+        """What is asked meanwhile belongs to this stage."""
+        before, self.stage = self.stage, stage
+        try:
+            yield
+        finally:
+            self.stage = before
+
+    def draw(self) -> float:
+        """Return the next of a sequence of numbers that fill 0 to 1 evenly: multiples of the golden ratio, modulo 1."""
+        self.drawn += 1
+        return self.drawn * 0.6180339887498949 % 1
+
+    def read(self, reading: Reading) -> None:
+        """Note a reading."""
+        self.works.append(Read(self.stage, reading))
+
+    def generated(self, rows: int, tokens: int, plans: float) -> None:
+        """Note greedy text: `rows` prompts, `tokens` each, under so many plans."""
+        self.works.append(Generated(self.stage, rows, tokens, plans))
+
+    def draw_qualities(self, plans: Sequence[Plan]) -> None:
+        """Draw what is not known of these plans, judged together: which gain, and when the others fall behind."""
+        base = self.quality.setdefault(plans[0], 0.0)
+        fresh = [plan for plan in plans if plan not in self.quality]
+        if not fresh:
+            return
+        better = self.gains < self.habits.gains[self.luck]
+        self.gains += better
+        for number, plan in enumerate(fresh):
+            self.quality[plan] = base + better
+            if number or not better:  # the first is the winner, where there is one
+                self.leaves[plan] = self._leaves(number, len(fresh))
+
+    def _leaves(self, number: int, count: int) -> int:
+        """Return at how many examples plan `number` of so many is behind, so that the share that stays is as stated."""
+        if self.luck == "most":
+            return np.iinfo(np.int64).max
+        share = 0.0 if self.luck == "least" else self.habits.surviving
+        place = (number + 0.5) / count
+        rungs = 0 if share == 0.0 else math.floor(math.log(place) / math.log(share))
+        return FIRST_RUNG * 2**rungs
+
+
+@dataclass(frozen=True)
+class DryJudge:
+    """In the place of an evaluator: counts, and draws outcomes."""
+
+    session: DrySession
+    place: str  # a split of the task, or a side task
+    recorder: Recorder
+
+    def __call__(
+        self, plans: Sequence[Plan], examples: Sequence[int], stage: str = "judge"
+    ) -> dict[Plan, np.ndarray]:
+        place = self.place or self.session.split_of(examples)
+        self._record(plans, place, examples)
+        self.recorder.draw_qualities(plans)
+        return {plan: self._outcomes(plan, examples) for plan in plans}
+
+    def _record(self, plans: Sequence[Plan], place: str, examples: Sequence[int]) -> None:
+        """Note what a ledger would not know yet."""
+        known, count = self.recorder.known, len(examples)
+        starts: dict[int, list[Plan]] = {}
+        for plan in dict.fromkeys(plans):
+            start = known.get((place, examples[0], plan), 0)
+            if start < count:
+                starts.setdefault(start, []).append(plan)
+                known[place, examples[0], plan] = count
+        for start, fresh in sorted(starts.items()):
+            decomposes = any(plan.truncated or plan.removed for plan in fresh)
+            groups, stage = self._grouped(fresh), self.recorder.stage
+            self.recorder.works.append(Judged(stage, place, start, count, groups, decomposes))
+
+    def _grouped(self, plans: Sequence[Plan]) -> tuple[Plans, ...]:
+        """Return the plans as groups of those that write the same matrices."""
+        groups: dict[tuple[int, tuple[Site, ...]], list[Plan]] = {}
+        for plan in plans:
+            groups.setdefault((plan.lowest_block or 0, self._written(plan)), []).append(plan)
+        return tuple(
+            Plans(
+                len(alike),
+                block,
+                sites,
+                sum(map(_rank, alike)) / len(alike) / max(1, len(sites)),
+                tuple(map(_runnable, alike[:3])),
+            )
+            for (block, sites), alike in groups.items()
+        )
+
+    def _written(self, plan: Plan) -> tuple[Site, ...]:
+        """Return the matrices that a mask of this plan writes, lowest block first."""
+        sites: set[Site] = {edit.matrix for edit in (*plan.truncated, *plan.removed)}
+        for edit in plan.edits:
+            if isinstance(edit, Drop) and edit.site.part:
+                sites.add(Site(edit.site.block, "o" if edit.site.part == "attn" else "down"))
+            elif isinstance(edit, Linearize) and edit.form == "fold":
+                sites.add(Site(edit.blocks[0] - 1, "down"))
+        return tuple(sorted(sites))
+
+    def _breaks(self, plan: Plan) -> bool:
+        """Return whether more blocks are gone than the bound is said to allow."""
+        gone = {site.block for site in plan.dropped if not site.part}
+        gone |= {block for edit in plan.linearized for block in edit.blocks}
+        held = self.recorder.habits.held[self.recorder.luck]
+        return len(gone) > held * self.session.loaded.anatomy.num_blocks
+
+    def _outcomes(self, plan: Plan, examples: Sequence[int]) -> np.ndarray:
+        """Return OUTCOME rows whose mean loss is the drawn quality, negated; every answer is right."""
+        rows = np.zeros(len(examples), OUTCOME)
+        rows["example"], rows["tokens"] = examples, 1
+        value = np.full(len(examples), self.recorder.quality[plan])
+        value += (
+            1e-6 * np.asarray(examples) / max(1, len(self.session.task.examples))
+        )  # no two examples alike
+        if plan in self.recorder.leaves:
+            value[self.recorder.leaves[plan] // 2 :] -= WORSE
+        if self._breaks(plan):
+            value -= WORSE
+        rows["correct"] = rows["correct_norm"] = 1.0
+        rows["loss"] = rows["choice_loss"] = -value
+        return rows
+
+
+def _runnable(plan: Plan) -> Plan:
+    """Return a plan that can be timed: a drawn map is none, so the blocks that it replaces are dropped."""
+    if not plan.linearized:
+        return plan
+    blocks = {block for edit in plan.linearized for block in edit.blocks}
+    blocks |= {site.block for site in plan.dropped}
+    return Plan(plan.model, tuple(Drop(Site(block)) for block in sorted(blocks)))
+
+
+def _rank(plan: Plan) -> int:
+    """Return how many components its truncations keep and its removals take, together."""
+    return sum(edit.rank for edit in plan.truncated) + sum(len(edit.directions) for edit in plan.removed)
+
+
+@dataclass
+class DrySession(Session):
+    """A session whose judges count.
+
+    Args:
+        recorder: What is asked goes there.
+        place: The name of a side task; empty for the task itself, of which it is the split that is asked.
+        sides: Names of the side tasks by the hash of their tasks.
+    """
+
+    recorder: Recorder = field(default_factory=lambda: Recorder("expected", Habits()))
+    place: str = ""
+    sides: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, session: Session, recorder: Recorder, sides: Mapping[str, str]) -> DrySession:
+        """Return the same session with a recorder in the place of a model that runs."""
+        values = {one.name: vars(session)[one.name] for one in fields(Session)}
+        return cls(**values | {"ledger": None, "workers": None}, recorder=recorder, sides=sides)
+
+    def judge(self, **changes: Any) -> Any:
+        """Return a judge that counts."""
+        return DryJudge(self, self.place, self.recorder)
+
+    @property
+    def objective(self) -> Objective:
+        """The loss, which is drawn; accuracy has but two values."""
+        return Objective(METRICS["text_loss" if self.task.kind == "text" else "loss"])
+
+    def evidence(self, examples: Sequence[int]) -> Evidence:
+        """Return evidence of few draws."""
+        return Evidence(
+            self.objective.metric, self.task.groups(examples), seed=self.options.seed, draws=DRAWS
+        )
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """What is asked meanwhile belongs to this stage."""
+        with self.recorder.at(stage):
+            yield
+
+    def on(self, task: Task, loaded: Loaded | None = None) -> DrySession:
+        """Return the same with a side task."""
+        other = super().on(task, loaded)
+        assert isinstance(other, DrySession)
+        return replace(other, place=self.sides.get(task.hash, self.place))
+
+    def split_of(self, examples: Sequence[int]) -> str:
+        """Return the split that these examples are of."""
+        return next(name for name in ("select", "probe", "test") if examples[0] in set(self.task.split(name)))
+
+
+def dry_run(session: Session, luck: str, sides: Mapping[str, str]) -> list[Work]:
+    """Return what the search of this session asks, in order.
+
+    Args:
+        luck: `least`, `expected` or `most`.
+        sides: Names of the side tasks by the hash of their tasks.
+    """
+    method = method_named(session.options.method)
+    recorder = Recorder(luck, method.habits)
+    level = LOG.level
+    LOG.setLevel(logging.CRITICAL)  # what the search says of drawn outcomes means nothing
+    try:
+        method.dry_search(DrySession.of(session, recorder, sides), recorder)
+    finally:
+        LOG.setLevel(level)
+    return recorder.works

@@ -1,0 +1,64 @@
+"""Readings of LASER that are drawn and noted instead of made, and one that is made to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from secateur.core.plan import Truncate
+from secateur.core.readings import Readings
+from secateur.core.site import Site
+from secateur.evaluation.evaluator import Evaluator
+from secateur.methods.laser.probe import MAX_PROBED, truncation_effects
+from secateur.methods.laser.records import TailRecord
+from secateur.methods.laser.search import candidates
+from secateur.methods.method import DryRun, Reading
+from secateur.session import Session
+
+
+class DryLaserReadings:
+    """In the place of `LaserProbe`."""
+
+    def __init__(self, session: Session, dry: DryRun) -> None:
+        self._session, self._dry = session, dry
+
+    def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
+        """Note the screen; candidates are ranked evenly over the grid."""
+        probed = len(self._session.task.split("probe")[:MAX_PROBED])
+        sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
+        self._dry.read(Reading("truncation effects", "probe", probed, sites, passes=4.0, decomposes=True))
+        values = {str(edit): self._dry.draw() for edit in edits}
+        return [Readings("drawn", "nats", "probe", probed, True, "forecast", values)] * 2
+
+    def spectrum(self, matrix: Site) -> list[float]:
+        """Return none: what was decomposed for plans is there."""
+        return []
+
+    def answers(self, part: Truncate, kind: str, outcomes: np.ndarray) -> TailRecord:
+        """Return an empty record: the plans it is made of are judged by then."""
+        return TailRecord(
+            site=str(part.matrix),
+            rank=part.rank,
+            kind=kind,
+            answers=[],
+            cosine=0.0,
+            accuracy=0.0,
+            n=len(outcomes),
+        )
+
+
+def measure(reading: Reading, session: Session, judge: Evaluator) -> None:
+    """Make the screen of some matrices."""
+    wanted = set(reading.parts)
+    edits = [e for e in candidates(session.loaded.anatomy, session.options) if e.matrix in wanted]
+    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+    truncation_effects(
+        session.loaded,
+        session.encoded,
+        session.task.split(reading.place)[: reading.examples],
+        edits,
+        spectra=judge.spectra,
+        packing=judge.packing,
+        contrast=contrast,
+    )
