@@ -151,7 +151,7 @@ heal:
 heal-fold:
     prune STORIES TEXT --allow-small --method depth --blocks 1 --by cosine -o cut;
     heal cut --task text:{data}/text_tinystories_valid.txt --seqlen 16 --limit 300 --allow-small --max-steps 3
-    --stage layers --lr 1e-3 -o out --json
+    --side {data}/copa_validation.jsonl --stage layers --lr 1e-3 -o out --json
 heal-drop:
     apply builtin:facts --edit b1=drop --edit b0.gate=8 -o cut;
     heal cut --task builtin:facts SMALL --max-steps 4 --stage end --temperature 2 --hidden 0.5 --lora 4 -o out

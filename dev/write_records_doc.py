@@ -19,13 +19,15 @@ from jinja2 import Environment, FileSystemLoader
 from pydantic import JsonValue
 from pydantic.fields import FieldInfo
 
+from secateur.core.config import options_of
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.probe import ComponentsRecord, LinearityRecord
 from secateur.core.records.record import Record
 from secateur.core.records.verdict import GainsRecord, SearchRecord, VerdictRecord
 from secateur.forecast.records import ForecastRecord
-from secateur.methods.registry import methods
+from secateur.methods.registry import method_options, methods
+from secateur.options import Options
 from secateur.training.records.finetune import FinetuneRecord
 from secateur.training.records.heal import HealRecord
 from secateur.training.records.train import TrainRecord
@@ -66,6 +68,7 @@ def documents() -> dict[Path, str]:
     """Return what is generated: each file's text."""
     shown: set[type[Record]] = set()
     tables = {name: "\n\n".join(sections(kind, shown)) for name, kind in FILES.items()}
+    tables["command"] = command_table()
     loader = Environment(loader=FileSystemLoader(ROOT / "dev"), keep_trailing_newline=True)
     text = loader.get_template("records.md.j2").render(tables=tables)
     schemas = {
@@ -73,6 +76,23 @@ def documents() -> dict[Path, str]:
         for name, kind in FILES.items()
     }
     return {ROOT / "docs/records.md": text} | schemas
+
+
+def command_table() -> str:
+    """Return the table of the options that identify a run."""
+    named = [("model", "text", "MODEL", ""), ("task", "text", "`--task`, the first", "")]
+    named.append(("more_tasks", "text[]", "every `--task` after the first", ""))
+    named.append(("method", "text", "`--method`", ""))
+    described = [(one, "") for one in options_of(Options)]
+    described += [(one, ", ".join(names)) for one, names in method_options().values()]
+    for one, when in described:
+        if not one.option.speed_only:
+            typed_as = "text" if one.kind in (Path, str) else typed(one.kind)
+            named.append(
+                (one.name, typed_as, f"`{one.flag}`" if not one.option.python_only else "Python only", when)
+            )
+    lines = [f"| `{name}` | {kind} | {meaning} | {when} |" for name, kind, meaning, when in named]
+    return "| key | type | meaning | when |\n|---|---|---|---|\n" + "\n".join(lines)
 
 
 def sections(kind: type[Record], shown: set[type[Record]]) -> list[str]:
@@ -98,9 +118,11 @@ def prose(kind: type[Record]) -> str:
 
 def fields(kind: type[Record]) -> dict[str, FieldInfo]:
     """Return the fields of a record; of an open one also those that the methods add."""
+    kind.model_rebuild()
     found = dict(kind.model_fields)
     for method in methods().values() if kind is AnalysisRecord else ():
-        found |= method.Analysis.model_fields
+        method.record_types()[1].model_rebuild()
+        found |= method.record_types()[1].model_fields
     return found
 
 
@@ -110,7 +132,7 @@ def rows(kind: type[Record]) -> list[list[str]]:
     for name, field in fields(kind).items():
         meaning, _, when = ONLY.sub(r"\0\1", field.description or "").partition("\0")
         if not when and kind is AnalysisRecord and name not in kind.model_fields:
-            when = ", ".join(m.name for m in methods().values() if name in m.Analysis.model_fields)
+            when = ", ".join(m.name for m in methods().values() if name in m.record_types()[1].model_fields)
         made.append([f"`{name}`", typed(field.annotation), meaning, when])
     return made
 
@@ -121,11 +143,13 @@ def typed(kind: object) -> str:
     if origin is typing.Annotated:
         return typed(parts[0])
     if kind is SearchRecord:
-        return " or ".join(dict.fromkeys(name_of(method.Search) for method in methods().values()))
+        return " or ".join(dict.fromkeys(name_of(method.record_types()[0]) for method in methods().values()))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(typed(part) for part in parts)
+    if origin is tuple and len({part for part in parts if part is not ...}) > 1:
+        return "list"
     if origin in (list, tuple):
-        return f"{typed(parts[0])}[]"
+        return " or ".join(f"{kind}[]" for kind in typed(parts[0]).split(" or "))
     if origin is dict:
         return "Command" if parts[1] is JsonValue else f"{typed(parts[1])}{{}}"
     if isinstance(kind, type) and issubclass(kind, Record):
@@ -136,7 +160,7 @@ def typed(kind: object) -> str:
 def records_in(kind: object) -> list[type[Record]]:
     """Return the records that a type is made of."""
     if kind is SearchRecord:
-        return list(dict.fromkeys(method.Search for method in methods().values()))
+        return list(dict.fromkeys(method.record_types()[0] for method in methods().values()))
     if isinstance(kind, type) and issubclass(kind, Record):
         return [kind]
     return [record for part in typing.get_args(kind) for record in records_in(part)]

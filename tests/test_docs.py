@@ -208,8 +208,8 @@ def test_every_record_is_as_documented(
         "Linearity": straight,
         "Gains": secateur.bench(out, prompt=8, new=2, repeats=1),
         "Components": probed["components"],
-        "Finetuning": json.loads((tuned / "finetune.json").read_text(encoding="utf-8")),
-        "Healing": secateur.heal(
+        "Finetune": json.loads((tuned / "finetune.json").read_text(encoding="utf-8")),
+        "Heal": secateur.heal(
             shortened,
             "builtin:facts",
             tuned.parent / "healed",
@@ -218,9 +218,9 @@ def test_every_record_is_as_documented(
             limit=260,
             ledger=tuned.parent / "openings.sqlite",
         ).record,
-        "Pretraining": _trained(tuned),
+        "Train": _trained(tuned),
         "Baseline": secateur.evaluate("builtin:facts", _two_answers(tuned))["baseline"],
-        "PlanCost": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
+        "Forecast": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
     written = {(kind, key) for kind, keys in seen.items() for key in keys}

@@ -68,6 +68,11 @@ PLACES = (
 Given = Plan | Sequence[str] | str | Path | None  # a plan, edits such as "b2.gate=5", or a plan file
 
 
+def _more() -> list[str]:
+    """Return the options that signatures need not name: those of methods of other packages, and the method."""
+    return ["method", *method_options()]
+
+
 @contextmanager
 def options_for(
     model: str | Path | Loaded | PreTrainedModel,
@@ -100,7 +105,7 @@ def options_for(
         yield replace(chosen, model=loaded.name, revision=loaded.revision, dtype=dtype, in_memory=loaded)
 
 
-@verb(EVERY, method_options)
+@verb(EVERY, _more)
 def prune(
     model: str | Path | Loaded | PreTrainedModel,
     task: Tasks,
@@ -138,7 +143,7 @@ def prune(
         )
 
 
-@verb(EVERY, method_options)
+@verb(EVERY, _more)
 def prune_each(
     model: str | Path | Loaded | PreTrainedModel,
     tasks: Tasks,
@@ -171,7 +176,7 @@ def prune_each(
         )
 
 
-@verb(EVERY, method_options)
+@verb(EVERY, _more)
 def plan_cost(
     model: str | Path | Loaded | PreTrainedModel,
     task: Tasks,
@@ -267,7 +272,7 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
 # ----------------------------------------------------------------------------------------------------------- evaluate
 
 
-@verb(COMMON, method_options)
+@verb(COMMON, _more)
 def evaluate(
     model: str | Path | Loaded | PreTrainedModel,
     task: OneTask,
@@ -393,7 +398,7 @@ def preview(
 # -------------------------------------------------------------------------------------------------------------- probe
 
 
-@verb(EVERY, method_options)
+@verb(EVERY, _more)
 def probe(
     model: str | Path | Loaded | PreTrainedModel,
     task: Tasks = (),

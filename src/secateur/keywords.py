@@ -80,6 +80,7 @@ class PruneOptions(CommonOptions, total=False):
     form: str
     contiguous: bool
     rank: int | None
+    attentions: int | None
     params: float | str | None
     random_orders: int
     portable: bool
@@ -132,6 +133,7 @@ class ProbeOptions(TypedDict, total=False):
     form: str
     contiguous: bool
     rank: int | None
+    attentions: int | None
     params: float | str | None
     random_orders: int
     portable: bool

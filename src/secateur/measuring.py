@@ -78,4 +78,4 @@ def analyze(
     session = open_session(options, None, progress, check, needs={split: 1})
     rows = method.read(what, session, split, plan_for(session, asked))
     head = {"what": what, "model": options.model, "task": session.task.name, "split": split}
-    return head | {"rows": [row.to_json() for row in rows]}
+    return head | {"rows": [row.model_dump(mode="json", exclude_unset=True) for row in rows]}

@@ -54,8 +54,8 @@ CUT = {
     "--method": WORDS, "--objective": WORDS, "--matrices": (*WORDS, ","), "--grid": WORDS, "--side": WORDS,
     "--layers": (*WORDS, "-1:2", "2:2", "3:1", "1:2:3", "²", "9" * 5000),
     "--target": SHARES, "--step": SHARES, "--params": (*SHARES, "1"), "--max-loss": NOT_NEGATIVE,
-    "--random-orders": FROM_ZERO, "--protocol": WORDS, "--blocks": COUNTED, "--by": WORDS, "--form": WORDS,
-    "--rank": COUNTED,
+    "--random-orders": FROM_ZERO, "--protocol": WORDS, "--blocks": COUNTED, "--attentions": COUNTED, "--by": WORDS,
+    "--form": WORDS, "--rank": COUNTED,
     "": (
         "--zeroed --factorize", "--method heads --portable --zeroed", "--method depth --zeroed", "--rank 3",
         "--method depth --rank 3", "--target 10%", "--method heads --exhaustive", "--task q.jsonl", "--ranks-once",
@@ -64,7 +64,7 @@ CUT = {
 }  # fmt: skip
 METHODS = {  # the one that listens
     "--target": "heads", "--step": "heads", "--params": "heads", "--max-loss": "heads", "--random-orders": "heads",
-    "--protocol": "directions", "--blocks": "depth", "--by": "depth", "--form": "depth",
+    "--protocol": "directions", "--blocks": "depth", "--attentions": "attention", "--by": "depth", "--form": "depth",
     "--rank": "depth --form linear",
 }  # fmt: skip
 RAY = {

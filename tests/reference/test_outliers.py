@@ -111,7 +111,7 @@ def test_a_massive_first_token_is_read_with_and_without(as_loaded: Callable) -> 
         assert [np.flatnonzero(~own).tolist() for own in kept] == [[0]] * len(SEQUENCES)
         check_without(row, kept, stream, added)
         assert row.outliers.positions == ((0, len(SEQUENCES), len(SEQUENCES)),)
-        assert sum(token.count for token in row.outliers.tokens) <= len(SEQUENCES)
+        assert sum(token.num_outliers for token in row.outliers.tokens) <= len(SEQUENCES)
         assert row.stream.in_sample > 0.999
         assert row.stream.in_sample - row.without.stream.in_sample > 0.01
         x, y = (np.concatenate(side) for side in zip(*only(stream, kept), strict=True))

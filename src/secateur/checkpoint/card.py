@@ -16,6 +16,7 @@ from secateur.core.records.verdict import (
     IntervalRecord,
     LoadsRecord,
     ScoreRecord,
+    SecondaryRecord,
     SideEffect,
     VerdictRecord,
 )
@@ -158,9 +159,9 @@ def _short(model: str) -> str:
 
 
 def _rows(verdict: VerdictRecord) -> str:
+    rows: list[VerdictRecord | SecondaryRecord] = [verdict, *verdict.secondary]
     return "\n".join(
-        f"| {row.metric} ({row.unit}) | {_value(row.before)} | {_value(row.after)} |"
-        for row in (verdict, *verdict.secondary)
+        f"| {row.metric} ({row.unit}) | {_value(row.before)} | {_value(row.after)} |" for row in rows
     )
 
 

@@ -99,7 +99,8 @@ def print_verdict(console: Terminal, verdict: VerdictRecord) -> None:
     console.print()
     console.print(_word_and_sentence(verdict))
     console.print()
-    rows = [_row(f"{row.metric} on test", row) for row in (verdict, *verdict.secondary)]
+    rows = [_row(f"{verdict.metric} on test", verdict)]
+    rows += [_row(f"{row.metric} on test", row) for row in verdict.secondary]
     for task in verdict.tasks:
         shown = [task, *(other for other in task.secondary if other.metric == "accuracy")]
         rows += [_row(f"{row.metric} on all test of {task.name}", row) for row in shown]

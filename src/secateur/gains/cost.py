@@ -51,7 +51,7 @@ class Cost:
 
     @property
     def prefill_flops(self) -> int:
-        """Return matrix products, and scores with what they weigh: 4 for each query number and each key it attends to."""
+        """Return matrix products and attention: 4 for each query number and each key that it attends to."""
         scores = sum(4 * a.width * _sum_seen(a, self.prompt) for a in self.attended)
         return self.matmul_flops + self.batch * scores
 

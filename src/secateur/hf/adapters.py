@@ -66,10 +66,10 @@ def _is_adapter(module: nn.Module) -> bool:
 
 def substitutes(model: nn.Module) -> tuple[str, ...]:
     """Return the paths of the modules that a cut put in: linear maps for blocks, pairs of factors for matrices."""
-    entries = (f"{path}.entry" for path, module in model.named_modules() if _has_entry(module))
+    entries = (
+        f"{path}.entry"
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "entry", None), nn.Sequential)
+    )
     factors = (path for path, module in model.named_modules() if isinstance(module, LowRank | Side))
     return (*entries, *factors)
-
-
-def _has_entry(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "entry", None), nn.Sequential)

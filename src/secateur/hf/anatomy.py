@@ -230,7 +230,9 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
         d_ff = _stored_shape(_linear(model, paths["down"]))[1]
         return Widths(general.num_heads, general.num_kv_heads, d_ff, *counted)
     found = {kind: _find(model, path) for kind, path in paths.items()}
-    num_heads, keys = _inputs(found["o"]) // general.d_head, _outputs(found["k"]) // general.d_head
+    key = found["k"]
+    outputs = key.nf if isinstance(key, Conv1D) else getattr(key, "out_features", 0)
+    num_heads, keys = _inputs(found["o"]) // general.d_head, outputs // general.d_head
     fused = family.slots["k"].layout != "whole"
     num_kv_heads = (keys - num_heads) // 2 if fused else keys
     return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(found["down"]), *counted)
@@ -239,10 +241,6 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
 def _inputs(module: nn.Module | None) -> int:
     """Return the inputs of a linear layer, whole or as two factors; 0 for the substitute of a removed one."""
     return module.nx if isinstance(module, Conv1D) else getattr(module, "in_features", 0)
-
-
-def _outputs(module: nn.Module | None) -> int:
-    return module.nf if isinstance(module, Conv1D) else getattr(module, "out_features", 0)
 
 
 def _block(

@@ -39,7 +39,11 @@ def _bert_block(path: str, config: Any) -> Block:
 
 def _t5(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
-    encoder = [_t5_encoder_block(n, config) for n in range(config.num_layers)]
+    paths = (f"encoder.block.{n}" for n in range(config.num_layers))
+    encoder = [
+        Block(p, (_t5_attention("enc.", f"{p}.layer.0", config), _t5_mlp("enc.", p, 1, config)))
+        for p in paths
+    ]
     decoder = [_t5_decoder_block(n, config) for n in range(config.num_decoder_layers)]
     return {
         "kind": "encoder-decoder",
@@ -50,11 +54,6 @@ def _t5(model: PreTrainedModel) -> dict[str, Any]:
         "pad": config.pad_token_id or 0,
         "start": config.decoder_start_token_id or 0,
     }
-
-
-def _t5_encoder_block(number: int, config: Any) -> Block:
-    path = f"encoder.block.{number}"
-    return Block(path, (_t5_attention("enc.", f"{path}.layer.0", config), _t5_mlp("enc.", path, 1, config)))
 
 
 def _t5_decoder_block(number: int, config: Any) -> Block:

@@ -325,7 +325,9 @@ def refuse_quantized(architecture: str, config: Mapping[str, Any]) -> None:
 
 def _kind(architecture: str, config: Mapping[str, Any]) -> str | None:
     """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
-    if _has_experts(architecture, config):
+    nested = config.get("ffn_config")  # where DBRX keeps the number of experts
+    stated = {**config, **nested} if isinstance(nested, Mapping) else config
+    if any(stated.get(key) for key in _EXPERTS) or "moe" in architecture.lower():
         return "a mixture of experts"
     if config.get("is_encoder_decoder"):
         return "an encoder-decoder"
@@ -334,9 +336,3 @@ def _kind(architecture: str, config: Mapping[str, Any]) -> str | None:
     if architecture not in FAMILIES and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "not a causal language model with its head"
     return None
-
-
-def _has_experts(architecture: str, config: Mapping[str, Any]) -> bool:
-    nested = config.get("ffn_config")  # where DBRX keeps it
-    stated = {**config, **nested} if isinstance(nested, Mapping) else config
-    return any(stated.get(key) for key in _EXPERTS) or "moe" in architecture.lower()

@@ -169,7 +169,8 @@ def read_files(
 
     Raises: as `load_model`, but for the kind of the model.
     """
-    torch_dtype, scratch = _dtype(dtype), placement.scratch()
+    machine.check_dtype(dtype)
+    torch_dtype, scratch = DTYPES.get(dtype, "auto"), placement.scratch()
     with quiet():
         if source.revision is not None:
             source = download(source)
@@ -446,11 +447,6 @@ class TokenizerErrors(AbstractContextManager):
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _dtype(name: str) -> torch.dtype | str:
-    machine.check_dtype(name)
-    return DTYPES.get(name, "auto")
 
 
 @contextmanager

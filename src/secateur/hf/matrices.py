@@ -5,7 +5,7 @@ Knows tensors and row ranges; no family, no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +56,10 @@ class Matrix:
     def write_(self, weight: Tensor, matrix: Tensor) -> None:
         """Write `matrix` (out, in) over its own rows of the parameter, cast to its dtype, and no others."""
         assert tuple(matrix.shape) == self.shape, f"{self.site} is {self.shape}, not {tuple(matrix.shape)}"
-        stored = weight.T if self.transposed else weight
-        for (start, stop), (first, last) in self._targets(stored.shape[0]):
-            stored[start:stop].copy_(matrix[first:last])
+        stored, first = weight.T if self.transposed else weight, 0
+        for start, stop in self.rows or ((0, stored.shape[0]),):
+            stored[start:stop].copy_(matrix[first : first + stop - start])
+            first += stop - start
 
     def of_output(self, y: Tensor) -> Tensor:
         """Return this matrix's part of the module's output or bias: (..., stored out) → (..., out)."""
@@ -71,13 +72,6 @@ class Matrix:
         whole = vector.new_zeros(weight.shape[1] if self.transposed else weight.shape[0])
         whole[self.stored_rows(range(self.shape[0]))] = vector
         return whole
-
-    def _targets(self, stored_rows: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """Yield pairs of (range in the parameter, range in the matrix)."""
-        first = 0
-        for start, stop in self.rows or ((0, stored_rows),):
-            yield (start, stop), (first, first + stop - start)
-            first += stop - start
 
 
 def stacked_rows(sizes: tuple[int, ...], index: int) -> Ranges:

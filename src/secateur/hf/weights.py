@@ -46,11 +46,11 @@ def writable(model: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
         return weights.edit(key)
     parameter = model.get_parameter(name)
     original, parameter.data = parameter.data, parameter.data.clone()  # others may read the same memory
-    return parameter, lambda: _give_back(parameter, original)
 
+    def undo() -> None:
+        parameter.data = original
 
-def _give_back(parameter: nn.Parameter, original: Tensor) -> None:
-    parameter.data = original
+    return parameter, undo
 
 
 def distinct(model: nn.Module) -> dict[str, nn.Parameter]:

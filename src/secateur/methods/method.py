@@ -168,6 +168,13 @@ class Method(ABC):
         """Return what the report shows of this method; `analysis.extra_keys` holds the keys that it wrote."""
         return ()
 
+    def record_types(self) -> tuple[type[Record], type[Record]]:
+        """Return the types of what a search writes into verdict.json and analysis.json, for the documents."""
+        from secateur.core.records.analysis import AnalysisRecord
+        from secateur.core.records.verdict import SearchRecord
+
+        return SearchRecord, AnalysisRecord
+
     def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
         """Return what the search looked at, for the report's map of the model."""
         from secateur.report.cuts import Tried

@@ -12,6 +12,7 @@ from typing import Any
 
 from secateur.core.config import Config, Named, options_of
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
+from secateur.methods.attention.method import Attention
 from secateur.methods.components.method import Components
 from secateur.methods.depth.method import Depth
 from secateur.methods.directions.method import RemoveSingularDirections
@@ -23,6 +24,7 @@ OURS: tuple[Method, ...] = (
     Laser(),
     RemoveSingularDirections(),
     Depth(),
+    Attention(),
     Components("heads", "attention heads, taken out step by step as far as the task allows"),
     Components("ffns", "feed-forward networks, likewise"),
     Components("components", "heads and feed-forward networks, likewise"),

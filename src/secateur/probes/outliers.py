@@ -92,10 +92,7 @@ def median_norms(
 ) -> Mapping[HookPoint, Medians]:
     """Return the (lower) median norms at every hook point over all tokens, or over whole sequences drawn by `seed` that
     have SAMPLE tokens together."""
-    order = list(range(len(sequences)))
-    random.Random(seed).shuffle(order)
-    before = accumulate((len(sequences[number]) for number in order), initial=0)
-    drawn = [sequences[number] for number, tokens in zip(order, before, strict=False) if tokens < SAMPLE]
+    drawn = [sequences[number] for number in _drawn(sequences, seed)]
 
     def read(packing: Packing) -> Mapping[HookPoint, Medians]:
         planned = list(batches(drawn, [False] * len(drawn), packing))
@@ -114,6 +111,14 @@ def median_norms(
         }
 
     return with_room(packing, read)
+
+
+def _drawn(sequences: Sequence[Ids], seed: int) -> list[int]:
+    """Return numbers of sequences, in random order, until those before have SAMPLE tokens."""
+    order = list(range(len(sequences)))
+    random.Random(seed).shuffle(order)
+    before = accumulate((len(sequences[number]) for number in order), initial=0)
+    return [number for number, tokens in zip(order, before, strict=False) if tokens < SAMPLE]
 
 
 class OutlierCounter:

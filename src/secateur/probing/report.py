@@ -124,7 +124,7 @@ def linearity_parts(record: LinearityRecord) -> list[str | PageSection]:
         ),
         PageSection("shape", "What passes between blocks", "", (FigureGroup(shape_curves(models)),)),
         note_section(models),
-        _footer(model, what, tasks, record.versions),
+        _footer(record.model, what, tasks, record.versions),
     ]
 
 

@@ -19,7 +19,7 @@ from secateur.report.chart import AFTER, BEFORE, Figure, Trace, new_axis, new_la
 from secateur.report.cuts import Tried, cut_section
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.gains import gains_section
-from secateur.report.interval_plot import Dumbbell, dumbbell, panels
+from secateur.report.interval_plot import Compared, Dumbbell, dumbbell, panels
 from secateur.report.markup import change, interval, key, known, metric_name, number, p_value, text
 from secateur.report.page import assemble
 from secateur.report.templating import fragment
@@ -42,7 +42,7 @@ def run_page(
         method_sections: What only its method has to show, in order.
         tried: What the search looked at, for the map of the model.
     """
-    parts = [
+    parts: list[str | PageSection] = [
         hero(verdict),
         compared(verdict),
         members(verdict),
@@ -151,7 +151,8 @@ def compared(verdict: VerdictRecord) -> PageSection:
         tried=[(item, beside_cut(verdict, item.value)) for item in tried if known(verdict.after.value)],
         others=[item for item in verdict.alternatives if not item.applicable],
     )
-    measured = [(metric_name(item.metric), item) for item in (verdict, *verdict.secondary)]
+    measured: list[tuple[str, Compared]] = [(metric_name(verdict.metric), verdict)]
+    measured += [(metric_name(item.metric), item) for item in verdict.secondary]
     lead = "Held-out test examples, before and after the cut, beside what a trivial change would have done."
     body = (legend, panels(rows, UNITS), alternatives, tables.measures(measured))
     return PageSection("compared", "Before and after", lead, body)

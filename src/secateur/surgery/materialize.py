@@ -72,12 +72,15 @@ class CutModel:
 
     def tensors_of(self, original: PreTrainedModel) -> Find:
         """Return a function from a name to the new model's tensor: made when asked for, or the original's."""
-        held = held_by(original)
+        held, before = held_by(original), self._before
 
         def find(name: str) -> Tensor | None:
-            old = _original_name(name, self._before)
-            made = self._remade(old)
-            return held(old) if made is None else made
+            moved = (
+                old + name.removeprefix(new) for new, old in before.items() if name.startswith(f"{new}.")
+            )
+            original_name = next(moved, name)
+            made = self._remade(original_name)
+            return held(original_name) if made is None else made
 
         return find
 
@@ -130,13 +133,11 @@ class CutTensors:
         self._biased = new_biases(shape, loaded.anatomy)
         self._operations: dict[str, list[OnParameter]] = {}
         for operation in operations:
-            if isinstance(operation, OnParameter) and not self._as_factors(operation):
+            factored = isinstance(operation, ReplaceWeight) and operation.matrix.site in shape.ranks
+            if isinstance(operation, OnParameter) and not factored:
                 self._operations.setdefault(operation.parameter.rpartition(".")[0], []).append(operation)
         self._modules: dict[str, Callable[[], Named]] = dict(self._made())
         self._last: tuple[str, dict[str, Tensor]] = ("", {})
-
-    def _as_factors(self, operation: OnParameter) -> bool:
-        return isinstance(operation, ReplaceWeight) and operation.matrix.site in self._shape.ranks
 
     @torch.no_grad()
     def __call__(self, name: str) -> Tensor | None:
@@ -202,7 +203,10 @@ class CutTensors:
         if matrix.bias is not None:
             held[matrix.bias] = self._loaded.parameter(matrix.bias)
         elif matrix.module in self._biased:
-            held[_bias_of(matrix)] = _zeros(matrix, held[matrix.weight])
+            weight = held[matrix.weight]
+            held[_bias_of(matrix)] = weight.new_zeros(
+                weight.shape[1] if matrix.transposed else weight.shape[0]
+            )
         operations = self._operations.get(matrix.module, ())
         changed = {operation.parameter for operation in operations}
         held |= {name: held[name].clone() for name in sorted(changed)}
@@ -248,20 +252,9 @@ def _paths_around(name: str) -> Iterator[str]:
         yield name
 
 
-def _original_name(name: str, before: Mapping[str, str]) -> str:
-    for new, old in before.items():
-        if name.startswith(f"{new}."):
-            return old + name.removeprefix(new)
-    return name
-
-
 def _bias_of(matrix: Matrix) -> str:
     """Return the name of the parameter that holds the bias of a matrix, or will hold it."""
     return matrix.bias or f"{matrix.module}.bias"
-
-
-def _zeros(matrix: Matrix, weight: Tensor) -> Tensor:
-    return weight.new_zeros(weight.shape[1] if matrix.transposed else weight.shape[0])
 
 
 def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 
 import torch
 
@@ -41,8 +41,11 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     for unit in "gn":
         rows = [_units(anatomy, block, unit) for block in shape.numbers]
         shares = {site: _share(site, dropped, anatomy) for row in rows for site in row}
-        count = _count(rows, shares, losses(unit, anatomy))
-        kept += [Drop(site) for row in rows for site in _first(row, shares, importance, count)]
+        mean = sum(shares.values()) / len(rows)
+        count = min(losses(unit, anatomy), key=lambda loss: (abs(loss - mean), loss))
+        for row in rows:
+            order = sorted(row, key=lambda site: (-shares[site], importance[site], site))
+            kept += map(Drop, order[:count])
     return Plan(plan.model, tuple(kept))
 
 
@@ -73,19 +76,6 @@ def _share(site: Site, dropped: Set[Site], anatomy: Anatomy) -> float:
     queries = anatomy.num_heads // anatomy.num_kv_heads
     heads = range(site.index * queries, (site.index + 1) * queries)
     return sum(Site(site.block, "attn", "h", head) in dropped for head in heads) / queries
-
-
-def _count(rows: Sequence[Sequence[Site]], shares: Mapping[Site, float], allowed: Sequence[int]) -> int:
-    """Return how many units each block loses: the mean over the blocks, to the nearest allowed number."""
-    mean = sum(shares[site] for row in rows for site in row) / len(rows)
-    return min(allowed, key=lambda count: (abs(count - mean), count))
-
-
-def _first(
-    units: Sequence[Site], shares: Mapping[Site, float], importance: Importance, count: int
-) -> list[Site]:
-    """Return the units of which the plan drops most, then the least important; ties in order."""
-    return sorted(units, key=lambda site: (-shares[site], importance[site], site))[:count]
 
 
 def output_norms(loaded: Loaded) -> dict[Site, float]:

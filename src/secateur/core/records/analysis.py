@@ -53,16 +53,16 @@ class AnalysisRecord(Record):
 
     model_config = ConfigDict(extra="allow")  # a method writes what it alone has
 
-    base: BaseRecord | None = Field(None, description="the original on `select`")
+    base: BaseRecord | None = Field(default=None, description="the original on `select`")
     frequency: list[FrequencyBin] | None = Field(
-        None,
+        default=None,
         description="accuracy by frequency, on `test` (only: not for text; empty where frequencies are unknown)",
     )
     paraphrases: ParaphrasesRecord | None = Field(
-        None, description="other phrasings, on `test` (only: examples with paraphrases)"
+        default=None, description="other phrasings, on `test` (only: examples with paraphrases)"
     )
     changed: list[ChangedExample] | None = Field(
-        None, description="examples of `test` whose answer changed (only: not for text)"
+        default=None, description="examples of `test` whose answer changed (only: not for text)"
     )
 
     @field_validator("paraphrases", mode="before")

@@ -24,30 +24,30 @@ class EditRecord(Record):
 
     kind: str = Field(description="`truncate`, `remove_directions`, `drop` or `linearize`")
     site: str | None = Field(
-        None,
+        default=None,
         description="what goes: `b3` a block, `b3.attn`, `b3.mlp`, `b3.attn.h2` a query head, `b3.attn.g1` a KV group, `b3.mlp.n7` a neuron (only: drop)",
     )
     matrix: str | None = Field(
-        None, description="the site, such as `b2.gate` (only: truncate, remove_directions)"
+        default=None, description="the site, such as `b2.gate` (only: truncate, remove_directions)"
     )
-    rank: int | None = Field(None, description="components kept (only: truncate)")
+    rank: int | None = Field(default=None, description="components kept (only: truncate)")
     side: str | None = Field(
-        None, description="`top`: the largest are kept; `tail`: the smallest (only: truncate)"
+        default=None, description="`top`: the largest are kept; `tail`: the smallest (only: truncate)"
     )
     directions: list[int] | None = Field(
-        None,
+        default=None,
         description="singular directions that go, counted from 0, the largest; with `per_head`, direction i of head h is number h·k + i, of k that a head has (only: remove_directions)",
     )
-    per_head: bool | None = Field(None, description="each head has its own (only: remove_directions)")
+    per_head: bool | None = Field(default=None, description="each head has its own (only: remove_directions)")
     fold: str | None = Field(
-        None,
+        default=None,
         description="digest of what is folded into the bias, or of the map, `tensors/DIGEST.safetensors`; null: nothing is (only: remove_directions, linearize)",
     )
     blocks: list[int] | None = Field(
-        None, description="a run of blocks, one after the other (only: linearize)"
+        default=None, description="a run of blocks, one after the other (only: linearize)"
     )
     form: str | None = Field(
-        None,
+        default=None,
         description="`linear`: one linear map in their place; `fold`: the map is folded into the network before them (only: linearize)",
     )
 
@@ -59,23 +59,23 @@ class ProvenanceRecord(Record):
         description="the options of the run; the same command on a finished OUT is recognized by them. Of `apply`: `apply`, the edits in words, `model`, `revision`, `dtype`, `portable`, `zeroed`, `factorize`, `shard_size` and `svd`"
     )
     command_line: str | None = Field(
-        None, description="the command as a line, as in `command` of verdict.json (only: prune)"
+        default=None, description="the command as a line, as in `command` of verdict.json (only: prune)"
     )
-    created: str | None = Field(None, description="ISO 8601, UTC (only: prune)")
-    task: str | None = Field(None, description="hash of the task's content and splits (only: prune)")
-    seed: int | None = Field(None, description="`--seed` (only: prune)")
+    created: str | None = Field(default=None, description="ISO 8601, UTC (only: prune)")
+    task: str | None = Field(default=None, description="hash of the task's content and splits (only: prune)")
+    seed: int | None = Field(default=None, description="`--seed` (only: prune)")
     versions: dict[str, str] = Field(
         description="secateur, Python and the libraries that computed the numbers"
     )
     verified: bool | None = Field(
-        None, description="whether a verdict was given on the plan (only: apply, and in unproven/)"
+        default=None, description="whether a verdict was given on the plan (only: apply, and in unproven/)"
     )
-    loads: LoadsRecord | None = Field(None, description="where the checkpoint loads (only: apply)")
+    loads: LoadsRecord | None = Field(default=None, description="where the checkpoint loads (only: apply)")
     check: str | None = Field(
-        None, description="what the files were held to: `logits` or `digests` (only: apply)"
+        default=None, description="what the files were held to: `logits` or `digests` (only: apply)"
     )
     svd: list[DecompositionRecord] | None = Field(
-        None, description="each matrix that was decomposed (only: apply)"
+        default=None, description="each matrix that was decomposed (only: apply)"
     )
 
 

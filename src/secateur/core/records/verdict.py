@@ -38,11 +38,11 @@ class NonInferiorityRecord(Record):
     method: str = Field(description="`Tango score interval`, `paired bootstrap`, or `none, too few groups`")
     shown: bool = Field(description="the bound lies above −`margin`")
     named_late: bool = Field(
-        False,
+        default=False,
         description="the ledger knows an earlier look at this plan and metric, with another margin: this one decides nothing",
     )
     decides: float | None = Field(
-        None,
+        default=None,
         description="the margin that decides the word: `margin`, or the one named at that earlier look; null where none was",
     )
 
@@ -130,23 +130,33 @@ class GuardRecord(Record):
     fired: bool = Field(description="")
     detail: str = Field(description="in words")
     applicable: bool = Field(
-        True, description="some gold answer occurs twice (only: constant predictor, something cut, not text)"
+        default=True,
+        description="some gold answer occurs twice (only: constant predictor, something cut, not text)",
     )
-    answer: str | None = Field(None, description="the answer given most often after the cut (only: as above)")
-    answer_gold: Number | None = Field(None, description="its share of the gold answers (only: as above)")
-    answer_before: Number | None = Field(None, description="its share of the answers before (only: as above)")
-    answer_after: Number | None = Field(None, description="and after (only: as above)")
+    answer: str | None = Field(
+        default=None, description="the answer given most often after the cut (only: as above)"
+    )
+    answer_gold: Number | None = Field(
+        default=None, description="its share of the gold answers (only: as above)"
+    )
+    answer_before: Number | None = Field(
+        default=None, description="its share of the answers before (only: as above)"
+    )
+    answer_after: Number | None = Field(default=None, description="and after (only: as above)")
     majority_baseline: Number | None = Field(
-        None, description="share of the most frequent gold answer (only: as above)"
+        default=None, description="share of the most frequent gold answer (only: as above)"
     )
     modal_share_before: Number | None = Field(
-        None, description="share of the most frequent answer before (only: as above)"
+        default=None, description="share of the most frequent answer before (only: as above)"
     )
-    modal_share_after: Number | None = Field(None, description="and after (only: as above)")
-    balanced_before: Number | None = Field(None, description="balanced accuracy before (only: as above)")
-    balanced_after: Number | None = Field(None, description="and after (only: as above)")
+    modal_share_after: Number | None = Field(default=None, description="and after (only: as above)")
+    balanced_before: Number | None = Field(
+        default=None, description="balanced accuracy before (only: as above)"
+    )
+    balanced_after: Number | None = Field(default=None, description="and after (only: as above)")
     constant_before: bool | None = Field(
-        None, description="the original, too, over-answered its own most frequent answer (only: as above)"
+        default=None,
+        description="the original, too, over-answered its own most frequent answer (only: as above)",
     )
 
 
@@ -158,16 +168,16 @@ class SideEffect(Record):
     higher_is_better: bool = Field(description="direction")
     n: int = Field(description="examples, chunks or continuations")
     before: IntervalRecord | ScoreRecord | None = Field(
-        None, description="the original model (only: a Score for accuracies)"
+        default=None, description="the original model (only: a Score for accuracies)"
     )
     after: IntervalRecord | ScoreRecord | None = Field(
-        None, description="the checkpoint (only: a Score for accuracies)"
+        default=None, description="the checkpoint (only: a Score for accuracies)"
     )
-    difference: IntervalRecord | None = Field(None, description="after − before (only: accuracies)")
-    ratio: IntervalRecord | None = Field(None, description="perplexity after / before (only: text)")
-    gained: bool | None = Field(None, description="in the right direction (only: accuracies)")
+    difference: IntervalRecord | None = Field(default=None, description="after − before (only: accuracies)")
+    ratio: IntervalRecord | None = Field(default=None, description="perplexity after / before (only: text)")
+    gained: bool | None = Field(default=None, description="in the right direction (only: accuracies)")
     detail: str | None = Field(
-        None, description="how many tokens are still the original's (only: continuations)"
+        default=None, description="how many tokens are still the original's (only: continuations)"
     )
 
 
@@ -177,10 +187,12 @@ class AlternativeRecord(Record):
     name: str = Field(description="`ban one token` or `label calibration`")
     applicable: bool = Field(description="this task has a place for it")
     detail: str = Field(description="what was done, or why not")
-    value: Number | None = Field(None, description="accuracy on `test` (only: applicable)")
-    ci: list[Number] | None = Field(None, description="its interval; null under 10 groups (only: applicable)")
-    n: int | None = Field(None, description="examples (only: applicable)")
-    groups: int | None = Field(None, description="groups (only: applicable)")
+    value: Number | None = Field(default=None, description="accuracy on `test` (only: applicable)")
+    ci: list[Number] | None = Field(
+        default=None, description="its interval; null under 10 groups (only: applicable)"
+    )
+    n: int | None = Field(default=None, description="examples (only: applicable)")
+    groups: int | None = Field(default=None, description="groups (only: applicable)")
 
 
 class ChoiceRecord(Record):
@@ -207,13 +219,16 @@ class CutRecord(Record):
     site: str = Field(description="the matrix, or what went")
     edit: str = Field(description="the edit in words")
     kind: str = Field(
-        "truncate", description="`truncate`, `remove_directions`, `drop` or `linearize`, as in plan.json"
+        default="truncate",
+        description="`truncate`, `remove_directions`, `drop` or `linearize`, as in plan.json",
     )
-    shape: list[int] | None = Field(None, description="out, in (only: truncate, remove_directions)")
-    rank: int | None = Field(None, description="components kept (only: truncate, remove_directions)")
-    full_rank: int | None = Field(None, description="components it had (only: truncate, remove_directions)")
+    shape: list[int] | None = Field(default=None, description="out, in (only: truncate, remove_directions)")
+    rank: int | None = Field(default=None, description="components kept (only: truncate, remove_directions)")
+    full_rank: int | None = Field(
+        default=None, description="components it had (only: truncate, remove_directions)"
+    )
     blocks: list[int] | None = Field(
-        None, description="the run of blocks that one linear map stands for (only: linearize)"
+        default=None, description="the run of blocks that one linear map stands for (only: linearize)"
     )
 
 
@@ -270,11 +285,11 @@ class ZeroedRecord(Record):
 class GainsRecord(Record):
     """What a cut saves: *before* is the dense model, *after* the cut one. `prune` measures no speed and no memory; bench does."""
 
-    model: str | None = Field(None, description="OUT as given (only: bench)")
-    against: str | None = Field(None, description="the dense model (only: bench)")
+    model: str | None = Field(default=None, description="OUT as given (only: bench)")
+    against: str | None = Field(default=None, description="the dense model (only: bench)")
     parameters: BeforeAfter = Field(description="tied ones once")
     bytes_on_disk: BeforeAfter | None = Field(
-        None,
+        default=None,
         description="of the safetensors files that hold the weights (only: null for a model in memory only)",
     )
     kv_bytes_per_token: BeforeAfter = Field(
@@ -284,26 +299,28 @@ class GainsRecord(Record):
         description="what of the cut model is zero, and stored and computed all the same"
     )
     peak_bytes: BeforeAfter | None = Field(
-        None, description="the larger of the next two (only: null where it was not measured)"
+        default=None, description="the larger of the next two (only: null where it was not measured)"
     )
     peak_bytes_prefill: BeforeAfter | None = Field(
-        None, description="peak memory of a prefill: the model and what it needs; bytes (only: as above)"
+        default=None,
+        description="peak memory of a prefill: the model and what it needs; bytes (only: as above)",
     )
     peak_bytes_decode: BeforeAfter | None = Field(
-        None, description="peak memory of decoding, cache included; bytes (only: as above)"
+        default=None, description="peak memory of decoding, cache included; bytes (only: as above)"
     )
     prefill: SpeedRecord | None = Field(
-        None, description="whole prompts at once; the limit is arithmetic (only: as above)"
+        default=None, description="whole prompts at once; the limit is arithmetic (only: as above)"
     )
     decode: SpeedRecord | None = Field(
-        None, description="greedy, token by token, with the cache; the limit is bytes read (only: as above)"
+        default=None,
+        description="greedy, token by token, with the cache; the limit is bytes read (only: as above)",
     )
-    shape: ShapeRecord | None = Field(None, description="what was run (only: as above)")
-    threads: int | None = Field(None, description="threads of torch (only: as above)")
+    shape: ShapeRecord | None = Field(default=None, description="what was run (only: as above)")
+    threads: int | None = Field(default=None, description="threads of torch (only: as above)")
     device: str = Field(description="what it ran on")
     dtype: str = Field(description="of the cut model")
     note: str | None = Field(
-        None,
+        default=None,
         description="lengths cut down to the context, sliding windows, unequal dtypes, zeroed parts (only: null: nothing to say)",
     )
 
@@ -314,12 +331,12 @@ class PlaceRecord(Record):
     place: str = Field(description="such as `transformers` or `vLLM`")
     loads: bool = Field(description="it loads there, or is expected to")
     evidence: str = Field(
-        "",
+        default="",
         description="`read back` (in this run), `run` (elsewhere, in the version that `detail` names), `expected` or `no`",
     )
-    detail: str = Field("", description="by what; `not tried` for `expected`; empty for `no`")
+    detail: str = Field(default="", description="by what; `not tried` for `expected`; empty for `no`")
     how: str = Field(description="the line of code; or why not")
-    condition: str = Field("", description="when it loads, where that is not always; else empty")
+    condition: str = Field(default="", description="when it loads, where that is not always; else empty")
 
 
 class LoadsRecord(Record):
@@ -328,7 +345,7 @@ class LoadsRecord(Record):
     form: str = Field(
         description="`stock`: of a stock class; `zeroed`: of a stock class in the original's shapes; `carved`: with a modelling file of its own"
     )
-    why: str = Field("", description="why no stock class can hold it; empty where one does")
+    why: str = Field(default="", description="why no stock class can hold it; empty where one does")
     where: list[PlaceRecord] = Field(description="each place that was considered")
 
 
@@ -336,15 +353,15 @@ class ModelRecord(Record):
     """The original model."""
 
     name: str = Field(description="MODEL as given")
-    revision: str | None = Field(None, description="`--revision`")
-    hub: bool = Field(False, description="it came from the hub")
+    revision: str | None = Field(default=None, description="`--revision`")
+    hub: bool = Field(default=False, description="it came from the hub")
     fingerprint: str = Field(description="digest of all parameters in the dtype used")
     family: str = Field(description="such as `llama`")
     architecture: str = Field(description="class name")
-    dtype: str = Field("", description="of the model in memory and on disk")
-    num_blocks: int = Field(0, description="blocks")
-    num_heads: int = Field(0, description="query heads of a block")
-    num_kv_heads: int = Field(0, description="KV groups of a block")
+    dtype: str = Field(default="", description="of the model in memory and on disk")
+    num_blocks: int = Field(default=0, description="blocks")
+    num_heads: int = Field(default=0, description="query heads of a block")
+    num_kv_heads: int = Field(default=0, description="KV groups of a block")
     matrices: list[str] = Field(default_factory=list, description="kinds of matrices every block has")
 
 
@@ -371,13 +388,15 @@ class SearchRecord(Record):
     model_config = ConfigDict(extra="allow")  # a method writes what it alone has
 
     method: str = Field(description="`laser`, `directions`, `depth`, `heads`, `ffns` or `components`")
-    proposed: int = Field(0, description="candidates that could have been judged")
-    screened_out: int | None = Field(None, description="left out by the screen (only: searches for gain)")
-    raced_out: int | None = Field(None, description="left the race early (only: searches for gain)")
-    exhaustive: bool | None = Field(None, description="no screen, no race (only: laser)")
-    protocol: str | None = Field(None, description="what ends the search (only: directions)")
+    proposed: int = Field(default=0, description="candidates that could have been judged")
+    screened_out: int | None = Field(
+        default=None, description="left out by the screen (only: searches for gain)"
+    )
+    raced_out: int | None = Field(default=None, description="left the race early (only: searches for gain)")
+    exhaustive: bool | None = Field(default=None, description="no screen, no race (only: laser)")
+    protocol: str | None = Field(default=None, description="what ends the search (only: directions)")
     choice: ChoiceRecord | None = Field(
-        None, description="what `select` says of the best plan (only: searches for gain)"
+        default=None, description="what `select` says of the best plan (only: searches for gain)"
     )
 
 
@@ -405,7 +424,8 @@ class DecisionRecord(Record):
         description="plans, each in one metric, that this ledger has opened this test split for, or one that overlaps with it"
     )
     non_inferiority: NonInferiorityRecord | None = Field(
-        None, description="is the loss within the margin; null where none was given, or nothing was cut"
+        default=None,
+        description="is the loss within the margin; null where none was given, or nothing was cut",
     )
     test: str = Field(description="the test in words")
     secondary: list[SecondaryRecord] = Field(
@@ -423,7 +443,9 @@ class VerdictRecord(DecisionRecord):
 
     sentence: str = Field(description="the verdict in one sentence")
     alternatives: list[AlternativeRecord] = Field(description="what could be had without a cut")
-    baseline: BaselineRecord | None = Field(None, description="the original on `select`, before the search")
+    baseline: BaselineRecord | None = Field(
+        default=None, description="the original on `select`, before the search"
+    )
     handed_over: HandedOverRecord = Field(
         default_factory=lambda: HandedOverRecord(holds="cut", unproven=None, edits=None),
         description="what the checkpoint holds",
@@ -435,12 +457,12 @@ class VerdictRecord(DecisionRecord):
     )
     cut: list[CutRecord] = Field(description="what was cut; empty: nothing")
     cut_summary: str = Field(
-        "",
+        default="",
         description="the same counted, such as `41 of 48 heads, 1 of 6 feed-forward networks`; or `nothing`",
     )
     parameters: ParametersRecord = Field(description="sizes")
-    gains: GainsRecord | None = Field(None, description="what the cut saves")
-    loads: LoadsRecord | None = Field(None, description="where the checkpoint loads")
+    gains: GainsRecord | None = Field(default=None, description="what the cut saves")
+    loads: LoadsRecord | None = Field(default=None, description="where the checkpoint loads")
     model: ModelRecord = Field(description="the original")
     written: WrittenRecord = Field(description="the checkpoint")
     task: TaskRecord = Field(description="what it was judged on")

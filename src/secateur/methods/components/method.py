@@ -17,6 +17,7 @@ from secateur.methods.options import StepConfig
 if TYPE_CHECKING:
     from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
     from secateur.evaluation.evaluator import Evaluator
     from secateur.methods.method import DryRun, Proposal, Reading
@@ -75,6 +76,12 @@ class Components(Method):
         from secateur.methods.components.forecast import measure
 
         measure(reading, session, judge)
+
+    def record_types(self) -> tuple[type[Record], type[Record]]:
+        """Return the types of its parts of verdict.json and analysis.json."""
+        from secateur.methods.components.records import ComponentsAnalysis, RemovalSearchRecord
+
+        return RemovalSearchRecord, ComponentsAnalysis
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
         """Return the curves of every order of removal, and what the parts are worth."""

@@ -14,6 +14,7 @@ from secateur.methods.options import BoundConfig
 if TYPE_CHECKING:
     from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
+    from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
     from secateur.evaluation.evaluator import Evaluator
     from secateur.methods.method import DryRun, Proposal, Reading
@@ -85,6 +86,12 @@ class Depth(Method):
         from secateur.methods.depth.forecast import measure
 
         measure(reading, session, judge, session.config(DepthConfig).form)
+
+    def record_types(self) -> tuple[type[Record], type[Record]]:
+        """Return the types of its parts of verdict.json and analysis.json."""
+        from secateur.methods.depth.records import DepthAnalysis, DepthSearchRecord
+
+        return DepthSearchRecord, DepthAnalysis
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSection]:
         """Return every form at every depth, and the order in which blocks went."""

@@ -127,6 +127,12 @@ class RemoveSingularDirections(Method):
 
         measure(reading, session, judge, under)
 
+    def record_types(self) -> tuple[type[Record], type[Record]]:
+        """Return the types of its parts of verdict.json and analysis.json."""
+        from secateur.methods.directions.records import DirectionsAnalysis, DirectionsSearchRecord
+
+        return DirectionsSearchRecord, DirectionsAnalysis
+
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
         """Return what each direction is worth, how good predictions were, how far it went, what directions say."""
         from secateur.methods.directions.records import DirectionsAnalysis

@@ -90,6 +90,12 @@ class Laser(Method):
 
         measure(reading, session, judge)
 
+    def record_types(self) -> tuple[type[Record], type[Record]]:
+        """Return the types of its parts of verdict.json and analysis.json."""
+        from secateur.methods.laser.records import LaserAnalysis, LaserSearchRecord
+
+        return LaserSearchRecord, LaserAnalysis
+
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
         """Return the sweep, curves, spectra, answers of components, and how good the screen was."""
         from secateur.methods.laser.records import LaserAnalysis
