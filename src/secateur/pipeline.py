@@ -71,7 +71,7 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
 
 
 def measured_baseline(session: Session) -> BaselineRecord:
-    """What the unchanged model can do on `select`, said before the search begins; with a warning where it is not shown
+    """Measure what the unchanged model can do on `select`, said before the search begins; with a warning where it is not shown
     to be more than chance."""
     found = baseline_of(session, session.task.split("select"))
     LOG.info("%s: %s", session.task.name, baseline_text(found))
@@ -81,7 +81,7 @@ def measured_baseline(session: Session) -> BaselineRecord:
 
 
 def baseline_of(session: Session, examples: Sequence[int]) -> BaselineRecord:
-    """What the unchanged model can do on some examples of `select`."""
+    """Return what the unchanged model can do on some examples of `select`."""
     outcomes = session.judge()([session.empty], examples, "baseline")[session.empty]
     metric, seed = session.objective.metric, session.options.seed
     return baseline(session.task, "select", examples, outcomes, metric, seed)

@@ -1,4 +1,4 @@
-"""What is to be run for some examples, added up: passes, padded tokens, positions that are scored."""
+"""The load of some examples, added up: passes, padded tokens, positions that are scored."""
 
 from __future__ import annotations
 

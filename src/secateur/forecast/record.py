@@ -146,7 +146,7 @@ def _stages(
 
 
 def _shown(work: Work, amounts: Amounts) -> dict[str, float]:
-    """What the table says of one work."""
+    """Return the counts that the table shows of one work."""
     judged = isinstance(work, Judged)
     gradients = isinstance(work, Read) and f"{work.what} example" in amounts
     return {
@@ -207,7 +207,7 @@ def _bytes(session: Session, loads: Loads, room: int) -> dict[str, int]:
 
 
 def _said(session: Session, fleet: DeviceFleet, machine: Machine | None, workers: int) -> list[str]:
-    """What the numbers rest on, in words."""
+    """Return the assumptions of the numbers, in words."""
     said = list(machine.said) if machine else ["no machine: FLOPs and bytes, no seconds"]
     if isinstance(session.loaded.tokenizer, Ruler):
         said.append("no tokenizer: about 1.3 tokens a word")
