@@ -71,8 +71,10 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
 
 
 def measured_baseline(session: Session) -> BaselineRecord:
-    """Measure what the unchanged model can do on `select`, said before the search begins; with a warning where it is not shown
-    to be more than chance."""
+    """Measure what the unchanged model can do on `select`, and say it before the search begins.
+
+    Warns where it is not shown to be more than chance.
+    """
     found = baseline_of(session, session.task.split("select"))
     LOG.info("%s: %s", session.task.name, baseline_text(found))
     if found.warning:

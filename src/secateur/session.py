@@ -131,7 +131,7 @@ class Session:
 
     @property
     def objective(self) -> Objective:
-        """The metric that is chosen by and decides: the one asked for, or the task's primary one. Raises: `TaskError`."""
+        """The metric that decides: the one asked for, or the task's primary one. Raises: `TaskError`."""
         name = self.options.objective or self.task.primary_metric
         fits = {
             "text": {"text_loss", "loss"},

@@ -28,7 +28,7 @@ RESUMABLE = ("prune", "demo", "apply", "finetune", "heal", "train")
 
 
 class Verbs(TyperGroup):
-    """The group of verbs: an error that a user can mend becomes one message and exit code 2; Ctrl-C says how to go on."""
+    """The group of verbs: a mistake of the user becomes one message and exit code 2; Ctrl-C says how to go on."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
