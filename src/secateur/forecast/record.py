@@ -16,7 +16,7 @@ from secateur.forecast.calibrate import calibrated
 from secateur.forecast.count import Amounts, Counted
 from secateur.forecast.dry_run import dry_run
 from secateur.forecast.fleet import DeviceFleet
-from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
+from secateur.forecast.load import CACHE_BYTES, Loads, OrderedExamples, places_of
 from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
 from secateur.forecast.records import FloorsRecord
 from secateur.forecast.work import Judged, Read, SideWork, Work, proof
@@ -108,7 +108,7 @@ def _works(session: Session, watched: Sequence[SideTask], luck: str) -> list[Wor
     return [*dry_run(session, luck, names), *proof(session, sides)]
 
 
-def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, Place]:
+def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, OrderedExamples]:
     return places_of(session, {_place(number): session.on(s.task) for number, s in enumerate(watched)})
 
 
