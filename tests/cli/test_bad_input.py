@@ -59,7 +59,7 @@ def refused_prune(out, model, task, *more, says):
     ("typed", "says"),
     [
         (["--method", "lasr"], ["unknown method 'lasr'", "Did you mean laser?"]),
-        (["--objective", "acuracy"], ["unknown objective 'acuracy'", "Did you mean accuracy"]),
+        (["--objective", "acuracy"], ["unknown --objective 'acuracy'", "Did you mean accuracy"]),
         (["--objective", "text_loss"], ["--objective text_loss", "choice task", "it may be accuracy"]),
         (["--matrices", "dwon"], ["unknown matrix 'dwon'", "Did you mean down"]),
         (["--matrices", ","], ["--matrices names none", "gate"]),

@@ -17,14 +17,16 @@ from secateur.evaluation.activation_cache import find_unchanged
 from secateur.evaluation.forward import Forward
 from secateur.forecast.calibrate import fitted
 from secateur.forecast.count import RERUN, Counted
+from secateur.forecast.dry_run import dry_run
 from secateur.forecast.load import Load, Loads, places_of
 from secateur.forecast.machine import Machine, svd_flops
-from secateur.forecast.work import EXPECTED, LEAST, MOST, Judged, Plans, empty, raced
+from secateur.forecast.work import Judged, Plans
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded, load_model
+from secateur.methods.method import LUCKS
 from secateur.methods.registry import read_options
-from secateur.session import open_session
+from secateur.session import early_session, open_session
 
 FACTS = ("builtin:facts", "builtin:facts")
 
@@ -113,16 +115,36 @@ def test_calls_of_the_model_are_counted_to_the_number(session):
     assert counted(session).judged(work)["call"] == len(calls) - traces
 
 
+def evaluations(luck: str, stage: str, **options: object) -> float:
+    """How many (plan, example) pairs a stage of a search is counted to ask."""
+    works = dry_run(early_session(read_options(*FACTS, **options)), luck, {})
+    return sum(work.evaluations for work in works if isinstance(work, Judged) and work.stage == stage)
+
+
 def test_a_race_lies_between_its_bounds_and_an_exhaustive_one_has_none():
-    plans = (empty(), Plans(99, 0))
-    total = {
-        luck: sum(work.evaluations for work in raced("race", plans, 500, luck))
-        for luck in (LEAST, EXPECTED, MOST)
-    }
-    assert total[LEAST] == pytest.approx(100 * 32 + 468)
-    assert total[LEAST] < total[EXPECTED] < total[MOST] == 100 * 500
-    (only,) = raced("race", plans, 500, LEAST, exhaustive=True)
-    assert only.evaluations == 100 * 500
+    """At the least all but the leader go at the first 32 examples, at the most nobody goes."""
+    small = {"matrices": ("down",), "compose": False}
+    n = len(early_session(read_options(*FACTS)).task.split("select"))
+    everybody = 1 + 36 // 3  # the model, and the third of 3 blocks' 12 ranks that the screen keeps
+    least, expected, most = (evaluations(luck, "race", **small) for luck in LUCKS)
+    assert least == everybody * 32 + n - 32
+    assert least < expected < most == everybody * n
+    assert evaluations("least", "race", exhaustive=True, **small) == (1 + 36) * n
+
+
+def test_a_dry_run_composes_as_often_as_is_stated():
+    """Never at the least; as expected one cut is added and then none; at the most every matrix is cut."""
+    least, expected, most = (evaluations(luck, "compose") for luck in LUCKS)
+    assert 0 == least < expected < most
+
+
+def test_a_dry_run_of_a_search_that_decides_nothing_asks_what_the_search_asks(tmp_path: Path):
+    """Plan by plan: the same judge is asked the same, with outcomes that are drawn."""
+    options = {"method": "depth", "by": "cosine", "form": "drop", "blocks": 2, "limit": 260}
+    works = dry_run(early_session(read_options(*FACTS, **options)), "most", {})
+    dry = sum(work.evaluations for work in works if isinstance(work, Judged) and work.place == "select")
+    found = secateur.prune(*FACTS, tmp_path / "out", **options).verdict
+    assert dry == found["evaluations"]
 
 
 def test_spectra_without_room_are_decomposed_in_every_round(session):
@@ -159,7 +181,7 @@ def test_evaluations_of_a_prune_that_decides_nothing_as_it_goes(options, tmp_pat
 
 def test_a_measured_prediction_has_seconds_in_order(session):
     told = secateur.plan_cost(*FACTS, layers=(2, 3), matrices=("down",), limit=260)
-    least, expected, most = (told["total"]["counts"][luck]["seconds"] for luck in (LEAST, EXPECTED, MOST))
+    least, expected, most = (told["total"]["counts"][luck]["seconds"] for luck in LUCKS)
     assert 0 < least <= expected <= most
     assert json.loads(json.dumps(told)) == told
 
@@ -202,7 +224,7 @@ def test_a_config_alone_is_enough(shape: Path):
     assert found[8]["parameters"] == 68_976_648_192
     assert found[8]["bytes"]["weights"] == 2 * 68_976_648_192
     assert (found[3]["workers"], found[8]["workers"]) == (1, 2)
-    alone, shared = (stages(found[devices], EXPECTED, "seconds")["verify"] for devices in (3, 8))
+    alone, shared = (stages(found[devices], "expected", "seconds")["verify"] for devices in (3, 8))
     assert shared < alone
     assert any("no tokenizer" in said for said in found[8]["assumptions"])
     with pytest.raises(ModelError):

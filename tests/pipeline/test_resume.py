@@ -185,7 +185,7 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
         pytest.param("secateur.methods.laser.search", "compose", marks=SLOW),
         pytest.param("secateur.checkpoint.save", "save", marks=SLOW),
         pytest.param("secateur.checkpoint.save", "assert_same", marks=SLOW),
-        ("secateur.verify", "decide"),
+        ("secateur.proof", "decide"),
         pytest.param("secateur.proof", "write_report", marks=SLOW),
         pytest.param("secateur.checkpoint.folder", "flush", marks=SLOW),
     ],
@@ -214,7 +214,7 @@ DIRECTIONS = [
     "--matrices", "up", "--layers", "1", "--limit", "200", "--allow-small", "-o", "out",
 ]  # fmt: skip
 READING = """
-from secateur.methods import effects
+from secateur.methods.directions import readings as effects
 read = effects.directions_effects
 def noted(*args, **kwargs):
     open("read", "a").write(kwargs["under"].identity + chr(10))

@@ -170,7 +170,7 @@ class DryJudge:
         if self._breaks(plan):
             value -= WORSE
         rows["correct"] = rows["correct_norm"] = 1.0
-        rows["loss"] = rows["choice_loss"] = -value
+        rows["loss"] = rows["choice_loss"] = 100 - value  # positive, as a loss is
         return rows
 
 
