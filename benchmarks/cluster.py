@@ -23,7 +23,7 @@ from random_model import Size, as_task, gptj, prompts
 
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
-from secateur.distributed.ask import on_ray
+from secateur.distributed.launch import on_ray
 from secateur.distributed.pool import RayWorkers
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.workers import EvaluationContext, Judged, Work

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.core.plan import Plan as Plan
     from secateur.core.plan import Truncate as Truncate
     from secateur.core.site import Site as Site
-    from secateur.distributed.ask import on_ray as on_ray
+    from secateur.distributed.launch import on_ray as on_ray
     from secateur.errors import SecateurError as SecateurError
     from secateur.given import texts as texts
     from secateur.result import Result as Result
@@ -56,7 +56,7 @@ _WHERE = {
     "train": "secateur.training.verbs",
     "load": "secateur.api",
     "texts": "secateur.given",
-    "on_ray": "secateur.distributed.ask",
+    "on_ray": "secateur.distributed.launch",
     "LinearityRegulariser": "secateur.training.regulariser",
     "RegularisedTrainer": "secateur.training.regulariser",
     "Result": "secateur.result",

@@ -42,7 +42,7 @@ def _tokens(flag: str, text: str) -> int:
 
 @dataclass(frozen=True)
 class Options:
-    """What is pruned, on which task, and what every method can be told; `config` holds what one method alone can.
+    """The model, the task, and the options of every method; `config` holds those of one method alone.
 
     What changes the result is in `command()`, what changes speed is not. `in_memory` is the model itself where it was
     handed over in Python; then `model` only names it.

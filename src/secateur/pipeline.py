@@ -50,9 +50,9 @@ def prune(
         session = session or open_session(options, None, progress, check)
         if options.spectra is not None:
             make_spectra_folder(Path(options.spectra))
-        hired = nullcontext() if workers is None else workers(session.loaded)
-        with hired as hands, Ledger.open(journal_file) as journal:
-            return _prune(replace(session, ledger=journal, workers=hands), folder, journal)
+        launched = nullcontext() if workers is None else workers(session.loaded)
+        with launched as pool, Ledger.open(journal_file) as journal:
+            return _prune(replace(session, ledger=journal, workers=pool), folder, journal)
 
 
 def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
@@ -63,16 +63,18 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
     journal.remember(run, "metric", session.objective.metric.name)
     journal.remember(run, "select", session.task.split("select"))
     start = measured_baseline(session)
-    found = method_named(session.options.method).search(session)
-    verdict = cut_and_verify(session, found, start, folder.staging)
+    proposal = method_named(session.options.method).search(session)
+    verdict = cut_and_verify(session, proposal, start, folder.staging)
     folder.publish()
     journal.finish_run(run, verdict["verdict"])
-    return Result(folder.out, verdict, found.plan)
+    return Result(folder.out, verdict, proposal.plan)
 
 
 def measured_baseline(session: Session) -> BaselineRecord:
-    """What the unchanged model can do on `select`, said before the search begins; with a warning where it is not shown
-    to be more than chance."""
+    """Measure what the unchanged model can do on `select`, and say it before the search begins.
+
+    Warns where it is not shown to be more than chance.
+    """
     found = baseline_of(session, session.task.split("select"))
     LOG.info("%s: %s", session.task.name, baseline_text(found))
     if found.warning:
@@ -81,7 +83,7 @@ def measured_baseline(session: Session) -> BaselineRecord:
 
 
 def baseline_of(session: Session, examples: Sequence[int]) -> BaselineRecord:
-    """What the unchanged model can do on some examples of `select`."""
+    """Return what the unchanged model can do on some examples of `select`."""
     outcomes = session.judge()([session.empty], examples, "baseline")[session.empty]
     metric, seed = session.objective.metric, session.options.seed
     return baseline(session.task, "select", examples, outcomes, metric, seed)

@@ -1,4 +1,4 @@
-"""What a run found out, as plain records for the report and for `--json`. Numpy and core only, no model."""
+"""Summaries of a run: cuts in words, measured values, facts by frequency, paraphrases, changed answers. No model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.tasks.example import Task
 
 
 class BlockSizes(Protocol):
-    """How many parts one block has."""
+    """The numbers of parts that one block has."""
 
     @property
     def num_heads(self) -> int: ...

@@ -105,7 +105,7 @@ class Session:
         return next(parts), next(parts)
 
     def evidence(self, examples: Sequence[int]) -> Evidence:
-        """What a search asks whether these examples of `select`, in this order, show a gain."""
+        """Return the test of whether these examples of `select`, in this order, show a gain."""
         return Evidence(self.objective.metric, self.task.groups(examples), seed=self.options.seed)
 
     def first_rows(self) -> list[tuple[int, ...]]:
@@ -131,7 +131,7 @@ class Session:
 
     @property
     def objective(self) -> Objective:
-        """What is chosen by and decides: the one asked for, or the task's primary metric. Raises `TaskError`."""
+        """The metric that decides: the one asked for, or the task's primary one. Raises: `TaskError`."""
         name = self.options.objective or self.task.primary_metric
         fits = {
             "text": {"text_loss", "loss"},

@@ -1,4 +1,4 @@
-"""What else is watched while one task is cut for: other phrasings of its questions, other tasks, plain text."""
+"""Side tasks, watched while a model is cut for another: other phrasings of its questions, other tasks, plain text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE_EXAMPLES = 200
 
 
 def side_effects(session: Session) -> list[SideTask]:
-    """What else is watched: the other phrasings of the test questions where the task has them, and the tasks of
+    """Return the side tasks: the other phrasings of the test questions where the task has them, and the tasks of
     `--side`, else what the embedded model brings along, else plain English."""
     given = session.options.side
     specs = (

@@ -36,7 +36,8 @@ from secateur.tasks.example import Example, Task
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from secateur.distributed import pool as pools  # noqa: E402
-from secateur.distributed.ask import Ask, on_ray  # noqa: E402
+from secateur.distributed.ask import Ask  # noqa: E402
+from secateur.distributed.launch import on_ray  # noqa: E402
 from secateur.distributed.worker import Shipped, Worker  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(  # of Ray's own, about what it leaves open when it ends

@@ -31,7 +31,8 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from ray.exceptions import ObjectLostError  # noqa: E402
 
 from secateur.distributed import pool as pools  # noqa: E402
-from secateur.distributed.ask import Ask, on_ray  # noqa: E402
+from secateur.distributed.ask import Ask  # noqa: E402
+from secateur.distributed.launch import on_ray  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(  # of Ray's own, about what it leaves open when it ends
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
@@ -169,7 +170,7 @@ def test_a_model_that_is_not_whole_there_is_the_users_error(two_cpus, loaded, mo
 @pytest.mark.parametrize("address", ["local:2", "127.0.0.1:{port}"])
 def test_one_process_is_on_one_ray(address, two_cpus, loaded, monkeypatch):
     """Neither a second Ray here, nor another cluster than asked for."""
-    monkeypatch.setattr("secateur.distributed.ask.knock", lambda address: None)
+    monkeypatch.setattr("secateur.distributed.launch.knock", lambda address: None)
     asked = address.format(port=int(two_cpus.rpartition(":")[2]) + 1)
     with pytest.raises(
         ClusterError, match=rf"--ray {asked}: this process is on the Ray at {two_cpus} already"

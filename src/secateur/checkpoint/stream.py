@@ -63,7 +63,7 @@ def mapped(model: str, run: Path, **loading: Any) -> Iterator[Loaded]:
 
 
 class Streamed(NamedTuple):
-    """How a checkpoint was streamed: each matrix that was decomposed, and the check that was made."""
+    """The record of streaming a checkpoint: each matrix that was decomposed, and the check that was made."""
 
     svd: list[DecompositionRecord]
     check: str

@@ -28,7 +28,7 @@ RESUMABLE = ("prune", "demo", "apply", "finetune", "heal", "train")
 
 
 class Verbs(TyperGroup):
-    """What a user can mend becomes one message on stderr and exit code 2; Ctrl-C says how to go on."""
+    """The group of verbs: a mistake of the user becomes one message and exit code 2; Ctrl-C says how to go on."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
@@ -59,7 +59,7 @@ def _complain(message: str) -> None:
 
 
 class Lines(logging.Handler):
-    """What is said on the way, warnings among it, as lines on stderr, above a progress bar where there is one."""
+    """Write log messages, warnings among them, as lines on stderr, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.echo(f"secateur: {one_line(record.getMessage())}", err=True)

@@ -46,7 +46,7 @@ def hire(address: str | None, workers: int | None, cpus: float | None, gpus: flo
         if (workers, cpus, gpus) != (None, None, None):
             raise ClusterError("--workers, --cpus-per-worker and --gpus-per-worker are for --ray.")
         return None
-    from secateur.distributed.ask import on_ray
+    from secateur.distributed.launch import on_ray
 
     cpus = 1.0 if cpus is None else cpus
     return on_ray(address, workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)

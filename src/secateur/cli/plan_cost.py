@@ -57,7 +57,7 @@ def plan_cost(
     quiet: Quiet = False,
     **options: Any,
 ) -> None:
-    """What `prune` with these options will take, before it starts.
+    """Forecast what `prune` with these options will take, before it starts.
 
     Plans, evaluations, FLOPs, bytes and time, stage by stage: expected, and in brackets the least and the most that a
     search can come to.

@@ -45,7 +45,7 @@ IN_BYTES = {STAGES["write"], STAGES["check"]}
 
 
 class Amount(MofNCompleteColumn):
-    """How many of how many; of stages that count bytes in GB."""
+    """A column of a progress bar: done and total, in GB for stages that count bytes."""
 
     def render(self, task: Task) -> Text:
         if task.description not in IN_BYTES:

@@ -24,7 +24,7 @@ from secateur.tasks.example import Task
 
 
 class Floors(TypedDict):
-    """What takes no model; None where there is no such thing."""
+    """Scores that take no model; None where there is no such thing."""
 
     chance: float | None
     majority: AnswerRecord | None

@@ -1,1 +1,1 @@
-"""What a search will cost before it starts: work counted from shapes, seconds by measured or by stated rates."""
+"""The cost of a search before it starts: work counted from shapes, seconds by measured or by stated rates."""

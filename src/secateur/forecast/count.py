@@ -105,7 +105,7 @@ class Counted:
         return self._parts(block, frozenset(self.anatomy.matrix_kinds), load) + self._scores(block, load)
 
     def _inside(self, block: int, kinds: set[str], load: Load) -> float:
-        """What an edit of these kinds makes run again; everything where nothing is said of the inside."""
+        """Return FLOPs of the layers that an edit of these kinds makes run again; of all where no kind is named."""
         if not kinds:
             return self._block(block, load)
         parts = frozenset().union(*(RERUN[kind] for kind in kinds))

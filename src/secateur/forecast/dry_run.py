@@ -35,7 +35,7 @@ FIRST_RUNG = 32  # examples, as in `search.race.race`
 
 @dataclass
 class Recorder:
-    """What a search asked so far, as works in order, and what it already knows."""
+    """Record what a search asks, as works in order, and what it knows by then."""
 
     luck: str
     habits: Habits
@@ -51,7 +51,7 @@ class Recorder:
 
     @contextmanager
     def at(self, stage: str) -> Iterator[None]:
-        """What is asked meanwhile belongs to this stage."""
+        """Count what is asked meanwhile to this stage."""
         before, self.stage = self.stage, stage
         try:
             yield
@@ -225,7 +225,7 @@ class DrySession(Session):
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """What is asked meanwhile belongs to this stage."""
+        """Count what is asked meanwhile to this stage."""
         with self.recorder.at(stage):
             yield
 

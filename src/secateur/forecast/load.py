@@ -1,4 +1,4 @@
-"""What is to be run for some examples, added up: passes, padded tokens, positions that are scored."""
+"""The load of some examples, added up: passes, padded tokens, positions that are scored."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_of(batches: Sequence[Batch], examples: int) -> Load:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class OrderedExamples:
     """Examples of a session in the order in which a search takes them."""
 
     examples: Sequence[int]
@@ -54,7 +54,7 @@ class Place:
 class Loads:
     """The loads of every place, packed as the evaluator packs. `width`: bytes of one token's activations."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, OrderedExamples]
     packing: Packing
     width: int
     _known: dict[tuple[str, int, int, bool], Load] = field(default_factory=dict)
@@ -75,11 +75,13 @@ class Loads:
         return sum((load_of(self.packing.pack(encoded, shard), len(shard)) for shard in cut), Load())
 
 
-def places_of(session: Session, sides: Mapping[str, Session]) -> dict[str, Place]:
+def places_of(session: Session, sides: Mapping[str, Session]) -> dict[str, OrderedExamples]:
     """The splits in the order of the search, of `test` all that a verdict reads; and every side by its name."""
     found = {
-        "probe": Place(session.task.split("probe"), session),
-        "test": Place(tested(session.task), session),
-        "select": Place(session.shuffled("select"), session),
+        "probe": OrderedExamples(session.task.split("probe"), session),
+        "test": OrderedExamples(tested(session.task), session),
+        "select": OrderedExamples(session.shuffled("select"), session),
     }
-    return found | {name: Place(range(len(side.task.examples)), side) for name, side in sides.items()}
+    return found | {
+        name: OrderedExamples(range(len(side.task.examples)), side) for name, side in sides.items()
+    }

@@ -16,7 +16,7 @@ from secateur.forecast.calibrate import calibrated
 from secateur.forecast.count import Amounts, Counted
 from secateur.forecast.dry_run import dry_run
 from secateur.forecast.fleet import DeviceFleet
-from secateur.forecast.load import CACHE_BYTES, Loads, Place, places_of
+from secateur.forecast.load import CACHE_BYTES, Loads, OrderedExamples, places_of
 from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
 from secateur.forecast.records import FloorsRecord
 from secateur.forecast.work import Judged, Read, SideWork, Work, proof
@@ -108,7 +108,7 @@ def _works(session: Session, watched: Sequence[SideTask], luck: str) -> list[Wor
     return [*dry_run(session, luck, names), *proof(session, sides)]
 
 
-def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, Place]:
+def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, OrderedExamples]:
     return places_of(session, {_place(number): session.on(s.task) for number, s in enumerate(watched)})
 
 
@@ -146,7 +146,7 @@ def _stages(
 
 
 def _shown(work: Work, amounts: Amounts) -> dict[str, float]:
-    """What the table says of one work."""
+    """Return the counts that the table shows of one work."""
     judged = isinstance(work, Judged)
     gradients = isinstance(work, Read) and f"{work.what} example" in amounts
     return {
@@ -207,7 +207,7 @@ def _bytes(session: Session, loads: Loads, room: int) -> dict[str, int]:
 
 
 def _said(session: Session, fleet: DeviceFleet, machine: Machine | None, workers: int) -> list[str]:
-    """What the numbers rest on, in words."""
+    """Return the assumptions of the numbers, in words."""
     said = list(machine.said) if machine else ["no machine: FLOPs and bytes, no seconds"]
     if isinstance(session.loaded.tokenizer, Ruler):
         said.append("no tokenizer: about 1.3 tokens a word")

@@ -1,4 +1,4 @@
-"""What a forward pass must compute and must read, counted on the model itself: the limit of any speedup.
+"""The arithmetic and the memory traffic of a forward pass, counted on the model itself: the limit of any speedup.
 
 Counts shapes and calls, so it holds for uneven and factorized models too; measures no time, changes nothing.
 """
@@ -35,7 +35,7 @@ class Attended:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one prefill of `batch` prompts of `prompt` tokens takes, and the decoding after it.
+    """The cost of one prefill of `batch` prompts of `prompt` tokens, and of the decoding after it.
 
     `matmul_flops`: 2 for each weight and each position it is applied to; an unembedding that is computed at the last
     position only counts there only. `weight_bytes`: what one decoding step reads of the weights; rows that are looked

@@ -63,7 +63,7 @@ LUCKS = (
 
 @dataclass(frozen=True)
 class Habits:
-    """How a search decides where a forecast draws the outcomes.
+    """The decisions of a search where a forecast draws the outcomes.
 
     Args:
         surviving: Share of a race's runners that stay after each rung, as expected.
@@ -110,7 +110,7 @@ class Reading:
 
 
 class DryRun(Protocol):
-    """What a search is run with when it is only counted: its session judges by drawn outcomes, readings are noted."""
+    """A run of a search that is only counted: its session judges by drawn outcomes, readings are noted."""
 
     luck: str
 

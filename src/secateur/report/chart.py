@@ -1,4 +1,4 @@
-"""What every figure shares: colors, axes, and `Figure` itself, a plain plotly.js dictionary with its table.
+"""The primitives of every figure: colors, axes, and `Figure` itself, a plain plotly.js dictionary with its table.
 
 Imports no plotly: the tests validate the dictionaries against plotly's own schema.
 """

@@ -19,7 +19,7 @@ MOST_ITEMS = 8  # edits that are listed before the rest is folded
 
 @dataclass(frozen=True)
 class Tried:
-    """What a search looked at, for the map of the model. A method tells it; the page does not know methods.
+    """The sites that a search looked at, for the map of the model. A method tells it; the page does not know methods.
 
     Args:
         sites: Matrices that candidates were about.

@@ -52,7 +52,7 @@ class EpochLosses:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training did.
+    """The outcome of a training.
 
     Args:
         history: Losses from the untrained model (epoch 0) on.

@@ -80,7 +80,7 @@ class ProvenanceRecord(Record):
 
 
 class DecompositionRecord(Record):
-    """How one matrix was decomposed while a checkpoint was streamed, and how exactly."""
+    """The decomposition of one matrix while a checkpoint was streamed, and its error."""
 
     matrix: str = Field(description="its site")
     shape: list[int] = Field(description="out, in")

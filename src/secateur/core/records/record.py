@@ -1,4 +1,4 @@
-"""What all records share: how they are written as JSON and read back."""
+"""The base class of all records: they are written as JSON and read back."""
 
 from __future__ import annotations
 

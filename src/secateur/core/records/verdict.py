@@ -67,7 +67,7 @@ class AnswerRecord(Record):
 
 
 class BaselineRecord(Record):
-    """What the unchanged model can do, beside what needs no model."""
+    """The score of the unchanged model, beside scores that need no model."""
 
     split: str = Field(description="of the score: `select`, or what `eval` was asked for")
     metric: str = Field(description="the metric that decides")
@@ -86,7 +86,7 @@ class BaselineRecord(Record):
 
 
 class HandedOverRecord(Record):
-    """What the checkpoint holds, and where a plan lies that was not carried out."""
+    """The content of the checkpoint, and the place of a plan that was not carried out."""
 
     holds: str = Field(description="`cut` or `original`: the weights in the checkpoint")
     unproven: str | None = Field(
@@ -283,7 +283,7 @@ class ZeroedRecord(Record):
 
 
 class GainsRecord(Record):
-    """What a cut saves: *before* is the dense model, *after* the cut one. `prune` measures no speed and no memory; bench does."""
+    """The savings of a cut: *before* is the dense model, *after* the cut one. `prune` measures no speed and no memory; bench does."""
 
     model: str | None = Field(default=None, description="OUT as given (only: bench)")
     against: str | None = Field(default=None, description="the dense model (only: bench)")
@@ -383,7 +383,7 @@ class TaskRecord(Record):
 
 
 class SearchRecord(Record):
-    """How the search went. Each method writes more keys of its own; those that several have are named here."""
+    """The course of the search. Each method writes more keys of its own; those that several have are named here."""
 
     model_config = ConfigDict(extra="allow")  # a method writes what it alone has
 

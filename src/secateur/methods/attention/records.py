@@ -9,7 +9,7 @@ from secateur.core.records.record import Number, Record
 
 
 class AttentionSearchRecord(Record):
-    """How attentions were dropped."""
+    """The course of dropping attentions."""
 
     method: str = Field(description="`attention`")
     proposed: int = Field(description="different plans that were judged, the original not counted")
@@ -26,7 +26,7 @@ class AttentionPoint(Record):
 
 
 class AttentionAnalysis(Record):
-    """What the report shows of dropping attentions."""
+    """The part of analysis.json about dropped attentions."""
 
     base: BaseRecord = Field(description="the original on `select`")
     attentions: list[AttentionPoint] = Field(description="every depth, from the original on")

@@ -273,7 +273,8 @@ class _MatrixSums:
         if inputs is not None:
             second = inputs.second[None]
             if self._of_inputs:  # the block of each head
-                blocks = inputs.second.unflatten(0, (self._num, -1)).unflatten(2, (self._num, -1))
+                blocks = torch.unflatten(inputs.second, 0, (self._num, -1))
+                blocks = torch.unflatten(blocks, 2, (self._num, -1))
                 second = torch.stack([blocks[n, :, n] for n in range(self._num)])
             return directions(self._pieces(), second)
         if self._heads is not None:
@@ -300,7 +301,7 @@ class _MatrixSums:
 
     def _split(self, values: Tensor) -> Tensor:
         """Return (..., width) as (heads, ..., width of a head)."""
-        return values.unflatten(-1, (self._num, -1)).movedim(-2, 0)
+        return torch.unflatten(values, -1, (self._num, -1)).movedim(-2, 0)
 
     def effects(self, inputs: Moments, n: int) -> Iterator[MatrixEffects]:
         """Return effects: of one example e = b · (row · x̄) − a, and so are the sums over `n`; squares likewise."""

@@ -171,8 +171,13 @@ def direction_words(
     """
     anatomy = loaded.anatomy
     unembedding = loaded.parameter(f"{anatomy.unembedding}.weight")
-    readable = anatomy.final_norm is not None and anatomy.foldable and unembedding.shape[1] == anatomy.d_model
-    if not numbers or edit.matrix.part not in ("o", "down", "v") or not readable:
+    readable = anatomy.foldable and unembedding.shape[1] == anatomy.d_model
+    if (
+        not numbers
+        or edit.matrix.part not in ("o", "down", "v")
+        or not readable
+        or anatomy.final_norm is None
+    ):
         return []
     to_stream = _values_to_stream(loaded, edit.matrix.block) if edit.matrix.part == "v" else None
     if edit.matrix.part == "v" and to_stream is None:
@@ -186,7 +191,7 @@ def direction_words(
         piece, index = divmod(number, basis.shape[2])
         vector = basis[piece, :, index]
         if to_stream is not None:  # the columns of the piece's head
-            vector = to_stream.unflatten(1, (basis.shape[0], -1))[:, piece] @ vector
+            vector = torch.unflatten(to_stream, 1, (basis.shape[0], -1))[:, piece] @ vector
         vector = vector.to(loaded.model.dtype)
         # half the difference of both signs leaves out a norm's bias
         logits = unembedding.float() @ ((norm(vector) - norm(-vector)) / 2).float()
@@ -202,13 +207,13 @@ def _values_to_stream(loaded: Loaded, block: int) -> Float[Tensor, "d_model valu
         return None
     o = matrix.read(loaded.parameter(matrix.weight)).float()
     queries = widths.num_heads // widths.num_kv_heads
-    return o.unflatten(1, (widths.num_kv_heads, queries, anatomy.d_head)).sum(2).flatten(1)
+    return torch.unflatten(o, 1, (widths.num_kv_heads, queries, anatomy.d_head)).sum(2).flatten(1)
 
 
 def _extreme_tokens(loaded: Loaded, logits: Float[Tensor, " vocab"], largest: bool) -> Tokens:
     top = logits.topk(min(MOST, len(logits) // 2), largest=largest)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return tuple((loaded.tokenizer.decode([token]), value) for token, value in pairs)
+    return tuple((str(loaded.tokenizer.decode([token])), value) for token, value in pairs)
 
 
 # ----------------------------------------------------------------------------------------------- the reading of `probe`
