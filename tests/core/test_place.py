@@ -6,29 +6,29 @@ import pytest
 from fixtures.encoders import ENCODERS
 from fixtures.zoo import ZOO
 
-from secateur.core.place import Place
+from secateur.core.place import ReadableSite
 from secateur.core.site import Site
 from secateur.errors import UnknownName
 from secateur.hf.readable import readable_from, readable_of
 from secateur.probes.hooks import FINER, hook_points
 
 PLACES = {
-    "b3": Place(3),
-    "b3.attn": Place(3, "attn"),
-    "b12.attn.h7": Place(12, "attn", 7),
-    "b0.attn.h0": Place(0, "attn", 0),
-    "b3.gate": Place(3, "gate"),
-    "enc.b3": Place(3, stack="enc."),
-    "enc.b3.q": Place(3, "q", stack="enc."),
-    "dec.b3.cross": Place(3, "cross", stack="dec."),
-    "dec.b3.cross.h7": Place(3, "cross", 7, "dec."),
-    "dec.b3.cross.q": Place(3, "cross.q", stack="dec."),
+    "b3": ReadableSite(3),
+    "b3.attn": ReadableSite(3, "attn"),
+    "b12.attn.h7": ReadableSite(12, "attn", 7),
+    "b0.attn.h0": ReadableSite(0, "attn", 0),
+    "b3.gate": ReadableSite(3, "gate"),
+    "enc.b3": ReadableSite(3, stack="enc."),
+    "enc.b3.q": ReadableSite(3, "q", stack="enc."),
+    "dec.b3.cross": ReadableSite(3, "cross", stack="dec."),
+    "dec.b3.cross.h7": ReadableSite(3, "cross", 7, "dec."),
+    "dec.b3.cross.q": ReadableSite(3, "cross.q", stack="dec."),
 }
 
 
 @pytest.mark.parametrize(("text", "place"), PLACES.items())
 def test_what_is_parsed_is_printed(text, place):
-    assert Place.parse(text) == place
+    assert ReadableSite.parse(text) == place
     assert str(place) == text
     assert place.is_matrix == text.endswith((".gate", ".q"))
 
@@ -53,7 +53,7 @@ def test_what_is_parsed_is_printed(text, place):
 )
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UnknownName, match="no place in a model"):
-        Place.parse(text)
+        ReadableSite.parse(text)
 
 
 @pytest.mark.parametrize("name", sorted([*ZOO, *ENCODERS]))
@@ -64,7 +64,7 @@ def test_every_place_that_is_read_has_an_address_of_its_own(name, as_loaded):
     places = [tap for tap in hook_points(readable, finer=FINER) if tap.kind != "last"]
     sites = [unit.site for tap in places for unit in tap.units] + [t.site for t in places if not t.units]
     assert len(set(sites)) == len(sites) > 20
-    assert [str(Place.parse(site)) for site in sites] == sites
+    assert [str(ReadableSite.parse(site)) for site in sites] == sites
     if readable.kind == "decoder":
         assert [str(Site.parse(site)) for site in sites] == sites
 

@@ -15,7 +15,7 @@ from test_linearity_probe import HELD_OUT, SEQUENCES, WIDE, check, gathered, of,
 from torch import nn
 from transformers import PreTrainedModel
 
-from secateur.core.place import Place
+from secateur.core.place import ReadableSite
 from secateur.core.plan import Plan
 from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
@@ -68,7 +68,7 @@ def test_decoders(name: str, as_loaded: Callable) -> None:
     loaded = as_loaded(tiny(name, torch.float64))
     readable, anatomy = readable_of(loaded), loaded.anatomy
     rows = read(readable, blocks=range(1, 2))
-    places = [Place.parse(site) for site in rows]
+    places = [ReadableSite.parse(site) for site in rows]
     assert {place.kind for place in places if place.is_matrix} == set(anatomy.matrix_kinds) - {"o", "down"}
     assert {place.block for place in places} == {1}
     block, paths = (

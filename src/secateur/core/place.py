@@ -24,7 +24,7 @@ _PATTERN = re.compile(
 
 
 @dataclass(frozen=True)
-class Place:
+class ReadableSite:
     """The address of one readable part.
 
     `stack` is empty, `enc.` or `dec.`. `kind` is empty (the block), a sublayer (`attn`, `cross`, `mlp`), or a
@@ -37,7 +37,7 @@ class Place:
     stack: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> ReadableSite:
         """Return the place that `text` names. Raises: `UnknownName` for text that is not an address."""
         match = _PATTERN.fullmatch(text)
         if match is None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from secateur.core.place import Place
+from secateur.core.place import ReadableSite
 from secateur.hf.matrices import Ranges
 from secateur.hf.modeling_secateur import LowRank
 from secateur.hf.weights import read
@@ -98,4 +98,4 @@ class Stack:
 
     def site(self, number: int, kind: str = "", head: int | None = None) -> str:
         """Return an address: `b3`, `enc.b3`, `dec.b3.cross`, `dec.b3.cross.h7`."""
-        return str(Place(number, kind, head, self.prefix))
+        return str(ReadableSite(number, kind, head, self.prefix))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from secateur.core.place import ATTENTIONS, Place
+from secateur.core.place import ATTENTIONS, ReadableSite
 from secateur.core.records.probe import (
     LinearityRecord,
     ProbeRecord,
@@ -273,7 +273,7 @@ def block_maps(models: Sequence[ProfileRecord]) -> list[Figure]:
     held out and without outlier tokens; parts and matrices by block, heads by block."""
     figures = []
     for model in models:
-        places = [(Place.parse(row.site), row) for row in model.rows if row.added]
+        places = [(ReadableSite.parse(row.site), row) for row in model.rows if row.added]
         for stack in model.norms:
             inner = [(place, row) for place, row in places if place.stack == stack and place.kind]
             if not any(place.is_matrix or place.head is not None for place, _ in inner):
