@@ -142,6 +142,14 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def inattentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small run that drops an attention."""
+    folder = tmp_path_factory.mktemp("docs") / "inattentive"
+    options = {"method": "attention", "attentions": 1, "limit": 260}
+    return secateur.prune("builtin:facts", "builtin:facts", folder, **options).out
+
+
+@pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run on two tasks."""
     folder = tmp_path_factory.mktemp("docs") / "together"
@@ -190,10 +198,11 @@ def _two_answers(place: Path) -> str:
 
 
 def test_every_record_is_as_documented(
-    out: Path, removed: Path, directed: Path, shortened: Path, together: Path, tuned: Path, unlucky: Path
-) -> None:
+    out: Path, removed: Path, directed: Path, shortened: Path, inattentive: Path, together: Path, tuned: Path,
+    unlucky: Path,
+) -> None:  # fmt: skip
     tables, seen = _tables(), {}
-    runs = (out, removed, directed, shortened, together, unlucky / "out")
+    runs = (out, removed, directed, shortened, inattentive, together, unlucky / "out")
     for kind, folder in ((kind, f) for f in runs for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []
