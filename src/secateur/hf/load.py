@@ -91,7 +91,7 @@ class Loaded:
         return end_ids(self.model, self.tokenizer)
 
     @property
-    def machine(self) -> dict[str, str | None]:
+    def machine(self) -> dict[str, Any]:
         """Return the options of `load_model` that put another model on the same devices."""
         return vars(self.placement) if self.placement.device_map else {"device": str(self.device)}
 

@@ -34,7 +34,8 @@ class Record(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values. Keys that were never set are left out; numbers that are not finite are None."""
-        return finite(self.model_dump(exclude_unset=True))
+        values: dict[str, Any] = finite(self.model_dump(exclude_unset=True))
+        return values
 
     @classmethod
     def from_values(
