@@ -186,7 +186,7 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
         pytest.param("secateur.checkpoint.save", "save", marks=SLOW),
         pytest.param("secateur.checkpoint.save", "assert_same", marks=SLOW),
         ("secateur.proof", "decide"),
-        pytest.param("secateur.proof", "write_report", marks=SLOW),
+        pytest.param("secateur.proof", "write_run_report", marks=SLOW),
         pytest.param("secateur.checkpoint.folder", "flush", marks=SLOW),
     ],
 )
