@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.core.finite import finite
-from secateur.core.ranges import whole_number, whole_numbers
+from secateur.core.ranges import whole_numbers
 from secateur.core.reading import as_written
 from secateur.errors import OutputError, SecateurError
 
@@ -184,24 +184,6 @@ def already_told(out: Path) -> str:
     return f"{out} already holds the result of this command; --overwrite runs it again."
 
 
-def as_api(**given: Any) -> dict[str, Any]:
-    """Command-line values as the API wants them. Raises `SecateurError` for words it cannot read."""
-    options = dict(given)
-    if "grid" in options:
-        options |= _grid(options.pop("grid"))
-    if options.get("offload_folder") is not None:
-        options["offload_folder"] = str(options["offload_folder"])
-    if "batch_size" in options:
-        options["max_tokens"] = _tokens(options.pop("batch_size"))
-    return options
-
-
-def _grid(name: str) -> dict[str, Any]:
-    if name not in ("full", "paper"):
-        raise SecateurError(f"--grid {name!r}: write full or paper.")
-    return {"small_ranks": ()} if name == "paper" else {}
-
-
 def given_plan(plan: Path | None, edits: list[str] | None) -> Path | list[str] | None:
     """--plan or --edit, whichever was given."""
     if plan is not None and edits:
@@ -215,12 +197,3 @@ def numbers_of(text: str, option: str = "--shots", such: str = "0,1,5") -> list[
     if numbers is None:
         raise SecateurError(f"{option} {text!r}: write a number, or several such as {such}.")
     return numbers
-
-
-def _tokens(text: str) -> int:
-    if text == "auto":
-        return 0
-    tokens = whole_number(text)
-    if not tokens:
-        raise SecateurError(f"--batch-size {text!r}: write auto, or a number of tokens such as 2048.")
-    return tokens

@@ -6,7 +6,7 @@ The command line, Python keywords, messages and documents are read off these fie
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
 from types import UnionType
@@ -126,10 +126,6 @@ class Config:
 
     def check_beside(self, common: Any) -> None:
         """Raise `SecateurError` where an option for all methods makes no sense with this one."""
-
-    def given(self) -> Mapping[str, Any]:
-        """Return the value of every option, by name."""
-        return {one.name: vars(self)[one.name] for one in options_of(self)}
 
 
 def check_options(options: Any) -> None:

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from secateur.core.site import MATRICES
 from secateur.errors import UnknownName
 
-STACKS = ("enc.", "dec.")
 ATTENTIONS = ("attn", "cross")
-SUBLAYERS = (*ATTENTIONS, "mlp")
 
 _MATRIX = "|".join(MATRICES)
 _PATTERN = re.compile(

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secateur.errors import UnknownName, nearest
-
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
@@ -98,13 +96,6 @@ METRICS: Mapping[str, Metric] = {
         Metric("top10", "top10", "share", True),
     )
 }
-
-
-def metric_named(name: str) -> Metric:
-    """Return the metric called `name`. Raises: `UnknownName`."""
-    if name not in METRICS:
-        raise UnknownName(f"unknown metric {name!r}.{nearest(name, METRICS)}")
-    return METRICS[name]
 
 
 @dataclass(frozen=True)

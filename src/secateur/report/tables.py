@@ -92,19 +92,6 @@ def provenance(verdict: VerdictRecord, plan: PlanRecord) -> str:
     return folded_facts(facts)
 
 
-def probe_provenance(
-    model: str, what: Sequence[str], tasks: Sequence[str], versions: Mapping[str, str] | None
-) -> str:
-    """Return the same for the readings of a probe."""
-    facts = {
-        "model": text(model),
-        "read": joined(*what),
-        "tasks": joined(*tasks),
-        "versions": joined(*(f"{name} {value}" for name, value in (versions or {}).items())),
-    }
-    return folded_facts(facts)
-
-
 def folded_facts(facts: Mapping[str, str]) -> str:
     """Return facts about where numbers come from as one folded block; names are text of ours, values are HTML."""
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
-from secateur.core.config import Named, option, options_of
+from secateur.core.config import ALL_MATRICES, Named, option, options_of
 from secateur.core.origin import Origin
 from secateur.core.ranges import SEED, check_ranges, real, whole, whole_numbers
 from secateur.core.site import check_matrix_words
@@ -15,7 +15,6 @@ from secateur.hf.size import Size
 from secateur.options import Options
 
 TRAINABLE = ("probe", "select")
-ALL = ("all",)
 TASK_OPTIONS = (  # options of `prune` that say how a model and a task are opened
     "revision", "test_task", "seed", "split_seed", "limit", "shots", "seqlen", "chat", "allow_small", "skip_long",
     "dtype", "device", "max_tokens", "trust_remote_code",
@@ -67,7 +66,7 @@ class Tuning:
         "A",
     )
     lora_targets: tuple[str, ...] = option(
-        ALL,
+        ALL_MATRICES,
         "Matrices that get adapters, such as q,v or o,down, attn, mlp.",
         "NAMES",
         read=lambda flag, text: names_of(text),
@@ -82,7 +81,7 @@ class Tuning:
                 raise UnknownName(f"unknown split {name!r} to train on.{nearest(name, TRAINABLE)}")
         check_ranges(self, TrainingError)
         check_matrix_words(self.lora_targets)
-        if self.lora is None and (self.lora_alpha is not None or self.lora_targets != ALL):
+        if self.lora is None and (self.lora_alpha is not None or self.lora_targets != ALL_MATRICES):
             raise TrainingError("--lora-alpha and --lora-targets say how adapters are: give --lora RANK too.")
 
     @property
