@@ -281,3 +281,12 @@ def test_what_stays_light_imports_no_torch(run):
         [sys.executable, "-c", f"{run}\n{heavy}\nassert not found, found"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_help_page_waits_for_no_statistics():
+    """scipy.stats alone takes half a second to import."""
+    run = "from typer.testing import CliRunner; from secateur.cli.app import app;"
+    run += "assert CliRunner().invoke(app, ['prune', '--help']).exit_code == 0;"
+    run += "import sys; assert 'scipy' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from typing import Any
 from secateur.errors import SecateurError
 
 MOST = 2**31 - 1  # of anything that is counted: more would only overflow in some library below
+LEAST_SHARE = 1e-4  # of a step, or of a target: one head at a time of the largest models
 SEED = 2**32 - 1  # the largest that numpy's and torch's generators both take
 _KEY = "range"
 

@@ -12,22 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
-import numpy as np
-
 from secateur.core.config import Config
-from secateur.core.plan import Plan
-from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.methods.options import GainConfig
-from secateur.search.race import Choice, Judge
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
+    from secateur.core.site import Site
     from secateur.evaluation.evaluator import Evaluator
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
+    from secateur.search.race import Choice, Judge
     from secateur.session import Session
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.core.config import ALL_MATRICES, Config, option, share, words_of
-from secateur.core.ranges import real
+from secateur.core.ranges import LEAST_SHARE, real
 from secateur.core.site import check_matrix_words
 from secateur.errors import UnknownName
-from secateur.search.removal import SMALLEST
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class StepConfig(BoundConfig):
     """Options of methods that take parts out step by step."""
 
     target: float | None = option(
-        real(None, SMALLEST, 1, such="70%"), "Take out this share, such as 70%.", "SHARE", read=share
+        real(None, LEAST_SHARE, 1, such="70%"), "Take out this share, such as 70%.", "SHARE", read=share
     )
     step: float = option(
-        real(0.1, SMALLEST, 1, such="10%"),
+        real(0.1, LEAST_SHARE, 1, such="10%"),
         "How much goes at a time.",
         "SHARE",
         read=share,

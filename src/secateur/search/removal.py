@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from secateur.core.plan import Drop, Plan
+from secateur.core.ranges import LEAST_SHARE
 from secateur.core.score import Metric, loss_or_worst
 from secateur.core.site import Site
 from secateur.errors import SecateurError
@@ -24,7 +25,6 @@ Read = Callable[
     [Plan, str], Importance
 ]  # (plan, kind of part) to the importance of the parts left under the plan
 
-SMALLEST = 1e-4  # share of a step, or of a target: one head at a time of the largest models
 RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
 
 
@@ -79,9 +79,9 @@ class Removal:
 def steps(step: float, target: float | None = None) -> list[float]:
     """Return the shares at which a removal stops: multiples of `step` up to 1, and `target`, ascending.
 
-    Both are from `SMALLEST` to 1.
+    Both are from `LEAST_SHARE` to 1.
     """
-    assert SMALLEST <= step <= 1, step
+    assert LEAST_SHARE <= step <= 1, step
     regular = {round(step * number, 6) for number in range(1, int(1 / step + 1e-9) + 1)}
     return sorted(regular | {1.0} | ({target} if target is not None else set()))
 

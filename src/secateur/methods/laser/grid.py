@@ -12,12 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
 from secateur.core.site import Site
+from secateur.methods.laser.method import PAPER_FRACTIONS, SMALL_RANKS
 from secateur.search.evidence import Evidence
 from secateur.search.race import Judge, Objective, Race, choose, race
-
-PAPER_FRACTIONS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
-# on small matrices the fractions never reach them, and rank 1 won in our trials
-SMALL_RANKS = (0, 1, 2, 3, 5)
 
 
 def ranks(

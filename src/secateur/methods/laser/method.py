@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from secateur.core.config import option
 from secateur.core.ranges import real, whole
 from secateur.errors import SecateurError
-from secateur.methods.laser.grid import PAPER_FRACTIONS, SMALL_RANKS
 from secateur.methods.method import Habits, Method, own_part
 from secateur.methods.options import GainConfig
 from secateur.options import matrices_of
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
+
+PAPER_FRACTIONS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
+# on small matrices the fractions never reach them, and rank 1 won in our trials
+SMALL_RANKS = (0, 1, 2, 3, 5)
 
 
 def _read_grid(flag: str, name: str) -> tuple[int, ...]:
