@@ -23,14 +23,13 @@ from secateur.hf.load import Loaded
 from secateur.methods.method import Habits, Reading
 from secateur.methods.registry import method_named
 from secateur.search.evidence import Evidence
-from secateur.search.race import Objective
+from secateur.search.race import FIRST_RUNG, Objective
 from secateur.session import Session
 from secateur.tasks.example import Task
 
 LOG = logging.getLogger("secateur")
 DRAWS = 200  # of sign flips: outcomes are drawn far apart, so few settle what is shown to gain
 WORSE = 10.0  # by how much a plan that is to leave a race is worse, in the metric's unit
-FIRST_RUNG = 32  # examples, as in `search.race.race`
 
 
 @dataclass
@@ -41,22 +40,12 @@ class Recorder:
     habits: Habits
     stage: str = "search"
     works: list[Work] = field(default_factory=list)
-    known: dict[tuple[str, int, Plan], int] = field(
-        default_factory=dict
-    )  # (place, first example, plan) → examples
+    # examples that a plan was judged on, by place and the first of them
+    known: dict[tuple[str, int, Plan], int] = field(default_factory=dict)
     quality: dict[Plan, float] = field(default_factory=dict)
     leaves: dict[Plan, int] = field(default_factory=dict)  # the example count at which a plan falls behind
     drawn: int = 0  # numbers
     gains: int = 0  # times that a search found something better so far
-
-    @contextmanager
-    def at(self, stage: str) -> Iterator[None]:
-        """Count what is asked meanwhile to this stage."""
-        before, self.stage = self.stage, stage
-        try:
-            yield
-        finally:
-            self.stage = before
 
     def draw(self) -> float:
         """Return the next of a sequence of numbers that fill 0 to 1 evenly: multiples of the golden ratio, modulo 1."""
@@ -99,13 +88,16 @@ class DryJudge:
     """In the place of an evaluator: counts, and draws outcomes."""
 
     session: DrySession
-    place: str  # a split of the task, or a side task
-    recorder: Recorder
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder of the session."""
+        return self.session.recorder
 
     def __call__(
         self, plans: Sequence[Plan], examples: Sequence[int], stage: str = "judge"
     ) -> dict[Plan, np.ndarray]:
-        place = self.place or self.session.split_of(examples)
+        place = self.session.place or self.session.split_of(examples)
         self._record(plans, place, examples)
         self.recorder.draw_qualities(plans)
         return {plan: self._outcomes(plan, examples) for plan in plans}
@@ -162,9 +154,8 @@ class DryJudge:
         rows = np.zeros(len(examples), OUTCOME)
         rows["example"], rows["tokens"] = examples, 1
         value = np.full(len(examples), self.recorder.quality[plan])
-        value += (
-            1e-6 * np.asarray(examples) / max(1, len(self.session.task.examples))
-        )  # no two examples alike
+        # no two examples alike
+        value += 1e-6 * np.asarray(examples) / max(1, len(self.session.task.examples))
         if plan in self.recorder.leaves:
             value[self.recorder.leaves[plan] // 2 :] -= WORSE
         if self._breaks(plan):
@@ -210,7 +201,7 @@ class DrySession(Session):
 
     def judge(self, **changes: Any) -> Any:
         """Return a judge that counts."""
-        return DryJudge(self, self.place, self.recorder)
+        return DryJudge(self)
 
     @property
     def objective(self) -> Objective:
@@ -226,8 +217,11 @@ class DrySession(Session):
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Count what is asked meanwhile to this stage."""
-        with self.recorder.at(stage):
+        before, self.recorder.stage = self.recorder.stage, stage
+        try:
             yield
+        finally:
+            self.recorder.stage = before
 
     def on(self, task: Task, loaded: Loaded | None = None) -> DrySession:
         """Return the same with a side task."""
@@ -237,7 +231,7 @@ class DrySession(Session):
 
     def split_of(self, examples: Sequence[int]) -> str:
         """Return the split that these examples are of."""
-        return next(name for name in ("select", "probe", "test") if examples[0] in set(self.task.split(name)))
+        return next(name for name in ("select", "probe", "test") if examples[0] in self.task.split(name))
 
 
 def dry_run(session: Session, luck: str, sides: Mapping[str, str]) -> list[Work]:

@@ -17,6 +17,7 @@ from secateur.core.score import METRICS, Metric
 from secateur.core.stats import paired_z
 from secateur.search.evidence import SHOWN, Evidence
 
+FIRST_RUNG = 32  # examples of the first round of a race
 Judge = Callable[[Sequence[Plan], Sequence[int], str], Mapping[Plan, np.ndarray]]
 
 
@@ -65,7 +66,7 @@ def race(
     judge: Judge,
     objective: Objective,
     *,
-    first: int = 32,
+    first: int = FIRST_RUNG,
     z: float = 3.0,
     stage: str = "race",
 ) -> Race:
