@@ -30,39 +30,34 @@ def keywords_text() -> str:
     """Return the content of the file."""
     common = {one.name: one for one in options_of(Options)}
     own = {one.name: one for method in OURS for one in options_of(method.Config) if one.name not in common}
+    shots, task = [common.pop("shots")], [common.pop(name) for name in TASK_OPTIONS if name != "shots"]
     return "\n".join(
         [
             HEAD,
-            "",
-            "class CommonOptions(TypedDict, total=False):",
-            '    """Options of every verb that reads a model on a task."""',
-            "",
-            *_fields(common.values()),
-            "",
-            "",
-            "class TrainingOptions(TypedDict, total=False):",
-            '    """Options of `finetune` and `heal` that say what model and task are."""',
-            "",
-            *_fields(one for one in common.values() if one.name in TASK_OPTIONS),
-            "",
-            "",
-            "class PruneOptions(CommonOptions, total=False):",
-            '    """Options of `prune`: those of every method, and of each."""',
-            "",
-            *_fields(own.values()),
-            "",
-            "",
-            "class ProbeOptions(TypedDict, total=False):",
-            '    """Options of `probe`, which takes several numbers of shots itself."""',
-            "",
-            *_fields(one for one in (common | own).values() if one.name != "shots"),
-            "",
+            *_class("TaskOptions", "", "Options that say how model and task are opened.", task),
+            *_class(
+                "ReadingOptions", "TaskOptions", "Options of every verb that reads a model.", common.values()
+            ),
+            *_class("CommonOptions", "ReadingOptions", "Those, and solved examples.", shots),
+            *_class(
+                "TrainingOptions", "TaskOptions", "Options of model and task of `finetune`, `heal`.", shots
+            ),
+            *_class("MethodOptions", "", "Options of one method of `prune` or more.", own.values()),
+            *_class("PruneOptions", "CommonOptions, MethodOptions", "Options of `prune`."),
+            *_class(
+                "ProbeOptions",
+                "ReadingOptions, MethodOptions",
+                "Options of `probe`, which takes several numbers of shots itself.",
+            ),
         ]
     )
 
 
-def _fields(options: Iterable[Named]) -> list[str]:
-    return [f"    {one.name}: {annotation_of(one)}" for one in options]
+def _class(name: str, bases: str, doc: str, options: Iterable[Named] = ()) -> list[str]:
+    """Return the lines of one TypedDict."""
+    fields = [f"    {one.name}: {annotation_of(one)}" for one in options]
+    head = f"class {name}({bases or 'TypedDict'}, total=False):"
+    return ["", head, f'    """{doc}"""', *([""] if fields else []), *fields, ""]
 
 
 if __name__ == "__main__":

@@ -8,55 +8,52 @@ from typing import TypedDict
 from secateur.given import OneTask, Tasks
 
 
-class CommonOptions(TypedDict, total=False):
-    """Options of every verb that reads a model on a task."""
+class TaskOptions(TypedDict, total=False):
+    """Options that say how model and task are opened."""
 
+    revision: str | None
     test_task: OneTask | None
+    seed: int
+    split_seed: int
+    limit: int | None
+    seqlen: int
+    chat: bool
+    allow_small: bool
+    skip_long: bool
+    dtype: str
+    device: str
+    max_tokens: int | str
+    trust_remote_code: bool
+
+
+class ReadingOptions(TaskOptions, total=False):
+    """Options of every verb that reads a model."""
+
     side: Tasks
     objective: str | None
     layers: tuple[int, int] | str | None
     zeroed: bool
     factorize: bool
-    seed: int
-    split_seed: int
-    limit: int | None
-    shots: int
-    seqlen: int
-    chat: bool
-    allow_small: bool
-    skip_long: bool
-    revision: str | None
-    dtype: str
-    device: str
     device_map: str | None
     offload_folder: str | None
     max_memory: str | None
     spectra: str | None
-    max_tokens: int | str
-    trust_remote_code: bool
 
 
-class TrainingOptions(TypedDict, total=False):
-    """Options of `finetune` and `heal` that say what model and task are."""
+class CommonOptions(ReadingOptions, total=False):
+    """Those, and solved examples."""
 
-    test_task: OneTask | None
-    seed: int
-    split_seed: int
-    limit: int | None
     shots: int
-    seqlen: int
-    chat: bool
-    allow_small: bool
-    skip_long: bool
-    revision: str | None
-    dtype: str
-    device: str
-    max_tokens: int | str
-    trust_remote_code: bool
 
 
-class PruneOptions(CommonOptions, total=False):
-    """Options of `prune`: those of every method, and of each."""
+class TrainingOptions(TaskOptions, total=False):
+    """Options of model and task of `finetune`, `heal`."""
+
+    shots: int
+
+
+class MethodOptions(TypedDict, total=False):
+    """Options of one method of `prune` or more."""
 
     matrices: Sequence[str] | str
     exhaustive: bool
@@ -86,54 +83,9 @@ class PruneOptions(CommonOptions, total=False):
     portable: bool
 
 
-class ProbeOptions(TypedDict, total=False):
+class PruneOptions(CommonOptions, MethodOptions, total=False):
+    """Options of `prune`."""
+
+
+class ProbeOptions(ReadingOptions, MethodOptions, total=False):
     """Options of `probe`, which takes several numbers of shots itself."""
-
-    test_task: OneTask | None
-    side: Tasks
-    objective: str | None
-    layers: tuple[int, int] | str | None
-    zeroed: bool
-    factorize: bool
-    seed: int
-    split_seed: int
-    limit: int | None
-    seqlen: int
-    chat: bool
-    allow_small: bool
-    skip_long: bool
-    revision: str | None
-    dtype: str
-    device: str
-    device_map: str | None
-    offload_folder: str | None
-    max_memory: str | None
-    spectra: str | None
-    max_tokens: int | str
-    trust_remote_code: bool
-    matrices: Sequence[str] | str
-    exhaustive: bool
-    keep_unproven: bool
-    fractions: Sequence[float]
-    small_ranks: Sequence[int] | str
-    compose: bool
-    max_loss: float | None
-    target: float | str | None
-    step: float | str
-    rescore: bool
-    protocol: str | None
-    per_head: bool
-    overall: bool
-    dynamic: bool
-    weakest: bool | None
-    second_order: bool
-    whitened: bool
-    blocks: int | None
-    by: str
-    form: str
-    contiguous: bool
-    rank: int | None
-    attentions: int | None
-    params: float | str | None
-    random_orders: int
-    portable: bool

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from secateur.core.config import Config, Named, check_options, option, options_of
 from secateur.core.form import Form
@@ -136,10 +136,6 @@ class Options:
         False, "Run the code a checkpoint brings along.", flags="--trust-remote-code"
     )
 
-    SPEED_ONLY: ClassVar[tuple[str, ...]] = (
-        "device", "device_map", "offload_folder", "max_memory", "spectra", "max_tokens",
-    )  # fmt: skip
-
     def __post_init__(self) -> None:
         check_options(self)
         for name in ("spectra", "test_task", "revision"):
@@ -158,7 +154,7 @@ class Options:
             )
         if len(set(self.tasks)) < len(self.tasks):
             raise SecateurError(f"a --task is given twice: {', '.join(self.tasks)}. Each counts once.")
-        Form(self.zeroed, self.factorize, self.config.portable)  # raises for two that exclude each other
+        self.written_as  # noqa: B018  raises for two that exclude each other
         self.config.check_beside(self)
 
     @property
@@ -202,6 +198,9 @@ class Options:
         for holder in (self, self.config):
             for one in options_of(holder):
                 yield one, vars(holder)[one.name]
+
+
+SPEED_ONLY = frozenset(one.name for one in options_of(Options) if one.option.speed_only)
 
 
 def layers_of(anatomy: Anatomy, options: Options) -> range:

@@ -72,7 +72,8 @@ def method_reading(name: str) -> Method:
     raise UnknownName(f"unknown probe {name!r}.{nearest(name, method_readings())}")
 
 
-def method_options() -> dict[str, tuple[Named, list[str]]]:
+@cache
+def method_options() -> Mapping[str, tuple[Named, list[str]]]:
     """Return the options that not all methods have: each by its name, with the methods that have it."""
     options: dict[str, tuple[Named, list[str]]] = {}
     for method in methods().values():

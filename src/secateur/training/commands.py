@@ -13,7 +13,7 @@ from pydantic import JsonValue
 
 from secateur.core.distributed import world
 from secateur.hf.size import Size
-from secateur.options import Options
+from secateur.options import SPEED_ONLY, Options
 from secateur.training.options import (
     FINETUNE_DEFAULTS,
     HEAL_DEFAULTS,
@@ -57,7 +57,7 @@ def train_command(recipe: Recipe, tuning: Tuning) -> TrainCommandRecord:
 
 def _shared(options: Options, tuning: Tuning) -> dict[str, object]:
     """Return the options of task and tuning; those of adapters and of several processes only where there are any."""
-    of_task = {name: vars(options)[name] for name in TASK_OPTIONS if name not in Options.SPEED_ONLY}
+    of_task = {name: vars(options)[name] for name in TASK_OPTIONS if name not in SPEED_ONLY}
     of_tuning = asdict(tuning) | {name: ",".join(vars(tuning)[name]) for name in ("split", "lora_targets")}
     kept = {name: value for name, value in of_tuning.items() if tuning.lora or not name.startswith("lora")}
     processes = {"processes": world()} if world() > 1 else {}
