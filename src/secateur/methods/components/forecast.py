@@ -9,11 +9,10 @@ from secateur.core.records.probe import ComponentsRecord
 from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
 from secateur.methods.components.method import ComponentsConfig
-from secateur.methods.components.readings import MAX_PROBED, whole_ffns
+from secateur.methods.components.readings import MAX_PROBED, ffns_left
 from secateur.methods.components.search import groups_of
 from secateur.methods.method import DryRun, Reading
 from secateur.methods.removal import side_values
-from secateur.options import layers_of
 from secateur.probing.components import BY_GRADIENT
 from secateur.search.race import Judge
 from secateur.session import Session
@@ -48,10 +47,7 @@ class DryRemovalReadings:
         anatomy, empty = self._session.loaded.anatomy, self._session.empty
         if anatomy.attending and ("heads", empty) not in self._read:
             self._gradients("heads")
-        if (
-            whole_ffns(anatomy, layers_of(anatomy, self._session.options))
-            and ("ffns", empty) not in self._read
-        ):
+        if ffns_left(self._session, empty) and ("ffns", empty) not in self._read:
             self._ablation(empty)
         self._dry.read(Reading("behavior", "probe", 0, ()))
         return ComponentsRecord()
@@ -65,8 +61,7 @@ class DryRemovalReadings:
         self._dry.read(Reading(NAMES[kind], "probe", len(self._probe), (), passes=2.0))
 
     def _ablation(self, plan: Plan) -> None:
-        anatomy, gone = self._session.loaded.anatomy, set(plan.dropped)
-        left = [s for s in whole_ffns(anatomy, layers_of(anatomy, self._session.options)) if s not in gone]
+        left = ffns_left(self._session, plan)
         self._judge([plan, *(plan + Drop(site) for site in left)], self._probe, "ablation")
 
 

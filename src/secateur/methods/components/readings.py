@@ -45,6 +45,13 @@ def whole_ffns(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
     return tuple(site for block in blocks if droppable(site := Site(block, "mlp"), anatomy))
 
 
+def ffns_left(session: Session, plan: Plan) -> list[Site]:
+    """Return the feed-forward networks of the blocks asked for that can go and that `plan` leaves."""
+    anatomy, gone = session.loaded.anatomy, set(plan.dropped)
+    whole = whole_ffns(anatomy, layers_of(anatomy, session.options))
+    return [site for site in whole if site not in gone]
+
+
 class RemovalReader:
     """The readings of a real model; see `search.RemovalReadings`."""
 
@@ -72,7 +79,7 @@ class RemovalReader:
         by_kind: dict[str, dict[str, Readings]] = {}
         if anatomy.attending:
             by_kind["heads"] = {"importance": self._gradients("heads", session.empty)}
-        if whole_ffns(anatomy, layers_of(anatomy, session.options)):
+        if ffns_left(session, session.empty):
             by_kind["ffns"] = {"loss": self._ablation(session.empty)}
         n = len(self._probe)
         reading = TaskReading(session.task.name, session.options.shots, n, n, by_kind)
@@ -105,8 +112,6 @@ class RemovalReader:
 
     def _ablation(self, plan: Plan) -> Readings:
         """Return the loss without each of the feed-forward networks that are left; accuracy ties on few examples."""
-        anatomy = self._session.loaded.anatomy
-        ffns = whole_ffns(anatomy, layers_of(anatomy, self._session.options))
-        left = [site for site in ffns if site not in set(plan.dropped)]
+        left = ffns_left(self._session, plan)
         by_metric = ablation_importance(self._judge, left, self._probe, split="probe", base=plan)
         return next(readings for metric, readings in by_metric.items() if "loss" in metric)
