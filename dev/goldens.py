@@ -243,7 +243,7 @@ def read_page(text: str) -> dict[str, Any]:
 
 
 def drawn_numbers(data: Any) -> Any:
-    """What a figure draws, with the numbers of its texts in place of the texts; without colors."""
+    """Return the numbers that a figure draws, those of its texts in place of the texts; without colors."""
     if isinstance(data, dict):
         return {key: drawn_numbers(value) for key, value in data.items() if "color" not in key}
     if isinstance(data, list):
@@ -383,7 +383,7 @@ def run_case(name: str, src: Path, data: Path) -> dict[str, Any]:
 
 
 def of_base(name: str, commit: str, cache: Path, data: Path) -> dict[str, Any]:
-    """What the base gives for a case: from the cache, or by running it."""
+    """Return the results of the base for a case: from the cache, or by running it."""
     made_of = [cases()[name], READS, sys.version, version("torch"), version("transformers"), str(data)]
     path = cache / commit / f"{name}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]}.json"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What people have in Python is taken: models in memory, rows, texts; signatures say what there is."""
+"""The Python API takes models in memory, rows and texts, and its signatures name every option."""
 
 from __future__ import annotations
 

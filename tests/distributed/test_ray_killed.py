@@ -14,6 +14,7 @@ import sys
 import time
 
 import pytest
+from fixtures.killed import counting
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -31,19 +32,6 @@ WORDS = [
     "-o",
     "out",
 ]
-COUNTING = """
-import os, signal
-from secateur.core.ledger import Ledger
-record, calls = Ledger.record, []
-def counted(self, scope, plan, outcomes, *, seconds):
-    record(self, scope, plan, outcomes, seconds=seconds)
-    calls.append(len(outcomes))
-    with open("counted", "a") as log:
-        log.write(f"{len(outcomes)}\\n")
-    if len(calls) == DEATH:
-        os.kill(os.getpid(), signal.SIGNAL)
-Ledger.record = counted
-"""
 LEAVING = """
 import os, signal, sys
 from ray.cluster_utils import Cluster
@@ -78,10 +66,6 @@ def run(folder, before="", *more) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
     )
-
-
-def counting(death=0, by="SIGKILL") -> str:
-    return COUNTING.replace("DEATH", str(death)).replace("SIGNAL", by)
 
 
 def judged(folder) -> list[tuple]:

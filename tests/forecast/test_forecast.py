@@ -116,7 +116,7 @@ def test_calls_of_the_model_are_counted_to_the_number(session):
 
 
 def evaluations(luck: str, stage: str, **options: object) -> float:
-    """How many (plan, example) pairs a stage of a search is counted to ask."""
+    """Return the (plan, example) pairs that a stage of a search is counted to ask."""
     works = dry_run(early_session(read_options(*FACTS, **options)), luck, {})
     return sum(work.evaluations for work in works if isinstance(work, Judged) and work.stage == stage)
 

@@ -18,6 +18,7 @@ import time
 
 import pytest
 from fixtures.folders import questions, save_model, secateur, write_rows
+from fixtures.killed import counting
 from fixtures.zoo import tiny
 
 from secateur.core.ledger import Ledger
@@ -42,19 +43,6 @@ for line in sys.stdin:
         sys.argv = ["secateur", *job["words"]]
         main()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-COUNTING = """
-import os, signal
-from secateur.core.ledger import Ledger
-record, calls = Ledger.record, []
-def counted(self, scope, plan, outcomes, *, seconds):
-    record(self, scope, plan, outcomes, seconds=seconds)
-    calls.append(len(outcomes))
-    with open("counted", "a") as log:
-        log.write(f"{len(outcomes)}\\n")
-    if len(calls) == DEATH:
-        os.kill(os.getpid(), signal.SIGKILL)
-Ledger.record = counted
 """
 DYING = """
 import os, signal
@@ -101,10 +89,6 @@ def run():
 def write_side(folder):
     row = {"prompt": "Ada lives in", "answer": " Rome", "choices": [" Rome", " Oslo"]}
     write_rows(folder / "side.jsonl", [row | {"id": str(number)} for number in range(2)])
-
-
-def counting(death=0):
-    return COUNTING.replace("DEATH", str(death))
 
 
 def dying(place, name):
