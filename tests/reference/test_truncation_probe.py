@@ -274,5 +274,6 @@ def test_readings_say_what_they_are(as_loaded):
     assert (found.unit, found.split, found.n, found.low_is_removable) == ("nats", "probe", 3, True)
     assert list(found.values) == [str(edit) for edit in edits]
     assert found.ranked()[0][1] == min(found.values.values())
-    assert steps == [("screen", i + 1, len(edits)) for i in range(len(edits))]  # one group of spectra each
+    blocks = loaded.anatomy.num_blocks
+    assert steps == [("screen", i + 1, blocks) for i in range(blocks)]
     assert type(found).from_json(found.to_json()) == found

@@ -215,6 +215,11 @@ def _claims(edit: Edit) -> list[Site]:
     return [*map(Site, edit.blocks), *([] if into is None else [into])]
 
 
+def blocks_of(edit: Edit) -> tuple[int, ...]:
+    """Return the blocks that an edit changes, ascending."""
+    return tuple(sorted({site.block for site in _claims(edit)}))
+
+
 @dataclass(frozen=True)
 class Plan:
     """Edits in canonical order, for the model with fingerprint `model`. The empty plan leaves a model as it is.

@@ -7,8 +7,8 @@ caches stay the model's own business.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -95,16 +95,74 @@ class Forward:
     def through(self, block: str) -> Float[Tensor, "1 2 d_model"]:
         """Return the output of `block` (its path) on the embeddings of two tokens, while all other blocks stand
         aside."""
-        caught: list[Any] = []
-        handle = self._model.get_submodule(block).register_forward_hook(lambda m, a, out: caught.append(out))
-        with ExitStack() as stack:
-            stack.callback(handle.remove)
-            for number, name in enumerate(self._anatomy.blocks):
-                if name != block:
-                    stack.enter_context(self._standin(number, _unchanged))
+        with self._output_of(self._anatomy.blocks.index(block)) as caught:
             self._run_two_tokens()
-        output: Tensor = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
-        return output
+        return caught[0]
+
+    def alone(
+        self, block: int, tokens: Tensor, entering: Float[Tensor, "rows length d_model"]
+    ) -> Float[Tensor, "rows length d_model"]:
+        """Return what leaves a block for what enters it, while all other blocks stand aside.
+
+        Args:
+            tokens: The rows that it is about, from which the model makes positions and masks.
+        """
+        with (
+            self._output_of(block) as caught,
+            replaced_input(self._blocks[block], lambda _: entering),
+            gathered(self._head, torch.zeros(1, dtype=torch.long, device=self.device)),
+        ):
+            self._model(input_ids=tokens.to(self.device), use_cache=False)
+        return caught[0]
+
+    @contextmanager
+    def _output_of(self, block: int) -> Iterator[list[Tensor]]:
+        """Make all other blocks return their input; yield the list that gets what this one returns."""
+        caught: list[Tensor] = []
+        with ExitStack() as stack:
+            for number in range(len(self._blocks)):
+                if number != block:
+                    stack.enter_context(self._standin(number, _unchanged))
+            handle = self._blocks[block].register_forward_hook(
+                lambda module, args, output: caught.append(output[0] if isinstance(output, tuple) else output)
+            )
+            stack.callback(handle.remove)
+            yield caught
+
+    @contextmanager
+    def from_blocks(
+        self, blocks: Sequence[int], entering: Mapping[int, list[Tensor]], leaving: dict[int, Tensor]
+    ) -> Iterator[None]:
+        """Let a graph begin at the lowest of some blocks, while the context is open.
+
+        Args:
+            entering: Gets the activations that enter each of the blocks, without the graph.
+            leaving: Gets those that leave it, in the graph.
+        """
+
+        def begin(hidden: Tensor) -> Tensor:
+            return hidden.detach().requires_grad_()
+
+        def after(number: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[object, ...], output: Any) -> None:
+                leaving[number] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        def before(number: int) -> Change:
+            def note(hidden: Tensor) -> Tensor:
+                entering[number].append(hidden.detach())
+                return hidden
+
+            return note
+
+        with ExitStack() as stack:
+            stack.enter_context(replaced_input(self._blocks[min(blocks)], begin))
+            for number in blocks:
+                stack.enter_context(replaced_input(self._blocks[number], before(number)))
+                handle = self._blocks[number].register_forward_hook(after(number))
+                stack.callback(handle.remove)
+            yield
 
     def logits(
         self,
@@ -158,6 +216,24 @@ def _positionwise(anatomy: Anatomy) -> list[str]:
         return alone
     whole = anatomy.mlps[last]
     return [whole, *(module for module in alone if not module.startswith(whole + "."))]
+
+
+@contextmanager
+def replaced_input(block: nn.Module, change: Change) -> Iterator[None]:
+    """Give a block another input than it is called with, while the context is open."""
+
+    def hook(
+        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def gathered(head: nn.Module, keep: Tensor) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
 
 MEBI = 2**20
+CACHE_BYTES = 1024 * MEBI  # of activations
 Judged = tuple[Plan, np.ndarray, float]  # OUTCOME rows of a plan on some examples, and the seconds they took
 
 
@@ -37,7 +38,7 @@ class Limits:
 
     max_tokens: int = 0
     logit_bytes: int = 0
-    cache_bytes: int = 1024 * MEBI
+    cache_bytes: int = CACHE_BYTES
     spectra: str | None = None
 
     def packing(self, anatomy: Anatomy, *, on_cpu: bool, model_bytes: int) -> Packing:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.core.plan import Truncate
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
-from secateur.evaluation.batching import Batch, Packing, with_room
+from secateur.evaluation.batching import Packing, with_room
 from secateur.evaluation.evaluator import Evaluator
-from secateur.evaluation.forward import gathered
+from secateur.evaluation.workers import CACHE_BYTES
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.hf.weights import reread
 from secateur.linalg.spectrum import Spectrum
 from secateur.methods.laser.records import TailRecord
+from secateur.probes.answer_loss import AnswerLoss
+from secateur.probes.block_gradients import BlockGradients, read_blocks
 from secateur.session import Session, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
 MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
 MOST_ANSWERS = 8  # different answers that a record lists, so many as a card of the report has lines
-
-Scores = dict[tuple[int, int], float]  # by example and continuation
 
 
 class LaserProbe:
@@ -65,6 +62,7 @@ class LaserProbe:
             spectra=self._judge.spectra,
             packing=self._judge.packing,
             contrast=contrast,
+            room=self._judge.limits.cache_bytes,
             progress=session.progress,
         )
         if session.ledger is not None:
@@ -131,6 +129,7 @@ def truncation_effects(
     spectra: Spectra,
     packing: Packing,
     contrast: bool = False,
+    room: int = CACHE_BYTES,
     progress: Progress = silent,
 ) -> tuple[Readings, Readings]:
     """Return the predicted change of the mean loss with each candidate, negative where cutting helps.
@@ -144,13 +143,14 @@ def truncation_effects(
         examples: Numbers of those that are read.
         spectra: Decompositions of the model's matrices.
         contrast: Take the log-loss of the gold choice among the choices instead.
+        room: Bytes of activations and gradients between blocks that may be kept.
 
     Returns: To first order mean d, and with the second mean d + ½ mean d²; in nats.
 
     Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800); the second-order term is ours.
 
     Cost: one decomposition per matrix; one forward and one backward pass without parameter gradients for as many
-    matrices as have room for their spectra at a time, which on models of less than some 100M parameters is all.
+    blocks as have room for what is kept between them, and the same again of each block alone.
     """
     if not contrast:
         encoded = {e: encoded[e].gold_alone for e in examples}
@@ -160,7 +160,7 @@ def truncation_effects(
     changes = with_room(
         packing,
         lambda packing: _changes(
-            _AnswerLoss(loaded, encoded, contrast), examples, by_matrix, spectra, packing, progress
+            AnswerLoss(loaded, encoded, contrast), examples, by_matrix, spectra, packing, room, progress
         ),
     )
     first = {str(edit): float(d.mean()) for edit, d in changes.items()}
@@ -173,29 +173,44 @@ def truncation_effects(
 
 
 def _changes(
-    answer_loss: _AnswerLoss,
+    answer_loss: AnswerLoss,
     examples: Sequence[int],
     by_matrix: Mapping[Matrix, Sequence[Truncate]],
     spectra: Spectra,
     packing: Packing,
+    room: int,
     progress: Progress,
 ) -> dict[Truncate, Float[Tensor, " examples"]]:
     """Return dₙ of every candidate for every example. An example's rows add up before anything is squared."""
-    loaded = answer_loss.loaded
-    index = {example: i for i, example in enumerate(examples)}
     edits = [edit for group in by_matrix.values() for edit in group]
     changes = {edit: torch.zeros(len(examples), dtype=torch.float64) for edit in edits}
-    batches = packing.pack(answer_loss.encoded, examples)
-    elsewhere = answer_loss.scores_of_split(batches)
-    passes = [(group, batch) for group in spectra.fitting(by_matrix) for batch in batches]
-    for number, (group, batch) in enumerate(passes):
-        rows = torch.tensor([index[e] for e in batch.row_example.tolist()])
-        for matrix, x, g in _inputs_and_gradients(answer_loss, batch, group, elsewhere):
-            spectrum = spectra(matrix, loaded.parameter(matrix.weight))
-            for edit, change in _removed(_along_components(spectrum, x, g), by_matrix[matrix]):
-                changes[edit].index_add_(0, rows, change)
-        progress("screen", number + 1, len(passes))
+    by_block: dict[int, list[Matrix]] = {}
+    for matrix in by_matrix:
+        by_block.setdefault(matrix.site.block, []).append(matrix)
+    done = 0
+    for read in read_blocks(answer_loss, examples, by_block, packing, room):
+        for block in read.blocks:
+            for group in spectra.fitting(by_block[block]):
+                for matrix, rows, x, g in _inputs_and_gradients(read, block, group):
+                    spectrum = spectra(matrix, answer_loss.loaded.parameter(matrix.weight))
+                    for edit, change in _removed(_along_components(spectrum, x, g), by_matrix[matrix]):
+                        changes[edit].index_add_(0, rows, change)
+            done += 1
+            progress("screen", done, len(by_block))
     return changes
+
+
+def _inputs_and_gradients(
+    read: BlockGradients, block: int, matrices: Sequence[Matrix]
+) -> Iterator[tuple[Matrix, Tensor, Float[Tensor, "rows t in"], Float[Tensor, "rows t out"]]]:
+    """Yield for each batch and matrix of a block: places of the rows' examples, the matrix' true input, and the
+    gradient at its output."""
+    modules = dict.fromkeys(matrix.module for matrix in matrices)
+    for batch, rows in enumerate(read.examples):
+        inside = read.inside(block, batch, modules)
+        for matrix in matrices:
+            x, g = inside[matrix.module]
+            yield matrix, rows, x, matrix.of_output(g)
 
 
 def _along_components(
@@ -216,99 +231,3 @@ def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Itera
     for edit in edits:
         kept = running[:, edit.rank] if edit.side == "top" else whole - running[:, full_rank - edit.rank]
         yield edit, kept - whole
-
-
-def _inputs_and_gradients(
-    answer_loss: _AnswerLoss, batch: Batch, matrices: Sequence[Matrix], elsewhere: Scores
-) -> list[tuple[Matrix, Float[Tensor, "rows t in"], Float[Tensor, "rows t out"]]]:
-    """Return for each matrix its true input and the gradient of the summed loss at its output."""
-    model, anatomy = answer_loss.loaded.model, answer_loss.loaded.anatomy
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def record(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[path], outputs[path] = args[0].detach(), output
-
-        return hook
-
-    with torch.enable_grad(), reread(model), ExitStack() as stack:
-        for path in dict.fromkeys(matrix.module for matrix in matrices):
-            handle = model.get_submodule(path).register_forward_hook(record(path))
-            stack.callback(handle.remove)
-        # gradients start at the embedding's output, so that no parameter needs one
-        handle = model.get_submodule(anatomy.embedding).register_forward_hook(
-            lambda module, args, output: output.detach().requires_grad_()
-        )
-        stack.callback(handle.remove)
-        loss = answer_loss.summed(batch, elsewhere)
-        gradients = dict(zip(outputs, torch.autograd.grad(loss, list(outputs.values())), strict=True))
-    shape = batch.tokens.shape
-    return [
-        (
-            matrix,
-            inputs[matrix.module].reshape(*shape, -1),
-            matrix.of_output(gradients[matrix.module].reshape(*shape, -1)),
-        )
-        for matrix in matrices
-    ]
-
-
-@dataclass(frozen=True)
-class _AnswerLoss:
-    """The loss that is read: of the gold answer's tokens, or with `contrast` of the gold choice among the choices."""
-
-    loaded: Loaded
-    encoded: Mapping[int, Encoded]
-    contrast: bool
-
-    def summed(self, batch: Batch, elsewhere: Scores) -> Tensor:
-        """Return the sum over the batch's examples, so that each row's gradient is that of its own example.
-
-        Choices of an example that run in other batches are constants here: their gradients come with those batches.
-
-        Args:
-            elsewhere: `scores_of_split`.
-        """
-        logp = self._target_logps(batch)
-        positions: dict[int, dict[int, list[int]]] = {}
-        for i, (example, continuation) in enumerate(_continuations(batch)):
-            positions.setdefault(example, {}).setdefault(continuation, []).append(i)
-        losses = []
-        for example, by_continuation in positions.items():
-            here = {number: logp[where] for number, where in by_continuation.items()}
-            gold = self.encoded[example].gold
-            if not self.contrast:
-                losses.append(-here[gold].mean())
-                continue
-            scores = [
-                here[number].sum() if number in here else logp.new_tensor(elsewhere[example, number])
-                for number in range(len(self.encoded[example].pairs))
-            ]
-            losses.append(-torch.log_softmax(torch.stack(scores), dim=0)[gold])
-        return torch.stack(losses).sum()
-
-    def scores_of_split(self, batches: Sequence[Batch]) -> Scores:
-        """Return the log-likelihood of each continuation of the examples whose rows do not all run together."""
-        num_batches = Counter(example for batch in batches for example in set(batch.row_example.tolist()))
-        scores: Scores = {}
-        for batch in batches:
-            if any(num_batches[example] > 1 for example in batch.row_example.tolist()):
-                with torch.inference_mode():
-                    logp = self._target_logps(batch)
-                for key, value in zip(_continuations(batch), logp.tolist(), strict=True):
-                    scores[key] = scores.get(key, 0.0) + value
-        return scores
-
-    def _target_logps(self, batch: Batch) -> Float[Tensor, " targets"]:
-        model, anatomy = self.loaded.model, self.loaded.anatomy
-        with gathered(model.get_submodule(anatomy.unembedding), batch.keep):
-            logits: Tensor = model(input_ids=batch.tokens.to(self.loaded.device), use_cache=False).logits[0]
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        where, token = batch.where.to(logits.device), batch.token.to(logits.device)
-        return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
-
-
-def _continuations(batch: Batch) -> list[tuple[int, int]]:
-    """Return of each target its example, and which continuation of it."""
-    return list(zip(batch.example.tolist(), batch.continuation.tolist(), strict=True))

@@ -1,0 +1,116 @@
+"""The activations that enter each block, and the gradient of each example's loss where they leave it.
+
+With both, whatever is done inside a block can be tried on that block alone: no other block runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur.evaluation.batching import Batch, Packing
+from secateur.evaluation.forward import Forward
+from secateur.hf.weights import reread
+from secateur.probes.answer_loss import AnswerLoss
+
+Stream = Float[Tensor, "rows length d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockGradients:
+    """What one pass over some examples leaves of some blocks.
+
+    Attributes:
+        batches: The examples as they run.
+        examples: For each batch, the place among the examples of each row's example.
+        entering: By block, the activations that enter it, for each batch.
+        gradient: By block, the gradient of the summed loss with respect to those that leave it, for each batch; as the
+            loss is a sum over examples, each row holds that of its own example.
+    """
+
+    model: nn.Module
+    forward: Forward
+    batches: Sequence[Batch]
+    examples: Sequence[Int[Tensor, " rows"]]
+    entering: Mapping[int, list[Stream]]
+    gradient: Mapping[int, list[Stream]]
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Return the numbers of the blocks."""
+        return tuple(self.entering)
+
+    def leaving(self, block: int, batch: int) -> Stream:
+        """Return what the block, as it is now, makes of the activations that enter it; no other block runs."""
+        return self.forward.alone(block, self.batches[batch].tokens, self.entering[block][batch])
+
+    def inside(self, block: int, batch: int, modules: Iterable[str]) -> dict[str, tuple[Stream, Stream]]:
+        """Return by path the inputs of some linear layers of a block, and the loss' gradients at their outputs."""
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def record(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                inputs[path], outputs[path] = args[0].detach(), output
+
+            return hook
+
+        tokens, gradient = self.batches[batch].tokens, self.gradient[block][batch]
+        entering = self.entering[block][batch].detach().requires_grad_()
+        with torch.enable_grad(), reread(self.model), ExitStack() as stack:
+            for path in modules:
+                handle = self.model.get_submodule(path).register_forward_hook(record(path))
+                stack.callback(handle.remove)
+            leaving = self.forward.alone(block, tokens, entering)
+            gradients = torch.autograd.grad(leaving, list(outputs.values()), gradient)
+        shape = tokens.shape
+        return {
+            path: (inputs[path].reshape(*shape, -1), found.reshape(*shape, -1))
+            for path, found in zip(outputs, gradients, strict=True)
+        }
+
+
+def read_blocks(
+    answer_loss: AnswerLoss, examples: Sequence[int], blocks: Iterable[int], packing: Packing, room: int
+) -> Iterator[BlockGradients]:
+    """Run the model, as it is now, forward and backward over the examples, and yield what its blocks see.
+
+    Highest blocks first, as many at a time as there is room for.
+
+    Args:
+        blocks: Numbers of the blocks, each once.
+        room: Bytes for activations and gradients.
+
+    Cost: for as many blocks as there is room for, one forward pass, and a backward pass without parameter gradients
+        that ends at the lowest of them.
+    """
+    loaded = answer_loss.loaded
+    batches = packing.pack(answer_loss.encoded, examples)
+    places = {example: place for place, example in enumerate(examples)}
+    rows = [torch.tensor([places[e] for e in batch.row_example.tolist()]) for batch in batches]
+    elsewhere, forward = answer_loss.scores_of_split(batches), Forward(loaded.model, loaded.anatomy)
+    width = loaded.anatomy.d_model * loaded.model.dtype.itemsize
+    at_once = max(1, room // (2 * width * sum(batch.num_tokens for batch in batches)))
+    left = sorted(blocks, reverse=True)
+    while left:
+        group, left = left[:at_once], left[at_once:]
+        read = BlockGradients(
+            loaded.model, forward, batches, rows, {b: [] for b in group}, {b: [] for b in group}
+        )
+        for batch in batches:
+            leaving: dict[int, Tensor] = {}
+            with (
+                torch.enable_grad(),
+                reread(loaded.model),
+                forward.from_blocks(group, read.entering, leaving),
+            ):
+                loss = answer_loss.summed(batch, elsewhere)
+                gradients = torch.autograd.grad(loss, [leaving[block] for block in group])
+            for block, gradient in zip(group, gradients, strict=True):
+                read.gradient[block].append(gradient)
+        yield read
