@@ -40,6 +40,7 @@ from secateur.tasks.splits import PROOF, rank
 
 LOG = logging.getLogger("secateur")
 C = TypeVar("C", bound=Config)
+T = TypeVar("T")
 FIRST, FIRST_TOKENS = 4, 256  # that a model is run on before a search: what a config breaks shows in any
 
 
@@ -103,6 +104,15 @@ class Session:
             [i for i in select if (self.task.examples[i].group in built) == side] for side in (True, False)
         )
         return next(parts), next(parts)
+
+    def recall(self, key: str, read: Callable[[Any], T]) -> T | None:
+        """Return what the ledger remembers of this model and task under `key`, passed through `read`, or None."""
+        return None if self.ledger is None else self.ledger.recall(self.scope, key, read)
+
+    def remember(self, key: str, value: object) -> None:
+        """Let the ledger remember a JSON value, where there is one."""
+        if self.ledger is not None:
+            self.ledger.remember(self.scope, key, value)
 
     def evidence(self, examples: Sequence[int]) -> Evidence:
         """Return the test of whether these examples of `select`, in this order, show a gain."""

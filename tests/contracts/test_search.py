@@ -27,7 +27,7 @@ from secateur.methods.laser.grid import (
 from secateur.methods.laser.method import PAPER_FRACTIONS, SMALL_RANKS
 from secateur.methods.registry import method_named, read_options
 from secateur.search.evidence import Evidence
-from secateur.search.race import Objective, race
+from secateur.search.race import Objective, Rules, race
 from secateur.session import Session
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
@@ -143,7 +143,7 @@ def judge_of(table: Mapping[Plan, np.ndarray]) -> Invented:
 def test_whoever_was_dropped_was_significantly_worse_then_and_no_one_else(seed):
     means = {p: 0.05 * (i % 7) for i, p in enumerate(FIELD)}
     table, examples = noisy(means, 500, seed), list(range(500))
-    found = race(FIELD, examples, judge_of(table), LOSS, first=16, z=3.0)
+    found = race(FIELD, examples, judge_of(table), LOSS, Rules(first=16))
     assert found.dropped_after, "all alike: nothing was tested"
     counts = [count for _, count in found.rungs]
     for p in FIELD:
@@ -159,7 +159,7 @@ def test_whoever_was_dropped_was_significantly_worse_then_and_no_one_else(seed):
 def test_examples_double_until_all_are_used_and_the_budget_is_what_was_asked():
     means = {p: 0.03 * i for i, p in enumerate(FIELD)}
     judge = judge_of(noisy(means, 300, 1))
-    found = race(FIELD, list(range(300)), judge, LOSS, first=32)
+    found = race(FIELD, list(range(300)), judge, LOSS, Rules(first=32))
     assert [len(examples) for _, examples in judge.asked] == [count for _, count in found.rungs]
     assert [len(plans) for plans, _ in judge.asked] == [running for running, _ in found.rungs]
     counts = [count for _, count in found.rungs]
@@ -172,7 +172,7 @@ def test_examples_double_until_all_are_used_and_the_budget_is_what_was_asked():
 
 def test_the_exhaustive_search_judges_everybody_on_everything_at_once():
     judge = judge_of(noisy({p: i for i, p in enumerate(FIELD)}, 100, 0))
-    found = race(FIELD, list(range(100)), judge, LOSS, z=math.inf)
+    found = race(FIELD, list(range(100)), judge, LOSS, Rules(z=math.inf))
     assert judge.asked == [(tuple(FIELD), tuple(range(100)))]
     assert (found.rungs, found.dropped_after, set(found.outcomes)) == ([(31, 100)], {}, set(FIELD))
 
@@ -185,7 +185,7 @@ def test_the_race_finds_the_exhaustive_winner_where_plans_differ(objective):
         means = {p: 0.15 * place for p, place in zip(FIELD, order, strict=True)}
         table = noisy(means, 400, seed)
         fast, slow = judge_of(table), judge_of(table)
-        winner = race(FIELD, list(range(400)), slow, objective, z=math.inf).winner
+        winner = race(FIELD, list(range(400)), slow, objective, Rules(z=math.inf)).winner
         assert race(FIELD, list(range(400)), fast, objective).winner == winner
         spent += len(fast.pairs) / len(slow.pairs)
     assert spent / 15 < 0.5
@@ -253,7 +253,7 @@ def composed(candidates, judge, objective, *, start=BASE, examples=range(400), *
 def test_composition_takes_what_is_shown_to_help_the_best_first(z):
     gains = {edit("b1.up", 3): 0.4, edit("b0.down", 2): 0.3, edit("b0.q", 2): -0.2, edit("b1.v", 4): -0.02}
     judge = additive(gains)
-    assert composed(gains, judge, LOSS, z=z) == plan(edit("b1.up", 3), edit("b0.down", 2))
+    assert composed(gains, judge, LOSS, rules=Rules(z=z)) == plan(edit("b1.up", 3), edit("b0.down", 2))
     starts = list(dict.fromkeys(plans[0] for plans, _ in judge.asked if len(plans) > 1))
     assert starts[:3] == [BASE, plan(edit("b1.up", 3)), plan(edit("b1.up", 3), edit("b0.down", 2))]
 
@@ -284,7 +284,7 @@ def test_luck_is_no_help():
 def test_what_is_promising_is_the_best_cut_of_each_matrix_that_is_no_worse():
     gains = {edit("b1.up", 1): 0.1, edit("b1.up", 3): 0.4, edit("b0.q"): 0.2, edit("b0.v"): -0.3}
     judge = additive(gains, own=0.01)
-    raced = race([BASE, *map(plan, gains)], range(400), judge, LOSS, z=math.inf)
+    raced = race([BASE, *map(plan, gains)], range(400), judge, LOSS, Rules(z=math.inf))
     assert promising(raced, BASE, LOSS, 9) == [edit("b1.up", 3), edit("b0.q")]
     assert promising(raced, BASE, LOSS, 1) == [edit("b1.up", 3)]
 
@@ -343,11 +343,61 @@ def test_the_planted_matrix_is_found_and_its_noise_removed(family, where, rank, 
     assert after > 0.97
 
 
+# ------------------------------------------------------------------------------------------ races with predictions
+
+
+def predicted_for(table: Mapping[Plan, np.ndarray], share: float, seed: int) -> dict[Plan, np.ndarray]:
+    """OUTCOME rows of gains over BASE that know all but noise of `share` times the spread of the true ones."""
+    rng, rows = np.random.default_rng(seed), {}
+    for number, (p, losses) in enumerate(table.items()):
+        gains = losses - table[BASE]
+        noise = share * gains.std() * rng.standard_normal(len(losses)) + (0.1 * number if number else 0.0)
+        rows[p] = np.zeros(len(losses), OUTCOME)
+        rows[p]["example"], rows[p]["tokens"], rows[p]["choice_loss"] = np.arange(len(losses)), 1, np.nan
+        rows[p]["loss"] = table[BASE] + (gains + noise if p != BASE else 0.0)
+    return rows
+
+
+def test_predictions_that_are_off_by_a_constant_decide_a_race_on_few_examples():
+    """A hundred times 30 near ties: by halves, the true best wins more often where gains are predicted up to noise."""
+    wins = {"alone": 0, "predicted": 0, "noise": 0}
+    for seed in range(100):
+        table = noisy({p: -0.002 * i for i, p in enumerate(FIELD)}, 256, seed, own=0.2, shared=0.0)
+        best = min(FIELD, key=lambda p: table[p].mean())
+        rules, judge = Rules(first=8, share=0.5), judge_of(table)
+        known = {
+            "alone": None,
+            "predicted": predicted_for(table, 0.05, seed),
+            "noise": predicted_for(table, 30, seed),
+        }
+        for name, predicted in known.items():
+            wins[name] += (
+                race(FIELD, list(range(256)), judge, LOSS, rules, predicted=predicted).winner == best
+            )
+    assert wins["predicted"] > 90
+    assert wins["alone"] < 60
+    assert wins["noise"] > wins["alone"] - 15  # β is nearly 0: what says nothing changes little
+
+
+def test_predictions_change_nothing_of_a_race_that_judges_all():
+    table = noisy({p: -0.01 * i for i, p in enumerate(FIELD)}, 64, 3)
+    found = race(
+        FIELD, list(range(64)), judge_of(table), LOSS, Rules(first=64), predicted=predicted_for(table, 1, 3)
+    )
+    assert found.winner == min(FIELD, key=lambda p: table[p].mean())
+
+
+def test_a_share_bounds_every_round():
+    table = noisy(dict.fromkeys(FIELD, 0.0), 256, 5)
+    found = race(FIELD, list(range(256)), judge_of(table), LOSS, Rules(share=0.5, z=100))
+    assert found.rungs == [(31, 32), (16, 64), (8, 128), (4, 256)]
+
+
 def test_the_screen_keeps_the_best_of_every_ranking():
     edits = grid({Site(0, "q"): (20, 20)}, fractions=(), small=range(12))
     up, down = ({str(e): sign * e.rank for e in edits} for sign in (1.0, -1.0))
     rankings = [Readings("x", "nats", "probe", 1, True, "", values) for values in (up, down)]
-    assert [edit.rank for edit in screened(rankings, edits, 1 / 3)] == [0, 1, 10, 11]
-    assert [edit.rank for edit in screened(rankings[:1], edits, 1 / 3)] == [0, 1, 2, 3]
-    assert screened(rankings, edits, 1.0) == edits
-    assert len(screened(rankings, edits, 0.001)) == 1
+    assert [edit.rank for edit in screened(rankings, edits, 4)] == [0, 1, 10, 11]
+    assert [edit.rank for edit in screened(rankings[:1], edits, 4)] == [0, 1, 2, 3]
+    assert screened(rankings, edits, 12) == edits
+    assert len(screened(rankings, edits, 1)) == 1

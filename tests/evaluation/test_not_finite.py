@@ -16,7 +16,7 @@ from secateur.checkpoint.stream_shards import shards_of, write_shard
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, OUTCOME
 from secateur.errors import ModelError, OutputError
-from secateur.search.race import Objective, race
+from secateur.search.race import Objective, Rules, race
 
 LATE = 88  # a token whose embedding is so large that float16 overflows
 
@@ -142,7 +142,7 @@ def test_a_plan_without_numbers_never_wins_a_race():
                 found = race(
                     plans, range(40), lambda asked, examples, stage, seen=seen: {
                         plan: seen[plan][: len(examples)] for plan in asked
-                    }, Objective(METRICS[metric]), z=z,
+                    }, Objective(METRICS[metric]), Rules(z=z),
                 )  # fmt: skip
                 assert found.winner == plans[place], (place, metric, z)
 

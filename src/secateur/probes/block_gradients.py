@@ -1,4 +1,4 @@
-"""The activations that enter each block, and the gradient of each example's loss where they leave it.
+"""The activations that enter each block, and the gradient of each example's margin where they leave it.
 
 With both, whatever is done inside a block can be tried on that block alone: no other block runs again.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secateur.evaluation.batching import Batch, Packing
 from secateur.evaluation.forward import Forward
 from secateur.hf.weights import reread
-from secateur.probes.answer_loss import AnswerLoss
+from secateur.probes.answer_margin import AnswerMargin, Margins
 
 Stream = Float[Tensor, "rows length d_model"]
 
@@ -29,8 +29,9 @@ class BlockGradients:
         batches: The examples as they run.
         examples: For each batch, the place among the examples of each row's example.
         entering: By block, the activations that enter it, for each batch.
-        gradient: By block, the gradient of the summed loss with respect to those that leave it, for each batch; as the
-            loss is a sum over examples, each row holds that of its own example.
+        gradient: By block, the gradient of the summed margins with respect to those that leave it, for each batch: as
+            they are a sum over examples, each row holds that of its own example.
+        margins: Of the examples, under the model that was read.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class BlockGradients:
     examples: Sequence[Int[Tensor, " rows"]]
     entering: Mapping[int, list[Stream]]
     gradient: Mapping[int, list[Stream]]
+    margins: Margins
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -50,7 +52,7 @@ class BlockGradients:
         return self.forward.alone(block, self.batches[batch].tokens, self.entering[block][batch])
 
     def inside(self, block: int, batch: int, modules: Iterable[str]) -> dict[str, tuple[Stream, Stream]]:
-        """Return by path the inputs of some linear layers of a block, and the loss' gradients at their outputs."""
+        """Return by path the inputs of some linear layers of a block, and the margin's gradients at their outputs."""
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
 
@@ -76,7 +78,7 @@ class BlockGradients:
 
 
 def read_blocks(
-    answer_loss: AnswerLoss, examples: Sequence[int], blocks: Iterable[int], packing: Packing, room: int
+    answer_margin: AnswerMargin, examples: Sequence[int], blocks: Iterable[int], packing: Packing, room: int
 ) -> Iterator[BlockGradients]:
     """Run the model, as it is now, forward and backward over the examples, and yield what its blocks see.
 
@@ -89,28 +91,27 @@ def read_blocks(
     Cost: for as many blocks as there is room for, one forward pass, and a backward pass without parameter gradients
         that ends at the lowest of them.
     """
-    loaded = answer_loss.loaded
-    batches = packing.pack(answer_loss.encoded, examples)
+    loaded = answer_margin.loaded
+    batches = packing.pack(answer_margin.encoded, examples)
     places = {example: place for place, example in enumerate(examples)}
     rows = [torch.tensor([places[e] for e in batch.row_example.tolist()]) for batch in batches]
-    elsewhere, forward = answer_loss.scores_of_split(batches), Forward(loaded.model, loaded.anatomy)
+    elsewhere, forward = answer_margin.scores_of_split(batches), Forward(loaded.model, loaded.anatomy)
+    margins = answer_margin.unread(examples)
     width = loaded.anatomy.d_model * loaded.model.dtype.itemsize
     at_once = max(1, room // (2 * width * sum(batch.num_tokens for batch in batches)))
     left = sorted(blocks, reverse=True)
     while left:
         group, left = left[:at_once], left[at_once:]
-        read = BlockGradients(
-            loaded.model, forward, batches, rows, {b: [] for b in group}, {b: [] for b in group}
-        )
+        entering: dict[int, list[Stream]] = {block: [] for block in group}
+        gradient: dict[int, list[Stream]] = {block: [] for block in group}
         for batch in batches:
             leaving: dict[int, Tensor] = {}
-            with (
-                torch.enable_grad(),
-                reread(loaded.model),
-                forward.from_blocks(group, read.entering, leaving),
-            ):
-                loss = answer_loss.summed(batch, elsewhere)
-                gradients = torch.autograd.grad(loss, [leaving[block] for block in group])
-            for block, gradient in zip(group, gradients, strict=True):
-                read.gradient[block].append(gradient)
-        yield read
+            with torch.enable_grad(), reread(loaded.model), forward.from_blocks(group, entering, leaving):
+                found = answer_margin.of_batch(batch, elsewhere)
+                total = torch.stack([odds for odds, _ in found.values()]).sum()
+                gradients = torch.autograd.grad(total, [leaving[block] for block in group])
+            for block, at_output in zip(group, gradients, strict=True):
+                gradient[block].append(at_output)
+            for example, (odds, lead) in found.items():
+                margins.odds[places[example]], margins.lead[places[example]] = float(odds.detach()), lead
+        yield BlockGradients(loaded.model, forward, batches, rows, entering, gradient, margins)

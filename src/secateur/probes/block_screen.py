@@ -1,32 +1,59 @@
-"""Predict what edits do to the loss, by running nothing but the blocks that they change. Any kind of edit.
+"""Predict what edits do to the answers, by running nothing but the blocks that they change. Any kind of edit.
 
 The change of a block's output is exact; what the rest of the model makes of it is taken to first order, from the
-gradient of each example's loss. Prices a candidate at one block instead of all blocks above it.
+gradient of each example's margin. Prices a candidate at one block instead of all blocks above it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from secateur.core.plan import Plan, blocks_of
 from secateur.core.progress import Progress, silent
 from secateur.evaluation.batching import Packing, with_room
 from secateur.evaluation.workers import CACHE_BYTES
-from secateur.probes.answer_loss import AnswerLoss
+from secateur.probes.answer_margin import AnswerMargin, Margins, PerExample
 from secateur.probes.block_gradients import BlockGradients, read_blocks
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.surgery.spectra import Spectra
 
-Effect = Float[np.ndarray, " examples"]  # predicted change of each example's loss, nats
+
+@dataclass(frozen=True, eq=False)
+class PredictedEffects:
+    """Predicted changes of each example's margin under some plans, nats; with the margins of the model itself."""
+
+    margins: Margins
+    changes: Mapping[Plan, PerExample]
+
+    def loss(self, plan: Plan) -> PerExample:
+        """Return the predicted change of each example's loss, nats: negative where cutting helps."""
+        return self.margins.loss_change(self.changes[plan])
+
+    def correct(self, plan: Plan) -> PerExample:
+        """Return the predicted change of each example's being right: 1, 0 or −1."""
+        return self.margins.correct_change(self.changes[plan])
+
+    def to_json(self) -> dict[str, dict[str, list[float]]]:
+        """Return plain values, without the plans: by their identity."""
+        margins = {name: values.tolist() for name, values in vars(self.margins).items()}
+        return {"margins": margins, "changes": {p.identity: c.tolist() for p, c in self.changes.items()}}
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Mapping[str, Sequence[float]]], plans: Iterable[Plan]
+    ) -> PredictedEffects:
+        """Return the effects of these plans as `to_json` gave them."""
+        margins = Margins(**{name: np.array(values) for name, values in data["margins"].items()})
+        return cls(margins, {plan: np.array(data["changes"][plan.identity]) for plan in plans})
 
 
 def block_effects(
-    answer_loss: AnswerLoss,
+    answer_margin: AnswerMargin,
     examples: Sequence[int],
     plans: Iterable[Plan],
     *,
@@ -35,8 +62,8 @@ def block_effects(
     room: int = CACHE_BYTES,
     progress: Progress = silent,
     stage: str = "screen",
-) -> dict[Plan, Effect]:
-    """Return the predicted change of each example's loss under each plan, negative where cutting helps.
+) -> PredictedEffects:
+    """Return the predicted change of each example's margin under each plan.
 
     A plan that changes several blocks has the sum of what each of them would do alone.
 
@@ -57,19 +84,21 @@ def block_effects(
     pieces = {block: sorted(set(some), key=str) for block, some in pieces.items()}
     total = sum(map(len, pieces.values()))
 
-    def run(packing: Packing) -> dict[Plan, Effect]:
-        effects: dict[Plan, Effect] = {}
-        for read in read_blocks(answer_loss, examples, pieces, packing, room):
+    def run(packing: Packing) -> PredictedEffects:
+        effects: dict[Plan, PerExample] = {}
+        margins = answer_margin.unread(examples)
+        for read in read_blocks(answer_margin, examples, pieces, packing, room):
+            margins = read.margins
             for block in read.blocks:
                 before = [read.leaving(block, batch) for batch in range(len(read.batches))]
                 for piece in pieces[block]:
-                    effects[piece] = _effect(answer_loss, read, block, before, piece, spectra, len(examples))
+                    effects[piece] = _effect(answer_margin, read, block, before, piece, spectra)
                     progress(stage, len(effects), total)
-        return effects
+        nothing = np.zeros(len(examples))
+        changes = {plan: sum((effects[piece] for piece in parts[plan].values()), nothing) for plan in plans}
+        return PredictedEffects(margins, changes)
 
-    effects = with_room(packing, run)
-    nothing = np.zeros(len(examples))
-    return {plan: sum((effects[piece] for piece in parts[plan].values()), nothing) for plan in plans}
+    return with_room(packing, run)
 
 
 def _by_block(plan: Plan) -> Mapping[int, Plan]:
@@ -83,19 +112,36 @@ def _by_block(plan: Plan) -> Mapping[int, Plan]:
 
 @torch.inference_mode()
 def _effect(
-    answer_loss: AnswerLoss,
+    answer_margin: AnswerMargin,
     read: BlockGradients,
     block: int,
     before: Sequence[torch.Tensor],
     piece: Plan,
     spectra: Spectra,
-    num_examples: int,
-) -> Effect:
+) -> PerExample:
     """Return Σ over positions of ⟨change of the block's output, gradient there⟩, for each example."""
-    loaded = answer_loss.loaded
-    effect = torch.zeros(num_examples, dtype=torch.float64)
+    loaded = answer_margin.loaded
+    effect = torch.zeros(len(read.margins.odds), dtype=torch.float64)
     with masked(loaded.model, resolve(piece, loaded.anatomy, loaded.fingerprint), spectra):
         for batch, rows in enumerate(read.examples):
             change = (read.leaving(block, batch) - before[batch]) * read.gradient[block][batch]
             effect.index_add_(0, rows, change.flatten(1).sum(dim=1, dtype=torch.float64).cpu())
     return effect.numpy()
+
+
+def predicted_outcomes(
+    before: np.ndarray, effects: PredictedEffects, plan: Plan, contrast: bool
+) -> np.ndarray:
+    """Return the OUTCOME rows that are predicted for a plan, from those of the model itself.
+
+    Args:
+        contrast: Whether the margins are those of choices among choices.
+    """
+    rows = before.copy()
+    if not contrast:
+        rows["loss"] += effects.loss(plan)
+        return rows
+    rows["choice_loss"] += effects.loss(plan)
+    for column in ("correct", "correct_norm"):
+        rows[column] += effects.correct(plan)
+    return rows

@@ -99,15 +99,14 @@ class RemovalReader:
     def _gradients(self, kind: str, plan: Plan) -> Readings:
         session, loaded = self._session, self._session.loaded
         key = f"{kind} {digest([plan.to_json()['edits'], len(self._probe)])}"
-        known = session.ledger.recall(session.scope, key) if session.ledger else None
+        known = session.recall(key, Readings.from_json)
         if known is not None:
-            return Readings.from_json(known)
+            return known
         with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
             read = BY_GRADIENT[kind](
                 loaded, session.encoded, self._probe, packing=self._judge.packing, progress=session.progress
             )
-        if session.ledger:
-            session.ledger.remember(session.scope, key, read.to_json())
+        session.remember(key, read.to_json())
         return read
 
     def _ablation(self, plan: Plan) -> Readings:

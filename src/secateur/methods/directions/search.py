@@ -47,7 +47,7 @@ from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.methods.removal import goal_of
 from secateur.options import matrices_of
 from secateur.records import measured
-from secateur.search.race import Choice, Judge, choose, race
+from secateur.search.race import Choice, Judge, Rules, choose, race
 from secateur.search.removal import RemovalPoint, steps
 from secateur.session import Session
 
@@ -259,7 +259,7 @@ def _round(search: _Search, trace: SearchTrace, number: int, examples: Sequence[
         for count in counts(pool)
     }
     z = math.inf if search.config.exhaustive else RACE_Z
-    raced = race([base, *proposed], examples, search.judge, goal, z=z)
+    raced = race([base, *proposed], examples, search.judge, goal, Rules(z=z))
     judged = search.judge([base, raced.winner], examples, "choose")
     tried = {
         plan: SearchStep(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from secateur.core.plan import Truncate
+from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
@@ -29,7 +29,13 @@ class DryLaserReadings:
         sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
         self._dry.read(Reading("truncation effects", "probe", probed, sites, passes=4.0, decomposes=True))
         values = {str(edit): self._dry.draw() for edit in edits}
-        return [Readings("drawn", "nats", "probe", probed, True, "forecast", values)] * 2
+        return [Readings("drawn", "nats", "probe", probed, True, "forecast", values)]
+
+    def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
+        """Note the readings; nothing is predicted."""
+        sites = tuple(site for plan in plans for site in (edit.site for edit in plan.edits))
+        self._dry.read(Reading("block effects", "select", len(before), sites, passes=4.0))
+        return {}
 
     def spectrum(self, matrix: Site) -> list[float]:
         """Return none: what was decomposed for plans is there."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.methods.laser.method import PAPER_FRACTIONS, SMALL_RANKS
 from secateur.search.evidence import Evidence
-from secateur.search.race import Judge, Objective, Race, choose, race
+from secateur.search.race import RULES, Judge, Objective, Race, Rules, choose, race, shifted
 
 
 def ranks(
@@ -37,19 +39,15 @@ def grid(
     ]
 
 
-def screened(rankings: Sequence[Readings], candidates: Sequence[Truncate], share: float) -> list[Truncate]:
-    """Return the `share` of `candidates` that some ranking puts highest: the best of each, then the second best, ...
-
-    One ranking is not enough. The second-order score punishes a large edit that helps every example alike, and missed
-    the best one on CounterFact's loss by .18 nats; the first-order score misses other large edits.
+def screened(rankings: Sequence[Readings], candidates: Sequence[Truncate], most: int) -> list[Truncate]:
+    """Return the candidates that some ranking puts highest, at most so many: the best of each, then the second best.
 
     Returns: the candidates, in their order.
     """
     by_name = {str(edit): edit for edit in candidates}
-    count = max(1, math.ceil(share * len(candidates)))
     orders = [[name for name, _ in readings.ranked() if name in by_name] for readings in rankings]
     in_turn = dict.fromkeys(name for place in zip(*orders, strict=True) for name in place)
-    kept = set(list(in_turn)[:count])
+    kept = set(list(in_turn)[:most])
     return [edit for edit in candidates if str(edit) in kept]
 
 
@@ -60,24 +58,42 @@ def compose(
     judge: Judge,
     objective: Objective,
     evidence: Evidence,
+    rules: Rules = RULES,
     *,
-    z: float = 3.0,
+    predicted: Mapping[Plan, np.ndarray] | None = None,
     stage: str = "compose",
 ) -> Plan:
     """Return `base` with candidates added greedily: each time the one that helps most, as long as one is shown to help.
+
+    Args:
+        predicted: As for `race`, of the original, each candidate alone, and no other plan: what a candidate does beside
+            others is predicted to be the same.
 
     Source: section 4 of the paper. Differs: the paper goes through all matrices once, from the last block to the first,
     and takes the first rank that helps at all, so that some ten noisy gains nearly always pile up: on CounterFact
     twelve cuts that gained nothing on test.
     """
-    plan = base
+    plan, original = base, Plan(base.model)
     while True:
         taken = {edit.site for edit in plan.edits}
-        beside = [plan + edit for edit in candidates if edit.site not in taken]
+        beside = {plan + edit: original + edit for edit in candidates if edit.site not in taken}
         if not beside:
             return plan
-        raced = race([plan, *beside], examples, judge, objective, z=z, stage=stage)
         before = judge([plan], examples, stage)[plan]
+        beside_plan = {
+            both: shifted(before, predicted[alone], predicted[original])
+            for both, alone in beside.items()
+            if predicted and alone in predicted
+        }
+        raced = race(
+            [plan, *beside],
+            examples,
+            judge,
+            objective,
+            rules,
+            predicted={plan: before, **beside_plan},
+            stage=stage,
+        )
         choice = choose(raced.others(plan), before, evidence, objective)
         if not choice.shown:
             return plan

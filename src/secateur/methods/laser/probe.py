@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.core.plan import Truncate
+from secateur.core.plan import Plan, Truncate
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
@@ -21,8 +21,9 @@ from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.linalg.spectrum import Spectrum
 from secateur.methods.laser.records import TailRecord
-from secateur.probes.answer_loss import AnswerLoss
+from secateur.probes.answer_margin import AnswerMargin, Margins, PerExample
 from secateur.probes.block_gradients import BlockGradients, read_blocks
+from secateur.probes.block_screen import PredictedEffects, block_effects, predicted_outcomes
 from secateur.session import Session, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
@@ -48,12 +49,9 @@ class LaserProbe:
         examples = session.task.split("probe")[:MAX_PROBED]
         contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
         key = f"screen {digest([contrast, len(examples), *map(str, edits)])}"
-        if session.ledger is not None:
-            known = session.ledger.recall(
-                session.scope, key, lambda kept: [Readings.from_json(reading) for reading in kept]
-            )
-            if known is not None:
-                return known
+        known = session.recall(key, lambda kept: [Readings.from_json(reading) for reading in kept])
+        if known is not None:
+            return known
         readings = truncation_effects(
             session.loaded,
             session.encoded,
@@ -65,9 +63,32 @@ class LaserProbe:
             room=self._judge.limits.cache_bytes,
             progress=session.progress,
         )
-        if session.ledger is not None:
-            session.ledger.remember(session.scope, key, [reading.to_json() for reading in readings])
+        session.remember(key, [reading.to_json() for reading in readings])
         return readings
+
+    def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
+        """Return predicted OUTCOME rows of each plan, read once per run and remembered in the ledger.
+
+        Args:
+            before: OUTCOME rows of the original, whose examples are read.
+        """
+        session, examples = self._session, before["example"].tolist()
+        contrast = session.task.kind == "choice" and session.objective.metric.name != "loss"
+        key = f"predict {digest([contrast, examples, *(plan.identity for plan in plans)])}"
+        known = session.recall(key, lambda kept: PredictedEffects.from_json(kept, plans))
+        if known is None:
+            known = block_effects(
+                AnswerMargin.of(session.loaded, session.encoded, examples, contrast),
+                examples,
+                plans,
+                spectra=self._judge.spectra,
+                packing=self._judge.packing,
+                room=self._judge.limits.cache_bytes,
+                progress=session.progress,
+                stage="predict",
+            )
+            session.remember(key, known.to_json())
+        return {plan: predicted_outcomes(before, known, plan, contrast) for plan in plans}
 
     def sigma(self, site: Site) -> Float[Tensor, " k"]:
         """Return the singular values of a matrix, descending, float64."""
@@ -131,12 +152,11 @@ def truncation_effects(
     contrast: bool = False,
     room: int = CACHE_BYTES,
     progress: Progress = silent,
-) -> tuple[Readings, Readings]:
+) -> list[Readings]:
     """Return the predicted change of the mean loss with each candidate, negative where cutting helps.
 
-    dₙ = −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ is the first-order change of example n's loss, Gₙ its gradient with respect to
-    W; the square is the Fisher approximation of the second order. The loss is the mean log-loss over the gold
-    answer's tokens.
+    dₙ = −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ is the first-order change of example n's margin, Gₙ its gradient with respect to
+    W. The loss, the mean log-loss over the gold answer's tokens, follows from the margin (`Margins.loss_change`).
 
     Args:
         encoded: The task's examples in tokens.
@@ -145,59 +165,71 @@ def truncation_effects(
         contrast: Take the log-loss of the gold choice among the choices instead.
         room: Bytes of activations and gradients between blocks that may be kept.
 
-    Returns: To first order mean d, and with the second mean d + ½ mean d²; in nats.
+    Returns: The mean change ℓ of the loss, nats; without `contrast` also mean ℓ + ½ mean ℓ², since the loss of many
+        tokens curves where their sum does not.
 
-    Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800); the second-order term is ours.
+    Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800). Differs: of the margin; the
+    second-order term, Fisher's, is ours.
 
     Cost: one decomposition per matrix; one forward and one backward pass without parameter gradients for as many
     blocks as have room for what is kept between them, and the same again of each block alone.
     """
-    if not contrast:
-        encoded = {e: encoded[e].gold_alone for e in examples}
     by_matrix: dict[Matrix, list[Truncate]] = {}
     for edit in candidates:
         by_matrix.setdefault(loaded.anatomy.matrix(edit.matrix), []).append(edit)
-    changes = with_room(
+    margins, changes = with_room(
         packing,
         lambda packing: _changes(
-            AnswerLoss(loaded, encoded, contrast), examples, by_matrix, spectra, packing, room, progress
+            AnswerMargin.of(loaded, encoded, examples, contrast),
+            examples,
+            by_matrix,
+            spectra,
+            packing,
+            room,
+            progress,
         ),
     )
-    first = {str(edit): float(d.mean()) for edit, d in changes.items()}
-    second = {str(edit): first[str(edit)] + 0.5 * float((d * d).mean()) for edit, d in changes.items()}
-    what, source = "predicted change of loss", "first order in singular values (arXiv 2510.20800)"
-    return (
-        Readings(what, "nats", "probe", len(examples), True, source, first),
-        Readings(what, "nats", "probe", len(examples), True, f"{source} + ½ Fisher", second),
-    )
+    losses = {str(edit): margins.loss_change(change) for edit, change in changes.items()}
+    first = {name: float(d.mean()) for name, d in losses.items()}
+    what, source = "predicted change of loss", "gradient of singular values (arXiv 2510.20800), of the margin"
+    found = [Readings(what, "nats", "probe", len(examples), True, source, first)]
+    if not contrast:
+        second = {name: first[name] + 0.5 * float((d * d).mean()) for name, d in losses.items()}
+        found.append(Readings(what, "nats", "probe", len(examples), True, f"{source} + ½ Fisher", second))
+    return found
 
 
 def _changes(
-    answer_loss: AnswerLoss,
+    answer_margin: AnswerMargin,
     examples: Sequence[int],
     by_matrix: Mapping[Matrix, Sequence[Truncate]],
     spectra: Spectra,
     packing: Packing,
     room: int,
     progress: Progress,
-) -> dict[Truncate, Float[Tensor, " examples"]]:
-    """Return dₙ of every candidate for every example. An example's rows add up before anything is squared."""
+) -> tuple[Margins, dict[Truncate, PerExample]]:
+    """Return the margins of the examples, and the change dₙ of each of them with every candidate.
+
+    An example's rows add up before anything is made of the sum.
+    """
+    margins = answer_margin.unread(examples)
     edits = [edit for group in by_matrix.values() for edit in group]
     changes = {edit: torch.zeros(len(examples), dtype=torch.float64) for edit in edits}
     by_block: dict[int, list[Matrix]] = {}
     for matrix in by_matrix:
         by_block.setdefault(matrix.site.block, []).append(matrix)
     done = 0
-    for read in read_blocks(answer_loss, examples, by_block, packing, room):
+    for read in read_blocks(answer_margin, examples, by_block, packing, room):
+        margins = read.margins
         for block in read.blocks:
             for group in spectra.fitting(by_block[block]):
                 for matrix, rows, x, g in _inputs_and_gradients(read, block, group):
-                    spectrum = spectra(matrix, answer_loss.loaded.parameter(matrix.weight))
+                    spectrum = spectra(matrix, answer_margin.loaded.parameter(matrix.weight))
                     for edit, change in _removed(_along_components(spectrum, x, g), by_matrix[matrix]):
                         changes[edit].index_add_(0, rows, change)
             done += 1
             progress("screen", done, len(by_block))
-    return changes
+    return margins, {edit: change.numpy() for edit, change in changes.items()}
 
 
 def _inputs_and_gradients(

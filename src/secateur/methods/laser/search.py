@@ -32,11 +32,11 @@ from secateur.methods.laser.records import (
 from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.options import Options, matrices_of
 from secateur.records import measured
-from secateur.search.race import Judge, Race, choose, race
+from secateur.search.race import Judge, Race, Rules, choose, race
 from secateur.session import Session
 
-KEPT_BY_SCREEN = 1 / 3  # in trials the best edit was within the top 25 % of one of the two rankings
-RACE_Z = 3.0
+RACED = 64  # candidates that the screen leaves: see benchmarks/RESULTS.md for what more or fewer give up
+RACE_Z, RACE_SHARE = 3.0, 0.5
 COMPOSED = 16  # matrices at most whose best cut is tried beside the cuts that were taken
 SHOWN_EXAMPLES = 256
 
@@ -45,7 +45,10 @@ class LaserReadings(Protocol):
     """Readings of the model that the search asks for, beside the outcomes of plans."""
 
     def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
-        """Return the predicted changes of the loss with each edit, nats: to first and to second order."""
+        """Return the predicted changes of the loss with each edit, nats: one ranking or several."""
+
+    def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
+        """Return predicted OUTCOME rows of each plan for the examples of `before`, the original's rows."""
 
     def spectrum(self, matrix: Site) -> list[float]:
         """Return the singular values of a matrix, descending."""
@@ -79,17 +82,19 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
     select = session.shuffled("select")
     with session.timed("screen"):
         rankings = [] if config.exhaustive else readings.screen(proposed)
-    kept = screened(rankings, proposed, KEPT_BY_SCREEN) if rankings else proposed
-    z = math.inf if config.exhaustive else RACE_Z
+    kept = screened(rankings, proposed, RACED) if rankings else proposed
     base, evidence = session.empty, session.evidence(select)
+    before, single = counting([base], select, "race")[base], [base + edit for edit in kept]
+    rules = Rules(z=math.inf) if config.exhaustive else Rules(z=RACE_Z, share=RACE_SHARE)
     with session.timed("race"):
-        raced = race([base, *(base + edit for edit in kept)], select, counting, goal, z=z)
-        choice = choose(raced.others(base), counting([base], select, "race")[base], evidence, goal)
+        predicted = {} if config.exhaustive else {base: before, **readings.predict(single, before)}
+        raced = race([base, *single], select, counting, goal, rules, predicted=predicted)
+        choice = choose(raced.others(base), before, evidence, goal)
     plan = taken(session, choice)
     if choice.shown and config.compose:
         with session.timed("compose"):
             beside = promising(raced, base, goal, COMPOSED)
-            plan = compose(plan, beside, select, counting, goal, evidence, z=z)
+            plan = compose(plan, beside, select, counting, goal, evidence, rules, predicted=predicted)
     with session.timed("analyze"):
         analysis = _analysis(session, judge, readings, plan, raced)
         if rankings:

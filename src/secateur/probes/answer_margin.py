@@ -1,0 +1,137 @@
+"""How far each answer of a task is from going the other way, and what that says about loss and accuracy.
+
+Gradients are read of the margin, not of the loss: a loss saturates, so that its gradient knows little of a large
+change; a margin keeps its slope, and the loss is an exact function of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.evaluation.batching import Batch
+from secateur.evaluation.forward import gathered
+from secateur.hf.load import Loaded
+from secateur.tasks.encode import Encoded
+
+Scores = dict[tuple[int, int], float]  # by example and continuation
+PerExample = Float[np.ndarray, " examples"]
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """Margins of some examples under a model.
+
+    Attributes:
+        odds: Log-odds of the right answer, nats: of the gold choice among the choices, or of the gold answer among all
+            texts. The log-loss of the answer is softplus(−odds).
+        lead: Log-likelihood of the gold choice less that of the best other choice; without choices `odds`.
+        tokens: Tokens over which the loss is a mean: 1 with choices.
+    """
+
+    odds: PerExample
+    lead: PerExample
+    tokens: PerExample
+
+    def loss_change(self, change: PerExample) -> PerExample:
+        """Return the change of each example's loss where its margin changes by so much, nats."""
+        return (np.logaddexp(0, -(self.odds + change)) - np.logaddexp(0, -self.odds)) / self.tokens
+
+    def correct_change(self, change: PerExample) -> PerExample:
+        """Return for each example 1 where the answer becomes right, −1 where it becomes wrong, else 0."""
+        return (self.lead + change > 0).astype(float) - (self.lead > 0)
+
+
+@dataclass(frozen=True)
+class AnswerMargin:
+    """The margin of each example's answer under a model, to be read with its gradient.
+
+    Args:
+        encoded: The task's examples in tokens; without `contrast` with the gold answer alone.
+        contrast: Whether the answer is one of the choices, rather than any text.
+    """
+
+    loaded: Loaded
+    encoded: Mapping[int, Encoded]
+    contrast: bool
+
+    @classmethod
+    def of(
+        cls, loaded: Loaded, encoded: Mapping[int, Encoded], examples: Sequence[int], contrast: bool
+    ) -> AnswerMargin:
+        """Return the margin of some examples of a task."""
+        read = {example: encoded[example] for example in examples}
+        return cls(loaded, read if contrast else {e: one.gold_alone for e, one in read.items()}, contrast)
+
+    def of_batch(self, batch: Batch, elsewhere: Scores) -> dict[int, tuple[Tensor, float]]:
+        """Return odds and lead of each example that has rows in the batch.
+
+        Choices of an example that run in other batches are constants here: their gradients come with those batches.
+
+        Args:
+            elsewhere: `scores_of_split`.
+        """
+        logp = self._target_logps(batch)
+        positions: dict[int, dict[int, list[int]]] = {}
+        for i, (example, continuation) in enumerate(_continuations(batch)):
+            positions.setdefault(example, {}).setdefault(continuation, []).append(i)
+        margins = {}
+        for example, by_continuation in positions.items():
+            here = {number: logp[where].sum() for number, where in by_continuation.items()}
+            scores = [
+                here[number] if number in here else logp.new_tensor(elsewhere[example, number])
+                for number in range(len(self.encoded[example].pairs))
+            ]
+            margins[example] = _margin(scores, self.encoded[example].gold, self.contrast)
+        return margins
+
+    def scores_of_split(self, batches: Sequence[Batch]) -> Scores:
+        """Return the log-likelihood of each continuation of the examples whose rows do not all run together."""
+        num_batches = Counter(example for batch in batches for example in set(batch.row_example.tolist()))
+        scores: Scores = {}
+        for batch in batches:
+            if any(num_batches[example] > 1 for example in batch.row_example.tolist()):
+                with torch.inference_mode():
+                    logp = self._target_logps(batch)
+                for key, value in zip(_continuations(batch), logp.tolist(), strict=True):
+                    scores[key] = scores.get(key, 0.0) + value
+        return scores
+
+    def unread(self, examples: Sequence[int]) -> Margins:
+        """Return the margins of some examples before they are read: 0, with the tokens of their losses."""
+        golds = [self.encoded[example].pairs[self.encoded[example].gold][1] for example in examples]
+        tokens = np.array([1.0 if self.contrast else len(gold) for gold in golds])
+        return Margins(np.zeros(len(examples)), np.zeros(len(examples)), tokens)
+
+    def _target_logps(self, batch: Batch) -> Float[Tensor, " targets"]:
+        model, anatomy = self.loaded.model, self.loaded.anatomy
+        with gathered(model.get_submodule(anatomy.unembedding), batch.keep):
+            logits: Tensor = model(input_ids=batch.tokens.to(self.loaded.device), use_cache=False).logits[0]
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        where, token = batch.where.to(logits.device), batch.token.to(logits.device)
+        return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+
+
+def _margin(scores: Sequence[Tensor], gold: int, contrast: bool) -> tuple[Tensor, float]:
+    """Return log-odds and lead of the gold answer from the log-likelihoods of the choices."""
+    right = scores[gold]
+    if not contrast:
+        surest = -torch.finfo(right.dtype).eps  # beyond, the probability rounds to 1 and the odds to infinity
+        odds = right - torch.log(-torch.expm1(right.clamp(max=surest)))
+        return odds, float(odds.detach())
+    others = [score for number, score in enumerate(scores) if number != gold]
+    if not others:  # a single choice is right whatever happens
+        return 0 * right, 1.0
+    rest = torch.stack(others)
+    return right - torch.logsumexp(rest, dim=0), float((right - rest.max()).detach())
+
+
+def _continuations(batch: Batch) -> list[tuple[int, int]]:
+    """Return of each target its example, and which continuation of it."""
+    return list(zip(batch.example.tolist(), batch.continuation.tolist(), strict=True))
