@@ -14,7 +14,14 @@ from secateur.methods.laser.probe import MAX_PROBED, truncation_effects
 from secateur.methods.laser.records import TailRecord
 from secateur.methods.laser.search import candidates
 from secateur.methods.method import DryRun, Reading
+from secateur.probes.answer_margin import AnswerMargin
+from secateur.probes.block_screen import block_effects
 from secateur.session import Session
+
+SCREEN, PREDICTION = "truncation effects", "block effects"
+# passes of the whole model: forward 1, backward to activations 1, and for the screen both again of each block alone
+SCREEN_PASSES, PREDICTION_PASSES = 4.0, 2.0
+EVERYTHING = 2**62  # bytes: the screen reads once, however many spectra have room
 
 
 class DryLaserReadings:
@@ -27,14 +34,16 @@ class DryLaserReadings:
         """Note the screen; candidates are ranked evenly over the grid."""
         probed = len(self._session.task.split("probe")[:MAX_PROBED])
         sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
-        self._dry.read(Reading("truncation effects", "probe", probed, sites, passes=4.0, decomposes=True))
+        self._dry.read(
+            Reading(SCREEN, "probe", probed, sites, passes=SCREEN_PASSES, decomposes=True, room=EVERYTHING)
+        )
         values = {str(edit): self._dry.draw() for edit in edits}
         return [Readings("drawn", "nats", "probe", probed, True, "forecast", values)]
 
     def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
         """Note the readings; nothing is predicted."""
         sites = tuple(site for plan in plans for site in (edit.site for edit in plan.edits))
-        self._dry.read(Reading("block effects", "select", len(before), sites, passes=4.0))
+        self._dry.read(Reading(PREDICTION, "select", len(before), sites, passes=PREDICTION_PASSES))
         return {}
 
     def spectrum(self, matrix: Site) -> list[float]:
@@ -55,7 +64,18 @@ class DryLaserReadings:
 
 
 def measure(reading: Reading, session: Session, judge: Evaluator) -> None:
-    """Make the screen of some matrices."""
+    """Make the screen, or the predictions, of some matrices."""
+    if reading.what == PREDICTION:
+        plans = [session.empty + Truncate(site, 1) for site in dict.fromkeys(reading.parts)]
+        examples = session.task.split(reading.place)[: reading.examples]
+        block_effects(
+            AnswerMargin.of(session.loaded, session.encoded, examples, session.task.kind == "choice"),
+            examples,
+            plans,
+            spectra=judge.spectra,
+            packing=judge.packing,
+        )
+        return
     wanted = set(reading.parts)
     edits = [e for e in candidates(session.loaded.anatomy, session.options) if e.matrix in wanted]
     contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"

@@ -84,9 +84,10 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
         rankings = [] if config.exhaustive else readings.screen(proposed)
     kept = screened(rankings, proposed, RACED) if rankings else proposed
     base, evidence = session.empty, session.evidence(select)
-    before, single = counting([base], select, "race")[base], [base + edit for edit in kept]
+    single = [base + edit for edit in kept]
     rules = Rules(z=math.inf) if config.exhaustive else Rules(z=RACE_Z, share=RACE_SHARE)
     with session.timed("race"):
+        before = counting([base], select, "race")[base]
         predicted = {} if config.exhaustive else {base: before, **readings.predict(single, before)}
         raced = race([base, *single], select, counting, goal, rules, predicted=predicted)
         choice = choose(raced.others(base), before, evidence, goal)
