@@ -393,11 +393,9 @@ def test_a_share_bounds_every_round():
     assert found.rungs == [(31, 32), (16, 64), (8, 128), (4, 256)]
 
 
-def test_the_screen_keeps_the_best_of_every_ranking():
+def test_the_screen_keeps_those_that_are_predicted_best():
     edits = grid({Site(0, "q"): (20, 20)}, fractions=(), small=range(12))
-    up, down = ({str(e): sign * e.rank for e in edits} for sign in (1.0, -1.0))
-    rankings = [Readings("x", "nats", "probe", 1, True, "", values) for values in (up, down)]
-    assert [edit.rank for edit in screened(rankings, edits, 4)] == [0, 1, 10, 11]
-    assert [edit.rank for edit in screened(rankings[:1], edits, 4)] == [0, 1, 2, 3]
-    assert screened(rankings, edits, 12) == edits
-    assert len(screened(rankings, edits, 1)) == 1
+    predicted = Readings("x", "nats", "probe", 1, True, "", {str(e): -float(e.rank) for e in edits})
+    assert [edit.rank for edit in screened(predicted, edits, 4)] == [8, 9, 10, 11]
+    assert screened(predicted, edits, 99) == edits
+    assert len(screened(predicted, edits, 1)) == 1

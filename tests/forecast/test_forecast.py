@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from fixtures.zoo import ZOO
+from secateur.forecast.calibrate import fitted
 
 import secateur
 from secateur.core.plan import Truncate
 from secateur.errors import ModelError, SecateurError
 from secateur.evaluation.activation_cache import find_unchanged
 from secateur.evaluation.forward import Forward
-from secateur.forecast.calibrate import fitted
 from secateur.forecast.count import RERUN, Counted
 from secateur.forecast.dry_run import dry_run
 from secateur.forecast.load import Load, Loads, places_of

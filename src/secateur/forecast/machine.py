@@ -28,6 +28,8 @@ OVERHEAD = {  # s each, in Python; measured on one core of a server, builtin:fac
 }
 PER_EXAMPLE, PER_PART = 1e-4, 1e-2  # s of a reading, in Python
 CONSTANT = {"report": 1.0, "statistics": 0.5, "sides read": 1.0}  # s each time, on whatever machine
+BANDWIDTH = 10.0  # GB/s of this machine's memory, as one core reads it
+SHARE_OF_FLOPS = 0.2  # of a pass at least, where assumed overheads alone would take longer than it took
 SHARED = 0.85  # of N times one device, where N judge: two local workers are to reach 1.7 of 2
 
 
@@ -62,33 +64,91 @@ def stated(
     utilization: float,
     readings: Iterable[Reading],
 ) -> Machine:
-    """A machine that is not here: `tflops` at its peak in the model's precision, `bandwidth` of its memory in GB/s."""
-    flop, byte = 1 / (tflops * 1e12 * utilization), 1 / (bandwidth * 1e9)
-    weights = itemsize * sum(own.num_parameters for own in anatomy.widths) / anatomy.num_blocks
-    block = LAUNCH + weights * byte
-    passes = {reading.what: reading.passes for reading in readings if reading.what not in CHORES}
+    """Return a machine that is not here.
+
+    Args:
+        itemsize: Bytes of a number of the model.
+        tflops: Its peak in the model's precision.
+        bandwidth: Of its memory, GB/s.
+    """
+    speed = Speed(
+        1 / (tflops * 1e12 * utilization), 1 / (bandwidth * 1e9), LAUNCH, NARROW, 1 / (SVD_TFLOPS * 1e12)
+    )
     return Machine(
-        OVERHEAD
-        | {what: anatomy.num_blocks * count * block for what, count in passes.items()}
-        | {f"{what} example": PER_EXAMPLE for what in passes}
-        | {f"{what} part": PER_PART for what in passes}
-        | {f"{what} flop": flop for what in (*passes, *CHORES)}
-        | {f"{what} moment": NARROW * flop for what in passes}
-        | {
-            "block": block,
-            "flop": flop,
-            "logit": 2 * anatomy.d_model * flop + 12 * byte,
-            "written": 2 * itemsize * byte,
-            "mask flop": NARROW * flop,
-            "svd flop": 1 / (SVD_TFLOPS * 1e12),
-            "step": anatomy.num_blocks * block,
-            "reload": 2 * itemsize * anatomy.num_parameters / DISK,
-            **CONSTANT,
-        },
+        _rates(anatomy, itemsize, readings, speed),
         (
             f"a device of {tflops:g} TFLOP/s, of which matrix products reach {utilization:.0%}, and {bandwidth:g} GB/s",
             f"float32 {NARROW:g} times slower; {SVD_TFLOPS:g} TFLOP/s in exact decompositions",
             f"{LAUNCH * 1e3:g} ms to launch a block, {OVERHEAD['plan'] * 1e3:g} ms for each plan; "
             f"disks of {DISK / 1e9:g} GB/s; " + ", ".join(f"{name} {s:g} s" for name, s in CONSTANT.items()),
         ),
+    )
+
+
+def paced(
+    anatomy: Anatomy,
+    itemsize: int,
+    readings: Iterable[Reading],
+    look: Amounts,
+    seconds: float,
+    svd_flop: float,
+) -> Machine:
+    """Return this machine: overheads as assumed, FLOPs as fast as a pass of the model was.
+
+    Args:
+        look: Amounts of that pass.
+        seconds: What it took.
+        svd_flop: Seconds of a FLOP in a decomposition.
+    """
+    readings = list(readings)
+    idle = Machine(_rates(anatomy, itemsize, readings, Speed(0.0, 0.0, LAUNCH, 1.0, svd_flop)), ())
+    flops = look["flop"] + 2 * anatomy.d_model * look["logit"]
+    flop = max(seconds - idle.time(look), SHARE_OF_FLOPS * seconds) / flops
+    speed = Speed(flop, 1 / (BANDWIDTH * 1e9), LAUNCH, 1.0, svd_flop)
+    said = f"measured here: {1e-9 / flop:.0f} GFLOP/s in a pass of the model, {1e-9 / svd_flop:.0f} in decompositions"
+    return Machine(_rates(anatomy, itemsize, readings, speed), (said,))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds for each of these.
+
+    Attributes:
+        flop: In matrix products of the model.
+        byte: Of memory.
+        launch: To launch one block from Python.
+        narrow: Times slower in float32, as for spectra and maps.
+        svd_flop: In exact decompositions.
+    """
+
+    flop: float
+    byte: float
+    launch: float
+    narrow: float
+    svd_flop: float
+
+
+def _rates(anatomy: Anatomy, itemsize: int, readings: Iterable[Reading], speed: Speed) -> dict[str, float]:
+    """Return the seconds for one of each amount."""
+    weights = itemsize * sum(own.num_parameters for own in anatomy.widths) / anatomy.num_blocks
+    block = speed.launch + weights * speed.byte
+    passes = {reading.what: reading.passes for reading in readings if reading.what not in CHORES}
+    return (
+        OVERHEAD
+        | {what: anatomy.num_blocks * count * block for what, count in passes.items()}
+        | {f"{what} example": PER_EXAMPLE for what in passes}
+        | {f"{what} part": PER_PART for what in passes}
+        | {f"{what} flop": speed.flop for what in (*passes, *CHORES)}
+        | {f"{what} moment": speed.narrow * speed.flop for what in passes}
+        | {
+            "block": block,
+            "flop": speed.flop,
+            "logit": 2 * anatomy.d_model * speed.flop + 12 * speed.byte,
+            "written": 2 * itemsize * speed.byte,
+            "mask flop": speed.narrow * speed.flop,
+            "svd flop": speed.svd_flop,
+            "step": anatomy.num_blocks * block,
+            "reload": 2 * itemsize * anatomy.num_parameters / DISK,
+            **CONSTANT,
+        }
     )

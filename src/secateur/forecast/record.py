@@ -12,12 +12,12 @@ from secateur.evaluation.baseline import floors
 from secateur.evaluation.batching import Packing
 from secateur.evaluation.measurement import SideTask
 from secateur.evaluation.workers import Limits, spectra_bytes
-from secateur.forecast.calibrate import calibrated
 from secateur.forecast.count import Amounts, Counted
 from secateur.forecast.dry_run import dry_run
 from secateur.forecast.fleet import DeviceFleet
 from secateur.forecast.load import CACHE_BYTES, Loads, OrderedExamples, places_of
 from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
+from secateur.forecast.pace import LOOK, measured_here
 from secateur.forecast.records import FloorsRecord
 from secateur.forecast.work import Judged, Read, SideWork, Work, proof
 from secateur.hf.blank import Ruler
@@ -27,8 +27,6 @@ from secateur.options import Options
 from secateur.pipeline import baseline_of, check
 from secateur.session import Session, early_session, open_session
 from secateur.side_tasks import side_effects
-
-LOOK = 64  # examples of select on which the unchanged model is measured, for a first impression
 
 
 def plan_cost(
@@ -68,7 +66,8 @@ def forecast(
             anatomy, itemsize, fleet.tflops, fleet.bandwidth, fleet.utilization, _readings(works["most"])
         )
     elif calibrate:
-        machine = calibrated(session, Counted(anatomy, loads, room, stored), works["most"], progress)
+        progress("look", 0, 1)
+        machine = measured_here(session, Counted(anatomy, loads, room, stored), _readings(works["most"]))
     workers = fleet.workers(weights)
     each = {
         luck: _stages(own, Counted(anatomy, loads, room, stored), machine, workers)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
     from secateur.core.site import Site
-    from secateur.evaluation.evaluator import Evaluator
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.search.race import Choice, Judge
@@ -155,14 +154,6 @@ class Method(ABC):
         A method whose search only judges plans has nothing to add.
         """
         self.search(session)
-
-    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
-        """Make one reading of the search, to be timed; a method that reads nothing has nothing to do.
-
-        Args:
-            under: A plan of the search, carried out meanwhile where `reading.under` says so.
-        """
-        raise AssertionError(f"{self.name} has no reading {reading.what}")
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
         """Return what the report shows of this method; `analysis.extra_keys` holds the keys that it wrote."""

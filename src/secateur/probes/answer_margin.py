@@ -43,6 +43,17 @@ class Margins:
         """Return the change of each example's loss where its margin changes by so much, nats."""
         return (np.logaddexp(0, -(self.odds + change)) - np.logaddexp(0, -self.odds)) / self.tokens
 
+    def mean_loss_change(self, change: PerExample) -> float:
+        """Return the mean change of the loss where margins change by so much, nats.
+
+        The loss of a text is a sum over its tokens, each of which curves as that of a single answer does, while their
+        sum is all but straight in its margin. With D the change of the text's log-likelihood, ½ D² is what the tokens'
+        curvatures add up to in expectation (Fisher information), for the sum; so ½ D² / tokens for the mean.
+        """
+        likelihood = change * np.exp(-np.logaddexp(0, self.odds))  # d log P = (1 − P) d odds
+        curvature = np.where(self.tokens > 1, 0.5 * likelihood**2 / self.tokens, 0.0)
+        return float((self.loss_change(change) + curvature).mean())
+
     def correct_change(self, change: PerExample) -> PerExample:
         """Return for each example 1 where the answer becomes right, −1 where it becomes wrong, else 0."""
         return (self.lead + change > 0).astype(float) - (self.lead > 0)

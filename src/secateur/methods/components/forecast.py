@@ -1,4 +1,4 @@
-"""Readings of heads and networks that are drawn and noted instead of made, and one that is made to be timed."""
+"""Readings of heads and networks that are drawn and noted instead of made."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from secateur.core.plan import Drop, Plan
 from secateur.core.records.probe import ComponentsRecord
 from secateur.core.site import Site
-from secateur.evaluation.evaluator import Evaluator
 from secateur.methods.components.method import ComponentsConfig
 from secateur.methods.components.readings import MAX_PROBED, ffns_left
 from secateur.methods.components.search import groups_of
 from secateur.methods.method import DryRun, Reading
 from secateur.methods.removal import side_values
-from secateur.probing.components import BY_GRADIENT
 from secateur.search.race import Judge
 from secateur.session import Session
 
@@ -63,10 +61,3 @@ class DryRemovalReadings:
     def _ablation(self, plan: Plan) -> None:
         left = ffns_left(self._session, plan)
         self._judge([plan, *(plan + Drop(site) for site in left)], self._probe, "ablation")
-
-
-def measure(reading: Reading, session: Session, judge: Evaluator) -> None:
-    """Read importance by gradients."""
-    kind = next(kind for kind, name in NAMES.items() if name == reading.what)
-    examples = session.task.split(reading.place)[: reading.examples]
-    BY_GRADIENT[kind](session.loaded, session.encoded, examples, packing=judge.packing)

@@ -15,12 +15,10 @@ from secateur.methods.method import Method
 from secateur.methods.options import StepConfig
 
 if TYPE_CHECKING:
-    from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.evaluation.evaluator import Evaluator
-    from secateur.methods.method import DryRun, Proposal, Reading
+    from secateur.methods.method import DryRun, Proposal
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -70,12 +68,6 @@ class Components(Method):
 
         judge = session.judge()
         run(session, judge, DryRemovalReadings(session, judge, dry))
-
-    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
-        """Read importance by gradients."""
-        from secateur.methods.components.forecast import measure
-
-        measure(reading, session, judge)
 
     def record_types(self) -> tuple[type[Record], type[Record]]:
         """Return the types of its parts of verdict.json and analysis.json."""

@@ -1,4 +1,4 @@
-"""Readings of depth pruning that are drawn and noted instead of made, and those that are made to be timed."""
+"""Readings of depth pruning that are drawn and noted instead of made."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Linearize, Plan
 from secateur.core.site import Site
-from secateur.evaluation.evaluator import Evaluator
-from secateur.methods.depth.readings import SAMPLE, DepthReader
-from secateur.methods.depth.steps import Similarity, carriers_of
+from secateur.methods.depth.readings import SAMPLE
+from secateur.methods.depth.steps import Similarity
 from secateur.methods.method import DryRun, Reading
 from secateur.methods.removal import side_values
 from secateur.probes.maps import BlockRun
@@ -52,16 +51,3 @@ class DryDepthReadings:
         """Note the side tasks, which are read from their files, and judged."""
         self._dry.read(Reading("sides read", "probe", 0, ()))
         return side_values(self._session, plans)
-
-
-def measure(reading: Reading, session: Session, judge: Evaluator, form: str) -> None:
-    """Read similarity, or fit a map for each block alone that can have one."""
-    blocks, reader = [site.block for site in reading.parts], DepthReader(session, judge.packing)
-    if reading.what == "similarity":
-        reader.similarity(session.empty, blocks)
-        return
-    carriers, runs = carriers_of(session.loaded.anatomy), []
-    for block in blocks:
-        forms = [f for f in (form, "linear", "fold") if f != "drop" and carriers.carry((block,), f)]
-        runs += [BlockRun((block,), forms[0])] if forms else []
-    reader.maps(session.empty, runs)

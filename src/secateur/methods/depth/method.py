@@ -12,12 +12,10 @@ from secateur.methods.method import Method
 from secateur.methods.options import BoundConfig
 
 if TYPE_CHECKING:
-    from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.evaluation.evaluator import Evaluator
-    from secateur.methods.method import DryRun, Proposal, Reading
+    from secateur.methods.method import DryRun, Proposal
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -80,12 +78,6 @@ class Depth(Method):
         from secateur.methods.depth.search import run
 
         run(session, session.judge(), DryDepthReadings(session, dry))
-
-    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
-        """Read similarity, or fit maps."""
-        from secateur.methods.depth.forecast import measure
-
-        measure(reading, session, judge, session.config(DepthConfig).form)
 
     def record_types(self) -> tuple[type[Record], type[Record]]:
         """Return the types of its parts of verdict.json and analysis.json."""

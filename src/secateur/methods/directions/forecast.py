@@ -1,4 +1,4 @@
-"""Readings of directions that are drawn and noted instead of made, and one that is made to be timed."""
+"""Readings of directions that are drawn and noted instead of made."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from secateur.core.plan import Plan, RemoveDirections
-from secateur.evaluation.evaluator import Evaluator
 from secateur.methods.directions.method import DirectionsConfig
-from secateur.methods.directions.probe import ROOM, DirectionEffects, MatrixEffects, directions_effects
+from secateur.methods.directions.probe import ROOM, DirectionEffects, MatrixEffects
 from secateur.methods.directions.readings import MAX_PROBED, EffectsUnderPlan, Words
 from secateur.methods.method import DryRun, Reading
 from secateur.options import matrices_of
@@ -62,20 +61,3 @@ class DryDirectionReadings:
     def words(self, edit: RemoveDirections, numbers: Sequence[int]) -> Sequence[Words]:
         """Return none."""
         return []
-
-
-def measure(reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
-    """Read the effects of the directions of some matrices."""
-    config = session.config(DirectionsConfig)
-    directions_effects(
-        session.loaded,
-        session.encoded,
-        session.task.split(reading.place)[: reading.examples],
-        reading.parts,
-        packing=judge.packing,
-        per_head=config.per_head,
-        second_order=config.second_order,
-        whitened=config.whitened,
-        under=under if reading.under else session.empty,
-        decompose=judge.spectra,
-    )

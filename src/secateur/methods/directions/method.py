@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.evaluation.evaluator import Evaluator
-    from secateur.methods.method import DryRun, Proposal, Reading
+    from secateur.methods.method import DryRun, Proposal
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -120,12 +119,6 @@ class RemoveSingularDirections(Method):
         from secateur.methods.directions.search import run
 
         run(session, session.judge(), DryDirectionReadings(session, dry))
-
-    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
-        """Read the effects of the directions of some matrices."""
-        from secateur.methods.directions.forecast import measure
-
-        measure(reading, session, judge, under)
 
     def record_types(self) -> tuple[type[Record], type[Record]]:
         """Return the types of its parts of verdict.json and analysis.json."""

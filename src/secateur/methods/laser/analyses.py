@@ -33,7 +33,7 @@ def check_reading(name: str, session: Session, split: str) -> None:
 def spectrum(session: Session, split: str, plan: Plan) -> list[MatrixSpectrum]:
     """Return per matrix how its singular values fall, and what truncation is predicted to do to the loss."""
     edits, probe = candidates(session.loaded.anatomy, session.options), LaserProbe(session, session.judge())
-    predicted = probe.screen(edits)[-1].values
+    predicted = probe.screen(edits).values
     rows = []
     for site in dict.fromkeys(edit.matrix for edit in edits):
         best = min((e for e in edits if e.matrix == site), key=lambda edit: (predicted[str(edit)], edit))

@@ -1,4 +1,4 @@
-"""Readings of LASER that are drawn and noted instead of made, and one that is made to be timed."""
+"""Readings of LASER that are drawn and noted instead of made."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ import numpy as np
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
 from secateur.core.site import Site
-from secateur.evaluation.evaluator import Evaluator
-from secateur.methods.laser.probe import MAX_PROBED, truncation_effects
+from secateur.methods.laser.probe import MAX_PROBED
 from secateur.methods.laser.records import TailRecord
-from secateur.methods.laser.search import candidates
 from secateur.methods.method import DryRun, Reading
-from secateur.probes.answer_margin import AnswerMargin
-from secateur.probes.block_screen import block_effects
 from secateur.session import Session
 
 SCREEN, PREDICTION = "truncation effects", "block effects"
@@ -30,7 +26,7 @@ class DryLaserReadings:
     def __init__(self, session: Session, dry: DryRun) -> None:
         self._session, self._dry = session, dry
 
-    def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
+    def screen(self, edits: Sequence[Truncate]) -> Readings:
         """Note the screen; candidates are ranked evenly over the grid."""
         probed = len(self._session.task.split("probe")[:MAX_PROBED])
         sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
@@ -38,7 +34,7 @@ class DryLaserReadings:
             Reading(SCREEN, "probe", probed, sites, passes=SCREEN_PASSES, decomposes=True, room=EVERYTHING)
         )
         values = {str(edit): self._dry.draw() for edit in edits}
-        return [Readings("drawn", "nats", "probe", probed, True, "forecast", values)]
+        return Readings("drawn", "nats", "probe", probed, True, "forecast", values)
 
     def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
         """Note the readings; nothing is predicted."""
@@ -61,30 +57,3 @@ class DryLaserReadings:
             accuracy=0.0,
             n=len(outcomes),
         )
-
-
-def measure(reading: Reading, session: Session, judge: Evaluator) -> None:
-    """Make the screen, or the predictions, of some matrices."""
-    if reading.what == PREDICTION:
-        plans = [session.empty + Truncate(site, 1) for site in dict.fromkeys(reading.parts)]
-        examples = session.task.split(reading.place)[: reading.examples]
-        block_effects(
-            AnswerMargin.of(session.loaded, session.encoded, examples, session.task.kind == "choice"),
-            examples,
-            plans,
-            spectra=judge.spectra,
-            packing=judge.packing,
-        )
-        return
-    wanted = set(reading.parts)
-    edits = [e for e in candidates(session.loaded.anatomy, session.options) if e.matrix in wanted]
-    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
-    truncation_effects(
-        session.loaded,
-        session.encoded,
-        session.task.split(reading.place)[: reading.examples],
-        edits,
-        spectra=judge.spectra,
-        packing=judge.packing,
-        contrast=contrast,
-    )

@@ -39,15 +39,9 @@ def grid(
     ]
 
 
-def screened(rankings: Sequence[Readings], candidates: Sequence[Truncate], most: int) -> list[Truncate]:
-    """Return the candidates that some ranking puts highest, at most so many: the best of each, then the second best.
-
-    Returns: the candidates, in their order.
-    """
-    by_name = {str(edit): edit for edit in candidates}
-    orders = [[name for name, _ in readings.ranked() if name in by_name] for readings in rankings]
-    in_turn = dict.fromkeys(name for place in zip(*orders, strict=True) for name in place)
-    kept = set(list(in_turn)[:most])
+def screened(readings: Readings, candidates: Sequence[Truncate], most: int) -> list[Truncate]:
+    """Return the candidates that are predicted best, at most so many, in their order."""
+    kept = {name for name, _ in readings.ranked()[:most]}
     return [edit for edit in candidates if str(edit) in kept]
 
 

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.evaluation.evaluator import Evaluator
-    from secateur.methods.method import DryRun, Proposal, Reading
+    from secateur.methods.method import DryRun, Proposal
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -86,12 +85,6 @@ class Laser(Method):
         from secateur.methods.laser.search import run
 
         run(session, session.judge(), DryLaserReadings(session, dry))
-
-    def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
-        """Make the screen of some matrices."""
-        from secateur.methods.laser.forecast import measure
-
-        measure(reading, session, judge)
 
     def record_types(self) -> tuple[type[Record], type[Record]]:
         """Return the types of its parts of verdict.json and analysis.json."""

@@ -43,13 +43,13 @@ class LaserProbe:
     def __init__(self, session: Session, judge: Evaluator) -> None:
         self._session, self._judge = session, judge
 
-    def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
+    def screen(self, edits: Sequence[Truncate]) -> Readings:
         """Return `truncation_effects` on `probe`, read once per run and remembered in the ledger."""
         session = self._session
         examples = session.task.split("probe")[:MAX_PROBED]
         contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
         key = f"screen {digest([contrast, len(examples), *map(str, edits)])}"
-        known = session.recall(key, lambda kept: [Readings.from_json(reading) for reading in kept])
+        known = session.recall(key, Readings.from_json)
         if known is not None:
             return known
         readings = truncation_effects(
@@ -63,7 +63,7 @@ class LaserProbe:
             room=self._judge.limits.cache_bytes,
             progress=session.progress,
         )
-        session.remember(key, [reading.to_json() for reading in readings])
+        session.remember(key, readings.to_json())
         return readings
 
     def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
@@ -152,11 +152,11 @@ def truncation_effects(
     contrast: bool = False,
     room: int = CACHE_BYTES,
     progress: Progress = silent,
-) -> list[Readings]:
+) -> Readings:
     """Return the predicted change of the mean loss with each candidate, negative where cutting helps.
 
     dₙ = −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ is the first-order change of example n's margin, Gₙ its gradient with respect to
-    W. The loss, the mean log-loss over the gold answer's tokens, follows from the margin (`Margins.loss_change`).
+    W. The loss, the mean log-loss over the gold answer's tokens, follows from the margin.
 
     Args:
         encoded: The task's examples in tokens.
@@ -165,11 +165,10 @@ def truncation_effects(
         contrast: Take the log-loss of the gold choice among the choices instead.
         room: Bytes of activations and gradients between blocks that may be kept.
 
-    Returns: The mean change ℓ of the loss, nats; without `contrast` also mean ℓ + ½ mean ℓ², since the loss of many
-        tokens curves where their sum does not.
+    Returns: `Margins.mean_loss_change` of each candidate, nats.
 
-    Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800). Differs: of the margin; the
-    second-order term, Fisher's, is ours.
+    Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800). Differs: of the margin, and with the
+    curvature of the loss.
 
     Cost: one decomposition per matrix; one forward and one backward pass without parameter gradients for as many
     blocks as have room for what is kept between them, and the same again of each block alone.
@@ -189,14 +188,9 @@ def truncation_effects(
             progress,
         ),
     )
-    losses = {str(edit): margins.loss_change(change) for edit, change in changes.items()}
-    first = {name: float(d.mean()) for name, d in losses.items()}
-    what, source = "predicted change of loss", "gradient of singular values (arXiv 2510.20800), of the margin"
-    found = [Readings(what, "nats", "probe", len(examples), True, source, first)]
-    if not contrast:
-        second = {name: first[name] + 0.5 * float((d * d).mean()) for name, d in losses.items()}
-        found.append(Readings(what, "nats", "probe", len(examples), True, f"{source} + ½ Fisher", second))
-    return found
+    values = {str(edit): margins.mean_loss_change(change) for edit, change in changes.items()}
+    source = "gradient of singular values (arXiv 2510.20800), of the margin"
+    return Readings("predicted change of loss", "nats", "probe", len(examples), True, source, values)
 
 
 def _changes(

@@ -44,8 +44,8 @@ SHOWN_EXAMPLES = 256
 class LaserReadings(Protocol):
     """Readings of the model that the search asks for, beside the outcomes of plans."""
 
-    def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
-        """Return the predicted changes of the loss with each edit, nats: one ranking or several."""
+    def screen(self, edits: Sequence[Truncate]) -> Readings:
+        """Return the predicted change of the loss with each edit, nats."""
 
     def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
         """Return predicted OUTCOME rows of each plan for the examples of `before`, the original's rows."""
@@ -81,8 +81,8 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
     proposed = candidates(session.loaded.anatomy, session.options)
     select = session.shuffled("select")
     with session.timed("screen"):
-        rankings = [] if config.exhaustive else readings.screen(proposed)
-    kept = screened(rankings, proposed, RACED) if rankings else proposed
+        screen = None if config.exhaustive else readings.screen(proposed)
+    kept = screened(screen, proposed, RACED) if screen else proposed
     base, evidence = session.empty, session.evidence(select)
     single = [base + edit for edit in kept]
     rules = Rules(z=math.inf) if config.exhaustive else Rules(z=RACE_Z, share=RACE_SHARE)
@@ -98,9 +98,9 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
             plan = compose(plan, beside, select, counting, goal, evidence, rules, predicted=predicted)
     with session.timed("analyze"):
         analysis = _analysis(session, judge, readings, plan, raced)
-        if rankings:
-            screen = screen_records(rankings[-1], proposed, full_ranks(session))
-            analysis = analysis.model_copy(update={"screen": screen})
+        if screen:
+            predictions = screen_records(screen, proposed, full_ranks(session))
+            analysis = analysis.model_copy(update={"screen": predictions})
     search = LaserSearchRecord(
         method="laser",
         exhaustive=config.exhaustive,
