@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from secateur.core.ledger import check_ledger
 from secateur.core.machine import check_device, check_dtype, shard_bytes
 from secateur.core.origin import origin_of
 from secateur.core.plan import Edit, Plan, parse_edits
-from secateur.core.progress import Progress, silent
+from secateur.core.progress import Progress, StagedProgress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written
 from secateur.core.readings import FINER, LINEARITY, PARTS
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from secateur.evaluation.workers import WorkerLauncher
     from secateur.hf.load import Loaded
+    from secateur.session import Session
 
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
@@ -138,9 +139,17 @@ def prune(
         folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
         from secateur import pipeline
 
-        return pipeline.prune(
-            chosen, folder, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers
-        )
+        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+        return pipeline.prune(chosen, folder, expect=_expected(progress), **how)
+
+
+def _expected(progress: Progress) -> Callable[[Session], Mapping[str, float]] | None:
+    """Return what forecasts the stages of a run, where somebody looks at its progress."""
+    if not isinstance(progress, StagedProgress):
+        return None
+    from secateur.forecast.record import expected_seconds
+
+    return expected_seconds
 
 
 @verb(EVERY, _more)
@@ -171,9 +180,8 @@ def prune_each(
         from secateur import pipeline
 
         runs = list(zip(each, places, strict=True))
-        return pipeline.prune_each(
-            runs, ledger=ledger, overwrite=overwrite, progress=progress, workers=workers
-        )
+        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+        return pipeline.prune_each(runs, expect=_expected(progress), **how)
 
 
 @verb(EVERY, _more)

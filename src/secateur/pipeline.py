@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from secateur.checkpoint.folder import Folder
 from secateur.core.baseline import baseline_text
 from secateur.core.ledger import Ledger, check_ledger
-from secateur.core.progress import Progress, silent
+from secateur.core.progress import Progress, StagedProgress, duration, silent
 from secateur.core.records.verdict import BaselineRecord
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.workers import WorkerLauncher
@@ -24,6 +24,7 @@ from secateur.side_tasks import side_effects
 from secateur.surgery.spectra import make_spectra_folder
 
 LOG = logging.getLogger("secateur")
+Expect = Callable[[Session], Mapping[str, float]]  # seconds by stage
 
 
 def prune(
@@ -35,12 +36,13 @@ def prune(
     progress: Progress = silent,
     workers: WorkerLauncher | None = None,
     session: Session | None = None,
+    expect: Expect | None = None,
 ) -> Result:
     """Find what `options.model` does not need for `options.task`, cut it, prove it, write it to `folder`.
 
     Killed at any moment and called again it goes on where it was and ends with the same plan; `workers` judge in the
-    place of this process; `session` is for these options, where there is one already. Raises any `SecateurError`; then
-    what was there is untouched.
+    place of this process; `session` is for these options, where there is one already; `expect` gives the seconds that
+    its stages will take. Raises any `SecateurError`; then what was there is untouched.
     """
     with folder.claimed(options.command(), overwrite=overwrite) as already:
         if already:
@@ -52,10 +54,10 @@ def prune(
             make_spectra_folder(Path(options.spectra))
         launched = nullcontext() if workers is None else workers(session.loaded)
         with launched as pool, Ledger.open(journal_file) as journal:
-            return _prune(replace(session, ledger=journal, workers=pool), folder, journal)
+            return _prune(replace(session, ledger=journal, workers=pool), folder, journal, expect)
 
 
-def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
+def _prune(session: Session, folder: Folder, journal: Ledger, expect: Expect | None) -> Result:
     command = session.options.command()
     run = f"{folder.out.resolve()} {digest(command)}"
     journal.start_run(run, command, out=str(folder.out.resolve()))
@@ -63,11 +65,22 @@ def _prune(session: Session, folder: Folder, journal: Ledger) -> Result:
     journal.remember(run, "metric", session.objective.metric.name)
     journal.remember(run, "select", session.task.split("select"))
     start = measured_baseline(session)
+    if expect is not None:
+        _say_expected(session, expect)
     proposal = method_named(session.options.method).search(session)
     verdict = cut_and_verify(session, proposal, start, folder.staging)
     folder.publish()
     journal.finish_run(run, verdict["verdict"])
     return Result(folder.out, verdict, proposal.plan)
+
+
+def _say_expected(session: Session, expect: Expect) -> None:
+    """Say how long the run will take, before the search begins, and let progress know."""
+    seconds = expect(session)
+    each = ", ".join(f"{stage} {duration(taken)}" for stage, taken in seconds.items() if taken >= 1)
+    LOG.info("expected to take %s: %s", duration(sum(seconds.values())), each)
+    if isinstance(session.progress, StagedProgress):
+        session.progress.expect(seconds)
 
 
 def measured_baseline(session: Session) -> BaselineRecord:
@@ -96,6 +109,7 @@ def prune_each(
     overwrite: bool = False,
     progress: Progress = silent,
     workers: WorkerLauncher | None = None,
+    expect: Expect | None = None,
 ) -> list[Result]:
     """Writes what as many calls of `prune` would; the model is read once, and its matrices are decomposed once.
 
@@ -104,7 +118,13 @@ def prune_each(
     """
     left = [run for run in runs if not run[1].finished(run[0].command(), overwrite=overwrite)]
     ready = _sessions(left, progress)
-    how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
+    how = {
+        "ledger": ledger,
+        "overwrite": overwrite,
+        "progress": progress,
+        "workers": workers,
+        "expect": expect,
+    }
     return [prune(options, folder, session=ready.get(folder), **how) for options, folder in runs]
 
 

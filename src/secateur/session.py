@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from secateur.core.config import Config
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
-from secateur.core.progress import Progress, silent
+from secateur.core.progress import Progress, StagedProgress, silent
 from secateur.core.score import METRICS, OUTCOME
 from secateur.errors import TaskError, TooLong
 from secateur.evaluation.evaluator import Evaluator
@@ -62,6 +62,8 @@ class Session:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Wall-clock seconds of a stage, as far as this process did it."""
+        if isinstance(self.progress, StagedProgress):
+            self.progress.begin(stage)
         started = time.perf_counter()
         try:
             yield

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from fixtures.zoo import ZOO
-from secateur.forecast.calibrate import fitted
 
 import secateur
 from secateur.core.plan import Truncate
@@ -19,7 +17,7 @@ from secateur.evaluation.forward import Forward
 from secateur.forecast.count import RERUN, Counted
 from secateur.forecast.dry_run import dry_run
 from secateur.forecast.load import Load, Loads, places_of
-from secateur.forecast.machine import Machine, svd_flops
+from secateur.forecast.machine import Machine, paced, svd_flops
 from secateur.forecast.work import Judged, Plans
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
@@ -187,13 +185,15 @@ def test_a_measured_prediction_has_seconds_in_order(session):
     assert json.loads(json.dumps(told)) == told
 
 
-def test_rates_that_explain_times_are_found_again():
-    rng = np.random.default_rng(0)
-    rates = {"plan": 1e-3, "flop": 2e-11, "call": 0.0}
-    rows = [dict(zip(rates, rng.integers(1, 9, 3) * [1, 1e8, 1], strict=True)) for _ in range(20)]
-    seconds = [sum(rates[name] * row[name] for name in rates) for row in rows]
-    found = fitted(rows, seconds, tuple(rates))
-    assert found == pytest.approx(rates, abs=1e-9)
+def test_a_machine_at_the_pace_of_a_pass_takes_as_long_for_it(session):
+    """What overheads do not explain, FLOPs do; a pass that took less than they would is still mostly FLOPs."""
+    anatomy = session.loaded.anatomy
+    look = {"plan": 1, "example": 64, "call": 2, "block": 6, "flop": 1e12, "logit": 1e6, "packed": 100}
+    machine = paced(anatomy, 4, (), look, seconds=100.0, svd_flop=1e-9)
+    assert machine.time(look) == pytest.approx(100.0, rel=0.01)
+    assert machine.time({"svd 4x2": 1}) == pytest.approx(1e-9 * svd_flops("svd 4x2"))
+    fast = paced(anatomy, 4, (), look, seconds=1e-4, svd_flop=1e-9)
+    assert 0 < fast.each("flop") < machine.each("flop")
 
 
 def test_a_shape_that_was_not_measured_takes_as_long_for_each_flop():

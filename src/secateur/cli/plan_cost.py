@@ -62,23 +62,29 @@ def plan_cost(
     Plans, evaluations, FLOPs, bytes and time, stage by stage: expected, and in brackets the least and the most that a
     search can come to.
     """
+    machine = {"calibrate": calibrate, "devices": devices, "tflops": tflops, "bandwidth": bandwidth}
+    machine |= {"utilization": utilization, "memory": memory}
+    print_forecast(model, task, machine | given(method, options), as_json=as_json, quiet=quiet)
+
+
+with_options(plan_cost)
+
+
+def print_forecast(
+    model: str, tasks: list[str], options: dict[str, Any], *, as_json: bool, quiet: bool
+) -> None:
+    """Print what a `prune` with these options would take."""
     from secateur.cli.progress import bars
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
 
-        found = api.plan_cost(
-            model, task, calibrate=calibrate, devices=devices, tflops=tflops, bandwidth=bandwidth,
-            utilization=utilization, memory=memory, progress=progress, **given(method, options),
-        )  # fmt: skip
+        found = api.plan_cost(model, tasks, progress=progress, **options)
     if as_json:
         print_json(found)
     else:
         print_cost(found)
-
-
-with_options(plan_cost)
 
 
 def print_cost(found: Mapping[str, Any]) -> None:

@@ -25,6 +25,13 @@ from secateur.cli.options import (
     print_made,
 )
 
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Only say what the model can do, and what the search would take; write nothing."
+    ),
+]
+
 if TYPE_CHECKING:
     from secateur.result import Result
 
@@ -41,6 +48,7 @@ def prune(
     gpus_per_worker: Gpus = None,
     ledger: LedgerPath = None,
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     **options: Any,
@@ -50,6 +58,11 @@ def prune(
     The proof is on held-out data; checkpoint, verdict and report are written to OUT. Killed at any moment, the same
     command goes on where it was.
     """
+    if dry_run:
+        from secateur.cli.plan_cost import print_forecast
+
+        print_forecast(model, task, given(method, options), as_json=as_json, quiet=quiet)
+        return
     workers_asked = hire(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked}
     _prune(model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, **how)

@@ -94,6 +94,21 @@ def forecast(
     }
 
 
+def expected_seconds(session: Session) -> dict[str, float]:
+    """Return the seconds that are expected of each stage of a run that begins now, in their order.
+
+    The machine is measured by one short pass of the model.
+    """
+    found = forecast(session, DeviceFleet(), calibrate=True)
+    seconds = {row["stage"]: row["counts"]["expected"].get("seconds", 0.0) for row in found["stages"]}
+    seconds["verify"] += seconds.pop("sides", 0.0)  # measured as one
+    return {
+        stage: seconds[stage]
+        for stage in sorted(seconds, key=lambda stage: stage == "verify")
+        if stage != "load"
+    }
+
+
 def _readings(works: Sequence[Work]) -> list[Reading]:
     return [work.reading for work in works if isinstance(work, Read)]
 
