@@ -50,17 +50,22 @@ def test_a_stage_that_nobody_expected_changes_nothing():
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0, "0 s"), (99.4, "99 s"), (130, "2 min"), (5990, "100 min"), (7800, "2 h 10 min"), (40000, "11 h")],
+    [
+        (0, "0 s"),
+        (99.4, "99 s"),
+        (130, "2 min"),
+        (5990, "1 h 40 min"),
+        (7800, "2 h 10 min"),
+        (40000, "11 h"),
+    ],
 )
 def test_durations_are_read_at_a_glance(seconds, said):
     assert duration(seconds) == said
 
 
-def test_off_a_terminal_there_is_a_line_a_minute(monkeypatch, caplog):
+def test_off_a_terminal_there_is_a_line_a_minute(caplog):
     clock = Clock()
-    monkeypatch.setattr(shown.time, "monotonic", clock)
-    monkeypatch.setattr(shown.time, "perf_counter", clock)
-    bars = shown.Bars(Progress(disable=True), lines=True)
+    bars = shown.Bars(Progress(disable=True), lines=True, clock=clock)
     assert isinstance(bars, StagedProgress)
     assert not isinstance(silent, StagedProgress)
     bars.expect({"race": 300.0, "verify": 100.0})
