@@ -31,6 +31,7 @@ class ReadingOptions(TaskOptions, total=False):
 
     side: Tasks
     objective: str | None
+    report: str
     layers: tuple[int, int] | str | None
     zeroed: bool
     factorize: bool

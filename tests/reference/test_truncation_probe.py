@@ -20,6 +20,7 @@ from secateur.evaluation.forward import swapped_forward
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.methods.laser.probe import truncation_effects
+from secateur.probes.answer_margin import Margins
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
@@ -112,27 +113,28 @@ def by_gradients(loaded: Loaded, edits: Sequence[Truncate], contrast: bool) -> n
     return out
 
 
+def expected_losses(odds: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """The mean of softplus(−x) over normal x whose standard deviation is the change itself, by quadrature."""
+    at, weights = np.polynomial.hermite_e.hermegauss(201)
+    x = (odds + change)[..., None] + np.abs(change)[..., None] * at
+    return (np.logaddexp(0, -x) * weights).sum(-1) / weights.sum()
+
+
 def each_predicted(loaded: Loaded, d: np.ndarray, contrast: bool) -> np.ndarray:
-    """Changes of margins (edits, examples) → of losses, through −log of the probability that belongs to each."""
+    """Changes of margins (edits, examples) → of losses: of the probability that belongs to each, and what the tokens of
+    a text curve, which is half the square of the change of its log-likelihood."""
     with torch.no_grad():
         odds = np.array([float(margin(loaded.model, e, contrast)) for e in EXAMPLES.values()])
     tokens = np.array([1 if contrast else len(e.pairs[e.gold][1]) for e in EXAMPLES.values()])
-    return (np.log1p(np.exp(-odds - d)) - np.log1p(np.exp(-odds))) / tokens
-
-
-def each_curved(loaded: Loaded, d: np.ndarray, contrast: bool) -> np.ndarray:
-    """The same with what the tokens' losses curve: half the square of the change of the log-likelihood, a token."""
-    with torch.no_grad():
-        odds = np.array([float(margin(loaded.model, e, contrast)) for e in EXAMPLES.values()])
-    tokens = np.array([1 if contrast else len(e.pairs[e.gold][1]) for e in EXAMPLES.values()])
-    likely = np.exp(odds) / (1 + np.exp(odds))
-    squares = np.where(tokens > 1, (d * (1 - likely)) ** 2 / (2 * tokens), 0)
-    return each_predicted(loaded, d, contrast) + squares
+    q = np.sqrt(1 + np.pi * d**2 / 8)
+    losses = q * np.log1p(np.exp(-(odds + d) / q)) - np.log1p(np.exp(-odds))
+    squares = np.where(tokens > 1, (d / (1 + np.exp(odds))) ** 2 / 2, 0)
+    return (losses + squares) / tokens
 
 
 def predicted(loaded: Loaded, d: np.ndarray, contrast: bool) -> np.ndarray:
     """The mean over examples: a square per example, of the sum over its rows."""
-    return each_curved(loaded, d, contrast).mean(-1)
+    return each_predicted(loaded, d, contrast).mean(-1)
 
 
 def effects(loaded: Loaded, edits: Sequence[Truncate], examples: Sequence[int] = tuple(EXAMPLES), **changes):
@@ -190,9 +192,18 @@ def test_each_example_is_squared_by_itself(as_loaded):
     loaded = as_loaded(tiny("gpt2", torch.float64))
     edits = one_of_each(loaded)
     alone = np.stack([values(loaded, edits, examples=[e]) for e in EXAMPLES])
-    expected = each_curved(loaded, by_gradients(loaded, edits, contrast=False), contrast=False)
+    expected = each_predicted(loaded, by_gradients(loaded, edits, contrast=False), contrast=False)
     np.testing.assert_allclose(alone.T, expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(values(loaded, edits), alone.mean(0), rtol=1e-9, atol=1e-12)
+
+
+def test_expected_losses_are_those_of_normal_margins():
+    """The approximation against quadrature, where margins and changes are as large as they get."""
+    odds, change = np.linspace(-6, 6, 25)[:, None], np.array([-4.0, -1.0, -0.2, 0.0, 0.2, 1.0, 4.0])
+    for row in odds:
+        one = np.array([Margins(row, np.ones(1)).expected_loss_change(np.array([c])) for c in change])
+        expected = expected_losses(np.broadcast_to(row, change.shape), change) - np.logaddexp(0, -row)
+        np.testing.assert_allclose(one, expected, atol=0.15)
 
 
 def test_gold_alone_and_contrast_are_different_questions(as_loaded):

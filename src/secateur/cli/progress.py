@@ -32,7 +32,6 @@ STAGES = {
     "evaluate": "measuring on the split",
     "baseline": "measuring the original",
     "screen": "screening candidates by gradients",
-    "predict": "predicting candidates on select",
     "race": "racing candidates on select",
     "compose": "composing several cuts",
     "prune": "removing step by step",

@@ -21,6 +21,7 @@ from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
 
 Scores = dict[tuple[int, int], float]  # by example and continuation
+ERROR = 1.0  # standard deviations of a predicted change, as a share of it: see benchmarks/RESULTS.md
 PerExample = Float[np.ndarray, " examples"]
 
 
@@ -31,32 +32,29 @@ class Margins:
     Attributes:
         odds: Log-odds of the right answer, nats: of the gold choice among the choices, or of the gold answer among all
             texts. The log-loss of the answer is softplus(−odds).
-        lead: Log-likelihood of the gold choice less that of the best other choice; without choices `odds`.
         tokens: Tokens over which the loss is a mean: 1 with choices.
     """
 
     odds: PerExample
-    lead: PerExample
     tokens: PerExample
 
-    def loss_change(self, change: PerExample) -> PerExample:
-        """Return the change of each example's loss where its margin changes by so much, nats."""
-        return (np.logaddexp(0, -(self.odds + change)) - np.logaddexp(0, -self.odds)) / self.tokens
+    def expected_loss_change(self, change: PerExample) -> float:
+        """Return the expected change of the mean loss where margins are predicted to change by so much, nats.
 
-    def mean_loss_change(self, change: PerExample) -> float:
-        """Return the mean change of the loss where margins change by so much, nats.
+        A prediction is off by as much as it says (`ERROR`), so that of two equal ones the larger cut is expected to do
+        worse: E softplus(−x) of normal x is q softplus(−mean / q), q² = 1 + π variance / 8.
 
         The loss of a text is a sum over its tokens, each of which curves as that of a single answer does, while their
         sum is all but straight in its margin. With D the change of the text's log-likelihood, ½ D² is what the tokens'
         curvatures add up to in expectation (Fisher information), for the sum; so ½ D² / tokens for the mean.
-        """
-        likelihood = change * np.exp(-np.logaddexp(0, self.odds))  # d log P = (1 − P) d odds
-        curvature = np.where(self.tokens > 1, 0.5 * likelihood**2 / self.tokens, 0.0)
-        return float((self.loss_change(change) + curvature).mean())
 
-    def correct_change(self, change: PerExample) -> PerExample:
-        """Return for each example 1 where the answer becomes right, −1 where it becomes wrong, else 0."""
-        return (self.lead + change > 0).astype(float) - (self.lead > 0)
+        Source: the moments of MacKay 1992 (Neural Computation 4:720), integrated.
+        """
+        q = np.sqrt(1 + np.pi / 8 * (ERROR * change) ** 2)
+        loss = q * np.logaddexp(0, -(self.odds + change) / q) - np.logaddexp(0, -self.odds)
+        likelihood = change * np.exp(-np.logaddexp(0, self.odds))  # d log P = (1 − P) d odds
+        curvature = np.where(self.tokens > 1, 0.5 * likelihood**2, 0.0)
+        return float(((loss + curvature) / self.tokens).mean())
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,8 @@ class AnswerMargin:
         read = {example: encoded[example] for example in examples}
         return cls(loaded, read if contrast else {e: one.gold_alone for e, one in read.items()}, contrast)
 
-    def of_batch(self, batch: Batch, elsewhere: Scores) -> dict[int, tuple[Tensor, float]]:
-        """Return odds and lead of each example that has rows in the batch.
+    def of_batch(self, batch: Batch, elsewhere: Scores) -> dict[int, Tensor]:
+        """Return the odds of each example that has rows in the batch.
 
         Choices of an example that run in other batches are constants here: their gradients come with those batches.
 
@@ -99,7 +97,7 @@ class AnswerMargin:
                 here[number] if number in here else logp.new_tensor(elsewhere[example, number])
                 for number in range(len(self.encoded[example].pairs))
             ]
-            margins[example] = _margin(scores, self.encoded[example].gold, self.contrast)
+            margins[example] = _odds(scores, self.encoded[example].gold, self.contrast)
         return margins
 
     def scores_of_split(self, batches: Sequence[Batch]) -> Scores:
@@ -118,7 +116,7 @@ class AnswerMargin:
         """Return the margins of some examples before they are read: 0, with the tokens of their losses."""
         golds = [self.encoded[example].pairs[self.encoded[example].gold][1] for example in examples]
         tokens = np.array([1.0 if self.contrast else len(gold) for gold in golds])
-        return Margins(np.zeros(len(examples)), np.zeros(len(examples)), tokens)
+        return Margins(np.zeros(len(examples)), tokens)
 
     def _target_logps(self, batch: Batch) -> Float[Tensor, " targets"]:
         model, anatomy = self.loaded.model, self.loaded.anatomy
@@ -129,18 +127,16 @@ class AnswerMargin:
         return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
 
 
-def _margin(scores: Sequence[Tensor], gold: int, contrast: bool) -> tuple[Tensor, float]:
-    """Return log-odds and lead of the gold answer from the log-likelihoods of the choices."""
+def _odds(scores: Sequence[Tensor], gold: int, contrast: bool) -> Tensor:
+    """Return the log-odds of the gold answer from the log-likelihoods of the choices."""
     right = scores[gold]
     if not contrast:
         surest = -torch.finfo(right.dtype).eps  # beyond, the probability rounds to 1 and the odds to infinity
-        odds = right - torch.log(-torch.expm1(right.clamp(max=surest)))
-        return odds, float(odds.detach())
+        return right - torch.log(-torch.expm1(right.clamp(max=surest)))
     others = [score for number, score in enumerate(scores) if number != gold]
     if not others:  # a single choice is right whatever happens
-        return 0 * right, 1.0
-    rest = torch.stack(others)
-    return right - torch.logsumexp(rest, dim=0), float((right - rest.max()).detach())
+        return 0 * right
+    return right - torch.logsumexp(torch.stack(others), dim=0)
 
 
 def _continuations(batch: Batch) -> list[tuple[int, int]]:

@@ -108,10 +108,10 @@ def read_blocks(
             leaving: dict[int, Tensor] = {}
             with torch.enable_grad(), reread(loaded.model), forward.from_blocks(group, entering, leaving):
                 found = answer_margin.of_batch(batch, elsewhere)
-                total = torch.stack([odds for odds, _ in found.values()]).sum()
+                total = torch.stack(list(found.values())).sum()
                 gradients = torch.autograd.grad(total, [leaving[block] for block in group])
             for block, at_output in zip(group, gradients, strict=True):
                 gradient[block].append(at_output)
-            for example, (odds, lead) in found.items():
-                margins.odds[places[example]], margins.lead[places[example]] = float(odds.detach()), lead
+            for example, odds in found.items():
+                margins.odds[places[example]] = float(odds.detach())
         yield BlockGradients(loaded.model, forward, batches, rows, entering, gradient, margins)

@@ -30,26 +30,9 @@ class PredictedEffects:
     margins: Margins
     changes: Mapping[Plan, PerExample]
 
-    def loss(self, plan: Plan) -> PerExample:
-        """Return the predicted change of each example's loss, nats: negative where cutting helps."""
-        return self.margins.loss_change(self.changes[plan])
-
-    def correct(self, plan: Plan) -> PerExample:
-        """Return the predicted change of each example's being right: 1, 0 or −1."""
-        return self.margins.correct_change(self.changes[plan])
-
-    def to_json(self) -> dict[str, dict[str, list[float]]]:
-        """Return plain values, without the plans: by their identity."""
-        margins = {name: values.tolist() for name, values in vars(self.margins).items()}
-        return {"margins": margins, "changes": {p.identity: c.tolist() for p, c in self.changes.items()}}
-
-    @classmethod
-    def from_json(
-        cls, data: Mapping[str, Mapping[str, Sequence[float]]], plans: Iterable[Plan]
-    ) -> PredictedEffects:
-        """Return the effects of these plans as `to_json` gave them."""
-        margins = Margins(**{name: np.array(values) for name, values in data["margins"].items()})
-        return cls(margins, {plan: np.array(data["changes"][plan.identity]) for plan in plans})
+    def loss(self, plan: Plan) -> float:
+        """Return the expected change of the mean loss, nats: negative where cutting helps."""
+        return self.margins.expected_loss_change(self.changes[plan])
 
 
 def block_effects(
@@ -127,21 +110,3 @@ def _effect(
             change = (read.leaving(block, batch) - before[batch]) * read.gradient[block][batch]
             effect.index_add_(0, rows, change.flatten(1).sum(dim=1, dtype=torch.float64).cpu())
     return effect.numpy()
-
-
-def predicted_outcomes(
-    before: np.ndarray, effects: PredictedEffects, plan: Plan, contrast: bool
-) -> np.ndarray:
-    """Return the OUTCOME rows that are predicted for a plan, from those of the model itself.
-
-    Args:
-        contrast: Whether the margins are those of choices among choices.
-    """
-    rows = before.copy()
-    if not contrast:
-        rows["loss"] += effects.loss(plan)
-        return rows
-    rows["choice_loss"] += effects.loss(plan)
-    for column in ("correct", "correct_norm"):
-        rows[column] += effects.correct(plan)
-    return rows

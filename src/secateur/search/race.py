@@ -31,22 +31,13 @@ class Objective:
 
     metric: Metric
 
-    def key(self, outcomes: np.ndarray, added: Mapping[str, float] | None = None) -> tuple[float, float]:
-        """Return a key by which to sort: larger is better; a plan under which the model gives no numbers is worst.
-
-        Args:
-            added: Corrections of the mean gain, by metric.
-        """
-        added = added or {}
+    def key(self, outcomes: np.ndarray) -> tuple[float, float]:
+        """Return a key by which to sort: larger is better; a plan under which the model gives no numbers is worst."""
         value, loss = self.metric.mean(outcomes), METRICS["loss"].mean(outcomes)
         if math.isnan(value) or math.isnan(loss):
             return -math.inf, -math.inf
         among = METRICS["choice_loss"].mean(outcomes)
-        tie = "loss" if math.isnan(among) else "choice_loss"
-        decides = value if self.metric.higher_is_better else -value
-        return decides + added.get(self.metric.name, 0.0), added.get(tie, 0.0) - (
-            loss if tie == "loss" else among
-        )
+        return value if self.metric.higher_is_better else -value, -(loss if math.isnan(among) else among)
 
 
 @dataclass
@@ -95,7 +86,6 @@ def race(
     objective: Objective,
     rules: Rules = RULES,
     *,
-    predicted: Mapping[Plan, np.ndarray] | None = None,
     stage: str = "race",
 ) -> Race:
     """Judge all plans on few examples, drop the worse ones by the rules, double the examples, repeat.
@@ -104,8 +94,6 @@ def race(
 
     Args:
         examples: Indices of the selection examples, shuffled.
-        predicted: OUTCOME rows that are predicted for plans on all examples, by which what was judged on some of them
-            is corrected; those of the first plan are true. Plans without are taken as they are.
     """
     assert plans, "a race needs somebody to run"
     running = list(dict.fromkeys(plans))
@@ -115,77 +103,16 @@ def race(
         result.rungs.append((len(running), count))
         seen = judge(running, examples[:count], stage)
         result.outcomes.update(seen)
-        standing = _Standing(seen, objective, predicted or {}, plans[0])
-        order = sorted(running, key=standing.key, reverse=True)
+        order = sorted(running, key=lambda plan: objective.key(seen[plan]), reverse=True)
         result.winner = leader = order[0]
         if count == len(examples):
             return result
-        most = math.ceil(rules.share * len(running))
-        close = [plan for plan in order if plan == leader or standing.z(plan, leader) >= -rules.z][:most]
-        result.dropped_after |= {plan: count for plan in running if plan not in set(close)}
-        running = [plan for plan in running if plan in set(close)]
+        best, gains = seen[leader], objective.metric.contributions
+        close = [p for p in order if p == leader or paired_z(gains(seen[p], best)) >= -rules.z]
+        kept = set(close[: math.ceil(rules.share * len(running))])
+        result.dropped_after |= {plan: count for plan in running if plan not in kept}
+        running = [plan for plan in running if plan in kept]
         count = len(examples) if len(running) == 1 else min(2 * count, len(examples))
-
-
-class _Standing:
-    """Where plans stand after a round, in the objective's metric and in what breaks its ties.
-
-    With predictions x of the gains y over the first plan, the mean of y over all examples is estimated by that over
-    those that were judged, less β times how much larger the mean of x is over those than over all: where x follows y,
-    few examples decide. β is one number for all plans of the round, by least squares, so that it hardly fits the noise
-    of any.
-
-    Source: regression estimator (Cochran 1977, Sampling Techniques, chapter 7), with control variates x.
-    """
-
-    def __init__(
-        self,
-        seen: Mapping[Plan, np.ndarray],
-        objective: Objective,
-        predicted: Mapping[Plan, np.ndarray],
-        base: Plan,
-    ) -> None:
-        self._objective, self._seen = objective, seen
-        self._corrections = {
-            name: _corrections(METRICS[name], seen, predicted, base)
-            for name in (objective.metric.name, "loss", "choice_loss")
-            if predicted
-        }
-
-    def key(self, plan: Plan) -> tuple[float, float]:
-        """Return a key by which to sort: larger is better."""
-        added = {name: float(of[plan].mean()) for name, of in self._corrections.items() if plan in of}
-        return self._objective.key(self._seen[plan], added)
-
-    def z(self, plan: Plan, leader: Plan) -> float:
-        """Return z of the mean paired difference of a plan to the leader: negative where it is worse."""
-        gains = self._objective.metric.contributions(self._seen[plan], self._seen[leader])
-        corrections = self._corrections.get(self._objective.metric.name, {})
-        return paired_z(gains + corrections.get(plan, 0.0) - corrections.get(leader, 0.0))
-
-
-def shifted(before: np.ndarray, predicted: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return OUTCOME rows with the differences that are predicted elsewhere, from `reference` to `predicted`."""
-    rows = before.copy()
-    for column in ("loss", "correct", "correct_norm", "choice_loss"):
-        rows[column] += predicted[column] - reference[column]
-    return rows
-
-
-def _corrections(
-    metric: Metric, seen: Mapping[Plan, np.ndarray], predicted: Mapping[Plan, np.ndarray], base: Plan
-) -> dict[Plan, np.ndarray]:
-    """Return what is added to each plan's gains on the examples that were judged: −β (x − mean of x over all)."""
-    before = predicted[base]
-    x, y = {}, {}
-    for plan in seen:
-        if plan in predicted and plan != base:
-            n, gains = len(seen[plan]), metric.contributions(predicted[plan], before)
-            x[plan] = gains[:n] - gains.mean()
-            y[plan] = metric.contributions(seen[plan], before[:n])
-    spread = sum(float(np.square(a - a.mean()).sum()) for a in x.values())
-    beta = sum(float(((x[plan] - x[plan].mean()) * y[plan]).sum()) for plan in x) / spread if spread else 0.0
-    return {plan: -beta * a for plan, a in x.items()} if math.isfinite(beta) else {}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Depth: whole blocks go, one after another; a linear map replaces them, or is folded into the network before them.
 
 What goes next is chosen on `probe`, by the measured loss, by linearity or by cosine similarity, and maps are fitted
-there; how far to go is chosen on `select`. Beside the form that is asked for, the others are measured at every depth,
-and the orders in which cheaper measures would have taken blocks. `test` is not touched.
+there; how far to go is chosen on `select`. Beside the form that is asked for, a plain drop is measured at every depth;
+for a full report all forms with their side tasks, and the orders in which cheaper measures would have taken blocks.
+`test` is not touched.
 Sources: Razzhigaev et al. 2024 (arXiv 2405.12250); ReplaceMe (arXiv 2505.02819).
 """
 
@@ -108,7 +109,8 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
         chosen = goal.choose(points, outcomes, [kept_share(session, point.plan) for point in points])
     _warn_of_dropped(points[chosen], config.form)
     with session.timed("analyze"):
-        others = other_orders(steps, max(1, chosen))
+        full = session.options.report == "full"
+        others = other_orders(steps, max(1, chosen)) if full else {}
         outcomes |= counting([point.plan for other in others.values() for point in other], select, "depth")
         depth = depth_record(session, readings, curves, others, outcomes, order, chosen, goal.max_loss)
     found = DepthSearchRecord(
@@ -192,7 +194,8 @@ def depth_record(
     """
     config, metric = session.config(DepthConfig), session.objective.metric
     plans = list(dict.fromkeys(point.plan for points in curves.values() for point in points))
-    sides, units = readings.side_values(plans)
+    full = session.options.report == "full"
+    sides, units = readings.side_values(plans) if full else ({plan: {} for plan in plans}, {})
     prompt, samples = readings.samples(plans)
     return DepthRecord(
         by=config.by,
@@ -256,7 +259,7 @@ def _over_drop(
 ) -> IntervalRecord | None:
     """Return the metric of a form minus that of a drop of the same blocks, paired; None where nothing is compared."""
     metric = session.objective.metric
-    if form == "drop" or number == 0:
+    if form == "drop" or number == 0 or "drop" not in curves:
         return None
     dropped, kept = (outcomes[curves[name][number].plan] for name in ("drop", form))
     if not all(np.isfinite(metric.values(rows)).all() for rows in (dropped, kept)):

@@ -191,9 +191,10 @@ class DepthSteps:
 
     @property
     def forms(self) -> list[str]:
-        """Return the forms that the model allows; the one asked for first."""
-        first = self.config.form
-        return [first, *(form for form in forms_of(self.session.loaded.anatomy) if form != first)]
+        """Return the forms that are compared, as far as the model allows them; the one asked for first."""
+        first, report = self.config.form, self.session.options.report
+        beside = {"quick": (), "standard": ("drop",), "full": forms_of(self.session.loaded.anatomy)}[report]
+        return list(dict.fromkeys((first, *beside)))
 
     def order(self, by: str, most: int | None = None) -> list[BlockStep]:
         """Return blocks in the order in which they go, each with what all that were left measured then.

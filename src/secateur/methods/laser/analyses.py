@@ -64,7 +64,7 @@ def curves(session: Session, split: str, plan: Plan) -> list[CurveRecord]:
 def tail(session: Session, split: str, plan: Plan) -> list[TailRecord]:
     """Return what all, the kept, and the removed components of each edited matrix answer."""
     judge = session.judge()
-    return tail_records(session, judge, LaserProbe(session, judge), plan, session.task.split(split))
+    return tail_records(session, judge, LaserProbe(session, judge), plan.truncated, session.task.split(split))
 
 
 def frequency(session: Session, split: str, plan: Plan) -> list[FrequencyBin]:

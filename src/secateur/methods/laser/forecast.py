@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.core.plan import Plan, Truncate
+from secateur.core.plan import Truncate
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.methods.laser.probe import MAX_PROBED
@@ -14,9 +14,8 @@ from secateur.methods.laser.records import TailRecord
 from secateur.methods.method import DryRun, Reading
 from secateur.session import Session
 
-SCREEN, PREDICTION = "truncation effects", "block effects"
-# passes of the whole model: forward 1, backward to activations 1, and for the screen both again of each block alone
-SCREEN_PASSES, PREDICTION_PASSES = 4.0, 2.0
+SCREEN = "truncation effects"
+PASSES = 4.0  # of the whole model: forward 1, backward to activations 1, and both again of each block alone
 EVERYTHING = 2**62  # bytes: the screen reads once, however many spectra have room
 
 
@@ -31,16 +30,10 @@ class DryLaserReadings:
         probed = len(self._session.task.split("probe")[:MAX_PROBED])
         sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
         self._dry.read(
-            Reading(SCREEN, "probe", probed, sites, passes=SCREEN_PASSES, decomposes=True, room=EVERYTHING)
+            Reading(SCREEN, "probe", probed, sites, passes=PASSES, decomposes=True, room=EVERYTHING)
         )
         values = {str(edit): self._dry.draw() for edit in edits}
         return Readings("drawn", "nats", "probe", probed, True, "forecast", values)
-
-    def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
-        """Note the readings; nothing is predicted."""
-        sites = tuple(site for plan in plans for site in (edit.site for edit in plan.edits))
-        self._dry.read(Reading(PREDICTION, "select", len(before), sites, passes=PREDICTION_PASSES))
-        return {}
 
     def spectrum(self, matrix: Site) -> list[float]:
         """Return none: what was decomposed for plans is there."""

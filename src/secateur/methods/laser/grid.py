@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
 from secateur.core.plan import Plan, Truncate
 from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.methods.laser.method import PAPER_FRACTIONS, SMALL_RANKS
 from secateur.search.evidence import Evidence
-from secateur.search.race import RULES, Judge, Objective, Race, Rules, choose, race, shifted
+from secateur.search.race import RULES, Judge, Objective, Race, Rules, choose, race
 
 
 def ranks(
@@ -54,40 +52,22 @@ def compose(
     evidence: Evidence,
     rules: Rules = RULES,
     *,
-    predicted: Mapping[Plan, np.ndarray] | None = None,
     stage: str = "compose",
 ) -> Plan:
     """Return `base` with candidates added greedily: each time the one that helps most, as long as one is shown to help.
-
-    Args:
-        predicted: As for `race`, of the original, each candidate alone, and no other plan: what a candidate does beside
-            others is predicted to be the same.
 
     Source: section 4 of the paper. Differs: the paper goes through all matrices once, from the last block to the first,
     and takes the first rank that helps at all, so that some ten noisy gains nearly always pile up: on CounterFact
     twelve cuts that gained nothing on test.
     """
-    plan, original = base, Plan(base.model)
+    plan = base
     while True:
         taken = {edit.site for edit in plan.edits}
-        beside = {plan + edit: original + edit for edit in candidates if edit.site not in taken}
+        beside = [plan + edit for edit in candidates if edit.site not in taken]
         if not beside:
             return plan
+        raced = race([plan, *beside], examples, judge, objective, rules, stage=stage)
         before = judge([plan], examples, stage)[plan]
-        beside_plan = {
-            both: shifted(before, predicted[alone], predicted[original])
-            for both, alone in beside.items()
-            if predicted and alone in predicted
-        }
-        raced = race(
-            [plan, *beside],
-            examples,
-            judge,
-            objective,
-            rules,
-            predicted={plan: before, **beside_plan},
-            stage=stage,
-        )
         choice = choose(raced.others(plan), before, evidence, objective)
         if not choice.shown:
             return plan

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.core.plan import Plan, Truncate
+from secateur.core.plan import Truncate
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
@@ -23,7 +23,6 @@ from secateur.linalg.spectrum import Spectrum
 from secateur.methods.laser.records import TailRecord
 from secateur.probes.answer_margin import AnswerMargin, Margins, PerExample
 from secateur.probes.block_gradients import BlockGradients, read_blocks
-from secateur.probes.block_screen import PredictedEffects, block_effects, predicted_outcomes
 from secateur.session import Session, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
@@ -65,30 +64,6 @@ class LaserProbe:
         )
         session.remember(key, readings.to_json())
         return readings
-
-    def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
-        """Return predicted OUTCOME rows of each plan, read once per run and remembered in the ledger.
-
-        Args:
-            before: OUTCOME rows of the original, whose examples are read.
-        """
-        session, examples = self._session, before["example"].tolist()
-        contrast = session.task.kind == "choice" and session.objective.metric.name != "loss"
-        key = f"predict {digest([contrast, examples, *(plan.identity for plan in plans)])}"
-        known = session.recall(key, lambda kept: PredictedEffects.from_json(kept, plans))
-        if known is None:
-            known = block_effects(
-                AnswerMargin.of(session.loaded, session.encoded, examples, contrast),
-                examples,
-                plans,
-                spectra=self._judge.spectra,
-                packing=self._judge.packing,
-                room=self._judge.limits.cache_bytes,
-                progress=session.progress,
-                stage="predict",
-            )
-            session.remember(key, known.to_json())
-        return {plan: predicted_outcomes(before, known, plan, contrast) for plan in plans}
 
     def sigma(self, site: Site) -> Float[Tensor, " k"]:
         """Return the singular values of a matrix, descending, float64."""
@@ -165,7 +140,7 @@ def truncation_effects(
         contrast: Take the log-loss of the gold choice among the choices instead.
         room: Bytes of activations and gradients between blocks that may be kept.
 
-    Returns: `Margins.mean_loss_change` of each candidate, nats.
+    Returns: `Margins.expected_loss_change` of each candidate, nats.
 
     Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800). Differs: of the margin, and with the
     curvature of the loss.
@@ -188,7 +163,7 @@ def truncation_effects(
             progress,
         ),
     )
-    values = {str(edit): margins.mean_loss_change(change) for edit, change in changes.items()}
+    values = {str(edit): margins.expected_loss_change(change) for edit, change in changes.items()}
     source = "gradient of singular values (arXiv 2510.20800), of the margin"
     return Readings("predicted change of loss", "nats", "probe", len(examples), True, source, values)
 

@@ -81,14 +81,14 @@ class LaserAnalysis(Record):
     )
     curves: list[CurveRecord] = Field(
         default=[],
-        description="loss against rank of the matrices that were cut, or of the nearest miss, on at most 256 examples of `select`",
+        description="loss against rank of the matrices that were cut, or of the nearest miss, on at most 128 examples of `select`, 256 for a full report",
     )
     spectrum: dict[str, SpectrumRecord] = Field(
         default={}, description="singular values of the same matrices, by site"
     )
     tail: list[TailRecord] = Field(
         default=[],
-        description="what the parts of each cut matrix answer, on `select` (only: laser, not for text; empty where nothing was cut)",
+        description="what the parts of each cut matrix answer, on `select` (only: laser, not for text; empty where nothing was cut, and for a quick report)",
     )
     screen: list[ScreenedTruncation] = Field(
         default=[], description="every candidate's predicted change (only: laser, not with `--exhaustive`)"

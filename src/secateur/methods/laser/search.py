@@ -35,10 +35,11 @@ from secateur.records import measured
 from secateur.search.race import Judge, Race, Rules, choose, race
 from secateur.session import Session
 
-RACED = 64  # candidates that the screen leaves: see benchmarks/RESULTS.md for what more or fewer give up
+RACED = 96  # candidates that the screen leaves: see benchmarks/RESULTS.md for what more or fewer give up
 RACE_Z, RACE_SHARE = 3.0, 0.5
 COMPOSED = 16  # matrices at most whose best cut is tried beside the cuts that were taken
-SHOWN_EXAMPLES = 256
+SHOWN_EXAMPLES = {"quick": 0, "standard": 128, "full": 256}  # of curves and answers, which are looked at
+SHOWN_MATRICES = 3  # whose curves are drawn, but for a full report
 
 
 class LaserReadings(Protocol):
@@ -46,9 +47,6 @@ class LaserReadings(Protocol):
 
     def screen(self, edits: Sequence[Truncate]) -> Readings:
         """Return the predicted change of the loss with each edit, nats."""
-
-    def predict(self, plans: Sequence[Plan], before: np.ndarray) -> Mapping[Plan, np.ndarray]:
-        """Return predicted OUTCOME rows of each plan for the examples of `before`, the original's rows."""
 
     def spectrum(self, matrix: Site) -> list[float]:
         """Return the singular values of a matrix, descending."""
@@ -84,18 +82,15 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
         screen = None if config.exhaustive else readings.screen(proposed)
     kept = screened(screen, proposed, RACED) if screen else proposed
     base, evidence = session.empty, session.evidence(select)
-    single = [base + edit for edit in kept]
     rules = Rules(z=math.inf) if config.exhaustive else Rules(z=RACE_Z, share=RACE_SHARE)
     with session.timed("race"):
-        before = counting([base], select, "race")[base]
-        predicted = {} if config.exhaustive else {base: before, **readings.predict(single, before)}
-        raced = race([base, *single], select, counting, goal, rules, predicted=predicted)
-        choice = choose(raced.others(base), before, evidence, goal)
+        raced = race([base, *(base + edit for edit in kept)], select, counting, goal, rules)
+        choice = choose(raced.others(base), counting([base], select, "race")[base], evidence, goal)
     plan = taken(session, choice)
     if choice.shown and config.compose:
         with session.timed("compose"):
             beside = promising(raced, base, goal, COMPOSED)
-            plan = compose(plan, beside, select, counting, goal, evidence, rules, predicted=predicted)
+            plan = compose(plan, beside, select, counting, goal, evidence, rules)
     with session.timed("analyze"):
         analysis = _analysis(session, judge, readings, plan, raced)
         if screen:
@@ -123,8 +118,8 @@ def _analysis(
 ) -> LaserAnalysis:
     """Return what the report shows of the search and of the matrices that were cut, all of it on `select`.
 
-    Curves and component answers are for looking at, so they read at most SHOWN_EXAMPLES, those a race read first.
-    Where nothing was cut, the cut that came nearest is shown.
+    Curves and component answers are for looking at, so they read few examples, those a race read first. Where nothing
+    was cut, the cut that came nearest is shown.
     """
     config, goal = session.config(LaserConfig), session.objective
     select, base, ranks = session.shuffled("select"), session.empty, full_ranks(session)
@@ -134,21 +129,29 @@ def _analysis(
         cuts = [cut for cut in raced.outcomes if cut.edits]
         nearest = max(cuts, key=lambda cut: (len(raced.outcomes[cut]), goal.key(raced.outcomes[cut])))
         shown = nearest.truncated
+    report = session.options.report
+    shown = shown if report == "full" else shown[:SHOWN_MATRICES]
     shapes = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
     points = [base + edit for edit in grid(shapes, config.fractions, config.small_ranks)]
-    some = select[:SHOWN_EXAMPLES]
+    some = select[: SHOWN_EXAMPLES[report]]
     analysis = LaserAnalysis(
         base=BaseRecord(**measured(before)),
         sweep=sweep_records(raced.outcomes, ranks, len(select)),
-        curves=curve_records(judge([base, *points], some, "curves"), ranks),
+        curves=curve_records(judge([base, *points], some, "curves"), ranks) if some else [],
         spectrum={
             str(edit.matrix): SpectrumRecord(values=readings.spectrum(edit.matrix), kept=edit.rank)
             for edit in shown
         },
     )
-    if "text" in session.task.kinds:
+    if "text" in session.task.kinds or not some:
         return analysis
-    return analysis.model_copy(update={"tail": tail_records(session, judge, readings, plan, some)})
+    return analysis.model_copy(
+        update={
+            "tail": tail_records(
+                session, judge, readings, [edit for edit in shown if edit in plan.edits], some
+            )
+        }
+    )
 
 
 def full_ranks(session: Session) -> dict[Site, int]:
@@ -222,11 +225,15 @@ def curve_records(judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, i
 
 
 def tail_records(
-    session: Session, judge: Judge, readings: LaserReadings, plan: Plan, examples: Sequence[int]
+    session: Session,
+    judge: Judge,
+    readings: LaserReadings,
+    cuts: Sequence[Truncate],
+    examples: Sequence[int],
 ) -> list[TailRecord]:
-    """Return for each edited matrix the answers of all of it, of the components kept, of those removed (Fig. 5)."""
+    """Return for each truncated matrix the answers of all of it, of the components kept, of those removed (Fig. 5)."""
     records = []
-    for edit in plan.truncated:
+    for edit in cuts:
         full_rank = full_ranks(session)[edit.matrix]
         rest = Truncate(edit.matrix, full_rank - edit.rank, "tail" if edit.side == "top" else "top")
         for part, kind in ((Truncate(edit.matrix, full_rank), "full"), (edit, edit.side), (rest, rest.side)):
