@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from secateur.cli.cluster import Cpus, Gpus, NumWorkers, OnRay, hire
 from secateur.cli.generated import PanelCommand, given, method_help, with_options
 from secateur.cli.options import (
     AsJson,
+    Commands,
     Each,
     LedgerPath,
     Model,
@@ -43,7 +45,7 @@ def prune(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Find what MODEL does not need for TASK, or for several, cut it, prove it.
 
@@ -62,14 +64,13 @@ def _prune(
     model: str,
     tasks: list[str],
     out: Path,
-    options: dict[str, Any],
+    options: Mapping[str, object],
     *,
     each: bool = False,
     as_json: bool = False,
     quiet: bool = False,
-    **how: Any,
+    **how: object,
 ) -> None:
-
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_each, print_places, print_verdict
     from secateur.cli.terminal import terminal
@@ -79,8 +80,10 @@ def _prune(
         progress("load", 0, 1)
         from secateur import api
 
-        asked, how = (model, tasks, out), how | options | {"progress": progress}
-        results = api.prune_each(*asked, **how) if each else [api.prune(*asked, **how)]
+        words: dict[str, Any] = {**how, **options, "progress": progress}
+        results = (
+            api.prune_each(model, tasks, out, **words) if each else [api.prune(model, tasks, out, **words)]
+        )
     already = [result.out for result in results if result.already]
 
     def show() -> None:
@@ -149,7 +152,7 @@ def report(
         print(written)
 
 
-VERBS = (
+VERBS: Commands = (
     (
         prune,
         {

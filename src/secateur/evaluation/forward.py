@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from secateur.evaluation.batching import Batch
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.calls import entering, leaving
 from secateur.hf.weights import device_of
 from secateur.surgery.mask import swapped_forward
 
@@ -41,7 +41,7 @@ class Forward:
         returns_tuple: list[bool] = [False] * len(self._blocks)
 
         def note(number: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
                 returns_tuple[number] = isinstance(output, tuple)
 
             return hook
@@ -61,8 +61,8 @@ class Forward:
     def _standin(self, number: int, change: Change) -> AbstractContextManager[None]:
         """Make block `number` return its input, changed."""
 
-        def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-            hidden = change(args[0] if args else kwargs["hidden_states"])
+        def forward(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, None]:
+            hidden = change(entering(args, kwargs))
             return (hidden, None) if self._tuples[number] else hidden
 
         return swapped_forward(self._blocks[number], forward)
@@ -95,16 +95,17 @@ class Forward:
     def through(self, block: str) -> Float[Tensor, "1 2 d_model"]:
         """Return the output of `block` (its path) on the embeddings of two tokens, while all other blocks stand
         aside."""
-        caught: list[Any] = []
-        handle = self._model.get_submodule(block).register_forward_hook(lambda m, a, out: caught.append(out))
+        caught: list[Tensor] = []
+        handle = self._model.get_submodule(block).register_forward_hook(
+            lambda module, args, output: caught.append(leaving(output))
+        )
         with ExitStack() as stack:
             stack.callback(handle.remove)
             for number, name in enumerate(self._anatomy.blocks):
                 if name != block:
                     stack.enter_context(self._standin(number, _unchanged))
             self._run_two_tokens()
-        output: Tensor = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
-        return output
+        return caught[0]
 
     def logits(
         self,

@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
-from secateur.core.plan import Plan
+from secateur.core.plan import Plan, RemoveDirections, Truncate
 from secateur.core.progress import Progress
 from secateur.core.score import OUTCOME
 from secateur.errors import ModelError
@@ -80,7 +80,9 @@ class _Measured:
     def judging(self) -> dict[str, float]:
         """Plans of every kind the search has, where most of them are judged, on few examples and on more; and the
         model as it is wherever else something is judged."""
-        rows, seconds, packed = [], [], self._packed()
+        rows: list[Amounts] = []
+        seconds: list[float] = []
+        packed = self._packed()
         with tempfile.TemporaryDirectory() as folder, Ledger.open(Path(folder) / "ledger.sqlite") as ledger:
             for place, count, group in self._samples():
                 if count > FEW and time.perf_counter() - self.started > PATIENCE and len(rows) > len(JUDGING):
@@ -132,12 +134,13 @@ class _Measured:
         for turn in range(TIMES):
             judge = at.session.judge(ledger=ledger, scope=f"{len(plans)} {turn} {time.perf_counter()}")
             judge.spectra = self._judge.spectra
-            times.append(_timed(lambda judge=judge: judge(plans, examples, "calibrate")))
+            times.append(_timed(partial(judge, plans, examples, "calibrate")))
         return min(times)
 
     def _decomposed(self, plans: Iterable[Plan]) -> None:
         anatomy = self.session.loaded.anatomy
-        for site in {edit.matrix for plan in plans for edit in (*plan.truncated, *plan.removed)}:
+        edits = [edit for plan in plans for edit in plan.edits]
+        for site in {edit.matrix for edit in edits if isinstance(edit, Truncate | RemoveDirections)}:
             matrix = anatomy.matrix(site)
             self._judge.spectra(matrix, self.session.loaded.parameter(matrix.weight))
 
@@ -155,7 +158,7 @@ class _Measured:
             name = decomposition(matrix.shape)
             if asked and name not in found:
                 weight = matrix.read(loaded.parameter(matrix.weight))
-                found[name] = min(_timed(lambda weight=weight: spectrum(weight)) for _ in range(TIMES))
+                found[name] = min(_timed(partial(spectrum, weight)) for _ in range(TIMES))
         self._svds = found
         each = [found[name] / svd_flops(name) for name in found]
         return found | {"svd flop": max(each, default=0.0)}

@@ -82,11 +82,16 @@ def measure(before: Loaded, after: Loaded, asked: Length, *, progress: Progress)
 
 def peaks(before: Mapping[str, int | None], after: Mapping[str, int | None]) -> dict[str, BeforeAfter | None]:
     """Return the keys about memory from what `peak_bytes` found; None where it could not be measured."""
-    dense, cut = ([side["prefill"], side["decode"]] for side in (before, after))
-    if None in (*dense, *cut):
+    dense, cut = (_measured(side) for side in (before, after))
+    if dense is None or cut is None:
         return dict.fromkeys(MEMORY)
     pairs = [(max(dense), max(cut)), *zip(dense, cut, strict=True)]
     return {name: BeforeAfter(before=was, after=now) for name, (was, now) in zip(MEMORY, pairs, strict=True)}
+
+
+def _measured(peak: Mapping[str, int | None]) -> tuple[int, int] | None:
+    prefill, decode = peak["prefill"], peak["decode"]
+    return None if prefill is None or decode is None else (prefill, decode)
 
 
 def bytes_on_disk(folder: str | Path) -> int:

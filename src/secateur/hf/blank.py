@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from zlib import crc32
 
+from secateur.core.machine import Offloading
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import (
     DTYPES,
@@ -72,7 +73,7 @@ def blank_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     ruler: bool = False,
-    **offloading: str | None,
+    **offloading: Unpack[Offloading],
 ) -> Loaded:
     """Load MODEL as `load_model` names it, with its tokenizer and without its weights. Its fingerprint is no model's.
 

@@ -24,7 +24,7 @@ def with_older_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return stated
 
 
-def _rotary(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
+def _rotary(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, object]:
     if (
         "full_attention" in rope
     ):  # Gemma 3 has one base for the blocks that see all, one for those with a window
@@ -38,7 +38,7 @@ def _rotary(config: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any
     return stated if rope["rope_type"] == "default" else stated | _scaling(kind, rope)
 
 
-def _scaling(kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+def _scaling(kind: str, rope: Mapping[str, Any]) -> dict[str, object]:
     scaling = {key: value for key, value in rope.items() if key not in (_BASE, _SHARE)}
     length = {"original_max_position_embeddings": scaling.get("original_max_position_embeddings")}
     if kind == "phi3":  # takes exactly three values, and the length beside them

@@ -10,7 +10,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -29,7 +28,7 @@ class Header:
     shape: tuple[int, ...]
 
 
-def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
+def check_weights(folder: Path, config: Mapping[str, object]) -> dict[str, Header]:
     """Check the files that transformers will load, and return every tensor in them by name.
 
     All files are there, are whole safetensors files, and hold the tensors that the index promises; and there
@@ -46,7 +45,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
     return _headers(folder / WEIGHTS)
 
 
-def _refuse_other_places(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_other_places(folder: Path, config: Mapping[str, object]) -> None:
     """Refuse weights that transformers reads before it looks for the usual names."""
     named = config.get("transformers_weights")
     if named is not None:

@@ -155,7 +155,7 @@ def _hooked(
     """Inside, fill `sums[path]` when the gradient arrives at the module's input. The graph begins at an input that
     requires no gradient yet."""
 
-    def hook(_: nn.Module, args: tuple) -> tuple:
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0]
         if not x.requires_grad:
             x = x.detach().requires_grad_()

@@ -35,10 +35,11 @@ class Figure:
 
     @property
     def height(self) -> int:
-        return self.layout["height"]
+        height: int = self.layout["height"]
+        return height
 
 
-def new_layout(height: int, **more: Any) -> dict[str, Any]:
+def new_layout(height: int, **more: object) -> dict[str, Any]:
     return {
         "height": height,
         "margin": {"l": 46, "r": 14, "t": 10, "b": 44},
@@ -57,7 +58,7 @@ def new_layout(height: int, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def new_axis(title: str, **more: Any) -> dict[str, Any]:
+def new_axis(title: str, **more: object) -> dict[str, Any]:
     return {
         "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 8},
         "fixedrange": True,
@@ -68,7 +69,7 @@ def new_axis(title: str, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def marks(points: Sequence[tuple[float, float]], **marker: Any) -> dict[str, Any]:
+def marks(points: Sequence[tuple[float, float]], **marker: object) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -150,7 +151,7 @@ def signed_root(value: float) -> float:
     return math.copysign(math.sqrt(abs(value)), value)
 
 
-def root_axis(values: Iterable[float], title: str, **more: Any) -> dict[str, Any]:
+def root_axis(values: Iterable[float], title: str, **more: object) -> dict[str, Any]:
     """Return an axis for `signed_root` of `values`, with round ticks about evenly spaced, zero among them."""
     ends = [0.0, *values]
     low, high = signed_root(min(ends)), signed_root(max(ends))

@@ -179,7 +179,7 @@ def explain(error: ValidationError, model: type[BaseModel], whole: str = "the li
             return f"'{where}': {problem['msg']}." if where else f"{problem['msg']}."
 
 
-def _named(value: Any) -> str:
+def _named(value: object) -> str:
     """Name the kind of a JSON value."""
     match value:
         case None | bool():

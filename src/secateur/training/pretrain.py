@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from transformers import (
     PreTrainedModel,
@@ -150,13 +150,13 @@ class _StepCallback(TrainerCallback):
         self.trainer: PretrainingTrainer | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
         if state.global_step == 0:
             self._keep(0)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
         self._keep(state.global_step)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.core.config import option
 from secateur.core.ranges import whole
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secateur.core.records.verdict import VerdictRecord
     from secateur.evaluation.evaluator import Evaluator
     from secateur.methods.method import DryRun, Proposal, Reading
+    from secateur.options import Options
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -46,7 +47,7 @@ class DepthConfig(BoundConfig):
         if self.rank is not None and self.form != "linear":
             raise SecateurError(f"--rank {self.rank} is for --form linear. Leave it out, or give that form.")
 
-    def check_beside(self, common: Any) -> None:
+    def check_beside(self, common: Options) -> None:
         """Raise `SecateurError` for `--zeroed`: zeros cannot stand for a block."""
         if common.zeroed:
             raise SecateurError(
