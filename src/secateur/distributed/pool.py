@@ -132,7 +132,9 @@ class RayWorkers:
                     portion = portions.next(handle.number)
                     plans = [_bare(plan) for plan in portion.work.plans]
                     fitted = {f.digest: self._fitted[f.digest] for plan in plans for f in plan.fitted}
-                    ref: Answers = handle.actor.judge.remote([context_ref], plans, fitted, portion.work.examples)
+                    ref: Answers = handle.actor.judge.remote(
+                        [context_ref], plans, fitted, portion.work.examples
+                    )
                     running[ref] = handle, portion
                     handle.given.append(portion)
 

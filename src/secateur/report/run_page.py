@@ -254,8 +254,7 @@ def frequency_figure(bins: Sequence[FrequencyBin]) -> Figure:
         tickangle=0,
     )
     shares = new_axis("accuracy", range=[-0.02, 1.05], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
-    layout = new_layout(330, xaxis=axis, yaxis=shares)
-    layout["margin"] |= {"b": 66, "l": 52}
+    layout = new_layout(330, {"b": 66, "l": 52}, xaxis=axis, yaxis=shares)
     sides = [
         ("before", [(row.before, row.before_ci) for row in bins], BEFORE, -SHIFT),
         ("after", [(row.after, row.after_ci) for row in bins], AFTER, SHIFT),

@@ -28,7 +28,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
 
     @property
-    def extra_keys(self) -> dict[str, Any]:
+    def extra_keys(self) -> Mapping[str, object]:
         """Return what an open record holds besides its own keys."""
         return self.model_extra or {}
 
