@@ -33,7 +33,6 @@ from secateur.core.writing import write_text, writing
 from secateur.evaluation.baseline import alternatives
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import Measurement, SideTask, measure_model
-from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
 from secateur.gains.record import gains
 from secateur.hf.anatomy import Anatomy
@@ -46,6 +45,7 @@ from secateur.records import (
     frequency_bins,
     num_parts,
     paraphrase_record,
+    sentence,
     versions,
 )
 from secateur.reporting import write_run_report

@@ -36,14 +36,13 @@ from secateur.core.machine import Loading, Offloading
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import Auto, carved_architecture
-from secateur.hf.copied_files import copied_files
 from secateur.hf.families import FAMILIES, Family, family_of
+from secateur.hf.files import Header, check_weights, copied_files
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
 from secateur.hf.source import ModelSource, download, hub_source, local_source, refuse_adapter
-from secateur.hf.weight_files import Header, check_weights
 from secateur.hf.weights import device_of, keep_own_unembedding_, read
 
 DTYPES = {name: getattr(torch, name) for name in machine.DTYPES}

@@ -26,8 +26,8 @@ from secateur.checkpoint.folder import Folder, copy_folder
 from secateur.checkpoint.save import save
 from secateur.core.progress import Progress
 from secateur.errors import TaskError
+from secateur.hf.blank import fresh_mistral, tokenizer_in
 from secateur.hf.fingerprint import fingerprint
-from secateur.hf.fresh import fresh_mistral, tokenizer_in
 from secateur.hf.placement import torch_device
 from secateur.tasks.example import Example
 from secateur.tasks.text import read_text

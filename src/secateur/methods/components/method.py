@@ -65,15 +65,15 @@ class Components(Method):
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
-        from secateur.methods.components.forecast import DryRemovalReadings
-        from secateur.methods.components.search import run
+        from secateur.methods.components.readings import DryRemovalReadings
+        from secateur.methods.components.search import groups_of, run
 
         judge = session.judge()
-        run(session, judge, DryRemovalReadings(session, judge, dry))
+        run(session, judge, DryRemovalReadings(session, judge, groups_of(session), dry))
 
     def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
         """Read importance by gradients."""
-        from secateur.methods.components.forecast import measure
+        from secateur.methods.components.readings import measure
 
         measure(reading, session, judge)
 

@@ -77,14 +77,14 @@ class Depth(Method):
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
-        from secateur.methods.depth.forecast import DryDepthReadings
+        from secateur.methods.depth.readings import DryDepthReadings
         from secateur.methods.depth.search import run
 
         run(session, session.judge(), DryDepthReadings(session, dry))
 
     def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
         """Read similarity, or fit maps."""
-        from secateur.methods.depth.forecast import measure
+        from secateur.methods.depth.readings import measure
 
         measure(reading, session, judge, session.config(DepthConfig).form)
 

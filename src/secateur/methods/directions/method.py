@@ -116,14 +116,14 @@ class RemoveSingularDirections(Method):
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
-        from secateur.methods.directions.forecast import DryDirectionReadings
+        from secateur.methods.directions.readings import DryDirectionReadings
         from secateur.methods.directions.search import run
 
         run(session, session.judge(), DryDirectionReadings(session, dry))
 
     def measure(self, reading: Reading, session: Session, judge: Evaluator, under: Plan) -> None:
         """Read the effects of the directions of some matrices."""
-        from secateur.methods.directions.forecast import measure
+        from secateur.methods.directions.readings import measure
 
         measure(reading, session, judge, under)
 

@@ -1,21 +1,27 @@
 """The readings of `probe` that are LASER's: spectra with predicted truncations, and the four analyses of the paper.
 
 Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558): (a) curves, Fig. 2; (b) frequency, Fig. 3; (c) tail, Fig. 5;
-(d) paraphrases, section 4.
+(d) paraphrases, section 4. At the end the readings of a forecast, which are drawn and noted instead of made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from secateur.core.plan import Plan
+import numpy as np
+
+from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
 from secateur.core.records.analysis import FrequencyBin, ParaphrasesRecord
 from secateur.core.records.record import Record
+from secateur.core.site import Site
 from secateur.errors import TaskError
+from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import paraphrase_task
-from secateur.methods.laser.probe import LaserProbe
+from secateur.methods.laser.probe import MAX_PROBED, LaserProbe, truncation_effects
 from secateur.methods.laser.records import CurveRecord, MatrixSpectrum, TailRecord
 from secateur.methods.laser.search import candidates, curve_records, full_ranks, tail_records
+from secateur.methods.method import DryRun, Reading
 from secateur.records import frequency_bins, knows_frequency, paraphrase_record
 from secateur.session import Session
 
@@ -90,3 +96,53 @@ READINGS: Mapping[str, Callable[[Session, str, Plan], Sequence[Record]]] = {
     "frequency": frequency,
     "paraphrases": paraphrases,
 }
+
+
+# ------------------------------------------------------------------------------------------------------------- forecast
+
+
+class DryLaserReadings:
+    """In the place of `LaserProbe`."""
+
+    def __init__(self, session: Session, dry: DryRun) -> None:
+        self._session, self._dry = session, dry
+
+    def screen(self, edits: Sequence[Truncate]) -> Sequence[Readings]:
+        """Note the screen; candidates are ranked evenly over the grid."""
+        probed = len(self._session.task.split("probe")[:MAX_PROBED])
+        sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
+        self._dry.read(Reading("truncation effects", "probe", probed, sites, passes=4.0, decomposes=True))
+        values = {str(edit): self._dry.draw() for edit in edits}
+        return [Readings("drawn", "nats", "probe", probed, True, "forecast", values)] * 2
+
+    def spectrum(self, matrix: Site) -> list[float]:
+        """Return none: what was decomposed for plans is there."""
+        return []
+
+    def answers(self, part: Truncate, kind: str, outcomes: np.ndarray) -> TailRecord:
+        """Return an empty record: the plans it is made of are judged by then."""
+        return TailRecord(
+            site=str(part.matrix),
+            rank=part.rank,
+            kind=kind,
+            answers=[],
+            cosine=0.0,
+            accuracy=0.0,
+            n=len(outcomes),
+        )
+
+
+def measure(reading: Reading, session: Session, judge: Evaluator) -> None:
+    """Make the screen of some matrices."""
+    wanted = set(reading.parts)
+    edits = [e for e in candidates(session.loaded.anatomy, session.options) if e.matrix in wanted]
+    contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+    truncation_effects(
+        session.loaded,
+        session.encoded,
+        session.task.split(reading.place)[: reading.examples],
+        edits,
+        spectra=judge.spectra,
+        packing=judge.packing,
+        contrast=contrast,
+    )
