@@ -201,6 +201,18 @@ def _provenance(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "plan.json").read_text(encoding="utf-8"))["provenance"]
 
 
+def test_tables_and_schemas_of_records_are_those_of_the_types() -> None:
+    sys.path.insert(0, str(ROOT / "dev"))
+    try:
+        from write_records_doc import documents
+    finally:
+        sys.path.pop(0)
+    written = documents()
+    stale = [path.name for path, text in written.items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, "run python dev/write_records_doc.py"
+    assert {path for path in written if path.suffix == ".json"} == set((DOCS / "schemas").iterdir())
+
+
 def test_every_record_is_as_documented(
     out: Path, removed: Path, directed: Path, shortened: Path, inattentive: Path, together: Path, tuned: Path,
     unlucky: Path,

@@ -74,7 +74,7 @@ __all__ = ["__version__", *_WHERE]
 class _Front(ModuleType):
     """Keep the verbs by their names: importing `secateur.report` would put that module in the place of `report`."""
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if not (name in _WHERE and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

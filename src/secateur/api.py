@@ -20,7 +20,7 @@ from secateur.checkpoint.plans import read_plan
 from secateur.core.config import options_of
 from secateur.core.form import Form, Way
 from secateur.core.ledger import check_ledger
-from secateur.core.machine import check_device, check_dtype, shard_bytes
+from secateur.core.machine import Loading, NamedModel, check_device, check_dtype, shard_bytes
 from secateur.core.origin import origin_of
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, StagedProgress, silent
@@ -139,8 +139,15 @@ def prune(
         folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
         from secateur import pipeline
 
-        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
-        return pipeline.prune(chosen, folder, expect=_expected(progress), **how)
+        return pipeline.prune(
+            chosen,
+            folder,
+            ledger=ledger,
+            overwrite=overwrite,
+            progress=progress,
+            workers=workers,
+            expect=_expected(progress),
+        )
 
 
 def _expected(progress: Progress) -> Callable[[Session], Mapping[str, float]] | None:
@@ -180,8 +187,14 @@ def prune_each(
         from secateur import pipeline
 
         runs = list(zip(each, places, strict=True))
-        how = {"ledger": ledger, "overwrite": overwrite, "progress": progress, "workers": workers}
-        return pipeline.prune_each(runs, expect=_expected(progress), **how)
+        return pipeline.prune_each(
+            runs,
+            ledger=ledger,
+            overwrite=overwrite,
+            progress=progress,
+            workers=workers,
+            expect=_expected(progress),
+        )
 
 
 @verb(EVERY, _more)
@@ -364,10 +377,16 @@ def apply(
     files = [plan] if isinstance(plan, str | Path) else []
     folder = Folder.at(out, reads=inputs([model], files=files))
     edits = given.edits if isinstance(given, Plan) else given
-    loading: dict[str, Any] = {"revision": revision, "dtype": dtype}
-    command = {"apply": [edit.to_json() for edit in edits], "model": model} | loading | vars(form)
-    command |= {"shard_size": shard_size, "svd": svd}
-    loading |= {"trust_remote_code": trust_remote_code}
+    loading: Loading = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    command = {
+        "apply": [edit.to_json() for edit in edits],
+        "model": model,
+        "revision": revision,
+        "dtype": dtype,
+        **vars(form),
+        "shard_size": shard_size,
+        "svd": svd,
+    }
     from secateur import applying
 
     return applying.apply(
@@ -397,7 +416,7 @@ def preview(
     Way(shard_bytes(shard_size), svd, check, device)
     check_dtype(dtype)
     inputs([model])
-    loading = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    loading: Loading = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
     from secateur import applying
 
     return applying.preview(model, given, form, loading)
@@ -433,7 +452,8 @@ def probe(
     or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises `UnknownName`, `TaskError`,
     `PlanError`, `OutputError`.
     """
-    names, tasks, numbers, given = _each(what), task_words(task), _each(shots), read_edits(plan)
+    names, tasks, given = _words(what), task_words(task), read_edits(plan)
+    numbers = [shots] if isinstance(shots, str | int | float) else list(shots)
     _check_readings(names, split, linearity_alone=bool(revisions or also or parts or finer))
     if set(names) <= set(PARTS):
         _check_edits(names, given)
@@ -452,12 +472,12 @@ def probe(
     method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
     with options_for(model, tokenizer, [word], {**options, "shots": number, **method}) as asked:
         if names == [LINEARITY]:
-            series = _series(asked, _each(revisions), _each(also), _each(finer))
+            series = _series(asked, _words(revisions), _words(also), _words(finer))
             with made_early(out, reads=[*inputs_of(asked), *inputs(also)]):
                 from secateur.probing.linearity import read_linearity
 
                 straight = read_linearity(
-                    series, split, parts=parts, finer=_each(finer), out=out, progress=progress
+                    series, split, parts=parts, finer=_words(finer), out=out, progress=progress
                 )
                 return straight.model_dump(exclude_unset=True)
         inputs_of(asked)
@@ -518,8 +538,8 @@ def _series(asked: Options, revisions: list[str], also: list[str], finer: list[s
     return found
 
 
-def _each(given: Any) -> list[Any]:
-    """Return one value or several as a list."""
+def _words(given: str | Sequence[str]) -> list[str]:
+    """Return one word or several as a list."""
     return [given] if isinstance(given, str | int | float) else list(given)
 
 
@@ -573,11 +593,9 @@ def bench(
         origin = origin_of(place_of(str(out)), UnknownName, "Give --against MODEL.")
         against, revision = origin.model, revision or origin.revision
     inputs([str(out), str(against)])
-    how = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    dense, cut = (
-        {"name": str(against), "revision": revision} | how,
-        {"name": str(out), "revision": None} | how,
-    )
+    how: Loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    dense: NamedModel = {"name": str(against), "revision": revision, **how}
+    cut: NamedModel = {"name": str(out), "revision": None, **how}
     from secateur.gains.bench import bench
 
     return bench(dense, cut, length, threads=threads, progress=progress)

@@ -14,6 +14,7 @@ from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import check_form
 from secateur.checkpoint.stream import mapped, stream
 from secateur.core.form import Form, Way
+from secateur.core.machine import Loading
 from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
 from secateur.core.records.plan import ProvenanceRecord
@@ -32,8 +33,8 @@ def apply(
     model: str,
     asked: PlanOrEdits,
     folder: Folder,
-    command: Mapping[str, Any],
-    loading: Mapping[str, Any],
+    command: Mapping[str, object],
+    loading: Loading,
     *,
     form: Form,
     way: Way,
@@ -56,9 +57,15 @@ def apply(
         check_early(model, asked, form, loading)
         with mapped(model, folder.run, **loading) as loaded:
             chosen = _chosen(asked, loaded, form)
-            trust = {"trust_remote_code": loading["trust_remote_code"]}
             made = stream(
-                loaded, chosen, folder.run, folder.staging, form=form, way=way, progress=progress, **trust
+                loaded,
+                chosen,
+                folder.run,
+                folder.staging,
+                form=form,
+                way=way,
+                progress=progress,
+                trust_remote_code=loading["trust_remote_code"],
             )
             loads = where_it_loads(chosen, loaded, form, read_back=made.check == "logits")
         provenance = ProvenanceRecord(
@@ -76,7 +83,7 @@ def apply(
     return Result(folder.out, None, chosen)
 
 
-def check_early(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, Any]) -> None:
+def check_early(model: str, asked: PlanOrEdits, form: Form, loading: Loading) -> None:
     """Check before weights are read that the model has what is to be taken out.
 
     Raises: `PlanError`, `UnknownName`.
@@ -84,7 +91,7 @@ def check_early(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str
     check_form(form, resolve_early(asked, blank_model(model, **loading).anatomy))
 
 
-def preview(model: str, asked: PlanOrEdits, form: Form, loading: Mapping[str, Any]) -> dict[str, Any]:
+def preview(model: str, asked: PlanOrEdits, form: Form, loading: Loading) -> dict[str, Any]:
     """Return what `apply` would cut, keep and write."""
     check_early(model, asked, form, loading)
     with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,7 +23,7 @@ from secateur.errors import TaskError
 from secateur.tasks.jsonl import ExampleLine, check_rows, explain
 from secateur.tasks.text import TextLine
 
-TaskRow = Mapping[str, Any]
+TaskRow = Mapping[str, object]
 Checked = TypeVar("Checked", bound=BaseModel)
 NAME_DIGITS = 16  # hexadecimal, of the digest in a file's name
 FORMS = (
@@ -84,7 +84,7 @@ def task_word(given: OneTask) -> str:
     return words[0]
 
 
-def _nested(given: Any) -> list[str]:
+def _nested(given: TaskRow | OneTask) -> list[str]:
     """Return one task of several. Raises: `TaskError` for several again, and for rows among tasks."""
     if isinstance(given, Mapping):
         raise TaskError(
@@ -113,7 +113,7 @@ def _written_rows(rows: Iterable[TaskRow]) -> str:
     return str(_stored("rows", "".join(lines), ".jsonl"))
 
 
-def _lines(rows: Iterable[Any], model: type[Checked], name: str) -> Iterator[tuple[str, Checked]]:
+def _lines(rows: Iterable[object], model: type[Checked], name: str) -> Iterator[tuple[str, Checked]]:
     """Give each row as a line of JSON, and checked. Raises: `TaskError` for one that is not as `model` says."""
     optional = {field for field, about in model.model_fields.items() if not about.is_required()}
     for number, row in enumerate(rows):

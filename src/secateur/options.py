@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.core.config import Config, Named, check_options, option, options_of
 from secateur.core.form import Form
-from secateur.core.machine import check_dtype, check_placement
+from secateur.core.machine import Offloading, check_dtype, check_placement
 from secateur.core.ranges import SEED, whole, whole_number
 from secateur.core.score import METRICS
 from secateur.core.site import Site, matrix_names
@@ -183,15 +183,20 @@ class Options:
         return self.model if self.revision is None else f"{self.model}@{self.revision}"
 
     @property
-    def offloading(self) -> dict[str, str | None]:
+    def offloading(self) -> Offloading:
         """The arguments of `load_model` for a model that is larger than a device."""
-        return {name: vars(self)[name] for name in ("device_map", "offload_folder", "max_memory")}
+        return {
+            "device_map": self.device_map,
+            "offload_folder": self.offload_folder,
+            "max_memory": self.max_memory,
+        }
 
     def command(self) -> dict[str, Any]:
         """Return what identifies a run, as JSON: two runs with equal commands give the same checkpoint."""
         shown = {"model": self.model, "task": self.task, "more_tasks": self.more_tasks, "method": self.method}
         shown |= {one.name: value for one, value in self._given() if not one.option.speed_only}
-        return json.loads(json.dumps(shown))
+        command: dict[str, Any] = json.loads(json.dumps(shown))
+        return command
 
     def command_line(self) -> str:
         """Return `secateur prune ...` as one would type it to get this again, without -o and without defaults."""

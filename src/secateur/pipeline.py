@@ -118,14 +118,19 @@ def prune_each(
     """
     left = [run for run in runs if not run[1].finished(run[0].command(), overwrite=overwrite)]
     ready = _sessions(left, progress)
-    how = {
-        "ledger": ledger,
-        "overwrite": overwrite,
-        "progress": progress,
-        "workers": workers,
-        "expect": expect,
-    }
-    return [prune(options, folder, session=ready.get(folder), **how) for options, folder in runs]
+    return [
+        prune(
+            options,
+            folder,
+            session=ready.get(folder),
+            ledger=ledger,
+            overwrite=overwrite,
+            progress=progress,
+            workers=workers,
+            expect=expect,
+        )
+        for options, folder in runs
+    ]
 
 
 def _sessions(runs: Sequence[tuple[Options, Folder]], progress: Progress) -> dict[Folder, Session]:

@@ -18,6 +18,7 @@ from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.verdict import (
+    BaselineRecord,
     CutRecord,
     DecisionRecord,
     HandedOverRecord,
@@ -32,7 +33,6 @@ from secateur.core.writing import write_text, writing
 from secateur.evaluation.baseline import alternatives
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import Measurement, SideTask, measure_model
-from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
 from secateur.gains.record import gains
 from secateur.hf.anatomy import Anatomy
@@ -45,6 +45,7 @@ from secateur.records import (
     frequency_bins,
     num_parts,
     paraphrase_record,
+    sentence,
     versions,
 )
 from secateur.reporting import write_run_report
@@ -55,9 +56,7 @@ from secateur.surgery.shape import ranks_left, shape_of
 LOG = logging.getLogger("secateur")
 
 
-def cut_and_verify(
-    session: Session, found: Proposal, start: Mapping[str, Any], staging: Path
-) -> dict[str, Any]:
+def cut_and_verify(session: Session, found: Proposal, start: BaselineRecord, staging: Path) -> dict[str, Any]:
     """Write the cut model to `staging`, read it back, measure both models on `test`, write the records.
 
     The verdict is about the cut model as it was read back from disk. Where a cut for gain is not shown to gain, the
@@ -68,6 +67,7 @@ def cut_and_verify(
 
     Returns: the content of `verdict.json`.
     """
+    assert session.ledger is not None, "openings of test are counted"
     with session.timed("verify"):
         judge, sides = session.judge(), side_effects(session)
         before = _measure(session, sides)
@@ -235,7 +235,7 @@ def _write_records(
     found: Proposal,
     held: Plan,
     verdict: VerdictRecord,
-    analysis: Mapping[str, Any],
+    analysis: Mapping[str, object],
     staging: Path,
 ) -> None:
     provenance = ProvenanceRecord(

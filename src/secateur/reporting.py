@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from secateur.core.reading import read_json
 from secateur.core.records.analysis import AnalysisRecord
@@ -22,7 +21,7 @@ VERSION = 1
 AGAIN = "Write it again with `secateur prune`."
 REQUIRED = ("verdict", "sentence", "metric", "unit", "before", "after")
 
-Json = Mapping[str, Any]
+Json = Mapping[str, object]
 
 
 def write_run_report(folder: str | Path, out_html: str | Path) -> Path:
@@ -46,7 +45,7 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> Json:
     if not os.path.exists(path):
         raise SecateurError(
             f"{path} is missing. A report needs the folder that `secateur prune` or `heal` wrote."
@@ -91,7 +90,8 @@ def _records(verdict: Json, plan: Json, analysis: Json) -> tuple[VerdictRecord, 
     missing = [name for name in REQUIRED if verdict.get(name) is None]
     if missing:
         raise SecateurError(f"verdict.json lacks {', '.join(missing)}. {AGAIN}")
-    of_plan, of_verdict = plan.get("model"), (verdict.get("model") or {}).get("fingerprint")
+    model = verdict.get("model")
+    of_plan, of_verdict = plan.get("model"), model.get("fingerprint") if isinstance(model, Mapping) else None
     if of_plan and of_verdict and of_plan != of_verdict:
         raise SecateurError(
             f"plan.json is for model {of_plan}, verdict.json for {of_verdict}: they are not of one run."

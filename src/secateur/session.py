@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from secateur.core.config import Config
 from secateur.core.ledger import Ledger
+from secateur.core.machine import Loading
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, StagedProgress, silent
 from secateur.core.score import METRICS, OUTCOME
@@ -80,7 +81,7 @@ class Session:
             config_digest(model),
             str(model.dtype),
             self.task.hash,
-            *OUTCOME.names,
+            *(OUTCOME.names or ()),
         ]
         digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
         for number, encoded in sorted(self.encoded.items()):
@@ -137,8 +138,14 @@ class Session:
     def judge(self, **changes: Any) -> Evaluator:
         spectra = self.options.spectra  # whole, for workers are elsewhere
         limits = Limits(max_tokens=self.options.max_tokens, spectra=spectra and str(Path(spectra).absolute()))
-        kept = {"limits": limits, "ledger": self.ledger, "scope": self.scope, "progress": self.progress}
-        kept |= {"workers": self.workers, "spectra": self.spectra}
+        kept: dict[str, Any] = {
+            "limits": limits,
+            "ledger": self.ledger,
+            "scope": self.scope,
+            "progress": self.progress,
+            "workers": self.workers,
+            "spectra": self.spectra,
+        }
         return Evaluator(self.loaded, self.task, self.encoded, **(kept | changes))
 
     @property
@@ -167,15 +174,15 @@ class Session:
             if task.hash not in self.encodings:  # once, so that what does not fit is also said only once
                 self.encodings[task.hash] = _read(task, loaded, self.options)
             task, encoded = self.encodings[task.hash]
-        of_model = {} if loaded is self.loaded else {"workers": None, "spectra": None}
-        return replace(self, task=task, encoded=encoded, loaded=loaded, **of_model)
+        workers, spectra = (self.workers, self.spectra) if loaded is self.loaded else (None, None)
+        return replace(self, task=task, encoded=encoded, loaded=loaded, workers=workers, spectra=spectra)
 
 
 def open_session(
     options: Options,
     ledger: Ledger | None,
     progress: Progress = silent,
-    check: Callable[[Session], Any] = lambda session: None,
+    check: Callable[[Session], object] = lambda session: None,
     needs: Mapping[str, int] = PROOF,
 ) -> Session:
     """Reads model and task, whose splits have as many groups as `needs` says.
@@ -215,10 +222,15 @@ def read_model(options: Options) -> Loaded:
     return options.in_memory or load_model(options.model, **loading_of(options))
 
 
-def loading_of(options: Options) -> dict[str, Any]:
+def loading_of(options: Options) -> Loading:
     """The arguments of `load_model` besides the name."""
-    how = {name: vars(options)[name] for name in ("revision", "dtype", "device", "trust_remote_code")}
-    return how | options.offloading
+    return {
+        "revision": options.revision,
+        "dtype": options.dtype,
+        "device": options.device,
+        "trust_remote_code": options.trust_remote_code,
+        **options.offloading,
+    }
 
 
 def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF) -> Task:
@@ -323,6 +335,6 @@ def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[in
     return fitting, dict(enumerate(encoded.values()))
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """16 hex characters that name a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,11 +21,11 @@ from fixtures.zoo import ZOO, tiny, variant
 from transformers import AutoConfig, AutoTokenizer
 
 import secateur as api
+from secateur.checkpoint.companions import with_older_names
 from secateur.checkpoint.save import save
 from secateur.errors import ModelError
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import load_model
-from secateur.hf.older_readers import with_older_names
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 OWN_FILES = {  # as they lie in folders of the hub, some of which transformers 5 writes otherwise, or never

@@ -23,8 +23,8 @@ from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n, resample
 from secateur.errors import SecateurError
 from secateur.evaluation.measurement import Measurement
-from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
+from secateur.records import sentence
 from secateur.report.run_page import hero
 from secateur.tasks.example import Example, Task
 

@@ -26,9 +26,9 @@ from secateur.core.stats import mcnemar
 from secateur.errors import OutputError, TaskError
 from secateur.evaluation.measurement import Measurement, SplitResult
 from secateur.evaluation.openings import record_opening, untested_opening
-from secateur.evaluation.sentence import sentence
 from secateur.evaluation.verdict import decide
 from secateur.inputs import folder_name
+from secateur.records import sentence
 from secateur.tasks.example import Example, Task
 from secateur.tasks.joint import alone, joint, whole_test
 

@@ -18,8 +18,7 @@ from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing
 from secateur.evaluation.forward import Forward
 from secateur.hf.load import Loaded
-from secateur.probes.heads import group_importance, head_importance
-from secateur.probes.neurons import neuron_importance
+from secateur.probes.heads import group_importance, head_importance, neuron_importance
 from secateur.tasks.encode import Encoded
 
 PACKING = Packing(768, 512, 0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.linalg.randomized import randomized
+from secateur.linalg.spectrum import randomized
 
 SHAPES = [(96, 160), (160, 96), (120, 120)]
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from secateur.errors import ModelError
-from secateur.hf.fresh import Size, fresh_mistral
+from secateur.hf.blank import Size, fresh_mistral
 from secateur.hf.readable import load_readable
 
 CHAT = "w9 {{ messages[0].content }} w8 "

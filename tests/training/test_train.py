@@ -16,7 +16,7 @@ from transformers import MistralForCausalLM
 
 import secateur as package
 from secateur.errors import ModelError, SecateurError, TrainingError, UnknownName
-from secateur.hf.fresh import fresh_mistral
+from secateur.hf.blank import fresh_mistral
 from secateur.hf.size import Size
 from secateur.training import pretrain as pretraining
 from secateur.training.regulariser import LinearityRegulariser

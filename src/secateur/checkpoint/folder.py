@@ -87,7 +87,7 @@ class Folder:
         return self.run / "replaced"
 
     @contextmanager
-    def claimed(self, command: Mapping[str, Any], *, overwrite: bool) -> Iterator[bool]:
+    def claimed(self, command: Mapping[str, object], *, overwrite: bool) -> Iterator[bool]:
         """Lock the output for this process, after completing what a killed one left half done.
 
         On exit the staging folder is removed, and the run folder too where it holds nothing to resume from.
@@ -111,7 +111,7 @@ class Folder:
                 )  # of another command, whose state is not gone on from
             yield already
 
-    def note(self, verb: str, command: Mapping[str, Any]) -> None:
+    def note(self, verb: str, command: Mapping[str, object]) -> None:
         """Write down what runs here, for `secateur runs`; removed when it is finished."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(self.run / NOTE, {"verb": verb, "created": now, "command": dict(command)})
@@ -198,7 +198,7 @@ class Folder:
                     return lock
             lock.close()  # its last owner had just removed the file: that lock excludes nobody
 
-    def finished(self, command: Mapping[str, Any], *, overwrite: bool) -> bool:
+    def finished(self, command: Mapping[str, object], *, overwrite: bool) -> bool:
         """Return True when `out` already holds the result of this very command, False when `out` may be written.
 
         Raises: `OutputError` when something else is there: only what secateur wrote may be overwritten.
@@ -256,7 +256,7 @@ class Folder:
             shutil.rmtree(self._replaced, ignore_errors=True)
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def _difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Return the options that differ between two commands, such as `seed 0, now 1`; the first three."""
     names = sorted(name for name in {**now, **before} if before.get(name) != now.get(name))
     differences = [
@@ -265,7 +265,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return "none" if value is None else json.dumps(value).strip('"')
 
 
@@ -314,6 +314,6 @@ def copy_folder(source: Path, target: Path) -> None:
                 shutil.copyfile(path, copy)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write readable JSON without NaN: numbers that are not finite become null."""
     write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

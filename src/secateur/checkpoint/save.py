@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.checkpoint.companions import write_companions
 from secateur.core.form import Form
+from secateur.core.machine import Loading
 from secateur.core.plan import Plan
 from secateur.core.writing import writing
 from secateur.errors import OutputError, PlanError
@@ -106,7 +107,8 @@ def check_space(folder: Path, need: int) -> None:
 def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Loaded:
     """Load the written checkpoint as `secateur.load` does, in the dtype and on the devices of `like`."""
     dtype = str(like.model.dtype).removeprefix("torch.")
-    return load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code, **like.machine)
+    how: Loading = {**like.machine, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    return load_model(str(folder), **how)
 
 
 def logits_on(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[Tensor]:

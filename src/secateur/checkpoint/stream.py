@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 
@@ -32,6 +32,7 @@ from secateur.checkpoint.stream_shards import (
     write_shard,
 )
 from secateur.core.form import Form, Way
+from secateur.core.machine import Loading
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.records.plan import DecompositionRecord
@@ -48,7 +49,7 @@ from secateur.surgery.spectra import Decompositions, Spectra
 
 
 @contextmanager
-def mapped(model: str, run: Path, **loading: Any) -> Iterator[Loaded]:
+def mapped(model: str, run: Path, **loading: Unpack[Loading]) -> Iterator[Loaded]:
     """Load MODEL with its weights left in their files.
 
     Tensors that a family stores in another form are stored again, in a folder of `run` that is removed at the end.
@@ -57,7 +58,8 @@ def mapped(model: str, run: Path, **loading: Any) -> Iterator[Loaded]:
     """
     offloaded = run / "offloaded"
     try:
-        yield load_model(model, device_map="disk", offload_folder=str(offloaded), **loading)
+        how: Loading = {**loading, "device_map": "disk", "offload_folder": str(offloaded)}
+        yield load_model(model, **how)
     finally:
         shutil.rmtree(offloaded, ignore_errors=True)
 

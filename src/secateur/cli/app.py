@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
@@ -24,13 +24,16 @@ from secateur.cli.terminal import INTERRUPTED, guard_interrupts, guard_streams, 
 from secateur.core.distributed import is_main
 from secateur.errors import SecateurError, lacks_memory
 
+if TYPE_CHECKING:
+    from typer._click import Context
+
 RESUMABLE = ("prune", "demo", "apply", "finetune", "heal", "train")
 
 
 class Verbs(TyperGroup):
     """The group of verbs: a mistake of the user becomes one message and exit code 2; Ctrl-C says how to go on."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Context) -> object:
         try:
             return super().invoke(ctx)
         except SecateurError as error:

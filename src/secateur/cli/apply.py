@@ -11,6 +11,7 @@ import typer
 from secateur.cli.options import (
     AsJson,
     Check,
+    Commands,
     Device,
     Dtype,
     Edits,
@@ -74,21 +75,19 @@ def apply(
     from secateur import api
     from secateur.cli.progress import bars
 
-    how = {
-        "portable": portable,
-        "zeroed": zeroed,
-        "factorize": factorize,
-        "revision": revision,
-        "dtype": dtype,
-    }
-    how |= {"shard_size": shard_size, "svd": svd, "check": check}
-    machine = {"device": device, "trust_remote_code": trust_remote_code}
     if out is None or dry_run:
-        told = api.preview(model, chosen, **how, **machine)
+        told = api.preview(
+            model, chosen, portable=portable, zeroed=zeroed, factorize=factorize, shard_size=shard_size, svd=svd,
+            check=check, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
         print_json(told) if as_json else print_preview(told)
         return
     with bars(quiet=quiet or as_json) as progress:
-        made = api.apply(model, chosen, out, overwrite=overwrite, progress=progress, **how, **machine)
+        made = api.apply(
+            model, chosen, out, portable=portable, zeroed=zeroed, factorize=factorize, shard_size=shard_size, svd=svd,
+            check=check, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
     if as_json:
         print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})
         return
@@ -115,7 +114,7 @@ def print_preview(told: Mapping[str, Any]) -> None:
         print(f"The nearest plan of a stock checkpoint (--portable): {told['portable']}")
 
 
-VERBS = (
+VERBS: Commands = (
     (
         apply,
         {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli.options import AsJson, Device, Dtype, Quiet, Trust, examples, print_json
+from secateur.cli.options import AsJson, Commands, Device, Dtype, Quiet, Trust, examples, print_json
 
 if TYPE_CHECKING:
     from secateur.core.records.verdict import BeforeAfter, GainsRecord, SpeedRecord
@@ -125,7 +125,7 @@ def _spread(median: float, quartiles: list[float]) -> str:
     return f"±{50 * (quartiles[1] - quartiles[0]) / median:.0f}%"
 
 
-VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+VERBS: Commands = (
     (
         bench,
         {

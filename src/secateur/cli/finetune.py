@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from secateur.cli.generated import with_options
 from secateur.cli.options import (
     AsJson,
+    Commands,
     Model,
     Out,
     Overwrite,
@@ -36,7 +37,7 @@ def finetune(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Train all weights of MODEL on the answers of TASK.
 
@@ -57,7 +58,7 @@ def finetune(
 with_options(finetune, described=[*tuning_options(FINETUNE_DEFAULTS), *task_options("max_tokens")])
 
 
-def stated(options: dict[str, Any]) -> dict[str, Any]:
+def stated(options: Mapping[str, object]) -> dict[str, Any]:
     """Return the options that have a value: what is left out has the default of the Python function."""
     return {name: value for name, value in options.items() if value is not None}
 
@@ -129,7 +130,7 @@ def warn_of_learned_select(learned: TrainingSplitsRecord) -> None:
         print("Select was learned too: its numbers say nothing about new examples.")
 
 
-VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+VERBS: Commands = (
     (
         finetune,
         {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -12,6 +12,9 @@ from typer.core import TyperCommand
 from secateur.core.config import Named, options_of
 from secateur.methods.registry import configs, either, method_options, methods
 from secateur.options import Options
+
+if TYPE_CHECKING:  # typer keeps its click to itself
+    from typer._click import Context, HelpFormatter
 
 Verb = Callable[..., None]
 AFTER = ("ray", "ledger", "overwrite", "out_folder", "as_json")  # which come last in a help page
@@ -46,7 +49,7 @@ def with_options(
 class PanelCommand(TyperCommand):
     """A command whose help page has the options of each method in a section of their own."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:  # typer keeps its click to itself
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write arguments, the options of all methods, then those of each; one that several have is with each."""
         special = method_options()
         rows = {param.name: row for param in self.get_params(ctx) if (row := param.get_help_record(ctx))}
@@ -70,7 +73,7 @@ def method_help() -> str:
     return ". ".join(f"{method.name}: {method.summary}" for method in methods().values()) + "."
 
 
-def given(method: str, options: dict[str, Any]) -> dict[str, Any]:
+def given(method: str, options: Mapping[str, object]) -> dict[str, Any]:
     """Return the options as Python takes them: those that were left out are not among them."""
     return {"method": method} | {name: value for name, value in options.items() if value is not None}
 
@@ -79,7 +82,7 @@ def _parameter(one: Named) -> inspect.Parameter:
     """Return the parameter of an option on the command line."""
     described, default = one.option, one.default
     if described.repeated:
-        annotation: Any = list[str] | None
+        annotation: object = list[str] | None
         default = None
     elif described.read is not None:
         annotation = str | None if default is None else str

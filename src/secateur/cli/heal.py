@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.cli.finetune import print_training, score_cell, stated, warn_of_learned_select
 from secateur.cli.generated import with_options
-from secateur.cli.options import AsJson, Out, Overwrite, Quiet, TaskSpec, examples
+from secateur.cli.options import AsJson, Commands, Out, Overwrite, Quiet, TaskSpec, examples
 from secateur.core.config import options_of
 from secateur.training.options import HEAL_DEFAULTS, Healing, task_options, tuning_options
 
@@ -32,7 +32,7 @@ def heal(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Teach a cut model what its original computes on TASK.
 
@@ -93,7 +93,7 @@ def print_healed(record: HealRecord) -> None:
     warn_of_learned_select(learned)
 
 
-VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+VERBS: Commands = (
     (
         heal,
         {

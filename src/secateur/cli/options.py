@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypedDict
 
 import typer
+from typer.core import TyperCommand
 
 from secateur.core.finite import finite
 from secateur.core.ranges import whole_numbers
@@ -157,6 +158,17 @@ Check = Annotated[
 ]
 
 
+class CommandWords(TypedDict, total=False):
+    """The words that typer is told of a verb beside its function."""
+
+    name: str
+    cls: type[TyperCommand]
+    epilog: str
+
+
+Commands = tuple[tuple[Callable[..., None], CommandWords], ...]
+
+
 def examples(*commands: str) -> str:
     """The end of a help page: one command a line, never wrapped into each other."""
     return "\b\n" + "\n".join(
@@ -164,7 +176,7 @@ def examples(*commands: str) -> str:
     )
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """The only thing that --json puts on stdout."""
     print(json.dumps(finite(value), indent=2, allow_nan=False))
 

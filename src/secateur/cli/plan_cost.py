@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli.generated import PanelCommand, given, method_help, with_options
-from secateur.cli.options import AsJson, Model, PruneTasks, Quiet, examples, print_json
+from secateur.cli.options import AsJson, Commands, Model, PruneTasks, Quiet, examples, print_json
 
 SHOWN = {
     "plans": "plans",
@@ -55,7 +55,7 @@ def plan_cost(
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Forecast what `prune` with these options will take, before it starts.
 
@@ -148,7 +148,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / scale:.3g} {unit}"
 
 
-VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+VERBS: Commands = (
     (
         plan_cost,
         {

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from secateur.cli.finetune import stated
 from secateur.cli.generated import given, with_options
 from secateur.cli.options import (
     Also,
     AsJson,
+    Commands,
     Edits,
     Finer,
     Model,
@@ -52,7 +54,7 @@ def evaluate(
     ledger: Opened = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Every metric of a model on one split of a task, with intervals.
 
@@ -103,7 +105,7 @@ def probe(
     out: Readout = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Read a model without changing it.
 
@@ -123,15 +125,16 @@ def probe(
     from secateur.cli.probe_tables import print_readings
     from secateur.cli.progress import bars
 
-    asked = {"what": words_of(what), "shots": numbers_of(shots), "plan": given_plan(plan, edit)}
-    asked |= {"revisions": words_of(revisions or ""), "also": also or (), "parts": parts}
-    asked["finer"] = words_of(finer or "")
-    chosen = {name: value for name, value in options.items() if value is not None}
+    readings, numbers, chosen = words_of(what), numbers_of(shots), given_plan(plan, edit)
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
         from secateur import api
 
-        found = api.probe(model, task or (), split=split, out=out, progress=progress, **asked, **chosen)
+        found = api.probe(
+            model, task or (), what=readings, split=split, shots=numbers, plan=chosen, out=out, progress=progress,
+            revisions=words_of(revisions or ""), also=also or (), parts=parts, finer=words_of(finer or ""),
+            **stated(options),
+        )  # fmt: skip
     if as_json:
         print_json(found)
         return
@@ -182,7 +185,7 @@ def show(
     from secateur.training.records.heal import HealRecord
     from secateur.training.records.train import TrainRecord
 
-    printers: dict[str, Callable[[dict[str, Any]], None]] = {
+    printers: dict[str, Callable[[Mapping[str, object]], None]] = {
         "heal": lambda found: print_healed(HealRecord.model_validate(found)),
         "finetune": lambda found: print_tuned(FinetuneRecord.model_validate(found)),
         "train": lambda found: print_trained(TrainRecord.model_validate(found)),
@@ -207,7 +210,7 @@ def tasks(as_json: AsJson = False) -> None:
         print_rows(("task", "kind", "what", "needs"), [tuple(info) for info in found])
 
 
-VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+VERBS: Commands = (
     (
         evaluate,
         {

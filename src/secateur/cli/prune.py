@@ -1,16 +1,17 @@
-"""The verbs that search and prove, and write the report: `prune`, `demo`, `report`."""
+"""The verbs that search and prove, and write the report: `prune`, `demo`, `report`; the options of a cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.cluster import Cpus, Gpus, NumWorkers, OnRay, hire
 from secateur.cli.generated import PanelCommand, given, method_help, with_options
 from secateur.cli.options import (
     AsJson,
+    Commands,
     Each,
     LedgerPath,
     Model,
@@ -24,6 +25,51 @@ from secateur.cli.options import (
     print_json,
     print_made,
 )
+from secateur.errors import ClusterError
+
+OnRay = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="auto|ADDRESS|local:N",
+        help="Judge candidates on a Ray cluster: the one found here, one at ADDRESS, or N workers of this machine.",
+    ),
+]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", help="With --ray: so many workers. [default: all there is room for]"
+    ),
+]
+Cpus = Annotated[
+    float | None,
+    typer.Option(
+        "--cpus-per-worker",
+        metavar="N",
+        help="With --ray: what a worker takes, and its threads. [default: 1]",
+    ),
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker",
+        metavar="N",
+        help="With --ray: 0.5 puts two workers on one GPU. [default: 1 where the model is on one, else 0]",
+    ),
+]
+
+
+def hire(address: str | None, workers: int | None, cpus: float | None, gpus: float | None) -> Any:
+    """The workers asked for, or None. Raises `ClusterError`, before a model is read."""
+    if address is None:
+        if (workers, cpus, gpus) != (None, None, None):
+            raise ClusterError("--workers, --cpus-per-worker and --gpus-per-worker are for --ray.")
+        return None
+    from secateur.distributed.launch import on_ray
+
+    cpus = 1.0 if cpus is None else cpus
+    return on_ray(address, workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
+
 
 DryRun = Annotated[
     bool,
@@ -51,7 +97,7 @@ def prune(
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Find what MODEL does not need for TASK, or for several, cut it, prove it.
 
@@ -75,14 +121,13 @@ def _prune(
     model: str,
     tasks: list[str],
     out: Path,
-    options: dict[str, Any],
+    options: Mapping[str, object],
     *,
     each: bool = False,
     as_json: bool = False,
     quiet: bool = False,
-    **how: Any,
+    **how: object,
 ) -> None:
-
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_each, print_places, print_verdict
     from secateur.cli.terminal import terminal
@@ -92,8 +137,10 @@ def _prune(
         progress("load", 0, 1)
         from secateur import api
 
-        asked, how = (model, tasks, out), how | options | {"progress": progress}
-        results = api.prune_each(*asked, **how) if each else [api.prune(*asked, **how)]
+        words: dict[str, Any] = {**how, **options, "progress": progress}
+        results = (
+            api.prune_each(model, tasks, out, **words) if each else [api.prune(model, tasks, out, **words)]
+        )
     already = [result.out for result in results if result.already]
 
     def show() -> None:
@@ -162,7 +209,7 @@ def report(
         print(written)
 
 
-VERBS = (
+VERBS: Commands = (
     (
         prune,
         {

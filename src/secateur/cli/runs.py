@@ -100,20 +100,24 @@ def _now(out: Path, run: Run | None = None) -> str:
     what a ledger was not told any more, the result itself tells."""
     if Folder(out).is_locked:
         return RUNNING
-    record = Folder(out).record("plan.json") if run is not None else None
-    return _word(out) if record and record["provenance"]["command"] == run.command else STOPPED
+    record = None if run is None else Folder(out).record("plan.json")
+    done = run and record and record["provenance"]["command"] == run.command
+    return _word(out) if done else STOPPED
 
 
 def _row(
-    verb: str, out: Path, command: Mapping[str, Any], created: str, status: str, **more: Any
+    verb: str, out: Path, command: Mapping[str, object], created: str, status: str, **more: object
 ) -> dict[str, Any]:
+    more_tasks = command.get("more_tasks") or ()
+    if not isinstance(more_tasks, list | tuple):
+        raise TypeError("more_tasks is no list")  # said by `as_written`
     model = "a new Mistral" if verb == "train" else command[verb if verb in ("finetune", "heal") else "model"]
     first = command["train"] if verb == "train" else command.get("task", "")
     return {
         "run": _shown(out),
         "verb": verb,
         "model": str(model),
-        "task": " + ".join(map(str, [first, *(command.get("more_tasks") or ())])),
+        "task": " + ".join(map(str, [first, *more_tasks])),
         "created": created[:16].replace("T", " "),
         "status": status,
         "plans": None,
@@ -218,7 +222,7 @@ def _or_worst(trial: Trial, metric: Metric) -> float:
     return math.inf if math.isnan(value) else -value if metric.higher_is_better else value
 
 
-def _examples(kept: Any) -> list[int]:
+def _examples(kept: object) -> list[int]:
     if not isinstance(kept, list) or not all(isinstance(number, int) for number in kept):
         raise ValueError("no list of examples")
     return kept

@@ -60,7 +60,7 @@ def table(
     return made
 
 
-def show(cell: Any) -> str:
+def show(cell: object) -> str:
     """Return a number with four significant digits, nothing for None."""
     if cell is None:
         return ""
@@ -70,7 +70,7 @@ def show(cell: Any) -> str:
 
 
 def with_interval(
-    score: ScoreRecord | IntervalRecord | AlternativeRecord | Mapping[str, Any], unit: str
+    score: ScoreRecord | IntervalRecord | AlternativeRecord | Mapping[str, object], unit: str
 ) -> str:
     """Return `54.0 % [49.2, 58.7]`, or in the metric's own unit; says so where there were too few groups.
 
@@ -102,7 +102,10 @@ def print_verdict(console: Terminal, verdict: VerdictRecord) -> None:
     rows = [_row(f"{verdict.metric} on test", verdict)]
     rows += [_row(f"{row.metric} on test", row) for row in verdict.secondary]
     for task in verdict.tasks:
-        shown = [task, *(other for other in task.secondary if other.metric == "accuracy")]
+        shown: list[MemberRecord | SecondaryRecord] = [
+            task,
+            *(other for other in task.secondary if other.metric == "accuracy"),
+        ]
         rows += [_row(f"{row.metric} on all test of {task.name}", row) for row in shown]
     rows += [_row(effect.name, effect) for effect in verdict.side_effects]
     console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))

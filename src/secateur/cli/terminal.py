@@ -84,7 +84,7 @@ def guard_streams() -> None:
 def guard_interrupts() -> None:
     """The first Ctrl-C ends the command in order; the second ends the process at once, as killing it would, and without
     a traceback. All that a run keeps is kept either way."""
-    heard = []
+    heard: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if heard:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.cli.finetune import print_training, stated
 from secateur.cli.generated import with_options
-from secateur.cli.options import AsJson, Out, Overwrite, Quiet, examples
+from secateur.cli.options import AsJson, Commands, Out, Overwrite, Quiet, examples
 from secateur.core.config import options_of
 from secateur.training.options import TRAIN_DEFAULTS, Recipe, task_options, tuning_options
 
@@ -37,7 +37,7 @@ def train(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
-    **options: Any,
+    **options: object,
 ) -> None:
     """Train a Mistral of any size from nothing on a text.
 
@@ -75,7 +75,7 @@ def print_trained(record: TrainRecord) -> None:
     print_rows(("step", "loss on held-out text"), rows, title=title)
 
 
-VERBS: tuple[tuple[Any, dict[str, Any]], ...] = (
+VERBS: Commands = (
     (
         train,
         {

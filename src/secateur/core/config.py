@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cache
 from types import UnionType
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, get_type_hints
 
 from secateur.core.ranges import check_ranges
 from secateur.errors import SecateurError, UnknownName, nearest
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
 _KEY = "option"
 ALL_MATRICES: tuple[str, ...] = ("all",)
 
@@ -33,7 +37,7 @@ class Option:
     metavar: str | None = None
     flags: str = ""
     choices: tuple[str, ...] = ()
-    read: Callable[[str, str], Any] | None = None
+    read: Callable[[str, str], object] | None = None
     typed: Callable[[Any], str | None] = str
     default_text: str | None = None
     repeated: bool = False
@@ -41,14 +45,30 @@ class Option:
     python_only: bool = False
 
 
-def option(default: Any, help: str, metavar: str | None = None, **more: Any) -> Any:
+class OptionWords(TypedDict, total=False):
+    """The other fields of `Option`."""
+
+    flags: str
+    choices: tuple[str, ...]
+    read: Callable[[str, str], object]
+    typed: Callable[[Any], str | None]
+    default_text: str
+    repeated: bool
+    speed_only: bool
+    python_only: bool
+
+
+def option(default: T, help: str, metavar: str | None = None, **more: Unpack[OptionWords]) -> T:
     """Return a dataclass field for an option. `default` may be a field with a range, of `core.ranges`.
 
-    Args: `more` are the other fields of `Option`.
+    Returns: a field, which type checkers take for its default, as they do with `dataclasses.field`.
     """
-    ranged = default if isinstance(default, dataclasses.Field) else field(default=default)
-    metadata = {**ranged.metadata, _KEY: Option(help, metavar, **more)}
-    return field(default=ranged.default, metadata=metadata)
+    described = Option(help, metavar, **more)
+    if isinstance(default, dataclasses.Field):
+        ranged: dataclasses.Field[T] = default
+        assert ranged.default is not dataclasses.MISSING
+        return field(default=ranged.default, metadata={**ranged.metadata, _KEY: described})
+    return field(default=default, metadata={_KEY: described})
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class Named:
     """An option with the name and the default of its field."""
 
     name: str
-    default: Any
+    default: object
     kind: type | UnionType
     option: Option
 
@@ -65,7 +85,7 @@ class Named:
         """The first of its flags, such as `--max-loss`."""
         return self.option.flags.split("/")[0] or "--" + self.name.replace("_", "-")
 
-    def value(self, given: Any) -> Any:
+    def value(self, given: object) -> object:
         """Return what the option is set to by `given`: text is read, a list becomes a tuple.
 
         Raises: `SecateurError` for text that cannot be read.
@@ -87,7 +107,7 @@ class Named:
         return [] if text is None else [self.flag, text]
 
 
-def options_of(kind: Any) -> Iterator[Named]:
+def options_of(kind: DataclassInstance | type[DataclassInstance]) -> Iterator[Named]:
     """Return the options of a dataclass, or of an instance, in order; fields without a description are none."""
     hints = _hints(kind if isinstance(kind, type) else type(kind))
     for one in fields(kind):
@@ -128,7 +148,7 @@ class Config:
         """Raise `SecateurError` where an option for all methods makes no sense with this one."""
 
 
-def check_options(options: Any) -> None:
+def check_options(options: DataclassInstance) -> None:
     """Raise `UnknownName` for a value that is not among the choices, `SecateurError` for one out of its range."""
     for one in options_of(options):
         value, choices = vars(options)[one.name], one.option.choices

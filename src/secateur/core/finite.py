@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """Return the same structure with every NaN and infinity replaced by None, since JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

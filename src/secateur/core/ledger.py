@@ -122,7 +122,7 @@ class Run:
 
     id: str
     created: str
-    command: Mapping[str, Any]
+    command: Mapping[str, object]
     status: str
     out: str
 
@@ -224,7 +224,7 @@ class Ledger:
 
     # ------------------------------------------------------------ memos, openings of test, runs
 
-    def remember(self, scope: str, key: str, value: Any) -> None:
+    def remember(self, scope: str, key: str, value: object) -> None:
         """Store a JSON value (the result of a finished stage) under (scope, key); an earlier value is replaced."""
         assert value is not None, "None is what recall says where nothing is kept"
         with self._writing() as db:
@@ -297,7 +297,7 @@ class Ledger:
             same |= more
         return same
 
-    def start_run(self, run_id: str, command: Mapping[str, Any], *, out: str = "") -> None:
+    def start_run(self, run_id: str, command: Mapping[str, object], *, out: str = "") -> None:
         """Record a run as running; one that was started before keeps its date.
 
         Raises: `LedgerError` where the run was started by another command.
@@ -541,7 +541,7 @@ def _means(names: Iterable[str], values: Sequence[float | None]) -> dict[str, fl
     return dict(zip(names, numbers, strict=True))
 
 
-def _outcomes(rows: list[tuple[Any, ...]]) -> np.ndarray:
+def _outcomes(rows: list[tuple[object, ...]]) -> np.ndarray:
     """Return OUTCOME rows; NULL becomes nan. Raises: `ValueError` for values that no model can have produced."""
     outcomes = np.array(rows, dtype=OUTCOME)
     shares = np.concatenate([outcomes["correct"], outcomes["correct_norm"]])
@@ -557,7 +557,7 @@ def _plan(body: str) -> Plan:
     return Plan.from_json(values)
 
 
-def _run(run_id: Cell, created: Cell, text: Any, status: Cell, out: Cell) -> Run:
+def _run(run_id: Cell, created: Cell, text: str, status: Cell, out: Cell) -> Run:
     command = parse_json(text)
     if (
         not isinstance(command, dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 from secateur.core.ranges import whole_number
 from secateur.core.reading import read_json
@@ -15,6 +16,29 @@ DEVICES = ("cpu", "cuda", "mps")
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of modules to devices, worked out by accelerate
 _UNITS = {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", start=1)}
 _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)}
+
+
+class Offloading(TypedDict, total=False):
+    """The options that place a model which is larger than a device; `hf.placement.Placement` says what they are."""
+
+    device_map: str | None
+    offload_folder: str | None
+    max_memory: str | None
+
+
+class Loading(Offloading, total=False):
+    """The arguments of `load_model` besides the name."""
+
+    revision: str | None
+    dtype: str
+    device: str
+    trust_remote_code: bool
+
+
+class NamedModel(Loading):
+    """The arguments of `load_model`."""
+
+    name: str
 
 
 def check_dtype(name: str) -> None:

@@ -6,14 +6,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MOST = 2**31 - 1  # of anything that is counted: more would only overflow in some library below
 LEAST_SHARE = 1e-4  # of a step, or of a target: one head at a time of the largest models
 SEED = 2**32 - 1  # the largest that numpy's and torch's generators both take
 _KEY = "range"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,26 @@ def _shown(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
-def whole(default: Any, low: int = 1, high: int = MOST, **more: Any) -> Any:
+class RangeWords(TypedDict, total=False):
+    """The other fields of `Range`."""
+
+    above: bool
+    below: bool
+    flag: str
+    such: str
+
+
+def whole(default: T, low: int = 1, high: int = MOST, **more: Unpack[RangeWords]) -> T:
     """Return a dataclass field that holds a whole number, or a tuple of them; None only where that is the default."""
     return field(default=default, metadata={_KEY: Range(low, high, whole=True, **more)})
 
 
-def real(default: Any, low: float = 0.0, high: float = math.inf, **more: Any) -> Any:
+def real(default: T, low: float = 0.0, high: float = math.inf, **more: Unpack[RangeWords]) -> T:
     """Return a dataclass field that holds a finite number, or a tuple of them; None only where that is the default."""
     return field(default=default, metadata={_KEY: Range(low, high, whole=False, **more)})
 
 
-def check_ranges(options: Any, error: type[SecateurError] = SecateurError) -> None:
+def check_ranges(options: DataclassInstance, error: type[SecateurError] = SecateurError) -> None:
     """Raise `error` for the first field of a dataclass that is not in its range."""
     for option in fields(options):
         allowed, value = option.metadata.get(_KEY), vars(options)[option.name]
@@ -72,7 +85,9 @@ def check_ranges(options: Any, error: type[SecateurError] = SecateurError) -> No
             check_number(option.name, value, allowed, error)
 
 
-def check_number(name: str, value: Any, allowed: Range, error: type[SecateurError] = SecateurError) -> None:
+def check_number(
+    name: str, value: object, allowed: Range, error: type[SecateurError] = SecateurError
+) -> None:
     """Raise `error` where a number, or one of a tuple of them, is not `allowed` for the option `name`."""
     for number in value if isinstance(value, tuple | list) else (value,):
         if number not in allowed:
@@ -81,7 +96,7 @@ def check_number(name: str, value: Any, allowed: Range, error: type[SecateurErro
             raise error(f"{flag} {_as_typed(value)}: give {allowed}{f', at most {MOST}' * beyond}.")
 
 
-def _as_typed(value: Any) -> str:
+def _as_typed(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 

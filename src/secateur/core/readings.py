@@ -56,7 +56,7 @@ class Readings:
         sign = 1 if self.low_is_removable else -1
         return sorted(self.values.items(), key=lambda item: (sign * item[1], item[0]))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values by field."""
         return {**self.__dict__, "values": dict(self.values)}
 
@@ -78,7 +78,7 @@ class Overlap:
     rho: tuple[tuple[float, ...], ...]
     n: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return plain values; nan becomes None."""
         rows = [[None if np.isnan(value) else value for value in row] for row in self.rho]
         return {"names": list(self.names), "rho": rows, "n": self.n}

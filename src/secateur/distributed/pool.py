@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -26,12 +28,15 @@ from ray.exceptions import (
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Plan
 from secateur.distributed.ask import HOW_TO_BEGIN, Ask, local_count
-from secateur.distributed.worker import Shipped, Worker, num_bytes
+from secateur.distributed.worker import Arrays, Shipped, Worker, num_bytes
 from secateur.errors import ClusterError, SecateurError
 from secateur.evaluation.workers import EvaluationContext, Judged, Portion, Portions, Work
 from secateur.hf.load import Loaded
 from secateur.hf.weights import is_offloaded
 
+T = TypeVar("T")
+Results: TypeAlias = list[tuple[np.ndarray, float]]  # outcomes and seconds of each plan
+Answers: TypeAlias = "ObjectRef[Results]"  # of a portion
 LOG = logging.getLogger("secateur")
 STORE = 1.25  # the object store of a local cluster, in sizes of the model: what is fitted for plans lies there too
 SMALLEST_STORE = 256 * 2**20
@@ -58,9 +63,12 @@ class WorkerHandle:
     """
 
     number: int
-    actor: Any
-    starting: list[Any]
+    actor: ActorHandle[Any]
+    starting: list[ObjectRef[object]]
     given: list[Portion] = field(default_factory=list)
+
+
+Running = dict[Answers, tuple[WorkerHandle, Portion]]
 
 
 class RayWorkers:
@@ -74,8 +82,8 @@ class RayWorkers:
         self._count, self._launched, self._deaths, self._any_ready = count, 0, 0, False
         self._unready = 0  # workers in a row that failed before they had the model
         self._lost: Counter[Plan] = Counter()
-        self._contexts: list[tuple[EvaluationContext, Any]] = []
-        self._fitted: dict[str, Any] = {}
+        self._contexts: list[tuple[EvaluationContext, ObjectRef[EvaluationContext]]] = []
+        self._fitted: dict[str, ObjectRef[Arrays]] = {}
         self._handles = [self._launch() for _ in range(count)]
 
     def __enter__(self) -> RayWorkers:
@@ -88,7 +96,7 @@ class RayWorkers:
     def compute(self, context: EvaluationContext, work: Sequence[Work]) -> Iterator[Judged]:
         """Yield outcomes as they arrive. Raises: `ClusterError` where no worker is left; whatever a worker raises."""
         portions = Portions(work, self._count, SECONDS)
-        running: dict[Any, tuple[WorkerHandle, Portion]] = {}
+        running: Running = {}
         context_ref = self._put_context(context)
         self._put_fitted(plan for piece in work for plan in piece.plans)
         while portions or running:
@@ -113,7 +121,10 @@ class RayWorkers:
     # ------------------------------------------------------------------------------------------------ giving and taking
 
     def _hand_out(
-        self, portions: Portions, running: dict[Any, tuple[WorkerHandle, Portion]], context_ref: Any
+        self,
+        portions: Portions,
+        running: Running,
+        context_ref: ObjectRef[EvaluationContext],
     ) -> None:
         for busy in range(PORTIONS_AHEAD):  # every worker gets a first portion before any gets a second
             for handle in self._handles:
@@ -121,15 +132,20 @@ class RayWorkers:
                     portion = portions.next(handle.number)
                     plans = [_bare(plan) for plan in portion.work.plans]
                     fitted = {f.digest: self._fitted[f.digest] for plan in plans for f in plan.fitted}
-                    ref = handle.actor.judge.remote([context_ref], plans, fitted, portion.work.examples)
+                    ref: Answers = handle.actor.judge.remote(
+                        [context_ref], plans, fitted, portion.work.examples
+                    )
                     running[ref] = handle, portion
                     handle.given.append(portion)
 
-    def _wait(self, running: Mapping[Any, object]) -> list[Any]:
+    def _wait(self, running: Mapping[Answers, object]) -> list[Answers]:
         """Wait for portions that are done or lost; workers may become ready meanwhile. Raises: `ClusterError`."""
-        starting = {handle.starting[0]: handle for handle in self._handles if handle.starting}
+        starting: dict[ObjectRef[Any], WorkerHandle] = {
+            handle.starting[0]: handle for handle in self._handles if handle.starting
+        }
         nobody = not running and all(len(handle.starting) == 2 for handle in self._handles)
-        done, _ = ray.wait([*running, *starting], timeout=PATIENCE if nobody else None)
+        waiting: list[ObjectRef[Any]] = [*running, *starting]
+        done, _ = ray.wait(waiting, timeout=PATIENCE if nobody else None)
         if not done:
             raise ClusterError(f"no worker for {PATIENCE:g} s: the cluster has no room for one. {KEPT}")
         for ref in done:
@@ -149,10 +165,10 @@ class RayWorkers:
         if not handle.starting:
             self._any_ready, self._unready = True, 0
 
-    def _result(self, ref: Any, handle: WorkerHandle) -> list[tuple[np.ndarray, float]] | None:
+    def _result(self, ref: Answers, handle: WorkerHandle) -> Results | None:
         """Return the outcomes of a portion, or None where the worker is lost. Raises: whatever was raised there."""
         try:
-            results: list[tuple[np.ndarray, float]] = _answer(ref)
+            results = _answer(ref)
         except LOST as error:
             self._replace(handle, error)
             return None
@@ -211,7 +227,7 @@ class RayWorkers:
 
     # ------------------------------------------------------------------------------------------------ what travels once
 
-    def _put_context(self, context: EvaluationContext) -> Any:
+    def _put_context(self, context: EvaluationContext) -> ObjectRef[EvaluationContext]:
         """Return a reference to task and tokens, which are put into the store once."""
         for known, ref in self._contexts:
             if known.same(context):
@@ -231,7 +247,7 @@ class RayWorkers:
             self._fitted[fitted.digest] = known[fitted.digest]
 
 
-def _answer(ref: Any) -> Any:
+def _answer(ref: ObjectRef[T]) -> T:
     """Return what a worker returned. Raises: a `SecateurError` that was raised there as it was, others as Ray's."""
     try:
         return ray.get(ref)

@@ -10,11 +10,11 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray import ObjectRef
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,6 +26,7 @@ from secateur.hf.anatomy import anatomy
 from secateur.hf.build import blank, filled_
 from secateur.hf.load import Loaded
 
+Arrays = dict[str, np.ndarray]
 READ_ONLY = "The given NumPy array is not writable"
 
 
@@ -33,7 +34,7 @@ READ_ONLY = "The given NumPy array is not writable"
 class StoredTensor:
     """One tensor in the object store: its bytes, and how to read them, since numpy knows no bfloat16."""
 
-    ref: Any
+    ref: ObjectRef[np.ndarray]
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -105,7 +106,7 @@ class Worker:
     """Judge plans in a process of its own, on any node. `load` has to be called first."""
 
     def __init__(self) -> None:
-        self._context_ref: Any = None
+        self._context_ref: ObjectRef[EvaluationContext] | None = None
         self._judge: Evaluator | None = None
         self._fitted: dict[str, Fitted] = {}
 
@@ -121,9 +122,9 @@ class Worker:
 
     def judge(
         self,
-        context: Sequence[Any],
+        context: Sequence[ObjectRef[EvaluationContext]],
         plans: Sequence[Plan],
-        fitted: Mapping[str, Any],
+        fitted: Mapping[str, ObjectRef[Arrays]],
         examples: Sequence[int],
     ) -> list[tuple[np.ndarray, float]]:
         """Return OUTCOME rows and seconds for each of `plans`, in their order.
@@ -138,7 +139,7 @@ class Worker:
         judged = {plan: (outcomes, seconds) for plan, outcomes, seconds in judge.compute(whole, examples)}
         return [judged[plan] for plan in plans]
 
-    def _judge_for(self, context_ref: Any) -> Evaluator:
+    def _judge_for(self, context_ref: ObjectRef[EvaluationContext]) -> Evaluator:
         if self._judge is None or context_ref != self._context_ref:
             context: EvaluationContext = ray.get(context_ref)
             before, spectra = self._judge, None
@@ -157,7 +158,7 @@ class Worker:
             self._context_ref = context_ref
         return self._judge
 
-    def _fetch(self, fitted: Mapping[str, Any]) -> None:
+    def _fetch(self, fitted: Mapping[str, ObjectRef[Arrays]]) -> None:
         kept = {digest: self._fitted[digest] for digest in fitted if digest in self._fitted}
         fresh = [digest for digest in fitted if digest not in kept]
         arrays = ray.get([fitted[digest] for digest in fresh])

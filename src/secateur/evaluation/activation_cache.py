@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from secateur.evaluation.forward import Forward
+from secateur.hf.calls import entering, leaving
 from secateur.surgery.mask import swapped_forward
 
-Hook = Callable[..., Any]
+Plain: TypeAlias = "Tensor | tuple[Plain, ...] | list[Plain] | None"
+Hook = Callable[..., object]
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,16 @@ def _trace_dependence(
     dependent: set[str] = set()
 
     def hook(name: str) -> Hook:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object], output: Any) -> Any:
+        def note(
+            module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+        ) -> object:
             calls[name] += 1
             if not _is_plain(output) or any(tensor.requires_grad for tensor in _tensors((args, kwargs))):
                 dependent.add(name)
             if name not in edited:
                 return output
             inputs[name] = args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) else None
-            return output.detach().requires_grad_().clone()
+            return leaving(output).detach().requires_grad_().clone()
 
         return note
 
@@ -95,9 +99,11 @@ def _read_outputs(
         return leaves[name][-1].clone()  # in-place arithmetic on a leaf is refused
 
     def hook(name: str) -> Hook:
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, object], output: Any) -> Any:
+        def note(
+            module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+        ) -> object:
             if name in given:
-                return output.detach()
+                return leaving(output).detach()
             return _map_tensors(output, lambda tensor: leaf(name, tensor)) if name in leaves else output
 
         return note
@@ -142,7 +148,7 @@ class ActivationCache:
     parts: Unchanged
     max_bytes: int
     used: int = 0
-    _outputs: dict[int, dict[str, Any]] = field(default_factory=dict)  # by batch, then by module
+    _outputs: dict[int, dict[str, object]] = field(default_factory=dict)  # by batch, then by module
 
     @contextmanager
     def on(self, batch: int) -> Iterator[None]:
@@ -162,7 +168,7 @@ class ActivationCache:
 
     @contextmanager
     def _recording(self, batch: int) -> Iterator[None]:
-        outputs: dict[str, Any] = {}
+        outputs: dict[str, object] = {}
         handles = []
         for name in (*self.parts.given, *self.parts.live, *self.parts.dead):
             handles.append(
@@ -180,10 +186,10 @@ class ActivationCache:
         else:
             self.used = self.max_bytes
 
-    def _recorder(self, name: str, outputs: dict[str, Any]) -> Hook:
-        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _recorder(self, name: str, outputs: dict[str, object]) -> Hook:
+        def record(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             if name in self.parts.given:
-                outputs[name] = args[0].clone()
+                outputs[name] = entering(args, {}).clone()
             elif name in self.parts.live:
                 outputs[name] = _map_tensors(output, torch.clone)
             else:  # nobody reads it: one number in its shape
@@ -191,7 +197,7 @@ class ActivationCache:
 
         return record
 
-    def _replay(self, name: str, module: nn.Module, value: Any) -> Hook:
+    def _replay(self, name: str, module: nn.Module, value: object) -> Hook:
         """Return a `forward` for the module that takes its input (`given`) or its output from the cache."""
         original = module.forward
         if name in self.parts.given:
@@ -209,17 +215,19 @@ def _tensors(value: object) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> TypeGuard[Plain]:
     """Return whether `_map_tensors` can copy this: a tensor, None, or a tuple or list of those."""
-    return (
-        value is None
-        or isinstance(value, Tensor)
-        or (type(value) in (tuple, list) and all(map(_is_plain, value)))
-    )
+    if value is None or isinstance(value, Tensor):
+        return True
+    return isinstance(value, tuple | list) and type(value) in (tuple, list) and all(map(_is_plain, value))
 
 
-def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map_tensors(value: object, change: Callable[[Tensor], Tensor]) -> Plain:
     """Return `value`, which is plain, with every floating-point tensor changed."""
     if isinstance(value, Tensor):
         return change(value) if value.is_floating_point() else value
-    return value if value is None else type(value)(_map_tensors(item, change) for item in value)
+    if value is None:
+        return None
+    assert isinstance(value, tuple | list), type(value)
+    mapped = [_map_tensors(item, change) for item in value]
+    return tuple(mapped) if isinstance(value, tuple) else mapped

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from secateur.evaluation.batching import Batch
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.calls import entering, leaving
 from secateur.hf.weights import device_of
 from secateur.surgery.mask import swapped_forward
 
@@ -41,7 +41,7 @@ class Forward:
         returns_tuple: list[bool] = [False] * len(self._blocks)
 
         def note(number: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
                 returns_tuple[number] = isinstance(output, tuple)
 
             return hook
@@ -61,8 +61,8 @@ class Forward:
     def _standin(self, number: int, change: Change) -> AbstractContextManager[None]:
         """Make block `number` return its input, changed."""
 
-        def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
-            hidden = change(args[0] if args else kwargs["hidden_states"])
+        def forward(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, None]:
+            hidden = change(entering(args, kwargs))
             return (hidden, None) if self._tuples[number] else hidden
 
         return swapped_forward(self._blocks[number], forward)
@@ -124,34 +124,34 @@ class Forward:
                 if number != block:
                     stack.enter_context(self._standin(number, _unchanged))
             handle = self._blocks[block].register_forward_hook(
-                lambda module, args, output: caught.append(output[0] if isinstance(output, tuple) else output)
+                lambda module, args, output: caught.append(leaving(output))
             )
             stack.callback(handle.remove)
             yield caught
 
     @contextmanager
     def from_blocks(
-        self, blocks: Sequence[int], entering: Mapping[int, list[Tensor]], leaving: dict[int, Tensor]
+        self, blocks: Sequence[int], entered: Mapping[int, list[Tensor]], left: dict[int, Tensor]
     ) -> Iterator[None]:
         """Let a graph begin at the lowest of some blocks, while the context is open.
 
         Args:
-            entering: Gets the activations that enter each of the blocks, without the graph.
-            leaving: Gets those that leave it, in the graph.
+            entered: Gets the activations that enter each of the blocks, without the graph.
+            left: Gets those that leave it, in the graph.
         """
 
         def begin(hidden: Tensor) -> Tensor:
             return hidden.detach().requires_grad_()
 
         def after(number: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[object, ...], output: Any) -> None:
-                leaving[number] = output[0] if isinstance(output, tuple) else output
+            def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+                left[number] = leaving(output)
 
             return hook
 
         def before(number: int) -> Change:
             def note(hidden: Tensor) -> Tensor:
-                entering[number].append(hidden.detach())
+                entered[number].append(hidden.detach())
                 return hidden
 
             return note
@@ -223,11 +223,10 @@ def replaced_input(block: nn.Module, change: Change) -> Iterator[None]:
     """Give a block another input than it is called with, while the context is open."""
 
     def hook(
-        module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        changed = change(entering(args, kwargs))
+        return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
 
     handle = block.register_forward_pre_hook(hook, with_kwargs=True)
     try:

@@ -81,7 +81,7 @@ def _generate(
     device = loaded.device
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,

@@ -61,9 +61,8 @@ class Counted:
         found: Counter[str] = Counter({"packed": load.tokens + load.kept})  # once for all plans
         for plans in asked:
             found.update(self._plans(plans, load))
-            found["step"] += (
-                plans.count * load.calls * self.loads.places[work.place].session.task.max_new_tokens
-            )
+            steps = load.calls * self.loads.places[work.place].session.task.max_new_tokens
+            found.update({"step": plans.count * steps})
         found.update(self._boundary({plans.block for plans in asked}, load))
         if work.decomposes:
             found.update(self._spectra(((plans.edited, plans.count) for plans in asked), load.shards))
@@ -164,11 +163,11 @@ class Counted:
         for site, times in needed.items():
             shape = self.anatomy.matrix(site).shape
             if not self.stored:
-                found[decomposition(shape)] += times
+                found.update({decomposition(shape): times})
                 continue
-            fresh = site not in self._on_disk
-            found[decomposition(shape)] += fresh
-            found["spectrum byte"] += (times + fresh) * spectrum_bytes(shape)
+            fresh = int(site not in self._on_disk)
+            read = (times + fresh) * spectrum_bytes(shape)
+            found.update({decomposition(shape): fresh, "spectrum byte": read})
             self._on_disk.add(site)
         return found
 
@@ -194,7 +193,7 @@ class Counted:
         if work.fits:
             products = 6 * load.tokens * self.anatomy.d_model**2  # three moments of pairs
             return found | {f"{work.what} moment": work.times * len(work.parts) * products}
-        return found | {f"{work.what} example": times * load.examples} | self._read_spectra(work)
+        return {**found, f"{work.what} example": times * load.examples, **self._read_spectra(work)}
 
     def _read_spectra(self, work: Reading) -> Amounts:
         """Once, and under a plan once more for that where there is no room for them to stay."""

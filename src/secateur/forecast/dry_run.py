@@ -76,11 +76,11 @@ class Recorder:
     def _leaves(self, number: int, count: int) -> int:
         """Return at how many examples plan `number` of so many is behind, so that the share that stays is as stated."""
         if self.luck == "most":
-            return np.iinfo(np.int64).max
+            return int(np.iinfo(np.int64).max)
         share = 0.0 if self.luck == "least" else self.habits.surviving
         place = (number + 0.5) / count
         rungs = 0 if share == 0.0 else math.floor(math.log(place) / math.log(share))
-        return FIRST_RUNG * 2**rungs
+        return int(FIRST_RUNG * 2**rungs)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class DryJudge:
 
     def _written(self, plan: Plan) -> tuple[Site, ...]:
         """Return the matrices that a mask of this plan writes, lowest block first."""
-        sites: set[Site] = {edit.matrix for edit in (*plan.truncated, *plan.removed)}
+        sites = {edit.matrix for edit in plan.truncated} | {edit.matrix for edit in plan.removed}
         for edit in plan.edits:
             if isinstance(edit, Drop) and edit.site.part:
                 sites.add(Site(edit.site.block, "o" if edit.site.part == "attn" else "down"))
@@ -199,7 +199,7 @@ class DrySession(Session):
         values = {one.name: vars(session)[one.name] for one in fields(Session)}
         return cls(**values | {"ledger": None, "workers": None}, recorder=recorder, sides=sides)
 
-    def judge(self, **changes: Any) -> Any:
+    def judge(self, **changes: object) -> Any:
         """Return a judge that counts."""
         return DryJudge(self)
 

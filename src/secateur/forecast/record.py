@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from secateur.core.progress import Progress, silent
@@ -61,7 +60,7 @@ def forecast(
     room = spectra_bytes(weights)
     works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
     machine, stored = None, session.options.spectra is not None
-    if fleet.elsewhere:
+    if fleet.tflops is not None and fleet.bandwidth is not None:
         machine = stated(
             anatomy, itemsize, fleet.tflops, fleet.bandwidth, fleet.utilization, _readings(works["most"])
         )
@@ -148,27 +147,39 @@ def _stages(
     works: Sequence[Work], counted: Counted, machine: Machine | None, workers: int
 ) -> dict[str, dict[str, float]]:
     """Sums by stage. What is judged is shared among workers; what is read, written and decided is not."""
-    found: dict[str, Counter[str]] = {}
+    found: dict[str, dict[str, float]] = {}
     for work in works:
         amounts = counted(work)
-        own = found.setdefault(work.stage, Counter())
-        own.update(_shown(work, amounts))
+        own = found.setdefault(work.stage, {})
+        _add_(own, _shown(work, amounts))
         if machine is not None:
             shared = 1.0 if workers == 1 or not isinstance(work, Judged) else 1 / (SHARED * workers)
-            own["seconds"] += shared * machine.time(amounts)
-    return {name: dict(own) for name, own in found.items()}
+            _add_(own, {"seconds": shared * machine.time(amounts)})
+    return found
+
+
+def _add_(sums: dict[str, float], amounts: Amounts) -> None:
+    """Add each amount to the sum of its name."""
+    for name, amount in amounts.items():
+        sums[name] = sums.get(name, 0) + amount
 
 
 def _shown(work: Work, amounts: Amounts) -> dict[str, float]:
     """Return the counts that the table shows of one work."""
-    judged = isinstance(work, Judged)
-    gradients = isinstance(work, Read) and f"{work.what} example" in amounts
+    plans: float = 0
+    evaluations: float = 0
+    gradients: float = 0
+    if isinstance(work, Judged):
+        plans = sum(group.count for group in work.plans) if work.first == 0 else 0
+        evaluations = work.evaluations
+    if isinstance(work, Read):
+        gradients = amounts.get(f"{work.what} example", 0)
     return {
-        "plans": sum(p.count for p in work.plans) if judged and work.first == 0 else 0,
-        "evaluations": work.evaluations if judged else 0,
+        "plans": plans,
+        "evaluations": evaluations,
         "flops": sum(amount for name, amount in amounts.items() if name.endswith("flop")),
         "svds": sum(amount for name, amount in amounts.items() if name.startswith(SVD)),
-        "gradients": amounts[f"{work.what} example"] if gradients else 0,
+        "gradients": gradients,
     }
 
 
@@ -187,15 +198,15 @@ def _in_order(
     return found
 
 
-def _row(name: str, counts: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def _row(name: str, counts: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
     return {"stage": name, "counts": {luck: dict(own) for luck, own in counts.items()}}
 
 
-def _total(each: Any) -> dict[str, float]:
-    total: Counter[str] = Counter()
+def _total(each: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
+    total: dict[str, float] = {}
     for one in each:
-        total.update({name: value for name, value in one.items() if value is not None})
-    return dict(total)
+        _add_(total, {name: value for name, value in one.items() if value is not None})
+    return total
 
 
 def _load_seconds(loading: float, machine: Machine | None, fleet: DeviceFleet) -> float | None:

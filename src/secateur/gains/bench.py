@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from secateur.core.machine import NamedModel
 from secateur.core.progress import Progress
 from secateur.gains.length import Length
 from secateur.gains.memory import peak_bytes
@@ -16,8 +16,8 @@ from secateur.hf.running import FEW, check_runs
 
 
 def bench(
-    dense: Mapping[str, Any],
-    cut: Mapping[str, Any],
+    dense: NamedModel,
+    cut: NamedModel,
     length: Length,
     *,
     threads: int | None,

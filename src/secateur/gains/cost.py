@@ -9,12 +9,12 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from secateur.hf.load import Loaded
 
@@ -78,10 +78,13 @@ def random_tokens(vocab_size: int, batch: int, prompt: int) -> Int[Tensor, "batc
     return torch.randint(vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
 
 
-def prefill(model: nn.Module, tokens: Int[Tensor, "batch prompt"]) -> Any:
+def prefill(model: nn.Module, tokens: Int[Tensor, "batch prompt"]) -> CausalLMOutputWithPast:
     """Return the model's output with its cache; where it can, with logits of the last position alone, as `generate`."""
     can = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return model(input_ids=tokens, use_cache=True, **({"logits_to_keep": 1} if can else {}))
+    output: CausalLMOutputWithPast = model(
+        input_ids=tokens, use_cache=True, **({"logits_to_keep": 1} if can else {})
+    )
+    return output
 
 
 @torch.inference_mode()
@@ -89,13 +92,15 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     """Count one prefill of `tokens`."""
     with _positions(loaded.model) as positions:
         cache = prefill(loaded.model, tokens.to(loaded.device)).past_key_values
+    assert cache is not None
+    layers = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
     return Cost(
         batch=tokens.shape[0],
         prompt=tokens.shape[1],
         matmul_flops=sum(2 * _weights(module) * count for module, count in positions.items()),
         weight_bytes=sum(p.nbytes for module in positions for p in module.parameters(recurse=False)),
-        cache_bytes=sum(_bytes(layer) for layer in cache.layers),
-        attended=_attended(loaded, cache.layers),
+        cache_bytes=sum(_bytes(layer) for layer in layers),
+        attended=_attended(loaded, layers),
     )
 
 
@@ -105,7 +110,7 @@ def _positions(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
     they look up, and where one is tied to the unembedding, that counts."""
     found: dict[nn.Module, int] = {}
 
-    def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
         found[module] = found.get(module, 0) + x.shape[:-1].numel()
 

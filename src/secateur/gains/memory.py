@@ -11,19 +11,21 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from secateur.core.machine import NamedModel
 from secateur.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 RETURNS_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc: freed tensors of 64 KiB leave resident memory
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_bytes(
-    load: Mapping[str, Any], *, batch: int, prompt: int, new: int, threads: int
-) -> dict[str, int | None]:
+def peak_bytes(load: NamedModel, *, batch: int, prompt: int, new: int, threads: int) -> dict[str, int | None]:
     """`prefill`, `decode`: peak bytes of each phase, model included. None on a CPU whose kernel keeps no high-water
     mark that can be reset (other than Linux). `load`: the arguments of `load_model`.
 
@@ -38,16 +40,17 @@ def peak_bytes(
         killed = f"ended by signal {-done.returncode}: out of memory?"
         said = (done.stderr.strip().splitlines() or [killed])[-1]
         raise ModelError(f"the peak memory of {load['name']} could not be measured: {said[:300]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, int | None] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def _on_cpu(load: Mapping[str, Any]) -> bool:
+def _on_cpu(load: NamedModel) -> bool:
     import torch
 
     return load["device"] == "cpu" or (load["device"] == "auto" and not torch.cuda.is_available())
 
 
-def _measure(load: Mapping[str, Any], batch: int, prompt: int, new: int, threads: int) -> dict[str, int]:
+def _measure(load: NamedModel, batch: int, prompt: int, new: int, threads: int) -> dict[str, int]:
     import torch
 
     from secateur.gains.cost import prefill, random_tokens
@@ -73,7 +76,7 @@ def _measure(load: Mapping[str, Any], batch: int, prompt: int, new: int, threads
     return found
 
 
-def _meters(model: Any) -> tuple[Callable[[], Any], Callable[[], int]]:
+def _meters(model: PreTrainedModel) -> tuple[Callable[[], object], Callable[[], int]]:
     """Return what starts a measurement, and what reads it, for the model as it rests now."""
     import torch
 

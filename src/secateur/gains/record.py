@@ -1,4 +1,7 @@
-"""The record of what a cut saves: sizes, memory and speeds of the dense model and of the cut one, with notes."""
+"""The record of what a cut saves: sizes, memory and speeds of the dense model and of the cut one, with notes.
+
+What was masked and not cut is counted too: parts whose output weights are all zero, stored and computed all the same.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from secateur.core.progress import Progress
-from secateur.core.records.verdict import BeforeAfter, GainsRecord, ShapeRecord
+from secateur.core.records.verdict import BeforeAfter, GainsRecord, ShapeRecord, ZeroedRecord
+from secateur.core.site import Site
 from secateur.gains.cost import Cost, cost, random_tokens
 from secateur.gains.length import Length
 from secateur.gains.timing import paired, speed
-from secateur.gains.zeroed import zeroed, zeroed_note
+from secateur.hf.files import read_index
 from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
 from secateur.hf.source import INDEX, WEIGHTS
-from secateur.hf.weight_files import read_index
 
 SHORT = 32  # tokens that tell the cache's bytes a token, where nothing is timed
 MEMORY = ("peak_bytes", "peak_bytes_prefill", "peak_bytes_decode")
@@ -82,11 +89,16 @@ def measure(before: Loaded, after: Loaded, asked: Length, *, progress: Progress)
 
 def peaks(before: Mapping[str, int | None], after: Mapping[str, int | None]) -> dict[str, BeforeAfter | None]:
     """Return the keys about memory from what `peak_bytes` found; None where it could not be measured."""
-    dense, cut = ([side["prefill"], side["decode"]] for side in (before, after))
-    if None in (*dense, *cut):
+    dense, cut = (_measured(side) for side in (before, after))
+    if dense is None or cut is None:
         return dict.fromkeys(MEMORY)
     pairs = [(max(dense), max(cut)), *zip(dense, cut, strict=True)]
     return {name: BeforeAfter(before=was, after=now) for name, (was, now) in zip(MEMORY, pairs, strict=True)}
+
+
+def _measured(peak: Mapping[str, int | None]) -> tuple[int, int] | None:
+    prefill, decode = peak["prefill"], peak["decode"]
+    return None if prefill is None or decode is None else (prefill, decode)
 
 
 def bytes_on_disk(folder: str | Path) -> int:
@@ -133,3 +145,60 @@ def _device(loaded: Loaded) -> str:
 
 def _joined(notes: list[str | None]) -> str | None:
     return "; ".join(note for note in notes if note) or None
+
+
+# ---------------------------------------------------------------------------------------------------------------- zeros
+
+
+def zeroed_note(counts: ZeroedRecord) -> str | None:
+    """Return `12 heads are zero but stored: nothing saved`, or None where no part is zero."""
+    parts = {"head": counts.heads, "feed-forward network": counts.ffns, "neuron": counts.neurons}
+    words = [f"{count} {name}{'s' * (count > 1)}" for name, count in parts.items() if count]
+    if not words:
+        return None
+    verb = "is" if sum(parts.values()) == 1 else "are"
+    return f"{' and '.join(words)} {verb} zero but stored: nothing saved"
+
+
+def zeroed(loaded: Loaded) -> ZeroedRecord:
+    """Return how many parts of a model are there and do nothing. A factorized matrix counts as not zero."""
+    unread = {site: _unread_inputs(loaded, matrix.module) for site, matrix in _outputs(loaded)}
+    d_head = loaded.anatomy.d_head
+    heads = [inputs.unflatten(0, (-1, d_head)).all(1) for site, inputs in unread.items() if site.part == "o"]
+    neurons = [inputs for site, inputs in unread.items() if site.part == "down"]
+    return ZeroedRecord(
+        heads=sum(int(zero.sum()) for zero in heads),
+        ffns=sum(bool(zero.all()) for zero in neurons),
+        neurons=sum(int(zero.sum()) for zero in neurons if not zero.all()),
+        weights=_zeros(loaded),
+    )
+
+
+def _outputs(loaded: Loaded) -> list[tuple[Site, Matrix]]:
+    """Return the matrices that write into the residual stream, as far as they are stored as one matrix."""
+    return [
+        (site, matrix)
+        for site, matrix in loaded.anatomy.matrices.items()
+        if site.part in ("o", "down")
+        and isinstance(loaded.model.get_submodule(matrix.module), nn.Linear | Conv1D)
+    ]
+
+
+def _unread_inputs(loaded: Loaded, path: str) -> Bool[Tensor, " inputs"]:
+    """Return for each input of a linear layer whether all of its weights are zero."""
+    weight = loaded.parameter(f"{path}.weight")
+    linear = loaded.model.get_submodule(path)
+    return ((weight.T if isinstance(linear, Conv1D) else weight) == 0).all(0)
+
+
+def _zeros(loaded: Loaded) -> int:
+    """Return the zeros in all matrices of two dimensions outside embeddings, whatever their pattern."""
+    matrices = [
+        f"{path}.{name}".lstrip(".")
+        for path, module in loaded.model.named_modules()
+        if not isinstance(module, nn.Embedding)
+        for name, p in module.named_parameters(recurse=False)
+        if p.dim() > 1
+    ]
+    weights = map(loaded.parameter, matrices)
+    return sum(int(p.numel() - torch.count_nonzero(p)) for p in weights)

@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from secateur.core.progress import Progress
 from secateur.core.records.verdict import SpeedRecord
 from secateur.gains.cost import prefill
 
+T = TypeVar("T")
 Pair = tuple[float, float]  # before, after
 Clock = Callable[[], float]
 STAGE = "prefill and decode"
@@ -65,16 +68,20 @@ def _round(
     models: tuple[nn.Module, nn.Module], tokens: Tensor, new: int, clock: Clock, *, swapped: bool
 ) -> tuple[Pair, Pair]:
     order = (1, 0) if swapped else (0, 1)
-    took = {}
-    outputs = {}
+    took: dict[tuple[str, int], float] = {}
+    outputs: dict[int, CausalLMOutputWithPast] = {}
     for which in order:
-        took["prefill", which], outputs[which] = _timed(lambda w=which: prefill(models[w], tokens), clock)
+        took["prefill", which], outputs[which] = _timed(partial(prefill, models[which], tokens), clock)
     for which in order:
-        took["decode", which], _ = _timed(lambda w=which: decode(models[w], outputs.pop(w), new), clock)
+
+        def decoded(which: int = which) -> Tensor:
+            return decode(models[which], outputs.pop(which), new)
+
+        took["decode", which], _ = _timed(decoded, clock)
     return (took["prefill", 0], took["prefill", 1]), (took["decode", 0], took["decode", 1])
 
 
-def _timed(run: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
+def _timed(run: Callable[[], T], clock: Clock) -> tuple[float, T]:
     _finish()
     start = clock()
     result = run()
@@ -88,10 +95,11 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def decode(model: nn.Module, output: Any, new: int) -> Int[Tensor, "batch new"]:
+def decode(model: nn.Module, output: CausalLMOutputWithPast, new: int) -> Int[Tensor, "batch new"]:
     """Return `new` greedy tokens after a prefill, one forward pass each; an end-of-text token does not stop it."""
     chosen = []
     for _ in range(new):
+        assert output.logits is not None
         token = output.logits[:, -1:].argmax(-1)
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         chosen.append(token)
@@ -122,4 +130,5 @@ def speed(pairs: tuple[Pair, ...], tokens: int, limit: float) -> SpeedRecord:
 
 
 def _quartiles(values: np.ndarray) -> list[float]:
-    return np.percentile(values, (25, 75)).tolist()
+    low, high = np.percentile(values, (25, 75))
+    return [float(low), float(high)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -193,7 +192,7 @@ def stock_class(cls: type) -> type:
     return cls.__mro__[1] if cls.__name__ == SecateurForCausalLM.__name__ else cls
 
 
-def _refuse_wrapped(model: Any) -> None:
+def _refuse_wrapped(model: object) -> None:
     if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             "this model carries an unmerged adapter (PEFT): merge_and_unload() it and save that."
@@ -354,7 +353,7 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 def _find(model: nn.Module, path: str) -> nn.Module | None:
     """Return the module at `path`, or None where there is none or it was set to None."""
-    module: Any = model
+    module: nn.Module | None = model
     for name in path.split("."):
         module = getattr(module, name, None)
         if module is None:

@@ -1,7 +1,7 @@
 """Build a model without weights, from its config.json alone, on the meta device, for counting.
 
 It comes with its tokenizer, or where there is none with a ruler that cuts text into pieces of about the usual
-length.
+length. Or make a new model with random weights, for the tokens of a tokenizer.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 from zlib import crc32
 
+import torch
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
+
+from secateur.core.machine import Offloading
+from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy
+from secateur.hf.files import check_weights
 from secateur.hf.load import (
     DTYPES,
     Loaded,
+    TokenizerErrors,
     auto_of,
     check_kind,
     check_machine,
@@ -24,11 +31,12 @@ from secateur.hf.load import (
     find_source,
     on_meta,
     quiet,
+    read_tokenizer,
     refuse_shallow,
     tokenizer_of,
 )
+from secateur.hf.size import Size
 from secateur.hf.source import download
-from secateur.hf.weight_files import check_weights
 
 PIECE = re.compile(
     r"\s*\S{1,6}"
@@ -72,7 +80,7 @@ def blank_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     ruler: bool = False,
-    **offloading: str | None,
+    **offloading: Unpack[Offloading],
 ) -> Loaded:
     """Load MODEL as `load_model` names it, with its tokenizer and without its weights. Its fingerprint is no model's.
 
@@ -96,3 +104,44 @@ def blank_model(
     place = str(source.folder)
     ruled: Any = tokenizer or Ruler(found.vocab_size)  # used by a tokenizer's public methods alone
     return Loaded(name, model, ruled, found, "blank", source.revision, place)
+
+
+# ----------------------------------------------------------------------------------------------------------- new models
+
+
+def fresh_mistral(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> MistralForCausalLM:
+    """Return a model with random weights in float32, the same for the same seed; torch's own random state stays."""
+    config = MistralConfig(
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,  # ids may have gaps
+        hidden_size=size.d_model,
+        intermediate_size=size.width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads or size.heads,
+        head_dim=size.d_model // size.heads,
+        max_position_embeddings=size.context,
+        sliding_window=None,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MistralForCausalLM(config)
+
+
+def tokenizer_in(folder: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a folder, running no code from there.
+
+    Raises: `ModelError` where that cannot be done.
+    """
+    try:
+        with quiet(), TokenizerErrors(f"--tokenizer {folder}: no tokenizer can be read there"):
+            return read_tokenizer(folder, trust_remote_code=False)
+    except ModelError as error:
+        if "trust_remote_code" in str(error.__cause__):
+            raise ModelError(
+                f"--tokenizer {folder} brings code of its own, and train runs none; nothing of it was run. Give the "
+                "folder of a tokenizer that transformers knows."
+            ) from error
+        raise

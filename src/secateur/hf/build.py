@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -17,6 +23,7 @@ from secateur.hf import modeling_secateur
 from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config
 from secateur.hf.weights import stored
 
+Auto = type[SecateurForCausalLM] | type[AutoModelForCausalLM] | type[AutoModel]
 Find = Callable[[str], Tensor | None]  # a tensor by its name in the model that is built
 
 AUTO_MAP = {
@@ -25,7 +32,7 @@ AUTO_MAP = {
 }
 
 
-def repaired(config: Any, blocks: Sequence[int], **changes: Any) -> Any:
+def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object) -> PreTrainedConfig:
     """Return the config of the model that has only `blocks` left, with `changes`.
 
     Lists with an entry for each block are cut alike.
@@ -43,13 +50,13 @@ def _stock_config(cls: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     return cls.__mro__[1] if cls.__name__ == modeling_secateur.SecateurConfig.__name__ else cls
 
 
-def carving_of(config: Any) -> Sequence[Mapping[str, Any]]:
+def carving_of(config: PreTrainedConfig) -> Sequence[Mapping[str, object]]:
     """Return the operations that a carved model's config carries; none for a stock one."""
     carving = getattr(config, "carving", None)
     return () if carving is None else carving["operations"]
 
 
-def carved(config: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
+def carved(config: PreTrainedConfig, operations: Sequence[Mapping[str, object]]) -> PreTrainedConfig:
     """Return a stock config with operations to replay: the config of a model of our own class."""
     carving = {
         "version": modeling_secateur.VERSION,
@@ -58,7 +65,8 @@ def carved(config: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
     }
     added = {"carving": carving, "auto_map": AUTO_MAP, "architectures": [SecateurForCausalLM.__name__]}
     family_config: type[PreTrainedConfig] = type(config)
-    return carved_config(family_config).from_dict(config.to_dict() | added)  # type: ignore[arg-type]  # it hashes
+    made: PreTrainedConfig = carved_config(family_config).from_dict(config.to_dict() | added)  # type: ignore[arg-type]  # it hashes
+    return made
 
 
 def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
@@ -80,14 +88,16 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
     return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
 
 
-def _unlike(stated: Mapping[str, Any], **kinds: type) -> list[str]:
+def _unlike(stated: Mapping[str, object], **kinds: type) -> list[str]:
     return [repr(key) for key, kind in kinds.items() if not isinstance(stated.get(key), kind)]
 
 
-def blank(config: Any, *, like: PreTrainedModel) -> PreTrainedModel:
+def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel:
     """Return the model of a config, stock or carved, on the meta device; dtype and attention as `like` has them."""
     is_carved = bool(getattr(config, "carving", None))
-    cls: Any = SecateurForCausalLM if is_carved else MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    cls = SecateurForCausalLM
+    if not is_carved:
+        cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[assignment]  # one class, not a pair
     with torch.device("meta"):
         model: PreTrainedModel = cls._from_config(
             config, dtype=like.dtype, attn_implementation=like.config._attn_implementation
@@ -109,7 +119,8 @@ def filled_(model: PreTrainedModel, find: Find) -> PreTrainedModel:
         else:
             module._buffers[name] = tensor
     model.tie_weights()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def held_by(model: nn.Module) -> Find:

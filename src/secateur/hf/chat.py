@@ -11,8 +11,9 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.errors import ModelError
 
@@ -57,7 +58,7 @@ def _stopped(why: str) -> str:
     )
 
 
-def _render(template: str, prompt: str, words: dict[str, Any]) -> None:
+def _render(template: str, prompt: str, words: Mapping[str, str]) -> None:
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -75,7 +76,7 @@ def _render(template: str, prompt: str, words: dict[str, Any]) -> None:
         ValueError,
     )
     with suppress(*ends):  # what else is wrong is told where an example can be named
-        render_jinja_template(message, chat_template=template, add_generation_prompt=True, **words)
+        render_jinja_template(message, chat_template=template, add_generation_prompt=True, **words)  # type: ignore[arg-type]  # any words are for the template
 
 
 if __name__ == "__main__":

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from secateur.hf.stacks import Block, Readers, Stack, Sublayer, Weight
 
 Matrices = tuple[tuple[str, Weight], ...]
 
 
-def _bert(model: PreTrainedModel) -> dict[str, Any]:
+class Described(TypedDict):
+    """The fields of `Readable` that the kind of a model decides."""
+
+    kind: str
+    stacks: tuple[Stack, ...]
+    d_model: int
+    vocab_size: int
+    context: int | None
+    pad: int
+    start: NotRequired[int]
+
+
+def _bert(model: PreTrainedModel) -> Described:
     """Describe BERT or RoBERTa: a norm on the stream after each addition."""
     config = model.config
     reserved = config.pad_token_id + 1 if config.model_type != "bert" else 0  # RoBERTa counts from there
@@ -27,7 +39,7 @@ def _bert(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _bert_block(path: str, config: Any) -> Block:
+def _bert_block(path: str, config: PreTrainedConfig) -> Block:
     inner, dense = f"{path}.attention.self", f"{path}.attention.output.dense"
     names = {"q": "query", "k": "key", "v": "value"}
     reading = _reading("enc.", f"{inner}.query", f"{inner}.query", _matrices(inner, names))
@@ -37,7 +49,7 @@ def _bert_block(path: str, config: Any) -> Block:
     return Block(path, (attn, Sublayer("mlp", up, f"{path}.output.dense", readers=reading)))
 
 
-def _t5(model: PreTrainedModel) -> dict[str, Any]:
+def _t5(model: PreTrainedModel) -> Described:
     config = model.config
     paths = (f"encoder.block.{n}" for n in range(config.num_layers))
     encoder = [
@@ -56,19 +68,19 @@ def _t5(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _t5_decoder_block(number: int, config: Any) -> Block:
+def _t5_decoder_block(number: int, config: PreTrainedConfig) -> Block:
     path = f"decoder.block.{number}"
     own = _t5_attention("dec.", f"{path}.layer.0", config)
     return Block(path, (own, _t5_cross(f"{path}.layer.1", config), _t5_mlp("dec.", path, 2, config)))
 
 
-def _t5_attention(stack: str, layer: str, config: Any) -> Sublayer:
+def _t5_attention(stack: str, layer: str, config: PreTrainedConfig) -> Sublayer:
     inner = f"{layer}.SelfAttention"
     reading = _reading(stack, f"{layer}.layer_norm", f"{inner}.q", _matrices(inner, "qkv"))
     return Sublayer("attn", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", reading)
 
 
-def _t5_cross(layer: str, config: Any) -> Sublayer:
+def _t5_cross(layer: str, config: PreTrainedConfig) -> Sublayer:
     """Describe a cross-attention: queries read the decoder's stream, keys and values the encoder's normed output."""
     inner = f"{layer}.EncDecAttention"
     queries = _reading("dec.", f"{layer}.layer_norm", f"{inner}.q", _matrices(inner, "q", "cross."))
@@ -76,7 +88,7 @@ def _t5_cross(layer: str, config: Any) -> Sublayer:
     return Sublayer("cross", f"{inner}.q", f"{inner}.o", config.num_heads, f"{inner}.o", queries + kept)
 
 
-def _t5_mlp(stack: str, path: str, layer: int, config: Any) -> Sublayer:
+def _t5_mlp(stack: str, path: str, layer: int, config: PreTrainedConfig) -> Sublayer:
     inner = f"{path}.layer.{layer}.DenseReluDense"
     names = {"gate": "wi_0", "up": "wi_1"} if config.is_gated_act else {"up": "wi"}
     reading = _reading(stack, f"{path}.layer.{layer}.layer_norm", inner, _matrices(inner, names))
@@ -93,7 +105,7 @@ def _matrices(path: str, names: Mapping[str, str] | Sequence[str], prefix: str =
     return tuple((prefix + name, Weight(f"{path}.{module}")) for name, module in known.items())
 
 
-ENCODERS: Mapping[str, Callable[[PreTrainedModel], dict[str, Any]]] = {
+ENCODERS: Mapping[str, Callable[[PreTrainedModel], Described]] = {
     "bert": _bert,
     "roberta": _bert,
     "xlm-roberta": _bert,

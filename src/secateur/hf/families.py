@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from transformers import PreTrainedConfig
 
 from secateur.errors import ModelError, nearest
 
@@ -248,7 +249,7 @@ class Sizes:
     context: int | None
 
 
-def sizes(family: Family, config: Any) -> Sizes:
+def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
     """Return the widths that the model's config states. Raises: `ModelError` where heads do not share keys evenly."""
     num_heads = config.num_attention_heads
     num_kv_heads = _num_kv_heads(family, config)
@@ -261,12 +262,12 @@ def sizes(family: Family, config: Any) -> Sizes:
     return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
 
 
-def has_alibi(family: Family, config: Any) -> bool:
+def has_alibi(family: Family, config: PreTrainedConfig) -> bool:
     """Return True where positions enter as a bias for each head (ALiBi), made by the model for all heads at once."""
     return family.name == "bloom" or (family.name == "falcon" and config.alibi)
 
 
-def has_free_heads(family: Family, config: Any) -> bool:
+def has_free_heads(family: Family, config: PreTrainedConfig) -> bool:
     """Return True where the stock class may have fewer heads of the same size.
 
     Phi-3 with LongRoPE takes their size from their number to check its factors, whatever `head_dim` says.
@@ -275,7 +276,7 @@ def has_free_heads(family: Family, config: Any) -> bool:
     return family.free_heads and not scaled
 
 
-def is_foldable(family: Family, config: Any) -> bool:
+def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
     """Return True where a feed-forward network's output enters the stream as it is.
 
     A linear map of it is then one more down projection.
@@ -283,19 +284,20 @@ def is_foldable(family: Family, config: Any) -> bool:
     return not family.after and getattr(config, "do_layer_norm_before", True)
 
 
-def _num_kv_heads(family: Family, config: Any) -> int:
+def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
+    heads: int = config.num_attention_heads
     if family.kv_heads == "falcon":  # 40B and later state it; 7B shares one head; falcon-rw shares none
         if config.new_decoder_architecture:
-            return config.num_kv_heads
-        return 1 if config.multi_query else config.num_attention_heads
-    return getattr(config, family.kv_heads, None) or config.num_attention_heads
+            return int(config.num_kv_heads)
+        return 1 if config.multi_query else heads
+    return getattr(config, family.kv_heads, None) or heads
 
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 _MODALITIES = ("vision_config", "audio_config", "speech_config", "text_config", "image_token_id")
 
 
-def family_of(architecture: str, config: Mapping[str, Any]) -> Family:
+def family_of(architecture: str, config: Mapping[str, object]) -> Family:
     """Return the family of a model, from its class name and its config as a dictionary.
 
     Raises: `ModelError`, by kind (quantized, mixture of experts, encoder-decoder, multimodal, no causal
@@ -310,7 +312,7 @@ def family_of(architecture: str, config: Mapping[str, Any]) -> Family:
     return FAMILIES[architecture]
 
 
-def refuse_quantized(architecture: str, config: Mapping[str, Any]) -> None:
+def refuse_quantized(architecture: str, config: Mapping[str, object]) -> None:
     """Raise `ModelError` where the config says that weights are stored as codes."""
     found = config.get("quantization_config") or config.get("quantization")
     if not found:
@@ -323,7 +325,7 @@ def refuse_quantized(architecture: str, config: Mapping[str, Any]) -> None:
     )
 
 
-def _kind(architecture: str, config: Mapping[str, Any]) -> str | None:
+def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
     """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
     nested = config.get("ffn_config")  # where DBRX keeps the number of experts
     stated = {**config, **nested} if isinstance(nested, Mapping) else config

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +63,7 @@ def config_digest(model: PreTrainedModel) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+def _lasting(config: Mapping[str, object]) -> dict[str, object]:
     """Drop names and versions, and `type`, which Phi-3 keeps beside `rope_type` where a config has both."""
     kept = {name: value for name, value in config.items() if name not in _VOLATILE}
     rope = kept.get("rope_parameters")

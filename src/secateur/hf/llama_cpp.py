@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from secateur.hf.families import Family
 
@@ -37,7 +36,7 @@ _UNKNOWN = frozenset({"gptj", "opt"})
 _FIXED_WIDTH = frozenset({"falcon", "gpt2", "phi"})  # d_ff is taken to be 4 d_model
 _FIXED_HEADS = frozenset({"phi3", "qwen2"})  # the size of a head is taken to be d_model / heads
 _SILU, _GELU = ("silu",), ("gelu", "gelu_new", "gelu_pytorch_tanh")
-_SWITCHES: Mapping[str, Mapping[str, tuple[Any, ...]]] = {  # of the config, and the values that it knows
+_SWITCHES: Mapping[str, Mapping[str, tuple[object, ...]]] = {  # of the config, and the values that it knows
     "bloom": {"apply_residual_connection_post_layernorm": (False,)},
     "falcon": {"new_decoder_architecture": (True,), "bias": (False,), "alibi": (False,), "activation": _GELU},
     "gemma2": {"attention_bias": (False,), "hidden_activation": _GELU},
@@ -64,7 +63,7 @@ _SILENT = "and may compute something else without a word"
 
 
 def refusal(
-    family: Family, config: Any, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]
+    family: Family, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, bytes]
 ) -> str:
     """Return the reason why llama.cpp cannot run a checkpoint; empty where it can.
 
@@ -79,13 +78,13 @@ def refusal(
     )
 
 
-def condition(family: Family, config: Any, tokenizer: PreTrainedTokenizerBase) -> str:
+def condition(family: Family, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the condition under which llama.cpp runs a checkpoint that it does not refuse; empty for always."""
     conditions = (_window(family, config), _unpublished(family, tokenizer))
     return "; ".join(text for text in conditions if text)
 
 
-def _refused_shape(family: Family, config: Any) -> str:
+def _refused_shape(family: Family, config: PreTrainedConfig) -> str:
     name, size, heads = family.name, config.hidden_size, config.num_attention_heads
     if name in _UNKNOWN:
         return f"it has no {family.architecture}"
@@ -100,7 +99,7 @@ def _refused_shape(family: Family, config: Any) -> str:
     return _refused_gemma(name, config) if name in _PERIOD else ""
 
 
-def _refused_gemma(name: str, config: Any) -> str:
+def _refused_gemma(name: str, config: PreTrainedConfig) -> str:
     period, blocks = _PERIOD[name], config.num_hidden_layers
     for block, kind in enumerate(config.layer_types):
         if (kind == "full_attention") != (block % period == period - 1):
@@ -111,7 +110,7 @@ def _refused_gemma(name: str, config: Any) -> str:
     return ""
 
 
-def _refused_positions(name: str, config: Any) -> str:
+def _refused_positions(name: str, config: PreTrainedConfig) -> str:
     stated = getattr(config, "rope_parameters", None) or {"rope_type": "default"}
     rope = stated.get("full_attention", stated)
     kind = rope["rope_type"]
@@ -123,7 +122,7 @@ def _refused_positions(name: str, config: Any) -> str:
     return f"it scales rotary positions of the kind {kind} otherwise in this family, {_SILENT}"
 
 
-def _window(family: Family, config: Any) -> str:
+def _window(family: Family, config: PreTrainedConfig) -> str:
     """Return the length up to which llama.cpp, which reads this family without its window, computes the same."""
     window = getattr(config, "sliding_window", None)
     if family.name in _PERIOD or window is None or window >= config.max_position_embeddings:

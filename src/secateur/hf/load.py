@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from logging import ERROR, getLogger
-from typing import Any
+from typing import TypedDict, Unpack
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -27,22 +27,22 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from secateur.core import machine
+from secateur.core.machine import Loading, Offloading
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy
-from secateur.hf.build import carved_architecture
-from secateur.hf.copied_files import copied_files
+from secateur.hf.build import Auto, carved_architecture
 from secateur.hf.families import FAMILIES, Family, family_of
+from secateur.hf.files import Header, check_weights, copied_files
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
 from secateur.hf.source import ModelSource, download, hub_source, local_source, refuse_adapter
-from secateur.hf.weight_files import Header, check_weights
 from secateur.hf.weights import device_of, keep_own_unembedding_, read
 
 DTYPES = {name: getattr(torch, name) for name in machine.DTYPES}
@@ -57,6 +57,18 @@ _VOCABULARIES = (
     "vocab.txt",
     "tekken.json",
 )
+
+
+class LoadingInfo(TypedDict):
+    """The names that transformers could not match between the weights and the model it built."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
+    error_msgs: Collection[str]
+
+
+Refuse = Callable[[str, LoadingInfo], None]  # raises where the tensors of a model of this name do not fit
 
 
 @dataclass(frozen=True)
@@ -91,9 +103,17 @@ class Loaded:
         return end_ids(self.model, self.tokenizer)
 
     @property
-    def machine(self) -> dict[str, Any]:
+    def machine(self) -> Loading:
         """Return the options of `load_model` that put another model on the same devices."""
-        return vars(self.placement) if self.placement.device_map else {"device": str(self.device)}
+        place = self.placement
+        if not place.device_map:
+            return {"device": str(self.device)}
+        return {
+            "device": place.device,
+            "device_map": place.device_map,
+            "offload_folder": place.offload_folder,
+            "max_memory": place.max_memory,
+        }
 
 
 def load_model(
@@ -103,7 +123,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    **offloading: Any,
+    **offloading: Unpack[Offloading],
 ) -> Loaded:
     """Load MODEL: a folder, a hub name, or `builtin:NAME`.
 
@@ -157,8 +177,8 @@ class Files:
 
 def read_files(
     source: ModelSource,
-    auto: Any,
-    refuse: Callable[[str, Mapping[str, Any]], None],
+    auto: Auto,
+    refuse: Refuse,
     *,
     dtype: str,
     placement: Placement,
@@ -187,7 +207,7 @@ def read_files(
     return Files(source, model, tokenizer, fingerprint(model, _refuse_unfit(source, dtype, refuse)))
 
 
-def check_machine(dtype: str, device: str, **offloading: Any) -> None:
+def check_machine(dtype: str, device: str, **offloading: Unpack[Offloading]) -> None:
     """Check dtype and placement before anything is fetched. Raises: `UnknownName`, `ModelError`."""
     Placement(device, **offloading).check()
     machine.check_dtype(dtype)
@@ -231,7 +251,7 @@ def is_carved(source: ModelSource) -> bool:
     return isinstance(named, list) and SecateurForCausalLM.__name__ in named
 
 
-def auto_of(source: ModelSource) -> type:
+def auto_of(source: ModelSource) -> Auto:
     """Return the class that reads the checkpoint."""
     return SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
 
@@ -254,21 +274,27 @@ def config_of(source: ModelSource, remote: bool) -> PreTrainedConfig:
     try:
         if is_carved(source):
             return SecateurConfig.from_pretrained(str(source.folder))
-        return AutoConfig.from_pretrained(str(source.folder), trust_remote_code=remote, local_files_only=True)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            str(source.folder), trust_remote_code=remote, local_files_only=True
+        )
     except _BROKEN as error:
         raise ModelError(f"config.json of {source.name} cannot be used: {_first_line(error)}") from error
+    return config
 
 
 def on_meta(
-    source: ModelSource, auto: Any, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
+    source: ModelSource, auto: Auto, config: PreTrainedConfig, dtype: torch.dtype | str, remote: bool
 ) -> PreTrainedModel:
     """Return the model that a config states, without memory. Raises: `ModelError` where it states none."""
     wanted = config.dtype or torch.float32 if isinstance(dtype, str) else dtype
     failed = f"config.json of {source.name} cannot be used"
     with building(failed, config), torch.device("meta"):
+        model: PreTrainedModel
         if auto is SecateurForCausalLM:
-            return auto._from_config(config, dtype=wanted)
-        return auto.from_config(config, dtype=wanted, trust_remote_code=remote)
+            model = auto._from_config(config, dtype=wanted)
+        else:
+            model = auto.from_config(config, dtype=wanted, trust_remote_code=remote)  # type: ignore[union-attr]
+    return model
 
 
 MORE = 2  # times what is stored: beyond that transformers would make up a model, which may fill the memory
@@ -313,15 +339,15 @@ def _ends_alike(name: str, path: str) -> bool:
 
 def _weights(
     source: ModelSource,
-    auto: Any,
+    auto: Auto,
     config: PreTrainedConfig,
     dtype: torch.dtype | str,
     remote: bool,
-    where: Mapping[str, Any],
-) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    where: Mapping[str, object],
+) -> tuple[PreTrainedModel, LoadingInfo]:
     """Return the model, and the tensors that did not fit."""
     with building(f"{source.name} cannot be loaded", config):
-        return auto.from_pretrained(
+        found = auto.from_pretrained(
             str(source.folder),
             config=config,
             dtype=dtype,
@@ -332,6 +358,8 @@ def _weights(
             local_files_only=True,
             **where,
         )
+    model, info = found  # type: ignore[misc]  # a pair, since `output_loading_info` is given
+    return model, info
 
 
 @contextmanager
@@ -358,7 +386,7 @@ def ids_beyond(config: PreTrainedConfig) -> list[str]:
     ]
 
 
-def refuse_partial(family: Family, name: str, info: Mapping[str, Any]) -> None:
+def refuse_partial(family: Family, name: str, info: LoadingInfo) -> None:
     """Raise `ModelError` where tensors are missing, misshapen or too many, the family's constants aside.
 
     Transformers would fill gaps with random numbers and drop the rest.
@@ -382,7 +410,7 @@ def refuse_partial(family: Family, name: str, info: Mapping[str, Any]) -> None:
         raise ModelError(f"the weights of {name} do not fit its config.json: tensors {'; '.join(parts)}.")
 
 
-def _refuse_unfit(source: ModelSource, dtype: str, refuse: Callable[..., None]) -> Look:
+def _refuse_unfit(source: ModelSource, dtype: str, refuse: Refuse) -> Look:
     """Return a check of each parameter's numbers and shape.
 
     Transformers does not look at the shape of a parameter that it leaves on disk.
@@ -390,8 +418,11 @@ def _refuse_unfit(source: ModelSource, dtype: str, refuse: Callable[..., None]) 
 
     def look(name: str, parameter: nn.Parameter, found: Tensor) -> None:
         if found.shape != parameter.shape:
-            wrong = {"mismatched_keys": [(name, found.shape, parameter.shape)]}
-            refuse(source.name, {"missing_keys": [], "unexpected_keys": [], "error_msgs": []} | wrong)
+            wrong = [(name, found.shape, parameter.shape)]
+            refuse(
+                source.name,
+                LoadingInfo(missing_keys=[], unexpected_keys=[], mismatched_keys=wrong, error_msgs=[]),
+            )
         refuse_nonfinite(name, found, dtype)
 
     return look
@@ -424,7 +455,7 @@ def read_tokenizer(folder: str, *, trust_remote_code: bool) -> PreTrainedTokeniz
     return tokenizer
 
 
-class TokenizerErrors(AbstractContextManager):
+class TokenizerErrors(AbstractContextManager[None]):
     """Turn errors of a tokenizer into a `ModelError` that begins with `failed`.
 
     The tokenizers library raises `Exception` itself, of which every error is a kind, so the exact type is
@@ -458,7 +489,7 @@ def quiet() -> Iterator[None]:
     dispatch_level = dispatch.level
     logging.set_verbosity_error()
     dispatch.setLevel(ERROR)
-    hub_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()
     disable_progress_bars()
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +45,13 @@ class SecateurConfig(PreTrainedConfig):
     """The class that `AutoConfig` finds by name; it loads the family's own configuration, which keeps the carving."""
 
     @classmethod
-    def from_pretrained(cls, name: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, name: str, **kwargs: object) -> PreTrainedConfig:
         """Load the configuration from a folder or the hub."""
         stated, unused = cls.get_config_dict(name, **kwargs)
         return cls.from_dict(stated, **unused)
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: dict[str, object], **kwargs: object) -> PreTrainedConfig:
         """Return the family's configuration, with the carving. Raises: `ValueError` for another version."""
         carving = config_dict["carving"]
         if carving["version"] != VERSION:
@@ -76,7 +75,7 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     class CarvedConfig(stock):
         _auto_class = "AutoConfig"
 
-        def to_diff_dict(self) -> dict[str, Any]:
+        def to_diff_dict(self) -> dict[str, object]:
             inner = super().to_diff_dict()
             outer = ("model_type", "carving", "auto_map", "architectures", "transformers_version")
             shown = {key: inner.pop(key) for key in outer if key in inner}
@@ -95,13 +94,15 @@ class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = SecateurConfig
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> PreTrainedModel:
+    def from_pretrained(
+        cls, name: str, *args: object, config: PreTrainedConfig | None = None, **kwargs: object
+    ) -> PreTrainedModel:
         """Load the carved model from a folder or the hub."""
         config = SecateurConfig.from_pretrained(name) if config is None else config
         return carved_model(_stock(config)).from_pretrained(name, *args, config=config, **kwargs)
 
     @classmethod
-    def _from_config(cls, config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    def _from_config(cls, config: PreTrainedConfig, **kwargs: object) -> PreTrainedModel:
         return carved_model(_stock(config))._from_config(config, **kwargs)
 
 
@@ -117,7 +118,7 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         config_class = carved_config(stock.config_class)
         _auto_class = "AutoModelForCausalLM"
 
-        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             super().__init__(config, *args, **kwargs)
             carve_(self, config.carving["operations"])
 
@@ -125,7 +126,7 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return CarvedForCausalLM
 
 
-def carve_(model: nn.Module, operations: Sequence[Mapping[str, Any]]) -> None:
+def carve_(model: nn.Module, operations: Sequence[Mapping[str, object]]) -> None:
     """Give `model` the shapes that are left. New parameters hold nothing of meaning until weights are loaded."""
     for operation in operations:
         if operation["op"] not in OPERATIONS:
@@ -168,10 +169,10 @@ def _attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
 class Otherwise:
     """A configuration that has other values for one module."""
 
-    def __init__(self, config: Any, values: Mapping[str, int]) -> None:
+    def __init__(self, config: PreTrainedConfig, values: Mapping[str, int]) -> None:
         self._config, self._values = config, dict(values)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__") or name in ("_config", "_values"):  # asked while this is being copied
             raise AttributeError(name)
         return self._values[name] if name in self._values else getattr(self._config, name)
@@ -180,7 +181,7 @@ class Otherwise:
 def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> None:
     """Select the positions' biases (ALiBi), made for `of` heads, of the `heads` that are left."""
 
-    def select(tensor: Any) -> Any:
+    def select(tensor: object) -> object:
         if not isinstance(tensor, Tensor):
             return tensor
         if tensor.dim() == 3:  # (batch × heads, 1, length)
@@ -224,7 +225,7 @@ class NoAttention(nn.Module):
         super().__init__()
         self.output, self.layer_idx, self.residual = Constant(width, bias), layer, residual
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Cache):
                 mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
@@ -283,7 +284,7 @@ def _entered(cls: type[nn.Module]) -> type[nn.Module]:
     """Return a subclass under the same name, so that code that asks for it by name or kind still finds it."""
 
     class Entered(cls):
-        def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
             return super().forward(self.entry(hidden_states), *args, **kwargs)
 
     Entered.__name__ = cls.__name__
@@ -291,7 +292,7 @@ def _entered(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _stand(make: Callable[..., nn.Module]) -> Callable[..., None]:
-    def put(model: nn.Module, path: str, **arguments: Any) -> None:
+    def put(model: nn.Module, path: str, **arguments: object) -> None:
         model.set_submodule(path, make(**arguments))
 
     return put
@@ -301,7 +302,7 @@ def _linear(rows: int, columns: int, bias: bool, rank: int | None = None) -> nn.
     return nn.Linear(columns, rows, bias) if rank is None else LowRank(rows, columns, rank, bias)
 
 
-def _side(parts: Sequence[Mapping[str, Any]], groups: int) -> Side:
+def _side(parts: Sequence[Mapping[str, object]], groups: int) -> Side:
     return Side([_linear(**part) for part in parts], groups)
 
 

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -48,12 +47,12 @@ class Placement:
         """Return the one device of the whole model, or None where a map places it. Raises: as `check`."""
         return torch_device(self.device) if self.device_map is None else None
 
-    def arguments(self, scratch: Scratch | None) -> dict[str, Any]:
+    def arguments(self, scratch: Scratch | None) -> dict[str, object]:
         """Return the arguments for `from_pretrained`; `scratch` is for offloaded weights stored in another form."""
         if self.device_map is None:
             return {}
         memory = None if self.max_memory is None else dict(read_memory(self.max_memory))
-        arguments = {"device_map": self._map(), "max_memory": memory}
+        arguments: dict[str, object] = {"device_map": self._map(), "max_memory": memory}
         return arguments | ({} if scratch is None else {"offload_folder": str(scratch.folder)})
 
     def scratch(self) -> Scratch | None:
@@ -73,13 +72,14 @@ class Placement:
         Raises: `ModelError` where weights would be read from disk and no offload folder allows it.
         """
         if self.device_map is None:
-            return model.to(torch_device(self.device))  # type: ignore[arg-type]  # mypy takes self for its argument
+            moved: PreTrainedModel = model.to(torch_device(self.device))  # type: ignore[arg-type]  # not self
+            return moved
         self._refuse_strange(model)
         self._refuse_disk(getattr(model, "hf_device_map", {}), "this device map")
         open_door_(model, keeps=scratch)
         return model
 
-    def _map(self) -> Any:
+    def _map(self) -> str | Mapping[str, str | int]:
         """Return the device map as accelerate takes it. Raises: `ModelError` for a device that this machine lacks."""
         assert self.device_map is not None
         devices = read_map(self.device_map)

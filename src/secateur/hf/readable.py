@@ -6,14 +6,15 @@ encoders.py, read-only; the verbs that cut refuse them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.core.machine import Offloading
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy
@@ -23,6 +24,7 @@ from secateur.hf.families import refuse_quantized
 from secateur.hf.load import (
     DTYPES,
     Loaded,
+    LoadingInfo,
     check_machine,
     config_of,
     find_source,
@@ -72,7 +74,7 @@ def load_readable(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    **offloading: Any,
+    **offloading: Unpack[Offloading],
 ) -> Readable:
     """Load MODEL as `load_model` does, or, read-only, a kind of model that is not cut.
 
@@ -102,7 +104,7 @@ def blank_readable(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    **offloading: Any,
+    **offloading: Unpack[Offloading],
 ) -> Readable:
     """Load the same without weights. Raises: as `load_readable`, but for weights."""
     source = _encoder(name, revision)
@@ -183,7 +185,7 @@ def readable_from(
 # ----------------------------------------------------------------------------------------------------------- decoders
 
 
-def _norm(anatomy: Anatomy, config: Any) -> str:
+def _norm(anatomy: Anatomy, config: PreTrainedConfig) -> str:
     """Return the place of norms; BLOOM can be told to take the normed stream as its residual."""
     if anatomy.foldable:
         return "post" if getattr(config, "apply_residual_connection_post_layernorm", False) else "pre"
@@ -245,7 +247,7 @@ def _below(path: str, model: PreTrainedModel) -> str:
 # ----------------------------------------------------------------------------------------------------------- the others
 
 
-def _refuse_gaps(name: str, info: Mapping[str, Any]) -> None:
+def _refuse_gaps(name: str, info: LoadingInfo) -> None:
     """Raise `ModelError` where tensors below the head are missing or do not fit; heads do not matter here."""
     missing = [key for key in info["missing_keys"] if not key.startswith(UNREAD)]
     beyond = [key for key in info["unexpected_keys"] if any(part in key for part in INSIDE)]

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from transformers import PreTrainedConfig
 
 
-def rope_switches(config: Any) -> tuple[int, ...]:
+def rope_switches(config: PreTrainedConfig) -> tuple[int, ...]:
     """Return the lengths beyond which a model rotates all positions by other factors; none for most models."""
     stated = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in stated.values() if isinstance(value, Mapping)]  # one for each type of layer

@@ -6,14 +6,14 @@ Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, re
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: which library's it is depends on its version
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
@@ -59,6 +59,7 @@ _WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors", *TO
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 MOST_BLOCKS = 10_000  # of any model; to build more, even without memory, takes minutes
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _is_reachable(name: str, *, revision: str | None) -> bool:
     return True
 
 
-def _ask_hub(ask: Any, name: str, revision: str | None, **what: Any) -> Any:
+def _ask_hub(ask: Callable[..., Answer], name: str, revision: str | None, **what: object) -> Answer:
     """Call the hub and turn its failures into ours."""
     try:
         return ask(name, revision=revision, **what)

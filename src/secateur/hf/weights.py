@@ -8,7 +8,7 @@ written to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -91,7 +91,7 @@ def is_offloaded(model: nn.Module) -> bool:
     return _weights(model) is not None
 
 
-def reread(model: nn.Module) -> AbstractContextManager:
+def reread(model: nn.Module) -> AbstractContextManager[object]:
     """Make autograd read offloaded weights again in the backward pass, instead of keeping them.
 
     Else all weights of a model would be in memory at once when that begins. Does nothing for a model on its
@@ -102,6 +102,11 @@ def reread(model: nn.Module) -> AbstractContextManager:
 
 
 # ------------------------------------------------------------------------------------------------------ the machinery
+
+
+Packed = (
+    Tensor | tuple[str, Sequence[int], Sequence[int], int | torch.SymInt]
+)  # a weight's name and which view of it
 
 
 class Weights(Mapping[str, Tensor]):
@@ -140,7 +145,7 @@ class Weights(Mapping[str, Tensor]):
         file = place["safetensors_file"]
         if file not in self._files:  # once: reading a file's header costs more than a small weight
             self._files[file] = safe_open(file, framework="pt", device="cpu")
-        tensor = self._files[file].get_tensor(place.get("weight_name", name))
+        tensor: Tensor = self._files[file].get_tensor(place.get("weight_name", name))
         return tensor.to(getattr(torch, place["dtype"])) if "dtype" in place else tensor
 
     def are_apart(self, first: str, second: str) -> bool:
@@ -163,7 +168,7 @@ class Weights(Mapping[str, Tensor]):
 
         return self._edited[name], undo
 
-    def pack(self, tensor: Tensor) -> Any:
+    def pack(self, tensor: Tensor) -> Packed:
         """Return the name of the weight that `tensor` is a view of, and which view; or `tensor` itself."""
         storage = tensor.untyped_storage()
         alive, name = self._lent.get(storage.data_ptr(), (None, ""))
@@ -171,12 +176,12 @@ class Weights(Mapping[str, Tensor]):
             return tensor
         return name, tensor.size(), tensor.stride(), tensor.storage_offset()
 
-    def unpack(self, packed: Any) -> Tensor:
+    def unpack(self, packed: Packed) -> Tensor:
         """Return the tensor that `pack` was given."""
         if isinstance(packed, Tensor):
             return packed
-        name, *view = packed
-        return torch.as_strided(self[name], *view)
+        name, size, stride, offset = packed
+        return torch.as_strided(self[name], size, stride, offset)
 
 
 def open_door_(model: PreTrainedModel, keeps: object = None) -> None:

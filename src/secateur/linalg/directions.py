@@ -60,8 +60,8 @@ def directions(
 def pieces(matrix: Float[Tensor, "out in"], num: int, *, columns: bool) -> Float[Tensor, "pieces out_ in_"]:
     """Split the matrix into `num` equal pieces: of its rows, or of its `columns`."""
     if columns:
-        return matrix.unflatten(1, (num, -1)).movedim(1, 0)
-    return matrix.unflatten(0, (num, -1))
+        return torch.unflatten(matrix, 1, (num, -1)).movedim(1, 0)
+    return torch.unflatten(matrix, 0, (num, -1))
 
 
 def joined(parts: Float[Tensor, "pieces out_ in_"], *, columns: bool) -> Float[Tensor, "out in"]:

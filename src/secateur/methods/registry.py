@@ -82,7 +82,7 @@ def method_options() -> Mapping[str, tuple[Named, list[str]]]:
     return options
 
 
-def read_options(model: str, *tasks: str, method: str = "laser", **given: Any) -> Options:
+def read_options(model: str, *tasks: str, method: str = "laser", **given: object) -> Options:
     """Return options from values as they are typed, in Python as on the command line: `matrices="q,v"` or a list,
     `layers="1:3"`, `target="70%"`.
 
@@ -94,13 +94,15 @@ def read_options(model: str, *tasks: str, method: str = "laser", **given: Any) -
         raise TaskError("no task is given; name one, such as questions.jsonl.")
     chosen, common = method_named(method), {one.name: one for one in options_of(Options)}
     own = {one.name: one for one in options_of(chosen.Config)}
-    values = {name: _value(name, value, own | common, method) for name, value in given.items()}
+    values: dict[str, Any] = {
+        name: _value(name, value, own | common, method) for name, value in given.items()
+    }
     config = chosen.Config(**{name: value for name, value in values.items() if name in own})
     shared = {name: value for name, value in values.items() if name in common}
     return Options(model, tasks[0], method, tuple(tasks[1:]), config, **shared)
 
 
-def _value(name: str, given: Any, known: Mapping[str, Named], method: str) -> Any:
+def _value(name: str, given: object, known: Mapping[str, Named], method: str) -> object:
     """Return the value of an option. Raises: `SecateurError` for one of another method that is not its default."""
     if name in known:
         return known[name].value(given)

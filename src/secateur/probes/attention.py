@@ -58,9 +58,9 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
 
 
 def _attending(
-    original: Callable[..., Any], block: int, num_heads: int, consume: Consume, seen: list[int]
-) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    original: Callable[..., object], block: int, num_heads: int, consume: Consume, seen: list[int]
+) -> Callable[..., object]:
+    def forward(*args: object, **kwargs: object) -> object:
         with _AttentionCalls() as calls:
             out = original(*args, **kwargs)
         returned = [out[1]] if isinstance(out, tuple) and len(out) > 1 else []
@@ -88,7 +88,13 @@ class _AttentionCalls(TorchFunctionMode):
         super().__init__()
         self.weights: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if func is torch.nn.functional.scaled_dot_product_attention:
             self.weights.append(sdpa_weights(*args, **kwargs))

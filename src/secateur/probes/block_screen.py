@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from secateur.core.plan import Plan, blocks_of
+from secateur.core.plan import Edit, Plan, blocks_of
 from secateur.core.progress import Progress, silent
 from secateur.evaluation.batching import Packing, with_room
 from secateur.evaluation.workers import CACHE_BYTES
@@ -86,7 +86,7 @@ def block_effects(
 
 def _by_block(plan: Plan) -> Mapping[int, Plan]:
     """Return the plan's edits by the block that they change."""
-    found: dict[int, list] = {}
+    found: dict[int, list[Edit]] = {}
     for edit in plan.edits:
         (block,) = blocks_of(edit)
         found.setdefault(block, []).append(edit)

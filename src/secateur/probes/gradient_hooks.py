@@ -31,7 +31,8 @@ def summed_loss(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Tensor:
     )
     nll = nn.functional.cross_entropy(logits, token, reduction="none")
     _, index, count = torch.unique(example, return_inverse=True, return_counts=True)
-    return (nll / count[index]).sum()
+    total: Tensor = (nll / count[index]).sum()
+    return total
 
 
 def read_linear_layers(
@@ -87,8 +88,8 @@ def _hooked(
     seen: dict[int, tuple[Tensor, Tensor, str]] = {}  # by id, which the input itself, kept here, makes unique
     leaves: list[Tensor] = []
 
-    def before(path: str) -> Callable[[nn.Module, tuple], tuple]:
-        def hook(_: nn.Module, args: tuple) -> tuple:
+    def before(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = args[0]
             if id(x) not in seen:
                 leaf = x
@@ -102,8 +103,8 @@ def _hooked(
 
         return hook
 
-    def after(path: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def hook(_: nn.Module, args: tuple, output: Tensor) -> None:
+    def after(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = args[0].detach()  # a hook that holds its own tensor would never be freed
             if output.requires_grad:
                 output.register_hook(lambda g: on_gradient(path, x, g))

@@ -1,8 +1,8 @@
-"""Measure how much the loss of the gold answers depends on each attention head: one backward pass per batch reads all.
+"""Measure how much the loss of the gold answers depends on each head or neuron: one backward pass per batch reads all.
 
-The reading is taken at the output projection's input, where heads lie side by side. `unit_importance` does the same for
-any units that lie side by side at the input of a matrix; `neurons.py` uses it. No parameter gets a gradient: the graph
-begins at the first hooked input.
+The reading is taken at the output projection's input, where heads lie side by side, and at the down projection's, where
+neurons do. `unit_importance` does the same for any units that lie side by side at the input of a matrix. No parameter
+gets a gradient: the graph begins at the first hooked input.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _hooked(
     """Inside, fill `sums[path]` when the gradient arrives at the module's input. The graph begins at an input that
     requires no gradient yet."""
 
-    def hook(_: nn.Module, args: tuple) -> tuple:
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0]
         if not x.requires_grad:
             x = x.detach().requires_grad_()
@@ -176,3 +176,35 @@ def _hooked(
         yield
     finally:
         handle.remove()
+
+
+# -------------------------------------------------------------------------------------------------------------- neurons
+
+
+def neuron_importance(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    *,
+    packing: Packing,
+    split: str = "probe",
+    progress: Progress = silent,
+) -> Readings:
+    """Return E|a_n · dL/da_n| of every neuron, as `b3.mlp.n17`; a_n is the input of the down projection (gate × up).
+
+    Loss, tokens, units and errors as for `head_importance`, which this is for slices of one number.
+    Source: ours; the head importance of Bansal et al. 2022 (arXiv 2212.09095) carried over to neurons.
+    """
+    neurons = {block: width.d_ff for block, width in enumerate(loaded.anatomy.widths) if width.d_ff}
+    values = unit_importance(loaded, encoded, examples, "down", neurons, packing=packing, progress=progress)
+    return Readings(
+        what="neuron importance",
+        unit="nats/token",
+        split=split,
+        n=len(examples),
+        low_is_removable=True,
+        source="E|a·dL/da| at the down projection's input",
+        values={
+            str(Site(b, "mlp", "n", n)): v for b, of_block in values.items() for n, v in enumerate(of_block)
+        },
+    )

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from secateur.core.readings import FINER
 from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing
+from secateur.hf.calls import entering, leaving
 from secateur.hf.readable import Readable
 from secateur.hf.running import check_finite
 from secateur.hf.stacks import Stack, Sublayer, Weight
@@ -220,12 +221,12 @@ def _padded(
     return ids, torch.arange(length, device=device) < lengths[:, None]
 
 
-def _inputs(readable: Readable, padded: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def _inputs(readable: Readable, padded: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor | bool]:
     """Return the arguments of the model. A decoder needs no mask: nothing to the right of a token reaches it."""
     if readable.kind == "decoder":
         return {"input_ids": padded[""][0], "use_cache": False}
     ids, mask = padded["enc."]
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+    inputs: dict[str, Tensor | bool] = {"input_ids": ids, "attention_mask": mask.long()}
     if readable.kind == "encoder-decoder":
         inputs |= {"decoder_input_ids": padded["dec."][0], "use_cache": False}
     return inputs
@@ -242,9 +243,9 @@ def _hooked(
     missing = {point.writes for point in points}
     entered: dict[HookPoint, Tensor] = {}
 
-    def before(point: HookPoint) -> Any:
-        def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            entered[point] = tokens(point, args[0] if args else kwargs["hidden_states"])
+    def before(point: HookPoint) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            entered[point] = tokens(point, entering(args, kwargs))
 
         return hook
 
@@ -255,10 +256,10 @@ def _hooked(
             missing.discard(point.writes)
             observe(point, x.to(y.device), y)  # blocks may lie on several devices
 
-    def after(point: HookPoint) -> Any:
-        return lambda _, args, output: arrived(point, output[0] if isinstance(output, tuple) else output)
+    def after(point: HookPoint) -> Callable[..., None]:
+        return lambda _, args, output: arrived(point, leaving(output))
 
-    def within(point: HookPoint) -> Any:
+    def within(point: HookPoint) -> Callable[..., None]:
         return lambda _, args: arrived(point, args[0])
 
     with ExitStack() as stack:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,9 @@ from secateur.evaluation.batching import Batch
 from secateur.evaluation.forward import Forward
 from secateur.evaluation.workers import MEBI
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.calls import entering
 from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
 from secateur.probes.attention import attend
 from secateur.surgery.mask import swapped_forward
 
@@ -203,7 +204,11 @@ class _Circuit:
                 matrix = parts.matrix(Site(block, "v"))
 
                 def keep(
-                    _: nn.Module, args: tuple, y: Tensor, block: int = block, matrix: Any = matrix
+                    _: nn.Module,
+                    args: tuple[object, ...],
+                    y: Tensor,
+                    block: int = block,
+                    matrix: Matrix = matrix,
                 ) -> None:
                     v = matrix.of_output(y)
                     values[block] = v.reshape(-1, parts.widths[block].num_kv_heads, parts.d_head).clone()
@@ -271,10 +276,9 @@ def _feed_embeddings(stack: ExitStack, loaded: Loaded) -> None:
     first: list[Tensor] = []
 
     def feed(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        entering = args[0] if args else kwargs["hidden_states"]
-        first.append(entering.clone())
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        first.append(entering(args, kwargs).clone())
         return (
             ((first[0].clone(), *args[1:]), kwargs)
             if args

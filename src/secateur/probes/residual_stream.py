@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.core.site import Site
 from secateur.evaluation.batching import Batch
+from secateur.hf.calls import entering, leaving
 from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
 
@@ -33,15 +33,15 @@ def read_streams(loaded: Loaded, batch: Batch, points: Iterable[StreamPoint]) ->
     caught: dict[StreamPoint, Tensor] = {}
 
     def before(point: StreamPoint) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught[point] = (args[0] if args else kwargs["hidden_states"]).clone()
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            caught[point] = entering(args, kwargs).clone()
 
         return hook
 
     def after(point: StreamPoint) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             # a copy: some families add to the output of a module in place
-            caught[point] = (output[0] if isinstance(output, tuple) else output).clone()
+            caught[point] = leaving(output).clone()
 
         return hook
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -104,7 +103,7 @@ def unit_map(
     return Figure(title, [_heat(z, hover, SEQUENTIAL, 0.0, top), crosses], layout, head, rows, note)
 
 
-def map_layout(blocks: int, heads: int, height: float) -> dict[str, Any]:
+def map_layout(blocks: int, heads: int, height: float) -> Trace:
     """Return axes for a map of heads, `height` pixels a block, the first block at the bottom."""
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
     return new_layout(
@@ -119,8 +118,8 @@ def _root(value: float) -> float:
 
 
 def _heat(
-    z: list[list[float | None]], hover: list[list[str]], scale: list[list[Any]], low: float, high: float
-) -> dict[str, Any]:
+    z: list[list[float | None]], hover: list[list[str]], scale: list[list[object]], low: float, high: float
+) -> Trace:
     gap = 2 if max(len(z), len(z[0])) <= 16 else 1
     return {
         "type": "heatmap",
@@ -167,22 +166,21 @@ def correlation_label(row: int, column: int, value: float) -> Trace:
     return {"x": column, "y": row, "text": words, "showarrow": False, "font": font}
 
 
-def names_layout(names: Sequence[str], most: int = 24) -> dict[str, Any]:
+def names_layout(names: Sequence[str], most: int = 24) -> Trace:
     """Return axes with the numbered names at the left, cut to `most` characters, and the numbers alone below."""
     count, plain = len(names), {"showgrid": False, "showline": False, "ticks": "", "tickangle": 0}
     shown = some(count, 16)
     short = [name if len(name) <= most else name[: most - 1] + "…" for name in names]
     words = [f"{text(short[i])}  {1 + i}" for i in shown]
     below = {"tickvals": shown, "ticktext": [str(1 + i) for i in shown], "range": [-0.6, count - 0.4]}
-    layout = new_layout(
+    return new_layout(
         int(34 + min(34.0, max(9.0, 420 / count)) * count),
+        {"l": 20, "b": 24},
         xaxis=new_axis("", **below, **plain),
         yaxis=new_axis(
             "", tickvals=shown, ticktext=words, range=[count - 0.4, -0.6], automargin=True, **plain
         ),
     )
-    layout["margin"] |= {"l": 20, "b": 24}
-    return layout
 
 
 # -------------------------------------------------------------------------------------------------- networks and blocks
@@ -196,7 +194,7 @@ def part_bars(title: str, record: ImportanceRecord, gone: Dropped) -> Figure:
     unit_words = "" if unit == "share" else " " + text(unit)
     readings = [(reading.name, values_of(reading.values)) for reading in record.readings]
     readings = readings if len(readings) > 1 else []
-    bars = {
+    bars: Trace = {
         "type": "bar",
         "x": [site.block for site in sites],
         "y": [factor * mean[site] for site in sites],
@@ -224,7 +222,7 @@ def part_bars(title: str, record: ImportanceRecord, gone: Dropped) -> Figure:
     return Figure(title, [bars, *dots], bars_layout(1 + max(site.block for site in sites)), head, rows, note)
 
 
-def bars_layout(blocks: int) -> dict[str, Any]:
+def bars_layout(blocks: int) -> Trace:
     """Return axes for a bar for each block."""
     steps = {"tickvals": some(blocks, 12), "range": [-0.6, blocks - 0.4], "tickangle": 0}
     return new_layout(
@@ -284,20 +282,19 @@ def overlap_scatter(importance: Values, prefix: Values, unit: str, gone: Dropped
     return Figure("Importance against prefix matching", data, layout, head, rows, "square-root axes")
 
 
-def scatter_layout(top: float) -> dict[str, Any]:
+def scatter_layout(top: float) -> Trace:
     """Return square-root axes; `top` is the root of the largest importance."""
     # Round values up to the largest that lie about evenly on a square-root axis.
     even = [0.0, *(tick for tick in ticks(0.0, top**2, count=6) if 0 < tick <= 1.1 * top**2)]
-    layout = new_layout(
+    return new_layout(
         258,
+        {"l": 56},
         xaxis=new_axis("prefix matching", range=[-0.04, 1.04], **_root_ticks([0, 0.01, 0.1, 0.25, 0.5, 1])),
         yaxis=new_axis("importance", range=[-0.06 * top, 1.12 * top], **_root_ticks(even)),
     )
-    layout["margin"] |= {"l": 56}
-    return layout
 
 
-def _root_ticks(values: Sequence[float]) -> dict[str, Any]:
+def _root_ticks(values: Sequence[float]) -> Trace:
     return {"tickvals": [_root(v) for v in values], "ticktext": [f"{v:.3g}" for v in values]}
 
 
@@ -330,10 +327,10 @@ def concentration(values: Values, unit: str) -> Figure:
     percent = {"range": [-2, 102], "tickvals": [0, 25, 50, 75, 100]}
     layout = new_layout(
         300,
+        {"l": 54},
         xaxis=new_axis("% of the block’s neurons, most important first", **percent),
         yaxis=new_axis("% of its importance", **percent),
     )
-    layout["margin"] |= {"l": 54}
     rows = []
     for block, curve in curves.items():
         places = np.arange(len(curve)) * 100 / (len(curve) - 1)

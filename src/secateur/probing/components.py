@@ -29,9 +29,8 @@ from secateur.hf.load import Loaded
 from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
-from secateur.probes.heads import head_importance
+from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.induction import check_copying, copying, prefix_matching
-from secateur.probes.neurons import neuron_importance
 from secateur.probing.report import write_probe_report
 from secateur.records import versions
 from secateur.session import Session, blank_of, read_model, read_task, ready_session, session_on

@@ -259,10 +259,15 @@ def _line(label: str, side: str, color: str, points: Points) -> Trace:
 
 def _layout(unit: str, data: Sequence[Trace]) -> Trace:
     several = len({trace["name"] for trace in data}) > 1
-    legend = {"showlegend": several, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"}}
-    blocks = 1 + int(max(x for trace in data for x in trace["x"]))
-    axes = {"xaxis": new_axis("block", tickvals=some(blocks, 16)), "yaxis": new_axis(unit, nticks=6)}
-    return new_layout(320, **axes, **legend) | {"margin": {"l": 54, "r": 14, "t": 34, "b": 44}}
+    places = [x for trace in data if isinstance(trace["x"], list) for x in trace["x"]]
+    return new_layout(
+        320,
+        {"l": 54, "t": 34},
+        xaxis=new_axis("block", tickvals=some(1 + int(max(places)), 16)),
+        yaxis=new_axis(unit, nticks=6),
+        showlegend=several,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- maps of blocks

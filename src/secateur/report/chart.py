@@ -6,9 +6,9 @@ Imports no plotly: the tests validate the dictionaries against plotly's own sche
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
 
 INK, MUTED, RULE = "#2b2f36", "#6d727b", "#e3e0d8"
 BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
@@ -19,7 +19,7 @@ DEPTH = ("#c3d3dd", "#17466a")
 # Pale to deep blue in even steps of lightness (CIE L*): equal steps of the value look equally far apart.
 SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b2c6d4"], [0.5, "#6f9fbc"], [0.75, "#3577a1"], [1.0, "#124f78"]]
 
-Trace = dict[str, Any]  # as plotly.js has it: any JSON
+Trace = dict[str, object]  # as plotly.js has it: any JSON
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,24 @@ class Figure:
     """One plotly figure: traces, layout, the same numbers as a table (escaped cells), a note beside the title."""
 
     title: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
+    data: list[Trace]
+    layout: Trace
     head: tuple[str, ...] = ()
     rows: list[list[str]] = field(default_factory=list)
     note: str = ""
 
     @property
     def height(self) -> int:
-        return self.layout["height"]
+        height = self.layout["height"]
+        assert isinstance(height, int)
+        return height
 
 
-def new_layout(height: int, **more: Any) -> dict[str, Any]:
+def new_layout(height: int, margin: Mapping[str, int] = MappingProxyType({}), **more: object) -> Trace:
+    """Return a layout; sides that `margin` leaves out are as wide as in every chart."""
     return {
         "height": height,
-        "margin": {"l": 46, "r": 14, "t": 10, "b": 44},
+        "margin": {"l": 46, "r": 14, "t": 10, "b": 44, **margin},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "inherit", "size": 12, "color": INK},
@@ -57,7 +60,7 @@ def new_layout(height: int, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def new_axis(title: str, **more: Any) -> dict[str, Any]:
+def new_axis(title: str, **more: object) -> Trace:
     return {
         "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 8},
         "fixedrange": True,
@@ -68,7 +71,7 @@ def new_axis(title: str, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def marks(points: Sequence[tuple[float, float]], **marker: Any) -> dict[str, Any]:
+def marks(points: Sequence[tuple[float, float]], **marker: object) -> Trace:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -79,9 +82,7 @@ def marks(points: Sequence[tuple[float, float]], **marker: Any) -> dict[str, Any
     }
 
 
-def line(
-    points: Sequence[tuple[float, float]], hover: Sequence[str], color: str, dash: str
-) -> dict[str, Any]:
+def line(points: Sequence[tuple[float, float]], hover: Sequence[str], color: str, dash: str) -> Trace:
     """Return points joined by a line; `hover` is escaped."""
     return {
         "type": "scatter",
@@ -105,12 +106,12 @@ def cell_height(lines: int, most: int = 560) -> float:
     return min(34.0, max(9.0 * most / 560, most / lines))
 
 
-def level(value: float) -> dict[str, Any]:
+def level(value: float) -> Trace:
     where = {"x0": 0, "x1": 1, "xref": "paper", "y0": value, "y1": value}
     return {"type": "line", **where, "line": {"color": MUTED, "width": 1.3, "dash": "dot"}}
 
 
-def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, Any]:
+def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> Trace:
     """Return a linear axis, or a logarithmic one where the worst loss would flatten everything else."""
     low, high = min(losses), max(losses)
     if low > 0 and high / low > 5:
@@ -127,7 +128,7 @@ def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> dict[str, A
     return new_axis(title, range=[low - pad, high + pad], nticks=6)
 
 
-def value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
+def value_axis(values: Sequence[float], unit: str) -> Trace:
     """Return the axis of a metric: shares in percent, else a loss, its unit beside the title."""
     if unit != "share":
         return loss_axis(values, "") | {"title": {"text": ""}}
@@ -137,12 +138,10 @@ def value_axis(values: Sequence[float], unit: str) -> dict[str, Any]:
     return new_axis("", tickformat=form, nticks=6, range=[low - pad, high + pad])
 
 
-def counted_layout(count: int, title: str, values: Sequence[float], unit: str) -> dict[str, Any]:
+def counted_layout(count: int, title: str, values: Sequence[float], unit: str) -> Trace:
     """Return the layout of a metric over whole numbers up to `count`, such as blocks, with a tick for each of a few."""
     axis = new_axis(title, dtick=1) if count <= 16 else new_axis(title, nticks=9)
-    layout = new_layout(300, xaxis=axis, yaxis=value_axis(values, unit))
-    layout["margin"] |= {"l": 52}
-    return layout
+    return new_layout(300, {"l": 52}, xaxis=axis, yaxis=value_axis(values, unit))
 
 
 def signed_root(value: float) -> float:
@@ -150,7 +149,7 @@ def signed_root(value: float) -> float:
     return math.copysign(math.sqrt(abs(value)), value)
 
 
-def root_axis(values: Iterable[float], title: str, **more: Any) -> dict[str, Any]:
+def root_axis(values: Iterable[float], title: str, **more: object) -> Trace:
     """Return an axis for `signed_root` of `values`, with round ticks about evenly spaced, zero among them."""
     ends = [0.0, *values]
     low, high = signed_root(min(ends)), signed_root(max(ends))

@@ -9,7 +9,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from secateur.core.finite import finite
 
@@ -18,12 +18,12 @@ MISSING = "\u2014"
 MAX_TABLE_ROWS = 400
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """Return `value` as inert HTML; also inert as plotly hover text, which reads tags and entities as HTML does."""
     return html.escape(str(value), quote=True)
 
 
-def embedded_json(value: Any) -> str:
+def embedded_json(value: object) -> str:
     """Return JSON that cannot leave its script element, whatever it holds; NaN and infinities become null."""
     dumped = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
@@ -113,7 +113,7 @@ def key(*items: tuple[str, str]) -> str:
     )
 
 
-def capital(words: Any) -> str:
+def capital(words: object) -> str:
     """Return the same words with a capital at the front; the rest keeps its case."""
     return str(words)[:1].upper() + str(words)[1:]
 

@@ -148,7 +148,11 @@ def compared(verdict: VerdictRecord) -> PageSection:
         "run",
         "alternatives",
         unit=verdict.unit,
-        tried=[(item, beside_cut(verdict, item.value)) for item in tried if known(verdict.after.value)],
+        tried=[
+            (item, beside_cut(verdict, item.value))
+            for item in tried
+            if item.value is not None and known(verdict.after.value)
+        ],
         others=[item for item in verdict.alternatives if not item.applicable],
     )
     measured: list[tuple[str, Compared]] = [(metric_name(verdict.metric), verdict)]
@@ -184,11 +188,10 @@ def member_rows(verdict: VerdictRecord) -> list[Dumbbell]:
 def members(verdict: VerdictRecord) -> PageSection:
     """Return each of several tasks by itself, before and after."""
     rows = member_rows(verdict)
-    measured = [
-        (task.name, item)
-        for task in verdict.tasks
-        for item in (task, *(other for other in task.secondary if other.metric == "accuracy"))
-    ]
+    measured: list[tuple[str, Compared]] = []
+    for task in verdict.tasks:
+        measured.append((task.name, task))
+        measured += [(task.name, other) for other in task.secondary if other.metric == "accuracy"]
     legend = key(("dot before", "original"), ("dot after", "cut"), ("bar95", "95&nbsp;% interval"))
     lead = (
         "What decides is the mean over equally many examples of each task; here each is measured on all of its own "
@@ -251,8 +254,7 @@ def frequency_figure(bins: Sequence[FrequencyBin]) -> Figure:
         tickangle=0,
     )
     shares = new_axis("accuracy", range=[-0.02, 1.05], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1])
-    layout = new_layout(330, xaxis=axis, yaxis=shares)
-    layout["margin"] |= {"b": 66, "l": 52}
+    layout = new_layout(330, {"b": 66, "l": 52}, xaxis=axis, yaxis=shares)
     sides = [
         ("before", [(row.before, row.before_ci) for row in bins], BEFORE, -SHIFT),
         ("after", [(row.after, row.after_ci) for row in bins], AFTER, SHIFT),

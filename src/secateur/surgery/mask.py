@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.hf.calls import entering
 from secateur.hf.matrices import Matrix
 from secateur.hf.weights import writable
 from secateur.surgery.operations import (
@@ -67,7 +67,7 @@ def _changed(model: nn.Module, name: str, changed: dict[str, Tensor], stack: Exi
 
 
 @contextmanager
-def swapped_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def swapped_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
     """Run `forward` in place of the module's own while the context is open; contexts may be nested."""
     before = module.__dict__.get("forward")
     module.forward = forward
@@ -80,24 +80,24 @@ def swapped_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[
             module.forward = before
 
 
-def _giving(block: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+def _giving(block: Callable[..., object], change: Callable[[Tensor], Tensor]) -> Callable[..., object]:
     """Return a forward that runs the block but returns its input, changed by `change`.
 
     The block runs all the same, so that a cache keeps count of its tokens.
     """
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        entered = change(args[0] if args else kwargs["hidden_states"])
+    def forward(*args: object, **kwargs: object) -> object:
+        entered = change(entering(args, kwargs))
         out = block(*args, **kwargs)
         return (entered, *out[1:]) if isinstance(out, tuple) else entered
 
     return forward
 
 
-def _adding(layer: Callable[..., Any], vector: Tensor) -> Callable[..., Any]:
+def _adding(layer: Callable[..., Tensor], vector: Tensor) -> Callable[..., Tensor]:
     """Return a forward that adds a constant to the layer's output."""
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
+    def forward(*args: object, **kwargs: object) -> Tensor:
         y = layer(*args, **kwargs)
         return y + vector.to(y.dtype)
 

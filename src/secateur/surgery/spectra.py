@@ -20,8 +20,7 @@ from secateur.core.plan import Plan
 from secateur.core.site import Site
 from secateur.core.writing import flush, writing
 from secateur.hf.matrices import Matrix
-from secateur.linalg.randomized import randomized
-from secateur.linalg.spectrum import Spectrum, spectrum, spectrum_bytes
+from secateur.linalg.spectrum import Spectrum, randomized, spectrum, spectrum_bytes
 from secateur.surgery.operations import Decompose, decompose
 
 if TYPE_CHECKING:

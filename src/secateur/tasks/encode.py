@@ -181,7 +181,8 @@ class _Reader:
 
     @property
     def _prefix(self) -> int | None:
-        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        eos: int | None = self.tokenizer.eos_token_id
+        bos: int | None = self.tokenizer.bos_token_id
         return eos if bos is None else bos
 
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,7 @@ class Example:
     choices: tuple[str, ...] | None = None
     paraphrases: tuple[str, ...] = ()
     group: str = ""
-    meta: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+    meta: Mapping[str, object] = field(default_factory=dict, compare=False, hash=False)
     tokens: tuple[int, ...] | None = None
     contexts: tuple[str, ...] | None = None
     label: int | None = None

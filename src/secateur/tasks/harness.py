@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
 from secateur.tasks.example import Example
@@ -83,7 +83,7 @@ def _warn_of_differences(name: str, task: ConfigurableTask) -> None:
         LOG.warning("lm_eval:%s: the harness has its own scoring; here it is accuracy by likelihood.", name)
 
 
-def _examples(task: ConfigurableTask, part: str, documents: Iterable[dict[str, Any]]) -> Iterable[Example]:
+def _examples(task: ConfigurableTask, part: str, documents: Iterable[dict[str, object]]) -> Iterable[Example]:
     for number, document in enumerate(documents):
         name = f"{task.task_name}-{part}-{number}"
         context = task.fewshot_context(document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
@@ -104,7 +104,7 @@ def _moved(context: str, continuation: str) -> tuple[str, str]:
 
 
 def _choice(
-    name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]
+    name: str, task: ConfigurableTask, document: dict[str, object], pairs: list[tuple[str, str]]
 ) -> Example:
     raw = task.doc_to_choice(document)
     label = _label(name, task.doc_to_target(document), raw)
@@ -115,7 +115,7 @@ def _choice(
 
 
 def _placed(
-    name: str, task: ConfigurableTask, document: dict[str, Any], pairs: list[tuple[str, str]]
+    name: str, task: ConfigurableTask, document: dict[str, object], pairs: list[tuple[str, str]]
 ) -> Example:
     """Return an example whose choices stand in the context, with the same continuation after each (WinoGrande)."""
     raw = task.doc_to_choice(document)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -37,7 +37,9 @@ class ExampleLine(BaseModel):
         None, min_length=2, description="All possible answers, or null where the answer is free."
     )
     paraphrases: list[Text] = Field(default=[], description="The same question in other words.")
-    meta: dict[str, Any] = Field(default={}, description="Anything worth keeping; never read by the model.")
+    meta: dict[str, object] = Field(
+        default={}, description="Anything worth keeping; never read by the model."
+    )
     group: Text | None = Field(None, description="Examples of one group stay in one split; default: the id.")
 
     @model_validator(mode="after")
@@ -179,7 +181,7 @@ def explain(error: ValidationError, model: type[BaseModel], whole: str = "the li
             return f"'{where}': {problem['msg']}." if where else f"{problem['msg']}."
 
 
-def _named(value: Any) -> str:
+def _named(value: object) -> str:
     """Name the kind of a JSON value."""
     match value:
         case None | bool():

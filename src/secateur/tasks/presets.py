@@ -26,7 +26,7 @@ from secateur.tasks.formats import RECORDS, refuse_other_formats
 from secateur.tasks.jsonl import parse_lines
 from secateur.tasks.splits import ExampleSource
 
-Record = Mapping[str, Any]
+Record = Mapping[str, Any]  # of any shape: what a preset finds missing in it is said
 NEEDS = "secateur[hub], network"
 
 
@@ -64,7 +64,7 @@ def read_preset(preset: Preset) -> ExampleSource:
     return ExampleSource(preset.name, preset.kind, kept, held_out, preset.max_new_tokens)
 
 
-RecordLine = RootModel[dict[str, Any]]
+RecordLine = RootModel[dict[str, object]]
 
 
 def read_records(preset: Preset, path: Path) -> ExampleSource:
@@ -128,12 +128,13 @@ def _records(preset: Preset, split: str) -> Iterable[Record]:
             f"the preset {preset.name!r} loads from the hub: pip install 'secateur[hub]'."
         ) from error
     try:
-        return load_dataset(preset.dataset, preset.config, split=split)
+        records: Iterable[Record] = load_dataset(preset.dataset, preset.config, split=split)
     except (OSError, ValueError, RuntimeError) as error:
         raise TaskError(
             f"{preset.name}: {preset.dataset} cannot be loaded from the hub ({error}). "
             f"It needs the network once; or bring its records: {preset.name}:FILE.jsonl."
         ) from error
+    return records
 
 
 def unique(examples: tuple[Example, ...]) -> tuple[Example, ...]:

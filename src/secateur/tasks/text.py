@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,7 +31,7 @@ class TextLine(BaseModel):
 
     text: str
     id: str | None = None
-    meta: dict[str, Any] = {}
+    meta: dict[str, object] = {}
 
 
 def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> ExampleSource:

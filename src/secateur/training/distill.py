@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
 from secateur.core.plan import Plan
 from secateur.errors import TrainingError
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.calls import leaving
 from secateur.hf.load import Loaded
 from secateur.training.distributed import mean_scale
 
@@ -101,7 +101,7 @@ class Distillation:
     hidden: float = 1.0
     temperature: float | None = None
 
-    def __call__(self, model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """Return the objective for one batch, as `collate` makes it; leaves `model` in evaluation mode."""
         model.eval()  # without dropout: the target has none
         input_ids, real = inputs["input_ids"], inputs["real"]
@@ -135,9 +135,9 @@ def recorded_outputs(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[st
     """
     outputs: dict[str, Tensor] = {}
 
-    def record(path: str) -> Callable[[nn.Module, object, Tensor | tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            outputs[path] = output[0] if isinstance(output, tuple) else output
+    def record(path: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:
+            outputs[path] = leaving(output)
 
         return hook
 

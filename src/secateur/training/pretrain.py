@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from transformers import (
     PreTrainedModel,
@@ -26,8 +26,8 @@ from secateur.checkpoint.folder import Folder, copy_folder
 from secateur.checkpoint.save import save
 from secateur.core.progress import Progress
 from secateur.errors import TaskError
+from secateur.hf.blank import fresh_mistral, tokenizer_in
 from secateur.hf.fingerprint import fingerprint
-from secateur.hf.fresh import fresh_mistral, tokenizer_in
 from secateur.hf.placement import torch_device
 from secateur.tasks.example import Example
 from secateur.tasks.text import read_text
@@ -150,13 +150,13 @@ class _StepCallback(TrainerCallback):
         self.trainer: PretrainingTrainer | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
         if state.global_step == 0:
             self._keep(0)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
         self._keep(state.global_step)
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 from transformers import PreTrainedModel, Trainer
 
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.hf.anatomy import anatomy
+from secateur.hf.calls import entering, leaving
 from secateur.training.options import REGULARISERS
 
 Stream = Float[Tensor, "rows length d_model"]
@@ -32,7 +33,7 @@ class _CosineDistances(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *stream: Stream) -> Float[Tensor, "rows length 1"]:
+    def forward(ctx: FunctionCtx, *stream: Stream) -> Float[Tensor, "rows length 1"]:
         norms = [torch.linalg.vector_norm(h, dim=-1, keepdim=True).clamp_min(TINY) for h in stream]
         pairs = zip(stream[:-1], stream[1:], norms[:-1], norms[1:], strict=True)
         cosines = [
@@ -43,7 +44,7 @@ class _CosineDistances(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Float[Tensor, "rows length 1"]) -> tuple[Stream, ...]:
+    def backward(ctx: BackwardCFunction, upstream: Float[Tensor, "rows length 1"]) -> tuple[Stream, ...]:
         count = (len(ctx.saved_tensors) + 1) // 3
         stream, norms = ctx.saved_tensors[:count], ctx.saved_tensors[count : 2 * count]
         cosines = ctx.saved_tensors[2 * count :]
@@ -60,7 +61,8 @@ class _CosineDistances(torch.autograd.Function):
 
 def cosine_distances(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
     """Return Σᵢ 1 − cos(hᵢ₋₁, hᵢ) of each token's states."""
-    return _CosineDistances.apply(*stream).squeeze(-1)
+    distances: Tensor = _CosineDistances.apply(*stream)  # type: ignore[no-untyped-call]
+    return distances.squeeze(-1)
 
 
 def squared_distances(stream: Sequence[Stream]) -> Float[Tensor, "rows length"]:
@@ -143,24 +145,24 @@ class LinearityRegulariser:
         for hook in self._hooks:
             hook.remove()
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Record until the decoder's forward pass ends: blocks that a backward pass runs again are not recorded."""
         mask = kwargs.get("attention_mask")
         self._real = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         self._stream = [None] * len(self._stream)
         self._recording = module.training
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _end(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:
         self._recording = False
 
-    def _record_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _record_input(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if self._recording:
-            self._stream[0] = args[0] if args else kwargs["hidden_states"]
+            self._stream[0] = entering(args, kwargs)
 
     def _record_output(self, number: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             if self._recording:
-                self._stream[number] = output[0] if isinstance(output, tuple) else output
+                self._stream[number] = leaving(output)
 
         return hook
 
@@ -186,10 +188,10 @@ class RegularisedTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, object]:
         """Return the Trainer's own loss plus the term."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + self.regulariser.loss() / self._undivided(num_items_in_batch)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
 
@@ -77,10 +77,10 @@ class Trained:
         return self.losses[self.best] < self.losses[0]
 
 
-Objective = Callable[[Any, Mapping[str, Tensor]], Tensor]  # from the model and a batch to the loss
+Objective = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]  # from the model and a batch to the loss
 
 
-def answer_loss(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+def answer_loss(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the mean loss over the answer tokens of a batch, times `mean_scale`."""
     losses = answer_losses(model(input_ids=inputs["input_ids"]).logits, inputs["labels"])
     return losses.mean() * mean_scale(len(losses))
@@ -98,14 +98,16 @@ class AnswerTrainer(Trainer):
         assert isinstance(self.model, PreTrainedModel)
         return self.model
 
-    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *unused: Any, **ignored: Any) -> Tensor:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], *unused: object, **ignored: object
+    ) -> Tensor:
         """Return the objective for one batch."""
         return self.objective(model, inputs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         read_trained(self.network, Path(resume_from_checkpoint))
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None) -> None:
         assert output_dir is not None
         if self.args.should_save:
             save_trained(self.network, Path(output_dir))
@@ -117,13 +119,15 @@ class AnswerTrainer(Trainer):
         """Count tokens without padding, which the Trainer could only tell by an attention mask."""
         self.state.num_input_tokens_seen += int(sum_over_processes(int(inputs["real"].sum()))[0])
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """Do one step. Raises: `TrainingDiverged` for a loss that is not finite."""
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
         check_loss(sum_over_processes(float(loss))[0] / world(), self.state.global_step + 1, self.args)
         return loss
 
-    def evaluate(self, *unused: Any, **ignored: Any) -> dict[str, float]:
+    def evaluate(self, *unused: object, **ignored: object) -> dict[str, float]:
         """Return the exact mean losses over whole splits, which do not depend on how examples fall into batches."""
         measured = {
             "eval_train_loss": self.mean_loss(cast(list[Sample], self.train_dataset)),
@@ -166,13 +170,13 @@ class CheckpointCallback(TrainerCallback):
         self._progress, self._interrupted, self._clock = progress, interrupted, clock
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
         """Report the step that training starts from."""
         self._progress("train", state.global_step, state.max_steps)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
         """Report the step, and have it saved where Ctrl-C was pressed."""
         self._progress("train", state.global_step, state.max_steps)
@@ -181,7 +185,7 @@ class CheckpointCallback(TrainerCallback):
         control.should_save |= any_process(self._interrupted()) and not last
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: object
     ) -> None:
         """Mark the checkpoint. Raises: `KeyboardInterrupt` where Ctrl-C was pressed."""
         stop = any_process(self._interrupted())  # when all have answered, all have saved their part
@@ -255,7 +259,7 @@ def run_to_the_end(trainer: AnswerTrainer, checkpoint: str | None) -> TrainerSta
     Differs: the Trainer itself would do one step more where the last step did not end an epoch.
     """
     if checkpoint is not None:
-        state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+        state: TrainerState = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
         if state.global_step >= state.max_steps:
             return state
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -281,7 +285,7 @@ def training_arguments(
         raise TrainingError(
             f"--device {device}: training takes the first one. Set CUDA_VISIBLE_DEVICES and give cuda."
         )
-    given: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    given: dict[str, str | bool] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if tuning.chooses:
         given |= {"load_best_model_at_end": True, "metric_for_best_model": "select_loss"}
         given["greater_is_better"] = False

@@ -14,7 +14,7 @@ from secateur.core.reading import read_json
 from secateur.errors import SecateurError
 
 
-def _from_null(value: Any) -> Any:
+def _from_null(value: object) -> Any:
     return math.nan if value is None else value
 
 
@@ -28,7 +28,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
 
     @property
-    def extra_keys(self) -> dict[str, Any]:
+    def extra_keys(self) -> Mapping[str, object]:
         """Return what an open record holds besides its own keys."""
         return self.model_extra or {}
 
@@ -39,7 +39,7 @@ class Record(BaseModel):
 
     @classmethod
     def from_values(
-        cls, values: Mapping[str, Any], place: Path | str, error: type[SecateurError], mend: str
+        cls, values: Mapping[str, object], place: Path | str, error: type[SecateurError], mend: str
     ) -> Self:
         """Return the record that `values`, read from `place`, are.
 

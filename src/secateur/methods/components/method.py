@@ -63,11 +63,11 @@ class Components(Method):
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
-        from secateur.methods.components.forecast import DryRemovalReadings
-        from secateur.methods.components.search import run
+        from secateur.methods.components.readings import DryRemovalReadings
+        from secateur.methods.components.search import groups_of, run
 
         judge = session.judge()
-        run(session, judge, DryRemovalReadings(session, judge, dry))
+        run(session, judge, DryRemovalReadings(session, judge, groups_of(session), dry))
 
     def record_types(self) -> tuple[type[Record], type[Record]]:
         """Return the types of its parts of verdict.json and analysis.json."""

@@ -236,8 +236,7 @@ def panel(
     most = max(removed(record, point) for series in record.series for point in series.points)
     words = f"% of {NOUNS[record.what][1]} removed"
     shares = new_axis(words, range=[-0.03 * most, 1.04 * most], nticks=7)
-    layout = new_layout(quantity.height, xaxis=shares, yaxis=axis, shapes=shapes)
-    layout["margin"] |= {"l": 46}
+    layout = new_layout(quantity.height, {"l": 46}, xaxis=shares, yaxis=axis, shapes=shapes)
     head = ("order", "removed", quantity.title, "judged on")
     rows = [
         [
@@ -300,8 +299,15 @@ def random_band(random: Sequence[Sequence[CurvePoint]], unit: str) -> list[Trace
         f"{text(number(a, unit))} to {text(number(b, unit))} over {len(random)}"
         for x, a, m, b in zip(grid, low, middle, high, strict=True)
     ]
-    edge = {"type": "scatter", "mode": "lines", "x": grid, "line": {"width": 0}, "hoverinfo": "skip"}
-    line = {"type": "scatter", "mode": "lines", "x": grid, "y": middle, "text": hover, "name": "random"}
+    edge: Trace = {"type": "scatter", "mode": "lines", "x": grid, "line": {"width": 0}, "hoverinfo": "skip"}
+    line: Trace = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": grid,
+        "y": middle,
+        "text": hover,
+        "name": "random",
+    }
     return [
         edge | {"y": low},
         edge | {"y": high, "fill": "tonexty", "fillcolor": "rgba(139,144,153,.24)"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.core.config import option
 from secateur.core.ranges import whole
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
     from secateur.methods.method import DryRun, Proposal
+    from secateur.options import Options
     from secateur.report.cuts import Tried
     from secateur.report.frame import PageSection
     from secateur.session import Session
@@ -44,7 +45,7 @@ class DepthConfig(BoundConfig):
         if self.rank is not None and self.form != "linear":
             raise SecateurError(f"--rank {self.rank} is for --form linear. Leave it out, or give that form.")
 
-    def check_beside(self, common: Any) -> None:
+    def check_beside(self, common: Options) -> None:
         """Raise `SecateurError` for `--zeroed`: zeros cannot stand for a block."""
         if common.zeroed:
             raise SecateurError(
@@ -74,7 +75,7 @@ class Depth(Method):
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
-        from secateur.methods.depth.forecast import DryDepthReadings
+        from secateur.methods.depth.readings import DryDepthReadings
         from secateur.methods.depth.search import run
 
         run(session, session.judge(), DryDepthReadings(session, dry))

@@ -169,6 +169,7 @@ def _effect_panel(piece: MatrixDirections, axis: Trace) -> Figure:
     top = max(piece.sigma, default=1.0)
     layout = new_layout(
         206,
+        {"l": 52},
         barmode="overlay",
         bargap=0,
         xaxis=new_axis(
@@ -178,7 +179,6 @@ def _effect_panel(piece: MatrixDirections, axis: Trace) -> Figure:
         yaxis=dict(axis) | {"zeroline": True, "zerolinecolor": "#b9b5aa"},
         yaxis2={"overlaying": "y", "range": [0, 1.06 * top], "visible": False, "fixedrange": True},
     )
-    layout["margin"] |= {"l": 52}
     change = sum(effect for _, _, effect in goes)
     note = f"{len(gone):,} of {count:,} removed, {signed(change)} nats predicted" if gone else "all stay"
     rows = [[str(i), f"{s:.4g}", signed(e), "removed" if i in gone else "stays"] for i, s, e in points]
@@ -234,11 +234,11 @@ def calibration_scatter(path: Sequence[DirectionsStep], chosen: Sequence[Directi
     identity = {"type": "line", **ends, "line": {"color": INK, "width": 1.3}, "layer": "below"}
     layout = new_layout(
         380,
+        {"l": 52},
         xaxis=root_axis(x, "predicted change of loss, nats"),
         yaxis=root_axis(y, ""),
         shapes=[level(0.0), *([identity] if low < high else [])],
     )
-    layout["margin"] |= {"l": 52}
     taken = [(signed_root(step.predicted), signed_root(step.measured)) for step in chosen]
     rings = marks(taken, symbol="circle", size=11, color=ACCENT, line={"width": 2, "color": INK})
     data = [_step_dots([s for s in path if s.round == n], depth_color(n, rounds)) for n in range(rounds)]
@@ -295,6 +295,7 @@ def shares_by_size(path: Sequence[DirectionsStep]) -> Figure | None:
     names = [f"{label}<br>n = {n:,}" for label, (_, n) in bins.items()]
     layout = new_layout(
         380,
+        {"b": 60, "l": 46},
         bargap=0.35,
         xaxis=new_axis(
             "directions added at once", tickvals=list(range(len(bins))), ticktext=names, showgrid=False
@@ -302,7 +303,6 @@ def shares_by_size(path: Sequence[DirectionsStep]) -> Figure | None:
         | {"tickangle": 0, "range": [-0.6, len(bins) - 0.4]},
         yaxis=new_axis("", range=[0, 1.08], tickformat=".0%", tickvals=[0, 0.25, 0.5, 0.75, 1]),
     )
-    layout["margin"] |= {"b": 60, "l": 46}
     rows = [[label, f"{kept:,}", f"{n:,}", number(kept / n, "share")] for label, (kept, n) in bins.items()]
     head = ("directions added", "kept", "promised", "share")
     return Figure("How many lowered the loss", [bars], layout, head, rows, "of the plans predicted to")

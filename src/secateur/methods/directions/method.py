@@ -115,7 +115,7 @@ class RemoveSingularDirections(Method):
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
-        from secateur.methods.directions.forecast import DryDirectionReadings
+        from secateur.methods.directions.readings import DryDirectionReadings
         from secateur.methods.directions.search import run
 
         run(session, session.judge(), DryDirectionReadings(session, dry))

@@ -253,7 +253,7 @@ def _trajectory_panel(
     x = [point.removed for point in points] if _by_steps(record) else list(range(len(points)))
     last = max(place for place, point in enumerate(points) if point.taken)
     words = [text(number(value, unit)) for value in values]
-    line = {
+    line: Trace = {
         "type": "scatter",
         "mode": "lines+markers",
         "x": x,
@@ -269,11 +269,11 @@ def _trajectory_panel(
     ring = {"symbol": "circle", "size": 12, "color": ACCENT, "line": {"width": 2, "color": INK}}
     layout = new_layout(
         300,
+        {"l": 52, "b": 60},
         xaxis=_trajectory_axis(record, points),
         yaxis=value_axis([*values, *([limit] if limit is not None else [])], unit),
         shapes=[level(limit)] if limit is not None else [],
     )
-    layout["margin"] |= {"l": 52, "b": 60}
     rows = [
         [text(point.name), f"{point.removed:,}", value, "taken" if point.taken else ""]
         for point, value in zip(points, words, strict=True)

@@ -81,7 +81,7 @@ class Laser(Method):
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
-        from secateur.methods.laser.forecast import DryLaserReadings
+        from secateur.methods.laser.readings import DryLaserReadings
         from secateur.methods.laser.search import run
 
         run(session, session.judge(), DryLaserReadings(session, dry))
@@ -108,13 +108,13 @@ class Laser(Method):
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `TaskError` where the task lacks what is read, `UnknownName` for matrices and layers."""
-        from secateur.methods.laser.analyses import check_reading
+        from secateur.methods.laser.readings import check_reading
 
         self.check(session)
         check_reading(name, session, split)
 
     def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
         """Return the rows of a reading: singular values, or one of the four analyses of the paper."""
-        from secateur.methods.laser.analyses import READINGS
+        from secateur.methods.laser.readings import READINGS
 
         return READINGS[name](session, split, plan)

@@ -223,7 +223,7 @@ def spectrum(site: str, values: Sequence[float], kept: int, side: str = "top") -
     words = ["kept" if keep else "removed" for keep in keeps]
     total = sum(v * v for v in ordered) or 1.0
     energy = sum(v * v for v, keep in zip(ordered, keeps, strict=True) if keep) / total
-    bars = {
+    bars: Trace = {
         "type": "bar",
         "x": list(range(1, count + 1)),
         "y": ordered,
@@ -316,11 +316,11 @@ def _screen_figure(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> Fig
     strokes = marks(rug, symbol="line-ns-open", size=8, color="#b9b5aa", line={"width": 1})
     layout = new_layout(
         290,
-        xaxis=new_axis("place in the screen's order (1: predicted best)", showgrid=False, nticks=8),
+        xaxis=new_axis("place in the screen's order (1: predicted best)", showgrid=False, nticks=8)
+        | {"range": [-0.01 * len(order), 1.01 * len(order) + 1]},
         yaxis=new_axis("measured change of loss, nats", nticks=6),
         shapes=[level(0.0)],
     )
-    layout["xaxis"]["range"] = [-0.01 * len(order), 1.01 * len(order) + 1]
     cells = [
         [text(row.site), str(row.rank), str(place), change(row.score, "nats"), change(delta, "nats")]
         for place, row, delta in points

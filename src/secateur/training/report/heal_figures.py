@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from secateur.methods.depth.records import DepthRecord
 from secateur.methods.depth.report import WORDS, HealedPoint, curves, forms_key
@@ -91,7 +91,7 @@ def _loss(point: LossPoint, name: str) -> float:
     return point.losses.train_loss if name == "learned" else point.losses.select_loss
 
 
-def _epochs_layout(record: HealRecord, points: Sequence[LossPoint]) -> dict[str, Any]:
+def _epochs_layout(record: HealRecord, points: Sequence[LossPoint]) -> Trace:
     """Return the layout: the original's loss as a level, and a line with its name where each stage begins."""
     original = record.loss_score.teacher.value
     losses = [loss for p in points for loss in (p.losses.train_loss, p.losses.select_loss) if known(loss)]
@@ -105,14 +105,12 @@ def _epochs_layout(record: HealRecord, points: Sequence[LossPoint]) -> dict[str,
         "showarrow": False,
         "font": {"size": 12, "color": MUTED},
     }
-    layout = new_layout(320, xaxis=new_axis("steps"), yaxis=loss_axis([*losses, original], ""))
-    layout["yaxis"] |= {"title": {"text": ""}}
-    return layout | {
+    untitled = loss_axis([*losses, original], "") | {"title": {"text": ""}}
+    return new_layout(320, {"l": 52, "t": 28}, xaxis=new_axis("steps"), yaxis=untitled) | {
         "shapes": [*({**rule, "x0": x, "x1": x} for x in starts[1:]), level(original)],
         "annotations": [
             {**label, "x": x, "text": stage.stage} for x, stage in zip(starts, record.stages, strict=True)
         ],
-        "margin": {"l": 52, "r": 14, "t": 28, "b": 44},
     }
 
 

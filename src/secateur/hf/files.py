@@ -1,10 +1,13 @@
-"""Check that the files with a checkpoint's weights are whole and safe, before any of them is loaded.
+"""Check that the files with a checkpoint's weights are whole and safe, before any of them is loaded; read the others.
 
-Reads headers and indices; builds no model, opens no pickle.
+Of weights it reads headers and indices; it builds no model, opens no pickle. The others are those that no cut touches:
+the tokenizer's, and the generation config. They are copied byte for byte into every checkpoint that is made of a model:
+transformers would write some of them in a form that its earlier releases do not read, and others not at all.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Mapping
@@ -13,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_relative_imports
 
 from secateur.core.reading import check_file, read_json
 from secateur.errors import ModelError
-from secateur.hf.source import CONFIG, GGUF, INDEX, WEIGHTS
+from secateur.hf.source import CONFIG, GGUF, INDEX, TOKENIZER_FILES, WEIGHTS
 
+GENERATION = "generation_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -29,7 +35,7 @@ class Header:
     shape: tuple[int, ...]
 
 
-def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
+def check_weights(folder: Path, config: Mapping[str, object]) -> dict[str, Header]:
     """Check the files that transformers will load, and return every tensor in them by name.
 
     All files are there, are whole safetensors files, and hold the tensors that the index promises; and there
@@ -46,7 +52,7 @@ def check_weights(folder: Path, config: Mapping[str, Any]) -> dict[str, Header]:
     return _headers(folder / WEIGHTS)
 
 
-def _refuse_other_places(folder: Path, config: Mapping[str, Any]) -> None:
+def _refuse_other_places(folder: Path, config: Mapping[str, object]) -> None:
     """Refuse weights that transformers reads before it looks for the usual names."""
     named = config.get("transformers_weights")
     if named is not None:
@@ -165,3 +171,35 @@ def _no_safetensors(folder: Path) -> str:
         f"If you trust it, convert it once, AutoModelForCausalLM.from_pretrained({str(folder)!r})"
         ".save_pretrained(NEW), and copy the tokenizer files to NEW."
     )
+
+
+# ------------------------------------------------------------------------------------------------ files that are copied
+
+
+def copied_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """Return the files: name relative to `folder` → content. Raises: `ModelError` for a file that cannot be read."""
+    patterns = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), GENERATION}
+    found = _contents(folder, {path for pattern in patterns for path in folder.glob(pattern)})
+    return found | _contents(folder, _code(folder, found.get("tokenizer_config.json")))
+
+
+def _contents(folder: Path, paths: set[Path]) -> dict[str, bytes]:
+    try:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths) if path.is_file()}
+    except OSError as error:
+        raise ModelError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+
+def _code(folder: Path, config: bytes | None) -> set[Path]:
+    """Find the modules of a tokenizer that brings its own code; only those in `folder` itself. None of them is run."""
+    named: Any = json.loads(config or b"{}").get("auto_map", [])
+    classes = named.get("AutoTokenizer", []) if isinstance(named, dict) else named
+    classes = [classes] if isinstance(classes, str) else classes
+    todo = [name.partition(".")[0] for name in classes if name and "--" not in name]
+    found: set[Path] = set()
+    while todo:
+        module = folder / f"{todo.pop()}.py"
+        if module.parent == folder and module.is_file() and module not in found:
+            found.add(module)
+            todo += get_relative_imports(module)
+    return found

@@ -1,21 +1,26 @@
 """The readings of `probe` that are LASER's: spectra with predicted truncations, and the four analyses of the paper.
 
 Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558): (a) curves, Fig. 2; (b) frequency, Fig. 3; (c) tail, Fig. 5;
-(d) paraphrases, section 4.
+(d) paraphrases, section 4. At the end the readings of a forecast, which are drawn and noted instead of made.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from secateur.core.plan import Plan
+import numpy as np
+
+from secateur.core.plan import Plan, Truncate
+from secateur.core.readings import Readings
 from secateur.core.records.analysis import FrequencyBin, ParaphrasesRecord
 from secateur.core.records.record import Record
+from secateur.core.site import Site
 from secateur.errors import TaskError
 from secateur.evaluation.measurement import paraphrase_task
-from secateur.methods.laser.probe import LaserProbe
+from secateur.methods.laser.probe import MAX_PROBED, LaserProbe
 from secateur.methods.laser.records import CurveRecord, MatrixSpectrum, TailRecord
 from secateur.methods.laser.search import candidates, curve_records, full_ranks, tail_records
+from secateur.methods.method import DryRun, Reading
 from secateur.records import frequency_bins, knows_frequency, paraphrase_record
 from secateur.session import Session
 
@@ -90,3 +95,44 @@ READINGS: Mapping[str, Callable[[Session, str, Plan], Sequence[Record]]] = {
     "frequency": frequency,
     "paraphrases": paraphrases,
 }
+
+
+# ------------------------------------------------------------------------------------------------------------- forecast
+
+
+SCREEN = "truncation effects"
+PASSES = 4.0  # of the whole model: forward 1, backward to activations 1, and both again of each block alone
+EVERYTHING = 2**62  # bytes: the screen reads once, however many spectra have room
+
+
+class DryLaserReadings:
+    """In the place of `LaserProbe`."""
+
+    def __init__(self, session: Session, dry: DryRun) -> None:
+        self._session, self._dry = session, dry
+
+    def screen(self, edits: Sequence[Truncate]) -> Readings:
+        """Note the screen; candidates are ranked evenly over the grid."""
+        probed = len(self._session.task.split("probe")[:MAX_PROBED])
+        sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
+        self._dry.read(
+            Reading(SCREEN, "probe", probed, sites, passes=PASSES, decomposes=True, room=EVERYTHING)
+        )
+        values = {str(edit): self._dry.draw() for edit in edits}
+        return Readings("drawn", "nats", "probe", probed, True, "forecast", values)
+
+    def spectrum(self, matrix: Site) -> list[float]:
+        """Return none: what was decomposed for plans is there."""
+        return []
+
+    def answers(self, part: Truncate, kind: str, outcomes: np.ndarray) -> TailRecord:
+        """Return an empty record: the plans it is made of are judged by then."""
+        return TailRecord(
+            site=str(part.matrix),
+            rank=part.rank,
+            kind=kind,
+            answers=[],
+            cosine=0.0,
+            accuracy=0.0,
+            n=len(outcomes),
+        )
