@@ -135,7 +135,14 @@ def directed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run of depth pruning: an edit in `linear` form, since a fold's record has the same keys."""
     folder = tmp_path_factory.mktemp("docs") / "shortened"
-    options = {"method": "depth", "blocks": 1, "form": "linear", "by": "cosine", "limit": 260}
+    options = {
+        "method": "depth",
+        "blocks": 1,
+        "form": "linear",
+        "by": "cosine",
+        "limit": 260,
+        "report": "full",
+    }
     result = secateur.prune("builtin:facts", "builtin:facts", folder, **options)
     assert result.plan.linearized
     return folder

@@ -85,7 +85,8 @@ def test_an_affine_block_goes_first_and_leaves_no_trace(place, tmp_path, by, for
 
 
 def test_every_form_at_every_depth(place, tmp_path):
-    ran = prune(place, "llama", tmp_path / "out", "--blocks", "2", "--seqlen", "32", task="llama.jsonl")
+    how = ("--blocks", "2", "--seqlen", "32", "--report", "full")
+    ran = prune(place, "llama", tmp_path / "out", *how, task="llama.jsonl")
     assert ran.exit_code == 0, ran.output
     record, plan = told(tmp_path / "out", "analysis.json")["depth"], told(tmp_path / "out", "plan.json")
     assert [series["form"] for series in record["series"]] == ["fold", "drop", "linear"]

@@ -70,7 +70,8 @@ class DepthGiven(Sides):
 @pytest.mark.parametrize("by", ["loss", "linearity", "cosine"])
 def test_depth(by):
     given = DepthGiven()
-    found = depth.run(blank("depth", by=by, form="linear", max_loss=0.0, objective="accuracy"), judge, given)
+    options = {"by": by, "form": "linear", "max_loss": 0.0, "objective": "accuracy", "report": "full"}
+    found = depth.run(blank("depth", **options), judge, given)
     order = {"loss": [1, 2], "linearity": [2, 1], "cosine": [0, 1]}[
         by
     ]  # of equal losses the first block goes
@@ -84,6 +85,15 @@ def test_depth(by):
     assert [series.form for series in record.series] == ["linear", "drop", "fold"]
     assert record.side_units == {"side": "share"}
     assert {other.by for other in record.other_orders} == {"linearity", "cosine"} - {by}
+
+
+@pytest.mark.parametrize(("report", "forms"), [("quick", ["linear"]), ("standard", ["linear", "drop"])])
+def test_a_shorter_report_of_depth_measures_less(report, forms):
+    given = DepthGiven()
+    found = depth.run(blank("depth", by="cosine", form="linear", blocks=2, report=report), judge, given)
+    assert [series.form for series in found.analysis.depth.series] == forms
+    assert not found.analysis.depth.other_orders
+    assert not any(point.sides for series in found.analysis.depth.series for point in series.points)
 
 
 class ComponentsGiven(Sides):

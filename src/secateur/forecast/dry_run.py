@@ -97,6 +97,8 @@ class DryJudge:
     def __call__(
         self, plans: Sequence[Plan], examples: Sequence[int], stage: str = "judge"
     ) -> dict[Plan, np.ndarray]:
+        if not plans:
+            return {}
         place = self.session.place or self.session.split_of(examples)
         self._record(plans, place, examples)
         self.recorder.draw_qualities(plans)
