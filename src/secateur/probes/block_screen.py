@@ -42,6 +42,7 @@ def block_effects(
     *,
     spectra: Spectra,
     packing: Packing,
+    under: Plan | None = None,
     room: int = CACHE_BYTES,
     progress: Progress = silent,
     stage: str = "screen",
@@ -52,6 +53,8 @@ def block_effects(
 
     Args:
         plans: No edit of them may change several blocks at once.
+        under: A plan that is carried out beside each of them, and whose margins they change; none of them may write
+            what it writes.
         spectra: Decompositions of the model's matrices.
         room: Bytes of activations and gradients between blocks that may be kept.
 
@@ -81,7 +84,10 @@ def block_effects(
         changes = {plan: sum((effects[piece] for piece in parts[plan].values()), nothing) for plan in plans}
         return PredictedEffects(margins, changes)
 
-    return with_room(packing, run)
+    loaded = answer_margin.loaded
+    carried_out = () if under is None else resolve(under, loaded.anatomy, loaded.fingerprint)
+    with masked(loaded.model, carried_out, spectra):
+        return with_room(packing, run)
 
 
 def _by_block(plan: Plan) -> Mapping[int, Plan]:
