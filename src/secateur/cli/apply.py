@@ -15,6 +15,7 @@ from secateur.cli.options import (
     Dtype,
     Edits,
     Factorize,
+    GgufFile,
     Model,
     Overwrite,
     PlanFile,
@@ -52,6 +53,7 @@ def apply(
     svd: Svd = "auto",
     check: Check = "auto",
     revision: Revision = None,
+    gguf_file: GgufFile = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: Trust = False,
@@ -79,12 +81,14 @@ def apply(
         "zeroed": zeroed,
         "factorize": factorize,
         "revision": revision,
+        "gguf_file": gguf_file,
         "dtype": dtype,
     }
     how |= {"shard_size": shard_size, "svd": svd, "check": check}
     machine = {"device": device, "trust_remote_code": trust_remote_code}
     if out is None or dry_run:
-        told = api.preview(model, chosen, **how, **machine)
+        with bars(quiet=quiet or as_json):
+            told = api.preview(model, chosen, **how, **machine)
         print_json(told) if as_json else print_preview(told)
         return
     with bars(quiet=quiet or as_json) as progress:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from logging import ERROR, getLogger
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from secateur.core import machine
+from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import carved_architecture
@@ -39,9 +41,19 @@ from secateur.hf.copied_files import copied_files
 from secateur.hf.families import FAMILIES, Family, family_of
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
+from secateur.hf.gguf_input import dequantized
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
-from secateur.hf.source import ModelSource, download, hub_source, local_source, refuse_adapter
+from secateur.hf.source import (
+    ModelSource,
+    download,
+    folder_of,
+    gguf_of,
+    hub_source,
+    local_source,
+    read_config,
+    refuse_adapter,
+)
 from secateur.hf.weight_files import Header, check_weights
 from secateur.hf.weights import device_of, keep_own_unembedding_, read
 
@@ -63,7 +75,8 @@ _VOCABULARIES = (
 class Loaded:
     """A model ready to be read: eval mode, no gradients, every parameter finite.
 
-    `source` is its folder, `copied` the files of it that go unchanged into every checkpoint made of it.
+    `source` is its folder, `copied` the files of it that go unchanged into every checkpoint made of it. `gguf` is the
+    file that the folder was made of.
     """
 
     name: str
@@ -75,6 +88,7 @@ class Loaded:
     source: str | None
     placement: Placement = field(default_factory=Placement)
     copied: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    gguf: GgufRecord | None = None
 
     def parameter(self, name: str) -> Tensor:
         """Return one parameter of the model by its name, without gradients."""
@@ -105,7 +119,7 @@ def load_model(
     trust_remote_code: bool = False,
     **offloading: Any,
 ) -> Loaded:
-    """Load MODEL: a folder, a hub name, or `builtin:NAME`.
+    """Load MODEL: a folder, a hub name, `builtin:NAME`, or a GGUF file.
 
     Args:
         dtype: `auto` (as stored), float32, bfloat16, float16 or float64.
@@ -142,6 +156,7 @@ def load_model(
         str(source.folder),
         placement,
         copied_files(source.folder, files.tokenizer),
+        source.gguf,
     )
 
 
@@ -172,7 +187,7 @@ def read_files(
     machine.check_dtype(dtype)
     torch_dtype, scratch = DTYPES.get(dtype, "auto"), placement.scratch()
     with quiet():
-        if source.revision is not None:
+        if source.is_partly_here:
             source = download(source)
             refuse_adapter(source.folder)
         config, held = config_of(source, remote), check_weights(source.folder, source.config)
@@ -194,13 +209,21 @@ def check_machine(dtype: str, device: str, **offloading: Any) -> None:
 
 
 def find_source(name: str, revision: str | None) -> ModelSource:
-    """Find MODEL and read its config, no weights. Raises: `UnknownName`, `ModelError`."""
-    local = local_source(name)
-    if local is None:
-        return hub_source(name, revision)
-    if revision is not None:
-        raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local folder.")
-    return local
+    """Find MODEL and read its config, no weights; those of a GGUF file once, which then lie in a folder.
+
+    Raises: `UnknownName`, `ModelError`.
+    """
+    if (local := folder_of(name)) is not None and revision is not None:
+        kind = "folder" if local.is_dir() else "file"
+        raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local {kind}.")
+    if (found := gguf_of(name, revision)) is not None:
+        return _gguf_source(name, *found)
+    return local_source(name) or hub_source(name, revision)
+
+
+def _gguf_source(name: str, file: Path, commit: str | None) -> ModelSource:
+    folder, record = dequantized(file, lambda config: _family(ModelSource(name, file, config)))
+    return ModelSource(name, folder, read_config(folder), commit, gguf=record)
 
 
 def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:

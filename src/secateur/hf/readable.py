@@ -119,7 +119,7 @@ def blank_readable(
         )
     check_machine(dtype, device, **offloading)
     with quiet():
-        if source.revision is not None:
+        if source.is_partly_here:
             source = download(source, weights=False)
         model = on_meta(
             source, AutoModel, config_of(source, remote=False), DTYPES.get(dtype, "auto"), remote=False

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from secateur.core.reading import check_file, read_json
 from secateur.errors import ModelError
-from secateur.hf.source import CONFIG, GGUF, INDEX, WEIGHTS
+from secateur.hf.source import CONFIG, INDEX, WEIGHTS
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -157,8 +157,6 @@ def _no_safetensors(folder: Path) -> str:
     if not pickles:
         missing = f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); "
         others = sorted(path.name for path in folder.glob("*.safetensors"))
-        if any(folder.glob("*.gguf")):
-            return missing + GGUF
         return missing + (f"{others[0]} has another name." if others else "pickled weights are never read.")
     return (
         f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code: left alone. "
