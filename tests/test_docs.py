@@ -19,13 +19,18 @@ import pytest
 import typer
 from fixtures import data_components, data_directions
 from fixtures.folders import save_model, write_rows
+from fixtures.gguf_files import llama_gguf
 from fixtures.places import ROOT
 from fixtures.planted import affine_, massive, silenced, spoken
 
 import secateur
 from secateur.cli import main
 from secateur.cli.app import app
+from secateur.hf.load import Loaded
+from secateur.options import Options
+from secateur.proof import model_record
 from secateur.tasks import facts
+from secateur.training import measures
 
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "examples/README.md", ROOT / "CHANGELOG.md", ROOT / "README.md"])
@@ -204,6 +209,13 @@ def _two_answers(place: Path) -> str:
     return str(path)
 
 
+@pytest.fixture
+def of_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    """A model that was read from a GGUF file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return secateur.load(llama_gguf(tmp_path), device="cpu")
+
+
 def _provenance(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "plan.json").read_text(encoding="utf-8"))["provenance"]
 
@@ -222,7 +234,7 @@ def test_tables_and_schemas_of_records_are_those_of_the_types() -> None:
 
 def test_every_record_is_as_documented(
     out: Path, removed: Path, directed: Path, shortened: Path, inattentive: Path, together: Path, tuned: Path,
-    unlucky: Path,
+    unlucky: Path, of_gguf: Loaded,
 ) -> None:  # fmt: skip
     tables, seen = _tables(), {}
     runs = (out, removed, directed, shortened, inattentive, together, unlucky / "out")
@@ -240,6 +252,9 @@ def test_every_record_is_as_documented(
     for kind, record in {
         "Provenance": _provenance(applied)
         | {"command": _provenance(out)["command"]},  # apply has its own words
+        "Model": model_record(Options("tiny.gguf", "q.jsonl"), of_gguf).to_json(),
+        "ModelIdentity": measures.identity_record(of_gguf).to_json(),
+        "TrainedModel": measures.model_record(of_gguf).to_json(),
         "Linearity": straight,
         "Gains": secateur.bench(out, prompt=8, new=2, repeats=1),
         "Components": probed["components"],
@@ -258,6 +273,7 @@ def test_every_record_is_as_documented(
         "Forecast": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
+    seen["Provenance"].add("gguf")  # tests/hf/test_gguf_files.py
     written = {(kind, key) for kind, keys in seen.items() for key in keys}
     documented = {(kind, key) for kind, rows in tables.items() for key in rows}
     several = {("FinetuneCommand", "processes"), ("HealCommand", "processes")}  # test_training_distributed.py

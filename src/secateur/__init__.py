@@ -1,7 +1,7 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `bench`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
+`report`, `bench`, `export`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
 imported when first used, so that `secateur --help` does not wait for torch.
 """
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import apply as apply
     from secateur.api import bench as bench
     from secateur.api import evaluate as evaluate
+    from secateur.api import export as export
     from secateur.api import load as load
     from secateur.api import plan_cost as plan_cost
     from secateur.api import preview as preview
@@ -50,6 +51,7 @@ _WHERE = {
     "preview": "secateur.api",
     "report": "secateur.api",
     "bench": "secateur.api",
+    "export": "secateur.api",
     "plan_cost": "secateur.api",
     "finetune": "secateur.training.verbs",
     "heal": "secateur.training.verbs",

@@ -11,21 +11,22 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from secateur.checkpoint.folder import UNPROVEN, Folder, made_early
+from secateur.checkpoint.out import check_apart, check_new_file
 from secateur.checkpoint.plans import read_plan
 from secateur.core.config import options_of
-from secateur.core.form import Form, Way
+from secateur.core.form import Form, Way, check_gguf_type
 from secateur.core.ledger import check_ledger
 from secateur.core.machine import Loading, NamedModel, check_device, check_dtype, shard_bytes
 from secateur.core.origin import origin_of
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, StagedProgress, silent
 from secateur.core.ranges import check_number
-from secateur.core.reading import as_written
+from secateur.core.reading import as_written, check_name
 from secateur.core.readings import FINER, LINEARITY, PARTS
 from secateur.errors import (
     ModelError,
@@ -39,7 +40,7 @@ from secateur.errors import (
 from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
 from secateur.given import OneTask, Tasks, task_word, task_words
-from secateur.hf.source import place_of
+from secateur.hf.source import GGUF, place_of, with_gguf
 from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.keywords import CommonOptions, ProbeOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
@@ -60,6 +61,7 @@ COMMON = tuple(options_of(Options))
 EVERY = (*COMMON, *(one for method in OURS for one in options_of(method.Config)))
 PLACES = (
     "revision",
+    "gguf_file",
     "dtype",
     "device",
     "device_map",
@@ -123,8 +125,8 @@ def prune(
     """Find what a model does not need for a task, take it out, prove it on held-out data, write a checkpoint.
 
     Args:
-        model: A folder, a hub name, `builtin:NAME`, what `load` returns, or a model of transformers with its
-            `tokenizer`. One in memory is left as it is.
+        model: A folder, a GGUF file, a hub name, `builtin:NAME`, what `load` returns, or a model of transformers with
+            its `tokenizer`. One in memory is left as it is.
         task: As on the command line, or its rows: dicts as a task file has them, a `datasets.Dataset`, or
             `secateur.texts(...)`. A list of tasks gives one plan that is good for all of them.
         out: Folder for the checkpoint.
@@ -233,6 +235,7 @@ def load(
     model: str | Path,
     *,
     revision: str | None = None,
+    gguf_file: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -240,9 +243,10 @@ def load(
     offload_folder: str | None = None,
     max_memory: str | None = None,
 ) -> Loaded:
-    """Load a checkpoint, hub name or `builtin:NAME` with its tokenizer, anatomy and fingerprint.
+    """Load a checkpoint, hub name, GGUF file or `builtin:NAME` with its tokenizer, anatomy and fingerprint.
 
     Args:
+        gguf_file: Which `.gguf` file of `model`, where that is a folder with several or a hub name.
         dtype: auto (as stored), float32, bfloat16, float16 or float64.
         device_map: Spread the model by accelerate: auto, balanced, sequential, disk, or FILE.json.
         offload_folder: Folder that allows `device_map` to leave weights on disk.
@@ -253,7 +257,7 @@ def load(
     from secateur.hf.load import load_model
 
     return load_model(
-        str(model),
+        with_gguf(str(model), gguf_file),
         revision=revision,
         dtype=dtype,
         device=device,
@@ -348,6 +352,7 @@ def apply(
     *,
     overwrite: bool = False,
     revision: str | None = None,
+    gguf_file: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -371,7 +376,7 @@ def apply(
         svd: exact, randomized or auto (randomized for small ranks of large matrices), on `device`.
         check: logits, digests or auto (by the memory that is free); plan.json says which it was.
     """
-    model, given, form = str(model), read_edits(plan), Form(zeroed, factorize, portable)
+    model, given, form = with_gguf(str(model), gguf_file), read_edits(plan), Form(zeroed, factorize, portable)
     way = Way(shard_bytes(shard_size), svd, check, device)
     check_dtype(dtype)
     files = [plan] if isinstance(plan, str | Path) else []
@@ -407,12 +412,13 @@ def preview(
     check: str = "auto",
     device: str = "auto",
     revision: str | None = None,
+    gguf_file: str | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Return what `apply` would cut, how many parameters would be left, where the result would load, and the nearest
     plan whose result would be a stock checkpoint. Writes nothing, and refuses what `apply` would refuse."""
-    model, given, form = str(model), read_edits(plan), Form(zeroed, factorize, portable)
+    model, given, form = with_gguf(str(model), gguf_file), read_edits(plan), Form(zeroed, factorize, portable)
     Way(shard_bytes(shard_size), svd, check, device)
     check_dtype(dtype)
     inputs([model])
@@ -420,6 +426,37 @@ def preview(
     from secateur import applying
 
     return applying.preview(model, given, form, loading)
+
+
+@verb()
+def export(
+    model: str | Path,
+    file: str | Path | None = None,
+    *,
+    type: str = "f16",
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a stock checkpoint as a GGUF file, for llama.cpp, and return what was written and how near it is.
+
+    Args:
+        file: None: named after the model and the type, in the current folder.
+        type: How numbers are stored: f16, q8_0 or f32.
+
+    Raises: `ModelError` for a model that is not written as GGUF; `OutputError` for a file that is there, or that does
+    not compute what the checkpoint does.
+    """
+    model = with_gguf(str(model), gguf_file)
+    check_gguf_type(type)
+    name = Path(model).name.removesuffix(GGUF).replace(":", "-")
+    path = Path(f"{name}-{type}.gguf" if file is None else file)
+    check_name(str(path), OutputError)
+    check_apart(path, [place for place in inputs([model]) if place.is_file()])
+    check_new_file(path, overwrite=overwrite)
+    from secateur.checkpoint.export import export_gguf
+
+    return asdict(export_gguf(model, revision, path, type))
 
 
 # -------------------------------------------------------------------------------------------------------------- probe
@@ -574,6 +611,7 @@ def bench(
     repeats: int = 7,
     threads: int | None = None,
     revision: str | None = None,
+    gguf_file: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -581,8 +619,10 @@ def bench(
 ) -> dict[str, Any]:
     """Measures on this machine what a cut model saves against the dense one: sizes, memory, prefill, decode.
 
-    `against` is the dense model; None: the one that `out` says it was cut from. `revision` is that model's. `threads`
-    are torch's; None: as they are. The keys: docs/records.md, Bench. Raises: `UnknownName`, `ModelError`.
+    `against` is the dense model; None: the one that `out` says it was cut from. `revision` and `gguf_file` are that
+    model's. `threads` are torch's; None: as they are. The keys: docs/records.md, Bench.
+
+    Raises: `UnknownName`, `ModelError`.
     """
     length = Length(prompt, new, batch, repeats)
     if threads is not None:
@@ -592,6 +632,7 @@ def bench(
     if against is None:
         origin = origin_of(place_of(str(out)), UnknownName, "Give --against MODEL.")
         against, revision = origin.model, revision or origin.revision
+    against = with_gguf(str(against), gguf_file)
     inputs([str(out), str(against)])
     how: Loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     dense: NamedModel = {"name": str(against), "revision": revision, **how}

@@ -68,6 +68,7 @@ def apply(
                 trust_remote_code=loading["trust_remote_code"],
             )
             loads = where_it_loads(chosen, loaded, form, read_back=made.check == "logits")
+            read_from = {} if loaded.gguf is None else {"gguf": loaded.gguf}
         provenance = ProvenanceRecord(
             command=dict(command),
             verified=False,
@@ -75,6 +76,7 @@ def apply(
             versions=versions(),
             check=made.check,
             svd=made.svd,
+            **read_from,
         )
         write_plan(chosen, provenance, folder.staging)
         card = unverified_card(model, loaded.revision is not None, chosen, provenance)

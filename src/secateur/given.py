@@ -18,6 +18,7 @@ from typing import TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
+from secateur.core.cache import cache_folder
 from secateur.core.writing import writing
 from secateur.errors import TaskError
 from secateur.tasks.jsonl import ExampleLine, check_rows, explain
@@ -137,7 +138,7 @@ def _stored(kind: str, content: str, suffix: str) -> Path:
     Raises: `OutputError` where the cache cannot be written.
     """
     data = content.encode("utf-8", errors="surrogatepass")
-    file = _cache() / f"{kind}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}{suffix}"
+    file = cache_folder("tasks") / f"{kind}-{hashlib.sha256(data).hexdigest()[:NAME_DIGITS]}{suffix}"
     with writing(file, "XDG_CACHE_HOME"):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if file.is_file() and file.read_bytes() == data:
@@ -151,9 +152,3 @@ def _stored(kind: str, content: str, suffix: str) -> Path:
             os.unlink(partial)
             raise
     return file
-
-
-def _cache() -> Path:
-    """Return the folder for tasks. Source: XDG Base Directory Specification 0.8, `XDG_CACHE_HOME`."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "secateur" / "tasks"

@@ -20,6 +20,7 @@ class TaskOptions(TypedDict, total=False):
     chat: bool
     allow_small: bool
     skip_long: bool
+    gguf_file: str | None
     dtype: str
     device: str
     max_tokens: int | str

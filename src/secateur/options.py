@@ -15,6 +15,7 @@ from secateur.core.ranges import SEED, whole, whole_number
 from secateur.core.score import METRICS
 from secateur.core.site import Site, matrix_names
 from secateur.errors import SecateurError, UnknownName
+from secateur.hf.source import with_gguf
 
 if TYPE_CHECKING:
     from secateur.hf.anatomy import Anatomy
@@ -47,8 +48,8 @@ def _tokens(flag: str, text: str) -> int:
 class Options:
     """The model, the task, and the options of every method; `config` holds those of one method alone.
 
-    What changes the result is in `command()`, what changes speed is not. `in_memory` is the model itself where it was
-    handed over in Python; then `model` only names it.
+    `model` ends with the file that `gguf_file` names. What changes the result is in `command()`, what changes speed is
+    not. `in_memory` is the model itself where it was handed over in Python; then `model` only names it.
     """
 
     model: str
@@ -108,6 +109,12 @@ class Options:
         flags="--skip-long",
     )
     revision: str | None = option(None, "Branch, tag or commit of a hub model.", "NAME")
+    gguf_file: str | None = option(
+        None,
+        "Which .gguf file of MODEL, where that is a folder with several or a hub name.",
+        "NAME",
+        speed_only=True,  # it becomes a part of `model`
+    )
     dtype: str = option(
         "auto", "auto (as stored), float32, bfloat16, float16 or float64; also what is written.", "NAME"
     )
@@ -148,6 +155,9 @@ class Options:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.model and self.gguf_file is not None:
+            object.__setattr__(self, "model", with_gguf(self.model, self.gguf_file))
+            object.__setattr__(self, "gguf_file", None)
         for name in ("spectra", "test_task", "revision"):
             if vars(self)[name] == "":
                 raise SecateurError(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out.")

@@ -207,6 +207,7 @@ def model_record(options: Options, loaded: Loaded) -> ModelRecord:
         name=options.model,
         revision=options.revision,
         hub=loaded.revision is not None,
+        **({} if loaded.gguf is None else {"gguf": loaded.gguf}),
         fingerprint=loaded.fingerprint,
         family=anatomy.family,
         architecture=anatomy.architecture,
@@ -238,6 +239,7 @@ def _write_records(
     analysis: Mapping[str, object],
     staging: Path,
 ) -> None:
+    read_from = {} if verdict.model.gguf is None else {"gguf": verdict.model.gguf}
     provenance = ProvenanceRecord(
         command=session.options.command(),
         command_line=verdict.command,
@@ -245,6 +247,7 @@ def _write_records(
         task=verdict.task.hash,
         seed=session.options.seed,
         versions=verdict.versions,
+        **read_from,
     )
     write_plan(held, provenance, staging)
     if (aside := _set_aside(found, held)) is not None:

@@ -29,6 +29,7 @@ BASE = {  # the least that each verb with options needs
     "heal": ["m", "--task", "q.jsonl", "-o", "out"],
     "train": ["text:t.txt", "--tokenizer", "m", "-o", "out"],
     "bench": ["m", "--against", "m"],
+    "export": ["m", "--gguf"],
     "demo": ["-o", "out"],
     "show": ["m"],
 }
@@ -44,7 +45,8 @@ OF_TASK = {
     "--task": WORDS, "--test-task": WORDS,
 }  # fmt: skip
 SHOTS = {"--shots": FROM_ZERO}
-MACHINE = {"--dtype": WORDS, "--device": (*WORDS, "cuda:x", "cuda:²", "cpu:-1")}
+GGUF = ("", "x", "x.gguf", "../x.gguf", "/x.gguf")
+MACHINE = {"--gguf-file": GGUF, "--dtype": WORDS, "--device": (*WORDS, "cuda:x", "cuda:²", "cpu:-1")}
 OFFLOAD = {
     "--device-map": (*WORDS, "none.json", "--device cpu --device-map auto"), "--offload-folder": ("", "x"),
     "--max-memory": ("", "8GB", "--device-map auto --max-memory cpu=-1GB", "--device-map auto --max-memory cpu=nanGB"),
@@ -115,6 +117,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
         "--regulariser": WORDS, "--weight": NOT_NEGATIVE, "--tokenizer": ("", "nowhere"),
     },
     "bench": MACHINE | {f"--{name}": COUNTED for name in ("prompt", "new", "batch", "repeats", "threads")},
+    "export": {"--type": WORDS, "--gguf-file": GGUF, "--out": (".", "no/where.gguf")},
     "demo": {"--seed": FROM_ZERO},
     "show": {"--top": ("0", "-1", "x")},
 }  # fmt: skip
@@ -124,7 +127,7 @@ ELSEWHERE = {  # switches, places, and what has a test of its own
     "--chat", "--rescore", "--portable", "--zeroed", "--factorize", "--per-head", "--overall", "--dynamic",
     "--weakest", "--parts", "--second-order", "--whitened", "--contiguous", "--allow-small", "--skip-long",
     "--trust-remote-code", "--dry-run", "--bf16", "--calibrate", "--teacher", "--against", "--also",
-    "--revision", "--plan", "--edit", "--revisions",
+    "--revision", "--plan", "--edit", "--revisions", "--gguf",
 }  # fmt: skip
 
 

@@ -264,7 +264,9 @@ def test_a_run_that_is_gone_leaves_nothing_of_itself_behind():
 
 
 def test_figures_are_plotly_figures_and_samples_are_escaped(place, tmp_path):
-    ran = prune(place, "llama", tmp_path / "out", "--blocks", "1", "--side", place / "q.jsonl", "--report", "full")
+    ran = prune(
+        place, "llama", tmp_path / "out", "--blocks", "1", "--side", place / "q.jsonl", "--report", "full"
+    )
     assert ran.exit_code == 0, ran.output
     verdict, plan, analysis = (told(tmp_path / "out", f"{n}.json") for n in ("verdict", "plan", "analysis"))
     for series in analysis["depth"]["series"]:

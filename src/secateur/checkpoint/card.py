@@ -13,6 +13,7 @@ from secateur.core.plan import Plan
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.verdict import (
     AlternativeRecord,
+    GgufRecord,
     IntervalRecord,
     LoadsRecord,
     ScoreRecord,
@@ -33,7 +34,7 @@ def model_card(verdict: VerdictRecord, plan: Plan) -> str:
     cut = verdict.handed_over.holds == "cut"
     warning = "> **WORSE THAN THE ORIGINAL.** Do not use it in its place.\n\n"
     title = f"cut for {task.name}" if cut else f"unchanged: no cut for {task.name} is shown to help"
-    return f"""{_front_matter(model.name, model.hub, verdict.search.method)}
+    return f"""{_front_matter(model.name, model.hub, verdict.search.method, model.gguf)}
 # {_short(model.name)}, {title}
 
 {warning if cut and verdict.verdict == WORSE else ""}**{verdict.verdict}** — {verdict.sentence}
@@ -65,7 +66,7 @@ def model_card(verdict: VerdictRecord, plan: Plan) -> str:
 Model fingerprint `{model.fingerprint}`, task hash `{task.hash}`, seed {verdict.seed},
 split seed {verdict.split_seed}, {verdict.candidates_tried} candidates tried. `plan.json` holds the cut,
 `verdict.json` every number, `report.html` the pictures.
-"""
+{_read_from(model.gguf)}"""
 
 
 def _what_was_cut(verdict: VerdictRecord, plan: Plan) -> str:
@@ -110,7 +111,7 @@ def _trust(verdict: VerdictRecord) -> str:
 def unverified_card(model: str, hub: bool, plan: Plan, provenance: ProvenanceRecord) -> str:
     """Return README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did."""
     edits = "\n".join(f"- {words}" for words in plan.descriptions)
-    return f"""{_front_matter(model, hub, "apply")}
+    return f"""{_front_matter(model, hub, "apply", provenance.gguf)}
 # {_short(model)}, cut by hand
 
 **Nothing was verified.** `secateur eval FOLDER --task TASK` measures what this model can do.
@@ -122,7 +123,7 @@ def unverified_card(model: str, hub: bool, plan: Plan, provenance: ProvenanceRec
 Model fingerprint `{plan.model}`. `plan.json` holds the cut.
 
 {_made(provenance)}
-
+{_read_from(provenance.gguf)}
 ## How to load it
 
 {loads_markdown(provenance.loads) if provenance.loads else ""}
@@ -149,8 +150,14 @@ def _made(provenance: ProvenanceRecord) -> str:
     return "\n".join([*lines, *([""] if lines else []), _CHECKED[str(provenance.check)]])
 
 
-def _front_matter(model: str, hub: bool, method: str) -> str:
-    base = f"base_model: {model}\n" if hub else ""
+def _read_from(gguf: GgufRecord | None) -> str:
+    """Return a line about the GGUF file that the original was read from; nothing for another."""
+    return "" if gguf is None else f"\n{gguf.sentence}\n"
+
+
+def _front_matter(model: str, hub: bool, method: str, gguf: GgufRecord | None) -> str:
+    named = model if gguf is None else "/".join(model.split("/")[:2])  # what follows is the file
+    base = f"base_model: {named}\n" if hub else ""
     return f"---\nlibrary_name: transformers\n{base}tags:\n- secateur\n- pruning\n- {method}\n---\n"
 
 

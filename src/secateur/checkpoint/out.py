@@ -53,6 +53,16 @@ def new_folder(out: str | Path, *, reads: Iterable[str | Path], keeps: Iterable[
     return path
 
 
+def check_new_file(file: Path, *, overwrite: bool) -> None:
+    """Raise `OutputError` for a folder, a link, a file that is there, and where no folder is around it."""
+    if file.is_dir():
+        raise OutputError(f"-o {file} is a folder. Give a name for the file, such as {file / 'model.gguf'}.")
+    if not file.absolute().parent.is_dir():
+        raise OutputError(f"-o {file}: there is no folder {file.parent}. Make it, or give another -o.")
+    if file.is_symlink() or (file.exists() and not overwrite):
+        raise OutputError(f"-o {file} is there already. Give another -o, or --overwrite.")
+
+
 def mount_point(path: Path) -> OutputError:
     """Return the error for an OUT that is a mount point."""
     return OutputError(

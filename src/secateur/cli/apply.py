@@ -16,6 +16,7 @@ from secateur.cli.options import (
     Dtype,
     Edits,
     Factorize,
+    GgufFile,
     Model,
     Overwrite,
     PlanFile,
@@ -53,6 +54,7 @@ def apply(
     svd: Svd = "auto",
     check: Check = "auto",
     revision: Revision = None,
+    gguf_file: GgufFile = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: Trust = False,
@@ -76,17 +78,19 @@ def apply(
     from secateur.cli.progress import bars
 
     if out is None or dry_run:
-        told = api.preview(
-            model, chosen, portable=portable, zeroed=zeroed, factorize=factorize, shard_size=shard_size, svd=svd,
-            check=check, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        with bars(quiet=quiet or as_json):
+            told = api.preview(
+                model, chosen, portable=portable, zeroed=zeroed, factorize=factorize, shard_size=shard_size, svd=svd,
+                check=check, revision=revision, gguf_file=gguf_file, dtype=dtype, device=device,
+                trust_remote_code=trust_remote_code,
+            )  # fmt: skip
         print_json(told) if as_json else print_preview(told)
         return
     with bars(quiet=quiet or as_json) as progress:
         made = api.apply(
             model, chosen, out, portable=portable, zeroed=zeroed, factorize=factorize, shard_size=shard_size, svd=svd,
-            check=check, revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
-            overwrite=overwrite, progress=progress,
+            check=check, revision=revision, gguf_file=gguf_file, dtype=dtype, device=device,
+            trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if as_json:
         print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})

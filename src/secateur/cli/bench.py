@@ -31,6 +31,9 @@ def bench(
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of --against on the hub.")
     ] = None,
+    gguf_file: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which .gguf file of --against.")
+    ] = None,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: Trust = False,
@@ -50,7 +53,7 @@ def bench(
 
         found = api.bench(
             out, against, prompt=prompt, new=new, batch=batch, repeats=repeats, threads=threads,
-            revision=revision, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
+            revision=revision, gguf_file=gguf_file, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
             progress=progress,
         )  # fmt: skip
     if as_json:

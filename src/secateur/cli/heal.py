@@ -57,7 +57,7 @@ with_options(
     described=[
         *options_of(Healing),
         *tuning_options(HEAL_DEFAULTS),
-        *task_options("revision", "max_tokens"),
+        *task_options("revision", "gguf_file", "max_tokens"),
     ],
 )
 

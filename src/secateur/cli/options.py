@@ -21,7 +21,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A folder, a hub name, or builtin:facts, builtin:recall, builtin:components, builtin:arith.",
+        help="A folder, a .gguf file, a hub name, or builtin:facts, builtin:recall, builtin:components, builtin:arith.",
     ),
 ]
 TaskSpec = Annotated[
@@ -52,6 +52,12 @@ Readout = Annotated[
     typer.Option("-o", "--out", metavar="OUT", help="Write probe.json and probe.html to this folder."),
 ]
 Revision = Annotated[str | None, typer.Option(metavar="NAME", help="Branch, tag or commit of a hub model.")]
+GgufFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Which .gguf file of MODEL, where that is a folder with several or a hub name."
+    ),
+]
 TaskSpecs = Annotated[
     list[str] | None,
     typer.Option("--task", metavar="TASK", help="As for prune; may be repeated. Induction alone needs none."),

@@ -35,8 +35,8 @@ from secateur.cli.options import (
 from secateur.core.config import words_of
 
 READ = (
-    "seed", "split_seed", "limit", "seqlen", "chat", "skip_long", "revision", "dtype", "device", "device_map",
-    "offload_folder", "max_memory", "spectra", "max_tokens", "trust_remote_code",
+    "seed", "split_seed", "limit", "seqlen", "chat", "skip_long", "revision", "gguf_file", "dtype", "device",
+    "device_map", "offload_folder", "max_memory", "spectra", "max_tokens", "trust_remote_code",
 )  # fmt: skip
 
 

@@ -54,3 +54,13 @@ class Way:
         for name, value, known in (("svd", self.svd, SVDS), ("check", self.check, CHECKS)):
             if value not in known:
                 raise UnknownName(f"unknown --{name} {value!r}.{nearest(value, known)}")
+
+
+GGUF_TYPES = ("f16", "q8_0", "f32")
+"""How the numbers of an exported GGUF file are stored."""
+
+
+def check_gguf_type(name: str) -> None:
+    """Raise `UnknownName` for a type that no GGUF file is written in."""
+    if name not in GGUF_TYPES:
+        raise UnknownName(f"unknown --type {name!r}.{nearest(name, GGUF_TYPES)}")

@@ -41,7 +41,7 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
     places = before.source, folder or after.source
     stored = [bytes_on_disk(place) for place in places if place is not None]
     zero = zeroed(after)
-    notes = [zeroed_note(zero), *_dtype_notes(before, after)]
+    notes = [zeroed_note(zero), *_dtype_notes(before, after), *_gguf_notes(before)]
     return GainsRecord(
         parameters=BeforeAfter(before=before.anatomy.num_parameters, after=after.anatomy.num_parameters),
         bytes_on_disk=BeforeAfter(before=stored[0], after=stored[1]) if len(stored) == 2 else None,
@@ -131,6 +131,11 @@ def _length_notes(asked: Length, length: Length, both: tuple[Cost, Cost]) -> Ite
 def _dtype_notes(before: Loaded, after: Loaded) -> Iterator[str]:
     if before.model.dtype != after.model.dtype:
         yield f"the dense model is {_dtype(before)}, the cut one {_dtype(after)}: --dtype compares like with like"
+
+
+def _gguf_notes(before: Loaded) -> Iterator[str]:
+    if before.gguf is not None:
+        yield f"the dense model is {before.gguf.words}; its bytes are counted as float32, as which it was read"
 
 
 def _dtype(loaded: Loaded) -> str:

@@ -92,10 +92,10 @@ def blank_model(
     with quiet():
         source = find_source(name, revision)
         remote, auto = check_kind(source, trust_remote_code), auto_of(source)
-        if not ruler and source.revision is not None:
+        if not ruler and source.is_partly_here:
             source = download(source, weights=False)
         config = config_of(source, remote)
-        if not ruler and source.revision is None:
+        if not ruler and not source.is_partly_here:
             refuse_shallow(source, config, check_weights(source.folder, source.config))
         model = on_meta(source, auto, config, DTYPES.get(dtype, "auto"), remote)
         needed = not ruler or _has_tokenizer(source.folder)
@@ -103,7 +103,7 @@ def blank_model(
     found = anatomy(model.eval().requires_grad_(False))
     place = str(source.folder)
     ruled: Any = tokenizer or Ruler(found.vocab_size)  # used by a tokenizer's public methods alone
-    return Loaded(name, model, ruled, found, "blank", source.revision, place)
+    return Loaded(name, model, ruled, found, "blank", source.revision, place, gguf=source.gguf)
 
 
 # ----------------------------------------------------------------------------------------------------------- new models

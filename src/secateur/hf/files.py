@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +21,19 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from secateur.core.reading import check_file, read_json
 from secateur.errors import ModelError
-from secateur.hf.source import CONFIG, GGUF, INDEX, TOKENIZER_FILES, WEIGHTS
+from secateur.hf.source import CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS
 
 GENERATION = "generation_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class LoadingInfo(TypedDict):
+    """The names that transformers could not match between the weights and the model it built."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
+    error_msgs: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,6 @@ def _no_safetensors(folder: Path) -> str:
     if not pickles:
         missing = f"{folder} has no safetensors weights ({WEIGHTS} or {INDEX}); "
         others = sorted(path.name for path in folder.glob("*.safetensors"))
-        if any(folder.glob("*.gguf")):
-            return missing + GGUF
         return missing + (f"{others[0]} has another name." if others else "pickled weights are never read.")
     return (
         f"{folder} has only pickled weights ({pickles[0]}). Opening a pickle can run code: left alone. "

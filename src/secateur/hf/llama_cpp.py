@@ -55,7 +55,7 @@ _SWITCHES: Mapping[str, Mapping[str, tuple[object, ...]]] = {  # of the config, 
     "qwen3": {"attention_bias": (False,), "hidden_act": _SILU},
 }
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # of so many blocks the last one has no window
-_BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}  # a model of so many scales attention by d_model / heads
+BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}  # a model of so many scales attention by d_model / heads
 _SCALINGS = frozenset({"default", "linear", "llama3"})  # of rotary positions
 _PLAIN_YARN = frozenset({"rope_type", "rope_theta", "factor", "original_max_position_embeddings"})
 _TOKENIZER_MODEL = frozenset({"gemma2", "phi3"})  # converted only with a file of that name
@@ -105,7 +105,7 @@ def _refused_gemma(name: str, config: PreTrainedConfig) -> str:
         if (kind == "full_attention") != (block % period == period - 1):
             return f"it takes one block in {period} to have no window, which block {block} does not fit, {_SILENT}"
     per_head = config.hidden_size // config.num_attention_heads
-    if config.query_pre_attn_scalar != (per_head if blocks == _BLOCKS_OF_27B[name] else config.head_dim):
+    if config.query_pre_attn_scalar != (per_head if blocks == BLOCKS_OF_27B[name] else config.head_dim):
         return f"it takes the scale of attention from the number of blocks, {_SILENT}"
     return ""
 

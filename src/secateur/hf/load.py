@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from logging import ERROR, getLogger
-from typing import TypedDict, Unpack
+from pathlib import Path
+from typing import Unpack
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -33,16 +34,27 @@ from transformers.utils import logging
 
 from secateur.core import machine
 from secateur.core.machine import Loading, Offloading
+from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import Auto, carved_architecture
 from secateur.hf.families import FAMILIES, Family, family_of
-from secateur.hf.files import Header, check_weights, copied_files
+from secateur.hf.files import Header, LoadingInfo, check_weights, copied_files
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
+from secateur.hf.gguf_input import dequantized
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
-from secateur.hf.source import ModelSource, download, hub_source, local_source, refuse_adapter
+from secateur.hf.source import (
+    ModelSource,
+    download,
+    folder_of,
+    gguf_of,
+    hub_source,
+    local_source,
+    read_config,
+    refuse_adapter,
+)
 from secateur.hf.weights import device_of, keep_own_unembedding_, read
 
 DTYPES = {name: getattr(torch, name) for name in machine.DTYPES}
@@ -59,15 +71,6 @@ _VOCABULARIES = (
 )
 
 
-class LoadingInfo(TypedDict):
-    """The names that transformers could not match between the weights and the model it built."""
-
-    missing_keys: Collection[str]
-    unexpected_keys: Collection[str]
-    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
-    error_msgs: Collection[str]
-
-
 Refuse = Callable[[str, LoadingInfo], None]  # raises where the tensors of a model of this name do not fit
 
 
@@ -75,7 +78,8 @@ Refuse = Callable[[str, LoadingInfo], None]  # raises where the tensors of a mod
 class Loaded:
     """A model ready to be read: eval mode, no gradients, every parameter finite.
 
-    `source` is its folder, `copied` the files of it that go unchanged into every checkpoint made of it.
+    `source` is its folder, `copied` the files of it that go unchanged into every checkpoint made of it. `gguf` is the
+    file that the folder was made of.
     """
 
     name: str
@@ -87,6 +91,7 @@ class Loaded:
     source: str | None
     placement: Placement = field(default_factory=Placement)
     copied: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    gguf: GgufRecord | None = None
 
     def parameter(self, name: str) -> Tensor:
         """Return one parameter of the model by its name, without gradients."""
@@ -125,7 +130,7 @@ def load_model(
     trust_remote_code: bool = False,
     **offloading: Unpack[Offloading],
 ) -> Loaded:
-    """Load MODEL: a folder, a hub name, or `builtin:NAME`.
+    """Load MODEL: a folder, a hub name, `builtin:NAME`, or a GGUF file.
 
     Args:
         dtype: `auto` (as stored), float32, bfloat16, float16 or float64.
@@ -162,6 +167,7 @@ def load_model(
         str(source.folder),
         placement,
         copied_files(source.folder, files.tokenizer),
+        source.gguf,
     )
 
 
@@ -192,7 +198,7 @@ def read_files(
     machine.check_dtype(dtype)
     torch_dtype, scratch = DTYPES.get(dtype, "auto"), placement.scratch()
     with quiet():
-        if source.revision is not None:
+        if source.is_partly_here:
             source = download(source)
             refuse_adapter(source.folder)
         config, held = config_of(source, remote), check_weights(source.folder, source.config)
@@ -214,13 +220,21 @@ def check_machine(dtype: str, device: str, **offloading: Unpack[Offloading]) -> 
 
 
 def find_source(name: str, revision: str | None) -> ModelSource:
-    """Find MODEL and read its config, no weights. Raises: `UnknownName`, `ModelError`."""
-    local = local_source(name)
-    if local is None:
-        return hub_source(name, revision)
-    if revision is not None:
-        raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local folder.")
-    return local
+    """Find MODEL and read its config, no weights; those of a GGUF file once, which then lie in a folder.
+
+    Raises: `UnknownName`, `ModelError`.
+    """
+    if (local := folder_of(name)) is not None and revision is not None:
+        kind = "folder" if local.is_dir() else "file"
+        raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local {kind}.")
+    if (found := gguf_of(name, revision)) is not None:
+        return _gguf_source(name, *found)
+    return local_source(name) or hub_source(name, revision)
+
+
+def _gguf_source(name: str, file: Path, commit: str | None) -> ModelSource:
+    folder, record = dequantized(file, lambda config: _family(ModelSource(name, file, config)))
+    return ModelSource(name, folder, read_config(folder), commit, gguf=record)
 
 
 def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:

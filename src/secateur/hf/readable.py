@@ -21,7 +21,8 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.blank import blank_model
 from secateur.hf.encoders import ENCODERS, INSIDE, UNREAD
 from secateur.hf.families import refuse_quantized
-from secateur.hf.load import (
+from secateur.hf.files import LoadingInfo
+from secateur.hf.load import 
     DTYPES,
     Loaded,
     LoadingInfo,
@@ -121,7 +122,7 @@ def blank_readable(
         )
     check_machine(dtype, device, **offloading)
     with quiet():
-        if source.revision is not None:
+        if source.is_partly_here:
             source = download(source, weights=False)
         model = on_meta(
             source, AutoModel, config_of(source, remote=False), DTYPES.get(dtype, "auto"), remote=False

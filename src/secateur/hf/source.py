@@ -6,6 +6,7 @@ Knows files, JSON and the hub; builds no model, runs no code of a checkpoint, re
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -25,7 +26,9 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 
 from secateur.core.reading import check_file, check_name, read_json
+from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError, UnknownName, nearest
+from secateur.hf.gguf_header import read_header
 
 BUILTIN = "builtin:"
 MEMORY = "memory:"  # begins the name of a model that was handed over in Python
@@ -35,10 +38,7 @@ WEIGHTS, INDEX, CONFIG, ADAPTER = (
     "config.json",
     "adapter_config.json",
 )
-GGUF = (
-    "GGUF files hold quantized weights, which cannot be cut. Give the folder of the original float checkpoint "
-    f"({CONFIG}, {WEIGHTS}, tokenizer)."
-)
+GGUF = ".gguf"
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZER_FILES = (
     "tokenizer*.json",  # tokenizer.json, tokenizer_config.json, tokenizer.4.0.0.json
@@ -66,7 +66,7 @@ Answer = TypeVar("Answer")
 class ModelSource:
     """A folder with a checkpoint. `config` is its config.json; `revision` its commit on the hub.
 
-    `cached`: the hub could not be asked, only the local cache.
+    `cached`: the hub could not be asked, only the local cache. `gguf`: the file that the folder was made of.
     """
 
     name: str
@@ -74,6 +74,12 @@ class ModelSource:
     config: Mapping[str, Any]
     revision: str | None = None
     cached: bool = False
+    gguf: GgufRecord | None = None
+
+    @property
+    def is_partly_here(self) -> bool:
+        """Return True for a model of the hub of which only the config is here as yet."""
+        return self.revision is not None and self.gguf is None
 
 
 def builtin_names() -> tuple[str, ...]:
@@ -85,9 +91,10 @@ def builtin_names() -> tuple[str, ...]:
 
 
 def folder_of(name: str) -> Path | None:
-    """Return the local folder that MODEL names, without a look into it; None where it can only be a hub name.
+    """Return the local folder or GGUF file that MODEL names, without a look into it; None where it can only be a hub
+    name.
 
-    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for a file.
+    Raises: `UnknownName` for a built-in model or path that does not exist, `ModelError` for another file.
     """
     if name.startswith(BUILTIN):
         return _builtin(name)
@@ -96,8 +103,11 @@ def folder_of(name: str) -> Path | None:
     if os.path.isdir(path):
         return Path(path)
     if os.path.exists(path):
-        folder = f"MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer)."
-        raise ModelError(f"{name} is a file; {GGUF if name.lower().endswith('.gguf') else folder}")
+        if name.lower().endswith(GGUF):
+            return Path(path)
+        raise ModelError(
+            f"{name} is a file; MODEL is the folder around it (config.json, {WEIGHTS}, tokenizer), or a {GGUF} file."
+        )
     if name.startswith(MEMORY):
         raise UnknownName(
             f"{name} was a model in memory, which cannot be read by that name. Save it and its tokenizer "
@@ -105,14 +115,77 @@ def folder_of(name: str) -> Path | None:
         )
     if name in builtin_names():
         raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
-    if not _may_be_of_hub(name):
+    if not _may_be_of_hub(_repository(name)[0]):
         raise UnknownName(f"there is no folder {name!r}, and a hub name has the form owner/model.")
     return None
 
 
 def place_of(name: str) -> Path:
-    """Return the folder that MODEL is read from: its own, or the hub cache's. Raises: as `folder_of`."""
-    return folder_of(name) or Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    """Return the folder or file that MODEL is read from, or the hub cache's. Raises: as `folder_of`, `read_header`."""
+    repository, local = _repository(name)[0], folder_of(name)
+    if local is not None and local.is_file():
+        read_header(local)  # what is damaged is told at once
+    return local or Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+
+
+def with_gguf(name: str, file: str | None) -> str:
+    """Return the word for one GGUF file of a folder or a hub model: `FOLDER/FILE`, or `owner/model/FILE`.
+
+    Raises: `UnknownName` for a file that is not in the folder; `ModelError` where MODEL has no such files.
+    """
+    if file is None:
+        return name
+    if not file.lower().endswith(GGUF) or os.path.isabs(file) or ".." in Path(file).parts:
+        raise ModelError(f"--gguf-file {file!r}: give the name of a {GGUF} file in MODEL.")
+    if name.startswith((BUILTIN, MEMORY)) or os.path.isfile(os.path.expanduser(name)):
+        raise ModelError(f"--gguf-file names a file of a folder or of a hub model, and {name} is neither.")
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir() and not (folder / file).is_file():
+        known = sorted(str(path.relative_to(folder)) for path in folder.rglob(f"*{GGUF}"))
+        there = nearest(file, known) if known else f" No {GGUF} file is there."
+        raise UnknownName(f"--gguf-file: {name} has no {file}.{there}")
+    return f"{name.rstrip('/')}/{file}"
+
+
+def gguf_of(name: str, revision: str | None) -> tuple[Path, str | None] | None:
+    """Return the GGUF file that MODEL means, fetched where it is the hub's, and its commit there; None for no GGUF.
+
+    A folder means one where it holds a single one and no safetensors. Raises: as `folder_of`; `ModelError` where it
+    holds several.
+    """
+    folder = folder_of(name)
+    if folder is None:
+        return _gguf_of_hub(name, revision)
+    if not folder.is_dir():
+        return folder, None
+    if name.startswith(BUILTIN) or any(folder.glob("*.safetensors")) or (folder / ADAPTER).exists():
+        return None
+    found = sorted(path.name for path in folder.glob(f"*{GGUF}"))
+    if len(found) > 1 and not all(_PIECE.search(file) for file in found):
+        raise ModelError(
+            f"{name} holds {len(found)} GGUF files; say which with --gguf-file: {', '.join(found)}."
+        )
+    return (folder / found[0], None) if found else None
+
+
+_PIECE = re.compile(r"-\d+-of-\d+\.gguf$")
+
+
+def _repository(name: str) -> tuple[str, str]:
+    """Return the hub name and the file in `owner/model/FILE.gguf`; of any other name itself and nothing."""
+    parts = name.split("/")
+    if len(parts) > 2 and parts[0] not in ("", ".", "..", "~") and name.lower().endswith(GGUF):
+        return "/".join(parts[:2]), "/".join(parts[2:])
+    return name, ""
+
+
+def _gguf_of_hub(name: str, revision: str | None) -> tuple[Path, str] | None:
+    repository, file = _repository(name)
+    if not file:
+        return None
+    cached = not _ask_hub(_is_reachable, repository, revision)
+    place = Path(_ask_hub(hf_hub_download, repository, revision, filename=file, local_files_only=cached))
+    return place, place.parents[len(Path(file).parts) - 1].name  # the cache names it after the commit
 
 
 def local_source(name: str) -> ModelSource | None:
@@ -153,8 +226,6 @@ def _no_checkpoint(name: str, folder: Path) -> str:
     if (folder / "snapshots").is_dir() and owner_model:  # of the hub's cache: models--owner--model
         which = [*below, "/".join(owner_model)]
         return f"{message} It is a folder of the hub's cache: give {' or '.join(which[:3])}."
-    if any(folder.glob("*.gguf")):
-        message = f"{message} {GGUF}"
     if below:
         return f"{message} Did you mean {' or '.join(below[:3])}?"
     if _may_be_of_hub(name):
@@ -252,7 +323,8 @@ def _ask_hub(ask: Callable[..., Answer], name: str, revision: str | None, **what
         raise ModelError(_unreachable(name)) from error
     except EntryNotFoundError as error:
         raise ModelError(
-            f"{name} on the hub has no {what.get('filename')}: no model, or only an adapter."
+            f"{name} on the hub has no {what.get('filename')}: no model, or only an adapter. Of GGUF files "
+            "say which with --gguf-file."
         ) from error
     except (OSError, HTTPError) as error:
         raise ModelError(_unreachable(name)) from error

@@ -126,7 +126,7 @@ Losses are nats per answer token, without dropout, in the precision of training.
 `{record.command}`
 
 Fingerprint `{model.fingerprint}` before, `{record.fingerprint}` after; task hash `{record.task.hash}`.
-`finetune.json` holds every number.
+`finetune.json` holds every number.{_read_from(model)}
 """
 
 
@@ -213,8 +213,14 @@ Fingerprint `{record.fingerprint}`. `train.json` holds every number.
 
 def _head(tag: str, base: ModelIdentityRecord) -> str:
     """Return the metadata of a card; the base model is named where the hub has it."""
-    named = f"base_model: {base.name}\n" if base.hub else ""
+    name = base.name if base.gguf is None else "/".join(base.name.split("/")[:2])  # what follows is the file
+    named = f"base_model: {name}\n" if base.hub else ""
     return f"---\nlibrary_name: transformers\n{named}tags:\n- secateur\n- {tag}\n---\n"
+
+
+def _read_from(model: ModelIdentityRecord) -> str:
+    """Return a line about the GGUF file that a model was read from; nothing for another."""
+    return "" if model.gguf is None else f"\n\n{model.gguf.sentence}"
 
 
 def _short(model: ModelIdentityRecord) -> str:

@@ -62,6 +62,7 @@ def identity_record(loaded: Loaded) -> ModelIdentityRecord:
     return ModelIdentityRecord(
         name=loaded.name,
         hub=loaded.revision is not None,
+        **({} if loaded.gguf is None else {"gguf": loaded.gguf}),
         revision=loaded.revision,
         architecture=loaded.anatomy.architecture,
         parameters=loaded.anatomy.num_parameters,

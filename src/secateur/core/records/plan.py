@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, JsonValue
 
 from secateur.core.records.record import Number, Record
-from secateur.core.records.verdict import LoadsRecord
+from secateur.core.records.verdict import GgufRecord, LoadsRecord
 
 
 class PlanRecord(Record):
@@ -71,6 +71,9 @@ class ProvenanceRecord(Record):
         default=None, description="whether a verdict was given on the plan (only: apply, and in unproven/)"
     )
     loads: LoadsRecord | None = Field(default=None, description="where the checkpoint loads (only: apply)")
+    gguf: GgufRecord | None = Field(
+        default=None, description="the GGUF file that the model was read from (only: GGUF)"
+    )
     check: str | None = Field(
         default=None, description="what the files were held to: `logits` or `digests` (only: apply)"
     )

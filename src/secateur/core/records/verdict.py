@@ -349,12 +349,37 @@ class LoadsRecord(Record):
     where: list[PlaceRecord] = Field(description="each place that was considered")
 
 
+class GgufRecord(Record):
+    """The GGUF file that a model was read from."""
+
+    file: str = Field(description="its name")
+    type: str = Field(
+        description="how most of its numbers are stored, such as `Q4_1`; all are read as float32"
+    )
+    sha256: str = Field(description="digest of the file")
+    transformers: str = Field(description="the version that read it")
+
+    @property
+    def words(self) -> str:
+        """Return what was read, as it is told to the user."""
+        how = "stored as" if self.type in ("F64", "F32", "F16", "BF16") else "dequantized from"
+        return f"{self.file}, {how} {self.type}"
+
+    @property
+    def sentence(self) -> str:
+        """Return what a model card says of it."""
+        return f"The model is {self.words} (SHA-256 `{self.sha256}`), read as float32 by transformers {self.transformers}."
+
+
 class ModelRecord(Record):
     """The original model."""
 
     name: str = Field(description="MODEL as given")
     revision: str | None = Field(default=None, description="`--revision`")
     hub: bool = Field(default=False, description="it came from the hub")
+    gguf: GgufRecord | None = Field(
+        default=None, description="the GGUF file that it was read from (only: GGUF)"
+    )
     fingerprint: str = Field(description="digest of all parameters in the dtype used")
     family: str = Field(description="such as `llama`")
     architecture: str = Field(description="class name")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from secateur.core.records.record import Number, Record
-from secateur.core.records.verdict import IntervalRecord, ScoreRecord
+from secateur.core.records.verdict import GgufRecord, IntervalRecord, ScoreRecord
 from secateur.training.records.command import FinetuneCommandRecord
 
 
@@ -69,6 +69,9 @@ class ModelIdentityRecord(Record):
     architecture: str = Field(description="its class")
     parameters: int = Field(description="how many it has")
     fingerprint: str = Field(description="of its weights")
+    gguf: GgufRecord | None = Field(
+        default=None, description="the GGUF file that it was read from (only: GGUF)"
+    )
 
 
 class TrainedModelRecord(ModelIdentityRecord):
