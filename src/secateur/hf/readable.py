@@ -22,10 +22,9 @@ from secateur.hf.blank import blank_model
 from secateur.hf.encoders import ENCODERS, INSIDE, UNREAD
 from secateur.hf.families import refuse_quantized
 from secateur.hf.files import LoadingInfo
-from secateur.hf.load import 
+from secateur.hf.load import (
     DTYPES,
     Loaded,
-    LoadingInfo,
     check_machine,
     config_of,
     find_source,
