@@ -19,17 +19,18 @@ from transformers import AutoModelForCausalLM
 
 import secateur as api
 from secateur.core.ledger import Ledger
+from secateur.core.plan import Drop
 from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.evaluation.evaluator import Evaluator
 from secateur.methods.components import search as components
 from secateur.methods.registry import read_options
-from secateur.session import Session
+from secateur.session import Session, open_session
 from secateur.surgery.operations import columns_of
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
 
-COMMON = ("--allow-small", "--limit", "120", "--random-orders", "1", "--quiet")
+COMMON = ("--allow-small", "--limit", "120", "--random-orders", "1", "--report", "full", "--quiet")
 SLOW = pytest.mark.slow
 FAR = ("--max-loss", "1")  # of a share: whatever it costs
 
@@ -112,7 +113,7 @@ def session_on(as_loaded, model, method: str, **options) -> Session:
     examples = tuple(Example(f"p{i}", "", f"w{g}") for i, g in enumerate(gold))
     splits = {"probe": range(60), "select": range(60, 180), "test": range(180, 300)}
     task = Task("planted", "generation", examples, {k: tuple(v) for k, v in splits.items()})
-    given = read_options("zoo", "planted", method=method, random_orders=1, **options)
+    given = read_options("zoo", "planted", method=method, random_orders=1, report="full", **options)
     return Session(given, as_loaded(model), task, encoded, None)
 
 
@@ -283,12 +284,17 @@ def test_only_the_layers_asked_for(prune):
 # --------------------------------------------------------------------------------------------------- orders and curves
 
 
-def test_ranks_once_are_chosen_from_on_request(prune):
+def test_ranks_once_are_chosen_from_on_request(place, prune):
+    """By what the whole model does without each head alone."""
     run = prune("eight", "--method", "heads", "--ranks-once", "--target", "50%")
     assert run.pruning["chosen"] == {"order": "ranks once", "point": 5}
-    once = run.analysis["components"]["heads"]["mean"]
-    least = sorted(once, key=lambda site: (once[site], Site.parse(site)))[:8]
-    assert {str(site) for site in run.dropped} == set(least)
+    options = {"method": "heads", "allow_small": True, "limit": 120}
+    session = open_session(read_options(str(place / "eight"), str(place / "q.jsonl"), **options), None)
+    heads = [Site(block, "attn", "h", head) for block in range(2) for head in range(8)]
+    alone = {head: session.empty + Drop(head) for head in heads}
+    judged = session.judge()(list(alone.values()), session.task.split("probe"))
+    order = sorted(heads, key=lambda head: session.objective.key(judged[alone[head]]), reverse=True)
+    assert set(run.dropped) == set(order[:8])
 
 
 def test_no_random_order_on_request(prune):

@@ -119,7 +119,7 @@ class ComponentsGiven(Sides):
     ],
 )
 def test_heads_and_networks(method, gone):
-    session = blank(method, step=0.05, max_loss=0.0, random_orders=1, objective="accuracy")
+    session = blank(method, step=0.05, max_loss=0.0, random_orders=1, objective="accuracy", report="full")
     found = components.run(session, judge, ComponentsGiven())
     sites = found.plan.dropped
     assert {(site.block, site.index) if site.unit else site.block for site in sites} == gone

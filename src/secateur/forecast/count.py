@@ -187,7 +187,8 @@ class Counted:
         whole = sum(self._block(block, load) for block in range(self.anatomy.num_blocks))
         found = {
             work.what: times * load.calls,
-            f"{work.what} flop": times * work.passes * whole,
+            f"{work.what} flop": times * work.passes * whole
+            + work.times * work.blocks * sum(self._block(site.block, load) for site in work.parts),
             f"{work.what} part": work.times * len(work.parts) * (1 + work.under),
         }
         if work.fits:

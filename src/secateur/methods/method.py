@@ -86,6 +86,7 @@ class Reading:
         parts: The sites that it reads.
         times: How often it is made.
         passes: Passes of the whole model for each batch: forward 1, backward to activations 1.
+        blocks: Passes of the block of each part, for each batch.
         decomposes: Whether it needs the decompositions of its parts.
         under: Whether a plan is carried out meanwhile, which decomposes them once more.
         anew: Whether these are no decompositions that could be kept.
@@ -100,6 +101,7 @@ class Reading:
     parts: tuple[Site, ...]
     times: float = 1.0
     passes: float = 0.0
+    blocks: float = 0.0
     decomposes: bool = False
     under: bool = False
     anew: bool = False

@@ -1,8 +1,9 @@
 """Heads, feed-forward networks, or both: removed in steps, re-scored after each, as far as the task allows.
 
-Importance is read on `probe`, how far to go is chosen on `select`; `test` is not touched. Beside the removal that is
-chosen from stand the paper's, with ranks taken once, and random orders.
-Source: Bansal et al. 2022 (arXiv 2212.09095).
+Importance is read on `probe`, how far to go is chosen on `select`; `test` is not touched. For a full report, beside the
+removal that is chosen from stand the paper's, with ranks taken once, and random orders.
+Source: Bansal et al. 2022 (arXiv 2212.09095). Differs: what goes next is what the answers lose least
+without.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from secateur.core.site import Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.method import ComponentsConfig
-from secateur.methods.components.readings import RemovalReader, is_grouped, whole_ffns
+from secateur.methods.components.readings import RemovalReader, heads_of, is_grouped, whole_ffns
 from secateur.methods.components.records import (
     ChosenRecord,
     ComponentsAnalysis,
@@ -84,14 +85,7 @@ def groups_of(session: Session) -> list[PrunableGroup]:
         _check_portable(anatomy, method, blocks)
     groups = []
     if method != "ffns":
-        # Of grouped-query attention only whole KV groups can go.
-        unit = "g" if is_grouped(anatomy) else "h"
-        heads = tuple(
-            Site(block, "attn", unit, index)
-            for block in blocks
-            if droppable(Site(block, "attn"), anatomy)
-            for index in range(anatomy.widths[block].num_kv_heads)
-        )
+        heads = heads_of(session)
         groups.append(PrunableGroup("heads", heads, tuple(losses("g", anatomy)) if portable else ()))
     if method != "heads":
         ffns = whole_ffns(anatomy, blocks)
@@ -215,8 +209,9 @@ def _removals(
         count_parameters=lambda plan: parameters_left(session, plan),
         target=config.target or 1.0,
     )
-    ranked = [pruner.by_importance(again=again) for again in (config.rescore, not config.rescore)]
-    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(config.random_orders)]
+    full = session.options.report == "full"
+    ranked = [pruner.by_importance(again=again) for again in (config.rescore, not config.rescore)[: 1 + full]]
+    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(config.random_orders if full else 0)]
 
 
 def _snapped(session: Session, groups: Sequence[PrunableGroup]) -> str | None:
@@ -253,7 +248,9 @@ def pruning_record(
     """
     goal, anatomy = _goal(session), session.loaded.anatomy
     shown = [point.plan for removal in removals if removal.seed is None for point in removal.points]
-    sides, units = readings.side_values(list(dict.fromkeys(shown)))
+    full = session.options.report == "full"
+    plans = list(dict.fromkeys(shown))
+    sides, units = readings.side_values(plans) if full else ({plan: {} for plan in plans}, {})
     series = []
     for removal in removals:
         points = []
