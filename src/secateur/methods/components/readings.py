@@ -74,6 +74,17 @@ def heads_of(session: Session) -> tuple[Site, ...]:
     )
 
 
+def shown_kinds(session: Session) -> list[str]:
+    """Return the kinds of parts whose importance the report shows: those that go, for a full report all."""
+    method = session.options.method
+    asked = ("heads", "ffns") if session.options.report == "full" or method == "components" else (method,)
+    has = {
+        "heads": session.loaded.anatomy.attending,
+        "ffns": ffns_left(session, session.empty),
+    }
+    return [kind for kind in asked if has[kind]]
+
+
 def num_confirmed(session: Session) -> int:
     """Return how many heads are measured before each step."""
     step = math.ceil(session.config(ComponentsConfig).step * len(heads_of(session)))
@@ -104,23 +115,26 @@ class RemovalReader:
         return {Site.parse(site): value for site, value in values.items()}
 
     def components(self) -> ComponentsRecord:
-        """Return what the report shows of the whole model: importance, and what heads do."""
+        """Return what the report shows of the whole model: importance, and for a full one what heads do."""
         session, anatomy = self._session, self._session.loaded.anatomy
         by_kind: dict[str, dict[str, Readings]] = {}
-        if anatomy.attending:
+        if "heads" in shown_kinds(session):
             by_kind["heads"] = {"importance": self._gradients("heads", session.empty)}
-        if ffns_left(session, session.empty):
+        if "ffns" in shown_kinds(session):
             by_kind["ffns"] = {"loss": self._ablation(session.empty)}
         n = len(self._probe)
         reading = TaskReading(session.task.name, session.options.shots, n, n, by_kind)
-        heads: Mapping[str, Readings] = {}
-        try:
-            heads = behavior(session.loaded, range(anatomy.num_blocks), session.progress)
-        except (
-            ModelError
-        ) as error:  # too little room for random repeats, or heads of two factors of an earlier cut
-            LOG.warning("prefix matching and copying are left out of the report: %s", error)
+        heads = self._behavior() if session.options.report == "full" else {}
         return components_record(ComponentReadings((reading,), heads))
+
+    def _behavior(self) -> Mapping[str, Readings]:
+        """Return prefix matching and copying of all heads; nothing where they cannot be read, which is said."""
+        loaded = self._session.loaded
+        try:
+            return behavior(loaded, range(loaded.anatomy.num_blocks), self._session.progress)
+        except ModelError as error:  # too little room for random repeats, or heads of two factors
+            LOG.warning("prefix matching and copying are left out of the report: %s", error)
+            return {}
 
     def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:
         """Return each side task's metric under each plan, and its unit."""
@@ -154,7 +168,7 @@ class RemovalReader:
         return {site: float(place) for place, site in enumerate(order)}
 
     def _head_effects(self, plan: Plan) -> Readings:
-        """Return the predicted fall of the answers' margin without each head that is left: below 0, it hurts.
+        """Return the expected rise of the loss without each head that is left, nats: below 0, it hurts.
 
         Differs: the published importance E|A·dL/dA| takes the absolute value, so that a part that hurts the task counts
         as one that it needs (docs/methods.md has the rank correlations of both with true removal).
@@ -179,13 +193,13 @@ class RemovalReader:
             stage="importance",
         )
         read = Readings(
-            what="predicted fall of the answers' margin without it",
+            what="expected rise of the loss without it",
             unit="nats",
             split="probe",
             n=len(self._probe),
             low_is_removable=True,
             source="change of the block's output times the margin's gradient",
-            values={str(site): -float(effects.changes[cut].mean()) for site, cut in without.items()},
+            values={str(site): effects.loss(cut) for site, cut in without.items()},
         )
         session.remember(key, read.to_json())
         return read
@@ -232,12 +246,13 @@ class DryRemovalReadings:
 
     def components(self) -> ComponentsRecord:
         """Note what the report shows of the whole model, as far as the search has not read it."""
-        anatomy, empty = self._session.loaded.anatomy, self._session.empty
-        if anatomy.attending:
+        empty = self._session.empty
+        if "heads" in shown_kinds(self._session):
             self._gradients("heads")
-        if ffns_left(self._session, empty) and ("ffns", empty) not in self._read:
+        if "ffns" in shown_kinds(self._session) and ("ffns", empty) not in self._read:
             self._ablation(empty)
-        self._dry.read(Reading("behavior", "probe", 0, ()))
+        if self._session.options.report == "full":
+            self._dry.read(Reading("behavior", "probe", 0, ()))
         return ComponentsRecord()
 
     def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:

@@ -1,0 +1,115 @@
+"""Every verb once on SmolLM2-135M-Instruct, dequantized from Q4_1: that each ends well, and that its numbers are sane.
+
+`make llm-smoke` runs these alone, after `make llm`. What is read and searched is small: few blocks, few examples.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures.folders import secateur
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from secateur.core.records.verdict import VerdictRecord
+
+pytestmark = pytest.mark.llm
+ROOT = Path(__file__).parents[2]
+MODEL, CAPITALS = ROOT / "models" / "smollm2-135m", ROOT / "examples" / "capitals.jsonl"
+GGUF = ROOT / "models" / "smollm2-135m-gguf" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fetched() -> None:
+    if not MODEL.is_dir() or not GGUF.is_file():
+        pytest.skip(f"there is no {MODEL}, or no {GGUF}: `make llm` fetches both", allow_module_level=True)
+
+
+def run(*words: object) -> str:
+    """Run the command, which must end well, and return what it printed."""
+    done = secateur(*words)
+    assert done.exit_code == 0, done.output + str(done.exception)
+    return done.stdout
+
+
+def verdict_of(out: Path) -> VerdictRecord:
+    return VerdictRecord.model_validate_json((out / "verdict.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks dropped by cosine."""
+    out = tmp_path_factory.mktemp("depth") / "out"
+    how = ("--method", "depth", "--by", "cosine", "--form", "drop", "--blocks", "2")
+    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", out)
+    return out
+
+
+def test_it_knows_the_capital_of_france():
+    found = json.loads(run("eval", MODEL, "--task", CAPITALS, "--json", "--quiet"))
+    accuracy = next(score for score in found["scores"] if score["metric"] == "accuracy")
+    assert 0.7 < accuracy["value"] < 1.0
+
+
+def test_a_dry_run_says_how_long_it_takes():
+    found = json.loads(run("prune", MODEL, "--task", CAPITALS, "--dry-run", "--json", "-o", "nowhere"))
+    assert 10 < found["total"]["counts"]["expected"]["seconds"] < 3600
+    assert found["baseline"]["value"] > 0.6
+
+
+def test_laser_ends_with_a_verdict(tmp_path):
+    out = tmp_path / "out"
+    run("prune", MODEL, "--task", CAPITALS, "--layers", "27:30", "--matrices", "down", "--quiet", "-o", out)
+    found = verdict_of(out)
+    assert found.verdict in ("improves", "no difference shown", "worse")
+    assert found.model.num_blocks == 30
+    assert (out / "report.html").stat().st_size < 2e6
+
+
+def test_two_blocks_less_are_smaller_and_load_as_they_are(shortened):
+    found = verdict_of(shortened)
+    assert found.parameters.after < found.parameters.before
+    model = AutoModelForCausalLM.from_pretrained(shortened)
+    tokenizer = AutoTokenizer.from_pretrained(shortened)
+    assert model.config.num_hidden_layers == 28
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.isfinite(model(ids).logits).all()
+
+
+def test_kv_groups_go_by_what_the_model_does_without_them(tmp_path):
+    out = tmp_path / "out"
+    how = ("--method", "heads", "--layers", "27:30", "--target", "20%", "--step", "0.2", "--limit", "130")
+    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", out)
+    assert verdict_of(out).cut
+    assert all(cut.site.split(".")[0] in ("b27", "b28", "b29") for cut in verdict_of(out).cut)
+
+
+def test_directions_of_one_block(tmp_path):
+    out = tmp_path / "out"
+    how = ("--method", "directions", "--matrices", "v", "--layers", "28:29")
+    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", out)
+    assert verdict_of(out).verdict
+
+
+def test_induction_heads_are_where_they_are(tmp_path):
+    found = json.loads(run("probe", MODEL, "--what", "induction", "--json", "--quiet"))
+    scores = {row["site"]: row["prefix_matching"] for row in found["rows"]}
+    assert max(scores, key=scores.get) == "b18.attn.h6"  # .92 by an independent count
+
+
+def test_what_was_cut_can_be_read_applied_and_exported(shortened, tmp_path):
+    run("report", shortened)
+    run("apply", MODEL, "--plan", shortened, "-o", tmp_path / "again", "--quiet")
+    run("bench", shortened, "--against", MODEL, "--prompt", "32", "--new", "4", "--repeats", "2", "--quiet")
+    run("export", shortened, "--gguf", "--type", "f16", "-o", tmp_path / "cut.gguf", "--quiet")
+    from secateur import load
+
+    assert load(str(tmp_path / "cut.gguf")).anatomy.num_blocks == 28
+
+
+def test_a_gguf_file_is_a_model():
+    found = json.loads(run("eval", GGUF, "--task", CAPITALS, "--limit", "130", "--json", "--quiet"))
+    assert next(score for score in found["scores"] if score["metric"] == "accuracy")["value"] > 0.7
