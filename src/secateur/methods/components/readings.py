@@ -116,7 +116,7 @@ class RemovalReader:
 
     def components(self) -> ComponentsRecord:
         """Return what the report shows of the whole model: importance, and for a full one what heads do."""
-        session, anatomy = self._session, self._session.loaded.anatomy
+        session = self._session
         by_kind: dict[str, dict[str, Readings]] = {}
         if "heads" in shown_kinds(session):
             by_kind["heads"] = {"importance": self._gradients("heads", session.empty)}
