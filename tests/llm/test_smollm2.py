@@ -94,10 +94,11 @@ def test_directions_of_one_block(tmp_path):
     assert verdict_of(out).verdict
 
 
-def test_induction_heads_are_where_they_are(tmp_path):
-    found = json.loads(run("probe", MODEL, "--what", "induction", "--json", "--quiet"))
-    scores = {row["site"]: row["prefix_matching"] for row in found["rows"]}
-    assert max(scores, key=scores.get) == "b18.attn.h6"  # .92 by an independent count
+def test_blocks_are_nearly_linear():
+    how = ("--what", "linearity", "--task", CAPITALS, "--layers", "27:30", "--limit", "130")
+    found = json.loads(run("probe", MODEL, *how, "--json", "--quiet"))
+    assert len(found["rows"]) == 3
+    assert all(0 < row["linearity"] <= 1 for row in found["rows"])
 
 
 def test_what_was_cut_can_be_read_applied_and_exported(shortened, tmp_path):
