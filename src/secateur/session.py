@@ -335,6 +335,12 @@ def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[in
     return fitting, dict(enumerate(encoded.values()))
 
 
+def decided_by_choices(session: Session) -> bool:
+    """Return whether the objective compares the choices of an example, rather than reading its gold answer alone."""
+    compares = session.objective.metric.column in ("correct", "correct_norm", "choice_loss")
+    return session.task.kind == "choice" and compares
+
+
 def digest(value: object) -> str:
     """16 hex characters that name a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -48,6 +48,28 @@ def test_a_stage_that_nobody_expected_changes_nothing():
     assert TimeLeft({}, clock).share() == 1.0
 
 
+def test_what_was_known_already_says_nothing_of_the_rest():
+    """Of a run that was stopped the first stages take no time when it goes on."""
+    clock = Clock()
+    left = TimeLeft({"screen": 10.0, "race": 100.0, "verify": 50.0}, clock)
+    left.begin("screen")
+    clock.now = 0.1
+    left.begin("race")
+    assert left.seconds() == 150.0
+    assert left.share() < 0.01
+
+
+def test_a_stage_may_go_on_after_another():
+    clock = Clock()
+    left = TimeLeft({"analyze": 40.0, "choose": 10.0, "verify": 50.0}, clock)
+    for stage, now in (("analyze", 0.0), ("choose", 20.0), ("analyze", 30.0)):
+        clock.now = now
+        left.begin(stage)
+    assert left.seconds() == 40.0 - 20.0 + 50.0
+    left.begin("tidying up")
+    assert left.seconds() == pytest.approx(50.0 * 30 / 50)
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [

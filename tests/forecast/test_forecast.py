@@ -190,7 +190,9 @@ def test_a_machine_at_the_pace_of_a_pass_takes_as_long_for_it(session):
     anatomy = session.loaded.anatomy
     look = {"plan": 1, "example": 64, "call": 2, "block": 6, "flop": 1e12, "logit": 1e6, "packed": 100}
     machine = paced(anatomy, 4, (), look, seconds=100.0, svd_flop=1e-9)
-    assert machine.time(look) == pytest.approx(100.0, rel=0.01)
+    assert machine.time(look) == pytest.approx(100.0, rel=1e-9)
+    seconds = 2 * machine.time({**look, "flop": 0.0, "logit": 0.0})  # half of it overheads
+    assert paced(anatomy, 4, (), look, seconds, 1e-9).time(look) == pytest.approx(seconds, rel=0.05)
     assert machine.time({"svd 4x2": 1}) == pytest.approx(1e-9 * svd_flops("svd 4x2"))
     fast = paced(anatomy, 4, (), look, seconds=1e-4, svd_flop=1e-9)
     assert 0 < fast.each("flop") < machine.each("flop")

@@ -31,6 +31,11 @@ STAGES = {
     "losses": "losses, epoch by epoch",
     "evaluate": "measuring on the split",
     "baseline": "measuring the original",
+    "depth": "measuring without blocks",
+    "head screen": "screening heads by gradients",
+    "head measurement": "measuring without single heads",
+    "importance": "importance by gradients",
+    "ablation": "measuring without single parts",
     "screen": "screening candidates by gradients",
     "race": "racing candidates on select",
     "compose": "composing several cuts",
@@ -98,6 +103,12 @@ class Bars:
         if not self._lines:
             self._all = self._progress.add_task("all stages", total=100, left=sum(seconds.values()))
 
+    def end(self) -> None:
+        """Take the bar over all stages away: nothing is left."""
+        if self._all is not None:
+            self._progress.remove_task(self._all)
+            self._all = None
+
     def begin(self, stage: str) -> None:
         """Take note that a stage began."""
         if self._left is not None:
@@ -150,4 +161,6 @@ def bars(*, quiet: bool) -> Iterator[Bars]:
     with Progress(
         *columns, console=console, disable=quiet or lines or not is_main(), transient=False
     ) as progress:
-        yield Bars(progress, lines=lines)
+        shown = Bars(progress, lines=lines)
+        yield shown
+        shown.end()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 Progress = Callable[[str, int, int], None]
+KNOWN = 0.05  # of what was expected of a stage: one that took less was known already
+NEARLY = 0.05  # of a stage is left as long as it runs
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -29,6 +31,9 @@ def duration(seconds: float) -> str:
 class StagedProgress(Protocol):
     """A `Progress` that also takes what stages are to come, and which of them began."""
 
+    def __call__(self, stage: str, done: int, total: int, /) -> None:
+        """Take how far a stage is."""
+
     def expect(self, seconds: Mapping[str, float]) -> None:
         """Take the seconds that are expected of each stage, in their order."""
 
@@ -40,7 +45,8 @@ class StagedProgress(Protocol):
 class TimeLeft:
     """The time left of a run, from what was expected of each stage and what the stages so far took.
 
-    Stages to come are expected to be off by as much as those that ended: a forecast corrects itself.
+    Stages to come are expected to be off by as much as those that ended: a forecast corrects itself. A stage that took
+    next to nothing was known already, from a run that was stopped, and says nothing of the others.
 
     Args:
         expected: Seconds of each stage, in their order.
@@ -50,33 +56,39 @@ class TimeLeft:
     expected: Mapping[str, float]
     clock: Callable[[], float] = time.perf_counter
     stage: str = ""
-    _ended: dict[str, float] = field(default_factory=dict)  # seconds that stages took
+    _spent: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds by stage, but for the time since `_began`
     _began: float = 0.0
 
     def begin(self, stage: str) -> None:
-        """Begin a stage."""
+        """Begin a stage, or go on with one."""
         now = self.clock()
         if self.stage:
-            self._ended[self.stage] = self._ended.get(self.stage, 0.0) + now - self._began
+            self._spent[self.stage] = self._spent.get(self.stage, 0.0) + now - self._began
         self.stage, self._began = stage, now
 
     @property
     def number(self) -> int:
-        """The place of the stage among all, from 1."""
+        """The place of the stage among those expected, from 1; 0 where nobody expected it."""
         return list(self.expected).index(self.stage) + 1 if self.stage in self.expected else 0
 
     def seconds(self) -> float:
         """Return the seconds left."""
-        running = self.clock() - self._began if self.stage else 0.0
-        known = [name for name in self._ended if name in self.expected]
-        planned = sum(self.expected[name] for name in known)
-        pace = sum(self._ended[name] for name in known) / planned if planned else 1.0
+        done = [name for name in self.expected if name in self._spent and name != self.stage]
+        worked = [name for name in done if self._spent[name] > KNOWN * self.expected[name]]
+        planned = sum(self.expected[name] for name in worked)
+        pace = sum(self._spent[name] for name in worked) / planned if planned else 1.0
         here = pace * self.expected.get(self.stage, 0.0)
-        to_come = list(self.expected)[self.number :]
-        return max(here - running, 0.05 * here) + pace * sum(self.expected[name] for name in to_come)
+        to_come = [name for name in self.expected if name not in done and name != self.stage]
+        return max(here - self._here(), NEARLY * here) + pace * sum(self.expected[name] for name in to_come)
 
     def share(self) -> float:
         """Return the share of the run that is done, 0 to 1."""
-        spent = sum(self._ended.values()) + (self.clock() - self._began if self.stage else 0.0)
-        left = self.seconds()
+        others = sum(taken for name, taken in self._spent.items() if name != self.stage)
+        spent, left = others + self._here(), self.seconds()
         return spent / (spent + left) if spent + left else 1.0
+
+    def _here(self) -> float:
+        """Return the seconds that the stage took so far."""
+        return self._spent.get(self.stage, 0.0) + (self.clock() - self._began if self.stage else 0.0)

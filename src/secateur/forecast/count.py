@@ -20,7 +20,7 @@ from secateur.methods.method import Reading
 Amounts = Mapping[str, float]  # what → how many; `machine.py` says what each takes
 
 FFN = frozenset({"gate", "up", "down"})
-RERUN = {  # what an edit of one matrix makes run again in its block, as `judge.reuse` finds it
+RERUN = {  # what an edit of one matrix makes run again in its block, as `find_unchanged` finds it
     "down": frozenset({"down"}),
     "gate": frozenset({"gate", "down"}),
     "up": frozenset({"up", "down"}),
@@ -180,7 +180,7 @@ class Counted:
         if work.what in CHORES:
             flops = 4 * self._behavior() if work.what == "behavior" else 0.0
             return {work.what: work.times, f"{work.what} flop": work.times * flops}
-        load = self.loads.of(work.place, 0, work.examples, answers=True)
+        load = self.loads.of(work.place, 0, work.examples, answers=not work.choices)
         times = work.times * (self._groups(work) if work.decomposes else 1)
         if work.looks:  # a pass before it, over as many tokens at most
             times *= 1 + min(1.0, work.looks / max(1, load.tokens))

@@ -129,7 +129,6 @@ class DryJudge:
                 block,
                 sites,
                 sum(map(_rank, alike)) / len(alike) / max(1, len(sites)),
-                tuple(map(_runnable, alike[:3])),
             )
             for (block, sites), alike in groups.items()
         )
@@ -165,15 +164,6 @@ class DryJudge:
         rows["correct"] = rows["correct_norm"] = 1.0
         rows["loss"] = rows["choice_loss"] = 100 - value  # positive, as a loss is
         return rows
-
-
-def _runnable(plan: Plan) -> Plan:
-    """Return a plan that can be timed: a drawn map is none, so the blocks that it replaces are dropped."""
-    if not plan.linearized:
-        return plan
-    blocks = {block for edit in plan.linearized for block in edit.blocks}
-    blocks |= {site.block for site in plan.dropped}
-    return Plan(plan.model, tuple(Drop(Site(block)) for block in sorted(blocks)))
 
 
 def _rank(plan: Plan) -> int:

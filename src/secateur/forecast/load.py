@@ -60,7 +60,7 @@ class Loads:
     _known: dict[tuple[str, int, int, bool], Load] = field(default_factory=dict)
 
     def of(self, place: str, first: int, last: int, *, answers: bool = False) -> Load:
-        """Examples `first` to `last` of a place; with `answers` each with its gold answer alone, as readings do."""
+        """Examples `first` to `last` of a place; with `answers` each with its gold answer alone."""
         key = (place, first, last, answers)
         if key not in self._known:
             self._known[key] = self._packed(*key)

@@ -93,7 +93,7 @@ def paced(
     seconds: float,
     svd_flop: float,
 ) -> Machine:
-    """Return this machine: overheads as assumed, FLOPs as fast as a pass of the model was.
+    """Return this machine: memory and overheads as assumed, FLOPs as fast as the rest of a pass of the model was.
 
     Args:
         look: Amounts of that pass.
@@ -101,10 +101,11 @@ def paced(
         svd_flop: Seconds of a FLOP in a decomposition.
     """
     readings = list(readings)
-    idle = Machine(_rates(anatomy, itemsize, readings, Speed(0.0, 0.0, LAUNCH, 1.0, svd_flop)), ())
+    byte = 1 / (BANDWIDTH * 1e9)
+    idle = Machine(_rates(anatomy, itemsize, readings, Speed(0.0, byte, LAUNCH, 1.0, svd_flop)), ())
     flops = look["flop"] + 2 * anatomy.d_model * look["logit"]
     flop = max(seconds - idle.time(look), SHARE_OF_FLOPS * seconds) / flops
-    speed = Speed(flop, 1 / (BANDWIDTH * 1e9), LAUNCH, 1.0, svd_flop)
+    speed = Speed(flop, byte, LAUNCH, 1.0, svd_flop)
     said = f"measured here: {1e-9 / flop:.0f} GFLOP/s in a pass of the model, {1e-9 / svd_flop:.0f} in decompositions"
     return Machine(_rates(anatomy, itemsize, readings, speed), (said,))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from secateur.core.plan import Plan
 from secateur.core.site import Site
 from secateur.evaluation.measurement import GENERATED_TOKENS
 from secateur.methods.method import Reading
@@ -25,13 +24,12 @@ CHORES = (
 @dataclass(frozen=True)
 class Plans:
     """`count` plans that write the same matrices, each at mean `rank`; without matrices they stand blocks aside.
-    Below `block`, the lowest that is touched, nothing runs. `such` are up to three of them."""
+    Below `block`, the lowest that is touched, nothing runs."""
 
     count: float
     block: int
     edited: tuple[Site, ...] = ()
     rank: float = 0.0
-    such: tuple[Plan, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Reading:
         under: Whether a plan is carried out meanwhile, which decomposes them once more.
         anew: Whether these are no decompositions that could be kept.
         room: Bytes of spectra that it holds at once; 0: as many as the evaluator.
+        choices: Whether all choices of an example run, rather than its gold answer alone.
         fits: Whether moments of pairs of vectors are summed.
         looks: A pass before it over at most so many tokens.
     """
@@ -106,6 +107,7 @@ class Reading:
     under: bool = False
     anew: bool = False
     room: int = 0
+    choices: bool = False
     fits: bool = False
     looks: int = 0
 

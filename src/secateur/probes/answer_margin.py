@@ -21,7 +21,9 @@ from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
 
 Scores = dict[tuple[int, int], float]  # by example and continuation
-ERROR = 1.0  # standard deviations of a predicted change, as a share of it: see benchmarks/RESULTS.md
+RELATIVE_ERROR = (
+    1.0  # standard deviation of a predicted change, as a share of it: measured in benchmarks/RESULTS.md
+)
 PerExample = Float[np.ndarray, " examples"]
 
 
@@ -41,8 +43,8 @@ class Margins:
     def expected_loss_change(self, change: PerExample) -> float:
         """Return the expected change of the mean loss where margins are predicted to change by so much, nats.
 
-        A prediction is off by as much as it says (`ERROR`), so that of two equal ones the larger cut is expected to do
-        worse: E softplus(−x) of normal x is q softplus(−mean / q), q² = 1 + π variance / 8.
+        A prediction is off by as much as it says (`RELATIVE_ERROR`), so that of two equal ones the larger cut is
+        expected to do worse: E softplus(−x) of normal x is q softplus(−mean / q), q² = 1 + π variance / 8.
 
         The loss of a text is a sum over its tokens, each of which curves as that of a single answer does, while their
         sum is all but straight in its margin. With D the change of the text's log-likelihood, ½ D² is what the tokens'
@@ -50,7 +52,7 @@ class Margins:
 
         Source: the moments of MacKay 1992 (Neural Computation 4:720), integrated.
         """
-        q = np.sqrt(1 + np.pi / 8 * (ERROR * change) ** 2)
+        q = np.sqrt(1 + np.pi / 8 * (RELATIVE_ERROR * change) ** 2)
         loss = q * np.logaddexp(0, -(self.odds + change) / q) - np.logaddexp(0, -self.odds)
         likelihood = change * np.exp(-np.logaddexp(0, self.odds))  # d log P = (1 − P) d odds
         curvature = np.where(self.tokens > 1, 0.5 * likelihood**2, 0.0)
@@ -84,7 +86,7 @@ class AnswerMargin:
         Choices of an example that run in other batches are constants here: their gradients come with those batches.
 
         Args:
-            elsewhere: `scores_of_split`.
+            elsewhere: What `scores_of_split` returned.
         """
         logp = self._target_logps(batch)
         positions: dict[int, dict[int, list[int]]] = {}

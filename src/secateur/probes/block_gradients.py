@@ -23,7 +23,7 @@ Stream = Float[Tensor, "rows length d_model"]
 
 @dataclass(frozen=True, eq=False)
 class BlockGradients:
-    """What one pass over some examples leaves of some blocks.
+    """Activations that enter some blocks, and margins' gradients where they leave them, for some examples.
 
     Attributes:
         batches: The examples as they run.

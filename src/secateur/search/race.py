@@ -45,6 +45,7 @@ class Race:
     """The result of a race.
 
     Attributes:
+        winner: The plan with the best mean of those that came to the end.
         outcomes: OUTCOME rows of every plan that was judged, on as many examples as it was judged on.
         dropped_after: The examples after which a plan was dropped.
         rungs: Numbers of plans and of examples, by round.
@@ -68,7 +69,7 @@ class Rules:
         first: Examples of the first round.
         z: A plan is dropped where its paired difference to the leader in the objective's metric is more than so many
             standard errors below zero. With `inf` nothing is dropped: the exhaustive search.
-        share: Of the plans that are running at most this share goes into the next round, the best.
+        share: Of the plans that are running at most this share, rounded up, goes into the next round: the best.
     """
 
     first: int = FIRST_RUNG
@@ -144,7 +145,7 @@ def choose(
 
     Args:
         tried: OUTCOME rows of each plan. One that left its race early has fewer rows; it counts among those tried, and
-            is never the best.
+            is the best only where none of them came to the end.
         before: OUTCOME rows, on the same examples, of the plan that they should improve on.
     """
     p_values = evidence.p_values(tried, before)

@@ -33,16 +33,15 @@ from secateur.probing.components import (
 )
 from secateur.search.race import Judge
 from secateur.search.removal import PrunableGroup
-from secateur.session import Session, digest
+from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import droppable, resolve
 
 LOG = logging.getLogger("secateur")
+HEADS = "head effects"
 NAMES = {"heads": "head importance", "neurons": "neuron importance"}
-CONFIRMED, FEWEST_CONFIRMED = (
-    2,
-    16,
-)  # times as many heads as go in a step are measured before it, and at the least
+CONFIRMED = 2  # times as many heads as go in a step are measured before it
+FEWEST_CONFIRMED = 16
 MAX_PROBED = 256  # examples, as for the gradients of LASER's screen
 
 
@@ -105,7 +104,7 @@ class RemovalReader:
         self._probe = session.task.split("probe")[:MAX_PROBED]
 
     def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
-        """Return how much the task hangs on each part of a kind (`heads`, `ffns`) that `plan` leaves."""
+        """Return a number for each part of a kind (`heads`, `ffns`) that `plan` leaves."""
         if kind == "heads":
             return self._confirmed(plan)
         if self._session.config(ComponentsConfig).portable:
@@ -161,7 +160,7 @@ class RemovalReader:
         """
         predicted = [Site.parse(site) for site, _ in self._head_effects(plan).ranked()]
         near = predicted[: num_confirmed(self._session)]
-        judged = self._judge([plan + Drop(site) for site in near], self._probe, "importance")
+        judged = self._judge([plan + Drop(site) for site in near], self._probe, "head measurement")
         key = self._session.objective.key
         near.sort(key=lambda site: key(judged[plan + Drop(site)]), reverse=True)
         order = [*near, *predicted[len(near) :]]
@@ -175,7 +174,7 @@ class RemovalReader:
         """
         session, loaded = self._session, self._session.loaded
         left = heads_left(session, plan)
-        contrast = session.task.kind == "choice"
+        contrast = decided_by_choices(session)
         key = f"head effects {digest([contrast, plan.to_json()['edits'], len(self._probe), *map(str, left)])}"
         known = session.recall(key, Readings.from_json)
         if known is not None:
@@ -190,7 +189,7 @@ class RemovalReader:
             under=plan,
             room=self._judge.limits.cache_bytes,
             progress=session.progress,
-            stage="importance",
+            stage="head screen",
         )
         read = Readings(
             what="expected rise of the loss without it",
@@ -228,12 +227,11 @@ class DryRemovalReadings:
         if (kind, plan) not in self._read:
             if kind == "heads":
                 sites = tuple(heads_left(self._session, plan))
-                self._dry.read(
-                    Reading("head effects", "probe", len(self._probe), sites, passes=2.0, blocks=1.0)
-                )
+                choices, n = decided_by_choices(self._session), len(self._probe)
+                self._dry.read(Reading(HEADS, "probe", n, sites, passes=2.0, blocks=1.0, choices=choices))
                 count = num_confirmed(self._session)
                 near = sites[:: max(1, len(sites) // count)][:count]
-                self._judge([plan + Drop(site) for site in near], self._probe, "importance")
+                self._judge([plan + Drop(site) for site in near], self._probe, "head measurement")
             elif self._session.config(ComponentsConfig).portable:
                 self._gradients("neurons")
             else:

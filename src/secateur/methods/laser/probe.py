@@ -23,7 +23,7 @@ from secateur.linalg.spectrum import Spectrum
 from secateur.methods.laser.records import TailRecord
 from secateur.probes.answer_margin import AnswerMargin, Margins, PerExample
 from secateur.probes.block_gradients import BlockGradients, read_blocks
-from secateur.session import Session, digest
+from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
@@ -46,7 +46,7 @@ class LaserProbe:
         """Return `truncation_effects` on `probe`, read once per run and remembered in the ledger."""
         session = self._session
         examples = session.task.split("probe")[:MAX_PROBED]
-        contrast = session.task.kind == "choice" and session.objective.metric.column == "correct"
+        contrast = decided_by_choices(session)
         key = f"screen {digest([contrast, len(examples), *map(str, edits)])}"
         known = session.recall(key, Readings.from_json)
         if known is not None:

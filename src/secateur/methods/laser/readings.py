@@ -22,7 +22,7 @@ from secateur.methods.laser.records import CurveRecord, MatrixSpectrum, TailReco
 from secateur.methods.laser.search import candidates, curve_records, full_ranks, tail_records
 from secateur.methods.method import DryRun, Reading
 from secateur.records import frequency_bins, knows_frequency, paraphrase_record
-from secateur.session import Session
+from secateur.session import Session, decided_by_choices
 
 
 def check_reading(name: str, session: Session, split: str) -> None:
@@ -116,7 +116,16 @@ class DryLaserReadings:
         probed = len(self._session.task.split("probe")[:MAX_PROBED])
         sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
         self._dry.read(
-            Reading(SCREEN, "probe", probed, sites, passes=PASSES, decomposes=True, room=EVERYTHING)
+            Reading(
+                SCREEN,
+                "probe",
+                probed,
+                sites,
+                passes=PASSES,
+                decomposes=True,
+                room=EVERYTHING,
+                choices=decided_by_choices(self._session),
+            )
         )
         values = {str(edit): self._dry.draw() for edit in edits}
         return Readings("drawn", "nats", "probe", probed, True, "forecast", values)

@@ -101,7 +101,7 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
         exhaustive=config.exhaustive,
         proposed=len(proposed),
         screened_out=len(proposed) + 1 - len(raced.outcomes),
-        raced_out=len(raced.dropped_after),
+        raced_out=len(raced.dropped_after.keys() - {base}),
         rungs=raced.rungs,
         composed=len(plan.edits) > 1,
         choice=choice.record(),
