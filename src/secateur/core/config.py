@@ -59,9 +59,12 @@ class OptionWords(TypedDict, total=False):
 
 
 def option(default: T, help: str, metavar: str | None = None, **more: Unpack[OptionWords]) -> T:
-    """Return a dataclass field for an option. `default` may be a field with a range, of `core.ranges`.
+    """Return a dataclass field for an option.
 
-    Returns: a field, which type checkers take for its default, as they do with `dataclasses.field`.
+    Args:
+        default: Its default, or a field with a range, of `core.ranges`.
+
+    Returns: a field; like `dataclasses.field` it is typed as the default.
     """
     described = Option(help, metavar, **more)
     if isinstance(default, dataclasses.Field):

@@ -52,7 +52,7 @@ def floors(task: Task) -> Floors:
 def baseline(
     task: Task, split: str, examples: Sequence[int], outcomes: np.ndarray, metric: Metric, seed: int
 ) -> BaselineRecord:
-    """Return the score of a model on some examples of a split in the metric that decides, beside its floors.
+    """Score a model on some examples in the metric that decides, beside chance and the most frequent right answer.
 
     Args:
         outcomes: Its OUTCOME rows on `examples`.

@@ -133,11 +133,14 @@ def read_components(
     split: str,
     progress: Progress = silent,
 ) -> ComponentReadings:
-    """Read `what` (names in `PARTS`) of `options.model` on each task at each number of shots.
+    """Read what is asked of a model's parts, on each task with each number of shots.
 
-    Only induction needs no task.
+    Args:
+        what: Names in `PARTS`; induction alone needs no task.
+        shots: Numbers of solved examples before every prompt.
+        split: The split that is read.
 
-    Raises: `TaskError` for two tasks of one name, `UnknownName` for layers, and what reading a model or a task raises.
+    Raises: `TaskError` for two tasks of one name, `UnknownName` for layers; `ModelError` and `TaskError` as loading does.
     """
     progress("load", 0, 1)
     blank = blank_of(options)

@@ -274,8 +274,10 @@ def _layout(unit: str, data: Sequence[Trace]) -> Trace:
 
 
 def block_maps(models: Sequence[ProfileRecord]) -> list[Figure]:
-    """Return maps of numbered cells of every stack in which heads or matrices were read: what they and its parts score,
-    held out and without outlier tokens; parts and matrices by block, heads by block."""
+    """Draw a map of each stack in which heads or matrices were read: a row for each block, a numbered cell for each part.
+
+    A cell shows the linearity on held-out tokens, without outlier tokens.
+    """
     figures = []
     for model in models:
         places = [(ReadableSite.parse(row.site), row) for row in model.rows if row.added]

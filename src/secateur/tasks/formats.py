@@ -84,14 +84,14 @@ def _json(path: Path, head: bytes) -> Format | None:
     if first.startswith(b"["):
         if first.endswith(b"]") and rest.startswith(b"["):
             return Format("JSON lists, one a line", 'Give every value its name: {"id": ..., "prompt": ...}.')
-        return Format("a JSON list", f"To write it so: {writes_lines('.[]', path)}")
+        return Format("a JSON list", f"To write it so: {jq_command('.[]', path)}")
     if not first.startswith(b"{") or path.suffix == ".jsonl":
         return None
     if first.endswith(b"}") and rest[:1] in (b"", b"{"):
         return Format("JSON lines under another name", f"Rename it to {path.with_suffix('.jsonl')}.")
-    return Format("a JSON object over several lines", f"To write it so: {writes_lines('.', path)}")
+    return Format("a JSON object over several lines", f"To write it so: {jq_command('.', path)}")
 
 
-def writes_lines(what: str, path: Path) -> str:
-    """Return a command that writes JSON values on one line each."""
-    return f"jq -c {shlex.quote(what)} {shlex.quote(str(path))} > NEW.jsonl"
+def jq_command(selected: str, path: Path) -> str:
+    """Return a jq command that writes the selected values of a JSON file, one a line."""
+    return f"jq -c {shlex.quote(selected)} {shlex.quote(str(path))} > NEW.jsonl"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from secateur.core.reading import read_bytes
 from secateur.errors import TaskError, nearest
 from secateur.tasks.example import Example
-from secateur.tasks.formats import QUESTIONS, refuse_other_formats, writes_lines
+from secateur.tasks.formats import QUESTIONS, jq_command, refuse_other_formats
 from secateur.tasks.splits import ExampleSource
 
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
@@ -119,7 +119,7 @@ def parse_lines(path: Path, model: type[Model]) -> Iterator[tuple[int, Model]]:
             except ValidationError as error:
                 problem = explain(error, model)
                 if _goes_on(lines[number - 1 :]):
-                    command = writes_lines(".", path)
+                    command = jq_command(".", path)
                     problem = f"a JSON object over several lines. For one object a line: {command}"
                 raise TaskError(f"{path}, line {number}: {problem}") from error
 

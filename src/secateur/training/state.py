@@ -222,7 +222,11 @@ def session_state_folder(session: Session, command: Record, folder: Folder) -> P
 
 
 def state_folder(folder: Folder, identity: Sequence[object]) -> Path:
-    """Return a folder of the run for the training with this identity, a JSON value; those of others are removed."""
+    """Make the folder in which a training keeps its state, remove those of other trainings of this run, and return it.
+
+    Args:
+        identity: A JSON value that names the training.
+    """
     place = folder.run / f"train-{digest(identity)}"
 
     def make_alone() -> None:
