@@ -127,7 +127,7 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def carve_(model: nn.Module, operations: Sequence[Mapping[str, object]]) -> None:
-    """Resize, replace or remove modules of `model` as `operations` say. New parameters are undefined until weights load."""
+    """Resize, replace or remove modules of `model`. New parameters are undefined until weights are loaded."""
     for operation in operations:
         if operation["op"] not in OPERATIONS:
             raise ValueError(f"this checkpoint asks for {operation['op']!r}, which this code cannot do.")

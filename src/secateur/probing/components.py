@@ -140,7 +140,7 @@ def read_components(
         shots: Numbers of solved examples before every prompt.
         split: The split that is read.
 
-    Raises: `TaskError` for two tasks of one name, `UnknownName` for layers; `ModelError` and `TaskError` as loading does.
+    Raises: `TaskError` for two tasks of one name, `UnknownName` for layers, and as loading a model and a task do.
     """
     progress("load", 0, 1)
     blank = blank_of(options)

@@ -274,7 +274,7 @@ def _layout(unit: str, data: Sequence[Trace]) -> Trace:
 
 
 def block_maps(models: Sequence[ProfileRecord]) -> list[Figure]:
-    """Draw a map of each stack in which heads or matrices were read: a row for each block, a numbered cell for each part.
+    """Draw a map of each stack in which heads or matrices were read: a row a block, a numbered cell a part.
 
     A cell shows the linearity on held-out tokens, without outlier tokens.
     """
