@@ -157,7 +157,7 @@ def test_every_reading_runs_or_refuses(family, kind, place):
 def test_depth_where_a_network_is_gone(form, place, tmp_path):
     """The block behind it is dropped or mapped, never folded; and every form that can is compared."""
     asked = str(carved(place, "llama", "FFN of block 0")), str(place / "q.jsonl")
-    secateur.prune(*asked, tmp_path / "out", method="depth", form=form, blocks=2, **COMMON)
+    secateur.prune(*asked, tmp_path / "out", method="depth", form=form, blocks=2, report="full", **COMMON)
     record = json.loads((tmp_path / "out/analysis.json").read_text())["depth"]
     assert {series["form"] for series in record["series"]} == {"fold", "linear", "drop"}
     folds = [step["block"] for step in record["order"]]

@@ -644,6 +644,8 @@ def test_the_recall_model_keeps_copying_without_most_of_what_it_can_lose(tmp_pat
         "builtin:recall",
         "--method",
         "heads",
+        "--report",
+        "full",
         "-o",
         tmp_path / "out",
     ]

@@ -43,7 +43,7 @@ def place(tmp_path_factory, words):
     write_rows(place / "q.jsonl", questions(60))
     lines = [row["text"] for row in spoken(model, 400, 40)]
     (place / "words.txt").write_text("\n\n".join(lines), encoding="utf-8")
-    how = {"method": "depth", "form": "linear", "by": "cosine", **HOW}
+    how = {"method": "depth", "form": "linear", "by": "cosine", "report": "full", **HOW}
     for blocks in (1, 2):
         package.prune(str(place / "model"), task(place), place / f"cut{blocks}", blocks=blocks, **how)
     heal(place, 1, "one", side=[str(place / "q.jsonl")])
@@ -355,7 +355,7 @@ def test_a_form_is_compared_to_a_drop_of_the_same_blocks(place):
 
 
 def test_the_order_of_another_measure_is_that_of_a_run_by_it(place, tmp_path):
-    how = {"method": "depth", "form": "linear", "blocks": 2, **HOW}
+    how = {"method": "depth", "form": "linear", "blocks": 2, "report": "full", **HOW}
     package.prune(str(place / "model"), task(place), tmp_path / "out", by="linearity", **how)
     asked = told(tmp_path, "out", "analysis.json")["depth"]
     by_cosine = told(place, "cut2", "analysis.json")["depth"]
