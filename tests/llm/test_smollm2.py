@@ -97,8 +97,9 @@ def test_directions_of_one_block(tmp_path):
 def test_blocks_are_nearly_linear():
     how = ("--what", "linearity", "--task", CAPITALS, "--layers", "27:30", "--limit", "130")
     found = json.loads(run("probe", MODEL, *how, "--json", "--quiet"))
-    assert len(found["rows"]) == 3
-    assert all(0 < row["linearity"] <= 1 for row in found["rows"])
+    rows = found["models"][0]["rows"]
+    assert [row["site"] for row in rows] == ["b27", "b28", "b29"]
+    assert all(0.5 < row["cosine"] <= 1 for row in rows)
 
 
 def test_what_was_cut_can_be_read_applied_and_exported(shortened, tmp_path):
