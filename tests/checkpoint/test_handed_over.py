@@ -126,7 +126,8 @@ def chance() -> list[dict]:
 
 
 def test_a_smaller_model_that_is_worse_is_handed_over_loudly(tmp_path):
-    done = secateur("prune", FACTS, "--task", FACTS, "--method", "heads", "--target", "100%", "-o", tmp_path / "out")  # fmt: skip
+    how = ("--method", "heads", "--target", "100%")
+    done = secateur("prune", FACTS, "--task", FACTS, *how, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert verdict["verdict"] == "worse"

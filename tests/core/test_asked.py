@@ -53,7 +53,8 @@ OFFLOAD = {
     "--spectra": ("",), "--batch-size": ("-1", "0", "x", "", HUGE), "--revision": ("",),
 }  # fmt: skip
 CUT = {
-    "--method": WORDS, "--report": WORDS, "--objective": WORDS, "--matrices": (*WORDS, ","), "--grid": WORDS, "--side": WORDS,
+    "--report": WORDS,
+    "--method": WORDS, "--objective": WORDS, "--matrices": (*WORDS, ","), "--grid": WORDS, "--side": WORDS,
     "--layers": (*WORDS, "-1:2", "2:2", "3:1", "1:2:3", "²", "9" * 5000),
     "--target": SHARES, "--step": SHARES, "--params": (*SHARES, "1"), "--max-loss": NOT_NEGATIVE,
     "--random-orders": FROM_ZERO, "--protocol": WORDS, "--blocks": COUNTED, "--attentions": COUNTED, "--by": WORDS,
