@@ -23,7 +23,7 @@ from scipy import stats
 from secateur.core.plan import Plan, Truncate
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
-from secateur.methods.laser.search import RACE_Z, candidates
+from secateur.methods.laser.search import HALVING, candidates
 from secateur.methods.registry import read_options
 from secateur.options import Options
 from secateur.search.evidence import Evidence
@@ -86,7 +86,7 @@ def taken(outcomes: Mapping[Plan, np.ndarray], seed: int) -> Plan | None:
     def judge(plans: Sequence[Plan], examples: Sequence[int], stage: str) -> dict[Plan, np.ndarray]:
         return {plan: outcomes[plan][: len(examples)] for plan in plans}
 
-    raced = race(list(outcomes), range(n), judge, OBJECTIVE, z=RACE_Z)
+    raced = race(list(outcomes), range(n), judge, OBJECTIVE, HALVING)
     evidence = Evidence(OBJECTIVE.metric, np.arange(n), seed=seed)
     choice = choose(raced.others(BASE), outcomes[BASE], evidence, OBJECTIVE)
     return choice.best if choice.shown else None

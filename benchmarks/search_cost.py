@@ -25,8 +25,8 @@ from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
 from secateur.methods.laser.grid import screened
-from secateur.methods.laser.probe import MAX_PROBED, LaserProbe
-from secateur.methods.laser.search import KEPT_BY_SCREEN, RACE_Z, candidates
+from secateur.methods.laser.probe import LaserProbe
+from secateur.methods.laser.search import HALVING, RACED, candidates
 from secateur.methods.registry import read_options
 from secateur.search.race import Objective, race
 from secateur.session import Session
@@ -164,9 +164,9 @@ def _screened(session: Session, goal: Objective, case: Case) -> tuple[list[Plan]
     """The plans that the library's own screen keeps, and on how many examples it took gradients."""
     session = replace(session, options=replace(session.options, objective=case.objective))
     edits = candidates(session.loaded.anatomy, session.options)
-    chosen = screened(LaserProbe(session, session.judge()).screen(edits), edits, KEPT_BY_SCREEN)
+    chosen = screened(LaserProbe(session, session.judge()).screen(edits), edits, RACED)
     kept = [session.empty, *(session.empty + edit for edit in chosen)]
-    return kept, min(MAX_PROBED, len(session.task.split("probe")))
+    return kept, len(session.probed)
 
 
 def _one(
@@ -178,7 +178,7 @@ def _one(
     overhead: int,
 ) -> dict[str, float]:
     judge = Recorded(table, pool)
-    winner = race(plans, examples, judge, goal, z=RACE_Z).winner
+    winner = race(plans, examples, judge, goal, HALVING).winner
     seen = Recorded(table, pool)(list(table), examples, "")
     best = max(seen, key=lambda plan: goal.key(seen[plan]))
     unseen = Recorded(table, pool)([winner, best], sorted(set(pool) - set(examples)), "")

@@ -178,6 +178,11 @@ class Options:
         self.config.check_beside(self)
 
     @property
+    def full_report(self) -> bool:
+        """Whether the report compares with everything that was not asked for."""
+        return self.report == "full"
+
+    @property
     def written_as(self) -> Form:
         """The shapes in which the cut is written."""
         return Form(self.zeroed, self.factorize, self.config.portable)

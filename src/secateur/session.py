@@ -42,6 +42,7 @@ from secateur.tasks.splits import PROOF, rank
 LOG = logging.getLogger("secateur")
 C = TypeVar("C", bound=Config)
 T = TypeVar("T")
+MAX_PROBED = 256  # examples of probe at most: gradients of 100 suffice (arXiv 2510.20800)
 FIRST, FIRST_TOKENS = 4, 256  # that a model is run on before a search: what a config breaks shows in any
 
 
@@ -93,6 +94,11 @@ class Session:
         examples = list(self.task.split(split))
         random.Random(self.options.seed).shuffle(examples)
         return interleaved(self.task, examples)
+
+    @property
+    def probed(self) -> Sequence[int]:
+        """Return the examples of `probe` that are read for a search."""
+        return self.task.split("probe")[:MAX_PROBED]
 
     def halves(self) -> tuple[list[int], list[int]]:
         """`select` in two by whole groups, in the order of `shuffled`: to build plans on, and to confirm them on. The

@@ -186,7 +186,7 @@ def test_a_measured_prediction_has_seconds_in_order(session):
 
 
 def test_a_machine_at_the_pace_of_a_pass_takes_as_long_for_it(session):
-    """What overheads do not explain, FLOPs do; a pass that took less than they would is still mostly FLOPs."""
+    """Give FLOPs the time that overheads leave, and a share of it where they alone would take longer."""
     anatomy = session.loaded.anatomy
     look = {"plan": 1, "example": 64, "call": 2, "block": 6, "flop": 1e12, "logit": 1e6, "packed": 100}
     machine = paced(anatomy, 4, (), look, seconds=100.0, svd_flop=1e-9)

@@ -99,7 +99,7 @@ def test_effects_are_those_of_the_block_in_the_whole_model(name, contrast, as_lo
 
 
 def test_a_small_cut_of_the_last_block_changes_the_margin_as_predicted(as_loaded):
-    """What is predicted to first order is what happens, up to the square of the change."""
+    """Compare the first order with the truth, which differ by the square of the change."""
     loaded = as_loaded(tiny("gpt2", torch.float64))
     site = Site(loaded.anatomy.num_blocks - 1, "down")
     plan = Plan(loaded.fingerprint) + Truncate(site, min(loaded.anatomy.matrix(site).shape) - 1)

@@ -57,7 +57,7 @@ class Way:
 
 
 GGUF_TYPES = ("f16", "q8_0", "f32")
-"""How the numbers of an exported GGUF file are stored."""
+"""Types that the numbers of an exported GGUF file may be stored in."""
 
 
 def check_gguf_type(name: str) -> None:

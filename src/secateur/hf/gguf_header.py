@@ -48,7 +48,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says of itself. Of arrays of strings, such as the vocabulary, `values` has the length."""
+    """Hold the header of a GGUF file: its values and tensors. Of arrays of strings `values` has the length."""
 
     path: Path
     values: Mapping[str, Value]

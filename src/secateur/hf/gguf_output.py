@@ -35,7 +35,7 @@ _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
 
 @dataclass
 class Written:
-    """What was written how: tensors by their type, and those that their shape kept out of blocks."""
+    """Count the tensors that were written, by type, and name those whose shape kept them out of blocks."""
 
     tensors: dict[str, int] = field(default_factory=dict)
     instead: list[str] = field(default_factory=list)

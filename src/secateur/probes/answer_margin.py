@@ -1,4 +1,4 @@
-"""How far each answer of a task is from going the other way, and what that says about loss and accuracy.
+"""Read the margin of each answer of a task: its distance from going the other way; and the loss that follows from it.
 
 Gradients are read of the margin, not of the loss: a loss saturates, so that its gradient knows little of a large
 change; a margin keeps its slope, and the loss is an exact function of it.

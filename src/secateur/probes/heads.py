@@ -51,17 +51,8 @@ def head_importance(
     """
     heads = {block: width.num_heads for block, width in enumerate(loaded.anatomy.widths) if width.num_heads}
     values = unit_importance(loaded, encoded, examples, "o", heads, packing=packing, progress=progress)
-    return Readings(
-        what="head importance",
-        unit="nats/token",
-        split=split,
-        n=len(examples),
-        low_is_removable=True,
-        source="E|A·dL/dA| (arXiv 2212.09095)",
-        values={
-            str(Site(b, "attn", "h", h)): v for b, of_block in values.items() for h, v in enumerate(of_block)
-        },
-    )
+    sites = {str(Site(b, "attn", "h", h)): v for b, own in values.items() for h, v in enumerate(own)}
+    return _readings("head importance", split, len(examples), "E|A·dL/dA| (arXiv 2212.09095)", sites)
 
 
 def group_importance(heads: Readings, anatomy: Anatomy) -> Readings:
@@ -78,6 +69,11 @@ def group_importance(heads: Readings, anatomy: Anatomy) -> Readings:
 
 
 # ------------------------------------------------------------------------------------------------------ the machinery
+
+
+def _readings(what: str, split: str, n: int, source: str, values: Mapping[str, float]) -> Readings:
+    """Return importance in nats per token, of which little means removable."""
+    return Readings(what, "nats/token", split, n, True, source, values)
 
 
 def unit_importance(
@@ -197,14 +193,7 @@ def neuron_importance(
     """
     neurons = {block: width.d_ff for block, width in enumerate(loaded.anatomy.widths) if width.d_ff}
     values = unit_importance(loaded, encoded, examples, "down", neurons, packing=packing, progress=progress)
-    return Readings(
-        what="neuron importance",
-        unit="nats/token",
-        split=split,
-        n=len(examples),
-        low_is_removable=True,
-        source="E|a·dL/da| at the down projection's input",
-        values={
-            str(Site(b, "mlp", "n", n)): v for b, of_block in values.items() for n, v in enumerate(of_block)
-        },
+    sites = {str(Site(b, "mlp", "n", n)): v for b, own in values.items() for n, v in enumerate(own)}
+    return _readings(
+        "neuron importance", split, len(examples), "E|a·dL/da| at the down projection's input", sites
     )

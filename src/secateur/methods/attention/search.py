@@ -21,8 +21,6 @@ from secateur.search.removal import RemovalPoint
 from secateur.session import Session
 from secateur.surgery.operations import droppable
 
-MAX_PROBED = 256  # examples, as for importance of heads
-
 
 def attentions_of(session: Session) -> list[Site]:
     """Return the attentions that can go. Raises: `UnknownName` for layers that the model has not."""
@@ -34,7 +32,7 @@ def attentions_of(session: Session) -> list[Site]:
 def search(session: Session) -> Proposal:
     """Return the most attentions dropped that the goal allows, or as many as are asked for."""
     config, judge = session.config(AttentionConfig), CountingJudge(session.judge())
-    probe, select = session.task.split("probe")[:MAX_PROBED], session.shuffled("select")
+    probe, select = session.probed, session.shuffled("select")
     loss = "text_loss" if session.task.kind == "text" else "loss"
     left, points = attentions_of(session), [RemovalPoint(session.empty, {"attentions": 0.0})]
     order: list[Site] = []

@@ -42,7 +42,6 @@ HEADS = "head effects"
 NAMES = {"heads": "head importance", "neurons": "neuron importance"}
 CONFIRMED = 2  # times as many heads as go in a step are measured before it
 FEWEST_CONFIRMED = 16
-MAX_PROBED = 256  # examples, as for the gradients of LASER's screen
 
 
 def is_grouped(anatomy: Anatomy) -> bool:
@@ -76,7 +75,7 @@ def heads_of(session: Session) -> tuple[Site, ...]:
 def shown_kinds(session: Session) -> list[str]:
     """Return the kinds of parts whose importance the report shows: those that go, for a full report all."""
     method = session.options.method
-    asked = ("heads", "ffns") if session.options.report == "full" or method == "components" else (method,)
+    asked = ("heads", "ffns") if session.options.full_report or method == "components" else (method,)
     has = {
         "heads": session.loaded.anatomy.attending,
         "ffns": ffns_left(session, session.empty),
@@ -101,7 +100,7 @@ class RemovalReader:
 
     def __init__(self, session: Session, judge: Evaluator) -> None:
         self._session, self._judge = session, judge
-        self._probe = session.task.split("probe")[:MAX_PROBED]
+        self._probe = session.probed
 
     def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
         """Return a number for each part of a kind (`heads`, `ffns`) that `plan` leaves."""
@@ -123,7 +122,7 @@ class RemovalReader:
             by_kind["ffns"] = {"loss": self._ablation(session.empty)}
         n = len(self._probe)
         reading = TaskReading(session.task.name, session.options.shots, n, n, by_kind)
-        heads = self._behavior() if session.options.report == "full" else {}
+        heads = self._behavior() if session.options.full_report else {}
         return components_record(ComponentReadings((reading,), heads))
 
     def _behavior(self) -> Mapping[str, Readings]:
@@ -219,7 +218,7 @@ class DryRemovalReadings:
     def __init__(self, session: Session, judge: Judge, groups: Iterable[PrunableGroup], dry: DryRun) -> None:
         self._session, self._judge, self._dry = session, judge, dry
         self._sites = {group.name: group.sites for group in groups}
-        self._probe = session.task.split("probe")[:MAX_PROBED]
+        self._probe = session.probed
         self._read: dict[tuple[str, Plan], Mapping[Site, float]] = {}
 
     def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
@@ -249,7 +248,7 @@ class DryRemovalReadings:
             self._gradients("heads")
         if "ffns" in shown_kinds(self._session) and ("ffns", empty) not in self._read:
             self._ablation(empty)
-        if self._session.options.report == "full":
+        if self._session.options.full_report:
             self._dry.read(Reading("behavior", "probe", 0, ()))
         return ComponentsRecord()
 

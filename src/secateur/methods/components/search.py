@@ -209,7 +209,7 @@ def _removals(
         count_parameters=lambda plan: parameters_left(session, plan),
         target=config.target or 1.0,
     )
-    full = session.options.report == "full"
+    full = session.options.full_report
     ranked = [pruner.by_importance(again=again) for again in (config.rescore, not config.rescore)[: 1 + full]]
     return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(config.random_orders if full else 0)]
 
@@ -248,7 +248,7 @@ def pruning_record(
     """
     goal, anatomy = _goal(session), session.loaded.anatomy
     shown = [point.plan for removal in removals if removal.seed is None for point in removal.points]
-    full = session.options.report == "full"
+    full = session.options.full_report
     plans = list(dict.fromkeys(shown))
     sides, units = readings.side_values(plans) if full else ({plan: {} for plan in plans}, {})
     series = []

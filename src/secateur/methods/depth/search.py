@@ -109,7 +109,7 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
         chosen = goal.choose(points, outcomes, [kept_share(session, point.plan) for point in points])
     _warn_of_dropped(points[chosen], config.form)
     with session.timed("analyze"):
-        full = session.options.report == "full"
+        full = session.options.full_report
         others = other_orders(steps, max(1, chosen)) if full else {}
         outcomes |= counting([point.plan for other in others.values() for point in other], select, "depth")
         depth = depth_record(session, readings, curves, others, outcomes, order, chosen, goal.max_loss)
@@ -194,7 +194,7 @@ def depth_record(
     """
     config, metric = session.config(DepthConfig), session.objective.metric
     plans = list(dict.fromkeys(point.plan for points in curves.values() for point in points))
-    full = session.options.report == "full"
+    full = session.options.full_report
     sides, units = readings.side_values(plans) if full else ({plan: {} for plan in plans}, {})
     prompt, samples = readings.samples(plans)
     return DepthRecord(

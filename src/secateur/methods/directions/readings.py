@@ -31,7 +31,6 @@ from secateur.options import matrices_of
 from secateur.session import Session, digest
 from secateur.surgery.operations import Decompose, RemoveComponents, decompose, resolve
 
-MAX_PROBED = 256  # examples, as for the gradients of LASER's screen
 MOST = 6  # tokens on each side
 HARMLESS = {"least": 0.1, "expected": 0.7, "most": 1.0}  # share of a pool, by the prediction
 MOST_DIRECTIONS = 20_000  # that are drawn; of larger models each matrix has fewer, in proportion
@@ -90,7 +89,7 @@ class DirectionsProbe:
     def __init__(self, session: Session, judge: Evaluator, sites: Sequence[Site]) -> None:
         self._session, self._judge, self._sites = session, judge, sites
         self._config = session.config(DirectionsConfig)
-        self._examples = session.task.split("probe")[:MAX_PROBED]
+        self._examples = session.probed
         self._bases: dict[Site, np.ndarray] = {}
         self._known: dict[Plan, EffectsUnderPlan] = {}
 
@@ -111,8 +110,7 @@ class DirectionsProbe:
         session, config = self._session, self._config
         how = [config.per_head, config.second_order, len(self._examples), *map(str, self._sites)]
         key = f"directions {digest([plan.identity, how])}"
-        ledger = None if config.whitened else session.ledger
-        known = None if ledger is None else ledger.recall(session.scope, key, DirectionEffects.from_json)
+        known = None if config.whitened else session.recall(key, DirectionEffects.from_json)
         if known is not None:
             return known
         effects = directions_effects(
@@ -134,8 +132,8 @@ class DirectionsProbe:
             self._bases = {
                 site: np.stack([p.u for p in pieces if p.u is not None]) for site, pieces in by_site
             }
-        if ledger is not None:
-            ledger.remember(session.scope, key, effects.to_json())
+        if not config.whitened:
+            session.remember(key, effects.to_json())
         return effects
 
     def words(self, edit: RemoveDirections, numbers: Sequence[int]) -> list[Words]:
@@ -273,7 +271,7 @@ class DryDirectionReadings:
     def effects(self, plan: Plan) -> EffectsUnderPlan:
         """Note the reading under a plan, once; of every pool the stated share is harmless together."""
         if plan not in self._known:
-            probed = len(self._session.task.split("probe")[:MAX_PROBED])
+            probed = len(self._session.probed)
             anew = self._config.per_head or self._config.whitened
             self._dry.read(
                 Reading(

@@ -27,7 +27,6 @@ from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
 
-MAX_PROBED = 256  # gradients of 100 examples suffice (arXiv 2510.20800)
 MOST_ANSWERS = 8  # different answers that a record lists, so many as a card of the report has lines
 
 
@@ -45,7 +44,7 @@ class LaserProbe:
     def screen(self, edits: Sequence[Truncate]) -> Readings:
         """Return `truncation_effects` on `probe`, read once per run and remembered in the ledger."""
         session = self._session
-        examples = session.task.split("probe")[:MAX_PROBED]
+        examples = session.probed
         contrast = decided_by_choices(session)
         key = f"screen {digest([contrast, len(examples), *map(str, edits)])}"
         known = session.recall(key, Readings.from_json)

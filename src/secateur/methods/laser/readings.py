@@ -17,7 +17,7 @@ from secateur.core.records.record import Record
 from secateur.core.site import Site
 from secateur.errors import TaskError
 from secateur.evaluation.measurement import paraphrase_task
-from secateur.methods.laser.probe import MAX_PROBED, LaserProbe
+from secateur.methods.laser.probe import LaserProbe
 from secateur.methods.laser.records import CurveRecord, MatrixSpectrum, TailRecord
 from secateur.methods.laser.search import candidates, curve_records, full_ranks, tail_records
 from secateur.methods.method import DryRun, Reading
@@ -113,7 +113,7 @@ class DryLaserReadings:
 
     def screen(self, edits: Sequence[Truncate]) -> Readings:
         """Note the screen; candidates are ranked evenly over the grid."""
-        probed = len(self._session.task.split("probe")[:MAX_PROBED])
+        probed = len(self._session.probed)
         sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
         self._dry.read(
             Reading(

@@ -36,7 +36,7 @@ from secateur.search.race import Judge, Race, Rules, choose, race
 from secateur.session import Session
 
 RACED = 96  # candidates that the screen leaves: see benchmarks/RESULTS.md for what more or fewer give up
-RACE_Z, RACE_SHARE = 3.0, 0.5
+HALVING = Rules(z=3.0, share=0.5)
 COMPOSED = 16  # matrices at most whose best cut is tried beside the cuts that were taken
 SHOWN_EXAMPLES = {"quick": 0, "standard": 128, "full": 256}  # of curves and answers, which are looked at
 SHOWN_MATRICES = 3  # whose curves are drawn, but for a full report
@@ -82,7 +82,7 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
         screen = None if config.exhaustive else readings.screen(proposed)
     kept = screened(screen, proposed, RACED) if screen else proposed
     base, evidence = session.empty, session.evidence(select)
-    rules = Rules(z=math.inf) if config.exhaustive else Rules(z=RACE_Z, share=RACE_SHARE)
+    rules = Rules(z=math.inf) if config.exhaustive else HALVING
     with session.timed("race"):
         raced = race([base, *(base + edit for edit in kept)], select, counting, goal, rules)
         choice = choose(raced.others(base), counting([base], select, "race")[base], evidence, goal)
@@ -130,7 +130,7 @@ def _analysis(
         nearest = max(cuts, key=lambda cut: (len(raced.outcomes[cut]), goal.key(raced.outcomes[cut])))
         shown = nearest.truncated
     report = session.options.report
-    shown = shown if report == "full" else shown[:SHOWN_MATRICES]
+    shown = shown if session.options.full_report else shown[:SHOWN_MATRICES]
     shapes = {edit.matrix: session.loaded.anatomy.matrix(edit.matrix).shape for edit in shown}
     points = [base + edit for edit in grid(shapes, config.fractions, config.small_ranks)]
     some = select[: SHOWN_EXAMPLES[report]]
