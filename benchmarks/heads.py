@@ -188,7 +188,7 @@ def whole() -> dict[str, Any]:
             lambda: eagerly(plain_heads.prefix_matching, segments, REPEATS),
         ),
         "copying": paired(
-            lambda: np.array(list(copying(loaded, seeds=unique).values.values())),
+            lambda: np.array(list(copying(loaded, seeds=unique).every.values.values())),
             lambda: eagerly(plain_heads.copying, longer),
         ),
     }

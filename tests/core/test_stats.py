@@ -20,7 +20,9 @@ from secateur.core.stats import (
     effective_n,
     holm,
     mcnemar,
+    mean_interval,
     paired_z,
+    rank_correlation,
     sign_flip,
     tango,
     tango_counts,
@@ -580,3 +582,40 @@ def test_guard_by_group_needs_more():
     before = np.full(1000, "b")
     assert not constant_predictor(gold, before, after).fired
     assert constant_predictor(gold, before, after, groups=np.arange(1000) // 100).fired
+
+
+# ---------------------------------------------------------------- many means and correlations at once
+
+
+def test_the_interval_of_a_mean_is_students_where_every_value_is_a_group():
+    values = np.random.default_rng(0).normal(0.3, 2.0, 40)
+    found = mean_interval(values, np.arange(40))
+    np.testing.assert_allclose(found, stats.ttest_1samp(values, 0).confidence_interval(0.95), rtol=1e-12)
+    assert mean_interval(values[:9], np.arange(9)) is None
+
+
+def test_the_interval_of_a_clustered_mean_covers_it():
+    """Twenty groups of five alike values with weights; intervals that took each value for its own would cover half."""
+    rng, groups = np.random.default_rng(1), np.repeat(np.arange(20), 5)
+    weights = np.tile([1.0, 2.0, 1.0, 3.0, 1.0], 20)
+    inside = 0
+    for _ in range(1000):
+        low, high = mean_interval(
+            0.5 + rng.normal(0, 1, 20)[groups] + rng.normal(0, 0.2, 100), groups, weights
+        )
+        inside += low <= 0.5 <= high
+    assert 930 <= inside <= 970
+
+
+def test_the_interval_of_a_rank_correlation_covers_it():
+    """Normal pairs, whose Spearman correlation is 6/π · arcsin(r/2)."""
+    rng, truth = np.random.default_rng(2), 6 / math.pi * math.asin(0.7 / 2)
+    inside = 0
+    for _ in range(1000):
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], 20).T
+        rho, (low, high) = rank_correlation(x, y)
+        assert rho == pytest.approx(stats.spearmanr(x, y).statistic)
+        inside += low <= truth <= high
+    assert 935 <= inside <= 980
+    assert rank_correlation([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0]) is None
+    assert rank_correlation([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) is None

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from fixtures.folders import questions, save_model, secateur, write_rows
 from fixtures.zoo import CONTEXT, tiny
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, ttest_1samp
 
 import secateur as package
+from secateur.core.plan import Drop
+from secateur.core.site import Site
 from secateur.errors import OutputError, PlanError, TaskError, UnknownName
+from secateur.options import Options
+from secateur.session import open_session
 from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
 
@@ -120,13 +124,53 @@ def test_ablation_gives_networks_attentions_and_blocks(place):
 
 def test_several_things_are_read_together(place):
     record = read(place, "a", what=["heads", "ffns", "induction"], layers=(1, 2))["components"]
-    behavior = {"prefix_matching", "copying", "induction_overlap"}
+    scores = ["prefix_matching", "copying", "copying_beyond_sink"]
+    behavior = {*scores, "attention_sink", "induction_overlap"}
     assert set(record) == {"heads", "ffns", "attentions", "blocks"} | behavior
     assert record["heads"]["overlap"] is None  # one reading
-    named = [record["heads"]["mean"], record["prefix_matching"], record["copying"]]
+    named = [record["heads"]["mean"], *(record[name] for name in scores)]
     rho = spearmanr([list(values.values()) for values in named], axis=1).statistic
     np.testing.assert_allclose(record["induction_overlap"]["rho"], rho, atol=1e-12)
-    assert record["induction_overlap"]["names"] == ["importance", "prefix matching", "copying"]
+    assert record["induction_overlap"]["names"] == [
+        "importance",
+        *(name.replace("_", " ") for name in scores),
+    ]
+
+
+def test_each_ablation_has_the_interval_of_its_paired_differences(place):
+    """Against scipy's own interval of the mean of the losses with the part missing less those of the whole model."""
+    session = open_session(Options(model=str(place / "m"), task=str(place / "a.jsonl")), None)
+    examples = session.task.split("select")
+    assert len(set(session.task.groups(examples))) == len(examples), "each is a group of its own"
+    whole, without = session.empty, session.empty + Drop(Site.parse("b1.mlp"))
+    losses = {plan: rows["loss"] for plan, rows in session.judge()([whole, without], examples).items()}
+    expected = ttest_1samp(losses[without] - losses[whole], 0).confidence_interval(0.95)
+    (row,) = [row for row in read(place, "a", what="ffns")["rows"] if row["site"] == "b1.mlp"]
+    np.testing.assert_allclose(row["loss_ci"], list(expected), rtol=1e-9)
+    assert row["loss_ci"][0] < row["loss"] < row["loss_ci"][1]
+
+
+def test_the_order_of_heads_is_checked_against_taking_them_out(place):
+    """All 8 heads fit the sample; each is taken out by an edit of its own, on all examples of the split."""
+    found = read(place, "a", what="heads", limit=260)
+    rows = {row["site"]: row for row in found["rows"]}
+    check = found["check"]
+    assert set(check["rise"]) == set(rows)
+    word = str(place / "a.jsonl")
+    whole = package.evaluate(str(place / "m"), word, split="select", limit=260)
+    metric = "choice_loss"
+    for site in ("b0.attn.h1", "b1.attn.h3"):
+        cut = package.evaluate(str(place / "m"), word, split="select", limit=260, plan=[f"{site}=drop"])
+        value, base = (
+            next(score["value"] for score in e["scores"] if score["metric"] == metric) for e in (cut, whole)
+        )
+        if check["examples"] == found["n"]:
+            assert check["rise"][site] == pytest.approx(value - base, abs=1e-6)
+    for name in ("expected_rise", "importance"):
+        rho = spearmanr([rows[site][name] for site in check["rise"]], list(check["rise"].values())).statistic
+        low, high = check["agreement"][name]["ci"]
+        assert check["agreement"][name]["rho"] == pytest.approx(rho, abs=1e-12)
+        assert low < rho < high
 
 
 # ----------------------------------------------------------------------------------------------------- layers, no task
@@ -146,7 +190,8 @@ def test_layers_are_those_asked_for_and_their_values_the_same(place, what):
 def test_induction_needs_no_task_and_shows_importance_beside_it_with_one(place):
     alone, beside = read(place, what="induction"), read(place, "a", what="induction")
     assert (alone["task"], alone["overlap"]) == (None, None)
-    assert set(alone["rows"][0]) == {"site", "prefix_matching", "copying"}
+    scores = {"prefix_matching", "copying", "copying_beyond_sink", "attention_sink"}
+    assert set(alone["rows"][0]) == {"site"} | scores
     importance = {row["site"]: row["importance"] for row in read(place, "a", what="heads")["rows"]}
     assert beside["rows"] == [row | {"importance": importance[row["site"]]} for row in alone["rows"]]
     assert beside["overlap"]["names"][0] == "importance"

@@ -43,7 +43,13 @@ def prefix_by_loops(weights: np.ndarray, tokens: list[int], segment: int, lead: 
 
 
 def copying_by_loops(logits: np.ndarray, weights: np.ndarray, tokens: list[int], lead: int) -> float:
-    """`logits` (positions, vocabulary); a softmax over all of it."""
+    return float(np.mean([share for share, _ in copied_by_loops(logits, weights, tokens, lead)]))
+
+
+def copied_by_loops(
+    logits: np.ndarray, weights: np.ndarray, tokens: list[int], lead: int
+) -> list[tuple[float, bool]]:
+    """`logits` (positions, vocabulary); a softmax over all of it. With each share, whether it is at the sink."""
     shares = []
     for j in range(lead, len(tokens)):
         likely = np.exp(logits[j] - logits[j].max())
@@ -51,8 +57,8 @@ def copying_by_loops(logits: np.ndarray, weights: np.ndarray, tokens: list[int],
         mine = [likely[tokens[i]] for i in range(j + 1)]
         raised = [max(0.0, value - sum(mine) / len(mine)) for value in mine]
         attended = max(range(j + 1), key=lambda i, j=j: weights[j, i])
-        shares.append(raised[attended] / sum(raised) if sum(raised) else 0.0)
-    return sum(shares) / len(shares)
+        shares.append((raised[attended] / sum(raised) if sum(raised) else 0.0, attended in (0, j)))
+    return shares
 
 
 def stochastic(seed: int, heads: int, length: int) -> np.ndarray:
@@ -89,7 +95,7 @@ def test_copying_scores_are_the_loops(lead):
     tokens = generator.permutation(90)[:13].tolist()
     expected = [copying_by_loops(logits[h], weights[h], tokens, lead) for h in range(4)]
     attended = torch.from_numpy(weights.argmax(-1))
-    found = copying_scores(torch.from_numpy(logits[:, :, tokens]), attended, lead)
+    found = copying_scores(torch.from_numpy(logits[:, :, tokens]), attended, lead).mean(dim=-1)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
@@ -102,7 +108,7 @@ def test_planted_copying_heads():
         logits[0, j, at] = 5.0
         logits[1, j, at] = -5.0
         logits[3, j, [at, (at + 1) % (j + 1)]] = 300.0  # far beyond what float32 can exponentiate
-    scores = copying_scores(logits, attended)
+    scores = copying_scores(logits, attended).mean(dim=-1)
     # with two tokens in sight both are raised alike, which is not at all
     torch.testing.assert_close(scores, torch.tensor([1.0, 0.0, 0.0, 0.5 * 10 / 11]))
 
@@ -206,11 +212,18 @@ def test_copying_is_the_definition(name, as_loaded):
     segment = random_segments(loaded, 1, 4, unique=True)[0]
     tokens = [1, *segment.tolist()]
     stock, weights, entering = stock_weights(name, torch.tensor([tokens]))
-    expected = np.zeros((loaded.anatomy.num_blocks, loaded.anatomy.num_heads))
+    expected, beyond, sink = np.zeros((3, loaded.anatomy.num_blocks, loaded.anatomy.num_heads))
     for block, head in np.ndindex(expected.shape):
         logits = readout(stock, ov_by_head(stock, block, entering[block], head, False), norm=True)
-        expected[block, head] = copying_by_loops(logits, weights[block][head], tokens, 1)
-    assert_readings(copying(loaded, seeds=1), expected)
+        copied = copied_by_loops(logits, weights[block][head], tokens, 1)
+        expected[block, head] = np.mean([share for share, _ in copied])
+        beyond[block, head] = np.mean([share for share, at_sink in copied if not at_sink] or [0.0])
+        sink[block, head] = np.mean([at_sink for _, at_sink in copied])
+    assert 0 < sink.mean() < 1, "both kinds of position occur"
+    found = copying(loaded, seeds=1)
+    assert_readings(found.every, expected)
+    assert_readings(found.beyond_sink, beyond)
+    assert_readings(found.sink, sink)
 
 
 @pytest.mark.parametrize("name", ["opt", "opt-projected", "llama", "gptj", "falcon-40b"])
@@ -233,7 +246,7 @@ def test_copying_as_the_authors_feeds_every_block_the_embeddings(name, as_loaded
         for head in range(loaded.anatomy.num_heads):
             logits = readout(other, ov_by_head(other, 0, entering[0], head, True), norm=False)
             expected[block, head] = copying_by_loops(logits, weights[head].numpy(), tokens, 1)
-    assert_readings(copying(loaded, seeds=1, authors=True), expected)
+    assert_readings(copying(loaded, seeds=1, authors=True).every, expected)
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))
@@ -339,9 +352,9 @@ def test_many_sequences_side_by_side_score_as_alone(as_loaded):
 
 @pytest.mark.parametrize("probe", [prefix_matching, copying])
 def test_the_same_every_time(probe, as_loaded):
-    first, second = (probe(as_loaded(tiny("gpt2")), seeds=3).values for _ in range(2))
+    first, second = (probe(as_loaded(tiny("gpt2")), seeds=3) for _ in range(2))
     assert first == second
-    assert first != probe(as_loaded(tiny("gpt2")), seeds=2).values
+    assert first != probe(as_loaded(tiny("gpt2")), seeds=2)
 
 
 # ------------------------------------------------------------------------------------------------ the random tokens

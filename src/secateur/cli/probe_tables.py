@@ -20,6 +20,7 @@ from secateur.core.records.probe import (
     TransitionRecord,
     TransitionWithoutOutliers,
 )
+from secateur.probing.component_sections import check_words
 
 NEURONS_SHOWN = 10  # of each end: a reading of neurons has thousands, and 20 lines fit a screen
 READINGS_SHOWN = 4  # readings side by side; with more, the lowest and the highest stand for them
@@ -59,6 +60,8 @@ def print_rows_record(found: RowsRecord, top: int | None) -> None:
     print_rows([name.replace("_", " ") for name in columns], cells, title=title)
     if found.overlap:
         print_overlap("rank correlation", found.overlap)
+    for line in check_words(str(found.task), found.check):
+        terminal().print(Text(line))
 
 
 def _ends(rows: Sequence[dict[str, Cell]], top: int | None) -> list[dict[str, Cell]]:
@@ -99,11 +102,21 @@ def print_components(found: ProbeRecord, top: int | None) -> None:
     for name, kind in kinds.items():
         terminal().print()
         print_kind(name, kind, top or (NEURONS_SHOWN if name == "neurons" else None))
+        for reading in kind.readings:
+            for line in check_words(reading.name, reading.check):
+                terminal().print(Text(line))
     behavior = found.components
-    if behavior.prefix_matching and behavior.copying:
+    columns = {
+        "prefix matching": behavior.prefix_matching,
+        "copying": behavior.copying,
+        "beyond sink": behavior.copying_beyond_sink,
+        "at sink": behavior.attention_sink,
+    }
+    read = {name: values for name, values in columns.items() if values}
+    if read:
         terminal().print()
-        scores = [(site, score, behavior.copying[site]) for site, score in behavior.prefix_matching.items()]
-        print_rows(("site", "prefix matching", "copying"), scores, title="what heads do")
+        scores = [(site, *(values[site] for values in read.values())) for site in next(iter(read.values()))]
+        print_rows(("site", *read), scores, title="what heads do")
         if behavior.induction_overlap:
             print_overlap("rank correlation", behavior.induction_overlap)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
+from secateur.core.stats import Interval
 from secateur.errors import ModelError, SecateurError
-
-if TYPE_CHECKING:
-    pass
 
 PARTS = ("heads", "ffns", "neurons", "induction")  # what `probe` can read of a model's parts, several at once
 LINEARITY = "linearity"
@@ -34,7 +32,7 @@ def check_finite(what: str, values: Mapping[str, float]) -> None:
 class Readings:
     """Values by address: `values` maps a site or an edit, as text, to a number.
 
-    `low_is_removable`: small values name parts that may be removed.
+    `low_is_removable`: small values name parts that may be removed. `intervals`: 95 % of those values that have one.
 
     Raises: as `check_finite`.
     """
@@ -46,9 +44,11 @@ class Readings:
     low_is_removable: bool
     source: str
     values: Mapping[str, float]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", dict(self.values))
+        object.__setattr__(self, "intervals", {site: tuple(ci) for site, ci in self.intervals.items()})
         check_finite(self.what, self.values)
 
     def ranked(self) -> list[tuple[str, float]]:
@@ -58,7 +58,8 @@ class Readings:
 
     def to_json(self) -> dict[str, object]:
         """Return plain values by field."""
-        return {**self.__dict__, "values": dict(self.values)}
+        intervals = {site: list(ci) for site, ci in self.intervals.items()}
+        return {**self.__dict__, "values": dict(self.values), "intervals": intervals}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Readings:

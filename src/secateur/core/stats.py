@@ -206,6 +206,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
+# ---------------------------------------------------------------- many means and correlations at once
+
+
+def mean_interval(
+    values: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None
+) -> Interval | None:
+    """Return Student's interval of the mean of `values` (n,), Σwx / Σw with `weights` (n,), clustered by `groups` (n,).
+
+    For readings of many parts; a verdict resamples (`bootstrap_mean`). None with fewer than 10 groups.
+    """
+    w = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean = float(np.average(values, weights=w))
+    sums = group_sums(w * (values - mean), groups)
+    if sums.size < FEWEST_GROUPS:
+        return None
+    se = math.sqrt(float(sums @ sums) * sums.size / (sums.size - 1)) / float(w.sum())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, sums.size - 1)) * se
+    return mean - half, mean + half
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> tuple[float, Interval] | None:
+    """Return Spearman's correlation and its interval; None of fewer than 4 pairs, or where one side is constant.
+
+    Source: Bonett & Wright 2000 (Psychometrika 65:23), equation 4: Fisher's z with variance (1 + ρ²/2) / (n − 3).
+    """
+    if len(x) < 4 or len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    rho = float(stats.spearmanr(x, y).statistic)
+    if abs(rho) >= 1:
+        return rho, (rho, rho)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
+    return rho, (math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half))
+
+
 # ---------------------------------------------------------------- bootstrap
 
 

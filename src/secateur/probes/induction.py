@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from secateur.core.progress import Progress, silent
@@ -70,6 +71,22 @@ def prefix_matching(
     return _readings("prefix matching", source, len(segments), total)
 
 
+@dataclass(frozen=True)
+class CopyingReadings:
+    """Copying of every head, and how much of it is what heads do while they rest on the attention sink.
+
+    Attributes:
+        every: Over all positions, as in the source.
+        beyond_sink: Only over positions that attend most neither to position 0 nor to themselves; 0 where a head has
+            none.
+        sink: The share of positions that do attend most to position 0 or to themselves.
+    """
+
+    every: Readings
+    beyond_sink: Readings
+    sink: Readings
+
+
 def copying(
     loaded: Loaded,
     *,
@@ -77,7 +94,7 @@ def copying(
     frequencies: Sequence[int] | None = None,
     authors: bool = False,
     progress: Progress = silent,
-) -> Readings:
+) -> CopyingReadings:
     """Return how far a head raises the very token it attends to most, as `b3.attn.h5`; 0 to 1.
 
     BOS, then unique random tokens, as long as the sequences of prefix matching. Position j's own value vector goes
@@ -94,17 +111,27 @@ def copying(
     """
     check_copying(loaded.anatomy)
     segments = random_segments(loaded, seeds, REPEATS, frequencies, unique=True)
-    total = _zeros(loaded)
-    circuit = _Circuit(loaded, authors)
+    every, beyond, counts, sink = (_zeros(loaded) for _ in range(4))
+    circuit, lead = _Circuit(loaded, authors), lead_of(loaded)
     for number, segment in enumerate(segments):
         tokens = with_bos(loaded, segment[None])
         attended, values = circuit.attend(tokens)
-        for block in total:
-            total[block] += circuit.scores(block, tokens, attended[block], values[block])
+        for block in every:
+            shares = circuit.scores(block, tokens, attended[block], values[block])
+            elsewhere = ~at_sink(attended[block])[:, lead:].cpu()
+            every[block] += shares.mean(dim=-1)
+            beyond[block] += (shares * elsewhere).sum(dim=-1)
+            counts[block] += elsewhere.sum(dim=-1)
+            sink[block] += 1 - elsewhere.double().mean(dim=-1)
         progress("copying", number + 1, len(segments))
     fed = ", every block fed the embeddings" if authors else ""
-    source = f"{len(segments)} random sequences{fed} (arXiv 2212.09095)"
-    return _readings("copying", source, len(segments), total)
+    source, n = f"{len(segments)} random sequences{fed} (arXiv 2212.09095)", len(segments)
+    means = {block: n * total / counts[block].clamp(min=1) for block, total in beyond.items()}
+    return CopyingReadings(
+        _readings("copying", source, n, every),
+        _readings("copying beyond the attention sink", source, n, means),
+        _readings("attention sink", source, n, sink),
+    )
 
 
 def check_copying(anatomy: Anatomy) -> None:
@@ -165,10 +192,15 @@ def prefix_scores(
     return total / ((repeats - 1) * segment)
 
 
+def at_sink(attended: Int[Tensor, "heads length"]) -> Bool[Tensor, "heads length"]:
+    """Tell of each position whether a head attends there most to position 0 or to the position itself."""
+    return (attended == 0) | (attended == torch.arange(attended.shape[-1], device=attended.device))
+
+
 def copying_scores(
     logits: Float[Tensor, "heads length length"], attended: Int[Tensor, "heads length"], lead: int = 1
-) -> Float[Tensor, " heads"]:
-    """Return the mean over positions j from `lead` on of the raised share at `attended`[j].
+) -> Float[Tensor, "heads positions"]:
+    """Return the raised share at `attended`[j] of each position j from `lead` on.
 
     `logits[:, j, i]` are of the token at position i.
 
@@ -183,7 +215,7 @@ def copying_scores(
     raised = (p - p.sum(dim=-1, keepdim=True) / count[:, None]).relu()
     whole = raised.sum(dim=-1)
     share = raised.gather(-1, attended[..., None])[..., 0] / torch.where(whole > 0, whole, 1)
-    return share[:, lead:].mean(dim=-1)
+    return share[:, lead:]
 
 
 class _Circuit:
@@ -225,8 +257,8 @@ class _Circuit:
 
     def scores(
         self, block: int, tokens: Tensor, attended: Tensor, values: Float[Tensor, "length kv_heads d_head"]
-    ) -> Float[Tensor, " heads"]:
-        """Return the copying of each head, computed for as many at a time as 64 MiB of logits and outputs allow."""
+    ) -> Float[Tensor, "heads positions"]:
+        """Return `copying_scores` of each head, as many at a time as 64 MiB of logits and outputs allow."""
         parts, length = self._loaded.anatomy, tokens.shape[1]
         step = max(1, 16 * MEBI // (length * max(length, parts.d_model)))
         scores = []

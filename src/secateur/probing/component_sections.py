@@ -5,7 +5,12 @@ Knows no torch.
 
 from __future__ import annotations
 
-from secateur.core.records.probe import ComponentsRecord, OverlapRecord, ReadingRecord
+from secateur.core.records.probe import (
+    ComponentsRecord,
+    OverlapRecord,
+    ReadingRecord,
+    RemovalCheckRecord,
+)
 from secateur.probing.component_figures import (
     LARGE,
     SMALL,
@@ -67,7 +72,27 @@ def importance(record: ComponentsRecord, gone: Dropped) -> PageSection:
         FigureGroup(() if beside else tuple(agreement), name="agreement"),
     )
     lead = lead.format(text(heads.unit)) + (f" {agreement_words(overlap)}" if overlap else "")
+    lead += "".join(
+        f" {text(words)}" for reading in readings for words in check_words(reading.name, reading.check)
+    )
     return PageSection("importance", "Which heads matter", lead, body)
+
+
+def check_words(name: str, check: RemovalCheckRecord | None) -> list[str]:
+    """Return how far the orders of heads agree with what taking some of them out really does."""
+    if check is None:
+        return []
+    found = [
+        f"{agreement.rho:.2f} [{agreement.ci[0]:.2f}, {agreement.ci[1]:.2f}] with the {name.replace('_', ' ')}"
+        for name, agreement in check.agreement.items()
+        if agreement.rho is not None and agreement.ci
+    ]
+    if not found:
+        return []
+    return [
+        f"{name}: {check.n} heads from all over the order were taken out, one at a time, on {check.examples:,} "
+        f"examples; the rank correlation of the rise of the loss is {', '.join(found)}."
+    ]
 
 
 def _map(title: str, values: Values, unit: str, gone: Dropped, read: str = "", most: int = SMALL) -> Figure:
@@ -133,6 +158,8 @@ def induction(record: ComponentsRecord, gone: Dropped) -> PageSection:
     scores = {
         "prefix matching": values_of(record.prefix_matching),
         "copying": values_of(record.copying),
+        "copying beyond the sink": values_of(record.copying_beyond_sink),
+        "attention sink": values_of(record.attention_sink),
     }
     figures = [
         unit_map(
@@ -146,8 +173,9 @@ def induction(record: ComponentsRecord, gone: Dropped) -> PageSection:
         figures.append(overlap_scatter(values_of(heads.mean), scores["prefix matching"], heads.unit, gone))
     lead = (
         "Prefix matching: how much a head looks at what followed the same token before. Copying: how far it raises "
-        "the token it looks at. Both run from 0 to 1, in color by square roots, and say what a head does, not what it "
-        "is worth."
+        "the token it looks at most; beyond the sink, only where that is neither the first position nor the "
+        "token itself. Attention sink: the share of positions where it is. All run from 0 to 1, in color by square "
+        "roots, and say what a head does, not what it is worth."
     )
     words = overlap_words(record.induction_overlap) if figures else ""
     body = (words, FigureGroup(tuple(figures), "multiples words"))

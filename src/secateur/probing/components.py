@@ -6,38 +6,58 @@ that is read are encoded, so an example of another split that does not fit the c
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from secateur.checkpoint.folder import write_json
+from secateur.core.plan import Drop, Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import PARTS, Readings, mean_readings, spearman_overlap
 from secateur.core.records.probe import (
+    AgreementRecord,
     ComponentsRecord,
     ImportanceRecord,
     OverlapRecord,
     ProbeRecord,
     ReadingRecord,
+    RemovalCheckRecord,
     RowsRecord,
 )
+from secateur.core.score import METRICS
 from secateur.core.site import Site
+from secateur.core.stats import rank_correlation
 from secateur.errors import PlanError, TaskError
 from secateur.hf.load import Loaded
 from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
+from secateur.probes.answer_margin import AnswerMargin
+from secateur.probes.block_screen import block_effects
 from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.probing.report import write_probe_report
 from secateur.records import versions
-from secateur.session import Session, blank_of, read_model, read_task, ready_session, session_on
+from secateur.session import (
+    Session,
+    blank_of,
+    decided_by_choices,
+    read_model,
+    read_task,
+    ready_session,
+    session_on,
+)
 from secateur.surgery.operations import droppable
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 
+CHECKED = 20  # heads that are taken out in truth
+CHECK_EXAMPLES = 100  # of the split, on which they are
 BY_GRADIENT = {"heads": head_importance, "neurons": neuron_importance}
 BY_ABLATION = {"ffns": "mlp", "attentions": "attn", "blocks": ""}  # kind of part → part of its site
 assert {*BY_GRADIENT, "ffns", "induction"} == set(PARTS), "every name that may be asked for is read here"
@@ -55,6 +75,7 @@ class TaskReading:
         n: Examples of the split that were read.
         of: Examples that the split has; more than `n` where some did not fit the context.
         by_kind: Readings by kind of part and by metric.
+        check: Readings of heads beside what taking them out does.
     """
 
     task: str
@@ -62,6 +83,7 @@ class TaskReading:
     n: int
     of: int
     by_kind: ByKind
+    check: RemovalCheckRecord | None = None
 
     @property
     def name(self) -> str:
@@ -163,8 +185,14 @@ def read_components(
         by_kind: dict[str, Mapping[str, Readings]] = {}
         for kind in kinds:
             by_kind |= read_kind(kind, session, split, blocks)
-        n = len(session.task.split(split))
-        readings.append(TaskReading(name, session.options.shots, n, of, by_kind))
+        examples, check = session.task.split(split), None
+        if "heads" in what:
+            sites = map(Site.parse, _first(by_kind["heads"]).values)
+            heads = [site for site in sites if droppable(site, loaded.anatomy)]
+            expected = expected_rise(session, heads, examples, split)
+            by_kind["heads"] = {**by_kind["heads"], "expected_rise": expected}
+            check = removal_check(session, examples, by_kind["heads"])
+        readings.append(TaskReading(name, session.options.shots, len(examples), of, by_kind, check))
     return ComponentReadings(
         tuple(readings), behavior(loaded, blocks, progress) if "induction" in what else {}
     )
@@ -195,14 +223,13 @@ def _sessions(
 
 def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
     """Return the readings of one name in `PARTS`: by gradient, or of all that are read by ablation together."""
-    examples = session.task.split(split)
+    examples, anatomy = session.task.split(split), session.loaded.anatomy
     if kind in BY_GRADIENT:
         packing = session.judge().packing
         read = BY_GRADIENT[kind](
             session.loaded, session.encoded, examples, packing=packing, split=split, progress=session.progress
         )
         return {kind: {"importance": _within(read, blocks)}}
-    anatomy = session.loaded.anatomy
     sites = {
         name: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
         for name, part in BY_ABLATION.items()
@@ -222,16 +249,99 @@ def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
     }
 
 
+def expected_rise(
+    session: Session, sites: Sequence[Site], examples: Sequence[int], split: str, under: Plan | None = None
+) -> Readings:
+    """Return the expected rise of the loss without each of some parts, nats: below 0, the part hurts.
+
+    The loss is that among the choices where they decide, else that of the answer or the text.
+
+    Args:
+        under: A plan that is carried out beside each removal; by default the whole model.
+
+    Differs: the published importance E|A·dL/dA| takes the absolute value, so that a part that hurts the task counts
+    as one that it needs (docs/methods.md has the rank correlations of both with true removal).
+    """
+    judge, contrast = session.judge(), decided_by_choices(session)
+    without = {site: session.empty + Drop(site) for site in sites}
+    effects = block_effects(
+        AnswerMargin.of(session.loaded, session.encoded, examples, contrast),
+        examples,
+        without.values(),
+        spectra=judge.spectra,
+        packing=judge.packing,
+        under=under,
+        room=judge.limits.cache_bytes,
+        progress=session.progress,
+        stage="head screen",
+    )
+    return Readings(
+        what="expected rise of the loss without it",
+        unit="nats",
+        split=split,
+        n=len(examples),
+        low_is_removable=True,
+        source="change of the block's output times the margin's gradient",
+        values={str(site): effects.loss(cut) for site, cut in without.items()},
+    )
+
+
+def removal_check(
+    session: Session, examples: Sequence[int], readings: Mapping[str, Readings]
+) -> RemovalCheckRecord | None:
+    """Take some heads out, one at a time, and return how the order of each reading agrees with the rise of the loss.
+
+    One head is drawn from each of up to 20 equal parts of the order by the expected rise, so that all of it is looked
+    at. None where no head can be taken out.
+
+    Args:
+        examples: Those that were read; at most 100 of them are measured on.
+        readings: By name, of the same heads; one of them is `expected_rise`.
+    """
+    rng, ranked = random.Random(session.options.seed), readings["expected_rise"].ranked()
+    count = min(CHECKED, len(ranked))
+    bounds = [len(ranked) * number // max(1, count) for number in range(count + 1)]
+    drawn = [rng.choice(ranked[low:high])[0] for low, high in pairwise(bounds)]
+    if not drawn:
+        return None
+    some = sorted(rng.sample(list(examples), min(CHECK_EXAMPLES, len(examples))))
+    names = ("choice_loss",) if decided_by_choices(session) else ("text_loss", "loss")
+    metric = next(METRICS[name] for name in names if name != "text_loss" or "text" in session.task.kinds)
+    plans = {site: session.empty + Drop(Site.parse(site)) for site in drawn}
+    outcomes = session.judge()([session.empty, *plans.values()], some, "ablation")
+    whole = metric.mean(outcomes[session.empty])
+    rise = {site: metric.mean(outcomes[plan]) - whole for site, plan in plans.items()}
+    return RemovalCheckRecord(
+        n=count,
+        examples=len(some),
+        unit=metric.unit,
+        rise=rise,
+        agreement={
+            name: _agreement([read.values[s] for s in drawn], rise) for name, read in readings.items()
+        },
+    )
+
+
+def _agreement(read: Sequence[float], rise: Mapping[str, float]) -> AgreementRecord:
+    found = rank_correlation(read, list(rise.values()))
+    return AgreementRecord(rho=found and found[0], ci=found and list(found[1]))
+
+
 def behavior(loaded: Loaded, blocks: range, progress: Progress) -> dict[str, Readings]:
-    """Return prefix matching and copying of every head, on random tokens: what a head does, not what it is worth.
+    """Return prefix matching, copying and attention sink of every head, on random tokens: what a head does, not what it
+    is worth.
 
     Raises: `ModelError` where one of them cannot be read.
     """
     check_copying(loaded.anatomy)
-    return {
-        "prefix_matching": _within(prefix_matching(loaded, progress=progress), blocks),
-        "copying": _within(copying(loaded, progress=progress), blocks),
+    copied = copying(loaded, progress=progress)
+    found = {
+        "prefix_matching": prefix_matching(loaded, progress=progress),
+        "copying": copied.every,
+        "copying_beyond_sink": copied.beyond_sink,
+        "attention_sink": copied.sink,
     }
+    return {name: _within(readings, blocks) for name, readings in found.items()}
 
 
 def _within(readings: Readings, blocks: range) -> Readings:
@@ -270,12 +380,25 @@ def importance_record(kind: str, readings: Sequence[TaskReading]) -> ImportanceR
                 n=reading.n,
                 of=reading.of,
                 values=dict(named[reading.name].values),
+                **_beside(reading, kind),
             )
             for reading in readings
         ],
         mean=dict(mean_readings(list(named.values())).values),
         overlap=_overlap(named) if len(named) > 1 else None,
     )
+
+
+def _beside(reading: TaskReading, kind: str) -> dict[str, Any]:
+    """Return the optional fields of a reading's record that it has."""
+    first, found = _first(reading.by_kind[kind]), dict[str, Any]()
+    if first.intervals:
+        found["intervals"] = {site: list(ci) for site, ci in first.intervals.items()}
+    if "expected_rise" in reading.by_kind[kind]:
+        found["expected_rise"] = dict(reading.by_kind[kind]["expected_rise"].values)
+    if kind == "heads" and reading.check:
+        found["check"] = reading.check
+    return found
 
 
 def _first(by_metric: Mapping[str, Readings]) -> Readings:
@@ -294,7 +417,11 @@ def _induction_overlap(found: ComponentReadings) -> OverlapRecord | None:
     heads = [_first(reading.by_kind["heads"]) for reading in found.readings if "heads" in reading.by_kind]
     if not heads:
         return None
-    named = {name.replace("_", " "): readings for name, readings in found.behavior.items()}
+    named = {
+        name.replace("_", " "): readings
+        for name, readings in found.behavior.items()
+        if name != "attention_sink"  # a share of positions, no score of what a head does for the task
+    }
     return _overlap({"importance": mean_readings(heads)} | named)
 
 
@@ -304,6 +431,8 @@ def rows_record(what: str, model: str, split: str, found: ComponentReadings) -> 
     for reading in found.readings:
         shown = f"{reading.task} ({reading.shots}-shot)" if reading.shots else reading.task
         head |= {"task": shown, "n": reading.n, "of": reading.of}
+        if what == "heads" and reading.check:
+            head["check"] = reading.check.to_json()
     overlap = {"overlap": _induction_overlap(found)} if what == "induction" else {}
     return RowsRecord.model_validate(head | {"rows": rows(what, found)} | overlap)
 
@@ -329,7 +458,13 @@ def rows(what: str, found: ComponentReadings) -> list[dict[str, JsonValue]]:
 
 
 def _columns(named: Mapping[str, Readings]) -> list[dict[str, JsonValue]]:
-    return [
-        {"site": site} | {name: readings.values[site] for name, readings in named.items()}
-        for site in _first(named).values
-    ]
+    """Return a row for each part: its readings, each followed by its interval where the reading has intervals."""
+    found: list[dict[str, JsonValue]] = []
+    for site in _first(named).values:
+        row: dict[str, JsonValue] = {"site": site}
+        for name, readings in named.items():
+            row[name] = readings.values.get(site)
+            if readings.intervals:
+                row[f"{name}_ci"] = list(readings.intervals[site]) if site in readings.intervals else None
+        found.append(row)
+    return found

@@ -19,6 +19,25 @@ class OverlapRecord(Record):
     n: int = Field(description="sites")
 
 
+class AgreementRecord(Record):
+    """Agreement of one reading with the truth on the order of some parts."""
+
+    rho: float | None = Field(description="Spearman's rank correlation; null where one side is constant")
+    ci: list[float] | None = Field(description="95 % interval; null as above")
+
+
+class RemovalCheckRecord(Record):
+    """Readings of heads beside what taking them out really does, for a sample of them: one from each equal part of the order."""
+
+    n: int = Field(description="heads taken out, one at a time")
+    examples: int = Field(description="examples that the loss was measured on")
+    unit: str = Field(description="of `rise`: `nats` or `nats/token`")
+    rise: dict[str, Number] = Field(description="of the loss without each of them")
+    agreement: dict[str, AgreementRecord] = Field(
+        description="by reading: `expected_rise` and `importance`, of the order with that of `rise`"
+    )
+
+
 class ReadingRecord(Record):
     """The importance of every part, read on one task at one number of shots."""
 
@@ -30,6 +49,15 @@ class ReadingRecord(Record):
         default=None, description="examples of the split; more than `n` where some did not fit the context"
     )
     values: dict[str, Number] = Field(description="by site")
+    intervals: dict[str, list[float]] | None = Field(
+        default=None, description="95 % of each value, over groups of examples (only: by ablation)"
+    )
+    expected_rise: dict[str, Number] | None = Field(
+        default=None, description="of the loss without each head; below 0 it hurts (only: heads)"
+    )
+    check: RemovalCheckRecord | None = Field(
+        default=None, description="whether the orders of heads are true (only: heads, of `probe`)"
+    )
 
 
 class ImportanceRecord(Record):
@@ -62,9 +90,17 @@ class ComponentsRecord(Record):
     copying: dict[str, Number] | None = Field(
         default=None, description="of every query head, 0 to 1 (only: behavior read)"
     )
+    copying_beyond_sink: dict[str, Number] | None = Field(
+        default=None,
+        description="copying over the positions at which a head attends most neither to position 0 nor to itself; 0 where it has none (only: behavior read)",
+    )
+    attention_sink: dict[str, Number] | None = Field(
+        default=None,
+        description="share of the positions at which a head attends most to position 0 or to itself (only: behavior read)",
+    )
     induction_overlap: OverlapRecord | None = Field(
         default=None,
-        description="correlation of importance, prefix matching and copying; null where importance was not read (only: behavior read)",
+        description="correlation of importance, prefix matching, copying and copying beyond the sink; null where importance was not read (only: behavior read)",
     )
 
     @property
@@ -117,6 +153,9 @@ class RowsRecord(Record):
     )
     overlap: OverlapRecord | None = Field(
         default=None, description="as `induction_overlap` of Components (only: induction)"
+    )
+    check: RemovalCheckRecord | None = Field(
+        default=None, description="whether the orders of heads are true (only: heads)"
     )
     written: list[str] | None = Field(default=None, description="the files (only: with `-o`)")
 

@@ -22,14 +22,13 @@ from secateur.methods.method import DryRun, Reading
 from secateur.methods.removal import side_values
 from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
-from secateur.probes.answer_margin import AnswerMargin
-from secateur.probes.block_screen import block_effects
 from secateur.probing.components import (
     BY_GRADIENT,
     ComponentReadings,
     TaskReading,
     behavior,
     components_record,
+    expected_rise,
 )
 from secateur.search.race import Judge
 from secateur.search.removal import PrunableGroup
@@ -166,39 +165,14 @@ class RemovalReader:
         return {site: float(place) for place, site in enumerate(order)}
 
     def _head_effects(self, plan: Plan) -> Readings:
-        """Return the expected rise of the loss without each head that is left, nats: below 0, it hurts.
-
-        Differs: the published importance E|A·dL/dA| takes the absolute value, so that a part that hurts the task counts
-        as one that it needs (docs/methods.md has the rank correlations of both with true removal).
-        """
-        session, loaded = self._session, self._session.loaded
-        left = heads_left(session, plan)
+        """Return the expected rise of the loss without each head that is left, nats: below 0, it hurts."""
+        session, left = self._session, heads_left(self._session, plan)
         contrast = decided_by_choices(session)
         key = f"head effects {digest([contrast, plan.to_json()['edits'], len(self._probe), *map(str, left)])}"
         known = session.recall(key, Readings.from_json)
         if known is not None:
             return known
-        without = {site: session.empty + Drop(site) for site in left}
-        effects = block_effects(
-            AnswerMargin.of(loaded, session.encoded, self._probe, contrast),
-            self._probe,
-            without.values(),
-            spectra=self._judge.spectra,
-            packing=self._judge.packing,
-            under=plan,
-            room=self._judge.limits.cache_bytes,
-            progress=session.progress,
-            stage="head screen",
-        )
-        read = Readings(
-            what="expected rise of the loss without it",
-            unit="nats",
-            split="probe",
-            n=len(self._probe),
-            low_is_removable=True,
-            source="change of the block's output times the margin's gradient",
-            values={str(site): effects.loss(cut) for site, cut in without.items()},
-        )
+        read = expected_rise(session, left, self._probe, "probe", under=plan)
         session.remember(key, read.to_json())
         return read
 
