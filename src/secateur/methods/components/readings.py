@@ -23,7 +23,7 @@ from secateur.methods.removal import side_values
 from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.answer_margin import AnswerMargin
-from secateur.probes.block_screen import block_effects
+from secateur.probes.block_gradients import block_effects
 from secateur.probing.components import (
     BY_GRADIENT,
     ComponentReadings,
