@@ -498,7 +498,9 @@ def probe(
             counts = [replace(asked, shots=number).shots for number in numbers or [0]]
             if not tasks and set(names) != {"induction"}:
                 raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
-            reads = [*_place(asked), *inputs(tasks=tasks)]
+            held = asked.in_memory
+            places = inputs([asked.model]) if held is None else inputs(files=[held.source])
+            reads = [*places, *inputs(tasks=tasks)]
             with made_early(out, reads=reads):
                 from secateur.probing.components import read_record
 
@@ -546,13 +548,6 @@ def _check_edits(names: Sequence[str], given: Plan | tuple[Edit, ...]) -> None:
         raise PlanError(
             f"--what {','.join(names)} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
         )
-
-
-def _place(asked: Options) -> list[Path]:
-    """Return the folder that the model is read from. Raises: `UnknownName`, `ModelError` where there is none."""
-    if asked.in_memory is None:
-        return inputs([asked.model])
-    return inputs(files=[asked.in_memory.source])
 
 
 def _series(asked: Options, revisions: list[str], also: list[str], finer: list[str]) -> list[Options]:

@@ -166,6 +166,7 @@ TEXTS = (
     " two  spaces, and a tab:\tend",
 )
 LONGEST = 64
+BYTES = {"f32": 4, "f16": 2, "q8_0": 2}  # of a number, at most
 
 
 @dataclass(frozen=True)
@@ -199,12 +200,12 @@ def export_gguf(model: str, revision: str | None, file: Path, kind: str) -> Expo
     part = file.with_name(f"{file.name}.partial")
     try:
         with writing(file):
-            check_space(file.absolute().parent, _size(loaded, kind))
+            check_space(file.absolute().parent, loaded.anatomy.num_parameters * BYTES[kind])
             written = write_gguf(loaded, part, kind, _said(loaded))
         with quiet():
             again = read_gguf(part)
-        difference = _difference(loaded, again, rows)
-        _check(loaded, again, difference, kind, file)
+        difference = max(_distance(_logits(loaded.model, row), _logits(again.model, row)) for row in rows)
+        _check_export(loaded, again, difference, kind, file)
         with writing(file):
             os.replace(part, file)
     finally:
@@ -213,10 +214,6 @@ def export_gguf(model: str, revision: str | None, file: Path, kind: str) -> Expo
     return Exported(
         str(file), kind, size, digest, written.tensors, written.instead, difference, TOLERANCE[kind]
     )
-
-
-def _size(loaded: Loaded, kind: str) -> int:
-    return loaded.anatomy.num_parameters * {"f32": 4, "f16": 2, "q8_0": 2}[kind]
 
 
 def _rows(loaded: Loaded) -> list[list[int]]:
@@ -246,26 +243,13 @@ def _logits(model: PreTrainedModel, row: list[int]) -> Tensor:
     return logits
 
 
-def _difference(loaded: Loaded, again: ReadGguf, rows: list[list[int]]) -> float:
-    """Return the largest relative distance of logits."""
-    found = []
-    for row in rows:
-        found.append(_distance(_logits(loaded.model, row), _logits(again.model, row)))
-    return max(found)
-
-
 def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Return ‖ours − theirs‖ / ‖ours‖."""
     distance = torch.linalg.norm((ours - theirs).double())
     return float(distance / torch.linalg.norm(ours.double()).clamp_min(1e-30))
 
 
-def _farthest(loaded: Loaded, again: ReadGguf) -> tuple[float, str]:
-    """Return the largest relative distance of a parameter, and its name."""
-    theirs = dict(again.model.named_parameters())
-    return max((_distance(found, theirs[name]), name) for name, found in loaded.model.named_parameters())
-
-
-def _check(loaded: Loaded, again: ReadGguf, difference: float, kind: str, file: Path) -> None:
+def _check_export(loaded: Loaded, again: ReadGguf, difference: float, kind: str, file: Path) -> None:
     report = "It was not written; please report this with the model's name."
     if not difference <= TOLERANCE[kind]:
         raise OutputError(
@@ -276,7 +260,10 @@ def _check(loaded: Loaded, again: ReadGguf, difference: float, kind: str, file: 
     for text in TEXTS:
         if loaded.tokenizer.encode(text) != again.tokenizer.encode(text):
             raise OutputError(f"{file}: read again, its tokenizer gives other tokens of {text!r}. {report}")
-    farthest, name = _farthest(loaded, again)
+    theirs = dict(again.model.named_parameters())
+    farthest, name = max(
+        (_distance(ours, theirs[name]), name) for name, ours in loaded.model.named_parameters()
+    )
     if farthest > ROUNDING[kind]:
         raise OutputError(f"{file}: read again, {name} differs by {farthest:.1e} (relative). {report}")
     if again.doubts:

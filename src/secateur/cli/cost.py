@@ -121,7 +121,10 @@ def print_cost(found: Mapping[str, Any]) -> None:
         key: name for key, name in shown.items() if any(_between(row["counts"], key, str) for row in rows)
     }
     narrow = terminal().width < NARROW
-    cells = [(row["stage"], *(_cell(row["counts"], key, narrow) for key in shown)) for row in rows]
+    how = {key: duration if key == "seconds" else _short for key in shown}
+    cells = [(row["stage"], *(_between(row["counts"], key, how[key]) for key in shown)) for row in rows]
+    if narrow:
+        cells = [tuple(cell.partition(" [")[0] for cell in row) for row in cells]
     print_rows(("stage", *shown.values()), cells, title=title, whole=("stage", "time"))
     if narrow:
         print(f"expected numbers; the least and the most in {NARROW} columns, or with --json")
@@ -137,11 +140,6 @@ def print_cost(found: Mapping[str, Any]) -> None:
         terminal().print(Text(f"· {start.warning}", style="bold red"))
     for said in found["assumptions"]:
         print(f"· {said}")
-
-
-def _cell(counts: Mapping[str, Mapping[str, float]], key: str, narrow: bool) -> str:
-    shown = _between(counts, key, duration if key == "seconds" else _short)
-    return shown.partition(" [")[0] if narrow else shown
 
 
 def _between(counts: Mapping[str, Mapping[str, float]], key: str, show: Callable[[float], str]) -> str:

@@ -97,12 +97,16 @@ def compare(
     x, y = finite_values(metric, before, "before"), finite_values(metric, after, "after")
     num_groups = int(np.unique(groups).size)
     weights = before["tokens"] if metric.weighted else None
+    intervals: Sequence[Interval | None]
     if num_groups < FEWEST_GROUPS:
-        intervals, p, test = _by_few(x, y, groups, weights, seed)
+        differences = (y - x) * (1 if weights is None else weights)
+        intervals, test = [None] * 3, "sign-flip permutation by group"
+        p = sign_flip(differences, groups, seed=seed)
     elif metric.unit != "share":
         intervals, p, test = _by_bootstrap(x, y, groups, weights, seed)
     elif num_groups == len(x):
-        intervals, p, test = _by_pairs(x, y)
+        intervals = [wilson(x.sum(), x.size), wilson(y.sum(), y.size), tango(x, y)]
+        p, test = mcnemar(x, y), "exact McNemar"
     else:
         intervals, p, test = _by_groups(x, y, groups, seed)
 
@@ -124,18 +128,6 @@ def compare(
 
 # intervals of before, after and after − before; p; the test in words
 _Tested = tuple[Sequence[Interval | None], float, str]
-
-
-def _by_few(
-    x: np.ndarray, y: np.ndarray, groups: np.ndarray, weights: np.ndarray | None, seed: int
-) -> _Tested:
-    difference = (y - x) * (1 if weights is None else weights)
-    return [None] * 3, sign_flip(difference, groups, seed=seed), "sign-flip permutation by group"
-
-
-def _by_pairs(x: np.ndarray, y: np.ndarray) -> _Tested:
-    intervals = [wilson(x.sum(), x.size), wilson(y.sum(), y.size), tango(x, y)]
-    return intervals, mcnemar(x, y), "exact McNemar"
 
 
 def _by_groups(x: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> _Tested:

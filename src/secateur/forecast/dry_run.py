@@ -219,15 +219,12 @@ class DryJudge:
         groups: dict[tuple[int, tuple[Site, ...]], list[Plan]] = {}
         for plan in plans:
             groups.setdefault((plan.lowest_block or 0, self._written(plan)), []).append(plan)
-        return tuple(
-            Plans(
-                len(alike),
-                block,
-                sites,
-                sum(map(_rank, alike)) / len(alike) / max(1, len(sites)),
-            )
-            for (block, sites), alike in groups.items()
-        )
+        found = []
+        for (block, sites), alike in groups.items():
+            ranks = [edit.rank for plan in alike for edit in plan.truncated]
+            ranks += [len(edit.directions) for plan in alike for edit in plan.removed]
+            found.append(Plans(len(alike), block, sites, sum(ranks) / len(alike) / max(1, len(sites))))
+        return tuple(found)
 
     def _written(self, plan: Plan) -> tuple[Site, ...]:
         """Return the matrices that a mask of this plan writes, lowest block first."""
@@ -260,11 +257,6 @@ class DryJudge:
         rows["correct"] = rows["correct_norm"] = 1.0
         rows["loss"] = rows["choice_loss"] = 100 - value  # positive, as a loss is
         return rows
-
-
-def _rank(plan: Plan) -> int:
-    """Return how many components its truncations keep and its removals take, together."""
-    return sum(edit.rank for edit in plan.truncated) + sum(len(edit.directions) for edit in plan.removed)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from secateur.evaluation.workers import Limits, spectra_bytes
 from secateur.forecast.count import Amounts, Counted, decomposition
 from secateur.forecast.dry_run import CHORES, Judged, Read, SideWork, Work, dry_run, empty, proof
 from secateur.forecast.fleet import DeviceFleet
-from secateur.forecast.load import CACHE_BYTES, Loads, OrderedExamples, places_of
+from secateur.forecast.load import CACHE_BYTES, Loads, places_of
 from secateur.forecast.records import FloorsRecord
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.blank import Ruler
@@ -58,7 +58,8 @@ def forecast(
     """The record of a session whose method has been checked."""
     watched = side_effects(session)
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
-    loads = Loads(_places(session, watched), _packing(session, calibrate), anatomy.d_model * itemsize)
+    places = {_place(number): session.on(side.task) for number, side in enumerate(watched)}
+    loads = Loads(places_of(session, places), _packing(session, calibrate), anatomy.d_model * itemsize)
     weights = anatomy.num_parameters * itemsize
     room = spectra_bytes(weights)
     works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
@@ -122,10 +123,6 @@ def _works(session: Session, watched: Sequence[SideTask], luck: str) -> list[Wor
         for number, side in enumerate(watched)
     ]
     return [*dry_run(session, luck, names), *proof(session, sides)]
-
-
-def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, OrderedExamples]:
-    return places_of(session, {_place(number): session.on(s.task) for number, s in enumerate(watched)})
 
 
 def _place(number: int) -> str:

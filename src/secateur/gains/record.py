@@ -47,8 +47,9 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
     dense, cut = costs(before, after, length)
     places = before.source, folder or after.source
     stored = [bytes_on_disk(place) for place in places if place is not None]
-    zero = zeroed(after)
-    notes = [zeroed_note(zero), *_dtype_notes(before, after), *_gguf_notes(before)]
+    zero, device = zeroed(after), after.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    notes = [zeroed_note(zero), *_form_notes(before, after)]
     return GainsRecord(
         parameters=BeforeAfter(before=before.anatomy.num_parameters, after=after.anatomy.num_parameters),
         bytes_on_disk=BeforeAfter(before=stored[0], after=stored[1]) if len(stored) == 2 else None,
@@ -61,7 +62,7 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
         decode=None,
         shape=None,
         threads=None,
-        device=_device(after),
+        device=f"{device.type} {name}",
         dtype=_dtype(after),
         note=_joined(notes),
     )
@@ -135,24 +136,15 @@ def _length_notes(asked: Length, length: Length, both: tuple[Cost, Cost]) -> Ite
             )
 
 
-def _dtype_notes(before: Loaded, after: Loaded) -> Iterator[str]:
+def _form_notes(before: Loaded, after: Loaded) -> Iterator[str]:
     if before.model.dtype != after.model.dtype:
         yield f"the dense model is {_dtype(before)}, the cut one {_dtype(after)}: --dtype compares like with like"
-
-
-def _gguf_notes(before: Loaded) -> Iterator[str]:
     if before.gguf is not None:
         yield f"the dense model is {before.gguf.words}; its bytes are counted as float32, as which it was read"
 
 
 def _dtype(loaded: Loaded) -> str:
     return str(loaded.model.dtype).removeprefix("torch.")
-
-
-def _device(loaded: Loaded) -> str:
-    device = loaded.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return f"{device.type} {name}"
 
 
 def _joined(notes: list[str | None]) -> str | None:

@@ -1,8 +1,8 @@
 """Measure how much the loss of the gold answers depends on each head or neuron, and read what heads attend to.
 
 One backward pass per batch gives the importance of all. It is taken at the output projection's input, where heads lie
-side by side, and at the down projection's, where neurons do. `unit_importance` does the same for any units that lie side
-by side at the input of a matrix. No parameter gets a gradient: the graph begins at the first hooked input.
+side by side, and at the down projection's, where neurons do. `unit_importance` does the same for any units that lie
+side by side at the input of a matrix. No parameter gets a gradient: the graph begins at the first hooked input.
 
 Attention weights are read one block at a time while the model runs, without changing its settings. Under `sdpa` they
 are computed once more from the very queries, keys and masks that are handed to torch; under `eager` they are those that
