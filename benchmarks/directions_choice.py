@@ -30,7 +30,7 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 import secateur
-from secateur.cli.tables import p_text, table, with_interval
+from secateur.cli.tables import table, with_interval
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
@@ -210,7 +210,7 @@ def line(row: Mapping[str, Any]) -> dict[str, Any]:
     """Column by column."""
     unit = row["after"]["unit"]
     told = {"way": row["way"], "test": with_interval(row["after"], unit), "change": change(row, unit)}
-    told["p"] = p_text(row["p_value"])
+    told["p"] = f"{row['p_value']:.2g}"
     if "against" in row:
         others = (
             f"{name}: {change(one, unit)}" for name, one in row["against"].items() if name != row["way"]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from secateur.training.regulariser import KINDS, LinearityRegulariser
+from secateur.training.objectives import KINDS, LinearityRegulariser
 
 
 def model_of(d_model: int, layers: int, length: int) -> MistralForCausalLM:

@@ -24,9 +24,8 @@ import torch
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
-from secateur.methods.laser.grid import screened
 from secateur.methods.laser.probe import LaserProbe
-from secateur.methods.laser.search import HALVING, RACED, candidates
+from secateur.methods.laser.search import HALVING, RACED, candidates, screened
 from secateur.methods.registry import read_options
 from secateur.search.race import Objective, race
 from secateur.session import Session

@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 
 import secateur
-from secateur.cli.bench import print_gains
+from secateur.cli.cost import print_gains
 from secateur.cli.tables import table
 
 BEGINNING = "Once upon a time"

@@ -87,7 +87,7 @@ def make(folder: Path, shape: dict[str, int], shard_size: str) -> int:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from secateur.checkpoint.save import check_space
-    from secateur.checkpoint.stream_shards import shards_of, write_index, write_shard
+    from secateur.checkpoint.stream import shards_of, write_index, write_shard
     from secateur.core.machine import shard_bytes
 
     folder.mkdir()

@@ -66,8 +66,7 @@ MAY_IMPORT["reporting"] = {"errors", "core", "probing", "methods", "report"}
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains", "reporting"}
 MAY_IMPORT["result"] = {"errors", "core", "checkpoint", "report", "reporting"}
 MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof", "result"}
-MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records", "result"}
-MAY_IMPORT["measuring"] = MAY_IMPORT["methods"] | {"methods"}
+MAY_IMPORT["steps"] = MAY_IMPORT["methods"] | {"methods", "result", "__init__"}
 MAY_IMPORT["forecast"] = MAY_IMPORT["pipeline"] | {"pipeline"}
 MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
     "training",
@@ -75,8 +74,7 @@ MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
     "forecast",
     "gains",
     "inputs",
-    "applying",
-    "measuring",
+    "steps",
     "given",
     "keywords",
     "signatures",

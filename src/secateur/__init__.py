@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.given import texts as texts
     from secateur.result import Result as Result
     from secateur.surgery.materialize import cut as cut
-    from secateur.training.regulariser import LinearityRegulariser as LinearityRegulariser
-    from secateur.training.regulariser import RegularisedTrainer as RegularisedTrainer
+    from secateur.training.objectives import LinearityRegulariser as LinearityRegulariser
+    from secateur.training.objectives import RegularisedTrainer as RegularisedTrainer
     from secateur.training.state import Tuned as Tuned
     from secateur.training.verbs import finetune as finetune
     from secateur.training.verbs import heal as heal
@@ -59,8 +59,8 @@ _WHERE = {
     "load": "secateur.api",
     "texts": "secateur.given",
     "on_ray": "secateur.distributed.launch",
-    "LinearityRegulariser": "secateur.training.regulariser",
-    "RegularisedTrainer": "secateur.training.regulariser",
+    "LinearityRegulariser": "secateur.training.objectives",
+    "RegularisedTrainer": "secateur.training.objectives",
     "Result": "secateur.result",
     "Tuned": "secateur.training.state",
     "Plan": "secateur.core.plan",

@@ -280,7 +280,7 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
     cannot be written.
     """
     from secateur.reporting import check_folder, write_run_report
-    from secateur.training.report import write_report_of
+    from secateur.training.report.heal_page import write_report_of
 
     folder = Path(folder)
     page = folder / "report.html"
@@ -324,9 +324,9 @@ def evaluate(
         inputs_of(chosen)
         if ledger is not None:
             check_ledger(Path(ledger))
-        from secateur import measuring
+        from secateur import steps
 
-        return measuring.evaluate(chosen, split, given, ledger=ledger, progress=progress)
+        return steps.evaluate(chosen, split, given, ledger=ledger, progress=progress)
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
@@ -392,9 +392,9 @@ def apply(
         "shard_size": shard_size,
         "svd": svd,
     }
-    from secateur import applying
+    from secateur import steps
 
-    return applying.apply(
+    return steps.apply(
         model, given, folder, command, loading, form=form, way=way, overwrite=overwrite, progress=progress
     )
 
@@ -423,9 +423,9 @@ def preview(
     check_dtype(dtype)
     inputs([model])
     loading: Loading = {"revision": revision, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    from secateur import applying
+    from secateur import steps
 
-    return applying.preview(model, given, form, loading)
+    return steps.preview(model, given, form, loading)
 
 
 @verb()
@@ -454,7 +454,7 @@ def export(
     check_name(str(path), OutputError)
     check_apart(path, [place for place in inputs([model]) if place.is_file()])
     check_new_file(path, overwrite=overwrite)
-    from secateur.checkpoint.export import export_gguf
+    from secateur.steps import export_gguf
 
     return asdict(export_gguf(model, revision, path, type))
 
@@ -498,7 +498,9 @@ def probe(
             counts = [replace(asked, shots=number).shots for number in numbers or [0]]
             if not tasks and set(names) != {"induction"}:
                 raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
-            reads = [*_place(asked), *inputs(tasks=tasks)]
+            held = asked.in_memory
+            places = inputs([asked.model]) if held is None else inputs(files=[held.source])
+            reads = [*places, *inputs(tasks=tasks)]
             with made_early(out, reads=reads):
                 from secateur.probing.components import read_record
 
@@ -518,9 +520,9 @@ def probe(
                 )
                 return straight.model_dump(exclude_unset=True)
         inputs_of(asked)
-        from secateur import measuring
+        from secateur import steps
 
-        return measuring.analyze(names[0], asked, split, given, progress)
+        return steps.analyze(names[0], asked, split, given, progress)
 
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
@@ -546,13 +548,6 @@ def _check_edits(names: Sequence[str], given: Plan | tuple[Edit, ...]) -> None:
         raise PlanError(
             f"--what {','.join(names)} looks at an edit: give --plan plan.json, or --edit such as b2.gate=5."
         )
-
-
-def _place(asked: Options) -> list[Path]:
-    """Return the folder that the model is read from. Raises: `UnknownName`, `ModelError` where there is none."""
-    if asked.in_memory is None:
-        return inputs([asked.model])
-    return inputs(files=[asked.in_memory.source])
 
 
 def _series(asked: Options, revisions: list[str], also: list[str], finer: list[str]) -> list[Options]:
@@ -637,6 +632,6 @@ def bench(
     how: Loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     dense: NamedModel = {"name": str(against), "revision": revision, **how}
     cut: NamedModel = {"name": str(out), "revision": None, **how}
-    from secateur.gains.bench import bench
+    from secateur.gains.record import bench
 
     return bench(dense, cut, length, threads=threads, progress=progress)

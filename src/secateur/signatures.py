@@ -35,7 +35,13 @@ def verb(
         stated = inspect.signature(function)
         plain = [p for p in stated.parameters.values() if p.kind is not p.VAR_KEYWORD]
         given = {parameter.name for parameter in plain}
-        more = [_parameter(one) for name, one in described.items() if name not in given]
+        more = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=annotation_of(one)
+            )
+            for name, one in described.items()
+            if name not in given
+        ]
         signature = stated.replace(parameters=[*plain, *more])
 
         @wraps(function)
@@ -52,12 +58,6 @@ def verb(
         return checked
 
     return decorate
-
-
-def _parameter(one: Named) -> inspect.Parameter:
-    return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=annotation_of(one)
-    )
 
 
 def annotation_of(one: Named) -> str:

@@ -289,7 +289,7 @@ def test_the_end_is_rehearsed(place, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", refusing)
-    monkeypatch.setattr("secateur.applying.mapped", None)
+    monkeypatch.setattr("secateur.steps.mapped", None)
     refused(
         place,
         "apply",

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 from secateur import api
 from secateur.checkpoint import stream
 from secateur.checkpoint.save import save_and_reload
-from secateur.checkpoint.stream import mapped
-from secateur.checkpoint.stream_shards import (
+from secateur.checkpoint.stream import (
     JOURNAL,
     FinishedShard,
     Journal,
+    mapped,
     shards_of,
     write_index,
     write_shard,

@@ -17,14 +17,14 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import paired_z
 from secateur.hf.load import Loaded
-from secateur.methods.laser.grid import (
+from secateur.methods.laser.method import PAPER_FRACTIONS, SMALL_RANKS
+from secateur.methods.laser.search import (
     compose,
     grid,
     promising,
     ranks,
     screened,
 )
-from secateur.methods.laser.method import PAPER_FRACTIONS, SMALL_RANKS
 from secateur.methods.registry import method_named, read_options
 from secateur.search.evidence import Evidence
 from secateur.search.race import Objective, Rules, race

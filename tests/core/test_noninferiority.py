@@ -12,8 +12,7 @@ from fixtures import data_report
 from scipy import optimize, stats
 
 from secateur.checkpoint.card import model_card
-from secateur.core.comparison import compare, verdict_word
-from secateur.core.guard import constant_predictor
+from secateur.core.comparison import compare, constant_predictor, verdict_word
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, bound_text, margin_text, non_inferiority
 from secateur.core.plan import Plan, Truncate

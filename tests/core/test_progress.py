@@ -74,11 +74,14 @@ def test_a_stage_may_go_on_after_another():
     ("seconds", "said"),
     [
         (0, "0 s"),
+        (0.44, "0.4 s"),
         (99.4, "99 s"),
         (130, "2 min"),
         (5990, "1 h 40 min"),
         (7800, "2 h 10 min"),
         (40000, "11 h"),
+        (71 * 3600, "71 h"),
+        (3.4 * 86400, "3 days"),
     ],
 )
 def test_durations_are_read_at_a_glance(seconds, said):

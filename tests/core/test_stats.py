@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from secateur.core.comparison import compare, verdict_word
-from secateur.core.guard import balanced_accuracy, constant_predictor
+from secateur.core.comparison import balanced_accuracy, compare, constant_predictor, verdict_word
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.stats import (
     DRAWS,

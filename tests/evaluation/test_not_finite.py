@@ -12,7 +12,7 @@ from fixtures.folders import questions, save_model, secateur, write_rows
 from fixtures.zoo import tiny
 from safetensors.torch import load_file, save_file
 
-from secateur.checkpoint.stream_shards import shards_of, write_shard
+from secateur.checkpoint.stream import shards_of, write_shard
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, OUTCOME
 from secateur.errors import ModelError, OutputError

@@ -342,7 +342,7 @@ def test_the_table(place, monkeypatch):
     """In 80 columns nothing is cut off."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(
-        "secateur.gains.bench.peak_bytes", lambda *a, **k: {"prefill": 1_500_000, "decode": 70}
+        "secateur.gains.record.peak_bytes", lambda *a, **k: {"prefill": 1_500_000, "decode": 70}
     )
     done = secateur("bench", place / "cut", "--against", place / "dense", "--repeats", 1)
     assert done.exit_code == 0, done.stderr

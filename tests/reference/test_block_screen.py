@@ -14,7 +14,7 @@ from secateur.core.plan import Drop, Plan, Truncate, blocks_of
 from secateur.core.site import Site
 from secateur.hf.load import Loaded
 from secateur.probes.answer_margin import AnswerMargin
-from secateur.probes.block_screen import block_effects
+from secateur.probes.block_gradients import block_effects
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
 from secateur.surgery.spectra import Spectra

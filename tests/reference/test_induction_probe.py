@@ -17,7 +17,7 @@ from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded, load_model
-from secateur.probes.attention import attend, sdpa_weights
+from secateur.probes.heads import attend, sdpa_weights
 from secateur.probes.induction import (
     copying,
     copying_scores,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from secateur.linalg.dimension import intrinsic_dimension
 from secateur.linalg.least_squares import CONDITION, PairMoments
+from secateur.probes.linearity import intrinsic_dimension
 
 N, D = 3000, 24
 Array = NDArray[np.float64]

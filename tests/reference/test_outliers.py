@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 from secateur.core.plan import Plan
 from secateur.evaluation.batching import Packing
 from secateur.hf.readable import Readable, readable_from, readable_of
-from secateur.linalg.dimension import intrinsic_dimension
 from secateur.methods.depth.readings import block_similarity
 from secateur.probes import outliers
 from secateur.probes.hooks import hook_points
-from secateur.probes.linearity import Linearity, linearity
+from secateur.probes.linearity import Linearity, intrinsic_dimension, linearity
 from secateur.probes.outliers import TIMES, median_norms
 from secateur.tasks.encode import Encoded
 

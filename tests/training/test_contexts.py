@@ -22,7 +22,7 @@ from secateur.checkpoint.folder import copy_folder
 from secateur.core.plan import Drop, Plan
 from secateur.core.site import Site
 from secateur.errors import ModelError, TrainingError
-from secateur.training import pretrain as pretraining
+from secateur.training import train as pretraining
 from secateur.training.distributed import join
 from secateur.training.state import in_float32
 

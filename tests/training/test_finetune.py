@@ -248,7 +248,7 @@ import os, signal, sys
 import secateur, transformers
 from pathlib import Path
 from secateur.checkpoint.folder import Folder
-from secateur.training import finetune as verb, trainer
+from secateur.training import train as verb, trainer
 model, task, out = sys.argv[1:]
 
 def die(*said, **more):

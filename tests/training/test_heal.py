@@ -23,7 +23,7 @@ from secateur.errors import ModelError, TaskError, TrainingError, UnknownName
 from secateur.hf.anatomy import anatomy
 from secateur.surgery.materialize import cut
 from secateur.training.answers import collate
-from secateur.training.distill import (
+from secateur.training.objectives import (
     DepthPair,
     Distillation,
     depth_pairs,

@@ -18,9 +18,8 @@ from test_heal import place as made_place
 
 import secateur as package
 from secateur.errors import ModelError, TrainingError, UnknownName
-from secateur.hf.adapters import substitutes
 from secateur.training.options import Tuning
-from secateur.training.trainable_parameters import trainable_parameters_of
+from secateur.training.trainable_parameters import substitutes, trainable_parameters_of
 from secateur.training.trainer import train
 
 pytest.importorskip("peft")

@@ -18,7 +18,7 @@ from transformers import TrainingArguments
 
 import secateur
 from secateur.errors import ModelError, TrainingError, UnknownName
-from secateur.training.regulariser import LinearityRegulariser, RegularisedTrainer
+from secateur.training.objectives import LinearityRegulariser, RegularisedTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 
@@ -231,7 +231,7 @@ class Around(torch.nn.Module):
 COMPILED = """
 import torch
 from test_regulariser import assert_equal_gradients, gradients, tokens, trainable, whole_loss
-from secateur.training.regulariser import LinearityRegulariser
+from secateur.training.objectives import LinearityRegulariser
 
 for checkpointing in (False, True):
     for in_place in (False, True):

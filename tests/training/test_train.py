@@ -18,8 +18,8 @@ import secateur as package
 from secateur.errors import ModelError, SecateurError, TrainingError, UnknownName
 from secateur.hf.blank import fresh_mistral
 from secateur.hf.size import Size
-from secateur.training import pretrain as pretraining
-from secateur.training.regulariser import LinearityRegulariser
+from secateur.training import train as pretraining
+from secateur.training.objectives import LinearityRegulariser
 
 SIZE = {"layers": 2, "d_model": 16, "heads": 2, "context": 32}
 HOW = SIZE | {"steps": 6, "save_steps": (0, 3), "seqlen": 12, "batch_size": 4, "device": "cpu"}

@@ -12,11 +12,9 @@ from typer.core import TyperGroup
 
 from secateur import __version__
 from secateur.cli import apply as applying
-from secateur.cli import bench as measuring
-from secateur.cli import export as exporting
+from secateur.cli import cost as measuring
 from secateur.cli import finetune as training
 from secateur.cli import heal as healing
-from secateur.cli import plan_cost as forecast
 from secateur.cli import probe as reading
 from secateur.cli import prune as making
 from secateur.cli import train as pretraining
@@ -106,8 +104,6 @@ for _verb, _options in (
     *applying.VERBS,
     *reading.VERBS,
     *measuring.VERBS,
-    *exporting.VERBS,
-    *forecast.VERBS,
     *training.VERBS,
     *healing.VERBS,
     *pretraining.VERBS,

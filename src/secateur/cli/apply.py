@@ -1,4 +1,4 @@
-"""The verb that carries out what is decided already: `apply`."""
+"""The verbs that write a checkpoint without a search: `apply`, and `export` for another program."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from secateur.cli.options import (
     given_plan,
     print_json,
 )
+from secateur.core.form import GGUF_TYPES
 from secateur.core.loading import evidence_text, sign
 from secateur.errors import SecateurError
 
@@ -118,6 +119,56 @@ def print_preview(told: Mapping[str, Any]) -> None:
         print(f"The nearest plan of a stock checkpoint (--portable): {told['portable']}")
 
 
+def export(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A stock checkpoint that prune, apply or heal wrote, or any MODEL."
+        ),
+    ],
+    gguf: Annotated[bool, typer.Option("--gguf", help="As a GGUF file, for llama.cpp.")] = False,
+    kind: Annotated[
+        str, typer.Option("--type", metavar="NAME", help=f"How numbers are stored: {', '.join(GGUF_TYPES)}.")
+    ] = "f16",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="The file to write; left out: MODEL-TYPE.gguf here."
+        ),
+    ] = None,
+    revision: Revision = None,
+    gguf_file: GgufFile = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a checkpoint as one file for another program.
+
+    The file is read again and must compute what the checkpoint does, as far as its type can, before it appears.
+    """
+    from secateur.cli.progress import bars
+
+    if not gguf:
+        raise SecateurError("in which format? Give --gguf, for llama.cpp.")
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        made = api.export(model, out, type=kind, revision=revision, gguf_file=gguf_file, overwrite=overwrite)
+        progress("load", 1, 1)
+    if as_json:
+        print_json(made)
+        return
+    stored = ", ".join(f"{count} {how}" for how, count in sorted(made["tensors"].items()))
+    print(f"written     {made['file']}  ({made['bytes'] / 1e6:.1f} MB; tensors: {stored})")
+    if made["instead"]:
+        print(f"            {len(made['instead'])} in f16 for want of whole blocks of 32 numbers")
+    print(
+        f"read again  the same tokens; logits differ by {made['difference']:.1e} (relative; at most "
+        f"{made['tolerance']:.0e} for {made['type']})"
+    )
+
+
 VERBS: Commands = (
     (
         apply,
@@ -127,6 +178,16 @@ VERBS: Commands = (
                 "secateur apply ./llama-70b --plan plan.json --shard-size 10GB -o cut",
                 "secateur apply builtin:facts --plan out/plan.json -o facts-cut",
             )
+        },
+    ),
+    (
+        export,
+        {
+            "name": "export",
+            "epilog": examples(
+                "secateur export out --gguf",
+                "secateur export out --gguf --type q8_0 -o model-q8_0.gguf",
+            ),
         },
     ),
 )

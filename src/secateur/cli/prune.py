@@ -105,7 +105,7 @@ def prune(
     command goes on where it was.
     """
     if dry_run:
-        from secateur.cli.plan_cost import print_forecast
+        from secateur.cli.cost import print_forecast
 
         print_forecast(model, task, given(method, options), as_json=as_json, quiet=quiet)
         return

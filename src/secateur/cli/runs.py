@@ -112,9 +112,10 @@ def _row(
     if not isinstance(more_tasks, list | tuple):
         raise TypeError("more_tasks is no list")  # said by `as_written`
     model = "a new Mistral" if verb == "train" else command[verb if verb in ("finetune", "heal") else "model"]
+    full = out.resolve()
     first = command["train"] if verb == "train" else command.get("task", "")
     return {
-        "run": _shown(out),
+        "run": str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full),
         "verb": verb,
         "model": str(model),
         "task": " + ".join(map(str, [first, *more_tasks])),
@@ -131,12 +132,6 @@ def _out(ledger: Path, run: Run) -> Path:
     if ledger.parent.suffix == RUN:
         return ledger.parent.with_suffix("")
     return Path(run.out)
-
-
-def _shown(path: Path) -> str:
-    """Return the path relative to the current folder where it lies below it."""
-    full = path.resolve()
-    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
 
 
 def run_record(place: Path, top: int) -> dict[str, Any]:
@@ -173,7 +168,8 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
 def _judgment(trial: Trial, metric: Metric) -> dict[str, Any]:
     """Return the metric that decides, and the loss by itself where that is another."""
     names = dict.fromkeys((metric.name, *(() if metric.column == "loss" else ("loss",))))
-    values = {name: _number(trial.means[name]) for name in names}
+    means = {name: trial.means[name] for name in names}
+    values = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
     return {"plan": str(trial.plan), "n": trial.n} | values | {"seconds": trial.seconds}
 
 
@@ -210,10 +206,6 @@ def _ledger_of(place: Path) -> Path:
     raise UnknownName(
         f"{place} is no run: there is no {' and no '.join(map(str, tried))}. `secateur runs DIR` lists runs."
     )
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _or_worst(trial: Trial, metric: Metric) -> float:

@@ -17,7 +17,6 @@ from secateur.core.records.verdict import (
     BaselineRecord,
     GainsRecord,
     IntervalRecord,
-    LoadsRecord,
     MemberRecord,
     ScoreRecord,
     SecondaryRecord,
@@ -177,7 +176,9 @@ def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
     if verdict.cut:
         yield f"out: {verdict.cut_summary}", False
         if verdict.loads:
-            yield _loading(verdict.loads), False
+            first = next(place for place in verdict.loads.where if place.loads)
+            why = f"; no stock checkpoint, because {verdict.loads.why}" if verdict.loads.why else ""
+            yield f"loads by {first.how}{why}", False
     search = verdict.search
     lost = (
         ""
@@ -190,12 +191,6 @@ def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
         f"{verdict.evaluations:,} evaluations; test opened {times}",
         False,
     )
-
-
-def _loading(loads: LoadsRecord) -> str:
-    first = next(place for place in loads.where if place.loads)
-    why = f"; no stock checkpoint, because {loads.why}" if loads.why else ""
-    return f"loads by {first.how}{why}"
 
 
 def _row(

@@ -17,14 +17,18 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: `40 s`, `7 min`, `2 h 10 min`."""
+    """Return a time in words: `0.4 s`, `40 s`, `7 min`, `2 h 10 min`, `5 days`."""
+    if 0 < seconds < 1:
+        return f"{seconds:.1g} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 10 else f"{hours} h"
+    if hours < 10:
+        return f"{hours} h {minutes} min"
+    return f"{hours} h" if hours < 72 else f"{hours / 24:.0f} days"
 
 
 @runtime_checkable

@@ -14,8 +14,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from secateur.core.comparison import ALPHA, compare, verdict_word
-from secateur.core.guard import ConstantPredictor, constant_predictor
+from secateur.core.comparison import ALPHA, ConstantPredictor, compare, constant_predictor, verdict_word
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, non_inferiority
 from secateur.core.plan import Plan

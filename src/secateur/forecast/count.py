@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from secateur.core.site import Site
+from secateur.forecast.dry_run import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.forecast.load import CACHE_BYTES, Load, Loads
-from secateur.forecast.work import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.hf.anatomy import Anatomy
 from secateur.linalg.spectrum import spectrum_bytes
 from secateur.methods.method import Reading

@@ -2,6 +2,8 @@
 
 Where a search decides by outcomes, they are drawn so that it decides as `Habits` say: the least that it can ask, what
 searches asked so far, or the most. Knows shapes and the options, never weights; the search itself is the real one.
+
+Its work is plain values, counts without seconds: plans to judge, passes to read by, greedy text.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from secateur.core.plan import Drop, Linearize, Plan
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
-from secateur.forecast.work import Generated, Judged, Plans, Read, Work
+from secateur.evaluation.measurement import GENERATED_TOKENS
 from secateur.hf.load import Loaded
 from secateur.methods.method import Habits, Reading
 from secateur.methods.registry import method_named
@@ -26,10 +28,104 @@ from secateur.search.evidence import Evidence
 from secateur.search.race import FIRST_RUNG, Objective
 from secateur.session import Session
 from secateur.tasks.example import Task
+from secateur.tasks.joint import tested
 
+CONTINUED = 32  # chunks of text that the verdict continues
+CHORES = (
+    "behavior",
+    "sides read",
+    "reload",
+    "report",
+    "statistics",
+)  # named readings that take time and no task
 LOG = logging.getLogger("secateur")
 DRAWS = 200  # of sign flips: outcomes are drawn far apart, so few settle what is shown to gain
 WORSE = 10.0  # by how much a plan that is to leave a race is worse, in the metric's unit
+
+
+@dataclass(frozen=True)
+class Plans:
+    """`count` plans that write the same matrices, each at mean `rank`; without matrices they stand blocks aside.
+    Below `block`, the lowest that is touched, nothing runs."""
+
+    count: float
+    block: int
+    edited: tuple[Site, ...] = ()
+    rank: float = 0.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Plans judged on the examples from `first` to `last` of a place: a split, or a side task."""
+
+    stage: str
+    place: str
+    first: int
+    last: int
+    plans: tuple[Plans, ...]
+    decomposes: bool = False  # truncations and directions need the spectra of what they write
+
+    @property
+    def evaluations(self) -> float:
+        """The number of plans times examples."""
+        return (self.last - self.first) * sum(plans.count for plans in self.plans)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A reading in a stage of the search, or one of `CHORES`."""
+
+    stage: str
+    reading: Reading
+
+    @property
+    def what(self) -> str:
+        """The name of the reading."""
+        return self.reading.what
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Greedy text: `rows` prompts side by side, `tokens` each, under `plans` plans."""
+
+    stage: str
+    rows: int
+    tokens: int
+    plans: float
+
+
+Work = Judged | Read | Generated
+
+
+@dataclass(frozen=True)
+class SideWork:
+    """A side task as the verdict measures it: its place, its examples, and whether text is continued."""
+
+    name: str
+    examples: int
+    continued: bool
+
+
+def empty(count: float = 1.0) -> Plans:
+    """Return the model as it is, as so many plans."""
+    return Plans(count, 0)
+
+
+def proof(session: Session, sides: Sequence[SideWork]) -> Iterator[Work]:
+    """Yield the work of the verdict: both models on `test` and on each side, and what is to be had without a cut."""
+    n, kind = len(tested(session.task)), session.task.kind
+    alternative = 0 if kind == "text" else 1  # one token banned, or a bias per answer
+    yield Judged("verify", "test", 0, n, (empty(2 + alternative),))
+    for what in ("reload", "report", "sides read"):
+        yield Read("verify", Reading(what, "test", n, ()))
+    yield Read("verify", Reading("statistics", "test", n, (), times=3 + len(sides)))
+    for side in sides:
+        yield Judged("sides", side.name, 0, side.examples, (empty(2),))
+        if side.continued:
+            yield Generated("sides", min(CONTINUED, side.examples), GENERATED_TOKENS, 2)
+
+
+# --------------------------------------------------------------------------------------------- the search
 
 
 @dataclass
@@ -123,15 +219,12 @@ class DryJudge:
         groups: dict[tuple[int, tuple[Site, ...]], list[Plan]] = {}
         for plan in plans:
             groups.setdefault((plan.lowest_block or 0, self._written(plan)), []).append(plan)
-        return tuple(
-            Plans(
-                len(alike),
-                block,
-                sites,
-                sum(map(_rank, alike)) / len(alike) / max(1, len(sites)),
-            )
-            for (block, sites), alike in groups.items()
-        )
+        found = []
+        for (block, sites), alike in groups.items():
+            ranks = [edit.rank for plan in alike for edit in plan.truncated]
+            ranks += [len(edit.directions) for plan in alike for edit in plan.removed]
+            found.append(Plans(len(alike), block, sites, sum(ranks) / len(alike) / max(1, len(sites))))
+        return tuple(found)
 
     def _written(self, plan: Plan) -> tuple[Site, ...]:
         """Return the matrices that a mask of this plan writes, lowest block first."""
@@ -164,11 +257,6 @@ class DryJudge:
         rows["correct"] = rows["correct_norm"] = 1.0
         rows["loss"] = rows["choice_loss"] = 100 - value  # positive, as a loss is
         return rows
-
-
-def _rank(plan: Plan) -> int:
-    """Return how many components its truncations keep and its removals take, together."""
-    return sum(edit.rank for edit in plan.truncated) + sum(len(edit.directions) for edit in plan.removed)
 
 
 @dataclass

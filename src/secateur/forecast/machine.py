@@ -1,15 +1,23 @@
-"""Amounts → seconds: what one of each takes, as measured here or as assumed for a machine that is not here."""
+"""Amounts → seconds: what one of each takes, as assumed for a machine that is not here, or as one short pass of the
+model and one decomposition show here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from secateur.forecast.count import Amounts
-from secateur.forecast.work import CHORES
+from secateur.core.progress import silent
+from secateur.forecast.count import Amounts, Counted, decomposition
+from secateur.forecast.dry_run import CHORES, Judged, empty
 from secateur.hf.anatomy import Anatomy
+from secateur.linalg.spectrum import spectrum
 from secateur.methods.method import Reading
+from secateur.session import Session
 
+LOOK = 64  # examples of select that the pass runs on
+TIMES = 2  # that each is measured; the faster counts
+LARGEST = 1024  # rows and columns at most of what is decomposed
 SVD = "svd "  # decompositions are named by their shape: `svd 4096x1024`
 NARROW = (
     15.0  # times slower in float32, as for spectra and maps: an H100 has 67 TFLOP/s there, 989 in bfloat16
@@ -31,6 +39,30 @@ CONSTANT = {"report": 1.0, "statistics": 0.5, "sides read": 1.0}  # s each time,
 BANDWIDTH = 10.0  # GB/s of this machine's memory, as one core reads it
 SHARE_OF_FLOPS = 0.2  # of a pass at least, where assumed overheads alone would take longer than it took
 SHARED = 0.85  # of N times one device, where N judge: two local workers are to reach 1.7 of 2
+
+
+def measured_here(session: Session, counted: Counted, readings: Iterable[Reading]) -> Machine:
+    """Return the rates of this machine: overheads as assumed, FLOPs as fast as a pass of the whole model shows."""
+    examples = session.shuffled("select")[:LOOK]
+    amounts = counted.judged(Judged("look", "select", 0, len(examples), (empty(),)))
+    judge = session.judge(ledger=None, workers=None, progress=silent)
+    seconds = min(_timed(lambda: judge([session.empty], examples, "look")) for _ in range(TIMES))
+    anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
+    return paced(anatomy, itemsize, readings, amounts, seconds, _svd_flop(session))
+
+
+def _svd_flop(session: Session) -> float:
+    """Return the seconds of a FLOP in a decomposition; of the largest matrix, or a part of it."""
+    matrix = max(session.loaded.anatomy.matrices.values(), key=lambda one: min(one.shape))
+    whole = matrix.read(session.loaded.parameter(matrix.weight))[:LARGEST, :LARGEST]
+    seconds = min(_timed(lambda: spectrum(whole)) for _ in range(TIMES))
+    return seconds / svd_flops(decomposition((whole.shape[0], whole.shape[1])))
+
+
+def _timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def svd_flops(shape: str) -> float:

@@ -1,4 +1,4 @@
-"""Forecasts the cost of a prune before it starts, as plain data (docs/scale.md)."""
+"""Forecast the cost of a prune before it starts, as plain data (docs/scale.md)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from secateur.evaluation.batching import Packing
 from secateur.evaluation.measurement import SideTask
 from secateur.evaluation.workers import Limits, spectra_bytes
 from secateur.forecast.count import Amounts, Counted
-from secateur.forecast.dry_run import dry_run
+from secateur.forecast.dry_run import Judged, Read, SideWork, Work, dry_run, proof
 from secateur.forecast.fleet import DeviceFleet
-from secateur.forecast.load import CACHE_BYTES, Loads, OrderedExamples, places_of
-from secateur.forecast.machine import DISK, SHARED, SVD, Machine, stated
-from secateur.forecast.pace import LOOK, measured_here
+from secateur.forecast.load import CACHE_BYTES, Loads, places_of
+from secateur.forecast.machine import DISK, LOOK, SHARED, SVD, Machine, measured_here, stated
 from secateur.forecast.records import FloorsRecord
-from secateur.forecast.work import Judged, Read, SideWork, Work, proof
 from secateur.hf.blank import Ruler
 from secateur.linalg.spectrum import spectrum_bytes
 from secateur.methods.method import LUCKS, Reading
@@ -55,7 +53,8 @@ def forecast(
     """The record of a session whose method has been checked."""
     watched = side_effects(session)
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
-    loads = Loads(_places(session, watched), _packing(session, calibrate), anatomy.d_model * itemsize)
+    places = {_place(number): session.on(side.task) for number, side in enumerate(watched)}
+    loads = Loads(places_of(session, places), _packing(session, calibrate), anatomy.d_model * itemsize)
     weights = anatomy.num_parameters * itemsize
     room = spectra_bytes(weights)
     works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
@@ -119,10 +118,6 @@ def _works(session: Session, watched: Sequence[SideTask], luck: str) -> list[Wor
         for number, side in enumerate(watched)
     ]
     return [*dry_run(session, luck, names), *proof(session, sides)]
-
-
-def _places(session: Session, watched: Sequence[SideTask]) -> dict[str, OrderedExamples]:
-    return places_of(session, {_place(number): session.on(s.task) for number, s in enumerate(watched)})
 
 
 def _place(number: int) -> str:

@@ -32,6 +32,11 @@ class Attended:
         """Return the keys that the token at position `length` (from 1) attends to."""
         return length if self.window is None else min(length, self.window)
 
+    def seen_in_all(self, length: int) -> int:
+        """Return Σ seen(i) for i = 1 … length."""
+        inner = self.seen(length)
+        return inner * (inner + 1) // 2 + (length - inner) * inner
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -52,7 +57,7 @@ class Cost:
     @property
     def prefill_flops(self) -> int:
         """Return matrix products and attention: 4 for each query number and each key that it attends to."""
-        scores = sum(4 * a.width * _sum_seen(a, self.prompt) for a in self.attended)
+        scores = sum(4 * a.width * a.seen_in_all(self.prompt) for a in self.attended)
         return self.matmul_flops + self.batch * scores
 
     @property
@@ -65,12 +70,6 @@ class Cost:
         lengths = range(self.prompt + 1, self.prompt + new + 1)
         cached = sum(a.held * a.seen(length) for a in self.attended for length in lengths)
         return self.weight_bytes + self.batch * cached / new
-
-
-def _sum_seen(attended: Attended, length: int) -> int:
-    """Return Σ seen(i) for i = 1 … length."""
-    inner = attended.seen(length)
-    return inner * (inner + 1) // 2 + (length - inner) * inner
 
 
 def random_tokens(vocab_size: int, batch: int, prompt: int) -> Int[Tensor, "batch prompt"]:
@@ -93,11 +92,15 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     with _positions(loaded.model) as positions:
         cache = prefill(loaded.model, tokens.to(loaded.device)).past_key_values
     assert cache is not None
+    # matrices multiply, be they one or two factors; norms and biases cost next to nothing
+    weights = {module: [p for p in module.parameters(recurse=False) if p.dim() > 1] for module in positions}
     layers = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
     return Cost(
         batch=tokens.shape[0],
         prompt=tokens.shape[1],
-        matmul_flops=sum(2 * _weights(module) * count for module, count in positions.items()),
+        matmul_flops=sum(
+            2 * p.numel() * count for module, count in positions.items() for p in weights[module]
+        ),
         weight_bytes=sum(p.nbytes for module in positions for p in module.parameters(recurse=False)),
         cache_bytes=sum(_bytes(layer) for layer in layers),
         attended=_attended(loaded, layers),
@@ -121,11 +124,6 @@ def _positions(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
         yield found
 
 
-def _weights(module: nn.Module) -> int:
-    """Return the numbers that multiply: matrices, be they one or two factors; norms and biases cost next to nothing."""
-    return sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
-
-
 def _bytes(layer: CacheLayerMixin) -> int:
     return sum(tensor.nbytes for tensor in (layer.keys, layer.values) if tensor is not None)
 
@@ -134,7 +132,11 @@ def _attended(loaded: Loaded, layers: list[CacheLayerMixin]) -> tuple[Attended, 
     """Return what each block attends to; the cache has one layer a block."""
     anatomy = loaded.anatomy
     return tuple(
-        Attended(own.num_heads * anatomy.d_head, _held(layer), _window(layer))
+        Attended(
+            own.num_heads * anatomy.d_head,
+            _held(layer),
+            layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None,
+        )
         for own, layer in zip(anatomy.widths, layers, strict=True)
     )
 
@@ -144,7 +146,3 @@ def _held(layer: CacheLayerMixin) -> int:
     if layer.keys is None or layer.keys.numel() == 0:
         return 0
     return _bytes(layer) // (layer.keys.shape[0] * layer.keys.shape[-2])
-
-
-def _window(layer: CacheLayerMixin) -> int | None:
-    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None

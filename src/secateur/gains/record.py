@@ -1,5 +1,7 @@
 """The record of what a cut saves: sizes, memory and speeds of the dense model and of the cut one, with notes.
 
+`gains` only counts; `measure` takes the time too, and `bench` reads two models by name and measures memory as well.
+
 What was masked and not cut is counted too: parts whose output weights are all zero, stored and computed all the same.
 """
 
@@ -9,21 +11,26 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from secateur.core.machine import NamedModel
 from secateur.core.progress import Progress
 from secateur.core.records.verdict import BeforeAfter, GainsRecord, ShapeRecord, ZeroedRecord
 from secateur.core.site import Site
 from secateur.gains.cost import Cost, cost, random_tokens
 from secateur.gains.length import Length
-from secateur.gains.timing import paired, speed
+from secateur.gains.memory import peak_bytes
+from secateur.gains.timing import paired, speed, using_threads
+from secateur.hf.blank import blank_model
 from secateur.hf.files import read_index
-from secateur.hf.load import Loaded
+from secateur.hf.load import Loaded, load_model
 from secateur.hf.matrices import Matrix
+from secateur.hf.running import FEW, check_runs
 from secateur.hf.source import INDEX, WEIGHTS
 
 SHORT = 32  # tokens that tell the cache's bytes a token, where nothing is timed
@@ -40,8 +47,9 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
     dense, cut = costs(before, after, length)
     places = before.source, folder or after.source
     stored = [bytes_on_disk(place) for place in places if place is not None]
-    zero = zeroed(after)
-    notes = [zeroed_note(zero), *_dtype_notes(before, after), *_gguf_notes(before)]
+    zero, device = zeroed(after), after.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    notes = [zeroed_note(zero), *_form_notes(before, after)]
     return GainsRecord(
         parameters=BeforeAfter(before=before.anatomy.num_parameters, after=after.anatomy.num_parameters),
         bytes_on_disk=BeforeAfter(before=stored[0], after=stored[1]) if len(stored) == 2 else None,
@@ -54,7 +62,7 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
         decode=None,
         shape=None,
         threads=None,
-        device=_device(after),
+        device=f"{device.type} {name}",
         dtype=_dtype(after),
         note=_joined(notes),
     )
@@ -128,24 +136,15 @@ def _length_notes(asked: Length, length: Length, both: tuple[Cost, Cost]) -> Ite
             )
 
 
-def _dtype_notes(before: Loaded, after: Loaded) -> Iterator[str]:
+def _form_notes(before: Loaded, after: Loaded) -> Iterator[str]:
     if before.model.dtype != after.model.dtype:
         yield f"the dense model is {_dtype(before)}, the cut one {_dtype(after)}: --dtype compares like with like"
-
-
-def _gguf_notes(before: Loaded) -> Iterator[str]:
     if before.gguf is not None:
         yield f"the dense model is {before.gguf.words}; its bytes are counted as float32, as which it was read"
 
 
 def _dtype(loaded: Loaded) -> str:
     return str(loaded.model.dtype).removeprefix("torch.")
-
-
-def _device(loaded: Loaded) -> str:
-    device = loaded.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return f"{device.type} {name}"
 
 
 def _joined(notes: list[str | None]) -> str | None:
@@ -207,3 +206,39 @@ def _zeros(loaded: Loaded) -> int:
     ]
     weights = map(loaded.parameter, matrices)
     return sum(int(p.numel() - torch.count_nonzero(p)) for p in weights)
+
+
+def bench(
+    dense: NamedModel,
+    cut: NamedModel,
+    length: Length,
+    *,
+    threads: int | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return what the cut saves, measured here: a `GainsRecord` as plain values.
+
+    Args:
+        dense: The arguments of `load_model` for the dense model.
+        cut: The same for the cut one.
+        length: The work that is timed.
+        threads: Threads of torch; None: as many as now.
+
+    Raises: as `load_model`, before either is read where their configs tell.
+    """
+    contexts = [blank_model(**words).anatomy.context for words in (dense, cut)]
+    length.within(*contexts)
+    with using_threads(threads) as count:
+        before, after = (load_model(**words) for words in (dense, cut))
+        for loaded in (before, after):
+            check_runs(loaded, [range(min(FEW, loaded.anatomy.vocab_size))])
+        measured = measure(before, after, length, progress=progress)
+        shape, used = measured.shape, []
+        assert shape is not None
+        for number, words in enumerate((dense, cut)):
+            progress("peak memory", number, 2)
+            peak = peak_bytes(words, prompt=shape.prompt, new=shape.new, batch=shape.batch, threads=count)
+            used.append(peak)
+        progress("peak memory", 2, 2)
+    names = {"model": cut["name"], "against": dense["name"]}
+    return measured.model_copy(update=names | peaks(*used)).to_json()

@@ -43,11 +43,10 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
         changes["layer_types"] = [types[block] for block in blocks]
     named = {config.attribute_map.get(name, name): value for name, value in changes.items()}
     stated = {key: value for key, value in config.to_dict().items() if key not in ("carving", "auto_map")}
-    return _stock_config(type(config)).from_dict(stated | named)
-
-
-def _stock_config(cls: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    return cls.__mro__[1] if cls.__name__ == modeling_secateur.SecateurConfig.__name__ else cls
+    stock: type[PreTrainedConfig] = type(config)
+    if stock.__name__ == modeling_secateur.SecateurConfig.__name__:
+        stock = stock.__mro__[1]
+    return stock.from_dict(stated | named)
 
 
 def carving_of(config: PreTrainedConfig) -> Sequence[Mapping[str, object]]:

@@ -43,7 +43,8 @@ def fingerprint(model: nn.Module, look: Look | None = None) -> str:
         tensor = stored(model, name)
         if look is not None:
             look(name, parameter, tensor)
-        return _digest(tensor)
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        return hashlib.sha256(data.view(torch.uint8).numpy().data).hexdigest()
 
     named = sorted(distinct(model).items())
     workers = 1 if is_offloaded(model) else min(8, os.cpu_count() or 1)
@@ -70,8 +71,3 @@ def _lasting(config: Mapping[str, object]) -> dict[str, object]:
     if isinstance(rope, dict) and "rope_type" in rope:
         kept["rope_parameters"] = {name: value for name, value in rope.items() if name != "type"}
     return kept
-
-
-def _digest(parameter: Tensor) -> str:
-    data = parameter.detach().cpu().contiguous().reshape(-1)
-    return hashlib.sha256(data.view(torch.uint8).numpy().data).hexdigest()

@@ -62,11 +62,15 @@ class GgufHeader:
     @property
     def kind(self) -> str:
         """Return the type that most numbers are stored in, such as `Q4_1`, in the file's own word where it has one."""
+        from gguf.constants import LlamaFileType
+
         count: Counter[str] = Counter()
         for tensor in self.tensors:
             count[tensor.kind] += math.prod(tensor.shape)
         most = count.most_common(1)[0][0]
-        stated = _file_types().get(self.values.get("general.file_type"), "")
+        names: dict[Value | None, str] = {int(kind): kind.name for kind in LlamaFileType}  # 3 is MOSTLY_Q4_1
+        stated = names.get(self.values.get("general.file_type"), "")
+        stated = stated.removeprefix("MOSTLY_").removeprefix("ALL_")
         return stated if stated.startswith(most.removesuffix("_K")) else most
 
     def text(self, key: str) -> str | None:
@@ -250,13 +254,6 @@ def _block_sizes(path: Path) -> Mapping[int, tuple[str, int, int]]:
             f"{path} is read with the package gguf, which is not here: pip install secateur[gguf]. {ORIGINAL}"
         ) from error
     return {int(kind): (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
-
-
-def _file_types() -> dict[Value | None, str]:
-    """Return the numbers of `general.file_type` with their names: 3 is `Q4_1`."""
-    from gguf.constants import LlamaFileType
-
-    return {int(kind): kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
 
 
 @lru_cache(maxsize=8)

@@ -203,14 +203,10 @@ def _config(header: GgufHeader, place: Path) -> PreTrainedConfig:
         )
     except _BROKEN as error:
         raise _unreadable(header, "the config", error) from error
-    config.architectures = config.architectures or _architectures(config)
+    named = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    config.architectures = config.architectures or ([named] if isinstance(named, str) else [])
     config.name_or_path = ""  # the name of the model it was made of, which is no place
     return config
-
-
-def _architectures(config: PreTrainedConfig) -> list[str]:
-    named = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    return [named] if isinstance(named, str) else []
 
 
 def _restore_config_(config: PreTrainedConfig, header: GgufHeader) -> Iterator[str]:
@@ -314,12 +310,16 @@ def _model(header: GgufHeader, place: Path, config: PreTrainedConfig) -> PreTrai
     how = {"gguf_file": "model.gguf", "config": config, "dtype": torch.float32, "local_files_only": True}
     try:
         found = AutoModelForCausalLM.from_pretrained(str(place), output_loading_info=True, **how)
-        read, info = _with_info(found)
+        assert isinstance(found, tuple), type(
+            found
+        )  # the types of transformers do not know `output_loading_info`
+        read: PreTrainedModel
+        info: LoadingInfo
+        read, info = found
         _refuse_unread(header, read)
+        vars(read.config).pop("quantization_config", None)  # the weights are float32 now
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                _plain(read.config), dtype=torch.float32
-            )
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(read.config, dtype=torch.float32)
         model.load_state_dict(read.state_dict(), assign=True)
         model.tie_weights()
     except _BROKEN as error:
@@ -335,20 +335,6 @@ def _model(header: GgufHeader, place: Path, config: PreTrainedConfig) -> PreTrai
     model.eval()
     model.requires_grad_(False)
     return model
-
-
-def _with_info(found: object) -> tuple[PreTrainedModel, LoadingInfo]:
-    """Return the pair that `from_pretrained` gives with `output_loading_info`, which its types do not know."""
-    assert isinstance(found, tuple), type(found)
-    read, info = found
-    return read, info
-
-
-def _plain(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config without its quantization: the weights are float32 now."""
-    if "quantization_config" in vars(config):
-        del config.quantization_config
-    return config
 
 
 def _refuse_unread(header: GgufHeader, model: PreTrainedModel) -> None:

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from logging import ERROR, getLogger
-from pathlib import Path
 from typing import Unpack
 
 import torch
@@ -228,13 +227,10 @@ def find_source(name: str, revision: str | None) -> ModelSource:
         kind = "folder" if local.is_dir() else "file"
         raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local {kind}.")
     if (found := gguf_of(name, revision)) is not None:
-        return _gguf_source(name, *found)
+        file, commit = found
+        folder, record = dequantized(file, lambda config: _family(ModelSource(name, file, config)))
+        return ModelSource(name, folder, read_config(folder), commit, gguf=record)
     return local_source(name) or hub_source(name, revision)
-
-
-def _gguf_source(name: str, file: Path, commit: str | None) -> ModelSource:
-    folder, record = dequantized(file, lambda config: _family(ModelSource(name, file, config)))
-    return ModelSource(name, folder, read_config(folder), commit, gguf=record)
 
 
 def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:

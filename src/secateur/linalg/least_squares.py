@@ -235,7 +235,7 @@ class PairMoments:
         both = (xx @ vectors) * (xy @ xy.T)
         linear = (xy * cross).sum(dim=1)
         shift = vectors.T @ (other.mean_x - self.mean_x), other.mean_y - self.mean_y
-        y = other._products_of_y(intercept)
+        y = other.spread_y + (0.0 if intercept else other.count * float(other.mean_y @ other.mean_y))
         errors = []
         for ridge in ridges:
             d = 1 / (values + ridge)
@@ -243,10 +243,6 @@ class PairMoments:
             beyond = other.count * float(offset @ offset) if intercept else 0.0
             errors.append(max(0.0, float(d @ both @ d - 2 * d @ linear) + y) + beyond)
         return errors
-
-    def _products_of_y(self, intercept: bool) -> float:
-        """Return ‖Y‖²_F, centered for an intercept."""
-        return self.spread_y + (0.0 if intercept else self.count * float(self.mean_y @ self.mean_y))
 
     def error(self, fitted: LinearMap) -> float:
         """Return ‖X Wᵀ + b − Y‖²_F of a map that may have been fitted elsewhere."""

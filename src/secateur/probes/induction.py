@@ -27,7 +27,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.calls import entering
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.probes.attention import attend
+from secateur.probes.heads import attend
 from secateur.surgery.mask import swapped_forward
 
 REPEATS = 4

@@ -14,13 +14,13 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from secateur.core.progress import Progress, silent
 from secateur.errors import ModelError, TaskError
 from secateur.evaluation.batching import Packing, with_room
 from secateur.hf.readable import Readable
-from secateur.linalg.dimension import intrinsic_dimension
 from secateur.linalg.least_squares import CONDITION, JointMoments, PairMoments
 from secateur.probes.hooks import (
     HookPoint,
@@ -396,3 +396,55 @@ def _trust(fit: PairMoments, d: int) -> tuple[bool, list[str]]:
             f"X spans {fit.rank} of {d} directions beyond rounding, and only from those is Y explained"
         )
     return trusted, notes
+
+
+SHARE = 5  # the lowest fifth of the ratios is fitted, as in the authors' toolkit
+ROUNDING = 8  # units of rounding, as a share of the mean distance from the middle: nearer points are equal
+FEWEST = 20  # distinct points; with fewer, that fifth is no line
+
+
+def intrinsic_dimension(points: Float[Tensor, "n d"]) -> float | None:
+    """Return the TwoNN estimate of the dimension; None where fewer than 20 points are distinct.
+
+    It is the slope of −log(1 − F(μ)) over log μ through the origin, with μ = r₂ / r₁ the ratio of the distances to
+    the second and the nearest other point.
+
+    Source: Facco et al. 2017 (doi 10.1038/s41598-017-11873-y), fitted to the lowest fifth as in LLM-Microscope.
+    Differs: points that are equal up to rounding, such as a first token at its every occurrence, count as one point;
+    there they stay in F.
+    """
+    centered = points.double() - points.double().mean(dim=0)
+    rounding = ROUNDING * torch.finfo(points.dtype).eps * float(centered.norm(dim=-1).mean())
+    distinct = centered[_first_of_equals(centered, rounding)]
+    if len(distinct) < FEWEST:
+        return None
+    near = torch.cat([d.topk(2, largest=False).values for _, d in _distances(distinct)])
+    ratios = (near[:, 1] / near[:, 0]).log().sort().values
+    ratios = ratios[: len(distinct) // SHARE]
+    below = torch.arange(1, len(ratios) + 1, dtype=ratios.dtype, device=ratios.device) / len(distinct)
+    squares = float((ratios * ratios).sum())
+    return float((ratios * -torch.log1p(-below)).sum()) / squares if squares else None
+
+
+def _first_of_equals(points: Float[Tensor, "n d"], rounding: float) -> Bool[Tensor, " n"]:
+    """Return True for each point that no earlier point is as near to."""
+    first = []
+    for numbers, distance in _distances(points):
+        before = torch.arange(len(points), device=points.device) < numbers[:, None]
+        first.append(~((distance <= rounding) & before).any(dim=1))
+    return torch.cat(first)
+
+
+def _distances(
+    points: Float[Tensor, "n d"], rows: int = 256
+) -> Iterator[tuple[Tensor, Float[Tensor, "rows n"]]]:
+    """Yield the numbers of some points and their distances to all, infinite to themselves.
+
+    Differences are exact: the small distances would be lost in products of large numbers.
+    """
+    for start in range(0, len(points), rows):
+        some = points[start : start + rows]
+        distance = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
+        numbers = torch.arange(start, start + len(some), device=points.device)
+        distance[numbers - start, numbers] = torch.inf
+        yield numbers, distance

@@ -38,7 +38,7 @@ from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.answer_margin import AnswerMargin
-from secateur.probes.block_screen import block_effects
+from secateur.probes.block_gradients import block_effects
 from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.induction import check_copying, copying, prefix_matching
 from secateur.probing.report import write_probe_report

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain, count
 
 from secateur.errors import TaskError
-from secateur.tasks.example import SPLITS, Example, Member, Task, all_tested
+from secateur.tasks.example import SPLITS, Member, Task, all_tested
 from secateur.tasks.splits import asked_for, rank
 
 LOG = logging.getLogger("secateur")
@@ -35,7 +35,12 @@ def joint(tasks: Sequence[Task], seed: int) -> Task:
     ]
     pairs = ((number, index) for number, indices in enumerate(kept) for index in indices)
     place = {pair: new for new, pair in enumerate(pairs)}  # (task, index there) → index in the joint task
-    examples = [_named(tasks[number].examples[index], names[number]) for number, index in place]
+    examples = []
+    for number, index in place:
+        example, name = tasks[number].examples[index], names[number]
+        examples.append(
+            replace(example, id=f"{name}/{example.id}", group=f"{name}/{example.group}", task=name)
+        )
     splits = {
         split: in_turn([place[number, index] for index in parts[split]] for number, parts in enumerate(drawn))
         for split in SPLITS
@@ -44,12 +49,15 @@ def joint(tasks: Sequence[Task], seed: int) -> Task:
         _whole(name): tuple(place[number, index] for index in tasks[number].split("test"))
         for number, name in enumerate(names)
     }
-    members = tuple(_member(name, task, sizes) for name, task in zip(names, tasks, strict=True))
+    members = []
+    for name, task in zip(names, tasks, strict=True):
+        probe, select, test = (len(task.split(split)) - sizes[split] for split in SPLITS)
+        members.append(Member(name, task.kind, task.max_new_tokens, (probe, select, test)))
     _log_left_out(members, sizes)
     kinds = {task.kind for task in tasks}
     kind = kinds.pop() if len(kinds) == 1 else MIXED
     limit = max(task.max_new_tokens for task in tasks)
-    return Task(" + ".join(names), kind, tuple(examples), splits | whole, limit, members)
+    return Task(" + ".join(names), kind, tuple(examples), splits | whole, limit, tuple(members))
 
 
 def whole_test(task: Task, member: Member) -> tuple[int, ...]:
@@ -122,10 +130,6 @@ def _whole(name: str) -> str:
     return f"test of {name}"
 
 
-def _named(example: Example, name: str) -> Example:
-    return replace(example, id=f"{name}/{example.id}", group=f"{name}/{example.group}", task=name)
-
-
 def _drawn(task: Task, split: str, size: int, seed: int) -> list[int]:
     """Return `size` examples of a split in its own order: whole groups as long as they fit, then a part of one more."""
     chosen: list[int] = []
@@ -146,11 +150,6 @@ def _groups(task: Task, split: str, seed: int) -> Iterator[list[int]]:
         groups.setdefault(task.examples[index].group, []).append(index)
     for group in sorted(groups, key=lambda name: rank(name, seed, "joint")):
         yield groups[group]
-
-
-def _member(name: str, task: Task, sizes: Mapping[str, int]) -> Member:
-    probe, select, test = (len(task.split(split)) - sizes[split] for split in SPLITS)
-    return Member(name, task.kind, task.max_new_tokens, (probe, select, test))
 
 
 def _log_left_out(members: Sequence[Member], sizes: Mapping[str, int]) -> None:

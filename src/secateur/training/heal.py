@@ -33,7 +33,6 @@ from secateur.tasks.example import Task
 from secateur.tasks.splits import PROOF, TRAINING
 from secateur.training.cards import healing_card, healing_sentence
 from secateur.training.commands import command_line, heal_command
-from secateur.training.distill import DepthPair, Distillation, depth_pairs
 from secateur.training.distributed import on_main
 from secateur.training.measures import (
     HealMeasurement,
@@ -51,6 +50,7 @@ from secateur.training.measures import (
     texts,
     watched_tasks,
 )
+from secateur.training.objectives import DepthPair, Distillation, depth_pairs
 from secateur.training.options import STAGES, Healing, Teacher, Tuning
 from secateur.training.records.command import HealCommandRecord
 from secateur.training.records.heal import (
@@ -61,7 +61,8 @@ from secateur.training.records.heal import (
     JudgedRecord,
     RemovedBlocksRecord,
 )
-from secateur.training.report import check_depth, write_heal_report
+from secateur.training.report.heal_figures import check_depth
+from secateur.training.report.heal_page import write_heal_report
 from secateur.training.state import (
     Tuned,
     run_once,

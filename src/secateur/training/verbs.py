@@ -89,7 +89,7 @@ def finetune(
     )
     chosen = task_options_of(str(model), task_word(task), _tested(options))
     folder = Folder.at(out, reads=inputs_of(chosen), keeps=kept_of(chosen))
-    from secateur.training.finetune import finetune
+    from secateur.training.train import finetune
 
     return finetune(chosen, tuning, folder, overwrite=overwrite, progress=progress)
 
@@ -239,6 +239,6 @@ def train(
             f"--tokenizer {tokenizer}: there is no such folder. Give one with a tokenizer in it."
         )
     folder = Folder.at(out, reads=[*inputs(tasks=[f"text:{file}"]), tokenizer])
-    from secateur.training.pretrain import train
+    from secateur.training.train import train
 
     return train(recipe, tuning, folder, device=device, overwrite=overwrite, progress=progress)

@@ -13,12 +13,7 @@ from secateur.core.finite import finite
 from secateur.core.reading import read_json
 from secateur.errors import SecateurError
 
-
-def _from_null(value: object) -> Any:
-    return math.nan if value is None else value
-
-
-Number = Annotated[float, BeforeValidator(_from_null)]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A float that may be NaN or infinite: JSON has neither, so it is written as null and read back as NaN."""
 
 

@@ -163,10 +163,8 @@ class DryDepthReadings:
         """Note the fit of these maps; each is a map of its own, of no size."""
         parts = tuple(Site(run.blocks[0]) for run in runs)
         self._dry.read(Reading("maps", "probe", self._probed, parts, passes=2.0, fits=True))
-        return {run: Linearize(run.blocks, run.form, self._map()) for run in runs}
-
-    def _map(self) -> Fitted:
-        return Fitted.of({"drawn": np.array([self._dry.draw()], np.float32)})
+        drawn = [Fitted.of({"drawn": np.array([self._dry.draw()], np.float32)}) for _ in runs]
+        return {run: Linearize(run.blocks, run.form, drawn[number]) for number, run in enumerate(runs)}
 
     def samples(self, plans: Sequence[Plan]) -> tuple[str, Mapping[Plan, str]]:
         """Note greedy text under each plan."""

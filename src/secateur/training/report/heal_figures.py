@@ -45,10 +45,16 @@ def epochs_section(record: HealRecord) -> PageSection:
     """Return both losses over the steps of all stages, one after the other; what each stage kept is filled."""
     points = list(_loss_points(record))
     traces: list[Trace] = []
-    for name, color, dash in (("learned", BEFORE, "dash"), ("select", AFTER, "solid")):
+    for name, losses, color, dash in (
+        ("learned", [p.losses.train_loss for p in points], BEFORE, "dash"),
+        ("select", [p.losses.select_loss for p in points], AFTER, "solid"),
+    ):
         for stage in record.stages:
-            shown = [(p.step, p.losses.epoch, _loss(p, name)) for p in points if p.stage is stage]
-            shown = [point for point in shown if known(point[2])]
+            shown = [
+                (p.step, p.losses.epoch, loss)
+                for p, loss in zip(points, losses, strict=True)
+                if p.stage is stage and known(loss)
+            ]
             hover = [
                 f"<b>{name}</b>, {stage.stage}, epoch {epoch:g}<br>{loss:.4f}" for _, epoch, loss in shown
             ]
@@ -85,10 +91,6 @@ def _loss_points(record: HealRecord) -> Iterator[LossPoint]:
         for row in stage.epochs:
             yield LossPoint(stage, start + row.step, row)
         start += stage.epochs[-1].step
-
-
-def _loss(point: LossPoint, name: str) -> float:
-    return point.losses.train_loss if name == "learned" else point.losses.select_loss
 
 
 def _epochs_layout(record: HealRecord, points: Sequence[LossPoint]) -> Trace:

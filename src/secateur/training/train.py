@@ -1,10 +1,13 @@
 """`train`: a Mistral from random weights on any text, with or without the regulariser, kept after chosen steps.
+`finetune`: a model trained on a task's answers, written as a checkpoint like any other.
 
-A tenth of the text is held out for the losses that are reported. Nothing here is a verdict: take another text for one.
+Of `train`'s text a tenth is held out for the losses that are reported. `finetune` never touches the test split:
+whatever is pruned before or after can still be proven on it. Nothing here is a verdict.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -29,15 +32,28 @@ from secateur.errors import TaskError
 from secateur.hf.blank import fresh_mistral, tokenizer_in
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.placement import torch_device
+from secateur.options import Options
+from secateur.session import Session, open_session
 from secateur.tasks.example import Example
+from secateur.tasks.splits import TRAINING
 from secateur.tasks.text import read_text
 from secateur.training.answers import Sample, collate
-from secateur.training.cards import pretraining_card
+from secateur.training.cards import finetuning_card, pretraining_card
 from secateur.training.checkpoints import newest_checkpoint, read_trained, seconds_until
-from secateur.training.commands import command_line, train_command
+from secateur.training.commands import command_line, finetune_command, train_command
 from secateur.training.contexts import Clock, deferred_interrupt, isolated_randomness, memory_errors
+from secateur.training.measures import (
+    dtype_name,
+    epoch_records,
+    metric_changes,
+    model_record,
+    splits_record,
+    task_record,
+)
+from secateur.training.objectives import LinearityRegulariser
 from secateur.training.options import Recipe, Tuning
-from secateur.training.records.command import TrainCommandRecord
+from secateur.training.records.command import FinetuneCommandRecord, TrainCommandRecord
+from secateur.training.records.finetune import FinetuneProvenanceRecord, FinetuneRecord
 from secateur.training.records.train import (
     ChunksRecord,
     HeldOutLossRecord,
@@ -45,8 +61,19 @@ from secateur.training.records.train import (
     TrainProvenanceRecord,
     TrainRecord,
 )
-from secateur.training.regulariser import LinearityRegulariser
-from secateur.training.state import Tuned, check_room, run_once, state_folder, training_state, versions_used
+from secateur.training.state import (
+    Tuned,
+    check_room,
+    outcomes_of,
+    run_once,
+    save_and_reload,
+    session_state_folder,
+    state_folder,
+    train_session,
+    training_state,
+    versions_used,
+)
+from secateur.training.trainable_parameters import trainable_parameters_of
 from secateur.training.trainer import (
     AnswerTrainer,
     CheckpointCallback,
@@ -230,3 +257,60 @@ def _objective(regulariser: LinearityRegulariser | None) -> Objective:
     if regulariser is None:
         return answer_loss
     return lambda model, inputs: answer_loss(model, inputs) + regulariser.loss(inputs["real"])
+
+
+# ------------------------------------------------------------------------------------------------------ finetune
+
+
+LOG = logging.getLogger("secateur")
+
+
+def finetune(
+    options: Options, tuning: Tuning, folder: Folder, *, overwrite: bool, progress: Progress
+) -> Tuned:
+    """Fine-tune a model as `secateur.finetune` does, with options that were checked already."""
+    command = finetune_command(options, tuning)
+
+    def check(early: Session) -> None:
+        trainable_parameters_of(early.loaded, tuning)
+
+    def make() -> FinetuneRecord:
+        return _finetuned(open_session(options, None, progress, check, TRAINING), tuning, command, folder)
+
+    return run_once(
+        folder, command, "finetune.json", make, finetuning_card, device=options.device, overwrite=overwrite
+    )
+
+
+def _finetuned(
+    session: Session, tuning: Tuning, command: FinetuneCommandRecord, folder: Folder
+) -> FinetuneRecord:
+    """Measure, train, write to the folder's staging, measure what was written, and return the record."""
+    loaded, task = session.loaded, session.task
+    select = task.split("select")
+    trainable, before = trainable_parameters_of(loaded, tuning), outcomes_of(session, select)
+    count = trainable.count(loaded.model)
+    place = session_state_folder(session, command, folder)
+    trained = train_session(session, tuning, trainable, place, folder)
+    written = save_and_reload(session, folder.staging)
+    after = outcomes_of(session.on(task, written), select)
+    if tuning.chooses and not trained.improved:
+        LOG.warning(
+            "no epoch has a lower loss on select than the original (%.4f): the best, which is written, has %.4f. Try "
+            "another --lr or more --epochs.",
+            trained.losses[0],
+            trained.losses[trained.best],
+        )
+    return FinetuneRecord(
+        model=model_record(loaded),
+        fingerprint=written.fingerprint,
+        task=task_record(task),
+        trained_on=splits_record(task, tuning),
+        trained_parameters=count,
+        lora=trainable.adapters(),
+        scores=metric_changes(task, before, after, task.groups(select), session.options.seed),
+        epochs=epoch_records(trained),
+        dtype=dtype_name(written),
+        command=command_line(command),
+        provenance=FinetuneProvenanceRecord(command=command, versions=versions_used()),
+    )

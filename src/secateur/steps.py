@@ -1,0 +1,332 @@
+"""Steps by themselves, without a search and a verdict: `apply`, `export`, `eval`, and the analyses of `probe`.
+
+A plan is carried out or previewed; a GGUF file, for llama.cpp, is written, and read again before it appears; models are
+measured on one split of a task, as they are or as if cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from secateur import __version__
+from secateur.checkpoint.card import unverified_card
+from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.loadability import where_it_loads
+from secateur.checkpoint.plans import read_plan, write_plan
+from secateur.checkpoint.save import check_form, check_space
+from secateur.checkpoint.stream import mapped, stream
+from secateur.core.comparison import compare
+from secateur.core.form import Form, Way
+from secateur.core.ledger import Ledger
+from secateur.core.machine import Loading
+from secateur.core.plan import Plan, PlanOrEdits, plan_of
+from secateur.core.progress import Progress
+from secateur.core.records.plan import ProvenanceRecord
+from secateur.core.score import METRICS
+from secateur.core.stats import exponential, exponential_interval
+from secateur.core.writing import write_text, writing
+from secateur.errors import OutputError, PlanError
+from secateur.evaluation.baseline import baseline
+from secateur.evaluation.openings import record_opening, untested_opening
+from secateur.hf.blank import blank_model
+from secateur.hf.gguf_header import digest_of_file
+from secateur.hf.gguf_input import ReadGguf, read_gguf
+from secateur.hf.gguf_output import check_export, write_gguf
+from secateur.hf.load import Loaded, load_model, quiet
+from secateur.hf.running import FEW, check_runs
+from secateur.methods.registry import method_reading
+from secateur.options import Options
+from secateur.records import cut_summary, num_parts, versions
+from secateur.result import Result, read_result
+from secateur.session import Session, open_session
+from secateur.surgery.operations import resolve, resolve_early
+from secateur.surgery.portable import portable_plan
+from secateur.surgery.shape import shape_of
+from secateur.tasks.splits import MIN_GROUPS
+
+
+def apply(
+    model: str,
+    asked: PlanOrEdits,
+    folder: Folder,
+    command: Mapping[str, object],
+    loading: Loading,
+    *,
+    form: Form,
+    way: Way,
+    overwrite: bool,
+    progress: Progress,
+) -> Result:
+    """Write the checkpoint to `folder`, or return what `command` made there before.
+
+    Args:
+        asked: A plan, or the edits of one.
+        command: The options that identify the run.
+        loading: The arguments of `load_model` besides the name.
+        form: In which shapes the cut is written.
+        way: In files of which size, decomposed and checked how.
+    """
+    with folder.claimed(command, overwrite=overwrite) as already:
+        if already:
+            return read_result(folder.out)
+        folder.note("apply", command)
+        check_early(model, asked, form, loading)
+        with mapped(model, folder.run, **loading) as loaded:
+            chosen = _chosen(asked, loaded, form)
+            made = stream(
+                loaded,
+                chosen,
+                folder.run,
+                folder.staging,
+                form=form,
+                way=way,
+                progress=progress,
+                trust_remote_code=loading["trust_remote_code"],
+            )
+            loads = where_it_loads(chosen, loaded, form, read_back=made.check == "logits")
+            read_from = {} if loaded.gguf is None else {"gguf": loaded.gguf}
+        provenance = ProvenanceRecord(
+            command=dict(command),
+            verified=False,
+            loads=loads,
+            versions=versions(),
+            check=made.check,
+            svd=made.svd,
+            **read_from,
+        )
+        write_plan(chosen, provenance, folder.staging)
+        card = unverified_card(model, loaded.revision is not None, chosen, provenance)
+        write_text(folder.staging / "README.md", card)
+        folder.publish()
+    return Result(folder.out, None, chosen)
+
+
+def check_early(model: str, asked: PlanOrEdits, form: Form, loading: Loading) -> None:
+    """Check before weights are read that the model has what is to be taken out.
+
+    Raises: `PlanError`, `UnknownName`.
+    """
+    check_form(form, resolve_early(asked, blank_model(model, **loading).anatomy))
+
+
+def preview(model: str, asked: PlanOrEdits, form: Form, loading: Loading) -> dict[str, Any]:
+    """Return what `apply` would cut, keep and write."""
+    check_early(model, asked, form, loading)
+    with TemporaryDirectory(prefix="secateur-") as place, mapped(model, Path(place), **loading) as loaded:
+        chosen = _chosen(asked, loaded, form)
+        anatomy = loaded.anatomy
+        left = shape_of(chosen, anatomy, factorize=form.factorize).num_parameters(anatomy)
+        nearest = None if anatomy.carved else portable_plan(chosen, loaded)
+        loads = where_it_loads(chosen, loaded, form, read_back=False)
+    return {
+        "cut": str(chosen),
+        "cut_summary": cut_summary(chosen, num_parts(anatomy.widths)),
+        "parameters": {
+            "before": anatomy.num_parameters,
+            "after": anatomy.num_parameters if form.zeroed else left,
+        },
+        "loads": loads.to_json(),
+        "portable": None if nearest is None or nearest == chosen or not nearest.edits else str(nearest),
+    }
+
+
+def _chosen(asked: PlanOrEdits, loaded: Loaded, form: Form) -> Plan:
+    """Return the plan for this model. Raises: `PlanError`, `UnknownName`."""
+    plan = plan_of(asked, loaded.fingerprint)
+    resolve(plan, loaded.anatomy, loaded.fingerprint)
+    nearest = portable_plan(plan, loaded) if form.portable else plan
+    if plan.edits and not nearest.edits:
+        raise PlanError(
+            f"--portable: the nearest plan that a stock {loaded.anatomy.architecture} can hold, with the same shape in "
+            "every block, takes nothing. Ask for more, or leave out --portable."
+        )
+    return nearest
+
+
+# -------------------------------------------------------------------------------------------------------- export
+
+
+TOLERANCE = {"f32": 1e-5, "f16": 3e-2, "q8_0": 3e-1}
+"""Bounds of ‖checkpoint − file‖ / ‖checkpoint‖ on logits; SmolLM2-135M without a block has 0, 4e-3 and 7e-2."""
+ROUNDING = {"f32": 0.0, "f16": 1e-3, "q8_0": 2e-2}
+"""The same bounds on each parameter: half a step of 11 bits, and of 8 bits beneath the largest of 32 numbers."""
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog. It was 1984, and",
+    "def f(x):\n    return  x + 12345\n",
+    " two  spaces, and a tab:\tend",
+)
+LONGEST = 64
+BYTES = {"f32": 4, "f16": 2, "q8_0": 2}  # of a number, at most
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A GGUF file that was written, and how far it is from its checkpoint.
+
+    `tensors` counts them by how they are stored; `instead` are those that q8_0 has no blocks for, stored in float16.
+    `difference` is that of the logits, relative, and `tolerance` its bound.
+    """
+
+    file: str
+    type: str
+    bytes: int
+    sha256: str
+    tensors: dict[str, int]
+    instead: list[str]
+    difference: float
+    tolerance: float
+
+
+def export_gguf(model: str, revision: str | None, file: Path, kind: str) -> Exported:
+    """Write MODEL to `file` and return what was written; the file appears by rename.
+
+    Raises: as `load_model` and `check_export`; `OutputError` where the file cannot be written, or does not compute
+        what the checkpoint does.
+    """
+    loaded = load_model(model, revision=revision, dtype="float32", device="cpu")
+    check_export(loaded, file, kind)
+    rows = _rows(loaded)
+    check_runs(loaded, rows)
+    part = file.with_name(f"{file.name}.partial")
+    try:
+        with writing(file):
+            check_space(file.absolute().parent, loaded.anatomy.num_parameters * BYTES[kind])
+            written = write_gguf(loaded, part, kind, _said(loaded))
+        with quiet():
+            again = read_gguf(part)
+        difference = max(_distance(_logits(loaded.model, row), _logits(again.model, row)) for row in rows)
+        _check_export(loaded, again, difference, kind, file)
+        with writing(file):
+            os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+    size, digest = file.stat().st_size, digest_of_file(file)
+    return Exported(
+        str(file), kind, size, digest, written.tensors, written.instead, difference, TOLERANCE[kind]
+    )
+
+
+def _rows(loaded: Loaded) -> list[list[int]]:
+    """Return the tokens that both models are run on: texts, and the first of the vocabulary."""
+    room = min(LONGEST, loaded.anatomy.context or LONGEST)
+    rows = [loaded.tokenizer.encode(text)[:room] for text in TEXTS]
+    return [*(row for row in rows if row), list(range(min(FEW, loaded.anatomy.vocab_size)))]
+
+
+def _said(loaded: Loaded) -> dict[str, str]:
+    """Return what the file says of where it comes from."""
+    said = {
+        "general.name": Path(loaded.name).name,
+        "secateur.version": __version__,
+        "secateur.model": loaded.name,
+        "secateur.fingerprint": loaded.fingerprint,
+    }
+    if loaded.source is not None and (Path(loaded.source) / "plan.json").exists():
+        plan = read_plan(Path(loaded.source))
+        said |= {"secateur.cut": str(plan), "secateur.cut_from": plan.model}
+    return said
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel, row: list[int]) -> Tensor:
+    logits: Tensor = model(input_ids=torch.tensor([row]), use_cache=False).logits[0].double()
+    return logits
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Return ‖ours − theirs‖ / ‖ours‖."""
+    distance = torch.linalg.norm((ours - theirs).double())
+    return float(distance / torch.linalg.norm(ours.double()).clamp_min(1e-30))
+
+
+def _check_export(loaded: Loaded, again: ReadGguf, difference: float, kind: str, file: Path) -> None:
+    report = "It was not written; please report this with the model's name."
+    if not difference <= TOLERANCE[kind]:
+        raise OutputError(
+            f"{file}: read again, its logits differ from those of {loaded.name} by {difference:.1e} (relative), more "
+            f"than {TOLERANCE[kind]:.0e} for {kind}. It was not written. Give --type f32, or report this with "
+            "the model's name."
+        )
+    for text in TEXTS:
+        if loaded.tokenizer.encode(text) != again.tokenizer.encode(text):
+            raise OutputError(f"{file}: read again, its tokenizer gives other tokens of {text!r}. {report}")
+    theirs = dict(again.model.named_parameters())
+    farthest, name = max(
+        (_distance(ours, theirs[name]), name) for name, ours in loaded.model.named_parameters()
+    )
+    if farthest > ROUNDING[kind]:
+        raise OutputError(f"{file}: read again, {name} differs by {farthest:.1e} (relative). {report}")
+    if again.doubts:
+        raise OutputError(f"{file}: read again, {again.doubts[0]} {report}")
+
+
+# ------------------------------------------------------------------------------------------------------ measured
+
+
+def evaluate(
+    options: Options, split: str, asked: PlanOrEdits, *, ledger: str | Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Measure all metrics on one split, with intervals, of the model without what is `asked` to be removed."""
+
+    def check(early: Session) -> None:
+        resolve_early(asked, early.loaded.anatomy)
+
+    session = open_session(options, None, progress, check, needs={split: MIN_GROUPS})
+    chosen = plan_for(session, asked)
+    with Ledger.open(ledger) if ledger is not None else nullcontext() as journal:
+        session = replace(session, ledger=journal)
+        examples = session.task.split(split)
+        outcomes = session.judge()([chosen], examples, "evaluate")[chosen]
+        if journal is not None and split == "test":
+            record_opening(journal, session.task, untested_opening(session.scope, chosen))
+    groups = session.task.groups(examples)
+    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
+    metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
+    seed = session.options.seed
+    scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
+    if session.task.kind == "text":
+        scores.append(_perplexity(scores[0]))
+    start = baseline(session.task, split, examples, outcomes, session.objective.metric, seed).to_json()
+    head = {"model": options.model, "task": session.task.name, "split": split, "plan": str(chosen)}
+    return head | {"scores": scores, "baseline": start}
+
+
+def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
+    shown = {"metric": "perplexity", "unit": "perplexity"}
+    return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
+
+
+def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
+    """Return the plan for this session's model.
+
+    Raises: `PlanError` where it is for another model, `UnknownName` for its sites.
+    """
+    chosen = plan_of(asked, session.loaded.fingerprint)
+    resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
+    return chosen
+
+
+def analyze(
+    what: str, options: Options, split: str, asked: PlanOrEdits, progress: Progress
+) -> dict[str, Any]:
+    """Return the rows of one reading that a method of `prune` brings: of matrices, or of what edits do."""
+    method = method_reading(what)
+
+    def check(early: Session) -> None:
+        resolve_early(asked, early.loaded.anatomy)
+        method.check_reading(what, early, split)
+
+    session = open_session(options, None, progress, check, needs={split: 1})
+    rows = method.read(what, session, split, plan_for(session, asked))
+    head = {"what": what, "model": options.model, "task": session.task.name, "split": split}
+    return head | {"rows": [row.model_dump(mode="json", exclude_unset=True) for row in rows]}
