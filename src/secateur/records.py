@@ -225,7 +225,16 @@ def sentence(verdict: VerdictRecord) -> str:
         f"On {n}{',' if verdict.tasks else ''} that nothing was chosen by, {metric} went from "
         f"{before:{digits}}{unit} to {after:{digits}}{unit}: {difference:+{digits}}{step} [{ends}], "
         f"p {'< 1e-12' if p < 1e-12 else f'= {p:.2g}'} ({test}){bound}.{members}{_what_it_holds(verdict)}"
+        f"{_quantization(verdict)}"
     )
+
+
+def _quantization(verdict: VerdictRecord) -> str:
+    """Say of a gain on weights that were rounded what else it may be."""
+    file = verdict.model.gguf if verdict.verdict == IMPROVES else None
+    if file is None or not file.quantized:
+        return ""
+    return f" The weights were rounded to {file.type} before: part of the gain may be quantization noise that is gone."
 
 
 def _why_nothing(verdict: VerdictRecord) -> str:

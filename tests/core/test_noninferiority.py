@@ -16,7 +16,14 @@ from secateur.core.comparison import compare, constant_predictor, verdict_word
 from secateur.core.ledger import Ledger
 from secateur.core.noninferiority import NonInferiority, bound_text, margin_text, non_inferiority
 from secateur.core.plan import Plan, Truncate
-from secateur.core.records.verdict import HandedOverRecord, NonInferiorityRecord, SearchRecord, VerdictRecord
+from secateur.core.records.verdict import (
+    GgufRecord,
+    HandedOverRecord,
+    ModelRecord,
+    NonInferiorityRecord,
+    SearchRecord,
+    VerdictRecord,
+)
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import DRAWS, effective_n, resample
@@ -400,6 +407,7 @@ class Case:
         self.judge = SimpleNamespace(task=Task("words", "choice", examples, splits))
         self.ledger = Ledger.open(folder / "ledger.sqlite")
         self.edits = 0
+        self.file: GgufRecord | None = None
 
     def witness(self, said) -> Measurement:
         rows = outcomes(correct=(np.asarray(said) == self.gold) * 1.0, loss=np.ones(300))
@@ -415,10 +423,24 @@ class Case:
         )
         handed_over = HandedOverRecord(holds="cut" if cut else "original", unproven=None, edits=None)
         verdict = VerdictRecord.model_construct(
-            **dict(found), cut=[1] * cut, search=SearchRecord(method="heads"), handed_over=handed_over
+            **dict(found),
+            cut=[1] * cut,
+            search=SearchRecord(method="heads"),
+            handed_over=handed_over,
+            model=ModelRecord.model_construct(gguf=self.file),
         )
         about = {"cut": [1] * cut, "search": {"method": "heads"}, "handed_over": handed_over.to_json()}
         return found.to_json() | about | {"sentence": sentence(verdict)}
+
+
+def test_a_gain_on_rounded_weights_may_be_noise_that_is_gone(case):
+    before = np.where(np.arange(300) % 4 == 0, 1 - case.gold, case.gold)
+    assert case(before, case.gold)["verdict"] == "improves"
+    for kind, said in (("Q4_1", True), ("F16", False)):
+        case.file = GgufRecord(file="m.gguf", type=kind, sha256="0" * 64, transformers="5")
+        assert ("quantization noise" in case(before, case.gold)["sentence"]) == said
+    case.file = GgufRecord(file="m.gguf", type="Q4_1", sha256="0" * 64, transformers="5")
+    assert "quantization" not in case(case.gold, before)["sentence"], "no gain"
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import secateur as api
 from secateur.core.comparison import verdict_word
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, Truncate
-from secateur.core.records.verdict import HandedOverRecord, SearchRecord, VerdictRecord
+from secateur.core.records.verdict import HandedOverRecord, ModelRecord, SearchRecord, VerdictRecord
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.core.stats import mcnemar
@@ -179,6 +179,7 @@ class Two:
             cut=[1],
             search=SearchRecord(method="laser"),
             handed_over=HandedOverRecord(holds="cut", unproven=None, edits=None),
+            model=ModelRecord.model_construct(),
         )
         return found.to_json() | {"sentence": sentence(verdict)}
 

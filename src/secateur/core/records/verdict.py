@@ -360,10 +360,14 @@ class GgufRecord(Record):
     transformers: str = Field(description="the version that read it")
 
     @property
+    def quantized(self) -> bool:
+        """Tell whether its numbers were rounded to fewer bits than floating point has."""
+        return self.type not in ("F64", "F32", "F16", "BF16")
+
+    @property
     def words(self) -> str:
         """Return what was read, as it is told to the user."""
-        how = "stored as" if self.type in ("F64", "F32", "F16", "BF16") else "dequantized from"
-        return f"{self.file}, {how} {self.type}"
+        return f"{self.file}, {'dequantized from' if self.quantized else 'stored as'} {self.type}"
 
     @property
     def sentence(self) -> str:
