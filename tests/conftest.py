@@ -14,6 +14,12 @@ from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that have slow tests first, so that short ones are left when one of several workers runs out."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def words() -> PreTrainedTokenizerFast:
     """The zoo's tokenizer: token 7 is the word `w7`; 2 ends a sequence."""

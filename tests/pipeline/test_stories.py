@@ -32,7 +32,7 @@ def test_a_block_folded_and_healed_it_tells_a_story_in_plain_transformers(tmp_pa
     if not SHARED.exists():
         pytest.skip("needs ../shared/data")
     model, task = str(SHARED / "models/stories260K"), f"text:{SHARED / 'text_tinystories_train.jsonl'}"
-    how = {"limit": 600, "device": "cpu"}
+    how = {"limit": 300, "device": "cpu"}
     secateur.prune(model, task, tmp_path / "cut", method="depth", form="fold", blocks=1, **how)
     healed = secateur.heal(tmp_path / "cut", task, tmp_path / "healed", stage="end", epochs=2, lr=1e-3, **how)
     plain = [sys.executable, "-I", "-S", "-W", "ignore", "-c", TELL, sysconfig.get_path("purelib")]
