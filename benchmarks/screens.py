@@ -144,7 +144,7 @@ def one_direction_each(session: Session, effects: DirectionEffects) -> list[tupl
     """Return a plan for each direction that is read, with the predicted change of the loss."""
     under = EffectsUnderPlan(effects)
     return [
-        (session.empty + RemoveDirections(d.matrix, (d.index,), under.folds[d.matrix]), d.change)
+        (session.empty + RemoveDirections(d.matrix, (d.index,), fold=under.folds[d.matrix]), d.change)
         for d in under.directions
     ]
 

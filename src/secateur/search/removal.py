@@ -66,7 +66,7 @@ class RemovalPoint:
 
 @dataclass(frozen=True)
 class Removal:
-    """The points of one removal, from nothing to everything.
+    """The points of one removal, from nothing on.
 
     `order` says how parts were ranked; `seed` is that of a random order.
     """

@@ -198,18 +198,20 @@ def _removals(
     select: Sequence[int],
 ) -> list[Removal]:
     """Return every order; first the one that is chosen from."""
-    config = session.config(ComponentsConfig)
+    config, full = session.config(ComponentsConfig), session.options.full_report
+    shares = steps(config.step, config.target)
+    if config.target is not None and not full:  # what lies beyond is for the curves of a full report
+        shares = [share for share in shares if share <= config.target]
     pruner = Pruner(
         base=session.empty,
         kinds=groups,
-        shares=steps(config.step, config.target),
+        shares=shares,
         read=readings.importance,
         judge=judge,
         examples=select,
         count_parameters=lambda plan: parameters_left(session, plan),
         target=config.target or 1.0,
     )
-    full = session.options.full_report
     ranked = [pruner.by_importance(again=again) for again in (config.rescore, not config.rescore)[: 1 + full]]
     return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(config.random_orders if full else 0)]
 
