@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "core", "hf", "surgery"},
     "gains": {"errors", "core", "hf"},
     "records": {"errors", "core", "tasks"},
-    "options": {"errors", "core", "hf", "search"},
+    "options": {"errors", "core", "hf", "search", "tasks"},
     "inputs": {"errors", "core", "hf", "tasks", "options"},
     "session": {"errors", "core", "hf", "surgery", "tasks", "evaluation", "search", "options"},
 }
@@ -68,6 +68,7 @@ MAY_IMPORT["result"] = {"errors", "core", "checkpoint", "report", "reporting"}
 MAY_IMPORT["pipeline"] = {*MAY_IMPORT["proof"], "proof", "result"}
 MAY_IMPORT["applying"] = {"errors", "core", "hf", "surgery", "checkpoint", "records", "result"}
 MAY_IMPORT["measuring"] = MAY_IMPORT["methods"] | {"methods"}
+MAY_IMPORT["checking"] = {"errors", "core", "hf", "tasks", "evaluation", "options", "session"}
 MAY_IMPORT["forecast"] = MAY_IMPORT["pipeline"] | {"pipeline"}
 MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
     "training",
@@ -77,6 +78,7 @@ MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
     "inputs",
     "applying",
     "measuring",
+    "checking",
     "given",
     "keywords",
     "signatures",

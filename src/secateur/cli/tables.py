@@ -12,6 +12,7 @@ from rich.text import Text
 from secateur.cli.terminal import Terminal, terminal
 from secateur.core.baseline import baseline_text, decides_text, floors_text
 from secateur.core.comparison import WORSE
+from secateur.core.records.task_check import LengthsRecord, TaskCheckRecord
 from secateur.core.records.verdict import (
     AlternativeRecord,
     BaselineRecord,
@@ -251,6 +252,38 @@ def print_scores(found: Mapping[str, Any]) -> None:
     terminal().print(Text(f"{decides_text(start)}{beside}"))
     if start.warning:
         terminal().print(Text(start.warning, style="bold red"))
+
+
+def print_check(found: Mapping[str, Any]) -> None:
+    """Print what was understood of a task."""
+    check = TaskCheckRecord.model_validate(found)
+    rows = [
+        ("format", check.format),
+        ("examples", f"{check.examples:,} ({check.kind}; {check.metric} decides)"),
+        ("splits", ", ".join(_with_groups(check, name) for name in check.splits)),
+        ("tokens of a prompt", _three(check.prompt_tokens)),
+        ("tokens of an answer", _three(check.answer_tokens)),
+        ("longest for the model", "no bound" if check.context is None else f"{check.context:,} tokens"),
+        ("without a model", floors_text(check) or "nothing to compare with"),
+    ]
+    print_rows(("", f"{check.task}, in the tokens of {check.model}"), rows)
+    for one in check.rendered:
+        print(f"\n{one.split}  {one.id}")
+        print(f"{one.prompt} | {' | '.join(one.answer)}")
+        if one.choices is not None:
+            print(f"choices: {', '.join(map(repr, one.choices))}")
+    for problem in check.problems:
+        terminal().print(Text(f"\n{problem}", style="bold red"))
+
+
+def _with_groups(check: TaskCheckRecord, split: str) -> str:
+    """Return the size of a split, with its groups where they are fewer."""
+    examples, groups = check.splits[split], check.groups[split]
+    return f"{split} {examples:,}" + (f" ({groups:,} groups)" if groups < examples else "")
+
+
+def _three(lengths: LengthsRecord) -> str:
+    return f"{lengths.least:,} to {lengths.most:,}, half of them at most {lengths.median:,.0f}"
 
 
 def print_run(found: Mapping[str, Any]) -> None:

@@ -77,7 +77,9 @@ def alone(task: Task, member: Member) -> Task:
         replace(e, id=e.id.removeprefix(prefix), group=e.group.removeprefix(prefix), task="")
         for e in task.of(whole_test(task, member))
     )
-    return Task(member.name, member.kind, rows, all_tested(rows), member.max_new_tokens)
+    return Task(
+        member.name, member.kind, rows, all_tested(rows), member.max_new_tokens, (), member.extraction
+    )
 
 
 def interleaved(task: Task, indices: Sequence[int]) -> list[int]:
@@ -150,7 +152,7 @@ def _groups(task: Task, split: str, seed: int) -> Iterator[list[int]]:
 
 def _member(name: str, task: Task, sizes: Mapping[str, int]) -> Member:
     probe, select, test = (len(task.split(split)) - sizes[split] for split in SPLITS)
-    return Member(name, task.kind, task.max_new_tokens, (probe, select, test))
+    return Member(name, task.kind, task.max_new_tokens, (probe, select, test), task.extraction)
 
 
 def _log_left_out(members: Sequence[Member], sizes: Mapping[str, int]) -> None:
