@@ -39,7 +39,10 @@ def check_task(options: Options) -> TaskCheckRecord:
         encode(example, blank.tokenizer, context=None, vocab_size=vocab_size, chat=options.chat)
         for example in task.examples
     ]
-    decode: Callable[[list[int]], str] = blank.tokenizer.decode
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(blank.tokenizer.decode(list(tokens)))
+
     shown = [i for name in reversed(SPLITS) for i in task.split(name)[:1]][:NUM_RENDERED]
     return TaskCheckRecord(
         task=options.task,
@@ -67,15 +70,15 @@ def _lengths(counts: Sequence[int]) -> LengthsRecord:
     return LengthsRecord(least=min(counts), median=float(np.median(counts)), most=max(counts))
 
 
-def _rendered(task: Task, index: int, encoded: Encoded, decode: Callable[[list[int]], str]) -> RenderedRecord:
+def _rendered(
+    task: Task, index: int, encoded: Encoded, decode: Callable[[Sequence[int]], str]
+) -> RenderedRecord:
     context, answer = encoded.pairs[encoded.gold]
     example = task.examples[index]
     split = next(name for name in SPLITS if index in task.split(name))
     choices = None if example.choices is None else list(example.choices)
     tokens = [decode([token]) for token in answer]
-    return RenderedRecord(
-        id=example.id, split=split, prompt=decode(list(context)), answer=tokens, choices=choices
-    )
+    return RenderedRecord(id=example.id, split=split, prompt=decode(context), answer=tokens, choices=choices)
 
 
 def _problems(task: Task, encoded: Sequence[Encoded], context: int | None) -> list[str]:

@@ -266,7 +266,10 @@ def print_check(found: Mapping[str, Any]) -> None:
         ("longest for the model", "no bound" if check.context is None else f"{check.context:,} tokens"),
         ("without a model", floors_text(check) or "nothing to compare with"),
     ]
-    print_rows(("", f"{check.task}, in the tokens of {check.model}"), rows)
+    print(f"{check.task}, in the tokens of {check.model}\n")
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:{width}}{value}")
     for one in check.rendered:
         print(f"\n{one.split}  {one.id}")
         print(f"{one.prompt} | {' | '.join(one.answer)}")

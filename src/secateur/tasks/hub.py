@@ -52,7 +52,7 @@ def parse_name(text: str) -> DatasetName:
     place, colon, split = (text, "", "") if Path(text).is_dir() else text.rpartition(":")
     if not colon:
         place, split = text, ""
-    if Path(place).is_dir():
+    if place and Path(place).is_dir():
         if not is_saved(Path(place)):
             raise TaskError(
                 f"hf:{place}: not a folder that a Dataset's save_to_disk wrote. Of a folder with files, name a file."

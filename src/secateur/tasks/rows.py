@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from secateur.core.reading import check_file, read_bytes
 from secateur.errors import TaskError
-from secateur.tasks.formats import ROW_FILES, TABLES, Row, head_of, is_saved, other_format
+from secateur.tasks.formats import ROW_FILES, TABLES, UTF_16, Row, head_of, is_saved, other_format
 from secateur.tasks.hub import saved_rows
 
 MAX_LINE = 16 * 2**20  # bytes: a row of more is a file without line ends
@@ -72,9 +72,10 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> TaskError:
     found = f"the byte 0x{error.object[error.start]:02x} ({error.reason})"
+    code, which = ("utf-16", "UTF-16") if head_of(path).startswith(UTF_16) else ("latin1", "Latin-1")
     return TaskError(
-        f"{path}, line {line}: not UTF-8: {found}. If it is Latin-1, as older spreadsheets write it: "
-        f"iconv -f latin1 -t utf-8 {shlex.quote(str(path))} > NEW{path.suffix}"
+        f"{path}, line {line}: not UTF-8: {found}. If it is {which}, as some spreadsheets write it: "
+        f"iconv -f {code} -t utf-8 {shlex.quote(str(path))} > NEW{path.suffix}"
     )
 
 

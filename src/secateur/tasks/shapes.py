@@ -212,7 +212,8 @@ def _one_of(row: Mapping[str, object], names: Sequence[str], what: str, needed: 
     if len(found) > 1:
         raise _Unfit(f"{' and '.join(map(repr, found))} could each be the {what}; leave one out")
     if not found and needed:
-        raise _Unfit(f"{names[0]!r} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+        other = f" (or {names[1]!r})" if names is PROMPTS else ""
+        raise _Unfit(f"{names[0]!r}{other} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
     return found[0] if found else ""
 
 
