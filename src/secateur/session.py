@@ -306,7 +306,7 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     if new and context is not None and prompt + new - 1 > context:
         raise TooLong(
             f"example {example.id!r}: a prompt of {prompt} tokens leaves no room for {new} more in the "
-            f"model's context of {context}. Shorten it, or let the model write less (--max-new-tokens, with --extract), "
+            f"model's context of {context}. Shorten it, or let the model write less (--max-new-tokens with --extract), "
             "or --skip-long leaves it out."
         )
     return encoded

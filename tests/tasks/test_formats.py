@@ -506,7 +506,7 @@ def test_check_says_what_would_stop_a_search(model, tmp_path):
     refused(secateur("tasks", "--check", path), "give --model")
 
 
-# ----------------------------------------------------------------------------------------------------- without a network
+# --------------------------------------------------------------------------------------------------- without a network
 
 
 @pytest.fixture

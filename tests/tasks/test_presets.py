@@ -130,7 +130,7 @@ def test_a_hidden_label_is_no_answer():
 
 
 def test_without_a_network_the_error_says_what_to_do(monkeypatch):
-    datasets = pytest.importorskip("datasets", reason="the hub extra is not installed")
+    datasets = pytest.importorskip("datasets", reason="the datasets extra is not installed")
     import huggingface_hub
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
