@@ -107,8 +107,8 @@ class Options:
     )
     extract: str = option(
         "",
-        "Let the model write, and find the answer by a regular expression, or as the last number.",
-        "number|REGEX",
+        "Let the model write, and find the answer by a regular expression, or, by number, as the last one.",
+        "RULE",
     )
     max_new_tokens: int | None = option(
         whole(None), "With --extract: how much the model writes. [default: 256 tokens]", "N"

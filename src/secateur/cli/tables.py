@@ -286,6 +286,8 @@ def _with_groups(check: TaskCheckRecord, split: str) -> str:
 
 
 def _three(lengths: LengthsRecord) -> str:
+    if lengths.least == lengths.most:
+        return f"{lengths.least:,}"
     return f"{lengths.least:,} to {lengths.most:,}, half of them at most {lengths.median:,.0f}"
 
 
