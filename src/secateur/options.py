@@ -16,7 +16,7 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site, matrix_names
 from secateur.errors import SecateurError, UnknownName
 from secateur.hf.source import with_gguf
-from secateur.tasks.questions import Reading
+from secateur.tasks.questions import QuestionRules
 
 if TYPE_CHECKING:
     from secateur.hf.anatomy import Anatomy
@@ -175,7 +175,7 @@ class Options:
         for name in ("spectra", "test_task", "revision"):
             if vars(self)[name] == "":
                 raise SecateurError(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out.")
-        self.reading  # noqa: B018  raises for a broken pattern
+        self.question_rules  # noqa: B018  raises for a broken pattern
         if "" in self.side:
             raise SecateurError("--side is empty: give it a task, or leave it out.")
         check_dtype(self.dtype)
@@ -208,9 +208,9 @@ class Options:
         return (self.task, *self.more_tasks)
 
     @property
-    def reading(self) -> Reading:
+    def question_rules(self) -> QuestionRules:
         """How questions of files are read."""
-        return Reading(self.join, self.extract, self.max_new_tokens)
+        return QuestionRules(self.join, self.extract, self.max_new_tokens)
 
     @property
     def named(self) -> str:

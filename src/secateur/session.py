@@ -269,7 +269,7 @@ def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int])
         limit=options.limit,
         allow_small=options.allow_small,
         needs=needs,
-        reading=options.reading,
+        rules=options.question_rules,
     )
 
 

@@ -34,7 +34,7 @@ def side_effects(session: Session) -> list[SideTask]:
             tokenizer=session.loaded.tokenizer,
             seqlen=seqlen,
             limit=SIDE_EXAMPLES,
-            reading=replace(session.options.reading, extract="", max_new_tokens=None),
+            rules=replace(session.options.question_rules, extract="", max_new_tokens=None),
         )
         name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
         sides.append(SideTask(name, session.on(task).task, continuations=task.kind == "text"))

@@ -142,13 +142,13 @@ def test_an_extracted_answer_decides(tmp_path):
 
 
 def test_the_rule_is_part_of_the_task(tmp_path):
-    from secateur.tasks.questions import Reading
+    from secateur.tasks.questions import QuestionRules
 
     path = str(
         write_rows(tmp_path / "q.jsonl", [{"prompt": f"{n} + 1 =", "answer": f" {n + 1}"} for n in range(9)])
     )
     hashes = {
-        load_side(path, tokenizer=None, reading=Reading(**how)).hash
+        load_side(path, tokenizer=None, rules=QuestionRules(**how)).hash
         for how in (
             {},
             {"extract": "number"},

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from secateur.errors import SecateurError, TaskError, UnknownName
 from secateur.tasks.encode import encode
 from secateur.tasks.load import describe, files_of, load_side, load_task
-from secateur.tasks.questions import Reading, is_glued
+from secateur.tasks.questions import QuestionRules, is_glued
 from secateur.tasks.rows import MAX_LINE
 
 ROME = ("The capital of Italy is", " Rome", (" Paris", " Rome", " Oslo"))
@@ -257,7 +257,7 @@ def test_a_missing_space_is_said_once_and_mended_by_join(tmp_path, caplog):
     assert "'Number 0 isodd'" in caplog.text
     assert '--join " "' in caplog.text
     caplog.clear()
-    joined = load_task(path, tokenizer=None, reading=Reading(join=" "))
+    joined = load_task(path, tokenizer=None, rules=QuestionRules(join=" "))
     assert not caplog.messages
     assert {e.choices for e in joined.examples} == {(" odd", " even")}
     for split in ("probe", "select", "test"):  # a space moves nothing to another split
@@ -268,7 +268,7 @@ def test_a_missing_space_is_said_once_and_mended_by_join(tmp_path, caplog):
 
 def test_join_leaves_what_is_apart_already(tmp_path):
     rows = [{"prompt": "a ", "answer": "b"}, {"prompt": "c", "answer": " d"}, {"prompt": "e", "answer": "f"}]
-    found = examples(lines(tmp_path / "q.jsonl", *rows), reading=Reading(join="\\n"))
+    found = examples(lines(tmp_path / "q.jsonl", *rows), rules=QuestionRules(join="\\n"))
     assert [found[p].answer for p in ("a ", "c", "e")] == ["b", " d", "\nf"]
 
 
@@ -423,13 +423,13 @@ def test_a_json_list_that_is_too_large_is_refused(tmp_path, monkeypatch):
 
 def test_options_of_reading_that_do_not_fit(tmp_path):
     path = lines(tmp_path / "q.jsonl", {"question": "a", "choices": ["b", "c"], "answer": "b"})
-    for reading, says in (
+    for rules, says in (
         ({"extract": "("}, "is no regular expression"),
         ({"max_new_tokens": 3}, "--max-new-tokens is for --extract"),
         ({"extract": "number"}, "--extract is for answers that are written"),
     ):
         with pytest.raises(SecateurError, match=says):
-            examples(path, reading=Reading(**reading))
+            examples(path, rules=QuestionRules(**rules))
 
 
 # ----------------------------------------------------------------------------------------------- through the commands
@@ -521,7 +521,12 @@ def no_network(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("spec", "name"),
-    [("hf:nobody/nothing:test", "nobody/nothing"), ("cb", "aps/super_glue"), ("lm_eval:TASK", "its data")],
+    [
+        ("hf:nobody/nothing:test", "nobody/nothing"),
+        ("cb", "aps/super_glue"),
+        ("lm_eval:TASK", "its data"),
+        ("boolq", "its data"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")  # lm_eval and datasets warn at will
 def test_without_a_network_one_line_says_what_is_missing(spec, name, no_network, tmp_path, capfd):

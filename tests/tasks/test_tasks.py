@@ -85,7 +85,10 @@ def test_reads_every_field(tmp_path, tokenizer):
 GOOD = {"id": "a", "prompt": "p", "answer": " x"}
 BROKEN = {
     "no answer": ({"id": "b", "prompt": "p"}, "'answer' is missing; the row has id, prompt"),
-    "no prompt": ({"id": "b", "answer": "p"}, "'prompt' is missing; the row has id, answer"),
+    "no prompt": (
+        {"id": "b", "answer": "p"},
+        r"'prompt' \(or 'question'\) is missing; the row has id, answer",
+    ),
     "empty prompt": (GOOD | {"id": "b", "prompt": " "}, "'prompt' is empty"),
     "empty answer": (GOOD | {"id": "b", "answer": ""}, "'answer' is empty"),
     "null answer": (GOOD | {"id": "b", "answer": None}, "'answer' is null, and text is wanted"),

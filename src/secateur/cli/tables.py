@@ -257,10 +257,13 @@ def print_scores(found: Mapping[str, Any]) -> None:
 def print_check(found: Mapping[str, Any]) -> None:
     """Print what was understood of a task."""
     check = TaskCheckRecord.model_validate(found)
+    sizes = [f"{name} {size:,}" for name, size in check.splits.items()]
+    if check.groups != check.splits:
+        sizes.append(f"in groups: {', '.join(f'{name} {size:,}' for name, size in check.groups.items())}")
     rows = [
         ("format", check.format),
         ("examples", f"{check.examples:,} ({check.kind}; {check.metric} decides)"),
-        ("splits", ", ".join(_with_groups(check, name) for name in check.splits)),
+        ("splits", ", ".join(sizes)),
         ("tokens of a prompt", _three(check.prompt_tokens)),
         ("tokens of an answer", _three(check.answer_tokens)),
         ("longest for the model", "no bound" if check.context is None else f"{check.context:,} tokens"),
@@ -277,12 +280,6 @@ def print_check(found: Mapping[str, Any]) -> None:
             print(f"choices: {', '.join(map(repr, one.choices))}")
     for problem in check.problems:
         terminal().print(Text(f"\n{problem}", style="bold red"))
-
-
-def _with_groups(check: TaskCheckRecord, split: str) -> str:
-    """Return the size of a split, with its groups where they are fewer."""
-    examples, groups = check.splits[split], check.groups[split]
-    return f"{split} {examples:,}" + (f" ({groups:,} groups)" if groups < examples else "")
 
 
 def _three(lengths: LengthsRecord) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
 from secateur.tasks.example import Example
 from secateur.tasks.extract import Extraction
-from secateur.tasks.hub import hub_or_cache, why_missing
+from secateur.tasks.hub import check_copy, hub_or_cache, why_missing
 from secateur.tasks.questions import GENERATED
 from secateur.tasks.splits import ExampleSource
 
@@ -234,4 +235,6 @@ def read_study(name: str) -> ExampleSource:
     Raises: `UnknownName`, and as `read_harness`: without lm_eval, without the data or a network.
     """
     check_study(name)
+    if util.find_spec("lm_eval"):  # else that is said
+        check_copy(name)
     return replace(read_harness(STUDY[name].harness), name=name)

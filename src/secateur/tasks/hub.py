@@ -198,15 +198,31 @@ def hub_or_cache() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def check_copy(what: str) -> None:
+    """Raise `TaskError` where the hub does not answer and nothing at all was loaded from it before.
+
+    The harness takes a while to begin, which would be in vain.
+    """
+    if is_offline():
+        import datasets
+
+        cached = Path(datasets.config.HF_DATASETS_CACHE)
+        if not cached.is_dir() or not any(cached.iterdir()):
+            raise TaskError(f"{what}: its data cannot be loaded{_no_copy()}")
+
+
 def why_missing(error: Exception) -> str:
-    """Return the end of a message about data that could not be loaded: where a copy was looked for, what to do."""
+    """Return the end of a message about data that could not be loaded: the reason, or where a copy was looked for."""
+    return _no_copy() if is_offline() else f" ({_short(error)})."
+
+
+def _no_copy() -> str:
     import datasets
 
-    if not is_offline():
-        return f" ({_short(error)})."
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
     return (
-        f": {constants.ENDPOINT} does not answer, and there is no copy in {datasets.config.HF_DATASETS_CACHE} "
-        "(HF_DATASETS_CACHE names another folder). Run it once with a network, or bring that folder."
+        f": {why}, and there is no copy in {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE names another "
+        "folder). Run it once with a network, or bring that folder."
     )
 
 

@@ -19,7 +19,7 @@ from secateur.tasks.formats import QUESTIONS, ROW_FILES, Row, is_saved, other_fo
 from secateur.tasks.harness import STUDY, STUDY_NEEDS, check_study, read_harness, read_study
 from secateur.tasks.hub import NEEDS, dataset_rows, parse_name
 from secateur.tasks.presets import PRESETS, read_preset, read_records
-from secateur.tasks.questions import Reading, read_questions
+from secateur.tasks.questions import QuestionRules, read_questions
 from secateur.tasks.rows import read_rows
 from secateur.tasks.shapes import is_text, shape_words
 from secateur.tasks.splits import PROOF, ExampleSource, arrange, make_task, take
@@ -52,7 +52,7 @@ KINDS = {
     "study": "a task of the evaluation harness",
     "preset": "a data set of the papers",
 }
-AS_WRITTEN = Reading()
+AS_WRITTEN = QuestionRules()
 BUILTINS: Mapping[str, Callable[[], ExampleSource]] = {
     "facts": lambda: ExampleSource("facts", facts.KIND, tuple(facts.examples())),
     "recall": lambda: ExampleSource("recall", recall.KIND, tuple(recall.examples())),
@@ -73,7 +73,7 @@ def load_task(
     allow_small: bool = False,
     shares: tuple[float, float, float] | None = None,
     needs: Mapping[str, int] = PROOF,
-    reading: Reading = AS_WRITTEN,
+    rules: QuestionRules = AS_WRITTEN,
 ) -> Task:
     """Load the task that `spec` names, split into probe, select and test.
 
@@ -88,12 +88,12 @@ def load_task(
         allow_small: accept splits with fewer groups than `needs`.
         shares: of probe, select, test; .1, .4, .5 by default.
         needs: groups that each split must have.
-        reading: how questions of a file or a data set are read.
+        rules: how questions of a file or a data set are read.
 
     Raises: `UnknownName` for a name that does not exist; `TaskError` for data that cannot be used.
     """
-    source = _open(spec, tokenizer, seqlen, reading)
-    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen, reading)
+    source = _open(spec, tokenizer, seqlen, rules)
+    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen, rules)
     return make_task(
         source,
         test,
@@ -111,13 +111,13 @@ def load_side(
     tokenizer: PreTrainedTokenizerBase,
     seqlen: int = 256,
     limit: int | None = None,
-    reading: Reading = AS_WRITTEN,
+    rules: QuestionRules = AS_WRITTEN,
 ) -> Task:
     """Load a task that is only watched, never chosen by: all its examples (at most `limit`) in one split, `test`.
 
     Raises: as `load_task`, but no split can be too small.
     """
-    source = _open(spec, tokenizer, seqlen, reading)
+    source = _open(spec, tokenizer, seqlen, rules)
     examples = arrange(take((*source.examples, *(source.held_out or ())), limit, 0), 0)
     splits = all_tested(examples)
     return Task(source.name, source.kind, examples, splits, source.max_new_tokens, (), source.extraction)
@@ -215,17 +215,17 @@ def files_of(spec: str) -> list[Path]:
     return [path]
 
 
-def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, reading: Reading) -> ExampleSource:
+def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, rules: QuestionRules) -> ExampleSource:
     spec = _spec(text)
     match spec.kind:
         case "text":
             return read_text(Path(spec.name), tokenizer, seqlen)
         case "rows":
             path = Path(spec.name)
-            return _read(path.stem, text, read_rows(path, QUESTIONS), tokenizer, seqlen, reading)
+            return _read(path.stem, text, read_rows(path, QUESTIONS), tokenizer, seqlen, rules)
         case "hf":
             name = spec.name.rpartition("/")[2].replace(":", " ")
-            return _read(name, text, dataset_rows(spec.name), tokenizer, seqlen, reading)
+            return _read(name, text, dataset_rows(spec.name), tokenizer, seqlen, rules)
         case "builtin":
             return BUILTINS[spec.name]()
         case "lm_eval":
@@ -244,11 +244,11 @@ def _read(
     rows: Iterator[Row],
     tokenizer: PreTrainedTokenizerBase,
     seqlen: int,
-    reading: Reading,
+    rules: QuestionRules,
 ) -> ExampleSource:
     """Return the questions in these rows, or the text where the first of them is a text."""
     first = list(islice(rows, 1))
     rows = chain(first, rows)
     if first and is_text(first[0].value):
         return read_documents(name, place, rows, tokenizer, seqlen)
-    return read_questions(name, place, rows, reading)
+    return read_questions(name, place, rows, rules)

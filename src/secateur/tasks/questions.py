@@ -26,7 +26,7 @@ GENERATED = (
 
 
 @dataclass(frozen=True)
-class Reading:
+class QuestionRules:
     """How the questions of a file are read.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reading:
         return extraction_of(self.extract) if self.extract else None
 
 
-def read_questions(name: str, place: str, rows: Iterable[Row], reading: Reading) -> ExampleSource:
+def read_questions(name: str, place: str, rows: Iterable[Row], rules: QuestionRules) -> ExampleSource:
     """Return the examples of the rows: kind "choice" where every row has choices, "generation" where none has.
 
     Args:
@@ -72,17 +72,16 @@ def read_questions(name: str, place: str, rows: Iterable[Row], reading: Reading)
             f"{place}: no examples in it. Wanted are rows such as {RIGHT['question']}; see {DOC}."
         )
     kind = check_rows(lines, f"{place}, ", "rows", "files")
-    if reading.extract and kind == "choice":
+    if rules.extract and kind == "choice":
         raise TaskError(
             f"{place}: its questions have choices, and --extract is for answers that are written."
         )
     names = _ids([line for _, line in lines])  # of the rows as they are: --join moves none to another split
-    found = [line.joined(reading.between) for _, line in lines]
-    _say_unread(place, found)
-    _say_glued(place, found)
+    found = [line.joined(rules.between) for _, line in lines]
+    _log_notices(place, found)
     examples = tuple(line.example(one) for one, line in zip(names, found, strict=True))
-    tokens = (reading.max_new_tokens or GENERATED) if reading.extract else 0
-    return ExampleSource(name, kind, examples, None, tokens, extraction=reading.extraction)
+    tokens = (rules.max_new_tokens or GENERATED) if rules.extract else 0
+    return ExampleSource(name, kind, examples, None, tokens, extraction=rules.extraction)
 
 
 def check_rows(rows: Sequence[tuple[str, ExampleLine]], prefix: str, rows_word: str, whole_word: str) -> str:
@@ -131,25 +130,20 @@ def _ids(lines: Sequence[ExampleLine]) -> list[str]:
     return names
 
 
-def _say_unread(place: str, lines: Sequence[ExampleLine]) -> None:
-    """Log once which columns are not read."""
+def _log_notices(place: str, lines: Sequence[ExampleLine]) -> None:
+    """Log once which columns are not read, and in how many rows words would be joined without a space."""
     unread = list(dict.fromkeys(name for line in lines for name in line.unread))
     if unread:
         LOG.warning("%s: columns that are kept and never read by the model: %s.", place, ", ".join(unread))
-
-
-def _say_glued(place: str, lines: Sequence[ExampleLine]) -> None:
-    """Log once in how many rows nothing stands between prompt and answer where words would be written apart."""
-    glued = [line for line in lines if is_glued(line.prompt, line.answer)]
+    glued = [line.prompt[-20:] + line.answer[:20] for line in lines if is_glued(line.prompt, line.answer)]
     if glued:
-        first = glued[0]
         LOG.warning(
             "%s: in %d of %d rows nothing stands between prompt and answer, so that the model is asked for %r. If a "
             'space belongs there: --join " " (join=" " in Python).',
             place,
             len(glued),
             len(lines),
-            first.prompt[-20:] + first.answer[:20],
+            glued[0],
         )
 
 

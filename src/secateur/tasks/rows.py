@@ -11,7 +11,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,7 +85,10 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> TaskError:
 def _table_rows(path: Path) -> Iterator[Row]:
     lines = _lines(path)
     header = next(lines, "")
-    reader = csv.reader(_again(header, lines), delimiter=_delimiter(path, header), strict=True)
+    delimiter = (
+        max(",;\t", key=header.count) if path.suffix.lower() == ".csv" else "\t"
+    )  # spreadsheets write ; too
+    reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     begin = 1
     try:
@@ -99,7 +102,7 @@ def _table_rows(path: Path) -> Iterator[Row]:
                 raise TaskError(
                     f"{path}, {where}: {len(cells)} cells, and the header has {len(names)} columns "
                     f"({', '.join(names)}). Put quotes around a cell that holds "
-                    f"the separator {reader.dialect.delimiter!r}."
+                    f"the separator {delimiter!r}."
                 )
             else:
                 filled = zip(names, cells, strict=True)
@@ -111,16 +114,6 @@ def _table_rows(path: Path) -> Iterator[Row]:
             f"{path}, line {begin}: not a row of a table ({error}). Close every quotation mark, and double those "
             'inside a cell: "the ""old"" town".'
         ) from error
-
-
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _delimiter(path: Path, header: str) -> str:
-    """Return what separates cells: of a .csv the most frequent in its header, since spreadsheets also write `;`."""
-    return "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=header.count)
 
 
 def _names(path: Path, cells: list[str]) -> list[str]:

@@ -169,7 +169,9 @@ def _fields(row: Mapping[str, object], shape: str, in_table: bool) -> dict[str, 
         if isinstance(known.get(name), int) and not isinstance(known[name], bool):
             known[name] = str(known[name])
     others = {key: value for key, value in row.items() if key not in {*taken, *ours}}
-    _refuse_slips(others)
+    for name in others:
+        if alike := difflib.get_close_matches(str(name), OURS, n=1, cutoff=LEAST_ALIKE):
+            raise _Unfit(f"unknown key {name!r}. Did you mean {alike[0]}? If not, give it another name")
     if isinstance(meta := known.get("meta", {}), Mapping):
         known["meta"] = {**others, **meta}
     return {**found, **known, "unread": list(others)}
@@ -283,13 +285,6 @@ def _answer(value: object, choices: object, labels: Sequence[str]) -> object:
     return value
 
 
-def _refuse_slips(others: Mapping[str, object]) -> None:
-    """Raise for a column that is nearly one of ours."""
-    for name in others:
-        if alike := difflib.get_close_matches(str(name), OURS, n=1, cutoff=LEAST_ALIKE):
-            raise _Unfit(f"unknown key {name!r}. Did you mean {alike[0]}? If not, give it another name")
-
-
 def _conversation(value: object) -> dict[str, object]:
     """Return the turns up to the last one of the assistant as a prompt, and that one as its answer.
 
@@ -323,20 +318,18 @@ def _turn(turn: object, where: str) -> tuple[str, str]:
     if turn.get("tool_calls") or turn.get("function_call"):
         raise _Unfit(f"'{where}' calls a tool, and text is wanted")
     if isinstance(content, list):
-        parts = [_part(part, where) for part in content]
-        content = "".join(parts)
+        parts = [part if isinstance(part, Mapping) else {} for part in content]
+        if odd := [
+            part for part in parts if part.get("type") != "text" or not isinstance(part.get("text"), str)
+        ]:
+            raise _Unfit(
+                f"'{where}' holds {odd[0].get('type') or 'no text'!r}, and models here read text alone"
+            )
+        content = "".join(part["text"] for part in parts)
     if not isinstance(content, str) or not content.strip():
         what = "empty" if isinstance(content, str) else _named(content)
         raise _Unfit(f"the content of '{where}' is {what}, and text is wanted")
     return role, content
-
-
-def _part(part: object, where: str) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    text = part.get("text") if isinstance(part, Mapping) else part
-    if kind not in ("text", None) or not isinstance(text, str):
-        raise _Unfit(f"'{where}' holds {kind or _named(part)!r}, and models here read text alone")
-    return text
 
 
 def schema_text() -> str:
