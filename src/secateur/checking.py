@@ -55,6 +55,7 @@ def check_task(options: Options) -> TaskCheckRecord:
         groups={name: _num_groups(task, name) for name in SPLITS},
         prompt_tokens=_lengths([len(one.pairs[0][0]) for one in encoded]),
         answer_tokens=_lengths([len(one.pairs[one.gold][1]) for one in encoded]),
+        max_new_tokens=task.max_new_tokens,
         context=context,
         **floors(task),
         rendered=[_rendered(task, i, encoded[i], decode) for i in shown],

@@ -257,6 +257,7 @@ def print_scores(found: Mapping[str, Any]) -> None:
 def print_check(found: Mapping[str, Any]) -> None:
     """Print what was understood of a task."""
     check = TaskCheckRecord.model_validate(found)
+    written = check.max_new_tokens
     sizes = [f"{name} {size:,}" for name, size in check.splits.items()]
     if check.groups != check.splits:
         sizes.append(f"in groups: {', '.join(f'{name} {size:,}' for name, size in check.groups.items())}")
@@ -266,6 +267,11 @@ def print_check(found: Mapping[str, Any]) -> None:
         ("splits", ", ".join(sizes)),
         ("tokens of a prompt", _three(check.prompt_tokens)),
         ("tokens of an answer", _three(check.answer_tokens)),
+        *(
+            [("the model writes", f"up to {written:,} tokens, in which its answer is looked for")]
+            if written
+            else []
+        ),
         ("longest for the model", "no bound" if check.context is None else f"{check.context:,} tokens"),
         ("without a model", floors_text(check) or "nothing to compare with"),
     ]

@@ -12,6 +12,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from string import ascii_uppercase
 from typing import Annotated
 
@@ -170,11 +171,16 @@ def _fields(row: Mapping[str, object], shape: str, in_table: bool) -> dict[str, 
             known[name] = str(known[name])
     others = {key: value for key, value in row.items() if key not in {*taken, *ours}}
     for name in others:
-        if alike := difflib.get_close_matches(str(name), OURS, n=1, cutoff=LEAST_ALIKE):
+        if alike := _nearly(str(name)):
             raise _Unfit(f"unknown key {name!r}. Did you mean {alike[0]}? If not, give it another name")
     if isinstance(meta := known.get("meta", {}), Mapping):
         known["meta"] = {**others, **meta}
     return {**found, **known, "unread": list(others)}
+
+
+@cache  # every row has the same columns
+def _nearly(name: str) -> list[str]:
+    return difflib.get_close_matches(name, OURS, n=1, cutoff=LEAST_ALIKE)
 
 
 def _is_absent(value: object, in_table: bool) -> bool:

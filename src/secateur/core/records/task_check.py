@@ -39,6 +39,9 @@ class TaskCheckRecord(Record):
     groups: dict[str, int] = Field(description="split → groups of examples")
     prompt_tokens: LengthsRecord = Field(description="of prompts")
     answer_tokens: LengthsRecord = Field(description="of right answers")
+    max_new_tokens: int = Field(
+        description="tokens that the model writes, in which the answer is looked for; 0: the answer itself is scored"
+    )
     context: int | None = Field(description="tokens, the longest sequence of the model; null: no bound")
     chance: float | None = Field(description="mean of 1 / choices on select; null without choices")
     majority: AnswerRecord | None = Field(
