@@ -22,6 +22,7 @@ from secateur.tasks.encode import encode
 from secateur.tasks.extract import Extraction, extraction_of
 from secateur.tasks.harness import read_harness
 from secateur.tasks.load import load_side
+from secateur.tasks.questions import QuestionRules
 from secateur.tasks.splits import make_task
 
 
@@ -141,9 +142,20 @@ def test_an_extracted_answer_decides(tmp_path):
     assert never["scores"][0]["value"] == 0.0
 
 
-def test_the_rule_is_part_of_the_task(tmp_path):
-    from secateur.tasks.questions import QuestionRules
+@pytest.mark.slow
+def test_a_verdict_on_written_answers_from_a_table(tmp_path):
+    """A table without ids and spaces, answers looked for in what the model writes: the cut of the demo is found."""
+    facts = load_side("builtin:facts", tokenizer=None, limit=400)
+    lines = ["prompt,answer", *(f"{example.prompt},{example.answer.strip()}" for example in facts.examples)]
+    (tmp_path / "facts.csv").write_text("\n".join(lines))
+    how = {"join": " ", "extract": r"\w+", "max_new_tokens": 3, "matrices": ("gate",), "layers": (2, 3)}
+    result = secateur.prune("builtin:facts", tmp_path / "facts.csv", tmp_path / "out", **how)
+    assert result.verdict["verdict"] == "improves"
+    assert (result.verdict["metric"], result.verdict["n"]) == ("accuracy", 200)
+    assert "--extract '\\w+' --max-new-tokens 3" in (tmp_path / "out" / "README.md").read_text()
 
+
+def test_the_rule_is_part_of_the_task(tmp_path):
     path = str(
         write_rows(tmp_path / "q.jsonl", [{"prompt": f"{n} + 1 =", "answer": f" {n + 1}"} for n in range(9)])
     )
