@@ -205,6 +205,11 @@ def test_rows_of_a_table_with_fewer_choices(tmp_path):
     assert (found["two"].choices, found["two"].answer) == (("x", "y", "z"), "z")
 
 
+def test_numbers_in_a_list_in_a_cell_are_text(tmp_path):
+    found = examples(table(tmp_path / "q.csv", ["question", "choices", "answer"], ["3 + 4 =", "[7, 8]", "7"]))
+    assert (found["3 + 4 ="].choices, found["3 + 4 ="].answer) == (("7", "8"), "7")
+
+
 def test_a_text_that_is_also_a_place_is_the_text(tmp_path):
     (example,) = examples(
         lines(tmp_path / "q.jsonl", {"prompt": "2 - 1 =", "choices": ["2", "1", "0"], "answer": "0"})

@@ -114,6 +114,11 @@ BROKEN = {
         GOOD | {"id": "b", "answer": 2, "choices": [" x", " y"]},
         "the answer 2 is beyond the 2 choices, whose places are 0 to 1; where yours count from 1, take 1 off",
     ),
+    "no place": (GOOD | {"id": "b", "answer": "--1", "choices": [" x", " y"]}, "is not one of the choices"),
+    "no number": (
+        GOOD | {"id": "b", "answer": "9" * 5000, "choices": [" x", " y"]},
+        "is not one of the choices",
+    ),
     "place before": (GOOD | {"id": "b", "answer": -1, "choices": [" x", " y"]}, "the answer -1 is beyond"),
     "no object": ("b", "the row is text, and an object is wanted"),
     "misspelled key": (GOOD | {"id": "b", "paraphrase": []}, "Did you mean paraphrases"),

@@ -29,6 +29,7 @@ ANSWERS = ("answer", "completion", "answerKey")
 CHOICES = ("choices", "options")
 OURS = ("id", "prompt", "question", "answer", "choices", "options", "paraphrases", "group", "meta")
 CHOICE_COLUMN = re.compile(r"(?:choice|option)[ _]?(?:\d+|[a-z])|[a-z]", re.IGNORECASE)
+PLACE = re.compile(r"-?\d{1,9}")
 CHOICE_PREFIX = re.compile(r"(?:choice|option)[ _]?", re.IGNORECASE)
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 LEAST_ALIKE = 0.85  # of a column's name and one of ours, from which on it is a slip of the pen
@@ -253,7 +254,7 @@ def _listed(cell: str) -> list[object]:
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise _Unfit(f"the list {cell[:60]!r} cannot be read") from error
         if isinstance(found, list) and len(found) > 1:
-            return found
+            return [str(item) if isinstance(item, int | float) else item for item in found]  # a cell is text
         raise _Unfit(
             f"the list {cell[:60]!r} has no commas between its items (an array of numpy is printed so); write "
             "[' Paris', ' Rome']"
@@ -277,7 +278,7 @@ def _answer(value: object, choices: object, labels: Sequence[str]) -> object:
     labels = labels[: len(choices)]
     if name in labels:
         return choices[labels.index(name)]
-    if name.lstrip("-").isdecimal():
+    if PLACE.fullmatch(name):
         if any(label.isdecimal() for label in labels):
             raise _Unfit(f"the answer {value!r} is beyond the choices, which are {', '.join(labels)}")
         if not 0 <= int(name) < len(choices):
@@ -325,12 +326,9 @@ def _turn(turn: object, where: str) -> tuple[str, str]:
         raise _Unfit(f"'{where}' calls a tool, and text is wanted")
     if isinstance(content, list):
         parts = [part if isinstance(part, Mapping) else {} for part in content]
-        if odd := [
-            part for part in parts if part.get("type") != "text" or not isinstance(part.get("text"), str)
-        ]:
-            raise _Unfit(
-                f"'{where}' holds {odd[0].get('type') or 'no text'!r}, and models here read text alone"
-            )
+        others = [part.get("type") for part in parts if not isinstance(part.get("text"), str)]
+        if others:
+            raise _Unfit(f"'{where}' holds {others[0] or 'no text'!r}, and models here read text alone")
         content = "".join(part["text"] for part in parts)
     if not isinstance(content, str) or not content.strip():
         what = "empty" if isinstance(content, str) else _named(content)
