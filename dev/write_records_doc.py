@@ -24,6 +24,7 @@ from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.probe import ComponentsRecord, LinearityRecord
 from secateur.core.records.record import Record
+from secateur.core.records.task_check import TaskCheckRecord
 from secateur.core.records.verdict import GainsRecord, SearchRecord, VerdictRecord
 from secateur.forecast.records import ForecastRecord
 from secateur.methods.registry import method_options, methods
@@ -44,6 +45,7 @@ FILES = {
     "heal": HealRecord,
     "train": TrainRecord,
     "plan-cost": ForecastRecord,
+    "task-check": TaskCheckRecord,
 }
 WORDS = {str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 ONLY = re.compile(r"\s*\(only: ([^()]*(?:\([^()]*\)[^()]*)*)\)$")

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "core", "hf", "surgery"},
     "gains": {"errors", "core", "hf"},
     "records": {"errors", "core", "tasks"},
-    "options": {"errors", "core", "hf", "search"},
+    "options": {"errors", "core", "hf", "search", "tasks"},
     "inputs": {"errors", "core", "hf", "tasks", "options"},
     "session": {"errors", "core", "hf", "surgery", "tasks", "evaluation", "search", "options"},
 }

@@ -238,9 +238,13 @@ def test_the_recorded_command_can_be_run_again(folder, tmp_path):
 
 
 BROKEN = {
-    "task[2]: 'answer' is missing.": lambda rows: rows[2].pop("answer"),
+    "task[2]: 'answer' is missing; the row has id, prompt, choices. Right would be {": lambda rows: rows[
+        2
+    ].pop("answer"),
     "task[2]: unknown key 'answr'. Did you mean answer?": lambda rows: rows[2].update(answr="x"),
-    "task[2]: 'answer' is the number 3, and text is wanted": lambda rows: rows[2].update(answer=3),
+    "task[2]: the answer 3 is beyond the 2 choices, whose places are 0 to 1": lambda rows: rows[2].update(
+        answer=3
+    ),
     "task[2]: id 'q0' was already used in task[0].": lambda rows: rows[2].update(id="q0"),
     "task[2]: it has no choices, and the rows before have them. Use two tasks.": lambda rows: rows[2].pop(
         "choices"

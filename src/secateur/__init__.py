@@ -1,7 +1,7 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `bench`, `export`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
+`report`, `bench`, `check_task`, `export`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
 imported when first used, so that `secateur --help` does not wait for torch.
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import apply as apply
     from secateur.api import bench as bench
+    from secateur.api import check_task as check_task
     from secateur.api import evaluate as evaluate
     from secateur.api import export as export
     from secateur.api import load as load
@@ -51,6 +52,7 @@ _WHERE = {
     "preview": "secateur.api",
     "report": "secateur.api",
     "bench": "secateur.api",
+    "check_task": "secateur.api",
     "export": "secateur.api",
     "plan_cost": "secateur.api",
     "finetune": "secateur.training.verbs",

@@ -592,6 +592,23 @@ def _single(what: list[str], tasks: list[str], shots: list[int], out: object) ->
     return tasks[0], shots[0]
 
 
+@verb(COMMON, _more)
+def check_task(
+    model: str | Path,
+    task: OneTask,
+    **options: Unpack[CommonOptions],
+) -> dict[str, Any]:
+    """Return what was understood of a task: format, splits, lengths in the model's tokens, chance, three examples.
+
+    No weights are read. The keys: docs/records.md, Task check. Raises: `TaskError`, `ModelError`, `UnknownName`.
+    """
+    with options_for(model, None, [task_word(task)], options) as chosen:
+        inputs_of(chosen)
+        from secateur import steps
+
+        return steps.check_task(chosen).to_json()
+
+
 # -------------------------------------------------------------------------------------------------------------- bench
 
 

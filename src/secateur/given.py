@@ -14,21 +14,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from secateur.core.cache import cache_folder
 from secateur.core.writing import writing
 from secateur.errors import TaskError
-from secateur.tasks.jsonl import ExampleLine, check_rows, explain
+from secateur.tasks.formats import Row
+from secateur.tasks.questions import check_rows
+from secateur.tasks.shapes import example_line, explain, is_text
 from secateur.tasks.text import TextLine
 
 TaskRow = Mapping[str, object]
-Checked = TypeVar("Checked", bound=BaseModel)
 NAME_DIGITS = 16  # hexadecimal, of the digest in a file's name
 FORMS = (
-    "a task is a path, a name such as builtin:facts, a list of dicts (id, prompt, answer, ...), or "
+    "a task is a path, a name such as builtin:facts, a list of dicts (prompt, answer, ...), or "
     "secateur.texts(...)"
 )
 
@@ -99,37 +100,43 @@ def _word(given: str | Path | Texts) -> str:
         if isinstance(given.documents, str):
             return f"text:{_stored('text', given.documents, '.txt')}"
         rows = [{"text": one} if isinstance(one, str) else one for one in given.documents]
-        lines = [line for line, _ in _lines(rows, TextLine, "texts")]
-        return f"text:{_stored('texts', ''.join(lines), '.jsonl')}"
+        return f"text:{_stored('texts', ''.join(_text_lines(rows)), '.jsonl')}"
     return str(given)
 
 
 def _written_rows(rows: Iterable[TaskRow]) -> str:
     """Return the file of checked rows, written where it is not there yet."""
     lines, checked = [], []
-    for number, (line, row) in enumerate(_lines(rows, ExampleLine, "task")):
+    for where, row, line in _lines(rows, "task"):
+        if is_text(row):
+            raise TaskError(f"{where} is a text and no question: give secateur.texts(rows).")
         lines.append(line)
-        checked.append((f"task[{number}]", row))
+        checked.append((where, example_line(Row(where, row))))
     check_rows(checked, "", "rows", "tasks")
     return str(_stored("rows", "".join(lines), ".jsonl"))
 
 
-def _lines(rows: Iterable[object], model: type[Checked], name: str) -> Iterator[tuple[str, Checked]]:
-    """Give each row as a line of JSON, and checked. Raises: `TaskError` for one that is not as `model` says."""
-    optional = {field for field, about in model.model_fields.items() if not about.is_required()}
+def _text_lines(rows: Iterable[object]) -> Iterator[str]:
+    for where, row, line in _lines(rows, "texts"):
+        try:
+            TextLine.model_validate(row)
+        except ValidationError as error:
+            raise TaskError(f"{where}: {explain(error)}") from error
+        yield line
+
+
+def _lines(rows: Iterable[object], name: str) -> Iterator[tuple[str, dict[str, object], str]]:
+    """Give the place of each row, what it holds, and it as a line of JSON. Raises: `TaskError` for what is no row."""
     for number, row in enumerate(rows):
         where = f"{name}[{number}]"
         if not isinstance(row, Mapping):
             raise TaskError(f"{where} is a {type(row).__name__}, and a dict is wanted.")
         # a table has all columns in all rows; what a row does not have is null there
-        kept = {key: value for key, value in row.items() if value is not None or key not in optional}
+        kept = {key: value for key, value in row.items() if value is not None}
         try:
-            line = json.dumps(kept, sort_keys=True)
-            yield line + "\n", model.model_validate_json(line)
+            yield where, kept, json.dumps(kept, sort_keys=True) + "\n"
         except TypeError as error:
             raise TaskError(f"{where}: {error}.") from error
-        except ValidationError as error:
-            raise TaskError(f"{where}: {explain(error, model, 'the row')}") from error
 
 
 def _stored(kind: str, content: str, suffix: str) -> Path:

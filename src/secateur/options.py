@@ -16,6 +16,7 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site, matrix_names
 from secateur.errors import SecateurError, UnknownName
 from secateur.hf.source import with_gguf
+from secateur.tasks.questions import QuestionRules
 
 if TYPE_CHECKING:
     from secateur.hf.anatomy import Anatomy
@@ -99,6 +100,19 @@ class Options:
     limit: int | None = option(whole(None), "Use at most N examples.", "N")
     shots: int = option(whole(0, 0), "Put N solved examples of the probe split before every prompt.", "N")
     seqlen: int = option(whole(256, 2), "Tokens per chunk of text.", "N")
+    join: str = option(
+        "",
+        "Put TEXT, such as a space, between a prompt and an answer of a file that nothing separates.",
+        "TEXT",
+    )
+    extract: str = option(
+        "",
+        "Let the model write, and find the answer by a regular expression, or, by number, as the last one.",
+        "RULE",
+    )
+    max_new_tokens: int | None = option(
+        whole(None), "With --extract: how much the model writes. [default: 256 tokens]", "N"
+    )
     chat: bool = option(False, "Wrap prompts in the model's chat template.", flags="--chat")
     allow_small: bool = option(
         False, "Warn instead of refusing when a split has under 50 groups.", flags="--allow-small"
@@ -161,6 +175,7 @@ class Options:
         for name in ("spectra", "test_task", "revision"):
             if vars(self)[name] == "":
                 raise SecateurError(f"--{name.replace('_', '-')} is empty: give it a value, or leave it out.")
+        self.question_rules  # noqa: B018  raises for a broken pattern
         if "" in self.side:
             raise SecateurError("--side is empty: give it a task, or leave it out.")
         check_dtype(self.dtype)
@@ -191,6 +206,11 @@ class Options:
     def tasks(self) -> tuple[str, ...]:
         """Every --task."""
         return (self.task, *self.more_tasks)
+
+    @property
+    def question_rules(self) -> QuestionRules:
+        """How questions of files are read."""
+        return QuestionRules(self.join, self.extract, self.max_new_tokens)
 
     @property
     def named(self) -> str:

@@ -269,6 +269,7 @@ def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int])
         limit=options.limit,
         allow_small=options.allow_small,
         needs=needs,
+        rules=options.question_rules,
     )
 
 
@@ -305,7 +306,8 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     if new and context is not None and prompt + new - 1 > context:
         raise TooLong(
             f"example {example.id!r}: a prompt of {prompt} tokens leaves no room for {new} more in the "
-            f"model's context of {context}. Shorten it, or --skip-long leaves it out."
+            f"model's context of {context}. Shorten it, or let the model write less (--max-new-tokens with --extract), "
+            "or --skip-long leaves it out."
         )
     return encoded
 

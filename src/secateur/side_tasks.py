@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -28,7 +29,13 @@ def side_effects(session: Session) -> list[SideTask]:
         [] if phrasings is None else [SideTask("other phrasings", session.on(phrasings).task, phrasings=True)]
     )
     for spec in specs:
-        task = load_side(spec, tokenizer=session.loaded.tokenizer, seqlen=seqlen, limit=SIDE_EXAMPLES)
+        task = load_side(
+            spec,
+            tokenizer=session.loaded.tokenizer,
+            seqlen=seqlen,
+            limit=SIDE_EXAMPLES,
+            rules=replace(session.options.question_rules, extract="", max_new_tokens=None),
+        )
         name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
         sides.append(SideTask(name, session.on(task).task, continuations=task.kind == "text"))
     return sides

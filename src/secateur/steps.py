@@ -1,4 +1,4 @@
-"""Steps by themselves, without a search and a verdict: `apply`, `export`, `eval`, and the analyses of `probe`.
+"""Steps by themselves, without a search and a verdict: `apply`, `export`, `eval`, analyses of `probe`, `tasks --check`.
 
 A plan is carried out or previewed; a GGUF file, for llama.cpp, is written, and read again before it appears; models are
 measured on one split of a task, as they are or as if cut.
@@ -7,13 +7,14 @@ measured on one split of a task, as they are or as if cut.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -32,13 +33,14 @@ from secateur.core.machine import Loading
 from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
 from secateur.core.records.plan import ProvenanceRecord
+from secateur.core.records.task_check import LengthsRecord, RenderedRecord, TaskCheckRecord
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
 from secateur.core.writing import write_text, writing
-from secateur.errors import OutputError, PlanError
-from secateur.evaluation.baseline import baseline
+from secateur.errors import ModelError, OutputError, PlanError
+from secateur.evaluation.baseline import baseline, floors
 from secateur.evaluation.openings import record_opening, untested_opening
-from secateur.hf.blank import blank_model
+from secateur.hf.blank import Ruler, blank_model
 from secateur.hf.gguf_header import digest_of_file
 from secateur.hf.gguf_input import ReadGguf, read_gguf
 from secateur.hf.gguf_output import check_export, write_gguf
@@ -48,10 +50,13 @@ from secateur.methods.registry import method_reading
 from secateur.options import Options
 from secateur.records import cut_summary, num_parts, versions
 from secateur.result import Result, read_result
-from secateur.session import Session, open_session
+from secateur.session import Session, blank_of, open_session, read_task
 from secateur.surgery.operations import resolve, resolve_early
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
+from secateur.tasks.encode import Encoded, encode
+from secateur.tasks.example import SPLITS, Task
+from secateur.tasks.load import describe
 from secateur.tasks.splits import MIN_GROUPS
 
 
@@ -167,6 +172,7 @@ TEXTS = (
 )
 LONGEST = 64
 BYTES = {"f32": 4, "f16": 2, "q8_0": 2}  # of a number, at most
+NUM_RENDERED = 3  # examples of a task that its check shows
 
 
 @dataclass(frozen=True)
@@ -330,3 +336,87 @@ def analyze(
     rows = method.read(what, session, split, plan_for(session, asked))
     head = {"what": what, "model": options.model, "task": session.task.name, "split": split}
     return head | {"rows": [row.model_dump(mode="json", exclude_unset=True) for row in rows]}
+
+
+# ---------------------------------------------------------------------------------------- what is understood of a task
+
+
+def check_task(options: Options) -> TaskCheckRecord:
+    """Return what was understood of the task that `options` name, in the tokens of their model.
+
+    Raises: `TaskError` for a task that cannot be read, `ModelError` and `UnknownName` for a model.
+    """
+    blank = blank_of(options, ruler=Path(options.model).is_dir())  # of a folder weights may be missing
+    if isinstance(blank.tokenizer, Ruler):
+        raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
+    task = read_task(replace(options, allow_small=True), blank, {})
+    context, vocab_size = blank.anatomy.context, blank.anatomy.vocab_size
+    encoded = [
+        encode(example, blank.tokenizer, context=None, vocab_size=vocab_size, chat=options.chat)
+        for example in task.examples
+    ]
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(blank.tokenizer.decode(list(tokens)))
+
+    shown = [i for name in reversed(SPLITS) for i in task.split(name)[:1]][:NUM_RENDERED]
+    return TaskCheckRecord(
+        task=options.task,
+        format=describe(options.task),
+        kind=task.kind,
+        metric=task.primary_metric,
+        model=options.named,
+        examples=len(task.examples),
+        splits={name: len(task.split(name)) for name in SPLITS},
+        groups={name: _num_groups(task, name) for name in SPLITS},
+        prompt_tokens=_lengths([len(one.pairs[0][0]) for one in encoded]),
+        answer_tokens=_lengths([len(one.pairs[one.gold][1]) for one in encoded]),
+        max_new_tokens=task.max_new_tokens,
+        context=context,
+        **floors(task),
+        rendered=[_rendered(task, i, encoded[i], decode) for i in shown],
+        problems=_problems(task, encoded, context),
+    )
+
+
+def _num_groups(task: Task, split: str) -> int:
+    return len({example.group for example in task.of(task.split(split))})
+
+
+def _lengths(counts: Sequence[int]) -> LengthsRecord:
+    return LengthsRecord(least=min(counts), median=float(np.median(counts)), most=max(counts))
+
+
+def _rendered(
+    task: Task, index: int, encoded: Encoded, decode: Callable[[Sequence[int]], str]
+) -> RenderedRecord:
+    context, answer = encoded.pairs[encoded.gold]
+    example = task.examples[index]
+    split = next(name for name in SPLITS if index in task.split(name))
+    choices = None if example.choices is None else list(example.choices)
+    tokens = [decode([token]) for token in answer]
+    return RenderedRecord(id=example.id, split=split, prompt=decode(context), answer=tokens, choices=choices)
+
+
+def _problems(task: Task, encoded: Sequence[Encoded], context: int | None) -> list[str]:
+    """Return what would stop a search or make its numbers doubtful, a sentence each."""
+    small = [f"{name} {n}" for name in ("select", "test") if (n := _num_groups(task, name)) < MIN_GROUPS]
+    long = sum(context is not None and one.longest > context for one in encoded)
+    joined = sum(one.joined for one in encoded)
+    found = []
+    if small:
+        found.append(
+            f"Select and test need {MIN_GROUPS} groups of examples each, and there are {', '.join(small)}: give more "
+            "data, or --allow-small for a first look."
+        )
+    if long:
+        found.append(
+            f"{long} of {len(encoded)} examples are longer than the model's context of {context} tokens: --skip-long "
+            "leaves them out."
+        )
+    if joined:
+        found.append(
+            f"In {joined} of {len(encoded)} examples the answer begins within the last token of the prompt, and is "
+            "scored in part: let answers begin at a word's border."
+        )
+    return found

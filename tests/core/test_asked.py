@@ -32,6 +32,7 @@ BASE = {  # the least that each verb with options needs
     "export": ["m", "--gguf"],
     "demo": ["-o", "out"],
     "show": ["m"],
+    "tasks": ["--check", "q.jsonl", "--model", "m"],
 }
 HUGE, NOT_WHOLE = "100000000000000000000", ("1e20", "nan", "0.5", "x", "")
 COUNTED = ("-1", "0", HUGE, *NOT_WHOLE)  # of what there must be at least one
@@ -45,6 +46,10 @@ OF_TASK = {
     "--task": WORDS, "--test-task": WORDS,
 }  # fmt: skip
 SHOTS = {"--shots": FROM_ZERO}
+WRITTEN = {
+    "--extract": ("(", "[a"),
+    "--max-new-tokens": (*tuple(f"--extract number --max-new-tokens={n}" for n in COUNTED), "1"),
+}
 GGUF = ("", "x", "x.gguf", "../x.gguf", "/x.gguf")
 MACHINE = {"--gguf-file": GGUF, "--dtype": WORDS, "--device": (*WORDS, "cuda:x", "cuda:²", "cpu:-1")}
 OFFLOAD = {
@@ -85,13 +90,13 @@ TAUGHT = {
     "--lora-targets": ("--lora 2 --lora-targets nonsense", "q"),
 }  # fmt: skip
 WRONG: dict[str, dict[str, tuple[str, ...]]] = {
-    "prune": OF_TASK | SHOTS | MACHINE | OFFLOAD | CUT | RAY,
-    "plan-cost": OF_TASK | SHOTS | MACHINE | OFFLOAD | CUT | {
+    "prune": OF_TASK | SHOTS | WRITTEN | MACHINE | OFFLOAD | CUT | RAY,
+    "plan-cost": OF_TASK | SHOTS | WRITTEN | MACHINE | OFFLOAD | CUT | {
         "--devices": COUNTED, "--tflops": (*tuple(f"--bandwidth 1 --tflops={n}" for n in POSITIVE), "1"),
         "--bandwidth": (*tuple(f"--tflops 1 --bandwidth={n}" for n in POSITIVE), "1"),
         "--utilization": (*POSITIVE, "2"), "--memory": POSITIVE,
     },
-    "eval": OF_TASK | SHOTS | MACHINE | OFFLOAD | {
+    "eval": OF_TASK | SHOTS | WRITTEN | MACHINE | OFFLOAD | {
         "--split": (*WORDS, "test"), "--plan": ("none.json", ""), "--edit": ("", "b1", "b1=x", "b1.down=-1", "b1.x=1"),
     },
     "probe": {k: v for k, v in OF_TASK.items() if k != "--test-task"} | MACHINE | OFFLOAD | {
@@ -120,12 +125,15 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "bench": MACHINE | {f"--{name}": COUNTED for name in ("prompt", "new", "batch", "repeats", "threads")},
     "export": {"--type": WORDS, "--gguf-file": GGUF, "--out": (".", "no/where.gguf")},
     "demo": {"--seed": FROM_ZERO},
+    "tasks": {k: v for k, v in OF_TASK.items() if k not in ("--seed", "--task")} | SHOTS | WRITTEN | {
+        "--check": WORDS, "--model": ("", "nowhere/at/all"), "--gguf-file": GGUF, "--revision": ("",),
+    },
     "show": {"--top": ("0", "-1", "x")},
 }  # fmt: skip
 ELSEWHERE = {  # switches, places, and what has a test of its own
     "--help", "--json", "--quiet", "--overwrite", "--out", "--ledger", "--each", "--exhaustive", "--compose",
     "--keep-unproven",
-    "--chat", "--rescore", "--portable", "--zeroed", "--factorize", "--per-head", "--overall", "--dynamic",
+    "--chat", "--join", "--rescore", "--portable", "--zeroed", "--factorize", "--per-head", "--overall", "--dynamic",
     "--weakest", "--parts", "--second-order", "--whitened", "--contiguous", "--allow-small", "--skip-long",
     "--trust-remote-code", "--dry-run", "--bf16", "--calibrate", "--teacher", "--against", "--also",
     "--revision", "--plan", "--edit", "--revisions", "--gguf",

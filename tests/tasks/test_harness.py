@@ -250,7 +250,7 @@ def test_training_documents_choose_and_scored_ones_test(tmp_path, model_and_toke
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"output_type": "generate_until", "doc_to_target": "label"}, "output type is generate_until"),
+        ({"output_type": "generate_until", "doc_to_target": "label"}, "only those scored by exact_match"),
         (TASKS["delimiter"] | {"doc_to_target": "{{[0, 1]}}"}, "several right answers"),
         (TASKS["delimiter"] | {"doc_to_target": "{{label + 1}}"}, r"right answer 3 is none of its 3 choices"),
     ],

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from secateur.errors import TaskError, UnknownName
-from secateur.tasks import arithmetic, jsonl
+from secateur.tasks import arithmetic, shapes
 from secateur.tasks.example import Example
 from secateur.tasks.load import BUILTINS, list_tasks, load_task
 from secateur.tasks.splits import MIN_GROUPS, ExampleSource, make_task
@@ -84,38 +84,52 @@ def test_reads_every_field(tmp_path, tokenizer):
 
 GOOD = {"id": "a", "prompt": "p", "answer": " x"}
 BROKEN = {
-    "no answer": ({"id": "b", "prompt": "p"}, "'answer' is missing"),
+    "no answer": ({"id": "b", "prompt": "p"}, "'answer' is missing; the row has id, prompt"),
+    "no prompt": (
+        {"id": "b", "answer": "p"},
+        r"'prompt' \(or 'question'\) is missing; the row has id, answer",
+    ),
     "empty prompt": (GOOD | {"id": "b", "prompt": " "}, "'prompt' is empty"),
     "empty answer": (GOOD | {"id": "b", "answer": ""}, "'answer' is empty"),
-    "number for text": (
-        GOOD | {"id": "b", "answer": 7},
-        "'answer' is the number 7, and text is wanted; of a choice write the text, not the number",
-    ),
+    "null answer": (GOOD | {"id": "b", "answer": None}, "'answer' is null, and text is wanted"),
+    "broken number": (GOOD | {"id": "b", "answer": 7.5}, "'answer' is the number 7.5, and text is wanted"),
     "several answers": (GOOD | {"id": "b", "answer": [" x"]}, "'answer' is a list, and text is wanted"),
-    "number for id": (GOOD | {"id": 3}, r"'id' is the number 3, and text is wanted\.$"),
+    "two answers": (
+        GOOD | {"id": "b", "completion": " x"},
+        "'answer' and 'completion' could each be the answer",
+    ),
+    "two prompts": (
+        GOOD | {"id": "b", "question": "q"},
+        "'prompt' and 'question' could each be the question",
+    ),
+    "broken number for id": (GOOD | {"id": 3.5}, "'id' is the number 3.5, and text is wanted"),
     "named choices": (GOOD | {"id": "b", "choices": {"text": [" x"]}}, "'choices' is an object, and a list"),
     "number in choices": (
         GOOD | {"id": "b", "choices": [" x", 2]},
         r"'choices\[2\]' is the number 2, and text",
     ),
-    "letter for text": (
-        GOOD | {"id": "b", "answer": "B", "choices": [" x", " y"]},
-        "its choice, not its letter",
+    "one choice": (GOOD | {"id": "b", "choices": [" x"]}, "'choices' has 1 of the least 2"),
+    "letter beyond": (GOOD | {"id": "b", "answer": "C", "choices": [" x", " y"]}, "beyond .* A to B"),
+    "place beyond": (
+        GOOD | {"id": "b", "answer": 2, "choices": [" x", " y"]},
+        "the answer 2 is beyond the 2 choices, whose places are 0 to 1; where yours count from 1, take 1 off",
     ),
-    "place for text": (
-        GOOD | {"id": "b", "answer": "0", "choices": [" x", " y"]},
-        "its choice, not its letter",
+    "no place": (GOOD | {"id": "b", "answer": "--1", "choices": [" x", " y"]}, "is not one of the choices"),
+    "no number": (
+        GOOD | {"id": "b", "answer": "9" * 5000, "choices": [" x", " y"]},
+        "is not one of the choices",
     ),
-    "no object": ("b", "the line is text, and an object is wanted"),
+    "place before": (GOOD | {"id": "b", "answer": -1, "choices": [" x", " y"]}, "the answer -1 is beyond"),
+    "no object": ("b", "the row is text, and an object is wanted"),
     "misspelled key": (GOOD | {"id": "b", "paraphrase": []}, "Did you mean paraphrases"),
-    "not a choice": (GOOD | {"id": "b", "choices": [" y", " z"]}, "is not one of the choices"),
+    "not a choice": (GOOD | {"id": "b", "choices": [" y", " z"]}, "is not one of the choices.*A to B"),
     "space differs": (GOOD | {"id": "b", "choices": ["x", "z"]}, "they differ in white space"),
     "choice twice": (GOOD | {"id": "b", "choices": [" x", " x"]}, "a choice is given twice"),
     "empty paraphrase": (GOOD | {"id": "b", "paraphrases": ["q", ""]}, r"'paraphrases\[2\]' is empty"),
     "duplicate id": (GOOD, "id 'a' was already used in line 1"),
     "mixed kinds": (
         GOOD | {"id": "b", "choices": [" x", " y"]},
-        "it has choices, and the lines before have none",
+        "it has choices, and the rows before have none",
     ),
 }
 
@@ -124,8 +138,10 @@ BROKEN = {
 def test_a_broken_line_is_named_with_its_fault(case, tmp_path, tokenizer):
     broken, message = BROKEN[case]
     file = write(tmp_path / "t.jsonl", [GOOD, GOOD | {"id": "c"}, broken])
-    with pytest.raises(TaskError, match=rf"t\.jsonl, line 3: .*{message}"):
+    with pytest.raises(TaskError, match=rf"t\.jsonl, line 3: .*{message}") as caught:
         load_task(file, tokenizer=tokenizer)
+    if case not in ("duplicate id", "mixed kinds"):
+        assert re.search(r"Right would be \{.*\}; see docs/tasks\.md\.$", str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -133,11 +149,15 @@ def test_a_broken_line_is_named_with_its_fault(case, tmp_path, tokenizer):
     [
         (b'{"id": "a", "prompt": \n', "line 1: not JSON"),
         (b"\n\n", "no examples"),
-        (json.dumps(GOOD).encode() + b'\n{"id": "\xff\xfe"}\n', "line 2: not UTF-8"),
+        (json.dumps(GOOD).encode() + b'\n{"id": "\xff\xfe"}\n', "line 2: not UTF-8: the byte 0xff"),
         (b'{"id": "\\ud800", "prompt": "p", "answer": " x"}', "line 1: not JSON"),
+        (b'{"prompt": "p", "answer": " x", "answer": " y"}', "line 1: not JSON \\('answer' is given twice"),
+        (b'{"prompt": "p", "answer": NaN}', "line 1: not JSON \\(NaN is no value"),
+        (b'{"prompt": "p", "answer": ' + b"[" * 100_000, "line 1: not JSON \\(it is nested too deeply"),
+        (b'{"prompt": "p", "answer": " x"} trailing', "line 1: not JSON \\(more after the end"),
         (b'{"id": "a",\n "prompt": "p"\n}\n', r"line 1: a JSON object over several lines\. .* jq -c \. "),
         (json.dumps(GOOD).encode() + b'\n{"id": "b",\n "prompt": "p"}', "line 2: a JSON object over several"),
-        (json.dumps(GOOD).encode() + b"\n[1, 2]\n", "line 2: the line is a list, and an object is wanted"),
+        (json.dumps(GOOD).encode() + b"\n[1, 2]\n", "line 2: the row is a list, and an object is wanted"),
     ],
 )
 def test_broken_files(content, message, tmp_path, tokenizer):
@@ -146,29 +166,17 @@ def test_broken_files(content, message, tmp_path, tokenizer):
         load_task(str(tmp_path / "t.jsonl"), tokenizer=tokenizer)
 
 
-OBJECT = json.dumps(GOOD | {"text": "once"}).encode()
 SHAPES = {  # how a file begins, what it is called, and what to do
-    "list.json": (b" [" + OBJECT + b"]", "is a JSON list", r"jq -c '\.\[\]' .*list\.json > NEW\.jsonl$"),
-    "list.jsonl": (b"[\n" + OBJECT + b"\n]", "is a JSON list", r"jq -c '\.\[\]' .*list\.jsonl > NEW\.jsonl$"),
     "lists.jsonl": (b"[1, 2]\n[3, 4]\n", "is JSON lists, one a line", "Give every value its name"),
-    "pretty.json": (b'{\n "id": "a"\n}', "is a JSON object over several lines", r"jq -c \. .*pretty\.json"),
-    "lines.json": (
-        OBJECT + b"\n" + OBJECT,
-        "is JSON lines under another name",
-        r"Rename it to .*lines\.jsonl",
-    ),
-    "line.json": (OBJECT, "is JSON lines under another name", r"Rename it to .*line\.jsonl"),
-    "q.csv": (b"id,prompt,answer\n", r"is a table \(CSV\)", r"read_csv\(FILE\)\.to_json"),
-    "q.TSV": (b"id\tprompt\tanswer\n", r"is a table \(TSV\)", r"read_table\(FILE\)\.to_json"),
     "q.parquet": (b"PAR1\x15\x00", "is a Parquet file", r"read_parquet\(FILE\)\.to_json"),
     "parquet.jsonl": (b"PAR1\x15\x00", "is a Parquet file", r"read_parquet\(FILE\)\.to_json"),
     "data.arrow": (b"ARROW1\x00\x00", "is an Arrow file", r"read_feather\(FILE\)\.to_json"),
-    "q.jsonl.gz": (gzip.compress(OBJECT), "is packed by gzip", "Unpack it"),
-    "packed.jsonl": (gzip.compress(OBJECT), "is packed by gzip", "Unpack it"),
-    "q.bz2": (bz2.compress(OBJECT), "is packed by bzip2", "Unpack it"),
-    "q.xz": (lzma.compress(OBJECT), "is packed by xz", "Unpack it"),
+    "q.jsonl.gz": (gzip.compress(b"{}"), "is packed by gzip", "Unpack it"),
+    "packed.jsonl": (gzip.compress(b"{}"), "is packed by gzip", "Unpack it"),
+    "q.bz2": (bz2.compress(b"{}"), "is packed by bzip2", "Unpack it"),
+    "q.xz": (lzma.compress(b"{}"), "is packed by xz", "Unpack it"),
     "q.jsonl.zst": (b"\x28\xb5\x2f\xfd\x04", "is packed by zstd", "Unpack it"),
-    "q.xlsx": (b"PK\x03\x04\x14", "is a zip archive or a spreadsheet", "Unpack it"),
+    "q.xlsx": (b"PK\x03\x04\x14", "is a zip archive or a spreadsheet", "Unpack it, or save its table as CSV"),
     "weights.bin": (b"\x00\x01\x02", "is no text", "Name another file"),
     "folder.jsonl": (None, "is a folder", "Name a file in it"),
 }
@@ -184,17 +192,15 @@ def test_files_of_another_form_are_named_with_what_is_wanted(name, prefix, tmp_p
     else:
         path.write_bytes(content)
     wanted = {
-        "": "A task is JSON lines",
-        "text:": r"Text is a \.txt file, or JSON lines",
-        "cb:": "Records are JSON lines",
+        "": "A task is a file of questions with their answers, such as ",
+        "text:": r"Text is a \.txt file, or rows with \"text\" ",
+        "cb:": "Records are rows of a file ",
     }
-    with pytest.raises(
-        TaskError, match=rf"^{re.escape(str(path))} {what}\. {wanted[prefix]}: one object .*{how}"
-    ):
+    with pytest.raises(TaskError, match=rf"^{re.escape(str(path))} {what}\. {wanted[prefix]}.*{how}"):
         load_task(f"{prefix}{path}", tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("content", [b"[Chapter 1]\n", b"{braces}\n", OBJECT, b"\xef\xbb\xbf[1]\n"])
+@pytest.mark.parametrize("content", [b"[Chapter 1]\n", b"{braces}\n", b'{"a": 1}\n', b"\xef\xbb\xbf[1]\n"])
 def test_plain_text_may_begin_as_anything(content, tmp_path, tokenizer):
     path = tmp_path / "t.txt"
     path.write_bytes(content * 4000)
@@ -208,15 +214,15 @@ def test_missing_file_and_unknown_names(tmp_path, tokenizer):
         load_task("builtin:fact", tokenizer=tokenizer)
     with pytest.raises(UnknownName, match="unknown task 'nonesuch'"):
         load_task("nonesuch", tokenizer=tokenizer)
-    for name, says in (("story.txt", "text:"), ("task.yaml", "lm_eval:"), ("q.json", "text:")):
+    for name, says in (("story.txt", "text:"), ("task.yaml", "lm_eval:")):
         (tmp_path / name).write_text("once: upon a time")
         with pytest.raises(TaskError, match=f"written {says}{re.escape(str(tmp_path / name))}"):
             load_task(str(tmp_path / name), tokenizer=tokenizer)
 
 
 def test_schema_file_is_the_models():
-    file = Path(jsonl.__file__).with_name("task.schema.json")
-    assert file.read_text(encoding="utf-8") == jsonl.schema_text()
+    file = Path(shapes.__file__).with_name("task.schema.json")
+    assert file.read_text(encoding="utf-8") == shapes.schema_text()
 
 
 def test_byte_order_mark_blank_lines_and_crlf(tmp_path, tokenizer):

@@ -29,7 +29,8 @@ TaskSpec = Annotated[
     typer.Option(
         "--task",
         metavar="TASK",
-        help="FILE.jsonl, text:FILE, builtin:NAME, a preset (see `secateur tasks`), PRESET:FILE.jsonl, or "
+        help="FILE (.csv, .tsv, .jsonl, .json), text:FILE, hf:OWNER/NAME[:SPLIT], builtin:NAME, a preset (see "
+        "`secateur tasks`), PRESET:FILE, or "
         "lm_eval:NAME.",
     ),
 ]
@@ -38,7 +39,8 @@ PruneTasks = Annotated[
     typer.Option(
         "--task",
         metavar="TASK",
-        help="FILE.jsonl, text:FILE, builtin:NAME, a preset (see `secateur tasks`), PRESET:FILE.jsonl, or "
+        help="FILE (.csv, .tsv, .jsonl, .json), text:FILE, hf:OWNER/NAME[:SPLIT], builtin:NAME, a preset (see "
+        "`secateur tasks`), PRESET:FILE, or "
         "lm_eval:NAME; repeated: one plan that is good for all of them.",
     ),
 ]

@@ -33,9 +33,10 @@ from secateur.cli.options import (
     print_made,
 )
 from secateur.core.config import words_of
+from secateur.errors import TaskError
 
 READ = (
-    "seed", "split_seed", "limit", "seqlen", "chat", "skip_long", "revision", "gguf_file", "dtype", "device",
+    "seed", "split_seed", "limit", "seqlen", "chat", "join", "skip_long", "revision", "gguf_file", "dtype", "device",
     "device_map", "offload_folder", "max_memory", "spectra", "max_tokens", "trust_remote_code",
 )  # fmt: skip
 
@@ -77,7 +78,7 @@ def evaluate(
         print_scores(found)
 
 
-with_options(evaluate, only=(*READ, "test_task", "shots", "allow_small"))
+with_options(evaluate, only=(*READ, "test_task", "shots", "allow_small", "extract", "max_new_tokens"))
 
 
 def probe(
@@ -198,16 +199,45 @@ def show(
         print_made(lambda: printers[verb](found), run)
 
 
-def tasks(as_json: AsJson = False) -> None:
-    """List the tasks that have a name."""
-    from secateur.cli.tables import print_rows
+def tasks(
+    check: Annotated[
+        str | None, typer.Option("--check", metavar="TASK", help="Say what is understood of this task.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="With --check: in whose tokens; no weights are read."),
+    ] = None,
+    as_json: AsJson = False,
+    **options: object,
+) -> None:
+    """List the tasks that have a name; with --check, say what is understood of a task of your own.
+
+    Its form, splits, lengths in tokens, chance, and three examples as the model reads them.
+    """
+    from secateur.cli.tables import print_check, print_rows
+
+    if check is not None:
+        if model is None:
+            raise TaskError("--check counts in the tokens of a model: give --model.")
+        from secateur import api
+
+        found = api.check_task(model, check, **stated(options))
+        print_json(found) if as_json else print_check(found)
+        return
     from secateur.tasks.load import list_tasks
 
-    found = list_tasks()
+    listed = list_tasks()
     if as_json:
-        print_json([info._asdict() for info in found])
+        print_json([info._asdict() for info in listed])
     else:
-        print_rows(("task", "kind", "what", "needs"), [tuple(info) for info in found])
+        print_rows(("task", "kind", "what", "needs"), [tuple(info) for info in listed])
+
+
+CHECKED = (
+    "test_task", "split_seed", "limit", "shots", "seqlen", "chat", "join", "extract", "max_new_tokens", "revision",
+    "gguf_file", "trust_remote_code",
+)  # fmt: skip
+with_options(tasks, only=CHECKED)
 
 
 VERBS: Commands = (
@@ -233,5 +263,8 @@ VERBS: Commands = (
     ),
     (runs, {"epilog": examples("secateur runs experiments/")}),
     (show, {"epilog": examples("secateur show out")}),
-    (tasks, {"epilog": examples("secateur tasks")}),
+    (
+        tasks,
+        {"epilog": examples("secateur tasks", "secateur tasks --check questions.csv --model gpt2")},
+    ),
 )

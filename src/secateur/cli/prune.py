@@ -181,7 +181,7 @@ def demo(
     if not as_json:
         print(
             f"\nLook at {out / 'report.html'} in a browser. Next, a model and a task of your own:\n"
-            "  secateur prune MODEL --task FILE.jsonl -o OUT     (the file's format: docs/tasks.md)\n"
+            "  secateur prune MODEL --task FILE.csv -o OUT     (the forms of a file: docs/tasks.md)\n"
             "or the second embedded example:\n"
             "  secateur prune builtin:recall --task builtin:recall -o recall-out"
         )
@@ -216,6 +216,7 @@ VERBS: Commands = (
             "cls": PanelCommand,
             "epilog": examples(
                 "secateur prune builtin:facts --task builtin:facts -o out",
+                'secateur prune gpt2 --task questions.csv --join " " -o out',
                 "secateur prune ./my-llama --task questions.jsonl --layers 20:32 -o out",
                 "secateur prune gpt2 --task text:book.txt --side questions.jsonl -o out",
                 "secateur prune gpt2 --task a.jsonl --task b.jsonl -o out",

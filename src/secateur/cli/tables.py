@@ -12,6 +12,7 @@ from rich.text import Text
 from secateur.cli.terminal import Terminal, terminal
 from secateur.core.baseline import baseline_text, decides_text, floors_text
 from secateur.core.comparison import WORSE
+from secateur.core.records.task_check import LengthsRecord, TaskCheckRecord
 from secateur.core.records.verdict import (
     AlternativeRecord,
     BaselineRecord,
@@ -246,6 +247,46 @@ def print_scores(found: Mapping[str, Any]) -> None:
     terminal().print(Text(f"{decides_text(start)}{beside}"))
     if start.warning:
         terminal().print(Text(start.warning, style="bold red"))
+
+
+def print_check(found: Mapping[str, Any]) -> None:
+    """Print what was understood of a task."""
+    check = TaskCheckRecord.model_validate(found)
+    written = check.max_new_tokens
+    sizes = [f"{name} {size:,}" for name, size in check.splits.items()]
+    if check.groups != check.splits:
+        sizes.append(f"in groups: {', '.join(f'{name} {size:,}' for name, size in check.groups.items())}")
+    rows = [
+        ("format", check.format),
+        ("examples", f"{check.examples:,} ({check.kind}; {check.metric} decides)"),
+        ("splits", ", ".join(sizes)),
+        ("tokens of a prompt", _three(check.prompt_tokens)),
+        ("tokens of an answer", _three(check.answer_tokens)),
+        *(
+            [("the model writes", f"up to {written:,} tokens, in which its answer is looked for")]
+            if written
+            else []
+        ),
+        ("longest for the model", "no bound" if check.context is None else f"{check.context:,} tokens"),
+        ("without a model", floors_text(check) or "nothing to compare with"),
+    ]
+    print(f"{check.task}, in the tokens of {check.model}\n")
+    width = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        print(f"{name:{width}}{value}")
+    for one in check.rendered:
+        print(f"\n{one.split}  {one.id}")
+        print(f"{one.prompt} | {' | '.join(one.answer)}")
+        if one.choices is not None:
+            print(f"choices: {', '.join(map(repr, one.choices))}")
+    for problem in check.problems:
+        terminal().print(Text(f"\n{problem}", style="bold red"))
+
+
+def _three(lengths: LengthsRecord) -> str:
+    if lengths.least == lengths.most:
+        return f"{lengths.least:,}"
+    return f"{lengths.least:,} to {lengths.most:,}, half of them at most {lengths.median:,.0f}"
 
 
 def print_run(found: Mapping[str, Any]) -> None:

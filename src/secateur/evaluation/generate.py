@@ -106,16 +106,24 @@ def answers_within(
     packing: Packing,
     ban: Sequence[int] = (),
 ) -> np.ndarray:
-    """Return 1.0 where the gold answer occurs in the first greedy tokens, else 0.0. (n,) float64.
+    """Return 1.0 where the first greedy tokens hold the gold answer, else 0.0. (n,) float64.
 
-    How many tokens is what the task of the first example asks for, which must be the same for all.
+    How many tokens is what the task of the first example asks for, which must be the same for all. Where the task has
+    an extraction, the answer that it finds must be the right one; else the gold answer must occur.
 
-    Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text.
+    Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text; exact
+    match of lm-evaluation-harness (`tasks/extract.py`).
     """
     prompts = [encoded[e].pairs[0][0] for e in examples]
     limits = {task.member(e).new_tokens for e in examples}
     assert len(limits) == 1, "examples that are generated from together have one bound"
     continuations = greedy(loaded, prompts, limits.pop(), packing.max_tokens, ban)
     texts = loaded.tokenizer.batch_decode(continuations)
-    golds = [task.examples[e].answer.strip() for e in examples]
-    return np.array([float(gold in text) for gold, text in zip(golds, texts, strict=True)])
+    hits = [_holds(task, e, text) for e, text in zip(examples, texts, strict=True)]
+    return np.array(hits, dtype=np.float64)
+
+
+def _holds(task: Task, example: int, text: str) -> bool:
+    """Return True where a generated text holds the answer of an example."""
+    gold, extraction = task.examples[example].answer, task.member(example).extraction
+    return gold.strip() in text if extraction is None else extraction.agrees(text, gold)

@@ -13,7 +13,7 @@ methods; never a model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,8 @@ def encode(
     Args:
         context: the model's longest sequence in tokens; None: no bound.
         vocab_size: the number of its embeddings; None: no bound.
-        chat: put the prompt through the chat template as the user's message; the answer loses its leading space.
+        chat: put the prompt through the chat template, as the user's message or as the conversation that it is; the
+            answer loses its leading space.
 
     Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token
     that the model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer
@@ -89,7 +90,7 @@ def encode(
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> Ids:
     """Return the ids to generate from: the same as the context of `encode` for the same prompt."""
-    text = _templated(text, tokenizer) if chat else text.rstrip()
+    text = _templated((("user", text),), tokenizer) if chat else text.rstrip()
     return _Reader.of(tokenizer, text).context(text)
 
 
@@ -121,7 +122,8 @@ def _pairs(
     reader = None
     for context, continuation in _wording(example):
         if chat:
-            context, continuation = _templated(context, tokenizer, example.id), continuation.removeprefix(" ")
+            turns = example.turns or (("user", context),)
+            context, continuation = _templated(turns, tokenizer, example.id), continuation.removeprefix(" ")
         else:
             kept = context.rstrip()
             context, continuation = kept, context[len(kept) :] + continuation
@@ -186,13 +188,13 @@ class _Reader:
         return eos if bos is None else bos
 
 
-def _templated(prompt: str, tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
+def _templated(turns: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, name: str = "") -> str:
     if not tokenizer.chat_template:
         where = f"example {name!r}: " if name else ""
         raise TaskError(
             f"{where}the tokenizer has no chat template. Leave out --chat, or take an instruction-tuned one."
         )
-    message = [{"role": "user", "content": prompt}]
+    message = [{"role": role, "content": content} for role, content in turns]
     try:
         return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     except (TemplateError, ImportError, *_BROKEN) as error:

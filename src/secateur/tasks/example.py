@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+
+from secateur.tasks.extract import Extraction
 
 SPLITS = ("probe", "select", "test")
 
@@ -25,7 +27,8 @@ class Example:
     one context per choice, where a choice is put into the question and `answer` is scored after each; `label`,
     the index of the right choice, where two choices may read alike; `lengths`, the characters of each choice as
     the harness counts them. `task` names the member of a joint task that it belongs to. `shown`: the number of
-    characters at the beginning of prompt and contexts that are solved examples and not the question.
+    characters at the beginning of prompt and contexts that are solved examples and not the question. `turns`: of a
+    conversation the role and content of each turn before the answer, for a chat template.
     """
 
     id: str
@@ -41,6 +44,7 @@ class Example:
     lengths: tuple[int, ...] | None = None
     task: str = ""
     shown: int = 0
+    turns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -57,7 +61,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Member:
-    """A task of a joint one, or a task by itself.
+    """A task of a joint one, or a task by itself; `extraction` finds the answer in what is generated.
 
     `left_out`: the number of its examples of probe, select and test that the joint task leaves out, so that all
     members count alike.
@@ -67,6 +71,7 @@ class Member:
     kind: str
     max_new_tokens: int = 0
     left_out: tuple[int, int, int] = (0, 0, 0)
+    extraction: Extraction | None = None
 
     @property
     def new_tokens(self) -> int:
@@ -80,7 +85,8 @@ class Task:
 
     `splits` maps probe / select / test to indices into `examples`; probe is for gradients and statistics,
     select for choosing, test for the one verdict. `max_new_tokens` bounds greedy generation (0: as many as
-    the answer has). A joint task has `members`, and may be of kind "mixed"; see `joint.py`.
+    the answer has), in which `extraction` finds the answer where there is one. A joint task has `members`, and may be
+    of kind "mixed"; see `joint.py`.
     """
 
     name: str
@@ -89,6 +95,7 @@ class Task:
     splits: Mapping[str, tuple[int, ...]]
     max_new_tokens: int = 0
     members: tuple[Member, ...] = ()
+    extraction: Extraction | None = None
 
     def split(self, name: str) -> tuple[int, ...]:
         """Return the indices of the split called `name`."""
@@ -110,7 +117,7 @@ class Task:
 
     @cached_property
     def _alone(self) -> Member:
-        return Member(self.name, self.kind, self.max_new_tokens)
+        return Member(self.name, self.kind, self.max_new_tokens, extraction=self.extraction)
 
     def of(self, indices: Sequence[int]) -> list[Example]:
         """Return the examples at `indices`."""
@@ -150,6 +157,7 @@ class Task:
                 [_row(e) for e in self.examples],
                 {k: list(v) for k, v in self.splits.items()},
                 *[[m.name, m.kind, m.max_new_tokens] for m in self.members],
+                *[asdict(m.extraction) for m in (self._alone, *self.members) if m.extraction],
             ]
         )
 
@@ -185,6 +193,7 @@ def _row(example: Example) -> list[object]:
         example.contexts,
         example.label,
         example.lengths,
+        *([example.turns] if example.turns else []),
     ]
 
 

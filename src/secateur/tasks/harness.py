@@ -10,18 +10,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
 from secateur.tasks.example import Example
+from secateur.tasks.extract import Extraction
+from secateur.tasks.hub import check_copy, hub_or_cache, why_missing
+from secateur.tasks.questions import GENERATED
 from secateur.tasks.splits import ExampleSource
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 LOG = logging.getLogger("secateur")
-KINDS = {"multiple_choice": "choice", "loglikelihood": "generation"}
+DEFAULT_PATTERN = r"#### (\-?[0-9\.\,]+)"  # of lm-evaluation-harness 0.4.13, `RegexFilter`
+KINDS = {"multiple_choice": "choice", "loglikelihood": "generation", "generate_until": "generation"}
 
 
 def read_harness(name: str) -> ExampleSource:
@@ -42,10 +47,12 @@ def read_harness(name: str) -> ExampleSource:
     if task.multiple_target:
         raise TaskError(f"lm_eval:{name}: questions with several right answers cannot be read.")
     _warn_of_differences(name, task)
+    tokens, extraction = _generation(name, task) if task.OUTPUT_TYPE == "generate_until" else (0, None)
     scored = tuple(_examples(task, "eval", task.eval_docs))
     if not task.has_training_docs():
-        return ExampleSource(task.task_name, kind, scored)
-    return ExampleSource(task.task_name, kind, tuple(_examples(task, "train", task.training_docs())), scored)
+        return ExampleSource(task.task_name, kind, scored, None, tokens, extraction=extraction)
+    training = tuple(_examples(task, "train", task.training_docs()))
+    return ExampleSource(task.task_name, kind, training, scored, tokens, extraction=extraction)
 
 
 def _load(name: str) -> ConfigurableTask:
@@ -64,11 +71,10 @@ def _load(name: str) -> ConfigurableTask:
             raise TaskError(f"lm_eval:{name}: a group of tasks. Name one; `lm_eval ls tasks` lists them.")
         raise UnknownName(f"lm_eval has no task {name!r}.{nearest(name, manager.all_subtasks)}")
     try:
-        (task,) = manager.load([name])["tasks"].values()
-    except OSError as error:
-        raise TaskError(
-            f"lm_eval:{name}: its data cannot be loaded ({error}). It needs the network, or a local copy."
-        ) from error
+        with hub_or_cache():
+            (task,) = manager.load([name])["tasks"].values()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TaskError(f"lm_eval:{name}: its data cannot be loaded{why_missing(error)}") from error
     return task
 
 
@@ -88,13 +94,49 @@ def _examples(task: ConfigurableTask, part: str, documents: Iterable[dict[str, o
         name = f"{task.task_name}-{part}-{number}"
         context = task.fewshot_context(document, num_fewshot=0, gen_prefix=task.doc_to_prefix(document))
         requests = task.construct_requests(document, context, metadata=(task.task_name, number, 1))
-        if task.OUTPUT_TYPE == "loglikelihood":
+        if task.OUTPUT_TYPE == "generate_until":
+            prompt, answer = _moved(context, task.config.target_delimiter + str(task.doc_to_target(document)))
+            yield Example(name, prompt, answer)
+        elif task.OUTPUT_TYPE == "loglikelihood":
             prompt, answer = _moved(*requests.args)
             yield Example(name, prompt, answer)
         elif task.multiple_input:
             yield _placed(name, task, document, [request.args for request in requests])
         else:
             yield _choice(name, task, document, [request.args for request in requests])
+
+
+def _generation(name: str, task: ConfigurableTask) -> tuple[int, Extraction]:
+    """Return how many tokens the harness lets a model write, and how it finds and compares the answer.
+
+    Raises: `TaskError` for other filters and metrics, for sampling, and for scoring by a function.
+    """
+    config = task.config
+    metrics = {metric["metric"]: metric for metric in config.metric_list or []}
+    settings = dict(config.generation_kwargs or {})
+    if "exact_match" not in metrics or callable(config.process_results):
+        raise TaskError(f"lm_eval:{name}: of written answers only those scored by exact_match are read.")
+    if settings.get("do_sample"):
+        raise TaskError(f"lm_eval:{name}: it samples its answers, and here the likeliest token is taken.")
+    filters = (config.filter_list or [{"name": "none", "filter": []}])[0]
+    steps = [
+        step for step in filters["filter"] if step["function"] not in ("take_first", "remove_whitespace")
+    ]
+    if len(steps) > 1 or any(step["function"] != "regex" for step in steps):
+        raise TaskError(f"lm_eval:{name}: its filter {filters['name']!r} is none of regex and take_first.")
+    if len(config.filter_list or []) > 1:
+        LOG.warning("lm_eval:%s: of its filters the first is used, %s.", name, filters["name"])
+    step, metric = (steps or [{}])[0], metrics["exact_match"]
+    extraction = Extraction(
+        step.get("regex_pattern", DEFAULT_PATTERN if steps else ""),
+        last=step.get("group_select", 0) == -1,
+        from_gold=False,
+        until=tuple([until] if isinstance(until := settings.get("until") or [], str) else until),
+        ignored=tuple(metric.get("regexes_to_ignore") or ()),
+        ignore_case=bool(metric.get("ignore_case")),
+        ignore_punctuation=bool(metric.get("ignore_punctuation")),
+    )
+    return int(settings.get("max_gen_toks", GENERATED)), extraction
 
 
 def _moved(context: str, continuation: str) -> tuple[str, str]:
@@ -193,4 +235,6 @@ def read_study(name: str) -> ExampleSource:
     Raises: `UnknownName`, and as `read_harness`: without lm_eval, without the data or a network.
     """
     check_study(name)
+    if util.find_spec("lm_eval"):  # else that is said
+        check_copy(name)
     return replace(read_harness(STUDY[name].harness), name=name)

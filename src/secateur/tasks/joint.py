@@ -52,7 +52,7 @@ def joint(tasks: Sequence[Task], seed: int) -> Task:
     members = []
     for name, task in zip(names, tasks, strict=True):
         probe, select, test = (len(task.split(split)) - sizes[split] for split in SPLITS)
-        members.append(Member(name, task.kind, task.max_new_tokens, (probe, select, test)))
+        members.append(Member(name, task.kind, task.max_new_tokens, (probe, select, test), task.extraction))
     _log_left_out(members, sizes)
     kinds = {task.kind for task in tasks}
     kind = kinds.pop() if len(kinds) == 1 else MIXED
@@ -85,7 +85,9 @@ def alone(task: Task, member: Member) -> Task:
         replace(e, id=e.id.removeprefix(prefix), group=e.group.removeprefix(prefix), task="")
         for e in task.of(whole_test(task, member))
     )
-    return Task(member.name, member.kind, rows, all_tested(rows), member.max_new_tokens)
+    return Task(
+        member.name, member.kind, rows, all_tested(rows), member.max_new_tokens, (), member.extraction
+    )
 
 
 def interleaved(task: Task, indices: Sequence[int]) -> list[int]:

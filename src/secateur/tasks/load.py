@@ -1,4 +1,4 @@
-"""Load the `Task` that a user names after --task: a file, generator, preset, or task of the evaluation harness.
+"""Load the `Task` that a user names after --task: a file, data set, generator, preset, or task of the harness.
 
 Extras (datasets, lm_eval) are imported only where they are used. Knows no model.
 """
@@ -6,7 +6,8 @@ Extras (datasets, lm_eval) are imported only where they are used. Knows no model
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,12 +15,15 @@ from secateur.core.reading import check_file
 from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task, all_tested
-from secateur.tasks.formats import QUESTIONS, refuse_other_formats
+from secateur.tasks.formats import QUESTIONS, ROW_FILES, Row, is_saved, other_format
 from secateur.tasks.harness import STUDY, STUDY_NEEDS, check_study, read_harness, read_study
-from secateur.tasks.jsonl import read_jsonl
-from secateur.tasks.presets import NEEDS, PRESETS, read_preset, read_records
+from secateur.tasks.hub import NEEDS, dataset_rows, parse_name
+from secateur.tasks.presets import PRESETS, read_preset, read_records
+from secateur.tasks.questions import QuestionRules, read_questions
+from secateur.tasks.rows import read_rows
+from secateur.tasks.shapes import is_text, shape_words
 from secateur.tasks.splits import PROOF, ExampleSource, arrange, make_task, take
-from secateur.tasks.text import read_text
+from secateur.tasks.text import read_documents, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +38,21 @@ class TaskInfo(NamedTuple):
     needs: str
 
 
+CONTAINERS = {
+    ".csv": "a table (CSV)",
+    ".tsv": "a table (TSV)",
+    ".jsonl": "JSON lines",
+    ".ndjson": "JSON lines",
+}
+CONTAINERS[".json"] = "JSON"
+KINDS = {
+    "text": "plain text",
+    "builtin": "made by secateur",
+    "lm_eval": "a task of the evaluation harness",
+    "study": "a task of the evaluation harness",
+    "preset": "a data set of the papers",
+}
+AS_WRITTEN = QuestionRules()
 BUILTINS: Mapping[str, Callable[[], ExampleSource]] = {
     "facts": lambda: ExampleSource("facts", facts.KIND, tuple(facts.examples())),
     "recall": lambda: ExampleSource("recall", recall.KIND, tuple(recall.examples())),
@@ -54,25 +73,27 @@ def load_task(
     allow_small: bool = False,
     shares: tuple[float, float, float] | None = None,
     needs: Mapping[str, int] = PROOF,
+    rules: QuestionRules = AS_WRITTEN,
 ) -> Task:
     """Load the task that `spec` names, split into probe, select and test.
 
     The result depends on content and `split_seed` only, never on the order of lines.
 
     Args:
-        spec: FILE.jsonl, text:FILE, builtin:NAME, a preset's name, PRESET:FILE.jsonl (its records from a file),
-            study:NAME or lm_eval:NAME.
+        spec: FILE (.csv, .tsv, .jsonl, .json, or a folder that `datasets` saved), text:FILE, hf:OWNER/NAME[:SPLIT],
+            builtin:NAME, a preset's name, PRESET:FILE (its records from a file), study:NAME or lm_eval:NAME.
         test_spec: a task whose examples are all of the test split; `spec` then gives probe and select.
         seqlen: tokens of a chunk of text.
         limit: keep at most that many examples, whole groups, of each source.
         allow_small: accept splits with fewer groups than `needs`.
         shares: of probe, select, test; .1, .4, .5 by default.
         needs: groups that each split must have.
+        rules: how questions of a file or a data set are read.
 
     Raises: `UnknownName` for a name that does not exist; `TaskError` for data that cannot be used.
     """
-    source = _open(spec, tokenizer, seqlen)
-    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen)
+    source = _open(spec, tokenizer, seqlen, rules)
+    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen, rules)
     return make_task(
         source,
         test,
@@ -85,15 +106,21 @@ def load_task(
 
 
 def load_side(
-    spec: str, *, tokenizer: PreTrainedTokenizerBase, seqlen: int = 256, limit: int | None = None
+    spec: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    seqlen: int = 256,
+    limit: int | None = None,
+    rules: QuestionRules = AS_WRITTEN,
 ) -> Task:
     """Load a task that is only watched, never chosen by: all its examples (at most `limit`) in one split, `test`.
 
     Raises: as `load_task`, but no split can be too small.
     """
-    source = _open(spec, tokenizer, seqlen)
+    source = _open(spec, tokenizer, seqlen, rules)
     examples = arrange(take((*source.examples, *(source.held_out or ())), limit, 0), 0)
-    return Task(source.name, source.kind, examples, all_tested(examples), source.max_new_tokens)
+    splits = all_tested(examples)
+    return Task(source.name, source.kind, examples, splits, source.max_new_tokens, (), source.extraction)
 
 
 def list_tasks() -> list[TaskInfo]:
@@ -139,18 +166,40 @@ def _spec(text: str) -> _Spec:
         return _Spec("preset", text)
     if kind in PRESETS and rest:
         return _Spec(kind, rest, Path(rest))
+    if text in STUDY:
+        return _Spec("study", text)
+    if kind == "hf" and rest:
+        return _Spec(kind, rest, parse_name(rest).folder)
     path, is_there = Path(text), os.path.exists(text)
-    if path.suffix == ".jsonl" and (is_there or ":" not in text):
-        return _Spec("jsonl", text, path)
+    if (path.suffix.lower() in ROW_FILES and (is_there or ":" not in text)) or is_saved(path):
+        return _Spec("rows", text, path)
     if is_there:
         if path.suffix in (".yaml", ".yml"):
             raise TaskError(f"{text}: a task of the evaluation harness is written lm_eval:{text}.")
-        refuse_other_formats(path, QUESTIONS)
-        raise TaskError(f"{text}: a task file ends in .jsonl; plain text is written text:{text}.")
+        if other := other_format(path, QUESTIONS):
+            raise TaskError(other)
+        raise TaskError(
+            f"{text}: a file of questions ends in {', '.join(ROW_FILES)}; plain text is written text:{text}."
+        )
     known = [info.name for info in list_tasks()]
     raise UnknownName(
-        f"unknown task {text!r}.{nearest(text, known)} A file is written FILE.jsonl or text:FILE."
+        f"unknown task {text!r}.{nearest(text, known)} A file is written FILE.csv, FILE.jsonl or text:FILE; a data "
+        "set of the hub hf:OWNER/NAME; a task of the evaluation harness lm_eval:NAME."
     )
+
+
+def describe(text: str) -> str:
+    """Return in words how a task was understood: what holds its rows, and what a row is.
+
+    Raises: as `load_task`.
+    """
+    spec = _spec(text)
+    if spec.kind not in ("rows", "hf"):
+        return KINDS.get(spec.kind, f"records of {spec.kind}")
+    rows = dataset_rows(spec.name) if spec.kind == "hf" else read_rows(Path(spec.name), QUESTIONS)
+    first = next(rows, None)
+    suffix = "" if spec.kind == "hf" else Path(spec.name).suffix.lower()
+    return f"{CONTAINERS.get(suffix, 'a data set')} of {shape_words(first.value if first else {})}"
 
 
 def files_of(spec: str) -> list[Path]:
@@ -161,17 +210,22 @@ def files_of(spec: str) -> list[Path]:
     path = _spec(spec).path
     if path is None:
         return []
-    check_file(path, TaskError)
+    if not is_saved(path):
+        check_file(path, TaskError)
     return [path]
 
 
-def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> ExampleSource:
+def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, rules: QuestionRules) -> ExampleSource:
     spec = _spec(text)
     match spec.kind:
         case "text":
             return read_text(Path(spec.name), tokenizer, seqlen)
-        case "jsonl":
-            return read_jsonl(Path(spec.name))
+        case "rows":
+            path = Path(spec.name)
+            return _read(path.stem, text, read_rows(path, QUESTIONS), tokenizer, seqlen, rules)
+        case "hf":
+            name = spec.name.rpartition("/")[2].replace(":", " ")
+            return _read(name, text, dataset_rows(spec.name), tokenizer, seqlen, rules)
         case "builtin":
             return BUILTINS[spec.name]()
         case "lm_eval":
@@ -182,3 +236,19 @@ def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Example
             return read_preset(PRESETS[spec.name])
         case preset:
             return read_records(PRESETS[preset], Path(spec.name))
+
+
+def _read(
+    name: str,
+    place: str,
+    rows: Iterator[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    seqlen: int,
+    rules: QuestionRules,
+) -> ExampleSource:
+    """Return the questions in these rows, or the text where the first of them is a text."""
+    first = list(islice(rows, 1))
+    rows = chain(first, rows)
+    if first and is_text(first[0].value):
+        return read_documents(name, place, rows, tokenizer, seqlen)
+    return read_questions(name, place, rows, rules)

@@ -2,9 +2,8 @@
 
 Sources: LASER (Sharma, Ash, Misra 2023, arXiv 2312.13558), appendix E.1 and E.2, for the first eight;
 eigenpruning (Vergara-Browne et al. 2024, arXiv 2404.03147) for cb, copa, rte. Prompts are theirs to the
-letter, a missing space included. `datasets` (the `hub` extra) is imported only when a preset is loaded; the
-same records may come from a local file, `cb:train.jsonl`, with the fields of the hub's copy (or of SuperGLUE's own
-files, where labels are words), one JSON object a line.
+letter, a missing space included. The same records may come from a local file, `cb:train.jsonl`, with the fields of the
+hub's copy (or of SuperGLUE's own files, where labels are words).
 """
 
 from __future__ import annotations
@@ -18,16 +17,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import RootModel
-
-from secateur.errors import SecateurError, TaskError
+from secateur.errors import TaskError
 from secateur.tasks.example import Example
-from secateur.tasks.formats import RECORDS, refuse_other_formats
-from secateur.tasks.jsonl import parse_lines
+from secateur.tasks.formats import RECORDS
+from secateur.tasks.hub import load
+from secateur.tasks.rows import read_rows
 from secateur.tasks.splits import ExampleSource
 
 Record = Mapping[str, Any]  # of any shape: what a preset finds missing in it is said
-NEEDS = "secateur[hub], network"
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,6 @@ def read_preset(preset: Preset) -> ExampleSource:
     return ExampleSource(preset.name, preset.kind, kept, held_out, preset.max_new_tokens)
 
 
-RecordLine = RootModel[dict[str, object]]
-
-
 def read_records(preset: Preset, path: Path) -> ExampleSource:
     """Return the examples of `preset` from a file of its records; nothing is held out for the test.
 
@@ -75,21 +69,20 @@ def read_records(preset: Preset, path: Path) -> ExampleSource:
 
     Raises: `TaskError`, with file and line, for a line that is no such record.
     """
-    refuse_other_formats(path, RECORDS)
-    if path.suffix != ".jsonl":
-        raise TaskError(f"{preset.name}:{path}: {RECORDS}.")
     examples: list[Example] = []
     seen: Counter[str] = Counter()
-    for number, line in parse_lines(path, RecordLine):
-        content = json.dumps(line.root, sort_keys=True).encode()
+    for where, record, _ in read_rows(path, RECORDS):
+        if not isinstance(record, Mapping):
+            raise TaskError(f"{path}, {where}: no object with the fields of {preset.dataset}.")
+        content = json.dumps(record, sort_keys=True).encode()
         name = f"{preset.name}-{hashlib.sha256(content).hexdigest()[:12]}"
         seen[name] += 1
         name += f"-{seen[name]}" if seen[name] > 1 else ""
         try:
-            examples += preset.examples(line.root, name)
+            examples += preset.examples(record, name)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            reason = _reason(preset, line.root, error)
-            raise TaskError(f"{path}, line {number}: {reason}") from error
+            reason = _reason(preset, record, error)
+            raise TaskError(f"{path}, {where}: {reason}") from error
     if not examples:
         raise TaskError(f"{path}: no examples of {preset.name} in it.")
     kept = unique(tuple(examples)) if preset.unique else tuple(examples)
@@ -122,18 +115,9 @@ def to_examples(preset: Preset, split: str, records: Iterable[Record]) -> Iterat
 
 def _records(preset: Preset, split: str) -> Iterable[Record]:
     try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise SecateurError(
-            f"the preset {preset.name!r} loads from the hub: pip install 'secateur[hub]'."
-        ) from error
-    try:
-        records: Iterable[Record] = load_dataset(preset.dataset, preset.config, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TaskError(
-            f"{preset.name}: {preset.dataset} cannot be loaded from the hub ({error}). "
-            f"It needs the network once; or bring its records: {preset.name}:FILE.jsonl."
-        ) from error
+        records: Iterable[Record] = load(preset.dataset, preset.config, split)
+    except TaskError as error:
+        raise TaskError(f"{preset.name}: {error} Or bring its records: {preset.name}:FILE.jsonl.") from error
     return records
 
 
@@ -156,6 +140,8 @@ def _pick(choices: tuple[str, ...], label: int | str, names: tuple[str, ...] = (
     """Return the choice with that number or name; a hidden label (-1) is an error and not the last choice."""
     if label in names:
         label = names.index(label)
+    if isinstance(label, str) and label.isdecimal():  # a cell of a table
+        label = int(label)
     if isinstance(label, str) or label < 0:
         raise IndexError(f"label {label}")
     return choices[label]

@@ -44,9 +44,18 @@ def with_shots(task: Task, shots: int, seed: int) -> Task:
                 contexts=contexts,
                 paraphrases=tuple(before + prompt for prompt in example.paraphrases),
                 shown=len(before),
+                turns=_before_the_last(example.turns, before),
             )
         )
     return replace(task, name=f"{task.name} ({shots}-shot)", examples=tuple(examples))
+
+
+def _before_the_last(turns: tuple[tuple[str, str], ...], before: str) -> tuple[tuple[str, str], ...]:
+    """Return a conversation with the solved examples at the beginning of its last turn."""
+    if not turns:
+        return ()
+    *others, (role, content) = turns
+    return (*others, (role, before + content))
 
 
 def demonstrations(task: Task, example: Example, shots: int, seed: int) -> list[Example]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from secateur.errors import TaskError
 from secateur.tasks.example import Example, Task
+from secateur.tasks.extract import Extraction
 
 LOG = logging.getLogger("secateur")
 Traits = tuple[tuple[str, object], ...]
@@ -32,7 +33,10 @@ TRAINING: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class ExampleSource:
-    """Examples as they were loaded. `held_out` are those that a data set itself keeps for the test split."""
+    """Examples as they were loaded. `held_out` are those that a data set itself keeps for the test split.
+
+    `max_new_tokens` and `extraction` are as in `Task`.
+    """
 
     name: str
     kind: str
@@ -40,6 +44,7 @@ class ExampleSource:
     held_out: tuple[Example, ...] | None = None
     max_new_tokens: int = 0
     shares: tuple[float, float, float] = SHARES
+    extraction: Extraction | None = None
 
 
 def make_task(
@@ -77,7 +82,9 @@ def make_task(
         name: tuple(i for i, e in enumerate(examples) if named[e.group] == name)
         for name in ("probe", "select", "test")
     }
-    task = Task(source.name, source.kind, examples, splits, source.max_new_tokens)
+    task = Task(
+        source.name, source.kind, examples, splits, source.max_new_tokens, extraction=source.extraction
+    )
     _check_sizes(task, needs, shares, allow_small, paired=held_out is not None)
     return task
 

@@ -16,8 +16,8 @@ from secateur.options import Options
 
 TRAINABLE = ("probe", "select")
 TASK_OPTIONS = (  # options of `prune` that say how a model and a task are opened
-    "revision", "test_task", "seed", "split_seed", "limit", "shots", "seqlen", "chat", "allow_small", "skip_long",
-    "gguf_file", "dtype", "device", "max_tokens", "trust_remote_code",
+    "revision", "test_task", "seed", "split_seed", "limit", "shots", "seqlen", "chat", "join", "allow_small",
+    "skip_long", "gguf_file", "dtype", "device", "max_tokens", "trust_remote_code",
 )  # fmt: skip
 STAGES = {"layers": ("layers",), "end": ("end",), "both": ("layers", "end")}
 REGULARISERS = ("cosine", "mse")

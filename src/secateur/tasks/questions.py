@@ -1,0 +1,166 @@
+"""Questions with their answers from rows: their ids, how an answer is joined to its prompt, how it is looked for.
+
+What a row means is said in `shapes.py`. Knows no container of rows, no tokenizer and no splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from secateur.errors import TaskError
+from secateur.tasks.extract import Extraction, extraction_of
+from secateur.tasks.formats import DOC, Row
+from secateur.tasks.shapes import RIGHT, ExampleLine, example_line
+from secateur.tasks.splits import ExampleSource
+
+LOG = logging.getLogger("secateur")
+GENERATED = (
+    256  # tokens that are generated to find an answer in, where nothing else is said: the harness's default
+)
+
+
+@dataclass(frozen=True)
+class QuestionRules:
+    """How the questions of a file are read.
+
+    Attributes:
+        join: Text that is put between a prompt and an answer that nothing separates; `\\n` and `\\t` are what they are
+            in code.
+        extract: `number`, or a regular expression that finds the answer in what the model writes; empty: the model is
+            asked for the answer as it stands.
+        max_new_tokens: Tokens that it may write to that end; None: 256.
+    """
+
+    join: str = ""
+    extract: str = ""
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None and not self.extract:
+            raise TaskError("--max-new-tokens is for --extract: without it the answer itself is scored.")
+        self.extraction  # noqa: B018  raises for a broken pattern
+
+    @property
+    def between(self) -> str:
+        """Return the text of `join`."""
+        return self.join.replace("\\n", "\n").replace("\\t", "\t")
+
+    @property
+    def extraction(self) -> Extraction | None:
+        """Return the rule that finds the answer; None where the answer itself is scored."""
+        return extraction_of(self.extract) if self.extract else None
+
+
+def read_questions(name: str, place: str, rows: Iterable[Row], rules: QuestionRules) -> ExampleSource:
+    """Return the examples of the rows: kind "choice" where every row has choices, "generation" where none has.
+
+    Args:
+        name: Name of the task.
+        place: Text for messages: the file.
+
+    Raises: `TaskError`, with file and line, for a row that is none of the shapes.
+    """
+    lines = [(row.where, example_line(row, place)) for row in rows]
+    if not lines:
+        raise TaskError(
+            f"{place}: no examples in it. Wanted are rows such as {RIGHT['question']}; see {DOC}."
+        )
+    kind = check_rows(lines, f"{place}, ", "rows", "files")
+    if rules.extract and kind == "choice":
+        raise TaskError(
+            f"{place}: its questions have choices, and --extract is for answers that are written."
+        )
+    names = _ids([line for _, line in lines])  # of the rows as they are: --join moves none to another split
+    found = [line.joined(rules.between) for _, line in lines]
+    _log_notices(place, found)
+    examples = tuple(line.example(one) for one, line in zip(names, found, strict=True))
+    tokens = (rules.max_new_tokens or GENERATED) if rules.extract else 0
+    return ExampleSource(name, kind, examples, None, tokens, extraction=rules.extraction)
+
+
+def check_rows(rows: Sequence[tuple[str, ExampleLine]], prefix: str, rows_word: str, whole_word: str) -> str:
+    """Return the kind of a task with these rows: "choice" where every row has choices, "generation" where none has.
+
+    Args:
+        rows: At least one; each with the words that say where it is, such as `line 3`.
+        prefix: Text before these words in a message.
+        rows_word: Several of them in a message, such as `lines`.
+        whole_word: Several tasks in a message, such as `files`.
+
+    Raises: `TaskError` for an id that is used twice, and for rows of both kinds.
+    """
+    used: dict[str, str] = {}
+    with_choices = rows[0][1].choices is not None
+    for where, row in rows:
+        if row.id is not None and row.id in used:
+            raise TaskError(
+                f"{prefix}{where}: id {row.id!r} was already used in {used[row.id]}. Give each its own, "
+                "or leave out all."
+            )
+        used[row.id or ""] = where
+    for where, row in rows:
+        if (row.choices is not None) != with_choices:
+            has, others = ("no choices", "have them") if with_choices else ("choices", "have none")
+            raise TaskError(
+                f"{prefix}{where}: it has {has}, and the {rows_word} before {others}. Use two {whole_word}."
+            )
+    return "choice" if with_choices else "generation"
+
+
+def _ids(lines: Sequence[ExampleLine]) -> list[str]:
+    """Return the id of each row, made from its content alone where it has none."""
+    seen: Counter[str] = Counter()
+    used = {line.id for line in lines}
+    names = []
+    for line in lines:
+        name = line.id
+        if name is None:
+            content = json.dumps([line.prompt, line.answer, line.choices], ensure_ascii=False).encode()
+            made = hashlib.sha256(content).hexdigest()[:12]
+            while name is None or name in used:
+                seen[made] += 1
+                name = made if seen[made] == 1 else f"{made}-{seen[made]}"
+        names.append(name)
+    return names
+
+
+def _log_notices(place: str, lines: Sequence[ExampleLine]) -> None:
+    """Log once which columns are not read, and in how many rows words would be joined without a space."""
+    unread = list(dict.fromkeys(name for line in lines for name in line.unread))
+    if unread:
+        LOG.warning("%s: columns that are kept and never read by the model: %s.", place, ", ".join(unread))
+    glued = [line.prompt[-20:] + line.answer[:20] for line in lines if is_glued(line.prompt, line.answer)]
+    if glued:
+        LOG.warning(
+            "%s: in %d of %d rows nothing stands between prompt and answer, so that the model is asked for %r. If a "
+            'space belongs there: --join " " (join=" " in Python).',
+            place,
+            len(glued),
+            len(lines),
+            glued[0],
+        )
+
+
+def is_glued(prompt: str, answer: str) -> bool:
+    """Return True where two words, or a sign that ends one and a word, would stand together without a space.
+
+    Writing without spaces (Chinese, Japanese, Thai) is not.
+    """
+    end, begin = prompt[-1], answer[0]
+    return (
+        begin.isalnum() and _is_spaced(begin) and (end in ".,;:?!)%" or (end.isalnum() and _is_spaced(end)))
+    )
+
+
+def _is_spaced(letter: str) -> bool:
+    """Return True for a letter of a script that puts spaces between words."""
+    name = unicodedata.name(letter, "")
+    return unicodedata.east_asian_width(letter) not in "WF" and not name.startswith(
+        ("THAI", "LAO", "KHMER", "MYANMAR")
+    )

@@ -1,0 +1,383 @@
+"""Shapes of rows: one place that says what a row means, as people have them, and refuses what means nothing.
+
+A row is told by its columns: a question with its answer; one with choices, whose answer is a text, a letter or a place;
+a conversation, whose last turn of the assistant is the answer; or plain text, which `text.py` reads. All but the last
+become an `ExampleLine`; `task.schema.json` beside this file is its JSON schema. Knows no container of rows.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from string import ascii_uppercase
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from secateur.errors import TaskError
+from secateur.tasks.example import Example
+from secateur.tasks.formats import DOC, Row
+
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+PROMPTS = ("prompt", "question")
+ANSWERS = ("answer", "completion", "answerKey")
+CHOICES = ("choices", "options")
+OURS = ("id", "prompt", "question", "answer", "choices", "options", "paraphrases", "group", "meta")
+CHOICE_COLUMN = re.compile(r"(?:choice|option)[ _]?(?:\d+|[a-z])|[a-z]", re.IGNORECASE)
+PLACE = re.compile(r"-?\d{1,9}")
+CHOICE_PREFIX = re.compile(r"(?:choice|option)[ _]?", re.IGNORECASE)
+ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
+LEAST_ALIKE = 0.85  # of a column's name and one of ours, from which on it is a slip of the pen
+RIGHT: Mapping[str, str] = {  # a right row of each shape, as it is shown where one is wrong
+    "question": '{"prompt": "The capital of Italy is", "answer": " Rome"}',
+    "choices": '{"question": "The capital of Italy is", "choices": [" Paris", " Rome"], "answer": 1}',
+    "messages": '{"messages": [{"role": "user", "content": "What is the capital of Italy?"}, '
+    '{"role": "assistant", "content": "Rome"}]}',
+}
+RIGHT_TABLE: Mapping[str, str] = {
+    "question": "the columns prompt,answer with the row The capital of Italy is,Rome",
+    "choices": "the columns question,A,B,answer with the row The capital of Italy is,Paris,Rome,B",
+    "messages": "the columns prompt,answer with the row The capital of Italy is,Rome",
+}
+
+
+class ExampleLine(BaseModel):
+    """One example of a task file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="secateur task example")
+
+    id: Text | None = Field(
+        None, description="Unique in the file; splits depend on it. Left out: made from the content."
+    )
+    prompt: Text = Field(description="What the model reads; no white space at its end.")
+    answer: Text = Field(
+        description="What should follow, with the space that joins it; one of the choices, if there are any."
+    )
+    choices: list[Text] | None = Field(
+        None, min_length=2, description="All possible answers, or null where the answer is free."
+    )
+    paraphrases: list[Text] = Field(default=[], description="The same question in other words.")
+    meta: dict[str, object] = Field(
+        default={}, description="Anything worth keeping; never read by the model."
+    )
+    group: Text | None = Field(None, description="Examples of one group stay in one split; default: the id.")
+    turns: SkipJsonSchema[list[tuple[str, str]]] = []  # role and content before the answer, of a conversation
+    unread: SkipJsonSchema[list[str]] = []  # columns that were kept in meta
+
+    @model_validator(mode="after")
+    def _answer_is_a_choice(self) -> ExampleLine:
+        if self.choices is not None:
+            if len(set(self.choices)) < len(self.choices):
+                raise ValueError(f"a choice is given twice: {self.choices}")
+            if self.answer not in self.choices:
+                raise ValueError(
+                    f"'answer' {self.answer!r} is not one of the choices {self.choices}{_hint(self)}"
+                )
+        return self
+
+    def example(self, name: str) -> Example:
+        """Return the example that the line holds, with `name` as its id."""
+        choices = None if self.choices is None else tuple(self.choices)
+        return Example(
+            name,
+            self.prompt,
+            self.answer,
+            choices,
+            tuple(self.paraphrases),
+            self.group or "",
+            self.meta,
+            turns=tuple(self.turns),
+        )
+
+    def joined(self, by: str) -> ExampleLine:
+        """Return the same with `by` before every answer, where nothing stands between it and the prompt."""
+        if not by or self.turns or self.prompt[-1].isspace():
+            return self
+
+        def mended(text: str) -> str:
+            return text if text[0].isspace() else by + text
+
+        choices = None if self.choices is None else [mended(choice) for choice in self.choices]
+        return self.model_copy(update={"answer": mended(self.answer), "choices": choices})
+
+
+def _hint(row: ExampleLine) -> str:
+    letters = ascii_uppercase[: len(row.choices or [])]
+    if row.answer.strip() in [choice.strip() for choice in row.choices or []]:
+        return ": they differ in white space"
+    return f"; it may be the text of one, its letter ({letters[0]} to {letters[-1]}) or its place, counted from 0"
+
+
+def example_line(row: Row, place: str = "") -> ExampleLine:
+    """Return what a row means. Raises: `TaskError` with the row, what was found, what is wanted and a right one."""
+    where = f"{place}, {row.where}" if place else row.where
+    shape = "question"
+    try:
+        if not isinstance(row.value, Mapping):
+            raise _Unfit(f"the row is {_named(row.value)}, and an object is wanted")
+        shape = "messages" if "messages" in row.value else _shape(row.value)
+        return ExampleLine.model_validate(_fields(row.value, shape, row.in_table))
+    except ValidationError as error:
+        problem = explain(error)
+    except _Unfit as error:
+        problem = f"{error}."
+    right = (RIGHT_TABLE if row.in_table else RIGHT)[shape]
+    raise TaskError(f"{where}: {problem} Right would be {right}; see {DOC}.")
+
+
+class _Unfit(Exception):
+    """Raised for a row that is none of the shapes, with what is wrong, without a full stop."""
+
+
+# -------------------------------------------------------------------------------------------------------------- shapes
+
+
+def is_text(value: object) -> bool:
+    """Return True for a row that holds plain text and no question."""
+    return isinstance(value, Mapping) and "text" in value and not {*PROMPTS, "messages"} & value.keys()
+
+
+def shape_words(value: object) -> str:
+    """Return in words what a row like this one is."""
+    if is_text(value):
+        return "plain text"
+    if not isinstance(value, Mapping):
+        return "no rows"
+    words = {"question": "questions with their answers", "choices": "questions with choices"}
+    return "conversations" if "messages" in value else words[_shape(value)]
+
+
+def _shape(row: Mapping[str, object]) -> str:
+    return "choices" if set(CHOICES) & row.keys() or _choice_columns(row) else "question"
+
+
+def _fields(row: Mapping[str, object], shape: str, in_table: bool) -> dict[str, object]:
+    """Return the row by the names of `ExampleLine`; other columns are kept in its meta."""
+    given = {key: value for key, value in row.items() if not _is_absent(value, in_table)}
+    if shape == "messages":
+        taken, found = {"messages"}, _conversation(row["messages"])
+    else:
+        taken, found = _question(row, given, in_table)
+    ours = ("id", "paraphrases", "group", *(() if in_table else ("meta",)))  # a cell is no object
+    known = {key: given[key] for key in ours if key in given}
+    if in_table and isinstance(cell := known.get("paraphrases"), str):
+        known["paraphrases"] = _listed(cell)
+    for name in ("id", "group"):
+        if isinstance(known.get(name), int) and not isinstance(known[name], bool):
+            known[name] = str(known[name])
+    others = {key: value for key, value in row.items() if key not in {*taken, *ours}}
+    for name in others:
+        if alike := _nearly(str(name)):
+            raise _Unfit(f"unknown key {name!r}. Did you mean {alike[0]}? If not, give it another name")
+    if isinstance(meta := known.get("meta", {}), Mapping):
+        known["meta"] = {**others, **meta}
+    return {**found, **known, "unread": list(others)}
+
+
+@cache  # every row has the same columns
+def _nearly(name: str) -> list[str]:
+    return difflib.get_close_matches(name, OURS, n=1, cutoff=LEAST_ALIKE)
+
+
+def _is_absent(value: object, in_table: bool) -> bool:
+    """Return True for null, for a number that is none, and for an empty cell: what tables write where nothing is."""
+    return value is None or (isinstance(value, float) and value != value) or (in_table and value == "")
+
+
+def _question(
+    row: Mapping[str, object], given: Mapping[str, object], in_table: bool
+) -> tuple[set[str], dict[str, object]]:
+    """Return the columns that were used, and prompt, answer and choices."""
+    prompt, answer = _one_of(row, PROMPTS, "question"), _one_of(row, ANSWERS, "answer")
+    listed = _one_of(row, CHOICES, "choices", needed=False)
+    columns = [] if listed else _choice_columns(row)
+    named = [name for name in columns if name in given]
+    for name in (prompt, answer):
+        if name not in given:
+            raise _Unfit(
+                f"{name!r} is empty" if in_table else f"{name!r} is {_named(row[name])}, and text is wanted"
+            )
+    found: dict[str, object] = {"prompt": given[prompt], "answer": given[answer]}
+    labels: Sequence[object] = ascii_uppercase
+    if columns:
+        found["choices"], labels = (
+            [given[name] for name in named],
+            [CHOICE_PREFIX.sub("", name) for name in named],
+        )
+    elif listed in given:
+        found["choices"], labels = _choices(given[listed])
+    found["answer"] = _answer(given[answer], found.get("choices"), [str(label).upper() for label in labels])
+    return {prompt, answer, listed, *columns}, found
+
+
+def _one_of(row: Mapping[str, object], names: Sequence[str], what: str, needed: bool = True) -> str:
+    """Return the column of these names that the row has; an empty text for none, where none is needed."""
+    found = [name for name in names if name in row]
+    if len(found) > 1:
+        raise _Unfit(f"{' and '.join(map(repr, found))} could each be the {what}; leave one out")
+    if not found and needed:
+        other = f" (or {names[1]!r})" if names is PROMPTS else ""
+        raise _Unfit(f"{names[0]!r}{other} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+    return found[0] if found else ""
+
+
+def _choice_columns(row: Mapping[str, object]) -> list[str]:
+    """Return the columns that hold a choice each, such as A, B, C, or option_1, option_2; at least two."""
+    found = [name for name in row if isinstance(name, str) and CHOICE_COLUMN.fullmatch(name)]
+    letters = [name for name in found if len(name) == 1]
+    if letters and [name.upper() for name in letters] != list(ascii_uppercase[: len(letters)]):
+        found = [name for name in found if len(name) > 1]
+    return found if len(found) > 1 else []
+
+
+def _choices(value: object) -> tuple[object, Sequence[object]]:
+    """Return choices and what names each of them: letters, or the labels that stand beside them."""
+    if isinstance(value, str):
+        return _listed(value), ascii_uppercase
+    if isinstance(value, Mapping):  # as ARC and CommonsenseQA have them
+        texts, labels = value.get("text"), value.get("label")
+        if isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels):
+            return texts, labels
+    return value, ascii_uppercase
+
+
+def _listed(cell: str) -> list[object]:
+    """Return the items of a list in one cell: a list as Python or JSON writes it, or items between bars."""
+    if cell.lstrip().startswith("["):
+        try:
+            found = ast.literal_eval(cell.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+            raise _Unfit(f"the list {cell[:60]!r} cannot be read") from error
+        if isinstance(found, list) and len(found) > 1:
+            return [str(item) if isinstance(item, int | float) else item for item in found]  # a cell is text
+        raise _Unfit(
+            f"the list {cell[:60]!r} has no commas between its items (an array of numpy is printed so); write "
+            "[' Paris', ' Rome']"
+        )
+    if "|" in cell:
+        return list(cell.split("|"))
+    raise _Unfit(f"{cell[:60]!r} is no list; write Paris|Rome, or a column for each choice")
+
+
+def _answer(value: object, choices: object, labels: Sequence[str]) -> object:
+    """Return the text of the answer: of choices the one that equals it, else the one at its letter or place."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return value
+    if not isinstance(choices, list) or not choices:
+        return str(value)
+    if value in choices and isinstance(value, str):
+        return value
+    name = str(value).strip().strip("().:").removesuffix(".0").upper()
+    labels = labels[: len(choices)]
+    if name in labels:
+        return choices[labels.index(name)]
+    if PLACE.fullmatch(name):
+        if any(label.isdecimal() for label in labels):
+            raise _Unfit(f"the answer {value!r} is beyond the choices, which are {', '.join(labels)}")
+        if not 0 <= int(name) < len(choices):
+            raise _Unfit(
+                f"the answer {value!r} is beyond the {len(choices)} choices, whose places are 0 to {len(choices) - 1}; "
+                "where yours count from 1, take 1 off"
+            )
+        return choices[int(name)]
+    if len(name) == 1 and name in ascii_uppercase and name in str(value):
+        raise _Unfit(f"the answer {value!r} is beyond the choices, which are {labels[0]} to {labels[-1]}")
+    return value
+
+
+def _conversation(value: object) -> dict[str, object]:
+    """Return the turns up to the last one of the assistant as a prompt, and that one as its answer.
+
+    In plain text a turn is `User: ...`, one a line, and the answer follows `Assistant:`.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise _Unfit("'messages' is text, and a list of turns is wanted") from error
+    if not isinstance(value, list):
+        raise _Unfit(f"'messages' is {_named(value)}, and a list of turns is wanted")
+    turns = [_turn(turn, f"messages[{number}]") for number, turn in enumerate(value, start=1)]
+    last = max((number for number, (role, _) in enumerate(turns) if role == "assistant"), default=0)
+    if last == 0:
+        raise _Unfit("'messages' has no turn of the assistant after another, and that would be the answer")
+    before = [f"{ROLES[role]}: {content}" for role, content in turns[:last]]
+    return {
+        "prompt": "\n".join([*before, "Assistant:"]),
+        "answer": " " + turns[last][1].lstrip(" "),
+        "turns": turns[:last],
+    }
+
+
+def _turn(turn: object, where: str) -> tuple[str, str]:
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        raise _Unfit(f"'{where}' is no object with role and content")
+    role, content = str(turn["role"]), turn.get("content")
+    if role not in ROLES:
+        raise _Unfit(f"'{where}' is of the role {role!r}, and {', '.join(ROLES)} are read")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise _Unfit(f"'{where}' calls a tool, and text is wanted")
+    if isinstance(content, list):
+        parts = [part if isinstance(part, Mapping) else {} for part in content]
+        others = [part.get("type") for part in parts if not isinstance(part.get("text"), str)]
+        if others:
+            raise _Unfit(f"'{where}' holds {others[0] or 'no text'!r}, and models here read text alone")
+        content = "".join(part["text"] for part in parts)
+    if not isinstance(content, str) or not content.strip():
+        what = "empty" if isinstance(content, str) else _named(content)
+        raise _Unfit(f"the content of '{where}' is {what}, and text is wanted")
+    return role, content
+
+
+def schema_text() -> str:
+    """Return the contents of `task.schema.json`."""
+    return json.dumps(ExampleLine.model_json_schema(), indent=2) + "\n"
+
+
+WANTED = {"string_type": "text", "list_type": "a list", "dict_type": "an object", "model_type": "an object"}
+
+
+def explain(error: ValidationError, whole: str = "the row") -> str:
+    """Return the first problem in plain words.
+
+    Args:
+        whole: Name of what was validated.
+    """
+    problem = error.errors(include_url=False)[0]
+    where = "".join(f"[{part + 1}]" if isinstance(part, int) else str(part) for part in problem["loc"])
+    match problem["type"]:
+        case kind if kind in WANTED:
+            what = repr(where) if where else whole
+            return f"{what} is {_named(problem['input'])}, and {WANTED[kind]} is wanted."
+        case "missing":
+            return f"'{where}' is missing."
+        case "too_short":
+            return f"'{where}' has {len(problem['input'])} of the least 2."
+        case "string_too_short" | "string_pattern_mismatch":
+            return f"'{where}' is empty."
+        case "value_error":
+            return f"{problem['ctx']['error']}."
+        case _:
+            return f"'{where}': {problem['msg']}." if where else f"{problem['msg']}."
+
+
+def _named(value: object) -> str:
+    """Name the kind of a JSON value."""
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
