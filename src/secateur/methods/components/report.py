@@ -19,6 +19,7 @@ from secateur.probing.component_sections import component_sections
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    ALT,
     BEFORE,
     INK,
     MUTED,
@@ -35,8 +36,7 @@ from secateur.report.markup import capital, key, known, metric_name, number, tex
 from secateur.report.pruned_units import dropped
 
 WIDE = 300  # pixels of the panels that decide; the others are smaller
-ONCE = "#7a6a1d"  # the page's olive: an alternative
-LOOKS = {"re-scored": (AFTER, 2.8, "solid"), "ranks once": (ONCE, 2.0, "dash")}  # color, width, dash
+LOOKS = {"re-scored": (AFTER, 2.8, "solid"), "ranks once": (ALT, 2.0, "dash")}  # color, width, dash
 # By what is removed: its name in words, and on an axis.
 NOUNS = {
     "heads": ("heads", "heads"),
@@ -310,7 +310,7 @@ def random_band(random: Sequence[Sequence[CurvePoint]], unit: str) -> list[Trace
     }
     return [
         edge | {"y": low},
-        edge | {"y": high, "fill": "tonexty", "fillcolor": "rgba(139,144,153,.24)"},
+        edge | {"y": high, "fill": "tonexty", "fillcolor": "rgba(139,144,153,0.24)"},
         line | {"line": {"color": BEFORE, "width": 1.8}, "hovertemplate": "%{text}<extra></extra>"},
     ]
 

@@ -24,8 +24,12 @@ from secateur.methods.method import own_part
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    ALT,
     BEFORE,
+    BROWN,
     INK,
+    LINEAR,
+    TAN,
     Figure,
     Trace,
     counted_layout,
@@ -37,8 +41,8 @@ from secateur.report.cuts import Tried
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
 from secateur.report.markup import capital, change, interval, key, known, metric_name, number, table, text
 
-COLORS = {"fold": AFTER, "linear": "#6f9fbc", "drop": BEFORE}
-HEALED = {"fold": "#7d3209", "linear": ACCENT, "drop": "#d98b52"}
+COLORS = {"fold": AFTER, "linear": LINEAR, "drop": BEFORE}
+HEALED = {"fold": BROWN, "linear": ACCENT, "drop": TAN}
 WORDS = {
     "fold": "folded into the network before",
     "linear": "a linear map in their place",
@@ -49,7 +53,7 @@ MEASURES = {
     "linearity": "1 − linearity, without outlier tokens",
     "cosine": "1 − cosine",
 }
-ORDERS = {"loss": (AFTER, "solid"), "linearity": (ACCENT, "dash"), "cosine": ("#7a6a1d", "dashdot")}
+ORDERS = {"loss": (AFTER, "solid"), "linearity": (ACCENT, "dash"), "cosine": (ALT, "dashdot")}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from secateur.methods.directions.records import DirectionsStep, MatrixDirections
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    EDGE,
     INK,
     MUTED,
     SEQUENTIAL,
@@ -176,7 +177,7 @@ def _effect_panel(piece: MatrixDirections, axis: Trace) -> Figure:
             "direction, largest singular value first", range=[-0.02 * count - 1, 1.02 * count], nticks=6
         )
         | {"showgrid": False},
-        yaxis=dict(axis) | {"zeroline": True, "zerolinecolor": "#b9b5aa"},
+        yaxis=dict(axis) | {"zeroline": True, "zerolinecolor": EDGE},
         yaxis2={"overlaying": "y", "range": [0, 1.06 * top], "visible": False, "fixedrange": True},
     )
     change = sum(effect for _, _, effect in goes)

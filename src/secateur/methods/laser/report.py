@@ -18,7 +18,9 @@ from secateur.methods.laser.sweep_plot import by_matrix, color_limit, improvemen
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    EDGE,
     INK,
+    TRACK,
     Figure,
     Trace,
     depth_color,
@@ -227,7 +229,7 @@ def spectrum(site: str, values: Sequence[float], kept: int, side: str = "top") -
         "type": "bar",
         "x": list(range(1, count + 1)),
         "y": ordered,
-        "marker": {"color": [AFTER if keep else "#cfccc4" for keep in keeps], "line": {"width": 0}},
+        "marker": {"color": [AFTER if keep else TRACK for keep in keeps], "line": {"width": 0}},
         "text": [f"component {i + 1}: {v:.4g}<br>{words[i]}" for i, v in enumerate(ordered)],
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",
@@ -313,7 +315,7 @@ def _screen_figure(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> Fig
     low, high = (end([0.0, *(delta for _, _, delta in points)]) for end in (min, max))
     floor = low - 0.12 * (high - low)
     rug = [(place, floor) for place, row in enumerate(order, start=1) if row.key not in losses]
-    strokes = marks(rug, symbol="line-ns-open", size=8, color="#b9b5aa", line={"width": 1})
+    strokes = marks(rug, symbol="line-ns-open", size=8, color=EDGE, line={"width": 1})
     layout = new_layout(
         290,
         xaxis=new_axis("place in the screen's order (1: predicted best)", showgrid=False, nticks=8)
