@@ -1,8 +1,8 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `bench`, `export`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
-imported when first used, so that `secateur --help` does not wait for torch.
+`report`, `compare_runs`, `bench`, `export`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They
+are imported when first used, so that `secateur --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import apply as apply
     from secateur.api import bench as bench
+    from secateur.api import compare_runs as compare_runs
     from secateur.api import evaluate as evaluate
     from secateur.api import export as export
     from secateur.api import load as load
@@ -50,6 +51,7 @@ _WHERE = {
     "apply": "secateur.api",
     "preview": "secateur.api",
     "report": "secateur.api",
+    "compare_runs": "secateur.api",
     "bench": "secateur.api",
     "export": "secateur.api",
     "plan_cost": "secateur.api",

@@ -294,6 +294,26 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
         return write_run_report(folder, page)
 
 
+@verb()
+def compare_runs(folders: Sequence[str | Path], out: str | Path = "comparison.html") -> dict[str, Any]:
+    """Write one page that compares what several runs of `prune` left, and return its numbers.
+
+    Args:
+        folders: Two checkpoints or more.
+        out: The page.
+
+    Raises: `SecateurError` for fewer folders, one given twice, records that are missing or broken; `OutputError` for a
+    page that cannot be written.
+    """
+    from secateur import reporting
+
+    if len(folders) < 2:
+        raise SecateurError("comparing takes two folders or more that `secateur prune` wrote.")
+    check_name(str(out), OutputError)
+    with as_written(Path(out), OutputError, "Write it again with `secateur prune`."):
+        return reporting.compare_runs(folders, out).to_json()
+
+
 # ----------------------------------------------------------------------------------------------------------- evaluate
 
 

@@ -25,7 +25,8 @@ from secateur.cli.options import (
     print_json,
     print_made,
 )
-from secateur.errors import ClusterError
+from secateur.core.records.comparison import ComparisonRecord
+from secateur.errors import ClusterError, SecateurError
 
 OnRay = Annotated[
     str | None,
@@ -188,8 +189,9 @@ def demo(
 
 
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A checkpoint that secateur prune or heal wrote.")
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="OUT...", help="What secateur prune or heal wrote; several are compared."),
     ],
     also: Annotated[
         list[Path] | None,
@@ -197,12 +199,38 @@ def report(
             metavar="FOLDER", help="Of a healed cut: another of the same original, on its curves over depth."
         ),
     ] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", help="The page that compares several.")
+    ] = Path("comparison.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html of a checkpoint again, from its records."""
+    """Write report.html of a checkpoint again, from its records; or one page that compares several."""
     from secateur import api
+    from secateur.cli.tables import print_rows, with_interval
 
-    written = api.report(folder, also or ())
+    if len(folders) > 1:
+        if also:
+            raise SecateurError("--also is of one healed cut. Leave it out to compare several folders.")
+        compared = api.compare_runs(folders, out)
+        if as_json:
+            print_json(compared)
+        else:
+            runs = ComparisonRecord.model_validate(compared).runs
+            rows = [
+                [
+                    run.run,
+                    run.verdict,
+                    f"{run.after.metric}, n = {run.after.n}",
+                    with_interval(run.before, run.before.unit),
+                    with_interval(run.after, run.after.unit),
+                    run.parameters.after,
+                ]
+                for run in runs
+            ]
+            print_rows(("run", "verdict", "metric", "before [95 %]", "after [95 %]", "parameters"), rows)
+            print(f"\n{compared['report']}")
+        return
+    written = api.report(folders[0], also or ())
     if as_json:
         print_json({"report": str(written)})
     else:
@@ -227,5 +255,5 @@ VERBS: Commands = (
         },
     ),
     (demo, {"epilog": examples("secateur demo -o demo-out")}),
-    (report, {"epilog": examples("secateur report out")}),
+    (report, {"epilog": examples("secateur report out", "secateur report a b c -o comparison.html")}),
 )

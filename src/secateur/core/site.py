@@ -81,7 +81,10 @@ class Site:
     @property
     def words(self) -> str:
         """Return the address for a reader who has not seen one: `layer 14, MLP gate projection`."""
-        parts = [_PART_WORDS.get(self.part, ""), f"{_UNIT_WORDS[self.unit]} {self.index}" if self.unit else ""]
+        parts = [
+            _PART_WORDS.get(self.part, ""),
+            f"{_UNIT_WORDS[self.unit]} {self.index}" if self.unit else "",
+        ]
         inner = " ".join(part for part in parts if part)
         return f"layer {self.block}" + (f", {inner}" if inner else "")
 

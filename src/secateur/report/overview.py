@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from secateur.core.baseline import floors_text
+from secateur.core.baseline import floors_text, split_words
 from secateur.core.records.analysis import ChangedExample
 from secateur.core.records.verdict import BaselineRecord, BeforeAfter, SideEffect, SpeedRecord, VerdictRecord
 from secateur.core.score import METRICS, few_groups
@@ -38,6 +38,15 @@ def sign_of(word: str) -> tuple[str, str]:
     return SIGNS.get(word.partition(" by ")[0], ("neutral", "○"))
 
 
+def short_name(model: str) -> str:
+    """Return the last part of a path; a name of the hub, `user/name`, as it is."""
+    return (
+        model
+        if model.count("/") < 2 and not model.startswith((".", "/"))
+        else model.rstrip("/").split("/")[-1]
+    )
+
+
 def hero(verdict: VerdictRecord, changed: Sequence[ChangedExample] = ()) -> str:
     """Return the head of the page: the word, the sentence, before and after, and what that took.
 
@@ -59,6 +68,7 @@ def hero(verdict: VerdictRecord, changed: Sequence[ChangedExample] = ()) -> str:
         kind=kind,
         sign=sign,
         verdict=verdict,
+        model=short_name(verdict.model.name),
         metric=metric_name(verdict.metric),
         unit_words="share of questions" if unit == "share" else unit,
         direction="higher is better" if verdict.higher_is_better else "lower is better",
@@ -80,12 +90,6 @@ def start_text(record: BaselineRecord) -> str:
     floors = floors_text(record)
     beside = f"; without any model, {floors}" if floors else ""
     return f"Before the search: {score} on {record.n:,} examples of the {split_words(record.split)}{beside}."
-
-
-def split_words(split: str) -> str:
-    """Return a split as it is called elsewhere."""
-    names = {"probe": "calibration split", "select": "validation split", "test": "test split"}
-    return names.get(split, split)
 
 
 def how_sure(verdict: VerdictRecord) -> list[Markup]:
@@ -113,7 +117,7 @@ def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
     return verdict.verdict, line, f"{cut}{set_aside}" if cut else "nothing cut"
 
 
-# ------------------------------------------------------------------------------------------------ what was cut, and cost
+# ----------------------------------------------------------------------------------------------- what was cut, and cost
 
 
 def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
@@ -131,7 +135,7 @@ def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
 
 
 def costs(verdict: VerdictRecord) -> list[Cost]:
-    """Return what the cut cost or saved: parameters, bytes, speed, then the side tasks, those that lost most first."""
+    """Return what the cut cost or saved: sizes, speeds, then the side tasks, those that lost most first."""
     lines = [_sized("Parameters", "", verdict.parameters)]
     if gains := verdict.gains:
         if gains.bytes_on_disk is not None:
@@ -157,7 +161,9 @@ def _sized(name: str, unit: str, pair: BeforeAfter) -> Cost:
 def _timed(name: str, speed: SpeedRecord) -> Cost:
     rates = [f"{rate:,.0f}" if known(rate) else "" for rate in (speed.before, speed.after)]
     values = rates[0] + ARROW + rates[1]
-    return Cost(name, values, f"{speed.speedup:.2f}\u00a0×" if known(speed.speedup) else "", "tokens a second")
+    return Cost(
+        name, values, f"{speed.speedup:.2f}\u00a0×" if known(speed.speedup) else "", "tokens a second"
+    )
 
 
 def _lost(side: SideEffect) -> float:
@@ -177,7 +183,9 @@ def _side(side: SideEffect) -> Cost | None:
         moved = change(side.difference.value, side.unit)
     elif side.ratio is not None and known(side.ratio.value):
         moved = f"{side.ratio.value:.2f}\u00a0×"
-    worse = side.gained is False and bool(side.difference and side.difference.ci and max(side.difference.ci) < 0)
+    worse = side.gained is False and bool(
+        side.difference and side.difference.ci and max(side.difference.ci) < 0
+    )
     note = f"{side.n:,} examples" if side.n else ""
     return Cost(side.name, before + ARROW + after, moved, note, worse)
 
@@ -206,8 +214,11 @@ def telling(changed: Sequence[ChangedExample]) -> list[ChangedExample]:
 def shortened(example: ChangedExample) -> ChangedExample:
     """Return the example with the end of a long prompt, where the question stands, and the beginning of answers."""
     prompt = example.prompt.strip()
-    fields = {name: getattr(example, name).strip() for name in ("answer", "before", "after")}
-    cut = {name: value[:LONGEST] + ("…" if len(value) > LONGEST else "") for name, value in fields.items()}
+    answers = {"answer": example.answer, "before": example.before, "after": example.after}
+    cut = {
+        name: said.strip()[:LONGEST] + ("…" if len(said.strip()) > LONGEST else "")
+        for name, said in answers.items()
+    }
     return example.model_copy(
         update={**cut, "prompt": ("…" if len(prompt) > LONGEST else "") + prompt[-LONGEST:]}
     )

@@ -97,7 +97,9 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
 
 def drop_list(gone: Dropped) -> str:
     """Return what was dropped, block by block: `b0  heads 1–3, 6; feed-forward network`."""
-    items = "".join(f"<dt>layer {block} <code>b{block}</code></dt><dd>{words}</dd>" for block, words in _by_block(gone))
+    items = "".join(
+        f"<dt>layer {block} <code>b{block}</code></dt><dd>{words}</dd>" for block, words in _by_block(gone)
+    )
     return f'<dl class="drops">{items}</dl>' if items else ""
 
 

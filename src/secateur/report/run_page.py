@@ -16,7 +16,7 @@ from secateur.report.cuts import Tried, cut_section
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.gains import gains_section
 from secateur.report.interval_plot import Compared, Dumbbell, dumbbell, panels
-from secateur.report.markup import change, interval, key, known, metric_name, number, p_value, text
+from secateur.report.markup import interval, key, known, metric_name, number, text
 from secateur.report.overview import hero
 from secateur.report.page import assemble
 from secateur.report.templating import fragment

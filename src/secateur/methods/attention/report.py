@@ -9,7 +9,7 @@ from secateur.report.markup import capital, metric_name, number, table, text
 
 
 def sections(verdict: VerdictRecord, analysis: AttentionAnalysis) -> list[PageSection]:
-    """Return the metric and the loss on the selection split after each attention that went."""
+    """Return the metric and the loss on the validation split after each attention that went."""
     head = ("gone", "last to go", text(capital(metric_name(verdict.metric))), "loss")
     rows = [
         (

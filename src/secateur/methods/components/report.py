@@ -119,7 +119,7 @@ def pruning_section(record: PruningRecord) -> PageSection:
         FigureGroup(tuple(panels(record, deciding_quantities(record))), "pair"),
         FigureGroup(tuple(panels(record, side_quantities(record))), "multiples words", "left"),
     )
-    lead = f"Each step removes more {name}; what is left is judged on the selection split."
+    lead = f"Each step removes more {name}; what is left is judged on the validation split."
     return PageSection("pruning", title, lead, body)
 
 
@@ -243,7 +243,7 @@ def panel(
             text(series.order + (f", seed {series.seed}" if series.seed is not None else "")),
             f"{point.removed:.1f} %",
             text(number(point.value, unit)),
-            "all of select" if point.record.complete else "a part of select",
+            "all of the validation split" if point.record.complete else "a part of it",
         ]
         for series, points in lines
         for point in points

@@ -131,7 +131,7 @@ def predictions_section(record: DirectionsRecord) -> PageSection:
     """Return predicted against measured changes, and how often promises were kept; a sentence for a plan or two."""
     lead = (
         "The sum of the predicted effects of all directions that a plan adds, against what the loss then did on the "
-        "selection split."
+        "validation split."
     )
     path = record.path
     if not path:
@@ -214,10 +214,10 @@ def trajectory(record: DirectionsRecord) -> list[TrajectoryPoint]:
 def trajectory_section(record: DirectionsRecord) -> PageSection:
     """Return the metric and the loss along the way to the plan; nothing for a way of fewer than two steps."""
     lead = (
-        "Each step removes more directions; what is left is judged on the selection split."
+        "Each step removes more directions; what is left is judged on the validation split."
         if _by_steps(record)
         else "Each round takes the directions that help most, after those that the rounds before took; judged on the "
-        "selection split."
+        "validation split."
     )
     points = trajectory(record)
     if len(points) < 3:

@@ -73,7 +73,7 @@ def sweep_section(
         chosen: Matrix and rank of the cuts that were taken.
     """
     lead = (
-        "Each cell is one matrix cut to one rank, judged on the selection split: blue is better than the "
+        "Each cell is one matrix cut to one rank, judged on the validation split: blue is better than the "
         "original, orange worse. The frame marks what was chosen, a stroke what left the race early, "
         "a dot what was not run."
     )

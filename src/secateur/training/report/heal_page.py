@@ -93,7 +93,7 @@ def hero(record: HealRecord) -> str:
     )
     direction = "higher is better" if row.higher_is_better else "lower is better"
     unit_words = "share of questions" if row.unit == "share" else text(row.unit)
-    small = f"<small>on select, {unit_words}, {direction}; intervals are 95&nbsp;%</small>"
+    small = f"<small>on the validation split, {unit_words}, {direction}; intervals are 95&nbsp;%</small>"
     who = f"{text(record.cut.name)} <span>healed on</span> {text(record.task.name)}"
     sentences = "".join(f'<p class="sentence">{text(sentence)}</p>' for sentence in record.sentences)
     return (
@@ -200,7 +200,14 @@ def cost_section(record: HealRecord) -> PageSection:
         for stage in record.stages
     ]
     total = ["together", "", "", f"{record.tokens:,}", f"{record.seconds:,.1f}", ""]
-    head = ("what was trained", "parameters", "depths compared", "tokens read", "seconds", "loss on select")
+    head = (
+        "what was trained",
+        "parameters",
+        "depths compared",
+        "tokens read",
+        "seconds",
+        "loss, validation split",
+    )
     lead = (
         f"Taught on {record.trained_on.examples:,} examples of {text(record.task.name)}; a token counts as often as it "
         f"was read. The healed model has {record.cut.parameters:,} parameters, the original "
