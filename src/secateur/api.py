@@ -504,8 +504,8 @@ def probe(
     the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
 
     The first four take several tasks and numbers of shots, and may be asked for together; then there are `components`
-    (see docs/records.md) instead of `rows`, and `out` is a folder for them as `probe.json`. `tail`, `frequency` and
-    `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models` instead of `rows`: MODEL,
+    (see docs/records.md) instead of `rows`. `out` is a folder for the record, `probe.json`, and its page, `probe.html`.
+    `tail`, `frequency` and `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models` instead of `rows`: MODEL,
     or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises `UnknownName`, `TaskError`,
     `PlanError`, `OutputError`.
     """
@@ -524,7 +524,7 @@ def probe(
 
                 record = read_record(names, asked, tasks, counts, split, out=out, progress=progress)
                 return record.model_dump(exclude_unset=True)
-    word, number = _single(names, tasks, numbers, out)
+    word, number = _single(names, tasks, numbers)
     _check_edits(names, given)
     method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
     with options_for(model, tokenizer, [word], {**options, "shots": number, **method}) as asked:
@@ -537,10 +537,10 @@ def probe(
                     series, split, parts=parts, finer=_words(finer), out=out, progress=progress
                 )
                 return straight.model_dump(exclude_unset=True)
-        inputs_of(asked)
-        from secateur import measuring
+        with made_early(out, reads=inputs_of(asked)):
+            from secateur import measuring
 
-        return measuring.analyze(names[0], asked, split, given, progress)
+            return measuring.analyze(names[0], asked, split, given, progress, out)
 
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
@@ -600,7 +600,7 @@ def _words(given: str | Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str | int | float) else list(given)
 
 
-def _single(what: list[str], tasks: list[str], shots: list[int], out: object) -> tuple[str, int]:
+def _single(what: list[str], tasks: list[str], shots: list[int]) -> tuple[str, int]:
     """Return the task and the number of shots of what reads one alone. Raises: `TaskError`."""
     if not tasks:
         raise TaskError(f"--what {','.join(what)} is read on a task: give --task.")
@@ -609,10 +609,10 @@ def _single(what: list[str], tasks: list[str], shots: list[int], out: object) ->
         raise TaskError(
             f"--what linearity is read on one --task, at one number of --shots; {several} on several."
         )
-    if what != [LINEARITY] and (not one or out is not None):
+    if what != [LINEARITY] and not one:
         raise TaskError(
-            f"--what {','.join(what)} reads one thing, on one --task, at one number of --shots, and writes no -o; "
-            f"several, and -o, are for {several}."
+            f"--what {','.join(what)} reads one thing, on one --task, at one number of --shots; several are for "
+            f"{several}."
         )
     return tasks[0], shots[0]
 

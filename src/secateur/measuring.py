@@ -7,16 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.checkpoint.folder import write_json
 from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
+from secateur.core.records.probe import RowsRecord
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.methods.registry import method_reading
 from secateur.options import Options
+from secateur.probing.report import write_rows_report
 from secateur.session import Session, open_session
 from secateur.surgery.operations import resolve, resolve_early
 from secateur.tasks.splits import MIN_GROUPS
@@ -66,9 +69,18 @@ def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
 
 
 def analyze(
-    what: str, options: Options, split: str, asked: PlanOrEdits, progress: Progress
+    what: str,
+    options: Options,
+    split: str,
+    asked: PlanOrEdits,
+    progress: Progress,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Return the rows of one reading that a method of `prune` brings: of matrices, or of what edits do."""
+    """Return the rows of one reading that a method of `prune` brings: of matrices, or of what edits do.
+
+    Args:
+        out: Folder for probe.json, which holds the same, and its page probe.html.
+    """
     method = method_reading(what)
 
     def check(early: Session) -> None:
@@ -77,5 +89,16 @@ def analyze(
 
     session = open_session(options, None, progress, check, needs={split: 1})
     rows = method.read(what, session, split, plan_for(session, asked))
-    head = {"what": what, "model": options.model, "task": session.task.name, "split": split}
-    return head | {"rows": [row.model_dump(mode="json", exclude_unset=True) for row in rows]}
+    record = RowsRecord(
+        what=what,
+        model=options.model,
+        task=session.task.name,
+        split=split,
+        rows=[row.model_dump(mode="json", exclude_unset=True) for row in rows],
+    )
+    if out is None:
+        return record.to_json()
+    sections = method.reading_sections(what, rows) if rows else ()
+    write_json(Path(out) / "probe.json", record.to_json())
+    page = write_rows_report(record, sections, Path(out) / "probe.html")
+    return record.to_json() | {"written": [str(Path(out) / "probe.json"), str(page)]}

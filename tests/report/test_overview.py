@@ -13,7 +13,7 @@ from secateur.core.records.analysis import ChangedExample
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site, in_words
 from secateur.errors import SecateurError
-from secateur.report.overview import costs, cut_words, hero, shortened, short_name, telling
+from secateur.report.overview import costs, cut_words, hero, short_name, shortened, telling
 from secateur.reporting import render
 
 
@@ -170,6 +170,6 @@ def test_what_cannot_be_compared_is_said(folders, tmp_path):
     with pytest.raises(SecateurError, match="two folders or more"):
         compare_runs(folders[:1], tmp_path / "p.html")
     (folders[1] / "verdict.json").unlink()
-    with pytest.raises(SecateurError, match="verdict.json is missing"):
+    with pytest.raises(SecateurError, match=r"verdict\.json is missing"):
         compare_runs(folders, tmp_path / "p.html")
     assert not (tmp_path / "p.html").exists()

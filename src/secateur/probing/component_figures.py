@@ -111,7 +111,7 @@ def map_layout(blocks: int, heads: int, height: float) -> Trace:
     return new_layout(
         int(54 + height * blocks),
         xaxis=new_axis("head", range=[-0.6, heads - 0.4], tickvals=some(heads, 12), **plain),
-        yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
+        yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
     )
 
 
@@ -230,7 +230,7 @@ def bars_layout(blocks: int) -> Trace:
     return new_layout(
         240,
         bargap=0.3,
-        xaxis=new_axis("block", showgrid=False, **steps),
+        xaxis=new_axis("layer", showgrid=False, **steps),
         yaxis=new_axis("", nticks=6) | {"zeroline": True, "zerolinecolor": EDGE},
     )
 

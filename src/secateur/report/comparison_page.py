@@ -55,6 +55,7 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
 
 def _row(run: ComparedRun) -> list[str]:
     kind, sign = sign_of(run.verdict)
+    where = f"{text(short_name(run.model))} on {text(run.task)}"
     aside = "" if run.holds == "cut" else "<br><small>the checkpoint holds the original</small>"
     scores = [
         f"{number(score.value, score.unit)}<br><small>{text(interval(score.ci, score.unit))}</small>"
@@ -62,7 +63,7 @@ def _row(run: ComparedRun) -> list[str]:
     ]
     speed = f"{run.speedup:.2f}&nbsp;×" if known(run.speedup) else "not timed"
     return [
-        f"<b>{text(run.run)}</b><br><small>{text(short_name(run.model))} on {text(run.task)}<br>{text(run.method)}: {text(run.cut)}</small>",
+        f"<b>{text(run.run)}</b><br><small>{where}<br>{text(run.method)}: {text(run.cut)}</small>",
         f'<span class="verdict {kind}">{sign} {text(run.verdict)}</span>{aside}',
         f"{text(metric_name(run.after.metric))}<br><small>n = {run.after.n:,}</small>",
         *scores,

@@ -65,7 +65,7 @@ def harm_map(matrices: Sequence[MatrixDirections]) -> Figure:
     frame = {"line": {"color": ACCENT, "width": 2}, "fillcolor": "rgba(0,0,0,0)"}
     layout = new_layout(
         int(62 + cell_height(len(names), 240) * len(names)),
-        xaxis=new_axis("block", range=[-0.5, blocks - 0.5], tickvals=some(blocks, 16), tickangle=0, **plain),
+        xaxis=new_axis("layer", range=[-0.5, blocks - 0.5], tickvals=some(blocks, 16), tickangle=0, **plain),
         yaxis=new_axis("", tickvals=list(range(len(names))), ticktext=list(map(text, names)), **plain),
         shapes=[
             {"type": "rect", "x0": x - 0.48, "x1": x + 0.48, "y0": y - 0.46, "y1": y + 0.46, **frame}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from secateur.core.site import Site
 from secateur.methods.directions.effects_plot import (
     ENOUGH,
     calibration_scatter,
@@ -19,6 +20,7 @@ from secateur.methods.directions.effects_plot import (
     worth_showing,
 )
 from secateur.methods.directions.records import (
+    DirectionsReading,
     DirectionsRecord,
     DirectionsStep,
     DirectionWords,
@@ -54,6 +56,38 @@ def sections(record: DirectionsRecord | None) -> list[PageSection]:
         trajectory_section(record),
         words_section(record),
     ]
+
+
+def reading_sections(rows: Sequence[DirectionsReading]) -> list[PageSection]:
+    """Return what `probe --what directions` read: the harm in each matrix, and effects along the worst spectra."""
+    pieces = []
+    for row in rows:
+        site = Site.parse(row.values.site)
+        pieces.append(
+            MatrixDirections(
+                site=row.values.site,
+                matrix=site.part,
+                block=site.block,
+                head=row.values.head,
+                of=row.of,
+                harmful=row.harmful,
+                harm=-row.their_sum,
+                index=list(range(row.of)),
+                sigma=row.values.sigma,
+                effect=row.values.effect,
+                removed=[],
+            )
+        )
+    lead = (
+        "What the loss is predicted to do when one singular direction alone goes and its mean effect stays as a bias. "
+        "Darker: more to gain if all directions that hurt went."
+    )
+    shown = worth_showing(pieces)
+    body = (
+        FigureGroup((harm_map(pieces),)),
+        FigureGroup(tuple(effect_panels(shown)), "multiples", "effects"),
+    )
+    return [PageSection("harm", "Which directions hurt", lead, body)]
 
 
 def tried(record: DirectionsRecord | None) -> Tried:

@@ -130,7 +130,7 @@ def _heat_map(
     sheet = new_layout(
         int(62 + cell_height(blocks) * blocks),
         xaxis=new_axis("% of components kept", range=[-0.6, count - 0.4], **labels, **plain),
-        yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
+        yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
         shapes=[
             {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5, **frame}
             for x, y in (layout.at(row) for row in rows if row.key in chosen)
