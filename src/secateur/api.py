@@ -479,6 +479,24 @@ def export(
     return asdict(export_gguf(model, revision, path, type))
 
 
+@verb()
+def push(folder: str | Path, repo: str, *, private: bool = False, dry_run: bool = False) -> dict[str, Any]:
+    """Upload a checkpoint to the Hugging Face hub, and return what was uploaded.
+
+    Args:
+        folder: The checkpoint.
+        repo: USER/NAME on the hub; made where it is not there.
+        private: Whether a repository that is made is private.
+        dry_run: Only say which files would be uploaded.
+
+    Raises: `OutputError` where there is no checkpoint, no account, no connection, or no right to write.
+    """
+    check_name(str(folder), OutputError)
+    from secateur.checkpoint.push import push
+
+    return push(Path(folder), repo, private=private, dry_run=dry_run).to_json()
+
+
 # -------------------------------------------------------------------------------------------------------------- probe
 
 
@@ -505,9 +523,9 @@ def probe(
 
     The first four take several tasks and numbers of shots, and may be asked for together; then there are `components`
     (see docs/records.md) instead of `rows`. `out` is a folder for the record, `probe.json`, and its page, `probe.html`.
-    `tail`, `frequency` and `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models` instead of `rows`: MODEL,
-    or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises `UnknownName`, `TaskError`,
-    `PlanError`, `OutputError`.
+    `tail`, `frequency` and `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models`
+    instead of `rows`: MODEL, or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises
+    `UnknownName`, `TaskError`, `PlanError`, `OutputError`.
     """
     names, tasks, given = _words(what), task_words(task), read_edits(plan)
     numbers = [shots] if isinstance(shots, str | int | float) else list(shots)

@@ -21,6 +21,7 @@ from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.writing import write_text
 from secateur.errors import PlanError
 from secateur.hf.blank import blank_model
+from secateur.hf.files import stated_license
 from secateur.hf.load import Loaded
 from secateur.records import cut_summary, num_parts, versions
 from secateur.result import Result, read_result
@@ -79,7 +80,8 @@ def apply(
             **read_from,
         )
         write_plan(chosen, provenance, folder.staging)
-        card = unverified_card(model, loaded.revision is not None, chosen, provenance)
+        license = None if loaded.source is None else stated_license(Path(loaded.source))
+        card = unverified_card(model, loaded.revision is not None, chosen, provenance, license)
         write_text(folder.staging / "README.md", card)
         folder.publish()
     return Result(folder.out, None, chosen)

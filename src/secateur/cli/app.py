@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from secateur import __version__
 from secateur.cli import apply as applying
 from secateur.cli import bench as measuring
+from secateur.cli import chat as talking
 from secateur.cli import export as exporting
 from secateur.cli import finetune as training
 from secateur.cli import heal as healing
@@ -107,6 +108,7 @@ for _verb, _options in (
     *reading.VERBS,
     *measuring.VERBS,
     *exporting.VERBS,
+    *talking.VERBS,
     *forecast.VERBS,
     *training.VERBS,
     *healing.VERBS,

@@ -26,6 +26,7 @@ from secateur.cli.options import (
     print_made,
 )
 from secateur.core.records.comparison import ComparisonRecord
+from secateur.core.records.verdict import VerdictRecord
 from secateur.errors import ClusterError, SecateurError
 
 OnRay = Annotated[
@@ -79,6 +80,15 @@ DryRun = Annotated[
     ),
 ]
 
+Push = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        metavar="USER/NAME",
+        help="Upload OUT to the hub where it holds the cut; `secateur push` says more.",
+    ),
+]
+
 if TYPE_CHECKING:
     from secateur.result import Result
 
@@ -96,6 +106,7 @@ def prune(
     ledger: LedgerPath = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    push: Push = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     **options: object,
@@ -110,9 +121,19 @@ def prune(
 
         print_forecast(model, task, given(method, options), as_json=as_json, quiet=quiet)
         return
+    if push is not None:
+        from secateur.checkpoint.push import check_repo
+
+        check_repo(push)
+        if each:
+            raise SecateurError(
+                "--push is of one checkpoint. Leave out --each, or push each by `secateur push`."
+            )
     workers_asked = hire(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked}
-    _prune(model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, **how)
+    _prune(
+        model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, push=push, **how
+    )
 
 
 with_options(prune)
@@ -127,12 +148,12 @@ def _prune(
     each: bool = False,
     as_json: bool = False,
     quiet: bool = False,
+    push: str | None = None,
     **how: object,
 ) -> None:
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_each, print_places, print_verdict
     from secateur.cli.terminal import terminal
-    from secateur.core.records.verdict import VerdictRecord
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -161,6 +182,26 @@ def _prune(
             print_places(terminal(), records[0], out)
 
     print_made(show, *already)
+    if push is not None:
+        _push(results[0], push, as_json=as_json)
+
+
+def _push(result: Result, repo: str, *, as_json: bool) -> None:
+    """Upload a checkpoint that holds the cut; one that holds the unchanged model has nothing new for the hub."""
+    from secateur import api
+    from secateur.cli.export import print_pushed
+
+    record = VerdictRecord.model_validate(_told(result))
+    if record.handed_over.holds != "cut":
+        typer.echo(
+            f"secateur: nothing was pushed, because {result.out} holds the unchanged model; secateur push {result.out} "
+            f"{repo} pushes it all the same.",
+            err=True,
+        )
+        return
+    pushed = api.push(result.out, repo)
+    if not as_json:
+        print_pushed(pushed)
 
 
 def _told(result: Result) -> dict[str, Any]:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from secateur.core.records.comparison import ComparedRun
 from secateur.core.records.verdict import BeforeAfter
+from secateur.core.score import metric_name
 from secateur.report.frame import PageSection
 from secateur.report.gains import size
 from secateur.report.interval_plot import Dumbbell, panels
-from secateur.report.markup import change, interval, key, known, metric_name, number, table, text
+from secateur.report.markup import change, interval, key, known, number, table, text
 from secateur.report.overview import short_name, sign_of
 from secateur.report.page import assemble
 

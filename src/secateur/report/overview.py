@@ -10,10 +10,10 @@ from markupsafe import Markup
 from secateur.core.baseline import floors_text, split_words
 from secateur.core.records.analysis import ChangedExample
 from secateur.core.records.verdict import BaselineRecord, BeforeAfter, SideEffect, SpeedRecord, VerdictRecord
-from secateur.core.score import METRICS, few_groups
+from secateur.core.score import METRICS, few_groups, metric_name
 from secateur.core.site import in_words
 from secateur.report.gains import size
-from secateur.report.markup import change, interval, known, metric_name, number, p_value, text
+from secateur.report.markup import change, interval, known, number, p_value, text
 from secateur.report.templating import fragment
 
 SIGNS = {"improves": ("better", "▲"), "not worse": ("better", "✓"), "worse": ("worse", "▼")}  # else neither
@@ -186,7 +186,7 @@ def _side(side: SideEffect) -> Cost | None:
     worse = side.gained is False and bool(
         side.difference and side.difference.ci and max(side.difference.ci) < 0
     )
-    note = f"{side.n:,} examples" if side.n else ""
+    note = side.counted if side.n else ""
     return Cost(side.name, before + ARROW + after, moved, note, worse)
 
 

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from secateur.core.records.analysis import AnalysisRecord, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.verdict import AlternativeRecord, IntervalRecord, VerdictRecord
+from secateur.core.score import metric_name
 from secateur.report import tables
 from secateur.report.chart import AFTER, BEFORE, TRACK, Figure, Trace, new_axis, new_layout
 from secateur.report.cuts import Tried, cut_section
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.gains import gains_section
 from secateur.report.interval_plot import Compared, Dumbbell, dumbbell, panels
-from secateur.report.markup import interval, key, known, metric_name, number, text
+from secateur.report.markup import interval, key, known, number, text
 from secateur.report.overview import hero
 from secateur.report.page import assemble
 from secateur.report.templating import fragment

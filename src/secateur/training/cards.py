@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from secateur.checkpoint.card import front_matter
 from secateur.core.records.verdict import IntervalRecord, ScoreRecord
 from secateur.training.records.finetune import FinetuneRecord, ModelIdentityRecord, TrainedModelRecord
 from secateur.training.records.heal import HealedScoreRecord, HealedSideRecord, HealRecord
@@ -214,8 +215,7 @@ Fingerprint `{record.fingerprint}`. `train.json` holds every number.
 def _head(tag: str, base: ModelIdentityRecord) -> str:
     """Return the metadata of a card; the base model is named where the hub has it."""
     name = base.name if base.gguf is None else "/".join(base.name.split("/")[:2])  # what follows is the file
-    named = f"base_model: {name}\n" if base.hub else ""
-    return f"---\nlibrary_name: transformers\n{named}tags:\n- secateur\n- {tag}\n---\n"
+    return front_matter(name, [tag], name if base.hub else None)
 
 
 def _read_from(model: ModelIdentityRecord) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from secateur.core.records.verdict import VerdictRecord
+from secateur.core.score import metric_name
 from secateur.methods.attention.records import AttentionAnalysis
 from secateur.report.frame import PageSection
-from secateur.report.markup import capital, metric_name, number, table, text
+from secateur.report.markup import capital, number, table, text
 
 
 def sections(verdict: VerdictRecord, analysis: AttentionAnalysis) -> list[PageSection]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.verdict import VerdictRecord
+from secateur.core.score import metric_name
 from secateur.methods.components.records import ComponentsAnalysis, PointRecord, PruningRecord, SeriesRecord
 from secateur.methods.method import own_part
 from secateur.probing.component_sections import component_sections
@@ -32,7 +33,7 @@ from secateur.report.chart import (
     value_axis,
 )
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
-from secateur.report.markup import capital, key, known, metric_name, number, text
+from secateur.report.markup import capital, key, known, number, text
 from secateur.report.pruned_units import dropped
 
 WIDE = 300  # pixels of the panels that decide; the others are smaller

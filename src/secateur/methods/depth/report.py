@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.verdict import FellBackRecord, IntervalRecord, VerdictRecord
+from secateur.core.score import metric_name
 from secateur.core.site import Site
 from secateur.methods.depth.records import (
     DepthAnalysis,
@@ -39,7 +40,7 @@ from secateur.report.chart import (
 )
 from secateur.report.cuts import Tried
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
-from secateur.report.markup import capital, change, interval, key, known, metric_name, number, table, text
+from secateur.report.markup import capital, change, interval, key, known, number, table, text
 
 COLORS = {"fold": AFTER, "linear": LINEAR, "drop": BEFORE}
 HEALED = {"fold": BROWN, "linear": ACCENT, "drop": TAN}

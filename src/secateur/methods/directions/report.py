@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from secateur.core.score import metric_name
 from secateur.core.site import Site
 from secateur.methods.directions.effects_plot import (
     ENOUGH,
@@ -42,7 +43,7 @@ from secateur.report.chart import (
 )
 from secateur.report.cuts import NUMBERED, Tried
 from secateur.report.frame import FigureGroup, PageSection
-from secateur.report.markup import MINUS, change, key, known, metric_name, number, signed, table, text
+from secateur.report.markup import MINUS, change, key, known, number, signed, table, text
 from secateur.report.pruned_units import site_of
 
 

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from secateur.core.score import metric_name
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.report.frame import PageSection
 from secateur.report.interval_plot import Dumbbell, panels
-from secateur.report.markup import change, interval, key, metric_name, number, table, text
+from secateur.report.markup import change, interval, key, number, table, text
 from secateur.report.page import assemble
 from secateur.report.tables import folded_facts, joined
 from secateur.training.records.heal import HealedScoreRecord, HealedTestRecord, HealRecord
