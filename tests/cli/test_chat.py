@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from secateur import load
-from secateur.cli import app
+from secateur.cli.app import app
 from secateur.cli.terminal import Terminal
 from secateur.errors import TaskError
 from secateur.evaluation.generate import greedy, reply

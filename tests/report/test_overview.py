@@ -86,7 +86,9 @@ def test_the_first_screen_says_what_was_cut_and_what_it_cost():
     assert small.gains is not None
     assert lines["Decoding"].change == f"{small.gains.decode.speedup:.2f}\u00a0×"
     assert lines["Parameters"].change.startswith("−")
-    assert cut_words(small) == [(small.cut_summary, "")]
+    counted, first, *_ = cut_words(small)
+    assert counted == (small.cut_summary, "")
+    assert (first[0].startswith("layer 0: head"), first[1]) == (True, "b0")
 
 
 def test_the_side_task_that_lost_most_comes_first():

@@ -14,10 +14,11 @@ from secateur.core.score import METRICS, few_groups, metric_name
 from secateur.core.site import in_words
 from secateur.report.gains import size
 from secateur.report.markup import change, interval, known, number, p_value, text
+from secateur.report.pruned_units import by_block, dropped
 from secateur.report.templating import fragment
 
 SIGNS = {"improves": ("better", "▲"), "not worse": ("better", "✓"), "worse": ("worse", "▼")}  # else neither
-MOST_EDITS, MOST_SIDES, MOST_ANSWERS = 3, 4, 3  # on the first screen; the sections below have all
+MOST_EDITS, MOST_SIDES, MOST_ANSWERS = 5, 4, 3  # on the first screen; the sections below have all
 LONGEST = 170  # characters of a prompt or an answer on the first screen
 ARROW = "\u00a0→ "
 
@@ -121,9 +122,10 @@ def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
 
 
 def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
-    """Return each edit in words with its address; one line that counts them where parts were dropped."""
+    """Return each edit in words with its address; where parts were dropped a line that counts them, then by layer."""
     if any(item.kind == "drop" for item in verdict.cut):
-        return [(verdict.cut_summary, "")]
+        layers = [(f"layer {block}: {words}", f"b{block}") for block, words in by_block(dropped(verdict))]
+        return [(verdict.cut_summary, ""), *layers]
     lines = []
     for item in verdict.cut:
         place = in_words(item.site)
@@ -187,6 +189,7 @@ def _side(side: SideEffect) -> Cost | None:
         side.difference and side.difference.ci and max(side.difference.ci) < 0
     )
     note = side.counted if side.n else ""
+    note += ", share of distinct bigrams" if side.unit.startswith("distinct") else ""
     return Cost(side.name, before + ARROW + after, moved, note, worse)
 
 

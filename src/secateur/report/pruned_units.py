@@ -65,7 +65,7 @@ def drop_map(gone: Dropped) -> str:
     size = gone.heads // gone.groups if gone.heads else 0
     between = 7 if size > 1 else 2  # pixels; heads of a group stand closer than groups
     width = 22 * gone.heads + 2 * (gone.heads - gone.groups) + between * max(0, gone.groups - 1)
-    words = "; ".join(f"b{block}: {words}" for block, words in _by_block(gone)) or "nothing"
+    words = "; ".join(f"b{block}: {words}" for block, words in by_block(gone)) or "nothing"
     whole = [("cut gone", "whole layer")] if any(not site.part for site in gone.sites) else []
     drawn = fragment(
         "cut",
@@ -98,12 +98,13 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
 def drop_list(gone: Dropped) -> str:
     """Return what was dropped, block by block: `b0  heads 1–3, 6; feed-forward network`."""
     items = "".join(
-        f"<dt>layer {block} <code>b{block}</code></dt><dd>{words}</dd>" for block, words in _by_block(gone)
+        f"<dt>layer {block} <code>b{block}</code></dt><dd>{words}</dd>" for block, words in by_block(gone)
     )
     return f'<dl class="drops">{items}</dl>' if items else ""
 
 
-def _by_block(gone: Dropped) -> Iterable[tuple[int, str]]:
+def by_block(gone: Dropped) -> Iterable[tuple[int, str]]:
+    """Yield each layer that lost something, with what went of it: `heads 1–3, 6; feed-forward network`."""
     for block in range(gone.blocks):
         sites = sorted(site for site in gone.sites if site.block == block)
         words = [*_unit_words(sites, "h"), *_unit_words(sites, "g"), *_unit_words(sites, "n")]
