@@ -18,7 +18,8 @@ from secateur.hf.chat import conversation_ids
 from secateur.hf.source import local_source
 
 FACTS = "builtin:facts"
-TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}says{% endif %}"
+MESSAGES = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+TEMPLATE = MESSAGES + "{% if add_generation_prompt %}says{% endif %}"
 
 
 @pytest.fixture(scope="module")

@@ -212,13 +212,11 @@ def eval_results(verdict: VerdictRecord) -> list[EvalResult]:
     Nothing of a cut that was set aside: the numbers after it are not those of the checkpoint.
     """
     cut = verdict.handed_over.holds == "cut"
-    measured = [
-        (verdict.task.name, row.metric, row.unit, verdict.n, row) for row in (verdict, *verdict.secondary)
-    ]
-    found = [
-        _result(name, metric, f"{metric_name(metric)}, {n:,} test examples", row.after if cut else row.before)
-        for name, metric, _, n, row in measured
-    ]
+    rows: list[VerdictRecord | SecondaryRecord] = [verdict, *verdict.secondary]
+    found = []
+    for row in rows:
+        words = f"{metric_name(row.metric)}, {verdict.n:,} test examples"
+        found.append(_result(verdict.task.name, row.metric, words, row.after if cut else row.before))
     for side in verdict.side_effects:
         if side.unit in _METRICS:
             words = f"{side.name}, {side.counted}"

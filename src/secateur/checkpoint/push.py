@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # type: ignore[attr-defined]  # that of the HTTP library of the installed release
+    LocalTokenNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pydantic import Field
 
 from secateur.core.records.record import Record
@@ -23,7 +27,7 @@ class FileSize(Record):
 
 
 class PushRecord(Record):
-    """What was uploaded, or would be."""
+    """An upload that was made, or only listed."""
 
     repo: str = Field(description="USER/NAME on the hub")
     private: bool = Field(description="a repository that was made for it is private")

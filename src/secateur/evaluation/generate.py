@@ -79,7 +79,7 @@ class _Pieces(TextStreamer):
     """Hand each piece of text on as it is generated."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._show = show
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -67,7 +67,7 @@ def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     """
     if not tokenizer.chat_template:
         return list(tokenizer(messages[-1]["content"])["input_ids"])
-    plain = [dict(message) for message in messages]
+    plain: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in messages]
     try:
         text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

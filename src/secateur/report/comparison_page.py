@@ -41,7 +41,7 @@ def comparison_page(runs: Sequence[ComparedRun]) -> str:
         "Intervals of two runs on the same examples may overlap although one is better.</p>"
         f'<div class="runs">{table(HEAD, rows, source="--json")}</div></header>'
     )
-    parts = [
+    parts: list[str | PageSection] = [
         header,
         PageSection("compared", "Before and after", "", (legend, panels(deciding, UNITS))),
         PageSection(

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from secateur.core.baseline import floors_text, split_words
 from secateur.core.records.analysis import ChangedExample
-from secateur.core.records.verdict import BaselineRecord, BeforeAfter, SideEffect, SpeedRecord, VerdictRecord
+from secateur.core.records.verdict import BaselineRecord, SideEffect, SpeedRecord, VerdictRecord
 from secateur.core.score import METRICS, few_groups, metric_name
 from secateur.core.site import in_words
 from secateur.report.gains import size
@@ -24,7 +24,7 @@ ARROW = "\u00a0→ "
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostLine:
     """One line of what a cut cost or saved: its name, before and after, the change, and what it was measured on."""
 
     name: str
@@ -136,34 +136,34 @@ def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
     return lines
 
 
-def costs(verdict: VerdictRecord) -> list[Cost]:
+def costs(verdict: VerdictRecord) -> list[CostLine]:
     """Return what the cut cost or saved: sizes, speeds, then the side tasks, those that lost most first."""
-    lines = [_sized("Parameters", "", verdict.parameters)]
+    sizes = verdict.parameters
+    lines = [_sized("Parameters", "", sizes.before, sizes.after)]
     if gains := verdict.gains:
         if gains.bytes_on_disk is not None:
-            lines.append(_sized("On disk", "B", gains.bytes_on_disk))
+            lines.append(_sized("On disk", "B", gains.bytes_on_disk.before, gains.bytes_on_disk.after))
         speeds = (("Prefill", gains.prefill), ("Decoding", gains.decode))
         lines += [_timed(name, speed) for name, speed in speeds if speed is not None]
         if gains.prefill is None and verdict.cut:
-            lines.append(Cost("Speed", "not timed", note="secateur bench OUT"))
+            lines.append(CostLine("Speed", "not timed", note="secateur bench OUT"))
     sides = sorted(verdict.side_effects, key=_lost, reverse=True)
     return lines + [line for side in sides[:MOST_SIDES] if (line := _side(side)) is not None]
 
 
-def _sized(name: str, unit: str, pair: BeforeAfter) -> Cost:
-    if not known(pair.before) or not known(pair.after) or not pair.before:
-        return Cost(name, size(pair.after, unit))
-    if pair.before == pair.after:
-        return Cost(name, size(pair.before, unit), "unchanged")
-    share = pair.after / pair.before - 1
-    values = size(pair.before, unit) + ARROW + size(pair.after, unit)
-    return Cost(name, values, change(share, "share", name_unit=False) + "\u00a0%")
+def _sized(name: str, unit: str, before: float, after: float) -> CostLine:
+    if not known(before) or not known(after) or not before:
+        return CostLine(name, size(after, unit))
+    if before == after:
+        return CostLine(name, size(before, unit), "unchanged")
+    values = size(before, unit) + ARROW + size(after, unit)
+    return CostLine(name, values, change(after / before - 1, "share", name_unit=False) + "\u00a0%")
 
 
-def _timed(name: str, speed: SpeedRecord) -> Cost:
+def _timed(name: str, speed: SpeedRecord) -> CostLine:
     rates = [f"{rate:,.0f}" if known(rate) else "" for rate in (speed.before, speed.after)]
     values = rates[0] + ARROW + rates[1]
-    return Cost(
+    return CostLine(
         name, values, f"{speed.speedup:.2f}\u00a0×" if known(speed.speedup) else "", "tokens a second"
     )
 
@@ -176,7 +176,7 @@ def _lost(side: SideEffect) -> float:
     return (-share if side.higher_is_better else share) if known(share) else 0.0
 
 
-def _side(side: SideEffect) -> Cost | None:
+def _side(side: SideEffect) -> CostLine | None:
     if side.before is None or side.after is None:
         return None
     before, after = (number(score.value, side.unit) for score in (side.before, side.after))
@@ -190,7 +190,7 @@ def _side(side: SideEffect) -> Cost | None:
     )
     note = side.counted if side.n else ""
     note += ", share of distinct bigrams" if side.unit.startswith("distinct") else ""
-    return Cost(side.name, before + ARROW + after, moved, note, worse)
+    return CostLine(side.name, before + ARROW + after, moved, note, worse)
 
 
 # ------------------------------------------------------------------------------------------------------ three answers

@@ -1,4 +1,4 @@
-"""Types of what `secateur report A B C --json` prints."""
+"""Types of the comparison that `secateur report A B C --json` prints."""
 
 from __future__ import annotations
 
