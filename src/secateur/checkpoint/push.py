@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # that of the HTTP library of the installed release
-    LocalTokenNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HTTPError as WebError  # type: ignore[attr-defined]  # httpx's or httpx2's
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from pydantic import Field
 
@@ -78,7 +75,7 @@ def push(folder: Path, repo: str, *, private: bool, dry_run: bool) -> PushRecord
         raise OutputError(
             f"cannot push to {repo}: no account is known here. `hf auth login`, or set HF_TOKEN."
         ) from error
-    except (HTTPError, OSError) as error:
+    except (WebError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OutputError(
             f"cannot push to {repo}: {reason}. Check the name, `hf auth whoami` and the connection; {folder} is "
