@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from secateur.core.config import options_of
 from secateur.core.records.analysis import AnalysisRecord
+from secateur.core.records.comparison import ComparisonRecord
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.probe import ComponentsRecord, LinearityRecord
 from secateur.core.records.record import Record
@@ -44,6 +45,7 @@ FILES = {
     "finetune": FinetuneRecord,
     "heal": HealRecord,
     "train": TrainRecord,
+    "comparison": ComparisonRecord,
     "plan-cost": ForecastRecord,
     "task-check": TaskCheckRecord,
 }

@@ -1,8 +1,8 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `bench`, `check_task`, `export`, `finetune`, `heal`, `train`, `load`; and the values they speak of. They are
-imported when first used, so that `secateur --help` does not wait for torch.
+`report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`, `load`; and the values
+they speak of. They are imported when first used, so that `secateur --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import apply as apply
     from secateur.api import bench as bench
     from secateur.api import check_task as check_task
+    from secateur.api import compare_runs as compare_runs
     from secateur.api import evaluate as evaluate
     from secateur.api import export as export
     from secateur.api import load as load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import probe as probe
     from secateur.api import prune as prune
     from secateur.api import prune_each as prune_each
+    from secateur.api import push as push
     from secateur.api import report as report
     from secateur.core.plan import Drop as Drop
     from secateur.core.plan import Plan as Plan
@@ -51,6 +53,8 @@ _WHERE = {
     "apply": "secateur.api",
     "preview": "secateur.api",
     "report": "secateur.api",
+    "push": "secateur.api",
+    "compare_runs": "secateur.api",
     "bench": "secateur.api",
     "check_task": "secateur.api",
     "export": "secateur.api",

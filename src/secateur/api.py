@@ -294,6 +294,26 @@ def report(folder: str | Path, also: Sequence[str | Path] = ()) -> Path:
         return write_run_report(folder, page)
 
 
+@verb()
+def compare_runs(folders: Sequence[str | Path], out: str | Path = "comparison.html") -> dict[str, Any]:
+    """Write one page that compares what several runs of `prune` left, and return its numbers.
+
+    Args:
+        folders: Two checkpoints or more.
+        out: The page.
+
+    Raises: `SecateurError` for fewer folders, one given twice, records that are missing or broken; `OutputError` for a
+    page that cannot be written.
+    """
+    from secateur import reporting
+
+    if len(folders) < 2:
+        raise SecateurError("comparing takes two folders or more that `secateur prune` wrote.")
+    check_name(str(out), OutputError)
+    with as_written(Path(out), OutputError, "Write it again with `secateur prune`."):
+        return reporting.compare_runs(folders, out).to_json()
+
+
 # ----------------------------------------------------------------------------------------------------------- evaluate
 
 
@@ -459,6 +479,24 @@ def export(
     return asdict(export_gguf(model, revision, path, type))
 
 
+@verb()
+def push(folder: str | Path, repo: str, *, private: bool = False, dry_run: bool = False) -> dict[str, Any]:
+    """Upload a checkpoint to the Hugging Face hub, and return what was uploaded.
+
+    Args:
+        folder: The checkpoint.
+        repo: USER/NAME on the hub; made where it is not there.
+        private: Whether a repository that is made is private.
+        dry_run: Only say which files would be uploaded.
+
+    Raises: `OutputError` where there is no checkpoint, no account, no connection, or no right to write.
+    """
+    check_name(str(folder), OutputError)
+    from secateur.checkpoint.push import push
+
+    return push(Path(folder), repo, private=private, dry_run=dry_run).to_json()
+
+
 # -------------------------------------------------------------------------------------------------------------- probe
 
 
@@ -484,10 +522,10 @@ def probe(
     the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
 
     The first four take several tasks and numbers of shots, and may be asked for together; then there are `components`
-    (see docs/records.md) instead of `rows`, and `out` is a folder for them as `probe.json`. `tail`, `frequency` and
-    `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models` instead of `rows`: MODEL,
-    or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises `UnknownName`, `TaskError`,
-    `PlanError`, `OutputError`.
+    (see docs/records.md) instead of `rows`. `out` is a folder for the record, `probe.json`, and its page, `probe.html`.
+    `tail`, `frequency` and `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models`
+    instead of `rows`: MODEL, or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises
+    `UnknownName`, `TaskError`, `PlanError`, `OutputError`.
     """
     names, tasks, given = _words(what), task_words(task), read_edits(plan)
     numbers = [shots] if isinstance(shots, str | int | float) else list(shots)
@@ -506,7 +544,7 @@ def probe(
 
                 record = read_record(names, asked, tasks, counts, split, out=out, progress=progress)
                 return record.model_dump(exclude_unset=True)
-    word, number = _single(names, tasks, numbers, out)
+    word, number = _single(names, tasks, numbers)
     _check_edits(names, given)
     method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
     with options_for(model, tokenizer, [word], {**options, "shots": number, **method}) as asked:
@@ -519,10 +557,10 @@ def probe(
                     series, split, parts=parts, finer=_words(finer), out=out, progress=progress
                 )
                 return straight.model_dump(exclude_unset=True)
-        inputs_of(asked)
-        from secateur import steps
+        with made_early(out, reads=inputs_of(asked)):
+            from secateur import steps
 
-        return steps.analyze(names[0], asked, split, given, progress)
+            return steps.analyze(names[0], asked, split, given, progress, out)
 
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:
@@ -575,7 +613,7 @@ def _words(given: str | Sequence[str]) -> list[str]:
     return [given] if isinstance(given, str | int | float) else list(given)
 
 
-def _single(what: list[str], tasks: list[str], shots: list[int], out: object) -> tuple[str, int]:
+def _single(what: list[str], tasks: list[str], shots: list[int]) -> tuple[str, int]:
     """Return the task and the number of shots of what reads one alone. Raises: `TaskError`."""
     if not tasks:
         raise TaskError(f"--what {','.join(what)} is read on a task: give --task.")
@@ -584,10 +622,10 @@ def _single(what: list[str], tasks: list[str], shots: list[int], out: object) ->
         raise TaskError(
             f"--what linearity is read on one --task, at one number of --shots; {several} on several."
         )
-    if what != [LINEARITY] and (not one or out is not None):
+    if what != [LINEARITY] and not one:
         raise TaskError(
-            f"--what {','.join(what)} reads one thing, on one --task, at one number of --shots, and writes no -o; "
-            f"several, and -o, are for {several}."
+            f"--what {','.join(what)} reads one thing, on one --task, at one number of --shots; several are for "
+            f"{several}."
         )
     return tasks[0], shots[0]
 

@@ -36,6 +36,7 @@ from secateur.evaluation.measurement import Measurement, SideTask, measure_model
 from secateur.evaluation.verdict import decide
 from secateur.gains.record import gains
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.files import stated_license
 from secateur.hf.load import Loaded
 from secateur.methods.method import Proposal
 from secateur.options import Options
@@ -216,6 +217,7 @@ def model_record(options: Options, loaded: Loaded) -> ModelRecord:
         num_heads=anatomy.num_heads,
         num_kv_heads=anatomy.num_kv_heads,
         matrices=list(anatomy.matrix_kinds),
+        license=None if loaded.source is None else stated_license(Path(loaded.source)),
     )
 
 

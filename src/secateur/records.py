@@ -248,9 +248,9 @@ def _why_nothing(verdict: VerdictRecord) -> str:
             else "Nothing could go within the bound (--max-loss)"
         )
     if not choice.better:
-        return f"None of {choice.tried} cuts did better on the selection split"
+        return f"None of {choice.tried} cuts did better on the validation split"
     return (
-        f"The selection split does not show that a cut helps (the best of {choice.tried}: "
+        f"The validation split does not show that a cut helps (the best of {choice.tried}: "
         f"p = {choice.p_value:.2g}, corrected for all of them)"
     )
 
@@ -275,7 +275,7 @@ def _what_it_holds(verdict: VerdictRecord) -> str:
     choice = verdict.search.choice
     unshown = ""
     if choice is not None and not choice.shown:  # the cut was kept on request
-        unshown = f", though the selection split did not show a gain either (p = {choice.p_value:.2g})"
+        unshown = f", though the validation split did not show a gain either (p = {choice.p_value:.2g})"
     return f" The checkpoint holds the cut model all the same{unshown}."
 
 

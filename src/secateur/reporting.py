@@ -8,12 +8,14 @@ from pathlib import Path
 
 from secateur.core.reading import read_json
 from secateur.core.records.analysis import AnalysisRecord
+from secateur.core.records.comparison import ComparedRun, ComparisonRecord
 from secateur.core.records.plan import PlanRecord
-from secateur.core.records.verdict import VerdictRecord
+from secateur.core.records.verdict import BeforeAfter, VerdictRecord
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.methods.registry import methods
 from secateur.report.chart import Figure
+from secateur.report.comparison_page import comparison_page
 from secateur.report.frame import PageSection
 from secateur.report.run_page import frequency, run_page
 
@@ -35,6 +37,52 @@ def write_run_report(folder: str | Path, out_html: str | Path) -> Path:
     analysis = _read_object(folder / "analysis.json") if (folder / "analysis.json").exists() else {}
     write_text(out, render(verdict, plan, analysis), "folder")
     return out
+
+
+def compare_runs(folders: Sequence[str | Path], out_html: str | Path) -> ComparisonRecord:
+    """Write the page that compares several runs, and return its numbers.
+
+    Raises: `SecateurError` for records that are missing or broken, `OutputError` for a page that cannot be written.
+    """
+    names = _short_names([Path(folder) for folder in folders])
+    runs = []
+    for folder, name in zip(map(Path, folders), names, strict=True):
+        check_folder(folder)
+        verdict, _ = _records(_read_object(folder / "verdict.json"), {}, {})
+        runs.append(_compared(verdict, name))
+    write_text(Path(out_html), comparison_page(runs), "folder")
+    return ComparisonRecord(runs=runs, report=str(out_html))
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """Return the names of folders, with as many of their parents as tell them apart. Raises: `SecateurError`."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(str(folder) for folder, part in zip(folders, parts, strict=True) if parts.count(part) > 1)
+    raise SecateurError(f"{twice} is given twice. Give different folders to compare.")
+
+
+def _compared(verdict: VerdictRecord, name: str) -> ComparedRun:
+    gains = verdict.gains
+    decode = gains.decode if gains else None
+    return ComparedRun(
+        run=name,
+        model=verdict.model.name,
+        task=verdict.task.name,
+        method=verdict.search.method,
+        verdict=verdict.verdict,
+        holds=verdict.handed_over.holds,
+        cut=verdict.cut_summary or "nothing",
+        before=verdict.before,
+        after=verdict.after,
+        parameters=BeforeAfter(before=verdict.parameters.before, after=verdict.parameters.after),
+        bytes_on_disk=gains.bytes_on_disk if gains else None,
+        speedup=decode.speedup if decode else None,
+        side_effects=verdict.side_effects,
+    )
 
 
 def check_folder(folder: Path) -> None:

@@ -17,7 +17,8 @@ from secateur.errors import OutputError, UnknownName, nearest
 from secateur.report.chart import Figure
 from secateur.report.interval_plot import intervals_figure
 from secateur.report.markup import text
-from secateur.report.run_page import compared_rows, effect_rows, hero_lines, member_rows
+from secateur.report.overview import hero_lines
+from secateur.report.run_page import compared_rows, effect_rows, member_rows
 from secateur.reporting import run_figures
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from secateur import __version__
 from secateur.checkpoint.card import unverified_card
-from secateur.checkpoint.folder import Folder
+from secateur.checkpoint.folder import Folder, write_json
 from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import read_plan, write_plan
 from secateur.checkpoint.save import check_form, check_space
@@ -33,6 +33,7 @@ from secateur.core.machine import Loading
 from secateur.core.plan import Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
 from secateur.core.records.plan import ProvenanceRecord
+from secateur.core.records.probe import RowsRecord
 from secateur.core.records.task_check import LengthsRecord, RenderedRecord, TaskCheckRecord
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
@@ -41,6 +42,7 @@ from secateur.errors import ModelError, OutputError, PlanError
 from secateur.evaluation.baseline import baseline, floors
 from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.hf.blank import Ruler, blank_model
+from secateur.hf.files import stated_license
 from secateur.hf.gguf_header import digest_of_file
 from secateur.hf.gguf_input import ReadGguf, read_gguf
 from secateur.hf.gguf_output import check_export, write_gguf
@@ -48,6 +50,7 @@ from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.running import FEW, check_runs
 from secateur.methods.registry import method_reading
 from secateur.options import Options
+from secateur.probing.report import write_rows_report
 from secateur.records import cut_summary, num_parts, versions
 from secateur.result import Result, read_result
 from secateur.session import Session, blank_of, open_session, read_task
@@ -110,7 +113,8 @@ def apply(
             **read_from,
         )
         write_plan(chosen, provenance, folder.staging)
-        card = unverified_card(model, loaded.revision is not None, chosen, provenance)
+        license = None if loaded.source is None else stated_license(Path(loaded.source))
+        card = unverified_card(model, loaded.revision is not None, chosen, provenance, license)
         write_text(folder.staging / "README.md", card)
         folder.publish()
     return Result(folder.out, None, chosen)
@@ -323,9 +327,18 @@ def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
 
 
 def analyze(
-    what: str, options: Options, split: str, asked: PlanOrEdits, progress: Progress
+    what: str,
+    options: Options,
+    split: str,
+    asked: PlanOrEdits,
+    progress: Progress,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Return the rows of one reading that a method of `prune` brings: of matrices, or of what edits do."""
+    """Return the rows of one reading that a method of `prune` brings: of matrices, or of what edits do.
+
+    Args:
+        out: Folder for probe.json, which holds the same, and its page probe.html.
+    """
     method = method_reading(what)
 
     def check(early: Session) -> None:
@@ -334,8 +347,19 @@ def analyze(
 
     session = open_session(options, None, progress, check, needs={split: 1})
     rows = method.read(what, session, split, plan_for(session, asked))
-    head = {"what": what, "model": options.model, "task": session.task.name, "split": split}
-    return head | {"rows": [row.model_dump(mode="json", exclude_unset=True) for row in rows]}
+    record = RowsRecord(
+        what=what,
+        model=options.model,
+        task=session.task.name,
+        split=split,
+        rows=[row.model_dump(mode="json", exclude_unset=True) for row in rows],
+    )
+    if out is None:
+        return record.to_json()
+    sections = method.reading_sections(what, rows) if rows else ()
+    write_json(Path(out) / "probe.json", record.to_json())
+    page = write_rows_report(record, sections, Path(out) / "probe.html")
+    return record.to_json() | {"written": [str(Path(out) / "probe.json"), str(page)]}
 
 
 # ---------------------------------------------------------------------------------------- what is understood of a task

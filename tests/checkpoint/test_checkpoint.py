@@ -20,6 +20,7 @@ from secateur.checkpoint.folder import Folder, finite, write_json
 from secateur.checkpoint.loadability import STOCK
 from secateur.checkpoint.save import assert_same
 from secateur.core.plan import Plan, parse_edits
+from secateur.core.site import in_words
 from secateur.errors import OutputError
 from secateur.hf.fingerprint import config_digest
 from secateur.hf.load import load_model
@@ -220,7 +221,8 @@ def test_the_card_says_what_the_verdict_says(pruned):
     told = Plan.from_json(json.loads((pruned / "out/plan.json").read_text())).descriptions
     assert told, "nothing was cut"
     loads = f"transformers: `{STOCK}`, read back (transformers {transformers.__version__})"
-    assert all(f"\n- {words}\n" in card for words in (*told, loads))
+    edits = [f"{in_words(words)} (`{words}`)" for words in told]
+    assert all(f"\n- {words}\n" in card for words in (*edits, loads))
     assert f"{verdict['parameters']['after']:,} stored now" in card
     assert "base_model" not in card  # a folder is no model on the hub
 

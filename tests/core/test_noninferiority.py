@@ -31,7 +31,7 @@ from secateur.errors import SecateurError
 from secateur.evaluation.measurement import Measurement
 from secateur.evaluation.verdict import decide
 from secateur.records import sentence
-from secateur.report.run_page import hero
+from secateur.report.overview import hero
 from secateur.tasks.example import Example, Task
 
 

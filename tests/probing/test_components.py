@@ -210,7 +210,6 @@ def test_induction_needs_no_task_and_shows_importance_beside_it_with_one(place):
         (("a", "b"), {"what": "spectrum"}, TaskError, "reads one thing"),
         (("a",), {"what": "curves", "shots": (0, 1)}, TaskError, "reads one thing"),
         (("a",), {"what": ["heads", "tail"]}, TaskError, "reads one thing"),
-        (("a",), {"what": "spectrum", "out": "x"}, TaskError, "writes no -o"),
         (("a",), {"what": ["heads", "head"]}, UnknownName, "Did you mean heads"),
         (("a",), {"what": []}, UnknownName, "unknown probe"),
         (("a",), {"what": "heads", "plan": ["b1.down=3"]}, PlanError, "leave out --plan"),
@@ -317,7 +316,7 @@ def test_out_holds_the_record_and_its_page(place, several, tmp_path):
 
 
 def test_a_single_reading_is_written_in_the_same_shape(place, tmp_path):
-    for what, files in (("heads", {"probe.json", "probe.html"}), ("neurons", {"probe.json"})):
+    for what, files in (("heads", {"probe.json", "probe.html"}), ("neurons", {"probe.json", "probe.html"})):
         found = read(place, "a", what=what, out=tmp_path / what)
         assert {path.name for path in (tmp_path / what).iterdir()} == files
         (reading,) = json.loads((tmp_path / what / "probe.json").read_text())["components"][what]["readings"]

@@ -70,7 +70,8 @@ def rounded(words: str) -> float:
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_is_loaded_from_elsewhere(pages, name):
     for tag, attributes in pages[name].tags:
-        assert not {"src", "href", "srcset", "data", "action", "poster"} & set(attributes), (tag, attributes)
+        assert not {"src", "srcset", "data", "action", "poster"} & set(attributes), (tag, attributes)
+        assert (attributes.get("href") or "#").startswith("#"), "links lead to places of the page"
         assert tag not in ("link", "iframe", "object", "embed", "img", "base")
 
 
@@ -458,7 +459,7 @@ def test_table_below_the_curves_is_the_record():
         assert order == series["order"] + (f", seed {series['seed']}" if series["seed"] is not None else "")
         assert rounded(removed) == pytest.approx(100 * point["heads_removed"], abs=0.06)
         assert rounded(value) == pytest.approx(100 * point["value"], abs=0.06)
-        assert judged == ("all of select" if point["complete"] else "a part of select")
+        assert judged == ("all of the validation split" if point["complete"] else "a part of it")
 
 
 # ------------------------------------------------------------------------------------ what was cut and saved
@@ -479,16 +480,16 @@ def test_map_marks_each_dropped_head_once(pages):
 
 
 def test_many_cuts_are_told_block_by_block(pages):
-    assert "b0heads 1–3, 6" in pages["components"].text
+    assert "layer 0 b0heads 1–3, 6" in pages["components"].text
     for words in (
         "b1attention",
         "b2feed-forward network",
-        "b3the whole block",
+        "b3the whole layer",
         "b4head 0",
         "b5neurons 40–89",
     ):
         assert words in pages["components"].text
-    assert "b0KV groups 1, 3b1KV group 0b2KV groups 0–3" in pages["grouped"].text
+    assert "layer 0 b0KV groups 1, 3layer 1 b1KV group 0layer 2 b2KV groups 0–3" in pages["grouped"].text
     assert "38 of 48 heads" in pages["heads"].text
 
 
@@ -531,7 +532,7 @@ def test_dropping_and_truncating_are_both_drawn_and_told():
         }
     ]
     page = Page(render(verdict, plan, analysis))
-    assert "b5.down → rank 3" in page.text
+    assert "layer 5, MLP down projection → rank 3b5.down" in page.text
     assert [a["title"] for a in page.of_class("cut") if "rank" in (a.get("title") or "")] == [
         "b5.down → rank 3"
     ]

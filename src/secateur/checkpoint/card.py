@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import isfinite
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from secateur.core.baseline import baseline_text
 from secateur.core.comparison import WORSE
 from secateur.core.loading import evidence_text
@@ -21,7 +23,8 @@ from secateur.core.records.verdict import (
     SideEffect,
     VerdictRecord,
 )
-from secateur.core.score import few_groups
+from secateur.core.score import few_groups, metric_name
+from secateur.core.site import in_words
 
 
 def model_card(verdict: VerdictRecord, plan: Plan) -> str:
@@ -34,12 +37,13 @@ def model_card(verdict: VerdictRecord, plan: Plan) -> str:
     cut = verdict.handed_over.holds == "cut"
     warning = "> **WORSE THAN THE ORIGINAL.** Do not use it in its place.\n\n"
     title = f"cut for {task.name}" if cut else f"unchanged: no cut for {task.name} is shown to help"
-    return f"""{_front_matter(model.name, model.hub, verdict.search.method, model.gguf)}
+    tags, results = [verdict.search.method], eval_results(verdict)
+    return f"""{front_matter(_short(model.name), tags, model.base_model, model.license, results)}
 # {_short(model.name)}, {title}
 
 {warning if cut and verdict.verdict == WORSE else ""}**{verdict.verdict}** — {verdict.sentence}
 
-| on held-out test examples (n = {verdict.n}) | before | after |
+| on {verdict.n:,} test examples that nothing was chosen by, with 95 % intervals | before | after |
 |---|---|---|
 {_rows(verdict)}
 
@@ -63,21 +67,26 @@ def model_card(verdict: VerdictRecord, plan: Plan) -> str:
 
 `{verdict.command}`
 
-Model fingerprint `{model.fingerprint}`, task hash `{task.hash}`, seed {verdict.seed},
-split seed {verdict.split_seed}, {verdict.candidates_tried} candidates tried. `plan.json` holds the cut,
-`verdict.json` every number, `report.html` the pictures.
+{verdict.candidates_tried:,} candidates tried. Model fingerprint `{model.fingerprint}`, task hash `{task.hash}`,
+seed {verdict.seed}, split seed {verdict.split_seed}. `plan.json` holds the cut, `verdict.json` every number,
+`report.html` the pictures.
 {_read_from(model.gguf)}"""
 
 
 def _what_was_cut(verdict: VerdictRecord, plan: Plan) -> str:
     saved, aside = verdict.parameters, verdict.handed_over
-    edits = "\n".join(f"- {words}" for words in plan.descriptions)
+    edits = _edits(plan)
     if edits:
         counted = f"{saved.before:,} parameters before, {saved.after:,} stored now"
         return f"{edits}\n\nIn all {verdict.cut_summary}; {counted}."
     if not aside.unproven:
         return "Nothing."
-    return f"Nothing in this checkpoint. Tried and set aside, in `{aside.unproven}`: {aside.edits}."
+    return f"Nothing in this checkpoint. Tried and set aside, in `{aside.unproven}`: {in_words(aside.edits or '')}."
+
+
+def _edits(plan: Plan) -> str:
+    """Return a line for each edit, in words and as plan.json has it."""
+    return "\n".join(f"- {in_words(words)} (`{words}`)" for words in plan.descriptions)
 
 
 def loads_markdown(loads: LoadsRecord) -> str:
@@ -93,7 +102,7 @@ def loads_markdown(loads: LoadsRecord) -> str:
 
 def _trust(verdict: VerdictRecord) -> str:
     lines = [
-        f"- p = {verdict.p_value:.2g} ({verdict.test}); test split opened {verdict.openings} time(s)",
+        f"- p = {verdict.p_value:.2g} ({verdict.test}); test split opened {_times(verdict.openings)}",
     ]
     if verdict.baseline:
         lines.append(f"- at the start: {baseline_text(verdict.baseline)}")
@@ -104,14 +113,27 @@ def _trust(verdict: VerdictRecord) -> str:
     lines += [f"- {guard.name}: {guard.detail}" for guard in verdict.guards]
     for other in verdict.alternatives:
         if other.applicable:
-            lines.append(f"- instead of cutting, {other.name} ({other.detail}): {_value(other)}")
+            lines.append(
+                f"- instead of cutting, {other.name} ({other.detail}): {_value(other, verdict.unit)}"
+            )
     return "\n".join(lines)
 
 
-def unverified_card(model: str, hub: bool, plan: Plan, provenance: ProvenanceRecord) -> str:
-    """Return README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did."""
-    edits = "\n".join(f"- {words}" for words in plan.descriptions)
-    return f"""{_front_matter(model, hub, "apply", provenance.gguf)}
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def unverified_card(
+    model: str, hub: bool, plan: Plan, provenance: ProvenanceRecord, license: str | None = None
+) -> str:
+    """Return README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did.
+
+    Args:
+        license: As the card of `model` states.
+    """
+    edits = _edits(plan)
+    base = None if not hub else model if provenance.gguf is None else "/".join(model.split("/")[:2])
+    return f"""{front_matter(_short(model), ["apply"], base, license)}
 # {_short(model)}, cut by hand
 
 **Nothing was verified.** `secateur eval FOLDER --task TASK` measures what this model can do.
@@ -155,40 +177,108 @@ def _read_from(gguf: GgufRecord | None) -> str:
     return "" if gguf is None else f"\n{gguf.sentence}\n"
 
 
-def _front_matter(model: str, hub: bool, method: str, gguf: GgufRecord | None) -> str:
-    named = model if gguf is None else "/".join(model.split("/")[:2])  # what follows is the file
-    base = f"base_model: {named}\n" if hub else ""
-    return f"---\nlibrary_name: transformers\n{base}tags:\n- secateur\n- pruning\n- {method}\n---\n"
+def front_matter(
+    name: str,
+    tags: Sequence[str],
+    base_model: str | None,
+    license: str | None = None,
+    results: Sequence[EvalResult] = (),
+) -> str:
+    """Return the metadata of a card as the hub reads it.
+
+    Args:
+        tags: What made the checkpoint, such as a method.
+        base_model: Its name on the hub; None for a model that did not come from there.
+        license: None: not known, and left out.
+    """
+    data = ModelCardData(
+        model_name=f"{name}-secateur" if results else None,
+        base_model=base_model,
+        library_name="transformers",
+        license=license,
+        pipeline_tag="text-generation",
+        tags=["secateur", "pruning", *tags],
+        eval_results=list(results) or None,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+_METRICS = {"share": "accuracy", "nats/token": "loss", "nats": "loss", "perplexity": "perplexity"}
+
+
+def eval_results(verdict: VerdictRecord) -> list[EvalResult]:
+    """Return what the checkpoint itself measured on the test split and the side tasks, in the hub's format.
+
+    Nothing of a cut that was set aside: the numbers after it are not those of the checkpoint.
+    """
+    cut = verdict.handed_over.holds == "cut"
+    rows: list[VerdictRecord | SecondaryRecord] = [verdict, *verdict.secondary]
+    found = []
+    for row in rows:
+        words = f"{metric_name(row.metric)}, {verdict.n:,} test examples"
+        found.append(_result(verdict.task.name, row.metric, words, row.after if cut else row.before))
+    for side in verdict.side_effects:
+        if side.unit in _METRICS:
+            words = f"{side.name}, {side.counted}"
+            task = side.name.partition(" on ")[2] or side.name
+            found.append(_result(task, _METRICS[side.unit], words, side.after if cut else side.before))
+    return [result for result in found if result is not None]
+
+
+def _result(
+    task: str, metric: str, words: str, score: ScoreRecord | IntervalRecord | None
+) -> EvalResult | None:
+    if score is None or not isfinite(score.value):
+        return None
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=task,
+        dataset_name=task,
+        dataset_split="test",
+        metric_type=metric,
+        metric_name=words,
+        metric_value=round(score.value, 6),
+    )
 
 
 def _short(model: str) -> str:
-    return model.rstrip("/").split("/")[-1]
+    return model.rstrip("/").split("/")[-1].removeprefix("builtin:")
 
 
 def _rows(verdict: VerdictRecord) -> str:
     rows: list[VerdictRecord | SecondaryRecord] = [verdict, *verdict.secondary]
     return "\n".join(
-        f"| {row.metric} ({row.unit}) | {_value(row.before)} | {_value(row.after)} |" for row in rows
+        f"| {metric_name(row.metric)} | {_value(row.before, row.unit)} | {_value(row.after, row.unit)} |"
+        for row in rows
     )
 
 
-def _value(score: ScoreRecord | IntervalRecord | AlternativeRecord | None) -> str:
-    if score is None:
+def _value(score: ScoreRecord | IntervalRecord | AlternativeRecord | None, unit: str) -> str:
+    """Return a value with its interval and unit: `93.7 % [90.3, 95.9]`, `0.500 nats/token [0.423, 0.592]`."""
+    if score is None or score.value is None:
         return ""
-    ends = f" [{score.ci[0]:.4g}, {score.ci[1]:.4g}]" if score.ci else ""
-    return f"{score.value:.4g}{ends}"
+    scale, digits, named = (100, ".1f", "%") if unit == "share" else (1, ".4g", unit)
+    named = f" {named}" if unit in ("share", "nats", "nats/token") else ""
+    ends = f" [{score.ci[0] * scale:{digits}}, {score.ci[1] * scale:{digits}}]" if score.ci else ""
+    return f"{score.value * scale:{digits}}{named}{ends}"
 
 
 def _by_task(verdict: VerdictRecord) -> str:
     """Return a table of several tasks, each by itself; nothing for one."""
-    lines = [
-        f"| {row.name} (n = {row.n}) | {row.metric} | {_value(row.before)} | {_value(row.after)} | {row.p_value:.2g} |"
-        for row in verdict.tasks
-    ]
-    head = "## Task by task\n\n| all test examples of | metric | before | after | p |\n|---|---|---|---|---|"
+    lines = []
+    for row in verdict.tasks:
+        before, after = (_value(score, row.unit) for score in (row.before, row.after))
+        lines.append(
+            f"| {row.name}, {row.n:,} | {metric_name(row.metric)} | {before} | {after} | {row.p_value:.2g} |"
+        )
+    head = "## Task by task\n\n| task, test examples | metric | before | after | p |\n|---|---|---|---|---|"
     return "\n".join([head, *lines, "", ""]) if lines else ""
 
 
 def _effects(effects: Sequence[SideEffect]) -> str:
-    lines = [f"- {e.name} ({e.unit}): {_value(e.before)} → {_value(e.after)}" for e in effects]
+    lines = []
+    for effect in effects:
+        unit = " (share of distinct bigrams)" if effect.unit.startswith("distinct") else ""
+        before, after = (_value(score, effect.unit) for score in (effect.before, effect.after))
+        lines.append(f"- {effect.name}{unit}: {before} → {after}, {effect.counted}")
     return "\n".join(lines) or "No side effect was measured."

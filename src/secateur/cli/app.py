@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from secateur import __version__
 from secateur.cli import apply as applying
+from secateur.cli import chat as talking
 from secateur.cli import cost as measuring
 from secateur.cli import finetune as training
 from secateur.cli import heal as healing
@@ -104,6 +105,7 @@ for _verb, _options in (
     *applying.VERBS,
     *reading.VERBS,
     *measuring.VERBS,
+    *talking.VERBS,
     *training.VERBS,
     *healing.VERBS,
     *pretraining.VERBS,

@@ -1,4 +1,4 @@
-"""The verbs that write a checkpoint without a search: `apply`, and `export` for another program."""
+"""The verbs that write a checkpoint without a search, or hand it on: `apply`; `export` for another program; `push`."""
 
 from __future__ import annotations
 
@@ -169,6 +169,37 @@ def export(
     )
 
 
+def push(
+    folder: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A checkpoint that prune, apply, finetune or heal wrote.")
+    ],
+    repo: Annotated[
+        str, typer.Argument(metavar="USER/NAME", help="Where on the hub; made if it is not there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the files.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a checkpoint with its card, plan, verdict and report to the Hugging Face hub."""
+    from secateur import api
+
+    pushed = api.push(folder, repo, private=private, dry_run=dry_run)
+    if as_json:
+        print_json(pushed)
+    else:
+        print_pushed(pushed)
+
+
+def print_pushed(pushed: Mapping[str, Any]) -> None:
+    """Print the files of an upload and where they are."""
+    from secateur.cli.tables import print_rows
+
+    print_rows(("file", "bytes"), [(file["name"], file["bytes"]) for file in pushed["files"]])
+    total = sum(file["bytes"] for file in pushed["files"])
+    done = f"pushed      {pushed['url']}" if pushed["url"] else f"would go to {pushed['repo']}"
+    print(f"{done}  ({total / 1e6:.1f} MB)")
+
+
 VERBS: Commands = (
     (
         apply,
@@ -188,6 +219,14 @@ VERBS: Commands = (
                 "secateur export out --gguf",
                 "secateur export out --gguf --type q8_0 -o model-q8_0.gguf",
             ),
+        },
+    ),
+    (
+        push,
+        {
+            "epilog": examples(
+                "secateur push out me/my-llama-cut --dry-run", "secateur push out me/my-llama-cut --private"
+            )
         },
     ),
 )

@@ -25,7 +25,9 @@ from secateur.cli.options import (
     print_json,
     print_made,
 )
-from secateur.errors import ClusterError
+from secateur.core.records.comparison import ComparisonRecord
+from secateur.core.records.verdict import VerdictRecord
+from secateur.errors import ClusterError, SecateurError
 
 OnRay = Annotated[
     str | None,
@@ -78,6 +80,15 @@ DryRun = Annotated[
     ),
 ]
 
+Push = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        metavar="USER/NAME",
+        help="Upload OUT to the hub where it holds the cut; `secateur push` says more.",
+    ),
+]
+
 if TYPE_CHECKING:
     from secateur.result import Result
 
@@ -95,6 +106,7 @@ def prune(
     ledger: LedgerPath = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    push: Push = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     **options: object,
@@ -109,9 +121,19 @@ def prune(
 
         print_forecast(model, task, given(method, options), as_json=as_json, quiet=quiet)
         return
+    if push is not None:
+        from secateur.checkpoint.push import check_repo
+
+        check_repo(push)
+        if each:
+            raise SecateurError(
+                "--push is of one checkpoint. Leave out --each, or push each by `secateur push`."
+            )
     workers_asked = hire(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked}
-    _prune(model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, **how)
+    _prune(
+        model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, push=push, **how
+    )
 
 
 with_options(prune)
@@ -126,12 +148,12 @@ def _prune(
     each: bool = False,
     as_json: bool = False,
     quiet: bool = False,
+    push: str | None = None,
     **how: object,
 ) -> None:
     from secateur.cli.progress import bars
     from secateur.cli.tables import print_each, print_places, print_verdict
     from secateur.cli.terminal import terminal
-    from secateur.core.records.verdict import VerdictRecord
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -160,6 +182,26 @@ def _prune(
             print_places(terminal(), records[0], out)
 
     print_made(show, *already)
+    if push is not None:
+        _push(results[0], push, as_json=as_json)
+
+
+def _push(result: Result, repo: str, *, as_json: bool) -> None:
+    """Upload a checkpoint that holds the cut; one that holds the unchanged model has nothing new for the hub."""
+    from secateur import api
+    from secateur.cli.apply import print_pushed
+
+    record = VerdictRecord.model_validate(_told(result))
+    if record.handed_over.holds != "cut":
+        typer.echo(
+            f"secateur: nothing was pushed, because {result.out} holds the unchanged model; secateur push {result.out} "
+            f"{repo} pushes it all the same.",
+            err=True,
+        )
+        return
+    pushed = api.push(result.out, repo)
+    if not as_json:
+        print_pushed(pushed)
 
 
 def _told(result: Result) -> dict[str, Any]:
@@ -188,8 +230,9 @@ def demo(
 
 
 def report(
-    folder: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A checkpoint that secateur prune or heal wrote.")
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="OUT...", help="What secateur prune or heal wrote; several are compared."),
     ],
     also: Annotated[
         list[Path] | None,
@@ -197,12 +240,38 @@ def report(
             metavar="FOLDER", help="Of a healed cut: another of the same original, on its curves over depth."
         ),
     ] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", help="The page that compares several.")
+    ] = Path("comparison.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Write report.html of a checkpoint again, from its records."""
+    """Write report.html of a checkpoint again, from its records; or one page that compares several."""
     from secateur import api
+    from secateur.cli.tables import print_rows, with_interval
 
-    written = api.report(folder, also or ())
+    if len(folders) > 1:
+        if also:
+            raise SecateurError("--also is of one healed cut. Leave it out to compare several folders.")
+        compared = api.compare_runs(folders, out)
+        if as_json:
+            print_json(compared)
+        else:
+            runs = ComparisonRecord.model_validate(compared).runs
+            rows = [
+                [
+                    run.run,
+                    run.verdict,
+                    f"{run.after.metric}, n = {run.after.n}",
+                    with_interval(run.before, run.before.unit),
+                    with_interval(run.after, run.after.unit),
+                    run.parameters.after,
+                ]
+                for run in runs
+            ]
+            print_rows(("run", "verdict", "metric", "before [95 %]", "after [95 %]", "parameters"), rows)
+            print(f"\n{compared['report']}")
+        return
+    written = api.report(folders[0], also or ())
     if as_json:
         print_json({"report": str(written)})
     else:
@@ -228,5 +297,5 @@ VERBS: Commands = (
         },
     ),
     (demo, {"epilog": examples("secateur demo -o demo-out")}),
-    (report, {"epilog": examples("secateur report out")}),
+    (report, {"epilog": examples("secateur report out", "secateur report a b c -o comparison.html")}),
 )

@@ -46,6 +46,13 @@ def warning(record: BaselineRecord) -> str | None:
     )
 
 
+def split_words(split: str) -> str:
+    """Return what a split of a task is called elsewhere: `validation split` for `select`."""
+    return {"probe": "calibration split", "select": "validation split", "test": "test split"}.get(
+        split, split
+    )
+
+
 def floors_text(record: Floored) -> str:
     """Return `chance (50.0 %) or always ' no' (58.3 %)`; empty where the task has neither."""
     floors = [f"chance ({_percent(record.chance)})"] if record.chance is not None else []
@@ -56,7 +63,7 @@ def floors_text(record: Floored) -> str:
 
 def baseline_text(record: BaselineRecord) -> str:
     """Return one line: the deciding metric, the score, and the floors it is compared with."""
-    beside = [f"on {record.n} examples of {record.split}"]
+    beside = [f"on {record.n} examples of the {split_words(record.split)}"]
     if record.accuracy_norm is not None:
         beside.append(f"accuracy_norm, per character, {_percent(record.accuracy_norm)}")
     shares = METRICS[record.metric].unit == "share"

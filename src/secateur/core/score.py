@@ -129,3 +129,15 @@ class Score:
 def few_groups(groups: int) -> str:
     """Return the reason why there is no interval."""
     return f"too few groups for an interval: {groups}"
+
+
+def metric_name(metric: str) -> str:
+    """Return the metric in a reader's words."""
+    names = {
+        "accuracy": "Accuracy",
+        "accuracy_norm": "Accuracy, length-normalized",
+        "choice_loss": "Log-loss among the choices",
+        "loss": "Log-loss of the right answer",
+        "text_loss": "Loss on the text",
+    }
+    return names.get(metric) or (f"Right answer in the top {metric[3:]}" if metric[:3] == "top" else metric)

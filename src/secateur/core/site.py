@@ -19,6 +19,19 @@ _PATTERN = re.compile(
     r"|(?P<matrix>q|k|v|o|gate|up|down)))?"
 )
 _UNITS = {"attn": "hg", "mlp": "n"}
+_PART_WORDS = {
+    "attn": "attention",
+    "mlp": "MLP",
+    "q": "attention query projection",
+    "k": "attention key projection",
+    "v": "attention value projection",
+    "o": "attention output projection",
+    "gate": "MLP gate projection",
+    "up": "MLP up projection",
+    "down": "MLP down projection",
+}
+_UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron"}
+_IN_TEXT = re.compile(rf"(?<![\w.]){_PATTERN.pattern}(?![\w]|\.\w)")
 
 
 @dataclass(frozen=True, order=True)
@@ -66,6 +79,16 @@ class Site:
         return f"b{self.block}" + (f".{self.part}" if self.part else "") + unit
 
     @property
+    def words(self) -> str:
+        """Return the address for a reader who has not seen one: `layer 14, MLP gate projection`."""
+        parts = [
+            _PART_WORDS.get(self.part, ""),
+            f"{_UNIT_WORDS[self.unit]} {self.index}" if self.unit else "",
+        ]
+        inner = " ".join(part for part in parts if part)
+        return f"layer {self.block}" + (f", {inner}" if inner else "")
+
+    @property
     def is_matrix(self) -> bool:
         """Return True for the address of a matrix."""
         return self.part in MATRICES
@@ -78,6 +101,11 @@ class Site:
         if self.is_matrix:
             return Site(self.block, "attn" if self.part in ATTENTION_MATRICES else "mlp"), Site(self.block)
         return (Site(self.block, self.part), Site(self.block)) if self.unit else (Site(self.block),)
+
+
+def in_words(text: str) -> str:
+    """Return text with words for every address: `layer 2, MLP gate projection → rank 1` for `b2.gate → rank 1`."""
+    return _IN_TEXT.sub(lambda found: Site.parse(found[0]).words, text)
 
 
 _WORDS = {  # what may be written for matrices: names, those of LASER's authors and of module paths; groups have several

@@ -105,7 +105,7 @@ def _ban(judge: Evaluator, seed: int) -> AlternativeRecord:
     on_select = judge([plan], judge.task.split("select"))[plan]
     wrong = Counter(on_select["predicted"][on_select["correct"] == 0].tolist())
     if not wrong:
-        detail = "the original makes no mistake on select"
+        detail = "the original makes no mistake on the validation split"
         return AlternativeRecord(name=BAN, applicable=False, detail=detail)
     token = min(wrong, key=lambda t: (-wrong[t], t))
     banned = Evaluator(judge.loaded, judge.task, judge.encoded, ban=(token,))

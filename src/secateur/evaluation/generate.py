@@ -3,16 +3,17 @@ of the plain logits, whatever generation_config.json asks for, until one of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
 from secateur.errors import TaskError
 from secateur.evaluation.batching import Packing
+from secateur.hf.chat import Message, conversation_ids
 from secateur.hf.generation import generating_by
 from secateur.hf.load import Loaded
 from secateur.hf.rope import regime
@@ -74,8 +75,52 @@ def _conditions(loaded: Loaded, length: int, max_new_tokens: int) -> _Conditions
     return _Conditions(now, None if may_pad else length, cached=now == later)
 
 
+class _Pieces(TextStreamer):
+    """Hand each piece of text on as it is generated."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._show = show
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._show(text)
+
+
+def reply(
+    loaded: Loaded, messages: Sequence[Message], max_new_tokens: int, show: Callable[[str], None]
+) -> list[int]:
+    """Return the greedy answer to a conversation as token ids.
+
+    By the tokenizer's chat template; a model without one continues the last message. The oldest messages are left out
+    where the context has no room for all, and the answer is as long as what room is left.
+
+    Args:
+        show: Told each piece of text as soon as it is there.
+
+    Raises: `TaskError` where the last message alone fills the context.
+    """
+    context, kept = loaded.anatomy.context, list(messages)
+    prompt = conversation_ids(loaded.tokenizer, kept)
+    while context is not None and len(prompt) + max_new_tokens - 1 > context and len(kept) > 2:
+        kept = kept[2:]  # a question and its answer
+        prompt = conversation_ids(loaded.tokenizer, kept)
+    room = max_new_tokens if context is None else min(max_new_tokens, context - len(prompt) + 1)
+    if room < 1:
+        raise TaskError(
+            f"a prompt of {len(prompt)} tokens fills the model's context of {context}. Ask something shorter."
+        )
+    cached = _conditions(loaded, len(prompt), room).cached
+    pieces = _Pieces(loaded.tokenizer, show)
+    return _generate(loaded, [prompt], room, (), cached, pieces)[0]
+
+
 def _generate(
-    loaded: Loaded, prompts: Sequence[Sequence[int]], max_new_tokens: int, ban: Sequence[int], cached: bool
+    loaded: Loaded,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ban: Sequence[int],
+    cached: bool,
+    streamer: TextStreamer | None = None,
 ) -> list[list[int]]:
     length = max(len(prompt) for prompt in prompts)
     device = loaded.device
@@ -92,7 +137,7 @@ def _generate(
     )
     with torch.inference_mode(), generating_by(loaded.model, config):
         generated = loaded.model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, generation_config=config
+            input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer
         )
     ends = set(loaded.ends)
     return [list(takewhile(lambda token: token not in ends, row)) for row in generated[:, length:].tolist()]

@@ -11,9 +11,11 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
+
+from jinja2 import TemplateError
 
 from secateur.errors import ModelError
 
@@ -51,6 +53,31 @@ def check_template(tokenizer: PreTrainedTokenizerBase, prompt: str) -> None:
         )
 
 
+class Message(TypedDict):
+    """One message of a conversation, as chat templates have it."""
+
+    role: str
+    content: str
+
+
+def conversation_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Return the tokens that a model answers to: by its chat template, else those of the last message alone.
+
+    Raises: `ModelError` where the template cannot be applied.
+    """
+    if not tokenizer.chat_template:
+        return list(tokenizer(messages[-1]["content"])["input_ids"])
+    plain: list[dict[str, str]] = [{"role": m["role"], "content": m["content"]} for m in messages]
+    try:
+        text = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the chat template of this tokenizer cannot be applied ({' '.join(str(error).split()):.200}). Mend "
+            "chat_template.jinja, or chat_template in tokenizer_config.json."
+        ) from error
+    return list(tokenizer(str(text), add_special_tokens=False)["input_ids"])
+
+
 def _stopped(why: str) -> str:
     return (
         f"the chat template of this tokenizer {why} for one message. Mend chat_template.jinja, or chat_template in "
@@ -59,7 +86,6 @@ def _stopped(why: str) -> str:
 
 
 def _render(template: str, prompt: str, words: Mapping[str, str]) -> None:
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     _, hard = resource.getrlimit(resource.RLIMIT_AS)

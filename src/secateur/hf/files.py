@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from huggingface_hub.repocard import metadata_load
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_imports
+from yaml import YAMLError
 
 from secateur.core.reading import check_file, read_json
 from secateur.errors import ModelError
 from secateur.hf.source import CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS
 
-GENERATION = "generation_config.json"
+GENERATION, CARD = "generation_config.json", "README.md"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -42,6 +44,16 @@ class Header:
 
     dtype: str
     shape: tuple[int, ...]
+
+
+def stated_license(folder: Path) -> str | None:
+    """Return the license that a model's card states in its metadata; None where there is none, or none to be read."""
+    try:
+        stated = metadata_load(folder / CARD) if (folder / CARD).is_file() else None
+    except (ValueError, OSError, YAMLError):
+        return None
+    found = stated.get("license") if isinstance(stated, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def check_weights(folder: Path, config: Mapping[str, object]) -> dict[str, Header]:

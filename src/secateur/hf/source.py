@@ -55,7 +55,7 @@ TOKENIZER_FILES = (
     TEMPLATES,
 )
 """Names of a tokenizer's files, as patterns. Its class may name more (`vocab_files_names`)."""
-_WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors", *TOKENIZER_FILES]
+_WANTED = ["README.md", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors", *TOKENIZER_FILES]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats' folders, and the second copy that Mistral ships
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 MOST_BLOCKS = 10_000  # of any model; to build more, even without memory, takes minutes

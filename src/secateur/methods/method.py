@@ -188,6 +188,10 @@ class Method(ABC):
         """
         raise AssertionError(f"{self.name} has no reading {name}")
 
+    def reading_sections(self, name: str, rows: Sequence[Record]) -> Sequence[PageSection]:
+        """Return what the page of a reading draws above the table of its rows, of which there is one at least."""
+        return ()
+
 
 R = TypeVar("R", bound="Record")
 

@@ -17,7 +17,9 @@ from secateur.report.chart import (
     ACCENT,
     AFTER,
     DIVERGING,
+    EDGE,
     INK,
+    ON,
     SEQUENTIAL,
     Figure,
     Trace,
@@ -109,7 +111,7 @@ def map_layout(blocks: int, heads: int, height: float) -> Trace:
     return new_layout(
         int(54 + height * blocks),
         xaxis=new_axis("head", range=[-0.6, heads - 0.4], tickvals=some(heads, 12), **plain),
-        yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
+        yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
     )
 
 
@@ -161,7 +163,7 @@ def _signed(value: float | None) -> str:
 
 def correlation_label(row: int, column: int, value: float) -> Trace:
     """Return the annotation that writes a correlation in its cell."""
-    font = {"size": 11, "color": "#ffffff" if abs(value) > 0.65 else INK}  # white on dark cells
+    font = {"size": 11, "color": ON if abs(value) > 0.65 else INK}  # white on dark cells
     words = (MINUS if value < 0 else "") + f"{abs(value):.2f}".removeprefix("0")
     return {"x": column, "y": row, "text": words, "showarrow": False, "font": font}
 
@@ -228,8 +230,8 @@ def bars_layout(blocks: int) -> Trace:
     return new_layout(
         240,
         bargap=0.3,
-        xaxis=new_axis("block", showgrid=False, **steps),
-        yaxis=new_axis("", nticks=6) | {"zeroline": True, "zerolinecolor": "#b9b5aa"},
+        xaxis=new_axis("layer", showgrid=False, **steps),
+        yaxis=new_axis("", nticks=6) | {"zeroline": True, "zerolinecolor": EDGE},
     )
 
 
@@ -237,7 +239,7 @@ def reading_dots(name: str, values: Values, unit: str, factor: int) -> Trace:
     """Return the dots of one reading: a dot for each block. Values are shown times `factor`."""
     points = [(site.block, factor * value) for site, value in values.items()]
     hover = [f"{text(name)}<br>{site}: {amount(value, unit)}" for site, value in values.items()]
-    ring = {"width": 1, "color": "#ffffff"}
+    ring = {"width": 1, "color": ON}
     trace = marks(points, symbol="circle", size=6, color=INK, opacity=0.6, line=ring)
     del trace["hoverinfo"]
     return trace | {"text": hover, "hovertemplate": "%{text}<extra></extra>"}
@@ -305,9 +307,9 @@ def head_labels(sites: Sequence[Site], x: Values, y: Values, top: float) -> list
     for site in sorted(sites, key=lambda s: -y[s]):
         above = min(y[site], above - LABEL * top)
         ends = {"x": x[site], "y": y[site], "ax": left, "ay": above, "axref": "x", "ayref": "y"}
-        line = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": "#b9b5aa", "standoff": 5}
+        line = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": EDGE, "standoff": 5}
         words = {"text": str(site), "xanchor": "right", "font": {"size": 11, "color": INK}}
-        labels.append(ends | line | words | {"bgcolor": "rgba(253,252,250,.8)"})
+        labels.append(ends | line | words | {"bgcolor": "rgba(253,252,250,0.8)"})
     return labels
 
 

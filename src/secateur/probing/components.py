@@ -136,11 +136,8 @@ def read_record(
 
 
 def write_probe(record: ProbeRecord, out: Path) -> list[Path]:
-    """Write probe.json to the folder `out`, and probe.html where there is something to draw; replace older ones."""
+    """Write probe.json and its page probe.html to the folder `out`; replace older ones."""
     write_json(out / "probe.json", record.to_json())
-    components = record.components
-    if set(components.kinds) <= {"neurons"} and components.prefix_matching is None:
-        return [out / "probe.json"]  # thousands of neurons alone make no picture
     return [out / "probe.json", write_probe_report(record, out / "probe.html")]
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from secateur.core.baseline import split_words
 from secateur.core.place import ATTENTIONS, ReadableSite
 from secateur.core.records.probe import (
     LinearityRecord,
     ProbeRecord,
     ProfileRecord,
+    RowsRecord,
     TransitionRecord,
     TransitionWithoutOutliers,
 )
@@ -28,7 +30,7 @@ from secateur.report.chart import (
     some,
 )
 from secateur.report.frame import FigureGroup, PageSection
-from secateur.report.markup import known, table, text
+from secateur.report.markup import MISSING, known, table, text
 from secateur.report.page import assemble
 from secateur.report.tables import folded_facts, joined
 
@@ -73,12 +75,42 @@ def render_probe(record: ProbeRecord | LinearityRecord) -> str:
     return assemble(f"probe: {record.model}", [hero, *sections, footer])
 
 
+def write_rows_report(record: RowsRecord, sections: Sequence[PageSection], path: Path) -> Path:
+    """Write the page of a reading that gives rows: its figures, then all rows. Raises: `OutputError`."""
+    tasks = [record.task] if record.task else []
+    hero = probe_hero(record.model, [record.what], tasks, record.split)
+    footer = _footer(record.model, [record.what], tasks, None)
+    page = assemble(f"probe: {record.model}", [hero, *sections, rows_section(record), footer])
+    write_text(path, page, "folder")
+    return path
+
+
+def rows_section(record: RowsRecord) -> PageSection:
+    """Return a table of all rows, without columns of long lists, which probe.json has."""
+    first = record.rows[0] if record.rows else {}
+    columns = [name for name, value in first.items() if not isinstance(value, list | dict)]
+    rows = [[_cell(row.get(name)) for name in columns] for row in record.rows]
+    body = table([name.replace("_", " ") for name in columns], rows, source="probe.json") if rows else ""
+    return PageSection("rows", "In numbers", "All that was read; longer lists are in probe.json.", (body,))
+
+
+def _cell(value: object) -> str:
+    return MISSING if value is None else f"{value:.4g}" if isinstance(value, float) else text(value)
+
+
 def probe_hero(model: str, what: Sequence[str], tasks: Sequence[str], split: str | None) -> str:
     """Return the head of the page: the model, what was read, on what."""
-    names = {"ffns": "feed-forward networks"}
+    names = {
+        "ffns": "feed-forward networks",
+        "spectrum": "singular values",
+        "directions": "singular directions",
+        "curves": "loss against rank",
+        "tail": "answers of the removed components",
+        "frequency": "accuracy by frequency of the facts",
+    }
     read = f"Readings of {_listed([names.get(name, name) for name in what])}" if what else "Readings"
     on = f", on {_listed(tasks)}" if tasks else ""
-    on += f" (split {text(split)})" if tasks and split else ""
+    on += f" ({text(split_words(split))})" if tasks and split else ""
     return (
         f'<header class="neutral probe"><p class="who">secateur probe</p><h1>{text(model)}</h1>'
         f'<p class="sentence">{read}{on}. Nothing was cut.</p></header>'
@@ -263,7 +295,7 @@ def _layout(unit: str, data: Sequence[Trace]) -> Trace:
     return new_layout(
         320,
         {"l": 54, "t": 34},
-        xaxis=new_axis("block", tickvals=some(1 + int(max(places)), 16)),
+        xaxis=new_axis("layer", tickvals=some(1 + int(max(places)), 16)),
         yaxis=new_axis(unit, nticks=6),
         showlegend=several,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
@@ -329,7 +361,7 @@ def _block_map(title: str, axis: str, cells: dict[tuple[int, str], TransitionRec
     layout = new_layout(
         int(60 + cell_height(len(blocks), 330) * len(blocks)),
         xaxis=new_axis(axis, range=[-0.6, len(columns) - 0.4], **names, **plain),
-        yaxis=new_axis("block", range=[-0.6, len(blocks) - 0.4], tickvals=some(len(blocks), 16), **plain),
+        yaxis=new_axis("layer", range=[-0.6, len(blocks) - 0.4], tickvals=some(len(blocks), 16), **plain),
     )
     rows = [
         [text(row.site), *(f"{score:.4f}" for score in (*reversed(_usual(row)), *reversed(row.added or [])))]

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-INK, MUTED, RULE = "#2b2f36", "#6d727b", "#e3e0d8"
-BEFORE, AFTER, ACCENT = "#8b9099", "#1c5f8c", "#bf5a16"
-# Orange to blue, distinguishable under all common color deficiencies (Crameri et al. 2020, doi
-# 10.1038/s41467-020-19160-7); gray in the middle, so that no cell that was tried is as white as the page.
-DIVERGING = [[0.0, "#9c430d"], [0.25, "#dd9c66"], [0.5, "#eeebe4"], [0.75, "#79aecd"], [1.0, "#124f78"]]
-DEPTH = ("#c3d3dd", "#17466a")
-# Pale to deep blue in even steps of lightness (CIE L*): equal steps of the value look equally far apart.
-SEQUENTIAL = [[0.0, "#eef0ef"], [0.25, "#b2c6d4"], [0.5, "#6f9fbc"], [0.75, "#3577a1"], [1.0, "#124f78"]]
+from secateur.report.colors import PALETTE
+
+INK, MUTED, RULE, EDGE, PAPER, ON = (PALETTE[n][0] for n in ("ink", "muted", "rule", "edge", "paper", "on"))
+BEFORE, AFTER, ACCENT, ALT = (PALETTE[n][0] for n in ("before", "after", "accent", "alt"))
+LINEAR, BROWN, TAN, TRACK = (PALETTE[n][0] for n in ("linear", "brown", "tan", "track"))
+DEPTH = (PALETTE["shallow"][0], PALETTE["deep"][0])
+DIVERGING = [[i / 4, PALETTE[n][0]] for i, n in enumerate(("low2", "low1", "zero", "high1", "high2"))]
+SEQUENTIAL = [[i / 4, PALETTE[f"seq{i}"][0]] for i in range(5)]
 
 Trace = dict[str, object]  # as plotly.js has it: any JSON
 
@@ -45,15 +45,15 @@ def new_layout(height: int, margin: Mapping[str, int] = MappingProxyType({}), **
     return {
         "height": height,
         "margin": {"l": 46, "r": 14, "t": 10, "b": 44, **margin},
-        "paper_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": PAPER,  # a saved picture is legible on any background
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "inherit", "size": 12, "color": INK},
         "showlegend": False,
         "dragmode": False,
         "hovermode": "closest",
         "hoverlabel": {
-            "bgcolor": "#ffffff",
-            "bordercolor": "#b9b5aa",
+            "bgcolor": ON,
+            "bordercolor": EDGE,
             "font": {"color": INK, "size": 13},
             "align": "left",
         },
@@ -63,7 +63,6 @@ def new_layout(height: int, margin: Mapping[str, int] = MappingProxyType({}), **
 def new_axis(title: str, **more: object) -> Trace:
     return {
         "title": {"text": title, "font": {"size": 12, "color": MUTED}, "standoff": 8},
-        "fixedrange": True,
         "zeroline": False,
         "gridcolor": RULE,
         "linecolor": RULE,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from secateur.core.records.verdict import CutRecord, ParametersRecord, VerdictRecord
-from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
+from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site, in_words
 from secateur.report.frame import PageSection
 from secateur.report.markup import MINUS, change, key
 from secateur.report.pruned_units import drop_list, drop_map, dropped, site_of
@@ -35,7 +35,7 @@ def cut_section(verdict: VerdictRecord, tried: Tried) -> PageSection:
     drawn, words = model_map(verdict, tried), cut_list(verdict, tried)
     body = f'<div class="beside"><div>{drawn}</div><div>{words}</div></div>' if drawn else words
     whole = any(item.kind == "drop" for item in verdict.cut)
-    lead = f"The model block by block, {'part by part' if whole else 'matrix by matrix'}."
+    lead = f"The model layer by layer, {'part by part' if whole else 'matrix by matrix'}."
     return PageSection("cut", "What was cut", lead, (body, funnel(verdict)))
 
 
@@ -143,15 +143,15 @@ def cut_list(verdict: VerdictRecord, tried: Tried) -> str:
     return f"{listed}{drop_list(gone)}<p>{size}</p>"
 
 
-def _words(item: CutRecord, tried: Tried) -> tuple[str, str, str]:
-    """Return the edit, the shape of its matrix, and how much is left of it."""
+def _words(item: CutRecord, tried: Tried) -> tuple[str, str, str, str]:
+    """Return the edit in words, the address, the shape of its matrix, and how much is left of it."""
     kept = ""
     if item.kind == "remove_directions":
         gone, had = removed_directions(item, tried)
         kept = f", {gone:,} of {had:,} directions removed"
     elif item.full_rank:
         kept = f", {item.rank} of {item.full_rank} components kept"
-    return item.edit, " × ".join(f"{size:,}" for size in item.shape or ()), kept
+    return in_words(item.edit), item.site, " × ".join(f"{size:,}" for size in item.shape or ()), kept
 
 
 def _size(parameters: ParametersRecord, inside: Sequence[CutRecord], *, whole: bool) -> list[str]:

@@ -94,18 +94,6 @@ def unit_name(unit: str) -> str:
     return "%" if unit == "share" else unit
 
 
-def metric_name(metric: str) -> str:
-    """Return the metric in a reader's words."""
-    names = {
-        "accuracy": "Accuracy",
-        "accuracy_norm": "Accuracy, length-normalized",
-        "choice_loss": "Log-loss among the choices",
-        "loss": "Log-loss of the right answer",
-        "text_loss": "Loss on the text",
-    }
-    return names.get(metric) or (f"Right answer in the top {metric[3:]}" if metric[:3] == "top" else metric)
-
-
 def key(*items: tuple[str, str]) -> str:
     """Return the legend of a figure from (class of the sample, words); words are ours, never data."""
     return (

@@ -16,7 +16,7 @@ from secateur.report.templating import fragment
 
 MOST_RUNS = 40  # numbers and runs that are listed one by one; beyond, as with scattered neurons, their count
 _UNITS = {"h": ("head", "heads"), "g": ("KV group", "KV groups"), "n": ("neuron", "neurons")}
-_WHOLES = {"attn": "attention", "mlp": "feed-forward network", "": "the whole block"}
+_WHOLES = {"attn": "attention", "mlp": "feed-forward network", "": "the whole layer"}
 
 
 def site_of(address: str) -> Site | None:
@@ -65,8 +65,8 @@ def drop_map(gone: Dropped) -> str:
     size = gone.heads // gone.groups if gone.heads else 0
     between = 7 if size > 1 else 2  # pixels; heads of a group stand closer than groups
     width = 22 * gone.heads + 2 * (gone.heads - gone.groups) + between * max(0, gone.groups - 1)
-    words = "; ".join(f"b{block}: {words}" for block, words in _by_block(gone)) or "nothing"
-    whole = [("cut gone", "whole block")] if any(not site.part for site in gone.sites) else []
+    words = "; ".join(f"b{block}: {words}" for block, words in by_block(gone)) or "nothing"
+    whole = [("cut gone", "whole layer")] if any(not site.part for site in gone.sites) else []
     drawn = fragment(
         "cut",
         "drop_map",
@@ -97,11 +97,14 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
 
 def drop_list(gone: Dropped) -> str:
     """Return what was dropped, block by block: `b0  heads 1–3, 6; feed-forward network`."""
-    items = "".join(f"<dt>b{block}</dt><dd>{words}</dd>" for block, words in _by_block(gone))
+    items = "".join(
+        f"<dt>layer {block} <code>b{block}</code></dt><dd>{words}</dd>" for block, words in by_block(gone)
+    )
     return f'<dl class="drops">{items}</dl>' if items else ""
 
 
-def _by_block(gone: Dropped) -> Iterable[tuple[int, str]]:
+def by_block(gone: Dropped) -> Iterable[tuple[int, str]]:
+    """Yield each layer that lost something, with what went of it: `heads 1–3, 6; feed-forward network`."""
     for block in range(gone.blocks):
         sites = sorted(site for site in gone.sites if site.block == block)
         words = [*_unit_words(sites, "h"), *_unit_words(sites, "g"), *_unit_words(sites, "n")]

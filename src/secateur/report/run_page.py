@@ -7,24 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
-from secateur.core.baseline import floors_text
 from secateur.core.records.analysis import AnalysisRecord, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.verdict import AlternativeRecord, IntervalRecord, VerdictRecord
-from secateur.core.score import few_groups
+from secateur.core.score import metric_name
 from secateur.report import tables
-from secateur.report.chart import AFTER, BEFORE, Figure, Trace, new_axis, new_layout
+from secateur.report.chart import AFTER, BEFORE, TRACK, Figure, Trace, new_axis, new_layout
 from secateur.report.cuts import Tried, cut_section
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.gains import gains_section
 from secateur.report.interval_plot import Compared, Dumbbell, dumbbell, panels
-from secateur.report.markup import change, interval, key, known, metric_name, number, p_value, text
+from secateur.report.markup import interval, key, known, number, text
+from secateur.report.overview import hero
 from secateur.report.page import assemble
 from secateur.report.templating import fragment
 
-SIGNS = {"improves": ("better", "▲"), "not worse": ("better", "✓"), "worse": ("worse", "▼")}  # else neither
 UNITS = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}
 SHIFT = 0.08  # of a bin: keeps the two intervals of a bin apart
 
@@ -43,7 +40,7 @@ def run_page(
         tried: What the search looked at, for the map of the model.
     """
     parts: list[str | PageSection] = [
-        hero(verdict),
+        hero(verdict, analysis.changed or ()),
         compared(verdict),
         members(verdict),
         guards(verdict),
@@ -57,62 +54,6 @@ def run_page(
         f"<footer>{tables.provenance(verdict, plan)}</footer>",
     ]
     return assemble(f"{verdict.verdict}: {verdict.model.name}", parts)
-
-
-# ------------------------------------------------------------------------------------------------------ the verdict
-
-
-def hero(verdict: VerdictRecord) -> str:
-    """Return the head of the page: the word, the sentence, the numbers before and after."""
-    kind, sign = SIGNS.get(verdict.verdict.partition(" by ")[0], ("neutral", "○"))
-    unit, too_few = verdict.unit, few_groups(verdict.groups)
-    cells = [
-        (name, number(side.value, unit), interval(side.ci, unit) or too_few)
-        for name, side in (("before", verdict.before), ("after", verdict.after))
-    ]
-    gap = verdict.difference
-    ends = interval(gap.ci, unit, signed=True) or too_few
-    cells.append(("change", change(gap.value, unit, name_unit=False), ends))
-    return fragment(
-        "run",
-        "hero",
-        kind=kind,
-        sign=sign,
-        verdict=verdict,
-        metric=metric_name(verdict.metric),
-        unit_words="share of questions" if unit == "share" else unit,
-        direction="higher is better" if verdict.higher_is_better else "lower is better",
-        cells=cells,
-        sure=how_sure(verdict),
-        warning=verdict.baseline.warning if verdict.baseline else None,
-    )
-
-
-def how_sure(verdict: VerdictRecord) -> list[Markup]:
-    """Return what the word rests on: p-value and test, examples, candidates, openings, what needs no model."""
-    parts = [p_value(verdict.p_value), text(verdict.test)]
-    if verdict.n:
-        clusters = f" in {verdict.groups:,} groups" if verdict.groups != verdict.n else ""
-        parts.append(f"{verdict.n:,} test examples{clusters}, untouched until the end")
-    if verdict.candidates_tried > 1:
-        parts.append(f"chosen among {verdict.candidates_tried:,} candidates")
-    if verdict.openings > 1:
-        before = p_value(verdict.p_value_unadjusted)
-        parts.append(f"test split opened {verdict.openings} times, corrected for (uncorrected {before})")
-    if verdict.baseline and (floors := floors_text(verdict.baseline)):
-        parts.append(f"without a model: {text(floors)}")
-    return [Markup(part) for part in parts if part]
-
-
-def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
-    """Return in plain words the verdict, its metric before and after, and what was cut."""
-    before, after = (number(side.value, verdict.unit) for side in (verdict.before, verdict.after))
-    ends = interval(verdict.difference.ci, verdict.unit, signed=True)
-    change_ends = f" (change {ends})" if ends else ""
-    cut = "; ".join(item.edit for item in verdict.cut[:3]) + ("; ..." if len(verdict.cut) > 3 else "")
-    set_aside = "" if verdict.handed_over.holds == "cut" or not cut else ", set aside"
-    line = f"{verdict.metric} {before} → {after}{change_ends}".replace("\u00a0", " ")
-    return verdict.verdict, line, f"{cut}{set_aside}" if cut else "nothing cut"
 
 
 def compared_rows(verdict: VerdictRecord) -> list[Dumbbell]:
@@ -242,7 +183,7 @@ def frequency_figure(bins: Sequence[FrequencyBin]) -> Figure:
         "mode": "lines",
         "x": [x for place in range(len(bins)) for x in (place - SHIFT, place + SHIFT, None)],
         "y": [y for row in bins for y in (row.before, row.after, None)],
-        "line": {"color": "#d5d2c9", "width": 5},
+        "line": {"color": TRACK, "width": 5},
         "hoverinfo": "skip",
     }
     axis = new_axis(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from secateur.core.site import in_words
 from secateur.report import markup
 
 TEMPLATES = Environment(
@@ -17,6 +18,7 @@ TEMPLATES.filters |= {
     "interval": markup.interval,
     "p_value": lambda value: Markup(markup.p_value(value)),
     "capital": markup.capital,
+    "in_words": in_words,
 }
 
 

@@ -1,4 +1,4 @@
-"""Test whether the selection split shows that a cut helps, when it is the best of many that were tried on it.
+"""Test whether the validation split shows that a cut helps, when it is the best of many that were tried on it.
 
 The best of a hundred cuts that change nothing looks like a gain. A cut counts as shown when its gain is larger than
 what the best of all that were tried would gain by chance: flip the sign of every group's gains at random, the same sign

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from secateur.checkpoint.card import front_matter
 from secateur.core.records.verdict import IntervalRecord, ScoreRecord
 from secateur.training.records.finetune import FinetuneRecord, ModelIdentityRecord, TrainedModelRecord
 from secateur.training.records.heal import HealedScoreRecord, HealedSideRecord, HealRecord
@@ -32,11 +33,11 @@ def healing_sentence(
     ]
     lost = next((row for row in scores if row.recovered), None)
     if lost is None:
-        start = f"On select the cut is not shown to have cost any {_words(scores[0].metric)}; {cost}"
+        start = f"On the validation split the cut is not shown to have cost any {_words(scores[0].metric)}; {cost}"
     else:
         amount = _amount(abs(lost.teacher.value - lost.unhealed.value), lost.unit)
         start = (
-            f"The cut cost {amount} of {_words(lost.metric)} on select; healing brought back "
+            f"The cut cost {amount} of {_words(lost.metric)} on the validation split; healing brought back "
             f"{share_recovered(lost.recovered)} of that: {cost}"
         )
     return start + "".join(worse)
@@ -88,7 +89,7 @@ def finetuning_card(record: FinetuneRecord) -> str:
             f"Low-rank adapters of rank {record.lora.rank} of {record.lora.layers} linear layers, merged at the end, "
             f"{record.trained_parameters:,} parameters in all,"
         )
-    caution = "The epoch was chosen by its loss on select, so the numbers below are a little too good."
+    caution = "The epoch was chosen by its loss on the validation split, so the numbers below are a little too good."
     if learned.select_was_trained_on:
         caution = "Select was learned too: its numbers below say nothing about new examples."
     scores = _table(
@@ -107,11 +108,11 @@ def finetuning_card(record: FinetuneRecord) -> str:
 {what} were trained on the answers of {learned.examples} examples ({" and ".join(learned.splits)}); no
 other text, and nothing of the test split, was learned. {caution}
 
-| on select (n = {learned.select_examples}) | before | after |
+| on the validation split (n = {learned.select_examples}) | before | after |
 |---|---|---|
 {scores}
 
-| epoch | step | loss on what is learned | loss on select | |
+| epoch | step | loss on what is learned | loss on the validation split | |
 |---|---|---|---|---|
 {epochs}
 
@@ -133,7 +134,7 @@ Fingerprint `{model.fingerprint}` before, `{record.fingerprint}` after; task has
 def healing_card(record: HealRecord) -> str:
     """Return README.md of a healed checkpoint."""
     cut, teacher, learned = record.cut, record.teacher, record.trained_on
-    measured = [("on select", row) for row in record.scores] + [
+    measured = [("on the validation split", row) for row in record.scores] + [
         ("on test", row) for row in record.test_scores
     ]
     measured += [(f"on {row.name}, on the side", row) for row in record.sides]
@@ -164,7 +165,7 @@ split was learned. The epoch of each stage was chosen by: {learned.chosen_by}.
 |---|---|---|---|---|
 {scores}
 
-| stage | parameters trained | depths compared | tokens | seconds | loss on select before | after |
+| stage | parameters trained | depths compared | tokens | seconds | loss on the validation split before | after |
 |---|---|---|---|---|---|---|
 {stages}
 
@@ -214,8 +215,7 @@ Fingerprint `{record.fingerprint}`. `train.json` holds every number.
 def _head(tag: str, base: ModelIdentityRecord) -> str:
     """Return the metadata of a card; the base model is named where the hub has it."""
     name = base.name if base.gguf is None else "/".join(base.name.split("/")[:2])  # what follows is the file
-    named = f"base_model: {name}\n" if base.hub else ""
-    return f"---\nlibrary_name: transformers\n{named}tags:\n- secateur\n- {tag}\n---\n"
+    return front_matter(name, [tag], name if base.hub else None)
 
 
 def _read_from(model: ModelIdentityRecord) -> str:

@@ -180,6 +180,12 @@ class SideEffect(Record):
         default=None, description="how many tokens are still the original's (only: continuations)"
     )
 
+    @property
+    def counted(self) -> str:
+        """Return what the numbers are over: `200 examples`, `150 chunks of text`, `32 continuations`."""
+        kinds = {"perplexity": "chunks of text", "distinct bigrams, share": "continuations"}
+        return f"{self.n:,} {kinds.get(self.unit, 'examples')}"
+
 
 class AlternativeRecord(Record):
     """A change that needs no cut, tried on the original."""
@@ -392,6 +398,18 @@ class ModelRecord(Record):
     num_heads: int = Field(default=0, description="query heads of a block")
     num_kv_heads: int = Field(default=0, description="KV groups of a block")
     matrices: list[str] = Field(default_factory=list, description="kinds of matrices every block has")
+    license: str | None = Field(
+        default=None, description="as its model card states; null where it states none"
+    )
+
+    @property
+    def base_model(self) -> str | None:
+        """Return its name on the hub; None for a model that did not come from there."""
+        if not self.hub:
+            return None
+        return (
+            self.name if self.gguf is None else "/".join(self.name.split("/")[:2])
+        )  # what follows is the file
 
 
 class WrittenRecord(Record):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from secateur.core.records.verdict import VerdictRecord
+from secateur.core.score import metric_name
 from secateur.methods.attention.records import AttentionAnalysis
 from secateur.report.frame import PageSection
-from secateur.report.markup import capital, metric_name, number, table, text
+from secateur.report.markup import capital, number, table, text
 
 
 def sections(verdict: VerdictRecord, analysis: AttentionAnalysis) -> list[PageSection]:
-    """Return the metric and the loss on the selection split after each attention that went."""
+    """Return the metric and the loss on the validation split after each attention that went."""
     head = ("gone", "last to go", text(capital(metric_name(verdict.metric))), "loss")
     rows = [
         (

@@ -13,12 +13,14 @@ import numpy as np
 
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.verdict import VerdictRecord
+from secateur.core.score import metric_name
 from secateur.methods.components.records import ComponentsAnalysis, PointRecord, PruningRecord, SeriesRecord
 from secateur.methods.method import own_part
 from secateur.probing.component_sections import component_sections
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    ALT,
     BEFORE,
     INK,
     MUTED,
@@ -31,12 +33,11 @@ from secateur.report.chart import (
     value_axis,
 )
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
-from secateur.report.markup import capital, key, known, metric_name, number, text
+from secateur.report.markup import capital, key, known, number, text
 from secateur.report.pruned_units import dropped
 
 WIDE = 300  # pixels of the panels that decide; the others are smaller
-ONCE = "#7a6a1d"  # the page's olive: an alternative
-LOOKS = {"re-scored": (AFTER, 2.8, "solid"), "ranks once": (ONCE, 2.0, "dash")}  # color, width, dash
+LOOKS = {"re-scored": (AFTER, 2.8, "solid"), "ranks once": (ALT, 2.0, "dash")}  # color, width, dash
 # By what is removed: its name in words, and on an axis.
 NOUNS = {
     "heads": ("heads", "heads"),
@@ -119,7 +120,7 @@ def pruning_section(record: PruningRecord) -> PageSection:
         FigureGroup(tuple(panels(record, deciding_quantities(record))), "pair"),
         FigureGroup(tuple(panels(record, side_quantities(record))), "multiples words", "left"),
     )
-    lead = f"Each step removes more {name}; what is left is judged on the selection split."
+    lead = f"Each step removes more {name}; what is left is judged on the validation split."
     return PageSection("pruning", title, lead, body)
 
 
@@ -243,7 +244,7 @@ def panel(
             text(series.order + (f", seed {series.seed}" if series.seed is not None else "")),
             f"{point.removed:.1f} %",
             text(number(point.value, unit)),
-            "all of select" if point.record.complete else "a part of select",
+            "all of the validation split" if point.record.complete else "a part of it",
         ]
         for series, points in lines
         for point in points
@@ -310,7 +311,7 @@ def random_band(random: Sequence[Sequence[CurvePoint]], unit: str) -> list[Trace
     }
     return [
         edge | {"y": low},
-        edge | {"y": high, "fill": "tonexty", "fillcolor": "rgba(139,144,153,.24)"},
+        edge | {"y": high, "fill": "tonexty", "fillcolor": "rgba(139,144,153,0.24)"},
         line | {"line": {"color": BEFORE, "width": 1.8}, "hovertemplate": "%{text}<extra></extra>"},
     ]
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.verdict import FellBackRecord, IntervalRecord, VerdictRecord
+from secateur.core.score import metric_name
 from secateur.core.site import Site
 from secateur.methods.depth.records import (
     DepthAnalysis,
@@ -24,8 +25,12 @@ from secateur.methods.method import own_part
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    ALT,
     BEFORE,
+    BROWN,
     INK,
+    LINEAR,
+    TAN,
     Figure,
     Trace,
     counted_layout,
@@ -35,10 +40,10 @@ from secateur.report.chart import (
 )
 from secateur.report.cuts import Tried
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
-from secateur.report.markup import capital, change, interval, key, known, metric_name, number, table, text
+from secateur.report.markup import capital, change, interval, key, known, number, table, text
 
-COLORS = {"fold": AFTER, "linear": "#6f9fbc", "drop": BEFORE}
-HEALED = {"fold": "#7d3209", "linear": ACCENT, "drop": "#d98b52"}
+COLORS = {"fold": AFTER, "linear": LINEAR, "drop": BEFORE}
+HEALED = {"fold": BROWN, "linear": ACCENT, "drop": TAN}
 WORDS = {
     "fold": "folded into the network before",
     "linear": "a linear map in their place",
@@ -49,7 +54,7 @@ MEASURES = {
     "linearity": "1 − linearity, without outlier tokens",
     "cosine": "1 − cosine",
 }
-ORDERS = {"loss": (AFTER, "solid"), "linearity": (ACCENT, "dash"), "cosine": ("#7a6a1d", "dashdot")}
+ORDERS = {"loss": (AFTER, "solid"), "linearity": (ACCENT, "dash"), "cosine": (ALT, "dashdot")}
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ def depth_section(record: DepthRecord) -> PageSection:
         FigureGroup((*curves(record), *sides), "pair"),
         samples(record),
     )
-    lead = "The same blocks gone in the same order, by what stands for them; judged on the selection split."
+    lead = "The same blocks gone in the same order, by what stands for them; judged on the validation split."
     return PageSection("depth", "Without whole blocks", lead, body)
 
 
@@ -209,7 +214,8 @@ def fit_words(record: DepthRecord) -> str:
     if all(series.form == "drop" for series in record.series):
         return ""
     tokens, d = record.fit_tokens, record.d_model
-    words = f"<p>Maps were fitted to {tokens:,} tokens of probe, {tokens / d:.1f} for each of {d:,} dimensions.</p>"
+    read = f"{tokens:,} tokens of the calibration split, {tokens / d:.1f} for each of {d:,} dimensions"
+    words = f"<p>Maps were fitted to {read}.</p>"
     items = [
         f"<li>{point.blocks_removed} gone, {WORDS[series.form]}: {', '.join(map(_run, point.fell_back))}</li>"
         for series in record.series
@@ -219,7 +225,8 @@ def fit_words(record: DepthRecord) -> str:
     if not items:
         return words
     return (
-        f"{words}<p>Dropped instead, because on select, which no map was fitted to, the map does no better:</p>"
+        f"{words}<p>Dropped instead, because on the validation split, which no map was fitted to, the map does no "
+        "better:</p>"
         f"<ul>{''.join(items)}</ul>"
     )
 
@@ -282,7 +289,12 @@ def samples(record: DepthRecord) -> str:
         if is_text and known(point.value):
             value = number(math.exp(point.value), "perplexity")
         rows.append([str(point.blocks_removed), words, text(value), f"<q>{text(point.sample)}</q>"])
-    head = ("gone", "in their place", "perplexity" if is_text else "on select", "what the model says")
+    head = (
+        "gone",
+        "in their place",
+        "perplexity" if is_text else "on the validation split",
+        "what the model says",
+    )
     return f'<p>Greedily after <q>{text(record.prompt)}</q>:</p><div class="texts">{table(head, rows)}</div>'
 
 
@@ -359,6 +371,6 @@ def orders_figure(record: DepthRecord) -> Figure:
         rows += [[by, str(x), names, text(number(y, unit))] for (x, y), names in zip(at, gone, strict=True)]
         lines.append(line(at, hover, *ORDERS[by]))
     layout = counted_layout(record.num_blocks, "blocks gone", values, unit)
-    head = ("by", "blocks gone", "which", "on select")
+    head = ("by", "blocks gone", "which", "on the validation split")
     title = f"{metric_name(record.metric)} by each order"
     return Figure(title, lines, layout, head, rows, "%" if unit == "share" else unit)

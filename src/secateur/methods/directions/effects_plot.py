@@ -19,6 +19,7 @@ from secateur.methods.directions.records import DirectionsStep, MatrixDirections
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    EDGE,
     INK,
     MUTED,
     SEQUENTIAL,
@@ -64,7 +65,7 @@ def harm_map(matrices: Sequence[MatrixDirections]) -> Figure:
     frame = {"line": {"color": ACCENT, "width": 2}, "fillcolor": "rgba(0,0,0,0)"}
     layout = new_layout(
         int(62 + cell_height(len(names), 240) * len(names)),
-        xaxis=new_axis("block", range=[-0.5, blocks - 0.5], tickvals=some(blocks, 16), tickangle=0, **plain),
+        xaxis=new_axis("layer", range=[-0.5, blocks - 0.5], tickvals=some(blocks, 16), tickangle=0, **plain),
         yaxis=new_axis("", tickvals=list(range(len(names))), ticktext=list(map(text, names)), **plain),
         shapes=[
             {"type": "rect", "x0": x - 0.48, "x1": x + 0.48, "y0": y - 0.46, "y1": y + 0.46, **frame}
@@ -176,7 +177,7 @@ def _effect_panel(piece: MatrixDirections, axis: Trace) -> Figure:
             "direction, largest singular value first", range=[-0.02 * count - 1, 1.02 * count], nticks=6
         )
         | {"showgrid": False},
-        yaxis=dict(axis) | {"zeroline": True, "zerolinecolor": "#b9b5aa"},
+        yaxis=dict(axis) | {"zeroline": True, "zerolinecolor": EDGE},
         yaxis2={"overlaying": "y", "range": [0, 1.06 * top], "visible": False, "fixedrange": True},
     )
     change = sum(effect for _, _, effect in goes)

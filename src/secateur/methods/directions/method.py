@@ -149,3 +149,10 @@ class RemoveSingularDirections(Method):
         from secateur.methods.directions.readings import read_directions
 
         return read_directions(session, split, plan)
+
+    def reading_sections(self, name: str, rows: Sequence[Record]) -> Sequence[PageSection]:
+        """Return the harm in each matrix, and the effects along the spectra of those that hurt most."""
+        from secateur.methods.directions.records import DirectionsReading
+        from secateur.methods.directions.report import reading_sections
+
+        return reading_sections([row for row in rows if isinstance(row, DirectionsReading)])

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from secateur.core.score import metric_name
+from secateur.core.site import Site
 from secateur.methods.directions.effects_plot import (
     ENOUGH,
     calibration_scatter,
@@ -19,6 +21,7 @@ from secateur.methods.directions.effects_plot import (
     worth_showing,
 )
 from secateur.methods.directions.records import (
+    DirectionsReading,
     DirectionsRecord,
     DirectionsStep,
     DirectionWords,
@@ -40,7 +43,7 @@ from secateur.report.chart import (
 )
 from secateur.report.cuts import NUMBERED, Tried
 from secateur.report.frame import FigureGroup, PageSection
-from secateur.report.markup import MINUS, change, key, known, metric_name, number, signed, table, text
+from secateur.report.markup import MINUS, change, key, known, number, signed, table, text
 from secateur.report.pruned_units import site_of
 
 
@@ -54,6 +57,38 @@ def sections(record: DirectionsRecord | None) -> list[PageSection]:
         trajectory_section(record),
         words_section(record),
     ]
+
+
+def reading_sections(rows: Sequence[DirectionsReading]) -> list[PageSection]:
+    """Return what `probe --what directions` read: the harm in each matrix, and effects along the worst spectra."""
+    pieces = []
+    for row in rows:
+        site = Site.parse(row.values.site)
+        pieces.append(
+            MatrixDirections(
+                site=row.values.site,
+                matrix=site.part,
+                block=site.block,
+                head=row.values.head,
+                of=row.of,
+                harmful=row.harmful,
+                harm=-row.their_sum,
+                index=list(range(row.of)),
+                sigma=row.values.sigma,
+                effect=row.values.effect,
+                removed=[],
+            )
+        )
+    lead = (
+        "What the loss is predicted to do when one singular direction alone goes and its mean effect stays as a bias. "
+        "Darker: more to gain if all directions that hurt went."
+    )
+    shown = worth_showing(pieces)
+    body = (
+        FigureGroup((harm_map(pieces),)),
+        FigureGroup(tuple(effect_panels(shown)), "multiples", "effects"),
+    )
+    return [PageSection("harm", "Which directions hurt", lead, body)]
 
 
 def tried(record: DirectionsRecord | None) -> Tried:
@@ -131,7 +166,7 @@ def predictions_section(record: DirectionsRecord) -> PageSection:
     """Return predicted against measured changes, and how often promises were kept; a sentence for a plan or two."""
     lead = (
         "The sum of the predicted effects of all directions that a plan adds, against what the loss then did on the "
-        "selection split."
+        "validation split."
     )
     path = record.path
     if not path:
@@ -214,10 +249,10 @@ def trajectory(record: DirectionsRecord) -> list[TrajectoryPoint]:
 def trajectory_section(record: DirectionsRecord) -> PageSection:
     """Return the metric and the loss along the way to the plan; nothing for a way of fewer than two steps."""
     lead = (
-        "Each step removes more directions; what is left is judged on the selection split."
+        "Each step removes more directions; what is left is judged on the validation split."
         if _by_steps(record)
         else "Each round takes the directions that help most, after those that the rounds before took; judged on the "
-        "selection split."
+        "validation split."
     )
     points = trajectory(record)
     if len(points) < 3:

@@ -118,3 +118,9 @@ class Laser(Method):
         from secateur.methods.laser.readings import READINGS
 
         return READINGS[name](session, split, plan)
+
+    def reading_sections(self, name: str, rows: Sequence[Record]) -> Sequence[PageSection]:
+        """Return the figures of a reading."""
+        from secateur.methods.laser.report import reading_sections
+
+        return reading_sections(rows)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from secateur.core.records.analysis import BaseRecord
+from secateur.core.records.analysis import BaseRecord, FrequencyBin, ParaphrasesRecord
+from secateur.core.records.record import Record
 from secateur.core.records.verdict import VerdictRecord
+from secateur.core.site import MATRICES
 from secateur.methods.laser.records import (
     CurveRecord,
     LaserAnalysis,
+    MatrixSpectrum,
     ScreenedTruncation,
     SpectrumRecord,
     TailRecord,
@@ -18,21 +21,29 @@ from secateur.methods.laser.sweep_plot import by_matrix, color_limit, improvemen
 from secateur.report.chart import (
     ACCENT,
     AFTER,
+    DIVERGING,
+    EDGE,
     INK,
+    TRACK,
     Figure,
     Trace,
+    cell_height,
     depth_color,
     level,
     loss_axis,
     marks,
     new_axis,
     new_layout,
+    signed_root,
+    some,
 )
 from secateur.report.cuts import Tried
 from secateur.report.frame import FigureGroup, PageSection
-from secateur.report.markup import MISSING, change, key, known, number, text
+from secateur.report.markup import MISSING, change, key, known, number, signed, text
 from secateur.report.pruned_units import site_of
+from secateur.report.run_page import frequency, paraphrases
 
+MOST_SPECTRA = 4  # of a reading of all matrices that are drawn
 FEWEST_SCREENED = 3  # points without which the screen's order cannot be seen
 
 
@@ -59,6 +70,77 @@ def tried(analysis: LaserAnalysis) -> Tried:
     return Tried(frozenset(site for name in names if (site := site_of(name)) is not None))
 
 
+# ------------------------------------------------------------------------------------------------- readings of `probe`
+
+
+def reading_sections(rows: Sequence[Record]) -> list[PageSection]:
+    """Return the figures of the rows of a reading, by their type."""
+    curves = [row for row in rows if isinstance(row, CurveRecord)]
+    answers = [row for row in rows if isinstance(row, TailRecord)]
+    bins = [row for row in rows if isinstance(row, FrequencyBin)]
+    phrasings = next((row for row in rows if isinstance(row, ParaphrasesRecord)), None)
+    return [
+        spectra_section([row for row in rows if isinstance(row, MatrixSpectrum)]),
+        curves_section(LaserAnalysis(curves=curves), {}),
+        tail_section(answers),
+        frequency(bins),
+        paraphrases(phrasings),
+    ]
+
+
+def spectra_section(rows: Sequence[MatrixSpectrum]) -> PageSection:
+    """Return how far the loss is predicted to fall with the best truncation of each matrix, and the first spectra."""
+    lead = (
+        "Every matrix cut to the rank that gradients predict to be best: blue where the loss is predicted to fall, "
+        "orange where it rises. Below, the singular values of those that promise most; in blue what that rank keeps."
+    )
+    if not rows:
+        return PageSection("spectra", "What truncation is predicted to do", lead, ())
+    first = sorted(rows, key=lambda row: (row.predicted_change, row.site))[:MOST_SPECTRA]
+    spectra = tuple(spectrum(row.site, row.values, row.best_rank) for row in first)
+    body = (FigureGroup((_predicted_map(rows),)), FigureGroup(spectra, "pair", "spectrum"))
+    return PageSection("spectra", "What truncation is predicted to do", lead, body)
+
+
+def _predicted_map(rows: Sequence[MatrixSpectrum]) -> Figure:
+    """Return kinds of matrices × layers, colored by the predicted change of the loss, by square roots."""
+    cells = {(site.part, site.block): row for row in rows if (site := site_of(row.site)) is not None}
+    names = [name for name in reversed(MATRICES) if any(part == name for part, _ in cells)]
+    layers = 1 + max(block for _, block in cells)
+    found = [[cells.get((name, block)) for block in range(layers)] for name in names]
+    most = max(abs(row.predicted_change) for row in rows) or 1.0
+    heat: Trace = {
+        "type": "heatmap",
+        "z": [
+            [None if row is None else -signed_root(row.predicted_change) for row in line] for line in found
+        ],
+        "hovertext": [
+            [
+                ""
+                if row is None
+                else f"<b>{text(row.site)}</b><br>rank {row.best_rank}: {signed(row.predicted_change)} nats"
+                for row in line
+            ]
+            for line in found
+        ],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "colorscale": DIVERGING,
+        "zmin": -signed_root(most),
+        "zmax": signed_root(most),
+        "showscale": False,
+        "hoverongaps": False,
+        "xgap": 2,
+        "ygap": 2,
+    }
+    plain = {"showgrid": False, "showline": False, "ticks": ""}
+    layout = new_layout(
+        int(62 + cell_height(len(names), 240) * len(names)),
+        xaxis=new_axis("layer", range=[-0.5, layers - 0.5], tickvals=some(layers, 16), tickangle=0, **plain),
+        yaxis=new_axis("", tickvals=list(range(len(names))), ticktext=names, **plain),
+    )
+    return Figure("Predicted change of the loss", [heat], layout, note=f"at most {most:.3g} nats")
+
+
 # ------------------------------------------------------------------------------------------------------------ the sweep
 
 
@@ -71,7 +153,7 @@ def sweep_section(
         chosen: Matrix and rank of the cuts that were taken.
     """
     lead = (
-        "Each cell is one matrix cut to one rank, judged on the selection split: blue is better than the "
+        "Each cell is one matrix cut to one rank, judged on the validation split: blue is better than the "
         "original, orange worse. The frame marks what was chosen, a stroke what left the race early, "
         "a dot what was not run."
     )
@@ -227,7 +309,7 @@ def spectrum(site: str, values: Sequence[float], kept: int, side: str = "top") -
         "type": "bar",
         "x": list(range(1, count + 1)),
         "y": ordered,
-        "marker": {"color": [AFTER if keep else "#cfccc4" for keep in keeps], "line": {"width": 0}},
+        "marker": {"color": [AFTER if keep else TRACK for keep in keeps], "line": {"width": 0}},
         "text": [f"component {i + 1}: {v:.4g}<br>{words[i]}" for i, v in enumerate(ordered)],
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",
@@ -313,7 +395,7 @@ def _screen_figure(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> Fig
     low, high = (end([0.0, *(delta for _, _, delta in points)]) for end in (min, max))
     floor = low - 0.12 * (high - low)
     rug = [(place, floor) for place, row in enumerate(order, start=1) if row.key not in losses]
-    strokes = marks(rug, symbol="line-ns-open", size=8, color="#b9b5aa", line={"width": 1})
+    strokes = marks(rug, symbol="line-ns-open", size=8, color=EDGE, line={"width": 1})
     layout = new_layout(
         290,
         xaxis=new_axis("place in the screen's order (1: predicted best)", showgrid=False, nticks=8)

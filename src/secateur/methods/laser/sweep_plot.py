@@ -13,6 +13,7 @@ from secateur.core.site import MATRICES
 from secateur.methods.laser.records import CurveRecord, SweptTruncation, TruncationRecord
 from secateur.report.chart import (
     DIVERGING,
+    EDGE,
     INK,
     Figure,
     Trace,
@@ -119,9 +120,9 @@ def _heat_map(
     missing = [
         place for place in ((x, y) for x in range(count) for y in range(blocks)) if place not in judged
     ]
-    untried = marks(missing, symbol="circle", size=2.5, color="#c9c5ba")
+    untried = marks(missing, symbol="circle", size=2.5, color=EDGE)
     dropped = [layout.at(row) for row in rows if not row.complete]
-    hatch = marks(dropped, symbol="line-ne-open", size=9, color="rgba(43,47,54,.5)", line={"width": 1})
+    hatch = marks(dropped, symbol="line-ne-open", size=9, color="rgba(43,47,54,0.5)", line={"width": 1})
     shown = some(count, 12)
     labels = {"tickvals": shown, "ticktext": [_percent(layout.columns[i]) for i in shown]}
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
@@ -129,7 +130,7 @@ def _heat_map(
     sheet = new_layout(
         int(62 + cell_height(blocks) * blocks),
         xaxis=new_axis("% of components kept", range=[-0.6, count - 0.4], **labels, **plain),
-        yaxis=new_axis("block", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
+        yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
         shapes=[
             {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5, **frame}
             for x, y in (layout.at(row) for row in rows if row.key in chosen)

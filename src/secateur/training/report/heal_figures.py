@@ -75,9 +75,9 @@ def epochs_section(record: HealRecord) -> PageSection:
     head = ("stage", "epoch", "step", "learned", "select", "")
     figure = Figure("Loss", traces, _epochs_layout(record, points), head, rows, "nats/token")
     legend = key(
-        ("line base", "the original, on select"),
+        ("line base", "the original, on the validation split"),
         ("line learned", "on what is learned"),
-        ("line fold", "on select"),
+        ("line fold", "on the validation split"),
         ("dot chosen", "kept"),
     )
     stages = "; ".join(f"{stage.stage}: {STAGES[stage.stage]}" for stage in record.stages)
@@ -134,8 +134,8 @@ def depth_section(record: HealRecord, also: Sequence[HealRecord] = ()) -> PageSe
         figures = FigureGroup(tuple(curves(depth, points)), layout="pair")
         body = (forms_key(depth), legend, figures, _depth_table(depth, points)) if points else ()
     lead = (
-        "The cut's own curves on select, with what became of it by healing. More healed cuts of the same original: "
-        "<code>secateur report OUT --also FOLDER</code>."
+        "The cut's own curves on the validation split, with what became of it by healing. More healed cuts of the "
+        "same original: <code>secateur report OUT --also FOLDER</code>."
     )
     return PageSection("depth", "Without whole blocks, healed", lead, body)
 
@@ -180,5 +180,5 @@ def _depth_table(depth: DepthRecord, points: Sequence[HealedPoint]) -> str:
         for point in sorted(points, key=lambda point: (len(point.blocks), point.form))
     ]
     head = ("gone", "which", *(WORDS[series.form] for series in depth.series), "healed", "tokens read")
-    note = "perplexity" if depth.metric == "text_loss" else "on select"
+    note = "perplexity" if depth.metric == "text_loss" else "on the validation split"
     return f'<p class="note">{note}:</p>' + table(head, rows, source="heal.json")

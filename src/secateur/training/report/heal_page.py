@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from secateur.core.score import metric_name
 from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.report.frame import PageSection
 from secateur.report.interval_plot import Dumbbell, panels
-from secateur.report.markup import change, interval, key, metric_name, number, table, text
+from secateur.report.markup import change, interval, key, number, table, text
 from secateur.report.page import assemble
 from secateur.report.tables import folded_facts, joined
 from secateur.training.records.heal import HealedScoreRecord, HealedTestRecord, HealRecord
@@ -93,7 +94,7 @@ def hero(record: HealRecord) -> str:
     )
     direction = "higher is better" if row.higher_is_better else "lower is better"
     unit_words = "share of questions" if row.unit == "share" else text(row.unit)
-    small = f"<small>on select, {unit_words}, {direction}; intervals are 95&nbsp;%</small>"
+    small = f"<small>on the validation split, {unit_words}, {direction}; intervals are 95&nbsp;%</small>"
     who = f"{text(record.cut.name)} <span>healed on</span> {text(record.task.name)}"
     sentences = "".join(f'<p class="sentence">{text(sentence)}</p>' for sentence in record.sentences)
     return (
@@ -200,7 +201,14 @@ def cost_section(record: HealRecord) -> PageSection:
         for stage in record.stages
     ]
     total = ["together", "", "", f"{record.tokens:,}", f"{record.seconds:,.1f}", ""]
-    head = ("what was trained", "parameters", "depths compared", "tokens read", "seconds", "loss on select")
+    head = (
+        "what was trained",
+        "parameters",
+        "depths compared",
+        "tokens read",
+        "seconds",
+        "loss, validation split",
+    )
     lead = (
         f"Taught on {record.trained_on.examples:,} examples of {text(record.task.name)}; a token counts as often as it "
         f"was read. The healed model has {record.cut.parameters:,} parameters, the original "

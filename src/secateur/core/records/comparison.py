@@ -1,0 +1,33 @@
+"""Types of the comparison that `secateur report A B C --json` prints."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from secateur.core.records.record import Record
+from secateur.core.records.verdict import BeforeAfter, ScoreRecord, SideEffect
+
+
+class ComparedRun(Record):
+    """One run beside others."""
+
+    run: str = Field(description="its folder, as short as tells it from the others")
+    model: str = Field(description="MODEL as given")
+    task: str = Field(description="name of the task")
+    method: str = Field(description="`--method`")
+    verdict: str = Field(description="as in the verdict")
+    holds: str = Field(description="`cut` or `original`: the weights in the checkpoint")
+    cut: str = Field(description="what was cut, counted")
+    before: ScoreRecord = Field(description="the original on `test`")
+    after: ScoreRecord = Field(description="the checkpoint on `test`")
+    parameters: BeforeAfter = Field(description="tied ones once")
+    bytes_on_disk: BeforeAfter | None = Field(description="of the weights; null where they were not weighed")
+    speedup: float | None = Field(description="of decoding; null where it was not timed")
+    side_effects: list[SideEffect] = Field(description="what else was watched")
+
+
+class ComparisonRecord(Record):
+    """Several runs side by side."""
+
+    runs: list[ComparedRun] = Field(description="in the order of the folders")
+    report: str = Field(description="the page that was written")
