@@ -28,6 +28,7 @@ from secateur.cli.options import (
 from secateur.core.records.comparison import ComparisonRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.errors import ClusterError, SecateurError
+from secateur.tracking import TRACKERS
 
 OnRay = Annotated[
     str | None,
@@ -89,6 +90,15 @@ Push = Annotated[
     ),
 ]
 
+LogTo = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        metavar=TRACKERS,
+        help="Show every plan that the search judges in a tracker, which has to be installed.",
+    ),
+]
+
 if TYPE_CHECKING:
     from secateur.result import Result
 
@@ -107,6 +117,7 @@ def prune(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     push: Push = None,
+    log: LogTo = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     **options: object,
@@ -129,8 +140,12 @@ def prune(
             raise SecateurError(
                 "--push is of one checkpoint. Leave out --each, or push each by `secateur push`."
             )
+    if log is not None and each:
+        raise SecateurError(
+            "--log is of one search. Leave out --each, or prune for one task after the other."
+        )
     workers_asked = hire(ray, workers, cpus_per_worker, gpus_per_worker)
-    how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked}
+    how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked} | ({"log": log} if log else {})
     _prune(
         model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, push=push, **how
     )
@@ -293,6 +308,7 @@ VERBS: Commands = (
                 "secateur prune ./llama --task text:book.txt --method depth --blocks 4 -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
+                "secateur prune gpt2 --task questions.csv --log tensorboard:runs -o out",
             ),
         },
     ),
