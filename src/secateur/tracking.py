@@ -56,12 +56,13 @@ def open_log(log: Log | str | None) -> OpenLog | None:
 def _tracked_run(package: str, project: str, run: str, command: Mapping[str, object]) -> Iterator[Log]:
     """Open a run of wandb or of trackio, which has the same functions. Standard output stays ours."""
     with redirect_stdout(sys.stderr):
-        tracked = importlib.import_module(package).init(project=project, name=run, config=dict(command))
+        tracker = importlib.import_module(package)
+        tracked = tracker.init(project=project, name=run, config=dict(command))
     try:
         yield lambda judgment: tracked.log(_values(judgment), step=judgment.step)
     finally:
         with redirect_stdout(sys.stderr):
-            tracked.finish()
+            tracker.finish()
 
 
 @contextmanager
