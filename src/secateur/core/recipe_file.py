@@ -44,7 +44,8 @@ def compose(file: Path) -> yaml.MappingNode:
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         where = file if mark is None else Place(str(file), mark.line + 1)
-        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        parts = (error.context, error.problem) if isinstance(error, yaml.MarkedYAMLError) else (str(error),)
+        reason = " ".join(" ".join(part for part in parts if part).split())
         raise SecateurError(f"{where}: this is no YAML ({reason}). A line is `limit: 400`.") from error
     except RecursionError as error:
         raise SecateurError(f"{file}: it is nested too deeply for a recipe.") from error
