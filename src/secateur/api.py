@@ -45,7 +45,7 @@ from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.keywords import CommonOptions, ProbeOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
-from secateur.result import Result
+from secateur.result import Result, read_verdict
 from secateur.signatures import verb
 
 if TYPE_CHECKING:
@@ -495,6 +495,31 @@ def push(folder: str | Path, repo: str, *, private: bool = False, dry_run: bool 
     from secateur.checkpoint.push import push
 
     return push(Path(folder), repo, private=private, dry_run=dry_run).to_json()
+
+
+def push_cut(folder: str | Path, repo: str, *, private: bool = False) -> dict[str, Any] | None:
+    """Upload a checkpoint as `push` does; one that holds the unchanged model is left here, and None is returned."""
+    file = Path(folder) / "verdict.json"
+    if file.exists() and _holds(file) != "cut":
+        LOG.warning(
+            "nothing was pushed, because %s holds the unchanged model; secateur push %s %s pushes it all the same.",
+            folder,
+            folder,
+            repo,
+        )
+        return None
+    pushed: dict[str, Any] = push(folder, repo, private=private)
+    return pushed
+
+
+def _holds(file: Path) -> str:
+    """Return what a checkpoint holds by its verdict: `cut` or `original`."""
+    from secateur.core.records.verdict import VerdictRecord
+
+    verdict = VerdictRecord.from_values(
+        read_verdict(file), file, OutputError, "Make it again by --overwrite."
+    )
+    return verdict.handed_over.holds
 
 
 # -------------------------------------------------------------------------------------------------------------- probe

@@ -243,6 +243,19 @@ class Options:
                 words += one.words(value)
         return shlex.join(words)
 
+    def recipe(self, *, speed: bool = False) -> dict[str, object]:
+        """Return the keys of a recipe that gives this again, without defaults.
+
+        Args:
+            speed: Also those that change how long it takes and not the result.
+        """
+        tasks: object = self.task if not self.more_tasks else list(self.tasks)
+        keys: dict[str, object] = {"model": self.model, "task": tasks, "method": self.method}
+        for one, value in self._given():
+            if value is not None and value != one.default and (speed or not one.option.speed_only):
+                keys[one.key] = one.entry(value)
+        return keys
+
     def _given(self) -> Iterator[tuple[Named, Any]]:
         """Return every option, of all methods and of this one, with its value."""
         for holder in (self, self.config):

@@ -109,12 +109,13 @@ def print_cost(found: Mapping[str, Any]) -> None:
 
     from secateur.cli.tables import print_rows
     from secateur.cli.terminal import terminal
-    from secateur.core.baseline import baseline_text, floors_text
+    from secateur.core.baseline import baseline_text, floors_text, split_words
     from secateur.core.records.verdict import BaselineRecord
     from secateur.forecast.records import FloorsRecord
 
-    sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
-    title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"
+    sizes = ", ".join(f"{count:,} in the {split_words(name)}" for name, count in found["examples"].items())
+    title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: examples "
+    title += sizes
     rows = [*found["stages"], found["total"]]
     shown = {"seconds": "time", **SHOWN}
     shown = {

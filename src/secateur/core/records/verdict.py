@@ -82,6 +82,9 @@ class BaselineRecord(Record):
         description="the answer the model gives most often; null without choices"
     )
     accuracy_norm: float | None = Field(description="beside `accuracy`")
+    extracted: bool = Field(
+        default=False, description="the model writes, and its answer is looked for in the text (`--extract`)"
+    )
     warning: str | None = Field(description="where the score is not shown to be above chance and majority")
 
 
