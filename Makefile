@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLD := .venv-old
+DOCS := .venv-docs
 READ := old-readers-out
 GGUF := .venv-gguf
 RUNS := gguf-out
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 OUT ?= demo-out
 OUT_LLM ?= demo-llm-out
 
-.PHONY: help demo demo-llm test llm-smoke lint model llm bench offload surgery cluster killed old-readers gguf clean
+.PHONY: help demo demo-llm test llm-smoke docs lint model llm bench offload surgery cluster killed old-readers gguf clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -59,6 +60,16 @@ cluster: $(VENV)/ready ## two Ray workers against one, and what a start and a ca
 killed: $(VENV)/ready ## searches whose workers, driver and nodes are really killed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed/test_ray_killed.py tests/distributed/test_ray.py
 
+$(DOCS)/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*project['optional-dependencies']['docs'], sep='\n')" > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $(DOCS)/requirements.txt
+	touch $@
+
+docs: $(DOCS)/ready  ## the documentation site, in site/; every link of it is checked
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --clean --strict
+
 $(OLD)/ready: constraints-old.txt
 	$(PYTHON) -m venv $(OLD)
 	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-old.txt torch==2.13.0
@@ -90,4 +101,4 @@ gguf: $(VENV)/ready $(GGUF)/ready ## llama.cpp, built here: converts and runs wh
 	rm -rf $(RUNS)
 
 clean:           ## remove the environments and the demo's output
-	rm -rf $(VENV) $(OLD) $(READ) $(GGUF) $(RUNS) $(OUT) $(OUT).run $(OUT_LLM) $(OUT_LLM).run
+	rm -rf $(VENV) $(OLD) $(DOCS) site $(READ) $(GGUF) $(RUNS) $(OUT) $(OUT).run $(OUT_LLM) $(OUT_LLM).run

@@ -35,6 +35,7 @@ MAY_IMPORT = {
 MAY_IMPORT["given"] = {"errors", "core", "tasks"}
 MAY_IMPORT["signatures"] = {"errors", "core"}
 MAY_IMPORT["keywords"] = {"given"}
+MAY_IMPORT["tracking"] = {"errors", "core"}
 for room_ in ("records", "checkpoint"):
     MAY_IMPORT[room_] |= {"__init__"}  # for the version
 MAY_IMPORT["side_tasks"] = {"session", "tasks", "evaluation"}
@@ -78,6 +79,7 @@ MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
     "given",
     "keywords",
     "signatures",
+    "tracking",
 }
 MAY_IMPORT["distributed"] = {"errors", "core", "hf", "evaluation"}
 MAY_IMPORT["recipe"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}

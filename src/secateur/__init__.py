@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.core.plan import Drop as Drop
     from secateur.core.plan import Plan as Plan
     from secateur.core.plan import Truncate as Truncate
+    from secateur.core.search_log import Judgment as Judgment
     from secateur.core.site import Site as Site
     from secateur.distributed.launch import on_ray as on_ray
     from secateur.errors import SecateurError as SecateurError
@@ -71,6 +72,7 @@ _WHERE = {
     "RegularisedTrainer": "secateur.training.objectives",
     "Result": "secateur.result",
     "Tuned": "secateur.training.state",
+    "Judgment": "secateur.core.search_log",
     "Plan": "secateur.core.plan",
     "Truncate": "secateur.core.plan",
     "Drop": "secateur.core.plan",

@@ -28,6 +28,7 @@ from secateur.core.progress import Progress, StagedProgress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written, check_name
 from secateur.core.readings import FINER, LINEARITY, PARTS
+from secateur.core.search_log import Log
 from secateur.errors import (
     ModelError,
     OutputError,
@@ -47,6 +48,7 @@ from secateur.methods.registry import OURS, method_options, method_reading, meth
 from secateur.options import Options
 from secateur.result import Result, read_verdict
 from secateur.signatures import verb
+from secateur.tracking import open_log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,6 +121,7 @@ def prune(
     overwrite: bool = False,
     progress: Progress = silent,
     workers: WorkerLauncher | None = None,
+    log: Log | str | None = None,
     method: str = "laser",
     **options: Unpack[PruneOptions],
 ) -> Result:
@@ -133,10 +136,13 @@ def prune(
         ledger: File that counts openings of the test split over several runs.
         progress: Called as `progress(stage, done, total)`.
         workers: What judges in place of this process, such as `secateur.on_ray("local:2")`.
+        log: Called with a `Judgment` of every plan that the search judges; or `trackio`, `wandb`, `tensorboard:DIR`,
+            which show them.
         options: As on the command line, with underscores: seed, limit, matrices, layers, ...
 
     Raises: any `SecateurError`; then what was at `out` is untouched.
     """
+    opened = open_log(log)
     with options_for(model, tokenizer, task_words(task), {"method": method, **options}) as chosen:
         folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
         from secateur import pipeline
@@ -149,6 +155,7 @@ def prune(
             progress=progress,
             workers=workers,
             expect=_expected(progress),
+            log=opened,
         )
 
 

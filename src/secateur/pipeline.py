@@ -14,6 +14,7 @@ from secateur.core.ledger import Ledger, check_ledger
 from secateur.core.progress import Progress, StagedProgress, duration, silent
 from secateur.core.recipe_file import RECIPE, recipe_text
 from secateur.core.records.verdict import BaselineRecord
+from secateur.core.search_log import OpenLog, SearchLog
 from secateur.core.writing import write_text
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.workers import WorkerLauncher
@@ -39,12 +40,14 @@ def prune(
     workers: WorkerLauncher | None = None,
     session: Session | None = None,
     expect: Expect | None = None,
+    log: OpenLog | None = None,
 ) -> Result:
     """Find what `options.model` does not need for `options.task`, cut it, prove it, write it to `folder`.
 
     Killed at any moment and called again it goes on where it was and ends with the same plan; `workers` judge in the
     place of this process; `session` is for these options, where there is one already; `expect` gives the seconds that
-    its stages will take. Raises any `SecateurError`; then what was there is untouched.
+    its stages will take; `log` is told of every plan that the search judges, and of none on `test`. Raises any
+    `SecateurError`; then what was there is untouched.
     """
     with folder.claimed(options.command(), overwrite=overwrite) as already:
         if already:
@@ -56,20 +59,24 @@ def prune(
             make_spectra_folder(Path(options.spectra))
         launched = nullcontext() if workers is None else workers(session.loaded)
         with launched as pool, Ledger.open(journal_file) as journal:
-            return _prune(replace(session, ledger=journal, workers=pool), folder, journal, expect)
+            return _prune(replace(session, ledger=journal, workers=pool), folder, journal, expect, log)
 
 
-def _prune(session: Session, folder: Folder, journal: Ledger, expect: Expect | None) -> Result:
+def _prune(
+    session: Session, folder: Folder, journal: Ledger, expect: Expect | None, log: OpenLog | None
+) -> Result:
     command = session.options.command()
     run = f"{folder.out.resolve()} {digest(command)}"
     journal.start_run(run, command, out=str(folder.out.resolve()))
     journal.remember(run, "scope", session.scope)
     journal.remember(run, "metric", session.objective.metric.name)
     journal.remember(run, "select", session.task.split("select"))
-    start = measured_baseline(session)
-    if expect is not None:
-        _say_expected(session, expect)
-    proposal = method_named(session.options.method).search(session)
+    with nullcontext() if log is None else log(folder.out.name, command) as tell:
+        logged = replace(session, log=tell and SearchLog(tell, session.objective.metric))
+        start = measured_baseline(logged)
+        if expect is not None:
+            _say_expected(session, expect)
+        proposal = method_named(session.options.method).search(logged)
     verdict = cut_and_verify(session, proposal, start, folder.staging)
     if session.options.in_memory is None:
         keys = session.options.recipe() | {"out": str(folder.out)}

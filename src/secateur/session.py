@@ -20,6 +20,7 @@ from secateur.core.machine import Loading
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, StagedProgress, silent
 from secateur.core.score import METRICS, OUTCOME
+from secateur.core.search_log import SearchLog
 from secateur.errors import TaskError, TooLong
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.workers import Limits, Workers
@@ -60,6 +61,7 @@ class Session:
     encodings: dict[str, tuple[Task, dict[int, Encoded]]] = field(default_factory=dict)  # by task hash
     workers: Workers | None = None  # who hold the same model and judge in the place of this process
     spectra: Spectra | None = None  # of the model, where they outlive one judge
+    log: SearchLog | None = None  # is told of the plans that are judged on this task
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -151,6 +153,7 @@ class Session:
             "progress": self.progress,
             "workers": self.workers,
             "spectra": self.spectra,
+            "log": self.log,
         }
         return Evaluator(self.loaded, self.task, self.encoded, **(kept | changes))
 
@@ -176,12 +179,15 @@ class Session:
     def on(self, task: Task, loaded: Loaded | None = None) -> Session:
         """The same with another task, or with another model on the same task."""
         loaded, encoded = loaded or self.loaded, self.encoded
+        log = self.log if task is self.task else None
         if task is not self.task:
             if task.hash not in self.encodings:  # once, so that what does not fit is also said only once
                 self.encodings[task.hash] = _read(task, loaded, self.options)
             task, encoded = self.encodings[task.hash]
         workers, spectra = (self.workers, self.spectra) if loaded is self.loaded else (None, None)
-        return replace(self, task=task, encoded=encoded, loaded=loaded, workers=workers, spectra=spectra)
+        return replace(
+            self, task=task, encoded=encoded, loaded=loaded, workers=workers, spectra=spectra, log=log
+        )
 
 
 def open_session(

@@ -29,6 +29,7 @@ from secateur.cli.options import (
 from secateur.core.records.comparison import ComparisonRecord
 from secateur.core.records.verdict import VerdictRecord
 from secateur.errors import OutputError, SecateurError
+from secateur.tracking import TRACKERS
 
 OnRay = Annotated[
     str | None,
@@ -84,6 +85,14 @@ SaveRecipe = Annotated[
         "--save-recipe", metavar="FILE", help="Write this command as a recipe for `secateur run`, first."
     ),
 ]
+LogTo = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        metavar=TRACKERS,
+        help="Show every plan that the search judges in a tracker, which has to be installed.",
+    ),
+]
 
 if TYPE_CHECKING:
     from secateur.recipe.steps import Step, StepResult
@@ -105,6 +114,7 @@ def prune(
     dry_run: DryRun = False,
     push: Push = None,
     save_recipe: SaveRecipe = None,
+    log: LogTo = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     **options: object,
@@ -122,6 +132,10 @@ def prune(
             raise SecateurError(
                 "--push is of one checkpoint. Leave out --each, or push each by `secateur push`."
             )
+    if log is not None and each:
+        raise SecateurError(
+            "--log is of one search. Leave out --each, or prune for one task after the other."
+        )
     if save_recipe is not None:
         beside = {"each": each or None, "ledger": ledger, "ray": ray, "workers": workers, "push": push}
         beside |= {"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
@@ -134,7 +148,7 @@ def prune(
     from secateur.recipe.steps import workers_on
 
     workers_asked = workers_on(ray, workers, cpus_per_worker, gpus_per_worker)
-    how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked}
+    how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked} | ({"log": log} if log else {})
     _prune(
         model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, push=push, **how
     )
@@ -434,6 +448,7 @@ VERBS: Commands = (
                 "secateur prune ./llama --task text:book.txt --method depth --blocks 4 -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
+                "secateur prune gpt2 --task questions.csv --log tensorboard:runs -o out",
             ),
         },
     ),

@@ -20,6 +20,7 @@ from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, silent
 from secateur.core.score import OUTCOME
+from secateur.core.search_log import SearchLog
 from secateur.evaluation.activation_cache import NOTHING, ActivationCache, Unchanged, find_unchanged
 from secateur.evaluation.batching import SMALLEST, Batch, Packing, Tally, shards, token_scores
 from secateur.evaluation.forward import Forward
@@ -50,6 +51,7 @@ class Evaluator:
         workers: Compute what is missing, in the place of this process.
         keep_activations: Keep the activations of the last shard from one call of `compute` to the next, for callers
             that ask in small portions.
+        log: Is told of every plan that was judged, also of what the ledger knew.
         spectra: The decompositions that another evaluator of the same model has.
     """
 
@@ -67,11 +69,12 @@ class Evaluator:
         workers: Workers | None = None,
         keep_activations: bool = False,
         spectra: Spectra | None = None,
+        log: SearchLog | None = None,
     ) -> None:
         self.loaded, self.task, self.encoded = loaded, task, encoded
         self.progress, self.ban = progress, tuple(ban)
         self._ledger, self._scope, self._workers = ledger, scope, workers
-        self._keep_activations = keep_activations
+        self._keep_activations, self._log = keep_activations, log
         self._open: _OpenShard | None = None
         self.limits = limits or Limits()
         self._forward = Forward(loaded.model, loaded.anatomy)
@@ -110,6 +113,8 @@ class Evaluator:
         for plan in judged:
             if not plan.edits and not self.ban:
                 self._refuse_nan(judged[plan])
+        if self._log is not None:
+            self._log.add(stage, judged)
         return judged
 
     def _refuse_nan(self, outcomes: np.ndarray) -> None:
