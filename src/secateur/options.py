@@ -185,7 +185,7 @@ class Options:
     @property
     def written_as(self) -> Form:
         """The shapes in which the cut is written."""
-        return Form(self.zeroed, self.factorize, self.config.portable)
+        return Form(self.zeroed, self.factorize or self.config.factorize, self.config.portable)
 
     @property
     def tasks(self) -> tuple[str, ...]:

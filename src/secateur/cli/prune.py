@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.generated import PanelCommand, given, method_help, with_options
+from secateur.cli.generated import GOAL_HELP, PanelCommand, given, method_help, with_options
 from secateur.cli.options import (
     AsJson,
     Commands,
@@ -87,7 +87,8 @@ def prune(
     task: PruneTasks,
     out: Out,
     each: Each = False,
-    method: Annotated[str, typer.Option(metavar="NAME", help=method_help())] = "laser",
+    goal: Annotated[str | None, typer.Option(metavar="NAME", help=GOAL_HELP)] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help=method_help())] = None,
     ray: OnRay = None,
     workers: NumWorkers = None,
     cpus_per_worker: Cpus = None,
@@ -107,11 +108,20 @@ def prune(
     if dry_run:
         from secateur.cli.cost import print_forecast
 
-        print_forecast(model, task, given(method, options), as_json=as_json, quiet=quiet)
+        print_forecast(model, task, given(options, method=method, goal=goal), as_json=as_json, quiet=quiet)
         return
     workers_asked = hire(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked}
-    _prune(model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, **how)
+    _prune(
+        model,
+        task,
+        out,
+        given(options, method=method, goal=goal),
+        each=each,
+        as_json=as_json,
+        quiet=quiet,
+        **how,
+    )
 
 
 with_options(prune)
@@ -223,6 +233,8 @@ VERBS: Commands = (
                 "secateur prune ./llama --task text:book.txt --method depth --blocks 4 -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
+                "secateur prune ./llama --task text:book.txt --goal smaller --params 0.8 -o out",
+                "secateur prune ./llama --task q.jsonl --kv-bytes 0.5 --kinds heads,attentions -o out",
             ),
         },
     ),
