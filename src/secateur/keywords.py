@@ -18,6 +18,7 @@ class TaskOptions(TypedDict, total=False):
     limit: int | None
     seqlen: int
     chat: bool
+    join: str
     allow_small: bool
     skip_long: bool
     gguf_file: str | None
@@ -36,6 +37,8 @@ class ReadingOptions(TaskOptions, total=False):
     layers: tuple[int, int] | str | None
     zeroed: bool
     factorize: bool
+    extract: str
+    max_new_tokens: int | None
     device_map: str | None
     offload_folder: str | None
     max_memory: str | None

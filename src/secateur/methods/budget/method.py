@@ -84,7 +84,7 @@ class Budget(Method):
     Config = BudgetConfig
 
     def check(self, session: Session) -> None:
-        """Raise `UnknownName` for layers, `PlanError` where nothing can go, `SecateurError` for a budget out of reach."""
+        """Raise `UnknownName` for layers, `PlanError` where nothing can go, `SecateurError` for a far budget."""
         from secateur.methods.budget.search import check
 
         check(session)

@@ -12,14 +12,13 @@ import numpy as np
 
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Edit, Linearize, Plan, blocks_of
-from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
 from secateur.methods.method import DryRun, Reading
 from secateur.methods.removal import fitted_maps
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects
-from secateur.probes.heads import neuron_importance
+from secateur.probes.heads import unit_importance
 from secateur.probes.maps import BlockRun
 from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.mask import masked
@@ -69,24 +68,31 @@ class EditReader:
         return found
 
     def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
-        """Return the neurons of each block, those first on which the loss depends least under `plan`."""
+        """Return the neurons of each block that `plan` leaves, those first on which the loss depends least."""
         session, loaded = self._session, self._session.loaded
-        key = f"neurons {digest([plan.to_json()['edits'], len(self._probe)])}"
-        read = session.recall(key, Readings.from_json)
-        if read is None:
-            with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
-                read = neuron_importance(
+        widths = {block: width.d_ff for block, width in enumerate(loaded.anatomy.widths) if width.d_ff}
+        gone = plan.blocks_gone | {site.block for site in plan.dropped if site == Site(site.block, "mlp")}
+        units = {block: count for block, count in widths.items() if block not in gone}
+        key = f"neuron order {digest([plan.identity, len(self._probe)])}"
+        order: dict[int, list[int]] | None = session.recall(
+            key, lambda rows: {block: [*neurons] for block, neurons in rows}
+        )
+        if order is None and not units:
+            return {}
+        if order is None:
+            operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
+            with masked(loaded.model, operations):
+                values = unit_importance(
                     loaded,
                     session.encoded,
                     self._probe,
+                    "down",
+                    units,
                     packing=self._judge.packing,
                     progress=session.progress,
                 )
-            session.remember(key, read.to_json())
-        order: dict[int, list[int]] = {}
-        for name, _ in read.ranked():
-            site = Site.parse(name)
-            order.setdefault(site.block, []).append(site.index)
+            order = {block: np.argsort(own, kind="stable").tolist() for block, own in values.items()}
+            session.remember(key, [*order.items()])
         return order
 
     def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:

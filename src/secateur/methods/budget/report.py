@@ -38,10 +38,11 @@ def sections(verdict: VerdictRecord, analysis: BudgetAnalysis) -> list[PageSecti
     record = analysis.budget
     if record is None:
         return []
+    n = analysis.base.n if analysis.base else 0
     lead = (
-        f"Edits of all kinds competed for one budget. Each point is a plan, drawn on the {analysis.base.n if analysis.base else 0} "
-        "examples of <code>select</code> that the search chose by, so the curve flatters itself; the verdict is about the "
-        "filled point alone, on <code>test</code>."
+        f"Edits of all kinds competed for one budget. Each point is a plan, drawn on the {n} examples of "
+        "<code>select</code> that the search chose by, so the curve flatters itself; the verdict is about the filled "
+        "point alone, on <code>test</code>."
     )
     body = (FigureGroup((front_figure(verdict, record),)), _kinds(record), _moves(record))
     return [PageSection("budget", "How much goes for how little", lead, body)]
@@ -111,5 +112,8 @@ def _moves(record: BudgetRecord) -> str:
     given = (
         f" In the end {record.swaps} of them came in for others that were given back." if record.swaps else ""
     )
-    told = f"<p>Rises of the loss in nats, predicted on probe and measured on {record.measured_on} examples of select.{given}</p>"
+    told = (
+        "<p>Rises of the loss in nats, predicted on <code>probe</code> and measured on "
+        f"{record.measured_on} examples of <code>select</code>.{given}</p>"
+    )
     return told + table(("move", "by", "what went", "predicted", "measured"), rows)

@@ -1,11 +1,11 @@
 """Edits of every kind compete for one budget: step by step those go that cost the least loss for what they save.
 
-A screen on `probe` predicts what each edit costs under the current plan; each kind proposes its cheapest edits for
-about one step, all kinds together propose a mixture, and the proposals are measured on the first examples of
-`select`, to which nothing was fitted. The cheapest by measured loss is taken. Predictions are read again for the
-edits near the top after every step, since effects do not add up. At the end moves are given back where others do better.
+A screen on `probe` predicts what each edit costs under the current plan. Each kind proposes its cheapest edits for
+about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to which
+nothing was fitted, and the cheapest is taken. Edits near the top are predicted again before every step, since effects
+do not add up. At the end moves are given back where others do better.
 Knows a judge and readings, no model. `test` is not touched.
-Source: ours; the order by cost for each parameter is that of knapsack greedies, as in SLEB (arXiv 2402.09025) for blocks.
+Source: ours; loss for each parameter saved is the order of greedy knapsacks.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def check(session: Session) -> None:
         if reach > share and "matrices" not in config.competing:
             flag = f"--{name.replace('_', '-')}"
             raise SecateurError(
-                f"{flag} {share}: with all of that gone {reach:.1%} are left. Ask for more, or let more --kinds compete."
+                f"{flag} {share}: with all of that gone {reach:.1%} are left. Ask for more, or for more --kinds."
             )
 
 
@@ -420,11 +420,10 @@ def _check_met(config: BudgetConfig, sizes: Sizes, moves: Moves) -> None:
 
 
 def _front(session: Session, plans: Sequence[Plan], outcomes: Mapping[Plan, np.ndarray]) -> list[int]:
-    """Return the numbers of the points that no later, smaller one betters; the first and the last always."""
-    sign = -1 if session.objective.metric.higher_is_better else 1
-    values = [sign * session.objective.metric.mean(outcomes[plan]) for plan in plans]
+    """Return the numbers of the points that no later, smaller one equals; the first and the last always."""
+    keys = [session.objective.key(outcomes[plan]) for plan in plans]
     last = len(plans) - 1
-    return [n for n in range(last + 1) if n in (0, last) or values[n] < min(values[n + 1 :])]
+    return [n for n in range(last + 1) if n in (0, last) or keys[n] > max(keys[n + 1 :])]
 
 
 def _proposal(
