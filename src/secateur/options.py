@@ -174,8 +174,8 @@ class Options:
             )
         if len(set(self.tasks)) < len(self.tasks):
             raise SecateurError(f"a --task is given twice: {', '.join(self.tasks)}. Each counts once.")
-        self.written_as  # noqa: B018  raises for two that exclude each other
         self.config.check_beside(self)
+        self.written_as  # noqa: B018  raises for two that exclude each other
 
     @property
     def full_report(self) -> bool:
