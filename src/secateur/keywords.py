@@ -18,7 +18,6 @@ class TaskOptions(TypedDict, total=False):
     limit: int | None
     seqlen: int
     chat: bool
-    join: str
     allow_small: bool
     skip_long: bool
     gguf_file: str | None
@@ -37,8 +36,6 @@ class ReadingOptions(TaskOptions, total=False):
     layers: tuple[int, int] | str | None
     zeroed: bool
     factorize: bool
-    extract: str
-    max_new_tokens: int | None
     device_map: str | None
     offload_folder: str | None
     max_memory: str | None
@@ -86,6 +83,8 @@ class MethodOptions(TypedDict, total=False):
     params: float | str | None
     random_orders: int
     portable: bool
+    kv_bytes: float | str | None
+    kinds: Sequence[str] | str
 
 
 class PruneOptions(CommonOptions, MethodOptions, total=False):

@@ -126,18 +126,19 @@ class Sizes:
 
 def joined(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
     """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict."""
-    kept = (old for old in plan.edits if not any(_covers(new, old) for new in edits))
+    runs = {block for edit in edits if isinstance(edit, Linearize) for block in edit.blocks}
+    sites = {edit.site for edit in edits if not isinstance(edit, Linearize)}
+    kept: list[Edit] = []
+    for old in plan.edits:
+        if isinstance(old, Linearize):
+            taken = runs.issuperset(old.blocks)
+        else:
+            taken = old.site.block in runs or not sites.isdisjoint((old.site, *old.site.wholes))
+        kept += [] if taken else [old]
     try:
         return Plan(plan.model, (*kept, *edits))
     except PlanError:
         return None
-
-
-def _covers(new: Edit, old: Edit) -> bool:
-    """Tell whether nothing of an edit is left once `new` is carried out."""
-    if isinstance(new, Linearize):
-        return set(old.blocks if isinstance(old, Linearize) else blocks_of(old)) <= set(new.blocks)
-    return not isinstance(old, Linearize) and new.site in (old.site, *old.site.wholes)
 
 
 def price(loss: float, saved: float) -> float:
@@ -346,7 +347,8 @@ class Steps:
         last = moves[-1].plan
         ways = {}
         for move in moves[:-1]:
-            left = tuple(edit for edit in last.edits if edit not in set(move.edits))
+            back = set(move.edits)
+            left = tuple(edit for edit in last.edits if edit not in back)
             if len(left) == len(last.edits) - len(move.edits):  # later moves took none of it in
                 ways[move] = Plan(last.model, left)
         if not ways:
