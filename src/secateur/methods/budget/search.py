@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -251,14 +251,31 @@ class Steps:
         choice = "choice_loss" if decided_by_choices(self.session) else "loss"
         self._metric = METRICS["text_loss" if self.session.task.kind == "text" else choice]
 
+    def plan(self, moves: Moves) -> Plan:
+        """Return the plan that moves lead to."""
+        return moves[-1].plan if moves else self.session.empty
+
     def losses(self, plans: Sequence[Plan]) -> dict[Plan, float]:
         """Return the loss that decides under each plan, on the examples that moves are measured on."""
         judged = self.judge(plans, self.examples, "choose")
         return {plan: loss_or_worst(rows, self._metric.name) for plan, rows in judged.items()}
 
-    def next(self, moves: Moves) -> Moves | None:
-        """Return the moves with the cheapest of those that are possible now; None where there is none."""
-        plan = moves[-1].plan if moves else self.session.empty
+    def walk(self, within: Callable[[Plan], bool]) -> list[Moves]:
+        """Return the moves to each point: until the budget is met, two points in a row are not `within` the bound, or
+        nothing is left."""
+        way: list[Moves] = [()]
+        plan, beyond = self.session.empty, 0
+        while beyond < 2 and self.sizes.progress(plan) < 1:
+            further = self.next(way[-1], plan)
+            if further is None:
+                break
+            way.append(further)
+            plan = further[-1].plan
+            beyond = 0 if within(plan) else beyond + 1
+        return way
+
+    def next(self, moves: Moves, plan: Plan) -> Moves | None:
+        """Return the moves to `plan` with the cheapest of those that are possible now; None where there is none."""
         if len(moves) % ANEW == 0 and "neurons" in self.session.config(BudgetConfig).competing:
             self._neurons = self.readings.neurons(plan)
             self.screened += 3 * len(self.session.probed)
@@ -344,8 +361,7 @@ class Steps:
 
     def swapped(self, moves: Moves) -> Moves:
         """Return moves that keep to the budget with one given back and others taken, where that lowers the loss."""
-        last = moves[-1].plan
-        ways = {}
+        last, ways = moves[-1].plan, dict[Move, Plan]()
         for move in moves[:-1]:
             back = set(move.edits)
             left = tuple(edit for edit in last.edits if edit not in back)
@@ -353,18 +369,16 @@ class Steps:
                 ways[move] = Plan(last.model, left)
         if not ways:
             return moves
-        losses, end = self.losses([last, *ways.values()]), self.sizes.progress(last)
-        dearest = max(
-            ways,
-            key=lambda m: (losses[last] - losses[ways[m]]) / max(1e-9, end - self.sizes.progress(ways[m])),
-        )
-        others = tuple(move for move in moves if move != dearest)
-        tried: Moves | None = (*others[:-1], replace(others[-1], plan=ways[dearest]))
-        while tried is not None and self.sizes.progress(tried[-1].plan) < 1:
-            tried = self.next(tried)
-        if tried is None or self.losses([last, tried[-1].plan])[tried[-1].plan] >= losses[last]:
-            return moves
-        return tried
+        losses = self.losses([last, *ways.values()])
+        freed = {move: max(1e-9, 1 - self.sizes.progress(plan)) for move, plan in ways.items()}
+        dearest = max(ways, key=lambda move: (losses[last] - losses[ways[move]]) / freed[move])
+        tried, plan = tuple(move for move in moves if move != dearest), ways[dearest]
+        while self.sizes.progress(plan) < 1:
+            further = self.next(tried, plan)
+            if further is None:
+                return moves
+            tried, plan = further, further[-1].plan
+        return tried if self.losses([plan])[plan] < losses[last] else moves
 
 
 def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
@@ -376,78 +390,71 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
         readings: Predicts, ranks and fits.
     """
     config, counting, select = session.config(BudgetConfig), CountingJudge(judge), session.shuffled("select")
-    sizes = Sizes(session, config.targets or {"params": 0.0})
-    steps = Steps(session, counting, readings, sizes, 1 / STEPS if config.targets else LOSS_STEP)
     bounded = config.max_loss is not None or config.targets
     goal = Goal(session.objective.metric, config.max_loss if bounded else MARGIN)
-    outcomes = dict(counting([session.empty], select, "choose"))
-    way: list[Moves] = [()]
-    swaps, beyond = 0, 0
+    sizes = Sizes(session, config.targets or {"params": 0.0})
+    steps = Steps(session, counting, readings, sizes, 1 / STEPS if config.targets else LOSS_STEP)
+
+    def within(plan: Plan) -> bool:
+        if goal.max_loss is None:
+            return True
+        points = [RemovalPoint(session.empty, {}), RemovalPoint(plan, {})]
+        return goal.choose(points, counting([session.empty, plan], select, "choose"), [1.0, 0.0]) == 1
+
+    swaps = 0
     with session.timed("choose"):
-        while not way[-1] or (sizes.progress(way[-1][-1].plan) < 1 and beyond < 2):
-            further = steps.next(way[-1])
-            if further is None:
-                break
-            way.append(further)
-            if goal.max_loss is not None:
-                plan = further[-1].plan
-                outcomes |= counting([plan], select, "choose")
-                pair = [RemovalPoint(session.empty, {}), RemovalPoint(plan, {})]
-                beyond = 0 if goal.choose(pair, outcomes, [1.0, 0.0]) else beyond + 1
-        _check_met(config, sizes, way[-1])
-        for _ in range(SWAPS if config.targets and not beyond and len(way) > 2 else 0):
-            better = steps.swapped(way[-1])
-            if better == way[-1]:
-                break
-            way[-1], swaps = better, swaps + 1
+        way = steps.walk(within)
+        if sizes.progress(steps.plan(way[-1])) >= 1:
+            while swaps < SWAPS and (better := steps.swapped(way[-1])) != way[-1]:
+                way[-1], swaps = better, swaps + 1
+        elif config.targets and config.max_loss is None:
+            kept = ", ".join(
+                f"{share:.1%} of {name}" for name, share in sizes.kept(steps.plan(way[-1])).items()
+            )
+            raise SecateurError(
+                f"nothing more can go, and {kept} are left. Ask for more, or for more --kinds."
+            )
     with session.timed("analyze"):
-        plans = [moves[-1].plan if moves else session.empty for moves in way]
-        outcomes |= counting(plans, select, "choose")
-    front = _front(session, plans, outcomes)
-    points = [RemovalPoint(plans[number], {}) for number in front]
-    chosen = goal.choose(points, outcomes, [sizes.kept(point.plan)["params"] for point in points])
-    return _proposal(
-        session, counting, steps, [way[number] for number in front], outcomes, goal, chosen, swaps
+        plans = {steps.plan(moves): moves for moves in way}
+        outcomes = counting(list(plans), select, "choose")
+    keys = [session.objective.key(outcomes[plan]) for plan in plans]
+    last = len(plans) - 1
+    front = [plan for n, plan in enumerate(plans) if n in (0, last) or keys[n] > max(keys[n + 1 :])]
+    points = [RemovalPoint(plan, {}) for plan in front]
+    chosen = goal.choose(points, outcomes, [1.0] * len(front))
+    found = {plan: plans[plan] for plan in front}
+    record = _record(steps, found, outcomes, goal.max_loss, chosen, swaps)
+    return Proposal(
+        plan=front[chosen],
+        tried=counting.tried,
+        evaluations=counting.evaluations,
+        search=BudgetSearchRecord(
+            method="budget",
+            proposed=counting.tried,
+            kinds=list(config.competing),
+            forward_passes=(counting.evaluations + steps.screened) / len(select),
+        ),
+        analysis=BudgetAnalysis(base=base_record(outcomes[session.empty]), budget=record),
+        margin=MARGIN if config.max_loss is None else config.max_loss,
     )
 
 
-def _check_met(config: BudgetConfig, sizes: Sizes, moves: Moves) -> None:
-    """Raise `SecateurError` where the candidates ran out before a budget was met that no loss bounds."""
-    met = bool(moves) and sizes.progress(moves[-1].plan) >= 1
-    if config.targets and config.max_loss is None and not met:
-        kept = sizes.kept(moves[-1].plan) if moves else {}
-        told = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in config.targets.items())
-        raise SecateurError(
-            f"{told}: nothing more can go, and {dict(kept)} are left. Let more --kinds compete."
-        )
-
-
-def _front(session: Session, plans: Sequence[Plan], outcomes: Mapping[Plan, np.ndarray]) -> list[int]:
-    """Return the numbers of the points that no later, smaller one equals; the first and the last always."""
-    keys = [session.objective.key(outcomes[plan]) for plan in plans]
-    last = len(plans) - 1
-    return [n for n in range(last + 1) if n in (0, last) or keys[n] > max(keys[n + 1 :])]
-
-
-def _proposal(
-    session: Session,
-    judge: CountingJudge,
+def _record(
     steps: Steps,
-    way: Sequence[Moves],
+    front: Mapping[Plan, Moves],
     outcomes: Mapping[Plan, np.ndarray],
-    goal: Goal,
+    max_loss: float | None,
     chosen: int,
     swaps: int,
-) -> Proposal:
-    """Return the proposal with its records.
+) -> BudgetRecord:
+    """Return `budget` of analysis.json.
 
     Args:
-        way: The moves that lead to each point of the front.
-        outcomes: Of their plans, on `select`.
-        chosen: Index of the point that is taken.
+        front: The moves that lead to each plan.
+        outcomes: Of the plans, on `select`.
+        chosen: Index of the plan that is taken.
     """
-    config, metric = session.config(BudgetConfig), session.objective.metric
-    plans = [moves[-1].plan if moves else session.empty for moves in way]
+    metric, config = steps.session.objective.metric, steps.session.config(BudgetConfig)
     points = [
         BudgetPoint(
             parameters=steps.sizes.kept(plan)["params"],
@@ -457,7 +464,7 @@ def _proposal(
             predicted=sum(move.predicted for move in moves),
             edits=str(plan),
         )
-        for plan, moves in zip(plans, way, strict=True)
+        for plan, moves in front.items()
     ]
     moves = [
         MoveRecord(
@@ -467,25 +474,14 @@ def _proposal(
             predicted=move.predicted,
             measured=move.measured,
         )
-        for move in way[chosen]
+        for move in [*front.values()][chosen]
     ]
-    record = BudgetRecord(
+    return BudgetRecord(
         targets=dict(config.targets),
-        max_loss=goal.max_loss,
+        max_loss=max_loss,
         measured_on=len(steps.examples),
         points=points,
         chosen=chosen,
         moves=moves,
         swaps=swaps,
-    )
-    passes = (judge.evaluations + steps.screened) / len(session.shuffled("select"))
-    return Proposal(
-        plan=plans[chosen],
-        tried=judge.tried,
-        evaluations=judge.evaluations,
-        search=BudgetSearchRecord(
-            method="budget", proposed=judge.tried, kinds=list(config.competing), forward_passes=passes
-        ),
-        analysis=BudgetAnalysis(base=base_record(outcomes[session.empty]), budget=record),
-        margin=MARGIN if config.max_loss is None else config.max_loss,
     )
