@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from fixtures.folders import refused, save_model, secateur, write_rows
@@ -17,12 +18,15 @@ from fixtures.zoo import variant
 import secateur as api
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Drop, Linearize, Plan, Truncate
+from secateur.core.records.verdict import VerdictRecord
 from secateur.core.score import OUTCOME
 from secateur.core.site import Site
 from secateur.errors import SecateurError, UnknownName
 from secateur.hf.anatomy import anatomy
 from secateur.hf.fingerprint import fingerprint
 from secateur.methods.budget import search as budget
+from secateur.methods.budget.records import BudgetRecord
+from secateur.methods.budget.report import front_figure
 from secateur.methods.registry import read_options
 from secateur.session import early_session
 from secateur.surgery.shape import shape_of
@@ -98,6 +102,15 @@ def test_what_is_written_keeps_to_the_budget(pruned, share):
     page = (pruned / "report.html").read_text()
     assert '<section id="budget">' in page
     assert "so the curve flatters itself" in page
+
+
+def test_the_front_is_a_plotly_figure_with_a_point_for_each(pruned):
+    verdict = VerdictRecord.model_validate(read(pruned, "verdict.json"))
+    record = BudgetRecord.model_validate(read(pruned, "analysis.json")["budget"])
+    figure = front_figure(verdict, record)
+    go.Figure(data=figure.data, layout=figure.layout)  # raises for what plotly does not know
+    assert figure.data[0]["x"] == [point.parameters for point in record.points]
+    assert figure.data[1]["x"] == [record.points[record.chosen].parameters]
 
 
 def test_it_goes_on_beyond_what_is_useless_on_a_falling_front(place, tmp_path):
