@@ -3,7 +3,8 @@
 A screen on `probe` predicts what each edit costs under the current plan. Each kind proposes its cheapest edits for
 about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to which
 nothing was fitted, and the cheapest is taken. Edits near the top are predicted again before every step, since effects
-do not add up. At the end moves are given back where others do better.
+do not add up. A proposal that meets the budget at once, such as a block beside little else, is remembered: the end
+is the best of those. Then moves are given back where others, or none, do better.
 Knows a judge and readings, no model. `test` is not touched.
 Source: ours; loss for each parameter saved is the order of greedy knapsacks.
 """
@@ -53,7 +54,7 @@ ANEW = 4  # steps after which neurons are ranked again
 MAPPED = 2  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
-SWAPS = 2
+SWAPS = 4
 FORMS = {"folds": "fold", "maps": "linear"}
 
 
@@ -242,6 +243,7 @@ class Steps:
     sizes: Sizes
     step: float
     screened: float = 0.0  # examples that were read, a pass with gradients as three
+    landed: dict[Moves, float] = field(default_factory=dict)  # all that met the budget, with their losses
     _predicted: dict[Candidate, float] = field(default_factory=dict)
     _scale: dict[str, float] = field(default_factory=dict)  # measured to predicted, by kind
     _neurons: Mapping[int, Sequence[int]] = field(default_factory=dict)
@@ -286,6 +288,8 @@ class Steps:
         offers = [replace(offer, measured=losses[offer.plan] - losses[plan]) for offer in offers]
         for offer in offers:
             self._scale[offer.kind] = min(10.0, max(0.1, offer.measured / max(offer.predicted, FREE)))
+        ends = [offer for offer in offers if self.sizes.progress(offer.plan) >= 1]
+        self.landed |= {(*moves, offer): losses[offer.plan] for offer in ends}
         best = min(offers, key=lambda one: price(one.measured, self.sizes.progress(one.plan) - way))
         if not math.isfinite(best.measured):
             return None
@@ -378,7 +382,11 @@ class Steps:
             if further is None:
                 return moves
             tried, plan = further, further[-1].plan
-        return tried if self.losses([plan])[plan] < losses[last] else moves
+        return (
+            (*tried[:-1], replace(tried[-1], plan=plan))
+            if self.losses([plan])[plan] < losses[last]
+            else moves
+        )
 
 
 def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
@@ -404,7 +412,8 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
     swaps = 0
     with session.timed("choose"):
         way = steps.walk(within)
-        if sizes.progress(steps.plan(way[-1])) >= 1:
+        if steps.landed:
+            way[-1] = min(steps.landed, key=lambda moves: steps.landed[moves])
             while swaps < SWAPS and (better := steps.swapped(way[-1])) != way[-1]:
                 way[-1], swaps = better, swaps + 1
         elif config.targets and config.max_loss is None:
