@@ -51,10 +51,11 @@ LOSS_STEP = 0.02
 CHUNKS = 8  # groups that the neurons of a network go in
 CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
 ANEW = 4  # steps after which neurons are ranked again
-MAPPED = 2  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
+MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
-SWAPS = 4
+ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
+SWAPS = 2
 FORMS = {"folds": "fold", "maps": "linear"}
 
 
@@ -140,6 +141,13 @@ def joined(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
         return Plan(plan.model, (*kept, *edits))
     except PlanError:
         return None
+
+
+def _without(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
+    """Return `plan` without these edits; None where it has not all of them, as later ones took some in."""
+    back = set(edits)
+    left = tuple(edit for edit in plan.edits if edit not in back)
+    return Plan(plan.model, left) if len(left) == len(plan.edits) - len(back) else None
 
 
 def price(loss: float, saved: float) -> float:
@@ -349,28 +357,51 @@ class Steps:
 
     def _mapped(self, plan: Plan, blocks: Sequence[Candidate]) -> Iterator[Move]:
         """Yield moves that replace each block, and those gone beside it, by a map of each form that competes."""
-        anatomy, kinds = self.session.loaded.anatomy, self.session.config(BudgetConfig).competing
-        carriers = carriers_of(anatomy)
+        kinds, carriers = (
+            self.session.config(BudgetConfig).competing,
+            carriers_of(self.session.loaded.anatomy),
+        )
+        bases: dict[Plan, dict[BlockRun, Move]] = {}
         for candidate in blocks:
             run = run_with(plan.blocks_gone, min(candidate.blocks))
-            forms = {kind: BlockRun(run, form) for kind, form in FORMS.items() if kind in kinds}
-            forms = {kind: one for kind, one in forms.items() if carriers.carry(run, one.form)}
-            base = Plan(plan.model, tuple(e for e in plan.edits if not set(blocks_of(e)) & set(run)))
-            fitted = self.readings.maps(base, list(forms.values())) if forms else {}
-            self.screened += 2 * len(self.session.task.split("probe")) * bool(forms)
-            for kind, one in forms.items():
-                mapped = joined(plan, (fitted[one],))
+            old = {e for e in plan.edits if isinstance(e, Linearize) and set(e.blocks) <= set(run)}
+            base = Plan(plan.model, tuple(edit for edit in plan.edits if edit not in old))
+            for kind in (kind for kind in FORMS if kind in kinds and carriers.carry(run, FORMS[kind])):
+                wanted = Move(kind, plan, (candidate,), self._predicted[candidate])
+                bases.setdefault(base, {})[BlockRun(run, FORMS[kind])] = wanted
+        for base, runs in bases.items():
+            self.screened += 2 * len(self.session.task.split("probe"))
+            for run_, edit in self.readings.maps(base, list(runs)).items():
+                mapped, move = joined(plan, (edit,)), runs[run_]
                 if mapped is not None and self.sizes.progress(mapped) > self.sizes.progress(plan):
-                    yield Move(kind, mapped, (Candidate(kind, (fitted[one],)),), self._predicted[candidate])
+                    yield replace(move, plan=mapped, candidates=(Candidate(move.kind, (edit,)),))
+
+    def trimmed(self, moves: Moves) -> Moves:
+        """Return the moves without the candidates that the budget can do without, where that lowers the loss."""
+        last, ways = moves[-1].plan, dict[Candidate, Plan]()
+        for candidate in (candidate for move in moves for candidate in move.candidates):
+            way = _without(last, candidate.edits)
+            if way is not None and self.sizes.progress(way) >= 1:
+                ways[candidate] = way
+        losses, plan, back = self.losses([last, *ways.values()]), last, set[Candidate]()
+        for candidate in sorted(ways, key=lambda one: losses[ways[one]]):
+            way = _without(plan, candidate.edits)
+            if way is not None and self.sizes.progress(way) >= 1 and losses[ways[candidate]] < losses[last]:
+                plan = way
+                back.add(candidate)
+        if not back or self.losses([plan])[plan] >= losses[last]:
+            return moves
+        kept = [replace(m, candidates=tuple(c for c in m.candidates if c not in back)) for m in moves]
+        kept = [move for move in kept if move.candidates]
+        return (*kept[:-1], replace(kept[-1], plan=plan))
 
     def swapped(self, moves: Moves) -> Moves:
         """Return moves that keep to the budget with one given back and others taken, where that lowers the loss."""
         last, ways = moves[-1].plan, dict[Move, Plan]()
         for move in moves[:-1]:
-            back = set(move.edits)
-            left = tuple(edit for edit in last.edits if edit not in back)
-            if len(left) == len(last.edits) - len(move.edits):  # later moves took none of it in
-                ways[move] = Plan(last.model, left)
+            way = _without(last, move.edits)
+            if way is not None:
+                ways[move] = way
         if not ways:
             return moves
         losses = self.losses([last, *ways.values()])
@@ -413,7 +444,10 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
     with session.timed("choose"):
         way = steps.walk(within)
         if steps.landed:
-            way[-1] = min(steps.landed, key=lambda moves: steps.landed[moves])
+            ends = sorted(steps.landed, key=lambda moves: steps.landed[moves])[:ENDS]
+            ends = [steps.trimmed(moves) for moves in ends]
+            losses = steps.losses([steps.plan(moves) for moves in ends])
+            way[-1] = min(ends, key=lambda moves: losses[steps.plan(moves)])
             while swaps < SWAPS and (better := steps.swapped(way[-1])) != way[-1]:
                 way[-1], swaps = better, swaps + 1
         elif config.targets and config.max_loss is None:
