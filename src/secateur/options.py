@@ -189,8 +189,8 @@ class Options:
             )
         if len(set(self.tasks)) < len(self.tasks):
             raise SecateurError(f"a --task is given twice: {', '.join(self.tasks)}. Each counts once.")
-        self.written_as  # noqa: B018  raises for two that exclude each other
         self.config.check_beside(self)
+        self.written_as  # noqa: B018  raises for two that exclude each other
 
     @property
     def full_report(self) -> bool:
@@ -200,7 +200,7 @@ class Options:
     @property
     def written_as(self) -> Form:
         """The shapes in which the cut is written."""
-        return Form(self.zeroed, self.factorize, self.config.portable)
+        return Form(self.zeroed, self.factorize or self.config.factorize, self.config.portable)
 
     @property
     def tasks(self) -> tuple[str, ...]:

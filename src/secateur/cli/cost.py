@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.generated import PanelCommand, given, method_help, with_options
+from secateur.cli.generated import GOAL_HELP, PanelCommand, given, method_help, with_options
 from secateur.cli.options import (
     AsJson,
     Commands,
@@ -40,7 +40,8 @@ PREFIXES = ("", "k", "M", "G", "T")
 def plan_cost(
     model: Model,
     task: PruneTasks,
-    method: Annotated[str, typer.Option(metavar="NAME", help=method_help())] = "laser",
+    goal: Annotated[str | None, typer.Option(metavar="NAME", help=GOAL_HELP)] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help=method_help())] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -80,7 +81,9 @@ def plan_cost(
     """
     machine = {"calibrate": calibrate, "devices": devices, "tflops": tflops, "bandwidth": bandwidth}
     machine |= {"utilization": utilization, "memory": memory}
-    print_forecast(model, task, machine | given(method, options), as_json=as_json, quiet=quiet)
+    print_forecast(
+        model, task, machine | given(options, method=method, goal=goal), as_json=as_json, quiet=quiet
+    )
 
 
 with_options(plan_cost)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.generated import PanelCommand, given, method_help, with_options
+from secateur.cli.generated import GOAL_HELP, PanelCommand, given, method_help, with_options
 from secateur.cli.options import (
     AsJson,
     Commands,
@@ -104,7 +104,8 @@ def prune(
     task: PruneTasks,
     out: Out,
     each: Each = False,
-    method: Annotated[str, typer.Option(metavar="NAME", help=method_help())] = "laser",
+    goal: Annotated[str | None, typer.Option(metavar="NAME", help=GOAL_HELP)] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help=method_help())] = None,
     ray: OnRay = None,
     workers: NumWorkers = None,
     cpus_per_worker: Cpus = None,
@@ -137,20 +138,42 @@ def prune(
             "--log is of one search. Leave out --each, or prune for one task after the other."
         )
     if save_recipe is not None:
-        beside = {"each": each or None, "ledger": ledger, "ray": ray, "workers": workers, "push": push}
+        beside: dict[str, Path | str | int | float | None] = {
+            "each": each or None,
+            "ledger": ledger,
+            "ray": ray,
+            "workers": workers,
+            "push": push,
+        }
         beside |= {"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
-        _save_recipe(save_recipe, model, task, out, given(method, options), beside, overwrite=overwrite)
+        _save_recipe(
+            save_recipe,
+            model,
+            task,
+            out,
+            given(options, method=method, goal=goal),
+            beside,
+            overwrite=overwrite,
+        )
     if dry_run:
         from secateur.cli.cost import print_forecast
 
-        print_forecast(model, task, given(method, options), as_json=as_json, quiet=quiet)
+        print_forecast(model, task, given(options, method=method, goal=goal), as_json=as_json, quiet=quiet)
         return
     from secateur.recipe.steps import workers_on
 
     workers_asked = workers_on(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked} | ({"log": log} if log else {})
     _prune(
-        model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, push=push, **how
+        model,
+        task,
+        out,
+        given(options, method=method, goal=goal),
+        each=each,
+        as_json=as_json,
+        quiet=quiet,
+        push=push,
+        **how,
     )
 
 
@@ -449,6 +472,8 @@ VERBS: Commands = (
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
                 "secateur prune gpt2 --task questions.csv --log tensorboard:runs -o out",
+                "secateur prune ./llama --task text:book.txt --goal smaller --params 0.8 -o out",
+                "secateur prune ./llama --task q.jsonl --kv-bytes 0.5 --kinds heads,attentions -o out",
             ),
         },
     ),

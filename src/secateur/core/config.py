@@ -159,6 +159,11 @@ class Config:
     portable = False
     keep_unproven = False
 
+    @property
+    def factorize(self) -> bool:
+        """Return True where the method itself has matrices stored as two factors."""
+        return False
+
     def __post_init__(self) -> None:
         check_options(self)
 

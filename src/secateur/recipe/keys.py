@@ -277,12 +277,13 @@ def recipe_schema() -> Schema:
         for m, found in own.items()
         for name in (*found, *opposites(found))
     }
-    every |= {name.replace("_", "-"): value for name, value in every.items()} | {"method": {"enum": [*own]}}
+    every |= {name.replace("_", "-"): value for name, value in every.items()}
+    every["method"] = {"enum": [*own]}
     steps: JsonValue = {"type": "array", "minItems": 1, "items": {"type": "object", "anyOf": one_step}}
     after: Schema = {verb: _ref(f"step-{verb}") for verb in AFTER}
     flat = prune | {"properties": after, "required": [*NEEDED["prune"]], "unevaluatedProperties": False}
     several: Schema = {
-        "properties": every | {"steps": steps},
+        "properties": {**every, "steps": steps},
         "required": ["steps"],
         "additionalProperties": False,
     }

@@ -349,7 +349,7 @@ def _value(one: Named, key: str, node: yaml.Node) -> Any:
 
 def _scalar(one: Named, key: str, node: yaml.ScalarNode, right: str, *, as_text: bool) -> bool | float | str:
     """Return one value: text as it stands there, a number, or true or false."""
-    text, kind = node.value, scalar_of(one)
+    text, kind = str(node.value), scalar_of(one)
     if text == "" and node.style is None:
         raise SecateurError(f"{key} has no value: give it one, or leave the line out. {right}")
     if kind is bool:
@@ -357,7 +357,7 @@ def _scalar(one: Named, key: str, node: yaml.ScalarNode, right: str, *, as_text:
             raise SecateurError(f"{key} {text!r}: write true or false. {right}")
         return text.lower() == "true"
     if kind is str or as_text:
-        return str(text)
+        return text
     try:
         number = int(text) if kind is int else float(text)
     except ValueError:

@@ -437,7 +437,9 @@ class SearchRecord(Record):
 
     model_config = ConfigDict(extra="allow")  # a method writes what it alone has
 
-    method: str = Field(description="`laser`, `directions`, `depth`, `heads`, `ffns` or `components`")
+    method: str = Field(
+        description="`laser`, `directions`, `depth`, `attention`, `heads`, `ffns`, `components` or `budget`"
+    )
     proposed: int = Field(default=0, description="candidates that could have been judged")
     screened_out: int | None = Field(
         default=None, description="left out by the screen (only: searches for gain)"
