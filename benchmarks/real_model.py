@@ -1,4 +1,4 @@
-"""The price of whole jobs on a real language model, in F: forward passes of the whole model over the selection split.
+"""The price of searches on a real language model, in F: forward passes of the whole model over the selection split.
 
 F is the processor time in which the run itself measured the unchanged model on `select`; what other programs do does
 not count. The model is SmolLM2-135M-Instruct, dequantized from Q4_1 (`make llm`); the tasks are in ../shared/data.
@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -30,18 +31,16 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 FACTS = str(SHARED / "counterfact.jsonl")
 PROSE = f"text:{SHARED / 'text_tinystories_train.jsonl'}"
 CHUNKS = {"seqlen": 64, "limit": 570}
-VERIFY = "verify"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of `prune`; `most` F are allowed for it, without the verdict where `search_only`."""
+    """One search of `prune`, for which `most` F are allowed."""
 
     name: str
     task: str
     most: float
     options: dict[str, Any] = field(default_factory=dict)
-    search_only: bool = True
 
 
 JOBS = (
@@ -65,9 +64,15 @@ JOBS = (
 )
 
 
+class Searched(Exception):
+    """The search of a job has ended; the verdict is left out."""
+
+
 def measured(job: Job, folder: Path) -> dict[str, Any]:
-    """Run a job; return the seconds of F and of each stage, in processor time of one thread."""
+    """Run the search of a job; return the seconds of F and of each stage, in processor time of one thread."""
     passes: list[float] = []
+    stages: dict[str, float] = {}
+    plans: list[str] = []
     whole = pipeline.measured_baseline
 
     def baseline(session: Any) -> Any:
@@ -76,19 +81,25 @@ def measured(job: Job, folder: Path) -> dict[str, Any]:
         passes.append(time.process_time() - began)
         return found
 
-    began = time.process_time()
-    clock = mock.patch.object(time, "perf_counter", time.process_time)
-    with clock, mock.patch.object(pipeline, "measured_baseline", baseline):
-        result = prune(MODEL, job.task, folder / job.name.replace(" ", "-"), **job.options)
-    verdict = result.verdict
+    def stop(session: Any, proposal: Any, start: Any, staging: Path) -> None:
+        stages.update(session.seconds)
+        plans.append(str(proposal.plan))
+        raise Searched
+
+    with (
+        mock.patch.object(time, "perf_counter", time.process_time),
+        mock.patch.object(pipeline, "measured_baseline", baseline),
+        mock.patch.object(pipeline, "cut_and_verify", stop),
+        suppress(Searched),
+    ):
+        prune(MODEL, job.task, folder / job.name.replace(" ", "-"), **job.options)
     return {
         "job": job.name,
         "most": job.most,
         "F_seconds": passes[0],
-        "stages_F": {stage: seconds / passes[0] for stage, seconds in verdict["seconds"].items() if seconds},
-        "all_F": (time.process_time() - began) / passes[0],
-        "plan": str(result.plan),
-        "verdict": verdict["verdict"],
+        "stages_F": {stage: seconds / passes[0] for stage, seconds in stages.items() if seconds},
+        "search_F": sum(stages.values()) / passes[0],
+        "plan": plans[0],
     }
 
 

@@ -72,12 +72,12 @@ class Case:
 CHUNKS = {"seqlen": 64, "limit": 600, "allow_small": True}
 FACTS_ONLY = {"limit": 1000}
 CASES = (
-    Case("truncations", MODEL, FACTS, 100, options=FACTS_ONLY),
-    Case("heads", MODEL, FACTS, 100, options=FACTS_ONLY),
+    Case("truncations", MODEL, FACTS, 60, options=FACTS_ONLY),
+    Case("heads", MODEL, FACTS, 60, options=FACTS_ONLY),
     Case("heads", MODEL, "builtin:int-mult", 50, options={"shots": 5}),
     Case("heads", MODEL, TEXT, 24, options=CHUNKS),
-    Case("networks", MODEL, FACTS, 100, options=FACTS_ONLY),
-    Case("directions", MODEL, FACTS, 100, options=FACTS_ONLY | {"layers": (10, 20), "matrices": ("k", "v")}),
+    Case("networks", MODEL, FACTS, 60, options=FACTS_ONLY),
+    Case("directions", MODEL, FACTS, 60, options=FACTS_ONLY | {"layers": (10, 20), "matrices": ("k", "v")}),
     Case("truncations", "builtin:facts", "builtin:facts", 100),
     Case("heads", "builtin:components", "builtin:components", 100),
     Case("heads", "builtin:recall", "builtin:recall", 100),

@@ -30,6 +30,7 @@ from secateur.core.records.verdict import GainsRecord, SearchRecord, VerdictReco
 from secateur.forecast.records import ForecastRecord
 from secateur.methods.registry import method_options, methods
 from secateur.options import Options
+from secateur.recipe.keys import recipe_schema
 from secateur.training.records.finetune import FinetuneRecord
 from secateur.training.records.heal import HealRecord
 from secateur.training.records.train import TrainRecord
@@ -79,6 +80,7 @@ def documents() -> dict[Path, str]:
         ROOT / f"docs/schemas/{name}.schema.json": json.dumps(kind.model_json_schema(), indent=1) + "\n"
         for name, kind in FILES.items()
     }
+    schemas[ROOT / "docs/schemas/recipe.schema.json"] = json.dumps(recipe_schema(), indent=1) + "\n"
     return {ROOT / "docs/records.md": text} | schemas
 
 

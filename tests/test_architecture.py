@@ -82,7 +82,8 @@ MAY_IMPORT["api"] = MAY_IMPORT["forecast"] | {
     "tracking",
 }
 MAY_IMPORT["distributed"] = {"errors", "core", "hf", "evaluation"}
-MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}
+MAY_IMPORT["recipe"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "__init__"}
+MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "training", "distributed", "recipe", "__init__"}
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)  # the front door names the verbs and opens them when asked
 MAY_IMPORT["__main__"] = {"cli"}
 NEVER = {

@@ -162,6 +162,14 @@ def inattentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def budgeted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, small run under a budget."""
+    folder = tmp_path_factory.mktemp("docs") / "budgeted"
+    options = {"params": 0.9, "kinds": "heads,ffns", "limit": 260}
+    return secateur.prune("builtin:facts", "builtin:facts", folder, **options).out
+
+
+@pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run on two tasks."""
     folder = tmp_path_factory.mktemp("docs") / "together"
@@ -233,11 +241,11 @@ def test_tables_and_schemas_of_records_are_those_of_the_types() -> None:
 
 
 def test_every_record_is_as_documented(
-    out: Path, removed: Path, directed: Path, shortened: Path, inattentive: Path, together: Path, tuned: Path,
-    unlucky: Path, of_gguf: Loaded,
+    out: Path, removed: Path, directed: Path, shortened: Path, inattentive: Path, budgeted: Path, together: Path,
+    tuned: Path, unlucky: Path, of_gguf: Loaded,
 ) -> None:  # fmt: skip
     tables, seen = _tables(), {}
-    runs = (out, removed, directed, shortened, inattentive, together, unlucky / "out")
+    runs = (out, removed, directed, shortened, inattentive, budgeted, together, unlucky / "out")
     for kind, folder in ((kind, f) for f in runs for kind in TABLES):
         record = json.loads((folder / f"{kind.lower()}.json").read_text(encoding="utf-8"))
         assert _problems(record, kind, f"{folder.name}/{kind.lower()}", tables, seen) == []

@@ -327,7 +327,7 @@ def test_types_of_options_are_those_of_their_descriptions():
 def test_signatures_say_every_option_with_its_default():
     shown = inspect.signature(secateur.prune).parameters
     assert {name: shown[name].default for name in ("layers", "seed", "compose", "target", "step", "method")} == {
-        "layers": None, "seed": 0, "compose": True, "target": None, "step": 0.1, "method": "laser",
+        "layers": None, "seed": 0, "compose": True, "target": None, "step": 0.1, "method": None,
     }  # fmt: skip
     for name in (*VERBS, "finetune", "heal", "train"):
         parameters = inspect.signature(getattr(secateur, name)).parameters.values()

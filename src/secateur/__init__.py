@@ -1,8 +1,8 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`, `load`; and the values
-they speak of. They are imported when first used, so that `secateur --help` does not wait for torch.
+`report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`, `load`, `run`; and the
+values they speak of. They are imported when first used, so that `secateur --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.distributed.launch import on_ray as on_ray
     from secateur.errors import SecateurError as SecateurError
     from secateur.given import texts as texts
+    from secateur.recipe.steps import run as run
     from secateur.result import Result as Result
     from secateur.surgery.materialize import cut as cut
     from secateur.training.objectives import LinearityRegulariser as LinearityRegulariser
@@ -64,6 +65,7 @@ _WHERE = {
     "heal": "secateur.training.verbs",
     "train": "secateur.training.verbs",
     "load": "secateur.api",
+    "run": "secateur.recipe.steps",
     "texts": "secateur.given",
     "on_ray": "secateur.distributed.launch",
     "LinearityRegulariser": "secateur.training.objectives",

@@ -46,7 +46,7 @@ from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.keywords import CommonOptions, ProbeOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
-from secateur.result import Result
+from secateur.result import Result, read_verdict
 from secateur.signatures import verb
 from secateur.tracking import open_log
 
@@ -122,7 +122,8 @@ def prune(
     progress: Progress = silent,
     workers: WorkerLauncher | None = None,
     log: Log | str | None = None,
-    method: str = "laser",
+    method: str | None = None,
+    goal: str | None = None,
     **options: Unpack[PruneOptions],
 ) -> Result:
     """Find what a model does not need for a task, take it out, prove it on held-out data, write a checkpoint.
@@ -138,12 +139,17 @@ def prune(
         workers: What judges in place of this process, such as `secateur.on_ray("local:2")`.
         log: Called with a `Judgment` of every plan that the search judges; or `trackio`, `wandb`, `tensorboard:DIR`,
             which show them.
+        method: The way to search; by default that of the goal.
+        goal: `better`, `smaller` or `faster`; by default `smaller` where a budget is given (`params`, `kv_bytes`,
+            `max_loss`), else `better`.
         options: As on the command line, with underscores: seed, limit, matrices, layers, ...
 
     Raises: any `SecateurError`; then what was at `out` is untouched.
     """
     opened = open_log(log)
-    with options_for(model, tokenizer, task_words(task), {"method": method, **options}) as chosen:
+    with options_for(
+        model, tokenizer, task_words(task), {"method": method, "goal": goal, **options}
+    ) as chosen:
         folder = Folder.at(out, reads=inputs_of(chosen), keeps=[ledger, *kept_of(chosen)])
         from secateur import pipeline
 
@@ -179,14 +185,17 @@ def prune_each(
     overwrite: bool = False,
     progress: Progress = silent,
     workers: WorkerLauncher | None = None,
-    method: str = "laser",
+    method: str | None = None,
+    goal: str | None = None,
     **options: Unpack[PruneOptions],
 ) -> list[Result]:
     """Prune for each task by itself, as `prune` does, in folders of `out` that are named after the tasks.
 
     The model is read once. The results are those of as many calls of `prune`, bit for bit.
     """
-    with options_for(model, tokenizer, task_words(tasks), {"method": method, **options}) as chosen:
+    with options_for(
+        model, tokenizer, task_words(tasks), {"method": method, "goal": goal, **options}
+    ) as chosen:
         if os.path.exists(Path(out) / "plan.json"):
             raise OutputError(f"{out} is a checkpoint; --each makes a folder of several. Give another -o.")
         reads, keeps = inputs_of(chosen), [ledger, *kept_of(chosen)]
@@ -219,7 +228,8 @@ def plan_cost(
     utilization: float = UTILIZATION,
     memory: float | None = None,
     progress: Progress = silent,
-    method: str = "laser",
+    method: str | None = None,
+    goal: str | None = None,
     **options: Unpack[PruneOptions],
 ) -> dict[str, Any]:
     """Forecast what `prune` with these options asks: plans, evaluations, FLOPs, bytes, and seconds, stage by stage.
@@ -229,7 +239,9 @@ def plan_cost(
     False there are none: then no weights are read, and a config.json is enough. Raises: as `prune` does before it
     starts.
     """
-    with options_for(model, tokenizer, task_words(task), {"method": method, **options}) as chosen:
+    with options_for(
+        model, tokenizer, task_words(task), {"method": method, "goal": goal, **options}
+    ) as chosen:
         fleet = DeviceFleet(devices, tflops, bandwidth, utilization, memory)
         inputs_of(chosen)
         from secateur.forecast.record import plan_cost
@@ -502,6 +514,31 @@ def push(folder: str | Path, repo: str, *, private: bool = False, dry_run: bool 
     from secateur.checkpoint.push import push
 
     return push(Path(folder), repo, private=private, dry_run=dry_run).to_json()
+
+
+def push_cut(folder: str | Path, repo: str, *, private: bool = False) -> dict[str, Any] | None:
+    """Upload a checkpoint as `push` does; one that holds the unchanged model is left here, and None is returned."""
+    file = Path(folder) / "verdict.json"
+    if file.exists() and _holds(file) != "cut":
+        LOG.warning(
+            "nothing was pushed, because %s holds the unchanged model; secateur push %s %s pushes it all the same.",
+            folder,
+            folder,
+            repo,
+        )
+        return None
+    pushed: dict[str, Any] = push(folder, repo, private=private)
+    return pushed
+
+
+def _holds(file: Path) -> str:
+    """Return what a checkpoint holds by its verdict: `cut` or `original`."""
+    from secateur.core.records.verdict import VerdictRecord
+
+    verdict = VerdictRecord.from_values(
+        read_verdict(file), file, OutputError, "Make it again by --overwrite."
+    )
+    return verdict.handed_over.holds
 
 
 # -------------------------------------------------------------------------------------------------------------- probe

@@ -86,6 +86,8 @@ class MethodOptions(TypedDict, total=False):
     params: float | str | None
     random_orders: int
     portable: bool
+    kv_bytes: float | str | None
+    kinds: Sequence[str] | str
 
 
 class PruneOptions(CommonOptions, MethodOptions, total=False):

@@ -189,8 +189,8 @@ class Options:
             )
         if len(set(self.tasks)) < len(self.tasks):
             raise SecateurError(f"a --task is given twice: {', '.join(self.tasks)}. Each counts once.")
-        self.written_as  # noqa: B018  raises for two that exclude each other
         self.config.check_beside(self)
+        self.written_as  # noqa: B018  raises for two that exclude each other
 
     @property
     def full_report(self) -> bool:
@@ -200,7 +200,7 @@ class Options:
     @property
     def written_as(self) -> Form:
         """The shapes in which the cut is written."""
-        return Form(self.zeroed, self.factorize, self.config.portable)
+        return Form(self.zeroed, self.factorize or self.config.factorize, self.config.portable)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -242,6 +242,19 @@ class Options:
             if not one.option.speed_only and value != one.default:
                 words += one.words(value)
         return shlex.join(words)
+
+    def recipe(self, *, speed: bool = False) -> dict[str, object]:
+        """Return the keys of a recipe that gives this again, without defaults.
+
+        Args:
+            speed: Also those that change how long it takes and not the result.
+        """
+        tasks: object = self.task if not self.more_tasks else list(self.tasks)
+        keys: dict[str, object] = {"model": self.model, "task": tasks, "method": self.method}
+        for one, value in self._given():
+            if value is not None and value != one.default and (speed or not one.option.speed_only):
+                keys[one.key] = one.entry(value)
+        return keys
 
     def _given(self) -> Iterator[tuple[Named, Any]]:
         """Return every option, of all methods and of this one, with its value."""

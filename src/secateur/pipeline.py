@@ -12,8 +12,10 @@ from secateur.checkpoint.folder import Folder
 from secateur.core.baseline import baseline_text
 from secateur.core.ledger import Ledger, check_ledger
 from secateur.core.progress import Progress, StagedProgress, duration, silent
+from secateur.core.recipe_file import RECIPE, recipe_text
 from secateur.core.records.verdict import BaselineRecord
 from secateur.core.search_log import OpenLog, SearchLog
+from secateur.core.writing import write_text
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.workers import WorkerLauncher
 from secateur.methods.registry import method_named
@@ -76,6 +78,9 @@ def _prune(
             _say_expected(session, expect)
         proposal = method_named(session.options.method).search(logged)
     verdict = cut_and_verify(session, proposal, start, folder.staging)
+    if session.options.in_memory is None:
+        keys = session.options.recipe() | {"out": str(folder.out)}
+        write_text(folder.staging / RECIPE, recipe_text(keys, folder.out))
     folder.publish()
     journal.finish_run(run, verdict["verdict"])
     return Result(folder.out, verdict, proposal.plan)

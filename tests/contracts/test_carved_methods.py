@@ -44,6 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fold": {"method": "depth", "blocks": 1},
     "linear": {"method": "depth", "blocks": 2, "form": "linear", "by": "linearity"},
     "drop": {"method": "depth", "blocks": 2, "form": "drop", "by": "cosine"},
+    "budget": {"method": "budget", "params": 0.85},
 }
 NOTHING = "no block of 0:{} can go"
 REFUSED = {  # (kind, method) → the words of the refusal

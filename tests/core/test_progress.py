@@ -101,4 +101,7 @@ def test_off_a_terminal_there_is_a_line_a_minute(caplog):
             bars("race", step, 300)
     said = [record.message for record in caplog.records]
     assert len(said) == 5
-    assert said[0] == "stage 1 of 2, racing candidates on select: 60 of 300; 15% of all, about 6 min left"
+    assert (
+        said[0]
+        == "stage 1 of 2, racing candidates on the validation split: 60 of 300; 15% of all, about 6 min left"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,9 @@ from secateur.cli.options import (
 from secateur.core.form import GGUF_TYPES
 from secateur.core.loading import evidence_text, sign
 from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    from secateur.result import Result
 
 
 def apply(
@@ -93,9 +96,16 @@ def apply(
             check=check, revision=revision, gguf_file=gguf_file, dtype=dtype, device=device,
             trust_remote_code=trust_remote_code, overwrite=overwrite, progress=progress,
         )  # fmt: skip
-    if as_json:
-        print_json({"out": str(made.out), "already": made.already, "plan": made.plan.to_json()})
-        return
+    print_json(told_of_applied(made)) if as_json else print_applied(made)
+
+
+def told_of_applied(made: Result) -> dict[str, object]:
+    """Return the result of `apply` as JSON."""
+    return {"out": str(made.out), "already": made.already, "plan": made.plan.to_json()}
+
+
+def print_applied(made: Result) -> None:
+    """Print what `apply` cut, and where it is."""
     if made.already:
         print(already_told(made.out))
     print(f"cut         {made.plan}\ncheckpoint  {made.out}")
@@ -156,8 +166,13 @@ def export(
 
         made = api.export(model, out, type=kind, revision=revision, gguf_file=gguf_file, overwrite=overwrite)
         progress("load", 1, 1)
-    if as_json:
-        print_json(made)
+    print_json(made) if as_json else print_exported(made)
+
+
+def print_exported(made: Mapping[str, Any]) -> None:
+    """Print which file was written, and how near it is; of one that was there, that it was."""
+    if made.get("already"):
+        print(already_told(Path(made["file"])))
         return
     stored = ", ".join(f"{count} {how}" for how, count in sorted(made["tensors"].items()))
     print(f"written     {made['file']}  ({made['bytes'] / 1e6:.1f} MB; tensors: {stored})")

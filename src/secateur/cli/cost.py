@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.generated import PanelCommand, given, method_help, with_options
+from secateur.cli.generated import GOAL_HELP, PanelCommand, given, method_help, with_options
 from secateur.cli.options import (
     AsJson,
     Commands,
@@ -40,7 +40,8 @@ PREFIXES = ("", "k", "M", "G", "T")
 def plan_cost(
     model: Model,
     task: PruneTasks,
-    method: Annotated[str, typer.Option(metavar="NAME", help=method_help())] = "laser",
+    goal: Annotated[str | None, typer.Option(metavar="NAME", help=GOAL_HELP)] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help=method_help())] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -80,7 +81,9 @@ def plan_cost(
     """
     machine = {"calibrate": calibrate, "devices": devices, "tflops": tflops, "bandwidth": bandwidth}
     machine |= {"utilization": utilization, "memory": memory}
-    print_forecast(model, task, machine | given(method, options), as_json=as_json, quiet=quiet)
+    print_forecast(
+        model, task, machine | given(options, method=method, goal=goal), as_json=as_json, quiet=quiet
+    )
 
 
 with_options(plan_cost)
@@ -109,12 +112,13 @@ def print_cost(found: Mapping[str, Any]) -> None:
 
     from secateur.cli.tables import print_rows
     from secateur.cli.terminal import terminal
-    from secateur.core.baseline import baseline_text, floors_text
+    from secateur.core.baseline import baseline_text, floors_text, split_words
     from secateur.core.records.verdict import BaselineRecord
     from secateur.forecast.records import FloorsRecord
 
-    sizes = ", ".join(f"{count} {name}" for name, count in found["examples"].items())
-    title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: {sizes}"
+    sizes = ", ".join(f"{count:,} in the {split_words(name)}" for name, count in found["examples"].items())
+    title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: examples "
+    title += sizes
     rows = [*found["stages"], found["total"]]
     shown = {"seconds": "time", **SHOWN}
     shown = {

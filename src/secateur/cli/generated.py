@@ -70,12 +70,19 @@ class PanelCommand(TyperCommand):
 
 def method_help() -> str:
     """Return what `--method` says of every method."""
-    return ". ".join(f"{method.name}: {method.summary}" for method in methods().values()) + "."
+    told = ". ".join(f"{method.name}: {method.summary}" for method in methods().values())
+    return f"{told}. [default: that of --goal]"
 
 
-def given(method: str, options: Mapping[str, object]) -> dict[str, Any]:
-    """Return the options as Python takes them: those that were left out are not among them."""
-    return {"method": method} | {name: value for name, value in options.items() if value is not None}
+GOAL_HELP = (
+    "better (laser), smaller or faster (one budget for every kind of edit); --method narrows it. "
+    "[default: smaller where a budget is given (--params, --kv-bytes, --max-loss), else better]"
+)
+
+
+def given(options: Mapping[str, object], **choice: str | None) -> dict[str, Any]:
+    """Return the options as Python takes them, and the method or goal: those that were left out are not among them."""
+    return {name: value for name, value in (choice | dict(options)).items() if value is not None}
 
 
 def _parameter(one: Named) -> inspect.Parameter:

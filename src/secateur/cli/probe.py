@@ -70,7 +70,7 @@ def evaluate(
         from secateur import api
 
         found = api.evaluate(
-            model, task, split=split, plan=chosen, ledger=ledger, progress=progress, **given("laser", options)
+            model, task, split=split, plan=chosen, ledger=ledger, progress=progress, **given(options)
         )
     if as_json:
         print_json(found)

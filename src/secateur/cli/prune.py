@@ -1,14 +1,15 @@
-"""The verbs that search and prove, and write the report: `prune`, `demo`, `report`; the options of a cluster."""
+"""The verbs that search and prove, and write the report: `prune`, `run`, `demo`, `report`; the options of a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.generated import PanelCommand, given, method_help, with_options
+from secateur.cli.generated import GOAL_HELP, PanelCommand, given, method_help, with_options
 from secateur.cli.options import (
     AsJson,
     Commands,
@@ -27,7 +28,7 @@ from secateur.cli.options import (
 )
 from secateur.core.records.comparison import ComparisonRecord
 from secateur.core.records.verdict import VerdictRecord
-from secateur.errors import ClusterError, SecateurError
+from secateur.errors import OutputError, SecateurError
 from secateur.tracking import TRACKERS
 
 OnRay = Annotated[
@@ -62,18 +63,6 @@ Gpus = Annotated[
 ]
 
 
-def hire(address: str | None, workers: int | None, cpus: float | None, gpus: float | None) -> Any:
-    """The workers asked for, or None. Raises `ClusterError`, before a model is read."""
-    if address is None:
-        if (workers, cpus, gpus) != (None, None, None):
-            raise ClusterError("--workers, --cpus-per-worker and --gpus-per-worker are for --ray.")
-        return None
-    from secateur.distributed.launch import on_ray
-
-    cpus = 1.0 if cpus is None else cpus
-    return on_ray(address, workers=workers, cpus_per_worker=cpus, gpus_per_worker=gpus)
-
-
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -90,6 +79,12 @@ Push = Annotated[
     ),
 ]
 
+SaveRecipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-recipe", metavar="FILE", help="Write this command as a recipe for `secateur run`, first."
+    ),
+]
 LogTo = Annotated[
     str | None,
     typer.Option(
@@ -100,6 +95,7 @@ LogTo = Annotated[
 ]
 
 if TYPE_CHECKING:
+    from secateur.recipe.steps import Step, StepResult
     from secateur.result import Result
 
 
@@ -108,7 +104,8 @@ def prune(
     task: PruneTasks,
     out: Out,
     each: Each = False,
-    method: Annotated[str, typer.Option(metavar="NAME", help=method_help())] = "laser",
+    goal: Annotated[str | None, typer.Option(metavar="NAME", help=GOAL_HELP)] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help=method_help())] = None,
     ray: OnRay = None,
     workers: NumWorkers = None,
     cpus_per_worker: Cpus = None,
@@ -117,6 +114,7 @@ def prune(
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     push: Push = None,
+    save_recipe: SaveRecipe = None,
     log: LogTo = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -127,11 +125,6 @@ def prune(
     The proof is on held-out data; checkpoint, verdict and report are written to OUT. Killed at any moment, the same
     command goes on where it was.
     """
-    if dry_run:
-        from secateur.cli.cost import print_forecast
-
-        print_forecast(model, task, given(method, options), as_json=as_json, quiet=quiet)
-        return
     if push is not None:
         from secateur.checkpoint.push import check_repo
 
@@ -144,14 +137,79 @@ def prune(
         raise SecateurError(
             "--log is of one search. Leave out --each, or prune for one task after the other."
         )
-    workers_asked = hire(ray, workers, cpus_per_worker, gpus_per_worker)
+    if save_recipe is not None:
+        beside: dict[str, Path | str | int | float | None] = {
+            "each": each or None,
+            "ledger": ledger,
+            "ray": ray,
+            "workers": workers,
+            "push": push,
+        }
+        beside |= {"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
+        _save_recipe(
+            save_recipe,
+            model,
+            task,
+            out,
+            given(options, method=method, goal=goal),
+            beside,
+            overwrite=overwrite,
+        )
+    if dry_run:
+        from secateur.cli.cost import print_forecast
+
+        print_forecast(model, task, given(options, method=method, goal=goal), as_json=as_json, quiet=quiet)
+        return
+    from secateur.recipe.steps import workers_on
+
+    workers_asked = workers_on(ray, workers, cpus_per_worker, gpus_per_worker)
     how = {"ledger": ledger, "overwrite": overwrite, "workers": workers_asked} | ({"log": log} if log else {})
     _prune(
-        model, task, out, given(method, options), each=each, as_json=as_json, quiet=quiet, push=push, **how
+        model,
+        task,
+        out,
+        given(options, method=method, goal=goal),
+        each=each,
+        as_json=as_json,
+        quiet=quiet,
+        push=push,
+        **how,
     )
 
 
 with_options(prune)
+
+
+def _save_recipe(
+    file: Path,
+    model: str,
+    tasks: list[str],
+    out: Path,
+    options: Mapping[str, Any],
+    beside: Mapping[str, object],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write the recipe of a command. Raises: `OutputError` for a file that is there and says something else."""
+    from secateur.core.reading import check_file
+    from secateur.core.recipe_file import recipe_text
+    from secateur.core.writing import write_text
+    from secateur.methods.registry import read_options
+
+    keys = read_options(model, *tasks, **options).recipe(speed=True) | {"out": str(out)}
+    keys |= {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in beside.items()
+        if value is not None
+    }
+    text = recipe_text(keys, file.parent)
+    if os.path.lexists(file) and not overwrite:
+        check_file(file, OutputError)
+        if file.read_bytes() != text.encode():
+            raise OutputError(
+                f"--save-recipe {file} is there and says something else. Give another, or --overwrite."
+            )
+    write_text(file, text, "--save-recipe")
 
 
 def _prune(
@@ -166,9 +224,8 @@ def _prune(
     push: str | None = None,
     **how: object,
 ) -> None:
+    from secateur.cli.apply import print_pushed
     from secateur.cli.progress import bars
-    from secateur.cli.tables import print_each, print_places, print_verdict
-    from secateur.cli.terminal import terminal
 
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, 1)
@@ -178,12 +235,35 @@ def _prune(
         results = (
             api.prune_each(model, tasks, out, **words) if each else [api.prune(model, tasks, out, **words)]
         )
+    pushed = None if push is None else api.push_cut(results[0].out, push)
+    show_pruned(results, each=each, as_json=as_json, more={} if push is None else {"push": pushed})
+    if pushed is not None and not as_json:
+        print_pushed(pushed)
+
+
+def show_pruned(
+    results: Sequence[Result],
+    *,
+    each: bool = False,
+    as_json: bool = False,
+    more: Mapping[str, object] | None = None,
+) -> None:
+    """Print what `prune` found.
+
+    Args:
+        each: The results are of several tasks.
+        as_json: Print JSON.
+        more: Keys to add there.
+    """
+    from secateur.cli.tables import print_each, print_places, print_verdict
+    from secateur.cli.terminal import terminal
+
     already = [result.out for result in results if result.already]
 
     def show() -> None:
-        told = [_told(result) for result in results]
+        told = [told_of(result) for result in results]
         if as_json:
-            print_json(told if each else told[0])
+            print_json(told if each else told[0] | dict(more or {}))
             return
         for place in already:
             print(already_told(place))
@@ -194,35 +274,118 @@ def _prune(
             )
         else:
             print_verdict(terminal(), records[0])
-            print_places(terminal(), records[0], out)
+            print_places(terminal(), records[0], results[0].out)
 
     print_made(show, *already)
-    if push is not None:
-        _push(results[0], push, as_json=as_json)
 
 
-def _push(result: Result, repo: str, *, as_json: bool) -> None:
-    """Upload a checkpoint that holds the cut; one that holds the unchanged model has nothing new for the hub."""
-    from secateur import api
-    from secateur.cli.apply import print_pushed
-
-    record = VerdictRecord.model_validate(_told(result))
-    if record.handed_over.holds != "cut":
-        typer.echo(
-            f"secateur: nothing was pushed, because {result.out} holds the unchanged model; secateur push {result.out} "
-            f"{repo} pushes it all the same.",
-            err=True,
-        )
-        return
-    pushed = api.push(result.out, repo)
-    if not as_json:
-        print_pushed(pushed)
-
-
-def _told(result: Result) -> dict[str, Any]:
+def told_of(result: Result) -> dict[str, Any]:
+    """Return the verdict of a result as `prune --json` prints it. Raises: `ValueError` where there is none."""
     if result.verdict is None:
         raise ValueError("it has no verdict.json")
     return result.verdict | {"out": str(result.out), "already": result.already}
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; docs/cli.md has its keys.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="Write here instead; of a recipe of one step."),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only say what each step would run, and of a prune what it would take; write nothing.",
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the steps of a recipe in order, such as prune, heal, export.
+
+    All of them are checked before the first is run. Killed at any moment, the same command goes on where it was; a
+    step that is done is not run again.
+    """
+    from secateur.cli.progress import bars
+    from secateur.recipe.steps import read_recipe
+
+    steps = read_recipe(recipe, out, overwrite=overwrite)
+    told: list[dict[str, object]] = []
+    for number, step in enumerate(steps, 1):
+        if not as_json:
+            print(f"{'' if number == 1 else chr(10)}step {number} of {len(steps)}: {step.command_line}")
+        if dry_run:
+            forecast = _forecast(step, first=number == 1, as_json=as_json, quiet=quiet)
+            told.append({"step": step.verb, "command": step.command_line, "forecast": forecast})
+            continue
+        with bars(quiet=quiet or as_json) as progress:
+            progress("load", 0, 1)
+            result = step.run(progress)
+        if as_json:
+            told.append({"step": step.verb, "command": step.command_line, "result": told_of_step(result)})
+        else:
+            _show_step(result)
+    if as_json:
+        print_json({"recipe": str(recipe), "steps": told})
+
+
+def _forecast(step: Step, *, first: bool, as_json: bool, quiet: bool) -> dict[str, Any] | None:
+    """Return what a prune would take, and print it without `as_json`; of a later step its model is not there yet."""
+    from secateur import api
+    from secateur.cli.cost import print_cost
+    from secateur.cli.progress import bars
+    from secateur.recipe.steps import prune_options
+
+    if step.verb != "prune" or not first:
+        return None
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        found: dict[str, Any] = api.plan_cost(
+            step.values["model"], step.values["task"], progress=progress, **prune_options(step)
+        )
+    if not as_json:
+        print_cost(found)
+    return found
+
+
+def told_of_step(result: StepResult) -> object:
+    """Return the result of a step of a recipe as JSON, as its verb prints it with --json."""
+    from secateur.cli.apply import told_of_applied
+    from secateur.result import Result
+
+    if isinstance(result, list):
+        return [told_of(one) for one in result]
+    if isinstance(result, dict):
+        return result
+    if isinstance(result, Result):
+        return told_of(result) if result.verdict is not None else told_of_applied(result)
+    return result.record | {"out": str(result.out), "already": result.already}
+
+
+def _show_step(result: StepResult) -> None:
+    """Print the result of a step of a recipe as its verb prints it."""
+    from secateur.cli.apply import print_applied, print_exported, print_pushed
+    from secateur.cli.finetune import print_training, print_tuned
+    from secateur.cli.heal import print_healed
+    from secateur.result import Result
+    from secateur.training.records.finetune import FinetuneRecord
+    from secateur.training.records.heal import HealRecord
+
+    if isinstance(result, list):
+        show_pruned(result, each=True)
+    elif isinstance(result, dict):
+        if "file" in result:
+            print_exported(result)
+        elif result["files"]:
+            print_pushed(result)
+    elif isinstance(result, Result):
+        show_pruned([result]) if result.verdict is not None else print_applied(result)
+    elif (result.out / "heal.json").exists():
+        print_training(result, HealRecord, print_healed, as_json=False, page="report.html")
+    else:
+        print_training(result, FinetuneRecord, print_tuned, as_json=False)
 
 
 def demo(
@@ -309,7 +472,19 @@ VERBS: Commands = (
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
                 "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
                 "secateur prune gpt2 --task questions.csv --log tensorboard:runs -o out",
+                "secateur prune ./llama --task text:book.txt --goal smaller --params 0.8 -o out",
+                "secateur prune ./llama --task q.jsonl --kv-bytes 0.5 --kinds heads,attentions -o out",
             ),
+        },
+    ),
+    (
+        run,
+        {
+            "epilog": examples(
+                "secateur run recipe.yaml --dry-run",
+                "secateur run recipe.yaml",
+                "secateur run out/recipe.yaml -o again",
+            )
         },
     ),
     (demo, {"epilog": examples("secateur demo -o demo-out")}),

@@ -25,7 +25,10 @@ from secateur.core.records.verdict import (
     VerdictRecord,
 )
 from secateur.core.score import few_groups
+from secateur.core.site import in_words
 
+WIDE = 110  # columns of a terminal that has room for layers in words
+COLUMN_WORDS = {"n": "examples", "loss": "loss, nats"}
 WORD_STYLE = {
     "improves": "bold green",
     "not worse": "bold green",  # by more than a margin
@@ -99,24 +102,29 @@ def print_verdict(console: Terminal, verdict: VerdictRecord) -> None:
     console.print()
     console.print(_word_and_sentence(verdict))
     console.print()
-    rows = [_row(f"{verdict.metric} on test", verdict)]
-    rows += [_row(f"{row.metric} on test", row) for row in verdict.secondary]
+    tested = f"{verdict.n:,} test examples"
+    rows = [_row(f"{_measured(verdict)} on {tested}", verdict)]
+    rows += [_row(f"{_measured(row)} on {tested}", row) for row in verdict.secondary]
     for task in verdict.tasks:
         shown: list[MemberRecord | SecondaryRecord] = [
             task,
             *(other for other in task.secondary if other.metric == "accuracy"),
         ]
-        rows += [_row(f"{row.metric} on all test of {task.name}", row) for row in shown]
-    rows += [_row(effect.name, effect) for effect in verdict.side_effects]
+        on = f"all {task.n:,} test examples of {task.name}"
+        rows += [_row(f"{_measured(row)} on {on}", row) for row in shown]
+    rows += [
+        _row(f"{effect.name}, {effect.counted}" if effect.n else effect.name, effect)
+        for effect in verdict.side_effects
+    ]
     console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
     console.print()
     cuts = [
-        (cut.site, f"{cut.shape[0]} × {cut.shape[1]}", cut.rank, cut.full_rank)
+        (in_words(cut.site), cut.site, f"{cut.shape[0]} × {cut.shape[1]}", cut.rank, cut.full_rank)
         for cut in verdict.cut
         if cut.kind == "truncate" and cut.shape
     ]
     if cuts:
-        console.print(table(("cut", "shape", "rank kept", "of"), cuts))
+        console.print(table(("cut", "address", "shape", "rank kept", "of"), cuts))
         console.print()
     if verdict.cut and verdict.gains and verdict.handed_over.holds == "cut":
         console.print(table(("size", "before", "after"), _sizes(verdict.gains), whole=("before", "after")))
@@ -175,7 +183,7 @@ def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
             value = with_interval(other, "share")
             yield f"instead of cutting, {other.name}: {other.detail} → {value}", False
     if verdict.cut:
-        yield f"out: {verdict.cut_summary}", False
+        yield f"taken out: {verdict.cut_summary}", False
         if verdict.loads:
             first = next(place for place in verdict.loads.where if place.loads)
             why = f"; no stock checkpoint, because {verdict.loads.why}" if verdict.loads.why else ""
@@ -184,14 +192,24 @@ def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
     lost = (
         ""
         if search.raced_out is None
-        else f" ({search.screened_out or 0} screened out, {search.raced_out} raced out)"
+        else f" ({search.screened_out or 0} were screened out, {search.raced_out} dropped in the race)"
     )
-    times = "once" if verdict.openings == 1 else f"{verdict.openings} times, corrected for"
+    times = (
+        "once" if verdict.openings == 1 else f"{verdict.openings} times, which the p-value is corrected for"
+    )
+    size = verdict.task.splits.get("select")
+    on = "the validation split" if size is None else f"the {size:,} examples of the validation split"
     yield (
-        f"{verdict.candidates_tried} plans tried on select, from {search.proposed} proposed{lost}; "
-        f"{verdict.evaluations:,} evaluations; test opened {times}",
+        f"{verdict.candidates_tried:,} plans were tried on {on}, from {search.proposed:,} proposals{lost}: "
+        f"{verdict.evaluations:,} evaluations of one plan on one example. The test split was opened {times}.",
         False,
     )
+
+
+def _measured(row: VerdictRecord | SecondaryRecord | MemberRecord) -> str:
+    """Return the metric with its unit, which a share needs not."""
+    name = row.metric.replace("_", " ")
+    return name if row.unit == "share" else f"{name} in {row.unit}"
 
 
 def _row(
@@ -208,7 +226,8 @@ def _change(row: VerdictRecord | SecondaryRecord | MemberRecord | SideEffect) ->
     if not row.difference:
         return ""
     scale, digits = (100, ".1f") if row.unit == "share" else (1, ".3f")
-    return _with_ends(row.difference, scale, f"{{:+{digits}}}", f"{{:+{digits}}}")
+    points = " points" if row.unit == "share" else ""
+    return _with_ends(row.difference, scale, f"{{:+{digits}}}{points}", f"{{:+{digits}}}")
 
 
 def _with_ends(measured: IntervalRecord, scale: float, value: str, end: str) -> str:
@@ -297,6 +316,12 @@ def print_run(found: Mapping[str, Any]) -> None:
         console.print()
     else:
         console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))
-    title = f"{found['judged']} plans judged on select, by {found['metric'].replace('_', ' ')}"
-    rows = [list(trial.values()) for trial in found["trials"]]
-    print_rows([name.replace("_", " ") for name in (found["trials"] or [{}])[0]], rows, title=title)
+    metric = found["metric"].replace("_", " ")
+    title = f"{found['judged']:,} plans were judged on the validation split, by {metric}."
+    wide = console.width >= WIDE
+    rows = [
+        [in_words(cell) if wide and isinstance(cell, str) else cell for cell in trial.values()]
+        for trial in found["trials"]
+    ]
+    names = (found["trials"] or [{}])[0]
+    print_rows([COLUMN_WORDS.get(name, name.replace("_", " ")) for name in names], rows, title=title)

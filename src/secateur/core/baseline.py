@@ -87,6 +87,7 @@ def resolved(n: int) -> float:
     return (1.96 + 0.84) * math.sqrt(0.1 / n)
 
 
+FOUND = ", by the answer that is found in the text that the model writes"
 _BY = {
     "accuracy": ", by the likeliest answer as a whole",
     "accuracy_norm": ", by the likeliest choice per character",
@@ -95,7 +96,8 @@ _BY = {
 
 def decides_text(record: BaselineRecord) -> str:
     """Return `accuracy decides, by the likeliest answer as a whole`."""
-    return f"{record.metric.replace('_', ' ')} decides{_BY.get(record.metric, '')}"
+    by = FOUND if record.extracted and record.metric == "accuracy" else _BY.get(record.metric, "")
+    return f"{record.metric.replace('_', ' ')} decides{by}"
 
 
 def _score(record: BaselineRecord) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, get_type_hints
 
-from secateur.core.ranges import check_ranges
+from secateur.core.ranges import Range, check_ranges, range_of
 from secateur.errors import SecateurError, UnknownName, nearest
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ class Named:
     default: object
     kind: type | UnionType
     option: Option
+    range: Range | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the option in a recipe: that of its flag, such as `max_loss`."""
+        return self.flag.removeprefix("--").replace("-", "_")
 
     @property
     def flag(self) -> str:
@@ -109,13 +115,22 @@ class Named:
         text = self.option.typed(value)
         return [] if text is None else [self.flag, text]
 
+    def entry(self, value: Any) -> object:
+        """Return `value` as a recipe has it: a truth value, a number, a list, or text as on the command line."""
+        if isinstance(value, bool | int | float):
+            return value
+        if self.option.repeated or self.option.python_only:
+            return list(value)
+        text = self.option.typed(value)
+        return list(value) if text is None else text
+
 
 def options_of(kind: DataclassInstance | type[DataclassInstance]) -> Iterator[Named]:
     """Return the options of a dataclass, or of an instance, in order; fields without a description are none."""
     hints = _hints(kind if isinstance(kind, type) else type(kind))
     for one in fields(kind):
         if _KEY in one.metadata:
-            yield Named(one.name, one.default, hints[one.name], one.metadata[_KEY])
+            yield Named(one.name, one.default, hints[one.name], one.metadata[_KEY], range_of(one))
 
 
 @cache
@@ -143,6 +158,11 @@ class Config:
     matrices = ALL_MATRICES
     portable = False
     keep_unproven = False
+
+    @property
+    def factorize(self) -> bool:
+        """Return True where the method itself has matrices stored as two factors."""
+        return False
 
     def __post_init__(self) -> None:
         check_options(self)

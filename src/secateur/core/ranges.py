@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from secateur.errors import SecateurError
 
@@ -77,10 +77,16 @@ def real(default: T, low: float = 0.0, high: float = math.inf, **more: Unpack[Ra
     return field(default=default, metadata={_KEY: Range(low, high, whole=False, **more)})
 
 
+def range_of(one: Field[Any]) -> Range | None:
+    """Return the range of a field of a dataclass; None where it has none."""
+    found: Range | None = one.metadata.get(_KEY)
+    return found
+
+
 def check_ranges(options: DataclassInstance, error: type[SecateurError] = SecateurError) -> None:
     """Raise `error` for the first field of a dataclass that is not in its range."""
     for option in fields(options):
-        allowed, value = option.metadata.get(_KEY), vars(options)[option.name]
+        allowed, value = range_of(option), vars(options)[option.name]
         if allowed is not None and not (value is None and option.default is None):
             check_number(option.name, value, allowed, error)
 

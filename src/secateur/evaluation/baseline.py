@@ -72,6 +72,7 @@ def baseline(
         **floors(task),
         given=given,
         accuracy_norm=None if np.isnan(normed) else normed,
+        extracted=any(task.member(example).extraction is not None for example in examples),
         warning=None,
     )
     return record.model_copy(update={"warning": warning(record)})

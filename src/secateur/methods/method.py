@@ -134,6 +134,7 @@ class Method(ABC):
         name: What `--method` says.
         summary: A phrase for `--help`.
         Config: A frozen dataclass of options.
+        goals: What `--goal` may say beside it: `better`, `smaller`, `faster`.
         readings: What `probe --what` reads by this method, if anything.
         habits: How its search decides, for a forecast.
     """
@@ -141,6 +142,7 @@ class Method(ABC):
     name: str
     summary: str
     Config: ClassVar[type[Config]] = Config
+    goals: tuple[str, ...] = ("smaller", "faster")
     readings: tuple[str, ...] = ()
     habits: Habits = Habits()
 

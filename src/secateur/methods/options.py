@@ -69,3 +69,13 @@ class StepConfig(BoundConfig):
         "Choose from ranks taken again after each step, or once as the paper.",
         flags="--rescore/--ranks-once",
     )
+
+
+def params_option() -> float | None:
+    """Return the field of `--params`, which methods have that count parameters."""
+    return option(
+        real(None, 0, 1, above=True, below=True, such="0.6, the share of parameters to keep"),
+        "Go on until this share of the parameters is left.",
+        "SHARE",
+        read=share,
+    )

@@ -13,6 +13,7 @@ from typing import Any
 from secateur.core.config import Config, Named, options_of
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
 from secateur.methods.attention.method import Attention
+from secateur.methods.budget.method import Budget, BudgetConfig
 from secateur.methods.components.method import Components
 from secateur.methods.depth.method import Depth
 from secateur.methods.directions.method import RemoveSingularDirections
@@ -28,7 +29,9 @@ OURS: tuple[Method, ...] = (
     Components("heads", "attention heads, taken out step by step as far as the task allows"),
     Components("ffns", "feed-forward networks, likewise"),
     Components("components", "heads and feed-forward networks, likewise"),
+    Budget(),
 )
+GOALS = {"better": "laser", "smaller": "budget", "faster": "budget"}  # the method that each goal opens
 GROUP = "secateur.methods"
 
 
@@ -82,24 +85,54 @@ def method_options() -> Mapping[str, tuple[Named, list[str]]]:
     return options
 
 
-def read_options(model: str, *tasks: str, method: str = "laser", **given: object) -> Options:
+def method_for(goal: str | None, method: str | None, given: Mapping[str, object]) -> str:
+    """Return the name of the method that is searched by.
+
+    Args:
+        goal: `better`, `smaller` or `faster`; None: `smaller` where a budget is among the options, else `better`.
+        method: The one asked for, which has to serve the goal.
+        given: Options as they are typed.
+
+    Raises: `UnknownName`; `SecateurError` for a goal and a method, or a goal and a budget, that contradict each other.
+    """
+    if goal is not None and goal not in GOALS:
+        raise UnknownName(f"unknown --goal {goal!r}.{nearest(goal, GOALS)}")
+    if method is not None:
+        goals = method_named(method).goals
+        if goal is not None and goal not in goals:
+            raise SecateurError(
+                f"--method {method} makes a model {either(goals)}, not {goal}: leave out one of them."
+            )
+        return method
+    budgets = [
+        one for one in options_of(BudgetConfig) if one.value(given.get(one.name, one.default)) != one.default
+    ]
+    if goal == "better" and budgets:
+        raise SecateurError(
+            f"{budgets[0].flag} is a budget, for --goal smaller or faster, and contradicts --goal better."
+        )
+    return GOALS[goal or ("smaller" if budgets else "better")]
+
+
+def read_options(
+    model: str, *tasks: str, method: str | None = None, goal: str | None = None, **given: object
+) -> Options:
     """Return options from values as they are typed, in Python as on the command line: `matrices="q,v"` or a list,
     `layers="1:3"`, `target="70%"`.
 
     Raises: `TaskError` without a task; `UnknownName` for a method or an option that there is none of; `SecateurError`
-    for text that cannot be read, for values out of range, and for an option of another method, which would have no
-    effect.
+    for text that cannot be read, for values out of range, for an option of another method, which would have no
+    effect, and as `method_for`.
     """
     if not tasks:
         raise TaskError("no task is given; name one, such as questions.jsonl.")
-    chosen, common = method_named(method), {one.name: one for one in options_of(Options)}
+    name = method_for(goal, method, given)
+    chosen, common = method_named(name), {one.name: one for one in options_of(Options)}
     own = {one.name: one for one in options_of(chosen.Config)}
-    values: dict[str, Any] = {
-        name: _value(name, value, own | common, method) for name, value in given.items()
-    }
-    config = chosen.Config(**{name: value for name, value in values.items() if name in own})
-    shared = {name: value for name, value in values.items() if name in common}
-    return Options(model, tasks[0], method, tuple(tasks[1:]), config, **shared)
+    values: dict[str, Any] = {key: _value(key, value, own | common, name) for key, value in given.items()}
+    config = chosen.Config(**{key: value for key, value in values.items() if key in own})
+    shared = {key: value for key, value in values.items() if key in common}
+    return Options(model, tasks[0], name, tuple(tasks[1:]), config, **shared)
 
 
 def _value(name: str, given: object, known: Mapping[str, Named], method: str) -> object:

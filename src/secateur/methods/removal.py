@@ -1,16 +1,25 @@
-"""Goal, parameters left and side tasks, for methods that remove parts as far as a bound allows."""
+"""Goal, parameters left, side tasks, and which parts can go, for methods that remove parts as far as a bound allows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from secateur.core.noninferiority import MARGIN
-from secateur.core.plan import Plan
+from secateur.core.plan import Linearize, Plan
 from secateur.core.score import METRICS
+from secateur.core.site import Site
+from secateur.evaluation.batching import Packing
+from secateur.hf.anatomy import Anatomy
+from secateur.options import layers_of
+from secateur.probes.maps import BlockRun, fit_maps
 from secateur.search.removal import Goal
 from secateur.session import Session
 from secateur.side_tasks import side_effects
+from secateur.surgery.operations import droppable
 from secateur.surgery.shape import shape_of
+
+Blocks = tuple[int, ...]  # side by side, in ascending order
 
 
 def goal_of(
@@ -39,6 +48,23 @@ def side_values(
     return values, units
 
 
+def fitted_maps(
+    session: Session, plan: Plan, runs: Sequence[BlockRun], packing: Packing
+) -> Mapping[BlockRun, Linearize]:
+    """Return a map for each of `runs`, fitted on `probe` in the model that `plan` leaves."""
+    examples = session.task.split("probe")
+    return fit_maps(
+        session.loaded,
+        session.encoded,
+        examples,
+        runs,
+        groups=session.task.groups(examples).tolist(),
+        under=plan,
+        packing=packing,
+        progress=session.progress,
+    )
+
+
 def parameters_left(session: Session, plan: Plan) -> int:
     """Return the number of parameters that a plan leaves."""
     return shape_of(plan, session.loaded.anatomy).num_parameters(session.loaded.anatomy)
@@ -47,3 +73,60 @@ def parameters_left(session: Session, plan: Plan) -> int:
 def kept_share(session: Session, plan: Plan) -> float:
     """Return the fraction of the model's parameters that a plan leaves."""
     return parameters_left(session, plan) / session.loaded.anatomy.num_parameters
+
+
+# ---------------------------------------------------------------------------------------------------- parts and runs
+
+
+def is_grouped(anatomy: Anatomy) -> bool:
+    """Tell whether query heads share keys, so that only whole groups can leave."""
+    return any(width.num_heads != width.num_kv_heads for width in anatomy.widths)
+
+
+def heads_of(session: Session) -> tuple[Site, ...]:
+    """Return the heads of the blocks asked for that can go; of grouped-query attention whole KV groups."""
+    anatomy = session.loaded.anatomy
+    return tuple(
+        Site(block, "attn", "g" if is_grouped(anatomy) else "h", index)
+        for block in layers_of(anatomy, session.options)
+        if droppable(Site(block, "attn"), anatomy)
+        for index in range(anatomy.widths[block].num_kv_heads)
+    )
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """Places that can carry the maps that replace runs of blocks.
+
+    Args:
+        folds: Blocks into whose network a map can be folded.
+        entries: Blocks that a map can lie before; the number of blocks stands for the final norm.
+    """
+
+    folds: frozenset[int]
+    entries: frozenset[int]
+
+    def carry(self, run: Blocks, form: str) -> bool:
+        """Tell whether `form` can replace this run, whose neighbors stay."""
+        return form == "drop" or (run[0] - 1 in self.folds if form == "fold" else run[-1] + 1 in self.entries)
+
+
+def carriers_of(anatomy: Anatomy) -> Carriers:
+    """Return what of this model can carry a fold or a map.
+
+    In a model that was cut a network may be gone or stored as two factors, and a map may lie where another would.
+    """
+    whole = {site.block for site in anatomy.matrices if site.part == "down"}
+    ends = {**dict(enumerate(anatomy.blocks)), anatomy.num_blocks: anatomy.final_norm}
+    free = {number for number, path in ends.items() if path is not None and path not in anatomy.entered}
+    return Carriers(frozenset(whole if anatomy.foldable else ()), frozenset(free))
+
+
+def run_with(gone: Collection[int], block: int) -> Blocks:
+    """Return the blocks that are gone around `block`, with it: one run."""
+    first = last = block
+    while first - 1 in gone:
+        first -= 1
+    while last + 1 in gone:
+        last += 1
+    return tuple(range(first, last + 1))

@@ -82,6 +82,9 @@ class BaselineRecord(Record):
         description="the answer the model gives most often; null without choices"
     )
     accuracy_norm: float | None = Field(description="beside `accuracy`")
+    extracted: bool = Field(
+        default=False, description="the model writes, and its answer is looked for in the text (`--extract`)"
+    )
     warning: str | None = Field(description="where the score is not shown to be above chance and majority")
 
 
@@ -434,7 +437,9 @@ class SearchRecord(Record):
 
     model_config = ConfigDict(extra="allow")  # a method writes what it alone has
 
-    method: str = Field(description="`laser`, `directions`, `depth`, `heads`, `ffns` or `components`")
+    method: str = Field(
+        description="`laser`, `directions`, `depth`, `attention`, `heads`, `ffns`, `components` or `budget`"
+    )
     proposed: int = Field(default=0, description="candidates that could have been judged")
     screened_out: int | None = Field(
         default=None, description="left out by the screen (only: searches for gain)"

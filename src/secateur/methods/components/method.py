@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from secateur.core.config import option, share
-from secateur.core.ranges import real, whole
+from secateur.core.config import option
+from secateur.core.ranges import whole
 from secateur.methods.method import Method
-from secateur.methods.options import StepConfig
+from secateur.methods.options import StepConfig, params_option
 
 if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 class ComponentsConfig(StepConfig):
     """The options of `--method heads`, `ffns` and `components`."""
 
-    params: float | None = option(
-        real(None, 0, 1, above=True, below=True, such="0.6, the share of parameters to keep"),
-        "Go on until this share of the parameters is left.",
-        "SHARE",
-        read=share,
-    )
+    params: float | None = params_option()
     random_orders: int = option(whole(3, 0, 1000), "Random orders to draw beside the curves.", "N")
     portable: bool = option(
         False,

@@ -19,7 +19,7 @@ from secateur.evaluation.evaluator import Evaluator
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.method import ComponentsConfig
 from secateur.methods.method import DryRun, Reading
-from secateur.methods.removal import side_values
+from secateur.methods.removal import heads_of, side_values
 from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probing.components import (
@@ -43,11 +43,6 @@ CONFIRMED = 2  # times as many heads as go in a step are measured before it
 FEWEST_CONFIRMED = 16
 
 
-def is_grouped(anatomy: Anatomy) -> bool:
-    """Tell whether query heads share keys, so that only whole groups can leave."""
-    return any(width.num_heads != width.num_kv_heads for width in anatomy.widths)
-
-
 def whole_ffns(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
     """Return the feed-forward networks of these blocks that can go."""
     return tuple(site for block in blocks if droppable(site := Site(block, "mlp"), anatomy))
@@ -58,17 +53,6 @@ def ffns_left(session: Session, plan: Plan) -> list[Site]:
     anatomy, gone = session.loaded.anatomy, set(plan.dropped)
     whole = whole_ffns(anatomy, layers_of(anatomy, session.options))
     return [site for site in whole if site not in gone]
-
-
-def heads_of(session: Session) -> tuple[Site, ...]:
-    """Return the heads of the blocks asked for that can go; of grouped-query attention whole KV groups."""
-    anatomy = session.loaded.anatomy
-    return tuple(
-        Site(block, "attn", "g" if is_grouped(anatomy) else "h", index)
-        for block in layers_of(anatomy, session.options)
-        if droppable(Site(block, "attn"), anatomy)
-        for index in range(anatomy.widths[block].num_kv_heads)
-    )
 
 
 def shown_kinds(session: Session) -> list[str]:

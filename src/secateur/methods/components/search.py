@@ -21,7 +21,7 @@ from secateur.core.site import Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.method import ComponentsConfig
-from secateur.methods.components.readings import RemovalReader, heads_of, is_grouped, whole_ffns
+from secateur.methods.components.readings import RemovalReader, whole_ffns
 from secateur.methods.components.records import (
     ChosenRecord,
     ComponentsAnalysis,
@@ -31,7 +31,7 @@ from secateur.methods.components.records import (
     SeriesRecord,
 )
 from secateur.methods.method import CountingJudge, Proposal
-from secateur.methods.removal import goal_of, kept_share, parameters_left
+from secateur.methods.removal import goal_of, heads_of, is_grouped, kept_share, parameters_left
 from secateur.options import layers_of
 from secateur.records import base_record
 from secateur.search.race import Judge

@@ -60,6 +60,7 @@ class Depth(Method):
     name = "depth"
     summary = "whole blocks, folded or linear"
     Config = DepthConfig
+    goals = ("smaller", "faster")
 
     def check(self, session: Session) -> None:
         """Raise `UnknownName` for layers, `PlanError` for blocks that cannot go, `SecateurError` for sizes."""

@@ -23,9 +23,9 @@ from secateur.hf.readable import readable_of
 from secateur.linalg.least_squares import PairMoments
 from secateur.methods.depth.steps import Similarity
 from secateur.methods.method import DryRun, Reading
-from secateur.methods.removal import side_values
+from secateur.methods.removal import fitted_maps, side_values
 from secateur.probes.hooks import HookPoint, batches, hook_points, run, wide
-from secateur.probes.maps import BlockRun, fit_maps
+from secateur.probes.maps import BlockRun
 from secateur.probes.outliers import SAMPLE as LOOKED_AT
 from secateur.probes.outliers import TIMES, Medians, median_norms, norms, times_median
 from secateur.session import Session
@@ -62,17 +62,7 @@ class DepthReader:
 
     def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
         """Return a map for each of `runs`, fitted on `probe` in the model that `plan` leaves."""
-        session, examples = self.session, self.session.task.split("probe")
-        return fit_maps(
-            session.loaded,
-            session.encoded,
-            examples,
-            runs,
-            groups=session.task.groups(examples).tolist(),
-            under=plan,
-            packing=self.packing,
-            progress=session.progress,
-        )
+        return fitted_maps(self.session, plan, runs, self.packing)
 
     def samples(self, plans: Sequence[Plan]) -> tuple[str, Mapping[Plan, str]]:
         """Return the prompt of the first example of `select`, and the greedy text after it under each plan."""

@@ -20,13 +20,12 @@ from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.depth.method import DepthConfig
 from secateur.methods.depth.records import BlockStep
+from secateur.methods.removal import Blocks, Carriers, carriers_of, run_with
 from secateur.options import Options, layers_of
 from secateur.probes.maps import BlockRun
 from secateur.search.race import Judge
 from secateur.search.removal import RemovalPoint
 from secateur.session import Session
-
-Blocks = tuple[int, ...]  # side by side, in ascending order
 
 
 @dataclass(frozen=True)
@@ -69,34 +68,6 @@ class DepthPoint(RemovalPoint):
 # -------------------------------------------------------------------------------------------------- which blocks may go
 
 
-@dataclass(frozen=True)
-class Carriers:
-    """Places that can carry the maps that replace runs of blocks.
-
-    Args:
-        folds: Blocks into whose network a map can be folded.
-        entries: Blocks that a map can lie before; the number of blocks stands for the final norm.
-    """
-
-    folds: frozenset[int]
-    entries: frozenset[int]
-
-    def carry(self, run: Blocks, form: str) -> bool:
-        """Tell whether `form` can replace this run, whose neighbors stay."""
-        return form == "drop" or (run[0] - 1 in self.folds if form == "fold" else run[-1] + 1 in self.entries)
-
-
-def carriers_of(anatomy: Anatomy) -> Carriers:
-    """Return what of this model can carry a fold or a map.
-
-    In a model that was cut a network may be gone or stored as two factors, and a map may lie where another would.
-    """
-    whole = {site.block for site in anatomy.matrices if site.part == "down"}
-    ends = {**dict(enumerate(anatomy.blocks)), anatomy.num_blocks: anatomy.final_norm}
-    free = {number for number, path in ends.items() if path is not None and path not in anatomy.entered}
-    return Carriers(frozenset(whole if anatomy.foldable else ()), frozenset(free))
-
-
 def forms_of(anatomy: Anatomy) -> list[str]:
     """Return the forms in which any block of this model can go."""
     carriers, blocks = carriers_of(anatomy), range(anatomy.num_blocks)
@@ -108,16 +79,6 @@ def forms_of(anatomy: Anatomy) -> list[str]:
 def blocks_that_can_go(anatomy: Anatomy, options: Options, form: str) -> list[int]:
     """Return the most of the blocks asked for that can go one after another in a form."""
     return all_that_may_go(layers_of(anatomy, options), form, carriers_of(anatomy), anatomy.num_blocks)
-
-
-def run_with(gone: Collection[int], block: int) -> Blocks:
-    """Return the blocks that are gone around `block`, with it: one run."""
-    first = last = block
-    while first - 1 in gone:
-        first -= 1
-    while last + 1 in gone:
-        last += 1
-    return tuple(range(first, last + 1))
 
 
 def may_go(

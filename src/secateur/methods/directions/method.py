@@ -96,6 +96,7 @@ class RemoveSingularDirections(Method):
     name = "directions"
     summary = "singular directions that hurt, folded into biases"
     Config = DirectionsConfig
+    goals = ("better", "smaller")
     habits = Habits(surviving=0.75, gains={"least": 0, "expected": 3, "most": math.inf})  # see docs/scale.md
     readings = ("directions",)
 

@@ -64,6 +64,7 @@ class Laser(Method):
     name = "laser"
     summary = "low-rank truncation of single matrices, and several composed"
     Config = LaserConfig
+    goals = ("better",)
     habits = Habits(surviving=0.55, gains={"least": 0, "expected": 2, "most": math.inf})  # see docs/scale.md
     readings = ("spectrum", "curves", "tail", "frequency", "paraphrases")
 

@@ -1,0 +1,130 @@
+"""Readings for the budget: the predicted cost of any edit under a plan, neurons by importance, fitted maps.
+
+All are made on `probe`; what costs a pass with gradients is remembered in the ledger. At the end those of a forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Edit, Linearize, Plan, blocks_of
+from secateur.core.site import Site
+from secateur.evaluation.evaluator import Evaluator
+from secateur.methods.method import DryRun, Reading
+from secateur.methods.removal import fitted_maps
+from secateur.probes.answer_margin import AnswerMargin
+from secateur.probes.block_gradients import block_effects
+from secateur.probes.heads import unit_importance
+from secateur.probes.maps import BlockRun
+from secateur.session import Session, decided_by_choices, digest
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import resolve
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Edits that go together: one, or the drops of a group of neurons; all in one block but for maps."""
+
+    kind: str
+    edits: tuple[Edit, ...]
+
+    @property
+    def blocks(self) -> frozenset[int]:
+        """Return the blocks that are changed."""
+        return frozenset(blocks_of(self.edits[0]))
+
+
+class EditReader:
+    """The readings of a real model; see `search.EditReadings`."""
+
+    def __init__(self, session: Session, judge: Evaluator) -> None:
+        self._session, self._judge = session, judge
+        self._probe = session.probed
+
+    def effects(self, plan: Plan, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the expected rise of the loss with each candidate beside `plan`, nats."""
+        session, contrast = self._session, decided_by_choices(self._session)
+        plans = [Plan(plan.model, candidate.edits) for candidate in candidates]
+        asked = [contrast, len(self._probe), plan.identity, *(one.identity for one in plans)]
+        known: list[float] | None = session.recall(f"edit effects {digest(asked)}", list)
+        if known is not None:
+            return known
+        effects = block_effects(
+            AnswerMargin.of(session.loaded, session.encoded, self._probe, contrast),
+            self._probe,
+            plans,
+            spectra=self._judge.spectra,
+            packing=self._judge.packing,
+            under=plan,
+            room=self._judge.limits.cache_bytes,
+            progress=session.progress,
+        )
+        found = [effects.loss(one) for one in plans]
+        session.remember(f"edit effects {digest(asked)}", found)
+        return found
+
+    def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
+        """Return the neurons of each block that `plan` leaves, those first on which the loss depends least."""
+        session, loaded = self._session, self._session.loaded
+        widths = {block: width.d_ff for block, width in enumerate(loaded.anatomy.widths) if width.d_ff}
+        gone = plan.blocks_gone | {site.block for site in plan.dropped if site == Site(site.block, "mlp")}
+        units = {block: count for block, count in widths.items() if block not in gone}
+        key = f"neuron order {digest([plan.identity, len(self._probe)])}"
+        order: dict[int, list[int]] | None = session.recall(
+            key, lambda rows: {block: [*neurons] for block, neurons in rows}
+        )
+        if order is None and not units:
+            return {}
+        if order is None:
+            operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
+            with masked(loaded.model, operations):
+                values = unit_importance(
+                    loaded,
+                    session.encoded,
+                    self._probe,
+                    "down",
+                    units,
+                    packing=self._judge.packing,
+                    progress=session.progress,
+                )
+            order = {block: np.argsort(own, kind="stable").tolist() for block, own in values.items()}
+            session.remember(key, [*order.items()])
+        return order
+
+    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+        """Return a map for each of `runs`, fitted in the model that `plan` leaves."""
+        return fitted_maps(self._session, plan, runs, self._judge.packing)
+
+
+# ------------------------------------------------------------------------------------------------------------- forecast
+
+
+class DryEditReadings:
+    """In the place of `EditReader`."""
+
+    def __init__(self, session: Session, dry: DryRun) -> None:
+        self._session, self._dry = session, dry
+
+    def effects(self, plan: Plan, candidates: Sequence[Candidate]) -> list[float]:
+        """Note a pass with gradients, and one through the block of each candidate."""
+        sites = tuple(Site(min(candidate.blocks)) for candidate in candidates)
+        n, choices = len(self._session.probed), decided_by_choices(self._session)
+        self._dry.read(Reading("edit effects", "probe", n, sites, passes=2.0, blocks=1.0, choices=choices))
+        return [self._dry.draw() for _ in candidates]
+
+    def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
+        """Note a pass with gradients."""
+        self._dry.read(Reading("neuron importance", "probe", len(self._session.probed), (), passes=2.0))
+        widths = self._session.loaded.anatomy.widths
+        return {block: list(range(width.d_ff)) for block, width in enumerate(widths)}
+
+    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+        """Note the fit of these maps; each is a map of its own, of no size."""
+        parts, count = tuple(Site(run.blocks[0]) for run in runs), len(self._session.task.split("probe"))
+        self._dry.read(Reading("maps", "probe", count, parts, passes=2.0, fits=True))
+        drawn = [Fitted.of({"drawn": np.array([self._dry.draw()], np.float32)}) for _ in runs]
+        return {run: Linearize(run.blocks, run.form, drawn[number]) for number, run in enumerate(runs)}

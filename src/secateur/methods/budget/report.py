@@ -1,0 +1,120 @@
+"""The section of the page about the budget: loss against size, and what went in each move. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from secateur.core.records.verdict import VerdictRecord
+from secateur.core.score import metric_name
+from secateur.methods.budget.records import BudgetAnalysis, BudgetRecord
+from secateur.report.chart import (
+    ACCENT,
+    AFTER,
+    INK,
+    Figure,
+    level,
+    line,
+    marks,
+    new_axis,
+    new_layout,
+    value_axis,
+)
+from secateur.report.frame import FigureGroup, PageSection, worst_allowed
+from secateur.report.markup import known, number, signed, table, text
+
+NAMES = {
+    "heads": "heads or KV groups",
+    "neurons": "groups of neurons",
+    "attentions": "whole attentions",
+    "ffns": "feed-forward networks",
+    "blocks": "blocks dropped",
+    "folds": "runs of blocks folded",
+    "maps": "runs of blocks as linear maps",
+    "matrices": "matrices of lower rank",
+}
+
+
+def sections(verdict: VerdictRecord, analysis: BudgetAnalysis) -> list[PageSection]:
+    """Return the front, and the moves to the chosen point."""
+    record = analysis.budget
+    if record is None:
+        return []
+    n = analysis.base.n if analysis.base else 0
+    lead = (
+        f"Edits of all kinds competed for one budget. Each point is a plan, drawn on the {n} examples of "
+        "<code>select</code> that the search chose by, so the curve flatters itself; the verdict is about the filled "
+        "point alone, on <code>test</code>."
+    )
+    body = (FigureGroup((front_figure(verdict, record),)), _kinds(record), _moves(record))
+    return [PageSection("budget", "How much goes for how little", lead, body)]
+
+
+def front_figure(verdict: VerdictRecord, record: BudgetRecord) -> Figure:
+    """Return the metric against what is kept of the first thing that is counted."""
+    by_cache = list(record.targets) == ["kv_bytes"]
+    title = "KV cache kept" if by_cache else "parameters kept"
+    unit, bound = (
+        verdict.unit,
+        worst_allowed(record.points[0].value, record.max_loss, higher_is_better=verdict.higher_is_better),
+    )
+    shown = [point for point in record.points if known(point.value)]
+    at = [(point.kv_bytes if by_cache else point.parameters, point.value) for point in shown]
+    hover = [
+        f"<b>{x:.1%}</b><br>{text(number(y, unit))}<br>{text(p.edits[:300])}"
+        for (x, y), p in zip(at, shown, strict=True)
+    ]
+    chosen = record.points[record.chosen]
+    traces = [line(at, hover, AFTER, "solid")]
+    filled = (chosen.kv_bytes if by_cache else chosen.parameters, chosen.value)
+    traces.append(marks([filled], symbol="circle", size=12, color=ACCENT, line={"width": 2, "color": INK}))
+    values = [y for _, y in at] + ([] if bound is None else [bound])
+    axis = new_axis(title, tickformat=".0%", autorange="reversed")
+    more = {} if bound is None else {"shapes": [level(bound)]}
+    layout = new_layout(320, {"l": 52}, xaxis=axis, yaxis=value_axis(values, unit), **more)
+    rows = [
+        [
+            f"{p.parameters:.1%}",
+            f"{p.kv_bytes:.1%}",
+            text(number(p.value, unit)),
+            text(number(p.loss, "nats")),
+            signed(p.predicted),
+        ]
+        for p in record.points
+    ]
+    head = ("parameters", "KV cache", metric_name(verdict.metric), "loss", "predicted rise")
+    return Figure(
+        f"{metric_name(verdict.metric)} on select", traces, layout, head, rows, "filled: what was verified"
+    )
+
+
+def _kinds(record: BudgetRecord) -> str:
+    """Return how much of each kind went."""
+    counts: Counter[str] = Counter()
+    for move in record.moves:
+        counts.update(move.by_kind)
+    rows = [(text(NAMES[kind]), str(counts[kind])) for kind in NAMES if counts[kind]]
+    return table(("kind", "taken"), rows) if rows else "<p>Nothing could go within the bound.</p>"
+
+
+def _moves(record: BudgetRecord) -> str:
+    """Return every move with what it was predicted to cost, and what it cost."""
+    rows = [
+        (
+            str(n),
+            text(NAMES.get(move.kind, move.kind)),
+            text("; ".join(move.edits)),
+            signed(move.predicted),
+            signed(move.measured),
+        )
+        for n, move in enumerate(record.moves, start=1)
+    ]
+    if not rows:
+        return ""
+    given = (
+        f" In the end {record.swaps} of them came in for others that were given back." if record.swaps else ""
+    )
+    told = (
+        "<p>Rises of the loss in nats, predicted on <code>probe</code> and measured on "
+        f"{record.measured_on} examples of <code>select</code>.{given}</p>"
+    )
+    return told + table(("move", "by", "what went", "predicted", "measured"), rows)

@@ -1,0 +1,530 @@
+"""Edits of every kind compete for one budget: step by step those go that cost the least loss for what they save.
+
+A screen on `probe` predicts what each edit costs under the current plan. Each kind proposes its cheapest edits for
+about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to which
+nothing was fitted, and the cheapest is taken. Edits near the top are predicted again before every step, since effects
+do not add up. A proposal that meets the budget at once, such as a block beside little else, is remembered: the end
+is the best of those. Then moves are given back where others, or none, do better.
+Knows a judge and readings, no model. `test` is not touched.
+Source: ours; loss for each parameter saved is the order of greedy knapsacks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from secateur.core.noninferiority import MARGIN
+from secateur.core.plan import Drop, Edit, Linearize, Plan, Truncate, blocks_of
+from secateur.core.score import METRICS, loss_or_worst
+from secateur.core.site import Site
+from secateur.errors import PlanError, SecateurError
+from secateur.methods.budget.method import BudgetConfig
+from secateur.methods.budget.readings import Candidate
+from secateur.methods.budget.records import (
+    BudgetAnalysis,
+    BudgetPoint,
+    BudgetRecord,
+    BudgetSearchRecord,
+    MoveRecord,
+)
+from secateur.methods.method import CountingJudge, Proposal
+from secateur.methods.removal import carriers_of, heads_of, run_with
+from secateur.options import layers_of
+from secateur.probes.maps import BlockRun
+from secateur.records import base_record
+from secateur.search.race import Judge
+from secateur.search.removal import Goal, RemovalPoint
+from secateur.session import Session, decided_by_choices
+from secateur.surgery.operations import droppable
+from secateur.surgery.shape import shape_of
+
+LOG = logging.getLogger("secateur")
+STEPS = 10  # to the budget; where only the loss bounds, a step is LOSS_STEP of the parameters
+LOSS_STEP = 0.02
+CHUNKS = 8  # groups that the neurons of a network go in
+CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
+ANEW = 4  # steps after which neurons are ranked again
+MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
+SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
+FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
+ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
+SWAPS = 2
+FORMS = {"folds": "fold", "maps": "linear"}
+
+
+class EditReadings(Protocol):
+    """Readings of a model that the budget needs beside outcomes of plans, all made on `probe`."""
+
+    def effects(self, plan: Plan, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the expected rise of the loss with each candidate beside `plan`, nats."""
+
+    def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
+        """Return the neurons of each block, those first on which the loss depends least under `plan`."""
+
+    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+        """Return a map for each of `runs`, fitted in the model that `plan` leaves."""
+
+
+# ---------------------------------------------------------------------------------------------------------- the budget
+
+
+@dataclass
+class Sizes:
+    """The sizes that plans leave: shares of the parameters (`params`) and of the KV cache (`kv_bytes`).
+
+    Args:
+        targets: Shares to keep, by the same names; one at least.
+    """
+
+    session: Session
+    targets: Mapping[str, float]
+    _known: dict[Plan, Mapping[str, float]] = field(default_factory=dict)
+
+    def kept(self, plan: Plan) -> Mapping[str, float]:
+        """Return the shares that a plan keeps."""
+        if plan not in self._known:
+            anatomy = self.session.loaded.anatomy
+            shape = shape_of(plan, anatomy, factorize=self.session.options.written_as.factorize)
+            # a block without attention keeps one number, for the cache to count tokens by
+            cached = sum(len(block.groups or ()) * anatomy.d_head or 1 for block in shape.blocks)
+            held = sum(width.num_kv_heads * anatomy.d_head or 1 for width in anatomy.widths)
+            share = shape.num_parameters(anatomy) / anatomy.num_parameters
+            self._known[plan] = {"params": share, "kv_bytes": cached / held}
+        return self._known[plan]
+
+    def progress(self, plan: Plan) -> float:
+        """Return the share of the way to the targets, 1 where all are met."""
+        kept = self.kept(plan)
+        shares = [min(1.0, (1 - kept[name]) / (1 - target)) for name, target in self.targets.items()]
+        return 1.0 if min(shares) > 1 - 1e-9 else sum(shares) / len(shares)
+
+    def saved(self, plan: Plan, candidates: Iterable[Candidate]) -> dict[Candidate, float]:
+        """Return how much further each candidate brings `plan` to targets that it does not meet; those that do not
+        are left out, as those that conflict with it. Only the blocks of a candidate are looked at."""
+        kept = self.kept(plan)
+        open_ = {name: target for name, target in self.targets.items() if kept[name] > target}
+        near: dict[int, list[Edit]] = {}
+        for edit in plan.edits:
+            for block in blocks_of(edit):
+                near.setdefault(block, []).append(edit)
+        found = {}
+        for one in candidates:
+            edits = dict.fromkeys(edit for block in one.blocks for edit in near.get(block, ()))
+            local = Plan(plan.model, tuple(edits))
+            after = joined(local, one.edits)
+            if after is not None:
+                was, now = self.kept(local), self.kept(after)
+                ways = [(was[name] - now[name]) / (1 - target) for name, target in open_.items()]
+                found[one] = sum(ways) / len(self.targets)
+        return {one: gain for one, gain in found.items() if gain > 1e-9}
+
+
+def joined(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
+    """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict."""
+    runs = {block for edit in edits if isinstance(edit, Linearize) for block in edit.blocks}
+    sites = {edit.site for edit in edits if not isinstance(edit, Linearize)}
+    kept: list[Edit] = []
+    for old in plan.edits:
+        if isinstance(old, Linearize):
+            taken = runs.issuperset(old.blocks)
+        else:
+            taken = old.site.block in runs or not sites.isdisjoint((old.site, *old.site.wholes))
+        kept += [] if taken else [old]
+    try:
+        return Plan(plan.model, (*kept, *edits))
+    except PlanError:
+        return None
+
+
+def _without(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
+    """Return `plan` without these edits; None where it has not all of them, as later ones took some in."""
+    back = set(edits)
+    left = tuple(edit for edit in plan.edits if edit not in back)
+    return Plan(plan.model, left) if len(left) == len(plan.edits) - len(back) else None
+
+
+def price(loss: float, saved: float) -> float:
+    """Return loss for what is saved; what is free is the cheaper the more it saves."""
+    return max(loss, FREE) / saved if math.isfinite(loss) else math.inf
+
+
+def candidates_of(session: Session, plan: Plan, neurons: Mapping[int, Sequence[int]]) -> Iterator[Candidate]:
+    """Yield all candidates but maps; blocks also where they are only to carry maps."""
+    anatomy, kinds = session.loaded.anatomy, session.config(BudgetConfig).competing
+    blocks, gone = layers_of(anatomy, session.options), set(plan.dropped)
+    wholes = {"attentions": "attn", "ffns": "mlp", "blocks": ""}
+    sites = {kind: [Site(block, part) for block in blocks] for kind, part in wholes.items()}
+    if {"blocks", *FORMS}.isdisjoint(kinds) or len(plan.blocks_gone) + 1 >= anatomy.num_blocks:
+        del sites["blocks"]
+    sites |= {"heads": [site for site in heads_of(session) if site not in gone]}
+    for kind, some in sites.items():
+        if kind in kinds or kind == "blocks":
+            yield from (Candidate(kind, (Drop(s),)) for s in some if s.unit or droppable(s, anatomy))
+    if "neurons" in kinds:
+        for block in (b for b in blocks if droppable(Site(b, "mlp"), anatomy)):
+            left = [n for n in neurons.get(block, ()) if Site(block, "mlp", "n", n) not in gone]
+            chunk = left[: max(1, anatomy.widths[block].d_ff // CHUNKS)]
+            if chunk:
+                yield Candidate("neurons", tuple(Drop(Site(block, "mlp", "n", n)) for n in sorted(chunk)))
+    if "matrices" in kinds:
+        yield from _truncations(session, plan, blocks)
+
+
+def _truncations(session: Session, plan: Plan, blocks: Iterable[int]) -> Iterator[Candidate]:
+    """Yield each matrix at half the rank that it has, at first that at which two factors are as large as it is.
+
+    Not where parts of the block went: a truncation is read by itself, and would bring them back.
+    """
+    ranks, cut = {edit.matrix: edit.rank for edit in plan.truncated}, {site.block for site in plan.dropped}
+    for site, matrix in session.loaded.anatomy.matrices.items():
+        rows, columns = matrix.shape
+        rank = ranks.get(site, rows * columns // (rows + columns)) // 2
+        if site.block in blocks and site.block not in cut and rank:
+            yield Candidate("matrices", (Truncate(site, rank),))
+
+
+def check(session: Session) -> None:
+    """Raise `PlanError` where nothing can go, `SecateurError` where the budget is out of reach."""
+    config, anatomy = session.config(BudgetConfig), session.loaded.anatomy
+    every = {block: list(range(width.d_ff)) for block, width in enumerate(anatomy.widths)}
+    found = list(candidates_of(session, session.empty, every))
+    if not found:
+        raise PlanError(
+            f"nothing of these blocks can go by {', '.join(config.competing)}: earlier cuts took all."
+        )
+    sizes, least = Sizes(session, config.targets), session.empty
+    for candidate in sorted(found, key=lambda one: one.kind == "blocks"):
+        if candidate.kind == "neurons":
+            candidate = Candidate("ffns", (Drop(Site(min(candidate.blocks), "mlp")),))
+        if len(least.blocks_gone) + 2 <= anatomy.num_blocks or candidate.kind != "blocks":
+            least = joined(least, candidate.edits) or least
+    for name, share in config.targets.items():
+        reach = sizes.kept(least)[name]
+        if reach > share and "matrices" not in config.competing:
+            flag = f"--{name.replace('_', '-')}"
+            raise SecateurError(
+                f"{flag} {share}: with all of that gone {reach:.1%} are left. Ask for more, or for more --kinds."
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------- the search
+
+
+@dataclass(frozen=True)
+class Move:
+    """Edits that would go in one step, and the plan with them. `predicted` and `measured` are rises of the loss."""
+
+    kind: str
+    plan: Plan
+    candidates: tuple[Candidate, ...]
+    predicted: float
+    measured: float = math.nan
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Return its edits."""
+        return tuple(edit for candidate in self.candidates for edit in candidate.edits)
+
+
+Moves = tuple[Move, ...]  # the way to a point; none to the original
+
+
+@dataclass
+class Steps:
+    """Moves one after another.
+
+    Args:
+        sizes: What is to be kept.
+        step: How far one move goes, as a share of the way.
+    """
+
+    session: Session
+    judge: Judge
+    readings: EditReadings
+    sizes: Sizes
+    step: float
+    screened: float = 0.0  # examples that were read, a pass with gradients as three
+    landed: dict[Moves, float] = field(default_factory=dict)  # all that met the budget, with their losses
+    _predicted: dict[Candidate, float] = field(default_factory=dict)
+    _scale: dict[str, float] = field(default_factory=dict)  # measured to predicted, by kind
+    _neurons: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.examples = self.session.shuffled("select")[: len(self.session.probed)]
+        choice = "choice_loss" if decided_by_choices(self.session) else "loss"
+        self._metric = METRICS["text_loss" if self.session.task.kind == "text" else choice]
+
+    def plan(self, moves: Moves) -> Plan:
+        """Return the plan that moves lead to."""
+        return moves[-1].plan if moves else self.session.empty
+
+    def losses(self, plans: Sequence[Plan]) -> dict[Plan, float]:
+        """Return the loss that decides under each plan, on the examples that moves are measured on."""
+        judged = self.judge(plans, self.examples, "choose")
+        return {plan: loss_or_worst(rows, self._metric.name) for plan, rows in judged.items()}
+
+    def walk(self, within: Callable[[Plan], bool]) -> list[Moves]:
+        """Return the moves to each point: until the budget is met, two points in a row are not `within` the bound, or
+        nothing is left."""
+        way: list[Moves] = [()]
+        plan, beyond = self.session.empty, 0
+        while beyond < 2 and self.sizes.progress(plan) < 1:
+            further = self.next(way[-1], plan)
+            if further is None:
+                break
+            way.append(further)
+            plan = further[-1].plan
+            beyond = 0 if within(plan) else beyond + 1
+        return way
+
+    def next(self, moves: Moves, plan: Plan) -> Moves | None:
+        """Return the moves to `plan` with the cheapest of those that are possible now; None where there is none."""
+        if len(moves) % ANEW == 0 and "neurons" in self.session.config(BudgetConfig).competing:
+            self._neurons = self.readings.neurons(plan)
+            self.screened += 3 * len(self.session.probed)
+        offers = list(self._offers(plan))
+        if not offers:
+            return None
+        losses, way = self.losses([plan, *(offer.plan for offer in offers)]), self.sizes.progress(plan)
+        offers = [replace(offer, measured=losses[offer.plan] - losses[plan]) for offer in offers]
+        for offer in offers:
+            self._scale[offer.kind] = min(10.0, max(0.1, offer.measured / max(offer.predicted, FREE)))
+        ends = [offer for offer in offers if self.sizes.progress(offer.plan) >= 1]
+        self.landed |= {(*moves, offer): losses[offer.plan] for offer in ends}
+        best = min(offers, key=lambda one: price(one.measured, self.sizes.progress(one.plan) - way))
+        if not math.isfinite(best.measured):
+            return None
+        LOG.info("%s: %+.4f nats at %s", best.kind, best.measured, self.sizes.kept(best.plan))
+        return (*moves, best)
+
+    def _offers(self, plan: Plan) -> Iterator[Move]:
+        """Yield the cheapest move of each kind, and that of all kinds together, each plan once."""
+        saved, kinds = self._screened(plan), self.session.config(BudgetConfig).competing
+        ranked = sorted(saved, key=lambda one: price(self._predicted[one], saved[one]))
+        seen = {plan}
+        for kind in ("mixed", *kinds):
+            if kind in FORMS:
+                continue
+            some = [one for one in ranked if one.kind == kind or (kind == "mixed" and one.kind in kinds)]
+            if kind == "mixed":
+                some.sort(key=lambda one: price(self._scaled(one), saved[one]))
+            move = self._bundle(kind, plan, some, saved)
+            if move.plan not in seen:
+                seen.add(move.plan)
+                yield move
+        yield from self._mapped(plan, [one for one in ranked if one.kind == "blocks"][:MAPPED])
+
+    def _scaled(self, candidate: Candidate) -> float:
+        return self._predicted[candidate] * self._scale.get(candidate.kind, 1.0)
+
+    def _screened(self, plan: Plan) -> dict[Candidate, float]:
+        """Return what each candidate saves, with predictions: new ones, and those near the top, are read now."""
+        saved = self.sizes.saved(plan, candidates_of(self.session, plan, self._neurons))
+        known = [one for one in saved if one in self._predicted]
+        known.sort(key=lambda one: price(self._scaled(one), saved[one]))
+        asked = [one for one in saved if one not in self._predicted] + known[:CLOSE]
+        if asked:
+            self._predicted |= dict(zip(asked, self.readings.effects(plan, asked), strict=True))
+            blocks = self.session.loaded.anatomy.num_blocks
+            self.screened += (3 + len(asked) / blocks) * len(self.session.probed)
+        return saved
+
+    def _bundle(
+        self, kind: str, plan: Plan, ranked: Sequence[Candidate], saved: Mapping[Candidate, float]
+    ) -> Move:
+        """Return the cheapest edits of different blocks, up to one step, or to the budget where that is nearer."""
+        left = min(1 - self.sizes.progress(plan), self.step)
+        taken: list[Candidate] = []
+        best, most = plan, math.inf
+        for candidate in ranked:
+            cost = price(self._scaled(candidate), saved[candidate])
+            if cost > most or left <= 1e-9:
+                break
+            if any(candidate.blocks & other.blocks for other in taken):
+                continue
+            wider = joined(best, candidate.edits)
+            if wider is not None and len(wider.blocks_gone) < self.session.loaded.anatomy.num_blocks:
+                best, most, left = wider, min(most, SPREAD * cost), left - saved[candidate]
+                taken.append(candidate)
+        return Move(kind, best, tuple(taken), sum(self._predicted[one] for one in taken))
+
+    def _mapped(self, plan: Plan, blocks: Sequence[Candidate]) -> Iterator[Move]:
+        """Yield moves that replace each block, and those gone beside it, by a map of each form that competes."""
+        kinds, carriers = (
+            self.session.config(BudgetConfig).competing,
+            carriers_of(self.session.loaded.anatomy),
+        )
+        bases: dict[Plan, dict[BlockRun, Move]] = {}
+        for candidate in blocks:
+            run = run_with(plan.blocks_gone, min(candidate.blocks))
+            old = {e for e in plan.edits if isinstance(e, Linearize) and set(e.blocks) <= set(run)}
+            base = Plan(plan.model, tuple(edit for edit in plan.edits if edit not in old))
+            for kind in (kind for kind in FORMS if kind in kinds and carriers.carry(run, FORMS[kind])):
+                wanted = Move(kind, plan, (candidate,), self._predicted[candidate])
+                bases.setdefault(base, {})[BlockRun(run, FORMS[kind])] = wanted
+        for base, runs in bases.items():
+            self.screened += 2 * len(self.session.task.split("probe"))
+            for run_, edit in self.readings.maps(base, list(runs)).items():
+                mapped, move = joined(plan, (edit,)), runs[run_]
+                if mapped is not None and self.sizes.progress(mapped) > self.sizes.progress(plan):
+                    yield replace(move, plan=mapped, candidates=(Candidate(move.kind, (edit,)),))
+
+    def trimmed(self, moves: Moves) -> Moves:
+        """Return the moves without the candidates that the budget can do without, where that lowers the loss."""
+        last, ways = moves[-1].plan, dict[Candidate, Plan]()
+        for candidate in (candidate for move in moves for candidate in move.candidates):
+            way = _without(last, candidate.edits)
+            if way is not None and self.sizes.progress(way) >= 1:
+                ways[candidate] = way
+        losses, plan, back = self.losses([last, *ways.values()]), last, set[Candidate]()
+        for candidate in sorted(ways, key=lambda one: losses[ways[one]]):
+            way = _without(plan, candidate.edits)
+            if way is not None and self.sizes.progress(way) >= 1 and losses[ways[candidate]] < losses[last]:
+                plan = way
+                back.add(candidate)
+        if not back or self.losses([plan])[plan] >= losses[last]:
+            return moves
+        kept = [replace(m, candidates=tuple(c for c in m.candidates if c not in back)) for m in moves]
+        kept = [move for move in kept if move.candidates]
+        return (*kept[:-1], replace(kept[-1], plan=plan))
+
+    def swapped(self, moves: Moves) -> Moves:
+        """Return moves that keep to the budget with one given back and others taken, where that lowers the loss."""
+        last, ways = moves[-1].plan, dict[Move, Plan]()
+        for move in moves[:-1]:
+            way = _without(last, move.edits)
+            if way is not None:
+                ways[move] = way
+        if not ways:
+            return moves
+        losses = self.losses([last, *ways.values()])
+        freed = {move: max(1e-9, 1 - self.sizes.progress(plan)) for move, plan in ways.items()}
+        dearest = max(ways, key=lambda move: (losses[last] - losses[ways[move]]) / freed[move])
+        tried, plan = tuple(move for move in moves if move != dearest), ways[dearest]
+        while self.sizes.progress(plan) < 1:
+            further = self.next(tried, plan)
+            if further is None:
+                return moves
+            tried, plan = further, further[-1].plan
+        return (
+            (*tried[:-1], replace(tried[-1], plan=plan))
+            if self.losses([plan])[plan] < losses[last]
+            else moves
+        )
+
+
+def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
+    """Return the plan that meets the budget, or goes as far as the loss allows, and the front to it.
+
+    Args:
+        session: Its options, task and anatomy.
+        judge: Gives the outcomes of plans.
+        readings: Predicts, ranks and fits.
+    """
+    config, counting, select = session.config(BudgetConfig), CountingJudge(judge), session.shuffled("select")
+    bounded = config.max_loss is not None or config.targets
+    goal = Goal(session.objective.metric, config.max_loss if bounded else MARGIN)
+    sizes = Sizes(session, config.targets or {"params": 0.0})
+    steps = Steps(session, counting, readings, sizes, 1 / STEPS if config.targets else LOSS_STEP)
+
+    def within(plan: Plan) -> bool:
+        if goal.max_loss is None:
+            return True
+        points = [RemovalPoint(session.empty, {}), RemovalPoint(plan, {})]
+        return goal.choose(points, counting([session.empty, plan], select, "choose"), [1.0, 0.0]) == 1
+
+    swaps = 0
+    with session.timed("choose"):
+        way = steps.walk(within)
+        if steps.landed:
+            ends = sorted(steps.landed, key=lambda moves: steps.landed[moves])[:ENDS]
+            ends = [steps.trimmed(moves) for moves in ends]
+            losses = steps.losses([steps.plan(moves) for moves in ends])
+            way[-1] = min(ends, key=lambda moves: losses[steps.plan(moves)])
+            while swaps < SWAPS and (better := steps.swapped(way[-1])) != way[-1]:
+                way[-1], swaps = better, swaps + 1
+        elif config.targets and config.max_loss is None:
+            kept = ", ".join(
+                f"{share:.1%} of {name}" for name, share in sizes.kept(steps.plan(way[-1])).items()
+            )
+            raise SecateurError(
+                f"nothing more can go, and {kept} are left. Ask for more, or for more --kinds."
+            )
+    with session.timed("analyze"):
+        plans = {steps.plan(moves): moves for moves in way}
+        outcomes = counting(list(plans), select, "choose")
+    keys = [session.objective.key(outcomes[plan]) for plan in plans]
+    last = len(plans) - 1
+    front = [plan for n, plan in enumerate(plans) if n in (0, last) or keys[n] > max(keys[n + 1 :])]
+    points = [RemovalPoint(plan, {}) for plan in front]
+    chosen = goal.choose(points, outcomes, [1.0] * len(front))
+    found = {plan: plans[plan] for plan in front}
+    record = _record(steps, found, outcomes, goal.max_loss, chosen, swaps)
+    return Proposal(
+        plan=front[chosen],
+        tried=counting.tried,
+        evaluations=counting.evaluations,
+        search=BudgetSearchRecord(
+            method="budget",
+            proposed=counting.tried,
+            kinds=list(config.competing),
+            forward_passes=(counting.evaluations + steps.screened) / len(select),
+        ),
+        analysis=BudgetAnalysis(base=base_record(outcomes[session.empty]), budget=record),
+        margin=MARGIN if config.max_loss is None else config.max_loss,
+    )
+
+
+def _record(
+    steps: Steps,
+    front: Mapping[Plan, Moves],
+    outcomes: Mapping[Plan, np.ndarray],
+    max_loss: float | None,
+    chosen: int,
+    swaps: int,
+) -> BudgetRecord:
+    """Return `budget` of analysis.json.
+
+    Args:
+        front: The moves that lead to each plan.
+        outcomes: Of the plans, on `select`.
+        chosen: Index of the plan that is taken.
+    """
+    metric, config = steps.session.objective.metric, steps.session.config(BudgetConfig)
+    points = [
+        BudgetPoint(
+            parameters=steps.sizes.kept(plan)["params"],
+            kv_bytes=steps.sizes.kept(plan)["kv_bytes"],
+            value=metric.mean(outcomes[plan]),
+            loss=base_record(outcomes[plan]).loss,
+            predicted=sum(move.predicted for move in moves),
+            edits=str(plan),
+        )
+        for plan, moves in front.items()
+    ]
+    moves = [
+        MoveRecord(
+            kind=move.kind,
+            edits=Plan("", move.edits).descriptions,
+            by_kind=Counter(candidate.kind for candidate in move.candidates),
+            predicted=move.predicted,
+            measured=move.measured,
+        )
+        for move in [*front.values()][chosen]
+    ]
+    return BudgetRecord(
+        targets=dict(config.targets),
+        max_loss=max_loss,
+        measured_on=len(steps.examples),
+        points=points,
+        chosen=chosen,
+        moves=moves,
+        swaps=swaps,
+    )
