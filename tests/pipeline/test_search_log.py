@@ -35,8 +35,9 @@ class Run:
     def log(self, values, step=None):
         write("log", step, values)
 
-    def finish(self):
-        write("finish")
+
+def finish():
+    write("finish")
 
 
 def init(project=None, name=None, config=None):
