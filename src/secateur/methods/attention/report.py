@@ -1,4 +1,4 @@
-"""What dropping attentions writes into analysis.json and verdict.json, and the section of the page about it. No torch."""
+"""What dropping attentions writes into analysis.json and verdict.json, and its section of the page. No torch."""
 
 from __future__ import annotations
 
