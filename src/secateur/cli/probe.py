@@ -174,12 +174,16 @@ def show(
         Path, typer.Argument(metavar="RUN", help="A checkpoint folder OUT, its OUT.run, or a ledger file.")
     ],
     top: Annotated[int, typer.Option(metavar="N", min=1, help="How many of the judged plans to list.")] = 20,
+    optuna: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.db", help="Write the judged plans as an optuna study, for its dashboard."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print one run: its verdict, and the plans it judged, best first. Of a trained checkpoint, what was gained."""
     from secateur.cli.finetune import print_tuned
     from secateur.cli.heal import print_healed
-    from secateur.cli.runs import run_record, trained_record
+    from secateur.cli.runs import run_record, trained_record, write_optuna
     from secateur.cli.tables import print_run
     from secateur.cli.train import print_trained
     from secateur.training.records.finetune import FinetuneRecord
@@ -192,6 +196,13 @@ def show(
         "train": lambda found: print_trained(TrainRecord.model_validate(found)),
         "prune": print_run,
     }
+    if optuna is not None:
+        count = write_optuna(run, optuna)
+        made = {"optuna": str(optuna), "trials": count}
+        print_json(made) if as_json else print(
+            f"{optuna}  {count} trials: optuna-dashboard sqlite:///{optuna}"
+        )
+        return
     verb, found = trained_record(run) or ("prune", run_record(run, top))
     if as_json:
         print_json(found)

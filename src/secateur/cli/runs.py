@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secateur.checkpoint.folder import NOTE, RECORDS, UNPROVEN, Folder
 from secateur.checkpoint.out import RUN
 from secateur.core.ledger import Ledger, Run, Trial
+from secateur.core.plan import Plan
 from secateur.core.reading import as_written, parse_json
 from secateur.core.score import METRICS, Metric
-from secateur.errors import OutputError, UnknownName
+from secateur.errors import OutputError, SecateurError, UnknownName
 from secateur.result import read_verdict
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 TRAINED = {
     f"{verb}.json": verb for verb in ("heal", "finetune", "train")
@@ -134,12 +140,27 @@ def _out(ledger: Path, run: Run) -> Path:
     return Path(run.out)
 
 
-def run_record(place: Path, top: int) -> dict[str, Any]:
-    """The newest run of a ledger with its verdict, if there is one, and the `top` plans it judged, best first in the
-    metric that decides, after the original; all on `select`.
+@dataclass(frozen=True)
+class JudgedRun:
+    """The newest run of a ledger.
 
-    Plans judged on more examples come first, since a race drops the others early.
+    Attributes:
+        out: The folder of its checkpoint.
+        summary: Its row in `secateur runs`.
+        metric: The metric that decides.
+        select: The examples of `select`; None where the ledger does not say.
+        trials: The plans that were judged, with their means on `select`, in the order of first record.
     """
+
+    out: Path
+    summary: Mapping[str, Any]
+    metric: Metric
+    select: list[int] | None
+    trials: list[Trial]
+
+
+def judged_run(place: Path) -> JudgedRun:
+    """Read the newest run of a folder or a ledger. Raises: `UnknownName` where there is none; `LedgerError`."""
     path = _ledger_of(place)
     with Ledger.open(path, create=False) as ledger:
         runs = ledger.runs()
@@ -150,19 +171,95 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
         metric = ledger.recall(run.id, "metric", METRICS.__getitem__)
         select = ledger.recall(run.id, "select", _examples)
         trials = ledger.trials(scope, select) if scope else []
-        summary = _judged(ledger, run)
-    metric = metric or METRICS["accuracy"]  # ledgers of an earlier day do not say
+        # ledgers of an earlier day do not say the metric
+        return JudgedRun(_out(path, run), _judged(ledger, run), metric or METRICS["accuracy"], select, trials)
+
+
+def run_record(place: Path, top: int) -> dict[str, Any]:
+    """The newest run of a ledger with its verdict, if there is one, and the `top` plans it judged, best first in the
+    metric that decides, after the original; all on `select`.
+
+    Plans judged on more examples come first, since a race drops the others early.
+    """
+    run = judged_run(place)
+    metric, trials = run.metric, run.trials
     cut = [trial for trial in trials if trial.plan.edits]
     cut.sort(key=lambda trial: (-trial.n, _or_worst(trial, metric), _or_worst(trial, METRICS["loss"])))
-    base = [trial for trial in trials if not trial.plan.edits and select is not None]
-    verdict = _out(path, run) / "verdict.json"
+    base = [trial for trial in trials if not trial.plan.edits and run.select is not None]
+    verdict = run.out / "verdict.json"
     return {
-        "run": summary,
+        "run": run.summary,
         "verdict": read_verdict(verdict) if verdict.exists() else None,
         "metric": metric.name,
         "judged": len(trials),
         "trials": [_judgment(trial, metric) for trial in (*base, *cut[:top])],
     }
+
+
+def write_optuna(place: Path, file: Path) -> int:
+    """Write the plans that a run judged as the trials of an optuna study, and return how many.
+
+    A plan that was judged on all of `select` is a complete trial; one that left a race early is a pruned one, with its
+    mean as the intermediate value at so many examples. The study is named after the run's folder.
+
+    Args:
+        file: An SQLite file that is not there yet.
+
+    Raises: `SecateurError` where optuna is not installed; `OutputError` for a file that cannot be made; `UnknownName`,
+        `LedgerError` as `judged_run`.
+    """
+    if find_spec("optuna") is None:
+        raise SecateurError("--optuna needs the package optuna, which is not installed: pip install optuna")
+    if os.path.lexists(file) or not file.absolute().parent.is_dir():
+        raise OutputError(f"--optuna {file}: give a file that is not there yet, in a folder that is.")
+    run = judged_run(place)
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = "maximize" if run.metric.higher_is_better else "minimize"
+    storage = f"sqlite:///{file.absolute()}"
+    study = optuna.create_study(storage=storage, study_name=run.out.name, direction=direction)
+    study.set_user_attr("metric", run.metric.name)
+    study.add_trials(_optuna_trials(run))
+    return len(run.trials)
+
+
+def _optuna_trials(run: JudgedRun) -> list[FrozenTrial]:
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+    from optuna.trial import TrialState, create_trial
+
+    parameters = [_parameters(trial.plan) for trial in run.trials]
+    numbers = {name: [found[name] for found in parameters if name in found] for name in ("block", "rank")}
+    numbers["edits"] = [found["edits"] for found in parameters]
+    ranges = {name: IntDistribution(min(seen), max(seen)) for name, seen in numbers.items() if seen}
+    matrices = sorted({str(found["matrix"]) for found in parameters if "matrix" in found})
+    ranges |= {"matrix": CategoricalDistribution(matrices)} if matrices else {}
+    everything = max((trial.n for trial in run.trials), default=0)
+    trials = []
+    for trial, params in zip(run.trials, parameters, strict=True):
+        value = trial.means[run.metric.name]
+        whole = trial.n == everything and not math.isnan(value)
+        means = {name: trial.means[name] for name in METRICS if not math.isnan(trial.means[name])}
+        trials.append(
+            create_trial(
+                state=TrialState.COMPLETE if whole else TrialState.PRUNED,
+                value=value if whole else None,
+                intermediate_values={trial.n: value},
+                params=params,
+                distributions={name: ranges[name] for name in params},
+                user_attrs={"plan": str(trial.plan), "examples": trial.n, "seconds": trial.seconds} | means,
+            )
+        )
+    return trials
+
+
+def _parameters(plan: Plan) -> dict[str, int | str]:
+    """Return what distinguishes plans in a dashboard: how much is cut, and of a single truncation where and how far."""
+    found: dict[str, int | str] = {"edits": len(plan.edits)}
+    if len(plan.edits) == len(plan.truncated) == 1:
+        edit = plan.truncated[0]
+        found |= {"block": edit.site.block, "matrix": edit.site.part, "rank": edit.rank}
+    return found
 
 
 def _judgment(trial: Trial, metric: Metric) -> dict[str, Any]:
