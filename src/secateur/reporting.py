@@ -15,9 +15,8 @@ from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.methods.registry import methods
 from secateur.report.chart import Figure
-from secateur.report.comparison_page import comparison_page
 from secateur.report.frame import PageSection
-from secateur.report.run_page import frequency, run_page
+from secateur.report.run_page import comparison_page, frequency, run_page
 
 VERSION = 1
 AGAIN = "Write it again with `secateur prune`."

@@ -17,7 +17,7 @@ from secateur.evaluation.forward import Forward
 from secateur.forecast.count import RERUN, Counted
 from secateur.forecast.dry_run import Judged, Plans, dry_run
 from secateur.forecast.load import Load, Loads, places_of
-from secateur.forecast.machine import Machine, paced, svd_flops
+from secateur.forecast.record import Machine, paced, svd_flops
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded, load_model

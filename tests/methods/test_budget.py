@@ -25,6 +25,7 @@ from secateur.errors import SecateurError, UnknownName
 from secateur.hf.anatomy import anatomy
 from secateur.hf.fingerprint import fingerprint
 from secateur.methods.budget import search as budget
+from secateur.methods.budget.readings import Candidate
 from secateur.methods.budget.records import BudgetRecord
 from secateur.methods.budget.report import front_figure
 from secateur.methods.registry import read_options
@@ -288,9 +289,17 @@ def test_a_move_is_given_back_where_another_does_better():
         both = "b0.mlp" in sites and len(sites) > 1
         return 5.0 + 2.0 * both + 0.5 * len(sites - {"b0.mlp"})
 
-    found = budget.run(session, judge_of(loss), Given({"b0.mlp": 0.0}))
-    assert "b0.mlp" not in map(str, found.plan.dropped)
-    assert found.analysis.budget.swaps == 1
+    sizes = budget.PlanSizes(session, {"params": 0.8})
+    steps = budget.Steps(session, judge_of(loss), Given({"b0.mlp": 0.0}), sizes, 0.1)
+    first, plan = Candidate("ffns", (Drop(Site(0, "mlp")),)), session.empty + Drop(Site(0, "mlp"))
+    moves = (budget.Move("ffns", plan, (first,), 0.0),)
+    while sizes.progress(moves[-1].plan) < 1:
+        moves = steps.next(moves, moves[-1].plan)
+    better = steps.swapped(moves)
+    assert Site(0, "mlp") in moves[-1].plan.dropped
+    assert Site(0, "mlp") not in better[-1].plan.dropped
+    assert sizes.progress(better[-1].plan) >= 1
+    assert Site(0, "mlp") not in budget.run(session, judge_of(loss), steps.readings).plan.dropped
 
 
 def test_an_edit_takes_in_those_on_its_parts():

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import secateur
+from secateur.core.baseline import decides_text
+from secateur.core.records.verdict import BaselineRecord
 from secateur.errors import TaskError
 from secateur.evaluation.batching import Packing
 from secateur.evaluation.generate import answers_within
@@ -140,6 +142,9 @@ def test_an_extracted_answer_decides(tmp_path):
     assert 0 < plain["scores"][0]["value"] == found["scores"][0]["value"] < 1
     never = secateur.evaluate("builtin:facts", str(path), extract="number", max_new_tokens=3, **how)
     assert never["scores"][0]["value"] == 0.0
+    told = [decides_text(BaselineRecord.model_validate(one["baseline"])) for one in (plain, found)]
+    assert told[0].endswith("by the likeliest answer as a whole")
+    assert told[1].endswith("by the answer that is found in the text that the model writes")
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ FREE = 1e-5  # nats; what costs less counts as this much, so that of two free ed
 ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
 SWAPS = 2
 FORMS = {"folds": "fold", "maps": "linear"}
+LOSS_ALONE = {"params": 0.0}  # the target where only the loss bounds
 
 
 class EditReadings(Protocol):
@@ -76,7 +77,7 @@ class EditReadings(Protocol):
 
 
 @dataclass
-class Sizes:
+class PlanSizes:
     """The sizes that plans leave: shares of the parameters (`params`) and of the KV cache (`kv_bytes`).
 
     Args:
@@ -199,7 +200,7 @@ def check(session: Session) -> None:
         raise PlanError(
             f"nothing of these blocks can go by {', '.join(config.competing)}: earlier cuts took all."
         )
-    sizes, least = Sizes(session, config.targets), session.empty
+    sizes, least = PlanSizes(session, config.targets), session.empty
     for candidate in sorted(found, key=lambda one: one.kind == "blocks"):
         if candidate.kind == "neurons":
             candidate = Candidate("ffns", (Drop(Site(min(candidate.blocks), "mlp")),))
@@ -248,7 +249,7 @@ class Steps:
     session: Session
     judge: Judge
     readings: EditReadings
-    sizes: Sizes
+    sizes: PlanSizes
     step: float
     screened: float = 0.0  # examples that were read, a pass with gradients as three
     landed: dict[Moves, float] = field(default_factory=dict)  # all that met the budget, with their losses
@@ -289,7 +290,7 @@ class Steps:
         if len(moves) % ANEW == 0 and "neurons" in self.session.config(BudgetConfig).competing:
             self._neurons = self.readings.neurons(plan)
             self.screened += 3 * len(self.session.probed)
-        offers = list(self._offers(plan))
+        offers = list(self._offers(plan, far=len(moves) % ANEW == 0))
         if not offers:
             return None
         losses, way = self.losses([plan, *(offer.plan for offer in offers)]), self.sizes.progress(plan)
@@ -304,8 +305,12 @@ class Steps:
         LOG.info("%s: %+.4f nats at %s", best.kind, best.measured, self.sizes.kept(best.plan))
         return (*moves, best)
 
-    def _offers(self, plan: Plan) -> Iterator[Move]:
-        """Yield the cheapest move of each kind, and that of all kinds together, each plan once."""
+    def _offers(self, plan: Plan, *, far: bool) -> Iterator[Move]:
+        """Yield the cheapest move of each kind, and that of all kinds together, each plan once.
+
+        Args:
+            far: Also one of each kind that goes all the way to the budget.
+        """
         saved, kinds = self._screened(plan), self.session.config(BudgetConfig).competing
         ranked = sorted(saved, key=lambda one: price(self._predicted[one], saved[one]))
         seen = {plan}
@@ -315,10 +320,13 @@ class Steps:
             some = [one for one in ranked if one.kind == kind or (kind == "mixed" and one.kind in kinds)]
             if kind == "mixed":
                 some.sort(key=lambda one: price(self._scaled(one), saved[one]))
-            move = self._bundle(kind, plan, some, saved)
-            if move.plan not in seen:
-                seen.add(move.plan)
-                yield move
+            moves = [self._bundle(kind, plan, some, saved)]
+            if far and kind != "mixed" and self.sizes.targets != LOSS_ALONE:
+                moves.append(self._bundle(kind, plan, some, saved, far=True))
+            for move in moves:
+                if move.plan not in seen:
+                    seen.add(move.plan)
+                    yield move
         yield from self._mapped(plan, [one for one in ranked if one.kind == "blocks"][:MAPPED])
 
     def _scaled(self, candidate: Candidate) -> float:
@@ -337,17 +345,27 @@ class Steps:
         return saved
 
     def _bundle(
-        self, kind: str, plan: Plan, ranked: Sequence[Candidate], saved: Mapping[Candidate, float]
+        self,
+        kind: str,
+        plan: Plan,
+        ranked: Sequence[Candidate],
+        saved: Mapping[Candidate, float],
+        *,
+        far: bool = False,
     ) -> Move:
-        """Return the cheapest edits of different blocks, up to one step, or to the budget where that is nearer."""
-        left = min(1 - self.sizes.progress(plan), self.step)
+        """Return the cheapest edits of different blocks, up to one step, or to the budget where that is nearer.
+
+        Args:
+            far: To the budget in any case, and several of one block; for edits of one kind, which do not overlap.
+        """
+        left = min(1 - self.sizes.progress(plan), 1.0 if far else self.step)
         taken: list[Candidate] = []
         best, most = plan, math.inf
         for candidate in ranked:
             cost = price(self._scaled(candidate), saved[candidate])
-            if cost > most or left <= 1e-9:
+            if left <= 1e-9 or (cost > most and not far):
                 break
-            if any(candidate.blocks & other.blocks for other in taken):
+            if not far and any(candidate.blocks & other.blocks for other in taken):
                 continue
             wider = joined(best, candidate.edits)
             if wider is not None and len(wider.blocks_gone) < self.session.loaded.anatomy.num_blocks:
@@ -431,7 +449,7 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
     config, counting, select = session.config(BudgetConfig), CountingJudge(judge), session.shuffled("select")
     bounded = config.max_loss is not None or config.targets
     goal = Goal(session.objective.metric, config.max_loss if bounded else MARGIN)
-    sizes = Sizes(session, config.targets or {"params": 0.0})
+    sizes = PlanSizes(session, config.targets or LOSS_ALONE)
     steps = Steps(session, counting, readings, sizes, 1 / STEPS if config.targets else LOSS_STEP)
 
     def within(plan: Plan) -> bool:
