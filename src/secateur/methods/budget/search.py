@@ -56,6 +56,7 @@ SPREAD = 4.0  # times the price of its first edit that a later one of the same m
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
 ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
 SWAPS = 2
+ENOUGH = 80  # forward passes over `select`, after which no move is given back any more
 FORMS = {"folds": "fold", "maps": "linear"}
 LOSS_ALONE = {"params": 0.0}  # the target where only the loss bounds
 
@@ -458,6 +459,9 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
         points = [RemovalPoint(session.empty, {}), RemovalPoint(plan, {})]
         return goal.choose(points, counting([session.empty, plan], select, "choose"), [1.0, 0.0]) == 1
 
+    def passes() -> float:
+        return (counting.evaluations + steps.screened) / len(select)
+
     swaps = 0
     with session.timed("choose"):
         way = steps.walk(within)
@@ -466,7 +470,7 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
             ends = [steps.trimmed(moves) for moves in ends]
             losses = steps.losses([steps.plan(moves) for moves in ends])
             way[-1] = min(ends, key=lambda moves: losses[steps.plan(moves)])
-            while swaps < SWAPS and (better := steps.swapped(way[-1])) != way[-1]:
+            while swaps < SWAPS and passes() < ENOUGH and (better := steps.swapped(way[-1])) != way[-1]:
                 way[-1], swaps = better, swaps + 1
         elif config.targets and config.max_loss is None:
             kept = ", ".join(
@@ -493,7 +497,7 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
             method="budget",
             proposed=counting.tried,
             kinds=list(config.competing),
-            forward_passes=(counting.evaluations + steps.screened) / len(select),
+            forward_passes=passes(),
         ),
         analysis=BudgetAnalysis(base=base_record(outcomes[session.empty]), budget=record),
         margin=MARGIN if config.max_loss is None else config.max_loss,
