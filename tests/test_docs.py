@@ -279,6 +279,7 @@ def test_every_record_is_as_documented(
         "Train": _trained(tuned),
         "Baseline": secateur.evaluate("builtin:facts", _two_answers(tuned))["baseline"],
         "Forecast": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
+        "TaskCheck": secateur.check_task("builtin:facts", "builtin:facts"),
         "Comparison": secateur.compare_runs([out, removed], tuned.parent / "comparison.html"),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []

@@ -63,7 +63,7 @@ CUT = {
     "--layers": (*WORDS, "-1:2", "2:2", "3:1", "1:2:3", "²", "9" * 5000),
     "--target": SHARES, "--step": SHARES, "--params": (*SHARES, "1"), "--max-loss": NOT_NEGATIVE,
     "--random-orders": FROM_ZERO, "--protocol": WORDS, "--blocks": COUNTED, "--attentions": COUNTED, "--by": WORDS,
-    "--form": WORDS, "--rank": COUNTED,
+    "--form": WORDS, "--rank": COUNTED, "--goal": WORDS, "--kinds": WORDS, "--kv-bytes": (*SHARES, "1"),
     "": (
         "--zeroed --factorize", "--method heads --portable --zeroed", "--method depth --zeroed", "--rank 3",
         "--method depth --rank 3", "--target 10%", "--method heads --exhaustive", "--task q.jsonl", "--ranks-once",
@@ -73,7 +73,7 @@ CUT = {
 METHODS = {  # the one that listens
     "--target": "heads", "--step": "heads", "--params": "heads", "--max-loss": "heads", "--random-orders": "heads",
     "--protocol": "directions", "--blocks": "depth", "--attentions": "attention", "--by": "depth", "--form": "depth",
-    "--rank": "depth --form linear",
+    "--rank": "depth --form linear", "--kinds": "budget", "--kv-bytes": "budget",
 }  # fmt: skip
 RAY = {
     "--ray": ("local:0", "local:-1", "local:x", "local:" + HUGE, "somewhere", "host:99999999", "ray://x", ""),
@@ -136,7 +136,7 @@ ELSEWHERE = {  # switches, places, and what has a test of its own
     "--chat", "--join", "--rescore", "--portable", "--zeroed", "--factorize", "--per-head", "--overall", "--dynamic",
     "--weakest", "--parts", "--second-order", "--whitened", "--contiguous", "--allow-small", "--skip-long",
     "--trust-remote-code", "--dry-run", "--bf16", "--calibrate", "--teacher", "--against", "--also",
-    "--revision", "--plan", "--edit", "--revisions", "--gguf",
+    "--revision", "--plan", "--edit", "--revisions", "--gguf", "--log", "--push", "--save-recipe",
 }  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def test_a_map_that_does_worse_than_dropping_is_not_taken(place, tmp_path, form,
     assert "b2: dropped, because the" in caplog.text
     page = (tmp_path / "out/report.html").read_text()
     assert "Dropped instead" in page
-    assert f"fitted to {record['fit_tokens']} tokens of probe" in page
+    assert f"fitted to {record['fit_tokens']} tokens of the calibration split" in page
     found = api.evaluate(
         str(place / "loud"), f"text:{place / 'quiet.jsonl'}", plan=["b2=drop"],
         allow_small=True, limit=90, device="cpu",

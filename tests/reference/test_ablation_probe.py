@@ -50,7 +50,8 @@ def ablated_outcomes(judge: Evaluator, sites, examples) -> dict[Site | None, np.
 
 
 def judge_of(loaded: Loaded, kind: str = "choice", encoded=CHOICES, **options) -> Evaluator:
-    task = Task("rows", kind, (), {"probe": (), "select": tuple(encoded), "test": ()})
+    examples = tuple(Example(f"e{i}", "", "") for i in range(1 + max(encoded)))
+    task = Task("rows", kind, examples, {"probe": (), "select": tuple(encoded), "test": ()})
     return Evaluator(loaded, task, encoded, **options)
 
 

@@ -5,6 +5,7 @@ Looks at a name and at the first bytes. Knows no tokenizer and no splits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +82,7 @@ def other_format(path: Path, wanted: str) -> str:
 
 
 def _format(path: Path) -> Format | None:
-    if path.is_dir():
+    if os.path.isdir(path):
         return None if is_saved(path) else FOLDER
     head = head_of(path)
     known = next((form for magic, form in MAGIC.items() if head.startswith(magic)), None)

@@ -7,6 +7,7 @@ what is missing there is said in one line. Nothing here runs code of a data set.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class DatasetName(NamedTuple):
     def folder(self) -> Path | None:
         """Return the folder that it names; None for a data set of the hub."""
         path = Path(self.place)
-        return path if path.is_dir() else None
+        return path if os.path.isdir(path) else None
 
 
 def parse_name(text: str) -> DatasetName:
@@ -49,10 +50,10 @@ def parse_name(text: str) -> DatasetName:
 
     Raises: `UnknownName` for a path that is not there, `TaskError` for a folder that `datasets` did not save.
     """
-    place, colon, split = (text, "", "") if Path(text).is_dir() else text.rpartition(":")
+    place, colon, split = (text, "", "") if os.path.isdir(text) else text.rpartition(":")
     if not colon:
         place, split = text, ""
-    if place and Path(place).is_dir():
+    if place and os.path.isdir(place):
         if not is_saved(Path(place)):
             raise TaskError(
                 f"hf:{place}: not a folder that a Dataset's save_to_disk wrote. Of a folder with files, name a file."

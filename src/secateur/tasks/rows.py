@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 from collections import Counter
@@ -37,7 +38,7 @@ def read_rows(path: Path, wanted: str) -> Iterator[Row]:
     """
     if other := other_format(path, wanted):
         raise TaskError(other)
-    if path.is_dir() and is_saved(path):
+    if os.path.isdir(path) and is_saved(path):
         return saved_rows(path)
     if path.suffix.lower() not in ROW_FILES:
         raise TaskError(f"{path} holds no rows by its name. {wanted}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> Ex
 
     Raises: `TaskError` for a file that cannot be read or holds no text, and a `seqlen` below 2.
     """
-    if path.is_dir() or path.suffix.lower() in ROW_FILES:
+    if os.path.isdir(path) or path.suffix.lower() in ROW_FILES:
         return read_documents(path.stem, str(path), read_rows(path, TEXT), tokenizer, seqlen)
     if other := other_format(path, TEXT):
         raise TaskError(other)
