@@ -12,8 +12,7 @@ from pydantic import Field
 
 from secateur.core.records.record import Record
 from secateur.errors import OutputError
-from secateur.hf.files import CARD
-from secateur.hf.source import CONFIG
+from secateur.hf.source import CARD, CONFIG
 
 
 class FileSize(Record):

@@ -23,9 +23,9 @@ from yaml import YAMLError
 
 from secateur.core.reading import check_file, read_json
 from secateur.errors import ModelError
-from secateur.hf.source import CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS
+from secateur.hf.source import CARD, CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS
 
-GENERATION, CARD = "generation_config.json", "README.md"
+GENERATION = "generation_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 

@@ -38,6 +38,7 @@ WEIGHTS, INDEX, CONFIG, ADAPTER = (
     "config.json",
     "adapter_config.json",
 )
+CARD = "README.md"
 GGUF = ".gguf"
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZER_FILES = (

@@ -60,7 +60,7 @@ ROW_FILES = (*TABLES, ".jsonl", ".ndjson", ".json")
 
 def is_saved(path: Path) -> bool:
     """Return True for a folder that `save_to_disk` of a Dataset or a DatasetDict wrote."""
-    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    return any(os.path.isfile(path / name) for name in ("state.json", "dataset_dict.json"))
 
 
 def head_of(path: Path) -> bytes:

@@ -8,10 +8,10 @@ before a task is asked for.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import util
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import SecateurError, TaskError, UnknownName, nearest
@@ -63,7 +63,7 @@ def _load(name: str) -> ConfigurableTask:
             "lm_eval:NAME needs the evaluation harness: pip install 'secateur[lm-eval]'."
         ) from error
     is_file = name.endswith((".yaml", ".yml"))
-    if is_file and not Path(name).is_file():
+    if is_file and not os.path.isfile(name):
         raise TaskError(f"lm_eval:{name}: no such file.")
     manager = TaskManager(include_defaults=not is_file)
     if not is_file and name not in manager.all_subtasks:
