@@ -137,7 +137,7 @@ ELSEWHERE = {  # switches, places, and what has a test of its own
     "--weakest", "--parts", "--second-order", "--whitened", "--contiguous", "--allow-small", "--skip-long",
     "--trust-remote-code", "--dry-run", "--bf16", "--calibrate", "--teacher", "--against", "--also",
     "--revision", "--plan", "--edit", "--revisions", "--gguf", "--log", "--push", "--save-recipe",
-    "--private",
+    "--private", "--optuna",
 }  # fmt: skip
 
 
