@@ -194,7 +194,7 @@ class Options:
 
     @property
     def full_report(self) -> bool:
-        """Whether the report compares with everything that was not asked for."""
+        """Tell whether the report compares with everything that was not asked for."""
         return self.report == "full"
 
     @property
@@ -209,7 +209,7 @@ class Options:
 
     @property
     def question_rules(self) -> QuestionRules:
-        """How questions of files are read."""
+        """Return the rules by which questions of files are read."""
         return QuestionRules(self.join, self.extract, self.max_new_tokens)
 
     @property

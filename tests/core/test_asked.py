@@ -31,6 +31,7 @@ BASE = {  # the least that each verb with options needs
     "bench": ["m", "--against", "m"],
     "export": ["m", "--gguf"],
     "demo": ["-o", "out"],
+    "chat": ["m", "--prompt", "w5"],
     "show": ["m"],
     "tasks": ["--check", "q.jsonl", "--model", "m"],
 }
@@ -128,6 +129,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "tasks": {k: v for k, v in OF_TASK.items() if k not in ("--seed", "--task")} | SHOTS | WRITTEN | {
         "--check": WORDS, "--model": ("", "nowhere/at/all"), "--gguf-file": GGUF, "--revision": ("",),
     },
+    "chat": {"--device": WORDS, "--dtype": WORDS, "--max-new-tokens": COUNTED},
     "show": {"--top": ("0", "-1", "x")},
 }  # fmt: skip
 ELSEWHERE = {  # switches, places, and what has a test of its own
@@ -137,9 +139,8 @@ ELSEWHERE = {  # switches, places, and what has a test of its own
     "--weakest", "--parts", "--second-order", "--whitened", "--contiguous", "--allow-small", "--skip-long",
     "--trust-remote-code", "--dry-run", "--bf16", "--calibrate", "--teacher", "--against", "--also",
     "--revision", "--plan", "--edit", "--revisions", "--gguf", "--log", "--push", "--save-recipe",
-    "--private", "--optuna",
+    "--private", "--optuna", "--prompt",
 }  # fmt: skip
-OF_CHAT = {"--device", "--dtype", "--max-new-tokens", "--prompt"}  # tests/cli/test_chat.py
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_every_option_of_every_verb_is_tried():
     verbs = get_command(app).commands
     for verb, command in verbs.items():
         options = {max(one.opts, key=len) for one in command.params if one.param_type_name == "option"}
-        missing = options - ELSEWHERE - set(WRONG.get(verb, {})) - (OF_CHAT if verb == "chat" else set())
+        missing = options - ELSEWHERE - set(WRONG.get(verb, {}))
         assert not missing, (verb, missing)
 
 

@@ -68,7 +68,7 @@ def test_keys_are_the_flags_of_the_command_line(verb: str) -> None:
     ("verb", "method"), [(v, "laser") for v in VERBS] + [("prune", m) for m in methods()]
 )
 def test_every_right_example_is_right(verb: str, method: str) -> None:
-    """What an error shows as a right line is read without an error."""
+    """Read the line that an error shows as right: it is read without an error."""
     from secateur.recipe import steps
 
     root = {yaml.compose(example_of(one)).value[0] for one in keys_of(verb, method).values()}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.cli.options import AsJson, Commands, Device, Dtype, Quiet, Revision, Trust, examples, print_json
+from secateur.core.machine import check_device, check_dtype
+from secateur.core.ranges import MOST, Range, check_number
 from secateur.errors import SecateurError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
     from secateur.hf.chat import Message
     from secateur.hf.load import Loaded
+
+TOKENS = Range(1, MOST, whole=True)  # that an answer may have
 
 
 @dataclass
@@ -54,7 +58,7 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="Ask this once, print the answer and end.")
     ] = None,
     new: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+        int, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
     ] = 128,
     revision: Revision = None,
     dtype: Dtype = "auto",
@@ -72,6 +76,9 @@ def chat(
 
     if as_json and prompt is None:
         raise SecateurError("--json answers one --prompt TEXT. Give it, or leave out --json.")
+    check_number("max_new_tokens", new, TOKENS)
+    check_dtype(dtype)
+    check_device(device)
     names = [model] if against is None else [model, against]
     with bars(quiet=quiet or as_json) as progress:
         progress("load", 0, len(names))

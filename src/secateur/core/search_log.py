@@ -1,4 +1,4 @@
-"""What a search judged, plan by plan, for whoever wants to follow it: a callback, or a tracker of experiments."""
+"""Follow a search plan by plan, as it judges them: by a callback, or a tracker of experiments."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ GENERATED = (
 
 @dataclass(frozen=True)
 class QuestionRules:
-    """How the questions of a file are read.
+    """Rules for reading the questions of a file.
 
     Attributes:
         join: Text that is put between a prompt and an answer that nothing separates; `\\n` and `\\t` are what they are

@@ -1,4 +1,4 @@
-"""What dropping attentions writes into analysis.json and verdict.json, and its section of the page. No torch."""
+"""Records of dropped attentions in analysis.json and verdict.json, and their section of the page. No torch."""
 
 from __future__ import annotations
 
