@@ -59,7 +59,7 @@ JOBS = (
         "directions",
         FACTS,
         150,
-        {"method": "directions", "layers": range(10, 20), "matrices": ("k", "v"), "limit": 1000},
+        {"method": "directions", "layers": (10, 20), "matrices": ("k", "v"), "limit": 1000},
     ),
 )
 
