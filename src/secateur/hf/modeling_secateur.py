@@ -189,7 +189,8 @@ def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> N
         return tensor[:, heads] if tensor.dim() == 4 and tensor.shape[1] == of else tensor
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        return args, {k: select(v) if k in ("alibi", "attention_mask") else v for k, v in kwargs.items()}
+        biases = ("alibi", "position_bias", "attention_mask")
+        return args, {k: select(v) if k in biases else v for k, v in kwargs.items()}
 
     model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 
