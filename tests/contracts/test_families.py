@@ -24,8 +24,8 @@ from secateur.hf.fingerprint import fingerprint
 from secateur.hf.matrices import Matrix
 
 UNGATED = {
-    "apertus", "arcee", "biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "jais2", "mpt",
-    "nanochat", "nemotron", "opt", "persimmon", "phi", "starcoder2",
+    "apertus", "arcee", "biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "jais2",
+    "mpt", "nanochat", "nemotron", "opt", "persimmon", "phi", "starcoder2",
 }  # fmt: skip
 TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])
 TANH_GELU = {
@@ -97,14 +97,16 @@ def silence_(model: nn.Module, matrix: Matrix) -> None:
 def window(model: nn.Module, block: int) -> int:
     """How many positions a block attends to, its own counted."""
     config = model.config
-    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ["global"] * 9
+    kinds = (
+        getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ["global"] * 9
+    )
     if kinds[block] not in ("sliding_attention", "local"):
         return CONTEXT
     return config.window_size if kinds[block] == "local" else config.sliding_window
 
 
 def attention_without_scores(name: str, parts: Anatomy, length: int, seen: int) -> Tensor:
-    """(heads, t, j): uniform over the `seen` last j ≤ t; with ALiBi, a softmax of the slopes alone (Press et al. 2021)."""
+    """(heads, t, j): uniform over the `seen` last j ≤ t; with ALiBi, a softmax of the slopes (Press et al. 2021)."""
     scores = torch.zeros(parts.num_heads, length, length, dtype=torch.float64)
     if name in ("bloom", "falcon-rw", "mpt"):
         slopes = torch.tensor([2.0 ** (-8 * (h + 1) / parts.num_heads) for h in range(parts.num_heads)])
@@ -135,7 +137,12 @@ def test_key_value_heads_are_those_of_the_cache(name):
         cached = model(TOKENS, use_cache=True).past_key_values.layers[0].keys
     kept = parts.num_heads if name == "falcon-40b" else parts.num_kv_heads  # Falcon 40B caches repeated keys
     length = min(TOKENS.shape[1], window(model, 0) - 1)  # the newest token needs no more of the earlier ones
-    assert tuple(cached.shape) == (2, kept, TOKENS.shape[1] if parts.family == "gpt_neo" else length, parts.d_head)
+    assert tuple(cached.shape) == (
+        2,
+        kept,
+        TOKENS.shape[1] if parts.family == "gpt_neo" else length,
+        parts.d_head,
+    )
 
 
 def test_every_matrix_has_its_shape_and_is_the_linear_map_of_its_module(name):
@@ -242,7 +249,9 @@ def test_a_query_head_acts_at_its_own_position_and_a_key_or_value_head_from_ther
             owner = torch.arange(parts.num_heads) // (1 if kind == "q" else repeats)
             reach = window(model, parts.num_blocks - 1)
             when = times == position if kind == "q" else (times >= position) & (times < position + reach)
-            shared_norm = "heads" in parts.indivisible and name != "stablelm-12b" and (kind != "v" or name == "bitnet")
+            shared_norm = (
+                "heads" in parts.indivisible and name != "stablelm-12b" and (kind != "v" or name == "bitnet")
+            )
             expected = when & ((owner == head) | shared_norm)
             assert torch.equal(changed_where(model, parts, kind, head, position), expected), (
                 f"{kind} head {head}"
@@ -275,7 +284,9 @@ def activation(family: str) -> Callable[[Tensor], Tensor]:
         return lambda x: F.gelu(x, approximate="tanh")
     if family in SQUARED_RELU:
         return lambda x: F.relu(x).square()
-    return {"opt": F.relu, "gpt_neox": F.gelu, "falcon": F.gelu, "biogpt": F.gelu, "mpt": F.gelu}.get(family, F.silu)
+    return {"opt": F.relu, "gpt_neox": F.gelu, "falcon": F.gelu, "biogpt": F.gelu, "mpt": F.gelu}.get(
+        family, F.silu
+    )
 
 
 def test_mlps_map_one_tensor_to_one_tensor(name):

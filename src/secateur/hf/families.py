@@ -136,9 +136,7 @@ FAMILIES: Mapping[str, Family] = {
         _like_llama("cohere", "CohereForCausalLM", biases=_ATTENTION_BIAS),
         _like_llama("cohere2", "Cohere2ForCausalLM", biases=_ATTENTION_BIAS),
         _like_llama("cwm", "CwmForCausalLM", even_heads=True),
-        _like_llama(
-            "ernie4_5", "Ernie4_5ForCausalLM", biases={"use_bias": (*"qkvo", "gate", "up", "down")}
-        ),
+        _like_llama("ernie4_5", "Ernie4_5ForCausalLM", biases={"use_bias": (*"qkvo", "gate", "up", "down")}),
         _like_llama("exaone4", "Exaone4ForCausalLM", even_heads=True, after=_NORMS_AFTER),
         _like_llama("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", biases=_ATTENTION_BIAS),
         _like_llama(

@@ -196,7 +196,9 @@ def _groups(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -
     if not groups and Site(block, "o") not in lasting:
         return None
     if groups and "heads" in anatomy.indivisible:
-        return tuple(Group(kv, tuple(range(kv * queries, (kv + 1) * queries))) for kv in range(widths.num_kv_heads))
+        return tuple(
+            Group(kv, tuple(range(kv * queries, (kv + 1) * queries))) for kv in range(widths.num_kv_heads)
+        )
     return tuple(_even(groups, queries))
 
 
