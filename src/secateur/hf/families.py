@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
-from secateur.errors import ModelError, nearest
+from secateur.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Family:
     `mlp` is the module, relative to a block, that the block calls with one positional tensor and that returns
     one; None where there is no such module. `extras` are modules outside the blocks with matrices that are
     never edited (learned positions, OPT's projections). `context` is the config attribute that bounds the
-    positions, and `kv_heads` a switch for configs that do not say it in `num_key_value_heads`.
+    positions, and `kv_heads` the one that says their number, or `multi_query`, a switch between one and all.
 
     For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config),
     `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can
@@ -225,7 +225,7 @@ FAMILIES: Mapping[str, Family] = {
                 down="mlp.c_proj",
             ),
             extras=("transformer.wpe",),
-            kv_heads="gpt_bigcode",
+            kv_heads="multi_query",
             counts=_SHARED | {"num_heads": "heads", "kv_heads": "kv_heads", "embed_dim": "width"},
             width="n_inner",
         ),
@@ -347,7 +347,7 @@ FAMILIES: Mapping[str, Family] = {
             "transformer.word_embeddings",
             "transformer.ln_f",
             _fused_slots("self_attention"),
-            kv_heads="falcon",
+            kv_heads="multi_query",
             counts={"num_heads": "heads", "num_kv_heads": "kv_heads"},
             width="ffn_hidden_size",
             biases={"bias": (*"qkvo", "up", "down")},
@@ -381,6 +381,46 @@ FAMILIES: Mapping[str, Family] = {
         ),
     )
 }
+
+
+class FamilyInfo(NamedTuple):
+    """A family as it is listed.
+
+    `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
+    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
+    """
+
+    family: str
+    architecture: str
+    gated: bool
+    silenced: tuple[str, ...]
+    fold: bool
+    stock_heads: bool
+    stock_biases: tuple[str, ...]
+
+    @property
+    def limits(self) -> str:
+        """Return in words what is not possible; empty where everything is."""
+        found = [f"dropped {unit} stay, silenced" for unit in self.silenced]
+        found += [] if self.fold else ["nothing is folded: a norm follows"]
+        found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
+        return "; ".join(found)
+
+
+def list_families() -> list[FamilyInfo]:
+    """Return the families that can be cut, by name."""
+    return [
+        FamilyInfo(
+            family.name,
+            family.architecture,
+            "gate" in family.slots,
+            family.indivisible,
+            not family.after,
+            family.free_heads,
+            tuple(part for parts in family.biases.values() for part in parts),
+        )
+        for family in sorted(FAMILIES.values(), key=lambda family: family.name)
+    ]
 
 
 @dataclass(frozen=True)
@@ -439,11 +479,9 @@ def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ..
 
 def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
     heads: int = config.num_attention_heads
-    if family.kv_heads == "falcon":  # 40B and later state it; 7B shares one head; falcon-rw shares none
-        if config.new_decoder_architecture:
+    if family.kv_heads == "multi_query":
+        if getattr(config, "new_decoder_architecture", False):  # Falcon from 40B on
             return int(config.num_kv_heads)
-        return 1 if config.multi_query else heads
-    if family.kv_heads == "gpt_bigcode":
         return 1 if config.multi_query else heads
     return getattr(config, family.kv_heads, None) or heads
 
@@ -456,14 +494,14 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
     """Return the family of a model, from its class name and its config as a dictionary.
 
     Raises: `ModelError`, by kind (quantized, mixture of experts, encoder-decoder, multimodal, no causal
-    language model), or with the nearest family names.
+    language model, unknown).
     """
     refuse_quantized(architecture, config)
     kind = _kind(architecture, config)
     if kind is not None:
         raise ModelError(f"{architecture} is {kind}; secateur cuts dense decoder-only models of text.")
     if architecture not in FAMILIES:
-        raise ModelError(f"unknown family {architecture}.{nearest(architecture, FAMILIES)}")
+        raise ModelError(f"unknown family {architecture}: `secateur models` lists those that are read.")
     return FAMILIES[architecture]
 
 
