@@ -42,7 +42,51 @@ RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
 RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
 RAN_REMOTE = Ran(
-    "transformers 5.23.0", frozenset({"bloom", "falcon", "gemma3", "gpt2", "llama", "opt", "phi3"})
+    "transformers 5.23.0",
+    frozenset(
+        [
+            "apertus",
+            "arcee",
+            "biogpt",
+            "bitnet",
+            "bloom",
+            "cohere",
+            "cohere2",
+            "cwm",
+            "ernie4_5",
+            "exaone4",
+            "falcon",
+            "gemma",
+            "gemma3",
+            "glm",
+            "glm4",
+            "gpt2",
+            "gpt_bigcode",
+            "gpt_neo",
+            "granite",
+            "helium",
+            "hunyuan_v1_dense",
+            "hyperclovax",
+            "jais2",
+            "llama",
+            "ministral",
+            "ministral3",
+            "mpt",
+            "nanochat",
+            "nemotron",
+            "olmo",
+            "olmo2",
+            "olmo3",
+            "opt",
+            "persimmon",
+            "phi3",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+            "starcoder2",
+            "vaultgemma",
+        ]
+    ),
 )
 
 

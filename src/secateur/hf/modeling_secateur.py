@@ -27,12 +27,11 @@ from transformers import (
 )
 
 VERSION = 1
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NOT_STOCK = {
     "attn_implementation": "(parts of this model are cut away: load it with trust_remote_code=True)",
     "vocab_size": -1,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
+    **dict.fromkeys(TOKEN_IDS),
 }
 """Values at the top of config.json of which no stock class can be built. The error about the attention implementation
 repeats these words; the vocabulary size stops callers who name another one. Without token ids the configuration itself
@@ -65,6 +64,17 @@ class SecateurConfig(PreTrainedConfig):
         return carved_config(stock).from_dict(config_dict["stock"] | own, **kwargs)
 
 
+def _not_stock(stock: type[PreTrainedConfig]) -> dict[str, object]:
+    """Return the values of NOT_STOCK that the family's configuration can be read with: some want a number."""
+    allowed = dict(NOT_STOCK)
+    for name in TOKEN_IDS:
+        try:
+            stock(**{name: None})
+        except Exception:  # the class of the error depends on the version of transformers
+            allowed[name] = getattr(stock(), name)
+    return allowed
+
+
 @lru_cache
 def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Return the family's configuration class with a `to_diff_dict` from which no stock class can be built.
@@ -79,7 +89,7 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             inner = super().to_diff_dict()
             outer = ("model_type", "carving", "auto_map", "architectures", "transformers_version")
             shown = {key: inner.pop(key) for key in outer if key in inner}
-            return NOT_STOCK | shown | {"stock": inner}
+            return _not_stock(stock) | shown | {"stock": inner}
 
     CarvedConfig.__name__ = CarvedConfig.__qualname__ = SecateurConfig.__name__  # config.json names it so
     return CarvedConfig
