@@ -1,8 +1,8 @@
 """Checkpoints of cut models: they load where the planner says that they load, and compute what the cut model did.
 
 Every kind of cut in seven families, and one in each of the others, is written by `apply` and read three times: by
-secateur, by a process that has transformers and no secateur (see `without_secateur.py`), and by that process again after
-`save_pretrained`.
+secateur, by a process that has transformers and no secateur (see `without_secateur.py`), and by that process again
+after `save_pretrained`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from secateur.core.plan import Plan
 from secateur.core.records.verdict import LoadsRecord, PlaceRecord
 from secateur.hf import llama_cpp
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.families import FAMILIES
 from secateur.hf.load import Loaded
 from secateur.surgery.materialize import cut_config
 from secateur.surgery.shape import Shape, shape_of, stock_config
@@ -41,53 +42,8 @@ class Ran:
 RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
 RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
-RAN_REMOTE = Ran(
-    "transformers 5.23.0",
-    frozenset(
-        [
-            "apertus",
-            "arcee",
-            "biogpt",
-            "bitnet",
-            "bloom",
-            "cohere",
-            "cohere2",
-            "cwm",
-            "ernie4_5",
-            "exaone4",
-            "falcon",
-            "gemma",
-            "gemma3",
-            "glm",
-            "glm4",
-            "gpt2",
-            "gpt_bigcode",
-            "gpt_neo",
-            "granite",
-            "helium",
-            "hunyuan_v1_dense",
-            "hyperclovax",
-            "jais2",
-            "llama",
-            "ministral",
-            "ministral3",
-            "mpt",
-            "nanochat",
-            "nemotron",
-            "olmo",
-            "olmo2",
-            "olmo3",
-            "opt",
-            "persimmon",
-            "phi3",
-            "seed_oss",
-            "smollm3",
-            "stablelm",
-            "starcoder2",
-            "vaultgemma",
-        ]
-    ),
-)
+NOT_RUN = {"gemma2", "gpt_neox", "gptj", "mistral", "phi", "qwen2", "qwen3"}
+RAN_REMOTE = Ran("transformers 5.23.0", frozenset(family.name for family in FAMILIES.values()) - NOT_RUN)
 
 
 def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -> LoadsRecord:

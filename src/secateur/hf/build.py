@@ -41,8 +41,8 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
     for name, value in config.to_dict().items():
         if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
             changes[name] = [value[block] for block in blocks]
-    if "attention_layers" in changes:  # of GPT-Neo, which makes that list from another
-        changes["attention_types"] = [[[kind], 1] for kind in changes["attention_layers"]]
+            if name == "attention_layers":  # of GPT-Neo, which makes that list from another
+                changes["attention_types"] = [[[value[block]], 1] for block in blocks]
     changes["num_hidden_layers"] = len(blocks)
     named = {config.attribute_map.get(name, name): value for name, value in changes.items()}
     stated = {key: value for key, value in config.to_dict().items() if key not in ("carving", "auto_map")}

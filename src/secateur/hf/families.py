@@ -112,8 +112,12 @@ def _like_llama(
     name: str, architecture: str, slots: Mapping[str, Slot] = _LLAMA_SLOTS, **traits: Any
 ) -> Family:
     """Return a family whose modules are named as Llama's; `traits` are fields of `Family`."""
-    paths = {"blocks": "model.layers", "embedding": "model.embed_tokens", "final_norm": "model.norm"}
-    usual = paths | {"counts": _SHARED, "free_heads": True}
+    usual: dict[str, Any] = {
+        "blocks": "model.layers",
+        "embedding": "model.embed_tokens",
+        "final_norm": "model.norm",
+    }
+    usual |= {"counts": _SHARED, "free_heads": True}
     return Family(name, architecture, slots=slots, **usual | traits)
 
 

@@ -66,13 +66,11 @@ class SecateurConfig(PreTrainedConfig):
 
 def _not_stock(stock: type[PreTrainedConfig]) -> dict[str, object]:
     """Return the values of NOT_STOCK that the family's configuration can be read with: some want a number."""
-    allowed = dict(NOT_STOCK)
-    for name in TOKEN_IDS:
-        try:
-            stock(**{name: None})
-        except Exception:  # the class of the error depends on the version of transformers
-            allowed[name] = getattr(stock(), name)
-    return allowed
+    declared: dict[str, object] = {}
+    for cls in reversed(stock.__mro__):
+        declared |= vars(cls).get("__annotations__", {})
+    wanted = [name for name in TOKEN_IDS if name in declared and "None" not in str(declared[name])]
+    return NOT_STOCK | {name: getattr(stock(), name) for name in wanted}
 
 
 @lru_cache
