@@ -1,7 +1,8 @@
 """Checkpoints of cut models: they load where the planner says that they load, and compute what the cut model did.
 
-Every kind of cut in seven families is written by `apply` and read three times: by secateur, by a process that has
-transformers and no secateur (see `without_secateur.py`), and by that process again after `save_pretrained`.
+Every kind of cut in seven families, and one in each of the others, is written by `apply` and read three times: by
+secateur, by a process that has transformers and no secateur (see `without_secateur.py`), and by that process again
+after `save_pretrained`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from fixtures.cuts import drops, edits_of, factorized
 from fixtures.folders import contents, questions, refused, save_model, secateur, write_rows
 from fixtures.rotary import ROTARY
-from fixtures.zoo import tiny, variant
+from fixtures.zoo import MORE, tiny, variant
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -51,6 +52,11 @@ KINDS = [
     "linear of rank 2", "all but one linear", "folded",
 ]  # fmt: skip
 CASES = [f"{family}, {kind}" for family in FAMILIES for kind in KINDS]
+FEW_CASES = [f"{family}, mixed" for family in sorted(MORE)] + [
+    "smollm3, block 0",
+    "gpt-neo, block 0",
+    "cwm, block 0",
+]
 HARNESS = ["llama, mixed", "llama, block 0"]  # a carved one and a stock one
 GROUPED = {"llama", "gemma3", "phi3"}  # of these a config can state any number of heads
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96  # those of `without_secateur.py`
@@ -90,14 +96,18 @@ class Made:
 def originals(words, tmp_path_factory) -> dict[str, Loaded]:
     place = tmp_path_factory.mktemp("originals")
     return {
-        name: load_model(str(save_model(place / name, tiny(name), words)), device="cpu") for name in FAMILIES
+        name: load_model(str(save_model(place / name, tiny(name), words)), device="cpu")
+        for name in (*FAMILIES, *MORE)
     }
 
 
 @pytest.fixture(scope="module")
 def made(originals, tmp_path_factory) -> dict[str, Made]:
     place = tmp_path_factory.mktemp("made")
-    return {case: make(place / re.sub(r"\W+", "_", case), originals, *case.split(", ")) for case in CASES}
+    return {
+        case: make(place / re.sub(r"\W+", "_", case), originals, *case.split(", "))
+        for case in (*CASES, *FEW_CASES)
+    }
 
 
 def make(folder: Path, originals: Mapping[str, Loaded], family: str, kind: str) -> Made:
@@ -138,7 +148,7 @@ def elsewhere(made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]
 # ------------------------------------------------------------------------------------------------ where it loads
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *FEW_CASES])
 def test_secateur_loads_it_and_runs_no_code_of_it(case, made, tmp_path):
     folder = shutil.copytree(made[case].folder, tmp_path / "copy")
     (folder / "modeling_secateur.py").write_text("raise SystemExit('code of a checkpoint was run')")
@@ -146,7 +156,7 @@ def test_secateur_loads_it_and_runs_no_code_of_it(case, made, tmp_path):
     assert torch.equal(logits(loaded.model), made[case].expected)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *FEW_CASES])
 def test_transformers_alone_loads_it(case, made, elsewhere):
     found, outputs = elsewhere[0][case], elsewhere[1]
     expected = made[case].expected

@@ -20,8 +20,9 @@ from rich.console import Console
 from secateur.cli.tables import print_verdict, table
 from secateur.core.ledger import Ledger
 from secateur.core.records.verdict import VerdictRecord
+from secateur.hf.families import FAMILIES
 
-VERBS = ("prune", "demo", "apply", "report", "eval", "probe", "runs", "show", "tasks")
+VERBS = ("prune", "demo", "apply", "report", "eval", "probe", "runs", "show", "tasks", "models")
 CONTRACT = (
     *("verdict", "metric", "n", "before", "after", "p_value"),
     *("candidates_tried", "guards", "side_effects"),
@@ -168,6 +169,7 @@ def json_commands(place):
         "runs": ["runs", place],
         "show": ["show", place / "out"],
         "tasks": ["tasks"],
+        "models": ["models"],
     }
 
 
@@ -321,3 +323,13 @@ def test_an_error_amid_progress_bars_leaves_the_terminal_clean(place, tmp_path):
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor stays hidden"
     last = shown.rstrip().splitlines()[-1].removeprefix("\x1b[?25h")
     assert last == "secateur: nowhere.jsonl: cannot be read (No such file or directory)."
+
+
+def test_models_lists_every_family_and_what_it_does_not_allow():
+    listed = {row["architecture"]: row for row in json.loads(secateur("models", "--json").stdout)}
+    assert listed.keys() == FAMILIES.keys()
+    assert listed["Olmo2ForCausalLM"]["silenced"] == ["heads"]
+    assert not listed["Gemma3ForCausalLM"]["fold"]
+    assert not listed["GPT2LMHeadModel"]["stock_heads"]
+    row = next(line for line in secateur("models").stdout.splitlines() if "Olmo2ForCausalLM" in line)
+    assert "dropped heads" in row

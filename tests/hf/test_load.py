@@ -325,12 +325,12 @@ KINDS = {
     "Headless": (transformers.LlamaConfig, "LlamaModel", "not a causal language model"),
     "Gemma3": (transformers.Gemma3Config, "Gemma3ForConditionalGeneration", "a multimodal model"),
     "Llava": (transformers.LlavaConfig, "LlavaForConditionalGeneration", "a multimodal model"),
-    "GPTNeo": (
-        transformers.GPTNeoConfig,
-        "GPTNeoForCausalLM",
-        "unknown family GPTNeoForCausalLM.*GPTNeoXForCausalLM",
+    "CodeGen": (
+        transformers.CodeGenConfig,
+        "CodeGenForCausalLM",
+        "unknown family CodeGenForCausalLM: .secateur models",
     ),
-    "StableLm": (transformers.StableLmConfig, "StableLmForCausalLM", "unknown family"),
+    "Xglm": (transformers.XGLMConfig, "XGLMForCausalLM", "unknown family XGLMForCausalLM: .secateur models"),
 }
 
 

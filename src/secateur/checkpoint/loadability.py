@@ -12,6 +12,7 @@ from secateur.core.plan import Plan
 from secateur.core.records.verdict import LoadsRecord, PlaceRecord
 from secateur.hf import llama_cpp
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.families import FAMILIES
 from secateur.hf.load import Loaded
 from secateur.surgery.materialize import cut_config
 from secateur.surgery.shape import Shape, shape_of, stock_config
@@ -41,9 +42,8 @@ class Ran:
 RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
 RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
-RAN_REMOTE = Ran(
-    "transformers 5.23.0", frozenset({"bloom", "falcon", "gemma3", "gpt2", "llama", "opt", "phi3"})
-)
+NOT_RUN = {"gemma2", "gpt_neox", "gptj", "mistral", "phi", "qwen2", "qwen3"}
+RAN_REMOTE = Ran("transformers 5.23.0", frozenset(family.name for family in FAMILIES.values()) - NOT_RUN)
 
 
 def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -> LoadsRecord:

@@ -251,6 +251,23 @@ CHECKED = (
 with_options(tasks, only=CHECKED)
 
 
+def models(as_json: AsJson = False) -> None:
+    """List the families of models that can be cut, and what each of them does not allow.
+
+    The test suite proves each on tiny random models: masked and cut they compute the same, with a cache and without.
+    """
+    from secateur.cli.tables import print_rows
+    from secateur.hf.families import list_families
+
+    listed = list_families()
+    if as_json:
+        print_json([info._asdict() for info in listed])
+    else:
+        print_rows(
+            ("family", "class", "limits"), [(info.family, info.architecture, info.limits) for info in listed]
+        )
+
+
 VERBS: Commands = (
     (
         evaluate,
@@ -278,4 +295,5 @@ VERBS: Commands = (
         tasks,
         {"epilog": examples("secateur tasks", "secateur tasks --check questions.csv --model gpt2")},
     ),
+    (models, {"epilog": examples("secateur models", "secateur models --json")}),
 )

@@ -23,6 +23,7 @@ from secateur.hf.families import (
     family_of,
     has_alibi,
     has_free_heads,
+    indivisible_units,
     is_foldable,
     sizes,
 )
@@ -36,7 +37,8 @@ from secateur.hf.weights import distinct, same
 class Widths:
     """The sizes of one block; 0 where the part was removed.
 
-    `num_parameters` counts all of the block, norms too, and `attention` those of its attention.
+    `num_parameters` counts all of the block, norms too, `attention` those of its attention, and `network` those of the
+    module of its feed-forward network; 0 where there is no such module.
     """
 
     num_heads: int
@@ -44,6 +46,7 @@ class Widths:
     d_ff: int
     num_parameters: int
     attention: int
+    network: int
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class Anatomy:
     are the feed-forward modules that map one tensor to one tensor, one per block, or None for families whose
     blocks have no such module; Falcon adds into what they return, so clone it to keep it. `free_heads`: its
     config can state another number of heads of the same size. `num_parameters` counts tied parameters once.
-    `foldable`: no norm follows a feed-forward network. `entered` are the modules that linear maps lie before,
-    in place of removed blocks. `switches` are `rope_switches`.
+    `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
+    `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
+    maps lie before, in place of removed blocks. `switches` are `rope_switches`.
     """
 
     family: str
@@ -82,6 +86,7 @@ class Anatomy:
     free_heads: bool = False
     carved: bool = False
     foldable: bool = True
+    indivisible: tuple[str, ...] = ()
     entered: frozenset[str] = frozenset()
     switches: tuple[int, ...] = ()
 
@@ -182,6 +187,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         free_heads=has_free_heads(family, model.config),
         carved=carved,
         foldable=is_foldable(family, model.config),
+        indivisible=indivisible_units(family, model.config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
         switches=rope_switches(model.config),
     )
@@ -222,8 +228,8 @@ def _block_paths(model: nn.Module, family: Family) -> tuple[str, ...]:
 
 def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved: bool) -> Widths:
     """Return the sizes that the config states; of a carved model those of its modules, some of which may be gone."""
-    whole, attention = f"{block}", f"{block}.{family.slots['o'].module.rpartition('.')[0]}"
-    counted = [sum(p.numel() for p in _module(model, path).parameters()) for path in (whole, attention)]
+    counted = [_count(model, block), _count(model, f"{block}.{family.slots['o'].module.rpartition('.')[0]}")]
+    counted.append(0 if family.mlp is None else _count(model, f"{block}.{family.mlp}"))
     paths = {kind: f"{block}.{family.slots[kind].module}" for kind in ("k", "o", "down")}
     if not carved:
         d_ff = _stored_shape(_linear(model, paths["down"]))[1]
@@ -235,6 +241,10 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
     fused = family.slots["k"].layout != "whole"
     num_kv_heads = (keys - num_heads) // 2 if fused else keys
     return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(found["down"]), *counted)
+
+
+def _count(model: nn.Module, path: str) -> int:
+    return sum(parameter.numel() for parameter in _module(model, path).parameters())
 
 
 def _inputs(module: nn.Module | None) -> int:

@@ -35,12 +35,15 @@ AUTO_MAP = {
 def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object) -> PreTrainedConfig:
     """Return the config of the model that has only `blocks` left, with `changes`.
 
-    Lists with an entry for each block are cut alike.
+    Lists that are named after layers and have an entry for each are cut alike, such as `layer_types` and
+    `no_rope_layers`.
     """
+    for name, value in config.to_dict().items():
+        if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
+            changes[name] = [value[block] for block in blocks]
+            if name == "attention_layers":  # of GPT-Neo, which makes that list from another
+                changes["attention_types"] = [[[value[block]], 1] for block in blocks]
     changes["num_hidden_layers"] = len(blocks)
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        changes["layer_types"] = [types[block] for block in blocks]
     named = {config.attribute_map.get(name, name): value for name, value in changes.items()}
     stated = {key: value for key, value in config.to_dict().items() if key not in ("carving", "auto_map")}
     stock: type[PreTrainedConfig] = type(config)

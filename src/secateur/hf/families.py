@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
-from secateur.errors import ModelError, nearest
+from secateur.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,17 @@ class Family:
     `mlp` is the module, relative to a block, that the block calls with one positional tensor and that returns
     one; None where there is no such module. `extras` are modules outside the blocks with matrices that are
     never edited (learned positions, OPT's projections). `context` is the config attribute that bounds the
-    positions, and `kv_heads` a switch for configs that do not say it in `num_key_value_heads`.
+    positions, and `kv_heads` the one that says their number, or `multi_query`, a switch between one and all.
 
     For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config),
     `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can
     state another number of heads without changing their size, `even_heads` that it must divide d_model even so,
     `adds_residual` that the attention returns the stream with its contribution, and `biases` which switch of
     the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that the
-    output of a part (attn, mlp) passes before it is added to the stream. `constants` are buffers, relative to a
-    block, that releases of before 2023 stored beside the weights: masks, which the class makes by itself.
+    output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units (`heads`,
+    `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay, silenced,
+    until the last one goes. `constants` are buffers, relative to a block, that releases of before 2023 stored beside
+    the weights: masks, which the class makes by itself.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Family:
     adds_residual: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
+    indivisible: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
 
     def is_constant(self, name: str) -> bool:
@@ -94,34 +98,103 @@ def _fused_slots(attention: str) -> Mapping[str, Slot]:
     return _slots(q=fused, k=fused, v=fused, **dense)
 
 
-def _llama_like(name: str, architecture: str) -> Family:
-    paths = ("model.layers", "model.embed_tokens", "model.norm")
-    even = name in ("llama", "gemma2", "gemma3")  # their configs refuse others, though head_dim is stated
-    biases = {"attention_bias": tuple("qkvo")} if name in ("llama", "qwen3", "gemma2", "gemma3") else {}
-    biases |= {"mlp_bias": ("gate", "up", "down")} if name == "llama" else {}
-    after = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
-    return Family(
-        name,
-        architecture,
-        *paths,
-        _LLAMA_SLOTS,
-        counts=_SHARED,
-        free_heads=True,
-        even_heads=even,
-        biases=biases,
-        after=after if name in ("gemma2", "gemma3") else {},
-    )
+_UNGATED_SLOTS = _slots(**_LLAMA_ATTENTION, up="mlp.up_proj", down="mlp.down_proj")
+_FUSED_GATE_SLOTS = _slots(
+    **_LLAMA_ATTENTION, gate="mlp.gate_up_proj/stacked", up="mlp.gate_up_proj/stacked", down="mlp.down_proj"
+)
+_ATTENTION_BIAS = {"attention_bias": tuple("qkvo")}
+_GATED_BIAS = {"mlp_bias": ("gate", "up", "down")}
+_UNGATED_BIAS = {"mlp_bias": ("up", "down")}
+_NORMS_AFTER = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
+
+
+def _like_llama(
+    name: str, architecture: str, slots: Mapping[str, Slot] = _LLAMA_SLOTS, **traits: Any
+) -> Family:
+    """Return a family whose modules are named as Llama's; `traits` are fields of `Family`."""
+    usual: dict[str, Any] = {
+        "blocks": "model.layers",
+        "embedding": "model.embed_tokens",
+        "final_norm": "model.norm",
+    }
+    usual |= {"counts": _SHARED, "free_heads": True}
+    return Family(name, architecture, slots=slots, **usual | traits)
 
 
 FAMILIES: Mapping[str, Family] = {
     family.architecture: family
     for family in (
-        _llama_like("llama", "LlamaForCausalLM"),
-        _llama_like("mistral", "MistralForCausalLM"),
-        _llama_like("qwen2", "Qwen2ForCausalLM"),
-        _llama_like("qwen3", "Qwen3ForCausalLM"),
-        _llama_like("gemma2", "Gemma2ForCausalLM"),
-        _llama_like("gemma3", "Gemma3ForCausalLM"),
+        _like_llama("llama", "LlamaForCausalLM", even_heads=True, biases=_ATTENTION_BIAS | _GATED_BIAS),
+        _like_llama("mistral", "MistralForCausalLM"),
+        _like_llama("qwen2", "Qwen2ForCausalLM"),
+        _like_llama("qwen3", "Qwen3ForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama("gemma", "GemmaForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama(
+            "gemma2", "Gemma2ForCausalLM", even_heads=True, biases=_ATTENTION_BIAS, after=_NORMS_AFTER
+        ),
+        _like_llama(
+            "gemma3", "Gemma3ForCausalLM", even_heads=True, biases=_ATTENTION_BIAS, after=_NORMS_AFTER
+        ),
+        _like_llama("vaultgemma", "VaultGemmaForCausalLM", even_heads=True, biases=_ATTENTION_BIAS),
+        _like_llama("granite", "GraniteForCausalLM", biases=_ATTENTION_BIAS | _GATED_BIAS),
+        _like_llama("cohere", "CohereForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama("cohere2", "Cohere2ForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama("cwm", "CwmForCausalLM", even_heads=True),
+        _like_llama("ernie4_5", "Ernie4_5ForCausalLM", biases={"use_bias": (*"qkvo", "gate", "up", "down")}),
+        _like_llama("exaone4", "Exaone4ForCausalLM", even_heads=True, after=_NORMS_AFTER),
+        _like_llama("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama(
+            "hyperclovax",
+            "HyperCLOVAXForCausalLM",
+            even_heads=True,
+            biases=_ATTENTION_BIAS | _GATED_BIAS,
+            after={"attn": "post_norm1", "mlp": "post_norm2"},
+        ),
+        _like_llama("ministral", "MinistralForCausalLM"),
+        _like_llama("ministral3", "Ministral3ForCausalLM"),
+        _like_llama("seed_oss", "SeedOssForCausalLM", biases=_GATED_BIAS),
+        _like_llama("smollm3", "SmolLM3ForCausalLM", biases=_ATTENTION_BIAS | _GATED_BIAS),
+        _like_llama("olmo", "OlmoForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama(
+            "olmo2", "Olmo2ForCausalLM", biases=_ATTENTION_BIAS, after=_NORMS_AFTER, indivisible=("heads",)
+        ),
+        _like_llama(
+            "olmo3", "Olmo3ForCausalLM", biases=_ATTENTION_BIAS, after=_NORMS_AFTER, indivisible=("heads",)
+        ),
+        _like_llama(
+            "stablelm",
+            "StableLmForCausalLM",
+            free_heads=False,
+            counts=_SHARED | {"num_heads": "heads", "num_key_value_heads": "kv_heads"},
+        ),
+        _like_llama("helium", "HeliumForCausalLM", free_heads=False, biases=_GATED_BIAS),
+        _like_llama("bitnet", "BitNetForCausalLM", biases=_ATTENTION_BIAS, indivisible=("heads", "neurons")),
+        _like_llama("glm", "GlmForCausalLM", _FUSED_GATE_SLOTS),
+        _like_llama(
+            "glm4",
+            "Glm4ForCausalLM",
+            _FUSED_GATE_SLOTS,
+            after={"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
+        ),
+        _like_llama("apertus", "ApertusForCausalLM", _UNGATED_SLOTS, biases=_ATTENTION_BIAS),
+        _like_llama("arcee", "ArceeForCausalLM", _UNGATED_SLOTS, biases=_ATTENTION_BIAS | _UNGATED_BIAS),
+        _like_llama("jais2", "Jais2ForCausalLM", _UNGATED_SLOTS),
+        _like_llama(
+            "nemotron", "NemotronForCausalLM", _UNGATED_SLOTS, biases=_ATTENTION_BIAS | _UNGATED_BIAS
+        ),
+        _like_llama(
+            "starcoder2",
+            "Starcoder2ForCausalLM",
+            _slots(**_LLAMA_ATTENTION, up="mlp.c_fc", down="mlp.c_proj"),
+            biases={"use_bias": (*"qkvo", "up", "down")},
+        ),
+        _like_llama(
+            "nanochat",
+            "NanoChatForCausalLM",
+            _slots(**_LLAMA_ATTENTION, up="mlp.fc1", down="mlp.fc2"),
+            biases=_ATTENTION_BIAS,
+            final_norm="",  # its only norm follows the embedding too, so no map can lie before it
+        ),
         Family(
             "gpt2",
             "GPT2LMHeadModel",
@@ -140,6 +213,43 @@ FAMILIES: Mapping[str, Family] = {
             counts={"num_heads": "heads", "split_size": "width"},
             width="n_inner",
             constants=_MASKS,
+        ),
+        Family(
+            "gpt_bigcode",
+            "GPTBigCodeForCausalLM",
+            "transformer.h",
+            "transformer.wte",
+            "transformer.ln_f",
+            _slots(
+                q="attn.c_attn/grouped",
+                k="attn.c_attn/grouped",
+                v="attn.c_attn/grouped",
+                o="attn.c_proj",
+                up="mlp.c_fc",
+                down="mlp.c_proj",
+            ),
+            extras=("transformer.wpe",),
+            kv_heads="multi_query",
+            counts=_SHARED | {"num_heads": "heads", "kv_heads": "kv_heads", "embed_dim": "width"},
+            width="n_inner",
+        ),
+        Family(
+            "gpt_neo",
+            "GPTNeoForCausalLM",
+            "transformer.h",
+            "transformer.wte",
+            "transformer.ln_f",
+            _slots(
+                q="attn.attention.q_proj",
+                k="attn.attention.k_proj",
+                v="attn.attention.v_proj",
+                o="attn.attention.out_proj",
+                up="mlp.c_fc",
+                down="mlp.c_proj",
+            ),
+            extras=("transformer.wpe",),
+            counts={"num_heads": "heads"},
+            constants=("attn.attention.bias", "attn.attention.masked_bias"),
         ),
         Family(
             "gptj",
@@ -182,6 +292,46 @@ FAMILIES: Mapping[str, Family] = {
             biases={"enable_bias": (*"qkvo", "up", "down")},
         ),
         Family(
+            "biogpt",
+            "BioGptForCausalLM",
+            "biogpt.layers",
+            "biogpt.embed_tokens",
+            "biogpt.layer_norm",
+            _slots(**_LLAMA_ATTENTION | {"o": "self_attn.out_proj"}, up="fc1", down="fc2"),
+            mlp=None,
+            unembedding="output_projection",
+            extras=("biogpt.embed_positions",),
+            counts={"num_heads": "heads"},
+        ),
+        Family(
+            "persimmon",
+            "PersimmonForCausalLM",
+            "model.layers",
+            "model.embed_tokens",
+            "model.final_layernorm",
+            _fused_slots("self_attn"),
+            counts={"num_heads": "heads"},
+        ),
+        Family(
+            "mpt",
+            "MptForCausalLM",
+            "transformer.blocks",
+            "transformer.wte",
+            "transformer.norm_f",
+            _slots(
+                q="attn.Wqkv/stacked",
+                k="attn.Wqkv/stacked",
+                v="attn.Wqkv/stacked",
+                o="attn.out_proj",
+                up="ffn.up_proj",
+                down="ffn.down_proj",
+            ),
+            mlp=None,  # called with the residual as a second tensor, which it adds
+            context="max_seq_len",
+            counts={"n_heads": "heads"},
+            width=None,
+        ),
+        Family(
             "bloom",
             "BloomForCausalLM",
             "transformer.h",
@@ -201,7 +351,7 @@ FAMILIES: Mapping[str, Family] = {
             "transformer.word_embeddings",
             "transformer.ln_f",
             _fused_slots("self_attention"),
-            kv_heads="falcon",
+            kv_heads="multi_query",
             counts={"num_heads": "heads", "num_kv_heads": "kv_heads"},
             width="ffn_hidden_size",
             biases={"bias": (*"qkvo", "up", "down")},
@@ -237,6 +387,46 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+class FamilyInfo(NamedTuple):
+    """A family as it is listed.
+
+    `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
+    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
+    """
+
+    family: str
+    architecture: str
+    gated: bool
+    silenced: tuple[str, ...]
+    fold: bool
+    stock_heads: bool
+    stock_biases: tuple[str, ...]
+
+    @property
+    def limits(self) -> str:
+        """Return in words what is not possible; empty where everything is."""
+        found = [f"dropped {unit} stay, silenced" for unit in self.silenced]
+        found += [] if self.fold else ["nothing is folded: a norm follows"]
+        found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
+        return "; ".join(found)
+
+
+def list_families() -> list[FamilyInfo]:
+    """Return the families that can be cut, by name."""
+    return [
+        FamilyInfo(
+            family.name,
+            family.architecture,
+            "gate" in family.slots,
+            family.indivisible,
+            not family.after,
+            family.free_heads,
+            tuple(part for parts in family.biases.values() for part in parts),
+        )
+        for family in sorted(FAMILIES.values(), key=lambda family: family.name)
+    ]
+
+
 @dataclass(frozen=True)
 class Sizes:
     """The widths that the layouts need. Each key/value head serves equally many query heads."""
@@ -264,7 +454,7 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
 
 def has_alibi(family: Family, config: PreTrainedConfig) -> bool:
     """Return True where positions enter as a bias for each head (ALiBi), made by the model for all heads at once."""
-    return family.name == "bloom" or (family.name == "falcon" and config.alibi)
+    return family.name in ("bloom", "mpt") or (family.name == "falcon" and config.alibi)
 
 
 def has_free_heads(family: Family, config: PreTrainedConfig) -> bool:
@@ -281,13 +471,20 @@ def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
 
     A linear map of it is then one more down projection.
     """
-    return not family.after and getattr(config, "do_layer_norm_before", True)
+    scale = getattr(config, "residual_multiplier", 1.0)
+    return not family.after and scale == 1 and getattr(config, "do_layer_norm_before", True)
+
+
+def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the units that a norm takes together; of StableLM heads, where each has a norm of its own in a list."""
+    listed = family.name == "stablelm" and config.qk_layernorm
+    return ("heads",) if listed else family.indivisible
 
 
 def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
     heads: int = config.num_attention_heads
-    if family.kv_heads == "falcon":  # 40B and later state it; 7B shares one head; falcon-rw shares none
-        if config.new_decoder_architecture:
+    if family.kv_heads == "multi_query":
+        if getattr(config, "new_decoder_architecture", False):  # Falcon from 40B on
             return int(config.num_kv_heads)
         return 1 if config.multi_query else heads
     return getattr(config, family.kv_heads, None) or heads
@@ -301,14 +498,14 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
     """Return the family of a model, from its class name and its config as a dictionary.
 
     Raises: `ModelError`, by kind (quantized, mixture of experts, encoder-decoder, multimodal, no causal
-    language model), or with the nearest family names.
+    language model, unknown).
     """
     refuse_quantized(architecture, config)
     kind = _kind(architecture, config)
     if kind is not None:
         raise ModelError(f"{architecture} is {kind}; secateur cuts dense decoder-only models of text.")
     if architecture not in FAMILIES:
-        raise ModelError(f"unknown family {architecture}.{nearest(architecture, FAMILIES)}")
+        raise ModelError(f"unknown family {architecture}: `secateur models` lists those that are read.")
     return FAMILIES[architecture]
 
 

@@ -27,12 +27,11 @@ from transformers import (
 )
 
 VERSION = 1
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NOT_STOCK = {
     "attn_implementation": "(parts of this model are cut away: load it with trust_remote_code=True)",
     "vocab_size": -1,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
+    **dict.fromkeys(TOKEN_IDS),
 }
 """Values at the top of config.json of which no stock class can be built. The error about the attention implementation
 repeats these words; the vocabulary size stops callers who name another one. Without token ids the configuration itself
@@ -65,6 +64,15 @@ class SecateurConfig(PreTrainedConfig):
         return carved_config(stock).from_dict(config_dict["stock"] | own, **kwargs)
 
 
+def _not_stock(stock: type[PreTrainedConfig]) -> dict[str, object]:
+    """Return the values of NOT_STOCK that the family's configuration can be read with: some want a number."""
+    declared: dict[str, object] = {}
+    for cls in reversed(stock.__mro__):
+        declared |= vars(cls).get("__annotations__", {})
+    wanted = [name for name in TOKEN_IDS if name in declared and "None" not in str(declared[name])]
+    return NOT_STOCK | {name: getattr(stock(), name) for name in wanted}
+
+
 @lru_cache
 def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Return the family's configuration class with a `to_diff_dict` from which no stock class can be built.
@@ -79,7 +87,7 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             inner = super().to_diff_dict()
             outer = ("model_type", "carving", "auto_map", "architectures", "transformers_version")
             shown = {key: inner.pop(key) for key in outer if key in inner}
-            return NOT_STOCK | shown | {"stock": inner}
+            return _not_stock(stock) | shown | {"stock": inner}
 
     CarvedConfig.__name__ = CarvedConfig.__qualname__ = SecateurConfig.__name__  # config.json names it so
     return CarvedConfig
@@ -189,7 +197,8 @@ def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> N
         return tensor[:, heads] if tensor.dim() == 4 and tensor.shape[1] == of else tensor
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        return args, {k: select(v) if k in ("alibi", "attention_mask") else v for k, v in kwargs.items()}
+        biases = ("alibi", "position_bias", "attention_mask")
+        return args, {k: select(v) if k in biases else v for k, v in kwargs.items()}
 
     model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 

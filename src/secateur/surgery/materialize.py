@@ -168,8 +168,10 @@ class CutTensors:
             yield f"{path}.entry", partial(self._maps, path, edits)
 
     def _maps(self, path: str, edits: Sequence[Linearize]) -> Named:
-        first, _ = next(self._loaded.model.get_submodule(path).named_parameters())
-        like = self._loaded.parameter(f"{path}.{first}")
+        held = (f"{path}.{name}" for name, _ in self._loaded.model.get_submodule(path).named_parameters())
+        like = self._loaded.parameter(
+            next(held, f"{self._anatomy.unembedding}.weight")
+        )  # OLMo's norms hold nothing
         for number, edit in enumerate(edits):
             for name, array in edit.fitted.content.items():
                 yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)

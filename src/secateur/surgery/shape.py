@@ -86,8 +86,14 @@ class Shape:
             lost += widths.attention
             if block.groups is not None:
                 lost -= anatomy.d_model  # the bias
+        gone = set() if block.groups else set("qkvo")
+        if not block.neurons and widths.d_ff and widths.network:
+            lost += widths.network
+            if block.neurons is not None:
+                lost -= anatomy.d_model  # the bias
+            gone |= {"gate", "up", "down"}
         for site, matrix in anatomy.matrices.items():
-            if site.block == block.number and (block.groups or site.part not in "qkvo"):
+            if site.block == block.number and site.part not in gone:
                 lost += self._lost_of(matrix, anatomy, biased)
         return lost
 
@@ -189,6 +195,10 @@ def _groups(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -
             groups.append(Group(kv, left))
     if not groups and Site(block, "o") not in lasting:
         return None
+    if groups and "heads" in anatomy.indivisible:
+        return tuple(
+            Group(kv, tuple(range(kv * queries, (kv + 1) * queries))) for kv in range(widths.num_kv_heads)
+        )
     return tuple(_even(groups, queries))
 
 
@@ -221,6 +231,8 @@ def _neurons(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) 
     if not lost:
         return range(d_ff)
     left = tuple(neuron for neuron in range(d_ff) if neuron not in lost)
+    if left and "neurons" in anatomy.indivisible:
+        return range(d_ff)
     return left if left or Site(block, "down") in lasting else None
 
 
