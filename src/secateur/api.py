@@ -27,7 +27,7 @@ from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, StagedProgress, silent
 from secateur.core.ranges import check_number
 from secateur.core.reading import as_written, check_name
-from secateur.core.readings import FINER, LINEARITY, PARTS
+from secateur.core.readings import CHECKABLE, CHECKS, FINER, LINEARITY, MAPPED, PARTS
 from secateur.core.search_log import Log
 from secateur.errors import (
     ModelError,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
+LEDGER = "ledger.sqlite"  # beside a map
 COMMON = tuple(options_of(Options))
 EVERY = (*COMMON, *(one for method in OURS for one in options_of(method.Config)))
 PLACES = (
@@ -615,6 +616,11 @@ def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) 
             raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")
     if list(names) != [LINEARITY] and linearity_alone:
         raise TaskError("--revisions, --also, --parts and --finer are for --what linearity.")
+    _check_split(split)
+
+
+def _check_split(split: str) -> None:
+    """Raises where a split is not one that readings may be of."""
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
     if split not in SPLITS:
@@ -672,6 +678,54 @@ def _single(what: list[str], tasks: list[str], shots: list[int]) -> tuple[str, i
             f"{several}."
         )
     return tasks[0], shots[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- map
+
+
+@verb(COMMON, _more)
+def need_map(
+    model: str | Path | Loaded | PreTrainedModel,
+    task: OneTask,
+    out: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    what: str | Sequence[str] = MAPPED,
+    split: str = "select",
+    checks: int = CHECKS,
+    ledger: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Unpack[CommonOptions],
+) -> dict[str, Any]:
+    """Read what every component of a model is worth for a task, and check each reading by taking some out.
+
+    Writes `map.json` and its page `map.html` to the folder `out`, and returns the same as the file. Called again, it
+    goes on with what the ledger has.
+
+    Args:
+        what: Kinds of components: blocks, attentions, ffns, groups, heads, neurons, matrices.
+        checks: Components of each kind that are taken out in truth, one at a time; 0 for none.
+        ledger: Where all that is read and measured is kept; None: ledger.sqlite in `out`.
+
+    Raises: `UnknownName`, `TaskError`, `ModelError`, `PlanError`, `OutputError`.
+    """
+    kinds = _words(what)
+    for kind in kinds or [""]:
+        if kind not in MAPPED:
+            raise UnknownName(f"there are no {kind!r} to map.{nearest(kind, MAPPED)}")
+    _check_split(split)
+    check_number("checks", checks, CHECKABLE)
+    with options_for(model, tokenizer, [task_word(task)], options) as asked:
+        held = Path(out) / LEDGER if ledger is None else Path(ledger)
+        check_ledger(held)
+        with made_early(out, reads=inputs_of(asked)):
+            from secateur.probing.map import read_map
+
+            record = read_map(
+                asked, [kind for kind in MAPPED if kind in kinds], split, Path(out), checks=checks, ledger=held,
+                progress=progress,
+            )  # fmt: skip
+            return record.model_dump(exclude_unset=True)
 
 
 @verb(COMMON, _more)

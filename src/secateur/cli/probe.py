@@ -1,4 +1,4 @@
-"""The verbs that only look: `eval`, `probe`, `runs`, `show`, `tasks`."""
+"""The verbs that only look: `eval`, `probe`, `map`, `runs`, `show`, `tasks`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from secateur.cli.options import (
     print_made,
 )
 from secateur.core.config import words_of
+from secateur.core.readings import CHECKS, MAPPED
 from secateur.errors import TaskError
 
 READ = (
@@ -146,6 +147,56 @@ def probe(
 
 MATRICES = ("matrices", "layers", "small_ranks", "per_head", "second_order", "whitened")
 with_options(probe, only=(*READ, *MATRICES))
+
+
+def need_map(
+    model: Model,
+    task: TaskSpec,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT", help="Write map.json and map.html to this folder.")
+    ],
+    what: Annotated[
+        str, typer.Option(metavar="NAMES", help="Which kinds of components, such as heads,ffns.")
+    ] = ",".join(MAPPED),
+    split: Annotated[str, typer.Option(metavar="NAME", help="probe or select.")] = "select",
+    checks: Annotated[
+        int, typer.Option(metavar="N", help="Take N components of each kind out in truth; 0 for none.")
+    ] = CHECKS,
+    ledger: Annotated[
+        Path | None,
+        typer.Option("--ledger", metavar="FILE", help="Keep what is done here instead of OUT/ledger.sqlite."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    **options: object,
+) -> None:
+    """Map what every component of a model is worth for a task, and say which reading of that is true.
+
+    Each reading is checked by taking components out and measuring the loss again. Stopped at any moment, the same
+    command goes on from there.
+
+    \b
+    blocks, attentions, ffns   what goes whole
+    groups, heads              KV groups and query heads
+    neurons                    eighths of a feed-forward network, by importance
+    matrices                   at a half, a quarter and a tenth of their rank
+    """
+    from secateur.cli.probe_tables import print_map
+    from secateur.cli.progress import bars
+
+    kinds = words_of(what)
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.need_map(
+            model, task, out, what=kinds, split=split, checks=checks, ledger=ledger, progress=progress,
+            **given(options),
+        )  # fmt: skip
+    print_json(found) if as_json else print_map(found)
+
+
+with_options(need_map, only=(*READ, "layers", "shots", "objective"))
 
 
 def runs(
@@ -270,6 +321,16 @@ VERBS: Commands = (
                 "secateur probe gpt2 --task a.jsonl --task b.jsonl --shots 0,5 --what heads",
                 "secateur probe gpt2 --task questions.jsonl --what tail --edit b10.down=20",
             )
+        },
+    ),
+    (
+        need_map,
+        {
+            "name": "map",
+            "epilog": examples(
+                "secateur map gpt2 --task questions.jsonl -o map",
+                "secateur map ./my-llama --task text:book.txt --what heads,ffns --limit 200 -o map",
+            ),
         },
     ),
     (runs, {"epilog": examples("secateur runs experiments/")}),
