@@ -1,6 +1,6 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
-The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `need_map`, `evaluate`, `apply`,
+The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `need_map`, `evaluate`, `transfer`, `apply`,
 `preview`, `report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`, `load`, `run`;
 and the values they speak of. They are imported when first used, so that `secateur --help` does not wait for torch.
 """
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import prune_each as prune_each
     from secateur.api import push as push
     from secateur.api import report as report
+    from secateur.api import transfer as transfer
     from secateur.core.plan import Drop as Drop
     from secateur.core.plan import Plan as Plan
     from secateur.core.plan import Truncate as Truncate
@@ -57,6 +58,7 @@ _WHERE = {
     "apply": "secateur.api",
     "preview": "secateur.api",
     "report": "secateur.api",
+    "transfer": "secateur.api",
     "push": "secateur.api",
     "compare_runs": "secateur.api",
     "bench": "secateur.api",

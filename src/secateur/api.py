@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
-LEDGER = "ledger.sqlite"  # beside a map
+LEDGER = "ledger.sqlite"  # beside a map, and in the folder of a run
 COMMON = tuple(options_of(Options))
 EVERY = (*COMMON, *(one for method in OURS for one in options_of(method.Config)))
 PLACES = (
@@ -367,6 +367,50 @@ def evaluate(
         from secateur import steps
 
         return steps.evaluate(chosen, split, given, ledger=ledger, progress=progress)
+
+
+@verb(COMMON, _more)
+def transfer(
+    plan: Plan | str | Path,
+    model: str | Path | Loaded | PreTrainedModel | None = None,
+    *,
+    task: OneTask,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ledger: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Unpack[CommonOptions],
+) -> dict[str, Any]:
+    """Measure a plan elsewhere, on the test split of another task or in another model, paired against the whole model.
+
+    Args:
+        plan: plan.json, or the checkpoint that holds one.
+        model: One of the same shapes, whose weights may be others: linear maps are fitted to it anew. None: the one
+            that the checkpoint `plan` was cut from.
+        ledger: Where the opening of the test split is counted; None: in that of the run that made `plan`.
+
+    Raises: `PlanError` for a plan without edits, for one that does not fit the model, and for biases of directions,
+        which are not fitted anew; `TaskError` where there is no ledger.
+    """
+    given, place = read_edits(plan), None if isinstance(plan, Plan) else Path(plan)
+    if not isinstance(given, Plan) or not given.edits:
+        raise PlanError(f"{place or 'this plan'} cuts nothing, so there is nothing to measure.")
+    if model is None:
+        if place is None:
+            raise ModelError("in which model? Give MODEL.")
+        origin = origin_of(place if place.is_dir() else place.parent, PlanError, "Give MODEL.")
+        model, options = origin.model, {"revision": origin.revision, **options}
+    own = Path(f"{place}.run") / LEDGER
+    if ledger is None and (place is None or not os.path.exists(own)):
+        raise TaskError(
+            "looking at the test split counts as opening it: say in which --ledger that is written down."
+        )
+    counted = own if ledger is None else Path(ledger)
+    with options_for(model, tokenizer, [task_word(task)], options) as chosen:
+        inputs_of(chosen)
+        check_ledger(counted)
+        from secateur import steps
+
+        return steps.transfer(chosen, given, counted, progress).model_dump(exclude_unset=True)
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:

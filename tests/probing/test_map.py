@@ -138,7 +138,11 @@ def test_first_orders_add_up(record):
         for found in (kinds, importance):
             both = found["attentions"][f"b{block}.attn"] + found["ffns"][f"b{block}.mlp"]
             assert found["blocks"][f"b{block}"] == pytest.approx(both, rel=1e-4, abs=1e-7)
-            for whole, parts, mark in (("attentions", "heads", "attn"), ("ffns", "neurons", "mlp"), ("attentions", "groups", "attn")):
+            for whole, parts, mark in (
+                ("attentions", "heads", "attn"),
+                ("ffns", "neurons", "mlp"),
+                ("attentions", "groups", "attn"),
+            ):
                 sums = sum(v for name, v in found[parts].items() if name.startswith(f"b{block}."))
                 assert found[whole][f"b{block}.{mark}"] == pytest.approx(sums, rel=1e-4, abs=1e-7)
 
@@ -150,11 +154,21 @@ def test_first_order_is_the_slope_of_the_margin(name, as_loaded):
     loaded = as_loaded(tiny(name, torch.float64))
     anatomy, empty = loaded.anatomy, Plan(loaded.fingerprint)
     last = anatomy.num_blocks - 1
-    sites = [Site(last, "attn", "h", 1), Site(0, "attn"), Site(0, "mlp"), Site(last, "mlp", "n", 3), Site(last)]
+    sites = [
+        Site(last, "attn", "h", 1),
+        Site(0, "attn"),
+        Site(0, "mlp"),
+        Site(last, "mlp", "n", 3),
+        Site(last),
+    ]
     plans = [empty + Drop(site) for site in sites] + [empty + Truncate(Site(0, "v"), 2)]
     examples = list(EXAMPLES)
     found = first_order_effects(
-        AnswerMargin.of(loaded, EXAMPLES, examples, True), examples, plans, spectra=Spectra(2**24), packing=PACKING
+        AnswerMargin.of(loaded, EXAMPLES, examples, True),
+        examples,
+        plans,
+        spectra=Spectra(2**24),
+        packing=PACKING,
     )
 
     def margins(changed: dict[str, torch.Tensor]) -> np.ndarray:
@@ -197,7 +211,9 @@ def _towards(loaded, plan: Plan, step: float) -> dict[str, torch.Tensor]:
             weight = named[matrix.weight]
             gone = torch.zeros(matrix.shape, dtype=weight.dtype)
             size = anatomy.d_head if edit.site.unit == "h" else 1
-            columns = slice(edit.site.index * size, (edit.site.index + 1) * size) if edit.site.unit else slice(None)
+            columns = (
+                slice(edit.site.index * size, (edit.site.index + 1) * size) if edit.site.unit else slice(None)
+            )
             gone[:, columns] = matrix.read(weight)[:, columns]
             target = torch.zeros_like(weight)
             matrix.write_(target, gone)
@@ -212,7 +228,7 @@ def test_checks_look_at_all_ends_of_all_readings():
     turned = {name: -value for name, value in values.items()}
     shuffled = {name: (value * 7) % 30 for name, value in values.items()}
     chosen = checked_components({"in_block": values, "first_order": shuffled, "copying": turned}, 6)
-    assert chosen == ["b29", "b14", "b0", "b17", "b2", "b1"] or len(set(chosen)) == 6
+    assert len(chosen) == len(set(chosen)) == 6
     assert {"b29", "b0", "b14"} <= set(chosen)
     assert max(shuffled, key=shuffled.get) in chosen
     assert sorted(checked_components({"in_block": values}, 99)) == sorted(values)
@@ -223,7 +239,9 @@ def test_checks_look_at_all_ends_of_all_readings():
 
 
 def test_the_page_shows_every_component_and_escapes(record):
-    wild = record.model_copy(update={"model": "<script>alert(1)</script>", "task": "<b>q", "notes": ["<i>no"]})
+    wild = record.model_copy(
+        update={"model": "<script>alert(1)</script>", "task": "<b>q", "notes": ["<i>no"]}
+    )
     page = render_map(wild)
     assert "<script>alert(1)" not in page
     assert "<b>q" not in page
@@ -266,7 +284,18 @@ def test_stopped_it_goes_on_to_the_same_numbers(place, record, monkeypatch):
 
 
 def test_the_command_prints_what_to_trust(place):
-    words = ["map", place / "m", "--task", place / "q.jsonl", "--limit", 160, "--what", "heads,blocks", "-o", place / "cli"]
+    words = [
+        "map",
+        place / "m",
+        "--task",
+        place / "q.jsonl",
+        "--limit",
+        160,
+        "--what",
+        "heads,blocks",
+        "-o",
+        place / "cli",
+    ]
     told = secateur(*words, "--checks", 8)
     assert told.exit_code == 0, told.stderr
     assert "Heads: trust" in told.stdout
@@ -279,7 +308,9 @@ def test_the_command_prints_what_to_trust(place):
 
 
 def test_text_is_read_as_any_task(place, words):
-    (place / "t.txt").write_text("\n\n".join(" ".join(f"w{(7 * n + k) % 90 + 3}" for k in range(40)) for n in range(40)))
+    (place / "t.txt").write_text(
+        "\n\n".join(" ".join(f"w{(7 * n + k) % 90 + 3}" for k in range(40)) for n in range(40))
+    )
     found = package.need_map(
         str(place / "m"), f"text:{place / 't.txt'}", place / "text", what="ffns", seqlen=16, checks=2
     )
@@ -290,11 +321,14 @@ def test_text_is_read_as_any_task(place, words):
 
 def test_what_cannot_be_is_refused(place, tmp_path):
     asked = (str(place / "m"), str(place / "q.jsonl"), tmp_path / "out")
-    with pytest.raises(UnknownName, match="'head' to map.*heads"):
+    with pytest.raises(UnknownName, match=r"'head' to map.*heads"):
         package.need_map(*asked, what="head")
     with pytest.raises(TaskError, match="one verdict"):
         package.need_map(*asked, split="test")
     with pytest.raises(SecateurError, match="--checks -1"):
         package.need_map(*asked, checks=-1)
-    refused(secateur("map", place / "m", "--task", place / "q.jsonl", "--layers", "9:10", "-o", tmp_path / "out"), "9:10")
+    refused(
+        secateur("map", place / "m", "--task", place / "q.jsonl", "--layers", "9:10", "-o", tmp_path / "out"),
+        "9:10",
+    )
     assert not (tmp_path / "out").exists()

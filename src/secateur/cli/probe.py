@@ -1,4 +1,4 @@
-"""The verbs that only look: `eval`, `probe`, `map`, `runs`, `show`, `tasks`."""
+"""The verbs that only look: `eval`, `transfer`, `probe`, `map`, `runs`, `show`, `tasks`."""
 
 from __future__ import annotations
 
@@ -80,6 +80,48 @@ def evaluate(
 
 
 with_options(evaluate, only=(*READ, "test_task", "shots", "allow_small", "extract", "max_new_tokens"))
+
+
+def transfer(
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="plan.json, or a checkpoint folder that holds one.")
+    ],
+    task: TaskSpec,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A model of the same shapes. [default: the one that PLAN is of]"
+        ),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            "--ledger", metavar="FILE", help="Count the opening of test here. [default: PLAN.run's]"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    **options: object,
+) -> None:
+    """Measure a plan on the test split of another task, or in a model of other weights.
+
+    The whole model against the same as if cut, paired, with the words of a verdict. In another model linear maps are
+    fitted anew; nothing is written but the count of openings.
+    """
+    from secateur.cli.progress import bars
+    from secateur.cli.tables import print_transfer
+
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.transfer(plan, model, task=task, ledger=ledger, progress=progress, **given(options))
+    print_json(found) if as_json else print_transfer(found)
+
+
+with_options(
+    transfer, only=(*READ, "objective", "test_task", "shots", "allow_small", "extract", "max_new_tokens")
+)
 
 
 def probe(
@@ -310,6 +352,15 @@ VERBS: Commands = (
             "epilog": examples(
                 "secateur eval gpt2 --task questions.jsonl",
                 "secateur eval builtin:facts --task builtin:facts --edit b2.gate=3",
+            ),
+        },
+    ),
+    (
+        transfer,
+        {
+            "epilog": examples(
+                "secateur transfer out --task other.jsonl",
+                "secateur transfer out ./my-llama-instruct --task questions.jsonl --ledger siblings.sqlite",
             ),
         },
     ),
