@@ -1,8 +1,9 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
-The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `need_map`, `evaluate`, `transfer`, `apply`,
-`preview`, `report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`, `load`, `run`;
-and the values they speak of. They are imported when first used, so that `secateur --help` does not wait for torch.
+The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `need_map`, `evaluate`, `transfer`,
+`apply`, `preview`, `report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`,
+`load`, `run`; and the values they speak of. They are imported when first used, so that `secateur --help` does not wait
+for torch.
 """
 
 from __future__ import annotations
