@@ -298,7 +298,7 @@ def test_the_command_prints_what_to_trust(place):
     ]
     told = secateur(*words, "--checks", 8)
     assert told.exit_code == 0, told.stderr
-    assert "Heads: trust" in told.stdout
+    assert "Heads: trust “" in told.stdout
     assert "most needed" in told.stdout
     assert f"written  {place / 'cli/map.html'}" in told.stdout
     shown = json.loads(secateur(*words, "--checks", 0, "--json").stdout)

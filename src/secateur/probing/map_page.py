@@ -64,6 +64,7 @@ KIND_WORDS = {
     "neurons": "eighths of neurons",
     "matrices": "truncated matrices",
 }
+FEWEST = 4  # removals that have a rank correlation
 LINE = 15  # pixels of a line of the grid
 SATURATED = 0.02  # of the values lie beyond the ends of the color scale
 
@@ -118,8 +119,8 @@ def trust_words(kind: MapKindRecord) -> str:
     ci = f" [{', '.join(map(_rho, found.ci))}]" if found.ci else ""
     with_ = f"rank correlation {_rho(found.rho)}{ci} with {check.n} removals"
     if kind.trusted is None:
-        return f"{capital(name)}: trust no reading on this model; the best is {WORDS[best]}, {with_}."
-    return f"{capital(name)}: trust {WORDS[best]} on this model ({with_})."
+        return f"{capital(name)}: trust no reading on this model; the best is “{WORDS[best]}”, {with_}."
+    return f"{capital(name)}: trust “{WORDS[best]}” on this model ({with_})."
 
 
 def _rho(value: float | None) -> str:
@@ -286,7 +287,7 @@ def truth_section(record: MapRecord) -> PageSection:
         "Components from the top, the middle and the bottom of every reading’s order were taken out, one at a "
         "time, and the loss was measured again. A point is one of them; it is right where it lies on a rising curve."
     )
-    figures = tuple(_scatter(kind) for kind in checked)
+    figures = tuple(_scatter(kind) for kind in checked if kind.check and kind.check.n >= FEWEST)
     return PageSection(
         "truth",
         "Which reading to trust",
