@@ -38,6 +38,7 @@ from secateur.surgery.operations import droppable, group_of
 
 SHARES = (0.5, 0.25, 0.1)  # of a matrix' components that are kept
 PARTS = 8  # that the neurons of a network are divided into
+QUARTERS = 4  # of the blocks: read together, and kept when stopped
 HELD_OUT = 4  # every so many groups of examples, linearity is scored on one and fitted to the others
 TOKENS = 2048  # of a batch that linearity is read from
 
@@ -77,9 +78,14 @@ def read_map(
         notes: list[str] = []
         with session.timed("readings"):
             components = _components(session, kinds, examples, split)
-            readings = {
-                kind: _read(session, kind, of_kind, examples, split) for kind, of_kind in components.items()
+            effects = _by_gradients(session, components, layers_of(session.loaded.anatomy, options), examples)
+            readings: dict[str, dict[str, Values]] = {
+                kind: {reading: {name: values[name] for name in plans} for reading, values in effects.items()}
+                for kind, plans in components.items()
             }
+            for kind, plans in components.items():
+                if kind != "matrices":
+                    readings[kind] |= {"importance": _summed_importance(session, plans, examples, split)}
             for kind, read in BESIDE.items():
                 if kind in readings:
                     readings[kind] |= read(session, list(components[kind]), examples, notes)
@@ -184,15 +190,32 @@ def _importance(session: Session, kind: str, examples: Sequence[int], split: str
     return known
 
 
-def _read(
-    session: Session, kind: str, components: Mapping[str, Plan], examples: Sequence[int], split: str
-) -> dict[str, Values]:
-    """Return what gradients say of each component of one kind, remembered in the ledger."""
-    plans = list(components.values())
-    key = f"map {digest([kind, list(examples), decided_by_choices(session), *(plan.identity for plan in plans)])}"
+def _by_gradients(
+    session: Session, components: Components, blocks: range, examples: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Return what gradients say of each component, by reading.
+
+    The ledger remembers it a quarter of the blocks at a time: each costs passes of its own.
+    """
+    every = {name: plan for of_kind in components.values() for name, plan in of_kind.items()}
+    size = -(-len(blocks) // QUARTERS)
+    found: dict[str, dict[str, float]] = {}
+    for start in range(blocks.start, blocks.stop, size):
+        some = {name: plan for name, plan in every.items() if plan.lowest_block in range(start, start + size)}
+        for reading, values in _known_effects(session, some, examples).items():
+            found.setdefault(reading, {}).update(values)
+    return found
+
+
+def _known_effects(
+    session: Session, some: Mapping[str, Plan], examples: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Return the effects of some plans by their names, from the ledger where it has them."""
+    contrast, plans = decided_by_choices(session), list(some.values())
+    key = f"map {digest([list(examples), contrast, *(plan.identity for plan in plans)])}"
     found = session.recall(key, _KNOWN.validate_python)
     if found is None:
-        judge, contrast = session.judge(), decided_by_choices(session)
+        judge = session.judge()
         margin = AnswerMargin.of(session.loaded, session.encoded, examples, contrast)
         first = first_order_effects(
             margin, examples, plans, spectra=judge.spectra, packing=judge.packing, room=judge.limits.cache_bytes,
@@ -203,15 +226,12 @@ def _read(
             progress=session.progress, stage="in block",
         )  # fmt: skip
         found = {
-            "in_block": {name: exact.loss(plan) for name, plan in components.items()},
-            "first_order": {name: first.first_order(plan) for name, plan in components.items()},
-            "second_order": {name: first.second_order(plan) for name, plan in components.items()},
+            "in_block": {name: exact.loss(plan) for name, plan in some.items()},
+            "first_order": {name: first.first_order(plan) for name, plan in some.items()},
+            "second_order": {name: first.second_order(plan) for name, plan in some.items()},
         }
         session.remember(key, found)
-    summed = (
-        {} if kind == "matrices" else {"importance": _summed_importance(session, components, examples, split)}
-    )
-    return {**found, **summed}
+    return found
 
 
 def _summed_importance(
