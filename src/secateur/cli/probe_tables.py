@@ -171,7 +171,8 @@ def print_map(found: Mapping[str, object]) -> None:
     for kind in record.kinds:
         best = kind.trusted or next(iter(kind.readings))
         order = sorted(kind.readings[best].items(), key=lambda item: (item[1], item[0]))
-        ends = [("least needed", order[:SITES]), ("most needed", order[: -SITES - 1 : -1])]
+        count = min(SITES, (len(order) + 1) // 2)
+        ends = [("least needed", order[:count]), ("most needed", order[: -count - 1 : -1])]
         terminal().print()
         terminal().print(Text(trust_words(kind)))
         if kind.check:

@@ -157,7 +157,8 @@ def print_transfer(found: Mapping[str, object]) -> None:
         Text.assemble((record.verdict, WORD_STYLE[record.verdict.partition(" by ")[0]]), "  ", where)
     )
     tested = f"{record.n:,} test examples"
-    rows = [_row(f"{_measured(row)} on {tested}", row) for row in (record, *record.secondary)]
+    measured: list[DecisionRecord | SecondaryRecord] = [record, *record.secondary]
+    rows = [_row(f"{_measured(row)} on {tested}", row) for row in measured]
     console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
     if record.sibling:
         maps = (

@@ -90,7 +90,7 @@ def render_map(record: MapRecord) -> str:
         "time": joined(*(f"{name} {value:,.1f} s" for name, value in record.seconds.items())),
         "versions": joined(*(f"{name} {value}" for name, value in (record.versions or {}).items())),
     }
-    parts = [
+    parts: list[str | PageSection] = [
         head,
         grid_section(record),
         truth_section(record),
@@ -211,7 +211,7 @@ def _grid(record: MapRecord, views: Mapping[str, Mapping[str, float]], limits: M
             }
         )  # fmt: skip
     bounds = [i for i in range(1, len(parts)) if _family(parts[i]) != _family(parts[i - 1])]
-    lines = [
+    rules = [
         {
             "type": "line",
             "x0": 0,
@@ -232,7 +232,7 @@ def _grid(record: MapRecord, views: Mapping[str, Mapping[str, float]], limits: M
             "", tickvals=list(range(len(parts))), ticktext=[text(part) for part in parts],
             range=[len(parts) - 0.5, -0.5], automargin=True, **plain,
         ),
-        shapes=lines,
+        shapes=rules,
     )  # fmt: skip
     head = ("component", *(WORDS.get(view, "taken out in truth") for view in views))
     rows = [[text(n), *(signed(v[n]) if n in v else MISSING for v in views.values())] for n in names]
