@@ -25,10 +25,11 @@ from secateur.core.machine import Loading, NamedModel, check_device, check_dtype
 from secateur.core.origin import origin_of
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, StagedProgress, silent
-from secateur.core.ranges import check_number
+from secateur.core.ranges import Range, check_number
 from secateur.core.reading import as_written, check_name
-from secateur.core.readings import CHECKABLE, CHECKS, FINER, LINEARITY, MAPPED, PARTS
+from secateur.core.readings import FINER, LINEARITY, PARTS
 from secateur.core.search_log import Log
+from secateur.core.site import CHECKS, MAPPED
 from secateur.errors import (
     ModelError,
     OutputError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
+CHECKABLE = Range(0, 1000, whole=True)
 LEDGER = "ledger.sqlite"  # beside a map, and in the folder of a run
 COMMON = tuple(options_of(Options))
 EVERY = (*COMMON, *(one for method in OURS for one in options_of(method.Config)))

@@ -33,7 +33,7 @@ from secateur.cli.options import (
     print_made,
 )
 from secateur.core.config import words_of
-from secateur.core.readings import CHECKS, MAPPED
+from secateur.core.site import CHECKS, MAPPED
 from secateur.errors import TaskError
 
 READ = (

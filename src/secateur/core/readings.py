@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from secateur.core.ranges import Range
 from secateur.core.stats import Interval
 from secateur.errors import ModelError, SecateurError
 
 PARTS = ("heads", "ffns", "neurons", "induction")  # what `probe` can read of a model's parts, several at once
-MAPPED = ("blocks", "attentions", "ffns", "groups", "heads", "neurons", "matrices")  # components of a map
-CHECKS, CHECKABLE = 20, Range(0, 1000, whole=True)  # components of a kind that a map takes out in truth
 LINEARITY = "linearity"
 FINER = ("heads", "matrices")  # what linearity can look at inside a part
 
