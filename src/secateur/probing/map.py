@@ -78,17 +78,7 @@ def read_map(
         notes: list[str] = []
         with session.timed("readings"):
             components = _components(session, kinds, examples, split)
-            effects = _by_gradients(session, components, layers_of(session.loaded.anatomy, options), examples)
-            readings: dict[str, dict[str, Values]] = {
-                kind: {reading: {name: values[name] for name in plans} for reading, values in effects.items()}
-                for kind, plans in components.items()
-            }
-            for kind, plans in components.items():
-                if kind != "matrices":
-                    readings[kind] |= {"importance": _summed_importance(session, plans, examples, split)}
-            for kind, read in BESIDE.items():
-                if kind in readings:
-                    readings[kind] |= read(session, list(components[kind]), examples, notes)
+            readings = _readings(session, components, examples, split, notes)
         with session.timed("removals"):
             removed = {
                 kind: checked_against(session, plans, examples, found, random.Random(options.seed))
@@ -190,6 +180,37 @@ def _importance(session: Session, kind: str, examples: Sequence[int], split: str
     return known
 
 
+def _readings(
+    session: Session, components: Components, examples: Sequence[int], split: str, notes: list[str]
+) -> dict[str, ByReading]:
+    """Return every reading of every component, by kind; what could not be read is added to `notes`."""
+    blocks = layers_of(session.loaded.anatomy, session.options)
+    effects = _by_gradients(session, components, blocks, examples)
+    readings: dict[str, ByReading] = {}
+    for kind, plans in components.items():
+        found = {reading: {name: values[name] for name in plans} for reading, values in effects.items()}
+        if kind != "matrices":
+            found |= {"importance": _summed_importance(session, plans, examples, split)}
+        if kind in BESIDE:
+            found |= _beside(session, kind, list(plans), examples, notes)
+        readings[kind] = found
+    return readings
+
+
+def _beside(
+    session: Session, kind: str, names: Sequence[str], examples: Sequence[int], notes: list[str]
+) -> dict[str, dict[str, float]]:
+    """Return what is read of this kind alone, from the ledger where it has it."""
+    key = f"map beside {digest([kind, *names, list(examples), session.options.seed])}"
+    found = session.recall(key, _KNOWN.validate_python)
+    if found is None:
+        said = len(notes)
+        found = BESIDE[kind](session, names, examples, notes)
+        if len(notes) == said:  # what could not be read is said again
+            session.remember(key, found)
+    return found
+
+
 def _by_gradients(
     session: Session, components: Components, blocks: range, examples: Sequence[int]
 ) -> dict[str, dict[str, float]]:
@@ -252,7 +273,7 @@ def _summed_importance(
 
 def _behavior(
     session: Session, names: Sequence[str], examples: Sequence[int], notes: list[str]
-) -> dict[str, Values]:
+) -> dict[str, dict[str, float]]:
     """Return what heads do; nothing, and a note, where that cannot be read."""
     try:
         found = behavior(session.loaded, layers_of(session.loaded.anatomy, session.options), session.progress)
@@ -264,7 +285,7 @@ def _behavior(
 
 def _linearity(
     session: Session, names: Sequence[str], examples: Sequence[int], notes: list[str]
-) -> dict[str, Values]:
+) -> dict[str, dict[str, float]]:
     """Return how far blocks are from the identity and from a linear map, without outlier tokens.
 
     Every fourth group of examples is held out. Nothing, and a note, where there are too few to hold some out.

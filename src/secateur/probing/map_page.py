@@ -210,21 +210,17 @@ def _grid(record: MapRecord, views: Mapping[str, Mapping[str, float]], limits: M
                 "xgap": 1, "ygap": 1, "meta": view, "visible": not number,
             }
         )  # fmt: skip
-    bounds = [i for i in range(1, len(parts)) if _family(parts[i]) != _family(parts[i - 1])]
-    rules = [
-        {
-            "type": "line",
-            "x0": 0,
-            "x1": 1,
-            "xref": "paper",
-            "y0": y - 0.5,
-            "y1": y - 0.5,
-            "line": {"color": EDGE, "width": 1},
-        }
-        for y in bounds
-    ]
+    head = ("component", *(WORDS.get(view, "taken out in truth") for view in views))
+    rows = [[text(n), *(signed(v[n]) if n in v else MISSING for v in views.values())] for n in names]
+    return Figure("", data, _grid_layout(layers, parts), head, rows, source="map.json")
+
+
+def _grid_layout(layers: Sequence[int], parts: Sequence[str]) -> Trace:
+    """Return the axes of the grid, the first part at the top, and a rule between parts of different kinds."""
+    bounds = [i - 0.5 for i in range(1, len(parts)) if _family(parts[i]) != _family(parts[i - 1])]
+    ends = {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "line": {"color": EDGE, "width": 1}}
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
-    layout = new_layout(
+    return new_layout(
         54 + LINE * len(parts),
         {"l": 20, "r": 6},
         xaxis=new_axis("layer", tickvals=[layers[i] for i in some(len(layers), 12)], **plain),
@@ -232,11 +228,8 @@ def _grid(record: MapRecord, views: Mapping[str, Mapping[str, float]], limits: M
             "", tickvals=list(range(len(parts))), ticktext=[text(part) for part in parts],
             range=[len(parts) - 0.5, -0.5], automargin=True, **plain,
         ),
-        shapes=rules,
+        shapes=[{**ends, "y0": y, "y1": y} for y in bounds],
     )  # fmt: skip
-    head = ("component", *(WORDS.get(view, "taken out in truth") for view in views))
-    rows = [[text(n), *(signed(v[n]) if n in v else MISSING for v in views.values())] for n in names]
-    return Figure("", data, layout, head, rows)
 
 
 def _down(kind: MapKindRecord) -> list[str]:
