@@ -271,10 +271,9 @@ def truth_section(record: MapRecord) -> PageSection:
         if rows
         else ""
     )
+    summary = "<summary>all rank correlations</summary>"
     folded = (
-        f'<details class="numbers"><summary>all rank correlations</summary>{numbers}</details>'
-        if rows
-        else ""
+        f'<div class="bar-row"><details class="numbers">{summary}{numbers}</details></div>' if rows else ""
     )
     lead = (
         "Components from the top, the middle and the bottom of every reading’s order were taken out, one at a "
