@@ -21,7 +21,8 @@ from pydantic.fields import FieldInfo
 
 from secateur.core.config import options_of
 from secateur.core.records.analysis import AnalysisRecord
-from secateur.core.records.comparison import ComparisonRecord
+from secateur.core.records.comparison import ComparisonRecord, TransferRecord
+from secateur.core.records.map import MapRecord
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.probe import ComponentsRecord, LinearityRecord
 from secateur.core.records.record import Record
@@ -42,6 +43,8 @@ FILES = {
     "analysis": AnalysisRecord,
     "components": ComponentsRecord,
     "linearity": LinearityRecord,
+    "map": MapRecord,
+    "transfer": TransferRecord,
     "bench": GainsRecord,
     "finetune": FinetuneRecord,
     "heal": HealRecord,

@@ -281,6 +281,10 @@ def test_every_record_is_as_documented(
         "Forecast": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
         "TaskCheck": secateur.check_task("builtin:facts", "builtin:facts"),
         "Comparison": secateur.compare_runs([out, removed], tuned.parent / "comparison.html"),
+        "Map": secateur.need_map(
+            "builtin:recall", "builtin:recall", tuned.parent / "map", what="heads", checks=4, limit=250
+        ),
+        "Transfer": secateur.transfer(removed, task="builtin:facts", limit=260),
     }.items():
         assert _problems(record, kind, kind.lower(), tables, seen) == []
     seen["Provenance"].add("gguf")  # tests/hf/test_gguf_files.py

@@ -1,8 +1,9 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
-The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `evaluate`, `apply`, `preview`,
-`report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`, `load`, `run`; and the
-values they speak of. They are imported when first used, so that `secateur --help` does not wait for torch.
+The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `need_map`, `evaluate`, `transfer`,
+`apply`, `preview`, `report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`,
+`load`, `run`; and the values they speak of. They are imported when first used, so that `secateur --help` does not wait
+for torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import evaluate as evaluate
     from secateur.api import export as export
     from secateur.api import load as load
+    from secateur.api import need_map as need_map
     from secateur.api import plan_cost as plan_cost
     from secateur.api import preview as preview
     from secateur.api import probe as probe
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import prune_each as prune_each
     from secateur.api import push as push
     from secateur.api import report as report
+    from secateur.api import transfer as transfer
     from secateur.core.plan import Drop as Drop
     from secateur.core.plan import Plan as Plan
     from secateur.core.plan import Truncate as Truncate
@@ -51,10 +54,12 @@ _WHERE = {
     "prune": "secateur.api",
     "prune_each": "secateur.api",
     "probe": "secateur.api",
+    "need_map": "secateur.api",
     "evaluate": "secateur.api",
     "apply": "secateur.api",
     "preview": "secateur.api",
     "report": "secateur.api",
+    "transfer": "secateur.api",
     "push": "secateur.api",
     "compare_runs": "secateur.api",
     "bench": "secateur.api",

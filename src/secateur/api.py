@@ -25,10 +25,11 @@ from secateur.core.machine import Loading, NamedModel, check_device, check_dtype
 from secateur.core.origin import origin_of
 from secateur.core.plan import Edit, Plan, parse_edits
 from secateur.core.progress import Progress, StagedProgress, silent
-from secateur.core.ranges import check_number
+from secateur.core.ranges import Range, check_number
 from secateur.core.reading import as_written, check_name
 from secateur.core.readings import FINER, LINEARITY, PARTS
 from secateur.core.search_log import Log
+from secateur.core.site import CHECKS, MAPPED
 from secateur.errors import (
     ModelError,
     OutputError,
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
+CHECKABLE = Range(0, 1000, whole=True)
+LEDGER = "ledger.sqlite"  # beside a map, and in the folder of a run
 COMMON = tuple(options_of(Options))
 EVERY = (*COMMON, *(one for method in OURS for one in options_of(method.Config)))
 PLACES = (
@@ -368,6 +371,50 @@ def evaluate(
         return steps.evaluate(chosen, split, given, ledger=ledger, progress=progress)
 
 
+@verb(COMMON, _more)
+def transfer(
+    plan: Plan | str | Path,
+    model: str | Path | Loaded | PreTrainedModel | None = None,
+    *,
+    task: OneTask,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    ledger: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Unpack[CommonOptions],
+) -> dict[str, Any]:
+    """Measure a plan elsewhere, on the test split of another task or in another model, paired against the whole model.
+
+    Args:
+        plan: plan.json, or the checkpoint that holds one.
+        model: One of the same shapes, whose weights may be others: linear maps are fitted to it anew. None: the one
+            that the checkpoint `plan` was cut from.
+        ledger: Where the opening of the test split is counted; None: in that of the run that made `plan`.
+
+    Raises: `PlanError` for a plan without edits, for one that does not fit the model, and for biases of directions,
+        which are not fitted anew; `TaskError` where there is no ledger.
+    """
+    given, place = read_edits(plan), None if isinstance(plan, Plan) else Path(plan)
+    if not isinstance(given, Plan) or not given.edits:
+        raise PlanError(f"{place or 'this plan'} cuts nothing, so there is nothing to measure.")
+    if model is None:
+        if place is None:
+            raise ModelError("in which model? Give MODEL.")
+        origin = origin_of(place if place.is_dir() else place.parent, PlanError, "Give MODEL.")
+        model, options = origin.model, {"revision": origin.revision, **options}
+    own = Path(f"{place}.run") / LEDGER
+    if ledger is None and (place is None or not os.path.exists(own)):
+        raise TaskError(
+            "looking at the test split counts as opening it: say in which --ledger that is written down."
+        )
+    counted = own if ledger is None else Path(ledger)
+    with options_for(model, tokenizer, [task_word(task)], options) as chosen:
+        inputs_of(chosen)
+        check_ledger(counted)
+        from secateur import steps
+
+        return steps.transfer(chosen, given, counted, progress).model_dump(exclude_unset=True)
+
+
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
     """Return a plan, from a plan file; or bare edits, from text (`b2.gate=5`). No model is needed for that."""
     if isinstance(plan, Plan):
@@ -615,6 +662,11 @@ def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) 
             raise UnknownName(f"unknown probe {name!r}.{nearest(name, known)}")
     if list(names) != [LINEARITY] and linearity_alone:
         raise TaskError("--revisions, --also, --parts and --finer are for --what linearity.")
+    _check_split(split)
+
+
+def _check_split(split: str) -> None:
+    """Raises where a split is not one that readings may be of."""
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
     if split not in SPLITS:
@@ -672,6 +724,54 @@ def _single(what: list[str], tasks: list[str], shots: list[int]) -> tuple[str, i
             f"{several}."
         )
     return tasks[0], shots[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- map
+
+
+@verb(COMMON, _more)
+def need_map(
+    model: str | Path | Loaded | PreTrainedModel,
+    task: OneTask,
+    out: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    what: str | Sequence[str] = MAPPED,
+    split: str = "select",
+    checks: int = CHECKS,
+    ledger: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Unpack[CommonOptions],
+) -> dict[str, Any]:
+    """Read what every component of a model is worth for a task, and check each reading by taking some out.
+
+    Writes `map.json` and its page `map.html` to the folder `out`, and returns the same as the file. Called again, it
+    goes on with what the ledger has.
+
+    Args:
+        what: Kinds of components: blocks, attentions, ffns, groups, heads, neurons, matrices.
+        checks: Components of each kind that are taken out in truth, one at a time; 0 for none.
+        ledger: Where all that is read and measured is kept; None: ledger.sqlite in `out`.
+
+    Raises: `UnknownName`, `TaskError`, `ModelError`, `PlanError`, `OutputError`.
+    """
+    kinds = _words(what)
+    for kind in kinds or [""]:
+        if kind not in MAPPED:
+            raise UnknownName(f"there are no {kind!r} to map.{nearest(kind, MAPPED)}")
+    _check_split(split)
+    check_number("checks", checks, CHECKABLE)
+    with options_for(model, tokenizer, [task_word(task)], options) as asked:
+        held = Path(out) / LEDGER if ledger is None else Path(ledger)
+        check_ledger(held)
+        with made_early(out, reads=inputs_of(asked)):
+            from secateur.probing.map import read_map
+
+            record = read_map(
+                asked, [kind for kind in MAPPED if kind in kinds], split, Path(out), checks=checks, ledger=held,
+                progress=progress,
+            )  # fmt: skip
+            return record.model_dump(exclude_unset=True)
 
 
 @verb(COMMON, _more)

@@ -1,4 +1,4 @@
-"""Steps by themselves, without a search and a verdict: `apply`, `export`, `eval`, analyses of `probe`, `tasks --check`.
+"""Steps by themselves, without a search: `apply`, `export`, `eval`, `transfer`, analyses of `probe`, `tasks --check`.
 
 A plan is carried out or previewed; a GGUF file, for llama.cpp, is written, and read again before it appears; models are
 measured on one split of a task, as they are or as if cut.
@@ -30,8 +30,9 @@ from secateur.core.comparison import compare
 from secateur.core.form import Form, Way
 from secateur.core.ledger import Ledger
 from secateur.core.machine import Loading
-from secateur.core.plan import Plan, PlanOrEdits, plan_of
+from secateur.core.plan import Linearize, Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
+from secateur.core.records.comparison import TransferRecord
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.probe import RowsRecord
 from secateur.core.records.task_check import LengthsRecord, RenderedRecord, TaskCheckRecord
@@ -40,7 +41,9 @@ from secateur.core.stats import exponential, exponential_interval
 from secateur.core.writing import write_text, writing
 from secateur.errors import ModelError, OutputError, PlanError
 from secateur.evaluation.baseline import baseline, floors
+from secateur.evaluation.measurement import measure_model
 from secateur.evaluation.openings import record_opening, untested_opening
+from secateur.evaluation.verdict import decide
 from secateur.hf.blank import Ruler, blank_model
 from secateur.hf.files import stated_license
 from secateur.hf.gguf_header import digest_of_file
@@ -49,7 +52,9 @@ from secateur.hf.gguf_output import check_export, write_gguf
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.running import FEW, check_runs
 from secateur.methods.registry import method_reading
+from secateur.methods.removal import fitted_maps
 from secateur.options import Options
+from secateur.probes.maps import BlockRun
 from secateur.probing.report import write_rows_report
 from secateur.records import cut_summary, num_parts, versions
 from secateur.result import Result, read_result
@@ -323,6 +328,63 @@ def plan_for(session: Session, asked: PlanOrEdits) -> Plan:
     """
     chosen = plan_of(asked, session.loaded.fingerprint)
     resolve(chosen, session.loaded.anatomy, session.loaded.fingerprint)
+    return chosen
+
+
+def transfer(options: Options, plan: Plan, ledger: Path, progress: Progress) -> TransferRecord:
+    """Measure a plan on the test split of a task, in the model that it was made for or in a sibling of it.
+
+    Raises: `PlanError` where the model lacks what the plan takes out, or the plan holds what cannot be fitted to a
+        sibling.
+    """
+
+    def check(early: Session) -> None:
+        resolve_early(plan.edits, early.loaded.anatomy)
+
+    needs = {"test": MIN_GROUPS, **({"probe": 1} if plan.linearized else {})}
+    session = open_session(options, None, progress, check, needs=needs)
+    chosen = readdressed(plan, session)
+    with Ledger.open(ledger) as journal:
+        session = replace(session, ledger=journal)
+        judge = session.judge()
+        before, after = measure_model(judge), measure_model(judge, plan=chosen)
+        metric = session.objective.metric
+        found = decide(
+            judge, before, after, chosen, (), metric, ledger=journal, scope=session.scope, seed=options.seed
+        )
+    sibling = chosen.model != plan.model
+    return TransferRecord(
+        **vars(found),
+        plan=str(chosen),
+        made_for=plan.model,
+        model=options.named,
+        sibling=sibling,
+        refitted=[str(edit) for edit in chosen.linearized] if sibling else [],
+        task=session.task.name,
+        versions=versions(),
+    )
+
+
+def readdressed(plan: Plan, session: Session) -> Plan:
+    """Return a plan for this session's model: linear maps are fitted anew where it has other weights.
+
+    Raises: `PlanError` for biases that were fitted to the other model's activations; as `resolve`.
+    """
+    fingerprint, anatomy = session.loaded.fingerprint, session.loaded.anatomy
+    if plan.model == fingerprint:
+        resolve(plan, anatomy, fingerprint)
+        return plan
+    if folded := [edit for edit in plan.removed if edit.fold is not None]:
+        raise PlanError(
+            f"{folded[0]}: its bias was fitted to the model that the plan was made for, and is not fitted to another. "
+            "Search again with --method directions on this model."
+        )
+    chosen = Plan(fingerprint, tuple(edit for edit in plan.edits if not isinstance(edit, Linearize)))
+    for edit in plan.linearized:
+        low = edit.fitted.content.get("a")
+        run = BlockRun(edit.blocks, edit.form, None if low is None else len(low))
+        chosen += fitted_maps(session, chosen, [run], session.judge().packing)[run]
+    resolve(chosen, anatomy, fingerprint)
     return chosen
 
 

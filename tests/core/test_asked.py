@@ -24,6 +24,8 @@ BASE = {  # the least that each verb with options needs
     "plan-cost": ["m", "--task", "q.jsonl"],
     "eval": ["m", "--task", "q.jsonl"],
     "probe": ["m", "--task", "q.jsonl"],
+    "transfer": ["m", "m", "--task", "q.jsonl", "--ledger", "l.sqlite"],
+    "map": ["m", "--task", "q.jsonl", "-o", "out"],
     "apply": ["m", "--edit", "b1.down=3", "-o", "out"],
     "finetune": ["m", "--task", "q.jsonl", "-o", "out"],
     "heal": ["m", "--task", "q.jsonl", "-o", "out"],
@@ -99,6 +101,11 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "eval": OF_TASK | SHOTS | WRITTEN | MACHINE | OFFLOAD | {
         "--split": (*WORDS, "test"), "--plan": ("none.json", ""), "--edit": ("", "b1", "b1=x", "b1.down=-1", "b1.x=1"),
+    },
+    "transfer": OF_TASK | SHOTS | WRITTEN | MACHINE | OFFLOAD | {"--objective": WORDS},
+    "map": {k: v for k, v in OF_TASK.items() if k != "--test-task"} | SHOTS | MACHINE | OFFLOAD | {
+        "--what": (*WORDS, "heads,nonsense", "induction"), "--split": (*WORDS, "test"), "--checks": FROM_ZERO,
+        "--layers": ("x", "2:2"), "--objective": WORDS,
     },
     "probe": {k: v for k, v in OF_TASK.items() if k != "--test-task"} | MACHINE | OFFLOAD | {
         "--what": (*WORDS, "heads,nonsense", "heads,tail", "tail"), "--split": (*WORDS, "test"),

@@ -27,7 +27,7 @@ from secateur.errors import SecateurError, lacks_memory
 if TYPE_CHECKING:
     from typer._click import Context
 
-RESUMABLE = ("prune", "run", "demo", "apply", "finetune", "heal", "train")
+RESUMABLE = ("prune", "run", "demo", "apply", "map", "finetune", "heal", "train")
 
 
 class Verbs(TyperGroup):

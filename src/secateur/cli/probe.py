@@ -1,4 +1,4 @@
-"""The verbs that only look: `eval`, `probe`, `runs`, `show`, `tasks`."""
+"""The verbs that only look: `eval`, `transfer`, `probe`, `map`, `runs`, `show`, `tasks`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from secateur.cli.options import (
     print_made,
 )
 from secateur.core.config import words_of
+from secateur.core.site import CHECKS, MAPPED
 from secateur.errors import TaskError
 
 READ = (
@@ -79,6 +80,48 @@ def evaluate(
 
 
 with_options(evaluate, only=(*READ, "test_task", "shots", "allow_small", "extract", "max_new_tokens"))
+
+
+def transfer(
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="plan.json, or a checkpoint folder that holds one.")
+    ],
+    task: TaskSpec,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A model of the same shapes. [default: the one that PLAN is of]"
+        ),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            "--ledger", metavar="FILE", help="Count the opening of test here. [default: PLAN.run's]"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    **options: object,
+) -> None:
+    """Measure a plan on the test split of another task, or in a model of other weights.
+
+    The whole model against the same as if cut, paired, with the words of a verdict. In another model linear maps are
+    fitted anew; nothing is written but the count of openings.
+    """
+    from secateur.cli.progress import bars
+    from secateur.cli.tables import print_transfer
+
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.transfer(plan, model, task=task, ledger=ledger, progress=progress, **given(options))
+    print_json(found) if as_json else print_transfer(found)
+
+
+with_options(
+    transfer, only=(*READ, "objective", "test_task", "shots", "allow_small", "extract", "max_new_tokens")
+)
 
 
 def probe(
@@ -146,6 +189,56 @@ def probe(
 
 MATRICES = ("matrices", "layers", "small_ranks", "per_head", "second_order", "whitened")
 with_options(probe, only=(*READ, *MATRICES))
+
+
+def need_map(
+    model: Model,
+    task: TaskSpec,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="OUT", help="Write map.json and map.html to this folder.")
+    ],
+    what: Annotated[
+        str, typer.Option(metavar="NAMES", help="Which kinds of components, such as heads,ffns.")
+    ] = ",".join(MAPPED),
+    split: Annotated[str, typer.Option(metavar="NAME", help="probe or select.")] = "select",
+    checks: Annotated[
+        int, typer.Option(metavar="N", help="Take N components of each kind out in truth; 0 for none.")
+    ] = CHECKS,
+    ledger: Annotated[
+        Path | None,
+        typer.Option("--ledger", metavar="FILE", help="Keep what is done here instead of OUT/ledger.sqlite."),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    **options: object,
+) -> None:
+    """Map what every component of a model is worth for a task, and say which reading of that is true.
+
+    Each reading is checked by taking components out and measuring the loss again. Stopped at any moment, the same
+    command goes on from there.
+
+    \b
+    blocks, attentions, ffns   what goes whole
+    groups, heads              KV groups and query heads
+    neurons                    eighths of a feed-forward network, by importance
+    matrices                   at a half, a quarter and a tenth of their rank
+    """
+    from secateur.cli.probe_tables import print_map
+    from secateur.cli.progress import bars
+
+    kinds = words_of(what)
+    with bars(quiet=quiet or as_json) as progress:
+        progress("load", 0, 1)
+        from secateur import api
+
+        found = api.need_map(
+            model, task, out, what=kinds, split=split, checks=checks, ledger=ledger, progress=progress,
+            **given(options),
+        )  # fmt: skip
+    print_json(found) if as_json else print_map(found)
+
+
+with_options(need_map, only=(*READ, "layers", "shots", "objective"))
 
 
 def runs(
@@ -280,6 +373,15 @@ VERBS: Commands = (
         },
     ),
     (
+        transfer,
+        {
+            "epilog": examples(
+                "secateur transfer out --task other.jsonl",
+                "secateur transfer out ./my-llama-instruct --task questions.jsonl --ledger siblings.sqlite",
+            ),
+        },
+    ),
+    (
         probe,
         {
             "epilog": examples(
@@ -287,6 +389,16 @@ VERBS: Commands = (
                 "secateur probe gpt2 --task a.jsonl --task b.jsonl --shots 0,5 --what heads",
                 "secateur probe gpt2 --task questions.jsonl --what tail --edit b10.down=20",
             )
+        },
+    ),
+    (
+        need_map,
+        {
+            "name": "map",
+            "epilog": examples(
+                "secateur map gpt2 --task questions.jsonl -o map",
+                "secateur map ./my-llama --task text:book.txt --what heads,ffns --limit 200 -o map",
+            ),
         },
     ),
     (runs, {"epilog": examples("secateur runs experiments/")}),

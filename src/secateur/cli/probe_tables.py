@@ -9,6 +9,7 @@ from rich.text import Text
 
 from secateur.cli.tables import print_rows, show
 from secateur.cli.terminal import terminal
+from secateur.core.records.map import MapRecord
 from secateur.core.records.probe import (
     ImportanceRecord,
     LinearityRecord,
@@ -21,6 +22,7 @@ from secateur.core.records.probe import (
     TransitionWithoutOutliers,
 )
 from secateur.probing.component_sections import check_words
+from secateur.probing.map_page import WORDS, trust_words
 
 NEURONS_SHOWN = 10  # of each end: a reading of neurons has thousands, and 20 lines fit a screen
 READINGS_SHOWN = 4  # readings side by side; with more, the lowest and the highest stand for them
@@ -157,6 +159,35 @@ def print_overlap(title: str, overlap: OverlapRecord, *, numbered: bool = False)
 
 def _two(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+# ----------------------------------------------------------------------------------------------------------------- map
+
+
+def print_map(found: Mapping[str, object]) -> None:
+    """Print of each kind how far each reading agrees with the truth, and the most and least needed by the best."""
+    record = MapRecord.model_validate(found)
+    terminal().print(Text(f"map of {record.model} on {record.task} ({record.split}), {record.n:,} examples"))
+    for kind in record.kinds:
+        best = kind.trusted or next(iter(kind.readings))
+        order = sorted(kind.readings[best].items(), key=lambda item: (item[1], item[0]))
+        count = min(SITES, (len(order) + 1) // 2)
+        ends = [("least needed", order[:count]), ("most needed", order[: -count - 1 : -1])]
+        terminal().print()
+        terminal().print(Text(trust_words(kind)))
+        if kind.check:
+            rows = [
+                (WORDS[name], _two(one.rho), *map(_two, one.ci or (None, None)))
+                for name, one in kind.check.agreement.items()
+            ]
+            print_rows((f"rank correlation, {kind.check.n} removals", "", "from", "to"), rows)
+        for words, some in ends:
+            terminal().print(
+                Text(f"{words:<13} " + ", ".join(f"{site} {value:+.3g}" for site, value in some))
+            )
+    for note in record.notes:
+        terminal().print(Text(f"note: {note}"))
+    print("\n" + "\n".join(f"written  {path}" for path in record.written or ()))
 
 
 # ----------------------------------------------------------------------------------------------------------- linearity

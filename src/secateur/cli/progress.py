@@ -35,6 +35,8 @@ STAGES = {
     "head screen": "screening heads by gradients",
     "head measurement": "measuring without single heads",
     "importance": "importance by gradients",
+    "first order": "first order by gradients",
+    "in block": "pricing each component in its block",
     "ablation": "measuring without single parts",
     "screen": "screening candidates by gradients",
     "race": "racing candidates on the validation split",

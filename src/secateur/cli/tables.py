@@ -12,10 +12,12 @@ from rich.text import Text
 from secateur.cli.terminal import Terminal, terminal
 from secateur.core.baseline import baseline_text, decides_text, floors_text
 from secateur.core.comparison import WORSE
+from secateur.core.records.comparison import TransferRecord
 from secateur.core.records.task_check import LengthsRecord, TaskCheckRecord
 from secateur.core.records.verdict import (
     AlternativeRecord,
     BaselineRecord,
+    DecisionRecord,
     GainsRecord,
     IntervalRecord,
     MemberRecord,
@@ -147,6 +149,33 @@ def print_places(console: Terminal, verdict: VerdictRecord, out: Path) -> None:
     console.print(Text(f"report      {out / 'report.html'}"), soft_wrap=True)
 
 
+def print_transfer(found: Mapping[str, object]) -> None:
+    """Print the word, the numbers before and after, and what stands beside them."""
+    record, console = TransferRecord.model_validate(found), terminal()
+    where = f"{record.plan}: on {record.task}, in {record.model}"
+    console.print(
+        Text.assemble((record.verdict, WORD_STYLE[record.verdict.partition(" by ")[0]]), "  ", where)
+    )
+    tested = f"{record.n:,} test examples"
+    measured: list[DecisionRecord | SecondaryRecord] = [record, *record.secondary]
+    rows = [_row(f"{_measured(row)} on {tested}", row) for row in measured]
+    console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
+    if record.sibling:
+        maps = (
+            f"fitted anew: {', '.join(record.refitted)}"
+            if record.refitted
+            else "with nothing to be fitted anew"
+        )
+        console.print(
+            Text(f"· The plan was made for other weights ({record.made_for}); {maps}.", style="dim")
+        )
+    if record.openings > 1:
+        console.print(Text(f"· p is corrected for {record.openings} openings of this split.", style="dim"))
+    for guard in record.guards:
+        if guard.fired:
+            console.print(Text(f"· {guard.name}: {guard.detail}", style="bold red"))
+
+
 def print_each(console: Terminal, verdicts: Sequence[tuple[VerdictRecord, Path]]) -> None:
     """Print the end of `prune --each`: word, sentence and folder of every task."""
     for verdict, out in verdicts:
@@ -206,20 +235,20 @@ def _notes(verdict: VerdictRecord) -> Iterator[tuple[str, bool]]:
     )
 
 
-def _measured(row: VerdictRecord | SecondaryRecord | MemberRecord) -> str:
+def _measured(row: DecisionRecord | SecondaryRecord | MemberRecord) -> str:
     """Return the metric with its unit, which a share needs not."""
     name = row.metric.replace("_", " ")
     return name if row.unit == "share" else f"{name} in {row.unit}"
 
 
 def _row(
-    name: str, row: VerdictRecord | SecondaryRecord | MemberRecord | SideEffect
+    name: str, row: DecisionRecord | SecondaryRecord | MemberRecord | SideEffect
 ) -> tuple[str, str, str, str]:
     before, after = (_in_unit(side.value, row.unit) if side else "" for side in (row.before, row.after))
     return name, before, after, _change(row)
 
 
-def _change(row: VerdictRecord | SecondaryRecord | MemberRecord | SideEffect) -> str:
+def _change(row: DecisionRecord | SecondaryRecord | MemberRecord | SideEffect) -> str:
     """Return `+43.4 [38.5, 48.2]` in points or in the metric's unit, `×1.04 [1.02, 1.06]` of perplexities."""
     if isinstance(row, SideEffect) and row.ratio:
         return _with_ends(row.ratio, 1, "×{:.3f}", "{:.3f}")

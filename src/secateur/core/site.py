@@ -34,6 +34,18 @@ _UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron"}
 _IN_TEXT = re.compile(rf"(?<![\w.]){_PATTERN.pattern}(?![\w]|\.\w)")
 
 
+MAPPED = (
+    "blocks",
+    "attentions",
+    "ffns",
+    "groups",
+    "heads",
+    "neurons",
+    "matrices",
+)  # kinds of components of a map
+CHECKS = 20  # components of a kind that a map takes out in truth, where nothing else is said
+
+
 @dataclass(frozen=True, order=True)
 class Site:
     """The address of one removable part.

@@ -69,10 +69,14 @@ class Measurement:
 
 
 def measure_model(
-    judge: Evaluator, side_judges: Sequence[Evaluator], side_tasks: Sequence[SideTask]
+    judge: Evaluator,
+    side_judges: Sequence[Evaluator] = (),
+    side_tasks: Sequence[SideTask] = (),
+    plan: Plan | None = None,
 ) -> Measurement:
-    """Measure the model that `judge` holds, as it is, on test and on all side tasks."""
-    plan = Plan(judge.loaded.fingerprint)
+    """Measure the model that `judge` holds, as it is or as if cut by `plan`, on test; as it is on all side tasks."""
+    assert plan is None or not side_tasks, "side tasks are measured of the model as it is"
+    plan = Plan(judge.loaded.fingerprint) if plan is None else plan
     test, *members = _test_results(judge, plan)
     outcomes, continuations = [], []
     for side, side_judge in zip(side_tasks, side_judges, strict=True):

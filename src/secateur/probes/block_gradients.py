@@ -2,7 +2,8 @@
 
 With both, whatever is done inside a block can be tried on that block alone: no other block runs again.
 `block_effects` prices edits of any kind so: the change of the block's output is exact, what the rest of the model makes
-of it is taken to first order, from the gradient of each example's margin.
+of it is taken to first order, from the gradient of each example's margin. `first_order_effects` takes the rest of the
+block to first order too: then no block runs again for any plan.
 """
 
 from __future__ import annotations
@@ -10,21 +11,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.core.plan import Edit, Plan, blocks_of
+from secateur.core.plan import Drop, Edit, Plan, Truncate, blocks_of
 from secateur.core.progress import Progress, silent
+from secateur.core.site import Site
 from secateur.evaluation.batching import Batch, Packing, with_room
 from secateur.evaluation.forward import Forward
 from secateur.evaluation.workers import CACHE_BYTES
+from secateur.hf.anatomy import Anatomy
+from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
 from secateur.hf.weights import reread
 from secateur.probes.answer_margin import AnswerMargin, Margins, PerExample
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import resolve
+from secateur.surgery.operations import OUTPUTS, columns_of, resolve
 from secateur.surgery.spectra import Spectra
 
 Stream = Float[Tensor, "rows length d_model"]
@@ -140,6 +148,23 @@ class PredictedEffects:
         """Return the expected change of the mean loss, nats: negative where cutting helps."""
         return self.margins.expected_loss_change(self.changes[plan])
 
+    def first_order(self, plan: Plan) -> float:
+        """Return the change of the mean loss to first order, nats."""
+        return float(-(self._likelihood(plan) / self.margins.tokens).mean())
+
+    def second_order(self, plan: Plan) -> float:
+        """Return the first order with ½ D² / tokens, D the change of an answer's log-likelihood, nats.
+
+        The square is Fisher's approximation of the curvature, as in `Margins.expected_loss_change`.
+        """
+        likelihood = self._likelihood(plan)
+        return float(((0.5 * likelihood**2 - likelihood) / self.margins.tokens).mean())
+
+    def _likelihood(self, plan: Plan) -> PerExample:
+        """Return the change of each answer's log-likelihood to first order: d log P = (1 − P) d odds."""
+        change: PerExample = self.changes[plan] * np.exp(-np.logaddexp(0, self.margins.odds))
+        return change
+
 
 def block_effects(
     answer_margin: AnswerMargin,
@@ -222,3 +247,142 @@ def _effect(
             change = (read.leaving(block, batch) - before[batch]) * read.gradient[block][batch]
             effect.index_add_(0, rows, change.flatten(1).sum(dim=1, dtype=torch.float64).cpu())
     return effect.numpy()
+
+
+# --------------------------------------------------------------------------------------------------------- first order
+
+
+def first_order_effects(
+    answer_margin: AnswerMargin,
+    examples: Sequence[int],
+    plans: Iterable[Plan],
+    *,
+    spectra: Spectra,
+    packing: Packing,
+    room: int = CACHE_BYTES,
+    progress: Progress = silent,
+    stage: str = "screen",
+) -> PredictedEffects:
+    """Return the change of each example's margin to first order in the weights that each plan takes away.
+
+    Of a truncated matrix that is −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ, Gₙ the gradient of example n's margin with respect to it.
+    Of a head, a KV group or a neuron it is −⟨its part of the output or down projection's output, the gradient there⟩;
+    of an attention or a feed-forward network the sum over all that is in it, and its bias; of a block both.
+
+    Args:
+        plans: Of truncations and drops alone.
+        spectra: Decompositions of the model's matrices.
+        room: Bytes of activations and gradients between blocks that may be kept.
+
+    Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800). Differs: of the margin.
+
+    Cost: one decomposition per truncated matrix; one forward and one backward pass without parameter gradients for as
+        many blocks as there is room for, and the same again of each block alone, whatever the number of plans.
+    """
+    plans = list(dict.fromkeys(plans))
+    anatomy = answer_margin.loaded.anatomy
+    by_block: dict[int, dict[Matrix, list[tuple[Plan, Edit]]]] = {}
+    for plan in plans:
+        for edit in plan.edits:
+            for matrix in _written(edit, anatomy):
+                by_block.setdefault(matrix.site.block, {}).setdefault(matrix, []).append((plan, edit))
+
+    def run(packing: Packing) -> PredictedEffects:
+        margins, done = answer_margin.unread(examples), 0
+        changes = {plan: torch.zeros(len(examples), dtype=torch.float64) for plan in plans}
+        for read in read_blocks(answer_margin, examples, by_block, packing, room):
+            margins = read.margins
+            for block in read.blocks:
+                for group in spectra.fitting(by_block[block]):
+                    for matrix, rows, x, g in _inputs_and_gradients(read, block, group):
+                        parts = _MatrixParts(answer_margin.loaded, matrix, x, g, spectra)
+                        for plan, edits in groupby(by_block[block][matrix], key=itemgetter(0)):
+                            changes[plan].index_add_(0, rows, parts.without([edit for _, edit in edits]))
+                done += 1
+                progress(stage, done, len(by_block))
+        return PredictedEffects(margins, {plan: change.numpy() for plan, change in changes.items()})
+
+    return with_room(packing, run)
+
+
+def _written(edit: Edit, anatomy: Anatomy) -> list[Matrix]:
+    """Return the matrices that hold what an edit takes away: its own, or those that the dropped parts end in."""
+    if isinstance(edit, Drop):
+        parts = [edit.site.part] if edit.site.part else list(OUTPUTS)
+        sites = [Site(edit.site.block, OUTPUTS[part]) for part in parts]
+        return [anatomy.matrix(site) for site in sites if site in anatomy.matrices]
+    assert isinstance(edit, Truncate), f"{edit}: neither a truncation nor a drop"
+    return [anatomy.matrix(edit.matrix)]
+
+
+def _inputs_and_gradients(
+    read: BlockGradients, block: int, matrices: Sequence[Matrix]
+) -> Iterator[tuple[Matrix, Tensor, Float[Tensor, "rows t in"], Float[Tensor, "rows t out"]]]:
+    """Yield for each batch and matrix of a block: places of the rows' examples, the matrix' true input, and the
+    gradient at its output."""
+    modules = dict.fromkeys(matrix.module for matrix in matrices)
+    for batch, rows in enumerate(read.examples):
+        inside = read.inside(block, batch, modules)
+        for matrix in matrices:
+            x, g = inside[matrix.module]
+            yield matrix, rows, x, matrix.of_output(g)
+
+
+class _MatrixParts:
+    """What parts of one matrix add to each row's margin to first order, for one batch.
+
+    Args:
+        x: True inputs of the matrix.
+        g: Gradients at its outputs.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        matrix: Matrix,
+        x: Float[Tensor, "rows t in"],
+        g: Float[Tensor, "rows t out"],
+        spectra: Spectra,
+    ) -> None:
+        self._loaded, self._matrix, self._x, self._g, self._spectra = loaded, matrix, x, g, spectra
+
+    def without(self, edits: Sequence[Edit]) -> Float[Tensor, " rows"]:
+        """Return the change of each row's margin where one plan's edits of the matrix are made, float64."""
+        first = edits[0]
+        if isinstance(first, Truncate):
+            running = self._running
+            whole, full_rank = running[:, -1], running.shape[1] - 1
+            kept = (
+                running[:, first.rank] if first.side == "top" else whole - running[:, full_rank - first.rank]
+            )
+            return kept - whole
+        sites = [edit.site for edit in edits]
+        if not all(site.unit for site in sites):
+            return -self._whole
+        columns = [column for site in sites for column in columns_of(site, self._loaded.anatomy)]
+        return -self._columns[:, columns].sum(dim=1)
+
+    @cached_property
+    def _running(self) -> Float[Tensor, "rows k_plus_1"]:
+        """Return in column r the sum of σᵢ uᵢᵀ Gₙ vᵢ over the first r components i; no Gₙ is formed."""
+        spectrum = self._spectra(self._matrix, self._loaded.parameter(self._matrix.weight))
+        left = self._g.to(spectrum.u.dtype) @ spectrum.u
+        right = self._x.to(spectrum.u.dtype) @ spectrum.vh.T
+        along = ((left * right).sum(dim=1) * spectrum.sigma).double().cpu()
+        return torch.cat([along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1)
+
+    @cached_property
+    def _columns(self) -> Float[Tensor, "rows in"]:
+        """Return what each input adds: xᵢ (Wᵀ g)ᵢ, summed over positions."""
+        wide = torch.promote_types(self._x.dtype, torch.float32)
+        weight = self._matrix.read(self._loaded.parameter(self._matrix.weight)).to(wide)
+        return (self._x.to(wide) * (self._g.to(wide) @ weight)).sum(dim=1).double().cpu()
+
+    @cached_property
+    def _whole(self) -> Float[Tensor, " rows"]:
+        """Return what all inputs add, and the bias."""
+        columns = self._columns.sum(dim=1)
+        if self._matrix.bias is None:
+            return columns
+        bias = self._matrix.of_output(self._loaded.parameter(self._matrix.bias)).double()
+        return columns + (self._g.double() @ bias).sum(dim=1).cpu()

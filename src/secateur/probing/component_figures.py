@@ -138,7 +138,7 @@ def _heat(
     }
 
 
-def correlations(title: str, overlap: OverlapRecord) -> Figure:
+def correlations(title: str, overlap: OverlapRecord, of: str = "heads") -> Figure:
     """Return Spearman's correlation of every pair of readings: blue alike, orange opposite, numbered as in the axis."""
     names, rho, order = overlap.names, overlap.rho, range(len(overlap.names))
     z = [[None if i == j else rho[i][j] for j in order] for i in order]
@@ -154,7 +154,7 @@ def correlations(title: str, overlap: OverlapRecord) -> Figure:
     rows = [[text(names[i]), *(_signed(rho[i][j]) for j in order)] for i in order]
     head = ("", *(str(1 + i) for i in order))
     cells = _heat(z, hover, DIVERGING, -1.0, 1.0)
-    return Figure(title, [cells], layout, head, rows, f"Spearman, over {overlap.n:,} heads")
+    return Figure(title, [cells], layout, head, rows, f"Spearman, over {overlap.n:,} {of}")
 
 
 def _signed(value: float | None) -> str:

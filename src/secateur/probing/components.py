@@ -301,26 +301,50 @@ def removal_check(
     drawn = [rng.choice(ranked[low:high])[0] for low, high in pairwise(bounds)]
     if not drawn:
         return None
+    plans = {site: session.empty + Drop(Site.parse(site)) for site in drawn}
+    return checked_against(
+        session, plans, examples, {name: read.values for name, read in readings.items()}, rng
+    )
+
+
+def checked_against(
+    session: Session,
+    plans: Mapping[str, Plan],
+    examples: Sequence[int],
+    readings: Mapping[str, Mapping[str, float]],
+    rng: random.Random,
+) -> RemovalCheckRecord:
+    """Judge each of some plans, and return how the order of each reading agrees with the rise of the loss.
+
+    The loss is that among the choices where they decide, else that of the answer or the text.
+
+    Args:
+        plans: What is taken out, by name.
+        examples: At most 100 of them are measured on.
+        readings: By their name, a value of each plan by its name.
+        rng: Draws those examples.
+    """
     some = sorted(rng.sample(list(examples), min(CHECK_EXAMPLES, len(examples))))
     names = ("choice_loss",) if decided_by_choices(session) else ("text_loss", "loss")
     metric = next(METRICS[name] for name in names if name != "text_loss" or "text" in session.task.kinds)
-    plans = {site: session.empty + Drop(Site.parse(site)) for site in drawn}
     outcomes = session.judge()([session.empty, *plans.values()], some, "ablation")
     whole = metric.mean(outcomes[session.empty])
-    rise = {site: metric.mean(outcomes[plan]) - whole for site, plan in plans.items()}
+    rise = {name: metric.mean(outcomes[plan]) - whole for name, plan in plans.items()}
     return RemovalCheckRecord(
-        n=count,
+        n=len(plans),
         examples=len(some),
         unit=metric.unit,
         rise=rise,
         agreement={
-            name: _agreement([read.values[s] for s in drawn], rise) for name, read in readings.items()
+            name: agreement([read[one] for one in plans], list(rise.values()))
+            for name, read in readings.items()
         },
     )
 
 
-def _agreement(read: Sequence[float], rise: Mapping[str, float]) -> AgreementRecord:
-    found = rank_correlation(read, list(rise.values()))
+def agreement(read: Sequence[float], rise: Sequence[float]) -> AgreementRecord:
+    """Return how far the order of what was read agrees with that of the true rises."""
+    found = rank_correlation(read, rise)
     return AgreementRecord(rho=found and found[0], ci=found and list(found[1]))
 
 

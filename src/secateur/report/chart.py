@@ -24,7 +24,10 @@ Trace = dict[str, object]  # as plotly.js has it: any JSON
 
 @dataclass(frozen=True)
 class Figure:
-    """One plotly figure: traces, layout, the same numbers as a table (escaped cells), a note beside the title."""
+    """One plotly figure: traces, layout, the same numbers as a table (escaped cells), a note beside the title.
+
+    `source` is the file that has what does not fit into the table.
+    """
 
     title: str
     data: list[Trace]
@@ -32,6 +35,7 @@ class Figure:
     head: tuple[str, ...] = ()
     rows: list[list[str]] = field(default_factory=list)
     note: str = ""
+    source: str = "analysis.json"
 
     @property
     def height(self) -> int:

@@ -120,10 +120,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, source: str = "
     )
 
 
-def numbers(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def numbers(head: Sequence[str], rows: Iterable[Sequence[str]], source: str) -> str:
     """Return the numbers of a figure as a folded table, for screen readers and for copying."""
     rows = list(rows)
-    return f'<details class="numbers"><summary>numbers</summary>{table(head, rows)}</details>' if rows else ""
+    return (
+        f'<details class="numbers"><summary>numbers</summary>{table(head, rows, source=source)}</details>'
+        if rows
+        else ""
+    )
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:

@@ -64,7 +64,7 @@ function choose(group, then) {
 }
 
 choose(document.getElementById("metric"), ({ metric }) => {
-  for (const figure of figures.filter((f) => f.id.startsWith("sweep-"))) {
+  for (const figure of figures.filter((f) => f.data.some((trace) => trace.meta))) {
     Plotly.restyle(figure.id, { visible: figure.data.map((trace) => !trace.meta || trace.meta === metric) });
   }
   for (const scale of document.querySelectorAll(".scale")) scale.hidden = scale.dataset.metric !== metric;

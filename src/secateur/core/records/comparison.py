@@ -1,11 +1,11 @@
-"""Types of the comparison that `secateur report A B C --json` prints."""
+"""Types of what `secateur report A B C --json` prints, and `secateur transfer --json`."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from secateur.core.records.record import Record
-from secateur.core.records.verdict import BeforeAfter, ScoreRecord, SideEffect
+from secateur.core.records.verdict import BeforeAfter, DecisionRecord, ScoreRecord, SideEffect
 
 
 class ComparedRun(Record):
@@ -31,3 +31,15 @@ class ComparisonRecord(Record):
 
     runs: list[ComparedRun] = Field(description="in the order of the folders")
     report: str = Field(description="the page that was written")
+
+
+class TransferRecord(DecisionRecord):
+    """A plan measured elsewhere: on another task, or in a sibling of its model. `after` is of the model as if cut."""
+
+    plan: str = Field(description="what it cuts")
+    made_for: str = Field(description="fingerprint of the model that the plan was made for")
+    model: str = Field(description="MODEL, in which it was measured")
+    sibling: bool = Field(description="that model has other weights than the one the plan was made for")
+    refitted: list[str] = Field(description="edits whose linear maps were fitted anew to the sibling")
+    task: str = Field(description="name of the task")
+    versions: dict[str, str] = Field(description="as in the verdict")

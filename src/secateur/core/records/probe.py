@@ -27,14 +27,14 @@ class AgreementRecord(Record):
 
 
 class RemovalCheckRecord(Record):
-    """Readings of heads beside what taking them out really does, for a sample of them: one from each equal part of the order."""
+    """Readings of parts beside what taking some of them out really does: of heads by `probe` one from each equal part of the order, of `map` the top, middle and bottom of every reading's order."""
 
-    n: int = Field(description="heads taken out, one at a time")
+    n: int = Field(description="parts taken out, one at a time")
     examples: int = Field(description="examples that the loss was measured on")
     unit: str = Field(description="of `rise`: `nats` or `nats/token`")
     rise: dict[str, Number] = Field(description="of the loss without each of them")
     agreement: dict[str, AgreementRecord] = Field(
-        description="by reading: `expected_rise` and `importance`, of the order with that of `rise`"
+        description="by reading, of `probe` `expected_rise` and `importance`: of the order with that of `rise`"
     )
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.core.plan import Truncate
+from secateur.core.plan import Plan, Truncate
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
 from secateur.core.site import Site
-from secateur.evaluation.batching import Packing, with_room
+from secateur.evaluation.batching import Packing
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.workers import CACHE_BYTES
 from secateur.hf.load import Loaded
-from secateur.hf.matrices import Matrix
-from secateur.linalg.spectrum import Spectrum
 from secateur.methods.laser.records import TailRecord
-from secateur.probes.answer_margin import AnswerMargin, Margins, PerExample
-from secateur.probes.block_gradients import BlockGradients, read_blocks
+from secateur.probes.answer_margin import AnswerMargin
+from secateur.probes.block_gradients import first_order_effects
 from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
@@ -147,87 +145,16 @@ def truncation_effects(
     Cost: one decomposition per matrix; one forward and one backward pass without parameter gradients for as many
     blocks as have room for what is kept between them, and the same again of each block alone.
     """
-    by_matrix: dict[Matrix, list[Truncate]] = {}
-    for edit in candidates:
-        by_matrix.setdefault(loaded.anatomy.matrix(edit.matrix), []).append(edit)
-    margins, changes = with_room(
-        packing,
-        lambda packing: _changes(
-            AnswerMargin.of(loaded, encoded, examples, contrast),
-            examples,
-            by_matrix,
-            spectra,
-            packing,
-            room,
-            progress,
-        ),
+    plans = {edit: Plan(loaded.fingerprint, (edit,)) for edit in candidates}
+    effects = first_order_effects(
+        AnswerMargin.of(loaded, encoded, examples, contrast),
+        examples,
+        plans.values(),
+        spectra=spectra,
+        packing=packing,
+        room=room,
+        progress=progress,
     )
-    values = {str(edit): margins.expected_loss_change(change) for edit, change in changes.items()}
+    values = {str(edit): effects.loss(plan) for edit, plan in plans.items()}
     source = "gradient of singular values (arXiv 2510.20800), of the margin"
     return Readings("predicted change of loss", "nats", "probe", len(examples), True, source, values)
-
-
-def _changes(
-    answer_margin: AnswerMargin,
-    examples: Sequence[int],
-    by_matrix: Mapping[Matrix, Sequence[Truncate]],
-    spectra: Spectra,
-    packing: Packing,
-    room: int,
-    progress: Progress,
-) -> tuple[Margins, dict[Truncate, PerExample]]:
-    """Return the margins of the examples, and the change dₙ of each of them with every candidate.
-
-    An example's rows add up before anything is made of the sum.
-    """
-    margins = answer_margin.unread(examples)
-    edits = [edit for group in by_matrix.values() for edit in group]
-    changes = {edit: torch.zeros(len(examples), dtype=torch.float64) for edit in edits}
-    by_block: dict[int, list[Matrix]] = {}
-    for matrix in by_matrix:
-        by_block.setdefault(matrix.site.block, []).append(matrix)
-    done = 0
-    for read in read_blocks(answer_margin, examples, by_block, packing, room):
-        margins = read.margins
-        for block in read.blocks:
-            for group in spectra.fitting(by_block[block]):
-                for matrix, rows, x, g in _inputs_and_gradients(read, block, group):
-                    spectrum = spectra(matrix, answer_margin.loaded.parameter(matrix.weight))
-                    for edit, change in _removed(_along_components(spectrum, x, g), by_matrix[matrix]):
-                        changes[edit].index_add_(0, rows, change)
-            done += 1
-            progress("screen", done, len(by_block))
-    return margins, {edit: change.numpy() for edit, change in changes.items()}
-
-
-def _inputs_and_gradients(
-    read: BlockGradients, block: int, matrices: Sequence[Matrix]
-) -> Iterator[tuple[Matrix, Tensor, Float[Tensor, "rows t in"], Float[Tensor, "rows t out"]]]:
-    """Yield for each batch and matrix of a block: places of the rows' examples, the matrix' true input, and the
-    gradient at its output."""
-    modules = dict.fromkeys(matrix.module for matrix in matrices)
-    for batch, rows in enumerate(read.examples):
-        inside = read.inside(block, batch, modules)
-        for matrix in matrices:
-            x, g = inside[matrix.module]
-            yield matrix, rows, x, matrix.of_output(g)
-
-
-def _along_components(
-    spectrum: Spectrum, x: Float[Tensor, "rows t in"], g: Float[Tensor, "rows t out"]
-) -> Float[Tensor, "rows k"]:
-    """Return σᵢ uᵢᵀ Gₙ vᵢ for every row n and component i, float64; two projections, so that no Gₙ is formed."""
-    left = g.to(spectrum.u.dtype) @ spectrum.u
-    right = x.to(spectrum.u.dtype) @ spectrum.vh.T
-    return ((left * right).sum(dim=1) * spectrum.sigma).double().cpu()
-
-
-def _removed(along: Float[Tensor, "rows k"], edits: Sequence[Truncate]) -> Iterator[tuple[Truncate, Tensor]]:
-    """Return dₙ of each edit, from running sums over the components."""
-    running = torch.cat(
-        [along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1
-    )  # [:, r]: of the first r
-    whole, full_rank = running[:, -1], along.shape[1]
-    for edit in edits:
-        kept = running[:, edit.rank] if edit.side == "top" else whole - running[:, full_rank - edit.rank]
-        yield edit, kept - whole
