@@ -90,8 +90,11 @@ def write_rows_report(record: RowsRecord, sections: Sequence[PageSection], path:
 
 def probe_figures(record: ProbeRecord | LinearityRecord) -> dict[str, Figure]:
     """Return the figures of the page that `render_probe` gives, by their ids."""
-    linear = isinstance(record, LinearityRecord)
-    parts = linearity_parts(record) if linear else component_sections(record.components)
+    parts: Sequence[str | PageSection] = (
+        linearity_parts(record)
+        if isinstance(record, LinearityRecord)
+        else component_sections(record.components)
+    )
     figures: dict[str, Figure] = {}
     for section in parts:
         figures |= section.figures() if isinstance(section, PageSection) else {}
@@ -204,13 +207,13 @@ def _kind_ranking(name: str, kind: ImportanceRecord) -> Ranking:
 
 def _linear_ranking(model: ProfileRecord) -> Ranking:
     """Return the scores of every place on tokens that no map was fitted to, without outlier tokens."""
-    rows = [(row.site, row.without_outliers or row) for row in model.rows]
-    pairs = [
-        (site, (row.stream or [None, None])[1], (row.added or [None, None])[1], row.cosine)
-        for site, row in rows
-    ]
-    pairs.sort(key=lambda row: -next((score for score in row[1:3] if known(score)), -math.inf))
-    cells = [[text(site), *map(_cell, scores)] for site, *scores in pairs]
+    rows = []
+    for row in model.rows:
+        scores = row.without_outliers or row
+        stream, added = (pair[1] if pair else None for pair in (scores.stream, scores.added))
+        first = next((score for score in (stream, added) if known(score)), -math.inf)
+        rows.append((first, [text(row.site), _cell(stream), _cell(added), _cell(scores.cosine)]))
+    cells = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
     head = ("site", "with the residual", "what it adds", "cosine")
     return Ranking(f"linearity of {model.name}, held out, 1 is linear", head, cells)
 
