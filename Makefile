@@ -77,7 +77,8 @@ $(VENV)/notebooks: $(VENV)/ready
 
 notebooks: llm $(VENV)/notebooks ## run the notebooks of examples/ on SmolLM2-135M, in place; takes ten minutes
 	rm -rf $(CELLS)
-	TQDM_DISABLE=1 PLOTLY_RENDERER=plotly_mimetype OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace examples/*.ipynb
+	TQDM_DISABLE=1 PYTHONWARNINGS="ignore:IProgress" PLOTLY_RENDERER=plotly_mimetype OMP_NUM_THREADS=1 \
+		$(BIN)/jupyter execute --inplace examples/*.ipynb
 	rm -rf $(CELLS)
 
 docker-lines:    ## the RUN lines of the Dockerfile in a new environment, then secateur; needs the package index

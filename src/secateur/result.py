@@ -46,9 +46,10 @@ class Verdict(dict[str, Any]):
     def _repr_html_(self) -> str:
         """Return the sentence and every measurement before and after as HTML, which Jupyter shows."""
         record = self.record
-        measured = [(metric_name(one.metric), one) for one in (record, *record.secondary)]
+        decides = (metric_name(record.metric), record)
+        beside = [(metric_name(one.metric), one) for one in record.secondary]
         effects = [(one.name, one) for one in record.side_effects]
-        return f"<div><b>{text(record.sentence)}</b>{measure_table([*measured, *effects])}</div>"
+        return f"<div><b>{text(record.sentence)}</b>{measure_table([decides, *beside, *effects])}</div>"
 
     @property
     def record(self) -> VerdictRecord:

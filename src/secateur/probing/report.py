@@ -9,6 +9,7 @@ from pathlib import Path
 
 from secateur.core.baseline import split_words
 from secateur.core.place import ATTENTIONS, ReadableSite
+from secateur.core.readings import PARTS
 from secateur.core.records.probe import (
     ImportanceRecord,
     LinearityRecord,
@@ -183,13 +184,19 @@ def rankings(record: RowsRecord | ProbeRecord | LinearityRecord) -> list[Ranking
 
 
 def _rows_ranking(record: RowsRecord) -> Ranking:
-    first = record.rows[0] if record.rows else {}
+    """Return the rows, of a model's parts by their first number, falling; long lists are left out."""
+    rows, first = record.rows, record.rows[0] if record.rows else {}
     columns = [
         name for name, value in first.items() if not isinstance(value, list | dict) or name.endswith("_ci")
     ]
-    rows = sorted(record.rows, key=lambda row: int(str(row["rank"]))) if "rank" in first else record.rows
+    number = next((name for name, value in first.items() if isinstance(value, float)), None)
+    if record.what in PARTS and number is not None:
+        values = [row.get(number) for row in rows]
+        size = [-value if isinstance(value, float) else math.inf for value in values]
+        rows = [rows[at] for at in sorted(range(len(rows)), key=size.__getitem__)]
     cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-    return Ranking(record.what, [name.replace("_ci", " 95 %").replace("_", " ") for name in columns], cells)
+    head = [name.replace("_ci", " 95 %").replace("_", " ") for name in columns]
+    return Ranking(record.what, head, cells)
 
 
 def _kind_ranking(name: str, kind: ImportanceRecord) -> Ranking:
