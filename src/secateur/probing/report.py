@@ -219,9 +219,10 @@ def _linear_ranking(model: ProfileRecord) -> Ranking:
         scores = row.without_outliers or row
         stream, added = (pair[1] if pair else None for pair in (scores.stream, scores.added))
         first = next((score for score in (stream, added) if known(score)), -math.inf)
-        rows.append((first, [text(row.site), _cell(stream), _cell(added), _cell(scores.cosine)]))
+        trust = "yes" if scores.trusted else "no"
+        rows.append((first, [text(row.site), _cell(stream), _cell(added), _cell(scores.cosine), trust]))
     cells = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
-    head = ("site", "with the residual", "what it adds", "cosine")
+    head = ("site", "with the residual", "what it adds", "cosine", "to be trusted")
     return Ranking(f"linearity of {model.name}, held out, 1 is linear", head, cells)
 
 
