@@ -5,12 +5,13 @@ DOCS := .venv-docs
 READ := old-readers-out
 GGUF := .venv-gguf
 RUNS := gguf-out
+CELLS := examples/notebooks-out
 SMOLLM2 ?= models/smollm2-135m
 BIN := $(VENV)/bin
 OUT ?= demo-out
 OUT_LLM ?= demo-llm-out
 
-.PHONY: help demo demo-llm test llm-smoke docs lint model llm bench offload surgery cluster killed old-readers gguf clean
+.PHONY: help demo demo-llm test llm-smoke docs lint model llm bench offload surgery cluster killed old-readers gguf notebooks docker-lines clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -70,6 +71,19 @@ $(DOCS)/ready: constraints.txt pyproject.toml
 docs: $(DOCS)/ready  ## the documentation site, in site/; every link of it is checked
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --clean --strict
 
+$(VENV)/notebooks: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	touch $@
+
+notebooks: llm $(VENV)/notebooks ## run the notebooks of examples/ on SmolLM2-135M, in place; takes ten minutes
+	rm -rf $(CELLS)
+	TQDM_DISABLE=1 PYTHONWARNINGS="ignore:IProgress" PLOTLY_RENDERER=plotly_mimetype OMP_NUM_THREADS=1 \
+		$(BIN)/jupyter execute --inplace examples/*.ipynb
+	rm -rf $(CELLS)
+
+docker-lines:    ## the RUN lines of the Dockerfile in a new environment, then secateur; needs the package index
+	$(PYTHON) tests/docker_lines.py
+
 $(OLD)/ready: constraints-old.txt
 	$(PYTHON) -m venv $(OLD)
 	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-old.txt torch==2.13.0
@@ -101,4 +115,4 @@ gguf: $(VENV)/ready $(GGUF)/ready ## llama.cpp, built here: converts and runs wh
 	rm -rf $(RUNS)
 
 clean:           ## remove the environments and the demo's output
-	rm -rf $(VENV) $(OLD) $(DOCS) site $(READ) $(GGUF) $(RUNS) $(OUT) $(OUT).run $(OUT_LLM) $(OUT_LLM).run
+	rm -rf $(VENV) $(OLD) $(DOCS) site $(READ) $(GGUF) $(RUNS) $(CELLS) $(OUT) $(OUT).run $(OUT_LLM) $(OUT_LLM).run

@@ -406,6 +406,61 @@ def test_a_result_is_shown_in_a_line_and_in_a_few_of_html(result):
     assert "out<1>" not in page
 
 
+def test_a_verdict_is_a_dictionary_and_shown_as_a_table(result):
+    verdict = result.verdict
+    assert json.loads(json.dumps(verdict)) == verdict
+    assert "\n" not in repr(verdict)
+    assert repr(verdict).startswith(f"Verdict({verdict['verdict']}: {verdict['metric']} ")
+    page = verdict._repr_html_()
+    assert f"{100 * verdict['before']['value']:.1f}\u00a0%" in page
+    assert page.count('<th scope="row">') == 1 + len(verdict["secondary"]) + len(verdict["side_effects"])
+    hostile = secateur.Verdict(verdict | {"sentence": "<script>alert(1)</script>"})
+    assert "&lt;script&gt;" in hostile._repr_html_()
+    assert "<script>" not in hostile._repr_html_()
+
+
+def test_a_reading_that_ranks_shows_its_first_rows_and_escapes_names():
+    rows = [{"site": f"b{n}<i>", "importance": n / 100, "rank": 30 - n, "values": [1.0]} for n in range(30)]
+    found = secateur.ProbeResult(
+        what="heads", model="<b>m", task="<script>", split="select", rows=rows, n=30, of=30
+    )
+    assert repr(found) == "ProbeResult(heads of <b>m on <script>, split select; heads: 30 rows)"
+    page = found._repr_html_()
+    assert page.index("b29&lt;i&gt;") < page.index("b20&lt;i&gt;")
+    assert "b19" not in page
+    assert "20 more rows in the dictionary" in page
+    assert "values" not in page
+    for name in ("<i>", "<script>", "<b>m"):
+        assert name not in page
+    with pytest.raises(UnknownName, match="this reading has no figure 'importance'"):
+        found.plot("importance")
+
+
+def test_readings_of_several_things_show_a_table_of_each_with_unit_and_interval(folder):
+    found = secateur.probe(folder / "m", folder / "q.jsonl", what=("ffns", "induction"))
+    page, networks = found._repr_html_(), found["components"]["ffns"]
+    first = max(networks["mean"], key=networks["mean"].get)
+    low, high = networks["readings"][0]["intervals"][first]
+    assert f"<p>ffns, {networks['unit']}</p>" in page
+    assert (
+        f'<th scope="row">{first}</th><td>{networks["mean"][first]:.4g}</td><td>[{low:.4g}, {high:.4g}]'
+        in page
+    )
+    assert "<p>what heads do, 0 to 1</p>" in page
+    assert "\n" not in repr(found)
+    assert "parts-0" in found.figures
+    assert len(found.plot("parts").data) == len(found.figures["parts-0"].data) > 0
+
+
+def test_linearity_shows_the_most_linear_block_first(folder):
+    found = secateur.probe(folder / "m", folder / "q.jsonl", what="linearity")
+    rows = [(row["without_outliers"] or row, row["site"]) for row in found["models"][0]["rows"]]
+    best = max(rows, key=lambda pair: pair[0]["stream"][1])
+    page = found._repr_html_()
+    assert page.index(f">{best[1]}</th><td>{best[0]['stream'][1]:.4g}</td>") == page.index(">b")
+    assert "linearity-0" in found.figures
+
+
 def test_figures_of_a_result_show_the_numbers_of_its_records(result):
     figure, verdict = result.plot_intervals(), result.verdict
     sides = {trace.name: trace for trace in figure.data if trace.xaxis == "x"}

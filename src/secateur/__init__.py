@@ -39,7 +39,9 @@ if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.errors import SecateurError as SecateurError
     from secateur.given import texts as texts
     from secateur.recipe.steps import run as run
+    from secateur.result import ProbeResult as ProbeResult
     from secateur.result import Result as Result
+    from secateur.result import Verdict as Verdict
     from secateur.surgery.materialize import cut as cut
     from secateur.training.objectives import LinearityRegulariser as LinearityRegulariser
     from secateur.training.objectives import RegularisedTrainer as RegularisedTrainer
@@ -76,6 +78,8 @@ _WHERE = {
     "LinearityRegulariser": "secateur.training.objectives",
     "RegularisedTrainer": "secateur.training.objectives",
     "Result": "secateur.result",
+    "Verdict": "secateur.result",
+    "ProbeResult": "secateur.result",
     "Tuned": "secateur.training.state",
     "Judgment": "secateur.core.search_log",
     "Plan": "secateur.core.plan",

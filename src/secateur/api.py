@@ -47,7 +47,7 @@ from secateur.inputs import folder_names, inputs, inputs_of, kept_of
 from secateur.keywords import CommonOptions, ProbeOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
-from secateur.result import Result, read_verdict
+from secateur.result import ProbeResult, Result, read_verdict
 from secateur.signatures import verb
 from secateur.tracking import open_log
 
@@ -608,7 +608,7 @@ def probe(
     out: str | Path | None = None,
     progress: Progress = silent,
     **options: Unpack[ProbeOptions],
-) -> dict[str, Any]:
+) -> ProbeResult:
     """Read a model: `what` is heads, ffns, neurons or induction (what matters, and what heads do), spectrum, or one of
     the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
 
@@ -634,7 +634,7 @@ def probe(
                 from secateur.probing.components import read_record
 
                 record = read_record(names, asked, tasks, counts, split, out=out, progress=progress)
-                return record.model_dump(exclude_unset=True)
+                return ProbeResult(record.model_dump(exclude_unset=True))
     word, number = _single(names, tasks, numbers)
     _check_edits(names, given)
     method = {"method": method_reading(names[0]).name} if names[0] in method_readings() else {}
@@ -647,11 +647,11 @@ def probe(
                 straight = read_linearity(
                     series, split, parts=parts, finer=_words(finer), out=out, progress=progress
                 )
-                return straight.model_dump(exclude_unset=True)
+                return ProbeResult(straight.model_dump(exclude_unset=True))
         with made_early(out, reads=inputs_of(asked)):
             from secateur import steps
 
-            return steps.analyze(names[0], asked, split, given, progress, out)
+            return ProbeResult(steps.analyze(names[0], asked, split, given, progress, out))
 
 
 def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) -> None:

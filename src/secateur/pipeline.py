@@ -21,7 +21,7 @@ from secateur.evaluation.workers import WorkerLauncher
 from secateur.methods.registry import method_named
 from secateur.options import Options
 from secateur.proof import cut_and_verify
-from secateur.result import Result, read_result
+from secateur.result import Result, Verdict, read_result
 from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
 from secateur.side_tasks import side_effects
 from secateur.surgery.spectra import make_spectra_folder
@@ -83,7 +83,7 @@ def _prune(
         write_text(folder.staging / RECIPE, recipe_text(keys, folder.out))
     folder.publish()
     journal.finish_run(run, verdict["verdict"])
-    return Result(folder.out, verdict, proposal.plan)
+    return Result(folder.out, Verdict(verdict), proposal.plan)
 
 
 def _say_expected(session: Session, expect: Expect) -> None:

@@ -65,7 +65,7 @@ from secateur.surgery.shape import shape_of
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import SPLITS, Task
 from secateur.tasks.load import describe
-from secateur.tasks.splits import MIN_GROUPS
+from secateur.tasks.splits import MIN_GROUPS, SHARES
 
 
 def apply(
@@ -492,8 +492,8 @@ def _problems(task: Task, encoded: Sequence[Encoded], context: int | None) -> li
     found = []
     if small:
         found.append(
-            f"Select and test need {MIN_GROUPS} groups of examples each, and there are {', '.join(small)}: give more "
-            "data, or --allow-small for a first look."
+            f"Select and test need {MIN_GROUPS} groups of examples each, about {MIN_GROUPS / SHARES[1]:.0f} in one "
+            f"file, and there are {', '.join(small)}: give more data, or --allow-small for a first look."
         )
     if long:
         found.append(
@@ -503,6 +503,6 @@ def _problems(task: Task, encoded: Sequence[Encoded], context: int | None) -> li
     if joined:
         found.append(
             f"In {joined} of {len(encoded)} examples the answer begins within the last token of the prompt, and is "
-            "scored in part: let answers begin at a word's border."
+            "scored in part: let answers begin at a word's border, as a space before them does (--join ' ')."
         )
     return found

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from secateur.core.baseline import baseline_text
 from secateur.core.comparison import balanced_accuracy, compare, constant_predictor, verdict_word
+from secateur.core.records.verdict import BaselineRecord
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.stats import (
     DRAWS,
@@ -618,3 +620,14 @@ def test_the_interval_of_a_rank_correlation_covers_it():
     assert 935 <= inside <= 980
     assert rank_correlation([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0]) is None
     assert rank_correlation([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) is None
+
+
+def test_a_score_with_little_left_to_gain_says_how_much() -> None:
+    """16 examples show 22 points: four times in five where one answer in ten changes, 2.8 · √(0.1 / 16)."""
+    record = BaselineRecord(
+        split="select", metric="accuracy", n=16, value=1.0, ci=[0.806, 1.0], chance=0.25, majority=None, given=None,
+        accuracy_norm=None, warning=None,
+    )  # fmt: skip
+    said = "so many show a gain of 22.1 points, where it changes one answer in ten"
+    assert baseline_text(record).endswith(f"{said}; 0.0 points are left to gain")
+    assert baseline_text(record.model_copy(update={"value": 0.5})).endswith(said)

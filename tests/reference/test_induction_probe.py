@@ -226,6 +226,14 @@ def test_copying_is_the_definition(name, as_loaded):
     assert_readings(found.sink, sink)
 
 
+def test_copying_of_some_blocks_is_that_of_all_in_them(as_loaded):
+    loaded = as_loaded(tiny("llama", torch.float64))
+    every = copying(loaded, seeds=2).every.values
+    some = copying(loaded, seeds=2, blocks=range(1, 2)).every.values
+    assert some == {site: value for site, value in every.items() if site.startswith("b1.")}
+    assert 0 < len(some) < len(every)
+
+
 @pytest.mark.parametrize("name", ["opt", "opt-projected", "llama", "gptj", "falcon-40b"])
 def test_copying_as_the_authors_feeds_every_block_the_embeddings(name, as_loaded):
     """Each block alone on the embeddings: the same as the first block of a model that begins with it."""

@@ -487,6 +487,8 @@ def test_check_says_what_was_understood(model, tmp_path, words):
     found = json.loads(secateur("tasks", "--check", path, "--model", model, "--json").stdout)
     by_id = {row["id"]: row for row in rows}
     assert [one["split"] for one in found["rendered"]] == ["test", "select", "probe"]
+    first = found["rendered"][0]
+    assert f"{first['prompt']} → {' + '.join(map(repr, first['answer']))}\n" in shown.stdout
     for one in found["rendered"]:
         row = by_id[one["id"]]
         assert one["prompt"] == words.decode(words.encode(row["prompt"]))
@@ -506,7 +508,7 @@ def test_check_says_what_would_stop_a_search(model, tmp_path):
     path = lines(tmp_path / "q.jsonl", *rows)
     found = json.loads(secateur("tasks", "--check", path, "--model", model, "--json").stdout)
     small, long = found["problems"]
-    assert "need 50 groups of examples each, and there are select 13, test 17" in small
+    assert "need 50 groups of examples each, about 125 in one file, and there are select 13, test 17" in small
     assert "1 of 33 examples are longer than the model's context of 64 tokens" in long
     refused(secateur("tasks", "--check", path), "give --model")
 

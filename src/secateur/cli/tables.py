@@ -324,7 +324,7 @@ def print_check(found: Mapping[str, Any]) -> None:
         print(f"{name:{width}}{value}")
     for one in check.rendered:
         print(f"\n{one.split}  {one.id}")
-        print(f"{one.prompt} | {' | '.join(one.answer)}")
+        print(f"{one.prompt} → {' + '.join(map(repr, one.answer))}")  # quoted: a space in front matters
         if one.choices is not None:
             print(f"choices: {', '.join(map(repr, one.choices))}")
     for problem in check.problems:

@@ -72,8 +72,10 @@ def baseline_text(record: BaselineRecord) -> str:
     if record.given and record.given.share >= 0.5:
         beside.append(f"it answers {record.given.answer!r} to {_percent(record.given.share)}")
     if shares:
+        gain, room = resolved(record.n), 1 - record.value
+        left = f"; {100 * room:.1f} points are left to gain" if room < gain else ""
         beside.append(
-            f"so many show a gain of {100 * resolved(record.n):.1f} points, where it changes one answer in ten"
+            f"so many show a gain of {100 * gain:.1f} points, where it changes one answer in ten{left}"
         )
     return f"{decides_text(record)}; {_score(record)} {'; '.join(beside)}"
 

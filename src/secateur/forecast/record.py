@@ -373,7 +373,7 @@ def paced(
     flops = look["flop"] + 2 * anatomy.d_model * look["logit"]
     flop = max(seconds - idle.time(look), SHARE_OF_FLOPS * seconds) / flops
     speed = Speed(flop, byte, LAUNCH, 1.0, svd_flop)
-    said = f"measured here: {1e-9 / flop:.0f} GFLOP/s in a pass of the model, {1e-9 / svd_flop:.0f} in decompositions"
+    said = f"measured here: {1e-9 / flop:.3g} GFLOP/s in a pass of the model, {1e-9 / svd_flop:.3g} in decompositions"
     return Machine(_rates(anatomy, itemsize, readings, speed), (said,))
 
 

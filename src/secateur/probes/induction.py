@@ -92,6 +92,7 @@ def copying(
     *,
     seeds: int = 100,
     frequencies: Sequence[int] | None = None,
+    blocks: range | None = None,
     authors: bool = False,
     progress: Progress = silent,
 ) -> CopyingReadings:
@@ -104,6 +105,7 @@ def copying(
     norm between `o` and the residual stream (Gemma 2 and 3) is left out; queries of a group share their values.
 
     Args:
+        blocks: The blocks to read; None: all.
         authors: Compute as the authors' code does: every block gets the embeddings, no final norm, and the bias of `o`
             counts.
 
@@ -111,7 +113,7 @@ def copying(
     """
     check_copying(loaded.anatomy)
     segments = random_segments(loaded, seeds, REPEATS, frequencies, unique=True)
-    every, beyond, counts, sink = (_zeros(loaded) for _ in range(4))
+    every, beyond, counts, sink = (_zeros(loaded, blocks) for _ in range(4))
     circuit, lead = _Circuit(loaded, authors), lead_of(loaded)
     for number, segment in enumerate(segments):
         tokens = with_bos(loaded, segment[None])
@@ -149,9 +151,10 @@ def _check_heads(anatomy: Anatomy) -> None:
         raise ModelError("this model has no heads: earlier cuts took them all.")
 
 
-def _zeros(loaded: Loaded) -> dict[int, Float[Tensor, " heads"]]:
+def _zeros(loaded: Loaded, blocks: range | None = None) -> dict[int, Float[Tensor, " heads"]]:
     anatomy = loaded.anatomy
-    return {b: torch.zeros(anatomy.widths[b].num_heads, dtype=torch.float64) for b in anatomy.attending}
+    read = [block for block in anatomy.attending if blocks is None or block in blocks]
+    return {b: torch.zeros(anatomy.widths[b].num_heads, dtype=torch.float64) for b in read}
 
 
 def _readings(what: str, source: str, n: int, total: dict[int, Float[Tensor, " heads"]]) -> Readings:

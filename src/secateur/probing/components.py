@@ -355,7 +355,7 @@ def behavior(loaded: Loaded, blocks: range, progress: Progress) -> dict[str, Rea
     Raises: `ModelError` where one of them cannot be read.
     """
     check_copying(loaded.anatomy)
-    copied = copying(loaded, progress=progress)
+    copied = copying(loaded, blocks=blocks, progress=progress)
     found = {
         "prefix_matching": prefix_matching(loaded, progress=progress),
         "copying": copied.every,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.core.baseline import split_words
 from secateur.core.place import ATTENTIONS, ReadableSite
+from secateur.core.readings import PARTS
 from secateur.core.records.probe import (
+    ImportanceRecord,
     LinearityRecord,
     ProbeRecord,
     ProfileRecord,
@@ -85,6 +89,19 @@ def write_rows_report(record: RowsRecord, sections: Sequence[PageSection], path:
     return path
 
 
+def probe_figures(record: ProbeRecord | LinearityRecord) -> dict[str, Figure]:
+    """Return the figures of the page that `render_probe` gives, by their ids."""
+    parts: Sequence[str | PageSection] = (
+        linearity_parts(record)
+        if isinstance(record, LinearityRecord)
+        else component_sections(record.components)
+    )
+    figures: dict[str, Figure] = {}
+    for section in parts:
+        figures |= section.figures() if isinstance(section, PageSection) else {}
+    return figures
+
+
 def rows_section(record: RowsRecord) -> PageSection:
     """Return a table of all rows, without columns of long lists, which probe.json has."""
     first = record.rows[0] if record.rows else {}
@@ -95,6 +112,9 @@ def rows_section(record: RowsRecord) -> PageSection:
 
 
 def _cell(value: object) -> str:
+    """Return HTML; of the two ends of an interval `[0.1, 0.2]`."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_cell, value))}]"
     return MISSING if value is None else f"{value:.4g}" if isinstance(value, float) else text(value)
 
 
@@ -132,6 +152,78 @@ def _listed(words: Sequence[str]) -> str:
     """Return `a, b and c`, escaped."""
     shown = [text(word) for word in words]
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+# ------------------------------------------------------------------------------------------------------------- rankings
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The parts of a model in the order of one reading: a title, the columns' names, and a row of HTML cells a part."""
+
+    title: str
+    head: Sequence[str]
+    rows: list[list[str]]
+
+
+def rankings(record: RowsRecord | ProbeRecord | LinearityRecord) -> list[Ranking]:
+    """Return what was read: parts by importance, blocks from the most linear one; other rows keep their order."""
+    if isinstance(record, RowsRecord):
+        return [_rows_ranking(record)]
+    if isinstance(record, LinearityRecord):
+        return [_linear_ranking(model) for model in record.models]
+    found = [_kind_ranking(name, kind) for name, kind in record.components.kinds.items()]
+    read = record.components
+    columns = {"prefix matching": read.prefix_matching, "copying": read.copying}
+    scores = {name: values for name, values in columns.items() if values}
+    if first := next(iter(scores.values()), None):
+        order = sorted(first, key=lambda site: (-first[site], site))
+        cells = [[text(site), *(_cell(values[site]) for values in scores.values())] for site in order]
+        found.append(Ranking("what heads do, 0 to 1", ("site", *scores), cells))
+    return found
+
+
+def _rows_ranking(record: RowsRecord) -> Ranking:
+    """Return the rows, of a model's parts by their first number, falling; long lists are left out."""
+    rows, first = record.rows, record.rows[0] if record.rows else {}
+    columns = [
+        name for name, value in first.items() if not isinstance(value, list | dict) or name.endswith("_ci")
+    ]
+    number = next((name for name, value in first.items() if isinstance(value, float)), None)
+    if record.what in PARTS and number is not None:
+        values = [row.get(number) for row in rows]
+        size = [-value if isinstance(value, float) else math.inf for value in values]
+        rows = [rows[at] for at in sorted(range(len(rows)), key=size.__getitem__)]
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    head = [name.replace("_ci", " 95 %").replace("_", " ") for name in columns]
+    return Ranking(record.what, head, cells)
+
+
+def _kind_ranking(name: str, kind: ImportanceRecord) -> Ranking:
+    """Return the mean of every part, most important first, and of a single reading its interval where it has one."""
+    alone = kind.readings[0].intervals if len(kind.readings) == 1 else None
+    rows = []
+    for site in sorted(kind.mean, key=lambda site: (-kind.mean[site], site)):
+        more = [_cell(alone.get(site))] if alone else []
+        more += [_cell(reading.values.get(site)) for reading in kind.readings if len(kind.readings) > 1]
+        rows.append([text(site), _cell(kind.mean[site]), *more])
+    names = [reading.name for reading in kind.readings] if len(kind.readings) > 1 else []
+    head = ("site", "importance", *(["95 %"] if alone else []), *names)
+    return Ranking(f"{name}, {kind.unit}", head, rows)
+
+
+def _linear_ranking(model: ProfileRecord) -> Ranking:
+    """Return the scores of every place on tokens that no map was fitted to, without outlier tokens."""
+    rows = []
+    for row in model.rows:
+        scores = row.without_outliers or row
+        stream, added = (pair[1] if pair else None for pair in (scores.stream, scores.added))
+        first = next((score for score in (stream, added) if known(score)), -math.inf)
+        trust = "yes" if scores.trusted else "no"
+        rows.append((first, [text(row.site), _cell(stream), _cell(added), _cell(scores.cosine), trust]))
+    cells = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
+    head = ("site", "with the residual", "what it adds", "cosine", "to be trusted")
+    return Ranking(f"linearity of {model.name}, held out, 1 is linear", head, cells)
 
 
 # ------------------------------------------------------------------------------------------------------------ linearity

@@ -106,10 +106,17 @@ def capital(words: object) -> str:
     return str(words)[:1].upper() + str(words)[1:]
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, source: str = "analysis.json") -> str:
-    """Return a table of escaped cells; the first column names the row. Says how many rows are left out."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    source: str = "analysis.json",
+    most: int = MAX_TABLE_ROWS,
+) -> str:
+    """Return a table of escaped cells; the first column names the row. Says how many rows beyond `most` are left out,
+    and that `source` has them."""
     rows = list(rows)
-    shown, more = rows[:MAX_TABLE_ROWS], len(rows) - MAX_TABLE_ROWS
+    shown, more = rows[:most], len(rows) - most
     body = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{c}</td>" for c in row[1:])}</tr>' for row in shown
     )

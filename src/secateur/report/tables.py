@@ -48,11 +48,14 @@ def _fair(examples: Sequence[ChangedExample], most: int) -> list[ChangedExample]
 
 def measures(items: Sequence[tuple[str, Compared]]) -> str:
     """Return a folded table of before, after, difference and p-value of each measurement, which comes with its name."""
-    if not items:
-        return ""
+    body = measure_table(items)
+    return f'<details class="numbers"><summary>numbers</summary>{body}</details>' if items else ""
+
+
+def measure_table(items: Sequence[tuple[str, Compared]]) -> str:
+    """Return the table that `measures` folds."""
     head = ("", "before", "interval", "after", "interval", "difference", "interval", "")
-    rows = [_measure(name, item) for name, item in items]
-    return f'<details class="numbers"><summary>numbers</summary>{table(head, rows)}</details>'
+    return table(head, [_measure(name, item) for name, item in items])
 
 
 def _measure(name: str, item: Compared) -> list[str]:
