@@ -328,9 +328,13 @@ KINDS = {
     "CodeGen": (
         transformers.CodeGenConfig,
         "CodeGenForCausalLM",
-        "unknown family CodeGenForCausalLM: .secateur models",
+        r"unknown family CodeGenForCausalLM\. .secateur models",
     ),
-    "Xglm": (transformers.XGLMConfig, "XGLMForCausalLM", "unknown family XGLMForCausalLM: .secateur models"),
+    "Xglm": (
+        transformers.XGLMConfig,
+        "XGLMForCausalLM",
+        r"unknown family XGLMForCausalLM\. .secateur models",
+    ),
 }
 
 

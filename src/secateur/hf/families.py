@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
@@ -505,8 +506,17 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
     if kind is not None:
         raise ModelError(f"{architecture} is {kind}; secateur cuts dense decoder-only models of text.")
     if architecture not in FAMILIES:
-        raise ModelError(f"unknown family {architecture}: `secateur models` lists those that are read.")
+        raise ModelError(
+            f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
+        )
     return FAMILIES[architecture]
+
+
+def _misspelled(architecture: str) -> str:
+    """Return the family that must have been meant; empty where none is nearly the same, their common ending aside."""
+    names = {known.removesuffix("ForCausalLM"): known for known in FAMILIES}
+    near = get_close_matches(architecture.removesuffix("ForCausalLM"), names, 1, 0.85)
+    return f" Did you mean {names[near[0]]}?" if near else ""
 
 
 def refuse_quantized(architecture: str, config: Mapping[str, object]) -> None:
