@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from docker_lines import instructions
 from fixtures.places import ROOT
 
 import secateur
@@ -97,3 +98,18 @@ def test_no_document_promises_the_name_on_the_package_index() -> None:
     asked = [line for line in lines if re.search(r"(pip|pipx|uv|uvx)\b.*\binstall\b", line)]
     assert asked
     assert [line for line in asked if re.search(r"install (-\S+ )*['\"]?secateur(?!\[)", line)] == []
+
+
+def test_the_image_copies_what_there_is_and_runs_secateur_as_a_user_without_rights() -> None:
+    """Its RUN lines are run by `make docker-lines`."""
+    steps = instructions((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    last = dict(steps)
+    assert last["USER"] == "secateur"
+    assert last["ENTRYPOINT"] == '["secateur"]'
+    installs = [rest for word, rest in steps if word == "RUN" and "pip install" in rest]
+    assert len(installs) == 2
+    assert all("-c constraints.txt" in line for line in installs)
+    copied = {path for word, rest in steps if word == "COPY" for path in rest.split()[:-1]}
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == sent
+    assert all((ROOT / path).exists() for path in copied)
