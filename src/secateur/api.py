@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from secateur.checkpoint.folder import UNPROVEN, Folder, made_early
+from secateur.checkpoint.folder import LEDGER, UNPROVEN, Folder, made_early
 from secateur.checkpoint.out import check_apart, check_new_file
 from secateur.checkpoint.plans import read_plan
 from secateur.core.config import options_of
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("secateur")
 SPLITS = ("probe", "select", "test")
 CHECKABLE = Range(0, 1000, whole=True)
-LEDGER = "ledger.sqlite"  # beside a map, and in the folder of a run
 COMMON = tuple(options_of(Options))
 EVERY = (*COMMON, *(one for method in OURS for one in options_of(method.Config)))
 PLACES = (
@@ -666,7 +665,7 @@ def _check_readings(names: Sequence[str], split: str, *, linearity_alone: bool) 
 
 
 def _check_split(split: str) -> None:
-    """Raises where a split is not one that readings may be of."""
+    """Raise `TaskError` or `UnknownName` for a split that readings may not be of."""
     if split == "test":
         raise TaskError("probes read the probe or the select split; test is for the one verdict.")
     if split not in SPLITS:

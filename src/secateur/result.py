@@ -58,7 +58,7 @@ class Verdict(dict[str, Any]):
 
 
 class ProbeResult(dict[str, Any]):
-    """What `probe` read. Its keys: docs/records.md, under Probe. A notebook shows the top of every ranking."""
+    """Show the top of every ranking that `probe` read in a notebook; a dictionary, with the keys of docs/records.md."""
 
     def __repr__(self) -> str:
         counts = "; ".join(f"{one.title}: {len(one.rows):,} rows" for one in self._rankings)

@@ -95,7 +95,7 @@ def silence_(model: nn.Module, matrix: Matrix) -> None:
 
 
 def window(model: nn.Module, block: int) -> int:
-    """How many positions a block attends to, its own counted."""
+    """Count the positions that a block attends to, its own included."""
     config = model.config
     kinds = (
         getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ["global"] * 9

@@ -193,7 +193,7 @@ def test_first_order_is_the_slope_of_the_margin(name, as_loaded):
 
 
 def _towards(loaded, plan: Plan, step: float) -> dict[str, torch.Tensor]:
-    """What has to be added to the parameters to go `step` of the way to the plan."""
+    """Return what to add to the parameters to go `step` of the way to the plan."""
     anatomy, (edit,) = loaded.anatomy, plan.edits
     named = dict(loaded.model.named_parameters())
     changed: dict[str, torch.Tensor] = {}

@@ -35,6 +35,7 @@ RECORDS = (
     "heal.json",
     "train.json",
 )  # each names the command that made a checkpoint
+LEDGER = "ledger.sqlite"  # in the folder of a run, and beside a map
 UNPROVEN = "unproven"  # the folder in OUT for a plan that was found and not carried out
 PATIENCE = 0.2  # s: a process that only asks whether a lock is free holds it for an instant
 
@@ -75,7 +76,7 @@ class Folder:
     @property
     def ledger(self) -> Path:
         """Return the file of the run's ledger."""
-        return self.run / "ledger.sqlite"
+        return self.run / LEDGER
 
     @property
     def staging(self) -> Path:

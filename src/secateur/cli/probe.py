@@ -1,4 +1,4 @@
-"""The verbs that only look: `eval`, `transfer`, `probe`, `map`, `runs`, `show`, `tasks`."""
+"""The verbs that only look: `eval`, `transfer`, `probe`, `map`, `runs`, `show`, `tasks`, `models`."""
 
 from __future__ import annotations
 

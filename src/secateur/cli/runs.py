@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.checkpoint.folder import NOTE, RECORDS, UNPROVEN, Folder
+from secateur.checkpoint.folder import LEDGER, NOTE, RECORDS, UNPROVEN, Folder
 from secateur.checkpoint.out import RUN
 from secateur.core.ledger import Ledger, Run, Trial
 from secateur.core.plan import Plan
@@ -41,7 +41,7 @@ def runs_in(place: Path) -> list[dict[str, Any]]:
         found = list(_in_ledger(place))
     else:
         ledgers = [
-            path for pattern in ("", "*.run/", "*/*.run/") for path in place.glob(f"{pattern}ledger.sqlite")
+            path for pattern in ("", "*.run/", "*/*.run/") for path in place.glob(f"{pattern}{LEDGER}")
         ]
         found = [run for path in sorted(set(ledgers)) for run in _in_ledger(path)]
         listed = {run["run"] for run in found}
@@ -279,7 +279,7 @@ def trained_record(place: Path) -> tuple[str, dict[str, Any]] | None:
 def _ledger_of(place: Path) -> Path:
     if os.path.exists(place) and not os.path.isdir(place):
         return place
-    tried = [place / "ledger.sqlite", Folder(place).ledger]
+    tried = [place / LEDGER, Folder(place).ledger]
     for path in tried:
         if os.path.exists(path):
             return path

@@ -30,6 +30,7 @@ from secateur.core.score import few_groups
 from secateur.core.site import in_words
 
 WIDE = 110  # columns of a terminal that has room for layers in words
+MEASURED = ("measured", "before", "after", "change [95 %]")  # columns
 COLUMN_WORDS = {"n": "examples", "loss": "loss, nats"}
 WORD_STYLE = {
     "improves": "bold green",
@@ -104,9 +105,7 @@ def print_verdict(console: Terminal, verdict: VerdictRecord) -> None:
     console.print()
     console.print(_word_and_sentence(verdict))
     console.print()
-    tested = f"{verdict.n:,} test examples"
-    rows = [_row(f"{_measured(verdict)} on {tested}", verdict)]
-    rows += [_row(f"{_measured(row)} on {tested}", row) for row in verdict.secondary]
+    rows = _tested(verdict)
     for task in verdict.tasks:
         shown: list[MemberRecord | SecondaryRecord] = [
             task,
@@ -118,7 +117,7 @@ def print_verdict(console: Terminal, verdict: VerdictRecord) -> None:
         _row(f"{effect.name}, {effect.counted}" if effect.n else effect.name, effect)
         for effect in verdict.side_effects
     ]
-    console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
+    console.print(table(MEASURED, rows, whole=MEASURED[-1:]))
     console.print()
     cuts = [
         (in_words(cut.site), cut.site, f"{cut.shape[0]} × {cut.shape[1]}", cut.rank, cut.full_rank)
@@ -156,10 +155,7 @@ def print_transfer(found: Mapping[str, object]) -> None:
     console.print(
         Text.assemble((record.verdict, WORD_STYLE[record.verdict.partition(" by ")[0]]), "  ", where)
     )
-    tested = f"{record.n:,} test examples"
-    measured: list[DecisionRecord | SecondaryRecord] = [record, *record.secondary]
-    rows = [_row(f"{_measured(row)} on {tested}", row) for row in measured]
-    console.print(table(("measured", "before", "after", "change [95 %]"), rows, whole=("change [95 %]",)))
+    console.print(table(MEASURED, _tested(record), whole=MEASURED[-1:]))
     if record.sibling:
         maps = (
             f"fitted anew: {', '.join(record.refitted)}"
@@ -239,6 +235,12 @@ def _measured(row: DecisionRecord | SecondaryRecord | MemberRecord) -> str:
     """Return the metric with its unit, which a share needs not."""
     name = row.metric.replace("_", " ")
     return name if row.unit == "share" else f"{name} in {row.unit}"
+
+
+def _tested(record: DecisionRecord) -> list[tuple[str, str, str, str]]:
+    """Return a row for the metric that decides, and one for each beside it."""
+    measured: list[DecisionRecord | SecondaryRecord] = [record, *record.secondary]
+    return [_row(f"{_measured(row)} on {record.n:,} test examples", row) for row in measured]
 
 
 def _row(

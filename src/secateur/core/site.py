@@ -33,16 +33,8 @@ _PART_WORDS = {
 _UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron"}
 _IN_TEXT = re.compile(rf"(?<![\w.]){_PATTERN.pattern}(?![\w]|\.\w)")
 
-
-MAPPED = (
-    "blocks",
-    "attentions",
-    "ffns",
-    "groups",
-    "heads",
-    "neurons",
-    "matrices",
-)  # kinds of components of a map
+# kinds of components of a map
+MAPPED = ("blocks", "attentions", "ffns", "groups", "heads", "neurons", "matrices")
 CHECKS = 20  # components of a kind that a map takes out in truth, where nothing else is said
 
 

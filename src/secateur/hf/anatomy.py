@@ -228,8 +228,9 @@ def _block_paths(model: nn.Module, family: Family) -> tuple[str, ...]:
 
 def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved: bool) -> Widths:
     """Return the sizes that the config states; of a carved model those of its modules, some of which may be gone."""
-    counted = [_count(model, block), _count(model, f"{block}.{family.slots['o'].module.rpartition('.')[0]}")]
-    counted.append(0 if family.mlp is None else _count(model, f"{block}.{family.mlp}"))
+    attention = f"{block}.{family.slots['o'].module.rpartition('.')[0]}"
+    network = 0 if family.mlp is None else _count(model, f"{block}.{family.mlp}")
+    counted = (_count(model, block), _count(model, attention), network)
     paths = {kind: f"{block}.{family.slots[kind].module}" for kind in ("k", "o", "down")}
     if not carved:
         d_ff = _stored_shape(_linear(model, paths["down"]))[1]

@@ -38,14 +38,15 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
     Lists that are named after layers and have an entry for each are cut alike, such as `layer_types` and
     `no_rope_layers`.
     """
-    for name, value in config.to_dict().items():
+    stated = config.to_dict()
+    for name, value in stated.items():
         if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
             changes[name] = [value[block] for block in blocks]
             if name == "attention_layers":  # of GPT-Neo, which makes that list from another
                 changes["attention_types"] = [[[value[block]], 1] for block in blocks]
     changes["num_hidden_layers"] = len(blocks)
     named = {config.attribute_map.get(name, name): value for name, value in changes.items()}
-    stated = {key: value for key, value in config.to_dict().items() if key not in ("carving", "auto_map")}
+    stated = {key: value for key, value in stated.items() if key not in ("carving", "auto_map")}
     stock: type[PreTrainedConfig] = type(config)
     if stock.__name__ == modeling_secateur.SecateurConfig.__name__:
         stock = stock.__mro__[1]

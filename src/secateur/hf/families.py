@@ -29,10 +29,16 @@ class Slot:
     layout: str = "whole"
 
 
+_TOGETHER = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # kinds that may share a module
+
+
 def _slots(**modules: str) -> Mapping[str, Slot]:
-    """Parse `q="attn.c_attn/stacked"` into slots."""
-    pairs = {kind: text.partition("/") for kind, text in modules.items()}
-    return {kind: Slot(module, layout or "whole") for kind, (module, _, layout) in pairs.items()}
+    """Parse `qkv="attn.c_attn/stacked", o="attn.c_proj"` into slots."""
+    found: dict[str, Slot] = {}
+    for kinds, text in modules.items():
+        module, _, layout = text.partition("/")
+        found |= dict.fromkeys(_TOGETHER.get(kinds, (kinds,)), Slot(module, layout or "whole"))
+    return found
 
 
 @dataclass(frozen=True)
@@ -94,15 +100,16 @@ def _fused_slots(attention: str) -> Mapping[str, Slot]:
 
     They share names, and the layout once the number of key/value heads is known.
     """
-    fused = f"{attention}.query_key_value/grouped"
-    dense = {"o": f"{attention}.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h"}
-    return _slots(q=fused, k=fused, v=fused, **dense)
+    return _slots(
+        qkv=f"{attention}.query_key_value/grouped",
+        o=f"{attention}.dense",
+        up="mlp.dense_h_to_4h",
+        down="mlp.dense_4h_to_h",
+    )
 
 
 _UNGATED_SLOTS = _slots(**_LLAMA_ATTENTION, up="mlp.up_proj", down="mlp.down_proj")
-_FUSED_GATE_SLOTS = _slots(
-    **_LLAMA_ATTENTION, gate="mlp.gate_up_proj/stacked", up="mlp.gate_up_proj/stacked", down="mlp.down_proj"
-)
+_FUSED_GATE_SLOTS = _slots(**_LLAMA_ATTENTION, gate_up="mlp.gate_up_proj/stacked", down="mlp.down_proj")
 _ATTENTION_BIAS = {"attention_bias": tuple("qkvo")}
 _GATED_BIAS = {"mlp_bias": ("gate", "up", "down")}
 _UNGATED_BIAS = {"mlp_bias": ("up", "down")}
@@ -203,9 +210,7 @@ FAMILIES: Mapping[str, Family] = {
             "transformer.wte",
             "transformer.ln_f",
             _slots(
-                q="attn.c_attn/stacked",
-                k="attn.c_attn/stacked",
-                v="attn.c_attn/stacked",
+                qkv="attn.c_attn/stacked",
                 o="attn.c_proj",
                 up="mlp.c_fc",
                 down="mlp.c_proj",
@@ -222,9 +227,7 @@ FAMILIES: Mapping[str, Family] = {
             "transformer.wte",
             "transformer.ln_f",
             _slots(
-                q="attn.c_attn/grouped",
-                k="attn.c_attn/grouped",
-                v="attn.c_attn/grouped",
+                qkv="attn.c_attn/grouped",
                 o="attn.c_proj",
                 up="mlp.c_fc",
                 down="mlp.c_proj",
@@ -320,9 +323,7 @@ FAMILIES: Mapping[str, Family] = {
             "transformer.wte",
             "transformer.norm_f",
             _slots(
-                q="attn.Wqkv/stacked",
-                k="attn.Wqkv/stacked",
-                v="attn.Wqkv/stacked",
+                qkv="attn.Wqkv/stacked",
                 o="attn.out_proj",
                 up="ffn.up_proj",
                 down="ffn.down_proj",
@@ -373,12 +374,9 @@ FAMILIES: Mapping[str, Family] = {
             "model.embed_tokens",
             "model.norm",
             _slots(
-                q="self_attn.qkv_proj/stacked",
-                k="self_attn.qkv_proj/stacked",
-                v="self_attn.qkv_proj/stacked",
+                qkv="self_attn.qkv_proj/stacked",
                 o="self_attn.o_proj",
-                gate="mlp.gate_up_proj/stacked",
-                up="mlp.gate_up_proj/stacked",
+                gate_up="mlp.gate_up_proj/stacked",
                 down="mlp.down_proj",
             ),
             counts=_SHARED | {"num_key_value_heads": "kv_heads", "config.num_attention_heads": "heads"},

@@ -329,7 +329,7 @@ def _inputs_and_gradients(
 
 
 class _MatrixParts:
-    """What parts of one matrix add to each row's margin to first order, for one batch.
+    """Sum what parts of one matrix add to each row's margin to first order, for one batch.
 
     Args:
         x: True inputs of the matrix.

@@ -336,13 +336,13 @@ def checked_against(
         unit=metric.unit,
         rise=rise,
         agreement={
-            name: agreement([read[one] for one in plans], list(rise.values()))
+            name: _agreement([read[one] for one in plans], list(rise.values()))
             for name, read in readings.items()
         },
     )
 
 
-def agreement(read: Sequence[float], rise: Sequence[float]) -> AgreementRecord:
+def _agreement(read: Sequence[float], rise: Sequence[float]) -> AgreementRecord:
     """Return how far the order of what was read agrees with that of the true rises."""
     found = rank_correlation(read, rise)
     return AgreementRecord(rho=found and found[0], ci=found and list(found[1]))

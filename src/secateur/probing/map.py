@@ -186,11 +186,14 @@ def _readings(
     """Return every reading of every component, by kind; what could not be read is added to `notes`."""
     blocks = layers_of(session.loaded.anatomy, session.options)
     effects = _by_gradients(session, components, blocks, examples)
+    totals = {} if set(components) == {"matrices"} else _summed_importance(session, examples, split)
     readings: dict[str, ByReading] = {}
     for kind, plans in components.items():
         found = {reading: {name: values[name] for name in plans} for reading, values in effects.items()}
         if kind != "matrices":
-            found |= {"importance": _summed_importance(session, plans, examples, split)}
+            found["importance"] = {
+                name: sum(totals.get(site, 0.0) for site in plan.dropped) for name, plan in plans.items()
+            }
         if kind in BESIDE:
             found |= _beside(session, kind, list(plans), examples, notes)
         readings[kind] = found
@@ -255,10 +258,8 @@ def _known_effects(
     return found
 
 
-def _summed_importance(
-    session: Session, components: Mapping[str, Plan], examples: Sequence[int], split: str
-) -> dict[str, float]:
-    """Return the published importance of each component: the sum over the heads and neurons that go with it."""
+def _summed_importance(session: Session, examples: Sequence[int], split: str) -> dict[Site, float]:
+    """Return the published importance of each site: the sum over the heads and neurons that go with it."""
     anatomy = session.loaded.anatomy
     totals: dict[Site, float] = {}
     for kind in ("heads", "neurons"):
@@ -268,7 +269,7 @@ def _summed_importance(
             wholes = {site, Site(site.block, site.part), Site(site.block)}
             for whole in wholes | ({group_of(site, anatomy)} if kind == "heads" else set()):
                 totals[whole] = totals.get(whole, 0.0) + value
-    return {name: sum(totals.get(site, 0.0) for site in plan.dropped) for name, plan in components.items()}
+    return totals
 
 
 def _behavior(

@@ -28,7 +28,7 @@ from secateur.report.chart import (
     some,
 )
 from secateur.report.frame import FigureGroup, PageSection
-from secateur.report.markup import MISSING, capital, signed, table, text
+from secateur.report.markup import MISSING, capital, folded, signed, table, text
 from secateur.report.page import assemble
 from secateur.report.tables import folded_facts, joined
 
@@ -52,6 +52,7 @@ WORDS = {
     "nonlinearity": "nonlinearity",
     "prefix_matching": "prefix matching",
     "copying": "copying",
+    "measured": "taken out in truth",
 }
 BEHAVIOR = ("prefix_matching", "copying")  # what a head does, not what it is worth
 TRUTH = "measured"  # the view of what was taken out in truth
@@ -147,7 +148,7 @@ def grid_section(record: MapRecord) -> PageSection:
     limits = {name: _limit(list(values.values())) for name, values in views.items()}
     buttons = "".join(
         f'<button type="button" data-metric="{name}" aria-pressed="{str(not place).lower()}">'
-        f"{WORDS.get(name, 'taken out in truth')}</button>"
+        f"{WORDS[name]}</button>"
         for place, name in enumerate(views)
     )
     scales = "".join(
@@ -190,11 +191,7 @@ def _grid(record: MapRecord, views: Mapping[str, Mapping[str, float]], limits: M
     at = {name: (layers.index(place_of(name)[0]), parts.index(place_of(name)[1])) for name in names}
     hover = [[""] * len(layers) for _ in parts]
     for name, (x, y) in at.items():
-        lines = [
-            f"{WORDS.get(view, 'taken out in truth')} {signed(values[name])}"
-            for view, values in views.items()
-            if name in values
-        ]
+        lines = [f"{WORDS[view]} {signed(values[name])}" for view, values in views.items() if name in values]
         hover[y][x] = "<br>".join([f"<b>{text(name)}</b>", *lines])
     data: list[Trace] = []
     for number, (view, values) in enumerate(views.items()):
@@ -210,7 +207,7 @@ def _grid(record: MapRecord, views: Mapping[str, Mapping[str, float]], limits: M
                 "xgap": 1, "ygap": 1, "meta": view, "visible": not number,
             }
         )  # fmt: skip
-    head = ("component", *(WORDS.get(view, "taken out in truth") for view in views))
+    head = ("component", *(WORDS[view] for view in views))
     rows = [[text(n), *(signed(v[n]) if n in v else MISSING for v in views.values())] for n in names]
     return Figure("", data, _grid_layout(layers, parts), head, rows, source="map.json")
 
@@ -266,15 +263,8 @@ def truth_section(record: MapRecord) -> PageSection:
         if (check := kind.check)
         for name, found in check.agreement.items()
     ]
-    numbers = (
-        table(("", "reading", "rank correlation", "interval", "removals"), rows, source="map.json")
-        if rows
-        else ""
-    )
-    summary = "<summary>all rank correlations</summary>"
-    folded = (
-        f'<div class="bar-row"><details class="numbers">{summary}{numbers}</details></div>' if rows else ""
-    )
+    cells = table(("", "reading", "rank correlation", "interval", "removals"), rows, source="map.json")
+    all_of_them = f'<div class="bar-row">{folded(cells, "all rank correlations")}</div>' if rows else ""
     lead = (
         "Components from the top, the middle and the bottom of every reading’s order were taken out, one at a "
         "time, and the loss was measured again. A point is one of them; it is right where it lies on a rising curve."
@@ -284,7 +274,7 @@ def truth_section(record: MapRecord) -> PageSection:
         "truth",
         "Which reading to trust",
         lead,
-        (f"<ul>{words}</ul>" if words else "", folded, FigureGroup(figures, "multiples words")),
+        (f"<ul>{words}</ul>" if words else "", all_of_them, FigureGroup(figures, "multiples words")),
     )
 
 

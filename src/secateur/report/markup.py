@@ -130,11 +130,12 @@ def table(
 def numbers(head: Sequence[str], rows: Iterable[Sequence[str]], source: str) -> str:
     """Return the numbers of a figure as a folded table, for screen readers and for copying."""
     rows = list(rows)
-    return (
-        f'<details class="numbers"><summary>numbers</summary>{table(head, rows, source=source)}</details>'
-        if rows
-        else ""
-    )
+    return folded(table(head, rows, source=source)) if rows else ""
+
+
+def folded(body: str, summary: str = "numbers") -> str:
+    """Return numbers, as HTML, behind a line that opens them."""
+    return f'<details class="numbers"><summary>{text(summary)}</summary>{body}</details>'
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:

@@ -12,7 +12,7 @@ from secateur.core.records.analysis import ChangedExample
 from secateur.core.records.plan import PlanRecord
 from secateur.core.records.verdict import MemberRecord, VerdictRecord
 from secateur.report.interval_plot import Compared
-from secateur.report.markup import MISSING, change, interval, number, p_value, table, text
+from secateur.report.markup import MISSING, change, folded, interval, number, p_value, table, text
 from secateur.report.templating import fragment
 
 MAX_CHANGED = 200
@@ -48,8 +48,7 @@ def _fair(examples: Sequence[ChangedExample], most: int) -> list[ChangedExample]
 
 def measures(items: Sequence[tuple[str, Compared]]) -> str:
     """Return a folded table of before, after, difference and p-value of each measurement, which comes with its name."""
-    body = measure_table(items)
-    return f'<details class="numbers"><summary>numbers</summary>{body}</details>' if items else ""
+    return folded(measure_table(items)) if items else ""
 
 
 def measure_table(items: Sequence[tuple[str, Compared]]) -> str:

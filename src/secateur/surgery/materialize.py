@@ -169,9 +169,8 @@ class CutTensors:
 
     def _maps(self, path: str, edits: Sequence[Linearize]) -> Named:
         held = (f"{path}.{name}" for name, _ in self._loaded.model.get_submodule(path).named_parameters())
-        like = self._loaded.parameter(
-            next(held, f"{self._anatomy.unembedding}.weight")
-        )  # OLMo's norms hold nothing
+        nearest = next(held, f"{self._anatomy.unembedding}.weight")  # OLMo's norms hold nothing
+        like = self._loaded.parameter(nearest)
         for number, edit in enumerate(edits):
             for name, array in edit.fitted.content.items():
                 yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)

@@ -12,7 +12,7 @@ from secateur.core.writing import write_text
 from secateur.errors import SecateurError
 from secateur.report.frame import PageSection
 from secateur.report.interval_plot import Dumbbell, panels
-from secateur.report.markup import change, interval, key, number, table, text
+from secateur.report.markup import change, folded, interval, key, number, table, text
 from secateur.report.page import assemble
 from secateur.report.tables import folded_facts, joined
 from secateur.training.records.heal import HealedScoreRecord, HealedTestRecord, HealRecord
@@ -143,9 +143,8 @@ def scores_section(record: HealRecord) -> PageSection:
     )
     head = ("", "of", *NAMES.values(), "healed − cut", "healed − original", "of the loss came back")
     cells = table(head, _score_rows(record), source="heal.json")
-    folded = f'<details class="numbers"><summary>numbers</summary>{cells}</details>'
     lead = "What healing brought back, and what it did to tasks that it was not for."
-    body = (legend, drawn, _verdict(record.test), folded)
+    body = (legend, drawn, _verdict(record.test), folded(cells))
     return PageSection("measured", "Original, cut, healed", lead, body)
 
 
