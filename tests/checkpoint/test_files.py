@@ -528,6 +528,36 @@ def test_ctrl_c_again_and_again_leaves_no_traceback(times, pause, place):
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor stays hidden"
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        "",
+        "with deferred_interrupt():\n        signal.raise_signal(signal.SIGINT)\n        deliver_interrupt()",
+    ],
+    ids=["ended", "deferred"],
+)
+def test_ctrl_c_after_the_end_or_after_a_deferred_one_ends_the_process_at_once(after):
+    body = f"""
+import signal
+from contextlib import suppress
+from secateur.cli.terminal import guarded_interrupts
+from secateur.training.contexts import deferred_interrupt, deliver_interrupt
+with suppress(KeyboardInterrupt), guarded_interrupts():
+    {after or "pass"}
+try:
+    signal.raise_signal(signal.SIGINT)
+finally:
+    print("in order")
+"""
+    if after:  # the second one comes while the command is still ending
+        body = body.replace(
+            "with suppress(KeyboardInterrupt), guarded_interrupts():",
+            "guarded_interrupts().__enter__()\nwith suppress(KeyboardInterrupt):",
+        )
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), "Traceback" in done.stderr) == (130, "", False), done.stderr
+
+
 # ------------------------------------------------------------------------------------------------ memory and disk
 
 

@@ -20,7 +20,7 @@ from secateur.cli import probe as reading
 from secateur.cli import prune as making
 from secateur.cli import train as pretraining
 from secateur.cli.options import examples
-from secateur.cli.terminal import INTERRUPTED, guard_interrupts, guard_streams, one_line
+from secateur.cli.terminal import INTERRUPTED, guard_streams, guarded_interrupts, one_line
 from secateur.core.distributed import is_main
 from secateur.errors import SecateurError, lacks_memory
 
@@ -115,11 +115,11 @@ for _verb, _options in (
 
 def main() -> None:
     """Entry point. Of several processes that were launched together one speaks; the others only work."""
-    guard_interrupts()
-    guard_streams()
-    if is_main():
-        logging.getLogger("secateur").addHandler(Lines(logging.INFO))
-    else:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
-        logging.getLogger("secateur").addHandler(Lines(logging.ERROR))
-    app()
+    with guarded_interrupts():
+        guard_streams()
+        if is_main():
+            logging.getLogger("secateur").addHandler(Lines(logging.INFO))
+        else:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+            logging.getLogger("secateur").addHandler(Lines(logging.ERROR))
+        app()

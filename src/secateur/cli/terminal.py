@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -81,9 +81,11 @@ def guard_streams() -> None:
         sys.stdout, sys.stderr = Plain(sys.stdout), Plain(sys.stderr)
 
 
-def guard_interrupts() -> None:
-    """The first Ctrl-C ends the command in order; the second ends the process at once, as killing it would, and without
-    a traceback. All that a run keeps is kept either way."""
+@contextmanager
+def guarded_interrupts() -> Iterator[None]:
+    """End the command in order at the first Ctrl-C, and the process at once at the second, or at any that comes when
+    the command has ended: as killing it would, and without a traceback. All that a run keeps is kept either way.
+    """
     heard: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -95,3 +97,7 @@ def guard_interrupts() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        heard.append(signal.SIGINT)

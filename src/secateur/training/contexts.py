@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -110,3 +111,13 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def deliver_interrupt() -> NoReturn:
+    """Raise the Ctrl-C that was deferred by the handler that it was kept from, which then knows that it was the first.
+
+    Raises: `KeyboardInterrupt`, also in a process that was not interrupted itself.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.raise_signal(signal.SIGINT)
+    raise KeyboardInterrupt

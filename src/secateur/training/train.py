@@ -41,7 +41,13 @@ from secateur.training.answers import Sample, collate
 from secateur.training.cards import finetuning_card, pretraining_card
 from secateur.training.checkpoints import newest_checkpoint, read_trained, seconds_until
 from secateur.training.commands import command_line, finetune_command, train_command
-from secateur.training.contexts import Clock, deferred_interrupt, isolated_randomness, memory_errors
+from secateur.training.contexts import (
+    Clock,
+    deferred_interrupt,
+    deliver_interrupt,
+    isolated_randomness,
+    memory_errors,
+)
 from secateur.training.measures import (
     dtype_name,
     epoch_records,
@@ -243,7 +249,7 @@ def run_steps(
         trainer.objective, keeper.trainer = _objective(regulariser), trainer
         state = run_to_the_end(trainer, checkpoint)
         if interrupted():
-            raise KeyboardInterrupt
+            deliver_interrupt()
     read_trained(model, place / f"checkpoint-{state.global_step}")
     model.eval().requires_grad_(False)
     losses = (

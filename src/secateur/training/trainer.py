@@ -30,7 +30,13 @@ from secateur.training.checkpoints import (
     save_trained,
     seconds_until,
 )
-from secateur.training.contexts import Clock, deferred_interrupt, isolated_randomness, memory_errors
+from secateur.training.contexts import (
+    Clock,
+    deferred_interrupt,
+    deliver_interrupt,
+    isolated_randomness,
+    memory_errors,
+)
 from secateur.training.distributed import any_process, from_main, mean_scale, sum_over_processes
 from secateur.training.options import Tuning
 from secateur.training.trainable_parameters import TrainableParameters, all_parameters
@@ -194,7 +200,7 @@ class CheckpointCallback(TrainerCallback):
                 Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", self._clock.seconds()
             )
         if stop:
-            raise KeyboardInterrupt
+            deliver_interrupt()
 
 
 def train(
@@ -241,7 +247,7 @@ def train(
         start = EpochLosses(0, 0, untrained["eval_train_loss"], untrained["eval_select_loss"])
         state = run_to_the_end(trainer, checkpoint)
         if any_process(interrupted()):
-            raise KeyboardInterrupt
+            deliver_interrupt()
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         best = state.global_step
         if tuning.chooses:
