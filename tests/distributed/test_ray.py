@@ -274,6 +274,7 @@ class Choosy(Worker):
 def test_a_node_where_no_worker_can_begin_is_given_up_and_the_others_go_on(
     pool, loaded, tmp_path, monkeypatch, caplog
 ):
+    monkeypatch.setattr(pools, "DEATHS", 2)  # each costs the start of a process
     monkeypatch.setattr(pools, "Worker", type("Choosy", (Choosy,), {"place": str(tmp_path / "taken")}))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     plans = plans_of(loaded)
