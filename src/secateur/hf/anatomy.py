@@ -58,8 +58,9 @@ class Anatomy:
     blocks have no such module; Falcon adds into what they return, so clone it to keep it. `free_heads`: its
     config can state another number of heads of the same size. `num_parameters` counts tied parameters once.
     `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
-    `neurons`) that stay stored, silenced, until the last one of a block goes. `details` is the family's entry in the table. `entered` are the modules that linear
-    maps lie before, in place of removed blocks. `switches` are `rope_switches`.
+    `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
+    maps lie before, in place of removed blocks. `switches` are `rope_switches`. `details` is the family's entry in the
+    table.
     """
 
     family: str

@@ -42,10 +42,10 @@ IMAGES = {"AutoModelForImageTextToText": AUTO_MAP["AutoModelForCausalLM"]}
 
 
 def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object) -> PreTrainedConfig:
-    """Return the config of the model that has only `blocks` left, with `changes`; of a multimodal one its language model's.
+    """Return the config of the model that has only `blocks` left, with `changes`.
 
-    Lists that are named after layers and have an entry for each are cut alike, such as `layer_types` and
-    `no_rope_layers`.
+    Of a multimodal model both are of its language model, and the rest stays. Lists that are named after layers and
+    have an entry for each are cut alike, such as `layer_types` and `no_rope_layers`.
     """
     whole, text = config.to_dict(), config.get_text_config()
     stated = text.to_dict()

@@ -16,7 +16,6 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from secateur.errors import ModelError
 
-
 MULTIMODAL = ", multimodal"  # after the name of the family that the language model is of
 
 
@@ -566,9 +565,13 @@ def _tower_of(architecture: str, config: Mapping[str, object]) -> Family:
     """Return the family of the language model in a multimodal one. Raises: `ModelError` where that is not cut."""
     stated = config.get("text_config")
     text = stated if isinstance(stated, Mapping) else {}
-    kind = str(text.get("model_type") or CONFIG_MAPPING[str(config["model_type"])]().get_text_config().model_type)
+    kind = str(
+        text.get("model_type") or CONFIG_MAPPING[str(config["model_type"])]().get_text_config().model_type
+    )
     if kind not in _OF_TYPE:
-        raise ModelError(f"{architecture}: its language model is of type {kind!r}, which secateur does not cut.")
+        raise ModelError(
+            f"{architecture}: its language model is of type {kind!r}, which secateur does not cut."
+        )
     inner = _OF_TYPE[kind]
     family_of(inner.architecture, text)
     return inner.within(architecture, TOWERS[architecture])
