@@ -411,7 +411,6 @@ TOWERS: Mapping[str, str] = {
     "AyaVisionForConditionalGeneration": "model.language_model",
     "Cohere2VisionForConditionalGeneration": "model.language_model",
     "Gemma3ForConditionalGeneration": "model.language_model",
-    "Idefics3ForConditionalGeneration": "model.text_model",
     "InternVLForConditionalGeneration": "model.language_model",
     "LlavaForConditionalGeneration": "model.language_model",
     "LlavaNextForConditionalGeneration": "model.language_model",
