@@ -326,8 +326,10 @@ def test_an_error_amid_progress_bars_leaves_the_terminal_clean(place, tmp_path):
 
 
 def test_models_lists_every_family_and_what_it_does_not_allow():
-    listed = {row["architecture"]: row for row in json.loads(secateur("models", "--json").stdout)}
+    found = json.loads(secateur("models", "--json").stdout)
+    listed = {row["architecture"]: row for row in found["families"]}
     assert listed.keys() == FAMILIES.keys()
+    assert "Gemma3ForConditionalGeneration" in found["multimodal"]
     assert listed["Olmo2ForCausalLM"]["silenced"] == ["heads"]
     assert not listed["Gemma3ForCausalLM"]["fold"]
     assert not listed["GPT2LMHeadModel"]["stock_heads"]

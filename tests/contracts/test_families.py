@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur.core.site import Site
 from secateur.errors import ModelError, UnknownName
 from secateur.hf.anatomy import Anatomy, anatomy
+from secateur.hf.families import MULTIMODAL
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.matrices import Matrix
 
@@ -96,7 +97,7 @@ def silence_(model: nn.Module, matrix: Matrix) -> None:
 
 def window(model: nn.Module, block: int) -> int:
     """Count the positions that a block attends to, its own included."""
-    config = model.config
+    config = model.config.get_text_config()
     kinds = (
         getattr(config, "layer_types", None) or getattr(config, "attention_layers", None) or ["global"] * 9
     )
@@ -119,8 +120,8 @@ def attention_without_scores(name: str, parts: Anatomy, length: int, seen: int) 
 def test_counts_are_the_models_own(name):
     model, parts = shared(name)
     assert parts.num_parameters == sum(p.numel() for p in model.parameters())
-    assert parts.num_blocks == model.config.num_hidden_layers == len(parts.blocks)
-    assert (parts.d_model, parts.vocab_size) == (model.config.hidden_size, VOCAB_SIZE)
+    assert parts.num_blocks == model.config.get_text_config().num_hidden_layers == len(parts.blocks)
+    assert (parts.d_model, parts.vocab_size) == (model.config.get_text_config().hidden_size, VOCAB_SIZE)
     assert parts.context == (None if name == "bloom" else CONTEXT)
     gate = () if parts.family in UNGATED else ("gate",)
     assert parts.matrix_kinds == ("q", "k", "v", "o", *gate, "up", "down")
@@ -262,7 +263,7 @@ def test_feed_forward_by_hand(name):
     model, parts = shared(name)
     if name in OF_THEIR_OWN:
         pytest.skip("the activation has parameters")
-    act = activation(parts.family)
+    act = activation(parts.family.removesuffix(MULTIMODAL))
     for block in range(parts.num_blocks):
         up, down = parts.matrix(Site(block, "up")), parts.matrix(Site(block, "down"))
         with taps(model, up.module, down.module) as seen:

@@ -323,8 +323,8 @@ KINDS = {
     "Bert": (transformers.BertConfig, "BertForMaskedLM", "not a causal language model"),
     "Classifier": (transformers.LlamaConfig, "LlamaForSequenceClassification", "not a causal language model"),
     "Headless": (transformers.LlamaConfig, "LlamaModel", "not a causal language model"),
-    "Gemma3": (transformers.Gemma3Config, "Gemma3ForConditionalGeneration", "a multimodal model"),
-    "Llava": (transformers.LlavaConfig, "LlavaForConditionalGeneration", "a multimodal model"),
+    "Gemma3n": (transformers.Gemma3nConfig, "Gemma3nForConditionalGeneration", "a multimodal model"),
+    "Idefics2": (transformers.Idefics2Config, "Idefics2ForConditionalGeneration", "a multimodal model"),
     "CodeGen": (
         transformers.CodeGenConfig,
         "CodeGenForCausalLM",

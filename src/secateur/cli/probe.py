@@ -350,14 +350,17 @@ def models(as_json: AsJson = False) -> None:
     The test suite proves each on tiny random models: masked and cut they compute the same, with a cache and without.
     """
     from secateur.cli.tables import print_rows
-    from secateur.hf.families import list_families
+    from secateur.hf.families import TOWERS, list_families
 
     listed = list_families()
     if as_json:
-        print_json([info._asdict() for info in listed])
+        print_json({"families": [info._asdict() for info in listed], "multimodal": [*TOWERS]})
     else:
         print_rows(
             ("family", "class", "limits"), [(info.family, info.architecture, info.limits) for info in listed]
+        )
+        print_rows(
+            ("multimodal: cut is the language model, of a family above",), [(name,) for name in TOWERS]
         )
 
 

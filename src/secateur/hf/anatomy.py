@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 from secateur.core.site import MATRICES, Site
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.families import (
-    FAMILIES,
     Family,
     Sizes,
     family_of,
@@ -60,11 +59,13 @@ class Anatomy:
     config can state another number of heads of the same size. `num_parameters` counts tied parameters once.
     `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
     `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
-    maps lie before, in place of removed blocks. `switches` are `rope_switches`.
+    maps lie before, in place of removed blocks. `switches` are `rope_switches`. `details` is the family's entry in the
+    table.
     """
 
     family: str
     architecture: str
+    details: Family
     num_blocks: int
     d_model: int
     num_heads: int
@@ -89,11 +90,6 @@ class Anatomy:
     indivisible: tuple[str, ...] = ()
     entered: frozenset[str] = frozenset()
     switches: tuple[int, ...] = ()
-
-    @property
-    def details(self) -> Family:
-        """Return the family's entry in the table."""
-        return FAMILIES[self.architecture]
 
     @property
     def attending(self) -> list[int]:
@@ -153,7 +149,8 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     family = family_of(stock.__name__, model.config.to_dict())
     _refuse_foreign_code(stock, family)
     carved = stock is not type(model)
-    general = sizes(family, model.config)
+    config = model.config.get_text_config()
+    general = sizes(family, config)
     blocks = _block_paths(model, family)
     widths = tuple(_widths(model, family, general, block, carved) for block in blocks)
     listed = (
@@ -166,6 +163,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     return Anatomy(
         family=family.name,
         architecture=family.architecture,
+        details=family,
         num_blocks=len(blocks),
         d_model=general.d_model,
         num_heads=max(block_widths.num_heads for block_widths in widths),
@@ -183,13 +181,13 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         num_parameters=sum(p.numel() for p in distinct(model).values()),
         matrices=matrices,
         widths=widths,
-        alibi=has_alibi(family, model.config),
-        free_heads=has_free_heads(family, model.config),
+        alibi=has_alibi(family, config),
+        free_heads=has_free_heads(family, config),
         carved=carved,
-        foldable=is_foldable(family, model.config),
-        indivisible=indivisible_units(family, model.config),
+        foldable=is_foldable(family, config),
+        indivisible=indivisible_units(family, config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
-        switches=rope_switches(model.config),
+        switches=rope_switches(config),
     )
 
 
@@ -321,6 +319,8 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     for path, module in model.named_modules():
+        if not f"{path}.".startswith(f"{family.tower}." if family.tower else ""):
+            continue  # of another modality
         substitutes: list[tuple[str, nn.Module]]
         substitutes = [(path, module)] if isinstance(module, LowRank | Side) else []
         substitutes += [(f"{path}.entry", entry)] if (entry := _entry_of(module)) is not None else []

@@ -8,49 +8,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
-from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config
+from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config, class_of_config
 from secateur.hf.weights import stored
 
-Auto = type[SecateurForCausalLM] | type[AutoModelForCausalLM] | type[AutoModel]
+Auto = (
+    type[SecateurForCausalLM]
+    | type[AutoModelForCausalLM]
+    | type[AutoModelForImageTextToText]
+    | type[AutoModel]
+)
 Find = Callable[[str], Tensor | None]  # a tensor by its name in the model that is built
 
 AUTO_MAP = {
     "AutoConfig": "modeling_secateur.SecateurConfig",
     "AutoModelForCausalLM": "modeling_secateur.SecateurForCausalLM",
 }
+IMAGES = {"AutoModelForImageTextToText": AUTO_MAP["AutoModelForCausalLM"]}
 
 
 def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object) -> PreTrainedConfig:
     """Return the config of the model that has only `blocks` left, with `changes`.
 
-    Lists that are named after layers and have an entry for each are cut alike, such as `layer_types` and
-    `no_rope_layers`.
+    Of a multimodal model both are of its language model, and the rest stays. Lists that are named after layers and
+    have an entry for each are cut alike, such as `layer_types` and `no_rope_layers`.
     """
-    stated = config.to_dict()
+    whole, text = config.to_dict(), config.get_text_config()
+    stated = text.to_dict()
     for name, value in stated.items():
-        if "layer" in name and isinstance(value, list) and len(value) == config.num_hidden_layers:
+        if "layer" in name and isinstance(value, list) and len(value) == text.num_hidden_layers:
             changes[name] = [value[block] for block in blocks]
             if name == "attention_layers":  # of GPT-Neo, which makes that list from another
                 changes["attention_types"] = [[[value[block]], 1] for block in blocks]
     changes["num_hidden_layers"] = len(blocks)
-    named = {config.attribute_map.get(name, name): value for name, value in changes.items()}
-    stated = {key: value for key, value in stated.items() if key not in ("carving", "auto_map")}
+    named = {text.attribute_map.get(name, name): value for name, value in changes.items()}
+    whole |= named if text is config else {"text_config": stated | named}
+    whole = {key: value for key, value in whole.items() if key not in ("carving", "auto_map")}
     stock: type[PreTrainedConfig] = type(config)
     if stock.__name__ == modeling_secateur.SecateurConfig.__name__:
         stock = stock.__mro__[1]
-    return stock.from_dict(stated | named)
+    return stock.from_dict(whole)
 
 
 def carving_of(config: PreTrainedConfig) -> Sequence[Mapping[str, object]]:
@@ -66,7 +77,8 @@ def carved(config: PreTrainedConfig, operations: Sequence[Mapping[str, object]])
         "family": config.model_type,
         "operations": list(operations),
     }
-    added = {"carving": carving, "auto_map": AUTO_MAP, "architectures": [SecateurForCausalLM.__name__]}
+    auto_map = AUTO_MAP if config.get_text_config() is config else AUTO_MAP | IMAGES
+    added = {"carving": carving, "auto_map": auto_map, "architectures": [SecateurForCausalLM.__name__]}
     family_config: type[PreTrainedConfig] = type(config)
     made: PreTrainedConfig = carved_config(family_config).from_dict(config.to_dict() | added)  # type: ignore[arg-type]  # it hashes
     return made
@@ -84,11 +96,12 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
             f"config.json of {name} has no {' and no '.join(wrong)} as secateur writes it: damaged. Copy it again."
         )
     family = stated["carving"]["family"]
-    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if family not in known:
         raise ModelError(
             f"{name} was carved from a model of type {family!r}, which this version of transformers does not know."
         )
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
+    return known[family]
 
 
 def _unlike(stated: Mapping[str, object], **kinds: type) -> list[str]:
@@ -100,7 +113,7 @@ def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel
     is_carved = bool(getattr(config, "carving", None))
     cls = SecateurForCausalLM
     if not is_carved:
-        cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[assignment]  # one class, not a pair
+        cls = class_of_config(type(config))  # type: ignore[assignment]
     with torch.device("meta"):
         model: PreTrainedModel = cls._from_config(
             config, dtype=like.dtype, attn_implementation=like.config._attn_implementation

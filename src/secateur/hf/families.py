@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from secateur.errors import ModelError
+
+MULTIMODAL = ", multimodal"  # after the name of the family that the language model is of
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Family:
     output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units (`heads`,
     `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay, silenced,
     until the last one goes. `constants` are buffers, relative to a block, that releases of before 2023 stored beside
-    the weights: masks, which the class makes by itself.
+    the weights: masks, which the class makes by itself. `tower` is the module of the language model within a multimodal
+    one, of which everything else stays as it is; empty where the whole model is one.
     """
 
     name: str
@@ -81,12 +84,30 @@ class Family:
     after: Mapping[str, str] = field(default_factory=dict)
     indivisible: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    tower: str = ""
 
     def is_constant(self, name: str) -> bool:
         """Return True where a stored tensor, named with or without the base model's prefix, is one of `constants`."""
         prefix, _, blocks = self.blocks.partition(".")
         found = re.fullmatch(rf"(?:{prefix}\.)?{re.escape(blocks)}\.\d+\.(.+)", name)
         return found is not None and found[1] in self.constants
+
+    def within(self, architecture: str, tower: str) -> Family:
+        """Return this family as the language model at the module `tower` of a multimodal architecture."""
+        prefix = self.blocks.partition(".")[0]
+
+        def moved(path: str) -> str:
+            return re.sub(rf"^{prefix}(?=\.)", tower, path)
+
+        return replace(
+            self,
+            name=f"{self.name}{MULTIMODAL}",  # what ran of the family alone did not run of this
+            architecture=architecture,
+            tower=tower,
+            blocks=moved(self.blocks),
+            embedding=moved(self.embedding),
+            final_norm=moved(self.final_norm),
+        )
 
 
 _SHARED = {"num_key_value_groups": "queries"}  # query heads for each key/value head
@@ -386,6 +407,33 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+TOWERS: Mapping[str, str] = {
+    "AyaVisionForConditionalGeneration": "model.language_model",
+    "Cohere2VisionForConditionalGeneration": "model.language_model",
+    "Gemma3ForConditionalGeneration": "model.language_model",
+    "InternVLForConditionalGeneration": "model.language_model",
+    "LlavaForConditionalGeneration": "model.language_model",
+    "LlavaNextForConditionalGeneration": "model.language_model",
+    "LlavaOnevisionForConditionalGeneration": "model.language_model",
+    "Mistral3ForConditionalGeneration": "model.language_model",
+    "Qwen2VLForConditionalGeneration": "model.language_model",
+    "Qwen2_5_VLForConditionalGeneration": "model.language_model",
+    "Qwen3VLForConditionalGeneration": "model.language_model",
+    "SmolVLMForConditionalGeneration": "model.text_model",
+}
+"""Multimodal architectures of which the language model is cut: the module that it is, of a family above."""
+
+_QWEN2_VL = replace(FAMILIES["Qwen2ForCausalLM"], free_heads=False)
+_OF_TYPE: Mapping[str, Family] = {
+    **{family.name: family for family in FAMILIES.values()},
+    "gemma3_text": FAMILIES["Gemma3ForCausalLM"],
+    "qwen2_vl_text": _QWEN2_VL,
+    "qwen2_5_vl_text": _QWEN2_VL,
+    "qwen3_vl_text": FAMILIES["Qwen3ForCausalLM"],
+}
+"""Families by the `model_type` of a config."""
+
+
 class FamilyInfo(NamedTuple):
     """A family as it is listed.
 
@@ -500,6 +548,8 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
     language model, unknown).
     """
     refuse_quantized(architecture, config)
+    if architecture in TOWERS:
+        return _tower_of(architecture, config)
     kind = _kind(architecture, config)
     if kind is not None:
         raise ModelError(f"{architecture} is {kind}; secateur cuts dense decoder-only models of text.")
@@ -508,6 +558,22 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
         )
     return FAMILIES[architecture]
+
+
+def _tower_of(architecture: str, config: Mapping[str, object]) -> Family:
+    """Return the family of the language model in a multimodal one. Raises: `ModelError` where that is not cut."""
+    stated = config.get("text_config")
+    text = stated if isinstance(stated, Mapping) else {}
+    kind = str(
+        text.get("model_type") or CONFIG_MAPPING[str(config["model_type"])]().get_text_config().model_type
+    )
+    if kind not in _OF_TYPE:
+        raise ModelError(
+            f"{architecture}: its language model is of type {kind!r}, which secateur does not cut."
+        )
+    inner = _OF_TYPE[kind]
+    family_of(inner.architecture, text)
+    return inner.within(architecture, TOWERS[architecture])
 
 
 def _misspelled(architecture: str) -> str:

@@ -26,6 +26,7 @@ from secateur.errors import ModelError
 from secateur.hf.source import CARD, CONFIG, INDEX, TOKENIZER_FILES, WEIGHTS
 
 GENERATION = "generation_config.json"
+PROCESSORS = "*processor_config.json"  # of images and videos
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -197,7 +198,7 @@ def _no_safetensors(folder: Path) -> str:
 
 def copied_files(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """Return the files: name relative to `folder` → content. Raises: `ModelError` for a file that cannot be read."""
-    patterns = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), GENERATION}
+    patterns = {*TOKENIZER_FILES, *tokenizer.vocab_files_names.values(), GENERATION, PROCESSORS}
     found = _contents(folder, {path for pattern in patterns for path in folder.glob(pattern)})
     return found | _contents(folder, _code(folder, found.get("tokenizer_config.json")))
 

@@ -71,6 +71,8 @@ def refusal(
         config: of a stock class.
         files: those of the tokenizer, by name.
     """
+    if family.tower:
+        return "it would be the language model alone"
     return (
         _refused_shape(family, config)
         or _refused_positions(family.name, config)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -263,7 +264,9 @@ def is_carved(source: ModelSource) -> bool:
 
 def auto_of(source: ModelSource) -> Auto:
     """Return the class that reads the checkpoint."""
-    return SecateurForCausalLM if is_carved(source) else AutoModelForCausalLM
+    if is_carved(source):
+        return SecateurForCausalLM
+    return AutoModelForImageTextToText if _family(source).tower else AutoModelForCausalLM
 
 
 def _architecture(source: ModelSource) -> str:
@@ -313,7 +316,7 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 def refuse_shallow(source: ModelSource, config: PreTrainedConfig, held: Mapping[str, Header]) -> None:
     """Raise `ModelError` where there are fewer tensors than blocks: to build them all could take hours."""
-    blocks = getattr(config, "num_hidden_layers", 0)
+    blocks = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if blocks > len(held):
         raise ModelError(
             f"config.json of {source.name} states {blocks} blocks and the weights are {len(held)} tensors: they are "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     Cache,
     GenerationMixin,
     PreTrainedConfig,
@@ -115,7 +116,13 @@ class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config).__mro__[1]]
+    return class_of_config(type(config).__mro__[1])
+
+
+def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+    """Return the class with a language-model head for a class of configurations, of text or of images and text."""
+    by_kind = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    return next(mapping[config] for mapping in by_kind if config in mapping)
 
 
 @lru_cache
