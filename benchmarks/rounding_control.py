@@ -5,7 +5,7 @@ that only undoes the errors of this rounding gains nothing once they are others.
 that are cut are rounded again, in groups that begin some columns later, and the plan is measured in that model. A gain
 that stays does not hang on one set of errors of the neighbors; of those of the cut matrix itself this says nothing.
 
-    python benchmarks/rounding_control.py OUT --task TASK [--model MODEL] [--limit N]
+    python benchmarks/rounding_control.py PLAN --task TASK [--model MODEL] [--limit N]
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
+    parser.add_argument("plan", help="a checkpoint folder, plan.json, or edits such as b17.o=57")
     parser.add_argument("--task", required=True)
     parser.add_argument("--model", default=str(Path(__file__).parents[1] / "models" / "smollm2-135m"))
     parser.add_argument("--limit", type=int)
     asked = parser.parse_args()
-    for found in controls(asked.out, asked.task, asked.model, limit=asked.limit):
+    for found in controls(asked.plan, asked.task, asked.model, limit=asked.limit):
         print(json.dumps(found))
 
 
-def controls(out: Path, task: str, model: str | Path, **options: Any) -> list[dict[str, Any]]:
+def controls(edits: str, task: str, model: str | Path, **options: Any) -> list[dict[str, Any]]:
     """Return what a plan does on `test`: in the model as stored (shift 0), and rounded again by each of `SHIFTS`."""
-    plan = read_edits(out)
-    assert isinstance(plan, Plan)
+    given = read_edits(Path(edits) if Path(edits).exists() else edits.split())
+    plan = given if isinstance(given, Plan) else Plan(secateur.load(model).fingerprint, given)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for shift in (0, *SHIFTS):
