@@ -59,8 +59,9 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--model", default=str(Path(__file__).parents[1] / "models" / "smollm2-135m"))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--test-task")
     asked = parser.parse_args()
-    for found in controls(asked.plan, asked.task, asked.model, limit=asked.limit):
+    for found in controls(asked.plan, asked.task, asked.model, limit=asked.limit, test_task=asked.test_task):
         print(json.dumps(found))
 
 
