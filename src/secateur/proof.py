@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import UNPROVEN, write_json
@@ -14,7 +14,7 @@ from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
 from secateur.core.comparison import IMPROVES
-from secateur.core.plan import Drop, Edit, Linearize, Plan
+from secateur.core.plan import Drop, Edit, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.verdict import (
@@ -224,13 +224,17 @@ def model_record(options: Options, loaded: Loaded) -> ModelRecord:
 def cut_record(edit: Edit, anatomy: Anatomy) -> CutRecord:
     """Return the record of one edit; of a matrix with its shape, and the rank that is left of it."""
     named = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
-    if isinstance(edit, Linearize):
-        return CutRecord(**named, blocks=list(edit.blocks))
-    if isinstance(edit, Drop):
-        return CutRecord(**named)
-    shape = anatomy.matrix(edit.matrix).shape
-    rank = ranks_left(Plan("", (edit,)), anatomy)[edit.matrix]
-    return CutRecord(**named, shape=list(shape), rank=rank, full_rank=min(shape))
+    match edit:
+        case Drop():
+            return CutRecord(**named)
+        case Linearize():
+            return CutRecord(**named, blocks=list(edit.blocks))
+        case Truncate() | RemoveDirections():
+            shape = anatomy.matrix(edit.matrix).shape
+            rank = ranks_left(Plan("", (edit,)), anatomy)[edit.matrix]
+            return CutRecord(**named, shape=list(shape), rank=rank, full_rank=min(shape))
+        case _:
+            assert_never(edit)
 
 
 def _write_records(

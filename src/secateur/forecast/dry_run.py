@@ -13,11 +13,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
-from secateur.core.plan import Drop, Linearize, Plan
+from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.evaluation.measurement import GENERATED_TOKENS
@@ -27,6 +27,7 @@ from secateur.methods.registry import method_named
 from secateur.search.evidence import Evidence
 from secateur.search.race import FIRST_RUNG, Objective
 from secateur.session import Session
+from secateur.surgery.operations import OUTPUTS
 from secateur.tasks.example import Task
 from secateur.tasks.joint import tested
 
@@ -228,12 +229,19 @@ class DryJudge:
 
     def _written(self, plan: Plan) -> tuple[Site, ...]:
         """Return the matrices that a mask of this plan writes, lowest block first."""
-        sites = {edit.matrix for edit in plan.truncated} | {edit.matrix for edit in plan.removed}
+        sites = set()
         for edit in plan.edits:
-            if isinstance(edit, Drop) and edit.site.part:
-                sites.add(Site(edit.site.block, "o" if edit.site.part == "attn" else "down"))
-            elif isinstance(edit, Linearize) and edit.form == "fold":
-                sites.add(Site(edit.blocks[0] - 1, "down"))
+            match edit:
+                case Truncate() | RemoveDirections():
+                    sites.add(edit.matrix)
+                case Drop():
+                    if edit.site.part:
+                        sites.add(Site(edit.site.block, OUTPUTS[edit.site.part]))
+                case Linearize():
+                    if edit.folded_into is not None:
+                        sites.add(edit.folded_into)
+                case _:
+                    assert_never(edit)
         return tuple(sorted(sites))
 
     def _breaks(self, plan: Plan) -> bool:

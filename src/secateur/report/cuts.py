@@ -118,7 +118,7 @@ def _legend(inside: Sequence[CutRecord], *, numbered: bool) -> str:
         "truncate": "cut, with the rank kept",
     }
     kinds = {item.kind for item in inside} or {"truncate"}
-    cut = [("cut", words[kind]) for kind in sorted(kinds)]
+    cut = [("cut", words.get(kind, "cut")) for kind in sorted(kinds)]
     return key(("tried", "tried"), ("idle", "not tried"), *cut)
 
 
