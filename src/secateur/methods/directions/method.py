@@ -108,11 +108,11 @@ class RemoveSingularDirections(Method):
 
     def search(self, session: Session) -> Proposal:
         """Read effects on `probe`, choose directions and their number on `select`."""
-        from secateur.methods.directions.readings import DirectionsProbe
+        from secateur.methods.directions.readings import DirectionsReader
         from secateur.methods.directions.search import run
 
         judge, sites = session.judge(), matrices_of(session.loaded.anatomy, session.options)
-        return run(session, judge, DirectionsProbe(session, judge, sites))
+        return run(session, judge, DirectionsReader(session, judge, sites))
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
@@ -147,7 +147,7 @@ class RemoveSingularDirections(Method):
 
     def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
         """Return the predicted change of the loss without each direction, by matrix or head."""
-        from secateur.methods.directions.readings import read_directions
+        from secateur.methods.directions.probe import read_directions
 
         return read_directions(session, split, plan)
 

@@ -52,7 +52,7 @@ from secateur.search.removal import RemovalPoint, steps
 from secateur.session import Session
 
 if TYPE_CHECKING:
-    from secateur.methods.directions.probe import MatrixEffects
+    from secateur.methods.directions.effects import MatrixEffects
     from secateur.methods.directions.readings import EffectsUnderPlan, Words
 
 RACE_Z = 3.0

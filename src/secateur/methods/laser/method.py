@@ -74,11 +74,11 @@ class Laser(Method):
 
     def search(self, session: Session) -> Proposal:
         """Screen by gradients, race on `select`, compose."""
-        from secateur.methods.laser.probe import LaserProbe
+        from secateur.methods.laser.readings import LaserReader
         from secateur.methods.laser.search import run
 
         judge = session.judge()
-        return run(session, judge, LaserProbe(session, judge))
+        return run(session, judge, LaserReader(session, judge))
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
@@ -109,14 +109,14 @@ class Laser(Method):
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `TaskError` where the task lacks what is read, `UnknownName` for matrices and layers."""
-        from secateur.methods.laser.readings import check_reading
+        from secateur.methods.laser.probe import check_reading
 
         self.check(session)
         check_reading(name, session, split)
 
     def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
         """Return the rows of a reading: singular values, or one of the four analyses of the paper."""
-        from secateur.methods.laser.readings import READINGS
+        from secateur.methods.laser.probe import READINGS
 
         return READINGS[name](session, split, plan)
 
