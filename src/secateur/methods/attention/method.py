@@ -60,14 +60,13 @@ class Attention(Method):
 
     def record_types(self) -> tuple[type[Record], type[Record]]:
         """Return the types of its parts of verdict.json and analysis.json."""
-        from secateur.methods.attention.records import AttentionAnalysis, AttentionSearchRecord
+        from secateur.methods.attention.report import AttentionAnalysis, AttentionSearchRecord
 
         return AttentionSearchRecord, AttentionAnalysis
 
     def sections(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Sequence[PageSection]:
         """Return what was lost with each attention that went."""
-        from secateur.methods.attention.records import AttentionAnalysis
-        from secateur.methods.attention.report import sections
+        from secateur.methods.attention.report import AttentionAnalysis, sections
         from secateur.methods.method import own_part
 
         return sections(verdict, own_part(analysis, AttentionAnalysis))

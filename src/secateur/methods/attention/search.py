@@ -12,7 +12,7 @@ from secateur.core.plan import Drop
 from secateur.core.score import loss_or_worst
 from secateur.core.site import Site
 from secateur.methods.attention.method import AttentionConfig
-from secateur.methods.attention.records import AttentionAnalysis, AttentionPoint, AttentionSearchRecord
+from secateur.methods.attention.report import AttentionAnalysis, AttentionPoint, AttentionSearchRecord
 from secateur.methods.method import CountingJudge, Proposal
 from secateur.methods.removal import goal_of, kept_share
 from secateur.options import layers_of

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
     from secateur.options import Options
-    from secateur.report.cuts import Tried
+    from secateur.report.cuts import LookedAt
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -93,8 +94,8 @@ class Depth(Method):
 
         return sections(verdict, analysis)
 
-    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    def looked_at(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
         """Return the matrices of all blocks that were measured."""
-        from secateur.methods.depth.report import tried
+        from secateur.methods.depth.report import looked_at
 
-        return tried(verdict, analysis)
+        return looked_at(verdict, analysis)

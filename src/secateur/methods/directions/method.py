@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from secateur.core.config import option, options_of
 from secateur.errors import SecateurError, UnknownName
-from secateur.methods.method import Habits, Method, own_part
+from secateur.methods.forecasting import Habits
+from secateur.methods.method import Method, own_part
 from secateur.methods.options import GainConfig, StepConfig
 from secateur.options import matrices_of
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
-    from secateur.report.cuts import Tried
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
+    from secateur.report.cuts import LookedAt
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -134,12 +136,12 @@ class RemoveSingularDirections(Method):
 
         return sections(own_part(analysis, DirectionsAnalysis).directions)
 
-    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    def looked_at(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
         """Return the matrices whose directions were read, and how many of them were removed."""
         from secateur.methods.directions.records import DirectionsAnalysis
-        from secateur.methods.directions.report import tried
+        from secateur.methods.directions.report import looked_at
 
-        return tried(own_part(analysis, DirectionsAnalysis).directions)
+        return looked_at(own_part(analysis, DirectionsAnalysis).directions)
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `UnknownName` for matrices and layers that the model does not have."""

@@ -25,7 +25,7 @@ from secateur.hf.load import Loaded
 from secateur.methods.directions.effects import ROOM, DirectionEffects, MatrixEffects, directions_effects
 from secateur.methods.directions.method import DirectionsConfig
 from secateur.methods.directions.pools import Direction, Folds
-from secateur.methods.method import DryRun, Reading
+from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.options import matrices_of
 from secateur.session import Session, digest
 from secateur.surgery.operations import Decompose, RemoveComponents, decompose, resolve
@@ -232,11 +232,11 @@ class DryDirectionReadings:
         """Note the reading under a plan, once; of every pool the stated share is harmless together."""
         if plan not in self._known:
             probed = len(self._session.probed)
-            anew = self._config.per_head or self._config.whitened
+            not_cached = self._config.per_head or self._config.whitened
             self._dry.read(
-                Reading(
+                ReadingCost(
                     "direction effects", "probe", probed, self._sites,
-                    passes=4.0, decomposes=True, under=bool(plan.edits), anew=anew, room=ROOM,
+                    passes=4.0, decomposes=True, under_plan=bool(plan.edits), not_cached=not_cached, spectra_bytes=ROOM,
                 )
             )  # fmt: skip
             self._known[plan] = EffectsUnderPlan(self._drawn(probed))
@@ -246,7 +246,7 @@ class DryDirectionReadings:
         anatomy = self._session.loaded.anatomy
         sizes = {site: min(anatomy.matrix(site).shape) for site in self._sites}
         share = min(1.0, MOST_DIRECTIONS / sum(sizes.values()))
-        harmless = HARMLESS[self._dry.luck]
+        harmless = HARMLESS[self._dry.case]
         pieces = []
         for site, size in sizes.items():
             count = max(1, round(share * size))

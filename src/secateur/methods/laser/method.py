@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from secateur.core.config import option
 from secateur.core.ranges import real, whole
 from secateur.errors import SecateurError
-from secateur.methods.method import Habits, Method, own_part
+from secateur.methods.forecasting import Habits
+from secateur.methods.method import Method, own_part
 from secateur.methods.options import GainConfig
 from secateur.options import matrices_of
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
-    from secateur.report.cuts import Tried
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
+    from secateur.report.cuts import LookedAt
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -100,12 +102,12 @@ class Laser(Method):
 
         return sections(verdict, own_part(analysis, LaserAnalysis))
 
-    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    def looked_at(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
         """Return the matrices that were swept, screened or drawn as a curve."""
         from secateur.methods.laser.records import LaserAnalysis
-        from secateur.methods.laser.report import tried
+        from secateur.methods.laser.report import looked_at
 
-        return tried(own_part(analysis, LaserAnalysis))
+        return looked_at(own_part(analysis, LaserAnalysis))
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `TaskError` where the task lacks what is read, `UnknownName` for matrices and layers."""

@@ -21,8 +21,8 @@ from secateur.evaluation.batching import Packing
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.workers import CACHE_BYTES
 from secateur.hf.load import Loaded
+from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.methods.laser.records import TailRecord
-from secateur.methods.method import DryRun, Reading
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import first_order_effects
 from secateur.session import Session, decided_by_choices, digest
@@ -183,14 +183,14 @@ class DryLaserReadings:
         probed = len(self._session.probed)
         sites = tuple(dict.fromkeys(edit.matrix for edit in edits))
         self._dry.read(
-            Reading(
+            ReadingCost(
                 SCREEN,
                 "probe",
                 probed,
                 sites,
                 passes=PASSES,
                 decomposes=True,
-                room=EVERYTHING,
+                spectra_bytes=EVERYTHING,
                 choices=decided_by_choices(self._session),
             )
         )

@@ -37,7 +37,7 @@ from secateur.report.chart import (
     signed_root,
     some,
 )
-from secateur.report.cuts import Tried
+from secateur.report.cuts import LookedAt
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import MISSING, change, key, known, number, signed, text
 from secateur.report.pruned_units import site_of
@@ -63,11 +63,11 @@ def sections(verdict: VerdictRecord, analysis: LaserAnalysis) -> list[PageSectio
     ]
 
 
-def tried(analysis: LaserAnalysis) -> Tried:
+def looked_at(analysis: LaserAnalysis) -> LookedAt:
     """Return the matrices that were swept, screened or drawn as a curve, for the map of the model."""
     rows = (*analysis.sweep, *analysis.screen)
     names = {*(row.site for row in rows), *(curve.site for curve in analysis.curves)}
-    return Tried(frozenset(site for name in names if (site := site_of(name)) is not None))
+    return LookedAt(frozenset(site for name in names if (site := site_of(name)) is not None))
 
 
 # ------------------------------------------------------------------------------------------------- readings of `probe`
