@@ -29,7 +29,9 @@ class ComponentsConfig(StepConfig):
     """The options of `--method heads`, `ffns` and `components`."""
 
     params: float | None = params_option()
-    random_orders: int = option(whole(3, 0, 1000), "Random orders to draw beside the curves.", "N")
+    random_orders: int = option(
+        whole(3, 0, 1000), "Random removal orders that are measured for comparison.", "N"
+    )
     portable: bool = option(
         False,
         "Only what a stock class can hold: the same number of heads and neurons everywhere.",

@@ -30,7 +30,7 @@ FORMS = ("fold", "linear", "drop")  # what replaces them
 class DepthConfig(BoundConfig):
     """The options of `--method depth`."""
 
-    blocks: int | None = option(whole(None), "Take this many blocks. [default: as --max-loss allows]", "N")
+    blocks: int | None = option(whole(None), "Remove this many blocks. [default: as --max-loss allows]", "N")
     by: str = option("loss", "Which go first: by measured loss, linearity, or cosine.", "NAME", choices=BY)
     form: str = option(
         "fold",
@@ -39,7 +39,9 @@ class DepthConfig(BoundConfig):
         choices=FORMS,
     )
     contiguous: bool = option(False, "One run of blocks.", flags="--contiguous")
-    rank: int | None = option(whole(None), "Form linear: maps of rank R beside the residual.", "R")
+    rank: int | None = option(
+        whole(None), "With --form linear: each map is the identity plus a matrix of rank R.", "R"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,7 @@ from secateur.core.config import option, options_of
 from secateur.errors import SecateurError, UnknownName
 from secateur.methods.forecasting import Habits
 from secateur.methods.method import Method, own_part
-from secateur.methods.options import GainConfig, StepConfig
+from secateur.methods.options import GainConfig, StepConfig, max_loss_option
 from secateur.options import matrices_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ LISTENING = {  # protocols that an option is for, if not for all
 class DirectionsConfig(GainConfig, StepConfig):
     """The options of `--method directions`."""
 
+    max_loss: float | None = max_loss_option("none, search for gain")
     protocol: str | None = option(
         None,
         "search (what helps most, by true evaluations), removal (as many as --max-loss allows), threshold (as many as "
