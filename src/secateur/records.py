@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 
@@ -92,17 +92,18 @@ def num_parts(widths: Iterable[BlockSizes]) -> dict[Kind, int]:
     }
 
 
-def measured(outcomes: np.ndarray) -> dict[str, Any]:
-    """Return the mean accuracy and loss of some outcomes; accuracy is None where the task has none."""
+def base_record(outcomes: np.ndarray) -> BaseRecord:
+    """Return the mean accuracy and loss of some outcomes, as analysis.json has them of the original.
+
+    Accuracy is None where the task has none.
+    """
     accuracy = METRICS["accuracy"].mean(outcomes)
     only_text = np.isnan(outcomes["correct"]).all()
-    loss = METRICS["text_loss" if only_text else "loss"].mean(outcomes)
-    return {"accuracy": None if np.isnan(accuracy) else accuracy, "loss": loss, "n": len(outcomes)}
-
-
-def base_record(outcomes: np.ndarray) -> BaseRecord:
-    """Return accuracy, loss and number of examples, as analysis.json has them of the original."""
-    return BaseRecord.model_validate(measured(outcomes))
+    return BaseRecord(
+        accuracy=None if np.isnan(accuracy) else accuracy,
+        loss=METRICS["text_loss" if only_text else "loss"].mean(outcomes),
+        n=len(outcomes),
+    )
 
 
 MOST_FREQUENT = 2**53  # what float64 counts exactly

@@ -285,14 +285,14 @@ class DrySession(Session):
         values = {one.name: vars(session)[one.name] for one in fields(Session)}
         return cls(**values | {"ledger": None, "workers": None}, recorder=recorder, sides=sides)
 
-    def judge(self, **changes: object) -> Any:
+    def judge(self) -> Any:
         """Return a judge that counts."""
         return DryJudge(self)
 
     @property
     def objective(self) -> Objective:
         """The loss, which is drawn; accuracy has but two values."""
-        return Objective(METRICS["text_loss" if self.task.kind == "text" else "loss"])
+        return Objective(METRICS[self.loss_name])
 
     def evidence(self, examples: Sequence[int]) -> Evidence:
         """Return evidence of few draws."""

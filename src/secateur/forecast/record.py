@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secateur.core.progress import Progress, silent
@@ -280,7 +280,7 @@ def measured_here(session: Session, counted: Counted, readings: Iterable[Reading
     """Return the rates of this machine: overheads as assumed, FLOPs as fast as a pass of the whole model shows."""
     examples = session.shuffled("select")[:LOOK]
     amounts = counted.judged(Judged("look", "select", 0, len(examples), (empty(),)))
-    judge = session.judge(ledger=None, workers=None, progress=silent)
+    judge = replace(session, ledger=None, workers=None, progress=silent).judge()
     seconds = min(_timed(lambda: judge([session.empty], examples, "look")) for _ in range(TIMES))
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
     return paced(anatomy, itemsize, readings, amounts, seconds, _svd_flop(session))

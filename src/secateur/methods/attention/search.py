@@ -39,14 +39,13 @@ def run(session: Session, judge: Judge) -> Proposal:
     """
     config, counting = session.config(AttentionConfig), CountingJudge(judge)
     probe, select = session.probed, session.shuffled("select")
-    loss = "text_loss" if session.task.kind == "text" else "loss"
     left, points = attentions_of(session), [RemovalPoint(session.empty, {"attentions": 0.0})]
     order: list[Site] = []
     with session.timed("choose"):
         while left and len(order) < (config.attentions or len(left) + len(order)):
             plans = {points[-1].plan + Drop(site): site for site in left}
             judged = counting(list(plans), probe, "choose")
-            plan = min(plans, key=lambda plan: (loss_or_worst(judged[plan], loss), plans[plan]))
+            plan = min(plans, key=lambda plan: (loss_or_worst(judged[plan], session.loss_name), plans[plan]))
             order.append(plans[plan])
             left.remove(plans[plan])
             points.append(RemovalPoint(plan, {"attentions": len(order) / session.loaded.anatomy.num_blocks}))
