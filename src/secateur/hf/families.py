@@ -439,7 +439,7 @@ def list_families() -> list[FamilyInfo]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The widths that the layouts need. Each key/value head serves equally many query heads."""
+    """The widths that the layouts need, vocabulary and context. Each key/value head serves equally many query heads."""
 
     d_model: int
     num_heads: int
@@ -450,7 +450,10 @@ class Sizes:
 
 
 def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
-    """Return the widths that the model's config states. Raises: `ModelError` where heads do not share keys evenly."""
+    """Return widths, vocabulary and context that the model's config states.
+
+    Raises: `ModelError` where heads do not share keys evenly.
+    """
     num_heads = config.num_attention_heads
     num_kv_heads = _num_kv_heads(family, config)
     if num_heads % num_kv_heads:

@@ -60,7 +60,11 @@ class DepthReadings(Protocol):
 
 @dataclass(frozen=True)
 class DepthPoint(RemovalPoint):
-    """A point of depth pruning, with the runs that were dropped where a map was asked for."""
+    """A point of depth pruning.
+
+    Attributes:
+        fell_back: Runs of blocks that were dropped although a linear map was asked for, since their map did no better.
+    """
 
     fell_back: tuple[FellBackRecord, ...] = ()
 
