@@ -85,7 +85,9 @@ def test_a_pass_is_counted_shard_by_shard_as_the_evaluator_cuts_it(session, monk
     monkeypatch.setattr("secateur.forecast.load.CACHE_BYTES", 50_000)
     limits = type(session.judge().limits)(cache_bytes=50_000)
     examples = session.task.split("select")
-    theirs = list(session.judge(limits=limits).compute([session.empty], examples))
+    judge = session.judge()
+    judge.limits = limits
+    theirs = list(judge.compute([session.empty], examples))
     width = session.loaded.anatomy.d_model * 4
     counted = Loads(places_of(session, {}), session.judge().packing, width).of("select", 0, len(examples))
     assert counted.shards == len(theirs) > 3
