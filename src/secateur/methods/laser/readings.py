@@ -22,14 +22,12 @@ from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.workers import CACHE_BYTES
 from secateur.hf.load import Loaded
 from secateur.methods.forecasting import DryRun, ReadingCost
-from secateur.methods.laser.records import TailRecord
+from secateur.methods.laser.records import MOST_ANSWERS, TailRecord
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import first_order_effects
 from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded
-
-MOST_ANSWERS = 8  # different answers that a record lists, so many as a card of the report has lines
 
 
 class LaserReader:

@@ -10,6 +10,7 @@ from secateur.core.records.record import Record
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import MATRICES
 from secateur.methods.laser.records import (
+    MOST_ANSWERS,
     CurveRecord,
     LaserAnalysis,
     MatrixSpectrum,
@@ -349,7 +350,7 @@ def _tail_card(row: TailRecord, most: int) -> str:
         f'<div class="bar"><code>{text(answer.strip()) or "<em>nothing</em>"}</code>'
         f'<span><i style="width:{100 * count / most:.1f}%"></i></span>'
         f"<small>{count:,}</small></div>"
-        for answer, count in row.answers[:8]
+        for answer, count in row.answers[:MOST_ANSWERS]
     )
     cosine = f"{row.cosine:.2f}" if known(row.cosine) else MISSING
     facts = (("cosine to the right answer", cosine), ("accuracy", number(row.accuracy, "share")))
