@@ -66,7 +66,7 @@ def main() -> None:
 def forward_pass(session: Session) -> float:
     """Return the processor seconds of one forward pass over `select`."""
     started = time.process_time()
-    session.judge(ledger=None)([session.empty], session.shuffled("select"), "pass")
+    replace(session, ledger=None).judge()([session.empty], session.shuffled("select"), "pass")
     return time.process_time() - started
 
 

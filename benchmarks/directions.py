@@ -28,7 +28,7 @@ from turns import paired
 from secateur.evaluation.batching import Packing
 from secateur.gains.memory import RESET, RETURNS_AT_ONCE, resident
 from secateur.linalg.directions import Directions, directions
-from secateur.methods.directions.probe import directions_effects
+from secateur.methods.directions.effects import directions_effects
 from secateur.tasks.encode import Encoded
 
 D_MODEL, D_FF, HEADS = 768, 3072, 12

@@ -35,7 +35,7 @@ from secateur.core.comparison import compare
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan
 from secateur.methods.directions.pools import removal
-from secateur.methods.directions.readings import DirectionsProbe
+from secateur.methods.directions.readings import DirectionsReader
 from secateur.options import matrices_of
 from secateur.session import Session, open_session
 
@@ -132,7 +132,7 @@ class Bench:
         """Predicted changes of the loss on `probe` against those by truly removing single directions there."""
         session = self.session(**way)
         judge, probe = session.judge(), list(session.task.split("probe"))
-        reading = DirectionsProbe(
+        reading = DirectionsReader(
             session, judge, matrices_of(session.loaded.anatomy, session.options)
         ).effects(session.empty)
         every = reading.directions

@@ -29,9 +29,9 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.core.stats import rank_correlation
 from secateur.methods.components.readings import heads_of
-from secateur.methods.directions.probe import DirectionEffects, directions_effects
+from secateur.methods.directions.effects import DirectionEffects, directions_effects
 from secateur.methods.directions.readings import EffectsUnderPlan
-from secateur.methods.laser.probe import truncation_effects
+from secateur.methods.laser.readings import truncation_effects
 from secateur.methods.laser.search import candidates
 from secateur.methods.registry import read_options
 from secateur.options import matrices_of

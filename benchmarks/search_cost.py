@@ -24,7 +24,7 @@ import torch
 from secateur.core.plan import Plan
 from secateur.core.score import METRICS, Metric
 from secateur.hf.load import load_model
-from secateur.methods.laser.probe import LaserProbe
+from secateur.methods.laser.readings import LaserReader
 from secateur.methods.laser.search import HALVING, RACED, candidates, screened
 from secateur.methods.registry import read_options
 from secateur.search.race import Objective, race
@@ -163,7 +163,7 @@ def _screened(session: Session, goal: Objective, case: Case) -> tuple[list[Plan]
     """The plans that the library's own screen keeps, and on how many examples it took gradients."""
     session = replace(session, options=replace(session.options, objective=case.objective))
     edits = candidates(session.loaded.anatomy, session.options)
-    chosen = screened(LaserProbe(session, session.judge()).screen(edits), edits, RACED)
+    chosen = screened(LaserReader(session, session.judge()).screen(edits), edits, RACED)
     kept = [session.empty, *(session.empty + edit for edit in chosen)]
     return kept, len(session.probed)
 

@@ -22,7 +22,7 @@ from train_embedded import RECIPES, save, train
 
 from secateur.core.stats import sign_flip
 from secateur.methods.directions.pools import Direction, Order, removal, signed, weakest
-from secateur.methods.directions.readings import DirectionsProbe, EffectsUnderPlan
+from secateur.methods.directions.readings import DirectionsReader, EffectsUnderPlan
 from secateur.methods.registry import read_options
 from secateur.options import matrices_of
 from secateur.session import Session, open_session
@@ -112,7 +112,7 @@ class Study:
     def of(cls, folder: Path, shots: int) -> Study:
         session = open_session(read_options(str(folder), TASK, method="directions", shots=shots), None)
         sites = matrices_of(session.loaded.anatomy, session.options)
-        return cls(session, DirectionsProbe(session, session.judge(), sites).effects(session.empty))
+        return cls(session, DirectionsReader(session, session.judge(), sites).effects(session.empty))
 
     def measured(self, split: str, removals: Sequence[Sequence[Direction]]) -> list[np.ndarray]:
         empty, folds = self.session.empty, self.reading.folds

@@ -415,7 +415,10 @@ def transfer(
 
 
 def read_edits(plan: Given) -> Plan | tuple[Edit, ...]:
-    """Return a plan, from a plan file; or bare edits, from text (`b2.gate=5`). No model is needed for that."""
+    """Return the plan of a plan file, or bare edits from text (`b2.gate=5`), without a model.
+
+    Raises: `PlanError` for a file that holds no plan, `SecateurError` for text that is no edit.
+    """
     if isinstance(plan, Plan):
         return plan
     if not isinstance(plan, str | Path):
@@ -742,7 +745,9 @@ def need_map(
     progress: Progress = silent,
     **options: Unpack[CommonOptions],
 ) -> dict[str, Any]:
-    """Read what every component of a model is worth for a task, and check each reading by taking some out.
+    """Measure what every component of a model is worth for a task, and check each reading by taking some out.
+
+    The command line calls it `secateur map`.
 
     Writes `map.json` and its page `map.html` to the folder `out`, and returns the same as the file. Called again, it
     goes on with what the ledger has.

@@ -67,13 +67,13 @@ class Options:
     )
     objective: str | None = option(
         None,
-        f"What is chosen by and decides: {', '.join(METRICS)}.",
+        f"Metric that chooses the plan and decides the verdict: {', '.join(METRICS)}.",
         "METRIC",
         choices=tuple(METRICS),
     )
     report: str = option(
         "standard",
-        "How much the report compares with what was not asked for: quick, standard (a fifth of the search's time, or "
+        "How many comparisons the report measures beyond the search: quick, standard (a fifth of the search's time, or "
         "less), or full.",
         "NAME",
         choices=REPORTS,
@@ -107,7 +107,7 @@ class Options:
     )
     extract: str = option(
         "",
-        "Let the model write, and find the answer by a regular expression, or, by number, as the last one.",
+        "Generate text and take the answer by this regular expression, or `number` for the last number.",
         "RULE",
     )
     max_new_tokens: int | None = option(
@@ -115,7 +115,9 @@ class Options:
     )
     chat: bool = option(False, "Wrap prompts in the model's chat template.", flags="--chat")
     allow_small: bool = option(
-        False, "Warn instead of refusing when a split has under 50 groups.", flags="--allow-small"
+        False,
+        "Warn instead of refusing when a split has under 50 groups (examples that share a fact or text are one group).",
+        flags="--allow-small",
     )
     skip_long: bool = option(
         False,

@@ -72,7 +72,8 @@ def _prune(
     journal.remember(run, "metric", session.objective.metric.name)
     journal.remember(run, "select", session.task.split("select"))
     with nullcontext() if log is None else log(folder.out.name, command) as tell:
-        logged = replace(session, log=tell and SearchLog(tell, session.objective.metric))
+        search_log = None if tell is None else SearchLog(tell, session.objective.metric)
+        logged = replace(session, log=search_log)
         start = measured_baseline(logged)
         if expect is not None:
             _say_expected(session, expect)
@@ -123,7 +124,7 @@ def prune_each(
     workers: WorkerLauncher | None = None,
     expect: Expect | None = None,
 ) -> list[Result]:
-    """Writes what as many calls of `prune` would; the model is read once, and its matrices are decomposed once.
+    """Write what as many calls of `prune` would; the model is read once, and its matrices are decomposed once.
 
     All tasks are read and checked before the first search. Each run has its own state, so that the same call goes on
     with the one that was killed. Raises any `SecateurError`; what was finished before stays.
@@ -146,7 +147,7 @@ def prune_each(
 
 
 def _sessions(runs: Sequence[tuple[Options, Folder]], progress: Progress) -> dict[Folder, Session]:
-    """Sessions on one model, all checked before it is read; none where there is nothing to do."""
+    """Return sessions on one model, all checked before it is read; none where there is nothing to do."""
     early = [early_session(options) for options, _ in runs]
     for session in early:
         check(session)
@@ -161,7 +162,7 @@ def _sessions(runs: Sequence[tuple[Options, Folder]], progress: Progress) -> dic
 
 
 def check(session: Session) -> None:
-    """Before the search, which may take hours: whatever it and the verdict will need to read can be read.
+    """Check, before a search that may take hours, that whatever it and the verdict will read can be read.
 
     Raises `UnknownName` and `TaskError`.
     """

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.folder import UNPROVEN, write_json
@@ -14,17 +14,20 @@ from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
 from secateur.core.comparison import IMPROVES
-from secateur.core.plan import Drop, Edit, Linearize, Plan
+from secateur.core.plan import Drop, Edit, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.verdict import (
+    AlternativeRecord,
     BaselineRecord,
     CutRecord,
     DecisionRecord,
+    GainsRecord,
     HandedOverRecord,
     LoadsRecord,
     ModelRecord,
     ParametersRecord,
+    SearchRecord,
     TaskRecord,
     VerdictRecord,
     WrittenRecord,
@@ -53,18 +56,21 @@ from secateur.reporting import write_run_report
 from secateur.session import Session
 from secateur.side_tasks import side_effects
 from secateur.surgery.shape import ranks_left, shape_of
+from secateur.tasks.example import Task
 
 LOG = logging.getLogger("secateur")
 
 
-def cut_and_verify(session: Session, found: Proposal, start: BaselineRecord, staging: Path) -> dict[str, Any]:
+def cut_and_verify(
+    session: Session, proposal: Proposal, baseline: BaselineRecord, staging: Path
+) -> dict[str, Any]:
     """Write the cut model to `staging`, read it back, measure both models on `test`, write the records.
 
     The verdict is about the cut model as it was read back from disk. Where a cut for gain is not shown to gain, the
     unchanged model takes its place in `staging`, and the plan lies in `unproven/`.
 
     Args:
-        start: The baseline record: what the unchanged model can do on `select`.
+        baseline: The baseline record: what the unchanged model can do on `select`.
 
     Returns: the content of `verdict.json`.
     """
@@ -73,62 +79,62 @@ def cut_and_verify(session: Session, found: Proposal, start: BaselineRecord, sta
         judge, sides = session.judge(), side_effects(session)
         before = _measure(session, sides)
         trivial = alternatives(judge, session.options.seed)
-        written, loads = _write_and_read(session, judge, found.plan, staging)
+        written, loads = _write_and_read(session, judge, proposal.plan, staging)
         after = _measure(session.on(session.task, written), sides)
         decision = decide(
             judge,
             before,
             after,
-            found.plan,
+            proposal.plan,
             sides,
             session.objective.metric,
             ledger=session.ledger,
             scope=session.scope,
             seed=session.options.seed,
-            margin=found.margin,
+            margin=proposal.margin,
         )
-        saved = gains(session.loaded, written, staging)
-        parameters = _parameters(session, found.plan, written)
-        held = held_plan(found, decision.verdict, keep=session.options.config.keep_unproven)
-        if held != found.plan:
-            written, loads = _write_and_read(session, judge, held, staging)
+        savings = gains(session.loaded, written, staging)
+        parameters = _parameters(session, proposal.plan, written)
+        written_plan = plan_to_write(proposal, decision.verdict, keep=session.options.config.keep_unproven)
+        if written_plan != proposal.plan:
+            written, loads = _write_and_read(session, judge, written_plan, staging)
     verdict = _verdict(
         session,
-        found,
+        proposal,
         decision,
-        alternatives=trivial,
-        baseline=start,
-        gains=saved,
+        trivial=trivial,
+        baseline=baseline,
+        savings=savings,
         parameters=parameters,
-        handed_over=_handed_over(found, held),
+        handed_over=_handed_over(proposal, written_plan),
         loads=loads,
-        written=WrittenRecord(fingerprint=written.fingerprint),
+        written=written,
     )
-    own = {} if found.analysis is None else found.analysis.to_json()
-    analysis = own | _compared(session, sides, before, after)
-    _write_records(session, found, held, verdict, analysis, staging)
+    method_analysis = {} if proposal.analysis is None else proposal.analysis.to_json()
+    analysis = method_analysis | _compared(session, sides, before, after)
+    _write_records(session, proposal, written_plan, verdict, analysis, staging)
     return verdict.to_json()
 
 
-def held_plan(found: Proposal, word: str, *, keep: bool) -> Plan:
+def plan_to_write(proposal: Proposal, verdict: str, *, keep: bool) -> Plan:
     """Return the plan of the checkpoint: the cut, but for gain only one that is shown to gain, unless `keep`."""
-    proven = found.margin is not None or word == IMPROVES or keep
-    return found.plan if proven else Plan(found.plan.model)
+    proven = proposal.margin is not None or verdict == IMPROVES or keep
+    return proposal.plan if proven else Plan(proposal.plan.model)
 
 
-def _handed_over(found: Proposal, held: Plan) -> HandedOverRecord:
-    aside = _set_aside(found, held)
+def _handed_over(proposal: Proposal, written_plan: Plan) -> HandedOverRecord:
+    unproven = _unproven_plan(proposal, written_plan)
     return HandedOverRecord(
-        holds="cut" if held.edits else "original",
-        unproven=None if aside is None else f"{UNPROVEN}/plan.json",
-        edits=None if aside is None else str(aside),
+        holds="cut" if written_plan.edits else "original",
+        unproven=None if unproven is None else f"{UNPROVEN}/plan.json",
+        edits=None if unproven is None else str(unproven),
     )
 
 
-def _set_aside(found: Proposal, held: Plan) -> Plan | None:
-    """Return the plan that was found for gain, where the checkpoint does not hold it."""
-    best = found.plan if found.plan.edits else found.best
-    return None if best is None or not best.edits or best == held else best
+def _unproven_plan(proposal: Proposal, written_plan: Plan) -> Plan | None:
+    """Return the best plan for gain, where the checkpoint does not hold it."""
+    best = proposal.plan if proposal.plan.edits else proposal.best
+    return None if best is None or not best.edits or best == written_plan else best
 
 
 def _write_and_read(
@@ -164,32 +170,49 @@ def _measure(session: Session, sides: Sequence[SideTask]) -> Measurement:
 
 
 def _verdict(
-    session: Session, found: Proposal, decision: DecisionRecord, **evidence: object
+    session: Session,
+    proposal: Proposal,
+    decision: DecisionRecord,
+    *,
+    trivial: list[AlternativeRecord],
+    baseline: BaselineRecord,
+    savings: GainsRecord,
+    parameters: ParametersRecord,
+    handed_over: HandedOverRecord,
+    loads: LoadsRecord,
+    written: Loaded,
 ) -> VerdictRecord:
     """Return the record: decision and evidence, what was done to what, the versions, and the sentence that sums up."""
-    loaded, task, options = session.loaded, session.task, session.options
-    values = {
-        "sentence": "",
-        "candidates_tried": found.tried,
-        "evaluations": found.evaluations,
-        "search": found.search.to_json(),
-        "cut": [cut_record(edit, loaded.anatomy) for edit in found.plan.edits],
-        "cut_summary": cut_summary(found.plan, num_parts(loaded.anatomy.widths)),
-        "model": model_record(options, loaded),
-        "task": TaskRecord(
-            name=task.name,
-            kind=task.kind,
-            hash=task.hash,
-            splits={name: len(examples) for name, examples in task.splits.items()},
-        ),
-        "seed": options.seed,
-        "split_seed": options.split_seed,
-        "versions": versions(),
-        "seconds": dict(session.seconds),
-        "command": options.command_line(),
-    }
-    verdict = VerdictRecord.model_validate({**decision.to_json(), **evidence, **values})
+    loaded, options = session.loaded, session.options
+    verdict = VerdictRecord(
+        **decision.to_json(),
+        sentence="",
+        alternatives=trivial,
+        baseline=baseline,
+        handed_over=handed_over,
+        candidates_tried=proposal.tried,
+        evaluations=proposal.evaluations,
+        search=SearchRecord.model_validate(proposal.search.to_json()),
+        cut=[cut_record(edit, loaded.anatomy) for edit in proposal.plan.edits],
+        cut_summary=cut_summary(proposal.plan, num_parts(loaded.anatomy.widths)),
+        parameters=parameters,
+        gains=savings,
+        loads=loads,
+        model=model_record(options, loaded),
+        written=WrittenRecord(fingerprint=written.fingerprint),
+        task=_task_record(session.task),
+        seed=options.seed,
+        split_seed=options.split_seed,
+        versions=versions(),
+        seconds=dict(session.seconds),
+        command=options.command_line(),
+    )
     return verdict.model_copy(update={"sentence": sentence(verdict)})
+
+
+def _task_record(task: Task) -> TaskRecord:
+    splits = {name: len(examples) for name, examples in task.splits.items()}
+    return TaskRecord(name=task.name, kind=task.kind, hash=task.hash, splits=splits)
 
 
 def _parameters(session: Session, plan: Plan, written: Loaded) -> ParametersRecord:
@@ -224,19 +247,23 @@ def model_record(options: Options, loaded: Loaded) -> ModelRecord:
 def cut_record(edit: Edit, anatomy: Anatomy) -> CutRecord:
     """Return the record of one edit; of a matrix with its shape, and the rank that is left of it."""
     named = {"site": str(edit.site), "edit": str(edit), "kind": edit.kind}
-    if isinstance(edit, Linearize):
-        return CutRecord(**named, blocks=list(edit.blocks))
-    if isinstance(edit, Drop):
-        return CutRecord(**named)
-    shape = anatomy.matrix(edit.matrix).shape
-    rank = ranks_left(Plan("", (edit,)), anatomy)[edit.matrix]
-    return CutRecord(**named, shape=list(shape), rank=rank, full_rank=min(shape))
+    match edit:
+        case Drop():
+            return CutRecord(**named)
+        case Linearize():
+            return CutRecord(**named, blocks=list(edit.blocks))
+        case Truncate() | RemoveDirections():
+            shape = anatomy.matrix(edit.matrix).shape
+            rank = ranks_left(Plan("", (edit,)), anatomy)[edit.matrix]
+            return CutRecord(**named, shape=list(shape), rank=rank, full_rank=min(shape))
+        case _:
+            assert_never(edit)
 
 
 def _write_records(
     session: Session,
-    found: Proposal,
-    held: Plan,
+    proposal: Proposal,
+    written_plan: Plan,
     verdict: VerdictRecord,
     analysis: Mapping[str, object],
     staging: Path,
@@ -251,15 +278,15 @@ def _write_records(
         versions=verdict.versions,
         **read_from,
     )
-    write_plan(held, provenance, staging)
-    if (aside := _set_aside(found, held)) is not None:
+    write_plan(written_plan, provenance, staging)
+    if (unproven := _unproven_plan(proposal, written_plan)) is not None:
         with writing(staging):
             (staging / UNPROVEN).mkdir()
-        untested = provenance.model_copy(update={"verified": bool(found.plan.edits)})
-        write_plan(aside, untested, staging / UNPROVEN)
+        untested = provenance.model_copy(update={"verified": bool(proposal.plan.edits)})
+        write_plan(unproven, untested, staging / UNPROVEN)
     write_json(staging / "verdict.json", verdict.to_json())
     write_json(staging / "analysis.json", analysis)
-    write_text(staging / "README.md", model_card(verdict, held))
+    write_text(staging / "README.md", model_card(verdict, written_plan))
     with writing(staging):
         write_run_report(staging, staging / "report.html")
 

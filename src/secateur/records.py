@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol, assert_never
 
 import numpy as np
 
@@ -17,10 +17,11 @@ from secateur import __version__
 from secateur.core import stats
 from secateur.core.comparison import ALPHA, IMPROVES, WORSE
 from secateur.core.noninferiority import NOT_WORSE, bound_text, margin_text
-from secateur.core.plan import Plan
+from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.records.analysis import BaseRecord, ChangedExample, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.verdict import MemberRecord, VerdictRecord
 from secateur.core.score import METRICS, few_groups
+from secateur.core.site import Site
 from secateur.tasks.example import Task
 
 
@@ -49,20 +50,33 @@ _KINDS: Mapping[Kind, str] = {
 
 def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
     """Return what a plan removes: `29 of 48 heads, 1 of 6 feed-forward networks`, of a model that has `counts`."""
-    gone = Counter((site.part, site.unit) for site in plan.dropped)
+    gone: Counter[Kind] = Counter()
+    mapped: Counter[str] = Counter()  # blocks by the form of their map
+    truncated, directions = 0, Counter[Site]()
+    for edit in plan.edits:
+        match edit:
+            case Drop():
+                gone[edit.site.part, edit.site.unit] += 1
+            case Truncate():
+                truncated += 1
+            case RemoveDirections():
+                directions[edit.matrix] += len(edit.directions)
+            case Linearize():
+                mapped[edit.form] += len(edit.blocks)
+            case _:
+                assert_never(edit)
     words = [f"{gone[kind]} of {counts[kind]} {word}" for kind, word in _KINDS.items() if gone[kind]]
-    matrices = len(plan.truncated)
-    if matrices:
-        words.append(f"{matrices} {'matrix' if matrices == 1 else 'matrices'} of lower rank")
-    removed = sum(len(edit.directions) for edit in plan.removed)
-    if removed:
-        where = "1 matrix" if len(plan.removed) == 1 else f"{len(plan.removed)} matrices"
-        words.append(f"{removed} singular direction{'s' * (removed > 1)} of {where}")
+    words += [f"{_matrices(truncated)} of lower rank"] if truncated else []
+    if removed := directions.total():
+        words.append(f"{removed} singular direction{'s' * (removed > 1)} of {_matrices(len(directions))}")
     for form, how in (("fold", "folded into those before"), ("linear", "as linear maps")):
-        count = sum(len(edit.blocks) for edit in plan.linearized if edit.form == form)
-        if count:
-            words.append(f"{count} of {counts['', '']} blocks {how}")
+        if mapped[form]:
+            words.append(f"{mapped[form]} of {counts['', '']} blocks {how}")
     return ", ".join(words) or "nothing"
+
+
+def _matrices(count: int) -> str:
+    return "1 matrix" if count == 1 else f"{count} matrices"
 
 
 def num_parts(widths: Iterable[BlockSizes]) -> dict[Kind, int]:
@@ -78,17 +92,18 @@ def num_parts(widths: Iterable[BlockSizes]) -> dict[Kind, int]:
     }
 
 
-def measured(outcomes: np.ndarray) -> dict[str, Any]:
-    """Return the mean accuracy and loss of some outcomes; accuracy is None where the task has none."""
+def base_record(outcomes: np.ndarray) -> BaseRecord:
+    """Return the mean accuracy and loss of some outcomes, as analysis.json has them of the original.
+
+    Accuracy is None where the task has none.
+    """
     accuracy = METRICS["accuracy"].mean(outcomes)
     only_text = np.isnan(outcomes["correct"]).all()
-    loss = METRICS["text_loss" if only_text else "loss"].mean(outcomes)
-    return {"accuracy": None if np.isnan(accuracy) else accuracy, "loss": loss, "n": len(outcomes)}
-
-
-def base_record(outcomes: np.ndarray) -> BaseRecord:
-    """Return accuracy, loss and number of examples, as analysis.json has them of the original."""
-    return BaseRecord.model_validate(measured(outcomes))
+    return BaseRecord(
+        accuracy=None if np.isnan(accuracy) else accuracy,
+        loss=METRICS["text_loss" if only_text else "loss"].mean(outcomes),
+        n=len(outcomes),
+    )
 
 
 MOST_FREQUENT = 2**53  # what float64 counts exactly

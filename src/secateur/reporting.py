@@ -115,7 +115,7 @@ def render(verdict: Json, plan: Json, analysis: Json) -> str:
     method = methods().get(run.search.method)
     if method is None:
         return run_page(run, cut, analyses, ())
-    return run_page(run, cut, analyses, method.sections(run, analyses), method.tried(run, analyses))
+    return run_page(run, cut, analyses, method.sections(run, analyses), method.looked_at(run, analyses))
 
 
 def run_figures(verdict: Json, plan: Json, analysis: Json) -> dict[str, Figure]:

@@ -49,7 +49,10 @@ FIRST, FIRST_TOKENS = 4, 256  # that a model is run on before a search: what a c
 
 @dataclass
 class Session:
-    """`on` changes the task or the model, `judge` gives what measures the one on the other."""
+    """One run: its model, its task in tokens, its ledger and its options.
+
+    Sessions on another task or model (`on`, `dataclasses.replace`) share `seconds` and `encodings`.
+    """
 
     options: Options
     loaded: Loaded
@@ -65,7 +68,7 @@ class Session:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Wall-clock seconds of a stage, as far as this process did it."""
+        """Add the wall-clock seconds of a stage, as far as this process does it, to `seconds`."""
         if isinstance(self.progress, StagedProgress):
             self.progress.begin(stage)
         started = time.perf_counter()
@@ -76,8 +79,10 @@ class Session:
 
     @cached_property
     def scope(self) -> str:
-        """Outcomes may be shared between runs when weights, config, task, its tokens, precision and what an outcome
-        holds are equal."""
+        """Return the key under which outcomes are shared between runs.
+
+        Equal for equal weights, config, task, tokens and precision, and for outcomes of the same columns.
+        """
         model = self.loaded.model
         parts = [
             self.loaded.fingerprint,
@@ -92,19 +97,24 @@ class Session:
         return digest.hexdigest()[:32]
 
     def shuffled(self, split: str) -> list[int]:
-        """The examples of a split in the order of `--seed`, in which a race takes them; of several tasks by turns."""
+        """Return the examples of a split in the order of `--seed`, in which a race takes them.
+
+        Those of several tasks come by turns.
+        """
         examples = list(self.task.split(split))
         random.Random(self.options.seed).shuffle(examples)
         return interleaved(self.task, examples)
 
     @property
     def probed(self) -> Sequence[int]:
-        """Return the examples of `probe` that are read for a search."""
+        """Return the first examples of `probe`, as many as gradients and orders need; fits take all of `probe`."""
         return self.task.split("probe")[:MAX_PROBED]
 
     def halves(self) -> tuple[list[int], list[int]]:
-        """`select` in two by whole groups, in the order of `shuffled`: to build plans on, and to confirm them on. The
-        split seed decides which group is where, so that another --seed does not draw a kinder half."""
+        """Return `select` in two by whole groups: to build plans on, and to confirm them on, each as `shuffled`.
+
+        The split seed decides which group is where, so that another --seed does not draw a kinder half.
+        """
         order = {
             group: rank(group, self.options.split_seed, "confirm")
             for group in dict.fromkeys(e.group for e in self.task.of(self.task.split("select")))
@@ -130,7 +140,7 @@ class Session:
         return Evidence(self.objective.metric, self.task.groups(examples), seed=self.options.seed)
 
     def first_rows(self) -> list[tuple[int, ...]]:
-        """The beginnings of the first examples in tokens, to run the model on before anything else."""
+        """Return the first tokens of the first examples, to run the model on before anything else."""
         encoded = list(self.encoded.values())[:FIRST]
         return [(context + answer)[:FIRST_TOKENS] for one in encoded for context, answer in one.pairs[:1]]
 
@@ -141,25 +151,35 @@ class Session:
 
     @property
     def empty(self) -> Plan:
+        """Return the plan that cuts nothing."""
         return Plan(self.loaded.fingerprint)
 
-    def judge(self, **changes: Any) -> Evaluator:
+    @property
+    def loss_name(self) -> str:
+        """Return the name of the loss of the task: `text_loss` of text, else `loss`."""
+        return "text_loss" if self.task.kind == "text" else "loss"
+
+    def judge(self) -> Evaluator:
+        """Build an evaluator for this task: one for each call, with caches of its own."""
         spectra = self.options.spectra  # whole, for workers are elsewhere
-        limits = Limits(max_tokens=self.options.max_tokens, spectra=spectra and str(Path(spectra).absolute()))
-        kept: dict[str, Any] = {
-            "limits": limits,
-            "ledger": self.ledger,
-            "scope": self.scope,
-            "progress": self.progress,
-            "workers": self.workers,
-            "spectra": self.spectra,
-            "log": self.log,
-        }
-        return Evaluator(self.loaded, self.task, self.encoded, **(kept | changes))
+        return Evaluator(
+            self.loaded,
+            self.task,
+            self.encoded,
+            limits=Limits(
+                max_tokens=self.options.max_tokens, spectra=spectra and str(Path(spectra).absolute())
+            ),
+            ledger=self.ledger,
+            scope=self.scope,
+            progress=self.progress,
+            workers=self.workers,
+            spectra=self.spectra,
+            log=self.log,
+        )
 
     @property
     def objective(self) -> Objective:
-        """The metric that decides: the one asked for, or the task's primary one. Raises: `TaskError`."""
+        """Return the metric that decides: the one asked for, or the task's primary one. Raises: `TaskError`."""
         name = self.options.objective or self.task.primary_metric
         fits = {
             "text": {"text_loss", "loss"},
@@ -177,7 +197,7 @@ class Session:
         return Objective(METRICS[name])
 
     def on(self, task: Task, loaded: Loaded | None = None) -> Session:
-        """The same with another task, or with another model on the same task."""
+        """Return the same session with another task, or with another model on the same task."""
         loaded, encoded = loaded or self.loaded, self.encoded
         log = self.log if task is self.task else None
         if task is not self.task:
@@ -197,7 +217,7 @@ def open_session(
     check: Callable[[Session], object] = lambda session: None,
     needs: Mapping[str, int] = PROOF,
 ) -> Session:
-    """Reads model and task, whose splits have as many groups as `needs` says.
+    """Read model and task, whose splits have as many groups as `needs` says.
 
     `check` is shown the session before the weights are read, which takes time and memory: it raises where that would be
     in vain. Raises `ModelError`, `TaskError`, `UnknownName`, and what `check` raises."""
@@ -210,8 +230,10 @@ def open_session(
 
 
 def early_session(options: Options, *, ruler: bool = False, needs: Mapping[str, int] = PROOF) -> Session:
-    """All but the weights: the model has shapes and no numbers. Raises as `open_session`; with `ruler` not where a
-    tokenizer is missing."""
+    """Return a session without weights: its model has shapes and no numbers.
+
+    Raises as `open_session`; with `ruler` not where a tokenizer is missing.
+    """
     blank = blank_of(options, ruler=ruler)
     return session_on(options, blank, read_task(options, blank, needs))
 
@@ -223,7 +245,10 @@ def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
 
 
 def ready_session(early: Session, loaded: Loaded, progress: Progress = silent) -> Session:
-    """The session with the weights of its model, which was run once. Raises `ModelError` where it gives no numbers."""
+    """Return the session with the weights of its model, which was run once.
+
+    Raises: `ModelError` where it gives no numbers.
+    """
     session = replace(early, loaded=loaded, progress=progress)
     check_runs(loaded, session.first_rows())
     return session
@@ -235,7 +260,7 @@ def read_model(options: Options) -> Loaded:
 
 
 def loading_of(options: Options) -> Loading:
-    """The arguments of `load_model` besides the name."""
+    """Return the arguments of `load_model` besides the name."""
     return {
         "revision": options.revision,
         "dtype": options.dtype,
@@ -246,8 +271,10 @@ def loading_of(options: Options) -> Loading:
 
 
 def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF) -> Task:
-    """The task that `options` name, in its splits and with its shots, before anything is left out of it. Of several
-    the joint one: what does not fit is left out of each first (`skip_long`), so that they still count alike.
+    """Return the task that `options` name, in its splits and with its shots, before anything is left out of it.
+
+    Of several tasks the joint one: what does not fit is left out of each first (`skip_long`), so that they still count
+    alike.
 
     `needs` says how many groups which splits must have. Demonstrations belong to the task, so the seed of the splits
     draws them. Raises `TaskError`, `UnknownName`.
@@ -282,13 +309,13 @@ def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int])
 def session_on(
     options: Options, loaded: Loaded, task: Task, ledger: Ledger | None = None, progress: Progress = silent
 ) -> Session:
-    """A session for what is read already. Raises `TaskError` for what does not fit the model's context."""
+    """Return a session for what is read already. Raises: `TaskError` for what does not fit the model's context."""
     task, encoded = _read(task, loaded, options)
     return Session(options, loaded, task, encoded, ledger, progress)
 
 
 def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int, Encoded]]:
-    """`_encode` for a task that is going to be judged: answers that are scored in part are said."""
+    """Return `_encode` for a task that is going to be judged; warn of answers that are scored in part."""
     task, encoded = _encode(task, loaded, options)
     joined = [number for number, one in encoded.items() if one.joined]
     if joined:
@@ -304,7 +331,7 @@ def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int,
 
 
 def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
-    """One example in tokens, with room in the context for what is to be generated after it. Raises `TaskError`."""
+    """Return one example in tokens, with room in the context for what is generated after it. Raises: `TaskError`."""
     example, new = task.examples[number], task.member(number).new_tokens
     context, vocab_size = loaded.anatomy.context, loaded.anatomy.vocab_size
     encoded = encode(example, loaded.tokenizer, context=context, vocab_size=vocab_size, chat=chat)
@@ -319,7 +346,7 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
 
 
 def _encode(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int, Encoded]]:
-    """The task in tokens; with `skip_long` without the examples that do not fit, which is said.
+    """Return the task in tokens; with `skip_long` without the examples that do not fit, which is said.
 
     Splits are made before anything is left out, so they do not depend on the model. Raises `TaskError`.
     """
@@ -356,5 +383,5 @@ def decided_by_choices(session: Session) -> bool:
 
 
 def digest(value: object) -> str:
-    """16 hex characters that name a JSON value."""
+    """Return 16 hex characters that name a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -21,8 +21,8 @@ from secateur.methods.laser.method import PAPER_FRACTIONS, SMALL_RANKS
 from secateur.methods.laser.search import (
     compose,
     grid,
+    grid_ranks,
     promising,
-    ranks,
     screened,
 )
 from secateur.methods.registry import method_named, read_options
@@ -86,18 +86,18 @@ def noisy(
 def test_ranks_of_the_paper_literally_and_with_the_small_ones(full):
     shares = [Fraction(text) for text in ("0.9", "0.8", "0.6", "0.4", "0.2", "0.1", "0.05", "0.01", "0.005")]
     literal = {math.floor(share * full) for share in shares}
-    assert ranks(full, PAPER_FRACTIONS, ()) == sorted(literal)
-    both = ranks(full)
+    assert grid_ranks(full, PAPER_FRACTIONS, ()) == sorted(literal)
+    both = grid_ranks(full)
     assert both == sorted(literal | {r for r in (0, 1, 2, 3, 5) if r < full})
     assert len(set(both)) == len(both)
     assert max(both) < full
 
 
 def test_ranks_by_hand():
-    assert ranks(64) == [0, 1, 2, 3, 5, 6, 12, 25, 38, 51, 57]
-    assert ranks(4, PAPER_FRACTIONS, SMALL_RANKS) == [0, 1, 2, 3]
-    assert ranks(1) == [0]
-    assert ranks(10, (1.0, 0.5), ()) == [5]  # everything kept is no edit
+    assert grid_ranks(64) == [0, 1, 2, 3, 5, 6, 12, 25, 38, 51, 57]
+    assert grid_ranks(4, PAPER_FRACTIONS, SMALL_RANKS) == [0, 1, 2, 3]
+    assert grid_ranks(1) == [0]
+    assert grid_ranks(10, (1.0, 0.5), ()) == [5]  # everything kept is no edit
 
 
 def test_the_grid_is_every_rank_of_every_matrix_lowest_block_first():

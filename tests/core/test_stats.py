@@ -17,19 +17,23 @@ from secateur.core.score import METRICS, OUTCOME
 from secateur.core.stats import (
     DRAWS,
     bootstrap_mean,
-    bootstrap_p,
     effective_n,
     holm,
     mcnemar,
     mean_interval,
     paired_z,
     rank_correlation,
+    resample,
     sign_flip,
     tango,
     tango_counts,
     wilson,
 )
 from secateur.errors import SecateurError
+
+
+def bootstrap_p(x, groups, *, weights=None, draws=DRAWS, seed) -> float:
+    return resample([x], groups, weights, draws, seed).p_value(0)
 
 
 def pairs(both: int, gained: int, lost: int, neither: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,15 +21,15 @@ from secateur.forecast.record import Machine, paced, svd_flops
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded, load_model
-from secateur.methods.method import LUCKS
+from secateur.methods.forecasting import CASES
 from secateur.methods.registry import read_options
 from secateur.session import early_session, open_session
 
 FACTS = ("builtin:facts", "builtin:facts")
 
 
-def stages(record: dict, luck: str, key: str) -> dict[str, float]:
-    return {row["stage"]: row["counts"][luck].get(key, 0) for row in record["stages"]}
+def stages(record: dict, case: str, key: str) -> dict[str, float]:
+    return {row["stage"]: row["counts"][case].get(key, 0) for row in record["stages"]}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,9 @@ def test_a_pass_is_counted_shard_by_shard_as_the_evaluator_cuts_it(session, monk
     monkeypatch.setattr("secateur.forecast.load.CACHE_BYTES", 50_000)
     limits = type(session.judge().limits)(cache_bytes=50_000)
     examples = session.task.split("select")
-    theirs = list(session.judge(limits=limits).compute([session.empty], examples))
+    judge = session.judge()
+    judge.limits = limits
+    theirs = list(judge.compute([session.empty], examples))
     width = session.loaded.anatomy.d_model * 4
     counted = Loads(places_of(session, {}), session.judge().packing, width).of("select", 0, len(examples))
     assert counted.shards == len(theirs) > 3
@@ -112,9 +114,9 @@ def test_calls_of_the_model_are_counted_to_the_number(session):
     assert counted(session).judged(work)["call"] == len(calls) - traces
 
 
-def evaluations(luck: str, stage: str, **options: object) -> float:
+def evaluations(case: str, stage: str, **options: object) -> float:
     """Return the (plan, example) pairs that a stage of a search is counted to ask."""
-    works = dry_run(early_session(read_options(*FACTS, **options)), luck, {})
+    works = dry_run(early_session(read_options(*FACTS, **options)), case, {})
     return sum(work.evaluations for work in works if isinstance(work, Judged) and work.stage == stage)
 
 
@@ -123,7 +125,7 @@ def test_a_race_lies_between_its_bounds_and_an_exhaustive_one_has_none():
     small = {"matrices": ("down",), "compose": False}
     n = len(early_session(read_options(*FACTS)).task.split("select"))
     every = 36  # ranks of 3 blocks, all of which the screen keeps; the model itself is judged on all examples
-    least, expected, most = (evaluations(luck, "race", **small) for luck in LUCKS)
+    least, expected, most = (evaluations(case, "race", **small) for case in CASES)
     assert least == n + every * 32
     # of 37 plans 19, 10 and 5 go on, all of which better the model
     assert least < expected <= most == n + every * 32 + 19 * 32 + 10 * 64 + 5 * (n - 128)
@@ -132,7 +134,7 @@ def test_a_race_lies_between_its_bounds_and_an_exhaustive_one_has_none():
 
 def test_a_dry_run_composes_as_often_as_is_stated():
     """Never at the least; as expected one cut is added and then none; at the most every matrix is cut."""
-    least, expected, most = (evaluations(luck, "compose") for luck in LUCKS)
+    least, expected, most = (evaluations(case, "compose") for case in CASES)
     assert 0 == least < expected < most
 
 
@@ -179,7 +181,7 @@ def test_evaluations_of_a_prune_that_decides_nothing_as_it_goes(options, tmp_pat
 
 def test_a_measured_prediction_has_seconds_in_order(session):
     told = secateur.plan_cost(*FACTS, layers=(2, 3), matrices=("down",), limit=260)
-    least, expected, most = (told["total"]["counts"][luck]["seconds"] for luck in LUCKS)
+    least, expected, most = (told["total"]["counts"][case]["seconds"] for case in CASES)
     assert 0 < least <= expected <= most
     assert json.loads(json.dumps(told)) == told
 

@@ -62,4 +62,4 @@ def test_a_forecast_counts_what_it_asks(place, tmp_path):
 
 
 def test_more_than_there_are_is_refused_before_weights_are_read(place, tmp_path):
-    refused(prune(place, tmp_path / "out", "--attentions", "4"), "--attentions 4", "from 1 to 3")
+    refused(prune(place, tmp_path / "out", "--attentions", "4"), "--attentions 4", "Give 1 to 3")

@@ -20,6 +20,7 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.evaluation.batching import Packing
 from secateur.methods.directions import readings
+from secateur.methods.directions.effects import directions_effects
 from secateur.methods.directions.pools import (
     POOLS,
     Direction,
@@ -32,8 +33,7 @@ from secateur.methods.directions.pools import (
     signed,
     weakest,
 )
-from secateur.methods.directions.probe import directions_effects
-from secateur.methods.directions.readings import DirectionsProbe
+from secateur.methods.directions.readings import DirectionsReader
 from secateur.methods.directions.search import check
 from secateur.methods.registry import method_named, read_options
 from secateur.options import matrices_of
@@ -403,7 +403,7 @@ def test_whitened_directions_keep_their_basis_and_spectrum(planted):
 def test_what_is_gone_has_no_effect_any_more(per_head, as_loaded):
     session = session_on(as_loaded, tiny("llama").double(), matrices=("k", "o", "down"), per_head=per_head)
     sites = matrices_of(session.loaded.anatomy, session.options)
-    read = DirectionsProbe(session, session.judge(), sites).effects
+    read = DirectionsReader(session, session.judge(), sites).effects
     whole = read(session.empty)
     gone = [one for one in whole.directions if one.index % 3 == 0]
     plan = removal(session.empty, gone, whole.folds, per_head=per_head)

@@ -165,7 +165,7 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        pytest.param("secateur.methods.laser.probe", "truncation_effects", marks=SLOW),
+        pytest.param("secateur.methods.laser.readings", "truncation_effects", marks=SLOW),
         pytest.param("secateur.methods.laser.search", "compose", marks=SLOW),
         pytest.param("secateur.checkpoint.save", "save", marks=SLOW),
         pytest.param("secateur.checkpoint.save", "assert_same", marks=SLOW),

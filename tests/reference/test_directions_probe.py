@@ -21,7 +21,7 @@ from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing
 from secateur.evaluation.forward import swapped_forward
 from secateur.hf.load import Loaded
-from secateur.methods.directions.probe import MatrixEffects, directions_effects
+from secateur.methods.directions.effects import MatrixEffects, directions_effects
 from secateur.methods.registry import read_options
 from secateur.session import open_session
 from secateur.tasks.encode import Encoded

@@ -18,7 +18,7 @@ from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing
 from secateur.evaluation.forward import Forward
 from secateur.hf.load import Loaded
-from secateur.probes.heads import group_importance, head_importance, neuron_importance
+from secateur.probes.heads import head_importance, neuron_importance
 from secateur.tasks.encode import Encoded
 
 PACKING = Packing(768, 512, 0)
@@ -198,18 +198,6 @@ def test_the_model_is_left_as_it_was(as_loaded):
     for module in loaded.model.modules():
         assert not module._forward_pre_hooks
         assert "forward" not in module.__dict__
-
-
-def test_a_group_is_the_sum_of_its_query_heads(as_loaded):
-    loaded = as_loaded(tiny("llama"))
-    heads = head_importance(loaded, MIXED, list(MIXED), packing=PACKING)
-    groups = group_importance(heads, loaded.anatomy)
-    assert set(groups.values) == {f"b{b}.attn.g{g}" for b in range(2) for g in range(2)}
-    for block in range(2):
-        wanted = heads.values[f"b{block}.attn.h2"] + heads.values[f"b{block}.attn.h3"]
-        assert groups.values[f"b{block}.attn.g1"] == wanted
-    assert groups.what == "KV group importance"
-    assert (heads.n, heads.split, heads.unit) == (4, "probe", "nats/token")
 
 
 def test_a_projection_that_does_not_run_as_a_module_is_refused(as_loaded):

@@ -19,7 +19,7 @@ from secateur.evaluation.batching import Packing
 from secateur.evaluation.forward import swapped_forward
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.methods.laser.probe import truncation_effects
+from secateur.methods.laser.readings import truncation_effects
 from secateur.probes.answer_margin import Margins
 from secateur.surgery.spectra import Spectra
 from secateur.tasks.encode import Encoded

@@ -265,9 +265,9 @@ def test_plan_cost_counts_each_decomposition_once(place, tmp_path, monkeypatch):
     how = SMALL | {"calibrate": False}
     plain = package.plan_cost(*asked, **how)
     kept = package.plan_cost(*asked, **how, spectra=str(tmp_path))
-    for luck, counts in kept["total"]["counts"].items():
-        assert counts["svds"] == 4 < plain["total"]["counts"][luck]["svds"]
-        assert counts["evaluations"] == plain["total"]["counts"][luck]["evaluations"]
+    for case, counts in kept["total"]["counts"].items():
+        assert counts["svds"] == 4 < plain["total"]["counts"][case]["svds"]
+        assert counts["evaluations"] == plain["total"]["counts"][case]["evaluations"]
     assert any(said.startswith("--spectra") for said in kept["assumptions"])
     measured = package.plan_cost(*asked, **SMALL, spectra=str(tmp_path))
     assert measured["total"]["counts"]["expected"]["seconds"] > 0

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from secateur.errors import TaskError
-from secateur.tasks.encode import added_ids, encode, encode_prompt
+from secateur.tasks.encode import added_ids, encode
 from secateur.tasks.example import Example
 
 NEWLINE = "{{ '\\n' }}"
@@ -86,7 +86,6 @@ def test_a_tokenizer_that_ends_every_text_gives_the_ids_of_one_that_does_not(bos
     usual.chat_template = ending.chat_template = TEMPLATE
     found, expected = (encode(example, one, context=None, chat=chat) for one in (ending, usual))
     assert found == expected
-    assert encode_prompt(prompt, ending, chat) == encode_prompt(prompt, usual, chat)
 
 
 @pytest.mark.parametrize("text", ["ab", "é ab", "<s> ab", "</s> ab", "<s></s> </s> a <s>"])
@@ -185,10 +184,3 @@ def test_chat(tokenizer):
     encoded = encode(QUESTION, chatty, context=None, chat=True)
     head = ids("<s>", "<|user|>", "ab", "Ċ", "<|assistant|>", "Ċ")
     assert encoded.pairs == ((head, ids("c")), (head, ids("c", "d")))
-    assert encode_prompt("ab", chatty, chat=True) == head
-
-
-def test_the_prompt_for_generation_is_the_context(tokenizer):
-    for prompt in ("ab", "ab ", "<s>a", ""):
-        example = replace(QUESTION, prompt=prompt)
-        assert encode_prompt(prompt, tokenizer) == encode(example, tokenizer, context=None).pairs[0][0]

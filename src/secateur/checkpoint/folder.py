@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from pydantic import Field, JsonValue
 
-from secateur.checkpoint.out import RUN, check_apart, mount_point, new_folder
+from secateur.checkpoint.out import RUN, check_apart, mount_point_error, new_folder
 from secateur.core.finite import finite
 from secateur.core.reading import parse_json
 from secateur.core.records.record import Record
@@ -156,7 +156,7 @@ class Folder:
                     self.out.rmdir()
             except OSError as error:
                 if error.errno == errno.EBUSY:
-                    raise mount_point(self.out) from error
+                    raise mount_point_error(self.out) from error
                 if error.errno == errno.EXDEV:
                     raise OutputError(
                         f"{self.run} and {self.out} lie on different file systems, and the result appears by a rename "

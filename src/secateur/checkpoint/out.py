@@ -43,7 +43,7 @@ def new_folder(out: str | Path, *, reads: Iterable[str | Path], keeps: Iterable[
                 "link. Give the place that it leads to as -o."
             )
         if path.is_mount():
-            raise mount_point(path)
+            raise mount_point_error(path)
         check_apart(path, [*reads, *keeps])
         check_apart(path.with_name(path.name + RUN), reads)
         if _lineage(path)[0] in _lineage(
@@ -63,7 +63,7 @@ def check_new_file(file: Path, *, overwrite: bool) -> None:
         raise OutputError(f"-o {file} is there already. Give another -o, or --overwrite.")
 
 
-def mount_point(path: Path) -> OutputError:
+def mount_point_error(path: Path) -> OutputError:
     """Return the error for an OUT that is a mount point."""
     return OutputError(
         f"-o {path} is a mount point, and the result appears by rename, which would have to replace it. Give a folder "

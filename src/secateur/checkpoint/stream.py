@@ -264,7 +264,12 @@ class Shard:
 
 
 def shards_of(model: PreTrainedModel, shard_size: int) -> list[Shard]:
-    """Return the files that `save_pretrained` would write, for shards of `shard_size` bytes; the model may be blank."""
+    """Return the files that `save_pretrained` would write.
+
+    Args:
+        model: May be blank.
+        shard_size: Bytes of a file at most; a tensor that is larger has a file of its own.
+    """
     stored = as_stored(model)
     split = split_state_dict_into_shards_factory(
         {name: blank for name, (_, blank) in stored.items()},

@@ -148,7 +148,7 @@ def print_cost(found: Mapping[str, Any]) -> None:
 
 def _between(counts: Mapping[str, Mapping[str, float]], key: str, show: Callable[[float], str]) -> str:
     """`expected [least, most]`, or one number where they are one, or nothing."""
-    least, expected, most = (counts[luck].get(key) for luck in ("least", "expected", "most"))
+    least, expected, most = (counts[case].get(key) for case in ("least", "expected", "most"))
     if expected is None or not most:
         return ""
     shown = [show(value or 0.0) for value in (least, expected, most)]

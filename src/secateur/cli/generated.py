@@ -17,6 +17,18 @@ if TYPE_CHECKING:  # typer keeps its click to itself
     from typer._click import Context, HelpFormatter
 
 Verb = Callable[..., None]
+PANELS = {  # of a help page, with the names of their options; others come last
+    "Options": ("task", "out", "goal", "method", "objective", "each", "dry_run", "overwrite", "seed"),
+    "The task": (
+        "test_task", "side", "limit", "split_seed", "allow_small", "skip_long", "seqlen", "shots", "chat", "join",
+        "extract", "max_new_tokens",
+    ),
+    "The cut and its report": ("layers", "zeroed", "factorize", "report", "push", "save_recipe", "log"),
+    "The model and the machine": (
+        "revision", "gguf_file", "trust_remote_code", "dtype", "device", "device_map", "offload_folder", "max_memory",
+        "max_tokens", "spectra", "ray", "workers", "cpus_per_worker", "gpus_per_worker",
+    ),
+}  # fmt: skip
 AFTER = ("ray", "ledger", "overwrite", "out_folder", "as_json")  # which come last in a help page
 
 
@@ -47,7 +59,7 @@ def with_options(
 
 
 class PanelCommand(TyperCommand):
-    """A command whose help page has the options of each method in a section of their own."""
+    """A command whose help page has its options in sections: those of all methods, then those of each."""
 
     def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
         """Write arguments, the options of all methods, then those of each; one that several have is with each."""
@@ -56,12 +68,19 @@ class PanelCommand(TyperCommand):
         arguments = {p.name for p in self.get_params(ctx) if p.param_type_name == "argument"}
         sections = {
             "Arguments": [row for name, row in rows.items() if name in arguments],
-            "Options": [row for name, row in rows.items() if name not in special and name not in arguments],
         }
+        for title, names in PANELS.items():
+            sections[title] = [rows[name] for name in names if name in rows]
+        known = {*arguments, *special, *(name for names in PANELS.values() for name in names)}
+        sections["Other options"] = [row for name, row in rows.items() if name not in known]
         for config in configs():
-            names = [method.name for method in methods().values() if method.Config is config]
-            title = f"Options of --method {either(names)}"
-            sections[title] = [rows[one.name] for one in options_of(config) if one.name in rows]
+            listening = [method.name for method in methods().values() if method.Config is config]
+            sections[f"Options of --method {either(listening)}"] = [
+                (flags, text.replace(special[one.name][0].option.help, one.option.help))
+                for one in options_of(config)
+                if one.name in rows
+                for flags, text in [rows[one.name]]
+            ]
         for title, shown in sections.items():
             if shown:
                 with formatter.section(title):
@@ -75,7 +94,7 @@ def method_help() -> str:
 
 
 GOAL_HELP = (
-    "better (laser), smaller or faster (one budget for every kind of edit); --method narrows it. "
+    "better (laser), smaller or faster (both: one budget for every kind of edit); --method narrows it. "
     "[default: smaller where a budget is given (--params, --kv-bytes, --max-loss), else better]"
 )
 

@@ -30,8 +30,7 @@ TaskSpec = Annotated[
         "--task",
         metavar="TASK",
         help="FILE (.csv, .tsv, .jsonl, .json), text:FILE, hf:OWNER/NAME[:SPLIT], builtin:NAME, a preset (see "
-        "`secateur tasks`), PRESET:FILE, or "
-        "lm_eval:NAME.",
+        "`secateur tasks`), PRESET:FILE, study:NAME or lm_eval:NAME.",
     ),
 ]
 PruneTasks = Annotated[
@@ -40,8 +39,7 @@ PruneTasks = Annotated[
         "--task",
         metavar="TASK",
         help="FILE (.csv, .tsv, .jsonl, .json), text:FILE, hf:OWNER/NAME[:SPLIT], builtin:NAME, a preset (see "
-        "`secateur tasks`), PRESET:FILE, or "
-        "lm_eval:NAME; repeated: one plan that is good for all of them.",
+        "`secateur tasks`), PRESET:FILE, study:NAME or lm_eval:NAME; repeated: one plan that is good for all of them.",
     ),
 ]
 Each = Annotated[
@@ -86,7 +84,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout inste
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress bars.")]
 LedgerPath = Annotated[
     Path | None,
-    typer.Option("--ledger", metavar="FILE", help="Share this ledger instead of OUT.run/ledger.sqlite."),
+    typer.Option(
+        "--ledger",
+        metavar="FILE",
+        help="Share this ledger (the database of all judged plans) instead of OUT.run/ledger.sqlite.",
+    ),
 ]
 Opened = Annotated[
     Path | None,

@@ -122,8 +122,9 @@ def prune(
 ) -> None:
     """Find what MODEL does not need for TASK, or for several, cut it, prove it.
 
-    The proof is on held-out data; checkpoint, verdict and report are written to OUT. Killed at any moment, the same
-    command goes on where it was.
+    The examples of TASK are split by group: `probe` (10%) is for gradients and fits, `select` (40%) chooses the plan,
+    `test` (50%) is opened once, for the verdict. Checkpoint, verdict and report are written to OUT. Killed at any
+    moment, the same command goes on where it was.
     """
     if push is not None:
         from secateur.checkpoint.push import check_repo
@@ -470,10 +471,10 @@ VERBS: Commands = (
                 "secateur prune gpt2 --task builtin:int-mult --method directions -o out",
                 "secateur prune ./llama --task text:book.txt --method depth --blocks 4 -o out",
                 "secateur prune ./my-opt --task q.jsonl --method heads --max-loss 0.01 -o out",
-                "secateur prune gpt2 --task q.jsonl --method components --params 0.6 -o out",
+                "secateur prune gpt2 --task q.jsonl --method components --params 60% -o out",
                 "secateur prune gpt2 --task questions.csv --log tensorboard:runs -o out",
-                "secateur prune ./llama --task q.jsonl --goal smaller --params 0.8 -o out",
-                "secateur prune ./llama --task q.jsonl --kv-bytes 0.5 --kinds heads -o out",
+                "secateur prune ./llama --task q.jsonl --goal smaller --params 80% -o out",
+                "secateur prune ./llama --task q.jsonl --kv-bytes 50% --kinds heads -o out",
             ),
         },
     ),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never, get_args
 
 from secateur.core.fitted import Fitted
 from secateur.core.ranges import MOST, whole_numbers
@@ -203,16 +203,20 @@ class Linearize:
         return cls(blocks, _text(data["form"]), Fitted(_text(data["fold"])))
 
 
-Edit = Truncate | RemoveDirections | Drop | Linearize
-_KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (Truncate, RemoveDirections, Drop, Linearize)}
+Edit = Truncate | RemoveDirections | Linearize | Drop  # in the order in which they are carried out
+_KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in get_args(Edit)}
 
 
 def _claims(edit: Edit) -> list[Site]:
     """Return the sites that an edit changes, and that no other edit may change."""
-    if not isinstance(edit, Linearize):
-        return [edit.site]
-    into = edit.folded_into
-    return [*map(Site, edit.blocks), *([] if into is None else [into])]
+    match edit:
+        case Truncate() | RemoveDirections() | Drop():
+            return [edit.site]
+        case Linearize():
+            into = edit.folded_into
+            return [*map(Site, edit.blocks), *([] if into is None else [into])]
+        case _:
+            assert_never(edit)
 
 
 def blocks_of(edit: Edit) -> tuple[int, ...]:
@@ -258,7 +262,13 @@ class Plan:
     @property
     def descriptions(self) -> list[str]:
         """Return the edits in words; the heads, groups or neurons of one part are named together."""
-        return [*map(str, (*self.truncated, *self.removed, *self.linearized)), *_dropped_text(self.dropped)]
+        others = (edit for edit in self.by_kind if not isinstance(edit, Drop))
+        return [*map(str, others), *_dropped_text(self.dropped)]
+
+    @property
+    def by_kind(self) -> tuple[Edit, ...]:
+        """Return the edits in the order in which they are carried out: those of one kind together."""
+        return tuple(sorted(self.edits, key=lambda edit: list(_KINDS).index(edit.kind)))
 
     @property
     def dropped(self) -> tuple[Site, ...]:
@@ -296,9 +306,15 @@ class Plan:
         """Return the same plan with the arrays that `known` has by digest."""
 
         def filled(edit: Edit) -> Edit:
-            if isinstance(edit, RemoveDirections) and edit.fold is not None:
-                return replace(edit, fold=known[edit.fold.digest])
-            return replace(edit, fitted=known[edit.fitted.digest]) if isinstance(edit, Linearize) else edit
+            match edit:
+                case Truncate() | Drop():
+                    return edit
+                case RemoveDirections():
+                    return edit if edit.fold is None else replace(edit, fold=known[edit.fold.digest])
+                case Linearize():
+                    return replace(edit, fitted=known[edit.fitted.digest])
+                case _:
+                    assert_never(edit)
 
         return Plan(self.model, tuple(map(filled, self.edits)))
 

@@ -284,7 +284,11 @@ class _Resampled:
         return float(self.mean[k] - _quantile(self._studentized(k), level) * self.se[k])
 
     def p_value(self, k: int) -> float:
-        """Return the two-sided p that mean k is 0, never below 2^(1 − groups)."""
+        """Return the two-sided p that mean k is 0: the share of draws with |t*| ≥ |t|, with +1 in both counts.
+
+        The inverse of `interval` at the same seed (p < .05 where that leaves 0 out). Never below 2^(1 − groups), the
+        least that flipping the signs of so many groups can give.
+        """
         if self.mean[k] == 0:
             return 1.0
         t = abs(self.mean[k]) / self.se[k] if self.se[k] > 0 else np.inf
@@ -330,23 +334,6 @@ def bootstrap_mean(
     Source: Hall 1988 (J. R. Stat. Soc. B 50:35); Davison & Hinkley 1997, 5.2.2.
     """
     return resample([values], groups, weights, draws, seed).interval(0, level)
-
-
-def bootstrap_p(
-    differences: np.ndarray,
-    groups: np.ndarray,
-    *,
-    weights: np.ndarray | None = None,
-    draws: int = DRAWS,
-    seed: int,
-) -> float:
-    """Return the two-sided p that the mean of paired `differences` (n,) is 0.
-
-    It is the share of draws with |t*| ≥ |t|, with +1 in both counts: the inverse of `bootstrap_mean`'s interval at the
-    same seed (p < .05 where that leaves 0 out). Never below 2^(1 − groups), the least that flipping the signs of so
-    many groups can give. Source: as there.
-    """
-    return resample([differences], groups, weights, draws, seed).p_value(0)
 
 
 def resample(

@@ -15,7 +15,7 @@ from secateur.forecast.dry_run import CHORES, Generated, Judged, Plans, Read, Wo
 from secateur.forecast.load import CACHE_BYTES, Load, Loads
 from secateur.hf.anatomy import Anatomy
 from secateur.linalg.spectrum import spectrum_bytes
-from secateur.methods.method import Reading
+from secateur.methods.forecasting import ReadingCost
 
 Amounts = Mapping[str, float]  # what → how many; `machine.py` says what each takes
 
@@ -176,38 +176,38 @@ class Counted:
 
     # ------------------------------------------------------------------------------------------------------- readings
 
-    def read(self, work: Reading) -> Amounts:
+    def read(self, work: ReadingCost) -> Amounts:
         if work.what in CHORES:
             flops = 4 * self._behavior() if work.what == "behavior" else 0.0
             return {work.what: work.times, f"{work.what} flop": work.times * flops}
         load = self.loads.of(work.place, 0, work.examples, answers=not work.choices)
         times = work.times * (self._groups(work) if work.decomposes else 1)
-        if work.looks:  # a pass before it, over as many tokens at most
-            times *= 1 + min(1.0, work.looks / max(1, load.tokens))
+        if work.scan_tokens:  # a pass before it, over as many tokens at most
+            times *= 1 + min(1.0, work.scan_tokens / max(1, load.tokens))
         whole = sum(self._block(block, load) for block in range(self.anatomy.num_blocks))
         found = {
             work.what: times * load.calls,
             f"{work.what} flop": times * work.passes * whole
             + work.times * work.blocks * sum(self._block(site.block, load) for site in work.parts),
-            f"{work.what} part": work.times * len(work.parts) * (1 + work.under),
+            f"{work.what} part": work.times * len(work.parts) * (1 + work.under_plan),
         }
         if work.fits:
             products = 6 * load.tokens * self.anatomy.d_model**2  # three moments of pairs
             return found | {f"{work.what} moment": work.times * len(work.parts) * products}
         return {**found, f"{work.what} example": times * load.examples, **self._read_spectra(work)}
 
-    def _read_spectra(self, work: Reading) -> Amounts:
+    def _read_spectra(self, work: ReadingCost) -> Amounts:
         """Once, and under a plan once more for that where there is no room for them to stay."""
         if not work.decomposes:
             return {}
-        if not work.anew:
-            return self._spectra([((part,), 1.0) for part in work.parts], 1 + work.under)
+        if not work.not_cached:
+            return self._spectra([((part,), 1.0) for part in work.parts], 1 + work.under_plan)
         shapes = Counter(decomposition(self.anatomy.matrix(site).shape) for site in work.parts)
-        return {name: count * work.times * (1 + work.under) for name, count in shapes.items()}
+        return {name: count * work.times * (1 + work.under_plan) for name, count in shapes.items()}
 
-    def _groups(self, work: Reading) -> int:
+    def _groups(self, work: ReadingCost) -> int:
         """Runs of matrices whose spectra have room together: each needs passes of its own."""
-        room = work.room or self.spectra_bytes
+        room = work.spectra_bytes or self.spectra_bytes
         groups, used = 0, room + 1
         for site in work.parts:
             need = spectrum_bytes(self.anatomy.matrix(site).shape)

@@ -13,20 +13,21 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
-from secateur.core.plan import Drop, Linearize, Plan
+from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.evaluation.measurement import GENERATED_TOKENS
 from secateur.hf.load import Loaded
-from secateur.methods.method import Habits, Reading
+from secateur.methods.forecasting import Habits, ReadingCost
 from secateur.methods.registry import method_named
 from secateur.search.evidence import Evidence
 from secateur.search.race import FIRST_RUNG, Objective
 from secateur.session import Session
+from secateur.surgery.operations import OUTPUTS
 from secateur.tasks.example import Task
 from secateur.tasks.joint import tested
 
@@ -76,7 +77,7 @@ class Read:
     """A reading in a stage of the search, or one of `CHORES`."""
 
     stage: str
-    reading: Reading
+    reading: ReadingCost
 
     @property
     def what(self) -> str:
@@ -117,8 +118,8 @@ def proof(session: Session, sides: Sequence[SideWork]) -> Iterator[Work]:
     alternative = 0 if kind == "text" else 1  # one token banned, or a bias per answer
     yield Judged("verify", "test", 0, n, (empty(2 + alternative),))
     for what in ("reload", "report", "sides read"):
-        yield Read("verify", Reading(what, "test", n, ()))
-    yield Read("verify", Reading("statistics", "test", n, (), times=3 + len(sides)))
+        yield Read("verify", ReadingCost(what, "test", n, ()))
+    yield Read("verify", ReadingCost("statistics", "test", n, (), times=3 + len(sides)))
     for side in sides:
         yield Judged("sides", side.name, 0, side.examples, (empty(2),))
         if side.continued:
@@ -132,7 +133,7 @@ def proof(session: Session, sides: Sequence[SideWork]) -> Iterator[Work]:
 class Recorder:
     """Record what a search asks, as works in order, and what it knows by then."""
 
-    luck: str
+    case: str
     habits: Habits
     stage: str = "search"
     works: list[Work] = field(default_factory=list)
@@ -148,7 +149,7 @@ class Recorder:
         self.drawn += 1
         return self.drawn * 0.6180339887498949 % 1
 
-    def read(self, reading: Reading) -> None:
+    def read(self, reading: ReadingCost) -> None:
         """Note a reading."""
         self.works.append(Read(self.stage, reading))
 
@@ -162,7 +163,7 @@ class Recorder:
         fresh = [plan for plan in plans if plan not in self.quality]
         if not fresh:
             return
-        better = self.gains < self.habits.gains[self.luck]
+        better = self.gains < self.habits.gains[self.case]
         self.gains += better
         for number, plan in enumerate(fresh):
             self.quality[plan] = base + better
@@ -171,9 +172,9 @@ class Recorder:
 
     def _leaves(self, number: int, count: int) -> int:
         """Return at how many examples plan `number` of so many is behind, so that the share that stays is as stated."""
-        if self.luck == "most":
+        if self.case == "most":
             return int(np.iinfo(np.int64).max)
-        share = 0.0 if self.luck == "least" else self.habits.surviving
+        share = 0.0 if self.case == "least" else self.habits.surviving
         place = (number + 0.5) / count
         rungs = 0 if share == 0.0 else math.floor(math.log(place) / math.log(share))
         return int(FIRST_RUNG * 2**rungs)
@@ -228,20 +229,25 @@ class DryJudge:
 
     def _written(self, plan: Plan) -> tuple[Site, ...]:
         """Return the matrices that a mask of this plan writes, lowest block first."""
-        sites = {edit.matrix for edit in plan.truncated} | {edit.matrix for edit in plan.removed}
+        sites = set()
         for edit in plan.edits:
-            if isinstance(edit, Drop) and edit.site.part:
-                sites.add(Site(edit.site.block, "o" if edit.site.part == "attn" else "down"))
-            elif isinstance(edit, Linearize) and edit.form == "fold":
-                sites.add(Site(edit.blocks[0] - 1, "down"))
+            match edit:
+                case Truncate() | RemoveDirections():
+                    sites.add(edit.matrix)
+                case Drop():
+                    if edit.site.part:
+                        sites.add(Site(edit.site.block, OUTPUTS[edit.site.part]))
+                case Linearize():
+                    if edit.folded_into is not None:
+                        sites.add(edit.folded_into)
+                case _:
+                    assert_never(edit)
         return tuple(sorted(sites))
 
     def _breaks(self, plan: Plan) -> bool:
         """Return whether more blocks are gone than the bound is said to allow."""
-        gone = {site.block for site in plan.dropped if not site.part}
-        gone |= {block for edit in plan.linearized for block in edit.blocks}
-        held = self.recorder.habits.held[self.recorder.luck]
-        return len(gone) > held * self.session.loaded.anatomy.num_blocks
+        share = self.recorder.habits.droppable[self.recorder.case]
+        return len(plan.blocks_gone) > share * self.session.loaded.anatomy.num_blocks
 
     def _outcomes(self, plan: Plan, examples: Sequence[int]) -> np.ndarray:
         """Return OUTCOME rows whose mean loss is the drawn quality, negated; every answer is right."""
@@ -279,14 +285,14 @@ class DrySession(Session):
         values = {one.name: vars(session)[one.name] for one in fields(Session)}
         return cls(**values | {"ledger": None, "workers": None}, recorder=recorder, sides=sides)
 
-    def judge(self, **changes: object) -> Any:
+    def judge(self) -> Any:
         """Return a judge that counts."""
         return DryJudge(self)
 
     @property
     def objective(self) -> Objective:
         """The loss, which is drawn; accuracy has but two values."""
-        return Objective(METRICS["text_loss" if self.task.kind == "text" else "loss"])
+        return Objective(METRICS[self.loss_name])
 
     def evidence(self, examples: Sequence[int]) -> Evidence:
         """Return evidence of few draws."""
@@ -314,15 +320,15 @@ class DrySession(Session):
         return next(name for name in ("select", "probe", "test") if examples[0] in self.task.split(name))
 
 
-def dry_run(session: Session, luck: str, sides: Mapping[str, str]) -> list[Work]:
+def dry_run(session: Session, case: str, sides: Mapping[str, str]) -> list[Work]:
     """Return what the search of this session asks, in order.
 
     Args:
-        luck: `least`, `expected` or `most`.
+        case: `least`, `expected` or `most`.
         sides: Names of the side tasks by the hash of their tasks.
     """
     method = method_named(session.options.method)
-    recorder = Recorder(luck, method.habits)
+    recorder = Recorder(case, method.habits)
     level = LOG.level
     LOG.setLevel(logging.CRITICAL)  # what the search says of drawn outcomes means nothing
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secateur.core.progress import Progress, silent
@@ -24,7 +24,7 @@ from secateur.forecast.records import FloorsRecord
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.blank import Ruler
 from secateur.linalg.spectrum import spectrum, spectrum_bytes
-from secateur.methods.method import LUCKS, Reading
+from secateur.methods.forecasting import CASES, ReadingCost
 from secateur.options import Options
 from secateur.pipeline import baseline_of, check
 from secateur.session import Session, early_session, open_session
@@ -87,7 +87,7 @@ def forecast(
     loads = Loads(places_of(session, places), _packing(session, calibrate), anatomy.d_model * itemsize)
     weights = anatomy.num_parameters * itemsize
     room = spectra_bytes(weights)
-    works = {luck: list(_works(session, watched, luck)) for luck in LUCKS}
+    works = {case: list(_works(session, watched, case)) for case in CASES}
     machine, stored = None, session.options.spectra is not None
     if fleet.tflops is not None and fleet.bandwidth is not None:
         machine = stated(
@@ -98,14 +98,14 @@ def forecast(
         machine = measured_here(session, Counted(anatomy, loads, room, stored), _readings(works["most"]))
     workers = fleet.workers(weights)
     each = {
-        luck: _stages(own, Counted(anatomy, loads, room, stored), machine, workers)
-        for luck, own in works.items()
+        case: _stages(own, Counted(anatomy, loads, room, stored), machine, workers)
+        for case, own in works.items()
     }
     names = list(dict.fromkeys(name for stages in each.values() for name in stages))
     each = _in_order(each, names)
     load = _load_seconds(loading, machine, fleet)
-    stages = [_row("load", {luck: {"seconds": load} for luck in LUCKS})]
-    stages += [_row(name, {luck: each[luck].get(name, {}) for luck in LUCKS}) for name in names]
+    stages = [_row("load", {case: {"seconds": load} for case in CASES})]
+    stages += [_row(name, {case: each[case].get(name, {}) for case in CASES}) for name in names]
     return {
         "model": session.options.model,
         "task": session.task.name,
@@ -116,7 +116,7 @@ def forecast(
         "devices": fleet.devices,
         "workers": workers,
         "stages": stages,
-        "total": _row("all", {luck: _total(row["counts"][luck] for row in stages) for luck in LUCKS}),
+        "total": _row("all", {case: _total(row["counts"][case] for row in stages) for case in CASES}),
         "bytes": _bytes(session, loads, room),
         "assumptions": _said(session, fleet, machine, workers),
     }
@@ -137,17 +137,17 @@ def expected_seconds(session: Session) -> dict[str, float]:
     }
 
 
-def _readings(works: Sequence[Work]) -> list[Reading]:
+def _readings(works: Sequence[Work]) -> list[ReadingCost]:
     return [work.reading for work in works if isinstance(work, Read)]
 
 
-def _works(session: Session, watched: Sequence[SideTask], luck: str) -> list[Work]:
+def _works(session: Session, watched: Sequence[SideTask], case: str) -> list[Work]:
     names = {side.task.hash: _place(number) for number, side in enumerate(watched)}
     sides = [
         SideWork(_place(number), len(side.task.examples), side.continuations)
         for number, side in enumerate(watched)
     ]
-    return [*dry_run(session, luck, names), *proof(session, sides)]
+    return [*dry_run(session, case, names), *proof(session, sides)]
 
 
 def _place(number: int) -> str:
@@ -213,18 +213,18 @@ def _in_order(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """The least no more than what is expected, nor the most less: where a plan begins is a mean, and may cost more than
     what the brackets have."""
-    found: dict[str, dict[str, dict[str, float]]] = {luck: {} for luck in LUCKS}
+    found: dict[str, dict[str, dict[str, float]]] = {case: {} for case in CASES}
     for name in names:
-        keys = dict.fromkeys(key for luck in LUCKS for key in each[luck].get(name, {}))
+        keys = dict.fromkeys(key for case in CASES for key in each[case].get(name, {}))
         for key in keys:
-            values = [each[luck].get(name, {}).get(key, 0.0) for luck in LUCKS]
-            for luck, value in zip(LUCKS, (min(values), values[1], max(values)), strict=True):
-                found[luck].setdefault(name, {})[key] = value
+            values = [each[case].get(name, {}).get(key, 0.0) for case in CASES]
+            for case, value in zip(CASES, (min(values), values[1], max(values)), strict=True):
+                found[case].setdefault(name, {})[key] = value
     return found
 
 
 def _row(name: str, counts: Mapping[str, Mapping[str, float | None]]) -> dict[str, Any]:
-    return {"stage": name, "counts": {luck: dict(own) for luck, own in counts.items()}}
+    return {"stage": name, "counts": {case: dict(own) for case, own in counts.items()}}
 
 
 def _total(each: Iterable[Mapping[str, float | None]]) -> dict[str, float]:
@@ -276,11 +276,11 @@ def _said(session: Session, fleet: DeviceFleet, machine: Machine | None, workers
 # ------------------------------------------------------------------------------------------------ amounts into seconds
 
 
-def measured_here(session: Session, counted: Counted, readings: Iterable[Reading]) -> Machine:
+def measured_here(session: Session, counted: Counted, readings: Iterable[ReadingCost]) -> Machine:
     """Return the rates of this machine: overheads as assumed, FLOPs as fast as a pass of the whole model shows."""
     examples = session.shuffled("select")[:LOOK]
     amounts = counted.judged(Judged("look", "select", 0, len(examples), (empty(),)))
-    judge = session.judge(ledger=None, workers=None, progress=silent)
+    judge = replace(session, ledger=None, workers=None, progress=silent).judge()
     seconds = min(_timed(lambda: judge([session.empty], examples, "look")) for _ in range(TIMES))
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
     return paced(anatomy, itemsize, readings, amounts, seconds, _svd_flop(session))
@@ -329,7 +329,7 @@ def stated(
     tflops: float,
     bandwidth: float,
     utilization: float,
-    readings: Iterable[Reading],
+    readings: Iterable[ReadingCost],
 ) -> Machine:
     """Return a machine that is not here.
 
@@ -355,7 +355,7 @@ def stated(
 def paced(
     anatomy: Anatomy,
     itemsize: int,
-    readings: Iterable[Reading],
+    readings: Iterable[ReadingCost],
     look: Amounts,
     seconds: float,
     svd_flop: float,
@@ -396,7 +396,9 @@ class Speed:
     svd_flop: float
 
 
-def _rates(anatomy: Anatomy, itemsize: int, readings: Iterable[Reading], speed: Speed) -> dict[str, float]:
+def _rates(
+    anatomy: Anatomy, itemsize: int, readings: Iterable[ReadingCost], speed: Speed
+) -> dict[str, float]:
     """Return the seconds for one of each amount."""
     weights = itemsize * sum(own.num_parameters for own in anatomy.widths) / anatomy.num_blocks
     block = speed.launch + weights * speed.byte

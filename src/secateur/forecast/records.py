@@ -36,7 +36,7 @@ class StageCostRecord(Record):
 
     stage: str = Field(description="as progress bars call it")
     counts: dict[str, StageCountRecord] = Field(
-        description="by luck: `least` that a search can take, `expected`, `most`"
+        description="by case: `least`, the least that a search can take; `expected`; `most`"
     )
 
 

@@ -59,9 +59,12 @@ class Family:
     the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that the
     output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units (`heads`,
     `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay, silenced,
-    until the last one goes. `constants` are buffers, relative to a block, that releases of before 2023 stored beside
-    the weights: masks, which the class makes by itself. `tower` is the module of the language model within a multimodal
-    one, of which everything else stays as it is; empty where the whole model is one.
+    until the last one goes, and `head_norms` is the config switch that makes heads so, by a list with a norm for each.
+    `alibi` says that positions enter as a bias for each head, or names the config switch that says it;
+    `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
+    are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
+    makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
+    stays as it is; empty where the whole model is one.
     """
 
     name: str
@@ -83,6 +86,9 @@ class Family:
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
     indivisible: tuple[str, ...] = ()
+    head_norms: str | None = None
+    alibi: bool | str = False
+    sized_by_scaling: bool = False
     constants: tuple[str, ...] = ()
     tower: str = ""
 
@@ -195,6 +201,7 @@ FAMILIES: Mapping[str, Family] = {
             "StableLmForCausalLM",
             free_heads=False,
             counts=_SHARED | {"num_heads": "heads", "num_key_value_heads": "kv_heads"},
+            head_norms="qk_layernorm",
         ),
         _like_llama("helium", "HeliumForCausalLM", free_heads=False, biases=_GATED_BIAS),
         _like_llama("bitnet", "BitNetForCausalLM", biases=_ATTENTION_BIAS, indivisible=("heads", "neurons")),
@@ -353,6 +360,7 @@ FAMILIES: Mapping[str, Family] = {
             context="max_seq_len",
             counts={"n_heads": "heads"},
             width=None,
+            alibi=True,
         ),
         Family(
             "bloom",
@@ -366,6 +374,7 @@ FAMILIES: Mapping[str, Family] = {
             counts={"num_heads": "heads"},
             width=None,
             adds_residual=True,
+            alibi=True,
         ),
         Family(
             "falcon",
@@ -378,6 +387,7 @@ FAMILIES: Mapping[str, Family] = {
             counts={"num_heads": "heads", "num_kv_heads": "kv_heads"},
             width="ffn_hidden_size",
             biases={"bias": (*"qkvo", "up", "down")},
+            alibi="alibi",
         ),
         Family(
             "phi",
@@ -402,6 +412,7 @@ FAMILIES: Mapping[str, Family] = {
             ),
             counts=_SHARED | {"num_key_value_heads": "kv_heads", "config.num_attention_heads": "heads"},
             free_heads=True,
+            sized_by_scaling=True,  # LongRoPE checks its factors so, whatever `head_dim` says
         ),
     )
 }
@@ -476,7 +487,7 @@ def list_families() -> list[FamilyInfo]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The widths that the layouts need. Each key/value head serves equally many query heads."""
+    """The widths that the layouts need, vocabulary and context. Each key/value head serves equally many query heads."""
 
     d_model: int
     num_heads: int
@@ -487,7 +498,10 @@ class Sizes:
 
 
 def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
-    """Return the widths that the model's config states. Raises: `ModelError` where heads do not share keys evenly."""
+    """Return widths, vocabulary and context that the model's config states.
+
+    Raises: `ModelError` where heads do not share keys evenly.
+    """
     num_heads = config.num_attention_heads
     num_kv_heads = _num_kv_heads(family, config)
     if num_heads % num_kv_heads:
@@ -501,15 +515,12 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
 
 def has_alibi(family: Family, config: PreTrainedConfig) -> bool:
     """Return True where positions enter as a bias for each head (ALiBi), made by the model for all heads at once."""
-    return family.name in ("bloom", "mpt") or (family.name == "falcon" and config.alibi)
+    return bool(getattr(config, family.alibi)) if isinstance(family.alibi, str) else family.alibi
 
 
 def has_free_heads(family: Family, config: PreTrainedConfig) -> bool:
-    """Return True where the stock class may have fewer heads of the same size.
-
-    Phi-3 with LongRoPE takes their size from their number to check its factors, whatever `head_dim` says.
-    """
-    scaled = family.name == "phi3" and config.rope_parameters["rope_type"] != "default"
+    """Return True where the stock class may have fewer heads of the same size."""
+    scaled = family.sized_by_scaling and config.rope_parameters["rope_type"] != "default"
     return family.free_heads and not scaled
 
 
@@ -523,8 +534,8 @@ def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
 
 
 def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
-    """Return the units that a norm takes together; of StableLM heads, where each has a norm of its own in a list."""
-    listed = family.name == "stablelm" and config.qk_layernorm
+    """Return the units that must stay together in a stock class: by a common norm, or by a list of norms for heads."""
+    listed = family.head_norms is not None and getattr(config, family.head_norms)
     return ("heads",) if listed else family.indivisible
 
 

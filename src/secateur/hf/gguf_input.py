@@ -291,7 +291,7 @@ def _scaling(config: PreTrainedConfig, header: GgufHeader) -> dict[str, str | fl
 
 
 def llama3_factors(base: float, size: int, scaling: Mapping[str, str | float | int]) -> list[float]:
-    """Return by what Llama 3 divides each of the `size / 2` rotary frequencies.
+    """Return the divisor that Llama 3 has for each of the `size / 2` rotary frequencies.
 
     Source: transformers' `_compute_llama3_parameters`; llama.cpp keeps them as the tensor rope_freqs.
     """

@@ -65,7 +65,11 @@ def pieces(matrix: Float[Tensor, "out in"], num: int, *, columns: bool) -> Float
 
 
 def joined(parts: Float[Tensor, "pieces out_ in_"], *, columns: bool) -> Float[Tensor, "out in"]:
-    """Join `pieces` to the matrix that they were split from."""
+    """Join the parts that `pieces` split a matrix into, in their order.
+
+    Args:
+        columns: The pieces lie side by side, as heads do in the columns of an `o`; else one below the other.
+    """
     return parts.movedim(0, 1).flatten(1, 2) if columns else parts.flatten(0, 1)
 
 

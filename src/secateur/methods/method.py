@@ -1,19 +1,20 @@
 """The interface of a method of `prune`, and what a search gives back. Imports no torch.
 
 A method is a class with a name, a configuration and a search. All that the command line, Python, the pipeline, the
-report and the forecast need of it is here, so a method may live in one file of another package.
+report and the forecast need of it is here (its words for the forecast in `forecasting`), so a method may live in one
+file of another package.
 """
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from secateur.core.config import Config
 from secateur.errors import SecateurError
+from secateur.methods.forecasting import Habits
 from secateur.methods.options import GainConfig
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.core.site import Site
-    from secateur.report.cuts import Tried
+    from secateur.methods.forecasting import DryRun
+    from secateur.report.cuts import LookedAt
     from secateur.report.frame import PageSection
     from secateur.search.race import Choice, Judge
     from secateur.session import Session
@@ -51,80 +52,6 @@ class Proposal:
     analysis: Record | None = None
     margin: float | None = None
     best: Plan | None = None
-
-
-LUCKS = (
-    "least",
-    "expected",
-    "most",
-)  # what a search can ask at the least, asked so far, and can ask at the most
-
-
-@dataclass(frozen=True)
-class Habits:
-    """The decisions of a search where a forecast draws the outcomes.
-
-    Args:
-        surviving: Share of a race's runners that stay after each rung, as expected.
-        gains: By luck, how often something is found that betters what was there.
-        held: By luck, the share of the blocks that can go before the bound is broken.
-    """
-
-    surviving: float = 0.55
-    gains: Mapping[str, float] = field(default_factory=lambda: {"least": 0, "expected": 1, "most": math.inf})
-    held: Mapping[str, float] = field(default_factory=lambda: {"least": 0, "expected": 0.5, "most": 1})
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One reading of a model, as a forecast counts it.
-
-    Args:
-        what: Its name, by which its cost is known.
-        place: The split that it reads.
-        examples: How many of it.
-        parts: The sites that it reads.
-        times: How often it is made.
-        passes: Passes of the whole model for each batch: forward 1, backward to activations 1.
-        blocks: Passes of the block of each part, for each batch.
-        decomposes: Whether it needs the decompositions of its parts.
-        under: Whether a plan is carried out meanwhile, which decomposes them once more.
-        anew: Whether these are no decompositions that could be kept.
-        room: Bytes of spectra that it holds at once; 0: as many as the evaluator.
-        choices: Whether all choices of an example run, rather than its gold answer alone.
-        fits: Whether moments of pairs of vectors are summed.
-        looks: A pass before it over at most so many tokens.
-    """
-
-    what: str
-    place: str
-    examples: int
-    parts: tuple[Site, ...]
-    times: float = 1.0
-    passes: float = 0.0
-    blocks: float = 0.0
-    decomposes: bool = False
-    under: bool = False
-    anew: bool = False
-    room: int = 0
-    choices: bool = False
-    fits: bool = False
-    looks: int = 0
-
-
-class DryRun(Protocol):
-    """A run of a search that is only counted: its session judges by drawn outcomes, readings are noted."""
-
-    luck: str
-
-    def draw(self) -> float:
-        """Return the next of a fixed sequence of numbers that fill 0 to 1 evenly."""
-
-    def read(self, reading: Reading) -> None:
-        """Note a reading."""
-
-    def generated(self, rows: int, tokens: int, plans: float) -> None:
-        """Note greedy text: `rows` prompts side by side, `tokens` each, under so many plans."""
 
 
 class Method(ABC):
@@ -172,11 +99,11 @@ class Method(ABC):
 
         return SearchRecord, AnalysisRecord
 
-    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    def looked_at(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
         """Return what the search looked at, for the report's map of the model."""
-        from secateur.report.cuts import Tried
+        from secateur.report.cuts import LookedAt
 
-        return Tried()
+        return LookedAt()
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `SecateurError` for what cannot be read, seen on a model without weights."""

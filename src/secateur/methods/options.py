@@ -38,16 +38,21 @@ class GainConfig(Config):
         check_matrix_words(self.matrices)
 
 
+def max_loss_option(default: str = "0.02") -> float | None:
+    """Return the field of `--max-loss`, whose help says what holds without it."""
+    return option(
+        real(None, such="0.02, in the metric's own unit"),
+        "Lose at most M of the metric (share or nats) on select; also the margin of the verdict. "
+        f"[default: {default}]",
+        "M",
+    )
+
+
 @dataclass(frozen=True)
 class BoundConfig(Config):
     """The option of methods that go as far as a bound on the loss allows."""
 
-    max_loss: float | None = option(
-        real(None, such="0.02, in the metric's own unit"),
-        "Lose at most M of the metric (share or nats) on select; also the margin of the verdict. "
-        "[default: 0.02; directions: go for gain]",
-        "M",
-    )
+    max_loss: float | None = max_loss_option()
 
 
 @dataclass(frozen=True)
@@ -55,18 +60,21 @@ class StepConfig(BoundConfig):
     """Options of methods that take parts out step by step."""
 
     target: float | None = option(
-        real(None, LEAST_SHARE, 1, such="70%"), "Take out this share, such as 70%.", "SHARE", read=share
+        real(None, LEAST_SHARE, 1, such="70%"),
+        "Remove this share of the parts (heads, networks or directions), such as 70%.",
+        "SHARE",
+        read=share,
     )
     step: float = option(
         real(0.1, LEAST_SHARE, 1, such="10%"),
-        "How much goes at a time.",
+        "Share of them that is removed per step.",
         "SHARE",
         read=share,
         default_text="10%",
     )
     rescore: bool = option(
         True,
-        "Choose from ranks taken again after each step, or once as the paper.",
+        "Rank what is left again after each step, or rank only once, as arXiv 2212.09095 and 2404.03147 do.",
         flags="--rescore/--ranks-once",
     )
 

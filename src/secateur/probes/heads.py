@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,10 @@ from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.evaluation.batching import Batch, Packing, with_room
 from secateur.evaluation.forward import Forward, gathered
-from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.weights import reread
 from secateur.probes.gradient_hooks import summed_loss
 from secateur.surgery.mask import swapped_forward
-from secateur.surgery.operations import group_of
 from secateur.tasks.encode import Encoded
 
 
@@ -62,19 +59,6 @@ def head_importance(
     values = unit_importance(loaded, encoded, examples, "o", heads, packing=packing, progress=progress)
     sites = {str(Site(b, "attn", "h", h)): v for b, own in values.items() for h, v in enumerate(own)}
     return _readings("head importance", split, len(examples), "E|A·dL/dA| (arXiv 2212.09095)", sites)
-
-
-def group_importance(heads: Readings, anatomy: Anatomy) -> Readings:
-    """Return the sum over the query heads of each key/value group, as `b3.attn.g1`, from `head_importance`.
-
-    A group goes with all its heads, and the sum bounds what they do together to first order from above.
-    """
-    values: dict[str, float] = {}
-    for name, value in heads.values.items():
-        group = str(group_of(Site.parse(name), anatomy))
-        values[group] = values.get(group, 0.0) + value
-    what = heads.what.replace("head", "KV group", 1)
-    return replace(heads, what=what, source=f"{heads.source}, summed over the group's heads", values=values)
 
 
 # ------------------------------------------------------------------------------------------------------ the machinery

@@ -254,7 +254,12 @@ def expected_rise(
     The loss is that among the choices where they decide, else that of the answer or the text.
 
     Args:
+        sites: Parts that are dropped, one at a time.
+        examples: Numbers of the examples that are read.
+        split: The split that they are of, for the record of the readings.
         under: A plan that is carried out beside each removal; by default the whole model.
+
+    Returns: a value for each of `sites`, by its text.
 
     Differs: the published importance E|A·dL/dA| takes the absolute value, so that a part that hurts the task counts
     as one that it needs (docs/methods.md has the rank correlations of both with true removal).

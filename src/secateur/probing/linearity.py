@@ -95,13 +95,18 @@ def write_linearity(record: LinearityRecord, out: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Text:
-    """The sequences of a split, and which of them are held out. The split has `of` examples."""
+class SplitSequences:
+    """The token sequences of a split.
+
+    Attributes:
+        held_out: Which of the sequences are scored; the others are fitted to.
+        num_examples: Examples of the split, of which some may be left out as too long.
+    """
 
     task: str
     sequences: list[tuple[int, ...]]
     held_out: list[bool]
-    of: int
+    num_examples: int
 
 
 def _in_memory(options: Options) -> Readable | None:
@@ -109,7 +114,7 @@ def _in_memory(options: Options) -> Readable | None:
     return None if options.in_memory is None else readable_of(options.in_memory)
 
 
-def check_and_encode(options: Options, split: str) -> Text:
+def check_and_encode(options: Options, split: str) -> SplitSequences:
     """Return the sequences that a model will read. Raises: as reading model and task does, its weights aside."""
     blank = _in_memory(options) or blank_readable(options.model, **loading_of(options))
     _blocks(blank, options)
@@ -128,7 +133,7 @@ def check_and_encode(options: Options, split: str) -> Text:
     random.Random(options.split_seed).shuffle(groups)
     out = set(groups[: max(1, round(HELD_OUT * len(groups)))])
     held_out = [task.examples[number].group in out for number in sequences]
-    return Text(task.name, list(sequences.values()), held_out, len(numbers))
+    return SplitSequences(task.name, list(sequences.values()), held_out, len(numbers))
 
 
 def _encoded(
@@ -168,7 +173,12 @@ def _blocks(readable: Readable, options: Options) -> range | None:
 
 
 def profile_record(
-    readable: Readable, options: Options, text: Text, parts: bool, finer: Sequence[str], progress: Progress
+    readable: Readable,
+    options: Options,
+    text: SplitSequences,
+    parts: bool,
+    finer: Sequence[str],
+    progress: Progress,
 ) -> ProfileRecord:
     """Read one model. Return every block, with its parts as far as they are asked for."""
     on_cpu = readable.device.type == "cpu"
@@ -189,7 +199,7 @@ def profile_record(
         kind=readable.kind,
         norms=dict(profile.norms),
         n=len(text.sequences),
-        of=text.of,
+        of=text.num_examples,
         held_out=sum(text.held_out),
         rows=[transition_record(row, readable) for row in profile.rows],
         last={stack: cloud_record(cloud, readable) for stack, cloud in profile.last.items()},

@@ -18,7 +18,7 @@ MOST_ITEMS = 8  # edits that are listed before the rest is folded
 
 
 @dataclass(frozen=True)
-class Tried:
+class LookedAt:
     """The sites that a search looked at, for the map of the model. A method tells it; the page does not know methods.
 
     Args:
@@ -30,19 +30,19 @@ class Tried:
     directions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def cut_section(verdict: VerdictRecord, tried: Tried) -> PageSection:
+def cut_section(verdict: VerdictRecord, looked_at: LookedAt) -> PageSection:
     """Return the section."""
-    drawn, words = model_map(verdict, tried), cut_list(verdict, tried)
+    drawn, words = model_map(verdict, looked_at), cut_list(verdict, looked_at)
     body = f'<div class="beside"><div>{drawn}</div><div>{words}</div></div>' if drawn else words
     whole = any(item.kind == "drop" for item in verdict.cut)
     lead = f"The model layer by layer, {'part by part' if whole else 'matrix by matrix'}."
     return PageSection("cut", "What was cut", lead, (body, funnel(verdict)))
 
 
-def removed_directions(item: CutRecord, tried: Tried) -> tuple[int, int]:
+def removed_directions(item: CutRecord, looked_at: LookedAt) -> tuple[int, int]:
     """Return how many directions of a matrix went, of how many; with heads of their own, these may exceed its rank."""
-    if item.site in tried.directions:
-        return tried.directions[item.site]
+    if item.site in looked_at.directions:
+        return looked_at.directions[item.site]
     assert item.rank is not None
     assert item.full_rank is not None
     return item.full_rank - item.rank, item.full_rank
@@ -55,18 +55,18 @@ def _in_matrices(verdict: VerdictRecord) -> list[CutRecord]:
 # --------------------------------------------------------------------------------------------------------- the map
 
 
-def model_map(verdict: VerdictRecord, tried: Tried) -> str:
+def model_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
     """Return a map of heads and networks where some were dropped, and one of matrices where some were changed."""
     gone = dropped(verdict)
     if not gone.sites:
-        return _matrix_map(verdict, tried)
-    return drop_map(gone) + (_matrix_map(verdict, tried) if _in_matrices(verdict) else "")
+        return _matrix_map(verdict, looked_at)
+    return drop_map(gone) + (_matrix_map(verdict, looked_at) if _in_matrices(verdict) else "")
 
 
-def _matrix_map(verdict: VerdictRecord, tried: Tried) -> str:
+def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
     inside = _in_matrices(verdict)
     named = {site for item in inside if (site := site_of(item.site)) is not None}
-    sites = tried.sites | named
+    sites = looked_at.sites | named
     blocks = 1 + max((site.block for site in sites), default=-1)
     if any(item.blocks for item in inside):
         blocks = max(blocks, verdict.model.num_blocks)
@@ -79,7 +79,7 @@ def _matrix_map(verdict: VerdictRecord, tried: Tried) -> str:
     }
     names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
     rows = [
-        (name, [_cell(Site(block, name), sites, cut, tried, blocks) for block in range(blocks)])
+        (name, [_cell(Site(block, name), sites, cut, looked_at, blocks) for block in range(blocks)])
         for name in names
     ]
     drawn = fragment(
@@ -95,7 +95,7 @@ def _matrix_map(verdict: VerdictRecord, tried: Tried) -> str:
 
 
 def _cell(
-    site: Site, sites: frozenset[Site], cut: Mapping[str, CutRecord], tried: Tried, blocks: int
+    site: Site, sites: frozenset[Site], cut: Mapping[str, CutRecord], looked_at: LookedAt, blocks: int
 ) -> dict[str, object]:
     """Return class, hover text and mark of one matrix in the map."""
     part = "attn" if site.part in ATTENTION_MATRICES else "mlp"
@@ -105,7 +105,7 @@ def _cell(
         return {"kind": "tried" if site in sites else "idle", "title": str(site), "mark": ""}
     mark = "×" if item.rank is None else str(item.rank)
     if item.kind == "remove_directions":
-        mark = f"{MINUS}{removed_directions(item, tried)[0]}" if blocks <= NUMBERED else ""
+        mark = f"{MINUS}{removed_directions(item, looked_at)[0]}" if blocks <= NUMBERED else ""
     return {"kind": "cut", "title": item.edit, "mark": mark}
 
 
@@ -118,19 +118,19 @@ def _legend(inside: Sequence[CutRecord], *, numbered: bool) -> str:
         "truncate": "cut, with the rank kept",
     }
     kinds = {item.kind for item in inside} or {"truncate"}
-    cut = [("cut", words[kind]) for kind in sorted(kinds)]
+    cut = [("cut", words.get(kind, "cut")) for kind in sorted(kinds)]
     return key(("tried", "tried"), ("idle", "not tried"), *cut)
 
 
 # ------------------------------------------------------------------------------------------------------ the words
 
 
-def cut_list(verdict: VerdictRecord, tried: Tried) -> str:
+def cut_list(verdict: VerdictRecord, looked_at: LookedAt) -> str:
     """Return the edits in words, block by block where parts were dropped, then what they do to the size."""
     if not verdict.cut:
         return fragment("cut", "nothing_cut", handed_over=verdict.handed_over)
     gone, inside = dropped(verdict), _in_matrices(verdict)
-    items = [_words(item, tried) for item in inside]
+    items = [_words(item, looked_at) for item in inside]
     listed = fragment(
         "cut",
         "cut_list",
@@ -143,11 +143,11 @@ def cut_list(verdict: VerdictRecord, tried: Tried) -> str:
     return f"{listed}{drop_list(gone)}<p>{size}</p>"
 
 
-def _words(item: CutRecord, tried: Tried) -> tuple[str, str, str, str]:
+def _words(item: CutRecord, looked_at: LookedAt) -> tuple[str, str, str, str]:
     """Return the edit in words, the address, the shape of its matrix, and how much is left of it."""
     kept = ""
     if item.kind == "remove_directions":
-        gone, had = removed_directions(item, tried)
+        gone, had = removed_directions(item, looked_at)
         kept = f", {gone:,} of {had:,} directions removed"
     elif item.full_rank:
         kept = f", {item.rank} of {item.full_rank} components kept"

@@ -15,7 +15,7 @@ from secateur.core.records.verdict import AlternativeRecord, BeforeAfter, Interv
 from secateur.core.score import metric_name
 from secateur.report import tables
 from secateur.report.chart import AFTER, BEFORE, TRACK, Figure, Trace, new_axis, new_layout
-from secateur.report.cuts import Tried, cut_section
+from secateur.report.cuts import LookedAt, cut_section
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.gains import gains_section, size
 from secateur.report.interval_plot import Compared, Dumbbell, dumbbell, panels
@@ -33,20 +33,20 @@ def run_page(
     plan: PlanRecord,
     analysis: AnalysisRecord,
     method_sections: Sequence[PageSection],
-    tried: Tried | None = None,
+    looked_at: LookedAt | None = None,
 ) -> str:
     """Return the page of a run, which loads nothing from anywhere.
 
     Args:
         method_sections: What only its method has to show, in order.
-        tried: What the search looked at, for the map of the model.
+        looked_at: What the search looked at, for the map of the model.
     """
     parts: list[str | PageSection] = [
         hero(verdict, analysis.changed or ()),
         compared(verdict),
         members(verdict),
         guards(verdict),
-        cut_section(verdict, tried or Tried()),
+        cut_section(verdict, looked_at or LookedAt()),
         gains_section(verdict),
         effects(verdict),
         *method_sections,

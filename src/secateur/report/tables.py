@@ -95,7 +95,11 @@ def provenance(verdict: VerdictRecord, plan: PlanRecord) -> str:
 
 
 def folded_facts(facts: Mapping[str, str]) -> str:
-    """Return facts about where numbers come from as one folded block; names are text of ours, values are HTML."""
+    """Return a folded block of facts about where numbers come from.
+
+    Args:
+        facts: Escaped HTML by name; names are written as they are, so they may not come from data.
+    """
     body = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     summary = "<summary>Where these numbers come from</summary>"
     return f'<details class="provenance">{summary}<dl>{body}</dl></details>'

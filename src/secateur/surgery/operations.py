@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.core.fitted import Fitted
-from secateur.core.plan import Edit, Linearize, Plan, PlanOrEdits, RemoveDirections, Truncate, plan_of
+from secateur.core.plan import Drop, Edit, Linearize, Plan, PlanOrEdits, RemoveDirections, Truncate, plan_of
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
@@ -201,9 +202,7 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
             left = (number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone)
             entry_path(following(edit, left), anatomy)
     return (
-        *(_truncation(edit, anatomy) for edit in plan.truncated),
-        *(_removal(edit, anatomy) for edit in plan.removed),
-        *(operation for edit in plan.linearized for operation in _linearized(edit, anatomy)),
+        *(operation for edit in plan.by_kind for operation in _operations(edit, anatomy)),
         *_dropped(plan.dropped, anatomy),
     )
 
@@ -215,6 +214,21 @@ def resolve_early(asked: PlanOrEdits, anatomy: Anatomy) -> tuple[Operation, ...]
     """
     plan = plan_of(asked, "")
     return resolve(plan, anatomy, plan.model)
+
+
+def _operations(edit: Edit, anatomy: Anatomy) -> Iterator[Operation]:
+    """Yield the operations of one edit; of a `Drop` none, since the units of one part are dropped together."""
+    match edit:
+        case Truncate():
+            yield _truncation(edit, anatomy)
+        case RemoveDirections():
+            yield _removal(edit, anatomy)
+        case Linearize():
+            yield from _linearized(edit, anatomy)
+        case Drop():
+            return
+        case _:
+            assert_never(edit)
 
 
 def _truncation(edit: Truncate, anatomy: Anatomy) -> ReplaceWeight:

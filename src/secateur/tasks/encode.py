@@ -88,12 +88,6 @@ def encode(
     return encoded
 
 
-def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, chat: bool = False) -> Ids:
-    """Return the ids to generate from: the same as the context of `encode` for the same prompt."""
-    text = _templated((("user", text),), tokenizer) if chat else text.rstrip()
-    return _Reader.of(tokenizer, text).context(text)
-
-
 def added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
     """Return the ids that the tokenizer puts before and after every text: BOS, EOS, or nothing.
 

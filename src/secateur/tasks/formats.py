@@ -64,7 +64,7 @@ def is_saved(path: Path) -> bool:
 
 
 def head_of(path: Path) -> bytes:
-    """Return the first bytes of a file without a byte order mark; none of a file that cannot be read."""
+    """Return the first `HEAD` bytes (1 MiB) of a file, less a byte order mark; none of a file that cannot be read."""
     try:
         with path.open("rb") as file:
             return file.read(HEAD).removeprefix(b"\xef\xbb\xbf")

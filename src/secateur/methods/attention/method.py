@@ -26,12 +26,14 @@ class AttentionConfig(BoundConfig):
     """The options of `--method attention`."""
 
     attentions: int | None = option(
-        whole(None), "Drop this many attentions. [default: as --max-loss allows]", "N"
+        whole(None),
+        "Drop this many attentions, at most so many with --max-loss. [default: as --max-loss allows]",
+        "N",
     )
 
 
 class Attention(Method):
-    """Whole attentions go one after another, the one whose loss is missed least first."""
+    """Drop whole attentions one at a time, each time the one whose removal raises the loss least."""
 
     name = "attention"
     summary = "whole attentions, by measured loss"
@@ -46,14 +48,15 @@ class Attention(Method):
             raise PlanError("no attention of these blocks can go: earlier cuts took all.")
         if number is not None and number > can:
             raise SecateurError(
-                f"--attentions {number}: from 1 to {can} of these blocks have one that can go."
+                f"--attentions {number}: only {can} of these blocks have an attention that can be dropped. Give 1 to "
+                f"{can}."
             )
 
     def search(self, session: Session) -> Proposal:
         """Choose the order on `probe` and how many on `select`."""
-        from secateur.methods.attention.search import search
+        from secateur.methods.attention.search import run
 
-        return search(session)
+        return run(session, session.judge())
 
     def record_types(self) -> tuple[type[Record], type[Record]]:
         """Return the types of its parts of verdict.json and analysis.json."""

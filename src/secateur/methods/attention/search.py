@@ -17,6 +17,7 @@ from secateur.methods.method import CountingJudge, Proposal
 from secateur.methods.removal import goal_of, kept_share
 from secateur.options import layers_of
 from secateur.records import base_record
+from secateur.search.race import Judge
 from secateur.search.removal import RemovalPoint
 from secateur.session import Session
 from secateur.surgery.operations import droppable
@@ -29,23 +30,27 @@ def attentions_of(session: Session) -> list[Site]:
     return [site for site in sites if droppable(site, anatomy)]
 
 
-def search(session: Session) -> Proposal:
-    """Return the most attentions dropped that the goal allows, or as many as are asked for."""
-    config, judge = session.config(AttentionConfig), CountingJudge(session.judge())
+def run(session: Session, judge: Judge) -> Proposal:
+    """Return the most attentions dropped that the goal allows, or as many as are asked for.
+
+    Args:
+        session: What is searched. Its weights are not touched, and neither is `test`.
+        judge: Outcomes of plans.
+    """
+    config, counting = session.config(AttentionConfig), CountingJudge(judge)
     probe, select = session.probed, session.shuffled("select")
-    loss = "text_loss" if session.task.kind == "text" else "loss"
     left, points = attentions_of(session), [RemovalPoint(session.empty, {"attentions": 0.0})]
     order: list[Site] = []
     with session.timed("choose"):
         while left and len(order) < (config.attentions or len(left) + len(order)):
             plans = {points[-1].plan + Drop(site): site for site in left}
-            judged = judge(list(plans), probe, "choose")
-            plan = min(plans, key=lambda plan: (loss_or_worst(judged[plan], loss), plans[plan]))
+            judged = counting(list(plans), probe, "choose")
+            plan = min(plans, key=lambda plan: (loss_or_worst(judged[plan], session.loss_name), plans[plan]))
             order.append(plans[plan])
             left.remove(plans[plan])
             points.append(RemovalPoint(plan, {"attentions": len(order) / session.loaded.anatomy.num_blocks}))
     with session.timed("analyze"):
-        outcomes = judge([point.plan for point in points], select, "choose")
+        outcomes = counting([point.plan for point in points], select, "choose")
     chosen = len(points) - 1
     if config.attentions is None or config.max_loss is not None:
         kept = [kept_share(session, point.plan) for point in points]
@@ -62,10 +67,10 @@ def search(session: Session) -> Proposal:
     ]
     return Proposal(
         plan=points[chosen].plan,
-        tried=judge.tried,
-        evaluations=judge.evaluations,
+        tried=counting.tried,
+        evaluations=counting.evaluations,
         search=AttentionSearchRecord(
-            method="attention", proposed=judge.tried, order=[site.block for site in order]
+            method="attention", proposed=counting.tried, order=[site.block for site in order]
         ),
         analysis=AttentionAnalysis(base=base_record(outcomes[session.empty]), attentions=rows),
         margin=MARGIN if config.max_loss is None else config.max_loss,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
     from secateur.options import Options
     from secateur.report.frame import PageSection
     from secateur.session import Session

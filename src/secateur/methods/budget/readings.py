@@ -14,7 +14,7 @@ from secateur.core.fitted import Fitted
 from secateur.core.plan import Edit, Linearize, Plan, blocks_of
 from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
-from secateur.methods.method import DryRun, Reading
+from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.methods.removal import fitted_maps
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects
@@ -113,18 +113,20 @@ class DryEditReadings:
         """Note a pass with gradients, and one through the block of each candidate."""
         sites = tuple(Site(min(candidate.blocks)) for candidate in candidates)
         n, choices = len(self._session.probed), decided_by_choices(self._session)
-        self._dry.read(Reading("edit effects", "probe", n, sites, passes=2.0, blocks=1.0, choices=choices))
+        self._dry.read(
+            ReadingCost("edit effects", "probe", n, sites, passes=2.0, blocks=1.0, choices=choices)
+        )
         return [self._dry.draw() for _ in candidates]
 
     def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
         """Note a pass with gradients."""
-        self._dry.read(Reading("neuron importance", "probe", len(self._session.probed), (), passes=2.0))
+        self._dry.read(ReadingCost("neuron importance", "probe", len(self._session.probed), (), passes=2.0))
         widths = self._session.loaded.anatomy.widths
         return {block: list(range(width.d_ff)) for block, width in enumerate(widths)}
 
     def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
         """Note the fit of these maps; each is a map of its own, of no size."""
         parts, count = tuple(Site(run.blocks[0]) for run in runs), len(self._session.task.split("probe"))
-        self._dry.read(Reading("maps", "probe", count, parts, passes=2.0, fits=True))
+        self._dry.read(ReadingCost("maps", "probe", count, parts, passes=2.0, fits=True))
         drawn = [Fitted.of({"drawn": np.array([self._dry.draw()], np.float32)}) for _ in runs]
         return {run: Linearize(run.blocks, run.form, drawn[number]) for number, run in enumerate(runs)}

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -28,7 +29,9 @@ class ComponentsConfig(StepConfig):
     """The options of `--method heads`, `ffns` and `components`."""
 
     params: float | None = params_option()
-    random_orders: int = option(whole(3, 0, 1000), "Random orders to draw beside the curves.", "N")
+    random_orders: int = option(
+        whole(3, 0, 1000), "Random removal orders that are measured for comparison.", "N"
+    )
     portable: bool = option(
         False,
         "Only what a stock class can hold: the same number of heads and neurons everywhere.",

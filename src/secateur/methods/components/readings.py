@@ -18,7 +18,7 @@ from secateur.errors import ModelError
 from secateur.evaluation.evaluator import Evaluator
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.method import ComponentsConfig
-from secateur.methods.method import DryRun, Reading
+from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.methods.removal import heads_of, side_values
 from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
@@ -185,7 +185,7 @@ class DryRemovalReadings:
             if kind == "heads":
                 sites = tuple(heads_left(self._session, plan))
                 choices, n = decided_by_choices(self._session), len(self._probe)
-                self._dry.read(Reading(HEADS, "probe", n, sites, passes=2.0, blocks=1.0, choices=choices))
+                self._dry.read(ReadingCost(HEADS, "probe", n, sites, passes=2.0, blocks=1.0, choices=choices))
                 count = num_confirmed(self._session)
                 near = sites[:: max(1, len(sites) // count)][:count]
                 self._judge([plan + Drop(site) for site in near], self._probe, "head measurement")
@@ -193,7 +193,7 @@ class DryRemovalReadings:
                 self._gradients("neurons")
             else:
                 self._ablation(plan)
-            once = self._dry.luck == "least" and next(
+            once = self._dry.case == "least" and next(
                 (v for (k, _), v in self._read.items() if k == kind), None
             )
             self._read[kind, plan] = once or {site: self._dry.draw() for site in self._sites[kind]}
@@ -207,16 +207,16 @@ class DryRemovalReadings:
         if "ffns" in shown_kinds(self._session) and ("ffns", empty) not in self._read:
             self._ablation(empty)
         if self._session.options.full_report:
-            self._dry.read(Reading("behavior", "probe", 0, ()))
+            self._dry.read(ReadingCost("behavior", "probe", 0, ()))
         return ComponentsRecord()
 
     def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:
         """Note the side tasks, which are read from their files, and judged."""
-        self._dry.read(Reading("sides read", "probe", 0, ()))
+        self._dry.read(ReadingCost("sides read", "probe", 0, ()))
         return side_values(self._session, plans)
 
     def _gradients(self, kind: str) -> None:
-        self._dry.read(Reading(NAMES[kind], "probe", len(self._probe), (), passes=2.0))
+        self._dry.read(ReadingCost(NAMES[kind], "probe", len(self._probe), (), passes=2.0))
 
     def _ablation(self, plan: Plan) -> None:
         left = ffns_left(self._session, plan)

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
     from secateur.options import Options
-    from secateur.report.cuts import Tried
+    from secateur.report.cuts import LookedAt
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -29,7 +30,7 @@ FORMS = ("fold", "linear", "drop")  # what replaces them
 class DepthConfig(BoundConfig):
     """The options of `--method depth`."""
 
-    blocks: int | None = option(whole(None), "Take this many blocks. [default: as --max-loss allows]", "N")
+    blocks: int | None = option(whole(None), "Remove this many blocks. [default: as --max-loss allows]", "N")
     by: str = option("loss", "Which go first: by measured loss, linearity, or cosine.", "NAME", choices=BY)
     form: str = option(
         "fold",
@@ -38,7 +39,9 @@ class DepthConfig(BoundConfig):
         choices=FORMS,
     )
     contiguous: bool = option(False, "One run of blocks.", flags="--contiguous")
-    rank: int | None = option(whole(None), "Form linear: maps of rank R beside the residual.", "R")
+    rank: int | None = option(
+        whole(None), "With --form linear: each map is the identity plus a matrix of rank R.", "R"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,8 +96,8 @@ class Depth(Method):
 
         return sections(verdict, analysis)
 
-    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    def looked_at(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
         """Return the matrices of all blocks that were measured."""
-        from secateur.methods.depth.report import tried
+        from secateur.methods.depth.report import looked_at
 
-        return tried(verdict, analysis)
+        return looked_at(verdict, analysis)

@@ -22,7 +22,7 @@ from secateur.hf.load import Loaded
 from secateur.hf.readable import readable_of
 from secateur.linalg.least_squares import PairMoments
 from secateur.methods.depth.steps import Similarity
-from secateur.methods.method import DryRun, Reading
+from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.methods.removal import fitted_maps, side_values
 from secateur.probes.hooks import HookPoint, batches, hook_points, run, wide
 from secateur.probes.maps import BlockRun
@@ -145,14 +145,16 @@ class DryDepthReadings:
         """Note one pass for these blocks, and the one before it that finds how long tokens are."""
         parts = tuple(map(Site, blocks))
         self._dry.read(
-            Reading("similarity", "probe", self._probed, parts, passes=1.0, fits=True, looks=LOOKED_AT)
+            ReadingCost(
+                "similarity", "probe", self._probed, parts, passes=1.0, fits=True, scan_tokens=LOOKED_AT
+            )
         )
         return {block: Similarity(self._dry.draw(), self._dry.draw()) for block in blocks}
 
     def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
         """Note the fit of these maps; each is a map of its own, of no size."""
         parts = tuple(Site(run.blocks[0]) for run in runs)
-        self._dry.read(Reading("maps", "probe", self._probed, parts, passes=2.0, fits=True))
+        self._dry.read(ReadingCost("maps", "probe", self._probed, parts, passes=2.0, fits=True))
         drawn = [Fitted.of({"drawn": np.array([self._dry.draw()], np.float32)}) for _ in runs]
         return {run: Linearize(run.blocks, run.form, drawn[number]) for number, run in enumerate(runs)}
 
@@ -163,5 +165,5 @@ class DryDepthReadings:
 
     def side_values(self, plans: Sequence[Plan]) -> tuple[Mapping[Plan, dict[str, float]], dict[str, str]]:
         """Note the side tasks, which are read from their files, and judged."""
-        self._dry.read(Reading("sides read", "probe", 0, ()))
+        self._dry.read(ReadingCost("sides read", "probe", 0, ()))
         return side_values(self._session, plans)

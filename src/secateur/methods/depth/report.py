@@ -38,7 +38,7 @@ from secateur.report.chart import (
     line,
     marks,
 )
-from secateur.report.cuts import Tried
+from secateur.report.cuts import LookedAt
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
 from secateur.report.markup import capital, change, interval, key, known, number, table, text
 
@@ -99,11 +99,11 @@ def sections(verdict: VerdictRecord, analysis: AnalysisRecord) -> list[PageSecti
     return [depth_section(depth), order_section(depth)] if depth else []
 
 
-def tried(verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+def looked_at(verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
     """Return the matrices of all blocks that were measured, for the map of the model."""
     depth = own_part(analysis, DepthAnalysis).depth
     blocks = {int(block) for step in (depth.order if depth else ()) for block in step.measured}
-    return Tried(frozenset(Site(block, kind) for block in blocks for kind in verdict.model.matrices))
+    return LookedAt(frozenset(Site(block, kind) for block in blocks for kind in verdict.model.matrices))
 
 
 # ------------------------------------------------------------------------------------------------------------ the forms

@@ -60,7 +60,11 @@ class DepthReadings(Protocol):
 
 @dataclass(frozen=True)
 class DepthPoint(RemovalPoint):
-    """A point of depth pruning, with the runs that were dropped where a map was asked for."""
+    """A point of depth pruning.
+
+    Attributes:
+        fell_back: Runs of blocks that were dropped although a linear map was asked for, since their map did no better.
+    """
 
     fell_back: tuple[FellBackRecord, ...] = ()
 
@@ -215,9 +219,8 @@ class DepthSteps:
 
     def _losses(self, plans: Sequence[Plan], examples: Sequence[int]) -> dict[Plan, float]:
         """Return mean nats a token; infinite where a plan makes the model give no numbers."""
-        name = "text_loss" if self.session.task.kind == "text" else "loss"
         judged = self.judge(plans, examples, "depth")
-        return {plan: loss_or_worst(judged[plan], name) for plan in plans}
+        return {plan: loss_or_worst(judged[plan], self.session.loss_name) for plan in plans}
 
     def _plans(self, plan: Plan, gone: Sequence[int], left: Sequence[int], form: str) -> dict[int, Plan]:
         """Return `plan` with each of the blocks `left` gone too; what replaces a run is fitted for all of it."""

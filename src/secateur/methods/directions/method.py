@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from secateur.core.config import option, options_of
 from secateur.errors import SecateurError, UnknownName
-from secateur.methods.method import Habits, Method, own_part
-from secateur.methods.options import GainConfig, StepConfig
+from secateur.methods.forecasting import Habits
+from secateur.methods.method import Method, own_part
+from secateur.methods.options import GainConfig, StepConfig, max_loss_option
 from secateur.options import matrices_of
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
-    from secateur.report.cuts import Tried
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
+    from secateur.report.cuts import LookedAt
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -41,6 +43,7 @@ LISTENING = {  # protocols that an option is for, if not for all
 class DirectionsConfig(GainConfig, StepConfig):
     """The options of `--method directions`."""
 
+    max_loss: float | None = max_loss_option("none, search for gain")
     protocol: str | None = option(
         None,
         "search (what helps most, by true evaluations), removal (as many as --max-loss allows), threshold (as many as "
@@ -108,11 +111,11 @@ class RemoveSingularDirections(Method):
 
     def search(self, session: Session) -> Proposal:
         """Read effects on `probe`, choose directions and their number on `select`."""
-        from secateur.methods.directions.readings import DirectionsProbe
+        from secateur.methods.directions.readings import DirectionsReader
         from secateur.methods.directions.search import run
 
         judge, sites = session.judge(), matrices_of(session.loaded.anatomy, session.options)
-        return run(session, judge, DirectionsProbe(session, judge, sites))
+        return run(session, judge, DirectionsReader(session, judge, sites))
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
@@ -134,12 +137,12 @@ class RemoveSingularDirections(Method):
 
         return sections(own_part(analysis, DirectionsAnalysis).directions)
 
-    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    def looked_at(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
         """Return the matrices whose directions were read, and how many of them were removed."""
         from secateur.methods.directions.records import DirectionsAnalysis
-        from secateur.methods.directions.report import tried
+        from secateur.methods.directions.report import looked_at
 
-        return tried(own_part(analysis, DirectionsAnalysis).directions)
+        return looked_at(own_part(analysis, DirectionsAnalysis).directions)
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `UnknownName` for matrices and layers that the model does not have."""
@@ -147,7 +150,7 @@ class RemoveSingularDirections(Method):
 
     def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
         """Return the predicted change of the loss without each direction, by matrix or head."""
-        from secateur.methods.directions.readings import read_directions
+        from secateur.methods.directions.probe import read_directions
 
         return read_directions(session, split, plan)
 

@@ -22,11 +22,10 @@ from secateur.core.plan import Plan, RemoveDirections
 from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
 from secateur.hf.load import Loaded
+from secateur.methods.directions.effects import ROOM, DirectionEffects, MatrixEffects, directions_effects
 from secateur.methods.directions.method import DirectionsConfig
 from secateur.methods.directions.pools import Direction, Folds
-from secateur.methods.directions.probe import ROOM, DirectionEffects, MatrixEffects, directions_effects
-from secateur.methods.directions.records import DirectionsReading
-from secateur.methods.method import DryRun, Reading
+from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.options import matrices_of
 from secateur.session import Session, digest
 from secateur.surgery.operations import Decompose, RemoveComponents, decompose, resolve
@@ -34,7 +33,6 @@ from secateur.surgery.operations import Decompose, RemoveComponents, decompose, 
 MOST = 6  # tokens on each side
 HARMLESS = {"least": 0.1, "expected": 0.7, "most": 1.0}  # share of a pool, by the prediction
 MOST_DIRECTIONS = 20_000  # that are drawn; of larger models each matrix has fewer, in proportion
-ENDS = 2  # the most harmful and the most useful directions of a matrix that a table shows
 
 Tokens = tuple[tuple[str, float], ...]
 
@@ -74,7 +72,7 @@ def _fold(pieces: Sequence[MatrixEffects]) -> Fitted:
     return Fitted.of(arrays)
 
 
-class DirectionsProbe:
+class DirectionsReader:
     """The readings of the search (`search.DirectionReadings`), taken from the model of a session.
 
     With whitened directions those of the first reading, which is of the whole model, stay; nothing goes to the ledger,
@@ -218,49 +216,11 @@ def _extreme_tokens(loaded: Loaded, logits: Float[Tensor, " vocab"], largest: bo
     return tuple((str(loaded.tokenizer.decode([token])), value) for token, value in pairs)
 
 
-# ----------------------------------------------------------------------------------------------- the reading of `probe`
-
-
-def read_directions(session: Session, split: str, plan: Plan) -> list[DirectionsReading]:
-    """Return per matrix or head the predicted change of the loss without each direction, in the model of `plan`."""
-    config, judge = session.config(DirectionsConfig), session.judge()
-    effects = directions_effects(
-        session.loaded,
-        session.encoded,
-        session.task.split(split),
-        matrices_of(session.loaded.anatomy, session.options),
-        packing=judge.packing,
-        per_head=config.per_head,
-        second_order=config.second_order,
-        whitened=config.whitened,
-        under=plan,
-        decompose=judge.spectra,
-        split=split,
-        progress=session.progress,
-    )
-    rows = []
-    for piece in effects.matrices:
-        change = piece.predicted
-        order, harmful = change.argsort(kind="stable").tolist(), change[change < 0]
-        rows.append(
-            DirectionsReading(
-                site=str(piece.site) if piece.head is None else f"{piece.site} head {piece.head}",
-                of=len(order),
-                harmful=len(harmful),
-                their_sum=float(harmful.sum()),
-                most_harmful={str(i): float(change[i]) for i in order[:ENDS]},
-                most_useful={str(i): float(change[i]) for i in order[::-1][:ENDS]},
-                values=piece.record(),
-            )
-        )
-    return rows
-
-
 # ------------------------------------------------------------------------------------------------------------- forecast
 
 
 class DryDirectionReadings:
-    """In the place of `DirectionsProbe`."""
+    """In the place of `DirectionsReader`."""
 
     def __init__(self, session: Session, dry: DryRun) -> None:
         self._session, self._dry = session, dry
@@ -272,11 +232,11 @@ class DryDirectionReadings:
         """Note the reading under a plan, once; of every pool the stated share is harmless together."""
         if plan not in self._known:
             probed = len(self._session.probed)
-            anew = self._config.per_head or self._config.whitened
+            not_cached = self._config.per_head or self._config.whitened
             self._dry.read(
-                Reading(
+                ReadingCost(
                     "direction effects", "probe", probed, self._sites,
-                    passes=4.0, decomposes=True, under=bool(plan.edits), anew=anew, room=ROOM,
+                    passes=4.0, decomposes=True, under_plan=bool(plan.edits), not_cached=not_cached, spectra_bytes=ROOM,
                 )
             )  # fmt: skip
             self._known[plan] = EffectsUnderPlan(self._drawn(probed))
@@ -286,7 +246,7 @@ class DryDirectionReadings:
         anatomy = self._session.loaded.anatomy
         sizes = {site: min(anatomy.matrix(site).shape) for site in self._sites}
         share = min(1.0, MOST_DIRECTIONS / sum(sizes.values()))
-        harmless = HARMLESS[self._dry.luck]
+        harmless = HARMLESS[self._dry.case]
         pieces = []
         for site, size in sizes.items():
             count = max(1, round(share * size))

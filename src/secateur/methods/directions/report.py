@@ -41,7 +41,7 @@ from secateur.report.chart import (
     new_layout,
     value_axis,
 )
-from secateur.report.cuts import NUMBERED, Tried
+from secateur.report.cuts import NUMBERED, LookedAt
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import MINUS, change, key, known, number, signed, table, text
 from secateur.report.pruned_units import site_of
@@ -91,15 +91,15 @@ def reading_sections(rows: Sequence[DirectionsReading]) -> list[PageSection]:
     return [PageSection("harm", "Which directions hurt", lead, body)]
 
 
-def tried(record: DirectionsRecord | None) -> Tried:
+def looked_at(record: DirectionsRecord | None) -> LookedAt:
     """Return the matrices whose directions were read, and how many of them were removed, for the map of the model."""
     if record is None:
-        return Tried()
+        return LookedAt()
     removed: dict[str, tuple[int, int]] = {}
     for piece in record.matrices:
         gone, of = removed.get(piece.site, (0, 0))
         removed[piece.site] = gone + len(piece.removed), of + piece.of
-    return Tried(frozenset(site for name in removed if (site := site_of(name)) is not None), removed)
+    return LookedAt(frozenset(site for name in removed if (site := site_of(name)) is not None), removed)
 
 
 # -------------------------------------------------------------------------------------------------------------- effects

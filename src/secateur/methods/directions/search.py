@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from secateur.core.plan import Plan, RemoveDirections
-from secateur.core.records.analysis import BaseRecord
 from secateur.core.score import Metric
 from secateur.core.site import Site
 from secateur.core.stats import paired_z
@@ -46,13 +45,13 @@ from secateur.methods.directions.records import (
 from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.methods.removal import goal_of
 from secateur.options import matrices_of
-from secateur.records import measured
+from secateur.records import base_record
 from secateur.search.race import Choice, Judge, Rules, choose, race
 from secateur.search.removal import RemovalPoint, steps
 from secateur.session import Session
 
 if TYPE_CHECKING:
-    from secateur.methods.directions.probe import MatrixEffects
+    from secateur.methods.directions.effects import MatrixEffects
     from secateur.methods.directions.readings import EffectsUnderPlan, Words
 
 RACE_Z = 3.0
@@ -112,7 +111,7 @@ def run(session: Session, judge: Judge, readings: DirectionReadings) -> Proposal
     if trace.choice is not None:
         outcome = outcome.model_copy(update={"choice": trace.choice.record()})
         best = trace.choice.best if trace.choice.better and not trace.choice.shown else trace.plan
-    analysis = DirectionsAnalysis(base=BaseRecord(**measured(base)), directions=record)
+    analysis = DirectionsAnalysis(base=base_record(base), directions=record)
     tried, evaluations = search.judge.tried, search.judge.evaluations
     return Proposal(trace.plan, tried, evaluations, outcome, analysis, record.max_loss, best)
 
@@ -149,8 +148,8 @@ class SearchStep:
             predicted=self.predicted,
             value=metric.mean(self.outcomes),
             value_before=metric.mean(before),
-            loss=measured(self.outcomes)["loss"],
-            loss_before=measured(before)["loss"],
+            loss=base_record(self.outcomes).loss,
+            loss_before=base_record(before).loss,
             removed=sum(len(edit.directions) for edit in self.plan.removed),
             n=n,
             complete=n == len(self.before),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from secateur.core.config import option
 from secateur.core.ranges import real, whole
 from secateur.errors import SecateurError
-from secateur.methods.method import Habits, Method, own_part
+from secateur.methods.forecasting import Habits
+from secateur.methods.method import Method, own_part
 from secateur.methods.options import GainConfig
 from secateur.options import matrices_of
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
-    from secateur.methods.method import DryRun, Proposal
-    from secateur.report.cuts import Tried
+    from secateur.methods.forecasting import DryRun
+    from secateur.methods.method import Proposal
+    from secateur.report.cuts import LookedAt
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
@@ -74,11 +76,11 @@ class Laser(Method):
 
     def search(self, session: Session) -> Proposal:
         """Screen by gradients, race on `select`, compose."""
-        from secateur.methods.laser.probe import LaserProbe
+        from secateur.methods.laser.readings import LaserReader
         from secateur.methods.laser.search import run
 
         judge = session.judge()
-        return run(session, judge, LaserProbe(session, judge))
+        return run(session, judge, LaserReader(session, judge))
 
     def dry_search(self, session: Session, dry: DryRun) -> None:
         """Search with drawn readings."""
@@ -100,23 +102,23 @@ class Laser(Method):
 
         return sections(verdict, own_part(analysis, LaserAnalysis))
 
-    def tried(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> Tried:
+    def looked_at(self, verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
         """Return the matrices that were swept, screened or drawn as a curve."""
         from secateur.methods.laser.records import LaserAnalysis
-        from secateur.methods.laser.report import tried
+        from secateur.methods.laser.report import looked_at
 
-        return tried(own_part(analysis, LaserAnalysis))
+        return looked_at(own_part(analysis, LaserAnalysis))
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
         """Raise `TaskError` where the task lacks what is read, `UnknownName` for matrices and layers."""
-        from secateur.methods.laser.readings import check_reading
+        from secateur.methods.laser.probe import check_reading
 
         self.check(session)
         check_reading(name, session, split)
 
     def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
         """Return the rows of a reading: singular values, or one of the four analyses of the paper."""
-        from secateur.methods.laser.readings import READINGS
+        from secateur.methods.laser.probe import READINGS
 
         return READINGS[name](session, split, plan)
 

@@ -1,160 +1,94 @@
-"""Readings of a model for LASER: predicted effects of truncations, spectra, and answers of some components alone."""
+"""The readings of `probe` that are LASER's: spectra with predicted truncations, and the four analyses of the paper.
+
+Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558): (a) curves, Fig. 2; (b) frequency, Fig. 3; (c) tail, Fig. 5;
+(d) paraphrases, section 4.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from secateur.core.plan import Plan, Truncate
-from secateur.core.progress import Progress, silent
-from secateur.core.readings import Readings
-from secateur.core.site import Site
-from secateur.evaluation.batching import Packing
-from secateur.evaluation.evaluator import Evaluator
-from secateur.evaluation.workers import CACHE_BYTES
-from secateur.hf.load import Loaded
-from secateur.methods.laser.records import TailRecord
-from secateur.probes.answer_margin import AnswerMargin
-from secateur.probes.block_gradients import first_order_effects
-from secateur.session import Session, decided_by_choices, digest
-from secateur.surgery.spectra import Spectra
-from secateur.tasks.encode import Encoded
-
-MOST_ANSWERS = 8  # different answers that a record lists, so many as a card of the report has lines
+from secateur.core.plan import Plan
+from secateur.core.records.analysis import FrequencyBin, ParaphrasesRecord
+from secateur.core.records.record import Record
+from secateur.errors import TaskError
+from secateur.evaluation.measurement import paraphrase_task
+from secateur.methods.laser.readings import LaserReader
+from secateur.methods.laser.records import CurveRecord, MatrixSpectrum, TailRecord
+from secateur.methods.laser.search import candidates, curve_records, full_ranks, tail_records
+from secateur.records import frequency_bins, knows_frequency, paraphrase_record
+from secateur.session import Session
 
 
-class LaserProbe:
-    """The readings of LASER's search (`search.LaserReadings`), taken from the model of a session.
+def check_reading(name: str, session: Session, split: str) -> None:
+    """Raise `TaskError` where the task lacks what is read, before there are weights."""
+    if name == "tail" and session.task.kind == "text":
+        raise TaskError("--what tail looks at answers, and text has none. Take a task of questions.")
+    if name == "frequency" and not knows_frequency(session.task, session.task.split(split)):
+        raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")
+    if name == "paraphrases" and paraphrase_task(session.task, split) is None:
+        raise TaskError("this task has no paraphrases.")
 
-    Args:
-        session: Model and task; its ledger remembers what the screen read.
-        judge: Gives decompositions and the packing of batches.
-    """
 
-    def __init__(self, session: Session, judge: Evaluator) -> None:
-        self._session, self._judge = session, judge
-
-    def screen(self, edits: Sequence[Truncate]) -> Readings:
-        """Return `truncation_effects` on `probe`, read once per run and remembered in the ledger."""
-        session = self._session
-        examples = session.probed
-        contrast = decided_by_choices(session)
-        key = f"screen {digest([contrast, len(examples), *map(str, edits)])}"
-        known = session.recall(key, Readings.from_json)
-        if known is not None:
-            return known
-        readings = truncation_effects(
-            session.loaded,
-            session.encoded,
-            examples,
-            edits,
-            spectra=self._judge.spectra,
-            packing=self._judge.packing,
-            contrast=contrast,
-            room=self._judge.limits.cache_bytes,
-            progress=session.progress,
+def spectrum(session: Session, split: str, plan: Plan) -> list[MatrixSpectrum]:
+    """Return per matrix how its singular values fall, and what truncation is predicted to do to the loss."""
+    edits, reader = candidates(session.loaded.anatomy, session.options), LaserReader(session, session.judge())
+    predicted = reader.screen(edits).values
+    rows = []
+    for site in dict.fromkeys(edit.matrix for edit in edits):
+        best = min((e for e in edits if e.matrix == site), key=lambda edit: (predicted[str(edit)], edit))
+        sigma = reader.sigma(site)
+        energy = (sigma**2).cumsum(0) / (sigma**2).sum().clamp_min(1e-300)
+        rows.append(
+            MatrixSpectrum(
+                site=str(site),
+                shape=session.loaded.anatomy.matrix(site).shape,
+                largest=float(sigma[0]),
+                stable_rank=float((sigma**2).sum() / (sigma[0] ** 2).clamp_min(1e-300)),
+                rank_of_90_percent=int((energy < 0.9).sum()) + 1,
+                best_rank=best.rank,
+                predicted_change=predicted[str(best)],
+                values=sigma.tolist(),
+            )
         )
-        session.remember(key, readings.to_json())
-        return readings
-
-    def sigma(self, site: Site) -> Float[Tensor, " k"]:
-        """Return the singular values of a matrix, descending, float64."""
-        matrix = self._session.loaded.anatomy.matrix(site)
-        return self._judge.spectra(matrix, self._session.loaded.parameter(matrix.weight)).sigma.double()
-
-    def spectrum(self, matrix: Site) -> list[float]:
-        """Return the same as a list."""
-        return self.sigma(matrix).tolist()
-
-    def answers(self, part: Truncate, kind: str, outcomes: np.ndarray) -> TailRecord:
-        """Return what the model that keeps only `part` of one matrix answers, how often, and how close that is.
-
-        `cosine` is the mean cosine similarity of the input embeddings of the first token answered and of the first
-        token of the right answer (1 where they are the same token).
-
-        Args:
-            kind: `full`, or the side of the components that are in use.
-            outcomes: OUTCOME rows of that model.
-
-        Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558), Fig. 5.
-        """
-        loaded, encoded = self._session.loaded, self._session.encoded
-        answered = np.array(
-            [self._first_token(int(row["example"]), int(row["predicted"])) for row in outcomes]
-        )
-        gold = np.array(
-            [encoded[example].pairs[encoded[example].gold][1][0] for example in outcomes["example"].tolist()]
-        )
-        counts = Counter(str(loaded.tokenizer.decode([token])) for token in answered.tolist())
-        table = loaded.parameter(f"{loaded.anatomy.embedding}.weight")
-        left, right = (table[torch.from_numpy(ids).to(table.device)].double() for ids in (answered, gold))
-        return TailRecord(
-            site=str(part.matrix),
-            rank=part.rank,
-            kind=kind,
-            answers=sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_ANSWERS],
-            cosine=float(torch.nn.functional.cosine_similarity(left, right, dim=1).mean()),
-            accuracy=float(outcomes["correct"].mean()),
-            n=len(outcomes),
-        )
-
-    def _first_token(self, example: int, predicted: int) -> int:
-        """Return the first token of the answer: of the chosen choice, or the first greedy one."""
-        if self._session.task.member(example).kind == "choice":
-            return self._session.encoded[example].pairs[predicted][1][0]
-        return predicted
+    return rows
 
 
-# ------------------------------------------------------------------------------------- predicted effects of truncations
+def curves(session: Session, split: str, plan: Plan) -> list[CurveRecord]:
+    """Return loss and accuracy against the share of components removed, per matrix."""
+    plans = [session.empty + edit for edit in candidates(session.loaded.anatomy, session.options)]
+    judged = session.judge()([session.empty, *plans], session.task.split(split), "curves")
+    return curve_records(judged, full_ranks(session))
 
 
-def truncation_effects(
-    loaded: Loaded,
-    encoded: Mapping[int, Encoded],
-    examples: Sequence[int],
-    candidates: Iterable[Truncate],
-    *,
-    spectra: Spectra,
-    packing: Packing,
-    contrast: bool = False,
-    room: int = CACHE_BYTES,
-    progress: Progress = silent,
-) -> Readings:
-    """Return the predicted change of the mean loss with each candidate, negative where cutting helps.
-
-    dₙ = −Σ_{i removed} σᵢ uᵢᵀ Gₙ vᵢ is the first-order change of example n's margin, Gₙ its gradient with respect to
-    W. The loss, the mean log-loss over the gold answer's tokens, follows from the margin.
-
-    Args:
-        encoded: The task's examples in tokens.
-        examples: Numbers of those that are read.
-        spectra: Decompositions of the model's matrices.
-        contrast: Take the log-loss of the gold choice among the choices instead.
-        room: Bytes of activations and gradients between blocks that may be kept.
-
-    Returns: `Margins.expected_loss_change` of each candidate, nats.
-
-    Source: gradient of singular values (Sreeram et al. 2025, arXiv 2510.20800). Differs: of the margin, and with the
-    curvature of the loss.
-
-    Cost: one decomposition per matrix; one forward and one backward pass without parameter gradients for as many
-    blocks as have room for what is kept between them, and the same again of each block alone.
-    """
-    plans = {edit: Plan(loaded.fingerprint, (edit,)) for edit in candidates}
-    effects = first_order_effects(
-        AnswerMargin.of(loaded, encoded, examples, contrast),
-        examples,
-        plans.values(),
-        spectra=spectra,
-        packing=packing,
-        room=room,
-        progress=progress,
+def tail(session: Session, split: str, plan: Plan) -> list[TailRecord]:
+    """Return what all, the kept, and the removed components of each edited matrix answer."""
+    judge = session.judge()
+    return tail_records(
+        session, judge, LaserReader(session, judge), plan.truncated, session.task.split(split)
     )
-    values = {str(edit): effects.loss(plan) for edit, plan in plans.items()}
-    source = "gradient of singular values (arXiv 2510.20800), of the margin"
-    return Readings("predicted change of loss", "nats", "probe", len(examples), True, source, values)
+
+
+def frequency(session: Session, split: str, plan: Plan) -> list[FrequencyBin]:
+    """Return accuracy before and after the plan, by how often training text had the fact."""
+    examples = session.task.split(split)
+    judged = session.judge()([session.empty, plan], examples, "frequency")
+    return frequency_bins(session.task, examples, judged[session.empty], judged[plan])
+
+
+def paraphrases(session: Session, split: str, plan: Plan) -> list[ParaphrasesRecord]:
+    """Return accuracy over all phrasings, and the share of facts right in every one of them."""
+    other_phrasings = paraphrase_task(session.task, split)
+    assert other_phrasings is not None, "see check_reading"
+    beside = session.on(other_phrasings)
+    judged = beside.judge()([session.empty, plan], range(len(beside.task.examples)), "paraphrases")
+    return [paraphrase_record(beside.task, judged[session.empty], judged[plan])]
+
+
+READINGS: Mapping[str, Callable[[Session, str, Plan], Sequence[Record]]] = {
+    "spectrum": spectrum,
+    "curves": curves,
+    "tail": tail,
+    "frequency": frequency,
+    "paraphrases": paraphrases,
+}

@@ -8,6 +8,8 @@ from secateur.core.records.analysis import BaseRecord
 from secateur.core.records.record import Number, Record
 from secateur.core.records.verdict import ChoiceRecord
 
+MOST_ANSWERS = 8  # different answers that a record lists, so many as a card of the report has lines
+
 
 class TruncationRecord(Record):
     """One matrix cut to one rank."""

@@ -10,6 +10,7 @@ from secateur.core.records.record import Record
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import MATRICES
 from secateur.methods.laser.records import (
+    MOST_ANSWERS,
     CurveRecord,
     LaserAnalysis,
     MatrixSpectrum,
@@ -37,7 +38,7 @@ from secateur.report.chart import (
     signed_root,
     some,
 )
-from secateur.report.cuts import Tried
+from secateur.report.cuts import LookedAt
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.markup import MISSING, change, key, known, number, signed, text
 from secateur.report.pruned_units import site_of
@@ -63,11 +64,11 @@ def sections(verdict: VerdictRecord, analysis: LaserAnalysis) -> list[PageSectio
     ]
 
 
-def tried(analysis: LaserAnalysis) -> Tried:
+def looked_at(analysis: LaserAnalysis) -> LookedAt:
     """Return the matrices that were swept, screened or drawn as a curve, for the map of the model."""
     rows = (*analysis.sweep, *analysis.screen)
     names = {*(row.site for row in rows), *(curve.site for curve in analysis.curves)}
-    return Tried(frozenset(site for name in names if (site := site_of(name)) is not None))
+    return LookedAt(frozenset(site for name in names if (site := site_of(name)) is not None))
 
 
 # ------------------------------------------------------------------------------------------------- readings of `probe`
@@ -349,7 +350,7 @@ def _tail_card(row: TailRecord, most: int) -> str:
         f'<div class="bar"><code>{text(answer.strip()) or "<em>nothing</em>"}</code>'
         f'<span><i style="width:{100 * count / most:.1f}%"></i></span>'
         f"<small>{count:,}</small></div>"
-        for answer, count in row.answers[:8]
+        for answer, count in row.answers[:MOST_ANSWERS]
     )
     cosine = f"{row.cosine:.2f}" if known(row.cosine) else MISSING
     facts = (("cosine to the right answer", cosine), ("accuracy", number(row.accuracy, "share")))

@@ -31,7 +31,7 @@ from secateur.methods.laser.records import (
 )
 from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.options import Options, matrices_of
-from secateur.records import measured
+from secateur.records import base_record
 from secateur.search.evidence import Evidence
 from secateur.search.race import RULES, Judge, Objective, Race, Rules, choose, race
 from secateur.session import Session
@@ -111,6 +111,87 @@ def run(session: Session, judge: Judge, readings: LaserReadings) -> Proposal:
     return Proposal(plan, counting.tried, counting.evaluations, search, analysis, best=best)
 
 
+# ---------------------------------------------------------------------------------------------------- candidates
+
+
+def grid_ranks(
+    full_rank: int, fractions: Iterable[float] = PAPER_FRACTIONS, small: Iterable[int] = SMALL_RANKS
+) -> list[int]:
+    """Return the ranks to try, ascending: ⌊ρ · full⌋ for each fraction and the small ones, below the full rank."""
+    wanted = {math.floor(fraction * full_rank) for fraction in fractions} | set(small)
+    return sorted(rank for rank in wanted if 0 <= rank < full_rank)
+
+
+def grid(
+    shapes: Mapping[Site, tuple[int, int]],
+    fractions: Iterable[float] = PAPER_FRACTIONS,
+    small: Iterable[int] = SMALL_RANKS,
+) -> list[Truncate]:
+    """Return every truncation of every matrix, lowest block first."""
+    fractions, small = tuple(fractions), tuple(small)
+    return [
+        Truncate(site, rank)
+        for site in sorted(shapes)
+        for rank in grid_ranks(min(shapes[site]), fractions, small)
+    ]
+
+
+def screened(readings: Readings, edits: Sequence[Truncate], most: int) -> list[Truncate]:
+    """Return the edits that are predicted best, at most so many, in their order."""
+    kept = {name for name, _ in readings.ranked()[:most]}
+    return [edit for edit in edits if str(edit) in kept]
+
+
+def compose(
+    base: Plan,
+    edits: Sequence[Truncate],
+    examples: Sequence[int],
+    judge: Judge,
+    objective: Objective,
+    evidence: Evidence,
+    rules: Rules = RULES,
+    *,
+    stage: str = "compose",
+) -> Plan:
+    """Return `base` with edits added greedily: each time the one that helps most, as long as one is shown to help.
+
+    Source: section 4 of the paper. Differs: the paper goes through all matrices once, from the last block to the first,
+    and takes the first rank that helps at all, so that some ten noisy gains nearly always pile up: on CounterFact
+    twelve cuts that gained nothing on test.
+    """
+    plan = base
+    while True:
+        cut = {edit.site for edit in plan.edits}
+        beside = [plan + edit for edit in edits if edit.site not in cut]
+        if not beside:
+            return plan
+        raced = race([plan, *beside], examples, judge, objective, rules, stage=stage)
+        before = judge([plan], examples, stage)[plan]
+        choice = choose(raced.others(plan), before, evidence, objective)
+        if not choice.shown:
+            return plan
+        plan = choice.best
+
+
+def promising(raced: Race, base: Plan, objective: Objective, most: int) -> list[Truncate]:
+    """Return the edit of each matrix that came furthest in the race and did best there.
+
+    None that did worse than `base` on the same examples; at most `most`, the best first.
+    """
+
+    def success(edit: Truncate) -> tuple[int, tuple[float, float]]:
+        rows = raced.outcomes[base + edit]
+        return len(rows), objective.key(rows)
+
+    best: dict[Site, Truncate] = {}
+    for plan, rows in raced.outcomes.items():
+        before = raced.outcomes[base][: len(rows)]
+        if objective.key(rows[: len(before)]) >= objective.key(before):
+            for edit in plan.truncated:
+                best[edit.matrix] = max(edit, best.get(edit.matrix, edit), key=success)
+    return sorted(best.values(), key=success, reverse=True)[:most]
+
+
 # ------------------------------------------------------------------------------------------------ what the report shows
 
 
@@ -123,7 +204,7 @@ def _analysis(
     was cut, the cut that came nearest is shown.
     """
     config, goal = session.config(LaserConfig), session.objective
-    select, base, ranks = session.shuffled("select"), session.empty, full_ranks(session)
+    select, base, full = session.shuffled("select"), session.empty, full_ranks(session)
     before = judge([base], select, "judge")[base]
     shown = plan.truncated
     if not shown:
@@ -136,9 +217,9 @@ def _analysis(
     points = [base + edit for edit in grid(shapes, config.fractions, config.small_ranks)]
     some = select[: SHOWN_EXAMPLES[report]]
     analysis = LaserAnalysis(
-        base=BaseRecord(**measured(before)),
-        sweep=sweep_records(raced.outcomes, ranks, len(select)),
-        curves=curve_records(judge([base, *points], some, "curves"), ranks) if some else [],
+        base=base_record(before),
+        sweep=sweep_records(raced.outcomes, full, len(select)),
+        curves=curve_records(judge([base, *points], some, "curves"), full) if some else [],
         spectrum={
             str(edit.matrix): SpectrumRecord(values=readings.spectrum(edit.matrix), kept=edit.rank)
             for edit in shown
@@ -180,7 +261,7 @@ def sweep_records(
         for edit in plan.truncated:
             truncation = _truncation_record(edit, full_ranks[edit.matrix]).model_dump()
             complete = len(rows) == num_examples
-            records.append(SweptTruncation(**truncation, **measured(rows), complete=complete))
+            records.append(SweptTruncation(**truncation, **base_record(rows).model_dump(), complete=complete))
     return sorted(records, key=lambda record: (record.block, record.matrix, record.rank))
 
 
@@ -202,13 +283,11 @@ def curve_records(judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, i
         judged: OUTCOME rows of the original, which is the first point of each curve, and of plans with one edit.
     """
     points: dict[Site, list[tuple[float, BaseRecord]]] = {}
-    original = BaseRecord(**measured(next(rows for plan, rows in judged.items() if not plan.edits)))
+    original = base_record(next(rows for plan, rows in judged.items() if not plan.edits))
     for plan, outcomes in judged.items():
         for edit in plan.truncated:
             removed = 100 * (1 - edit.rank / full_ranks[edit.matrix])
-            points.setdefault(edit.matrix, [(0.0, original)]).append(
-                (removed, BaseRecord(**measured(outcomes)))
-            )
+            points.setdefault(edit.matrix, [(0.0, original)]).append((removed, base_record(outcomes)))
     curves = []
     for site, curve in sorted(points.items()):
         curve.sort(key=lambda point: point[0])
@@ -242,82 +321,3 @@ def tail_records(
             outcomes = judge([alone], examples, "component answers")[alone]
             records.append(readings.answers(part, kind, outcomes))
     return records
-
-
-# ---------------------------------------------------------------------------------------------------- candidates
-
-
-def ranks(
-    full_rank: int, fractions: Iterable[float] = PAPER_FRACTIONS, small: Iterable[int] = SMALL_RANKS
-) -> list[int]:
-    """Return the ranks to try, ascending: ⌊ρ · full⌋ for each fraction and the small ones, below the full rank."""
-    wanted = {math.floor(fraction * full_rank) for fraction in fractions} | set(small)
-    return sorted(rank for rank in wanted if 0 <= rank < full_rank)
-
-
-def grid(
-    shapes: Mapping[Site, tuple[int, int]],
-    fractions: Iterable[float] = PAPER_FRACTIONS,
-    small: Iterable[int] = SMALL_RANKS,
-) -> list[Truncate]:
-    """Return every truncation of every matrix, lowest block first."""
-    fractions, small = tuple(fractions), tuple(small)
-    return [
-        Truncate(site, rank) for site in sorted(shapes) for rank in ranks(min(shapes[site]), fractions, small)
-    ]
-
-
-def screened(readings: Readings, candidates: Sequence[Truncate], most: int) -> list[Truncate]:
-    """Return the candidates that are predicted best, at most so many, in their order."""
-    kept = {name for name, _ in readings.ranked()[:most]}
-    return [edit for edit in candidates if str(edit) in kept]
-
-
-def compose(
-    base: Plan,
-    candidates: Sequence[Truncate],
-    examples: Sequence[int],
-    judge: Judge,
-    objective: Objective,
-    evidence: Evidence,
-    rules: Rules = RULES,
-    *,
-    stage: str = "compose",
-) -> Plan:
-    """Return `base` with candidates added greedily: each time the one that helps most, as long as one is shown to help.
-
-    Source: section 4 of the paper. Differs: the paper goes through all matrices once, from the last block to the first,
-    and takes the first rank that helps at all, so that some ten noisy gains nearly always pile up: on CounterFact
-    twelve cuts that gained nothing on test.
-    """
-    plan = base
-    while True:
-        taken = {edit.site for edit in plan.edits}
-        beside = [plan + edit for edit in candidates if edit.site not in taken]
-        if not beside:
-            return plan
-        raced = race([plan, *beside], examples, judge, objective, rules, stage=stage)
-        before = judge([plan], examples, stage)[plan]
-        choice = choose(raced.others(plan), before, evidence, objective)
-        if not choice.shown:
-            return plan
-        plan = choice.best
-
-
-def promising(raced: Race, base: Plan, objective: Objective, most: int) -> list[Truncate]:
-    """Return the edit of each matrix that came furthest in the race and did best there.
-
-    None that did worse than `base` on the same examples; at most `most`, the best first.
-    """
-
-    def success(edit: Truncate) -> tuple[int, tuple[float, float]]:
-        rows = raced.outcomes[base + edit]
-        return len(rows), objective.key(rows)
-
-    best: dict[Site, Truncate] = {}
-    for plan, rows in raced.outcomes.items():
-        before = raced.outcomes[base][: len(rows)]
-        if objective.key(rows[: len(before)]) >= objective.key(before):
-            for edit in plan.truncated:
-                best[edit.matrix] = max(edit, best.get(edit.matrix, edit), key=success)
-    return sorted(best.values(), key=success, reverse=True)[:most]
