@@ -314,9 +314,8 @@ def test_trusted_code_of_a_known_family_is_read(folder):
 
 
 KINDS = {
-    "Mixtral": (transformers.MixtralConfig, "MixtralForCausalLM", "a mixture of experts"),
-    "Qwen2Moe": (transformers.Qwen2MoeConfig, "Qwen2MoeForCausalLM", "a mixture of experts"),
-    "Qwen3Moe": (transformers.Qwen3MoeConfig, "Qwen3MoeForCausalLM", "a mixture of experts"),
+    "GptOss": (transformers.GptOssConfig, "GptOssForCausalLM", "a mixture of experts"),
+    "Afmoe": (transformers.AfmoeConfig, "AfmoeForCausalLM", "a mixture of experts"),
     "DeepseekV3": (transformers.DeepseekV3Config, "DeepseekV3ForCausalLM", "a mixture of experts"),
     "Dbrx": (transformers.DbrxConfig, "DbrxForCausalLM", "a mixture of experts"),
     "T5": (transformers.T5Config, "T5ForConditionalGeneration", "an encoder-decoder"),
@@ -346,12 +345,12 @@ def test_what_is_not_cut_is_refused_by_kind_before_its_weights_are_read(kind, tm
 
 
 def test_experts_are_refused_in_memory_too():
-    config = transformers.MixtralConfig(
+    config = transformers.GptOssConfig(
         vocab_size=96, hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=2,
+        num_key_value_heads=2, num_local_experts=2, head_dim=8,
     )  # fmt: skip
-    with pytest.raises(ModelError, match="MixtralForCausalLM is a mixture of experts"):
-        anatomy(transformers.MixtralForCausalLM(config))
+    with pytest.raises(ModelError, match="GptOssForCausalLM is a mixture of experts"):
+        anatomy(transformers.GptOssForCausalLM(config))
 
 
 def test_cross_attention_is_refused_by_name():

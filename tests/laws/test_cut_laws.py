@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures.cuts import KINDS, drops, edits_of, factorized
+from fixtures.cuts import KINDS, drops, edits_of, factorized, possible
 from fixtures.zoo import EVERY, ZOO, tiny, variant
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -109,10 +109,14 @@ def uncached(model: PreTrainedModel, prompt: tuple[int, ...], count: int) -> lis
 def test_a_cut_model_can_be_cut_again(name):
     """First an attention and a head, then in what is left a block, an FFN and neurons: as if all went at once."""
     loaded = loaded_of(name)
-    model = cut(loaded, Plan(name, tuple(drops("b1.attn.h1", "b0.mlp"))))
+
+    def plan(of: str, *sites: str) -> Plan:
+        return Plan(of, tuple(possible(drops(*sites), loaded.anatomy)))
+
+    model = cut(loaded, plan(name, "b1.attn.h1", "b0.mlp"))
     again = Loaded("cut", model, None, anatomy(model), "cut", None, None)  # type: ignore[arg-type]
-    twice = cut(again, Plan("cut", tuple(drops("b0", "b1.mlp.n3", "b1.mlp.n0"))))
-    once = cut(loaded, Plan(name, tuple(drops("b0", "b1.attn.h1", "b1.mlp.n3", "b1.mlp.n0"))))
+    twice = cut(again, plan("cut", "b0", "b1.mlp.n3", "b1.mlp.n0"))
+    once = cut(loaded, plan(name, "b0", "b1.attn.h1", "b1.mlp.n3", "b1.mlp.n0"))
     torch.testing.assert_close(logits(twice), logits(once), rtol=1e-12, atol=1e-12)
     assert anatomy(twice).num_parameters == anatomy(once).num_parameters
 

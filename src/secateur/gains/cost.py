@@ -94,17 +94,30 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     assert cache is not None
     # matrices multiply, be they one or two factors; norms and biases cost next to nothing
     weights = {module: [p for p in module.parameters(recurse=False) if p.dim() > 1] for module in positions}
+    active = loaded.anatomy.active
+    read = 1 - (1 - active) ** tokens.shape[0]  # of the experts, if each token of a step draws its own
     layers = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
     return Cost(
         batch=tokens.shape[0],
         prompt=tokens.shape[1],
         matmul_flops=sum(
-            2 * p.numel() * count for module, count in positions.items() for p in weights[module]
+            2 * p.numel() * count * (active if _holds_experts(p) else 1)
+            for module, count in positions.items()
+            for p in weights[module]
         ),
-        weight_bytes=sum(p.nbytes for module in positions for p in module.parameters(recurse=False)),
+        weight_bytes=sum(
+            p.nbytes * (read if _holds_experts(p) else 1)
+            for module in positions
+            for p in module.parameters(recurse=False)
+        ),
         cache_bytes=sum(_bytes(layer) for layer in layers),
         attended=_attended(loaded, layers),
     )
+
+
+def _holds_experts(parameter: nn.Parameter) -> bool:
+    """Return True for the matrices of all experts of a network, one upon the other."""
+    return parameter.dim() == 3
 
 
 @contextmanager

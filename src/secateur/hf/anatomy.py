@@ -6,6 +6,7 @@ refuses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.families import (
     Family,
     Sizes,
+    active_share,
     family_of,
     has_alibi,
     has_free_heads,
@@ -60,7 +62,7 @@ class Anatomy:
     `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
     `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
     maps lie before, in place of removed blocks. `switches` are `rope_switches`. `details` is the family's entry in the
-    table.
+    table. `active` is the share of a network's experts that a token goes through.
     """
 
     family: str
@@ -90,6 +92,7 @@ class Anatomy:
     indivisible: tuple[str, ...] = ()
     entered: frozenset[str] = frozenset()
     switches: tuple[int, ...] = ()
+    active: float = 1.0
 
     @property
     def attending(self) -> list[int]:
@@ -188,6 +191,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         indivisible=indivisible_units(family, config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
         switches=rope_switches(config),
+        active=active_share(family, config),
     )
 
 
@@ -229,9 +233,9 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
     attention = f"{block}.{family.slots['o'].module.rpartition('.')[0]}"
     network = 0 if family.mlp is None else _count(model, f"{block}.{family.mlp}")
     counted = (_count(model, block), _count(model, attention), network)
-    paths = {kind: f"{block}.{family.slots[kind].module}" for kind in ("k", "o", "down")}
+    paths = {kind: f"{block}.{slot.module}" for kind, slot in family.slots.items()}
     if not carved:
-        d_ff = _stored_shape(_linear(model, paths["down"]))[1]
+        d_ff = _stored_shape(_linear(model, paths["down"]))[1] if "down" in paths else 0
         return Widths(general.num_heads, general.num_kv_heads, d_ff, *counted)
     found = {kind: _find(model, path) for kind, path in paths.items()}
     key = found["k"]
@@ -239,7 +243,7 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
     num_heads, keys = _inputs(found["o"]) // general.d_head, outputs // general.d_head
     fused = family.slots["k"].layout != "whole"
     num_kv_heads = (keys - num_heads) // 2 if fused else keys
-    return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(found["down"]), *counted)
+    return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(found.get("down")), *counted)
 
 
 def _count(model: nn.Module, path: str) -> int:
@@ -318,9 +322,12 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
 def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Matrix]) -> None:
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
+    experts = re.compile(
+        "|".join(rf"{re.escape(family.blocks)}\.\d+\.{name}\b" for name in family.experts) or "$^"
+    )
     for path, module in model.named_modules():
-        if not f"{path}.".startswith(f"{family.tower}." if family.tower else ""):
-            continue  # of another modality
+        if experts.match(path) or not f"{path}.".startswith(f"{family.tower}." if family.tower else ""):
+            continue  # stays as it is
         substitutes: list[tuple[str, nn.Module]]
         substitutes = [(path, module)] if isinstance(module, LowRank | Side) else []
         substitutes += [(f"{path}.entry", entry)] if (entry := _entry_of(module)) is not None else []

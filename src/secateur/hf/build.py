@@ -38,6 +38,12 @@ AUTO_MAP = {
     "AutoConfig": "modeling_secateur.SecateurConfig",
     "AutoModelForCausalLM": "modeling_secateur.SecateurForCausalLM",
 }
+_FIRST = (
+    "first_k_dense_replace",
+    "num_dense_layers",
+    "moe_layer_start_index",
+)  # so many blocks are of another kind
+_LISTED = ("mlp_only_layers",)  # the numbers of blocks of another kind
 IMAGES = {"AutoModelForImageTextToText": AUTO_MAP["AutoModelForCausalLM"]}
 
 
@@ -54,6 +60,10 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
             changes[name] = [value[block] for block in blocks]
             if name == "attention_layers":  # of GPT-Neo, which makes that list from another
                 changes["attention_types"] = [[[value[block]], 1] for block in blocks]
+        if name in _FIRST and isinstance(value, int):
+            changes[name] = sum(block < value for block in blocks)
+        if name in _LISTED and isinstance(value, list):
+            changes[name] = [new for new, block in enumerate(blocks) if block in value]
     changes["num_hidden_layers"] = len(blocks)
     named = {text.attribute_map.get(name, name): value for name, value in changes.items()}
     whole |= named if text is config else {"text_config": stated | named}
@@ -109,14 +119,17 @@ def _unlike(stated: Mapping[str, object], **kinds: type) -> list[str]:
 
 
 def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel:
-    """Return the model of a config, stock or carved, on the meta device; dtype and attention as `like` has them."""
+    """Return the model of a config, stock or carved, on the meta device, that computes as `like` does."""
     is_carved = bool(getattr(config, "carving", None))
     cls = SecateurForCausalLM
     if not is_carved:
         cls = class_of_config(type(config))  # type: ignore[assignment]
     with torch.device("meta"):
         model: PreTrainedModel = cls._from_config(
-            config, dtype=like.dtype, attn_implementation=like.config._attn_implementation
+            config,
+            dtype=like.dtype,
+            attn_implementation=like.config._attn_implementation,
+            experts_implementation=like.config._experts_implementation,
         )
     model.generation_config = like.generation_config
     return model

@@ -64,7 +64,8 @@ class Family:
     `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
     are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
     makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
-    stays as it is; empty where the whole model is one.
+    stays as it is; empty where the whole model is one. `experts` are the modules, relative to a block, of a
+    feed-forward network that is a mixture of experts: it has no slots, and stays as it is.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Family:
     alibi: bool | str = False
     sized_by_scaling: bool = False
     constants: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
     tower: str = ""
 
     def is_constant(self, name: str) -> bool:
@@ -154,6 +156,11 @@ def _like_llama(
     }
     usual |= {"counts": _SHARED, "free_heads": True}
     return Family(name, architecture, slots=slots, **usual | traits)
+
+
+def _mixture(name: str, architecture: str, experts: tuple[str, ...] = ("mlp",), **traits: Any) -> Family:
+    """Return a family with the attention of Llama and mixtures of experts for networks, or in some of its blocks."""
+    return _like_llama(name, architecture, _slots(**_LLAMA_ATTENTION), mlp=None, experts=experts, **traits)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -231,6 +238,18 @@ FAMILIES: Mapping[str, Family] = {
             biases=_ATTENTION_BIAS,
             final_norm="",  # its only norm follows the embedding too, so no map can lie before it
         ),
+        _mixture("mixtral", "MixtralForCausalLM"),
+        _mixture("qwen2_moe", "Qwen2MoeForCausalLM"),
+        _mixture("qwen3_moe", "Qwen3MoeForCausalLM", biases=_ATTENTION_BIAS),
+        _mixture("olmoe", "OlmoeForCausalLM", biases=_ATTENTION_BIAS, indivisible=("heads",)),
+        _mixture("granitemoe", "GraniteMoeForCausalLM", ("block_sparse_moe",), biases=_ATTENTION_BIAS),
+        _mixture("phimoe", "PhimoeForCausalLM", biases=_ATTENTION_BIAS),
+        _mixture("dots1", "Dots1ForCausalLM", biases=_ATTENTION_BIAS),
+        _mixture("glm4_moe", "Glm4MoeForCausalLM"),
+        _mixture("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", biases=_ATTENTION_BIAS),
+        _mixture("minimax_m2", "MiniMaxM2ForCausalLM", indivisible=("heads",)),
+        _mixture("exaone_moe", "ExaoneMoeForCausalLM"),
+        _mixture("ernie4_5_moe", "Ernie4_5_MoeForCausalLM"),
         Family(
             "gpt2",
             "GPT2LMHeadModel",
@@ -459,6 +478,7 @@ class FamilyInfo(NamedTuple):
     fold: bool
     stock_heads: bool
     stock_biases: tuple[str, ...]
+    experts: bool
 
     @property
     def limits(self) -> str:
@@ -466,6 +486,7 @@ class FamilyInfo(NamedTuple):
         found = [f"dropped {unit} stay, silenced" for unit in self.silenced]
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
+        found += ["networks are mixtures of experts and stay as they are"] if self.experts else []
         return "; ".join(found)
 
 
@@ -480,6 +501,7 @@ def list_families() -> list[FamilyInfo]:
             not family.after,
             family.free_heads,
             tuple(part for parts in family.biases.values() for part in parts),
+            bool(family.experts),
         )
         for family in sorted(FAMILIES.values(), key=lambda family: family.name)
     ]
@@ -513,6 +535,17 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
     return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
 
 
+def active_share(family: Family, config: PreTrainedConfig) -> float:
+    """Return the share of a network's experts that a token goes through; 1 where there are none."""
+    if not family.experts:
+        return 1.0
+    chosen, every = (
+        next(found for name in names if isinstance(found := getattr(config, name, None), int))
+        for names in (_CHOSEN, _EXPERTS)
+    )
+    return float(chosen / every)
+
+
 def has_alibi(family: Family, config: PreTrainedConfig) -> bool:
     """Return True where positions enter as a bias for each head (ALiBi), made by the model for all heads at once."""
     return bool(getattr(config, family.alibi)) if isinstance(family.alibi, str) else family.alibi
@@ -530,7 +563,9 @@ def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
     A linear map of it is then one more down projection.
     """
     scale = getattr(config, "residual_multiplier", 1.0)
-    return not family.after and scale == 1 and getattr(config, "do_layer_norm_before", True)
+    return (
+        not (family.after or family.experts) and scale == 1 and getattr(config, "do_layer_norm_before", True)
+    )
 
 
 def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -549,6 +584,7 @@ def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
 
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
 _MODALITIES = ("vision_config", "audio_config", "speech_config", "text_config", "image_token_id")
 
 
@@ -611,7 +647,8 @@ def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
     """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
     nested = config.get("ffn_config")  # where DBRX keeps the number of experts
     stated = {**config, **nested} if isinstance(nested, Mapping) else config
-    if any(stated.get(key) for key in _EXPERTS) or "moe" in architecture.lower():
+    known = architecture in FAMILIES and FAMILIES[architecture].experts
+    if not known and (any(stated.get(key) for key in _EXPERTS) or "moe" in architecture.lower()):
         return "a mixture of experts"
     if config.get("is_encoder_decoder"):
         return "an encoder-decoder"

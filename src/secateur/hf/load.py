@@ -210,6 +210,8 @@ def read_files(
         refuse(source.name, info)
         model = placement.placed_(model, scratch).eval().requires_grad_(False)
         keep_own_unembedding_(model)
+        if model.dtype == torch.float64:  # for which there is no grouped product of matrices
+            model.set_experts_implementation("eager")
     return Files(source, model, tokenizer, fingerprint(model, _refuse_unfit(source, dtype, refuse)))
 
 

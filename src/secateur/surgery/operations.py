@@ -361,6 +361,10 @@ OUTPUTS = {"attn": "o", "mlp": "down"}  # the matrix that a part's output comes 
 def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
     """Raise `UnknownName` for a site that the model does not have, `PlanError` where a head would be dropped twice."""
     for site in sites:
+        if site.part == "mlp" and anatomy.details.experts:
+            raise UnknownName(
+                f"{site}: a network of {anatomy.architecture} is a mixture of experts, which stays whole."
+            )
         if site.block >= anatomy.num_blocks or (site.part and not _has(anatomy, site)):
             raise UnknownName(f"this model has no {site}: it has {_sizes(anatomy, site)}, counted from 0.")
     groups = {site for site in sites if site.unit == "g"}

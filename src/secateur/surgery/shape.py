@@ -275,7 +275,7 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
         return "factorised matrices have no place in a stock class"
     if any(not block.groups for block in shape.blocks):
         return "a block without attention has no place in a stock class"
-    if any(not block.neurons for block in shape.blocks):
+    if any(not block.neurons and anatomy.widths[block.number].d_ff for block in shape.blocks):
         return "a block without feed-forward network has no place in a stock class"
     heads = {(len(block.groups or ()), block.queries) for block in shape.blocks}
     if len(heads) > 1:
