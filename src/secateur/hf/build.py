@@ -190,7 +190,7 @@ def as_stored(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
     foreign = [name for name, tensor in named.items() if id(tensor) not in names]
     if foreign:
         raise ModelError(
-            f"{type(model).__name__} is stored in another form than it computes with ({foreign[0]}), which cannot be "
-            "written tensor by tensor."
+            f"{type(model).__name__} is stored in another form than it computes with ({foreign[0]}), so apply cannot "
+            "write it tensor by tensor. prune writes it from memory."
         )
     return {name: (names[id(tensor)], tensor) for name, tensor in named.items()}
