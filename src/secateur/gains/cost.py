@@ -100,15 +100,19 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     return Cost(
         batch=tokens.shape[0],
         prompt=tokens.shape[1],
-        matmul_flops=sum(
-            2 * p.numel() * count * (active if _holds_experts(p) else 1)
-            for module, count in positions.items()
-            for p in weights[module]
+        matmul_flops=round(
+            sum(
+                2.0 * p.numel() * count * (active if _holds_experts(p) else 1.0)
+                for module, count in positions.items()
+                for p in weights[module]
+            )
         ),
-        weight_bytes=sum(
-            p.nbytes * (read if _holds_experts(p) else 1)
-            for module in positions
-            for p in module.parameters(recurse=False)
+        weight_bytes=round(
+            sum(
+                p.nbytes * (read if _holds_experts(p) else 1.0)
+                for module in positions
+                for p in module.parameters(recurse=False)
+            )
         ),
         cache_bytes=sum(_bytes(layer) for layer in layers),
         attended=_attended(loaded, layers),
