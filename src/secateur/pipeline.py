@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from secateur.checkpoint.folder import Folder
-from secateur.core.baseline import baseline_text
+from secateur.core.baseline import baseline_text, no_room
 from secateur.core.ledger import Ledger, check_ledger
 from secateur.core.progress import Progress, StagedProgress, duration, silent
 from secateur.core.recipe_file import RECIPE, recipe_text
@@ -18,6 +18,7 @@ from secateur.core.search_log import OpenLog, SearchLog
 from secateur.core.writing import write_text
 from secateur.evaluation.baseline import baseline
 from secateur.evaluation.workers import WorkerLauncher
+from secateur.methods.options import GainConfig
 from secateur.methods.registry import method_named
 from secateur.options import Options
 from secateur.proof import cut_and_verify
@@ -67,6 +68,8 @@ def _prune(
 ) -> Result:
     command = session.options.command()
     run = f"{folder.out.resolve()} {digest(command)}"
+    if kept := journal.evaluations(session.scope):
+        LOG.info("goes on with %s evaluations that %s has kept", f"{kept:,}", journal.path)
     journal.start_run(run, command, out=str(folder.out.resolve()))
     journal.remember(run, "scope", session.scope)
     journal.remember(run, "metric", session.objective.metric.name)
@@ -103,8 +106,9 @@ def measured_baseline(session: Session) -> BaselineRecord:
     """
     found = baseline_of(session, session.task.split("select"))
     LOG.info("%s: %s", session.task.name, baseline_text(found))
-    if found.warning:
-        LOG.warning("%s: %s", session.task.name, found.warning)
+    told = [found.warning, no_room(found) if isinstance(session.options.config, GainConfig) else None]
+    for warning in filter(None, told):
+        LOG.warning("%s: %s", session.task.name, warning)
     return found
 
 

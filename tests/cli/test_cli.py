@@ -109,6 +109,8 @@ def test_another_command_is_refused_and_overwrite_replaces(place, finished):
     assert refused.exit_code == 2
     assert "another command (seed 0, now 3)" in refused.stderr
     assert contents(place / "out") == before
+    method = secateur(*prune_words(place, place / "out", "--method", "directions"))
+    assert "another command (method laser, now directions)" in method.stderr
     done = secateur(*other, "--overwrite")
     assert done.exit_code == 0, done.stderr
     assert json.loads((place / "out/plan.json").read_text())["provenance"]["seed"] == 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from secateur.core.baseline import baseline_text
+from secateur.core.baseline import baseline_text, no_room
 from secateur.core.comparison import balanced_accuracy, compare, constant_predictor, verdict_word
 from secateur.core.records.verdict import BaselineRecord
 from secateur.core.score import METRICS, OUTCOME
@@ -626,12 +626,16 @@ def test_the_interval_of_a_rank_correlation_covers_it():
     assert rank_correlation([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) is None
 
 
-def test_a_score_with_little_left_to_gain_says_how_much() -> None:
+def test_a_score_with_too_little_left_to_gain_is_warned_of() -> None:
     """16 examples show 22 points: four times in five where one answer in ten changes, 2.8 · √(0.1 / 16)."""
     record = BaselineRecord(
         split="select", metric="accuracy", n=16, value=1.0, ci=[0.806, 1.0], chance=0.25, majority=None, given=None,
         accuracy_norm=None, warning=None,
     )  # fmt: skip
     said = "so many show a gain of 22.1 points, where it changes one answer in ten"
-    assert baseline_text(record).endswith(f"{said}; 0.0 points are left to gain")
-    assert baseline_text(record.model_copy(update={"value": 0.5})).endswith(said)
+    assert baseline_text(record).endswith(said)
+    words = no_room(record)
+    assert words is not None
+    assert "100.0 % are right, 0.0 points are left, and 16 examples show gains from 22.1 points on" in words
+    assert no_room(record.model_copy(update={"value": 0.77})) is None
+    assert no_room(record.model_copy(update={"metric": "loss"})) is None

@@ -159,6 +159,7 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
     assert len(calls(tmp_path)) == death
     assert run(tmp_path, counting()) == 0, (tmp_path / "said").read_text()
     assert sum(calls(tmp_path)) == len(judged(undisturbed)), "an evaluation was computed twice"
+    assert "goes on with" in (tmp_path / "said").read_text()
     same_end(tmp_path, undisturbed)
 
 

@@ -258,8 +258,12 @@ class Folder:
 
 
 def _difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """Return the options that differ between two commands, such as `seed 0, now 1`; the first three."""
+    """Return the options that differ between two commands, such as `seed 0, now 1`; the first three.
+
+    Of another method the options differ anyway, so only its name is said.
+    """
     names = sorted(name for name in {**now, **before} if before.get(name) != now.get(name))
+    names = ["method"] if "method" in names else names
     differences = [
         f"{name.replace('_', ' ')} {_brief(before.get(name))}, now {_brief(now.get(name))}" for name in names
     ]

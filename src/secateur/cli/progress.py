@@ -73,7 +73,7 @@ class Left(TimeRemainingColumn):
         """Return the text of a bar."""
         if (left := task.fields.get("left")) is None:
             return super().render(task)
-        return Text(f"about {duration(left)} left", style="progress.remaining")
+        return Text(f"~{duration(left)} left", style="progress.remaining")
 
 
 class Bars:
@@ -154,7 +154,7 @@ def bars(*, quiet: bool) -> Iterator[Bars]:
     console = terminal(stderr=True)
     columns = (
         TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=28 if console.width >= 100 else 12),
         Amount(),
         TimeElapsedColumn(),
         Left(),

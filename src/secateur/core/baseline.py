@@ -72,12 +72,21 @@ def baseline_text(record: BaselineRecord) -> str:
     if record.given and record.given.share >= 0.5:
         beside.append(f"it answers {record.given.answer!r} to {_percent(record.given.share)}")
     if shares:
-        gain, room = resolved(record.n), 1 - record.value
-        left = f"; {100 * room:.1f} points are left to gain" if room < gain else ""
-        beside.append(
-            f"so many show a gain of {100 * gain:.1f} points, where it changes one answer in ten{left}"
-        )
+        gain = 100 * resolved(record.n)
+        beside.append(f"so many show a gain of {gain:.1f} points, where it changes one answer in ten")
     return f"{decides_text(record)}; {_score(record)} {'; '.join(beside)}"
+
+
+def no_room(record: BaselineRecord) -> str | None:
+    """Return a warning where so many examples cannot show even the largest gain that is possible; None elsewhere."""
+    gain, room = resolved(record.n), 1 - record.value
+    if METRICS[record.metric].unit != "share" or room >= gain:
+        return None
+    return (
+        f"no gain can be expected to show here: {_percent(record.value)} are right, {100 * room:.1f} points are left, "
+        f"and {record.n} examples show gains from {100 * gain:.1f} points on. Give more or harder ones, or make the "
+        "model smaller (--goal smaller), which needs no gain."
+    )
 
 
 def resolved(n: int) -> float:

@@ -150,12 +150,15 @@ def _warn_of_few_tokens(session: Session) -> None:
     config, d_model, tokens = session.config(DepthConfig), session.loaded.anatomy.d_model, fit_tokens(session)
     if tokens < FEW * d_model and (config.form != "drop" or config.by == "linearity"):
         LOG.warning(
-            "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions; with "
-            "fewer than %d what they give back is less, and less sure on other text. Give more text, or longer chunks.",
+            "maps and linearity scores are fitted to %s tokens of probe, %.1f for each of the %d dimensions, where %d "
+            "(%s tokens) are wanted: %s. Give more text (text:FILE) or longer chunks, or take --form drop, which fits "
+            "nothing.",
             f"{tokens:,}",
             tokens / d_model,
             d_model,
             FEW,
+            f"{FEW * d_model:,}",
+            "on other text a map may ruin the model" if tokens < d_model else "they hold less on other text",
         )
 
 
