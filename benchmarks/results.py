@@ -472,8 +472,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="run nothing, write the page and its pictures")
     parser.add_argument("--smoke", action="store_true", help="every row on a few examples, kept apart")
     asked = parser.parse_args()
-    kept = SCRATCH / "smoke" if asked.smoke else ROWS_FOLDER
-    page = SCRATCH / "smoke" / "results.md" if asked.smoke else ROOT / "docs" / "results.md"
+    scratch = SCRATCH / "smoke" if asked.smoke else SCRATCH
+    kept = scratch if asked.smoke else ROWS_FOLDER
+    page = (scratch if asked.smoke else ROOT / "docs") / "results.md"
     found = results_page.read(kept)
     if asked.list:
         for row in ROWS:
@@ -484,7 +485,7 @@ def main() -> None:
         return
     for row in () if asked.write else rows_asked(asked.only):
         if row.name not in found or asked.again or asked.smoke:
-            record = run(row, SCRATCH / row.name, smoke=asked.smoke)
+            record = run(row, scratch / row.name, smoke=asked.smoke)
             kept.mkdir(parents=True, exist_ok=True)
             (kept / f"{row.name}.json").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
             print(f"{row.name}: {record.seconds:.0f} s of processor time", flush=True)
