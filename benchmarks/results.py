@@ -66,6 +66,7 @@ ROWS_FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "results-out"
 PROSE = f"text:{DATA / 'text_tinystories_train.jsonl'}"
 SEED = 0
+SIDE = 64  # tokens of a chunk of the English text that is watched beside a cut
 LATE = (27, 30)  # blocks that a smoke test looks at
 
 
@@ -118,10 +119,12 @@ class Bench:
 # -------------------------------------------------------------------------------------------- cuts for gain: 1 and 5
 
 
-def laser(bench: Bench, *, data: str, choose: int, prove: int = 1000, group: str | None = None) -> CutFigures:
+def laser(
+    bench: Bench, *, data: str, choose: int, prove: int = 1000, group: str | None = None, seqlen: int = SIDE
+) -> CutFigures:
     """Return the best truncation of all matrices, whether or not it is shown to gain."""
     task, test = bench.questions(data, choose, prove, group)
-    verdict, _ = bench.prune("out", task, test_task=test, method="laser", keep_unproven=True)
+    verdict, _ = bench.prune("out", task, test_task=test, method="laser", keep_unproven=True, seqlen=seqlen)
     return cut_figures(verdict, data)
 
 
@@ -143,6 +146,7 @@ def directions(
         "out",
         task,
         method="directions",
+        seqlen=SIDE,
         matrices=("k", "v"),
         dynamic=False,
         shots=shots,
@@ -333,7 +337,7 @@ def induction(bench: Bench) -> InductionFigures:
 def removal(bench: Bench, *, part: str, data: str, target: float, limit: int) -> RemovalFigures:
     """Return the course of a removal of heads or networks up to a share of them."""
     verdict, out = bench.prune(
-        "out", str(DATA / f"{data}.jsonl"), method=part, target=target, limit=max(130, bench.few(limit)),
+        "out", str(DATA / f"{data}.jsonl"), method=part, target=target, seqlen=SIDE, limit=max(130, bench.few(limit)),
         step=target if bench.smoke else 0.1,
     )  # fmt: skip
     analysis = ComponentsAnalysis.model_validate_json((out / "analysis.json").read_text(encoding="utf-8"))
@@ -364,10 +368,12 @@ class Row:
 
 
 ROWS = (
-    Row("laser-counterfact", "LASER, CounterFact", partial(laser, data="counterfact", choose=600)),
+    Row(
+        "laser-counterfact", "LASER, CounterFact", partial(laser, data="counterfact", choose=600, seqlen=256)
+    ),
     Row("linearity", "Linearity of every block, stories", partial(linearity, chunks=600, seqlen=128)),
     Row("depth", "Depth by cosine, stories", partial(depth, chunks=500, blocks=10)),
-    Row("laser-fever", "LASER, FEVER", partial(laser, data="fever_paper_dev", choose=300)),
+    Row("laser-fever", "LASER, FEVER", partial(laser, data="fever_paper_dev", choose=250)),
     Row(
         "importance",
         "Importance of heads over tasks and shots",

@@ -34,6 +34,19 @@ LATE = 20  # of 30 blocks: the last third begins
 FEW = 3  # edits of a plan that a table names
 REPEATS = 0.3  # prefix matching from which a head is called an induction head
 NOT_MEASURED = "not measured here"
+NAMES = {  # of data sets, by their files
+    "counterfact": "CounterFact",
+    "fever_paper_dev": "FEVER",
+    "bigbench_qa_wikidata": "WikidataQA",
+    "truthfulqa_pairs": "TruthfulQA",
+    "hotpotqa_dev": "HotpotQA",
+    "bigbench_epistemic_reasoning": "epistemic reasoning",
+    "int-mult": "products",
+    "int-sum": "sums",
+    "copa_train": "COPA",
+    "cb_train": "CB",
+    "rte_train": "RTE",
+}
 PICTURES = {  # file: the rows that it shows, by the beginning of their names
     "laser": ("laser-",),
     "linearity": ("linearity",),
@@ -285,12 +298,12 @@ def laser_sentence(cuts: Sequence[CutFigures]) -> str:
         return f"{NOT_MEASURED.capitalize()}."
     gains = [cut for cut in cuts if cut.verdict == IMPROVES]
     worse = [cut for cut in cuts if cut.verdict == "worse"]
-    said = f"Of {len(cuts)} data sets the best truncation is shown to gain on {len(gains) or 'none'}"
+    said = f"Data sets measured: {len(cuts)}. The best truncation is shown to gain on {len(gains) or 'none'}"
     if gains:
-        said += f" ({listed([f'{changed(cut.difference, cut.unit)} points on {cut.data}' for cut in gains])})"
+        said += f" ({listed([f'{changed(cut.difference, cut.unit)} points on {NAMES[cut.data]}' for cut in gains])})"
     if worse:
         said += f", and to be worse on {len(worse)}"
-    return said + "."
+    return said + "; on all others no difference is shown."
 
 
 def laser_pattern(cuts: Sequence[CutFigures]) -> str:
@@ -332,12 +345,12 @@ def directions_sentence(cuts: Sequence[CutFigures]) -> str:
     if not cuts:
         return f"{NOT_MEASURED.capitalize()}."
     gains = [
-        f"{cut.data}, {cut.shots} shots: {changed(cut.difference, cut.unit)} points"
+        f"{NAMES[cut.data]} with {cut.shots} shots {changed(cut.difference, cut.unit)} points"
         for cut in cuts
         if cut.verdict == IMPROVES
     ]
     told = f" ({'; '.join(gains)})" if gains else ""
-    return f"Of {len(cuts)} settings the removal is shown to gain on {len(gains) or 'none'}{told}."
+    return f"Settings measured: {len(cuts)}. The removal is shown to gain on {len(gains) or 'none'}{told}."
 
 
 def directions_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:

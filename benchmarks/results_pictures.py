@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
+from results_page import NAMES
 from results_records import (
     CutFigures,
     DepthFigures,
@@ -37,14 +38,6 @@ STYLE = {
     "grid.color": "#e4e6ea",
     "axes.axisbelow": True,
     "svg.hashsalt": "secateur",
-}
-NAMES = {  # of data sets, as the page calls them
-    "counterfact": "CounterFact",
-    "fever_paper_dev": "FEVER",
-    "bigbench_qa_wikidata": "WikidataQA",
-    "truthfulqa_pairs": "TruthfulQA",
-    "hotpotqa_dev": "HotpotQA",
-    "bigbench_epistemic_reasoning": "epistemic reasoning",
 }
 
 
