@@ -83,7 +83,9 @@ def linearity(rows: Mapping[str, RowRecord]) -> Drawing:
         axes.plot(blocks, [getattr(row, every) for row in figures.blocks], "o-", color=ORANGE, markersize=4)
         axes.plot(blocks, [getattr(row, without) for row in figures.blocks], "s-", color=BLUE, markersize=4)
         axes.set(title=title, xlabel="block", ylabel="linearity, held out")
-    left.legend(["all tokens", "without outlier tokens"], frameon=False, loc="lower right")
+    right.legend(
+        ["all tokens", "without outlier tokens"], frameon=False, loc="upper center", bbox_to_anchor=(0.65, 1)
+    )
     return drawing
 
 
