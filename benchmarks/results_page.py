@@ -377,16 +377,14 @@ def linearity_sentence(found: LinearityFigures | None) -> str:
         return f"{NOT_MEASURED.capitalize()}."
     rows = found.blocks
     most = [row for row in rows if row.outliers]
-    orders = rank_correlation([row.stream for row in rows], [row.stream_without for row in rows])
-    rho = (
-        ""
-        if orders is None
-        else f"; the two orders of blocks agree by a rank correlation of {plain(orders[0], 2)}"
+    every, without = ([getattr(row, name) for row in rows] for name in ("stream", "stream_without"))
+    orders = rank_correlation(every, without)
+    alike = (
+        "" if orders is None else f", and the two rank the blocks alike by {plain(orders[0], 2)} (Spearman)"
     )
     return (
-        f"With all tokens the median block scores {plain(median(row.stream for row in rows), 3)}; without "
-        f"the tokens of huge norm that {len(most)} of {len(rows)} blocks have, "
-        f"{plain(median(row.stream_without for row in rows), 3)}{rho}."
+        f"Over all tokens the median block scores {plain(median(every), 3)} with the residual; without the few tokens of "
+        f"huge norm that {len(most)} of {len(rows)} blocks have it is {plain(median(without), 3)}{alike}."
     )
 
 
