@@ -25,7 +25,7 @@ from results_records import (
 from secateur.core.comparison import IMPROVES
 from secateur.core.records.verdict import IntervalRecord
 from secateur.core.site import Site
-from secateur.core.stats import rank_correlation
+from secateur.core.stats import holm, rank_correlation
 
 Found = Mapping[str, RowRecord]
 Kind = TypeVar("Kind")
@@ -222,7 +222,9 @@ def cuts(found: Found, beginning: str | tuple[str, ...]) -> list[CutFigures]:
 
 
 def cut_rows(found: Found, what: Mapping[str, str], beginning: str | tuple[str, ...]) -> Iterator[list[str]]:
-    """Yield a row of the table for each experiment, run or not."""
+    """Yield a row of the table for each experiment, run or not; p also corrected for all that were run."""
+    tested = cuts(found, beginning)
+    corrected = dict(zip(map(id, tested), holm([cut.p_value for cut in tested]), strict=True))
     for name, told in what.items():
         if not name.startswith(beginning):
             continue
@@ -237,7 +239,7 @@ def cut_rows(found: Found, what: Mapping[str, str], beginning: str | tuple[str, 
             measured(cut.before, cut.unit),
             measured(cut.after, cut.unit),
             changed(cut.difference, cut.unit),
-            p_value(cut.p_value),
+            f"{p_value(cut.p_value)} ({p_value(corrected[id(cut)])})",
             cut.verdict + (f" ({listed(cut.guards)})" if cut.guards else ""),
             edits_words(cut.edits),
             f"{percent(best.value)}, {best.name}" if best and best.value is not None else "–",
@@ -256,7 +258,7 @@ CUT_HEAD = (
     "before, test",
     "after, test",
     "change, points",
-    "p",
+    "p (Holm)",
     "verdict",
     "what was cut",
     "best without a cut",
@@ -383,8 +385,8 @@ def linearity_sentence(found: LinearityFigures | None) -> str:
         "" if orders is None else f", and the two rank the blocks alike by {plain(orders[0], 2)} (Spearman)"
     )
     return (
-        f"Over all tokens the median block scores {plain(median(every), 3)} with the residual; without the few tokens of "
-        f"huge norm that {len(most)} of {len(rows)} blocks have it is {plain(median(without), 3)}{alike}."
+        f"Over all tokens the median block scores {plain(median(every), 3)} with the residual; without the few "
+        f"tokens of huge norm that {len(most)} of {len(rows)} blocks have it is {plain(median(without), 3)}{alike}."
     )
 
 
