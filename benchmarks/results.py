@@ -372,7 +372,7 @@ ROWS = (
         "laser-counterfact", "LASER, CounterFact", partial(laser, data="counterfact", choose=600, seqlen=256)
     ),
     Row("linearity", "Linearity of every block, stories", partial(linearity, chunks=600, seqlen=128)),
-    Row("depth", "Depth by cosine, stories", partial(depth, chunks=500, blocks=10)),
+    Row("depth", "Depth by cosine, stories", partial(depth, chunks=500, blocks=5)),
     Row("laser-fever", "LASER, FEVER", partial(laser, data="fever_paper_dev", choose=250)),
     Row(
         "importance",
@@ -387,7 +387,7 @@ ROWS = (
                 "copa_train",
             ),
             shots=(0, 1, 5),
-            examples=60,
+            examples=30,
         ),
     ),
     Row("induction", "Heads that match prefixes and copy", induction),

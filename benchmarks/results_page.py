@@ -493,6 +493,8 @@ def depth_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
             if depth in drop.keys() & fold.keys() & linear.keys()
         ),
     )
+    if missing := [str(depth) for depth in DEPTHS if depth > max(drop)]:
+        yield from (f"{listed(missing)} blocks: {NOT_MEASURED}.", "")
     for one in part.deepest:
         yield (
             f"- {one.data}, {one.tested} test chunks: {measured(one.before, one.unit)} → "
