@@ -288,7 +288,7 @@ BESIDE_HEAD = (
     "chance",
     "majority answer",
     "log-loss, change in nats",
-    "perplexity of English text",
+    "perplexity of other text",
     "candidates judged",
     "shown by the choosing split",
 )
@@ -340,6 +340,8 @@ def laser_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
         yield laser_pattern(cuts(found, "laser-")) + " A gain in this table may be undone quantization noise."
         yield ""
         yield from table(BESIDE_HEAD, beside_rows(found, what, "laser-"))
+        yield "The other text is plain English in chunks of 256 tokens beside CounterFact, else stories in chunks of 64."
+        yield ""
 
 
 def directions_sentence(cuts: Sequence[CutFigures]) -> str:
