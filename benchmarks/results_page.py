@@ -340,7 +340,7 @@ def laser_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
         yield laser_pattern(cuts(found, "laser-")) + " A gain in this table may be undone quantization noise."
         yield ""
         yield from table(BESIDE_HEAD, beside_rows(found, what, "laser-"))
-        yield "The other text is plain English in chunks of 256 tokens beside CounterFact, else stories in chunks of 64."
+        yield "The other text: English in chunks of 256 tokens beside CounterFact, stories in chunks of 64 elsewhere."
         yield ""
 
 
