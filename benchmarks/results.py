@@ -66,8 +66,10 @@ ROWS_FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "results-out"
 PROSE = f"text:{DATA / 'text_tinystories_train.jsonl'}"
 SEED = 0
-SIDE, ENGLISH = 64, 256  # tokens of a chunk of the text watched beside a cut: of stories, of plain English
-WATCHED = 12_000  # characters of those stories
+SIDE, WATCHED = (
+    64,
+    12_000,
+)  # tokens of a chunk of the stories watched beside a cut, and characters of them all
 LATE = (27, 30)  # blocks that a smoke test looks at
 
 
@@ -82,19 +84,26 @@ class Bench:
         """Return a number of examples, or as many as a smoke test takes."""
         return min(number, 60) if self.smoke else number
 
-    def prune(self, name: str, task: str, **options: Any) -> tuple[VerdictRecord, Path]:
-        """Prune the model; return the verdict and the folder, in which a run that was killed goes on."""
+    def prune(
+        self, name: str, task: str, *, english: bool = False, **options: Any
+    ) -> tuple[VerdictRecord, Path]:
+        """Prune the model; return the verdict and the folder, in which a run that was killed goes on.
+
+        Args:
+            english: Watch plain English beside the cut, as is the default of `prune`; else some stories, in a tenth of
+                the time.
+        """
         if self.smoke:
             options = {"layers": LATE, "allow_small": True} | options
         out = self.folder / name
-        beside = {} if options.get("seqlen") == ENGLISH else {"side": [self.stories()]}
+        beside = {} if english else {"side": [self.stories()], "seqlen": SIDE}
         options = {"report": "quick", "seed": SEED, "spectra": str(SCRATCH / "spectra")} | beside | options
         result = secateur.prune(MODEL, task, out, **options)
         assert result.verdict is not None
         return result.verdict.record, out
 
     def stories(self) -> str:
-        """Write some stories that are watched beside a cut, a tenth of the English text that is so by default."""
+        """Write the stories that are watched beside a cut; return them as a task."""
         place = self.folder / "stories.txt"
         text = (DATA / "text_tinystories_valid.txt").read_text(encoding="utf-8")
         place.write_text(text[:WATCHED], encoding="utf-8")
@@ -129,11 +138,17 @@ class Bench:
 
 
 def laser(
-    bench: Bench, *, data: str, choose: int, prove: int = 1000, group: str | None = None, seqlen: int = SIDE
+    bench: Bench,
+    *,
+    data: str,
+    choose: int,
+    prove: int = 1000,
+    group: str | None = None,
+    english: bool = False,
 ) -> CutFigures:
     """Return the best truncation of all matrices, whether or not it is shown to gain."""
     task, test = bench.questions(data, choose, prove, group)
-    verdict, _ = bench.prune("out", task, test_task=test, method="laser", keep_unproven=True, seqlen=seqlen)
+    verdict, _ = bench.prune("out", task, english=english, test_task=test, method="laser", keep_unproven=True)
     return cut_figures(verdict, data)
 
 
@@ -155,7 +170,6 @@ def directions(
         "out",
         task,
         method="directions",
-        seqlen=SIDE,
         matrices=("k", "v"),
         dynamic=False,
         shots=shots,
@@ -380,11 +394,11 @@ ROWS = (
     Row(
         "laser-counterfact",
         "LASER, CounterFact",
-        partial(laser, data="counterfact", choose=600, seqlen=ENGLISH),
+        partial(laser, data="counterfact", choose=600, english=True),
     ),
     Row("linearity", "Linearity of every block, stories", partial(linearity, chunks=600, seqlen=128)),
     Row("depth", "Depth by cosine, stories", partial(depth, chunks=500, blocks=3)),
-    Row("laser-fever", "LASER, FEVER", partial(laser, data="fever_paper_dev", choose=250, prove=600)),
+    Row("laser-fever", "LASER, FEVER", partial(laser, data="fever_paper_dev", choose=200, prove=600)),
     Row(
         "importance",
         "Importance of heads over tasks and shots",

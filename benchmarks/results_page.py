@@ -526,7 +526,7 @@ def importance_sentence(found: ImportanceFigures | None) -> str:
     return (
         f"Published importance falls with depth (rank correlation with the block number {plain(depth, 2)}). Two "
         f"readings agree by {plain(shots[0], 2)} across shots and {plain(tasks[0], 2)} across tasks, {alone}: with the "
-        f"block number held fixed it is {plain(shots[1], 2)} and {plain(tasks[1], 2)}. In the study readings agree by .37 "
+        f"block number held fixed it is {plain(shots[1], 2)} and {plain(tasks[1], 2)}. The study has .37 "
         "to .41 across shots."
     )
 
