@@ -360,7 +360,7 @@ def induction(bench: Bench) -> InductionFigures:
 def removal(bench: Bench, *, part: str, data: str, target: float, limit: int) -> RemovalFigures:
     """Return the course of a removal of heads or networks up to a share of them."""
     verdict, out = bench.prune(
-        "out", str(DATA / f"{data}.jsonl"), method=part, target=target, seqlen=SIDE, limit=max(130, bench.few(limit)),
+        "out", str(DATA / f"{data}.jsonl"), method=part, target=target, limit=max(130, bench.few(limit)),
         step=target if bench.smoke else 0.1,
     )  # fmt: skip
     analysis = ComponentsAnalysis.model_validate_json((out / "analysis.json").read_text(encoding="utf-8"))

@@ -522,10 +522,10 @@ def importance_sentence(found: ImportanceFigures | None) -> str:
     across = agreement(found)
     shots, tasks = across["one task, other shots"], across["other tasks, same shots"]
     depth = mean(reading.by_depth for reading in found.readings)
-    alone = "and is not depth alone" if tasks[1] > tasks[0] / 2 else "and is mostly depth"
+    alone = "This is not depth alone" if tasks[1] > tasks[0] / 2 else "This is mostly depth"
     return (
         f"Published importance falls with depth (rank correlation with the block number {plain(depth, 2)}). Two "
-        f"readings agree by {plain(shots[0], 2)} across shots and {plain(tasks[0], 2)} across tasks, {alone}: with the "
+        f"readings agree by {plain(shots[0], 2)} across shots and {plain(tasks[0], 2)} across tasks. {alone}: with the "
         f"block number held fixed it is {plain(shots[1], 2)} and {plain(tasks[1], 2)}. The study has .37 "
         "to .41 across shots."
     )
