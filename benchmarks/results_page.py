@@ -298,27 +298,33 @@ def laser_sentence(cuts: Sequence[CutFigures]) -> str:
     """Return what LASER came to."""
     if not cuts:
         return f"{NOT_MEASURED.capitalize()}."
-    gains = [cut for cut in cuts if cut.verdict == IMPROVES]
-    worse = [cut for cut in cuts if cut.verdict == "worse"]
-    said = f"Data sets measured: {len(cuts)}. The best truncation is shown to gain on {len(gains) or 'none'}"
-    if gains:
-        said += f" ({listed([f'{changed(cut.difference, cut.unit)} points on {NAMES[cut.data]}' for cut in gains])})"
-    if worse:
-        said += f", and to be worse on {len(worse)}"
-    return said + "; on all others no difference is shown."
+    gains = [gain_words(cut) for cut in cuts if cut.verdict == IMPROVES]
+    worse = [NAMES[cut.data] for cut in cuts if cut.verdict == "worse"]
+    rest = len(cuts) - len(gains) - len(worse)
+    return (
+        f"Data sets measured: {len(cuts)}. On test the best cut is shown to gain on {len(gains) or 'none'}"
+        + (f" ({'; '.join(gains)})" if gains else "")
+        + (f", to be worse on {listed(worse)}" if worse else "")
+        + (f"; on {rest} no difference is shown." if rest else ".")
+    )
+
+
+def gain_words(cut: CutFigures) -> str:
+    """Return what was gained, and what it cost in other text."""
+    cost = "" if cut.text_ratio is None else f", for a perplexity of other text × {cut.text_ratio.value:.2f}"
+    return f"{NAMES[cut.data]} {changed(cut.difference, cut.unit)} points{cost}"
 
 
 def laser_pattern(cuts: Sequence[CutFigures]) -> str:
     """Return where the cuts lie, beside where the paper's lie."""
-    sites = [Site.parse(cut.edits[0].split()[0]) for cut in cuts if cut.edits]
+    sites = [Site.parse(edit.split()[0]) for cut in cuts for edit in cut.edits]
     if not sites:
         return "No candidate was better on the choosing split, so there is no pattern to compare."
-    mlp = sum(site.part in ("gate", "up", "down") for site in sites)
-    late = sum(site.block >= LATE for site in sites)
-    both = sum(site.block >= LATE and site.part in ("gate", "up", "down") for site in sites)
+    mlp = [site for site in sites if site.part in ("gate", "up", "down")]
+    late = [site for site in mlp if site.block >= LATE]
     return (
-        f"The paper's gains lie in feed-forward matrices of the last blocks. Here {mlp} of {len(sites)} "
-        f"best cuts are of feed-forward matrices, {late} lie in the last third of the blocks, and {both} are both."
+        f"The paper's gains lie in feed-forward matrices of the last blocks. Of the {len(sites)} matrices cut here "
+        f"{len(mlp)} are feed-forward, {len(late)} of them in the last third of the blocks."
     )
 
 
