@@ -434,7 +434,7 @@ ROWS = (
     ),
     Row("int-mult-0", "Directions, products, 0 shots", partial(directions, data="builtin:int-mult")),
     Row("int-mult-5", "Directions, products, 5 shots", partial(directions, data="builtin:int-mult", shots=5)),
-    Row("int-sum-0", "Directions, sums, 0 shots", partial(directions, data="builtin:int-sum", limit=1000)),
+    Row("int-sum-0", "Directions, sums, 0 shots", partial(directions, data="builtin:int-sum", limit=500)),
     Row(
         "int-sum-5",
         "Directions, sums, 5 shots",
