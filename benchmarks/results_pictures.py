@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
-from results_page import NAMES
+from results_page import NAMES, edits_words
 from results_records import (
     CutFigures,
     DepthFigures,
@@ -60,10 +60,7 @@ def laser(rows: Mapping[str, RowRecord]) -> Drawing:
         color = BLUE if low > 0 else ORANGE if high < 0 else GRAY
         axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=2.5)
         axes.plot(100 * cut.difference.value, place, "o", color=color, markersize=8)
-    names = [
-        f"{NAMES.get(cut.data, cut.data)}: {cut.edits[0] if cut.edits else 'nothing'}"
-        for cut in reversed(cuts)
-    ]
+    names = [f"{NAMES[cut.data]}: {edits_words(cut.edits, first=1, between=', ')}" for cut in reversed(cuts)]
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlabel("change of test accuracy, points (95 % interval)")
