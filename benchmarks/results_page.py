@@ -368,8 +368,8 @@ def directions_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
     yield from ("## Directions: singular directions of keys and values", "")
     yield (
         "Singular directions of the matrices k and v of all blocks go in one list, the most harmful first by "
-        "prediction. How many is tried on one half of the choosing split, up to eight rounds, and nothing goes where no "
-        "number helps there. What they gave on average stays as a bias. The paper reports Phi-2's products rising from "
+        "prediction. How many is tried on half of the choosing split, up to eight rounds, and nothing goes where no "
+        "number helps. What they gave on average stays as a bias. The paper reports Phi-2's products rising from "
         "13.8 to 97.5 %, GPT-2's hardly at all."
     )
     yield ""
@@ -569,8 +569,8 @@ def induction_lines(heads: InductionFigures, importance: ImportanceFigures | Non
     blocks = sorted({Site.parse(head).block for head in strong})
     where = f"in blocks {blocks[0]} to {blocks[-1]}" if blocks else "none"
     yield (
-        f"{len(strong)} of {len(heads.prefix_matching)} heads match prefixes above {plain(REPEATS, 1)}, {where}"
-        + (f" ({', '.join(first)})." if first else ".")
+        f"{len(strong)} of {len(heads.prefix_matching)} heads match prefixes of {heads.seeds} random sequences above "
+        f"{plain(REPEATS, 1)}, {where}" + (f" ({', '.join(first)})." if first else ".")
     )
     if importance is not None and strong:
         order = sorted(importance.mean, key=lambda head: -importance.mean[head])

@@ -124,8 +124,8 @@ class InductionFigures(Record):
     """What heads do on random tokens that repeat."""
 
     kind: Literal["induction"] = "induction"
+    seeds: int = Field(description="sequences of random tokens")
     prefix_matching: dict[str, float]
-    copying: dict[str, float]
 
 
 class RemovalPoint(Record):
