@@ -445,6 +445,7 @@ ROWS = (
     Row("rte", "Directions, RTE", partial(directions, data="rte_train", choose=150, prove=500)),
     Row("finetuned", "Directions before and after fine-tuning, all five tasks"),
     Row("healed", "Depth healed by LoRA for 200,000 tokens"),
+    Row("copying", "Copying of every head, on random tokens"),
     Row("random-orders", "Heads and networks in random orders beside the curves"),
 )
 

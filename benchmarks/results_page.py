@@ -46,6 +46,9 @@ NAMES = {  # of data sets, by their files
     "copa_train": "COPA",
     "cb_train": "CB",
     "rte_train": "RTE",
+    "arc_easy_test": "ARC-Easy",
+    "openbookqa_test": "OpenBookQA",
+    "winogrande_validation": "WinoGrande",
 }
 PICTURES = {  # file: the rows that it shows, by the beginning of their names
     "laser": ("laser-",),
@@ -606,7 +609,7 @@ def heads_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
     importance = figures(found, "importance", ImportanceFigures)
     heads = figures(found, "induction", InductionFigures)
     if importance is not None:
-        names = dict.fromkeys(row.task.rpartition("_")[0] for row in importance.readings)
+        names = dict.fromkeys(NAMES[row.task] for row in importance.readings)
         yield (
             f"The study's importance, E|A·∂L/∂A|, of 270 heads on {listed(list(names))} at 0, 1 and 5 shots, "
             f"{importance.readings[0].examples} examples each. " + importance_sentence(importance)
@@ -631,6 +634,7 @@ def heads_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
         yield from ("**Induction heads.** " + " ".join(induction_lines(heads, importance)), "")
     else:
         yield from (f"Induction heads: {NOT_MEASURED}.", "")
+    yield from (f"{what.get('copying', 'Copying')}: {NOT_MEASURED}.", "")
     yield from removal_part(found, what)
 
 
