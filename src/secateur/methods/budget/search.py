@@ -132,10 +132,13 @@ def joined(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
     """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict."""
     runs = {block for edit in edits if isinstance(edit, Linearize) for block in edit.blocks}
     sites = {edit.site for edit in edits if not isinstance(edit, Linearize)}
+    blocks = {site.block for site in sites}
     kept: list[Edit] = []
     for old in plan.edits:
         if isinstance(old, Linearize):
             taken = runs.issuperset(old.blocks)
+        elif old.site.block not in blocks:
+            taken = old.site.block in runs
         else:
             taken = old.site.block in runs or not sites.isdisjoint((old.site, *old.site.wholes))
         kept += [] if taken else [old]
