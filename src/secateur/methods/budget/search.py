@@ -53,6 +53,7 @@ CLOSE = 48  # candidates whose prediction is read again before each step: the be
 ANEW = 4  # steps after which neurons are ranked again
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
+ALONG = 1.5  # times the price of the cheapest offer that others have which go in the same step
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
 ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
 SWAPS = 2
@@ -237,6 +238,11 @@ class Move:
         """Return its edits."""
         return tuple(edit for candidate in self.candidates for edit in candidate.edits)
 
+    @property
+    def blocks(self) -> frozenset[int]:
+        """Return the blocks that are changed."""
+        return frozenset(block for candidate in self.candidates for block in candidate.blocks)
+
 
 Moves = tuple[Move, ...]  # the way to a point; none to the original
 
@@ -306,8 +312,26 @@ class Steps:
         best = min(offers, key=lambda one: price(one.measured, self.sizes.progress(one.plan) - way))
         if not math.isfinite(best.measured):
             return None
-        LOG.info("%s: %+.4f nats at %s", best.kind, best.measured, self.sizes.kept(best.plan))
-        return (*moves, best)
+        taken = self._with_others(best, offers, plan)
+        LOG.info("%s: %+.4f nats at %s", taken.kind, taken.measured, self.sizes.kept(taken.plan))
+        return (*moves, taken)
+
+    def _with_others(self, best: Move, offers: Sequence[Move], plan: Plan) -> Move:
+        """Return `best` with offers of other blocks that are nearly as cheap, up to one step and short of the budget.
+
+        Most offers are far smaller than a step, and each step costs passes; edits of different blocks add up well.
+        """
+        way, taken = self.sizes.progress(plan), best
+        prices = {offer: price(offer.measured, self.sizes.progress(offer.plan) - way) for offer in offers}
+        for offer in sorted(offers, key=prices.__getitem__):
+            if prices[offer] > ALONG * prices[best] or not taken.blocks.isdisjoint(offer.blocks):
+                continue
+            wider = joined(taken.plan, offer.edits)
+            if wider is not None and self.sizes.progress(wider) < min(1.0, way + self.step):
+                candidates = (*taken.candidates, *offer.candidates)
+                sums = taken.predicted + offer.predicted, taken.measured + offer.measured
+                taken = Move("mixed", wider, candidates, *sums)
+        return taken
 
     def _offers(self, plan: Plan, *, far: bool) -> Iterator[Move]:
         """Yield the cheapest move of each kind, and that of all kinds together, each plan once.
