@@ -2,8 +2,8 @@
 
 A screen on `probe` predicts what each edit costs under the current plan. Each kind proposes its cheapest edits for
 about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to which
-nothing was fitted, and the cheapest is taken. Edits near the top are predicted again before every step, since effects
-do not add up. A proposal that meets the budget at once, such as a block beside little else, is remembered: the end
+nothing was fitted, and the cheapest is taken, with those of other blocks that are nearly as cheap. Neurons are ranked
+and edits near the top predicted again before every step, since effects do not add up. A proposal that meets the budget at once, such as a block beside little else, is remembered: the end
 is the best of those. Then moves are given back where others, or none, do better.
 Knows a judge and readings, no model. `test` is not touched.
 Source: ours; loss for each parameter saved is the order of greedy knapsacks.
@@ -50,7 +50,7 @@ STEPS = 10  # to the budget; where only the loss bounds, a step is LOSS_STEP of 
 LOSS_STEP = 0.02
 CHUNKS = 8  # groups that the neurons of a network go in
 CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
-ANEW = 4  # steps after which neurons are ranked again
+FAR = 4  # steps after which each kind also offers edits all the way to the budget
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
 ALONG = 1.5  # times the price of the cheapest offer that others have which go in the same step
@@ -297,10 +297,10 @@ class Steps:
 
     def next(self, moves: Moves, plan: Plan) -> Moves | None:
         """Return the moves to `plan` with the cheapest of those that are possible now; None where there is none."""
-        if len(moves) % ANEW == 0 and "neurons" in self.session.config(BudgetConfig).competing:
+        if "neurons" in self.session.config(BudgetConfig).competing:
             self._neurons = self.readings.neurons(plan)
             self.screened += 3 * len(self.session.probed)
-        offers = list(self._offers(plan, far=len(moves) % ANEW == 0))
+        offers = list(self._offers(plan, far=len(moves) % FAR == 0))
         if not offers:
             return None
         losses, way = self.losses([plan, *(offer.plan for offer in offers)]), self.sizes.progress(plan)
