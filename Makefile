@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OUT ?= demo-out
 OUT_LLM ?= demo-llm-out
 
-.PHONY: help demo demo-llm test llm-smoke docs lint model llm results bench offload surgery cluster killed old-readers gguf notebooks docker-lines clean
+.PHONY: help demo demo-llm test llm-smoke docs lint model llm results versus bench offload surgery cluster killed old-readers gguf notebooks docker-lines clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -64,6 +64,10 @@ surgery: $(VENV)/ready ## a plan on a 20 GB checkpoint in less than 4 GB of memo
 
 cluster: $(VENV)/ready ## two Ray workers against one, and what a start and a candidate cost
 	$(BIN)/python benchmarks/run.py --only cluster
+
+versus: llm          ## one budget beside each method alone and other papers' ideas: docs/versus.md; hours, row by row
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/versus.py
+	$(BIN)/python benchmarks/versus.py --write
 
 killed: $(VENV)/ready ## searches whose workers, driver and nodes are really killed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed/test_ray_killed.py tests/distributed/test_ray.py

@@ -81,6 +81,10 @@ class Shape:
 
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
         lost, widths = 0, anatomy.widths[block.number]
+        sizes = len(block.groups or ()), len(block.heads), len(block.neurons or ())
+        whole = sizes == (widths.num_kv_heads, widths.num_heads, widths.d_ff)
+        if whole and not biased and not any(site.block == block.number for site in self.ranks):
+            return 0
         # An attention that has no heads since an earlier cut stays as it is: nothing, or a bias.
         if not block.groups and widths.num_heads:
             lost += widths.attention

@@ -2,8 +2,8 @@
 
 A screen on `probe` predicts what each edit costs under the current plan. Each kind proposes its cheapest edits for
 about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to which
-nothing was fitted, and the cheapest is taken. Edits near the top are predicted again before every step, since effects
-do not add up. A proposal that meets the budget at once, such as a block beside little else, is remembered: the end
+nothing was fitted, and the cheapest is taken, with those of other blocks that are nearly as cheap. Neurons are ranked
+and edits near the top predicted again before every step, since effects do not add up. A proposal that meets the budget at once, such as a block beside little else, is remembered: the end
 is the best of those. Then moves are given back where others, or none, do better.
 Knows a judge and readings, no model. `test` is not touched.
 Source: ours; loss for each parameter saved is the order of greedy knapsacks.
@@ -50,9 +50,10 @@ STEPS = 10  # to the budget; where only the loss bounds, a step is LOSS_STEP of 
 LOSS_STEP = 0.02
 CHUNKS = 8  # groups that the neurons of a network go in
 CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
-ANEW = 4  # steps after which neurons are ranked again
+FAR = 4  # steps after which each kind also offers edits all the way to the budget
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
+ALONG = 1.5  # times the price of the cheapest offer that others have which go in the same step
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
 ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
 SWAPS = 2
@@ -132,10 +133,13 @@ def joined(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
     """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict."""
     runs = {block for edit in edits if isinstance(edit, Linearize) for block in edit.blocks}
     sites = {edit.site for edit in edits if not isinstance(edit, Linearize)}
+    blocks = {site.block for site in sites}
     kept: list[Edit] = []
     for old in plan.edits:
         if isinstance(old, Linearize):
             taken = runs.issuperset(old.blocks)
+        elif old.site.block not in blocks:
+            taken = old.site.block in runs
         else:
             taken = old.site.block in runs or not sites.isdisjoint((old.site, *old.site.wholes))
         kept += [] if taken else [old]
@@ -234,6 +238,11 @@ class Move:
         """Return its edits."""
         return tuple(edit for candidate in self.candidates for edit in candidate.edits)
 
+    @property
+    def blocks(self) -> frozenset[int]:
+        """Return the blocks that are changed."""
+        return frozenset(block for candidate in self.candidates for block in candidate.blocks)
+
 
 Moves = tuple[Move, ...]  # the way to a point; none to the original
 
@@ -288,10 +297,10 @@ class Steps:
 
     def next(self, moves: Moves, plan: Plan) -> Moves | None:
         """Return the moves to `plan` with the cheapest of those that are possible now; None where there is none."""
-        if len(moves) % ANEW == 0 and "neurons" in self.session.config(BudgetConfig).competing:
+        if "neurons" in self.session.config(BudgetConfig).competing:
             self._neurons = self.readings.neurons(plan)
             self.screened += 3 * len(self.session.probed)
-        offers = list(self._offers(plan, far=len(moves) % ANEW == 0))
+        offers = list(self._offers(plan, far=len(moves) % FAR == 0))
         if not offers:
             return None
         losses, way = self.losses([plan, *(offer.plan for offer in offers)]), self.sizes.progress(plan)
@@ -303,8 +312,26 @@ class Steps:
         best = min(offers, key=lambda one: price(one.measured, self.sizes.progress(one.plan) - way))
         if not math.isfinite(best.measured):
             return None
-        LOG.info("%s: %+.4f nats at %s", best.kind, best.measured, self.sizes.kept(best.plan))
-        return (*moves, best)
+        taken = self._with_others(best, offers, plan)
+        LOG.info("%s: %+.4f nats at %s", taken.kind, taken.measured, self.sizes.kept(taken.plan))
+        return (*moves, taken)
+
+    def _with_others(self, best: Move, offers: Sequence[Move], plan: Plan) -> Move:
+        """Return `best` with offers of other blocks that are nearly as cheap, up to one step and short of the budget.
+
+        Most offers are far smaller than a step, and each step costs passes; edits of different blocks add up well.
+        """
+        way, taken = self.sizes.progress(plan), best
+        prices = {offer: price(offer.measured, self.sizes.progress(offer.plan) - way) for offer in offers}
+        for offer in sorted(offers, key=prices.__getitem__):
+            if prices[offer] > ALONG * prices[best] or not taken.blocks.isdisjoint(offer.blocks):
+                continue
+            wider = joined(taken.plan, offer.edits)
+            if wider is not None and self.sizes.progress(wider) < min(1.0, way + self.step):
+                candidates = (*taken.candidates, *offer.candidates)
+                sums = taken.predicted + offer.predicted, taken.measured + offer.measured
+                taken = Move("mixed", wider, candidates, *sums)
+        return taken
 
     def _offers(self, plan: Plan, *, far: bool) -> Iterator[Move]:
         """Yield the cheapest move of each kind, and that of all kinds together, each plan once.
