@@ -239,9 +239,7 @@ class Plan:
             if site == following:
                 first, second = sorted((first, second), key=str)
                 raise PlanError(f"two edits claim {site}: {first}; {second}. Keep one of them.")
-        gone = {
-            site for site, edit in claims if not site.unit and (isinstance(edit, Drop) or not site.part)
-        }
+        gone = {site for site, edit in claims if not site.unit and (isinstance(edit, Drop) or not site.part)}
         blocks = {site.block for site in gone}
         for site, edit in claims:
             for whole in site.wholes if site.block in blocks else ():
