@@ -434,10 +434,11 @@ HEAD = """\
 
 Made by `make versus`; do not edit. One budget beside each of our methods alone and beside other papers' ideas, on
 {row.model} in {row.dtype}. All choose by the same {row.calibration_tokens:,} tokens of TinyStories, none is healed, and
-all are cut and measured by the same code. Losses are nats per token on {stories}, and on {books}, which no method saw.
+all are cut and measured by the same code. Losses are nats per token on {stories}, and on {books}, none of it
+seen by a method.
 *More than ours* is the loss less that of the budget at the same size, with a paired 95 % interval by document: above 0
 the budget is better. The sizes are those that so many whole blocks leave. F is one forward pass of the whole model over
-the selection split. Multiple-choice tasks: not measured here.
+the selection split. Other work ran beside, so times and speeds are rough. Multiple-choice tasks: not measured here.
 
 One thread of {machine.cpu}; torch {machine.torch}, transformers {machine.transformers}, secateur {machine.secateur};
 seed {row.seed}; {dates}.

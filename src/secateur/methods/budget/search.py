@@ -1,10 +1,11 @@
 """Edits of every kind compete for one budget: step by step those go that cost the least loss for what they save.
 
 A screen on `probe` predicts what each edit costs under the current plan. Each kind proposes its cheapest edits for
-about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to which
-nothing was fitted, and the cheapest is taken, with those of other blocks that are nearly as cheap. Neurons are ranked
-and edits near the top predicted again before every step, since effects do not add up. A proposal that meets the budget
-at once, such as a block beside little else, is remembered: the end is the best of those. Then moves are given back where others, or none, do better.
+about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to
+which nothing was fitted, and the cheapest is taken, with those of other blocks that are nearly as cheap. Neurons are
+ranked and edits near the top predicted again before every step, since effects do not add up. A proposal that meets
+the budget at once, such as a block beside little else, is remembered: the end is the best of those. Then moves are
+given back where others, or none, do better.
 Knows a judge and readings, no model. `test` is not touched.
 Source: ours; loss for each parameter saved is the order of greedy knapsacks.
 """
@@ -269,8 +270,8 @@ class Steps:
 
     def __post_init__(self) -> None:
         self.examples = self.session.shuffled("select")[: len(self.session.probed)]
-        by_choices = decided_by_choices(self.session)
-        self._metric = METRICS["choice_loss" if by_choices else self.session.loss_name]
+        choice = "choice_loss" if decided_by_choices(self.session) else "loss"
+        self._metric = METRICS["text_loss" if self.session.task.kind == "text" else choice]
 
     def plan(self, moves: Moves) -> Plan:
         """Return the plan that moves lead to."""
