@@ -204,6 +204,7 @@ def in_short(found: Found) -> Iterator[str]:
         ("Linearity", lambda: linearity_sentence(figures(found, "linearity", LinearityFigures))),
         ("Depth", lambda: depth_sentence(figures(found, "depth", DepthFigures))),
         ("Heads", lambda: importance_sentence(figures(found, "importance", ImportanceFigures))),
+        ("Induction heads", lambda: induction_sentence(found)),
         ("Removal", lambda: removal_sentence(found)),
         ("Directions", lambda: directions_sentence(cuts(found, DIRECTIONS))),
     ):
@@ -562,6 +563,14 @@ def agreement(found: ImportanceFigures) -> dict[str, tuple[float, float, float, 
     return result
 
 
+def induction_sentence(found: Found) -> str:
+    """Return which heads match prefixes, and where they rank; or that it was not measured."""
+    heads = figures(found, "induction", InductionFigures)
+    if heads is None:
+        return f"{NOT_MEASURED.capitalize()}."
+    return " ".join(induction_lines(heads, figures(found, "importance", ImportanceFigures)))
+
+
 def induction_lines(heads: InductionFigures, importance: ImportanceFigures | None) -> Iterator[str]:
     """Yield which heads match prefixes, and where they rank by importance."""
     strong = sorted(
@@ -607,7 +616,6 @@ def heads_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
     """Yield the part on components."""
     yield from ("## Heads and feed-forward networks", "")
     importance = figures(found, "importance", ImportanceFigures)
-    heads = figures(found, "induction", InductionFigures)
     if importance is not None:
         names = dict.fromkeys(NAMES[row.task] for row in importance.readings)
         yield (
@@ -630,10 +638,7 @@ def heads_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
         )
     else:
         yield from (f"Importance over tasks and shots: {NOT_MEASURED}.", "")
-    if heads is not None:
-        yield from ("**Induction heads.** " + " ".join(induction_lines(heads, importance)), "")
-    else:
-        yield from (f"Induction heads: {NOT_MEASURED}.", "")
+    yield from ("**Induction heads.** " + induction_sentence(found), "")
     yield from (f"{what.get('copying', 'Copying')}: {NOT_MEASURED}.", "")
     yield from removal_part(found, what)
 
