@@ -6,7 +6,6 @@ A row that was not run is there as *not measured here*; what shows no difference
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -158,10 +157,12 @@ def percent(value: float) -> str:
 
 def measured(score: IntervalRecord, unit: str) -> str:
     """Return a score with its interval."""
-    low, high = score.ci or (math.nan, math.nan)
-    if unit == "share":
-        return f"{percent(score.value)} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{score.value:.3f} [{low:.3f}, {high:.3f}]"
+    scale, digits = (100, 1) if unit == "share" else (1, 3)
+    value = percent(score.value) if unit == "share" else f"{score.value:.3f}"
+    if score.ci is None:
+        return value
+    low, high = (scale * one for one in score.ci)
+    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def changed(difference: IntervalRecord | None, unit: str) -> str:
