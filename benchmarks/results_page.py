@@ -6,7 +6,6 @@ A row that was not run is there as *not measured here*; what shows no difference
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -158,10 +157,12 @@ def percent(value: float) -> str:
 
 def measured(score: IntervalRecord, unit: str) -> str:
     """Return a score with its interval."""
-    low, high = score.ci or (math.nan, math.nan)
-    if unit == "share":
-        return f"{percent(score.value)} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{score.value:.3f} [{low:.3f}, {high:.3f}]"
+    scale, digits = (100, 1) if unit == "share" else (1, 3)
+    value = percent(score.value) if unit == "share" else f"{score.value:.3f}"
+    if score.ci is None:
+        return value
+    low, high = (scale * one for one in score.ci)
+    return f"{value} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def changed(difference: IntervalRecord | None, unit: str) -> str:
@@ -204,6 +205,7 @@ def in_short(found: Found) -> Iterator[str]:
         ("Linearity", lambda: linearity_sentence(figures(found, "linearity", LinearityFigures))),
         ("Depth", lambda: depth_sentence(figures(found, "depth", DepthFigures))),
         ("Heads", lambda: importance_sentence(figures(found, "importance", ImportanceFigures))),
+        ("Induction heads", lambda: induction_sentence(found)),
         ("Removal", lambda: removal_sentence(found)),
         ("Directions", lambda: directions_sentence(cuts(found, DIRECTIONS))),
     ):
@@ -562,6 +564,14 @@ def agreement(found: ImportanceFigures) -> dict[str, tuple[float, float, float, 
     return result
 
 
+def induction_sentence(found: Found) -> str:
+    """Return which heads match prefixes, and where they rank; or that it was not measured."""
+    heads = figures(found, "induction", InductionFigures)
+    if heads is None:
+        return f"{NOT_MEASURED.capitalize()}."
+    return " ".join(induction_lines(heads, figures(found, "importance", ImportanceFigures)))
+
+
 def induction_lines(heads: InductionFigures, importance: ImportanceFigures | None) -> Iterator[str]:
     """Yield which heads match prefixes, and where they rank by importance."""
     strong = sorted(
@@ -607,7 +617,6 @@ def heads_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
     """Yield the part on components."""
     yield from ("## Heads and feed-forward networks", "")
     importance = figures(found, "importance", ImportanceFigures)
-    heads = figures(found, "induction", InductionFigures)
     if importance is not None:
         names = dict.fromkeys(NAMES[row.task] for row in importance.readings)
         yield (
@@ -630,10 +639,7 @@ def heads_section(found: Found, what: Mapping[str, str]) -> Iterator[str]:
         )
     else:
         yield from (f"Importance over tasks and shots: {NOT_MEASURED}.", "")
-    if heads is not None:
-        yield from ("**Induction heads.** " + " ".join(induction_lines(heads, importance)), "")
-    else:
-        yield from (f"Induction heads: {NOT_MEASURED}.", "")
+    yield from ("**Induction heads.** " + induction_sentence(found), "")
     yield from (f"{what.get('copying', 'Copying')}: {NOT_MEASURED}.", "")
     yield from removal_part(found, what)
 
