@@ -270,8 +270,8 @@ class Steps:
 
     def __post_init__(self) -> None:
         self.examples = self.session.shuffled("select")[: len(self.session.probed)]
-        choice = "choice_loss" if decided_by_choices(self.session) else "loss"
-        self._metric = METRICS["text_loss" if self.session.task.kind == "text" else choice]
+        by_choices = decided_by_choices(self.session)
+        self._metric = METRICS["choice_loss" if by_choices else self.session.loss_name]
 
     def plan(self, moves: Moves) -> Plan:
         """Return the plan that moves lead to."""
