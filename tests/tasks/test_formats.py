@@ -295,6 +295,40 @@ def test_only_words_that_are_written_apart_are_noticed(prompt, answer, glued):
     assert is_glued(prompt, answer) is glued
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "ID;Question;Option A;Option B;Option C;Correct answer",
+        " id ;QUESTION;option_a;option_b;option_c;correct",
+        "Id;Prompt;A;B;C;Label",
+        "id;question;choice-1;choice-2;choice-3;correct_answer",
+    ],
+)
+def test_columns_are_found_by_their_names_in_any_spelling(header, tmp_path):
+    (tmp_path / "q.csv").write_text(
+        f"\ufeff{header}\n7;{ROME[0]};{';'.join(ROME[2])}; Rome\n", encoding="utf-8"
+    )
+    found = examples(tmp_path / "q.csv")
+    assert is_rome(found[ROME[0]])
+    assert found[ROME[0]].id == "7"
+    row = dict(zip(header.split(";"), ["7", ROME[0], *ROME[2], " Rome"], strict=True))
+    assert is_rome(examples(lines(tmp_path / "q.jsonl", row))[ROME[0]])
+
+
+def test_a_synonym_beside_the_answer_is_kept_aside(tmp_path):
+    (found,) = examples(lines(tmp_path / "q.jsonl", {"Question": "q", "answer": " x", "Label": 3})).values()
+    assert (found.answer, found.meta) == (" x", {"Label": 3})
+
+
+def test_a_text_column_is_found_in_any_spelling(tmp_path, words):
+    (tmp_path / "t.csv").write_text("ID,Text\n4,w5 w6 w7\n")
+    assert describe(str(tmp_path / "t.csv")) == "a table (CSV) of plain text"
+    (chunk,) = load_side(str(tmp_path / "t.csv"), tokenizer=words).examples
+    assert words.decode(chunk.tokens) == "w5 w6 w7"
+    lines(tmp_path / "t.jsonl", {"ID": 4, " TEXT": "w5 w6 w7"})
+    assert load_side(str(tmp_path / "t.jsonl"), tokenizer=words).examples == (chunk,)
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 TABLES = {
@@ -305,10 +339,26 @@ TABLES = {
     ),
     "a column missing": (
         ["question,A,B", "q,x,y"],
-        "line 2",
-        "'answer' is missing; the row has question, A, B",
+        "the header",
+        "'answer' is missing; the header has question, A, B. Right would be the columns question,A,B,answer with",
     ),
-    "no header": (["What is it,Nothing", "q,x"], "line 2", "'prompt' (or 'question') is missing"),
+    "no header": (
+        ["What is it,Nothing", "q,x"],
+        "the header",
+        "'prompt' (or 'question') and 'answer' are missing; the header has What is it, Nothing. Right",
+    ),
+    "columns to rename": (
+        ["ID;Question text;A;B;Right Answr", "1;q;x;y;A"],
+        "the header",
+        "the header has id, Question text, A, B, Right Answr. Rename: Question text → question, Right Answr → answer.",
+    ),
+    "two synonyms": (
+        ["question,label,correct", "q,x,y"],
+        "the header",
+        "'correct' and 'label' could each be the answer; leave one out",
+    ),
+    "a number for a label": (["question,label", "q,1"], "line 2", "'label' is '1' and there are no choices"),
+    "columns twice but for case": (["question,Answer,ANSWER", "q,x,y"], "the header", "'answer' is missing"),
     "a letter beyond": (["question,A,B,answer", "q,x,y,C"], "line 2", "the answer 'C' is beyond the choices"),
     "a place beyond": (
         ["question,A,B,answer", "q,x,y,2"],
@@ -323,7 +373,7 @@ TABLES = {
     "an empty answer": (["question,answer", "q,x", "r,"], "line 3", "'answer' is empty"),
     "two answers": (
         ["question,answer,completion", "q,x,y"],
-        "line 2",
+        "the header",
         "could each be the answer; leave one out",
     ),
     "a column twice": (["question,answer,answer", "q,x,y"], "line 1", "the column 'answer' is there twice"),
@@ -459,7 +509,8 @@ def test_a_broken_row_is_said_before_weights_are_read(tmp_path, words, monkeypat
     assert "weights are read" in str(reached.exception)
     path = table(tmp_path / "q.csv", ["question", "A", "B", "answer"], ["w5 w6", "w7", "w8", "C"])
     result = secateur("prune", whole, "--task", path, "-o", tmp_path / "out")
-    refused(result, "q.csv, line 2: the answer 'C' is beyond", "Right would be", "docs/tasks.md")
+    refused(result, "q.csv, line 2: the answer 'C' is beyond", "docs/tasks.md")
+    assert "Right would be" not in result.output  # the columns are right
     assert not (tmp_path / "out").exists()
 
 
