@@ -64,7 +64,8 @@ from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import SPLITS, Task
-from secateur.tasks.load import describe
+from secateur.tasks.load import describe, files_of
+from secateur.tasks.questions import answers_notice, classify_notice
 from secateur.tasks.splits import MIN_GROUPS, SHARES
 
 
@@ -460,8 +461,11 @@ def check_task(options: Options) -> TaskCheckRecord:
         max_new_tokens=task.max_new_tokens,
         context=context,
         **floors(task),
+        unread=[]
+        if task.kind == "text"
+        else list(dict.fromkeys(name for one in task.examples for name in one.meta)),
         rendered=[_rendered(task, i, encoded[i], decode) for i in shown],
-        problems=_problems(task, encoded, context),
+        problems=_problems(task, encoded, context) + _unclassified(task, options),
     )
 
 
@@ -482,6 +486,19 @@ def _rendered(
     choices = None if example.choices is None else list(example.choices)
     tokens = [decode([token]) for token in answer]
     return RenderedRecord(id=example.id, split=split, prompt=decode(context), answer=tokens, choices=choices)
+
+
+def _unclassified(task: Task, options: Options) -> list[str]:
+    """Return how to make a classification of a file whose answers look like labels; one with a notice has said it."""
+    answers = [example.answer for example in task.examples]
+    if options.extract or task.kind != "generation" or not files_of(options.task) or answers_notice(answers):
+        return []
+    how = classify_notice(answers)
+    return (
+        [f"{len(set(answers))} different answers in {len(answers)} examples, each to be written.{how}"]
+        if how
+        else []
+    )
 
 
 def _problems(task: Task, encoded: Sequence[Encoded], context: int | None) -> list[str]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from secateur.errors import SecateurError, TaskError, UnknownName
 from secateur.tasks.encode import encode
 from secateur.tasks.load import describe, files_of, load_side, load_task
-from secateur.tasks.questions import QuestionRules, is_glued
+from secateur.tasks.questions import QuestionRules, classify_notice, is_glued
 from secateur.tasks.rows import MAX_LINE
 
 ROME = ("The capital of Italy is", " Rome", (" Paris", " Rome", " Oslo"))
@@ -101,7 +101,7 @@ def test_a_data_set_as_datasets_saves_it(tmp_path, caplog):
     assert len(examples(f"hf:{tmp_path / 'two'}:test")) == 1
     assert files_of(str(tmp_path / "one")) == [tmp_path / "one"]
     assert files_of(f"hf:{tmp_path / 'two'}:test") == [tmp_path / "two"]
-    assert "columns that are kept and never read by the model: source." in caplog.text
+    assert caplog.text == ""  # `tasks --check` names other columns
     with pytest.raises(
         TaskError, match=r"has the splits train, test: say which, such as --task hf:.*two:train"
     ):
@@ -329,6 +329,53 @@ def test_a_text_column_is_found_in_any_spelling(tmp_path, words):
     assert load_side(str(tmp_path / "t.jsonl"), tokenizer=words).examples == (chunk,)
 
 
+@pytest.mark.parametrize(
+    ("answer", "choices", "taken"),
+    [
+        ("Billing", ["shipping", "billing", "technical"], "billing"),
+        ("technical ", ["shipping", "billing", "technical"], "technical"),
+        ("Rome", [" Paris", " Rome"], " Rome"),
+        ("A", ["b", "A"], "A"),
+        ("a", ["A", "B"], "A"),
+        (1, [" 1", " 2"], " 2"),  # a number is a place, as in the files of data sets
+    ],
+)
+def test_an_answer_is_a_choice_but_for_case_and_spaces(answer, choices, taken, tmp_path):
+    (found,) = examples(
+        lines(tmp_path / "q.jsonl", {"prompt": "q", "choices": choices, "answer": answer})
+    ).values()
+    assert found.answer == taken
+
+
+def test_answers_that_differ_in_case_and_spaces_are_counted_once(tmp_path, caplog):
+    labels = {" Shipping": 3, " shipping": 5, " shipping ": 2, " billing": 6, "technical": 9}
+    rows = [
+        {"prompt": f"w{n} {label}:", "answer": label} for label, count in labels.items() for n in range(count)
+    ]
+    examples(lines(tmp_path / "q.jsonl", *rows))
+    (notice,) = caplog.messages
+    assert (
+        "5 different answers, 3 when case and spaces at the ends are ignored: ' shipping' 5, ' Shipping' 3, "
+        in notice
+    )
+    assert "' shipping ' 2. " in notice
+    assert notice.endswith(
+        "choose among them instead of writing: add to every row a column choices with  billing| shipping|technical."
+    )
+    assert classify_notice([f" town {n}" for n in range(40)] * 2) == ""
+    caplog.clear()
+    examples(
+        lines(tmp_path / "one.jsonl", {"prompt": "a:", "answer": " x"}, {"prompt": "b:", "answer": " y"})
+    )
+    assert caplog.messages == []
+
+
+def test_labels_beside_texts_are_said_not_to_be_read(tmp_path, words, caplog):
+    (tmp_path / "t.csv").write_text("text,Label\nw5 w6 w7,w8\n")
+    assert load_side(str(tmp_path / "t.csv"), tokenizer=words).kind == "text"
+    assert "read as plain text, and label is not read. For questions, rename text → question." in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 TABLES = {
@@ -551,6 +598,20 @@ def test_check_says_what_was_understood(model, tmp_path, words):
     assert found["problems"] == []
 
 
+def test_check_names_what_is_never_read_and_how_to_classify(model, tmp_path):
+    rows = [{"prompt": f"w{n}", "answer": " w7" if n % 2 else " w8", "topic": "x"} for n in range(3, 60)]
+    path = lines(tmp_path / "q.jsonl", *rows)
+    shown = secateur("tasks", "--check", path, "--model", model)
+    assert "never read             topic\n" in shown.stdout
+    found = json.loads(secateur("tasks", "--check", path, "--model", model, "--json").stdout)
+    assert found["unread"] == ["topic"]
+    assert (
+        "2 different answers in 57 examples, each to be written. To choose among them"
+        in found["problems"][-1]
+    )
+    assert found["problems"][-1].endswith("a column choices with  w7| w8.")
+
+
 def test_check_says_what_would_stop_a_search(model, tmp_path):
     rows = [
         {"prompt": "w5 " * 80, "answer": " w6"},
@@ -558,7 +619,7 @@ def test_check_says_what_would_stop_a_search(model, tmp_path):
     ]
     path = lines(tmp_path / "q.jsonl", *rows)
     found = json.loads(secateur("tasks", "--check", path, "--model", model, "--json").stdout)
-    small, long = found["problems"]
+    small, long, _ = found["problems"]
     assert "need 50 groups of examples each, about 125 in one file, and there are select 13, test 17" in small
     assert "1 of 33 examples are longer than the model's context of 64 tokens" in long
     refused(secateur("tasks", "--check", path), "give --model")

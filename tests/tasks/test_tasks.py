@@ -123,7 +123,18 @@ BROKEN = {
     "no object": ("b", "the row is text, and an object is wanted"),
     "misspelled key": (GOOD | {"id": "b", "paraphrase": []}, "Did you mean paraphrases"),
     "not a choice": (GOOD | {"id": "b", "choices": [" y", " z"]}, "is not one of the choices.*A to B"),
-    "space differs": (GOOD | {"id": "b", "choices": ["x", "z"]}, "they differ in white space"),
+    "case alone tells two apart": (
+        GOOD | {"id": "b", "choices": ["x", "X"]},
+        "it may be 'x' or 'X', which case or white space alone tell apart",
+    ),
+    "a choice or a place": (
+        GOOD | {"id": "b", "answer": "1", "choices": [" 1", " 2"]},
+        "the answer '1' may be the choice ' 1', or point at ' 2'",
+    ),
+    "a choice or a letter": (
+        GOOD | {"id": "b", "answer": "B", "choices": ["b", "a"]},
+        "the answer 'B' may be the choice 'b', or point at 'a'",
+    ),
     "choice twice": (GOOD | {"id": "b", "choices": [" x", " x"]}, "a choice is given twice"),
     "empty paraphrase": (GOOD | {"id": "b", "paraphrases": ["q", ""]}, r"'paraphrases\[2\]' is empty"),
     "duplicate id": (GOOD, "id 'a' was already used in line 1"),

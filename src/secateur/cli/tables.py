@@ -318,6 +318,7 @@ def print_check(found: Mapping[str, Any]) -> None:
             else []
         ),
         ("longest for the model", "no bound" if check.context is None else f"{check.context:,} tokens"),
+        *([("never read", ", ".join(check.unread))] if check.unread else []),
         ("without a model", floors_text(check) or "nothing to compare with"),
     ]
     print(f"{check.task}, in the tokens of {check.model}\n")

@@ -5,6 +5,7 @@ Extras (datasets, lm_eval) are imported only where they are used. Knows no model
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
@@ -21,12 +22,15 @@ from secateur.tasks.hub import NEEDS, dataset_rows, parse_name
 from secateur.tasks.presets import PRESETS, read_preset, read_records
 from secateur.tasks.questions import QuestionRules, read_questions
 from secateur.tasks.rows import read_rows
-from secateur.tasks.shapes import is_text, shape_words
+from secateur.tasks.shapes import answer_columns, is_text, shape_words
 from secateur.tasks.splits import PROOF, ExampleSource, arrange, make_task, take
 from secateur.tasks.text import read_documents, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+LOG = logging.getLogger("secateur")
 
 
 class TaskInfo(NamedTuple):
@@ -250,5 +254,11 @@ def _read(
     first = list(islice(rows, 1))
     rows = chain(first, rows)
     if first and is_text(first[0].value):
+        if beside := answer_columns(first[0].value):
+            LOG.warning(
+                "%s: read as plain text, and %s is not read. For questions, rename text → question.",
+                place,
+                beside[0],
+            )
         return read_documents(name, place, rows, tokenizer, seqlen)
     return read_questions(name, place, rows, rules)

@@ -111,8 +111,9 @@ class ExampleLine(BaseModel):
 
 def _hint(row: ExampleLine) -> str:
     letters = ascii_uppercase[: len(row.choices or [])]
-    if row.answer.strip() in [choice.strip() for choice in row.choices or []]:
-        return ": they differ in white space"
+    alike = [choice for choice in row.choices or [] if folded(choice) == folded(row.answer)]
+    if alike:
+        return f": it may be {' or '.join(map(repr, alike))}, which case or white space alone tell apart"
     return f"; it may be the text of one, its letter ({letters[0]} to {letters[-1]}) or its place, counted from 0"
 
 
@@ -174,6 +175,12 @@ def is_text(value: object) -> bool:
     """Return True for a row that holds plain text and no question."""
     value = spelled(value)
     return isinstance(value, Mapping) and "text" in value and not {*PROMPTS, "messages"} & value.keys()
+
+
+def answer_columns(value: object) -> list[str]:
+    """Return the columns of a row that could be an answer."""
+    value = spelled(value)
+    return [name for name in (*ANSWERS, *SYNONYMS) if isinstance(value, Mapping) and name in value]
 
 
 def shape_words(value: object) -> str:
@@ -276,8 +283,8 @@ def _missing(row: Mapping[str, object], question: str, answer: str, in_table: bo
     wanted = [
         name for name in ("'prompt' (or 'question')" if question else "", answer and "'answer'") if name
     ]
-    said = f"{' and '.join(wanted)} {'are' if len(wanted) > 1 else 'is'} missing; the {'header' if in_table else 'row'} "
-    said += f"has {', '.join(map(str, row)) or 'nothing'}"
+    are, whole = "are" if len(wanted) > 1 else "is", "header" if in_table else "row"
+    said = f"{' and '.join(wanted)} {are} missing; the {whole} has {', '.join(map(str, row)) or 'nothing'}"
     renames = []
     for ours, words in ((question, PROMPTS), (answer, (*ANSWERS, *SYNONYMS))):
         unread = [str(name) for name in row if name not in NAMES and not CHOICE_COLUMN.fullmatch(str(name))]
@@ -340,15 +347,35 @@ def _listed(cell: str) -> list[object]:
 
 
 def _answer(value: object, choices: object, labels: Sequence[str]) -> object:
-    """Return the text of the answer: of choices the one that equals it, else the one at its letter or place."""
+    """Return the text of the answer: of choices the one that equals it, else the only one that differs in nothing but
+    case and spaces at its ends, else the one at its letter or place.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return value
     if not isinstance(choices, list) or not choices:
         return str(value)
-    if value in choices and isinstance(value, str):
+    if not isinstance(value, str):
+        return _pointed(value, choices, labels)
+    if value in choices:
         return value
+    alike = [choice for choice in choices if isinstance(choice, str) and folded(choice) == folded(value)]
+    if len(alike) != 1:
+        return _pointed(value, choices, labels)
+    try:
+        pointed = _pointed(value, choices, labels)
+    except _Unfit:  # a letter or a place beyond the choices points at none
+        return alike[0]
+    if pointed not in (value, alike[0]):
+        raise _Unfit(
+            f"the answer {value!r} may be the choice {alike[0]!r}, or point at {pointed!r}; write it in full"
+        )
+    return alike[0]
+
+
+def _pointed(value: int | str, choices: Sequence[object], labels: Sequence[str]) -> object:
+    """Return the choice at a letter or place; the value itself where it is neither."""
     name = str(value).strip().strip("().:").removesuffix(".0").upper()
     labels = labels[: len(choices)]
     if name in labels:
@@ -365,6 +392,11 @@ def _answer(value: object, choices: object, labels: Sequence[str]) -> object:
     if len(name) == 1 and name in ascii_uppercase and name in str(value):
         raise _Unfit(f"the answer {value!r} is beyond the choices, which are {labels[0]} to {labels[-1]}")
     return value
+
+
+def folded(text: str) -> str:
+    """Return the text without case and without spaces at its ends, which people write now this way and now that."""
+    return text.strip().casefold()
 
 
 def _conversation(value: object) -> dict[str, object]:

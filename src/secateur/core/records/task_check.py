@@ -47,5 +47,8 @@ class TaskCheckRecord(Record):
     majority: AnswerRecord | None = Field(
         description="most frequent right answer on select; null where choices differ"
     )
+    unread: list[str] = Field(
+        description="what is kept beside questions and never read by the model, by its name"
+    )
     rendered: list[RenderedRecord] = Field(description="one of each split")
     problems: list[str] = Field(description="what would stop a search or make its numbers doubtful")
