@@ -353,7 +353,7 @@ def test_answers_that_differ_in_case_and_spaces_are_counted_once(tmp_path, caplo
         {"prompt": f"w{n} {label}:", "answer": label} for label, count in labels.items() for n in range(count)
     ]
     examples(lines(tmp_path / "q.jsonl", *rows))
-    (notice,) = caplog.messages
+    notice, _ = caplog.messages  # the other one is of the space that is missing
     assert (
         "5 different answers, 3 when case and spaces at the ends are ignored: ' shipping' 5, ' Shipping' 3, "
         in notice
@@ -612,6 +612,33 @@ def test_check_names_what_is_never_read_and_how_to_classify(model, tmp_path):
     assert found["problems"][-1].endswith("a column choices with  w7| w8.")
 
 
+def test_check_needs_no_model_for_the_format(model, tmp_path):
+    path = write_rows(tmp_path / "q.jsonl", questions(200))
+    shown = secateur("tasks", "--check", path)
+    assert shown.exit_code == 0, shown.output
+    for says in (
+        "JSON lines of questions with choices",
+        "probe 20, select 80, test 100",
+        "chance (50.0 %)",
+        "--model MODEL adds",
+    ):
+        assert says in shown.stdout
+    assert "tokens of a prompt" not in shown.stdout
+    plain, whole = (
+        json.loads(secateur("tasks", "--check", path, "--json", *more).stdout)
+        for more in ((), ("--model", model))
+    )
+    of_tokens = {"model", "prompt_tokens", "answer_tokens", "context", "rendered"}
+    assert {name for name in whole if plain[name] != whole[name]} == of_tokens
+    (tmp_path / "t.txt").write_text("w5 w6 w7")
+    refused(secateur("tasks", "--check", f"text:{tmp_path / 't.txt'}"), "is plain text", "give --model")
+    table(tmp_path / "q.csv", ["Frage", "answer"], ["w5", "w6"])
+    refused(
+        secateur("tasks", "--check", tmp_path / "q.csv"),
+        "q.csv, the header: 'prompt' (or 'question') is missing",
+    )
+
+
 def test_check_says_what_would_stop_a_search(model, tmp_path):
     rows = [
         {"prompt": "w5 " * 80, "answer": " w6"},
@@ -619,10 +646,9 @@ def test_check_says_what_would_stop_a_search(model, tmp_path):
     ]
     path = lines(tmp_path / "q.jsonl", *rows)
     found = json.loads(secateur("tasks", "--check", path, "--model", model, "--json").stdout)
-    small, long, _ = found["problems"]
+    small, _, long = found["problems"]
     assert "need 50 groups of examples each, about 125 in one file, and there are select 13, test 17" in small
     assert "1 of 33 examples are longer than the model's context of 64 tokens" in long
-    refused(secateur("tasks", "--check", path), "give --model")
 
 
 # --------------------------------------------------------------------------------------------------- without a network

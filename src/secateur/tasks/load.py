@@ -69,7 +69,7 @@ BUILTINS: Mapping[str, Callable[[], ExampleSource]] = {
 def load_task(
     spec: str,
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     test_spec: str | None = None,
     seqlen: int = 256,
     split_seed: int = 0,
@@ -84,6 +84,7 @@ def load_task(
     The result depends on content and `split_seed` only, never on the order of lines.
 
     Args:
+        tokenizer: Cuts text; None where the task is questions.
         spec: FILE (.csv, .tsv, .jsonl, .json, or a folder that `datasets` saved), text:FILE, hf:OWNER/NAME[:SPLIT],
             builtin:NAME, a preset's name, PRESET:FILE (its records from a file), study:NAME or lm_eval:NAME.
         test_spec: a task whose examples are all of the test split; `spec` then gives probe and select.
@@ -219,11 +220,13 @@ def files_of(spec: str) -> list[Path]:
     return [path]
 
 
-def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, rules: QuestionRules) -> ExampleSource:
+def _open(
+    text: str, tokenizer: PreTrainedTokenizerBase | None, seqlen: int, rules: QuestionRules
+) -> ExampleSource:
     spec = _spec(text)
     match spec.kind:
         case "text":
-            return read_text(Path(spec.name), tokenizer, seqlen)
+            return read_text(Path(spec.name), _cutting(tokenizer, text), seqlen)
         case "rows":
             path = Path(spec.name)
             return _read(path.stem, text, read_rows(path, QUESTIONS), tokenizer, seqlen, rules)
@@ -246,7 +249,7 @@ def _read(
     name: str,
     place: str,
     rows: Iterator[Row],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     seqlen: int,
     rules: QuestionRules,
 ) -> ExampleSource:
@@ -260,5 +263,12 @@ def _read(
                 place,
                 beside[0],
             )
-        return read_documents(name, place, rows, tokenizer, seqlen)
+        return read_documents(name, place, rows, _cutting(tokenizer, place), seqlen)
     return read_questions(name, place, rows, rules)
+
+
+def _cutting(tokenizer: PreTrainedTokenizerBase | None, text: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that cuts a text. Raises: `TaskError` where there is none."""
+    if tokenizer is None:
+        raise TaskError(f"{text} is plain text, which is cut into chunks of a model's tokens: give --model.")
+    return tokenizer

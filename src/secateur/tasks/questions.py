@@ -166,13 +166,13 @@ def answers_notice(answers: Sequence[str]) -> str:
     shown = ", ".join(f"{answer!r} {counts[answer]}" for answer in several[:MOST_SHOWN])
     shown += ", ..." if len(several) > MOST_SHOWN else ""
     return (
-        f"{len(counts)} different answers, {len(spellings)} when case and spaces at the ends are ignored: {shown}. Each "
-        f"counts as a different answer: write them one way.{classify_notice(answers)}"
+        f"{len(counts)} different answers, {len(spellings)} when case and spaces at the ends are ignored: {shown}. "
+        f"Each counts as a different answer: write them one way.{classify_notice(answers)}"
     )
 
 
 def classify_notice(answers: Sequence[str]) -> str:
-    """Return how to make a classification of rows with few answers that repeat, after a space; for others an empty text.
+    """Return how to make a classification of rows with few different answers, after a space; else an empty text.
 
     Args:
         answers: The right answer of each row, where it is written freely.
