@@ -352,7 +352,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure all metrics of a model on one split, with intervals; with `plan`, of the model as if cut.
 
-    `split="test"` counts as an opening of it and needs a `ledger` to be counted in.
+    `split="test"` counts as an opening of it and needs a `ledger` to be counted in. Of a checkpoint of `prune` the
+    `join` is that of its run, unless another is given.
     """
     if split not in SPLITS:
         raise UnknownName(f"unknown split {split!r}.{nearest(split, SPLITS)}")
@@ -360,7 +361,8 @@ def evaluate(
         raise TaskError(
             "looking at the test split counts as opening it: say in which --ledger that is written down."
         )
-    with options_for(model, tokenizer, [task_word(task)], options) as chosen:
+    joined = _with_join(model if isinstance(model, str | Path) else None, options)
+    with options_for(model, tokenizer, [task_word(task)], joined) as chosen:
         given = read_edits(plan)
         inputs_of(chosen)
         if ledger is not None:
@@ -368,6 +370,20 @@ def evaluate(
         from secateur import steps
 
         return steps.evaluate(chosen, split, given, ledger=ledger, progress=progress)
+
+
+def _with_join(out: str | Path | None, options: CommonOptions) -> Mapping[str, Any]:
+    """Return options with the join of the run that made the checkpoint `out`, where they say nothing of one."""
+    if out is None or "join" in options or not os.path.isfile(Path(out) / "plan.json"):
+        return options
+    try:
+        join = origin_of(Path(out), PlanError, "").join
+    except PlanError:  # a plan.json of something else; whoever needs the plan says so
+        return options
+    if not join:
+        return options
+    LOG.info('%s was made with --join %r, which is taken here too (--join "" takes none).', out, join)
+    return {**options, "join": join}
 
 
 @verb(COMMON, _more)
@@ -406,7 +422,7 @@ def transfer(
             "looking at the test split counts as opening it: say in which --ledger that is written down."
         )
     counted = own if ledger is None else Path(ledger)
-    with options_for(model, tokenizer, [task_word(task)], options) as chosen:
+    with options_for(model, tokenizer, [task_word(task)], _with_join(place, options)) as chosen:
         inputs_of(chosen)
         check_ledger(counted)
         from secateur import steps
@@ -780,16 +796,18 @@ def need_map(
 
 @verb(COMMON, _more)
 def check_task(
-    model: str | Path,
+    model: str | Path | None,
     task: OneTask,
     **options: Unpack[CommonOptions],
 ) -> dict[str, Any]:
     """Return what was understood of a task: format, splits, lengths in the model's tokens, chance, three examples.
 
-    No weights are read. The keys: docs/records.md, Task check. Raises: `TaskError`, `ModelError`, `UnknownName`.
+    No weights are read; without a model nothing is said of tokens.
+
+    The keys: docs/records.md, Task check. Raises: `TaskError`, `ModelError`, `UnknownName`.
     """
-    with options_for(model, None, [task_word(task)], options) as chosen:
-        inputs_of(chosen)
+    with options_for(model or "", None, [task_word(task)], options) as chosen:
+        inputs([] if model is None else [chosen.model], chosen.tasks)
         from secateur import steps
 
         return steps.check_task(chosen).to_json()

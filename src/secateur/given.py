@@ -23,7 +23,7 @@ from secateur.core.writing import writing
 from secateur.errors import TaskError
 from secateur.tasks.formats import Row
 from secateur.tasks.questions import check_rows
-from secateur.tasks.shapes import example_line, explain, is_text
+from secateur.tasks.shapes import example_line, explain, is_text, spelled
 from secateur.tasks.text import TextLine
 
 TaskRow = Mapping[str, object]
@@ -119,7 +119,7 @@ def _written_rows(rows: Iterable[TaskRow]) -> str:
 def _text_lines(rows: Iterable[object]) -> Iterator[str]:
     for where, row, line in _lines(rows, "texts"):
         try:
-            TextLine.model_validate(row)
+            TextLine.model_validate(spelled(row))
         except ValidationError as error:
             raise TaskError(f"{where}: {explain(error)}") from error
         yield line

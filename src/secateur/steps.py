@@ -64,7 +64,9 @@ from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
 from secateur.tasks.encode import Encoded, encode
 from secateur.tasks.example import SPLITS, Task
-from secateur.tasks.load import describe
+from secateur.tasks.load import describe, files_of, load_task
+from secateur.tasks.questions import answers_notice, classify_notice
+from secateur.tasks.shots import with_shots
 from secateur.tasks.splits import MIN_GROUPS, SHARES
 
 
@@ -430,8 +432,12 @@ def analyze(
 def check_task(options: Options) -> TaskCheckRecord:
     """Return what was understood of the task that `options` name, in the tokens of their model.
 
+    Without a model (an empty name) nothing is said of tokens.
+
     Raises: `TaskError` for a task that cannot be read, `ModelError` and `UnknownName` for a model.
     """
+    if not options.model:
+        return _check_record(options, _questions(options))
     blank = blank_of(options, ruler=Path(options.model).is_dir())  # of a folder weights may be missing
     if isinstance(blank.tokenizer, Ruler):
         raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
@@ -446,22 +452,54 @@ def check_task(options: Options) -> TaskCheckRecord:
         return str(blank.tokenizer.decode(list(tokens)))
 
     shown = [i for name in reversed(SPLITS) for i in task.split(name)[:1]][:NUM_RENDERED]
+    record = _check_record(options, task)
+    return record.model_copy(
+        update={
+            "model": options.named,
+            "prompt_tokens": _lengths([len(one.pairs[0][0]) for one in encoded]),
+            "answer_tokens": _lengths([len(one.pairs[one.gold][1]) for one in encoded]),
+            "context": context,
+            "rendered": [_rendered(task, i, encoded[i], decode) for i in shown],
+            "problems": [*record.problems, *_problems(encoded, context)],
+        }
+    )
+
+
+def _questions(options: Options) -> Task:
+    """Return the task that `options` name, read without a tokenizer. Raises: as `load_task`; `TaskError` for text."""
+    task = load_task(
+        options.task,
+        tokenizer=None,
+        test_spec=options.test_task,
+        split_seed=options.split_seed,
+        limit=options.limit,
+        allow_small=True,
+        needs={},
+        rules=options.question_rules,
+    )
+    return with_shots(task, options.shots, options.split_seed)
+
+
+def _check_record(options: Options, task: Task) -> TaskCheckRecord:
+    """Return what needs no tokenizer."""
+    fields = () if task.kind == "text" else (name for one in task.examples for name in one.meta)
     return TaskCheckRecord(
         task=options.task,
         format=describe(options.task),
         kind=task.kind,
         metric=task.primary_metric,
-        model=options.named,
+        model=None,
         examples=len(task.examples),
         splits={name: len(task.split(name)) for name in SPLITS},
         groups={name: _num_groups(task, name) for name in SPLITS},
-        prompt_tokens=_lengths([len(one.pairs[0][0]) for one in encoded]),
-        answer_tokens=_lengths([len(one.pairs[one.gold][1]) for one in encoded]),
+        prompt_tokens=None,
+        answer_tokens=None,
         max_new_tokens=task.max_new_tokens,
-        context=context,
+        context=None,
         **floors(task),
-        rendered=[_rendered(task, i, encoded[i], decode) for i in shown],
-        problems=_problems(task, encoded, context),
+        unread=list(dict.fromkeys(fields)),
+        rendered=[],
+        problems=_doubts(task, options),
     )
 
 
@@ -484,17 +522,31 @@ def _rendered(
     return RenderedRecord(id=example.id, split=split, prompt=decode(context), answer=tokens, choices=choices)
 
 
-def _problems(task: Task, encoded: Sequence[Encoded], context: int | None) -> list[str]:
-    """Return what would stop a search or make its numbers doubtful, a sentence each."""
-    small = [f"{name} {n}" for name in ("select", "test") if (n := _num_groups(task, name)) < MIN_GROUPS]
-    long = sum(context is not None and one.longest > context for one in encoded)
-    joined = sum(one.joined for one in encoded)
+def _doubts(task: Task, options: Options) -> list[str]:
+    """Return what would stop a search or make its numbers doubtful with any model, a sentence each."""
     found = []
+    small = [f"{name} {n}" for name in ("select", "test") if (n := _num_groups(task, name)) < MIN_GROUPS]
     if small:
         found.append(
             f"Select and test need {MIN_GROUPS} groups of examples each, about {MIN_GROUPS / SHARES[1]:.0f} in one "
             f"file, and there are {', '.join(small)}: give more data, or --allow-small for a first look."
         )
+    answers = [example.answer for example in task.examples]
+    written = task.kind == "generation" and not options.extract and bool(files_of(options.task))
+    if (
+        written and not answers_notice(answers) and (how := classify_notice(answers))
+    ):  # the notice has said it
+        found.append(
+            f"{len(set(answers))} different answers in {len(answers)} examples, each to be written.{how}"
+        )
+    return found
+
+
+def _problems(encoded: Sequence[Encoded], context: int | None) -> list[str]:
+    """Return what of a task does not fit the model, a sentence each."""
+    long = sum(context is not None and one.longest > context for one in encoded)
+    joined = sum(one.joined for one in encoded)
+    found = []
     if long:
         found.append(
             f"{long} of {len(encoded)} examples are longer than the model's context of {context} tokens: --skip-long "

@@ -94,6 +94,14 @@ def test_the_table_has_them_all(place, monkeypatch):
     assert max(map(len, told.stdout.splitlines())) <= 80
 
 
+def test_a_model_of_a_path_is_shown_by_its_last_folder(place, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert secateur("apply", place / "m", "--edit", "b1=drop", "-o", "far").exit_code == 0
+    assert listed()["far"]["model"] == str(place / "m")
+    (line,) = (line for line in secateur("runs").stdout.splitlines() if line.split()[:1] == ["far"])
+    assert line.split()[:3] == ["far", "apply", "m"]
+
+
 def test_a_shared_ledger_tells_of_the_runs_that_used_it(place):
     (run,) = listed("shared.sqlite").values()
     assert run["verb"] == "prune"

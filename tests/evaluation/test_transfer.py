@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -131,3 +132,29 @@ def test_the_command_knows_the_model_and_prints_the_word(place):
     assert f"accuracy on {record['n']} test examples" in told.stdout
     elsewhere = secateur(*words[:2], place / "sibling", *words[2:])
     assert "made for other weights" in elsewhere.stdout
+
+
+def test_a_checkpoint_is_asked_as_its_run_asked(place, tmp_path):
+    """The join of the run is taken, unless another is given."""
+    rows = [{**row, "choices": [c.strip() for c in row["choices"]]} for row in questions(seed=3)]
+    task = str(
+        write_rows(tmp_path / "bare.jsonl", [{**row, "answer": row["answer"].strip()} for row in rows])
+    )
+    out = tmp_path / "cut"
+    shutil.copytree(place / "cut", out)
+    record = json.loads((out / "plan.json").read_text())
+    record["provenance"]["command"]["join"] = " w7 "
+    (out / "plan.json").write_text(json.dumps(record))
+
+    def loss(found):
+        return {score["metric"]: score["value"] for score in found["scores"]}["loss"]
+
+    taken, told, none = (
+        loss(package.evaluate(str(out), task, **more)) for more in ({}, {"join": " w7 "}, {"join": " "})
+    )
+    assert taken == told != none
+    moved_taken, moved_told, moved_none = (
+        package.transfer(out, str(place / "m"), task=task, ledger=tmp_path / "l.sqlite", **more)["secondary"]
+        for more in ({}, {"join": " w7 "}, {"join": " "})
+    )
+    assert moved_taken == moved_told != moved_none

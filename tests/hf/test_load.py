@@ -37,6 +37,20 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
 
 
+@pytest.mark.parametrize("typed", ["smolm2-135m", "models/smolm2-135m"])
+def test_a_model_that_is_not_there_is_named_with_the_nearest_one(typed, tmp_path, monkeypatch):
+    """Also where the name could be one of the hub."""
+    (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "models" / "smollm2-135m").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    near = typed.replace("smolm", "smollm")
+    with pytest.raises(
+        (ModelError, UnknownName), match=rf"there is no folder .*Did you mean {near}, beside it\?$"
+    ):
+        load_model(typed)
+
+
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "llama"

@@ -214,6 +214,8 @@ def test_a_goal_or_a_budget_chooses_the_method(given, method):
         ({"params": 0.8, "zeroed": True}, "--zeroed saves nothing"),
         ({"params": 0.8, "blocks": 3}, "--blocks 3 is not for --method budget, but for depth"),
         ({"params": 1.5}, "--params 1.5"),
+        ({"params": "80"}, "--params 80: write 80%, or 0.8."),
+        ({"params": "180"}, "--params 180.0: give a number above 0 and below 1"),
     ],
 )
 def test_what_contradicts_itself_is_refused(given, words):

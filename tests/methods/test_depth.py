@@ -214,7 +214,7 @@ def test_one_run(place, tmp_path):
         ("llama", ("--by", "lost"), "loss"),
         ("llama", ("--form", "folds"), "fold"),
         ("llama", ("--rank", "3"), "--form linear"),
-        ("llama", ("--target", "50%"), "--target 0.5 is not for --method depth"),
+        ("llama", ("--target", "50%"), "--target 50% is not for --method depth"),
     ],
 )
 def test_what_cannot_be_done_is_refused(place, tmp_path, model, more, says):

@@ -533,7 +533,7 @@ def prune_words(place, out, *more, model="llama"):
         (["--max-loss", "0.1", "--exhaustive"], "--exhaustive is for --protocol search, not removal"),
         (["--max-loss", "-1"], "--max-loss -1"),
         (["--target", "0%"], "--target 0"),
-        (["--params", "50%"], "--params 0.5 is not for --method directions"),
+        (["--params", "50%"], "--params 50% is not for --method directions"),
         (["--portable"], "--portable is not for --method directions"),
         (["--grid", "paper"], "is not for --method directions"),
         (["--zeroed"], "b0.down has no bias that its directions could be folded into"),

@@ -499,13 +499,13 @@ def test_the_same_seed_gives_the_same_plan_in_another_process(place, prune, tmp_
         (["--method", "heads", "--params", "1.2"], "--params 1.2: give a number above 0 and below 1"),
         (["--method", "heads", "--params", "0.01"], "--params 0.01: without any of these parts"),
         (["--method", "heads", "--layers", "7"], "layers 7:8 are not in this model"),
-        (["--method", "headz"], "unknown method 'headz'. Did you mean heads?"),
+        (["--method", "headz"], "unknown method 'headz'. Did you mean heads? `secateur prune --help` says"),
         (["--method", "heads", "--portable"], "fixes the size of a head by their number"),
         (["--method", "components", "--portable"], "Take --method ffns"),
         (["--method", "ffns", "--portable", "--layers", "1"], "cannot be joined with --layers"),
         (
             ["--target", "70%"],
-            "--target 0.7 is not for --method laser, but for directions, heads, ffns or components.",
+            "--target 70% is not for --method laser, but for directions, heads, ffns or components.",
         ),
         (["--ranks-once"], "--ranks-once is not for --method laser"),
         (

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from secateur.errors import SecateurError, TaskError, UnknownName
 from secateur.tasks.encode import encode
 from secateur.tasks.load import describe, files_of, load_side, load_task
-from secateur.tasks.questions import QuestionRules, is_glued
+from secateur.tasks.questions import QuestionRules, classify_notice, is_glued
 from secateur.tasks.rows import MAX_LINE
 
 ROME = ("The capital of Italy is", " Rome", (" Paris", " Rome", " Oslo"))
@@ -101,7 +101,7 @@ def test_a_data_set_as_datasets_saves_it(tmp_path, caplog):
     assert len(examples(f"hf:{tmp_path / 'two'}:test")) == 1
     assert files_of(str(tmp_path / "one")) == [tmp_path / "one"]
     assert files_of(f"hf:{tmp_path / 'two'}:test") == [tmp_path / "two"]
-    assert "columns that are kept and never read by the model: source." in caplog.text
+    assert caplog.text == ""  # `tasks --check` names other columns
     with pytest.raises(
         TaskError, match=r"has the splits train, test: say which, such as --task hf:.*two:train"
     ):
@@ -295,6 +295,87 @@ def test_only_words_that_are_written_apart_are_noticed(prompt, answer, glued):
     assert is_glued(prompt, answer) is glued
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "ID;Question;Option A;Option B;Option C;Correct answer",
+        " id ;QUESTION;option_a;option_b;option_c;correct",
+        "Id;Prompt;A;B;C;Label",
+        "id;question;choice-1;choice-2;choice-3;correct_answer",
+    ],
+)
+def test_columns_are_found_by_their_names_in_any_spelling(header, tmp_path):
+    (tmp_path / "q.csv").write_text(
+        f"\ufeff{header}\n7;{ROME[0]};{';'.join(ROME[2])}; Rome\n", encoding="utf-8"
+    )
+    found = examples(tmp_path / "q.csv")
+    assert is_rome(found[ROME[0]])
+    assert found[ROME[0]].id == "7"
+    row = dict(zip(header.split(";"), ["7", ROME[0], *ROME[2], " Rome"], strict=True))
+    assert is_rome(examples(lines(tmp_path / "q.jsonl", row))[ROME[0]])
+
+
+def test_a_synonym_beside_the_answer_is_kept_aside(tmp_path):
+    (found,) = examples(lines(tmp_path / "q.jsonl", {"Question": "q", "answer": " x", "Label": 3})).values()
+    assert (found.answer, found.meta) == (" x", {"Label": 3})
+
+
+def test_a_text_column_is_found_in_any_spelling(tmp_path, words):
+    (tmp_path / "t.csv").write_text("ID,Text\n4,w5 w6 w7\n")
+    assert describe(str(tmp_path / "t.csv")) == "a table (CSV) of plain text"
+    (chunk,) = load_side(str(tmp_path / "t.csv"), tokenizer=words).examples
+    assert words.decode(chunk.tokens) == "w5 w6 w7"
+    lines(tmp_path / "t.jsonl", {"ID": 4, " TEXT": "w5 w6 w7"})
+    assert load_side(str(tmp_path / "t.jsonl"), tokenizer=words).examples == (chunk,)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "taken"),
+    [
+        ("Billing", ["shipping", "billing", "technical"], "billing"),
+        ("technical ", ["shipping", "billing", "technical"], "technical"),
+        ("Rome", [" Paris", " Rome"], " Rome"),
+        ("A", ["b", "A"], "A"),
+        ("a", ["A", "B"], "A"),
+        (1, [" 1", " 2"], " 2"),  # a number is a place, as in the files of data sets
+    ],
+)
+def test_an_answer_is_a_choice_but_for_case_and_spaces(answer, choices, taken, tmp_path):
+    (found,) = examples(
+        lines(tmp_path / "q.jsonl", {"prompt": "q", "choices": choices, "answer": answer})
+    ).values()
+    assert found.answer == taken
+
+
+def test_answers_that_differ_in_case_and_spaces_are_counted_once(tmp_path, caplog):
+    labels = {" Shipping": 3, " shipping": 5, " shipping ": 2, " billing": 6, "technical": 9}
+    rows = [
+        {"prompt": f"w{n} {label}:", "answer": label} for label, count in labels.items() for n in range(count)
+    ]
+    examples(lines(tmp_path / "q.jsonl", *rows))
+    notice, _ = caplog.messages  # the other one is of the space that is missing
+    assert (
+        "5 different answers, 3 when case and spaces at the ends are ignored: ' shipping' 5, ' Shipping' 3, "
+        in notice
+    )
+    assert "' shipping ' 2. " in notice
+    assert notice.endswith(
+        "choose among them instead of writing: add to every row a column choices with  billing| shipping|technical."
+    )
+    assert classify_notice([f" town {n}" for n in range(40)] * 2) == ""
+    caplog.clear()
+    examples(
+        lines(tmp_path / "one.jsonl", {"prompt": "a:", "answer": " x"}, {"prompt": "b:", "answer": " y"})
+    )
+    assert caplog.messages == []
+
+
+def test_labels_beside_texts_are_said_not_to_be_read(tmp_path, words, caplog):
+    (tmp_path / "t.csv").write_text("text,Label\nw5 w6 w7,w8\n")
+    assert load_side(str(tmp_path / "t.csv"), tokenizer=words).kind == "text"
+    assert "read as plain text, and label is not read. For questions, rename text → question." in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 TABLES = {
@@ -305,10 +386,26 @@ TABLES = {
     ),
     "a column missing": (
         ["question,A,B", "q,x,y"],
-        "line 2",
-        "'answer' is missing; the row has question, A, B",
+        "the header",
+        "'answer' is missing; the header has question, A, B. Right would be the columns question,A,B,answer with",
     ),
-    "no header": (["What is it,Nothing", "q,x"], "line 2", "'prompt' (or 'question') is missing"),
+    "no header": (
+        ["What is it,Nothing", "q,x"],
+        "the header",
+        "'prompt' (or 'question') and 'answer' are missing; the header has What is it, Nothing. Right",
+    ),
+    "columns to rename": (
+        ["ID;Question text;A;B;Right Answr", "1;q;x;y;A"],
+        "the header",
+        "the header has id, Question text, A, B, Right Answr. Rename: Question text → question, Right Answr → answer.",
+    ),
+    "two synonyms": (
+        ["question,label,correct", "q,x,y"],
+        "the header",
+        "'correct' and 'label' could each be the answer; leave one out",
+    ),
+    "a number for a label": (["question,label", "q,1"], "line 2", "'label' is '1' and there are no choices"),
+    "columns twice but for case": (["question,Answer,ANSWER", "q,x,y"], "the header", "'answer' is missing"),
     "a letter beyond": (["question,A,B,answer", "q,x,y,C"], "line 2", "the answer 'C' is beyond the choices"),
     "a place beyond": (
         ["question,A,B,answer", "q,x,y,2"],
@@ -323,7 +420,7 @@ TABLES = {
     "an empty answer": (["question,answer", "q,x", "r,"], "line 3", "'answer' is empty"),
     "two answers": (
         ["question,answer,completion", "q,x,y"],
-        "line 2",
+        "the header",
         "could each be the answer; leave one out",
     ),
     "a column twice": (["question,answer,answer", "q,x,y"], "line 1", "the column 'answer' is there twice"),
@@ -459,7 +556,8 @@ def test_a_broken_row_is_said_before_weights_are_read(tmp_path, words, monkeypat
     assert "weights are read" in str(reached.exception)
     path = table(tmp_path / "q.csv", ["question", "A", "B", "answer"], ["w5 w6", "w7", "w8", "C"])
     result = secateur("prune", whole, "--task", path, "-o", tmp_path / "out")
-    refused(result, "q.csv, line 2: the answer 'C' is beyond", "Right would be", "docs/tasks.md")
+    refused(result, "q.csv, line 2: the answer 'C' is beyond", "docs/tasks.md")
+    assert "Right would be" not in result.output  # the columns are right
     assert not (tmp_path / "out").exists()
 
 
@@ -500,6 +598,47 @@ def test_check_says_what_was_understood(model, tmp_path, words):
     assert found["problems"] == []
 
 
+def test_check_names_what_is_never_read_and_how_to_classify(model, tmp_path):
+    rows = [{"prompt": f"w{n}", "answer": " w7" if n % 2 else " w8", "topic": "x"} for n in range(3, 60)]
+    path = lines(tmp_path / "q.jsonl", *rows)
+    shown = secateur("tasks", "--check", path, "--model", model)
+    assert "never read             topic\n" in shown.stdout
+    found = json.loads(secateur("tasks", "--check", path, "--model", model, "--json").stdout)
+    assert found["unread"] == ["topic"]
+    assert (
+        "2 different answers in 57 examples, each to be written. To choose among them"
+        in found["problems"][-1]
+    )
+    assert found["problems"][-1].endswith("a column choices with  w7| w8.")
+
+
+def test_check_needs_no_model_for_the_format(model, tmp_path):
+    path = write_rows(tmp_path / "q.jsonl", questions(200))
+    shown = secateur("tasks", "--check", path)
+    assert shown.exit_code == 0, shown.output
+    for says in (
+        "JSON lines of questions with choices",
+        "probe 20, select 80, test 100",
+        "chance (50.0 %)",
+        "--model MODEL adds",
+    ):
+        assert says in shown.stdout
+    assert "tokens of a prompt" not in shown.stdout
+    plain, whole = (
+        json.loads(secateur("tasks", "--check", path, "--json", *more).stdout)
+        for more in ((), ("--model", model))
+    )
+    of_tokens = {"model", "prompt_tokens", "answer_tokens", "context", "rendered"}
+    assert {name for name in whole if plain[name] != whole[name]} == of_tokens
+    (tmp_path / "t.txt").write_text("w5 w6 w7")
+    refused(secateur("tasks", "--check", f"text:{tmp_path / 't.txt'}"), "is plain text", "give --model")
+    table(tmp_path / "q.csv", ["Frage", "answer"], ["w5", "w6"])
+    refused(
+        secateur("tasks", "--check", tmp_path / "q.csv"),
+        "q.csv, the header: 'prompt' (or 'question') is missing",
+    )
+
+
 def test_check_says_what_would_stop_a_search(model, tmp_path):
     rows = [
         {"prompt": "w5 " * 80, "answer": " w6"},
@@ -507,10 +646,9 @@ def test_check_says_what_would_stop_a_search(model, tmp_path):
     ]
     path = lines(tmp_path / "q.jsonl", *rows)
     found = json.loads(secateur("tasks", "--check", path, "--model", model, "--json").stdout)
-    small, long = found["problems"]
+    small, _, long = found["problems"]
     assert "need 50 groups of examples each, about 125 in one file, and there are select 13, test 17" in small
     assert "1 of 33 examples are longer than the model's context of 64 tokens" in long
-    refused(secateur("tasks", "--check", path), "give --model")
 
 
 # --------------------------------------------------------------------------------------------------- without a network

@@ -123,7 +123,18 @@ BROKEN = {
     "no object": ("b", "the row is text, and an object is wanted"),
     "misspelled key": (GOOD | {"id": "b", "paraphrase": []}, "Did you mean paraphrases"),
     "not a choice": (GOOD | {"id": "b", "choices": [" y", " z"]}, "is not one of the choices.*A to B"),
-    "space differs": (GOOD | {"id": "b", "choices": ["x", "z"]}, "they differ in white space"),
+    "case alone tells two apart": (
+        GOOD | {"id": "b", "choices": ["x", "X"]},
+        "it may be 'x' or 'X', which case or white space alone tell apart",
+    ),
+    "a choice or a place": (
+        GOOD | {"id": "b", "answer": "1", "choices": [" 1", " 2"]},
+        "the answer '1' may be the choice ' 1', or point at ' 2'",
+    ),
+    "a choice or a letter": (
+        GOOD | {"id": "b", "answer": "B", "choices": ["b", "a"]},
+        "the answer 'B' may be the choice 'b', or point at 'a'",
+    ),
     "choice twice": (GOOD | {"id": "b", "choices": [" x", " x"]}, "a choice is given twice"),
     "empty paraphrase": (GOOD | {"id": "b", "paraphrases": ["q", ""]}, r"'paraphrases\[2\]' is empty"),
     "duplicate id": (GOOD, "id 'a' was already used in line 1"),
@@ -141,7 +152,11 @@ def test_a_broken_line_is_named_with_its_fault(case, tmp_path, tokenizer):
     with pytest.raises(TaskError, match=rf"t\.jsonl, line 3: .*{message}") as caught:
         load_task(file, tokenizer=tokenizer)
     if case not in ("duplicate id", "mixed kinds"):
-        assert re.search(r"Right would be \{.*\}; see docs/tasks\.md\.$", str(caught.value))
+        assert str(caught.value).endswith("; see docs/tasks.md.")
+        shows_a_right_row = case in (
+            "no answer", "no prompt", "two answers", "two prompts", "no object", "misspelled key"
+        )  # fmt: skip
+        assert bool(re.search(r" Right would be \{.*\}; see", str(caught.value))) == shows_a_right_row
 
 
 @pytest.mark.parametrize(
@@ -176,9 +191,10 @@ SHAPES = {  # how a file begins, what it is called, and what to do
     "q.bz2": (bz2.compress(b"{}"), "is packed by bzip2", "Unpack it"),
     "q.xz": (lzma.compress(b"{}"), "is packed by xz", "Unpack it"),
     "q.jsonl.zst": (b"\x28\xb5\x2f\xfd\x04", "is packed by zstd", "Unpack it"),
-    "q.xlsx": (b"PK\x03\x04\x14", "is a zip archive or a spreadsheet", "Unpack it, or save its table as CSV"),
+    "q.xlsx": (b"PK\x03\x04\x14", "is a spreadsheet", r"Save the sheet as CSV \(in Excel: Save as\)\."),
+    "q.zip": (b"PK\x03\x04\x14", "is a zip archive", "Unpack it"),
     "weights.bin": (b"\x00\x01\x02", "is no text", "Name another file"),
-    "folder.jsonl": (None, "is a folder", "Name a file in it"),
+    "folder.jsonl": (None, "is a folder", r"Name a file in it: .*folder\.jsonl/b\.csv, or"),
 }
 
 
@@ -189,6 +205,8 @@ def test_files_of_another_form_are_named_with_what_is_wanted(name, prefix, tmp_p
     path = tmp_path / name
     if content is None:
         path.mkdir()
+        (path / "b.csv").touch()
+        (path / "a.txt").touch()
     else:
         path.write_bytes(content)
     wanted = {
@@ -196,7 +214,7 @@ def test_files_of_another_form_are_named_with_what_is_wanted(name, prefix, tmp_p
         "text:": r"Text is a \.txt file, or rows with \"text\" ",
         "cb:": "Records are rows of a file ",
     }
-    with pytest.raises(TaskError, match=rf"^{re.escape(str(path))} {what}\. {wanted[prefix]}.*{how}"):
+    with pytest.raises(TaskError, match=rf"^{re.escape(str(path))} {what}\. .*{how}.*{wanted[prefix]}.*\.$"):
         load_task(f"{prefix}{path}", tokenizer=tokenizer)
 
 
@@ -205,6 +223,16 @@ def test_plain_text_may_begin_as_anything(content, tmp_path, tokenizer):
     path = tmp_path / "t.txt"
     path.write_bytes(content * 4000)
     assert load_task(f"text:{path}", tokenizer=tokenizer, seqlen=8, allow_small=True).examples
+
+
+def test_a_file_that_is_not_there_is_named_with_the_nearest_one(tmp_path, tokenizer):
+    (tmp_path / "cities_ok.csv").touch()
+    near = rf" Did you mean {re.escape(str(tmp_path / 'cities_ok.csv'))}, beside it\?$"
+    for prefix in ("", "text:"):
+        with pytest.raises(TaskError, match=rf"citis_ok\.csv: cannot be read \(.*\)\.{near}"):
+            load_task(f"{prefix}{tmp_path / 'citis_ok.csv'}", tokenizer=tokenizer)
+    with pytest.raises(TaskError, match=r"other\.csv: cannot be read \([^()]*\)\.$"):
+        load_task(str(tmp_path / "other.csv"), tokenizer=tokenizer)
 
 
 def test_missing_file_and_unknown_names(tmp_path, tokenizer):

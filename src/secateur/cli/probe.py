@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -34,7 +35,6 @@ from secateur.cli.options import (
 )
 from secateur.core.config import words_of
 from secateur.core.site import CHECKS, MAPPED
-from secateur.errors import TaskError
 
 READ = (
     "seed", "split_seed", "limit", "seqlen", "chat", "join", "skip_long", "revision", "gguf_file", "dtype", "device",
@@ -259,6 +259,8 @@ def runs(
     else:
         names = ("run", "verb", "model", "task", "created", "status", "plans")
         rows = [[run[name] for name in names] for run in found]
+        for row in rows:  # of a path the last part: the others would break the table; --json has all
+            row[2] = Path(row[2]).name if os.path.isabs(row[2]) else row[2]
         print_rows(names, rows, whole=("verb", "created", "plans"))
 
 
@@ -309,7 +311,11 @@ def tasks(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="With --check: in whose tokens; no weights are read."),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="With --check: also say lengths in its tokens; no weights are read.",
+        ),
     ] = None,
     as_json: AsJson = False,
     **options: object,
@@ -321,8 +327,6 @@ def tasks(
     from secateur.cli.tables import print_check, print_rows
 
     if check is not None:
-        if model is None:
-            raise TaskError("--check counts in the tokens of a model: give --model.")
         from secateur import api
 
         found = api.check_task(model, check, **stated(options))

@@ -306,24 +306,30 @@ def print_check(found: Mapping[str, Any]) -> None:
     sizes = [f"{name} {size:,}" for name, size in check.splits.items()]
     if check.groups != check.splits:
         sizes.append(f"in groups: {', '.join(f'{name} {size:,}' for name, size in check.groups.items())}")
+    longest = "no bound" if check.context is None else f"{check.context:,} tokens"
     rows = [
         ("format", check.format),
         ("examples", f"{check.examples:,} ({check.kind}; {check.metric} decides)"),
         ("splits", ", ".join(sizes)),
-        ("tokens of a prompt", _three(check.prompt_tokens)),
-        ("tokens of an answer", _three(check.answer_tokens)),
+        *([("tokens of a prompt", _three(check.prompt_tokens))] if check.prompt_tokens else []),
+        *([("tokens of an answer", _three(check.answer_tokens))] if check.answer_tokens else []),
         *(
             [("the model writes", f"up to {written:,} tokens, in which its answer is looked for")]
             if written
             else []
         ),
-        ("longest for the model", "no bound" if check.context is None else f"{check.context:,} tokens"),
+        *([("longest for the model", longest)] if check.model else []),
+        *([("never read", ", ".join(check.unread))] if check.unread else []),
         ("without a model", floors_text(check) or "nothing to compare with"),
     ]
-    print(f"{check.task}, in the tokens of {check.model}\n")
+    print(f"{check.task}{f', in the tokens of {check.model}' if check.model else ''}\n")
     width = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         print(f"{name:{width}}{value}")
+    if check.model is None:
+        print(
+            "\n--model MODEL adds lengths in its tokens, what is too long for it, and three examples as it reads them."
+        )
     for one in check.rendered:
         print(f"\n{one.split}  {one.id}")
         print(f"{one.prompt} → {' + '.join(map(repr, one.answer))}")  # quoted: a space in front matters

@@ -184,9 +184,12 @@ def share(flag: str, text: str) -> float:
     """Return the share that `70%` or `0.7` stands for. Raises: `SecateurError`."""
     digits = text.removesuffix("%")
     try:
-        return float(digits) / 100 if text.endswith("%") else float(digits)
+        value = float(digits) / 100 if text.endswith("%") else float(digits)
     except ValueError:
         raise SecateurError(f"{flag} {text!r}: write a share, such as 70% or 0.7.") from None
+    if text == digits and 1 < value <= 100:
+        raise SecateurError(f"{flag} {text}: write {text}%, or {value / 100:g}.")
+    return value
 
 
 def words_of(text: str) -> list[str]:

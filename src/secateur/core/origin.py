@@ -1,4 +1,4 @@
-"""Read from a checkpoint's plan.json which model it was cut from."""
+"""Read from a checkpoint's plan.json which model it was cut from, and how its questions were joined."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from secateur.errors import SecateurError
 
 @dataclass(frozen=True)
 class Origin:
-    """The options with which a model was loaded to be cut."""
+    """The options with which a model was loaded to be cut; `join` is the text before answers, empty for none."""
 
     model: str
     revision: str | None
     dtype: str
+    join: str = ""
 
 
 def origin_of(folder: Path, error: type[SecateurError], mend: str) -> Origin:
@@ -35,4 +36,5 @@ def origin_of(folder: Path, error: type[SecateurError], mend: str) -> Origin:
     model, revision, dtype = command.get("model"), command.get("revision"), command.get("dtype", "auto")
     if not (isinstance(model, str) and isinstance(revision, str | None) and isinstance(dtype, str)):
         raise error(f"{wrong} (its plan.json lacks that). {mend}")
-    return Origin(model, revision, dtype)
+    join = command.get("join", "")
+    return Origin(model, revision, dtype, join if isinstance(join, str) else "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,10 +42,20 @@ def check_file(path: Path, error: type[SecateurError]) -> None:
             path.open("rb").close()
             return
     except (OSError, ValueError) as cause:  # a name with a zero byte is a ValueError
-        raise error(f"{path}: cannot be read ({_reason(cause)}).") from cause
+        raise error(f"{path}: cannot be read ({_reason(cause)}).{beside(path)}") from cause
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     kind = next((name for test, name in kinds.items() if test(mode)), "a device")
     raise error(f"{path}: cannot be read, for it is {kind} and no file.")
+
+
+def beside(path: Path) -> str:
+    """Return the end of a message about a path that is not there: ` Did you mean X, beside it?`, or an empty text."""
+    try:
+        names = [] if path.exists() else os.listdir(path.parent)
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f" Did you mean {path.parent / close[0]}, beside it?" if close else ""
 
 
 def check_name(name: str, error: type[SecateurError]) -> None:

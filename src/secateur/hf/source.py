@@ -25,7 +25,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RevisionNotFoundError,
 )
 
-from secateur.core.reading import check_file, check_name, read_json
+from secateur.core.reading import beside, check_file, check_name, read_json
 from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError, UnknownName, nearest
 from secateur.hf.gguf_header import read_header
@@ -117,7 +117,9 @@ def folder_of(name: str) -> Path | None:
     if name in builtin_names():
         raise UnknownName(f"there is no folder {name!r}. Did you mean {BUILTIN}{name}?")
     if not _may_be_of_hub(_repository(name)[0]):
-        raise UnknownName(f"there is no folder {name!r}, and a hub name has the form owner/model.")
+        raise UnknownName(
+            f"there is no folder {name!r}, and a hub name has the form owner/model.{beside(Path(path))}"
+        )
     return None
 
 
@@ -319,7 +321,9 @@ def _ask_hub(ask: Callable[..., Answer], name: str, revision: str | None, **what
     except RevisionNotFoundError as error:
         raise UnknownName(f"{name} has no revision {revision!r} on the hub.") from error
     except RepositoryNotFoundError as error:
-        raise UnknownName(f"there is no folder and no hub model named {name!r}.") from error
+        raise UnknownName(
+            f"there is no folder and no hub model named {name!r}.{beside(Path(name))}"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(_unreachable(name)) from error
     except EntryNotFoundError as error:
@@ -334,5 +338,5 @@ def _ask_hub(ask: Callable[..., Answer], name: str, revision: str | None, **what
 def _unreachable(name: str) -> str:
     return (
         f"there is no folder {name!r}, it is not in the local cache, and the hub cannot be reached. Give "
-        "the path of a checkpoint folder that you have here, or go online."
+        f"the path of a checkpoint folder that you have here, or go online.{beside(Path(name))}"
     )

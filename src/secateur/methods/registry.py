@@ -58,7 +58,8 @@ def methods() -> Mapping[str, Method]:
 def method_named(name: str) -> Method:
     """Return the method of this name. Raises: `UnknownName`."""
     if name not in methods():
-        raise UnknownName(f"unknown method {name!r}.{nearest(name, tuple(methods()))}")
+        known = nearest(name, tuple(methods()))
+        raise UnknownName(f"unknown method {name!r}.{known} `secateur prune --help` says what each does.")
     return methods()[name]
 
 
@@ -145,7 +146,7 @@ def _value(name: str, given: object, known: Mapping[str, Named], method: str) ->
     other, listeners = method_options()[name]
     value = other.value(given)
     if value != other.default:
-        typed = " ".join(other.words(value)) or name
+        typed = f"{other.flag} {given}" if isinstance(given, str) else " ".join(other.words(value)) or name
         raise SecateurError(f"{typed} is not for --method {method}, but for {either(listeners)}.")
     return value
 

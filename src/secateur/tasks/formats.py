@@ -46,11 +46,12 @@ MAGIC: Mapping[bytes, Format] = {
     b"BZh": Format("packed by bzip2", PACKED),
     b"\xfd7zXZ\x00": Format("packed by xz", PACKED),
     b"\x28\xb5\x2f\xfd": Format("packed by zstd", PACKED),
-    b"PK\x03\x04": Format("a zip archive or a spreadsheet", "Unpack it, or save its table as CSV."),
+    b"PK\x03\x04": Format("a zip archive", PACKED),
     b"PAR1": _table("a Parquet file", "read_parquet"),
     b"ARROW1": _table("an Arrow file", "read_feather"),
 }
-FOLDER = Format("a folder", "Name a file in it, or a folder that a Dataset's save_to_disk wrote.")
+SHEET = Format("a spreadsheet", "Save the sheet as CSV (in Excel: Save as).")
+SHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
 BINARY = Format("no text", "Name another file.")
 LISTS = Format("JSON lists, one a line", 'Give every value its name: {"prompt": ..., "answer": ...}.')
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # text with zeros in it; that it is not UTF-8 is said where it is read
@@ -78,12 +79,21 @@ def other_format(path: Path, wanted: str) -> str:
     A file that cannot be read passes; the error is raised where it is read.
     """
     found = _format(path)
-    return "" if found is None else f"{path} is {found.what}. {wanted}. {found.how}"
+    return "" if found is None else f"{path} is {found.what}. {found.how} {wanted}."
+
+
+def _in_folder(folder: Path) -> str:
+    """Return what to name instead of a folder: the first files of rows in it, where it has some."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in ROW_FILES and path.is_file())
+    named = f": {' or '.join(map(str, found[:3]))}" if found else ""
+    return f"Name a file in it{named}, or a folder that a Dataset's save_to_disk wrote."
 
 
 def _format(path: Path) -> Format | None:
     if os.path.isdir(path):
-        return None if is_saved(path) else FOLDER
+        return None if is_saved(path) else Format("a folder", _in_folder(path))
+    if os.path.exists(path) and path.suffix.lower() in SHEETS:
+        return SHEET
     head = head_of(path)
     known = next((form for magic, form in MAGIC.items() if head.startswith(magic)), None)
     if known is not None:

@@ -5,6 +5,7 @@ Extras (datasets, lm_eval) are imported only where they are used. Knows no model
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
@@ -21,12 +22,15 @@ from secateur.tasks.hub import NEEDS, dataset_rows, parse_name
 from secateur.tasks.presets import PRESETS, read_preset, read_records
 from secateur.tasks.questions import QuestionRules, read_questions
 from secateur.tasks.rows import read_rows
-from secateur.tasks.shapes import is_text, shape_words
+from secateur.tasks.shapes import answer_columns, is_text, shape_words
 from secateur.tasks.splits import PROOF, ExampleSource, arrange, make_task, take
 from secateur.tasks.text import read_documents, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+LOG = logging.getLogger("secateur")
 
 
 class TaskInfo(NamedTuple):
@@ -65,7 +69,7 @@ BUILTINS: Mapping[str, Callable[[], ExampleSource]] = {
 def load_task(
     spec: str,
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     test_spec: str | None = None,
     seqlen: int = 256,
     split_seed: int = 0,
@@ -80,6 +84,7 @@ def load_task(
     The result depends on content and `split_seed` only, never on the order of lines.
 
     Args:
+        tokenizer: Cuts text; None where the task is questions.
         spec: FILE (.csv, .tsv, .jsonl, .json, or a folder that `datasets` saved), text:FILE, hf:OWNER/NAME[:SPLIT],
             builtin:NAME, a preset's name, PRESET:FILE (its records from a file), study:NAME or lm_eval:NAME.
         test_spec: a task whose examples are all of the test split; `spec` then gives probe and select.
@@ -215,11 +220,13 @@ def files_of(spec: str) -> list[Path]:
     return [path]
 
 
-def _open(text: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, rules: QuestionRules) -> ExampleSource:
+def _open(
+    text: str, tokenizer: PreTrainedTokenizerBase | None, seqlen: int, rules: QuestionRules
+) -> ExampleSource:
     spec = _spec(text)
     match spec.kind:
         case "text":
-            return read_text(Path(spec.name), tokenizer, seqlen)
+            return read_text(Path(spec.name), _cutting(tokenizer, text), seqlen)
         case "rows":
             path = Path(spec.name)
             return _read(path.stem, text, read_rows(path, QUESTIONS), tokenizer, seqlen, rules)
@@ -242,7 +249,7 @@ def _read(
     name: str,
     place: str,
     rows: Iterator[Row],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     seqlen: int,
     rules: QuestionRules,
 ) -> ExampleSource:
@@ -250,5 +257,18 @@ def _read(
     first = list(islice(rows, 1))
     rows = chain(first, rows)
     if first and is_text(first[0].value):
-        return read_documents(name, place, rows, tokenizer, seqlen)
+        if beside := answer_columns(first[0].value):
+            LOG.warning(
+                "%s: read as plain text, and %s is not read. For questions, rename text → question.",
+                place,
+                beside[0],
+            )
+        return read_documents(name, place, rows, _cutting(tokenizer, place), seqlen)
     return read_questions(name, place, rows, rules)
+
+
+def _cutting(tokenizer: PreTrainedTokenizerBase | None, text: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that cuts a text. Raises: `TaskError` where there is none."""
+    if tokenizer is None:
+        raise TaskError(f"{text} is plain text, which is cut into chunks of a model's tokens: give --model.")
+    return tokenizer

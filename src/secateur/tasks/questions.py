@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from secateur.errors import TaskError
 from secateur.tasks.extract import Extraction, extraction_of
 from secateur.tasks.formats import DOC, Row
-from secateur.tasks.shapes import RIGHT, ExampleLine, example_line
+from secateur.tasks.shapes import RIGHT, ExampleLine, example_line, folded
 from secateur.tasks.splits import ExampleSource
 
 LOG = logging.getLogger("secateur")
 GENERATED = (
     256  # tokens that are generated to find an answer in, where nothing else is said: the harness's default
 )
+MOST_SHOWN = 6  # spellings in a notice
+MOST_LABELS = 20  # different answers that may be the names of classes,
+LEAST_ROWS = 5  # where each has so many rows on average
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def read_questions(name: str, place: str, rows: Iterable[Row], rules: QuestionRu
         )
     names = _ids([line for _, line in lines])  # of the rows as they are: --join moves none to another split
     found = [line.joined(rules.between) for _, line in lines]
-    _log_notices(place, found)
+    _log_notices(place, found, of_answers=not rules.extract)
     examples = tuple(line.example(one) for one, line in zip(names, found, strict=True))
     tokens = (rules.max_new_tokens or GENERATED) if rules.extract else 0
     return ExampleSource(name, kind, examples, None, tokens, extraction=rules.extraction)
@@ -130,11 +133,11 @@ def _ids(lines: Sequence[ExampleLine]) -> list[str]:
     return names
 
 
-def _log_notices(place: str, lines: Sequence[ExampleLine]) -> None:
-    """Log once which columns are not read, and in how many rows words would be joined without a space."""
-    unread = list(dict.fromkeys(name for line in lines for name in line.unread))
-    if unread:
-        LOG.warning("%s: columns that are kept and never read by the model: %s.", place, ", ".join(unread))
+def _log_notices(place: str, lines: Sequence[ExampleLine], *, of_answers: bool) -> None:
+    """Log once which answers differ in spelling only, and in how many rows words would be joined without a space."""
+    free = [line.answer for line in lines if line.choices is None]
+    if of_answers and (spellings := answers_notice(free)):
+        LOG.warning("%s: %s", place, spellings)
     glued = [line.prompt[-20:] + line.answer[:20] for line in lines if is_glued(line.prompt, line.answer)]
     if glued:
         LOG.warning(
@@ -145,6 +148,44 @@ def _log_notices(place: str, lines: Sequence[ExampleLine]) -> None:
             len(lines),
             glued[0],
         )
+
+
+def answers_notice(answers: Sequence[str]) -> str:
+    """Return a notice of answers that only case or spaces at the ends tell apart, with counts; an empty one for none.
+
+    Args:
+        answers: The right answer of each row, where it is written freely.
+    """
+    counts = Counter(answers)
+    spellings: dict[str, list[str]] = {}
+    for answer, _ in counts.most_common():
+        spellings.setdefault(folded(answer), []).append(answer)
+    if len(spellings) == len(counts):
+        return ""
+    several = [answer for group in spellings.values() if len(group) > 1 for answer in group]
+    shown = ", ".join(f"{answer!r} {counts[answer]}" for answer in several[:MOST_SHOWN])
+    shown += ", ..." if len(several) > MOST_SHOWN else ""
+    return (
+        f"{len(counts)} different answers, {len(spellings)} when case and spaces at the ends are ignored: {shown}. "
+        f"Each counts as a different answer: write them one way.{classify_notice(answers)}"
+    )
+
+
+def classify_notice(answers: Sequence[str]) -> str:
+    """Return how to make a classification of rows with few different answers, after a space; else an empty text.
+
+    Args:
+        answers: The right answer of each row, where it is written freely.
+    """
+    common = {
+        folded(answer): answer.rstrip() for answer, _ in reversed(Counter(sorted(answers)).most_common())
+    }
+    names = [common[name] for name in sorted(common)]
+    if not 1 < len(names) <= MOST_LABELS or len(answers) < LEAST_ROWS * len(names):
+        return ""
+    return (
+        f" To choose among them instead of writing: add to every row a column choices with {'|'.join(names)}."
+    )
 
 
 def is_glued(prompt: str, answer: str) -> bool:

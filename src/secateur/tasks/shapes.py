@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from string import ascii_uppercase
 from typing import Annotated
 
@@ -27,10 +27,13 @@ Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 PROMPTS = ("prompt", "question")
 ANSWERS = ("answer", "completion", "answerKey")
 CHOICES = ("choices", "options")
+SYNONYMS = ("correct answer", "correct", "label")  # of the answer, where no column has one of its names
 OURS = ("id", "prompt", "question", "answer", "choices", "options", "paraphrases", "group", "meta")
-CHOICE_COLUMN = re.compile(r"(?:choice|option)[ _]?(?:\d+|[a-z])|[a-z]", re.IGNORECASE)
+NAMES = dict.fromkeys((*OURS, *ANSWERS, "messages", "text"))  # columns that are read, in their order
+SPACES = re.compile(r"[\s_-]+")
+CHOICE_COLUMN = re.compile(r"(?:choice|option)[ _-]?(?:\d+|[a-z])|[a-z]", re.IGNORECASE)
 PLACE = re.compile(r"-?\d{1,9}")
-CHOICE_PREFIX = re.compile(r"(?:choice|option)[ _]?", re.IGNORECASE)
+CHOICE_PREFIX = re.compile(r"(?:choice|option)[ _-]?", re.IGNORECASE)
 ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 LEAST_ALIKE = 0.85  # of a column's name and one of ours, from which on it is a slip of the pen
 RIGHT: Mapping[str, str] = {  # a right row of each shape, as it is shown where one is wrong
@@ -108,42 +111,81 @@ class ExampleLine(BaseModel):
 
 def _hint(row: ExampleLine) -> str:
     letters = ascii_uppercase[: len(row.choices or [])]
-    if row.answer.strip() in [choice.strip() for choice in row.choices or []]:
-        return ": they differ in white space"
+    alike = [choice for choice in row.choices or [] if folded(choice) == folded(row.answer)]
+    if alike:
+        return f": it may be {' or '.join(map(repr, alike))}, which case or white space alone tell apart"
     return f"; it may be the text of one, its letter ({letters[0]} to {letters[-1]}) or its place, counted from 0"
 
 
 def example_line(row: Row, place: str = "") -> ExampleLine:
     """Return what a row means. Raises: `TaskError` with the row, what was found, what is wanted and a right one."""
-    where = f"{place}, {row.where}" if place else row.where
-    shape = "question"
+    where, value, shape = row.where, spelled(row.value), "question"
+    right = RIGHT_TABLE if row.in_table else RIGHT
     try:
-        if not isinstance(row.value, Mapping):
-            raise _Unfit(f"the row is {_named(row.value)}, and an object is wanted")
-        shape = "messages" if "messages" in row.value else _shape(row.value)
-        return ExampleLine.model_validate(_fields(row.value, shape, row.in_table))
+        if not isinstance(value, Mapping):
+            raise _WrongColumns(f"the row is {_named(value)}, and an object is wanted")
+        shape = "messages" if "messages" in value else _shape(value)
+        return ExampleLine.model_validate(_fields(value, shape, row.in_table))
     except ValidationError as error:
         problem = explain(error)
+    except _WrongColumns as error:
+        where = "the header" if row.in_table else where
+        problem = f"{error}. Right would be {right[shape]}."
     except _Unfit as error:
-        problem = f"{error}."
-    right = (RIGHT_TABLE if row.in_table else RIGHT)[shape]
-    raise TaskError(f"{where}: {problem} Right would be {right}; see {DOC}.")
+        problem = f"{error}." + (f" Right would be {right[shape]}." if shape == "messages" else "")
+    raise TaskError(f"{f'{place}, ' if place else ''}{where}: {problem[:-1]}; see {DOC}.")
 
 
 class _Unfit(Exception):
-    """Raised for a row that is none of the shapes, with what is wrong, without a full stop."""
+    """Raised for a row that means nothing, with what is wrong, without a full stop."""
+
+
+class _WrongColumns(_Unfit):
+    """Raised for a row with other columns than those of any shape; in a table its header is wrong."""
 
 
 # -------------------------------------------------------------------------------------------------------------- shapes
 
 
+def spelled(value: object) -> object:
+    """Return a row with its columns spelled as ours: case, spaces, `_` and `-` in their names do not count."""
+    if not isinstance(value, Mapping):
+        return value
+    names = _spelling(tuple(value))
+    return {names[name]: cell for name, cell in value.items()}
+
+
+@lru_cache
+def _spelling(columns: tuple[object, ...]) -> Mapping[object, object]:
+    """Return column → the name of ours that it has; another, or a second one of that name, keeps its own."""
+    found: dict[object, object] = {name: name for name in columns}
+    has_answer = {_squeezed(name) for name in ANSWERS} & {_squeezed(name) for name in columns}
+    for ours in (*NAMES, *(() if has_answer else SYNONYMS)):
+        alike = [name for name in columns if _squeezed(name) == _squeezed(ours)]
+        if len(alike) == 1:
+            found[alike[0]] = ours
+    return found
+
+
+def _squeezed(name: object) -> str:
+    return SPACES.sub("", name).casefold() if isinstance(name, str) else ""
+
+
 def is_text(value: object) -> bool:
     """Return True for a row that holds plain text and no question."""
+    value = spelled(value)
     return isinstance(value, Mapping) and "text" in value and not {*PROMPTS, "messages"} & value.keys()
+
+
+def answer_columns(value: object) -> list[str]:
+    """Return the columns of a row that could be an answer."""
+    value = spelled(value)
+    return [name for name in (*ANSWERS, *SYNONYMS) if isinstance(value, Mapping) and name in value]
 
 
 def shape_words(value: object) -> str:
     """Return in words what a row like this one is."""
+    value = spelled(value)
     if is_text(value):
         return "plain text"
     if not isinstance(value, Mapping):
@@ -173,7 +215,9 @@ def _fields(row: Mapping[str, object], shape: str, in_table: bool) -> dict[str, 
     others = {key: value for key, value in row.items() if key not in {*taken, *ours}}
     for name in others:
         if alike := _nearly(str(name)):
-            raise _Unfit(f"unknown key {name!r}. Did you mean {alike[0]}? If not, give it another name")
+            raise _WrongColumns(
+                f"unknown key {name!r}. Did you mean {alike[0]}? If not, give it another name"
+            )
     if isinstance(meta := known.get("meta", {}), Mapping):
         known["meta"] = {**others, **meta}
     return {**found, **known, "unread": list(others)}
@@ -193,8 +237,10 @@ def _question(
     row: Mapping[str, object], given: Mapping[str, object], in_table: bool
 ) -> tuple[set[str], dict[str, object]]:
     """Return the columns that were used, and prompt, answer and choices."""
-    prompt, answer = _one_of(row, PROMPTS, "question"), _one_of(row, ANSWERS, "answer")
-    listed = _one_of(row, CHOICES, "choices", needed=False)
+    prompt, answer = _one_of(row, PROMPTS, "question"), _one_of(row, (*ANSWERS, *SYNONYMS), "answer")
+    listed = _one_of(row, CHOICES, "choices")
+    if not (prompt and answer):
+        raise _WrongColumns(_missing(row, "" if prompt else "question", "" if answer else "answer", in_table))
     columns = [] if listed else _choice_columns(row)
     named = [name for name in columns if name in given]
     for name in (prompt, answer):
@@ -211,19 +257,55 @@ def _question(
         )
     elif listed in given:
         found["choices"], labels = _choices(given[listed])
+    if answer in SYNONYMS and "choices" not in found and _is_number_or_truth(given[answer]):
+        raise _Unfit(
+            f"{answer!r} is {str(given[answer])!r} and there are no choices: add them, or rename the column to answer "
+            "where the model is to write just that"
+        )
     found["answer"] = _answer(given[answer], found.get("choices"), [str(label).upper() for label in labels])
     return {prompt, answer, listed, *columns}, found
 
 
-def _one_of(row: Mapping[str, object], names: Sequence[str], what: str, needed: bool = True) -> str:
-    """Return the column of these names that the row has; an empty text for none, where none is needed."""
+def _one_of(row: Mapping[str, object], names: Sequence[str], what: str) -> str:
+    """Return the column of these names that the row has; an empty text for none.
+
+    Synonyms of the answer count where it has no other column.
+    """
     found = [name for name in names if name in row]
+    found = [name for name in found if name not in SYNONYMS] or found
     if len(found) > 1:
-        raise _Unfit(f"{' and '.join(map(repr, found))} could each be the {what}; leave one out")
-    if not found and needed:
-        other = f" (or {names[1]!r})" if names is PROMPTS else ""
-        raise _Unfit(f"{names[0]!r}{other} is missing; the row has {', '.join(map(str, row)) or 'nothing'}")
+        raise _WrongColumns(f"{' and '.join(map(repr, found))} could each be the {what}; leave one out")
     return found[0] if found else ""
+
+
+def _missing(row: Mapping[str, object], question: str, answer: str, in_table: bool) -> str:
+    """Return the message about the columns that are missing, each named or empty, with columns to rename."""
+    wanted = [
+        name for name in ("'prompt' (or 'question')" if question else "", answer and "'answer'") if name
+    ]
+    are, whole = "are" if len(wanted) > 1 else "is", "header" if in_table else "row"
+    said = f"{' and '.join(wanted)} {are} missing; the {whole} has {', '.join(map(str, row)) or 'nothing'}"
+    renames = []
+    for ours, words in ((question, PROMPTS), (answer, (*ANSWERS, *SYNONYMS))):
+        unread = [str(name) for name in row if name not in NAMES and not CHOICE_COLUMN.fullmatch(str(name))]
+        if ours and (alike := [name for name in unread if _sounds_like(name, words)]):
+            renames.append(f"{alike[0]} → {ours}")
+    return said + (f". Rename: {', '.join(renames)}" if renames else "")
+
+
+def _sounds_like(name: str, words: Sequence[str]) -> bool:
+    """Return True for a column whose name holds one of the words, or nearly is one."""
+    parts = SPACES.sub(" ", name).casefold().split()
+    return any(difflib.get_close_matches(part, words, n=1, cutoff=0.8) for part in parts)
+
+
+def _is_number_or_truth(value: object) -> bool:
+    """Return True for what may be the number of a class, or say that something else is right."""
+    return (
+        not isinstance(value, str)
+        or value.strip().casefold() in ("true", "false", "yes", "no")
+        or value.strip().isdecimal()
+    )
 
 
 def _choice_columns(row: Mapping[str, object]) -> list[str]:
@@ -265,15 +347,35 @@ def _listed(cell: str) -> list[object]:
 
 
 def _answer(value: object, choices: object, labels: Sequence[str]) -> object:
-    """Return the text of the answer: of choices the one that equals it, else the one at its letter or place."""
+    """Return the text of the answer: of choices the one that equals it, else the only one that differs in nothing but
+    case and spaces at its ends, else the one at its letter or place.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return value
     if not isinstance(choices, list) or not choices:
         return str(value)
-    if value in choices and isinstance(value, str):
+    if not isinstance(value, str):
+        return _pointed(value, choices, labels)
+    if value in choices:
         return value
+    alike = [choice for choice in choices if isinstance(choice, str) and folded(choice) == folded(value)]
+    if len(alike) != 1:
+        return _pointed(value, choices, labels)
+    try:
+        pointed = _pointed(value, choices, labels)
+    except _Unfit:  # a letter or a place beyond the choices points at none
+        return alike[0]
+    if pointed not in (value, alike[0]):
+        raise _Unfit(
+            f"the answer {value!r} may be the choice {alike[0]!r}, or point at {pointed!r}; write it in full"
+        )
+    return alike[0]
+
+
+def _pointed(value: int | str, choices: Sequence[object], labels: Sequence[str]) -> object:
+    """Return the choice at a letter or place; the value itself where it is neither."""
     name = str(value).strip().strip("().:").removesuffix(".0").upper()
     labels = labels[: len(choices)]
     if name in labels:
@@ -290,6 +392,11 @@ def _answer(value: object, choices: object, labels: Sequence[str]) -> object:
     if len(name) == 1 and name in ascii_uppercase and name in str(value):
         raise _Unfit(f"the answer {value!r} is beyond the choices, which are {labels[0]} to {labels[-1]}")
     return value
+
+
+def folded(text: str) -> str:
+    """Return the text without case and without spaces at its ends, which people write now this way and now that."""
+    return text.strip().casefold()
 
 
 def _conversation(value: object) -> dict[str, object]:

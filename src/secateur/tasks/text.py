@@ -16,7 +16,7 @@ from secateur.tasks.encode import added_ids
 from secateur.tasks.example import Example
 from secateur.tasks.formats import ROW_FILES, TEXT, Row, other_format
 from secateur.tasks.rows import read_rows, read_utf8
-from secateur.tasks.shapes import explain
+from secateur.tasks.shapes import explain, spelled
 from secateur.tasks.splits import ExampleSource
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class TextLine(BaseModel):
     model_config = ConfigDict(strict=True)
 
     text: str
-    id: str | None = None
+    id: str | int | None = None
 
 
 def read_text(path: Path, tokenizer: PreTrainedTokenizerBase, seqlen: int) -> ExampleSource:
@@ -88,7 +88,7 @@ def _documents(place: str, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
     empty, total = 0, 0
     for where, value, _ in rows:
         try:
-            row = TextLine.model_validate(value)
+            row = TextLine.model_validate(spelled(value))
         except ValidationError as error:
             raise TaskError(
                 f'{place}, {where}: {explain(error)} Right would be {{"text": "Once upon"}}.'
@@ -97,7 +97,7 @@ def _documents(place: str, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
         if not content:
             empty += 1
             continue
-        name = row.id or f"text-{_digest(row.text)}"
+        name = str(row.id or f"text-{_digest(row.text)}")
         first, named = lines.setdefault(name, (where, content))
         if named != content:
             raise TaskError(f"{place}, {where}: id {name!r} was already used in {first}.")
