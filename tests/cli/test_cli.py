@@ -245,7 +245,7 @@ def test_runs_and_show_find_a_folder_that_was_moved(place, finished, tmp_path):
 
 
 def test_show_lists_cuts_in_the_order_of_the_search_and_curves_last(place, finished):
-    """The search takes the best by its metric, equal ones by the log-loss among the choices; then what was only drawn."""
+    """Best by the metric first, equal ones by the log-loss among the choices; then what was only drawn."""
     found = json.loads(secateur("show", place / "out", "--top", "1000", "--json").stdout)
     original, *cuts = found["trials"]
     assert original["plan"] == "nothing cut" or not original["plan"]

@@ -191,13 +191,15 @@ def run_record(place: Path, top: int) -> dict[str, Any]:
     """The newest run of a ledger with its verdict, if there is one, and the `top` cuts it judged, best first, after the
     original; all on `select`.
 
-    The order is the search's own: cuts judged on more examples come first, since a race drops the others early; then the
-    metric that decides, and where that is equal the likelihood of the right choice (`search.race.Objective`). Cuts that
-    were judged after the search, for the curves of the report, were not chosen among and come last.
+    The order is the search's own: cuts judged on more examples come first, since a race drops the others early; then
+    the metric that decides, and where that is equal the likelihood of the right choice (`search.race.Objective`). Cuts
+    that were judged after the search, for the curves of the report, were not chosen among and come last.
     """
     run = judged_run(place)
     metric = run.metric
-    cut = [trial for trial in run.trials if trial.plan.edits]  # in the order of first record: the search's own first
+    cut = [
+        trial for trial in run.trials if trial.plan.edits
+    ]  # in the order of first record: the search's own first
     tried = tried_cuts(run.out)
     own = len(cut) if tried is None or run.shared else min(tried, len(cut))
     ordered = [*_best_first(cut[:own], metric), *_best_first(cut[own:], metric)]

@@ -358,7 +358,7 @@ def print_run(found: Mapping[str, Any]) -> None:
 
 
 def _listed(found: Mapping[str, Any]) -> str:
-    """Return how many cuts a run chose among, with the same count as its verdict, and in which order they are listed."""
+    """Return how many cuts a run chose among, as its verdict counts them, and in which order they are listed."""
     metric, ties = metric_name(found["metric"]).lower(), metric_name(found["ties_by"]).lower()
     equal = "" if found["metric"] == found["ties_by"] else f", equal ones by {ties}"
     some = "" if found["on_select"] == found["tried"] else f", {found['on_select']:,} of them"

@@ -127,11 +127,14 @@ def panel(title: str, rows: Sequence[Dumbbell]) -> str:
 
 
 def scale_of(low: float, high: float, unit: str) -> list[float]:
-    """Return tick positions. Shares show 0 to 100 % unless all lies within a fifth of it; dots need no zero."""
-    if unit == "share" and high - low > 0.2:
+    """Return tick positions. Shares show 0 to 100 % unless all lies within a fifth of it; dots need no zero.
+
+    A scale of values that are not negative, such as a log-loss, does not begin below 0.
+    """
+    if (unit == "share" and high - low > 0.2) or unit.startswith("distinct"):
         return [0.0, 0.25, 0.5, 0.75, 1.0]
     pad = 0.15 * max(high - low, 0.02 * abs(high))
-    marks = ticks(low - pad, high + pad)
+    marks = ticks(low - pad if low < 0 else max(0.0, low - pad), high + pad)
     return [t for t in marks if 0 <= t <= 1] if unit == "share" else marks
 
 
@@ -166,6 +169,9 @@ def _values(row: Dumbbell) -> str:
     """Return the numbers of a row as text."""
     if row.alternative is not None and row.before is None:
         value, ends = number(row.alternative.value, row.unit), interval(row.alternative.ci, row.unit)
+        return f'<div class="values"><b>{text(value)}</b><small>{text(ends)}</small></div>'
+    if row.before is not None and row.after is None:
+        value, ends = number(row.before.value, row.unit), interval(row.before.ci, row.unit)
         return f'<div class="values"><b>{text(value)}</b><small>{text(ends)}</small></div>'
     before, after = (number(side.value if side else None, row.unit) for side in (row.before, row.after))
     line = f"{text(before)} → <b>{text(after)}</b>"
