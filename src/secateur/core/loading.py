@@ -20,7 +20,8 @@ def evidence_text(place: PlaceRecord) -> str:
     how = f"{place.evidence} ({place.detail})"
     if place.evidence == "run":
         how = f"expected: a checkpoint of this kind was run in {place.detail}, this one was not"
-    return f"{how}, {place.condition}" if place.condition else how
+    between = "; " if place.evidence == "run" else ", "
+    return how + between + place.condition if place.condition else how
 
 
 def sign(place: PlaceRecord) -> str:

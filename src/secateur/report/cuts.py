@@ -64,7 +64,10 @@ def model_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
     gone = dropped(verdict)
     if not gone.sites:
         return _matrix_map(verdict, looked_at)
-    return drop_map(gone) + (_matrix_map(verdict, looked_at) if _in_matrices(verdict) else "")
+    inside = any(
+        item.kind != "linearize" for item in _in_matrices(verdict)
+    )  # whole blocks are in the other map
+    return drop_map(gone) + (_matrix_map(verdict, looked_at) if inside else "")
 
 
 def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:

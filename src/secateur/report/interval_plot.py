@@ -116,7 +116,7 @@ def panel(title: str, rows: Sequence[Dumbbell]) -> str:
     scale = scale_of(min(ends), max(ends), unit)
     better = "higher is better" if rows[0].higher_is_better else "lower is better"
     body = "".join(_row(row, scale) for row in rows if row.marks)
-    words = [f"{100 * t:.4g}" if unit == "share" else f"{t:,.4g}" for t in scale]
+    words = [_tick(100 * t if unit == "share" else t) for t in scale]
     axis = "".join(
         f'<span style="left:{_percent(t, scale):.2f}%">{word}</span>'
         for t, word in zip(scale, words, strict=True)
@@ -124,6 +124,11 @@ def panel(title: str, rows: Sequence[Dumbbell]) -> str:
     head = f"<h3>{text(title)} <small>{text(unit_name(unit))}, {better}</small></h3>"
     foot = f'<div class="row axis"><div></div><div class="track">{axis}</div><div></div></div>'
     return f'<div class="forest">{head}{body}{foot}</div>'
+
+
+def _tick(value: float) -> str:
+    """Return `0.25`, `100`, `200k`: never in powers of ten."""
+    return f"{value / 1000:,.4g}k" if abs(value) >= 10_000 else f"{value:,.4g}"
 
 
 def scale_of(low: float, high: float, unit: str) -> list[float]:

@@ -98,12 +98,13 @@ def start_text(record: BaselineRecord) -> str:
 
 def how_sure(verdict: VerdictRecord) -> list[Markup]:
     """Return what the word rests on: p-value and test, examples, candidates, openings."""
-    parts = [p_value(verdict.p_value), text(verdict.test)]
+    parts = [p_value(verdict.p_value), text(verdict.test)] if verdict.cut else []
     if verdict.n:
         clusters = f" in {verdict.groups:,} groups" if verdict.groups != verdict.n else ""
         parts.append(f"{verdict.n:,} test examples{clusters}, untouched until the end")
     if verdict.candidates_tried > 1:
-        parts.append(f"chosen among {verdict.candidates_tried:,} candidates")
+        words = "chosen among {:,} candidates" if verdict.cut else "{:,} candidates were tried"
+        parts.append(words.format(verdict.candidates_tried))
     if verdict.openings > 1:
         before = p_value(verdict.p_value_unadjusted)
         parts.append(f"test split opened {verdict.openings} times, corrected for (uncorrected {before})")
@@ -125,10 +126,11 @@ def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
 
 
 def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
-    """Return each edit in words with its address; where parts were dropped a line that counts them, then by layer."""
+    """Return each edit in words with its address; where parts were dropped a line that counts them, then layers."""
     if any(item.kind == "drop" for item in verdict.cut):
         layers = [(f"layer {block}: {words}", f"b{block}") for block, words in by_block(dropped(verdict))]
-        return [(verdict.cut_summary, ""), *layers]
+        inside = [(in_words(item.edit), item.site) for item in verdict.cut if item.kind != "drop"]
+        return [(verdict.cut_summary, ""), *layers, *inside]
     lines = []
     for item in verdict.cut:
         place = in_words(item.site)

@@ -26,6 +26,7 @@ from secateur.report.page import assemble
 from secateur.report.templating import fragment
 
 UNITS = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}
+BIGRAMS = " (share of distinct bigrams)"
 SHIFT = 0.08  # of a bin: keeps the two intervals of a bin apart
 
 
@@ -107,7 +108,7 @@ def compared(verdict: VerdictRecord) -> PageSection:
     title, lead, numbers = "Before and after", "Held-out test examples, before and after the cut", measured
     if not verdict.cut:
         title, lead, numbers = "The unchanged model on test", "Held-out test examples; nothing was cut", []
-    if verdict.alternatives:
+    if tried:
         lead += ", beside what a trivial change would have done"
     body = (legend, panels(rows, UNITS), alternatives, tables.measures(numbers))
     return PageSection("compared", title, f"{lead}.", body)
@@ -180,7 +181,10 @@ def effects(verdict: VerdictRecord) -> PageSection:
 def _unchanged_sides(verdict: VerdictRecord) -> str:
     """Return in one sentence what else was watched of a model that nothing was cut of."""
     seen = [(item.name, item.unit, item.before) for item in verdict.side_effects if item.before]
-    values = "; ".join(f"{text(name)}: {number(score.value, unit)}" for name, unit, score in seen)
+    values = "; ".join(
+        f"{text(name)}: {number(score.value, unit)}{BIGRAMS if unit.startswith('distinct') else ''}"
+        for name, unit, score in seen
+    )
     return f"<p>Nothing was cut, so nothing else changed: {values}.</p>" if values else ""
 
 

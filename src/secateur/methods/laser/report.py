@@ -416,7 +416,7 @@ def _screen_words(order: Sequence[ScreenedTruncation], points: Sequence[Screened
     answer = "Yes, by and large" if rho >= AGREES else "Only in part" if rho >= AGREES_PARTLY else "No"
     place, row, delta = min(points, key=lambda point: point[2])
     return (
-        f"<p><b>{answer}.</b> Over the {len(points):,} cuts that were judged to the end, the predicted and the measured "
+        f"<p><b>{answer}.</b> Over the {len(points):,} cuts that were judged to the end, predicted and measured "
         f"order have a rank correlation of {number(rho, '')} (1: the same order, 0: unrelated). The lowest measured "
         f"loss, {change(delta, 'nats')} nats with {text(row.site)} at rank {row.rank}, was predicted at place "
         f"{place:,} of {len(order):,}. What the screen set aside was not measured.</p>"
