@@ -24,13 +24,13 @@ class LookedAt:
 
     Args:
         sites: Matrices that candidates which were run were about.
-        screened: Matrices all of whose candidates were set aside by a screen.
         directions: By matrix, how many of its singular directions were removed, of how many.
+        screened: Matrices all of whose candidates were set aside by a screen.
     """
 
     sites: frozenset[Site] = frozenset()
-    screened: frozenset[Site] = frozenset()
     directions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    screened: frozenset[Site] = frozenset()
 
 
 def cut_section(verdict: VerdictRecord, looked_at: LookedAt) -> PageSection:
@@ -110,7 +110,7 @@ def _cell(
     places = (str(site), f"b{site.block}.{part}", f"b{site.block}")
     item = next((cut[place] for place in places if place in cut), None)
     if item is None:
-        kind = "tried" if site in sites else "screened" if site in looked_at.screened else "idle"
+        kind = "tried" if site in sites else "set-aside" if site in looked_at.screened else "idle"
         return {"kind": kind, "title": str(site), "mark": ""}
     mark = "×" if item.rank is None else str(item.rank)
     if item.kind == "remove_directions":
@@ -127,7 +127,7 @@ def _legend(inside: Sequence[CutRecord], *, numbered: bool, screened: bool) -> s
         "truncate": "cut, with the rank kept",
     }
     cut = [("cut", words.get(kind, "cut")) for kind in sorted({item.kind for item in inside})]
-    aside = [("screened", "only screened")] if screened else []
+    aside = [("set-aside", "only screened")] if screened else []
     return key(("tried", "tried"), *aside, ("idle", "not tried"), *cut)
 
 

@@ -15,7 +15,7 @@ _PREFIXES = ("", "k", "M", "G", "T")
 def gains_section(verdict: VerdictRecord) -> PageSection:
     """Return the section: sizes and speeds of the dense model and of the cut one, and where the cut one loads."""
     gains, loads = verdict.gains, where_it_loads(verdict.loads)
-    if not verdict.cut:
+    if not verdict.cut and (gains is not None or loads):
         size_words = f"<p>Nothing was cut, so nothing is saved: {text(unchanged_size(verdict))}.</p>"
         return PageSection("gains", "Size, and where it loads", "", (size_words, loads))
     if gains is None:

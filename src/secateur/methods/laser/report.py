@@ -75,7 +75,8 @@ def looked_at(analysis: LaserAnalysis) -> LookedAt:
     """Return the matrices that were swept, screened or drawn as a curve, for the map of the model."""
     run = {*(row.site for row in analysis.sweep), *(curve.site for curve in analysis.curves)}
     screened = {row.site for row in analysis.screen} - run
-    return LookedAt(*(frozenset(filter(None, map(site_of, names))) for names in (run, screened)))
+    tried, aside = (frozenset(filter(None, map(site_of, names))) for names in (run, screened))
+    return LookedAt(tried, screened=aside)
 
 
 # ------------------------------------------------------------------------------------------------- readings of `probe`
