@@ -16,7 +16,7 @@ from importlib import resources
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from fixtures import data_report
+from fixtures import data_components, data_report
 
 from secateur.core.records.verdict import VerdictRecord
 from secateur.errors import OutputError, SecateurError
@@ -366,10 +366,11 @@ def test_null_run_is_short_and_says_that_nothing_was_cut(pages):
 def test_an_unchanged_model_has_no_after_and_a_sentence_for_size_and_for_cost():
     verdict, plan, analysis = data_report.facts()
     nothing = data_report.null()[0]
-    parts = ("gains", "loads", "side_effects", "secondary", "search", "candidates_tried", "parameters")
+    parts = ("side_effects", "secondary", "search", "candidates_tried", "parameters")
     nothing |= {name: verdict[name] for name in parts if name in verdict}
-    html = render(nothing, plan | {"edits": []}, analysis)
-    page = Page(html)
+    nothing |= {name: data_components.heads()[0][name] for name in ("gains", "loads")}
+    seen = {name: analysis[name] for name in ("base", "sweep", "screen", "curves", "spectrum")}
+    page = Page(render(nothing, plan | {"edits": []}, seen))
     assert not page.of_class("dot after"), "no point of a cut that was not made"
     assert page.of_class("dot before")
     assert "the matrix that was cut" not in page.text
