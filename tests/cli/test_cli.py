@@ -237,11 +237,32 @@ def test_runs_and_show_find_a_folder_that_was_moved(place, finished, tmp_path):
         found = json.loads(secateur("show", tmp_path / "moved", "--json").stdout)
         assert found["verdict"]["n"] == 130
         assert found["judged"] > 10
+        assert found["tried"] == found["verdict"]["candidates_tried"]
         listed = json.loads(secateur("runs", tmp_path, "--json").stdout)
+        assert [run["plans"] for run in listed if run["plans"]] == [found["tried"]]
         assert [run["status"] for run in listed] == [found["verdict"]["verdict"]] * len(listed)
     finally:
         (tmp_path / "moved").rename(place / "out")
         (tmp_path / "moved.run").rename(place / "out.run")
+
+
+def test_show_lists_cuts_in_the_order_of_the_search_and_curves_last(place, finished):
+    """Best by the metric first, equal ones by the log-loss among the choices; then what was only drawn."""
+    found = json.loads(secateur("show", place / "out", "--top", "1000", "--json").stdout)
+    original, *cuts = found["trials"]
+    assert original["plan"] == "nothing cut" or not original["plan"]
+    assert len(cuts) == found["on_select"] + found["for_curves"]
+
+    def rank(trial):
+        return -trial["n"], -trial[found["metric"]], trial[found["ties_by"]]
+
+    tried, drawn = cuts[: found["on_select"]], cuts[found["on_select"] :]
+    assert [rank(trial) for trial in tried] == sorted(map(rank, tried))
+    assert [rank(trial) for trial in drawn] == sorted(map(rank, drawn))
+    choice = found["verdict"]["search"]["choice"]
+    assert choice["tried"] == found["tried"]
+    if not choice["shown"]:
+        assert tried[0]["plan"] == choice["best"]
 
 
 def test_report_again_is_the_same_page(place, finished):

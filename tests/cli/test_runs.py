@@ -71,9 +71,9 @@ def test_every_verb_is_listed(place):
         "pruned": "prune", "sub/shared": "prune", "sub/cut": "apply", "tuned": "finetune", "healed": "heal",
         "plain": "train",
     }  # fmt: skip
-    verdict = json.loads((place / "pruned/verdict.json").read_text())["verdict"]
-    assert found["pruned"]["status"] == verdict
-    assert found["pruned"]["plans"] > 10
+    verdict = json.loads((place / "pruned/verdict.json").read_text())
+    assert found["pruned"]["status"] == verdict["verdict"]
+    assert found["pruned"]["plans"] == verdict["candidates_tried"] > 0
     for name in ("sub/cut", "tuned", "healed", "plain"):
         assert found[name]["status"] == "done"
         assert found[name]["plans"] is None

@@ -16,15 +16,18 @@ from importlib import resources
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from fixtures import data_report
+from fixtures import data_components, data_report
 
+from secateur.core.records.verdict import VerdictRecord
 from secateur.errors import OutputError, SecateurError
 from secateur.methods.laser.report import spectrum
 from secateur.methods.laser.sweep_plot import color_limit
-from secateur.report.chart import Figure, new_layout
+from secateur.report.chart import Figure, loss_axis, new_layout
 from secateur.report.frame import FigureGroup, PageSection
-from secateur.report.markup import change, embedded_json, finite, interval, number, p_value, ticks
+from secateur.report.interval_plot import scale_of
+from secateur.report.markup import change, embedded_json, factor, finite, interval, number, p_value, ticks
 from secateur.report.page import assemble
+from secateur.report.pruned_units import drop_map, dropped
 from secateur.reporting import render, write_run_report
 
 RECORDS = {name: getattr(data_report, name) for name in ("facts", "null", "text", "hostile", "foreign")}
@@ -358,6 +361,87 @@ def test_null_run_is_short_and_says_that_nothing_was_cut(pages):
     assert "Nothing was cut" in page.text
     assert "no difference shown" in page.text
     assert page.of_class("neutral")
+
+
+def test_an_unchanged_model_has_no_after_and_a_sentence_for_size_and_for_cost():
+    verdict, plan, analysis = data_report.facts()
+    nothing = data_report.null()[0]
+    parts = ("side_effects", "secondary", "search", "candidates_tried", "parameters")
+    nothing |= {name: verdict[name] for name in parts if name in verdict}
+    nothing |= {name: data_components.heads()[0][name] for name in ("gains", "loads")}
+    seen = {name: analysis[name] for name in ("base", "sweep", "screen", "curves", "spectrum")}
+    page = Page(render(nothing, plan | {"edits": []}, seen))
+    assert not page.of_class("dot after"), "no point of a cut that was not made"
+    assert page.of_class("dot before")
+    assert "the matrix that was cut" not in page.text
+    assert "What it saves" not in page.text
+    assert "What was tried" in page.text
+    size = f"{verdict['parameters']['before']:,} parameters"
+    assert f"Nothing was cut, so nothing is saved: {size}" in page.text
+    assert "Nothing was cut, so nothing else changed: " in page.text
+    frames = [
+        shape
+        for figure in page.figures
+        for shape in figure["layout"].get("shapes", ())
+        if shape["type"] == "rect"
+    ]
+    assert len(frames) == 1, "the best that was tried"
+
+
+def test_the_screen_is_answered_in_words():
+    verdict, plan, analysis = data_report.facts()
+    scores = {(row["site"], row["rank"]): row for row in analysis["screen"]}
+    done = [row for row in analysis["sweep"] if row["complete"]]
+    for row in done:
+        scores[row["site"], row["rank"]]["score"] = row["loss"]
+    assert "Yes, by and large. Over the" in Page(render(verdict, plan, analysis)).text
+    for row in done:
+        scores[row["site"], row["rank"]]["score"] = -row["loss"]
+    said = Page(render(verdict, plan, analysis)).text
+    assert f"No. Over the {len(done):,} cuts that were judged to the end" in said
+    assert "rank correlation of −1.00" in said
+
+
+def test_a_map_leaves_out_layers_of_which_nothing_was_judged():
+    verdict, plan, analysis = data_report.facts()
+    analysis["sweep"] = [row for row in analysis["sweep"] if row["block"] != 1]
+    figures = [
+        figure for figure in Page(render(verdict, plan, analysis)).figures if figure["id"].startswith("sweep")
+    ]
+    assert figures
+    assert all(figure["layout"]["yaxis"]["ticktext"] == ["0", "2"] for figure in figures)
+
+
+@pytest.mark.parametrize(("values", "start"), [([0.01, 0.03], 0.0), ([-0.2, 0.3], None), ([3.0, 3.2], None)])
+def test_the_axis_of_a_loss_does_not_begin_below_zero(values, start):
+    low = loss_axis([*values])["range"][0]
+    assert low <= min(values)
+    assert low >= min(0.0, min(values) - 1)
+    if start is not None:
+        assert low >= start
+    assert scale_of(min(values), max(values), "nats")[0] >= (0 if min(values) >= 0 else -1)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(1.037, "1.04 ×"), (99.0, "99.00 ×"), (13386.42, "13,000 ×"), (128.0, "130 ×")]
+)
+def test_large_factors_have_two_figures(ratio, words):
+    assert factor(ratio).replace("\u00a0", " ") == words
+
+
+def test_folded_blocks_are_marked_beside_dropped_ones():
+    model = {"num_blocks": 4, "num_heads": 2, "num_kv_heads": 2}
+    verdict, _, _ = data_report.facts()
+    verdict["model"] |= model
+    verdict["cut"] = [
+        {"site": "b1", "edit": "b1 folded into b0.down", "kind": "linearize", "blocks": [1]},
+        {"site": "b2", "edit": "b2 gone", "kind": "drop"},
+    ]
+    lines = drop_map(dropped(VerdictRecord.model_validate(verdict))).split('<div class="line')
+    assert [line.split('"')[0] for line in lines[1:5]] == ["", " gone", " folded", ""], (
+        "the last block is at the top"
+    )
+    assert lines[3].count('class="cut"') == 2 + 1, "its heads and its network"
 
 
 def test_text_task_has_loss_only(pages):

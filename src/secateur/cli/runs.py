@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,10 +63,19 @@ def _in_ledger(path: Path) -> Iterator[dict[str, Any]]:
 def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
     """Return the row of a run of `prune`."""
     out, scope = _out(ledger.path, run), ledger.recall(run.id, "scope", str)
-    more = {"plans": len(ledger.trials(scope)) if scope else 0, "ledger": str(ledger.path)}
+    tried = tried_cuts(out)
+    if tried is None:
+        tried = sum(bool(trial.plan.edits) for trial in ledger.trials(scope)) if scope else 0
+    more = {"plans": tried, "ledger": str(ledger.path)}
     status = _now(out, run) if run.status == RUNNING else run.status
     with as_written(ledger.path, OutputError, "Move it away, and start again."):
         return _row("prune", out, run.command, run.created, status, **more)
+
+
+def tried_cuts(out: Path) -> int | None:
+    """Return how many cuts a finished search chose among, as its verdict has it; None where there is no verdict."""
+    file = out / "verdict.json"
+    return int(read_verdict(file)["candidates_tried"]) if file.exists() else None
 
 
 def _finished(out: Path) -> dict[str, Any] | None:
@@ -150,6 +159,7 @@ class JudgedRun:
         metric: The metric that decides.
         select: The examples of `select`; None where the ledger does not say.
         trials: The plans that were judged, with their means on `select`, in the order of first record.
+        shared: Whether the ledger holds other runs too, whose plans may be among these.
     """
 
     out: Path
@@ -157,6 +167,7 @@ class JudgedRun:
     metric: Metric
     select: list[int] | None
     trials: list[Trial]
+    shared: bool
 
 
 def judged_run(place: Path) -> JudgedRun:
@@ -172,28 +183,51 @@ def judged_run(place: Path) -> JudgedRun:
         select = ledger.recall(run.id, "select", _examples)
         trials = ledger.trials(scope, select) if scope else []
         # ledgers of an earlier day do not say the metric
-        return JudgedRun(_out(path, run), _judged(ledger, run), metric or METRICS["accuracy"], select, trials)
+        summary, metric = _judged(ledger, run), metric or METRICS["accuracy"]
+        return JudgedRun(_out(path, run), summary, metric, select, trials, shared=len(runs) > 1)
 
 
 def run_record(place: Path, top: int) -> dict[str, Any]:
-    """The newest run of a ledger with its verdict, if there is one, and the `top` plans it judged, best first in the
-    metric that decides, after the original; all on `select`.
+    """The newest run of a ledger with its verdict, if there is one, and the `top` cuts it judged, best first, after the
+    original; all on `select`.
 
-    Plans judged on more examples come first, since a race drops the others early.
+    The order is the search's own: cuts judged on more examples come first, since a race drops the others early; then
+    the metric that decides, and where that is equal the likelihood of the right choice (`search.race.Objective`). Cuts
+    that were judged after the search, for the curves of the report, were not chosen among and come last.
     """
     run = judged_run(place)
-    metric, trials = run.metric, run.trials
-    cut = [trial for trial in trials if trial.plan.edits]
-    cut.sort(key=lambda trial: (-trial.n, _or_worst(trial, metric), _or_worst(trial, METRICS["loss"])))
-    base = [trial for trial in trials if not trial.plan.edits and run.select is not None]
+    metric = run.metric
+    cut = [
+        trial for trial in run.trials if trial.plan.edits
+    ]  # in the order of first record: the search's own first
+    tried = tried_cuts(run.out)
+    own = len(cut) if tried is None or run.shared else min(tried, len(cut))
+    ordered = [*_best_first(cut[:own], metric), *_best_first(cut[own:], metric)]
+    base = [trial for trial in run.trials if not trial.plan.edits and run.select is not None]
     verdict = run.out / "verdict.json"
     return {
         "run": run.summary,
         "verdict": read_verdict(verdict) if verdict.exists() else None,
         "metric": metric.name,
-        "judged": len(trials),
-        "trials": [_judgment(trial, metric) for trial in (*base, *cut[:top])],
+        "judged": len(run.trials),
+        "tried": own if tried is None else tried,
+        "on_select": own,
+        "for_curves": len(cut) - own,
+        "ties_by": _tie_breaker(cut).name,
+        "trials": [_judgment(trial, metric) for trial in (*base, *ordered[:top])],
     }
+
+
+def _tie_breaker(trials: Sequence[Trial]) -> Metric:
+    """Return the loss among the choices, or without choices the loss of the right answer."""
+    among = METRICS["choice_loss"]
+    has_choices = any(not math.isnan(trial.means[among.name]) for trial in trials)
+    return among if has_choices else METRICS["loss"]
+
+
+def _best_first(trials: Sequence[Trial], metric: Metric) -> list[Trial]:
+    ties = _tie_breaker(trials)
+    return sorted(trials, key=lambda trial: (-trial.n, _or_worst(trial, metric), _or_worst(trial, ties)))
 
 
 def write_optuna(place: Path, file: Path) -> int:
@@ -263,8 +297,9 @@ def _parameters(plan: Plan) -> dict[str, int | str]:
 
 
 def _judgment(trial: Trial, metric: Metric) -> dict[str, Any]:
-    """Return the metric that decides, and the loss by itself where that is another."""
-    names = dict.fromkeys((metric.name, *(() if metric.column == "loss" else ("loss",))))
+    """Return the metric that decides, the metric that breaks ties, and the loss where that is another."""
+    ties = _tie_breaker([trial]).name
+    names = dict.fromkeys((metric.name, ties, *(() if metric.column == "loss" else ("loss",))))
     means = {name: trial.means[name] for name in names}
     values = {name: None if math.isnan(mean) else mean for name, mean in means.items()}
     return {"plan": str(trial.plan), "n": trial.n} | values | {"seconds": trial.seconds}

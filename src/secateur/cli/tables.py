@@ -26,12 +26,12 @@ from secateur.core.records.verdict import (
     SideEffect,
     VerdictRecord,
 )
-from secateur.core.score import few_groups
+from secateur.core.score import few_groups, metric_name
 from secateur.core.site import in_words
 
 WIDE = 110  # columns of a terminal that has room for layers in words
 MEASURED = ("measured", "before", "after", "change [95 %]")  # columns
-COLUMN_WORDS = {"n": "examples", "loss": "loss, nats"}
+COLUMN_WORDS = {"n": "examples", "loss": "loss, nats", "choice_loss": "loss among choices"}
 WORD_STYLE = {
     "improves": "bold green",
     "not worse": "bold green",  # by more than a margin
@@ -353,8 +353,7 @@ def print_run(found: Mapping[str, Any]) -> None:
         console.print()
     else:
         console.print(Text(f"{found['run']['run']}: {found['run']['status']}, no verdict yet"))
-    metric = found["metric"].replace("_", " ")
-    title = f"{found['judged']:,} plans were judged on the validation split, by {metric}."
+    title = _listed(found)
     wide = console.width >= WIDE
     rows = [
         [in_words(cell) if wide and isinstance(cell, str) else cell for cell in trial.values()]
@@ -362,3 +361,20 @@ def print_run(found: Mapping[str, Any]) -> None:
     ]
     names = (found["trials"] or [{}])[0]
     print_rows([COLUMN_WORDS.get(name, name.replace("_", " ")) for name in names], rows, title=title)
+
+
+def _listed(found: Mapping[str, Any]) -> str:
+    """Return how many cuts a run chose among, as its verdict counts them, and in which order they are listed."""
+    metric, ties = metric_name(found["metric"]).lower(), metric_name(found["ties_by"]).lower()
+    equal = "" if found["metric"] == found["ties_by"] else f", equal ones by {ties}"
+    some = "" if found["on_select"] == found["tried"] else f", {found['on_select']:,} of them"
+    words = (
+        f"{found['tried']:,} cuts were tried{some} on the validation split. Best first: on most examples, then by "
+        f"{metric}{equal}."
+    )
+    if found["for_curves"]:
+        words += (
+            f"\n{found['for_curves']:,} more were judged after the search, for the curves of the report; they were not "
+            "chosen among and come last."
+        )
+    return words

@@ -128,7 +128,10 @@ def loss_axis(losses: Sequence[float], title: str = "loss, nats") -> Trace:
             range=span,
         )
     pad = 0.06 * max(high - low, 1e-3)
-    return new_axis(title, range=[low - pad, high + pad], nticks=6)
+    start = (
+        low - pad if low < 0 else max(0.0, low - pad)
+    )  # a loss has no values below 0, and no room for them
+    return new_axis(title, range=[start, high + pad], nticks=6)
 
 
 def value_axis(values: Sequence[float], unit: str) -> Trace:

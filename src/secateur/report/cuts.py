@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from secateur.core.records.verdict import CutRecord, ParametersRecord, VerdictRecord
+from secateur.core.score import metric_name
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site, in_words
 from secateur.report.frame import PageSection
 from secateur.report.markup import MINUS, change, key
@@ -22,12 +23,14 @@ class LookedAt:
     """The sites that a search looked at, for the map of the model. A method tells it; the page does not know methods.
 
     Args:
-        sites: Matrices that candidates were about.
+        sites: Matrices that candidates which were run were about.
         directions: By matrix, how many of its singular directions were removed, of how many.
+        screened: Matrices all of whose candidates were set aside by a screen.
     """
 
     sites: frozenset[Site] = frozenset()
     directions: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    screened: frozenset[Site] = frozenset()
 
 
 def cut_section(verdict: VerdictRecord, looked_at: LookedAt) -> PageSection:
@@ -36,7 +39,8 @@ def cut_section(verdict: VerdictRecord, looked_at: LookedAt) -> PageSection:
     body = f'<div class="beside"><div>{drawn}</div><div>{words}</div></div>' if drawn else words
     whole = any(item.kind == "drop" for item in verdict.cut)
     lead = f"The model layer by layer, {'part by part' if whole else 'matrix by matrix'}."
-    return PageSection("cut", "What was cut", lead, (body, funnel(verdict)))
+    title = "What was cut" if verdict.cut else "What was tried"
+    return PageSection("cut", title, lead, (body, funnel(verdict)))
 
 
 def removed_directions(item: CutRecord, looked_at: LookedAt) -> tuple[int, int]:
@@ -60,14 +64,18 @@ def model_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
     gone = dropped(verdict)
     if not gone.sites:
         return _matrix_map(verdict, looked_at)
-    return drop_map(gone) + (_matrix_map(verdict, looked_at) if _in_matrices(verdict) else "")
+    inside = any(
+        item.kind != "linearize" for item in _in_matrices(verdict)
+    )  # whole blocks are in the other map
+    return drop_map(gone) + (_matrix_map(verdict, looked_at) if inside else "")
 
 
 def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
     inside = _in_matrices(verdict)
     named = {site for item in inside if (site := site_of(item.site)) is not None}
     sites = looked_at.sites | named
-    blocks = 1 + max((site.block for site in sites), default=-1)
+    considered = sites | looked_at.screened
+    blocks = 1 + max((site.block for site in considered), default=-1)
     if any(item.blocks for item in inside):
         blocks = max(blocks, verdict.model.num_blocks)
     if not blocks:
@@ -77,7 +85,7 @@ def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
         for item in inside
         for place in [f"b{block}" for block in item.blocks or ()] or [item.site]
     }
-    names = [name for name in MATRICES if any(site.part == name for site in sites)] or list(MATRICES)
+    names = [name for name in MATRICES if any(site.part == name for site in considered)] or list(MATRICES)
     rows = [
         (name, [_cell(Site(block, name), sites, cut, looked_at, blocks) for block in range(blocks)])
         for name in names
@@ -89,9 +97,9 @@ def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
         columns=f"grid-template-columns:3.6em repeat({blocks},minmax(0,{5.4 if blocks <= 6 else 3.4}em))",
         label=f"Map of the model: {blocks} blocks, {len(names)} matrices each; cut: {', '.join(cut) or 'nothing'}",
         blocks=blocks,
-        labelled=range(0, blocks, math.ceil(blocks / 16)),
+        labelled=range(0, blocks, math.ceil(blocks / 10)),
     )
-    return drawn + _legend(inside, numbered=blocks <= NUMBERED)
+    return drawn + _legend(inside, numbered=blocks <= NUMBERED, screened=bool(looked_at.screened - sites))
 
 
 def _cell(
@@ -102,14 +110,15 @@ def _cell(
     places = (str(site), f"b{site.block}.{part}", f"b{site.block}")
     item = next((cut[place] for place in places if place in cut), None)
     if item is None:
-        return {"kind": "tried" if site in sites else "idle", "title": str(site), "mark": ""}
+        kind = "tried" if site in sites else "set-aside" if site in looked_at.screened else "idle"
+        return {"kind": kind, "title": str(site), "mark": ""}
     mark = "×" if item.rank is None else str(item.rank)
     if item.kind == "remove_directions":
         mark = f"{MINUS}{removed_directions(item, looked_at)[0]}" if blocks <= NUMBERED else ""
     return {"kind": "cut", "title": item.edit, "mark": mark}
 
 
-def _legend(inside: Sequence[CutRecord], *, numbered: bool) -> str:
+def _legend(inside: Sequence[CutRecord], *, numbered: bool, screened: bool) -> str:
     words = {
         "linearize": "gone, a linear map stands for them",
         "remove_directions": "cut, with the number of directions removed"
@@ -117,9 +126,9 @@ def _legend(inside: Sequence[CutRecord], *, numbered: bool) -> str:
         else "directions removed",
         "truncate": "cut, with the rank kept",
     }
-    kinds = {item.kind for item in inside} or {"truncate"}
-    cut = [("cut", words.get(kind, "cut")) for kind in sorted(kinds)]
-    return key(("tried", "tried"), ("idle", "not tried"), *cut)
+    cut = [("cut", words.get(kind, "cut")) for kind in sorted({item.kind for item in inside})]
+    aside = [("set-aside", "only screened")] if screened else []
+    return key(("tried", "tried"), *aside, ("idle", "not tried"), *cut)
 
 
 # ------------------------------------------------------------------------------------------------------ the words
@@ -186,6 +195,17 @@ def _percent(share: float) -> str:
     return change(share, "share", name_unit=False) + " %"
 
 
+def _order(verdict: VerdictRecord) -> str:
+    """Return by what a search for gain ordered the cuts that it tried, as `search.race.Objective` does."""
+    if verdict.search.choice is None:
+        return ""
+    metrics = [item.metric for item in verdict.secondary]
+    ties = "choice_loss" if "choice_loss" in metrics else "loss"
+    equal = "" if ties == verdict.metric else f", equal ones by {metric_name(ties).lower()}"
+    tried = f"{verdict.candidates_tried:,} were tried on the validation split"
+    return f" {tried}, the best by {metric_name(verdict.metric).lower()}{equal}."
+
+
 def funnel(verdict: VerdictRecord) -> str:
     """Return how many candidates were set aside, dropped, and judged to the end: one bar and one sentence.
 
@@ -206,6 +226,6 @@ def funnel(verdict: VerdictRecord) -> str:
         "cut",
         "funnel",
         parts=parts,
-        sentence=f"{search.proposed:,} candidates proposed by {search.method}, {how}.",
+        sentence=f"{search.proposed:,} candidates proposed by {search.method}, {how}.{_order(verdict)}",
         legend=key(*((kind, f"{count:,} {words}") for kind, words, count in parts)),
     )

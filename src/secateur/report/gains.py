@@ -5,7 +5,7 @@ from __future__ import annotations
 from secateur.core.loading import evidence_text, sign
 from secateur.core.records.verdict import BeforeAfter, GainsRecord, LoadsRecord, SpeedRecord, VerdictRecord
 from secateur.report.frame import PageSection
-from secateur.report.markup import MISSING, change, known, table, text
+from secateur.report.markup import MISSING, SPACE, change, known, table, text
 from secateur.report.templating import fragment
 
 NOTHING = 0.001  # a ratio this near 1 saves nothing
@@ -15,6 +15,9 @@ _PREFIXES = ("", "k", "M", "G", "T")
 def gains_section(verdict: VerdictRecord) -> PageSection:
     """Return the section: sizes and speeds of the dense model and of the cut one, and where the cut one loads."""
     gains, loads = verdict.gains, where_it_loads(verdict.loads)
+    if not verdict.cut and (gains is not None or loads):
+        size_words = f"<p>Nothing was cut, so nothing is saved: {text(unchanged_size(verdict))}.</p>"
+        return PageSection("gains", "Size, and where it loads", "", (size_words, loads))
     if gains is None:
         return PageSection("gains", "What it saves", "The dense model against the cut one.", (loads,))
     before, after = gains.parameters.before, gains.parameters.after
@@ -28,6 +31,13 @@ def gains_section(verdict: VerdictRecord) -> PageSection:
             f"allow. Speeds with {', '.join(_conditions(gains))}."
         )
     return PageSection("gains", title, lead, (_table(gains, timed=timed), note, loads))
+
+
+def unchanged_size(verdict: VerdictRecord) -> str:
+    """Return how large a model is that nothing was cut of."""
+    disk = verdict.gains.bytes_on_disk if verdict.gains else None
+    words = f"{verdict.parameters.before:,} parameters"
+    return f"{words}, {size(disk.before, 'B')} on disk" if disk else words
 
 
 def _conditions(gains: GainsRecord) -> list[str]:
@@ -93,6 +103,13 @@ def size(value: float | None, unit: str) -> str:
         return f"{value:,.0f}"
     power = next(p for p in range(len(_PREFIXES)) if value < 1000 ** (p + 1) or p == len(_PREFIXES) - 1)
     return f"{value / 1000**power:,.{0 if power == 0 else 2}f} {_PREFIXES[power]}{unit}"
+
+
+def short(value: float | None, unit: str) -> str:
+    """Return `size` for a small place: large counts in millions, `134.5 M`."""
+    if unit or not known(value) or value < 1e6:
+        return size(value, unit)
+    return f"{value / 1e6:,.1f}{SPACE}M" if value < 1e9 else f"{value / 1e9:,.2f}{SPACE}G"
 
 
 _KINDS = {"✓": ("yes", "loads"), "○": ("expected", "is expected to load"), "✗": ("no", "does not load")}

@@ -116,7 +116,7 @@ def panel(title: str, rows: Sequence[Dumbbell]) -> str:
     scale = scale_of(min(ends), max(ends), unit)
     better = "higher is better" if rows[0].higher_is_better else "lower is better"
     body = "".join(_row(row, scale) for row in rows if row.marks)
-    words = [f"{100 * t:.4g}" if unit == "share" else f"{t:,.4g}" for t in scale]
+    words = [_tick(100 * t if unit == "share" else t) for t in scale]
     axis = "".join(
         f'<span style="left:{_percent(t, scale):.2f}%">{word}</span>'
         for t, word in zip(scale, words, strict=True)
@@ -126,12 +126,20 @@ def panel(title: str, rows: Sequence[Dumbbell]) -> str:
     return f'<div class="forest">{head}{body}{foot}</div>'
 
 
+def _tick(value: float) -> str:
+    """Return `0.25`, `100`, `200k`: never in powers of ten."""
+    return f"{value / 1000:,.4g}k" if abs(value) >= 10_000 else f"{value:,.4g}"
+
+
 def scale_of(low: float, high: float, unit: str) -> list[float]:
-    """Return tick positions. Shares show 0 to 100 % unless all lies within a fifth of it; dots need no zero."""
-    if unit == "share" and high - low > 0.2:
+    """Return tick positions. Shares show 0 to 100 % unless all lies within a fifth of it; dots need no zero.
+
+    A scale of values that are not negative, such as a log-loss, does not begin below 0.
+    """
+    if (unit == "share" and high - low > 0.2) or unit.startswith("distinct"):
         return [0.0, 0.25, 0.5, 0.75, 1.0]
     pad = 0.15 * max(high - low, 0.02 * abs(high))
-    marks = ticks(low - pad, high + pad)
+    marks = ticks(low - pad if low < 0 else max(0.0, low - pad), high + pad)
     return [t for t in marks if 0 <= t <= 1] if unit == "share" else marks
 
 
@@ -166,6 +174,9 @@ def _values(row: Dumbbell) -> str:
     """Return the numbers of a row as text."""
     if row.alternative is not None and row.before is None:
         value, ends = number(row.alternative.value, row.unit), interval(row.alternative.ci, row.unit)
+        return f'<div class="values"><b>{text(value)}</b><small>{text(ends)}</small></div>'
+    if row.before is not None and row.after is None:
+        value, ends = number(row.before.value, row.unit), interval(row.before.ci, row.unit)
         return f'<div class="values"><b>{text(value)}</b><small>{text(ends)}</small></div>'
     before, after = (number(side.value if side else None, row.unit) for side in (row.before, row.after))
     line = f"{text(before)} → <b>{text(after)}</b>"

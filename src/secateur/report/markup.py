@@ -55,6 +55,14 @@ def change(value: float | None, unit: str, *, name_unit: bool = True) -> str:
     return sign + _plain(abs(value), unit)
 
 
+def factor(ratio: float) -> str:
+    """Return `1.04 ×`; from 100 on two figures, `13,000 ×`: more of them say nothing."""
+    if ratio < 100:
+        return f"{ratio:.2f}{SPACE}×"
+    power = 10 ** (math.floor(math.log10(ratio)) - 1)
+    return f"{round(ratio / power) * power:,.0f}{SPACE}×"
+
+
 def signed(value: float) -> str:
     """Return a difference to three significant figures: effects of single parts span orders of magnitude."""
     return f"{value:+.3g}".replace("-", MINUS)

@@ -12,8 +12,8 @@ from secateur.core.records.analysis import ChangedExample
 from secateur.core.records.verdict import BaselineRecord, SideEffect, SpeedRecord, VerdictRecord
 from secateur.core.score import METRICS, few_groups, metric_name
 from secateur.core.site import in_words
-from secateur.report.gains import size
-from secateur.report.markup import change, interval, known, number, p_value, text
+from secateur.report.gains import short, unchanged_size
+from secateur.report.markup import change, factor, interval, known, number, p_value, text
 from secateur.report.pruned_units import by_block, dropped
 from secateur.report.templating import fragment
 
@@ -63,6 +63,8 @@ def hero(verdict: VerdictRecord, changed: Sequence[ChangedExample] = ()) -> str:
     gap = verdict.difference
     ends = interval(gap.ci, unit, signed=True) or too_few
     cells.append(("change", change(gap.value, unit, name_unit=False), ends))
+    if not verdict.cut:
+        cells = [("unchanged", *cells[0][1:])]
     return fragment(
         "run",
         "hero",
@@ -80,6 +82,7 @@ def hero(verdict: VerdictRecord, changed: Sequence[ChangedExample] = ()) -> str:
         cuts=cut_words(verdict)[:MOST_EDITS],
         more_cuts=max(0, len(cut_words(verdict)) - MOST_EDITS),
         costs=costs(verdict),
+        unchanged=unchanged_size(verdict),
         answers=[(KINDS[example.kind], shortened(example)) for example in telling(changed)],
         num_changed=len(changed),
     )
@@ -95,12 +98,13 @@ def start_text(record: BaselineRecord) -> str:
 
 def how_sure(verdict: VerdictRecord) -> list[Markup]:
     """Return what the word rests on: p-value and test, examples, candidates, openings."""
-    parts = [p_value(verdict.p_value), text(verdict.test)]
+    parts = [p_value(verdict.p_value), text(verdict.test)] if verdict.cut else []
     if verdict.n:
         clusters = f" in {verdict.groups:,} groups" if verdict.groups != verdict.n else ""
         parts.append(f"{verdict.n:,} test examples{clusters}, untouched until the end")
     if verdict.candidates_tried > 1:
-        parts.append(f"chosen among {verdict.candidates_tried:,} candidates")
+        words = "chosen among {:,} candidates" if verdict.cut else "{:,} candidates were tried"
+        parts.append(words.format(verdict.candidates_tried))
     if verdict.openings > 1:
         before = p_value(verdict.p_value_unadjusted)
         parts.append(f"test split opened {verdict.openings} times, corrected for (uncorrected {before})")
@@ -122,10 +126,11 @@ def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
 
 
 def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
-    """Return each edit in words with its address; where parts were dropped a line that counts them, then by layer."""
+    """Return each edit in words with its address; where parts were dropped a line that counts them, then layers."""
     if any(item.kind == "drop" for item in verdict.cut):
         layers = [(f"layer {block}: {words}", f"b{block}") for block, words in by_block(dropped(verdict))]
-        return [(verdict.cut_summary, ""), *layers]
+        inside = [(in_words(item.edit), item.site) for item in verdict.cut if item.kind != "drop"]
+        return [(verdict.cut_summary, ""), *layers, *inside]
     lines = []
     for item in verdict.cut:
         place = in_words(item.site)
@@ -138,6 +143,8 @@ def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
 
 def costs(verdict: VerdictRecord) -> list[CostLine]:
     """Return what the cut cost or saved: sizes, speeds, then the side tasks, those that lost most first."""
+    if not verdict.cut:
+        return []
     sizes = verdict.parameters
     lines = [_sized("Parameters", "", sizes.before, sizes.after)]
     if gains := verdict.gains:
@@ -146,26 +153,24 @@ def costs(verdict: VerdictRecord) -> list[CostLine]:
         speeds = (("Prefill", gains.prefill), ("Decoding", gains.decode))
         lines += [_timed(name, speed) for name, speed in speeds if speed is not None]
         if gains.prefill is None and verdict.cut:
-            lines.append(CostLine("Speed", "not timed", note="secateur bench OUT"))
+            lines.append(CostLine("Speed", "not timed", note="to time it: secateur bench OUT"))
     sides = sorted(verdict.side_effects, key=_lost, reverse=True)
     return lines + [line for side in sides[:MOST_SIDES] if (line := _side(side)) is not None]
 
 
 def _sized(name: str, unit: str, before: float, after: float) -> CostLine:
     if not known(before) or not known(after) or not before:
-        return CostLine(name, size(after, unit))
+        return CostLine(name, short(after, unit))
     if before == after:
-        return CostLine(name, size(before, unit), "unchanged")
-    values = size(before, unit) + ARROW + size(after, unit)
+        return CostLine(name, short(before, unit), "unchanged")
+    values = short(before, unit) + ARROW + short(after, unit)
     return CostLine(name, values, change(after / before - 1, "share", name_unit=False) + "\u00a0%")
 
 
 def _timed(name: str, speed: SpeedRecord) -> CostLine:
     rates = [f"{rate:,.0f}" if known(rate) else "" for rate in (speed.before, speed.after)]
     values = rates[0] + ARROW + rates[1]
-    return CostLine(
-        name, values, f"{speed.speedup:.2f}\u00a0×" if known(speed.speedup) else "", "tokens a second"
-    )
+    return CostLine(name, values, factor(speed.speedup) if known(speed.speedup) else "", "tokens a second")
 
 
 def _lost(side: SideEffect) -> float:
@@ -184,7 +189,7 @@ def _side(side: SideEffect) -> CostLine | None:
     if side.difference is not None:
         moved = change(side.difference.value, side.unit)
     elif side.ratio is not None and known(side.ratio.value):
-        moved = f"{side.ratio.value:.2f}\u00a0×"
+        moved = factor(side.ratio.value)
     worse = side.gained is False and bool(
         side.difference and side.difference.ci and max(side.difference.ci) < 0
     )

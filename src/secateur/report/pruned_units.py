@@ -35,12 +35,14 @@ class Dropped:
         blocks: How many blocks the model has.
         heads: Query heads of a block; 0 where that is unknown.
         groups: KV groups of a block.
+        replaced: Blocks that a linear map stands for, by itself or folded into the network before.
     """
 
     sites: frozenset[Site] = frozenset()
     blocks: int = 0
     heads: int = 0
     groups: int = 0
+    replaced: frozenset[int] = frozenset()
 
     def __contains__(self, site: Site) -> bool:
         """Tell whether `site` is gone: itself, the whole it is a part of, or the KV group it belongs to."""
@@ -57,7 +59,8 @@ def dropped(verdict: VerdictRecord) -> Dropped:
         site for item in verdict.cut if item.kind == "drop" and (site := site_of(item.site)) is not None
     )
     blocks = max(model.num_blocks, 1 + max((site.block for site in sites), default=-1))
-    return Dropped(sites, blocks, model.num_heads, model.num_kv_heads or model.num_heads)
+    replaced = frozenset(block for item in verdict.cut for block in item.blocks or ())
+    return Dropped(sites, blocks, model.num_heads, model.num_kv_heads or model.num_heads, replaced)
 
 
 def drop_map(gone: Dropped) -> str:
@@ -75,7 +78,8 @@ def drop_map(gone: Dropped) -> str:
         label=f"Map of the model, {gone.blocks} blocks, the first at the bottom; cut: {words}",
         style=f"--heads:{width}px;--between:{between}px",
     )
-    return drawn + key(("tried", "stays"), ("cut", "cut"), *whole)
+    folded = [("cut folded", "a linear map stands for it")] if gone.replaced else []
+    return drawn + key(("tried", "stays"), ("cut", "cut"), *whole, *folded)
 
 
 def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
@@ -88,9 +92,12 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
     return {
         "block": block,
         "gone": Site(block) in gone,
-        "groups": [[(str(site), site in gone) for site in group] for group in heads],
+        "replaced": block in gone.replaced,
+        "groups": [
+            [(str(site), site in gone or block in gone.replaced) for site in group] for group in heads
+        ],
         "network": str(network),
-        "network_gone": network in gone,
+        "network_gone": network in gone or block in gone.replaced,
         "neurons": sum(site.block == block and site.unit == "n" for site in gone.sites),
     }
 

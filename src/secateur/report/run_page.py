@@ -7,6 +7,7 @@ Takes typed records; knows no method, no model, no files.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from secateur.core.records.analysis import AnalysisRecord, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.comparison import ComparedRun
@@ -25,6 +26,7 @@ from secateur.report.page import assemble
 from secateur.report.templating import fragment
 
 UNITS = {"share": "Share of questions", "nats/token": "Loss", "perplexity": "Perplexity"}
+BIGRAMS = " (share of distinct bigrams)"
 SHIFT = 0.08  # of a bin: keeps the two intervals of a bin apart
 
 
@@ -86,7 +88,10 @@ def compared(verdict: VerdictRecord) -> PageSection:
     """Return the metrics before and after, beside changes that need no cut."""
     tried, rows = without_cut(verdict), compared_rows(verdict)
     simpler = [("dot alternative", "a simpler change, for comparison")] if tried else []
-    legend = key(("dot before", "original"), ("dot after", "cut"), *simpler, ("bar95", "95&nbsp;% interval"))
+    after = [("dot after", "cut")] if verdict.cut else []
+    legend = key(("dot before", "original"), *after, *simpler, ("bar95", "95&nbsp;% interval"))
+    if not verdict.cut:
+        rows = [replace(row, after=None, difference=None, p=None) for row in rows]
     alternatives = fragment(
         "run",
         "alternatives",
@@ -100,9 +105,13 @@ def compared(verdict: VerdictRecord) -> PageSection:
     )
     measured: list[tuple[str, Compared]] = [(metric_name(verdict.metric), verdict)]
     measured += [(metric_name(item.metric), item) for item in verdict.secondary]
-    lead = "Held-out test examples, before and after the cut, beside what a trivial change would have done."
-    body = (legend, panels(rows, UNITS), alternatives, tables.measures(measured))
-    return PageSection("compared", "Before and after", lead, body)
+    title, lead, numbers = "Before and after", "Held-out test examples, before and after the cut", measured
+    if not verdict.cut:
+        title, lead, numbers = "The unchanged model on test", "Held-out test examples; nothing was cut", []
+    if tried:
+        lead += ", beside what a trivial change would have done"
+    body = (legend, panels(rows, UNITS), alternatives, tables.measures(numbers))
+    return PageSection("compared", title, f"{lead}.", body)
 
 
 def beside_cut(verdict: VerdictRecord, value: float) -> str:
@@ -147,9 +156,11 @@ def members(verdict: VerdictRecord) -> PageSection:
 def guards(verdict: VerdictRecord) -> PageSection:
     """Return the guards, each as a sentence."""
     fired = any(guard.fired for guard in verdict.guards)
-    lead = "Known ways for a gain to be hollow" + (": look closer." if fired else ", checked.")
+    kind = "gain" if verdict.gained else "result"
+    title = f"Can the {kind} be trusted?"
+    lead = f"Known ways for a {kind} to be hollow" + (": look closer." if fired else ", checked.")
     body = fragment("run", "guards", guards=verdict.guards) if verdict.guards else ""
-    return PageSection("guards", "Can the gain be trusted?", lead, (body,))
+    return PageSection("guards", title, lead, (body,))
 
 
 def effect_rows(verdict: VerdictRecord) -> list[Dumbbell]:
@@ -159,10 +170,22 @@ def effect_rows(verdict: VerdictRecord) -> list[Dumbbell]:
 
 def effects(verdict: VerdictRecord) -> PageSection:
     """Return what the cut did to everything else that was watched."""
+    if not verdict.cut:
+        return PageSection("effects", "Elsewhere", "", (_unchanged_sides(verdict),))
     rows = effect_rows(verdict)
     measured = tables.measures([(item.name, item) for item in verdict.side_effects])
     lead = "What the same cut did where nobody was aiming."
     return PageSection("effects", "What it cost elsewhere", lead, (panels(rows, UNITS), measured))
+
+
+def _unchanged_sides(verdict: VerdictRecord) -> str:
+    """Return in one sentence what else was watched of a model that nothing was cut of."""
+    seen = [(item.name, item.unit, item.before) for item in verdict.side_effects if item.before]
+    values = "; ".join(
+        f"{text(name)}: {number(score.value, unit)}{BIGRAMS if unit.startswith('distinct') else ''}"
+        for name, unit, score in seen
+    )
+    return f"<p>Nothing was cut, so nothing else changed: {values}.</p>" if values else ""
 
 
 # ----------------------------------------------------------------------------------- comparisons of the two models

@@ -19,6 +19,7 @@ TEMPLATES.filters |= {
     "p_value": lambda value: Markup(markup.p_value(value)),
     "capital": markup.capital,
     "in_words": in_words,
+    "breakable": lambda code: Markup(markup.text(code).replace("(", "(<wbr>").replace("=", "=<wbr>")),
 }
 
 

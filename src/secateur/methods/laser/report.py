@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from scipy.stats import spearmanr
+
 from secateur.core.records.analysis import BaseRecord, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.record import Record
 from secateur.core.records.verdict import VerdictRecord
@@ -45,6 +47,7 @@ from secateur.report.pruned_units import site_of
 from secateur.report.run_page import frequency, paraphrases
 
 MOST_SPECTRA = 4  # of a reading of all matrices that are drawn
+AGREES, AGREES_PARTLY = 0.6, 0.3  # rank correlations from which an order agrees with another
 FEWEST_SCREENED = 3  # points without which the screen's order cannot be seen
 
 
@@ -55,20 +58,25 @@ def sections(verdict: VerdictRecord, analysis: LaserAnalysis) -> list[PageSectio
         for item in verdict.cut
         if item.kind != "remove_directions" and item.rank is not None and item.full_rank
     }
+    is_cut, marked = (
+        bool(chosen),
+        set(chosen) or {(site, item.kept) for site, item in analysis.spectrum.items()},
+    )
     return [
-        sweep_section(verdict, analysis, set(chosen)),
+        sweep_section(verdict, analysis, marked),
         curves_section(analysis, {site: removed for (site, _), removed in chosen.items()}),
-        spectrum_section(analysis.spectrum),
+        spectrum_section(analysis.spectrum, is_cut=is_cut),
         tail_section(analysis.tail),
-        screen_section(analysis, set(chosen)),
+        screen_section(analysis, marked, is_cut=is_cut),
     ]
 
 
 def looked_at(analysis: LaserAnalysis) -> LookedAt:
     """Return the matrices that were swept, screened or drawn as a curve, for the map of the model."""
-    rows = (*analysis.sweep, *analysis.screen)
-    names = {*(row.site for row in rows), *(curve.site for curve in analysis.curves)}
-    return LookedAt(frozenset(site for name in names if (site := site_of(name)) is not None))
+    run = {*(row.site for row in analysis.sweep), *(curve.site for curve in analysis.curves)}
+    screened = {row.site for row in analysis.screen} - run
+    tried, aside = (frozenset(filter(None, map(site_of, names))) for names in (run, screened))
+    return LookedAt(tried, screened=aside)
 
 
 # ------------------------------------------------------------------------------------------------- readings of `probe`
@@ -151,12 +159,14 @@ def sweep_section(
     """Return the heat maps with their color scales.
 
     Args:
-        chosen: Matrix and rank of the cuts that were taken.
+        chosen: Matrix and rank of the cuts that were taken; where none was, of the one that came nearest.
     """
+    frame = "what was chosen" if verdict.cut else "the best that was tried, which is not shown to gain"
     lead = (
         "Each cell is one matrix cut to one rank, judged on the validation split: blue is better than the "
-        "original, orange worse. The frame marks what was chosen, a stroke what left the race early, "
-        "a dot what was not run."
+        f"original, orange worse. The frame marks {frame}, a stroke what left the race early, "
+        "a dot what the search did not judge; layers of which it judged nothing are left out. 0&nbsp;% of the "
+        "components is the matrix set to zero."
     )
     section = PageSection("sweep", "Every cut that was tried", lead, ())
     base, limits = analysis.base, {}
@@ -223,12 +233,12 @@ def curves_section(analysis: LaserAnalysis, chosen: Mapping[str, float]) -> Page
             _curve_panel(name, group, base_loss, chosen, blocks, axis)
             for name, group in by_matrix(rows).items()
         ]
-    legend = key(
-        ("depth", "first block to last"),
-        ("line accent", "the matrix that was cut"),
-        ("line base", "original"),
+    cut = [("line accent", "the matrix that was cut")] if chosen else []
+    legend = key(("depth", "first block to last"), *cut, ("line base", "original"))
+    lead = (
+        "Loss as components are removed, smallest singular values first; below the dotted line is a gain. "
+        "Judged after the search, which did not choose among these points."
     )
-    lead = "Loss as components are removed, smallest singular values first; below the dotted line is a gain."
     body = (legend, FigureGroup(tuple(panels), "multiples")) if panels else ()
     return PageSection("curves", "How much can go", lead, body)
 
@@ -287,9 +297,14 @@ def _curve(row: CurveRecord, color: str, width: float) -> Trace:
 # ------------------------------------------------------------------------------------------------ spectra and the tail
 
 
-def spectrum_section(spectra: Mapping[str, SpectrumRecord]) -> PageSection:
-    """Return the singular values of each matrix that was cut."""
+def spectrum_section(spectra: Mapping[str, SpectrumRecord], *, is_cut: bool) -> PageSection:
+    """Return the singular values of each matrix that was cut, or of the one whose cut was the best that was tried."""
     lead = "Singular values of the matrix that was cut: in blue what stays, in gray what went."
+    if not is_cut:
+        lead = (
+            "Nothing was cut. Singular values of the matrix of the best cut that was tried: in blue what it would "
+            "keep, in gray what it would remove."
+        )
     drawn = tuple(spectrum(site, item.values, item.kept) for site, item in spectra.items())
     return PageSection("spectrum", "Inside the matrix", lead, (FigureGroup(drawn),))
 
@@ -362,15 +377,17 @@ def _tail_card(row: TailRecord, most: int) -> str:
 # ----------------------------------------------------------------------------------------------------------- the screen
 
 
-def screen_section(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> PageSection:
-    """Return the measured change of the loss against the place in the screen's order."""
+def screen_section(analysis: LaserAnalysis, chosen: set[tuple[str, int]], *, is_cut: bool) -> PageSection:
+    """Return the measured change of the loss against the place in the screen's order, and in words if they agree."""
+    point = "the chosen cut" if is_cut else "the best cut that was tried"
     lead = (
         "Candidates in the order that gradients predicted, against the loss then measured: a good screen has "
-        "its lowest points at the left. The orange point is the chosen cut; the strokes below were not run "
-        "to the end."
+        f"its lowest points at the left. The orange point is {point}; the strokes below left the race early."
     )
-    figure = _screen_figure(analysis, chosen)
-    body = (FigureGroup((figure,)),) if figure else ()
+    order, points = _screened(analysis)
+    if len(points) < FEWEST_SCREENED:
+        return PageSection("screen", "Was the shortcut right?", lead, ())
+    body = (_screen_words(order, points), FigureGroup((_screen_figure(analysis, order, points, chosen),)))
     return PageSection("screen", "Was the shortcut right?", lead, body)
 
 
@@ -379,28 +396,50 @@ Screened = tuple[
 ]  # place in the screen's order, candidate, measured change of the loss
 
 
-def _screen_figure(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> Figure | None:
-    """Return the figure, or None where too few candidates were judged to the end."""
+def _screened(analysis: LaserAnalysis) -> tuple[list[ScreenedTruncation], list[Screened]]:
+    """Return the candidates in the screen's order, and those of them that were judged to the end."""
     base_loss = analysis.base.loss if analysis.base else None
     order = sorted((row for row in analysis.screen if known(row.score)), key=lambda row: row.score)
     losses = {row.key: row.loss for row in analysis.sweep if row.complete and known(row.loss)}
     if not known(base_loss):
-        return None
-    points = [
+        return order, []
+    return order, [
         (place, row, losses[row.key] - base_loss)
         for place, row in enumerate(order, start=1)
         if row.key in losses
     ]
-    if len(points) < FEWEST_SCREENED:
-        return None
+
+
+def _screen_words(order: Sequence[ScreenedTruncation], points: Sequence[Screened]) -> str:
+    """Return in words how far the predicted order agrees with the measured one, by Spearman's rank correlation."""
+    predicted, measured = ([point[column] for point in points] for column in (0, 2))
+    rho = float(spearmanr(predicted, measured).statistic) if len(set(measured)) > 1 else 0.0
+    answer = "Yes, by and large" if rho >= AGREES else "Only in part" if rho >= AGREES_PARTLY else "No"
+    place, row, delta = min(points, key=lambda point: point[2])
+    return (
+        f"<p><b>{answer}.</b> Over the {len(points):,} cuts that were judged to the end, predicted and measured "
+        f"order have a rank correlation of {number(rho, '')} (1: the same order, 0: unrelated). The lowest measured "
+        f"loss, {change(delta, 'nats')} nats with {text(row.site)} at rank {row.rank}, was predicted at place "
+        f"{place:,} of {len(order):,}. What the screen set aside was not measured.</p>"
+    )
+
+
+def _screen_figure(
+    analysis: LaserAnalysis,
+    order: Sequence[ScreenedTruncation],
+    points: Sequence[Screened],
+    chosen: set[tuple[str, int]],
+) -> Figure:
     low, high = (end([0.0, *(delta for _, _, delta in points)]) for end in (min, max))
     floor = low - 0.12 * (high - low)
-    rug = [(place, floor) for place, row in enumerate(order, start=1) if row.key not in losses]
+    ended, raced = {row.key for _, row, _ in points}, {row.key for row in analysis.sweep}
+    rug = [(n, floor) for n, row in enumerate(order, start=1) if row.key in raced - ended]
+    last = max(n for n, row in enumerate(order, start=1) if row.key in raced)
     strokes = marks(rug, symbol="line-ns-open", size=8, color=EDGE, line={"width": 1})
     layout = new_layout(
         290,
         xaxis=new_axis("place in the screen's order (1: predicted best)", showgrid=False, nticks=8)
-        | {"range": [-0.01 * len(order), 1.01 * len(order) + 1]},
+        | {"range": [-0.01 * last, 1.01 * last + 1]},
         yaxis=new_axis("measured change of loss, nats", nticks=6),
         shapes=[level(0.0)],
     )
@@ -409,7 +448,10 @@ def _screen_figure(analysis: LaserAnalysis, chosen: set[tuple[str, int]]) -> Fig
         for place, row, delta in points
     ]
     head = ("site", "rank", "place", "predicted", "measured")
-    return Figure("", [strokes, _screen_dots(points, chosen)], layout, head, cells)
+    note = f"the first {last:,} of {len(order):,}" if last < len(order) else ""
+    return Figure(
+        "Predicted and measured", [strokes, _screen_dots(points, chosen)], layout, head, cells, note
+    )
 
 
 def _screen_dots(points: Sequence[Screened], chosen: set[tuple[str, int]]) -> Trace:

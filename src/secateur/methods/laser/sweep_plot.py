@@ -67,14 +67,14 @@ def color_limit(changes: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The place of a truncation in a heat map: column by kept fraction, line by block."""
+    """The place of a truncation in a heat map: column by kept fraction, line by block, of those with a judged cut."""
 
     columns: tuple[float, ...]
-    blocks: int
+    blocks: tuple[int, ...]
 
     def at(self, row: TruncationRecord) -> tuple[int, int]:
         """Return column and line of a truncation."""
-        return self.columns.index(round(row.kept, 9)), row.block
+        return self.columns.index(round(row.kept, 9)), self.blocks.index(row.block)
 
 
 def sweep_maps(
@@ -91,15 +91,15 @@ def sweep_maps(
         chosen: Matrix and rank of the cuts that were taken.
         candidates: All that were proposed: their fractions are columns even where none of them was run.
     """
-    blocks = 1 + max((row.block for row in (*rows, *candidates)), default=0)
-    proposed: list[TruncationRecord] = [*rows, *candidates]
-    layouts = {
-        name: _Layout(tuple(sorted({round(row.kept, 9) for row in group})), blocks)
-        for name, group in by_matrix(proposed).items()
+    columns = {
+        name: tuple(sorted({round(row.kept, 9) for row in group}))
+        for name, group in by_matrix([*rows, *candidates]).items()
     }
-    return [
-        _heat_map(name, group, base, limits, layouts[name], chosen) for name, group in by_matrix(rows).items()
-    ]
+    maps = []
+    for name, group in by_matrix(rows).items():
+        layout = _Layout(columns[name], tuple(sorted({row.block for row in group})))
+        maps.append(_heat_map(name, group, base, limits, layout, chosen))
+    return maps
 
 
 def _heat_map(
@@ -110,7 +110,7 @@ def _heat_map(
     layout: _Layout,
     chosen: set[tuple[str, int]],
 ) -> Figure:
-    count, blocks, first = len(layout.columns), layout.blocks, next(iter(limits))
+    count, blocks, first = len(layout.columns), len(layout.blocks), next(iter(limits))
     cells = [
         _cells(rows, base, metric, limit, complete, layout) | {"visible": metric == first}
         for metric, limit in limits.items()
@@ -125,12 +125,14 @@ def _heat_map(
     hatch = marks(dropped, symbol="line-ne-open", size=9, color="rgba(43,47,54,0.5)", line={"width": 1})
     shown = some(count, 12)
     labels = {"tickvals": shown, "ticktext": [_percent(layout.columns[i]) for i in shown]}
+    lines = some(blocks, 16)
+    layers = {"tickvals": lines, "ticktext": [str(layout.blocks[i]) for i in lines]}
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
     frame = {"line": {"color": INK, "width": 2.5}, "fillcolor": "rgba(0,0,0,0)"}
     sheet = new_layout(
         int(62 + cell_height(blocks) * blocks),
         xaxis=new_axis("% of components kept", range=[-0.6, count - 0.4], **labels, **plain),
-        yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
+        yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], **layers, **plain),
         shapes=[
             {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5, **frame}
             for x, y in (layout.at(row) for row in rows if row.key in chosen)
@@ -149,8 +151,8 @@ def _cells(
     layout: _Layout,
 ) -> Trace:
     """Return one layer of the heat map; raced-out cells are a layer of their own because they are paler."""
-    z: list[list[float | None]] = [[None] * len(layout.columns) for _ in range(layout.blocks)]
-    hover = [[""] * len(layout.columns) for _ in range(layout.blocks)]
+    z: list[list[float | None]] = [[None] * len(layout.columns) for _ in layout.blocks]
+    hover = [[""] * len(layout.columns) for _ in layout.blocks]
     for row in rows:
         change = improvement(row, base, metric)
         if row.complete == complete and change is not None:
