@@ -807,7 +807,8 @@ def check_task(
     The keys: docs/records.md, Task check. Raises: `TaskError`, `ModelError`, `UnknownName`.
     """
     with options_for(model or "", None, [task_word(task)], options) as chosen:
-        inputs([] if model is None else [chosen.model], chosen.tasks)
+        tasks = [*chosen.tasks, *([] if chosen.test_task is None else [chosen.test_task])]
+        inputs([] if model is None else [chosen.model], tasks)
         from secateur import steps
 
         return steps.check_task(chosen).to_json()

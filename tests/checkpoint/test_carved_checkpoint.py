@@ -437,7 +437,7 @@ BAD_CONFIGS = {
     "stock": (lambda c: c.pop("stock"), ["config.json", "no 'stock'", "damaged"]),
     "no family": (lambda c: c["carving"].pop("family"), ["config.json", "no 'family'", "damaged"]),
     "unknown family": (changed(family="lllama"), ["'lllama'", "does not know"]),
-    "family": (changed(family="mixtral"), ["unknown family MixtralForCausalLM"]),
+    "family": (changed(family="xglm"), ["unknown family XGLMForCausalLM"]),
     "nothing carved": (changed(operations=[]), ["do not fit its config.json", "missing"]),
     "blocks": (lambda c: c["stock"].update(num_hidden_layers=3), ["do not fit its config.json", "missing"]),
 }

@@ -57,8 +57,8 @@ def test_what_is_written_is_the_cut_model_with_the_rest_untouched(edits, loaded,
 
 
 def test_a_language_model_that_is_not_cut_is_named():
-    config = {"model_type": "llava", "text_config": {"model_type": "mixtral"}}
-    with pytest.raises(ModelError, match=r"Llava.*: its language model is of type 'mixtral'"):
+    config = {"model_type": "llava", "text_config": {"model_type": "gpt_oss"}}
+    with pytest.raises(ModelError, match=r"Llava.*: its language model is of type 'gpt_oss'"):
         family_of("LlavaForConditionalGeneration", config)
 
 

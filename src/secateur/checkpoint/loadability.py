@@ -43,7 +43,9 @@ RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
 RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
 NOT_RUN = {"gemma2", "gpt_neox", "gptj", "mistral", "phi", "qwen2", "qwen3"}
-RAN_REMOTE = Ran("transformers 5.23.0", frozenset(family.name for family in FAMILIES.values()) - NOT_RUN)
+RAN_REMOTE = Ran(
+    "transformers 5.23.0", frozenset(one.name for one in FAMILIES.values() if not one.experts) - NOT_RUN
+)
 
 
 def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -> LoadsRecord:
