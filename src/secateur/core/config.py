@@ -187,7 +187,7 @@ def share(flag: str, text: str) -> float:
         value = float(digits) / 100 if text.endswith("%") else float(digits)
     except ValueError:
         raise SecateurError(f"{flag} {text!r}: write a share, such as 70% or 0.7.") from None
-    if text == digits and 1 < value <= 100:
+    if text == digits and 2 <= value <= 100:
         raise SecateurError(f"{flag} {text}: write {text}%, or {value / 100:g}.")
     return value
 
