@@ -1,4 +1,4 @@
-"""What other methods would cut, in plain code from their papers: each returns a plan, so that all are measured alike.
+"""Choose cuts as other papers do, in plain code: each function returns a plan, so that all are measured alike.
 
 None of their authors' code is used. All read the same text, the calibration examples of a session; none heals.
 """

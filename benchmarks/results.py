@@ -67,10 +67,8 @@ ROWS_FOLDER = ROOT / "benchmarks" / "results"
 SCRATCH = ROOT / "results-out"
 PROSE = f"text:{DATA / 'text_tinystories_train.jsonl'}"
 SEED = 0
-SIDE, WATCHED = (
-    64,
-    12_000,
-)  # tokens of a chunk of the stories watched beside a cut, and characters of them all
+SIDE = 64  # tokens of a chunk of the stories that are watched beside a cut
+WATCHED = 12_000  # characters of those stories
 LATE = (27, 30)  # blocks that a smoke test looks at
 
 

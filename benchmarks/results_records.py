@@ -121,7 +121,7 @@ class ImportanceFigures(Record):
 
 
 class InductionFigures(Record):
-    """What heads do on random tokens that repeat."""
+    """Prefix matching of every head, on random tokens that repeat."""
 
     kind: Literal["induction"] = "induction"
     seeds: int = Field(description="sequences of random tokens")

@@ -80,7 +80,7 @@ class DomainRecord(Record):
 
 
 class MachineRecord(Record):
-    """What the times depend on."""
+    """The machine and the versions that times depend on."""
 
     cpu: str
     threads: int
@@ -184,7 +184,7 @@ LENGTH = Length(prompt=256, new=24, repeats=5)  # of the timing
 
 @dataclass(frozen=True)
 class Size:
-    """How much text there is, in characters, and which shares are asked for."""
+    """The amount of text, in characters, and the shares that are asked for."""
 
     calibration: int = 16_000  # 4,000 tokens, of which a fifth is read and four fifths are chosen by
     held_out: int = 45_000  # 11,000 tokens, in either domain
@@ -280,7 +280,7 @@ def open_ring(model: str, dtype: str, folder: Path, size: Size) -> Ring:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a method made: a plan of the session's model, or another model, and the seconds of the search."""
+    """The result of a method: a plan for the session's model, or another model, and the seconds of the search."""
 
     seconds: float
     plan: Plan

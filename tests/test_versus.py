@@ -58,7 +58,7 @@ def choose(name, session, count):
 
 
 def hidden(model, rows):
-    """What enters block 0, and what leaves each block, (tokens, d_model) each, row by row."""
+    """Return the input of block 0 and the output of each block, (tokens, d_model) each, row by row."""
     kept = [[] for _ in range(BLOCKS + 1)]
     layers = model.model.layers
     handles = [layers[0].register_forward_pre_hook(lambda m, a: kept[0].append(a[0][0]))]

@@ -43,7 +43,7 @@ from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
 from secateur.given import OneTask, Tasks, task_word, task_words
 from secateur.hf.source import GGUF, place_of, with_gguf
-from secateur.inputs import folder_names, inputs, inputs_of, kept_of
+from secateur.inputs import folder_names, inputs, inputs_of, kept_of, tasks_of
 from secateur.keywords import CommonOptions, ProbeOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
@@ -807,8 +807,7 @@ def check_task(
     The keys: docs/records.md, Task check. Raises: `TaskError`, `ModelError`, `UnknownName`.
     """
     with options_for(model or "", None, [task_word(task)], options) as chosen:
-        tasks = [*chosen.tasks, *([] if chosen.test_task is None else [chosen.test_task])]
-        inputs([] if model is None else [chosen.model], tasks)
+        inputs([] if model is None else [chosen.model], tasks_of(chosen))
         from secateur import steps
 
         return steps.check_task(chosen).to_json()

@@ -26,11 +26,16 @@ def inputs(
 
 def inputs_of(options: Options, *files: str | Path | None) -> list[Path]:
     """Return the folders and files behind all that options name, and `files`."""
-    tasks = [*options.tasks, *([] if options.test_task is None else [options.test_task]), *options.side]
+    tasks = tasks_of(options)
     device_map = options.device_map if (options.device_map or "").endswith(".json") else None
     if options.in_memory is not None:
         return inputs([], tasks, [options.in_memory.source, *files])
     return inputs([options.model], tasks, [device_map, *files])
+
+
+def tasks_of(options: Options) -> list[str]:
+    """Return the tasks that options name: those to prune for, one for the test split, those that are watched."""
+    return [*options.tasks, *([] if options.test_task is None else [options.test_task]), *options.side]
 
 
 def kept_of(options: Options) -> list[str | None]:

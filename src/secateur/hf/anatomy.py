@@ -6,7 +6,6 @@ refuses.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -322,11 +321,10 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
 def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Matrix]) -> None:
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
-    experts = re.compile(
-        "|".join(rf"{re.escape(family.blocks)}\.\d+\.{name}\b" for name in family.experts) or "$^"
-    )
+    tower = f"{family.tower}." if family.tower else ""
+    experts = tuple(f"{block}.{name}." for block in _block_paths(model, family) for name in family.experts)
     for path, module in model.named_modules():
-        if experts.match(path) or not f"{path}.".startswith(f"{family.tower}." if family.tower else ""):
+        if f"{path}.".startswith(experts) or not f"{path}.".startswith(tower):
             continue  # stays as it is
         substitutes: list[tuple[str, nn.Module]]
         substitutes = [(path, module)] if isinstance(module, LowRank | Side) else []

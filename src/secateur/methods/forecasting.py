@@ -1,4 +1,4 @@
-"""What a method tells a forecast: how its search decides, and what each of its readings costs. Imports no torch."""
+"""Describe a search to a forecast: how it decides, and what each of its readings costs. Imports no torch."""
 
 from __future__ import annotations
 
