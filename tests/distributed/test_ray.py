@@ -155,6 +155,11 @@ def test_the_ledger_is_asked_first_and_told_everything(pool, loaded, tmp_path):
     assert bits(judged[0]) == bits(judged[1])
 
 
+def test_workers_yield_to_other_programs_no_more_than_this_process_does(pool):
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pool.pids] == [own] * len(pool.pids)
+
+
 def test_weights_lie_in_the_store_and_nobody_writes_there(pool, loaded):
     """Torch would write into Ray's read-only arrays without a word, and every other worker would see it."""
     shipped = Shipped.of(loaded)

@@ -35,7 +35,8 @@ WORDS = [
 LEAVING = """
 import os, signal, sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+awake = {"worker_niceness": 0}  # else the tests beside starve the workers
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": awake})
 leaver = cluster.add_node(num_cpus=1)
 sys.argv += ["--ray", cluster.address]
 from secateur.core.ledger import Ledger

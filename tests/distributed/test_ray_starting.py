@@ -90,7 +90,8 @@ def loaded(words) -> Loaded:
 @pytest.fixture(scope="module")
 def cluster():
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False}
+    awake = {"worker_niceness": 0}  # else the tests beside starve the workers
+    head = {"num_cpus": 2, "num_gpus": 0, "include_dashboard": False, "_system_config": awake}
     made = Cluster(initialize_head=True, head_node_args=head)
     ray.init(address=made.address, log_to_driver=False)
     yield made

@@ -348,6 +348,8 @@ def _start_ray(address: str, ask: Ask, loaded: Loaded) -> None:
             "num_cpus": cpus,
             "include_dashboard": False,
             "object_store_memory": store,
+            # Ray's own 15 starves the workers where anything else runs: one took over four minutes to import torch
+            "_system_config": {"worker_niceness": 0},
         }
     # Ray would report a lost worker on stdout, which belongs to --json
     ray._private.worker._worker_logs_enabled = False
