@@ -578,6 +578,8 @@ def push(folder: str | Path, repo: str, *, private: bool = False, dry_run: bool 
     check_name(str(folder), OutputError)
     from secateur.checkpoint.push import push
 
+    if (Path(folder) / "plan.json").exists() and not read_plan(Path(folder)).edits:
+        LOG.warning("%s holds the unchanged model: its plan cuts nothing", folder)
     return push(Path(folder), repo, private=private, dry_run=dry_run).to_json()
 
 

@@ -209,6 +209,14 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(hub, checkpoint):
     assert hub.paths == []
 
 
+def test_an_unchanged_model_is_said_to_be_one(hub, checkpoint, caplog):
+    for edits, told in ((["b1.gate=1"], False), ([], True)):
+        plan = Plan("f", parse_edits(edits)).to_json()
+        (checkpoint / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+        result = secateur("push", checkpoint, "me/cut", "--dry-run")
+        assert (result.exit_code, "holds the unchanged model" in caplog.text) == (0, told)
+
+
 @pytest.mark.parametrize("hub", [403], indirect=True)
 def test_a_hub_that_refuses_is_told_in_a_line(hub, checkpoint):
     result = secateur("push", checkpoint, "me/cut")
