@@ -92,6 +92,14 @@ def test_what_is_clearly_worse_does_not_count_among_those_tried():
     assert among[plan(0)] == alone[plan(0)] < 0.05
 
 
+def test_where_all_are_clearly_worse_none_is_shown():
+    rng, before = np.random.default_rng(0), rows(np.ones(400))
+    bad = {plan(n): rows((rng.random(400) < 0.8).astype(float)) for n in range(1, 4)}
+    evidence = Evidence(ACCURACY.metric, np.arange(400), seed=0)
+    assert evidence.p_values(bad, before) == dict.fromkeys(bad, 1.0)
+    assert not choose(bad, before, evidence, ACCURACY).shown
+
+
 def test_a_plan_that_changes_nothing_is_not_shown_and_costs_nothing():
     before = rows(np.random.default_rng(0).random(50) < 0.5)
     found = Evidence(ACCURACY.metric, np.arange(50), seed=0).p_values({plan(0): before.copy()}, before)

@@ -58,7 +58,7 @@ class Evidence:
         reached = (self._largest >= z[:, None] - 1e-4).sum(
             axis=1
         )  # so that float32 does not part a draw from itself
-        p = np.where(moved, (1 + reached) / (1 + self._largest.size), 1.0)
+        p = np.where(count, (1 + reached) / (1 + self._largest.size), 1.0)
         return dict(zip(tried, p.tolist(), strict=True))
 
     def _flip(self, rows: np.ndarray) -> None:
