@@ -412,7 +412,7 @@ ROWS = (
     Row(
         "laser-truthfulqa",
         "LASER, TruthfulQA",
-        partial(laser, data="truthfulqa_pairs", choose=250, group="question_idx"),
+        partial(laser, data="truthfulqa_pairs", choose=500, group="question_idx"),
     ),
     Row("laser-hotpotqa", "LASER, HotpotQA", partial(laser, data="hotpotqa_dev", choose=250)),
     Row(

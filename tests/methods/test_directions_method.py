@@ -16,25 +16,27 @@ from fixtures.zoo import tiny
 from secateur.core.fitted import Fitted
 from secateur.core.ledger import Ledger
 from secateur.core.plan import Plan, RemoveDirections, Truncate
-from secateur.core.score import METRICS
+from secateur.core.score import METRICS, OUTCOME
 from secateur.core.site import Site
 from secateur.evaluation.batching import Packing
 from secateur.methods.directions import readings
-from secateur.methods.directions.effects import directions_effects
+from secateur.methods.directions.effects import DirectionEffects, MatrixEffects, directions_effects
 from secateur.methods.directions.pools import (
     POOLS,
+    PROPOSED,
     Direction,
     Pool,
     counts,
     fixed_share,
     left,
     pools,
+    proposals,
     removal,
     signed,
     weakest,
 )
-from secateur.methods.directions.readings import DirectionsReader
-from secateur.methods.directions.search import check
+from secateur.methods.directions.readings import DirectionsReader, EffectsUnderPlan
+from secateur.methods.directions.search import PATIENCE, ROUNDS, check, run
 from secateur.methods.registry import method_named, read_options
 from secateur.options import matrices_of
 from secateur.session import Session, open_session
@@ -114,6 +116,23 @@ def test_counts_grow_by_the_root_of_two_up_to_where_nothing_is_left_to_gain():
     assert counts(big)[-1] == 1000
     ratios = [b / a for a, b in itertools.pairwise(counts(big)) if a > 8]
     assert max(ratios) < 1.5
+
+
+def test_a_round_judges_all_counts_of_few_pools_and_coarser_ones_of_many():
+    few, many = (
+        [Direction(Site(b, "k"), n, -1.0 - b) for b in range(blocks) for n in range(100)]
+        for blocks in (2, 40)
+    )
+    assert proposals(pools(few)) == [(pool, count) for pool in pools(few) for count in counts(pool)]
+    judged = proposals(pools(many))
+    assert len(judged) == PROPOSED < sum(len(counts(pool, 2.0)) for pool in pools(many))
+    by_pool = [
+        [count for _, count in group] for _, group in itertools.groupby(judged, lambda pair: pair[0].name)
+    ]
+    assert by_pool[1] == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert [pool for pool, _ in itertools.groupby(judged, lambda pair: pair[0])] == pools(many)[
+        : len(by_pool)
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
@@ -249,6 +268,47 @@ def test_a_planted_direction_is_found_alone_and_its_removal_heals(family, text, 
     assert worst["effect"][0] == min(worst["effect"])
     assert found.search.rounds == 1
     assert search(session) == found, "the same seed, the same plan and records"
+
+
+class OneByOne:
+    """Readings under which one more direction hurts, whatever is gone: every round takes it."""
+
+    def effects(self, plan):
+        change = np.ones(16)
+        change[number_gone(plan)] = -0.5
+        piece = MatrixEffects(Site(0, "k"), None, np.ones(16), change, None, np.zeros(16))
+        return EffectsUnderPlan(DirectionEffects("probe", 60, 60, False, (piece,)))
+
+    def words(self, edit, numbers):
+        return []
+
+
+def number_gone(plan: Plan) -> int:
+    return sum(len(edit.directions) for edit in plan.removed)
+
+
+@pytest.mark.parametrize(("best", "tried"), [(0, PATIENCE), (2, 2 + PATIENCE), (ROUNDS, ROUNDS)], ids=str)
+def test_rounds_end_where_two_of_them_did_no_better_on_the_other_half(best, tried, as_loaded):
+    """On the half where plans are built each direction saves a tenth of a nat, on the other the first `best` do."""
+    session = session_on(
+        as_loaded, tiny("llama"), matrices="k", layers=(0, 1), objective="loss", dynamic=False
+    )
+    build = set(session.halves()[0])
+
+    def judge(plans, examples, stage):
+        return {plan: outcomes(number_gone(plan), examples) for plan in plans}
+
+    def outcomes(gone, examples):
+        rows = np.zeros(len(examples), OUTCOME)
+        saved = [gone if e in build or gone <= best else 2 * best - gone for e in examples]
+        noise = np.random.default_rng(gone).normal(size=len(examples))
+        rows["example"], rows["tokens"] = examples, 1
+        rows["loss"] = 9 - 0.1 * np.array(saved) + 0.01 * noise
+        return rows
+
+    found = run(session, judge, OneByOne())
+    assert found.search.rounds == number_gone(found.plan) == best
+    assert len(found.analysis.directions.path) == tried
 
 
 def test_where_nothing_hurts_nothing_goes(as_loaded):

@@ -78,6 +78,7 @@ class Rules:
 
 
 RULES = Rules()
+HALVING = Rules(share=0.5)
 
 
 def race(

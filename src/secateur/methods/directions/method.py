@@ -100,7 +100,7 @@ class RemoveSingularDirections(Method):
     summary = "singular directions that hurt, folded into biases"
     Config = DirectionsConfig
     goals = ("better", "smaller")
-    habits = Habits(surviving=0.75, gains={"least": 0, "expected": 3, "most": math.inf})  # see docs/scale.md
+    habits = Habits(surviving=0.5, gains={"least": 0, "expected": 1, "most": math.inf})  # see docs/scale.md
     readings = ("directions",)
 
     def check(self, session: Session) -> None:

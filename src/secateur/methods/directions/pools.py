@@ -16,7 +16,9 @@ from secateur.core.plan import Plan, RemoveDirections
 from secateur.core.site import Site
 
 POOLS = 24  # pools that a round judges: those whose harmful directions are predicted to matter most
+PROPOSED = 160  # pools and counts at most that a round judges
 GROWTH = 2**0.5  # of the counts to try in one pool
+COARSE = 2.0  # the same where there would be more than `PROPOSED`
 
 Folds = Mapping[Site, Fitted]
 
@@ -89,7 +91,19 @@ def pools(directions: Sequence[Direction], order: Order = signed, *, dynamic: bo
     return sorted(distinct.values(), key=lambda pool: (-pool.harm, pool.name))[:POOLS]
 
 
-def counts(pool: Pool) -> list[int]:
+def proposals(candidates: Sequence[Pool]) -> list[tuple[Pool, int]]:
+    """Return what a round judges: pools, those predicted to matter most first, each with its numbers of directions.
+
+    Where that would be more than `PROPOSED`, in coarser steps, and without the pools predicted to matter least.
+    """
+    fine, coarse = (
+        [(pool, count) for pool in candidates for count in counts(pool, growth)]
+        for growth in (GROWTH, COARSE)
+    )
+    return fine if len(fine) <= PROPOSED else coarse[:PROPOSED]
+
+
+def counts(pool: Pool, growth: float = GROWTH) -> list[int]:
     """Return the numbers of directions to try: 1, 2, 3, 4, 6, 8, ..., the number of harmful ones, and the most.
 
     The most is where the prediction says that nothing is left to gain.
@@ -98,7 +112,7 @@ def counts(pool: Pool) -> list[int]:
     grid, at = {pool.harmful, most}, 1.0
     while at < most:
         grid.add(round(at))
-        at *= GROWTH
+        at *= growth
     return sorted(count for count in grid if 0 < count <= most)
 
 

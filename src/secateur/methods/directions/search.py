@@ -26,10 +26,10 @@ from secateur.methods.directions.method import DirectionsConfig
 from secateur.methods.directions.pools import (
     Direction,
     Pool,
-    counts,
     fixed_share,
     left,
     pools,
+    proposals,
     removal,
     signed,
     weakest,
@@ -46,7 +46,7 @@ from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.methods.removal import goal_of
 from secateur.options import matrices_of
 from secateur.records import base_record
-from secateur.search.race import Choice, Judge, Rules, choose, race
+from secateur.search.race import HALVING, Choice, Judge, Rules, choose, race
 from secateur.search.removal import RemovalPoint, steps
 from secateur.session import Session
 
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
     from secateur.methods.directions.effects import MatrixEffects
     from secateur.methods.directions.readings import EffectsUnderPlan, Words
 
-RACE_Z = 3.0
 HELPS = 1.0  # standard errors by which a round must better the last
 ROUNDS = 8
+PATIENCE = 2  # rounds without a better plan on the confirming half, after which a search ends
 SHARE = 0.1  # of each matrix, for the paper's protocol
 SHOWN = 256  # directions of one matrix or head that a record lists, evenly along the spectrum, beside those that went
 STRONGEST = 32  # directions by effect that it lists too
@@ -224,25 +224,28 @@ def _rounds(search: _Search) -> SearchTrace:
     """Remove round after round what helps most on one half of `select`; take as many rounds as do best on the other.
 
     None where that does not show that they help: a plan that was built by looking at examples has to prove itself on
-    others.
+    others. No further rounds where `PATIENCE` of them did not do better there.
     """
     session, goal = search.session, search.session.objective
     trace = SearchTrace(session.empty)
     build, confirm = session.halves()
+    plans, judged = [session.empty], {}
     for number in range(ROUNDS if search.config.rescore else 1):
         step = _round(search, trace, number, build)
         if step is None:
             break
         trace.take(step)
+        plans.append(step.plan)
+        judged = dict(search.judge(plans, confirm, "choose"))
+        best = max(plans, key=lambda plan: goal.key(judged[plan]))
+        if len(plans) - 1 - plans.index(best) >= PATIENCE:
+            break
     if not trace.chosen:
         return trace
-    plans = [step.plan for step in trace.chosen]
-    judged = dict(search.judge([session.empty, *plans], confirm, "choose"))
     before = judged.pop(session.empty)
     choice = choose(judged, before, session.evidence(confirm), goal)
     plan = taken(session, choice)
-    num_rounds = plans.index(plan) + 1 if plan.edits else 0
-    return SearchTrace(plan, trace.steps, trace.chosen[:num_rounds], choice)
+    return SearchTrace(plan, trace.steps, trace.chosen[: plans.index(plan)], choice)
 
 
 def _round(search: _Search, trace: SearchTrace, number: int, examples: Sequence[int]) -> SearchStep | None:
@@ -254,11 +257,10 @@ def _round(search: _Search, trace: SearchTrace, number: int, examples: Sequence[
     effects = search.readings.effects(base)
     proposed = {
         search.without(base, pool.ordered[:count], effects): (pool, count)
-        for pool in pools(left(effects.directions, base), dynamic=search.config.dynamic)
-        for count in counts(pool)
+        for pool, count in proposals(pools(left(effects.directions, base), dynamic=search.config.dynamic))
     }
-    z = math.inf if search.config.exhaustive else RACE_Z
-    raced = race([base, *proposed], examples, search.judge, goal, Rules(z=z))
+    rules = Rules(z=math.inf) if search.config.exhaustive else HALVING
+    raced = race([base, *proposed], examples, search.judge, goal, rules)
     judged = search.judge([base, raced.winner], examples, "choose")
     tried = {
         plan: SearchStep(

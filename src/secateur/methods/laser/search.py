@@ -33,11 +33,10 @@ from secateur.methods.method import CountingJudge, Proposal, taken
 from secateur.options import Options, matrices_of
 from secateur.records import base_record
 from secateur.search.evidence import Evidence
-from secateur.search.race import RULES, Judge, Objective, Race, Rules, choose, race
+from secateur.search.race import HALVING, RULES, Judge, Objective, Race, Rules, choose, race
 from secateur.session import Session
 
 RACED = 96  # candidates that the screen leaves: see benchmarks/RESULTS.md for what more or fewer give up
-HALVING = Rules(z=3.0, share=0.5)
 COMPOSED = 16  # matrices at most whose best cut is tried beside the cuts that were taken
 SHOWN_EXAMPLES = {"quick": 0, "standard": 128, "full": 256}  # of curves and answers, which are looked at
 SHOWN_MATRICES = 3  # whose curves are drawn, but for a full report
