@@ -54,9 +54,10 @@ CLOSE = 48  # candidates whose prediction is read again before each step: the be
 FAR = 4  # steps after which each kind also offers edits all the way to the budget
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
-ALONG = 1.5  # times the price of the cheapest offer that others have which go in the same step
+ALONG = 3.0  # times the price of the cheapest offer that others have which go in the same step
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
 ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
+GIVEN_BACK = 8  # candidates that are tried for it, those that were predicted to cost most
 SWAPS = 2
 ENOUGH = 80  # forward passes over `select`, after which no move is given back any more
 FORMS = {"folds": "fold", "maps": "linear"}
@@ -430,6 +431,8 @@ class Steps:
             way = _without(last, candidate.edits)
             if way is not None and self.sizes.progress(way) >= 1:
                 ways[candidate] = way
+        dearest = sorted(ways, key=lambda one: self._predicted.get(one, 0.0), reverse=True)
+        ways = {candidate: ways[candidate] for candidate in dearest[:GIVEN_BACK]}
         losses, plan, back = self.losses([last, *ways.values()]), last, set[Candidate]()
         for candidate in sorted(ways, key=lambda one: losses[ways[one]]):
             way = _without(plan, candidate.edits)
