@@ -40,11 +40,13 @@ def verdict_of(out: Path) -> VerdictRecord:
 
 @pytest.fixture(scope="module")
 def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two blocks dropped by cosine."""
-    out = tmp_path_factory.mktemp("depth") / "out"
-    how = ("--method", "depth", "--by", "cosine", "--form", "drop", "--blocks", "2")
-    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", out)
-    return out
+    """Two blocks dropped by cosine, by a recipe."""
+    folder = tmp_path_factory.mktemp("depth")
+    recipe = {"model": str(MODEL), "task": str(CAPITALS), "out": "out", "method": "depth", "by": "cosine"}
+    recipe |= {"form": "drop", "blocks": 2}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    run("run", folder / "recipe.yaml", "--quiet")
+    return folder / "out"
 
 
 def test_it_knows_the_capital_of_france():
@@ -100,6 +102,45 @@ def test_blocks_are_nearly_linear():
     rows = found["models"][0]["rows"]
     assert [row["site"] for row in rows] == ["b27", "b28", "b29"]
     assert all(0.5 < row["cosine"] <= 1 for row in rows)
+
+
+def test_a_file_and_a_search_are_told_beforehand():
+    checked = json.loads(run("tasks", "--check", CAPITALS, "--model", MODEL, "--json"))
+    assert checked["examples"] == len(CAPITALS.read_text(encoding="utf-8").splitlines())
+    forecast = json.loads(run("plan-cost", MODEL, "--task", CAPITALS, "--layers", "28:30", "--json"))
+    counts = forecast["total"]["counts"]
+    assert 0 < counts["least"]["seconds"] <= counts["expected"]["seconds"] <= counts["most"]["seconds"]
+
+
+def test_all_kinds_of_edits_compete(tmp_path):
+    how = ("--params", "0.97", "--layers", "28:30", "--limit", "130")
+    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", tmp_path / "out")
+    found = verdict_of(tmp_path / "out")
+    assert found.parameters.after <= 0.97 * found.parameters.before
+
+
+def test_a_map_of_two_blocks_is_checked_by_removal(tmp_path):
+    how = ("--layers", "28:30", "--what", "heads,ffns", "--checks", "2", "--limit", "130")
+    found = json.loads(run("map", MODEL, "--task", CAPITALS, *how, "-o", tmp_path, "--json", "--quiet"))
+    assert {row["site"].split(".")[0] for row in found["components"]} == {"b28", "b29"}
+    assert (tmp_path / "map.html").stat().st_size < 2e6
+
+
+def test_what_was_cut_is_shown_listed_measured_and_talked_to(shortened):
+    assert json.loads(run("show", shortened, "--json"))
+    assert "depth" in run("runs", shortened.parent)
+    assert json.loads(run("transfer", shortened, "--task", CAPITALS, "--limit", "130", "--json", "--quiet"))
+    words = ("--prompt", "The capital of France is", "--max-new-tokens", "4", "--json", "--quiet")
+    assert json.loads(run("chat", shortened, "--against", MODEL, *words))
+    assert "config.json" in run("push", shortened, "me/cut", "--dry-run")
+
+
+def test_what_was_cut_can_be_healed_and_the_whole_fine_tuned(shortened, tmp_path):
+    few = ("--task", CAPITALS, "--limit", "130", "--max-steps", "2", "--lora", "2", "--quiet")
+    run("heal", shortened, *few, "-o", tmp_path / "healed")
+    run("finetune", MODEL, *few, "-o", tmp_path / "tuned")
+    for out, blocks in (("healed", 28), ("tuned", 30)):
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / out).config.num_hidden_layers == blocks
 
 
 def test_what_was_cut_can_be_read_applied_and_exported(shortened, tmp_path):
