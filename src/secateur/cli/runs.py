@@ -61,9 +61,9 @@ def _in_ledger(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
-    """Return the row of a run of `prune`."""
+    """Return the row of a run of `prune`; where another one has made its folder again, with what the ledger holds."""
     out, scope = _out(ledger.path, run), ledger.recall(run.id, "scope", str)
-    tried = tried_cuts(out)
+    tried = tried_cuts(out) if _made(run, out) else None
     if tried is None:
         tried = sum(bool(trial.plan.edits) for trial in ledger.trials(scope)) if scope else 0
     more = {"plans": tried, "ledger": str(ledger.path)}
@@ -115,9 +115,13 @@ def _now(out: Path, run: Run | None = None) -> str:
     what a ledger was not told any more, the result itself tells."""
     if Folder(out).is_locked:
         return RUNNING
-    record = None if run is None else Folder(out).record("plan.json")
-    done = run and record and record["provenance"]["command"] == run.command
-    return _word(out) if done else STOPPED
+    return _word(out) if run is not None and _made(run, out) else STOPPED
+
+
+def _made(run: Run, out: Path) -> bool:
+    """Return whether the checkpoint in `out` is of this run's command."""
+    record = Folder(out).record("plan.json")
+    return record is not None and record["provenance"]["command"] == run.command
 
 
 def _row(

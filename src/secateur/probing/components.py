@@ -353,16 +353,19 @@ def _agreement(read: Sequence[float], rise: Sequence[float]) -> AgreementRecord:
     return AgreementRecord(rho=found and found[0], ci=found and list(found[1]))
 
 
-def behavior(loaded: Loaded, blocks: range, progress: Progress) -> dict[str, Readings]:
+def behavior(loaded: Loaded, blocks: range, progress: Progress, seeds: int = 100) -> dict[str, Readings]:
     """Return prefix matching, copying and attention sink of every head, on random tokens: what a head does, not what it
     is worth.
+
+    Args:
+        seeds: Sequences, each longer than the one before; 100 as in the source.
 
     Raises: `ModelError` where one of them cannot be read.
     """
     check_copying(loaded.anatomy)
-    copied = copying(loaded, blocks=blocks, progress=progress)
+    copied = copying(loaded, seeds=seeds, blocks=blocks, progress=progress)
     found = {
-        "prefix_matching": prefix_matching(loaded, progress=progress),
+        "prefix_matching": prefix_matching(loaded, seeds=seeds, progress=progress),
         "copying": copied.every,
         "copying_beyond_sink": copied.beyond_sink,
         "attention_sink": copied.sink,

@@ -41,6 +41,7 @@ PARTS = 8  # that the neurons of a network are divided into
 QUARTERS = 4  # of the blocks: read together, and kept when stopped
 HELD_OUT = 4  # every so many groups of examples, linearity is scored on one and fitted to the others
 TOKENS = 2048  # of a batch that linearity is read from
+SEQUENCES = 25  # of random tokens, that heads are watched on: the shortest quarter of those of `probe`
 
 Values = Mapping[str, float]  # by component
 ByReading = Mapping[str, Values]
@@ -204,7 +205,7 @@ def _beside(
     session: Session, kind: str, names: Sequence[str], examples: Sequence[int], notes: list[str]
 ) -> dict[str, dict[str, float]]:
     """Return what is read of this kind alone, from the ledger where it has it."""
-    key = f"map beside {digest([kind, *names, list(examples), session.options.seed])}"
+    key = f"map beside {digest([kind, *names, list(examples), session.options.seed, SEQUENCES])}"
     found = session.recall(key, _KNOWN.validate_python)
     if found is None:
         said = len(notes)
@@ -277,7 +278,8 @@ def _behavior(
 ) -> dict[str, dict[str, float]]:
     """Return what heads do; nothing, and a note, where that cannot be read."""
     try:
-        found = behavior(session.loaded, layers_of(session.loaded.anatomy, session.options), session.progress)
+        blocks = layers_of(session.loaded.anatomy, session.options)
+        found = behavior(session.loaded, blocks, session.progress, SEQUENCES)
     except ModelError as error:
         notes.append(f"Prefix matching and copying were not read: {error}")
         return {}
