@@ -438,7 +438,7 @@ all are cut and measured by the same code. Losses are nats per token on {stories
 seen by a method.
 *More than ours* is the loss less that of the budget at the same size, with a paired 95 % interval by document: above 0
 the budget is better. The sizes are those that so many whole blocks leave. F is one forward pass of the whole model over
-the selection split. Other work ran beside, so times and speeds are rough. Multiple-choice tasks: not measured here.
+the validation split. Other work ran beside, so times and speeds are rough. Multiple-choice tasks: not measured here.
 
 One thread of {machine.cpu}; torch {machine.torch}, transformers {machine.transformers}, secateur {machine.secateur};
 seed {row.seed}; {dates}.

@@ -98,7 +98,9 @@ class Options:
     )
     split_seed: int = option(whole(0, 0, SEED), "Seed of the splits into probe, select and test.", "N")
     limit: int | None = option(whole(None), "Use at most N examples.", "N")
-    shots: int = option(whole(0, 0), "Put N solved examples of the probe split before every prompt.", "N")
+    shots: int = option(
+        whole(0, 0), "Put N solved examples of the calibration split before every prompt.", "N"
+    )
     seqlen: int = option(whole(256, 2), "Tokens per chunk of text.", "N")
     join: str = option(
         "",

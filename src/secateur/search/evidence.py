@@ -27,7 +27,7 @@ _CHUNK = 2**22  # float32 cells of signs drawn at once: 16 MiB
 class Evidence:
     """Hold the gains of everything that one search has tried, against chance.
 
-    `groups` (n,) are the groups of the selection examples in the order in which they are judged. A search asks several
+    `groups` (n,) are the groups of the validation examples in the order in which they are judged. A search asks several
     times, about cuts of the model and about cuts beside those it took already; each call adds to what was tried, and
     later p-values are corrected for all of it.
     """

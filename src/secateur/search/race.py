@@ -95,7 +95,7 @@ def race(
     Plans that reach the end have been judged on all examples; the winner is the best of those.
 
     Args:
-        examples: Indices of the selection examples, shuffled.
+        examples: Indices of the validation examples, shuffled.
     """
     assert plans, "a race needs somebody to run"
     running = list(dict.fromkeys(plans))

@@ -84,8 +84,8 @@ def _drawn(
     others = len(pool) - (example.group in pool)
     if shots > others:
         raise TaskError(
-            f"{name}: {shots} shots for example {example.id!r} need {shots} other groups in the probe split, which has "
-            f"{others}. Give fewer --shots, more data, or a larger --limit."
+            f"{name}: {shots} shots for example {example.id!r} need {shots} other groups in the calibration split, "
+            f"which has {others}. Give fewer --shots, more data, or a larger --limit."
         )
     rng = random.Random(f"shots {seed} {shots} {example.id}")
     groups = rng.sample(list(pool), min(shots + 1, len(pool)))
