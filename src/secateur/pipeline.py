@@ -81,6 +81,7 @@ def _prune(
         if expect is not None:
             _say_expected(session, expect)
         proposal = method_named(session.options.method).search(logged)
+    journal.remember(run, "tried", proposal.tried)
     verdict = cut_and_verify(session, proposal, start, folder.staging)
     if session.options.in_memory is None:
         keys = session.options.recipe() | {"out": str(folder.out)}

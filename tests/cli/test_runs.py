@@ -85,6 +85,15 @@ def test_every_verb_is_listed(place):
     assert [run["created"] for run in found.values()] == sorted(run["created"] for run in found.values())
 
 
+def test_an_older_run_of_the_same_folder_keeps_its_own_count(place):
+    before = listed("pruned.run/ledger.sqlite")["pruned"]["plans"]
+    more = ("--layers", "1", "--matrices", "o,up", "--overwrite", "-o", "pruned")
+    assert secateur("prune", "m", "--task", "q.jsonl", *more).exit_code == 0
+    old, new = json.loads(secateur("runs", "pruned.run/ledger.sqlite", "--json").stdout)
+    assert new["plans"] == json.loads((place / "pruned/verdict.json").read_text())["candidates_tried"]
+    assert new["plans"] != old["plans"] == before
+
+
 def test_the_table_has_them_all(place, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     told = secateur("runs")

@@ -61,9 +61,11 @@ def _in_ledger(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _judged(ledger: Ledger, run: Run) -> dict[str, Any]:
-    """Return the row of a run of `prune`; where another one has made its folder again, with what the ledger holds."""
+    """Return the row of a run of `prune`."""
     out, scope = _out(ledger.path, run), ledger.recall(run.id, "scope", str)
-    tried = tried_cuts(out) if _made(run, out) else None
+    tried = ledger.recall(run.id, "tried", int)
+    if tried is None and _made(run, out):  # ledgers of an earlier day do not say it
+        tried = tried_cuts(out)
     if tried is None:
         tried = sum(bool(trial.plan.edits) for trial in ledger.trials(scope)) if scope else 0
     more = {"plans": tried, "ledger": str(ledger.path)}
