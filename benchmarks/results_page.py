@@ -655,7 +655,7 @@ def removal_part(found: Found, what: Mapping[str, str]) -> Iterator[str]:
         ends = row.ends
         yield (
             f"**{what[name]}.** Read again after each step; the study keeps nearly all of OPT-66B's quality "
-            f"without 70 % of heads or 20 % of networks. The curve is of {ends.chosen_by} selection "
+            f"without 70 % of heads or 20 % of networks. The curve is of {ends.chosen_by} validation "
             f"questions; on {ends.tested} test questions the last point goes from "
             f"{measured(ends.before, ends.unit)} to {measured(ends.after, ends.unit)} "
             f"({changed(ends.difference, ends.unit)} points, {ends.verdict})."

@@ -159,7 +159,7 @@ def removal(rows: Mapping[str, RowRecord]) -> Drawing:
         chance = row.figures.ends.chance
     if chance is not None:
         axes.axhline(100 * chance, color=GRAY, linestyle="--", label="chance")
-    axes.set(xlabel="gone, %", ylabel="accuracy on selection questions, %")
+    axes.set(xlabel="gone, %", ylabel="accuracy on validation questions, %")
     axes.legend(frameon=False)
     return drawing
 

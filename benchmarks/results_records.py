@@ -19,7 +19,7 @@ class CutFigures(Record):
     kind: Literal["cut"] = "cut"
     data: str = Field(description="name of the data set")
     shots: int = Field(description="solved examples before every question")
-    chosen_by: int = Field(description="examples of the selection split")
+    chosen_by: int = Field(description="examples of the validation split")
     tested: int = Field(description="examples of the test split")
     metric: str
     unit: str
@@ -30,11 +30,11 @@ class CutFigures(Record):
     verdict: str
     loss: IntervalRecord | None = Field(description="change of the log-loss, nats; below 0 is better")
     edits: list[str] = Field(
-        description="what was cut; empty where no candidate was better on selection data"
+        description="what was cut; empty where no candidate was better on validation data"
     )
-    tried: int = Field(description="candidates judged on the selection split")
+    tried: int = Field(description="candidates judged on the validation split")
     proposed: int = Field(description="candidates of the grid")
-    shown: bool = Field(description="the selection split alone shows the gain, paid for all that were tried")
+    shown: bool = Field(description="the validation split alone shows the gain, paid for all that were tried")
     majority: float | None = Field(description="share of the most frequent right answer; null without one")
     chance: float | None
     alternatives: list[AlternativeRecord] = Field(description="what could be had without a cut")
@@ -133,7 +133,7 @@ class RemovalPoint(Record):
 
     removed: float = Field(description="share of the heads, or of the networks")
     parameters: float
-    value: float = Field(description="the metric on the selection split")
+    value: float = Field(description="the metric on the validation split")
     loss: float
 
 
