@@ -239,9 +239,8 @@ def test_runs_and_show_find_a_folder_that_was_moved(place, finished, tmp_path):
         assert found["judged"] > 10
         assert found["tried"] == found["verdict"]["candidates_tried"]
         listed = json.loads(secateur("runs", tmp_path, "--json").stdout)
-        assert [run["plans"] for run in listed if run["plans"]][-1] == found[
-            "tried"
-        ]  # older ones have their own
+        command = json.loads((tmp_path / "moved/plan.json").read_text())["provenance"]["command"]
+        assert [run["plans"] for run in listed if run["command"] == command] == [found["tried"]]
         assert [run["status"] for run in listed] == [found["verdict"]["verdict"]] * len(listed)
     finally:
         (tmp_path / "moved").rename(place / "out")
