@@ -122,7 +122,10 @@ def test_all_kinds_of_edits_compete(tmp_path):
 def test_a_map_of_two_blocks_is_checked_by_removal(tmp_path):
     how = ("--layers", "28:30", "--what", "heads,ffns", "--checks", "2", "--limit", "130")
     found = json.loads(run("map", MODEL, "--task", CAPITALS, *how, "-o", tmp_path, "--json", "--quiet"))
-    assert {row["site"].split(".")[0] for row in found["components"]} == {"b28", "b29"}
+    assert {kind["kind"] for kind in found["kinds"]} == {"heads", "ffns"}
+    read = {name.split(".")[0] for kind in found["kinds"] for name in kind["readings"]["in_block"]}
+    assert read == {"b28", "b29"}
+    assert all(kind["check"] for kind in found["kinds"])
     assert (tmp_path / "map.html").stat().st_size < 2e6
 
 
