@@ -31,11 +31,16 @@ from secateur.probes.heads import attend
 from secateur.surgery.mask import swapped_forward
 
 REPEATS = 4
+SEEDS = 100  # sequences of random tokens (arXiv 2212.09095)
 LEFT_OUT = 0.04  # of the vocabulary at either end (arXiv 2212.09095)
 
 
 def prefix_matching(
-    loaded: Loaded, *, seeds: int = 100, frequencies: Sequence[int] | None = None, progress: Progress = silent
+    loaded: Loaded,
+    *,
+    seeds: int = SEEDS,
+    frequencies: Sequence[int] | None = None,
+    progress: Progress = silent,
 ) -> Readings:
     """Return the attention to the followers of earlier occurrences of the current token, as `b3.attn.h5`; 0 to 1.
 
@@ -90,7 +95,7 @@ class CopyingReadings:
 def copying(
     loaded: Loaded,
     *,
-    seeds: int = 100,
+    seeds: int = SEEDS,
     frequencies: Sequence[int] | None = None,
     blocks: range | None = None,
     authors: bool = False,

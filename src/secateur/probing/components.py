@@ -40,7 +40,7 @@ from secateur.probes.ablation import ablation_importance
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects
 from secateur.probes.heads import head_importance, neuron_importance
-from secateur.probes.induction import check_copying, copying, prefix_matching
+from secateur.probes.induction import SEEDS, check_copying, copying, prefix_matching
 from secateur.probing.report import write_probe_report
 from secateur.records import versions
 from secateur.session import (
@@ -353,12 +353,12 @@ def _agreement(read: Sequence[float], rise: Sequence[float]) -> AgreementRecord:
     return AgreementRecord(rho=found and found[0], ci=found and list(found[1]))
 
 
-def behavior(loaded: Loaded, blocks: range, progress: Progress, seeds: int = 100) -> dict[str, Readings]:
+def behavior(loaded: Loaded, blocks: range, progress: Progress, seeds: int = SEEDS) -> dict[str, Readings]:
     """Return prefix matching, copying and attention sink of every head, on random tokens: what a head does, not what it
     is worth.
 
     Args:
-        seeds: Sequences, each longer than the one before; 100 as in the source.
+        seeds: Sequences, each longer than the one before; as many as in the source.
 
     Raises: `ModelError` where one of them cannot be read.
     """
