@@ -240,7 +240,10 @@ def test_runs_and_show_find_a_folder_that_was_moved(place, finished, tmp_path):
         assert found["tried"] == found["verdict"]["candidates_tried"]
         listed = json.loads(secateur("runs", tmp_path, "--json").stdout)
         command = json.loads((tmp_path / "moved/plan.json").read_text())["provenance"]["command"]
-        assert [run["plans"] for run in listed if run["command"] == command] == [found["tried"]]
+        again = {
+            run["plans"] for run in listed if run["command"] == command
+        }  # another test may have run it again
+        assert again == {found["tried"]}
         assert [run["status"] for run in listed] == [found["verdict"]["verdict"]] * len(listed)
     finally:
         (tmp_path / "moved").rename(place / "out")

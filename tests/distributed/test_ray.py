@@ -11,8 +11,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,20 +269,27 @@ def test_a_plan_that_kills_every_worker_is_named_and_the_rest_is_kept(pool, load
 
 
 class Choosy(Worker):
-    """The first to come gets the model; where the others are something is missing."""
+    """The first to come gets the model; where the others are something is missing, which they find once `end` is."""
 
     place: str
+    end: str
 
     def load(self, shipped, device, threads):
-        with open(self.place, "x"):
-            super().load(shipped, device, threads)
+        try:
+            Path(self.place).touch(exist_ok=False)
+        except FileExistsError:
+            while not Path(self.end).exists():
+                time.sleep(0.05)
+            raise
+        super().load(shipped, device, threads)
 
 
 def test_a_node_where_no_worker_can_begin_is_given_up_and_the_others_go_on(
     pool, loaded, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(pools, "DEATHS", 2)  # each costs the start of a process
-    monkeypatch.setattr(pools, "Worker", type("Choosy", (Choosy,), {"place": str(tmp_path / "taken")}))
+    places = {name: str(tmp_path / name) for name in ("place", "end")}
+    monkeypatch.setattr(pools, "Worker", type("Choosy", (Choosy,), places))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     plans = plans_of(loaded)
     here = Evaluator(loaded, TASK, ENCODED, limits=SHARDS)(plans, list(ENCODED))
@@ -288,6 +297,7 @@ def test_a_node_where_no_worker_can_begin_is_given_up_and_the_others_go_on(
         for _ in range(3):
             there = Evaluator(loaded, TASK, ENCODED, limits=SHARDS, workers=half)(plans, list(ENCODED))
             assert bits(there) == bits(here)
+            Path(places["end"]).touch()  # the first has the model now
         while len(half._handles) > 1:
             half._wait({})
         assert half._launched == 1 + pools.DEATHS
