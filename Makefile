@@ -29,7 +29,7 @@ demo-llm: llm        ## the main job on SmolLM2-135M, with a verdict in minutes
 	$(BIN)/secateur prune $(SMOLLM2) --task examples/capitals.jsonl -o $(OUT_LLM)
 
 test: $(VENV)/ready  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "not llm"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not llm"
 
 llm-smoke: llm       ## each verb once on SmolLM2-135M
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m llm

@@ -14,10 +14,19 @@ from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import Loaded
 
 
+LONG = {  # files that take two minutes and more; `make test` gives whole files to its processes
+    f"test_{name}.py"
+    for name in (
+        "carved_checkpoint", "carved_methods", "cut_laws", "docs", "files", "finetune", "prune_components",
+        "ray_killed", "resume",
+    )
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files that have slow tests first, so that short ones are left when one of several workers runs out."""
+    """Run the longest files first, then those that have slow tests, so that short ones are left for the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONG, item.path not in slow))
 
 
 @pytest.fixture(scope="session")

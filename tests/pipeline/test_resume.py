@@ -29,7 +29,7 @@ from secateur.session import open_session
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ZYGOTE = """
 import json, os, sys
-import secateur.api
+import secateur.pipeline, secateur.proof, secateur.reporting, secateur.session, secateur.cli.prune
 from secateur.cli import main
 for line in sys.stdin:
     job = json.loads(line)
