@@ -18,7 +18,7 @@ from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing
 from secateur.evaluation.forward import Forward
 from secateur.hf.load import Loaded
-from secateur.probes.heads import head_importance, neuron_importance
+from secateur.probes.heads import head_importance, neuron_importance, weighted_inputs
 from secateur.tasks.encode import Encoded
 
 PACKING = Packing(768, 512, 0)
@@ -184,6 +184,37 @@ def test_a_planted_useless_head_and_neuron_come_out_at_zero(as_loaded):
     assert neurons.ranked()[0] == ("b0.mlp.n17", 0.0)
     assert heads.ranked()[1][1] > 0
     assert neurons.ranked()[1][1] > 0
+
+
+HIDDEN = {  # what a network of a block gives to its down projection, and that matrix, one row for each neuron
+    "llama": lambda block, x: (
+        block.mlp.act_fn(block.mlp.gate_proj(x)) * block.mlp.up_proj(x),
+        block.mlp.down_proj.weight.T,
+    ),
+    "gpt2": lambda block, x: (block.mlp.act(block.mlp.c_fc(x)), block.mlp.c_proj.weight),
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_weights_times_inputs_are_those_of_each_token_alone(name, as_loaded):
+    """Summed token by token over examples that are run one by one, without padding."""
+    loaded = as_loaded(tiny(name, torch.float64))
+    blocks = [loaded.model.get_submodule(path) for path in loaded.anatomy.blocks]
+    squares = [torch.zeros(loaded.anatomy.d_ff, dtype=torch.float64) for _ in blocks]
+    entered = {}
+    for number, block in enumerate(blocks):
+        block.mlp.register_forward_pre_hook(lambda _, args, at=number: entered.__setitem__(at, args[0][0]))
+    for example in MIXED.values():
+        [(prompt, answer)] = example.gold_alone.pairs
+        loaded.model(torch.tensor([[*prompt, *answer[:-1]]]))
+        for number, block in enumerate(blocks):
+            for x in entered[number]:
+                squares[number] += HIDDEN[name](block, x)[0] ** 2
+    found = weighted_inputs(loaded, MIXED, list(MIXED), range(len(blocks)), packing=PACKING)
+    for number, block in enumerate(blocks):
+        weights = HIDDEN[name](block, x)[1]
+        expected = [float(squares[number][n].sqrt() * weights[n].abs().sum()) for n in range(len(weights))]
+        assert found[number] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_model_is_left_as_it_was(as_loaded):

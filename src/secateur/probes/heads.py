@@ -30,8 +30,10 @@ from secateur.errors import ModelError
 from secateur.evaluation.batching import Batch, Packing, with_room
 from secateur.evaluation.forward import Forward, gathered
 from secateur.hf.load import Loaded
+from secateur.hf.stacks import Weight
 from secateur.hf.weights import reread
 from secateur.probes.gradient_hooks import summed_loss
+from secateur.probes.residual_stream import real_tokens
 from secateur.surgery.mask import swapped_forward
 from secateur.tasks.encode import Encoded
 
@@ -190,6 +192,50 @@ def neuron_importance(
     return _readings(
         "neuron importance", split, len(examples), "E|a·dL/da| at the down projection's input", sites
     )
+
+
+def weighted_inputs(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    blocks: Sequence[int],
+    *,
+    packing: Packing,
+    progress: Progress = silent,
+) -> dict[int, Float[np.ndarray, " neurons"]]:
+    """Return ‖a_n‖ · Σ_i |W_in| of every neuron n of these blocks: W is the down projection, a_n its input.
+
+    The norm is over all tokens that are run. Costs one forward pass; needs no answer, and says nothing of the loss.
+    Source: the score of Wanda (Sun et al. 2023, arXiv 2306.11695, eq. 1), summed over the outputs of each input.
+    """
+    paths = {block: loaded.anatomy.module(Site(block, "down")) for block in blocks}
+    answers = {e: encoded[e].gold_alone for e in examples}
+
+    def summed(packing: Packing) -> dict[int, Tensor]:
+        squares: dict[int, Tensor] = {}
+
+        def adding(block: int, real: Tensor) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                inputs = args[0].reshape(*real.shape, -1)[real.to(args[0].device)]
+                wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+                squares[block] = squares.get(block, 0) + wide.square().sum(0).double().cpu()
+
+            return hook
+
+        batches = packing.pack(answers, examples)
+        for number, batch in enumerate(batches):
+            real = real_tokens(batch, answers)
+            with ExitStack() as stack, torch.inference_mode():
+                for block, path in paths.items():
+                    handle = loaded.model.get_submodule(path).register_forward_pre_hook(adding(block, real))
+                    stack.callback(handle.remove)
+                loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
+            progress("importance", number + 1, len(batches))
+        return squares
+
+    squares = with_room(packing, summed) if blocks else {}
+    weights = {block: Weight(path).read(loaded.model).cpu().double() for block, path in paths.items()}
+    return {block: (weights[block].abs().sum(0) * squares[block].sqrt()).numpy() for block in blocks}
 
 
 # -------------------------------------------------------------------------------------------- what heads look at

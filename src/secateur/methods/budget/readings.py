@@ -1,6 +1,7 @@
-"""Readings for the budget: the predicted cost of any edit under a plan, neurons by importance, fitted maps.
+"""Readings for the budget: the predicted cost of any edit under a plan, ranked neurons, fitted maps.
 
-All are made on `probe`; what costs a pass with gradients is remembered in the ledger. At the end those of a forecast.
+Costs and maps are read on `probe`, neurons on what they are asked for; what is not fitted is remembered in the ledger.
+At the end those of a forecast.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.methods.removal import fitted_maps
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects
-from secateur.probes.heads import unit_importance
+from secateur.probes.heads import weighted_inputs
 from secateur.probes.maps import BlockRun
 from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import resolve
+from secateur.surgery.operations import droppable, resolve
 
 
 @dataclass(frozen=True)
@@ -67,27 +68,26 @@ class EditReader:
         session.remember(f"edit effects {digest(asked)}", found)
         return found
 
-    def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
-        """Return the neurons of each block that `plan` leaves, those first on which the loss depends least."""
+    def neurons(self, plan: Plan, examples: Sequence[int]) -> Mapping[int, list[int]]:
+        """Return the neurons of each block that `plan` leaves, those first that add least to the stream."""
         session, loaded = self._session, self._session.loaded
-        widths = {block: width.d_ff for block, width in enumerate(loaded.anatomy.widths) if width.d_ff}
         gone = plan.blocks_gone | {site.block for site in plan.dropped if site == Site(site.block, "mlp")}
-        units = {block: count for block, count in widths.items() if block not in gone}
-        key = f"neuron order {digest([plan.identity, len(self._probe)])}"
+        networks = [
+            block
+            for block, width in enumerate(loaded.anatomy.widths)
+            if width.d_ff and block not in gone and droppable(Site(block, "mlp"), loaded.anatomy)
+        ]
+        key = f"neurons by weights times inputs {digest([plan.identity, *examples])}"
         order: dict[int, list[int]] | None = session.recall(
             key, lambda rows: {block: [*neurons] for block, neurons in rows}
         )
-        if order is None and not units:
-            return {}
         if order is None:
-            operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
-            with masked(loaded.model, operations):
-                values = unit_importance(
+            with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
+                values = weighted_inputs(
                     loaded,
                     session.encoded,
-                    self._probe,
-                    "down",
-                    units,
+                    examples,
+                    networks,
                     packing=self._judge.packing,
                     progress=session.progress,
                 )
@@ -118,9 +118,9 @@ class DryEditReadings:
         )
         return [self._dry.draw() for _ in candidates]
 
-    def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
-        """Note a pass with gradients."""
-        self._dry.read(ReadingCost("neuron importance", "probe", len(self._session.probed), (), passes=2.0))
+    def neurons(self, plan: Plan, examples: Sequence[int]) -> Mapping[int, list[int]]:
+        """Note a forward pass."""
+        self._dry.read(ReadingCost("weights times inputs", "select", len(examples), (), passes=1.0))
         widths = self._session.loaded.anatomy.widths
         return {block: list(range(width.d_ff)) for block, width in enumerate(widths)}
 

@@ -2,8 +2,9 @@
 
 A screen on `probe` predicts what each edit costs under the current plan. Each kind proposes its cheapest edits for
 about one step, and all kinds together a mixture; the proposals are measured on the first examples of `select`, to
-which nothing was fitted, and the cheapest is taken, with those of other blocks that are nearly as cheap. Neurons are
-ranked and edits near the top predicted again before every step, since effects do not add up. A proposal that meets
+which nothing was fitted, and the cheapest is taken, with those of other blocks that are nearly as cheap. Neurons also
+go from all networks at once, the same share of each. Edits near the top are predicted again before every step, and
+neurons ranked again every few, since effects do not add up. A proposal that meets
 the budget at once, such as a block beside little else, is remembered: the end is the best of those. Then moves are
 given back where others, or none, do better.
 Knows a judge and readings, no model. `test` is not touched.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -51,7 +52,9 @@ STEPS = 10  # to the budget; where only the loss bounds, a step is LOSS_STEP of 
 LOSS_STEP = 0.02
 CHUNKS = 8  # groups that the neurons of a network go in
 CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
-FAR = 4  # steps after which each kind also offers edits all the way to the budget
+FAR = (
+    4  # steps after which each kind also offers edits all the way to the budget, and neurons are ranked again
+)
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
 ALONG = 3.0  # times the price of the cheapest offer that others have which go in the same step
@@ -70,8 +73,8 @@ class EditReadings(Protocol):
     def effects(self, plan: Plan, candidates: Sequence[Candidate]) -> list[float]:
         """Return the expected rise of the loss with each candidate beside `plan`, nats."""
 
-    def neurons(self, plan: Plan) -> Mapping[int, list[int]]:
-        """Return the neurons of each block, those first on which the loss depends least under `plan`."""
+    def neurons(self, plan: Plan, examples: Sequence[int]) -> Mapping[int, list[int]]:
+        """Return the neurons of each block, those first that add least to the stream under `plan`."""
 
     def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
         """Return a map for each of `runs`, fitted in the model that `plan` leaves."""
@@ -177,12 +180,21 @@ def candidates_of(session: Session, plan: Plan, neurons: Mapping[int, Sequence[i
             yield from (Candidate(kind, (Drop(s),)) for s in some if s.unit or droppable(s, anatomy))
     if "neurons" in kinds:
         for block in (b for b in blocks if droppable(Site(b, "mlp"), anatomy)):
-            left = [n for n in neurons.get(block, ()) if Site(block, "mlp", "n", n) not in gone]
-            chunk = left[: max(1, anatomy.widths[block].d_ff // CHUNKS)]
-            if chunk:
-                yield Candidate("neurons", tuple(Drop(Site(block, "mlp", "n", n)) for n in sorted(chunk)))
+            left = remaining(block, neurons, gone)
+            if left:
+                yield neurons_of(block, left[: max(1, anatomy.widths[block].d_ff // CHUNKS)])
     if "matrices" in kinds:
         yield from _truncations(session, plan, blocks)
+
+
+def remaining(block: int, neurons: Mapping[int, Sequence[int]], gone: Collection[Site]) -> list[int]:
+    """Return the ranked neurons of a block without those that are gone."""
+    return [n for n in neurons.get(block, ()) if Site(block, "mlp", "n", n) not in gone]
+
+
+def neurons_of(block: int, numbers: Sequence[int]) -> Candidate:
+    """Return the drops of these neurons."""
+    return Candidate("neurons", tuple(Drop(Site(block, "mlp", "n", n)) for n in sorted(numbers)))
 
 
 def _truncations(session: Session, plan: Plan, blocks: Iterable[int]) -> Iterator[Candidate]:
@@ -270,7 +282,8 @@ class Steps:
     _neurons: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.examples = self.session.shuffled("select")[: len(self.session.probed)]
+        select, count = self.session.shuffled("select"), len(self.session.probed)
+        self.examples, self._ranked_on = select[:count], [*self.session.probed, *select[count:]]
         by_choices = decided_by_choices(self.session)
         self._metric = METRICS["choice_loss" if by_choices else self.session.loss_name]
 
@@ -299,10 +312,11 @@ class Steps:
 
     def next(self, moves: Moves, plan: Plan) -> Moves | None:
         """Return the moves to `plan` with the cheapest of those that are possible now; None where there is none."""
-        if "neurons" in self.session.config(BudgetConfig).competing:
-            self._neurons = self.readings.neurons(plan)
-            self.screened += 3 * len(self.session.probed)
-        offers = list(self._offers(plan, far=len(moves) % FAR == 0))
+        far = len(moves) % FAR == 0
+        if far and "neurons" in self.session.config(BudgetConfig).competing:
+            self._neurons = self.readings.neurons(plan, self._ranked_on)
+            self.screened += len(self._ranked_on)
+        offers = list(self._offers(plan, far=far))
         if not offers:
             return None
         losses, way = self.losses([plan, *(offer.plan for offer in offers)]), self.sizes.progress(plan)
@@ -351,8 +365,11 @@ class Steps:
             if kind == "mixed":
                 some.sort(key=lambda one: price(self._scaled(one), saved[one]))
             moves = [self._bundle(kind, plan, some, saved)]
-            if far and kind != "mixed" and self.sizes.targets != LOSS_ALONE:
+            to_the_end = far and kind != "mixed" and self.sizes.targets != LOSS_ALONE
+            if to_the_end:
                 moves.append(self._bundle(kind, plan, some, saved, far=True))
+            if kind == "neurons" and some:
+                moves += [self._even(plan, some, saved, far=way) for way in {False, to_the_end}]
             for move in moves:
                 if move.plan not in seen:
                     seen.add(move.plan)
@@ -402,6 +419,25 @@ class Steps:
                 best, most, left = wider, min(most, SPREAD * cost), left - saved[candidate]
                 taken.append(candidate)
         return Move(kind, best, tuple(taken), sum(self._predicted[one] for one in taken))
+
+    def _even(
+        self, plan: Plan, chunks: Sequence[Candidate], saved: Mapping[Candidate, float], *, far: bool
+    ) -> Move:
+        """Return the move that takes the same share of the neurons of every network that has a chunk: one step, or
+        `far`, to the budget."""
+        gone, best, taken, predicted = set(plan.dropped), plan, list[Candidate](), 0.0
+        left = {chunk: remaining(min(chunk.blocks), self._neurons, gone) for chunk in chunks}
+        each = {chunk: saved[chunk] / len(chunk.edits) for chunk in chunks}  # that one neuron saves
+        way = min(1 - self.sizes.progress(plan), 1.0 if far else self.step)
+        share = min(1.0, way / sum(each[chunk] * len(left[chunk]) for chunk in chunks))
+        for chunk in chunks:
+            some = neurons_of(min(chunk.blocks), left[chunk][: math.ceil(share * len(left[chunk]))])
+            wider = joined(best, some.edits)
+            if wider is not None:
+                best = wider
+                taken.append(some)
+                predicted += self._predicted[chunk] * len(some.edits) / len(chunk.edits)
+        return Move("even", best, tuple(taken), predicted)
 
     def _mapped(self, plan: Plan, blocks: Sequence[Candidate]) -> Iterator[Move]:
         """Yield moves that replace each block, and those gone beside it, by a map of each form that competes."""
