@@ -39,6 +39,10 @@ from secateur.surgery.materialize import cut, cut_model
 from secateur.surgery.operations import decompose
 
 EDITS = ["b0.q=2", "b1.down=3", "b1.attn.h1=drop", "b0.mlp.n3=drop"]
+STORED = [  # kinds that store tensors of other shapes, under other names, or fewer
+    "uneven heads", "KV groups everywhere", "attention of block 0", "neurons", "mixed", "rank 3",
+    "directions of attention", "last block linear", "folded",
+]  # fmt: skip
 SMALL = "20KB"  # several files even of a tiny model
 
 
@@ -58,7 +62,7 @@ def test_every_kind_of_cut_is_streamed_as_it_is_saved(name, words, tmp_path):
     with mapped(str(folder), tmp_path) as loaded:
         assert loaded.fingerprint == whole.fingerprint
         assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
-        for kind in KINDS:
+        for kind in KINDS if name in ("llama", "gpt2") else STORED:
             plan = Plan(whole.fingerprint, tuple(edits_of(kind, whole.anatomy)))
             how = {"factorize": factorized(kind)}
             saved, streamed = tmp_path / kind / "saved", tmp_path / kind / "streamed"

@@ -41,7 +41,7 @@ def plans_of(loaded: Loaded) -> list[Plan]:
     return [
         Plan(empty.model, tuple(Truncate(s, rank) for s in group))
         for group in sorted(groups)
-        for rank in (1, 2, 3)
+        for rank in (1, 3)
     ]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.cuts import KINDS, drops, edits_of, factorized, possible
-from fixtures.zoo import EVERY, ZOO, tiny, variant
+from fixtures.zoo import EVERY, tiny, variant
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -54,7 +54,8 @@ def logits(model: PreTrainedModel) -> Tensor:
     return model(TOKENS).logits
 
 
-CASES = [(name, torch.float64) for name in sorted(EVERY)] + [(name, torch.float32) for name in sorted(ZOO)]
+ROUNDED = ["falcon-rw", "gemma3", "gpt2", "llama", "phi3"]  # also with what float32 rounds
+CASES = [(name, torch.float64) for name in sorted(EVERY)] + [(name, torch.float32) for name in ROUNDED]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=[f"{name}-{dtype}" for name, dtype in CASES])

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from secateur.core.records.verdict import VerdictRecord
 
 pytestmark = pytest.mark.llm
+ONE_PROCESS = pytest.mark.xdist_group("two blocks less")  # these share what took long to make
 ROOT = Path(__file__).parents[2]
 MODEL, CAPITALS = ROOT / "models" / "smollm2-135m", ROOT / "examples" / "capitals.jsonl"
 GGUF = ROOT / "models" / "smollm2-135m-gguf" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,6 +71,7 @@ def test_laser_ends_with_a_verdict(tmp_path):
     assert (out / "report.html").stat().st_size < 2e6
 
 
+@ONE_PROCESS
 def test_two_blocks_less_are_smaller_and_load_as_they_are(shortened):
     found = verdict_of(shortened)
     assert found.parameters.after < found.parameters.before
@@ -129,6 +131,7 @@ def test_a_map_of_two_blocks_is_checked_by_removal(tmp_path):
     assert (tmp_path / "map.html").stat().st_size < 2e6
 
 
+@ONE_PROCESS
 def test_what_was_cut_is_shown_listed_measured_and_talked_to(shortened):
     assert json.loads(run("show", shortened, "--json"))
     assert "depth" in run("runs", shortened.parent)
@@ -138,6 +141,7 @@ def test_what_was_cut_is_shown_listed_measured_and_talked_to(shortened):
     assert "config.json" in run("push", shortened, "me/cut", "--dry-run")
 
 
+@ONE_PROCESS
 def test_what_was_cut_can_be_healed_and_the_whole_fine_tuned(shortened, tmp_path):
     few = ("--task", CAPITALS, "--limit", "130", "--max-steps", "2", "--lora", "2", "--quiet")
     run("heal", shortened, *few, "-o", tmp_path / "healed")
@@ -146,6 +150,7 @@ def test_what_was_cut_can_be_healed_and_the_whole_fine_tuned(shortened, tmp_path
         assert AutoModelForCausalLM.from_pretrained(tmp_path / out).config.num_hidden_layers == blocks
 
 
+@ONE_PROCESS
 def test_what_was_cut_can_be_read_applied_and_exported(shortened, tmp_path):
     run("report", shortened)
     run("apply", MODEL, "--plan", shortened, "-o", tmp_path / "again", "--quiet")

@@ -247,10 +247,10 @@ class Given:
     def effects(self, plan, candidates):
         return [self.costs.get(str(candidate.edits[0].site), self.default) for candidate in candidates]
 
-    def neurons(self, plan):
+    def neurons(self, plan, examples):
         return {block: list(range(216)) for block in range(6)}
 
-    def maps(self, plan, runs):
+    def maps(self, plan, runs, examples):
         return {run: Linearize(run.blocks, run.form, Fitted.of({"drawn": np.zeros(1)})) for run in runs}
 
 

@@ -155,7 +155,7 @@ def test_effects_are_finite_differences(name, per_head, as_loaded):
     means = {site: inputs_of(loaded, site).mean(0) for site in sites}
     got, expected = [], []
     for one in found.matrices:
-        for index in some_of(one) if not per_head else some_of(one)[:1]:
+        for index in some_of(one) if name in ("llama", "gpt2") and not per_head else some_of(one)[:1]:
             gone = direction(loaded, one.site, one.head, index)
             e = by_differences(loaded, one.site, gone, means[one.site], step)
             assert one.sigma[index] == pytest.approx(gone[1], rel=1e-9)

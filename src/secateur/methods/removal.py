@@ -49,10 +49,14 @@ def side_values(
 
 
 def fitted_maps(
-    session: Session, plan: Plan, runs: Sequence[BlockRun], packing: Packing
+    session: Session,
+    plan: Plan,
+    runs: Sequence[BlockRun],
+    packing: Packing,
+    examples: Sequence[int] | None = None,
 ) -> Mapping[BlockRun, Linearize]:
-    """Return a map for each of `runs`, fitted on `probe` in the model that `plan` leaves."""
-    examples = session.task.split("probe")
+    """Return a map for each of `runs`, fitted on `examples` (None: all of `probe`) in the model that `plan` leaves."""
+    examples = session.task.split("probe") if examples is None else examples
     return fit_maps(
         session.loaded,
         session.encoded,

@@ -1,6 +1,6 @@
 """Readings for the budget: the predicted cost of any edit under a plan, ranked neurons, fitted maps.
 
-Costs and maps are read on `probe`, neurons on what they are asked for; what is not fitted is remembered in the ledger.
+Costs are read on `probe`, the others on what they are asked for; what is not fitted is remembered in the ledger.
 At the end those of a forecast.
 """
 
@@ -95,9 +95,11 @@ class EditReader:
             session.remember(key, [*order.items()])
         return order
 
-    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+    def maps(
+        self, plan: Plan, runs: Sequence[BlockRun], examples: Sequence[int]
+    ) -> Mapping[BlockRun, Linearize]:
         """Return a map for each of `runs`, fitted in the model that `plan` leaves."""
-        return fitted_maps(self._session, plan, runs, self._judge.packing)
+        return fitted_maps(self._session, plan, runs, self._judge.packing, examples)
 
 
 # ------------------------------------------------------------------------------------------------------------- forecast
@@ -124,9 +126,11 @@ class DryEditReadings:
         widths = self._session.loaded.anatomy.widths
         return {block: list(range(width.d_ff)) for block, width in enumerate(widths)}
 
-    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+    def maps(
+        self, plan: Plan, runs: Sequence[BlockRun], examples: Sequence[int]
+    ) -> Mapping[BlockRun, Linearize]:
         """Note the fit of these maps; each is a map of its own, of no size."""
-        parts, count = tuple(Site(run.blocks[0]) for run in runs), len(self._session.task.split("probe"))
-        self._dry.read(ReadingCost("maps", "probe", count, parts, passes=2.0, fits=True))
+        parts = tuple(Site(run.blocks[0]) for run in runs)
+        self._dry.read(ReadingCost("maps", "probe", len(examples), parts, passes=2.0, fits=True))
         drawn = [Fitted.of({"drawn": np.array([self._dry.draw()], np.float32)}) for _ in runs]
         return {run: Linearize(run.blocks, run.form, drawn[number]) for number, run in enumerate(runs)}

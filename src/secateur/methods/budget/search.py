@@ -55,7 +55,7 @@ CLOSE = 48  # candidates whose prediction is read again before each step: the be
 FAR = (
     4  # steps after which each kind also offers edits all the way to the budget, and neurons are ranked again
 )
-MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for before each step
+MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for, every `FAR` steps
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
 ALONG = 3.0  # times the price of the cheapest offer that others have which go in the same step
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
@@ -76,7 +76,9 @@ class EditReadings(Protocol):
     def neurons(self, plan: Plan, examples: Sequence[int]) -> Mapping[int, list[int]]:
         """Return the neurons of each block, those first that add least to the stream under `plan`."""
 
-    def maps(self, plan: Plan, runs: Sequence[BlockRun]) -> Mapping[BlockRun, Linearize]:
+    def maps(
+        self, plan: Plan, runs: Sequence[BlockRun], examples: Sequence[int]
+    ) -> Mapping[BlockRun, Linearize]:
         """Return a map for each of `runs`, fitted in the model that `plan` leaves."""
 
 
@@ -283,7 +285,12 @@ class Steps:
 
     def __post_init__(self) -> None:
         select, count = self.session.shuffled("select"), len(self.session.probed)
-        self.examples, self._ranked_on = select[:count], [*self.session.probed, *select[count:]]
+        probe = self.session.task.split("probe")
+        self.examples, self._ranked_on = select[:count], [*probe, *select[count:]]
+        bounded = (
+            self.session.config(BudgetConfig).max_loss is not None
+        )  # all of `select` tells where that is
+        self._fitted_on = probe if bounded else self._ranked_on
         by_choices = decided_by_choices(self.session)
         self._metric = METRICS["choice_loss" if by_choices else self.session.loss_name]
 
@@ -353,7 +360,7 @@ class Steps:
         """Yield the cheapest move of each kind, and that of all kinds together, each plan once.
 
         Args:
-            far: Also one of each kind that goes all the way to the budget.
+            far: Also one of each kind that goes all the way to the budget, and maps.
         """
         saved, kinds = self._screened(plan), self.session.config(BudgetConfig).competing
         ranked = sorted(saved, key=lambda one: price(self._predicted[one], saved[one]))
@@ -374,7 +381,8 @@ class Steps:
                 if move.plan not in seen:
                     seen.add(move.plan)
                     yield move
-        yield from self._mapped(plan, [one for one in ranked if one.kind == "blocks"][:MAPPED])
+        if far:
+            yield from self._mapped(plan, [one for one in ranked if one.kind == "blocks"][:MAPPED])
 
     def _scaled(self, candidate: Candidate) -> float:
         return self._predicted[candidate] * self._scale.get(candidate.kind, 1.0)
@@ -454,8 +462,8 @@ class Steps:
                 wanted = Move(kind, plan, (candidate,), self._predicted[candidate])
                 bases.setdefault(base, {})[BlockRun(run, FORMS[kind])] = wanted
         for base, runs in bases.items():
-            self.screened += 2 * len(self.session.task.split("probe"))
-            for run_, edit in self.readings.maps(base, list(runs)).items():
+            self.screened += 2 * len(self._fitted_on)
+            for run_, edit in self.readings.maps(base, list(runs), self._fitted_on).items():
                 mapped, move = joined(plan, (edit,)), runs[run_]
                 if mapped is not None and self.sizes.progress(mapped) > self.sizes.progress(plan):
                     yield replace(move, plan=mapped, candidates=(Candidate(move.kind, (edit,)),))
