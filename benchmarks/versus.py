@@ -151,6 +151,11 @@ METHODS = {
     for one in (
         Contestant("whole", "the model as it is"),
         Contestant(OURS, "ours: edits of every kind compete for one budget", {"method": "budget"}),
+        Contestant(
+            "cuts",
+            "ours: the same without maps, which are fitted to the text",
+            {"method": "budget", "kinds": "heads,neurons,attentions,ffns,blocks,matrices"},
+        ),
         Contestant("fold", "ours: blocks by measured loss, folded", {"method": "depth", "form": "fold"}),
         Contestant("drop", "ours: blocks by measured loss, dropped", {"method": "depth", "form": "drop"}),
         Contestant(

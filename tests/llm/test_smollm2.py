@@ -28,6 +28,15 @@ def fetched() -> None:
         pytest.skip(f"there is no {MODEL}, or no {GGUF}: `make llm` fetches both", allow_module_level=True)
 
 
+@pytest.fixture(scope="session")
+def side(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few questions to watch, in place of passages of text, which take a minute each time."""
+    rows = CAPITALS.read_text(encoding="utf-8").splitlines(keepends=True)
+    file = tmp_path_factory.mktemp("side") / "side.jsonl"
+    file.write_text("".join(rows[:12]), encoding="utf-8")
+    return file
+
+
 def run(*words: object) -> str:
     """Run the command, which must end well, and return what it printed."""
     done = secateur(*words)
@@ -39,12 +48,12 @@ def verdict_of(out: Path) -> VerdictRecord:
     return VerdictRecord.model_validate_json((out / "verdict.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")  # tests of another module may come between
+def shortened(side: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two blocks dropped by cosine, by a recipe."""
     folder = tmp_path_factory.mktemp("depth")
     recipe = {"model": str(MODEL), "task": str(CAPITALS), "out": "out", "method": "depth", "by": "cosine"}
-    recipe |= {"form": "drop", "blocks": 2}
+    recipe |= {"form": "drop", "blocks": 2, "side": [str(side)]}
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     run("run", folder / "recipe.yaml", "--quiet")
     return folder / "out"
@@ -64,7 +73,7 @@ def test_a_dry_run_says_how_long_it_takes():
 
 def test_laser_ends_with_a_verdict(tmp_path):
     out = tmp_path / "out"
-    run("prune", MODEL, "--task", CAPITALS, "--layers", "27:30", "--matrices", "down", "--quiet", "-o", out)
+    run("prune", MODEL, "--task", CAPITALS, "--layers", "28:30", "--matrices", "down", "--quiet", "-o", out)
     found = verdict_of(out)
     assert found.verdict in ("improves", "no difference shown", "worse")
     assert found.model.num_blocks == 30
@@ -83,18 +92,18 @@ def test_two_blocks_less_are_smaller_and_load_as_they_are(shortened):
         assert torch.isfinite(model(ids).logits).all()
 
 
-def test_kv_groups_go_by_what_the_model_does_without_them(tmp_path):
+def test_kv_groups_go_by_what_the_model_does_without_them(side, tmp_path):
     out = tmp_path / "out"
     how = ("--method", "heads", "--layers", "27:30", "--target", "20%", "--step", "0.2", "--limit", "130")
-    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", out)
+    run("prune", MODEL, "--task", CAPITALS, "--side", side, *how, "--quiet", "-o", out)
     assert verdict_of(out).cut
     assert all(cut.site.split(".")[0] in ("b27", "b28", "b29") for cut in verdict_of(out).cut)
 
 
-def test_directions_of_one_block(tmp_path):
+def test_directions_of_one_block(side, tmp_path):
     out = tmp_path / "out"
     how = ("--method", "directions", "--matrices", "v", "--layers", "28:29")
-    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", out)
+    run("prune", MODEL, "--task", CAPITALS, "--side", side, *how, "--quiet", "-o", out)
     assert verdict_of(out).verdict
 
 
@@ -114,15 +123,15 @@ def test_a_file_and_a_search_are_told_beforehand():
     assert 0 < counts["least"]["seconds"] <= counts["expected"]["seconds"] <= counts["most"]["seconds"]
 
 
-def test_all_kinds_of_edits_compete(tmp_path):
+def test_all_kinds_of_edits_compete(side, tmp_path):
     how = ("--params", "0.97", "--layers", "28:30", "--limit", "130")
-    run("prune", MODEL, "--task", CAPITALS, *how, "--quiet", "-o", tmp_path / "out")
+    run("prune", MODEL, "--task", CAPITALS, "--side", side, *how, "--quiet", "-o", tmp_path / "out")
     found = verdict_of(tmp_path / "out")
     assert found.parameters.after <= 0.97 * found.parameters.before
 
 
 def test_a_map_of_two_blocks_is_checked_by_removal(tmp_path):
-    how = ("--layers", "28:30", "--what", "heads,ffns", "--checks", "2", "--limit", "130")
+    how = ("--layers", "28:30", "--what", "heads,ffns", "--checks", "1", "--limit", "130")
     found = json.loads(run("map", MODEL, "--task", CAPITALS, *how, "-o", tmp_path, "--json", "--quiet"))
     assert {kind["kind"] for kind in found["kinds"]} == {"heads", "ffns"}
     read = {name.split(".")[0] for kind in found["kinds"] for name in kind["readings"]["in_block"]}
@@ -142,9 +151,9 @@ def test_what_was_cut_is_shown_listed_measured_and_talked_to(shortened):
 
 
 @ONE_PROCESS
-def test_what_was_cut_can_be_healed_and_the_whole_fine_tuned(shortened, tmp_path):
+def test_what_was_cut_can_be_healed_and_the_whole_fine_tuned(shortened, side, tmp_path):
     few = ("--task", CAPITALS, "--limit", "130", "--max-steps", "2", "--lora", "2", "--quiet")
-    run("heal", shortened, *few, "-o", tmp_path / "healed")
+    run("heal", shortened, *few, "--side", side, "-o", tmp_path / "healed")
     run("finetune", MODEL, *few, "-o", tmp_path / "tuned")
     for out, blocks in (("healed", 28), ("tuned", 30)):
         assert AutoModelForCausalLM.from_pretrained(tmp_path / out).config.num_hidden_layers == blocks
