@@ -53,11 +53,13 @@ LOSS_STEP = 0.02
 CHUNKS = 8  # groups that the neurons of a network go in
 CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
 FAR = (
-    4  # steps after which each kind also offers edits all the way to the budget, and neurons are ranked again
+    4  # steps after which neurons are ranked again, and every kind is offered, also all the way to the budget
 )
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for, every `FAR` steps
-SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have
+SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have, once half a step is full
 ALONG = 3.0  # times the price of the cheapest offer that others have which go in the same step
+OFTEN = ("mixed", "neurons")  # kinds of offers that are measured at every step, the others every `FAR`
+MEASURED = 2  # times as many examples as `probe` has measure a move: the least of many losses flatters itself
 FREE = 1e-5  # nats; what costs less counts as this much, so that of two free edits the larger goes first
 ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
 GIVEN_BACK = 8  # candidates that are tried for it, those that were predicted to cost most
@@ -284,7 +286,7 @@ class Steps:
     _neurons: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        select, count = self.session.shuffled("select"), len(self.session.probed)
+        select, count = self.session.shuffled("select"), MEASURED * len(self.session.probed)
         probe = self.session.task.split("probe")
         self.examples, self._ranked_on = select[:count], [*probe, *select[count:]]
         bounded = (
@@ -317,13 +319,17 @@ class Steps:
             beyond = 0 if within(plan) else beyond + 1
         return way
 
-    def next(self, moves: Moves, plan: Plan) -> Moves | None:
-        """Return the moves to `plan` with the cheapest of those that are possible now; None where there is none."""
+    def next(self, moves: Moves, plan: Plan, *, every_kind: bool = False) -> Moves | None:
+        """Return the moves to `plan` with the cheapest of those that are possible now; None where there is none.
+
+        Args:
+            every_kind: Also edits of each kind by itself, not of `OFTEN` alone.
+        """
         far = len(moves) % FAR == 0
         if far and "neurons" in self.session.config(BudgetConfig).competing:
             self._neurons = self.readings.neurons(plan, self._ranked_on)
             self.screened += len(self._ranked_on)
-        offers = list(self._offers(plan, far=far))
+        offers = list(self._offers(plan, far=far, every_kind=every_kind or far))
         if not offers:
             return None
         losses, way = self.losses([plan, *(offer.plan for offer in offers)]), self.sizes.progress(plan)
@@ -356,17 +362,18 @@ class Steps:
                 taken = Move("mixed", wider, candidates, *sums)
         return taken
 
-    def _offers(self, plan: Plan, *, far: bool) -> Iterator[Move]:
-        """Yield the cheapest move of each kind, and that of all kinds together, each plan once.
+    def _offers(self, plan: Plan, *, far: bool, every_kind: bool) -> Iterator[Move]:
+        """Yield the cheapest move of all kinds together, and of each that is offered by itself, each plan once.
 
         Args:
             far: Also one of each kind that goes all the way to the budget, and maps.
+            every_kind: As for `next`.
         """
         saved, kinds = self._screened(plan), self.session.config(BudgetConfig).competing
         ranked = sorted(saved, key=lambda one: price(self._predicted[one], saved[one]))
         seen = {plan}
         for kind in ("mixed", *kinds):
-            if kind in FORMS:
+            if kind in FORMS or not (every_kind or kind in OFTEN):
                 continue
             some = [one for one in ranked if one.kind == kind or (kind == "mixed" and one.kind in kinds)]
             if kind == "mixed":
@@ -414,11 +421,12 @@ class Steps:
             far: To the budget in any case, and several of one block; for edits of one kind, which do not overlap.
         """
         left = min(1 - self.sizes.progress(plan), 1.0 if far else self.step)
+        enough = left / 2
         taken: list[Candidate] = []
         best, most = plan, math.inf
         for candidate in ranked:
             cost = price(self._scaled(candidate), saved[candidate])
-            if left <= 1e-9 or (cost > most and not far):
+            if left <= 1e-9 or (cost > most and left < enough and not far):
                 break
             if not far and any(candidate.blocks & other.blocks for other in taken):
                 continue
@@ -503,7 +511,7 @@ class Steps:
         dearest = max(ways, key=lambda move: (losses[last] - losses[ways[move]]) / freed[move])
         tried, plan = tuple(move for move in moves if move != dearest), ways[dearest]
         while self.sizes.progress(plan) < 1:
-            further = self.next(tried, plan)
+            further = self.next(tried, plan, every_kind=True)
             if further is None:
                 return moves
             tried, plan = further, further[-1].plan
