@@ -53,7 +53,7 @@ LOSS_STEP = 0.02
 CHUNKS = 8  # groups that the neurons of a network go in
 CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
 FAR = (
-    4  # steps after which neurons are ranked again, and every kind is offered, also all the way to the budget
+    4  # steps after which neurons are ranked anew, and every kind is offered, also all the way to the budget
 )
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for, every `FAR` steps
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have, once half a step is full
