@@ -52,9 +52,7 @@ STEPS = 10  # to the budget; where only the loss bounds, a step is LOSS_STEP of 
 LOSS_STEP = 0.02
 CHUNKS = 8  # groups that the neurons of a network go in
 CLOSE = 48  # candidates whose prediction is read again before each step: the best by their last one
-FAR = (
-    4  # steps after which neurons are ranked anew, and every kind is offered, also all the way to the budget
-)
+FAR = 4  # steps after which neurons are ranked anew and every kind is offered, also to the budget at once
 MAPPED = 3  # blocks, of those that are dropped most cheaply, that maps are fitted for, every `FAR` steps
 SPREAD = 4.0  # times the price of its first edit that a later one of the same move may have, once half a step is full
 ALONG = 3.0  # times the price of the cheapest offer that others have which go in the same step
