@@ -234,8 +234,11 @@ def weighted_inputs(
         return squares
 
     squares = with_room(packing, summed) if blocks else {}
-    weights = {block: Weight(path).read(loaded.model).cpu().double() for block, path in paths.items()}
-    return {block: (weights[block].abs().sum(0) * squares[block].sqrt()).numpy() for block in blocks}
+    found = {}
+    for block, path in paths.items():  # one matrix in float64 at a time
+        weights = Weight(path).read(loaded.model).cpu().double()
+        found[block] = (weights.abs().sum(0) * squares[block].sqrt()).numpy()
+    return found
 
 
 # -------------------------------------------------------------------------------------------- what heads look at

@@ -74,8 +74,8 @@ class EditReader:
         gone = plan.blocks_gone | {site.block for site in plan.dropped if site == Site(site.block, "mlp")}
         networks = [
             block
-            for block, width in enumerate(loaded.anatomy.widths)
-            if width.d_ff and block not in gone and droppable(Site(block, "mlp"), loaded.anatomy)
+            for block in range(loaded.anatomy.num_blocks)
+            if block not in gone and droppable(Site(block, "mlp"), loaded.anatomy)
         ]
         key = f"neurons by weights times inputs {digest([plan.identity, *examples])}"
         order: dict[int, list[int]] | None = session.recall(
