@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+from fixtures.forked import ForkServer, fork_server
 from fixtures.zoo import VOCAB_SIZE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -41,6 +42,13 @@ def words() -> PreTrainedTokenizerFast:
     inner = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB_SIZE)}, unk_token="w0"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="w1", eos_token="w2", unk_token="w0")
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """What starts commands in processes of their own."""
+    with fork_server(tmp_path_factory.mktemp("forked")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -16,6 +15,7 @@ import time
 import pytest
 import torch
 from fixtures.folders import contents, done_in, questions, save_model, secateur, write_rows
+from fixtures.forked import in_terminal, limited
 from fixtures.zoo import tiny
 from safetensors.torch import load_file, save_file
 
@@ -379,15 +379,14 @@ TEMPLATES = {
 def test_chat_templates_that_cannot_be_applied(template, place, monkeypatch):
     monkeypatch.setattr("secateur.hf.chat.SECONDS", 6.0)
     (place / "m/chat_template.jinja").write_text(template)
-    for typed in (
-        EVAL,
-        ["prune", "m", "--task", "q.jsonl", "-o", "new"],
-        ["probe", "m", "--task", "q.jsonl"],
-    ):
-        if template in (ENDLESS, GROWING) and typed is not EVAL:
-            continue
-        refused(*typed, "--chat", says=TEMPLATES[template])
-        assert not (place / "new.run").exists()
+    refused(*EVAL, "--chat", says=TEMPLATES[template])
+
+
+def test_every_verb_looks_at_the_chat_template(place):
+    (place / "m/chat_template.jinja").write_text("{% if %}")
+    for typed in (["prune", "m", "--task", "q.jsonl", "-o", "new"], ["probe", "m", "--task", "q.jsonl"]):
+        refused(*typed, "--chat", says=TEMPLATES["{% if %}"])
+    assert not (place / "new.run").exists()
 
 
 def test_a_chat_template_that_is_one(place):
@@ -425,10 +424,6 @@ def test_rich_writes_its_own_styles_and_nobody_elses(tmp_path):
     assert "\x1b[31m" not in shown
 
 
-def typed_as_a_user(place, *words, env=None):
-    return subprocess.run([*SECATEUR, *words], cwd=place, capture_output=True, env=os.environ | (env or {}))
-
-
 SHOWN = [  # what is refused or listed takes a moment, what runs a model seconds
     ["eval", "MODEL", "--task", "none"], ["eval", "none", "--task", "TASK"], ["runs"], ["tasks", "TASK"],
     ["show", "MODEL"], ["apply", "MODEL", "--edit", "TASK", "-o", "OUT"],
@@ -442,58 +437,47 @@ RUN = [
 @pytest.mark.parametrize(
     "typed", [*SHOWN, *(pytest.param(one, marks=pytest.mark.slow) for one in RUN)], ids=str
 )
-def test_names_reach_the_terminal_as_text(typed, place):
+def test_names_reach_the_terminal_as_text(typed, place, forks):
     """Of models, tasks, examples and folders; a newline in one begins a line at most."""
     evil = EVIL.replace("/", "")
     shutil.copytree(place / "m", place / evil)
     rows = [row | {"id": f"{row['id']}{EVIL}"} for row in questions()]
     write_rows(place / f"{evil}.jsonl", rows)
     words = [word.replace("MODEL", evil).replace("TASK", evil).replace("OUT", f"o{evil}") for word in typed]
-    done = typed_as_a_user(place, *words)
-    shown = done.stdout.decode() + done.stderr.decode()
+    done = forks.run(place, words)
+    shown = done.stdout + done.stderr
     assert done.returncode in (0, 2), shown
     assert "Traceback" not in shown
     assert not HARMFUL.search(shown), repr(shown)
 
 
 def test_a_terminal_that_lacks_letters(place):
-    done = typed_as_a_user(
-        place, "apply", "m", "--edit", "b1.down=3", "--dry-run", env={"PYTHONIOENCODING": "ascii"}
-    )
+    words = [*SECATEUR, "apply", "m", "--edit", "b1.down=3", "--dry-run"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, cwd=place, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert b"b1.down" in done.stdout
 
 
-def test_a_name_that_is_no_text(place):
+def test_a_name_that_is_no_text(place, forks):
     """Of bytes that are no UTF-8: the libraries below cannot open it."""
-    for model, out in ((b"m\xff", "new"), ("m", b"\xfe")):
-        words = [*SECATEUR, "apply", model, "--edit", "b1.down=3", "-o", out]
-        done = subprocess.run(words, cwd=place, capture_output=True)
+    for model, out in ((b"m\xff", b"new"), (b"m", b"\xfe")):
+        done = forks.run(place, ["apply", os.fsdecode(model), "--edit", "b1.down=3", "-o", os.fsdecode(out)])
         assert done.returncode == 2
-        assert b"the name is not UTF-8" in done.stderr
+        assert "the name is not UTF-8" in done.stderr
 
 
-def interrupted(place, words, times, pause):
+def interrupted(forks, place, words, times, pause):
     """The command in a terminal, with Ctrl-C so many times once it has begun."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [*SECATEUR, *words], cwd=place, stdout=slave, stderr=slave, stdin=slave, start_new_session=True
-    )
-    os.close(slave)
-    shown, sent, last = b"", 0, time.monotonic()
-    while True:
-        try:
-            piece = os.read(master, 65536)
-        except OSError:
-            break
-        if not piece:
-            break
-        shown += piece
+
+    def act(process, shown):
+        nonlocal sent, last
         if b"training" in shown and sent < times and (not sent or time.monotonic() - last > pause):
             process.send_signal(signal.SIGINT)
             sent, last = sent + 1, time.monotonic()
-    os.close(master)
-    return process.wait(), shown.decode(errors="replace")
+
+    sent, last = 0, time.monotonic()
+    return in_terminal(forks, place, words, act)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +487,7 @@ def interrupted(place, words, times, pause):
         *(pytest.param(n, pause, marks=pytest.mark.slow) for n, pause in ((1, 0), (4, 0.2))),
     ],
 )
-def test_ctrl_c_again_and_again_leaves_no_traceback(times, pause, place):
+def test_ctrl_c_again_and_again_leaves_no_traceback(times, pause, place, forks):
     words = [
         "train",
         "text:q.jsonl",
@@ -518,7 +502,7 @@ def test_ctrl_c_again_and_again_leaves_no_traceback(times, pause, place):
     ]
     (place / "t.txt").write_text("w5 w6 w7 w8 " * 3000)
     words[1] = "text:t.txt"
-    code, shown = interrupted(place, [*words, "-o", "long"], times, pause)
+    code, shown = interrupted(forks, place, [*words, "-o", "long"], times, pause)
     assert code == 130, shown[-2000:]
     assert "Traceback" not in shown
     assert not (place / "long").exists()
@@ -605,31 +589,21 @@ def test_too_little_address_space_is_told(place):
 @pytest.mark.parametrize(
     "typed", [["probe", "m", "--task", "q.jsonl", "--what", "heads", "-o", "read"]], ids=["probe"]
 )
-def test_a_full_disk_leaves_no_file_that_looks_whole(typed, place):
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200));"
-        "from secateur.cli import main; sys.argv[0] = 'secateur'; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *typed], cwd=place, capture_output=True, text=True)
+def test_a_full_disk_leaves_no_file_that_looks_whole(typed, place, forks):
+    done = forks.run(place, typed, limited(200))
     assert done.returncode == 2, done.stderr
     assert "no space left" in done.stderr
     assert not (place / "read").exists()
     (place / "read").mkdir()
     (place / "read/probe.json").write_text("older")
-    again = subprocess.run([sys.executable, "-c", code, *typed], cwd=place, capture_output=True, text=True)
+    again = forks.run(place, typed, limited(200))
     assert again.returncode == 2
     assert contents(place / "read") == {"probe.json": b"older"}
 
 
-def test_a_full_disk_leaves_the_old_report(place):
+def test_a_full_disk_leaves_the_old_report(place, forks):
     before = contents(place / "out")
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
-        "from secateur.cli import main; sys.argv[0] = 'secateur'; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "report", "out"], cwd=place, capture_output=True, text=True
-    )
+    done = forks.run(place, ["report", "out"], limited(2000))
     assert done.returncode == 2, done.stderr
     assert contents(place / "out") == before
 

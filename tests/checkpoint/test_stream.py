@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -186,7 +183,7 @@ def inodes(out: Path) -> dict[str, int]:
 
 
 DYING = """
-import os, signal, sys
+import os, signal
 from secateur import api
 from secateur.checkpoint import stream
 write, written = stream.write_shard, []
@@ -197,15 +194,15 @@ def mortal(shard, find, folder, count):
     written.append(shard)
     return write(shard, find, folder, count)
 stream.write_shard = mortal
-api.apply(sys.argv[1], sys.argv[3:], sys.argv[2], shard_size="20KB", check="digests", device="cpu")
+api.apply(MODEL, EDITS, OUT, shard_size="20KB", check="digests", device="cpu")
 """
 
 
-def test_killed_in_the_middle_of_a_file(original, undisturbed, tmp_path, monkeypatch):
+def test_killed_in_the_middle_of_a_file(original, undisturbed, tmp_path, monkeypatch, forks):
     """Two files are finished when SIGKILL comes; the same command writes the others, and the end is the same."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", DYING, str(original), str(out), *EDITS]
-    killed = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    asked = f"MODEL, EDITS, OUT = {str(original)!r}, {EDITS!r}, {str(out)!r}"
+    killed = forks.run(tmp_path, None, asked + DYING)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
     kept = inodes(out)

@@ -8,12 +8,11 @@ import os
 import shutil
 import sqlite3
 import struct
-import subprocess
-import sys
 
 import pytest
 import torch
 from fixtures.folders import contents, questions, refused, save_model, secateur, write_rows
+from fixtures.forked import limited
 from fixtures.zoo import CONTEXT, VOCAB_SIZE, tiny
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -362,20 +361,10 @@ def test_a_ledger_damaged_within(model, task, tmp_path, out):
 # ------------------------------------------------------------------------------------------------------- disk full
 
 
-def run_limited(tmp_path, limit, *words):
-    """The real command in a process that may write no file longer than `limit` bytes."""
-    code = (
-        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
-        "from secateur.cli import main; sys.argv[0] = 'secateur'; main()"
-    )
-    command = [sys.executable, "-c", code, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-
 @pytest.mark.parametrize("limit", [40_000, pytest.param(1000, marks=pytest.mark.slow)])
-def test_no_space_for_the_checkpoint(limit, model, tmp_path, out):
+def test_no_space_for_the_checkpoint(limit, model, tmp_path, out, forks):
     """1,000 bytes stop config.json or the tokenizer, 40,000 the weights."""
-    done = run_limited(tmp_path, limit, "apply", model, "--edit", "b1.down=3", "-o", out)
+    done = forks.run(tmp_path, ["apply", model, "--edit", "b1.down=3", "-o", out], limited(limit))
     assert done.returncode == 2, done.stderr
     assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
@@ -389,13 +378,13 @@ def test_no_space_is_seen_before_anything_is_written(model, out, monkeypatch):
 
 
 @pytest.mark.slow
-def test_no_space_for_the_report_after_a_search(model, task, tmp_path, out):
+def test_no_space_for_the_report_after_a_search(model, task, tmp_path, out, forks):
     """The report is the longest file; then what was judged is kept, and with room the same command goes on."""
     words = ["prune", model, "--task", task, "--layers", "1", "--matrices", "down", "--side", task, "-o", out]
     first = secateur(*words)
     assert first.exit_code == 0, first.stderr
     shutil.rmtree(out)  # the ledger knows all outcomes, so that only the report is longer than the limit
-    done = run_limited(tmp_path, 600_000, *words)
+    done = forks.run(tmp_path, words, limited(600_000))
     assert done.returncode == 2, done.stderr
     assert "no space left" in done.stderr
     assert not out.exists()

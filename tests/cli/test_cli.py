@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
+from fixtures.forked import in_terminal
 from fixtures.zoo import tiny
 from rich.console import Console
 
@@ -302,36 +300,18 @@ def test_the_verdict_is_broken_at_words(width, place, finished):
     assert all("\n" not in interval for interval in re.findall(r"\[[^\]]*\]", table_lines))
 
 
-def in_terminal(command, *, until=None, then=signal.SIGINT):
-    """Runs in a pseudo-terminal; sends a signal once `until` is on the screen. Exit code and what was shown."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen(command, stdout=slave, stderr=slave, stdin=slave, start_new_session=True)
-    os.close(slave)
-    shown = b""
-    sent = until is None
-    while True:
-        try:
-            piece = os.read(master, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-        if not sent and until in shown:
-            time.sleep(0.3)
-            process.send_signal(then)
-            sent = True
-    os.close(master)
-    return process.wait(), shown.decode()
-
-
-SECATEUR = [sys.executable, "-c", "from secateur.cli import main; main()"]
-
-
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on_and_leaves_the_terminal_clean(place, tmp_path):
+def test_ctrl_c_says_how_to_go_on_and_leaves_the_terminal_clean(place, tmp_path, forks):
+    def stop(process, shown):
+        nonlocal sent
+        if not sent and b"racing" in shown:
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            sent = True
+
+    sent = False
     words = ["prune", "builtin:facts", "--task", "builtin:facts", "--exhaustive", "-o", tmp_path / "out"]
-    code, shown = in_terminal([*SECATEUR, *map(str, words)], until=b"racing")
+    code, shown = in_terminal(forks, Path.cwd(), words, stop)
     assert code == 130, shown
     assert "Traceback" not in shown
     assert "the same command goes on from there" in shown
@@ -342,9 +322,9 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_the_terminal_clean(place, tmp_path)
 
 
 @pytest.mark.slow
-def test_an_error_amid_progress_bars_leaves_the_terminal_clean(place, tmp_path):
+def test_an_error_amid_progress_bars_leaves_the_terminal_clean(place, tmp_path, forks):
     words = ["prune", place / "m", "--task", "nowhere.jsonl", "-o", tmp_path / "out"]
-    code, shown = in_terminal([*SECATEUR, *map(str, words)])
+    code, shown = in_terminal(forks, Path.cwd(), words, lambda process, shown: None)
     assert code == 2
     assert "Traceback" not in shown
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l"), "the cursor stays hidden"

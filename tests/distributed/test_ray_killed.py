@@ -9,8 +9,6 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import pytest
@@ -19,7 +17,6 @@ from fixtures.killed import counting
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 pytestmark = pytest.mark.slow
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 WORDS = [
     "prune",
     "builtin:facts",
@@ -29,6 +26,8 @@ WORDS = [
     "mlp",
     "--layers",
     "2",
+    "--limit",
+    "400",
     "-o",
     "out",
 ]
@@ -61,12 +60,10 @@ Ledger.record = watched
 """
 
 
-def run(folder, before="", *more) -> subprocess.CompletedProcess:
-    """The command in `folder`, in a process of its own, after the Python code `before`."""
-    code = f"import sys\nsys.argv = ['secateur', *{[*WORDS, *more]!r}]\n{before}\nfrom secateur.cli import main\nmain()"
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=280
-    )
+@pytest.fixture(scope="module")
+def run(forks):
+    """`run(folder, before, more)`: the command in `folder`, after the Python code `before`, with more words."""
+    return lambda folder, before="", *more, words=WORDS: forks.run(folder, [*words, *more], before)
 
 
 def judged(folder) -> list[tuple]:
@@ -89,7 +86,7 @@ def counted(folder) -> int:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(run, tmp_path_factory):
     """What the command does without a cluster."""
     folder = tmp_path_factory.mktemp("alone")
     done = run(folder, counting())
@@ -103,13 +100,13 @@ def same_end(folder, alone) -> None:
     assert judged(folder) == judged(alone), "outcomes differ from those of one process"
 
 
-def test_the_driver_killed_and_interrupted(alone, tmp_path):
+def test_the_driver_killed_and_interrupted(run, alone, tmp_path):
     """SIGKILL, then Ctrl-C, then to the end without a cluster: the ledger goes on, and no process is left."""
     mark = {"SECATEUR_TEST": str(tmp_path)}
-    ENVIRONMENT.update(mark)
-    assert run(tmp_path, counting(9), "--ray", "local:2").returncode == -signal.SIGKILL
+    marked = f"import os\nos.environ.update({mark!r})\n"
+    assert run(tmp_path, marked + counting(9), "--ray", "local:2").returncode == -signal.SIGKILL
     assert counted(tmp_path) == len(judged(tmp_path))
-    stopped = run(tmp_path, counting(9, "SIGINT"), "--ray", "local:2")
+    stopped = run(tmp_path, marked + counting(9, "SIGINT"), "--ray", "local:2")
     assert stopped.returncode == 130
     assert "What is done is kept" in stopped.stderr
     done = run(tmp_path, counting(), "--json")
@@ -137,7 +134,7 @@ def with_environment(mark: dict[str, str]) -> list[str]:
     return found
 
 
-def test_a_node_that_leaves(alone, tmp_path):
+def test_a_node_that_leaves(run, alone, tmp_path):
     """Two nodes with one worker each; one of them is killed in the middle of the race."""
     done = run(tmp_path, LEAVING, "--json")
     assert done.returncode == 0, done.stderr
@@ -154,14 +151,13 @@ def test_a_node_that_leaves(alone, tmp_path):
     ],
     ids=["heads", "depth"],
 )
-def test_other_methods_find_the_same(more, tmp_path):
+def test_other_methods_find_the_same(more, run, tmp_path):
     """Without a kill: what is removed step by step, and maps that are fitted on the way."""
-    words = [*more, "--limit", "300", "--allow-small"]
+    words = [*WORDS[:3], *more, "--limit", "300", "--allow-small", "-o", "out"]
     ends = []
     for name, ray in (("alone", []), ("together", ["--ray", "local:2"])):
         (tmp_path / name).mkdir()
-        done = run(tmp_path / name, "sys.argv = [w for w in sys.argv if w not in "
-                   "('--matrices', 'mlp', '--layers', '2')]", *words, *ray)  # fmt: skip
+        done = run(tmp_path / name, "", *ray, words=words)
         assert done.returncode == 0, done.stderr
         ends.append((edits(tmp_path / name), judged(tmp_path / name)))
     assert ends[0] == ends[1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import plotly.graph_objects as go
@@ -156,13 +154,11 @@ def test_as_much_as_may_be_lost(place, tmp_path):
     assert record["targets"] == {}
 
 
-def test_a_killed_search_ends_as_one_that_was_not(place, tmp_path):
+def test_a_killed_search_ends_as_one_that_was_not(place, tmp_path, forks):
     asked = ["prune", str(place / "m"), "--task", f"text:{place / 'text.jsonl'}", "--params", "0.7", *COMMON]
     asked += ["--limit", "60", "-o"]
     assert secateur(*asked, tmp_path / "whole").exit_code == 0
-    words = ["secateur", *asked, str(tmp_path / "out")]
-    code = f"{counting(25)}\nimport sys\nfrom secateur.cli import main\nsys.argv = {words!r}\nmain()"
-    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    killed = forks.run(tmp_path, [*asked, tmp_path / "out"], counting(25))
     assert killed.returncode == -9, killed.stderr
     assert secateur(*asked, tmp_path / "out").exit_code == 0
     for name in ("plan.json", "analysis.json"):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -362,7 +359,7 @@ def test_names_of_folders():
 
 
 KILLED = """
-import os, signal, sys
+import os, signal
 import secateur
 from secateur.core.ledger import Ledger
 record, calls = Ledger.record, []
@@ -372,16 +369,15 @@ def dying(self, *args, **how):
     if "/b.run/" in str(self.path) and len(calls) > 30:
         os.kill(os.getpid(), signal.SIGKILL)
 Ledger.record = dying
-m, a, b, side, out = sys.argv[1:]
+m, a, b, side, out = WORDS
 secateur.prune_each(m, [a, b], out, matrices=("down", "v"), layers=(1, 2), side=(side,), keep_unproven=True)
 """
 
 
 @pytest.mark.slow
-def test_each_killed_in_the_second_goes_on_there(place, tmp_path):
+def test_each_killed_in_the_second_goes_on_there(place, tmp_path, forks):
     words = [str(place / "m"), *specs(place, "a", "b"), str(place / "side.jsonl"), str(tmp_path / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *words], env=environment, timeout=200)
+    killed = forks.run(tmp_path, None, KILLED.replace("WORDS", repr(words)))
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "out/a").exists()
     assert not (tmp_path / "out/b").exists()

@@ -1,7 +1,7 @@
 """`kill -9` anywhere, the same command again: it goes on, judges nothing twice, and ends as if nothing had happened.
 
-The commands run in processes of their own, forked from one that has imported everything, so that a run takes a
-second and not six. A process kills itself with SIGKILL at the moment under test: nothing of ours gets to clean up.
+The commands run in processes of their own (`fixtures/forked.py`). A process kills itself with SIGKILL at the moment
+under test: nothing of ours gets to clean up.
 """
 
 from __future__ import annotations
@@ -27,23 +27,6 @@ from secateur.methods.registry import read_options
 from secateur.session import open_session
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-ZYGOTE = """
-import json, os, sys
-import secateur.pipeline, secateur.proof, secateur.reporting, secateur.session, secateur.cli.prune
-from secateur.cli import main
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(job["folder"])
-        said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        exec(job["before"])
-        sys.argv = ["secateur", *job["words"]]
-        main()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 DYING = """
 import os, signal
 import PLACE as place
@@ -60,30 +43,22 @@ WORDS = [
     "mlp",
     "--layers",
     "2",
+    "--limit",
+    "400",
     "-o",
     "out",
 ]
 
 
 @pytest.fixture(scope="module")
-def run():
-    """`run(folder, before)`: the command in `folder`, after the Python code `before`; gives the exit code."""
-    command = [sys.executable, "-c", ZYGOTE]
-    zygote = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+def run(forks):
+    """`run(folder, before)`: the command in `folder`, after the Python code `before`."""
 
     def job(folder, before="", words=WORDS):
         write_side(folder)
-        told = {"folder": str(folder), "before": before, "words": [str(word) for word in words]}
-        zygote.stdin.write(json.dumps(told) + "\n")
-        zygote.stdin.flush()
-        return int(zygote.stdout.readline())
+        return forks.run(folder, words, before)
 
-    yield job
-    zygote.stdin.close()
-    zygote.wait()
-    zygote.stdout.close()
+    return job
 
 
 def write_side(folder):
@@ -99,7 +74,8 @@ def dying(place, name):
 def undisturbed(run, tmp_path_factory):
     """What the command makes when nobody kills it."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert run(folder, counting()) == 0, (folder / "said").read_text()
+    done = run(folder, counting())
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -154,12 +130,13 @@ SLOW = pytest.mark.slow
 def test_killed_while_judging(share, run, undisturbed, tmp_path):
     """From the first evaluation through race and composition to the last one of the verdict."""
     death = 1 + round(share * (len(calls(undisturbed)) - 1))
-    assert run(tmp_path, counting(death)) == -signal.SIGKILL
+    assert run(tmp_path, counting(death)).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert len(calls(tmp_path)) == death
-    assert run(tmp_path, counting()) == 0, (tmp_path / "said").read_text()
+    done = run(tmp_path, counting())
+    assert done.returncode == 0, done.stderr
     assert sum(calls(tmp_path)) == len(judged(undisturbed)), "an evaluation was computed twice"
-    assert "goes on with" in (tmp_path / "said").read_text()
+    assert "goes on with" in done.stdout + done.stderr
     same_end(tmp_path, undisturbed)
 
 
@@ -177,9 +154,10 @@ def test_killed_while_judging(share, run, undisturbed, tmp_path):
 )
 def test_killed_between(place, name, run, undisturbed, tmp_path):
     """Before screening, composing, saving; after reading back; before the verdict, the report, the rename."""
-    assert run(tmp_path, counting() + dying(place, name)) == -signal.SIGKILL
+    assert run(tmp_path, counting() + dying(place, name)).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert run(tmp_path, counting()) == 0, (tmp_path / "said").read_text()
+    done = run(tmp_path, counting())
+    assert done.returncode == 0, done.stderr
     assert sum(calls(tmp_path)) == len(judged(undisturbed)), "an evaluation was computed twice"
     same_end(tmp_path, undisturbed)
 
@@ -187,7 +165,7 @@ def test_killed_between(place, name, run, undisturbed, tmp_path):
 @SLOW
 def test_killed_again_and_again(run, undisturbed, tmp_path):
     deaths = 0
-    while run(tmp_path, counting(20)) == -signal.SIGKILL:
+    while run(tmp_path, counting(20)).returncode == -signal.SIGKILL:
         deaths += 1
     assert deaths == len(calls(undisturbed)) // 20 > 1
     assert sum(calls(tmp_path)) == len(judged(undisturbed))
@@ -212,7 +190,8 @@ effects.directions_effects = noted
 def directed(run, tmp_path_factory):
     """What `--method directions` makes when nobody kills it."""
     folder = tmp_path_factory.mktemp("directed")
-    assert run(folder, counting() + READING, DIRECTIONS) == 0, (folder / "said").read_text()
+    done = run(folder, counting() + READING, DIRECTIONS)
+    assert done.returncode == 0, done.stderr
     assert told(folder, "plan.json")["edits"]
     return folder
 
@@ -221,9 +200,10 @@ def directed(run, tmp_path_factory):
 def test_directions_killed_while_judging(share, run, directed, tmp_path):
     """Nothing is judged twice, no effect is read twice, and the folds are the same to the byte."""
     death = 1 + round(share * (len(calls(directed)) - 1))
-    assert run(tmp_path, counting(death) + READING, DIRECTIONS) == -signal.SIGKILL
+    assert run(tmp_path, counting(death) + READING, DIRECTIONS).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert run(tmp_path, counting() + READING, DIRECTIONS) == 0, (tmp_path / "said").read_text()
+    done = run(tmp_path, counting() + READING, DIRECTIONS)
+    assert done.returncode == 0, done.stderr
     assert sum(calls(tmp_path)) == len(judged(directed)), "an evaluation was computed twice"
     readings = (tmp_path / "read").read_text().split()
     assert sorted(readings) == sorted(set(readings)), "effects were read twice under one plan"
@@ -246,21 +226,23 @@ def test_killed_between_the_two_renames_of_an_overwrite(run, undisturbed, tmp_pa
         "    os.kill(os.getpid(), signal.SIGKILL) if len(seen) == 2 else rename(*names)\n"
         "os.rename = mortal\n"
     )
-    assert run(tmp_path, second, [*WORDS, "--overwrite"]) == -signal.SIGKILL
+    assert run(tmp_path, second, [*WORDS, "--overwrite"]).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert run(tmp_path) == 0
-    assert "already holds the result" in (tmp_path / "said").read_text()
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "already holds the result" in done.stdout + done.stderr
     same_end(tmp_path, undisturbed)
 
 
 @SLOW
 def test_a_killed_process_holds_no_lock_and_its_staging_is_not_mistaken(run, undisturbed, tmp_path):
     """What lies in staging from a killed process is never published, whatever it is."""
-    assert run(tmp_path, dying("secateur.checkpoint.folder", "flush")) == -signal.SIGKILL
+    assert run(tmp_path, dying("secateur.checkpoint.folder", "flush")).returncode == -signal.SIGKILL
     staging = tmp_path / "out.run/staging"
     (staging / "model.safetensors").write_bytes(b"half")
     (staging / "stranger").write_text("")
-    assert run(tmp_path) == 0, (tmp_path / "said").read_text()
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
     assert not (tmp_path / "out/stranger").exists()
     same_end(tmp_path, undisturbed)
 
@@ -275,20 +257,18 @@ def test_a_fresh_process_with_another_hash_seed_writes_the_same_ledger(undisturb
 
 
 @SLOW
-def test_killed_from_outside_at_no_particular_moment(undisturbed, tmp_path):
-    """The installed command, killed by another process some time after its ledger has appeared."""
-    command = [sys.executable, "-c", "from secateur.cli import main; main()", *WORDS]
+def test_killed_from_outside_at_no_particular_moment(run, forks, undisturbed, tmp_path):
+    """By another process, some time after its ledger has appeared."""
     write_side(tmp_path)
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    child = forks.start(tmp_path, WORDS)
     deadline = time.monotonic() + 120
     while not (tmp_path / "out.run/ledger.sqlite").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.15)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
     same_end(tmp_path, undisturbed)
 
 

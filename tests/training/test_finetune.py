@@ -8,14 +8,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 
 import numpy as np
 import pytest
 import torch
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
+from fixtures.forked import limited
 from fixtures.zoo import ZOO, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -77,7 +75,8 @@ def test_a_padded_batch_has_the_losses_of_its_samples_alone(name):
     with torch.no_grad():
         found = answer_losses(model(input_ids=batch["input_ids"]).logits, batch["labels"])
     expected = [loss for sample in samples for loss in slow_losses(model, sample)]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-9, atol=1e-9)
+    near = 1e-6 if name == "bloom" else 1e-9  # its softmax is of float32, over rows of another length
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=near, atol=near)
 
 
 def test_only_the_answer_has_labels():
@@ -245,12 +244,11 @@ def test_after_the_last_of_max_steps_nothing_more_is_done(tmp_path):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal
 import secateur, transformers
 from pathlib import Path
 from secateur.checkpoint.folder import Folder
 from secateur.training import train as verb, trainer
-model, task, out = sys.argv[1:]
 
 def die(*said, **more):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -294,13 +292,11 @@ for number, (name, prepare) in enumerate(deaths.items()):
 """
 
 
-def test_killed_at_any_moment_it_ends_as_if_it_never_was(tmp_path, words):
+def test_killed_at_any_moment_it_ends_as_if_it_never_was(tmp_path, words, forks):
     model = save_model(tmp_path / "model", tiny("gpt2"), words)
     task = write_rows(tmp_path / "task.jsonl", questions(300))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILLED, str(model), str(task), str(tmp_path)],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    asked = f"model, task, out = {str(model)!r}, {str(task)!r}, {str(tmp_path)!r}\n"
+    done = forks.run(tmp_path, None, asked + KILLED)
     assert done.returncode == 0, done.stderr
     codes = [int(line.split()[-1]) for line in done.stdout.splitlines()]
     assert codes == [0, 0] + [-signal.SIGKILL, 0] * 5, done.stdout + done.stderr
@@ -564,19 +560,11 @@ def test_splits_are_in_the_order_of_a_task():
 
 
 @pytest.mark.parametrize("limit", [pytest.param(30_000, marks=pytest.mark.slow), 150_000])
-def test_no_space_while_training_is_said_and_with_room_it_goes_on(limit, model, tmp_path):
+def test_no_space_while_training_is_said_and_with_room_it_goes_on(limit, model, tmp_path, forks):
     """30,000 bytes stop the weights of a checkpoint, 150,000 the optimizer's state."""
     write_rows(tmp_path / "task.jsonl", questions(260))
-    code = f"""
-        import resource, sys
-        resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-        from secateur.cli import main
-        sys.argv[0] = "secateur"
-        main()
-    """
-    words = ["finetune", str(model), "--task", "task.jsonl", "-o", "out", "--epochs", "1"]
-    command = [sys.executable, "-c", textwrap.dedent(code), *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    words = ["finetune", model, "--task", "task.jsonl", "-o", "out", "--epochs", "1"]
+    done = forks.run(tmp_path, words, limited(limit))
     assert done.returncode == 2, done.stderr
     assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
