@@ -153,7 +153,7 @@ def test_a_node_that_leaves(run, alone, tmp_path):
 )
 def test_other_methods_find_the_same(more, run, tmp_path):
     """Without a kill: what is removed step by step, and maps that are fitted on the way."""
-    words = [*WORDS[:3], *more, "--limit", "300", "--allow-small", "-o", "out"]
+    words = [*WORDS[:4], *more, "--limit", "300", "--allow-small", "-o", "out"]
     ends = []
     for name, ray in (("alone", []), ("together", ["--ray", "local:2"])):
         (tmp_path / name).mkdir()
