@@ -409,13 +409,13 @@ def test_on_stories_a_drop_is_worse_than_a_linear_map_and_that_is_worse_than_one
         pytest.skip("needs ../shared/data")
     model, task = str(SHARED / "models/stories260K"), f"text:{SHARED / 'text_tinystories_train.jsonl'}"
     for form in ("drop", "linear"):
-        how = {"method": "depth", "blocks": 1, "form": form, "by": "loss", "limit": 200, "report": "quick"}
+        how = {"method": "depth", "blocks": 1, "form": form, "by": "loss", "limit": 300, "report": "quick"}
         package.prune(model, task, tmp_path / form, **how)
-    healed = package.heal(tmp_path / "linear", task, tmp_path / "healed", stage="end", limit=200, lr=1e-3)
+    healed = package.heal(tmp_path / "linear", task, tmp_path / "healed", stage="end", limit=300, lr=1e-3)
     (score,) = healed.record["scores"]
     assert score["metric"] == "text_loss"
     loss = {"healed": score["healed"]["value"], "linear": score["unhealed"]["value"]}
-    said = package.evaluate(str(tmp_path / "drop"), task, split="select", limit=200)["scores"]
+    said = package.evaluate(str(tmp_path / "drop"), task, split="select", limit=300)["scores"]
     (dropped,) = [row["value"] for row in said if row["metric"] == "text_loss"]
     assert score["teacher"]["value"] < loss["healed"] < loss["linear"] < dropped
     assert score["gain"]["ci"][1] < 0, "no more than chance"
