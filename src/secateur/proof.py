@@ -149,7 +149,7 @@ def _write_and_read(
             loads.why,
         )
     select = session.task.split("select")[:4]
-    rows = [context + answer for e in select for context, answer in session.encoded[e].pairs[:1]]
+    rows = [session.encoded[e].whole(0) for e in select]
     written = save_and_reload(
         session.loaded,
         plan,

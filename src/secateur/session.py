@@ -93,7 +93,8 @@ class Session:
         ]
         digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
         for number, encoded in sorted(self.encoded.items()):
-            digest.update(json.dumps([number, encoded.pairs, encoded.gold, encoded.lengths]).encode())
+            told = [number, encoded.pairs, encoded.gold, encoded.lengths, *encoded.masks]
+            digest.update(json.dumps(told).encode())
         return digest.hexdigest()[:32]
 
     def shuffled(self, split: str) -> list[int]:
@@ -141,8 +142,7 @@ class Session:
 
     def first_rows(self) -> list[tuple[int, ...]]:
         """Return the first tokens of the first examples, to run the model on before anything else."""
-        encoded = list(self.encoded.values())[:FIRST]
-        return [(context + answer)[:FIRST_TOKENS] for one in encoded for context, answer in one.pairs[:1]]
+        return [one.whole(0)[:FIRST_TOKENS] for one in list(self.encoded.values())[:FIRST]]
 
     def config(self, kind: type[C]) -> C:
         """Return the options of the method that is searched by, which are of this class."""
@@ -281,6 +281,8 @@ def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF
     """
     plain = [_load(options, spec, loaded, needs) for spec in options.tasks]
     prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
+    if options.shots:
+        loaded.anatomy.check_causal("--shots")
     if options.chat and (first := next(prompts, None)) is not None:
         check_template(loaded.tokenizer, first)
     if not options.more_tasks:
@@ -333,9 +335,17 @@ def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int,
 def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     """Return one example in tokens, with room in the context for what is generated after it. Raises: `TaskError`."""
     example, new = task.examples[number], task.member(number).new_tokens
-    context, vocab_size = loaded.anatomy.context, loaded.anatomy.vocab_size
-    encoded = encode(example, loaded.tokenizer, context=context, vocab_size=vocab_size, chat=chat)
-    prompt = len(encoded.pairs[0][0])
+    if new:
+        loaded.anatomy.check_causal(f"{task.name}, for which {new} tokens are generated,")
+    encoded = encode(
+        example,
+        loaded.tokenizer,
+        context=loaded.anatomy.context,
+        vocab_size=loaded.anatomy.vocab_size,
+        chat=chat,
+        masked=loaded.anatomy.details.masked,
+    )
+    prompt, context = len(encoded.pairs[0][0]), loaded.anatomy.context
     if new and context is not None and prompt + new - 1 > context:
         raise TooLong(
             f"example {example.id!r}: a prompt of {prompt} tokens leaves no room for {new} more in the "

@@ -15,14 +15,15 @@ SIDE_EXAMPLES = 200
 
 def side_effects(session: Session) -> list[SideTask]:
     """Return the side tasks: the other phrasings of the test questions where the task has them, and the tasks of
-    `--side`, else what the embedded model brings along, else plain English."""
+    `--side`, else what the embedded model brings along, else plain English, which a masked language model is not asked.
+    """
     given = session.options.side
-    specs = (
-        list(given)
-        or _own_sides(session.options.model)
-        or [f"text:{resources.files('secateur.tasks') / 'passages.jsonl'}"]
+    anatomy = session.loaded.anatomy
+    english = (
+        [] if anatomy.details.masked else [f"text:{resources.files('secateur.tasks') / 'passages.jsonl'}"]
     )
-    context = session.loaded.anatomy.context
+    specs = list(given) or _own_sides(session.options.model) or english
+    context = anatomy.context
     seqlen = min(session.options.seqlen, context) if context else session.options.seqlen
     phrasings = paraphrase_task(session.task, "test")
     sides = (

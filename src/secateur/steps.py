@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur import __version__
-from secateur.checkpoint.card import unverified_card
+from secateur.checkpoint.card import pipeline_of, unverified_card
 from secateur.checkpoint.folder import Folder, write_json
 from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import read_plan, write_plan
@@ -121,7 +121,8 @@ def apply(
         )
         write_plan(chosen, provenance, folder.staging)
         license = None if loaded.source is None else stated_license(Path(loaded.source))
-        card = unverified_card(model, loaded.revision is not None, chosen, provenance, license)
+        does = pipeline_of(loaded.anatomy.architecture)
+        card = unverified_card(model, loaded.revision is not None, chosen, provenance, license, does)
         write_text(folder.staging / "README.md", card)
         folder.publish()
     return Result(folder.out, None, chosen)
@@ -443,8 +444,9 @@ def check_task(options: Options) -> TaskCheckRecord:
         raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
     task = read_task(replace(options, allow_small=True), blank, {})
     context, vocab_size = blank.anatomy.context, blank.anatomy.vocab_size
+    how = {"chat": options.chat, "masked": blank.anatomy.details.masked}
     encoded = [
-        encode(example, blank.tokenizer, context=None, vocab_size=vocab_size, chat=options.chat)
+        encode(example, blank.tokenizer, context=None, vocab_size=vocab_size, **how)
         for example in task.examples
     ]
 

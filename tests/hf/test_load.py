@@ -333,7 +333,17 @@ KINDS = {
     "DeepseekV3": (transformers.DeepseekV3Config, "DeepseekV3ForCausalLM", "a mixture of experts"),
     "Dbrx": (transformers.DbrxConfig, "DbrxForCausalLM", "a mixture of experts"),
     "T5": (transformers.T5Config, "T5ForConditionalGeneration", "an encoder-decoder"),
-    "Bert": (transformers.BertConfig, "BertForMaskedLM", "not a causal language model"),
+    "Bert": (transformers.BertConfig, "BertModel", "not a causal language model with its head, nor a masked"),
+    "Bert that looks back": (
+        lambda **how: transformers.BertConfig(is_decoder=True, **how),
+        "BertForMaskedLM",
+        "is_decoder",
+    ),
+    "Albert": (
+        transformers.AlbertConfig,
+        "AlbertForMaskedLM",
+        r"unknown family AlbertForMaskedLM\. .secateur models",
+    ),
     "Classifier": (transformers.LlamaConfig, "LlamaForSequenceClassification", "not a causal language model"),
     "Headless": (transformers.LlamaConfig, "LlamaModel", "not a causal language model"),
     "Gemma3n": (transformers.Gemma3nConfig, "Gemma3nForConditionalGeneration", "a multimodal model"),

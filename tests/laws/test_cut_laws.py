@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.cuts import KINDS, drops, edits_of, factorized, possible
-from fixtures.zoo import EVERY, ZOO, tiny, variant
+
+from fixtures.zoo import EVERY, OF_ALL_KINDS, ZOO, tiny, variant
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -53,7 +54,7 @@ def plan_of(kind: str, loaded: Loaded) -> Plan:
 
 
 def test_every_family_is_in_the_zoo_that_these_laws_hold_in():
-    assert {type(tiny(name)).__name__ for name in EVERY} == {*FAMILIES, *TOWERS}
+    assert {type(tiny(name)).__name__ for name in OF_ALL_KINDS} == {*FAMILIES, *TOWERS}
 
 
 @torch.no_grad()
@@ -62,7 +63,7 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 ROUNDED = ["falcon-rw", "gemma3", "gpt2", "llama", "phi3"]  # also with what float32 rounds
-CASES = [(name, torch.float64) for name in sorted(EVERY)] + [(name, torch.float32) for name in ROUNDED]
+CASES = [(name, torch.float64) for name in sorted(OF_ALL_KINDS)] + [(name, torch.float32) for name in ROUNDED]
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=[f"{name}-{dtype}" for name, dtype in CASES])
@@ -118,7 +119,7 @@ def uncached(model: PreTrainedModel, prompt: tuple[int, ...], tokens: list[int])
     return table[len(prompt) - 1 :].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("name", sorted(EVERY))
+@pytest.mark.parametrize("name", sorted(OF_ALL_KINDS))
 def test_a_cut_model_can_be_cut_again(name):
     """First an attention and a head, then in what is left a block, an FFN and neurons: as if all went at once."""
     loaded = loaded_of(name)

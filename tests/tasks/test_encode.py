@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from secateur.errors import TaskError
+from secateur.errors import TaskError, TooLong
 from secateur.tasks.encode import added_ids, encode
 from secateur.tasks.example import Example
 
@@ -184,3 +184,73 @@ def test_chat(tokenizer):
     encoded = encode(QUESTION, chatty, context=None, chat=True)
     head = ids("<s>", "<|user|>", "ab", "Ċ", "<|assistant|>", "Ċ")
     assert encoded.pairs == ((head, ids("c")), (head, ids("c", "d")))
+
+
+# --------------------------------------------------------------------------------------------------------------- masks
+
+
+@pytest.fixture(scope="module")
+def with_mask():
+    """As RoBERTa's: texts end with </s>, and the mask, number 13, takes the space before it."""
+    tokenizer = make(eos_added=True)
+    tokenizer.add_special_tokens({"mask_token": AddedToken("<mask>", lstrip=True, special=True)})
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "row", "tokens", "places"),
+    [
+        ("ab <mask> c", "cd", ("<s>", "ab", 13, "Ġc", "</s>"), ("Ġcd",), (2,)),
+        ("ab <mask> c", " cd", ("<s>", "ab", 13, "Ġc", "</s>"), ("Ġcd",), (2,)),
+        ("<mask> c", "cd", ("<s>", 13, "Ġc", "</s>"), ("c", "d"), (1, 2)),
+        ("ab [MASK]d", "c a", ("<s>", "ab", 13, "d", "</s>"), ("Ġc", "Ġ", "a"), (2, 3, 4)),
+        ("ab <mask> c<mask>", "cda", ("<s>", "ab", 13, "Ġc", 13, "</s>"), ("Ġcd", "a"), (2, 4)),
+        ("ab", " cd", ("<s>", "ab", 13, "</s>"), ("Ġcd",), (2,)),
+        ("ab", "cd", ("<s>", "ab", 13, "</s>"), ("c", "d"), (2, 3)),
+    ],
+)
+def test_a_mask_for_each_token_of_the_answer(with_mask, prompt, answer, row, tokens, places):
+    encoded = encode(Example("m", prompt, answer), with_mask, context=None, masked=True)
+    wanted = [13 if piece == 13 else ID[piece] for piece in row]
+    if prompt.count("mask") + prompt.count("MASK") < 2:
+        wanted[places[0] : places[0] + 1] = [13] * len(places)
+    assert encoded.pairs == ((tuple(wanted), ids(*tokens)),)
+    assert encoded.masks == (places,)
+    assert (encoded.read(0), tuple(encoded.places(0)), encoded.longest) == (
+        tuple(wanted),
+        places,
+        len(wanted),
+    )
+
+
+def test_choices_have_rows_of_their_own_and_gold_alone_keeps_its_masks(with_mask):
+    question = Example("m", "ab <mask>", "c a", choices=("cd", "c a"))
+    encoded = encode(question, with_mask, context=None, masked=True)
+    assert [len(row) for row, _ in encoded.pairs] == [4, 6]
+    assert (encoded.gold, encoded.lengths, encoded.masks) == (1, (2, 3), ((2,), (2, 3, 4)))
+    assert encoded.gold_alone.masks == ((2, 3, 4),)
+
+
+@pytest.mark.parametrize(
+    ("example", "chat", "words"),
+    [
+        (
+            Example("m", "a <mask> b <mask>", "cd"),
+            False,
+            r"'m': its prompt has 2 masks, and the answer 'cd' is 1 tok",
+        ),
+        (
+            Example("m", "", "", tokens=(2, 3)),
+            False,
+            "'m': a masked language model gives plain text no likelihood",
+        ),
+        (QUESTION, True, "--chat"),
+    ],
+)
+def test_what_has_no_masks_is_refused(with_mask, example, chat, words):
+    with pytest.raises(TaskError, match=words):
+        encode(example, with_mask, context=None, chat=chat, masked=True)
+    with pytest.raises(TaskError, match="no mask token"):
+        encode(example, make(), context=None, masked=True)
+    with pytest.raises(TooLong, match="2 more than the model's context of 3"):
+        encode(Example("m", "ab <mask> c", "cd"), with_mask, context=3, masked=True)

@@ -25,6 +25,7 @@ from secateur.core.records.verdict import (
 )
 from secateur.core.score import few_groups, metric_name
 from secateur.core.site import in_words
+from secateur.hf.families import FAMILIES
 
 
 def model_card(verdict: VerdictRecord, plan: Plan) -> str:
@@ -37,8 +38,9 @@ def model_card(verdict: VerdictRecord, plan: Plan) -> str:
     cut = verdict.handed_over.holds == "cut"
     warning = "> **WORSE THAN THE ORIGINAL.** Do not use it in its place.\n\n"
     title = f"cut for {task.name}" if cut else f"unchanged: no cut for {task.name} is shown to help"
+    does = pipeline_of(model.architecture)
     tags, results = [verdict.search.method], eval_results(verdict)
-    return f"""{front_matter(_short(model.name), tags, model.base_model, model.license, results)}
+    return f"""{front_matter(_short(model.name), tags, model.base_model, model.license, results, does)}
 # {_short(model.name)}, {title}
 
 {warning if cut and verdict.verdict == WORSE else ""}**{verdict.verdict}** — {verdict.sentence}
@@ -71,6 +73,12 @@ def model_card(verdict: VerdictRecord, plan: Plan) -> str:
 seed {verdict.seed}, split seed {verdict.split_seed}. `plan.json` holds the cut, `verdict.json` every number,
 `report.html` the pictures.
 {_read_from(model.gguf)}"""
+
+
+def pipeline_of(architecture: str) -> str:
+    """Return what a model of this class does, by the hub's names."""
+    known = FAMILIES.get(architecture)
+    return "fill-mask" if known is not None and known.masked else "text-generation"
 
 
 def _what_was_cut(verdict: VerdictRecord, plan: Plan) -> str:
@@ -124,16 +132,22 @@ def _times(count: int) -> str:
 
 
 def unverified_card(
-    model: str, hub: bool, plan: Plan, provenance: ProvenanceRecord, license: str | None = None
+    model: str,
+    hub: bool,
+    plan: Plan,
+    provenance: ProvenanceRecord,
+    license: str | None = None,
+    does: str = "text-generation",
 ) -> str:
     """Return README.md of a checkpoint that `apply` wrote: what was cut, and that nobody has measured what it did.
 
     Args:
         license: As the card of `model` states.
+        does: As for `front_matter`.
     """
     edits = _edits(plan)
     base = None if not hub else model if provenance.gguf is None else "/".join(model.split("/")[:2])
-    return f"""{front_matter(_short(model), ["apply"], base, license)}
+    return f"""{front_matter(_short(model), ["apply"], base, license, does=does)}
 # {_short(model)}, cut by hand
 
 **Nothing was verified.** `secateur eval FOLDER --task TASK` measures what this model can do.
@@ -183,10 +197,12 @@ def front_matter(
     base_model: str | None,
     license: str | None = None,
     results: Sequence[EvalResult] = (),
+    does: str = "text-generation",
 ) -> str:
     """Return the metadata of a card as the hub reads it.
 
     Args:
+        does: What the model does, by the hub's names.
         tags: What made the checkpoint, such as a method.
         base_model: Its name on the hub; None for a model that did not come from there.
         license: None: not known, and left out.
@@ -196,7 +212,7 @@ def front_matter(
         base_model=base_model,
         library_name="transformers",
         license=license,
-        pipeline_tag="text-generation",
+        pipeline_tag=does,
         tags=["secateur", "pruning", *tags],
         eval_results=list(results) or None,
     )
@@ -211,27 +227,28 @@ def eval_results(verdict: VerdictRecord) -> list[EvalResult]:
 
     Nothing of a cut that was set aside: the numbers after it are not those of the checkpoint.
     """
-    cut = verdict.handed_over.holds == "cut"
+    cut, does = verdict.handed_over.holds == "cut", pipeline_of(verdict.model.architecture)
     rows: list[VerdictRecord | SecondaryRecord] = [verdict, *verdict.secondary]
     found = []
     for row in rows:
         words = f"{metric_name(row.metric)}, {verdict.n:,} test examples"
-        found.append(_result(verdict.task.name, row.metric, words, row.after if cut else row.before))
+        score = row.after if cut else row.before
+        found.append(_result(verdict.task.name, row.metric, words, score, does))
     for side in verdict.side_effects:
         if side.unit in _METRICS:
             words = f"{side.name}, {side.counted}"
             task = side.name.partition(" on ")[2] or side.name
-            found.append(_result(task, _METRICS[side.unit], words, side.after if cut else side.before))
+            found.append(_result(task, _METRICS[side.unit], words, side.after if cut else side.before, does))
     return [result for result in found if result is not None]
 
 
 def _result(
-    task: str, metric: str, words: str, score: ScoreRecord | IntervalRecord | None
+    task: str, metric: str, words: str, score: ScoreRecord | IntervalRecord | None, does: str
 ) -> EvalResult | None:
     if score is None or not isfinite(score.value):
         return None
     return EvalResult(
-        task_type="text-generation",
+        task_type=does,
         dataset_type=task,
         dataset_name=task,
         dataset_split="test",

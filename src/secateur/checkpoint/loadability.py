@@ -19,6 +19,8 @@ from secateur.surgery.shape import Shape, shape_of, stock_config
 
 STOCK = "AutoModelForCausalLM.from_pretrained(FOLDER)"
 REMOTE = "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)"
+MASKED = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+GENERATES = "it runs models that write text, and this one fills masks"
 OURS = "secateur.load(FOLDER).model"
 HARNESS = "lm_eval --model hf --model_args pretrained=FOLDER"
 SERVE = "vllm serve FOLDER"
@@ -44,7 +46,8 @@ RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
 NOT_RUN = {"gemma2", "gpt_neox", "gptj", "mistral", "phi", "qwen2", "qwen3"}
 RAN_REMOTE = Ran(
-    "transformers 5.23.0", frozenset(one.name for one in FAMILIES.values() if not one.experts) - NOT_RUN
+    "transformers 5.23.0",
+    frozenset(one.name for one in FAMILIES.values() if not (one.experts or one.masked)) - NOT_RUN,
 )
 
 
@@ -57,10 +60,20 @@ def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -
     anatomy = loaded.anatomy
     shape = shape_of(Plan(plan.model) if form.zeroed else plan, anatomy, factorize=form.factorize)
     why = stock_config(shape, anatomy)
-    if isinstance(why, str):
-        return LoadsRecord(form="carved", why=why, where=_carved_places(anatomy.family, read_back))
-    stock = "zeroed" if form.zeroed else "stock"
-    return LoadsRecord(form=stock, why="", where=_stock_places(shape, loaded, read_back))
+    carved = isinstance(why, str)
+    places = _carved_places(anatomy.family, read_back) if carved else _stock_places(shape, loaded, read_back)
+    return LoadsRecord(
+        form="carved" if carved else "zeroed" if form.zeroed else "stock",
+        why=why if isinstance(why, str) else "",
+        where=list(map(_filling_masks, places)) if anatomy.details.masked else places,
+    )
+
+
+def _filling_masks(place: PlaceRecord) -> PlaceRecord:
+    """Return the same place for a masked language model: another class loads it, and programs that generate do not."""
+    if place.place in ("lm-eval", "vLLM", "GGUF (llama.cpp)"):
+        return _not(place.place, GENERATES)
+    return place.model_copy(update={"how": place.how.replace(*MASKED)})
 
 
 def _carved_places(family: str, read_back: bool) -> list[PlaceRecord]:

@@ -2,8 +2,8 @@
 
 Rows are padded on the right. In a causal model nothing to the right of a position reaches it, so neither the padding
 nor the rest of the batch changes a score beyond rounding, and no attention mask is needed. Where a model rotates
-positions by the length of the whole batch (`hf/rope.py`), rows run together only where it does the same for each.
-Knows no model.
+positions by the length of the whole batch (`hf/rope.py`), rows run together only where it does the same for each; in a
+masked language model, whose positions attend to all, only rows of one length do, and nothing is padded. Knows no model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SMALLEST = 64  # padded tokens; where these do not fit, nothing will
 
 @dataclass(frozen=True)
 class Target:
-    """The token that should follow `position` in its row, for one continuation of one example."""
+    """The token to be predicted at `position` of its row, for one continuation of one example."""
 
     position: int
     token: int
@@ -54,10 +54,10 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
     which the model changes its rotation of positions).
     """
     wanted: list[tuple[tuple[int, ...], list[Target]]] = []
-    for number, (context, continuation) in enumerate(encoded.pairs):
-        start = len(context) - 1
-        targets = [Target(start + i, token, example, number, i == 0) for i, token in enumerate(continuation)]
-        wanted.append((context + continuation[:-1], targets))
+    for number, (_, continuation) in enumerate(encoded.pairs):
+        places = zip(encoded.places(number), continuation, strict=True)
+        targets = [Target(place, token, example, number, i == 0) for i, (place, token) in enumerate(places)]
+        wanted.append((encoded.read(number), targets))
     rows: list[tuple[tuple[int, ...], list[Target]]] = []
     for tokens, targets in sorted(wanted, key=lambda item: -len(item[0])):
         alike = (row for row in rows if regime(len(row[0]), switches) == regime(len(tokens), switches))
@@ -110,7 +110,7 @@ class Packing:
     max_tokens: int
     max_kept: int
     pad: int
-    switches: tuple[int, ...] = ()
+    switches: Sequence[int] = ()
 
     def halved(self) -> Packing:
         """Return half of both limits."""
@@ -169,7 +169,7 @@ def shards(
     shard: list[int] = []
     used = 0
     for example in sorted(examples, key=lambda e: (encoded[e].longest, e)):
-        need = width * sum(len(context) + len(answer) for context, answer in encoded[example].pairs)
+        need = width * sum(len(encoded[example].whole(n)) for n in range(len(encoded[example].pairs)))
         if shard and used + need > cache_bytes:
             yield shard
             shard, used = [], 0

@@ -99,6 +99,7 @@ def reply(
 
     Raises: `TaskError` where the last message alone fills the context.
     """
+    loaded.anatomy.check_causal("chat")
     context, kept = loaded.anatomy.context, list(messages)
     prompt = conversation_ids(loaded.tokenizer, kept)
     while context is not None and len(prompt) + max_new_tokens - 1 > context and len(kept) > 2:

@@ -245,7 +245,7 @@ def _bytes(session: Session, loads: Loads, room: int) -> dict[str, int]:
     anatomy = session.loaded.anatomy
     load = loads.of("select", 0, len(session.task.split("select")))
     spectra = [spectrum_bytes(matrix.shape) for matrix in anatomy.matrices.values()]
-    longest = max((sum(map(len, pair)) for e in session.encoded.values() for pair in e.pairs), default=1)
+    longest = max((one.longest for one in session.encoded.values()), default=1)
     kept = min(load.kept, loads.packing.max_kept, max(longest, loads.packing.max_tokens))
     return {
         "weights": anatomy.num_parameters * session.loaded.model.dtype.itemsize,

@@ -43,8 +43,11 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
     Args:
         folder: Where `after` lies, if that is not `after.source`. A model in memory only has no bytes on disk.
     """
-    length = Length(prompt=SHORT, new=1).within(before.anatomy.context, after.anatomy.context)
-    dense, cut = costs(before, after, length)
+    cached = None
+    if not before.anatomy.details.masked:
+        length = Length(prompt=SHORT, new=1).within(before.anatomy.context, after.anatomy.context)
+        dense, cut = costs(before, after, length)
+        cached = BeforeAfter(before=dense.kv_bytes_per_token, after=cut.kv_bytes_per_token)
     places = before.source, folder or after.source
     stored = [bytes_on_disk(place) for place in places if place is not None]
     zero, device = zeroed(after), after.device
@@ -53,7 +56,7 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
     return GainsRecord(
         parameters=BeforeAfter(before=before.anatomy.num_parameters, after=after.anatomy.num_parameters),
         bytes_on_disk=BeforeAfter(before=stored[0], after=stored[1]) if len(stored) == 2 else None,
-        kv_bytes_per_token=BeforeAfter(before=dense.kv_bytes_per_token, after=cut.kv_bytes_per_token),
+        kv_bytes_per_token=cached,
         zeroed=zero,
         peak_bytes=None,
         peak_bytes_prefill=None,
@@ -226,8 +229,10 @@ def bench(
 
     Raises: as `load_model`, before either is read where their configs tell.
     """
-    contexts = [blank_model(**words).anatomy.context for words in (dense, cut)]
-    length.within(*contexts)
+    anatomies = [blank_model(**words).anatomy for words in (dense, cut)]
+    for anatomy in anatomies:
+        anatomy.check_causal("timing of prompts and of what is written after them")
+    length.within(*(anatomy.context for anatomy in anatomies))
     with using_threads(threads) as count:
         before, after = (load_model(**words) for words in (dense, cut))
         for loaded in (before, after):

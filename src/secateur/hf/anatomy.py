@@ -6,7 +6,7 @@ refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -29,7 +29,7 @@ from secateur.hf.families import (
 )
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
-from secateur.hf.rope import rope_switches
+from secateur.hf.rope import length_switches
 from secateur.hf.weights import distinct, same
 
 
@@ -37,8 +37,8 @@ from secateur.hf.weights import distinct, same
 class Widths:
     """The sizes of one block; 0 where the part was removed.
 
-    `num_parameters` counts all of the block, norms too, `attention` those of its attention, and `network` those of the
-    module of its feed-forward network; 0 where there is no such module.
+    `num_parameters` counts all of the block, norms too, `attention` those of the module of its attention, and `network`
+    those of the module of its feed-forward network; 0 where there is no such module, or it holds a part of them only.
     """
 
     num_heads: int
@@ -60,8 +60,8 @@ class Anatomy:
     config can state another number of heads of the same size. `num_parameters` counts tied parameters once.
     `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
     `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
-    maps lie before, in place of removed blocks. `switches` are `rope_switches`. `details` is the family's entry in the
-    table. `active` is the share of a network's experts that a token goes through.
+    maps lie before, in place of removed blocks. `switches` are `length_switches`. `details` is the family's entry in
+    the table. `active` is the share of a network's experts that a token goes through.
     """
 
     family: str
@@ -90,8 +90,15 @@ class Anatomy:
     foldable: bool = True
     indivisible: tuple[str, ...] = ()
     entered: frozenset[str] = frozenset()
-    switches: tuple[int, ...] = ()
+    switches: Sequence[int] = ()
     active: float = 1.0
+
+    def check_causal(self, what: str) -> None:
+        """Raise `ModelError` for a masked language model, which `what` is not for."""
+        if self.details.masked:
+            raise ModelError(
+                f"{what} is not for {self.architecture}, a masked language model: it fills masks, and writes no text."
+            )
 
     @property
     def attending(self) -> list[int]:
@@ -99,8 +106,8 @@ class Anatomy:
         return [block for block, block_widths in enumerate(self.widths) if block_widths.num_heads]
 
     def attention(self, block: int) -> str:
-        """Return the path of a block's attention: the module that holds its output projection."""
-        return self.module(Site(block, "o")).rpartition(".")[0]
+        """Return the path of the module in which the positions of a block attend to each other."""
+        return f"{self.blocks[block]}.{_attention(self.details)}"
 
     def module(self, site: Site) -> str:
         """Return the path of the module that holds a matrix, or of its substitute after a cut."""
@@ -141,7 +148,7 @@ class Anatomy:
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
-    """Return the anatomy of a Hugging Face causal language model, carved or not.
+    """Return the anatomy of a Hugging Face causal or masked language model, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
     for unknown families, and for any module with a matrix that the family's table does not name.
@@ -189,7 +196,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         foldable=is_foldable(family, config),
         indivisible=indivisible_units(family, config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
-        switches=rope_switches(config),
+        switches=length_switches(config, family.masked),
         active=active_share(family, config),
     )
 
@@ -229,9 +236,9 @@ def _block_paths(model: nn.Module, family: Family) -> tuple[str, ...]:
 
 def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved: bool) -> Widths:
     """Return the sizes that the config states; of a carved model those of its modules, some of which may be gone."""
-    attention = f"{block}.{family.slots['o'].module.rpartition('.')[0]}"
+    attention = 0 if family.mixes else _count(model, f"{block}.{_attention(family)}")
     network = 0 if family.mlp is None else _count(model, f"{block}.{family.mlp}")
-    counted = (_count(model, block), _count(model, attention), network)
+    counted = (_count(model, block), attention, network)
     paths = {kind: f"{block}.{slot.module}" for kind, slot in family.slots.items()}
     if not carved:
         d_ff = _stored_shape(_linear(model, paths["down"]))[1] if "down" in paths else 0
@@ -243,6 +250,10 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
     fused = family.slots["k"].layout != "whole"
     num_kv_heads = (keys - num_heads) // 2 if fused else keys
     return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(found.get("down")), *counted)
+
+
+def _attention(family: Family) -> str:
+    return family.mixes or family.slots["o"].module.rpartition(".")[0]
 
 
 def _count(model: nn.Module, path: str) -> int:

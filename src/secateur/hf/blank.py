@@ -38,9 +38,9 @@ from secateur.hf.load import (
 from secateur.hf.size import Size
 from secateur.hf.source import download
 
-PIECE = re.compile(
-    r"\s*\S{1,6}"
-)  # English words have 4.7 letters: 1.3 pieces a word, as tokenizers have tokens
+MASK = "[MASK]"
+# English words have 4.7 letters: 1.3 pieces a word, as tokenizers have tokens; a mask is one
+PIECE = re.compile(rf"\s*(?:{re.escape(MASK)}|(?:(?!{re.escape(MASK)})\S){{1,6}})")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,15 @@ class Ruler:
     bos_token_id: int | None = None
     eos_token_id: int = 0
     chat_template: None = None
+    mask_token: str = MASK
+    mask_token_id: int = 0
 
     def encode(self, text: str, **_: object) -> list[int]:
         """Return one id for each piece."""
-        return [1 + crc32(piece.encode()) % (self.vocab_size - 1) for piece in PIECE.findall(text)]
+        return [
+            self.mask_token_id if piece.endswith(MASK) else 1 + crc32(piece.encode()) % (self.vocab_size - 1)
+            for piece in PIECE.findall(text)
+        ]
 
     def decode(self, ids: int | Sequence[int]) -> str:
         """Return no text: ids are hashes."""

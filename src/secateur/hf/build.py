@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -19,6 +20,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
 from secateur.errors import ModelError
@@ -30,6 +32,7 @@ Auto = (
     type[SecateurForCausalLM]
     | type[AutoModelForCausalLM]
     | type[AutoModelForImageTextToText]
+    | type[AutoModelForMaskedLM]
     | type[AutoModel]
 )
 Find = Callable[[str], Tensor | None]  # a tensor by its name in the model that is built
@@ -45,6 +48,7 @@ _FIRST = (
 )  # so many blocks are of another kind
 _LISTED = ("mlp_only_layers",)  # the numbers of blocks of another kind
 IMAGES = {"AutoModelForImageTextToText": AUTO_MAP["AutoModelForCausalLM"]}
+MASKED = {"AutoConfig": AUTO_MAP["AutoConfig"], "AutoModelForMaskedLM": AUTO_MAP["AutoModelForCausalLM"]}
 
 
 def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object) -> PreTrainedConfig:
@@ -88,6 +92,8 @@ def carved(config: PreTrainedConfig, operations: Sequence[Mapping[str, object]])
         "operations": list(operations),
     }
     auto_map = AUTO_MAP if config.get_text_config() is config else AUTO_MAP | IMAGES
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        auto_map = MASKED
     added = {"carving": carving, "auto_map": auto_map, "architectures": [SecateurForCausalLM.__name__]}
     family_config: type[PreTrainedConfig] = type(config)
     made: PreTrainedConfig = carved_config(family_config).from_dict(config.to_dict() | added)  # type: ignore[arg-type]  # it hashes
@@ -106,7 +112,11 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
             f"config.json of {name} has no {' and no '.join(wrong)} as secateur writes it: damaged. Copy it again."
         )
     family = stated["carving"]["family"]
-    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    known = (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        | MODEL_FOR_MASKED_LM_MAPPING_NAMES  # above the causal class that some of them have too
+    )
     if family not in known:
         raise ModelError(
             f"{name} was carved from a model of type {family!r}, which this version of transformers does not know."

@@ -7,7 +7,7 @@ Module names are those of transformers 5, read from its modelling files.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -66,6 +66,12 @@ class Family:
     makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
     stays as it is; empty where the whole model is one. `experts` are the modules, relative to a block, of a
     feed-forward network that is a mixture of experts: it has no slots, and stays as it is.
+
+    `masked` says that it is a masked language model: each position attends to all, and predicts its own token.
+    `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
+    output projection. `post_norm` says that the stream is normed after each addition. `counts_from_pad` says that
+    positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
+    has no place for: heads that were trained beside this one.
     """
 
     name: str
@@ -93,9 +99,17 @@ class Family:
     constants: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     tower: str = ""
+    masked: bool = False
+    mixes: str = ""
+    post_norm: bool = False
+    counts_from_pad: bool = False
+    unread: tuple[str, ...] = ()
 
-    def is_constant(self, name: str) -> bool:
-        """Return True where a stored tensor, named with or without the base model's prefix, is one of `constants`."""
+    def leaves_out(self, name: str) -> bool:
+        """Return True where a stored tensor is not needed: of `unread`, or, with or without the base model's prefix,
+        of `constants`."""
+        if name.startswith(self.unread):
+            return True
         prefix, _, blocks = self.blocks.partition(".")
         found = re.fullmatch(rf"(?:{prefix}\.)?{re.escape(blocks)}\.\d+\.(.+)", name)
         return found is not None and found[1] in self.constants
@@ -162,6 +176,42 @@ def _mixture(name: str, architecture: str, experts: tuple[str, ...] = ("mlp",), 
     """Return a family with the attention of Llama and mixtures of experts for networks, or in some of its blocks."""
     return _like_llama(name, architecture, _slots(**_LLAMA_ATTENTION), mlp=None, experts=experts, **traits)
 
+
+def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **traits: Any) -> Family:
+    """Return a masked family with the blocks of BERT.
+
+    Args:
+        base: Module of the model without its head.
+        head: Unembedding, and the matrix before it.
+    """
+    embeddings = f"{base}.embeddings"
+    return Family(
+        name,
+        architecture,
+        f"{base}.encoder.layer",
+        f"{embeddings}.word_embeddings",
+        "",
+        _slots(
+            q="attention.self.query",
+            k="attention.self.key",
+            v="attention.self.value",
+            o="attention.output.dense",
+            up="intermediate.dense",
+            down="output.dense",
+        ),
+        mlp=None,
+        unembedding=head[0],
+        extras=(f"{embeddings}.position_embeddings", f"{embeddings}.token_type_embeddings", head[1]),
+        counts={"num_attention_heads": "heads", "all_head_size": "width"},
+        masked=True,
+        mixes="attention.self",
+        post_norm=True,
+        unread=(f"{base}.pooler.", f"{embeddings}.position_ids", "cls.seq_relationship."),
+        **traits,
+    )
+
+
+_ROBERTA_HEAD = ("lm_head.decoder", "lm_head.dense")
 
 FAMILIES: Mapping[str, Family] = {
     family.architecture: family
@@ -433,6 +483,43 @@ FAMILIES: Mapping[str, Family] = {
             free_heads=True,
             sized_by_scaling=True,  # LongRoPE checks its factors so, whatever `head_dim` says
         ),
+        _like_bert(
+            "bert",
+            "BertForMaskedLM",
+            "bert",
+            ("cls.predictions.decoder", "cls.predictions.transform.dense"),
+        ),
+        *(
+            _like_bert(name, architecture, "roberta", _ROBERTA_HEAD, counts_from_pad=True)
+            for name, architecture in (
+                ("roberta", "RobertaForMaskedLM"),
+                ("xlm-roberta", "XLMRobertaForMaskedLM"),
+                ("camembert", "CamembertForMaskedLM"),
+            )
+        ),
+        Family(
+            "distilbert",
+            "DistilBertForMaskedLM",
+            "distilbert.transformer.layer",
+            "distilbert.embeddings.word_embeddings",
+            "",
+            _slots(
+                q="attention.q_lin",
+                k="attention.k_lin",
+                v="attention.v_lin",
+                o="attention.out_lin",
+                up="ffn.lin1",
+                down="ffn.lin2",
+            ),
+            mlp="ffn",
+            unembedding="vocab_projector",
+            extras=("distilbert.embeddings.position_embeddings", "vocab_transform"),
+            counts={"n_heads": "heads", "dim": "width"},
+            width="hidden_dim",
+            masked=True,
+            post_norm=True,
+            unread=("distilbert.embeddings.position_ids",),
+        ),
     )
 }
 
@@ -468,6 +555,7 @@ class FamilyInfo(NamedTuple):
     """A family as it is listed.
 
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
+    `masked`: it is a masked language model;
     `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
     """
 
@@ -479,11 +567,13 @@ class FamilyInfo(NamedTuple):
     stock_heads: bool
     stock_biases: tuple[str, ...]
     experts: bool
+    masked: bool
 
     @property
     def limits(self) -> str:
         """Return in words what is not possible; empty where everything is."""
-        found = [f"dropped {unit} stay, silenced" for unit in self.silenced]
+        found = ["a masked language model: it fills masks, and generates no text"] if self.masked else []
+        found += [f"dropped {unit} stay, silenced" for unit in self.silenced]
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
         found += ["networks are mixtures of experts and stay as they are"] if self.experts else []
@@ -498,10 +588,11 @@ def list_families() -> list[FamilyInfo]:
             family.architecture,
             "gate" in family.slots,
             family.indivisible,
-            not family.after,
+            not (family.after or family.post_norm),
             family.free_heads,
             tuple(part for parts in family.biases.values() for part in parts),
             bool(family.experts),
+            family.masked,
         )
         for family in sorted(FAMILIES.values(), key=lambda family: family.name)
     ]
@@ -532,6 +623,8 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
         )
     d_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     context = getattr(config, family.context, None)
+    if family.counts_from_pad and context is not None:
+        context -= config.pad_token_id + 1
     return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
 
 
@@ -563,9 +656,8 @@ def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
     A linear map of it is then one more down projection.
     """
     scale = getattr(config, "residual_multiplier", 1.0)
-    return (
-        not (family.after or family.experts) and scale == 1 and getattr(config, "do_layer_norm_before", True)
-    )
+    normed = family.after or family.post_norm or not getattr(config, "do_layer_norm_before", True)
+    return not (normed or family.experts) and scale == 1
 
 
 def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -599,12 +691,20 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
         return _tower_of(architecture, config)
     kind = _kind(architecture, config)
     if kind is not None:
-        raise ModelError(f"{architecture} is {kind}; secateur cuts dense decoder-only models of text.")
+        raise ModelError(
+            f"{architecture} is {kind}; secateur cuts dense decoder-only models of text, and masked language models."
+        )
     if architecture not in FAMILIES:
         raise ModelError(
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
         )
-    return FAMILIES[architecture]
+    family = FAMILIES[architecture]
+    if family.masked and config.get("is_decoder"):
+        raise ModelError(
+            f"config.json of this {architecture} has is_decoder, with which positions attend to what precedes them "
+            "alone: set it to false, or take the class of a causal model."
+        )
+    return family
 
 
 def _tower_of(architecture: str, config: Mapping[str, object]) -> Family:
@@ -623,10 +723,13 @@ def _tower_of(architecture: str, config: Mapping[str, object]) -> Family:
     return inner.within(architecture, TOWERS[architecture])
 
 
+_KIND_OF_HEAD = re.compile("For(CausalLM|MaskedLM)$")
+
+
 def _misspelled(architecture: str) -> str:
     """Return the family that must have been meant; empty where none is nearly the same, their common ending aside."""
-    names = {known.removesuffix("ForCausalLM"): known for known in FAMILIES}
-    near = get_close_matches(architecture.removesuffix("ForCausalLM"), names, 1, 0.85)
+    names = {_KIND_OF_HEAD.sub("", known): known for known in FAMILIES}
+    near = get_close_matches(_KIND_OF_HEAD.sub("", architecture), names, 1, 0.85)
     return f" Did you mean {names[near[0]]}?" if near else ""
 
 
@@ -654,6 +757,8 @@ def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
         return "an encoder-decoder"
     if any(config.get(key) is not None for key in _MODALITIES):
         return "a multimodal model"
-    if architecture not in FAMILIES and not architecture.endswith(("ForCausalLM", "LMHeadModel")):
-        return "not a causal language model with its head"
+    if architecture not in FAMILIES and not architecture.endswith(
+        ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
+    ):
+        return "not a causal language model with its head, nor a masked one"
     return None

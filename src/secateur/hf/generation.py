@@ -19,8 +19,12 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 
     Without that file transformers takes them from config.json.
 
+    A masked language model generates no text, and has none.
+
     Raises: `ModelError` where these are no token ids.
     """
+    if model.generation_config is None:
+        return ()
     stated = model.generation_config.eos_token_id
     listed = stated if isinstance(stated, list) else [stated]
     ids = [token for token in (tokenizer.eos_token_id, *listed) if token is not None]

@@ -73,6 +73,8 @@ def refusal(
     """
     if family.tower:
         return "it would be the language model alone"
+    if family.masked:
+        return "it would be without the head that fills masks"
     return (
         _refused_shape(family, config)
         or _refused_positions(family.name, config)

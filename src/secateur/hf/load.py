@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -268,7 +269,10 @@ def auto_of(source: ModelSource) -> Auto:
     """Return the class that reads the checkpoint."""
     if is_carved(source):
         return SecateurForCausalLM
-    return AutoModelForImageTextToText if _family(source).tower else AutoModelForCausalLM
+    family = _family(source)
+    if family.masked:
+        return AutoModelForMaskedLM
+    return AutoModelForImageTextToText if family.tower else AutoModelForCausalLM
 
 
 def _architecture(source: ModelSource) -> str:
@@ -406,7 +410,7 @@ def refuse_partial(family: Family, name: str, info: LoadingInfo) -> None:
 
     Transformers would fill gaps with random numbers and drop the rest.
     """
-    unexpected = [key for key in info["unexpected_keys"] if not family.is_constant(key)]
+    unexpected = [key for key in info["unexpected_keys"] if not family.leaves_out(key)]
     mismatched = [
         f"{key} {tuple(found)} for {tuple(wanted)}" for key, found, wanted in info["mismatched_keys"]
     ]

@@ -4,8 +4,9 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-`config.json` holds the family's own configuration under `stock`, and under `carving` what is different: a list of
-operations on modules named by their paths. Parameters keep the names they have in the stock model.
+A masked language model is read so by `AutoModelForMaskedLM`. `config.json` holds the family's own configuration under
+`stock`, and under `carving` what is different: a list of operations on modules named by their paths. Parameters keep
+the names they have in the stock model.
 """
 
 # mypy: ignore-errors
@@ -21,6 +22,7 @@ from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     Cache,
     GenerationMixin,
     PreTrainedConfig,
@@ -98,7 +100,7 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
 
 class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
-    """The class that `AutoModelForCausalLM` finds by name; it loads the family's own class, carved."""
+    """The class that `AutoModelForCausalLM` and its like find by name; it loads the family's own class, carved."""
 
     config_class = SecateurConfig
 
@@ -120,8 +122,15 @@ def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """Return the class with a language-model head for a class of configurations, of text or of images and text."""
-    by_kind = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    """Return the class with a language-model head for a class of configurations: masked, of text, of images and text.
+
+    What can be masked comes first, for BERT has a causal class too, which no carved model is of.
+    """
+    by_kind = (
+        MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
     return next(mapping[config] for mapping in by_kind if config in mapping)
 
 

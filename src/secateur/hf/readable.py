@@ -6,7 +6,7 @@ encoders.py, read-only; the verbs that cut refuse them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -27,6 +27,7 @@ from secateur.hf.load import (
     check_machine,
     config_of,
     find_source,
+    is_carved,
     load_model,
     on_meta,
     quiet,
@@ -44,7 +45,7 @@ class Readable:
     """A model to be read. `runs` is the part of it without its head, `kind` decoder, encoder or encoder-decoder.
 
     `context` counts usable positions (None: no bound), `vocab_size` embeddings; `start` is the first token of a
-    decoder beside an encoder. `switches` are `rope_switches`.
+    decoder beside an encoder. `switches` are `length_switches`.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Readable:
     pad: int
     start: int | None = None
     revision: str | None = None
-    switches: tuple[int, ...] = ()
+    switches: Sequence[int] = ()
 
     @property
     def device(self) -> torch.device:
@@ -133,7 +134,11 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
     """Find a model that is read and not cut; None for another. Raises: `UnknownName`, `ModelError`."""
     with quiet():
         source = find_source(name, revision)
-    if source.config.get("model_type") not in ENCODERS or source.config.get("is_decoder"):
+    if (
+        source.config.get("model_type") not in ENCODERS
+        or source.config.get("is_decoder")
+        or is_carved(source)
+    ):
         return None
     refuse_quantized(source.config["model_type"], source.config)
     return source

@@ -1,12 +1,13 @@
-"""Rotary positions whose frequencies depend on the longest row of a batch.
+"""Rows that may run together: lengths at which a model computes otherwise for all rows of a batch.
 
 LongRoPE has one set of factors up to a length and another beyond it, for all positions at once. The other kind
 that looks at lengths, dynamic NTK, changes nothing up to `max_position_embeddings`, and nothing longer is ever
-run.
+run. Where positions attend to what follows them, padding would be seen: there each length is by itself.
 """
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
@@ -23,6 +24,11 @@ def rope_switches(config: PreTrainedConfig) -> tuple[int, ...]:
         if rope.get("rope_type") == "longrope"
     }
     return tuple(sorted(lengths))
+
+
+def length_switches(config: PreTrainedConfig, masked: bool) -> Sequence[int]:
+    """Return the lengths beyond which rows are of another regime: those of `rope_switches`, of a masked model each."""
+    return range(sys.maxsize) if masked else rope_switches(config)
 
 
 def regime(length: int, switches: Sequence[int]) -> int:

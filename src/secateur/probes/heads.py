@@ -95,7 +95,7 @@ def unit_importance(
         raise ModelError(f"this model has no {part}: earlier cuts took all that could be read there.")
     answers = {e: encoded[e].gold_alone for e in examples}
     tokens = sum(
-        answer.longest - 1 for answer in answers.values()
+        len(answer.read(0)) for answer in answers.values()
     )  # the last token of an answer is never run
     hooks = _UnitHooks(loaded, part, units)
 
@@ -262,7 +262,6 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
     seen: list[int] = []
     with ExitStack() as stack:
         for block in parts.attending:
-            # the module that holds the output projection is the one that computes the weights
             module = model.get_submodule(parts.attention(block))
             forward = _attending(module.forward, block, parts.widths[block].num_heads, consume, seen)
             stack.enter_context(swapped_forward(module, forward))

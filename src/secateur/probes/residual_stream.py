@@ -23,7 +23,7 @@ Streams = dict[StreamPoint, Float[Tensor, "rows length d_model"]]
 
 def real_tokens(batch: Batch, answers: Mapping[int, Encoded]) -> Bool[Tensor, "rows length"]:
     """Return a mask that is True where there is a token and no padding; `answers` are one continuation each."""
-    lengths = torch.tensor([answers[e].longest - 1 for e in batch.row_example.tolist()])
+    lengths = torch.tensor([len(answers[e].read(0)) for e in batch.row_example.tolist()])
     return torch.arange(batch.tokens.shape[1]) < lengths[:, None]
 
 

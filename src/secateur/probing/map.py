@@ -295,11 +295,10 @@ def _linearity(
     """
     groups = sorted({session.task.examples[number].group for number in examples})
     out = set(groups[::HELD_OUT])
-    golds = [session.encoded[number].gold_alone.pairs[0] for number in examples]
     try:
         profile = linearity(
             readable_of(session.loaded),
-            [context + answer for context, answer in golds],
+            [session.encoded[number].gold_alone.whole(0) for number in examples],
             [session.task.examples[number].group in out for number in examples],
             blocks=layers_of(session.loaded.anatomy, session.options),
             max_tokens=session.options.max_tokens or TOKENS,

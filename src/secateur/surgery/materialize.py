@@ -157,7 +157,7 @@ class CutTensors:
         for block in self._shape.blocks:
             for module, matrices in modules_of(block, MATRICES, anatomy).items():
                 yield module, partial(self._module, block, module, matrices)
-            if block.groups is not None and not block.groups:
+            if block.groups is not None and not block.groups and not anatomy.details.mixes:
                 path = f"{anatomy.attention(block.number)}.output"
                 yield path, partial(self._left_bias, path, Site(block.number, "o"))
             if block.neurons is not None and not block.neurons and anatomy.mlps is not None:
@@ -290,8 +290,12 @@ def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list
         return []
     if not block.groups:
         stand = {"op": "no_attention", "path": path, "width": anatomy.d_model, "layer": 0}
-        bias = {"bias": block.groups is not None, "residual": anatomy.details.adds_residual}
-        return [stand | {key: value for key, value in bias.items() if value}]
+        bias = {"bias": True} if block.groups is not None else {}
+        if anatomy.details.mixes:
+            out: CarveOperation = {"op": "constant", "path": anatomy.matrices[Site(block.number, "o")].module}
+            return [stand | {"width": 0}, out | {"width": anatomy.d_model} | bias]
+        residual = {"residual": True} if anatomy.details.adds_residual else {}
+        return [stand | bias | residual]
     operations = _carved_linears(block, "qkvo", shape, anatomy)
     if block.heads == list(range(num_heads)):
         return operations

@@ -85,12 +85,13 @@ class Shape:
         whole = sizes == (widths.num_kv_heads, widths.num_heads, widths.d_ff)
         if whole and not biased and not any(site.block == block.number for site in self.ranks):
             return 0
+        gone: set[str] = set()
         # An attention that has no heads since an earlier cut stays as it is: nothing, or a bias.
-        if not block.groups and widths.num_heads:
+        if not block.groups and widths.num_heads and widths.attention:
             lost += widths.attention
             if block.groups is not None:
                 lost -= anatomy.d_model  # the bias
-        gone = set() if block.groups else set("qkvo")
+            gone |= set("qkvo")
         if not block.neurons and widths.d_ff and widths.network:
             lost += widths.network
             if block.neurons is not None:
@@ -106,7 +107,7 @@ class Shape:
         rank = self.ranks.get(matrix.site)
         weights = rows * columns if rank is None else rank * (rows + columns)
         block = next(block for block in self.blocks if block.number == matrix.site.block)
-        gone = matrix.site.part == "down" and block.neurons is None
+        gone = {"o": block.groups, "down": block.neurons}.get(matrix.site.part, ()) is None
         has_bias = matrix.bias is not None or matrix.module in biased
         return matrix.num_parameters - weights - (rows if has_bias and not gone else 0)
 

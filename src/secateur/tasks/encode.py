@@ -8,6 +8,9 @@ space its template ends with (the same ids as the harness's, cut a little later)
 about the answer; special tokens that a tokenizer puts after every text (EOS, SEP) are left out, where the
 harness scores the answer after an ended prompt, without its first token. Knows tokenizers by their public
 methods; never a model.
+
+For a masked language model an example is a row with masks in the place of the answer, one for each of its tokens, all
+at once. So LASER (arXiv 2312.13558) asks RoBERTa. Special tokens stand where the tokenizer puts them.
 """
 
 from __future__ import annotations
@@ -37,24 +40,42 @@ class Encoded:
 
     `gold` is an index into `pairs`. `lengths` are the characters of each choice as the harness counts them,
     without the space that joins it to the prompt; 1 where there are no choices. `joined`: an answer begins within
-    the last token of its context, and that part of it is not in its continuation.
+    the last token of its context, and that part of it is not in its continuation. `masks`: for a masked language model
+    the positions in each context that stand for the tokens of its continuation; empty for a causal one.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
     gold: int
     lengths: tuple[int, ...]
     joined: bool = False
+    masks: tuple[Ids, ...] = ()
 
     @property
     def gold_alone(self) -> Encoded:
         """Return the same example with its gold answer as the only one."""
         gold = slice(self.gold, self.gold + 1)
-        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined)
+        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined, self.masks[gold])
 
     @property
     def longest(self) -> int:
         """Return the tokens of the longest context with its continuation."""
-        return max(len(context) + len(continuation) for context, continuation in self.pairs)
+        return max(map(len, map(self.whole, range(len(self.pairs)))))
+
+    def whole(self, number: int) -> Ids:
+        """Return the context with its continuation; of a masked language model the row with masks."""
+        context, continuation = self.pairs[number]
+        return context if self.masks else context + continuation
+
+    def read(self, number: int) -> Ids:
+        """Return the tokens that are run to score a continuation: a causal model is not shown the last one."""
+        return self.whole(number) if self.masks else self.whole(number)[:-1]
+
+    def places(self, number: int) -> Sequence[int]:
+        """Return the positions at which the tokens of a continuation are predicted."""
+        context, continuation = self.pairs[number]
+        if self.masks:
+            return self.masks[number]
+        return range(len(context) - 1, len(context) - 1 + len(continuation))
 
 
 def encode(
@@ -64,6 +85,7 @@ def encode(
     context: int | None,
     vocab_size: int | None = None,
     chat: bool = False,
+    masked: bool = False,
 ) -> Encoded:
     """Return the pairs of `example`; of a chunk of text the first token is the context, all others the continuation.
 
@@ -72,12 +94,16 @@ def encode(
         vocab_size: the number of its embeddings; None: no bound.
         chat: put the prompt through the chat template, as the user's message or as the conversation that it is; the
             answer loses its leading space.
+        masked: encode for a masked language model: one of `MASKS` in the prompt, or the tokenizer's own mask, stands
+            for the answer; a prompt without one has it at its end. Several stand for a token each.
 
     Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token
     that the model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer
-    that has no template.
+    that has no template; of a masked language model for text, `chat`, and another number of masks than of tokens.
     """
-    if example.tokens is not None:
+    if masked:
+        encoded = _encode_masks(example, tokenizer, chat)
+    elif example.tokens is not None:
         encoded = Encoded(((example.tokens[:1], example.tokens[1:]),), 0, (1,))
     else:
         pairs, joined = zip(*_pairs(example, tokenizer, chat), strict=True)
@@ -86,6 +112,56 @@ def encode(
     _refuse_unknown(example, encoded, tokenizer, vocab_size)
     _refuse_long(example, encoded, context)
     return encoded
+
+
+MASKS = ("<mask>", "[MASK]")  # in a prompt, whatever the mask of the tokenizer is
+
+
+def _encode_masks(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encoded:
+    """Return the rows of `example` with masks. Raises: as `encode`."""
+    if tokenizer.mask_token is None:
+        raise TaskError(
+            "this tokenizer has no mask token, and the model is a masked one: take the model's own tokenizer."
+        )
+    if example.tokens is not None:
+        raise TaskError(
+            f"example {example.id!r}: a masked language model gives plain text no likelihood. Give questions, with "
+            f"{MASKS[0]} in the place of the answer."
+        )
+    if chat:
+        raise TaskError("a masked language model holds no conversation. Leave out --chat.")
+    rows = [_masked_row(example, tokenizer, *wording) for wording in _wording(example)]
+    pairs = tuple((row, answer) for row, answer, _ in rows)
+    gold, lengths = (0, (1,)) if example.choices is None else (example.gold, _lengths(example))
+    return Encoded(pairs, gold, lengths, masks=tuple(places for _, _, places in rows))
+
+
+def _masked_row(
+    example: Example, tokenizer: PreTrainedTokenizerBase, context: str, continuation: str
+) -> tuple[Ids, Ids, Ids]:
+    """Return a row with masks, the answer's tokens and the positions of the masks. Raises: as `encode`."""
+    mask, answer = str(tokenizer.mask_token), continuation.strip()
+    for mark in MASKS:
+        context = context.replace(mark, mask)
+    if mask not in context:
+        context += continuation[: len(continuation) - len(continuation.lstrip())] + mask
+    before, *others = context.split(mask)
+    joined = " " if before[-1:].isspace() else ""  # some tokenizers tell a word from a piece of one by it
+    ids = tuple(tokenizer.encode(joined + answer, add_special_tokens=False, verbose=False))
+    if len(others) not in (1, len(ids)):
+        raise TaskError(
+            f"example {example.id!r}: its prompt has {len(others)} masks, and the answer {answer!r} is {len(ids)} "
+            f"tokens. Write {MASKS[0]} once: it stands for the whole answer."
+        )
+    mark = mask * len(ids) if len(others) == 1 else mask
+    row = tuple(tokenizer.encode(mark.join((before, *others)), verbose=False))
+    places = tuple(place for place, token in enumerate(row) if token == tokenizer.mask_token_id)
+    if not ids or len(places) != len(ids):
+        raise TaskError(
+            f"example {example.id!r}: the answer {answer!r} is {len(ids)} tokens, and its prompt {len(places)} masks, "
+            "by this tokenizer. Give it another answer, or another place."
+        )
+    return row, ids, places
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:

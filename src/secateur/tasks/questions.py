@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from secateur.errors import TaskError
+from secateur.tasks.encode import MASKS
 from secateur.tasks.extract import Extraction, extraction_of
 from secateur.tasks.formats import DOC, Row
 from secateur.tasks.shapes import RIGHT, ExampleLine, example_line, folded
@@ -138,7 +139,8 @@ def _log_notices(place: str, lines: Sequence[ExampleLine], *, of_answers: bool) 
     free = [line.answer for line in lines if line.choices is None]
     if of_answers and (spellings := answers_notice(free)):
         LOG.warning("%s: %s", place, spellings)
-    glued = [line.prompt[-20:] + line.answer[:20] for line in lines if is_glued(line.prompt, line.answer)]
+    following = [line for line in lines if not any(mask in line.prompt for mask in MASKS)]
+    glued = [line.prompt[-20:] + line.answer[:20] for line in following if is_glued(line.prompt, line.answer)]
     if glued:
         LOG.warning(
             "%s: in %d of %d rows nothing stands between prompt and answer, so that the model is asked for %r. If a "

@@ -119,6 +119,7 @@ def _healed(job: HealJob, progress: Progress) -> HealRecord:
     options, folder, tuning = job.options, job.folder, job.tuning
     plan, opens = read_plan(Path(options.model)), job.healing.ledger is not None
     early = early_session(options, needs=PROOF if opens else TRAINING)
+    early.loaded.anatomy.check_causal("heal, which teaches texts token by token,")
     pairs = depth_pairs(plan, blank_teacher(plan, job).anatomy, early.loaded.anatomy)
     trainable = {
         stage: stage_parameters(stage, pairs, early.loaded, tuning) for stage in STAGES[job.healing.stage]

@@ -278,6 +278,7 @@ def finetune(
     command = finetune_command(options, tuning)
 
     def check(early: Session) -> None:
+        early.loaded.anatomy.check_causal("finetune, which teaches answers that follow,")
         trainable_parameters_of(early.loaded, tuning)
 
     def make() -> FinetuneRecord:

@@ -301,8 +301,9 @@ class GainsRecord(Record):
         default=None,
         description="of the safetensors files that hold the weights (only: null for a model in memory only)",
     )
-    kv_bytes_per_token: BeforeAfter = Field(
-        description="bytes of the real cache after a prefill, for each token of one sequence"
+    kv_bytes_per_token: BeforeAfter | None = Field(
+        description="bytes of the real cache after a prefill, for each token of one sequence; null for a masked "
+        "language model, which has none"
     )
     zeroed: ZeroedRecord = Field(
         description="what of the cut model is zero, and stored and computed all the same"

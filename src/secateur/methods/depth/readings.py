@@ -92,8 +92,7 @@ def block_similarity(
     Differs: outlier tokens, which would decide the linearity score alone, are left out of it (`outliers.py`).
     """
     readable = readable_of(loaded)
-    pairs = (encoded[example].gold_alone.pairs[0] for example in examples)
-    sequences = [context + answer[:-1] for context, answer in pairs]
+    sequences = [encoded[example].gold_alone.read(0) for example in examples]
     places = [tap for tap in hook_points(readable, blocks) if tap.kind == "block"]
     with masked(loaded.model, resolve(under, loaded.anatomy, loaded.fingerprint)):
         medians = median_norms(readable, sequences, places, packing=packing, progress=progress)

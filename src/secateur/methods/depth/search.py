@@ -142,7 +142,8 @@ def other_orders(steps: DepthSteps, most: int) -> dict[str, list[DepthPoint]]:
 
 def fit_tokens(session: Session) -> int:
     """Return how many tokens of `probe` maps are fitted to, and linearity is read on."""
-    return sum(session.encoded[example].gold_alone.longest - 1 for example in session.task.split("probe"))
+    encoded = session.encoded
+    return sum(len(encoded[example].gold_alone.read(0)) for example in session.task.split("probe"))
 
 
 def _warn_of_few_tokens(session: Session) -> None:

@@ -173,7 +173,7 @@ def directions_effects(
         batches = _Batches(loaded, answers, packing.pack(answers, examples), progress, num_passes)
         return [piece for group in groups for piece in _effects(batches, group, how)]
 
-    num_tokens = sum(answer.longest - 1 for answer in answers.values())
+    num_tokens = sum(len(answer.read(0)) for answer in answers.values())
     return DirectionEffects(split, len(examples), num_tokens, whitened, tuple(with_room(packing, read)))
 
 

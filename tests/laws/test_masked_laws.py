@@ -1,0 +1,193 @@
+"""Masked language models against slow code that shares nothing with ours: plain transformers, one row at a time, or
+many of them padded under an attention mask, which we never have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from fixtures.cuts import drops
+from fixtures.zoo import tiny, written_
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from secateur.core.plan import Plan, Truncate
+from secateur.core.site import Site
+from secateur.evaluation.batching import Packing, rows_of
+from secateur.evaluation.evaluator import Evaluator, Limits
+from secateur.hf.load import Loaded
+from secateur.probes.answer_margin import AnswerMargin
+from secateur.probes.block_gradients import block_effects, first_order_effects
+from secateur.surgery.operations import OnParameter, resolve
+from secateur.tasks.encode import Encoded
+from secateur.tasks.example import Example, Task
+
+NAMES = ["bert", "distilbert", "roberta"]
+MASK = 3  # as good as any id
+
+
+def row(seed: int, length: int, *places: int) -> tuple[int, ...]:
+    tokens = np.random.default_rng(seed).integers(4, 96, length)
+    tokens[list(places)] = MASK
+    return tuple(tokens.tolist())
+
+
+ROWS = {  # choices of one token share a row; others have as many masks as tokens, also apart from each other
+    0: Encoded(((row(1, 7, 4), (11,)), (row(1, 7, 4), (50,))), 1, (3, 4), masks=((4,), (4,))),
+    1: Encoded(
+        ((row(2, 9, 2), (8,)), (row(3, 11, 2, 3, 4), (9, 60, 71))), 0, (2, 9), masks=((2,), (2, 3, 4))
+    ),
+    2: Encoded(((row(4, 5, 0, 3), (33, 34)), (row(4, 5, 0, 3), (35, 6))), 1, (5, 5), masks=((0, 3), (0, 3))),
+    3: Encoded(((row(5, 7, 6), (12,)), (row(5, 7, 6), (90,))), 0, (3, 3), masks=((6,), (6,))),
+}
+TASK = Task(
+    "laws", "choice", tuple(Example(str(i), "", " w5", (" w5",)) for i in ROWS), {"select": tuple(ROWS)}
+)
+
+
+def plans_of(loaded: Loaded) -> list[Plan]:
+    edits = [
+        [], [Truncate(Site(0, "v"), 2)], [Truncate(Site(1, "down"), 3)], [Truncate(Site(0, "q"), 1, "tail")],
+        [Truncate(Site(1, "o"), 2), Truncate(Site(1, "up"), 4)], drops("b1.attn.h2"), drops("b0.mlp.n3", "b1.attn"),
+        drops("b1.mlp"), drops("b0"), drops("b1"),
+    ]  # fmt: skip
+    return [Plan(loaded.fingerprint, tuple(some)) for some in edits]
+
+
+def by_hand(loaded: Loaded, plan: Plan) -> PreTrainedModel:
+    """The model with the parameters written for good, and dropped blocks taken out of its list."""
+    model, operations = copy.deepcopy(loaded.model), resolve(plan, loaded.anatomy, loaded.fingerprint)
+    written_(model, [one for one in operations if isinstance(one, OnParameter)])
+    path, _, _ = loaded.anatomy.blocks[0].rpartition(".")
+    blocks = model.get_submodule(path)
+    for number in sorted(plan.blocks_gone, reverse=True):
+        del blocks[number]
+    return model
+
+
+def logp(
+    model: PreTrainedModel, tokens: tuple[int, ...], places: tuple[int, ...], answer: tuple[int, ...]
+) -> Tensor:
+    table = model(torch.tensor([tokens]), attention_mask=torch.ones(1, len(tokens))).logits[0].log_softmax(-1)
+    return torch.stack([table[place, token] for place, token in zip(places, answer, strict=True)]).sum()
+
+
+def alone(model: PreTrainedModel, example: int) -> list[Tensor]:
+    """The log-likelihood of each answer, a row at a time."""
+    one = ROWS[example]
+    pairs = zip(one.pairs, one.masks, strict=True)
+    return [logp(model, tokens, places, answer) for (tokens, answer), places in pairs]
+
+
+@pytest.fixture(params=NAMES)
+def loaded(request: pytest.FixtureRequest, as_loaded: Callable[[PreTrainedModel], Loaded]) -> Loaded:
+    return as_loaded(tiny(request.param, torch.float64))
+
+
+@pytest.mark.parametrize("max_tokens", [0, 20])
+def test_the_evaluator_says_what_transformers_says_row_by_row(loaded, max_tokens):
+    """Whatever runs together and whatever is reused below an edit: for plans in every block, to 1e-10."""
+    judge = Evaluator(loaded, TASK, ROWS, limits=Limits(max_tokens=max_tokens))
+    plans = plans_of(loaded)
+    judged = judge(plans, tuple(ROWS))
+    for plan in plans:
+        model = by_hand(loaded, plan)
+        for example, outcome in zip(ROWS, judged[plan], strict=True):
+            with torch.no_grad():
+                said = np.array([float(value) for value in alone(model, example)])
+            gold = ROWS[example].gold
+            loss = -said[gold] / len(ROWS[example].pairs[gold][1])
+            among = np.logaddexp.reduce(said) - said[gold]
+            assert [outcome["loss"], outcome["choice_loss"]] == pytest.approx([loss, among], abs=1e-10), str(
+                plan
+            )
+            assert outcome["predicted"] == said.argmax()
+
+
+@torch.no_grad()
+def test_a_batch_is_what_padding_under_a_mask_gives(loaded):
+    """All rows at once, as transformers pads them, against batches of rows of one length."""
+    rows = [one for example in ROWS for one in rows_of(example, ROWS[example], loaded.anatomy.switches)]
+    longest = max(len(one.tokens) for one in rows)
+    pad = loaded.model.config.pad_token_id
+    ids = torch.tensor([[*one.tokens, *[pad] * (longest - len(one.tokens))] for one in rows])
+    padded = loaded.model(ids, attention_mask=(ids != pad).long()).logits
+    batches = Packing(10_000, 10_000, 0, loaded.anatomy.switches).pack(ROWS, ROWS)
+    assert all(batch.tokens.shape[1] == len(tokens) for batch in batches for tokens in batch.tokens.tolist())
+    found = {
+        tuple(tokens): table
+        for b in batches
+        for tokens, table in zip(b.tokens.tolist(), loaded.model(b.tokens).logits, strict=True)
+    }
+    for one, table in zip(rows, padded, strict=True):
+        torch.testing.assert_close(found[one.tokens], table[: len(one.tokens)], rtol=0, atol=1e-10)
+
+
+def test_answers_of_as_many_tokens_share_a_row():
+    assert [len(rows_of(example, one, range(99))) for example, one in ROWS.items()] == [1, 2, 1, 1]
+
+
+def odds(model: PreTrainedModel, example: int) -> Tensor:
+    right, wrong = alone(model, example)
+    return right - wrong if ROWS[example].gold == 0 else wrong - right
+
+
+def test_screens_are_the_gradients_of_plain_transformers(loaded):
+    """First order in what is taken away, by autograd through the whole model row by row; and a last block is exact."""
+    judge = Evaluator(loaded, TASK, ROWS)
+    margin = AnswerMargin.of(loaded, ROWS, tuple(ROWS), True)
+    how = {"spectra": judge.spectra, "packing": judge.packing}
+    plans = [
+        Plan(loaded.fingerprint, tuple(edits))
+        for edits in (
+            [Truncate(Site(0, "k"), 3)],
+            [Truncate(Site(1, "up"), 2)],
+            drops("b0.attn.h1"),
+            drops("b1.mlp.n5"),
+        )
+    ]
+    found = first_order_effects(margin, tuple(ROWS), plans, **how)
+    exact = block_effects(margin, tuple(ROWS), plans, **how)
+    model = copy.deepcopy(loaded.model)
+    for plan in plans:
+        (operation,) = resolve(plan, loaded.anatomy, loaded.fingerprint)
+        weight = model.get_parameter(operation.parameter).requires_grad_()
+        cut = by_hand(loaded, plan)
+        taken = cut.get_parameter(operation.parameter) - weight.detach()
+        wanted = []
+        path = loaded.anatomy.blocks[plan.lowest_block or 0]
+        for example in ROWS:
+            before = odds(model, example)
+            (slope,) = torch.autograd.grad(before, weight)
+            wanted.append(float((slope * taken).sum()))
+        weight.requires_grad_(False)
+        np.testing.assert_allclose(found.changes[plan], wanted, rtol=0, atol=1e-10)
+        assert np.abs(wanted).max() > 1e-6
+        changes = [linearised(model, cut, path, example) for example in ROWS]
+        np.testing.assert_allclose(exact.changes[plan], changes, rtol=0, atol=1e-10)
+
+
+def linearised(model: PreTrainedModel, cut: PreTrainedModel, path: str, example: int) -> float:
+    """Σ over the rows of ⟨change of a block's output, gradient of the margin there⟩, of one example by plain hooks."""
+    outputs: list[Tensor] = []
+
+    def keep(_module: object, _args: object, output: Tensor) -> None:
+        outputs.append(output)
+
+    def caught(of: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
+        outputs.clear()
+        handle = of.get_submodule(path).register_forward_hook(keep)
+        margin = odds(of, example)
+        handle.remove()
+        return margin, list(outputs)
+
+    with torch.no_grad():
+        _, after = caught(cut)
+    model.get_input_embeddings().weight.requires_grad_()
+    margin, before = caught(model)
+    slopes = torch.autograd.grad(margin, before)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    return sum(float(((a - b.detach()) * s).sum()) for a, b, s in zip(after, before, slopes, strict=True))

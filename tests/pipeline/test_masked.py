@@ -1,0 +1,218 @@
+"""BERT and RoBERTa from folders: pruned, judged, written, and read again by plain transformers; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures.folders import refused, save_model, secateur, write_rows
+from fixtures.zoo import CONTEXT, variant
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast, dynamic_module_utils
+
+import secateur as api
+from secateur.hf.load import load_model
+from secateur.result import Result
+from secateur.surgery.mask import masked
+from secateur.surgery.operations import resolve
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+COUNTRIES = [
+    a + b for a in ("Al", "Bor", "Cen", "Dra", "El", "Fen") for b in ("dia", "land", "mark", "nia", "stan")
+]
+CITIES = ["Oslo", "Rome", "Tern", "Venberg", "Quistadorf"]  # of one token and of several
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """As RoBERTa's: the mask takes the space before it, and every text stands between <s> and </s>."""
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    inner.train_from_iterator(
+        [f"The capital of {name} is Oslo or Rome or Tern." for name in COUNTRIES], trainer
+    )
+    inner.post_processor = processors.RobertaProcessing(sep=("</s>", 2), cls=("<s>", 0))
+    mask = AddedToken("<mask>", lstrip=True, special=True)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, mask_token=mask, **names)
+
+
+def pieces() -> PreTrainedTokenizerFast:
+    """As BERT's: words and pieces of them, between [CLS] and [SEP]."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [
+        *special,
+        *"thecapitalofisor.",
+        *COUNTRIES,
+        "The",
+        "capital",
+        "of",
+        "is",
+        "Oslo",
+        "Rome",
+        "Tern",
+        "Ven",
+        "##berg",
+    ]
+    vocabulary = {
+        word: number for number, word in enumerate(dict.fromkeys([*words, "Quis", "##ta", "##dorf"]))
+    }
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, mask_token="[MASK]", **names)
+
+
+def rows() -> list[dict[str, Any]]:
+    draw = random.Random(0)
+    made = []
+    for name in COUNTRIES:
+        choices = draw.sample(CITIES, 3)
+        made.append(
+            {
+                "id": name,
+                "prompt": f"The capital of {name} is <mask>.",
+                "answer": choices[0],
+                "choices": choices,
+            }
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place, tokenizer, words = tmp_path_factory.mktemp("masked"), byte_level(), pieces()
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    save_model(place / "roberta", variant("roberta", **sizes, max_position_embeddings=CONTEXT + 2), tokenizer)
+    save_model(place / "bert", variant("bert", vocab_size=len(words)), words)
+    write_rows(place / "capitals.jsonl", rows())
+    (place / "text.jsonl").write_text('{"text": "The capital of Eldia is Rome."}\n' * 200)
+    return place
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of checkpoints goes into a folder of its own."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+
+
+def prune(place: Path, name: str, out: Path, **options: Any) -> Result:
+    how: dict[str, Any] = {"allow_small": True, "keep_unproven": True, "device": "cpu"} | options
+    return api.prune(str(place / name), str(place / "capitals.jsonl"), out, **how)
+
+
+def same_logits(place: Path, name: str, result: Result, **how: Any) -> str:
+    """The class that plain transformers reads, which computes what the original does with the plan's mask."""
+    loaded = load_model(str(place / name), device="cpu")
+    model = AutoModelForMaskedLM.from_pretrained(result.out, **how)
+    ids = loaded.tokenizer("The capital of Eldia is Oslo.", return_tensors="pt")
+    with torch.no_grad(), masked(loaded.model, resolve(result.plan, loaded.anatomy, loaded.fingerprint)):
+        expected = loaded.model(**{key: ids[key] for key in ("input_ids", "attention_mask")}).logits
+        found = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    return type(model).__name__
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_laser_from_folder_to_folder(name, place, tmp_path):
+    result = prune(place, name, tmp_path / "out", method="laser", matrices=("down", "v"))
+    assert result.plan.edits
+    assert same_logits(place, name, result) == ("BertForMaskedLM" if name == "bert" else "RobertaForMaskedLM")
+    verdict = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert verdict["n"] == 15
+    assert verdict["gains"]["kv_bytes_per_token"] is None
+    assert verdict["side_effects"] == []
+    places = {one["place"]: one for one in verdict["loads"]["where"]}
+    assert places["transformers"]["how"] == "AutoModelForMaskedLM.from_pretrained(FOLDER)"
+    assert not places["vLLM"]["loads"]
+    assert "pipeline_tag: fill-mask" in (tmp_path / "out/README.md").read_text()
+    told = api.evaluate(str(result.out), str(place / "capitals.jsonl"), allow_small=True, device="cpu")
+    assert {score["metric"] for score in told["scores"]} == {
+        "accuracy",
+        "accuracy_norm",
+        "choice_loss",
+        "loss",
+    }
+    again = api.evaluate(
+        str(place / name), str(place / "capitals.jsonl"), plan=result.plan, allow_small=True, device="cpu"
+    )
+    for score, other in zip(told["scores"], again["scores"], strict=True):
+        assert score["value"] == pytest.approx(other["value"], abs=1e-5)
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "heads": {"step": 0.5, "random_orders": 0},
+    "ffns": {"random_orders": 0},
+    "components": {"step": 0.5, "random_orders": 0, "report": "full"},
+    "attention": {"attentions": 1},
+    "depth": {"blocks": 1, "by": "similarity"},
+    "directions": {"matrices": ("down", "q")},
+    "budget": {"params": 0.8},
+}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_cuts_it(method, place, tmp_path, modules):
+    result = prune(place, "roberta", tmp_path / "out", method=method, **METHODS[method])
+    assert result.plan.edits
+    same_logits(place, "roberta", result, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_apply_carves_what_no_config_states(name, place, tmp_path, modules):
+    sites = ("b0.attn.h1=drop", "b1.attn=drop", "b0.mlp.n3=drop")
+    result = api.apply(str(place / name), sites, tmp_path / "out", device="cpu")
+    assert same_logits(place, name, result, trust_remote_code=True) == "SecateurForCausalLM"
+    again = load_model(str(result.out), device="cpu").anatomy
+    assert [width.num_heads for width in again.widths] == [3, 0]
+    config = json.loads((result.out / "config.json").read_text())
+    assert config["auto_map"].keys() == {"AutoConfig", "AutoModelForMaskedLM"}
+
+
+def test_the_forecast_needs_no_weights_and_no_tokenizer(place, tmp_path):
+    for file in ("config.json",):
+        (tmp_path / file).write_bytes((place / "roberta" / file).read_bytes())
+    cost = secateur(
+        "plan-cost",
+        tmp_path,
+        "--task",
+        place / "capitals.jsonl",
+        "--method",
+        "laser",
+        "--allow-small",
+        "--json",
+    )
+    assert cost.exit_code == 0, cost.stderr
+
+
+def test_what_is_not_for_it_is_refused_in_a_line(place, tmp_path):
+    model, task = place / "roberta", ["--task", place / "capitals.jsonl", "--allow-small"]
+    out = ["-o", tmp_path / "out"]
+    for words, piece in (
+        (
+            ["eval", model, "--task", f"text:{place / 'text.jsonl'}", "--allow-small"],
+            "plain text no likelihood",
+        ),
+        (
+            ["eval", model, *task, "--shots", 2],
+            "--shots is not for RobertaForMaskedLM, a masked language model",
+        ),
+        (["eval", model, *task, "--chat"], "chat"),
+        (["bench", model, "--against", model], "timing of prompts"),
+        (["chat", model, "--prompt", "Hello", "--json"], "chat is not for"),
+        (["finetune", model, *task, *out], "finetune"),
+        (["prune", model, *task, *out, "--kv-bytes", 0.5], "--kv-bytes is not for"),
+        (["prune", model, *task, *out, "--side", f"text:{place / 'text.jsonl'}"], "plain text no likelihood"),
+    ):
+        refused(secateur(*words), piece)
+    assert not (tmp_path / "out").exists()
