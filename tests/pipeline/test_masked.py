@@ -38,7 +38,7 @@ def byte_level() -> PreTrainedTokenizerFast:
     inner.train_from_iterator(
         [f"The capital of {name} is Oslo or Rome or Tern." for name in COUNTRIES], trainer
     )
-    inner.post_processor = processors.RobertaProcessing(sep=("</s>", 2), cls=("<s>", 0))
+    inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     mask = AddedToken("<mask>", lstrip=True, special=True)
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, mask_token=mask, **names)
@@ -95,7 +95,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(place / "roberta", variant("roberta", **sizes, max_position_embeddings=CONTEXT + 2), tokenizer)
     save_model(place / "bert", variant("bert", vocab_size=len(words)), words)
     write_rows(place / "capitals.jsonl", rows())
-    (place / "text.jsonl").write_text('{"text": "The capital of Eldia is Rome."}\n' * 200)
+    write_rows(
+        place / "text.jsonl", [{"text": f"{number} of {name}."} for name in COUNTRIES for number in range(9)]
+    )
     return place
 
 
@@ -107,7 +109,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prune(place: Path, name: str, out: Path, **options: Any) -> Result:
-    how: dict[str, Any] = {"allow_small": True, "keep_unproven": True, "device": "cpu"} | options
+    how: dict[str, Any] = {"allow_small": True, "device": "cpu"} | options
     return api.prune(str(place / name), str(place / "capitals.jsonl"), out, **how)
 
 
@@ -125,7 +127,15 @@ def same_logits(place: Path, name: str, result: Result, **how: Any) -> str:
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_laser_from_folder_to_folder(name, place, tmp_path):
-    result = prune(place, name, tmp_path / "out", method="laser", matrices=("down", "v"))
+    result = prune(
+        place,
+        name,
+        tmp_path / "out",
+        method="laser",
+        objective="loss",
+        matrices=("down",),
+        keep_unproven=True,
+    )
     assert result.plan.edits
     assert same_logits(place, name, result) == ("BertForMaskedLM" if name == "bert" else "RobertaForMaskedLM")
     verdict = json.loads((tmp_path / "out/verdict.json").read_text())
@@ -151,12 +161,12 @@ def test_laser_from_folder_to_folder(name, place, tmp_path):
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "heads": {"step": 0.5, "random_orders": 0},
+    "heads": {"step": 0.5, "random_orders": 0, "params": 0.95},
     "ffns": {"random_orders": 0},
     "components": {"step": 0.5, "random_orders": 0, "report": "full"},
     "attention": {"attentions": 1},
-    "depth": {"blocks": 1, "by": "similarity"},
-    "directions": {"matrices": ("down", "q")},
+    "depth": {"blocks": 1, "by": "linearity", "form": "linear"},
+    "directions": {"matrices": ("q",), "layers": (0, 1), "objective": "loss", "keep_unproven": True},
     "budget": {"params": 0.8},
 }
 
@@ -180,19 +190,11 @@ def test_apply_carves_what_no_config_states(name, place, tmp_path, modules):
 
 
 def test_the_forecast_needs_no_weights_and_no_tokenizer(place, tmp_path):
-    for file in ("config.json",):
-        (tmp_path / file).write_bytes((place / "roberta" / file).read_bytes())
-    cost = secateur(
-        "plan-cost",
-        tmp_path,
-        "--task",
-        place / "capitals.jsonl",
-        "--method",
-        "laser",
-        "--allow-small",
-        "--json",
-    )
-    assert cost.exit_code == 0, cost.stderr
+    (tmp_path / "config.json").write_bytes((place / "roberta/config.json").read_bytes())
+    words = ["--task", place / "capitals.jsonl", "--allow-small", "--no-calibrate", "--json"]
+    told = secateur("plan-cost", tmp_path, *words)
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["stages"]
 
 
 def test_what_is_not_for_it_is_refused_in_a_line(place, tmp_path):

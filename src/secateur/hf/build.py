@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
+from secateur.hf.generation import generation_config
 from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config, class_of_config
 from secateur.hf.weights import stored
 
@@ -141,7 +142,8 @@ def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel
             attn_implementation=like.config._attn_implementation,
             experts_implementation=like.config._experts_implementation,
         )
-    model.generation_config = like.generation_config
+    if (generation := generation_config(like)) is not None:
+        model.generation_config = generation
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from secateur.hf.generation import generation_config
 from secateur.hf.weights import distinct, is_offloaded, stored
 
 _VOLATILE = (
@@ -59,7 +60,7 @@ def config_digest(model: PreTrainedModel) -> str:
 
     Equal weights compute something else under another rope base, norm epsilon or generation config.
     """
-    configs: tuple[PreTrainedConfig | GenerationConfig | None, ...] = (model.config, model.generation_config)
+    configs: tuple[PreTrainedConfig | GenerationConfig | None, ...] = (model.config, generation_config(model))
     kept = [_lasting(config.to_dict()) for config in configs if config is not None]
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -14,6 +14,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from secateur.errors import ModelError
 
 
+def generation_config(model: PreTrainedModel) -> GenerationConfig | None:
+    """Return the model's generation config; None for one that generates no text, as a masked language model."""
+    return getattr(model, "generation_config", None)
+
+
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the tokens that end a text: the tokenizer's EOS, and those of generation_config.json.
 
@@ -23,9 +28,10 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 
     Raises: `ModelError` where these are no token ids.
     """
-    if model.generation_config is None:
+    config = generation_config(model)
+    if config is None:
         return ()
-    stated = model.generation_config.eos_token_id
+    stated = config.eos_token_id
     listed = stated if isinstance(stated, list) else [stated]
     ids = [token for token in (tokenizer.eos_token_id, *listed) if token is not None]
     if not all(isinstance(token, int) for token in ids):

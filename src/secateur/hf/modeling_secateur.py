@@ -138,9 +138,11 @@ def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
 def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the family's model class, which carves itself as soon as it is built, before any weight is read."""
 
+    masked = stock.config_class in MODEL_FOR_MASKED_LM_MAPPING
+
     class CarvedForCausalLM(stock):
         config_class = carved_config(stock.config_class)
-        _auto_class = "AutoModelForCausalLM"
+        _auto_class = f"AutoModelFor{'MaskedLM' if masked else 'CausalLM'}"
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             super().__init__(config, *args, **kwargs)
