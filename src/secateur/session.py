@@ -281,8 +281,6 @@ def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF
     """
     plain = [_load(options, spec, loaded, needs) for spec in options.tasks]
     prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
-    if options.shots:
-        loaded.anatomy.check_causal("--shots")
     if options.chat and (first := next(prompts, None)) is not None:
         check_template(loaded.tokenizer, first)
     if not options.more_tasks:
@@ -335,6 +333,8 @@ def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int,
 def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     """Return one example in tokens, with room in the context for what is generated after it. Raises: `TaskError`."""
     example, new = task.examples[number], task.member(number).new_tokens
+    if example.shown:
+        loaded.anatomy.check_causal("--shots")
     if new:
         loaded.anatomy.check_causal(f"{task.name}, for which {new} tokens are generated,")
     encoded = encode(

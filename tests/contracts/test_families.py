@@ -14,7 +14,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.zoo import CONTEXT, MASKED, MIXTURES, OF_ALL_KINDS, VOCAB_SIZE, tiny
+from fixtures.zoo import CONTEXT, MASKED, MIXTURES, OF_ALL_KINDS, OTHER_NAMES, VOCAB_SIZE, tiny
 from torch import Tensor, nn
 
 from secateur.core.site import Site
@@ -37,7 +37,7 @@ OF_THEIR_OWN = {"apertus"}  # the activation has parameters
 BIASED_NORMS = {"stablelm-12b", "persimmon"}  # of queries and keys, so that none of them vanishes
 
 
-@pytest.fixture(params=sorted(OF_ALL_KINDS))
+@pytest.fixture(params=sorted(OF_ALL_KINDS.keys() - OTHER_NAMES))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

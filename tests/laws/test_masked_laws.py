@@ -19,8 +19,10 @@ from secateur.core.site import Site
 from secateur.evaluation.batching import Packing, rows_of
 from secateur.evaluation.evaluator import Evaluator, Limits
 from secateur.hf.load import Loaded
+from secateur.methods.directions.effects import directions_effects
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects, first_order_effects
+from secateur.probes.heads import head_importance
 from secateur.surgery.operations import OnParameter, resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
@@ -191,3 +193,31 @@ def linearised(model: PreTrainedModel, cut: PreTrainedModel, path: str, example:
     slopes = torch.autograd.grad(margin, before)
     model.get_input_embeddings().weight.requires_grad_(False)
     return sum(float(((a - b.detach()) * s).sum()) for a, b, s in zip(after, before, slopes, strict=True))
+
+
+def test_readings_are_means_over_every_token_of_the_rows(loaded):
+    """Mean inputs, which directions fold, and E|A·dL/dA| of heads: by hooks on plain transformers, row by row."""
+    site, num_heads = Site(1, "o"), loaded.anatomy.num_heads
+    packing = Evaluator(loaded, TASK, ROWS).packing
+    (piece,) = directions_effects(loaded, ROWS, tuple(ROWS), [site], packing=packing).matrices
+    heads = head_importance(loaded, ROWS, tuple(ROWS), packing=packing)
+    inputs, worth = [], []
+    module = loaded.model.get_submodule(loaded.anatomy.module(site))
+    for one in ROWS.values():
+        (tokens, answer), places = one.pairs[one.gold], one.masks[one.gold]
+        seen: list[Tensor] = []
+
+        def before(_module: object, args: tuple[Tensor], seen: list[Tensor] = seen) -> tuple[Tensor]:
+            seen.append(args[0].detach().requires_grad_())
+            return (seen[0],)
+
+        handle = module.register_forward_pre_hook(before)
+        loss = -logp(loaded.model, tokens, places, answer) / len(answer)
+        handle.remove()
+        (slope,) = torch.autograd.grad(loss, seen[0])
+        inputs.append(seen[0].detach()[0])
+        worth.append((seen[0].detach() * slope)[0].unflatten(-1, (num_heads, -1)).sum(-1).abs())
+    np.testing.assert_allclose(piece.mean_input, torch.cat(inputs).mean(0), rtol=0, atol=1e-12)
+    wanted = torch.cat(worth).mean(0).tolist()
+    found = [heads.values[str(Site(1, "attn", "h", head))] for head in range(num_heads)]
+    assert found == pytest.approx(wanted, rel=1e-9)

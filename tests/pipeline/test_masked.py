@@ -166,7 +166,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "components": {"step": 0.5, "random_orders": 0, "report": "full"},
     "attention": {"attentions": 1},
     "depth": {"blocks": 1, "by": "linearity", "form": "linear"},
-    "directions": {"matrices": ("q",), "layers": (0, 1), "objective": "loss", "keep_unproven": True},
+    "directions": {"matrices": ("down", "q"), "dynamic": False, "objective": "loss", "keep_unproven": True},
     "budget": {"params": 0.8},
 }
 
