@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import pytest
 import torch
 from fixtures.folders import refused, save_model, secateur, write_rows
 from fixtures.zoo import CONTEXT, variant
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast, dynamic_module_utils
 
 import secateur as api
+from secateur.errors import ModelError
 from secateur.hf.load import load_model
 from secateur.result import Result
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
+from secateur.tasks.encode import encode
+from secateur.tasks.example import Example
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 COUNTRIES = [
@@ -28,7 +33,7 @@ CITIES = ["Oslo", "Rome", "Tern", "Venberg", "Quistadorf"]  # of one token and o
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """As RoBERTa's: the mask takes the space before it, and every text stands between <s> and </s>."""
+    """As RoBERTa's: every text stands between <s> and </s>. But its mask leaves the space before it alone."""
     inner = Tokenizer(models.BPE(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -39,9 +44,8 @@ def byte_level() -> PreTrainedTokenizerFast:
         [f"The capital of {name} is Oslo or Rome or Tern." for name in COUNTRIES], trainer
     )
     inner.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    mask = AddedToken("<mask>", lstrip=True, special=True)
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, mask_token=mask, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, mask_token="<mask>", **names)
 
 
 def pieces() -> PreTrainedTokenizerFast:
@@ -218,3 +222,34 @@ def test_what_is_not_for_it_is_refused_in_a_line(place, tmp_path):
     ):
         refused(secateur(*words), piece)
     assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_were_trained_beside_it_are_left_out(place, tmp_path):
+    """As on the hub: a pooler, next sentences, positions, and an unembedding that is stored once."""
+    folder = Path(shutil.copytree(place / "bert", tmp_path / "bert"))
+    weights = load_file(folder / "model.safetensors")
+    assert "cls.predictions.decoder.weight" not in weights
+    beside = {"bert.pooler.dense.weight": torch.ones(32, 32), "cls.seq_relationship.bias": torch.ones(2)}
+    positions = {"bert.embeddings.position_ids": torch.arange(CONTEXT)[None]}
+    save_file(weights | beside | positions, folder / "model.safetensors", {"format": "pt"})
+    loaded = load_model(str(folder), device="cpu")
+    assert loaded.fingerprint == load_model(str(place / "bert"), device="cpu").fingerprint
+    save_file(
+        weights | {"bert.encoder.layer.9.x": torch.ones(2)}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelError, match=r"1 unexpected \(bert\.encoder\.layer\.9\.x\)"):
+        load_model(str(folder), device="cpu")
+
+
+def test_the_space_before_a_mask_is_its_answers(place):
+    """The row is the sentence itself, but for the answer's tokens."""
+    tokenizer = load_model(str(place / "roberta"), device="cpu").tokenizer
+    for answer in CITIES:
+        encoded = encode(
+            Example("m", "The capital of Eldia is <mask>.", answer), tokenizer, context=None, masked=True
+        )
+        (row, ids), places = encoded.pairs[0], encoded.masks[0]
+        filled = list(row)
+        for place_of, token in zip(places, ids, strict=True):
+            filled[place_of] = token
+        assert filled == tokenizer.encode(f"The capital of Eldia is {answer}.")

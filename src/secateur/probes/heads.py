@@ -259,6 +259,7 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
     Raises: `ModelError` where the attention shows no weights (flash kernels), or weights that look ahead.
     """
     parts, model = loaded.anatomy, loaded.model
+    parts.check_causal("what heads attend to among earlier tokens")
     seen: list[int] = []
     with ExitStack() as stack:
         for block in parts.attending:

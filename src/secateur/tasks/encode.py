@@ -154,7 +154,9 @@ def _masked_row(
             f"tokens. Write {MASKS[0]} once: it stands for the whole answer."
         )
     mark = mask * len(ids) if len(others) == 1 else mask
-    row = tuple(tokenizer.encode(mark.join((before, *others)), verbose=False))
+    *left, right = (before, *others)  # of which the space before a mask belongs to what it stands for
+    text = "".join(part.rstrip() + mark for part in left) + right
+    row = tuple(tokenizer.encode(text, verbose=False))
     places = tuple(place for place, token in enumerate(row) if token == tokenizer.mask_token_id)
     if not ids or len(places) != len(ids):
         raise TaskError(
