@@ -164,13 +164,13 @@ def test_laser_from_folder_to_folder(name, place, tmp_path):
         assert score["value"] == pytest.approx(other["value"], abs=1e-5)
 
 
-METHODS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, dict[str, Any]] = {  # each with a goal that some cut meets, whatever the data say
     "heads": {"step": 0.5, "random_orders": 0, "params": 0.95},
-    "ffns": {"random_orders": 0},
-    "components": {"step": 0.5, "random_orders": 0, "report": "full"},
+    "ffns": {"random_orders": 0, "max_loss": 0.9},
+    "components": {"step": 0.5, "random_orders": 0, "report": "full", "params": 0.9},
     "attention": {"attentions": 1},
     "depth": {"blocks": 1, "by": "linearity", "form": "linear"},
-    "directions": {"matrices": ("down", "q"), "dynamic": False, "objective": "loss", "keep_unproven": True},
+    "directions": {"matrices": ("down",), "layers": (0, 1), "max_loss": 0.9},
     "budget": {"params": 0.8},
 }
 

@@ -97,7 +97,8 @@ class Anatomy:
         """Raise `ModelError` for a masked language model, which `what` is not for."""
         if self.details.masked:
             raise ModelError(
-                f"{what} is not for {self.architecture}, a masked language model: it fills masks, and writes no text."
+                f"{what} is not for {self.architecture}, a masked language model, which fills masks and writes no "
+                "text: leave it out, or take a causal model."
             )
 
     @property

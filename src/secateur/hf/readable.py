@@ -145,12 +145,12 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
 
 
 def readable_of(loaded: Loaded) -> Readable:
-    """Return a decoder, which could also be cut, as a readable model."""
+    """Return a model that could also be cut, a decoder or a masked encoder, as a readable one."""
     anatomy, config = loaded.anatomy, loaded.model.config
     stack = Stack("", _norm(anatomy, config), tuple(_decoder_blocks(loaded.model, anatomy)))
     return Readable(
         loaded.name,
-        "decoder",
+        "encoder" if anatomy.details.masked else "decoder",
         loaded.model.base_model,
         loaded.tokenizer,
         (stack,),

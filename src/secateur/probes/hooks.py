@@ -223,9 +223,9 @@ def _padded(
 
 def _inputs(readable: Readable, padded: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor | bool]:
     """Return the arguments of the model. A decoder needs no mask: nothing to the right of a token reaches it."""
+    ids, mask = padded[readable.stacks[0].prefix]
     if readable.kind == "decoder":
-        return {"input_ids": padded[""][0], "use_cache": False}
-    ids, mask = padded["enc."]
+        return {"input_ids": ids, "use_cache": False}
     inputs: dict[str, Tensor | bool] = {"input_ids": ids, "attention_mask": mask.long()}
     if readable.kind == "encoder-decoder":
         inputs |= {"decoder_input_ids": padded["dec."][0], "use_cache": False}
