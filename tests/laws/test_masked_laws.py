@@ -128,6 +128,23 @@ def test_a_batch_is_what_padding_under_a_mask_gives(loaded):
         torch.testing.assert_close(found[one.tokens], table[: len(one.tokens)], rtol=0, atol=1e-10)
 
 
+@torch.no_grad()
+def test_a_free_answer_is_right_where_every_mask_says_its_token(loaded):
+    """Of one row the likeliest token at each mask; of the same row with the last of them changed."""
+    tokens, places = row(7, 9, 1, 2, 6), (1, 2, 6)
+    said = tuple(loaded.model(torch.tensor([tokens])).logits[0].argmax(-1)[list(places)].tolist())
+    wrong = (*said[:2], (said[2] + 1) % 96)
+    rows = {
+        n: Encoded(((tokens, answer),), 0, (1,), masks=(places,)) for n, answer in enumerate((said, wrong))
+    }
+    task = Task("free", "generation", tuple(Example(str(n), "", " w5") for n in rows), {"select": (0, 1)})
+    plan = Plan(loaded.fingerprint)
+    outcomes = Evaluator(loaded, task, rows)([plan], (0, 1))[plan]
+    assert outcomes["correct"].tolist() == [1.0, 0.0]
+    assert outcomes["predicted"].tolist() == [said[0], said[0]]
+    assert outcomes["rank"].tolist() == [0, 0]
+
+
 def test_answers_of_as_many_tokens_share_a_row():
     assert [len(rows_of(example, one, range(99))) for example, one in ROWS.items()] == [1, 2, 1, 1]
 

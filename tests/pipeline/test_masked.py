@@ -218,7 +218,6 @@ def test_what_is_not_for_it_is_refused_in_a_line(place, tmp_path):
         (["chat", model, "--prompt", "Hello", "--json"], "chat is not for"),
         (["finetune", model, *task, *out], "finetune"),
         (["prune", model, *task, *out, "--kv-bytes", 0.5], "--kv-bytes is not for"),
-        (["prune", model, *task, *out, "--side", f"text:{place / 'text.jsonl'}"], "plain text no likelihood"),
     ):
         refused(secateur(*words), piece)
     assert not (tmp_path / "out").exists()

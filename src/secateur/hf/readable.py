@@ -1,7 +1,7 @@
 """Blocks of decoders, encoders and encoder-decoders as places where a hook sees the stream.
 
-More models can be read than cut. Decoders are those that have an Anatomy, carved ones too. The others are in
-encoders.py, read-only; the verbs that cut refuse them.
+More models can be read than cut. Those that have an Anatomy are read by it, carved ones too. The others are in
+stacks.py, read-only; the verbs that cut refuse them.
 """
 
 from __future__ import annotations

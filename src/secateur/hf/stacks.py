@@ -1,7 +1,8 @@
 """Blocks of any model that can be read, as places where a hook sees the stream, or the input of a matrix.
 
-At the end encoders and encoder-decoders described so: BERT, RoBERTa, T5. They can be read; the verbs that cut refuse
-them. Names of modules only; of tensors no more than a matrix that is asked for.
+At the end encoders and encoder-decoders described so: BERT, RoBERTa, T5, as they are read without their head. BERT and
+RoBERTa with the head that fills masks are also families, and cut. Names of modules only; of tensors no more than a
+matrix that is asked for.
 """
 
 from __future__ import annotations
