@@ -1,4 +1,4 @@
-"""The address of one removable part of a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`.
+"""The address of one removable part of a model: `b12`, `b12.attn.h7`, `b12.mlp.n871`, `b12.mlp.e17`, `b12.down`.
 
 A Site is a value; it knows no tensor and no model. Blocks count from 0.
 """
@@ -15,10 +15,10 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 ATTENTION_MATRICES = frozenset("qkvo")
 
 _PATTERN = re.compile(
-    r"b(?P<block>[0-9]{1,9})(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgn])(?P<index>[0-9]{1,9}))?"
+    r"b(?P<block>[0-9]{1,9})(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgne])(?P<index>[0-9]{1,9}))?"
     r"|(?P<matrix>q|k|v|o|gate|up|down)))?"
 )
-_UNITS = {"attn": "hg", "mlp": "n"}
+_UNITS = {"attn": "hg", "mlp": "ne"}
 _PART_WORDS = {
     "attn": "attention",
     "mlp": "MLP",
@@ -30,7 +30,7 @@ _PART_WORDS = {
     "up": "MLP up projection",
     "down": "MLP down projection",
 }
-_UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron"}
+_UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron", "e": "expert"}
 _IN_TEXT = re.compile(rf"(?<![\w.]){_PATTERN.pattern}(?![\w]|\.\w)")
 
 # kinds of components of a map
@@ -42,8 +42,8 @@ CHECKS = 20  # components of a kind that a map takes out in truth, where nothing
 class Site:
     """The address of one removable part.
 
-    `part` is empty (the block), `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g) or
-    neuron (n).
+    `part` is empty (the block), `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g), neuron (n)
+    or an expert (e) of a mixture.
     """
 
     block: int
@@ -59,7 +59,8 @@ class Site:
         assert self.unit or not self.index, f"index {self.index} of no unit: would print as another site"
         if self.unit and self.unit not in _UNITS.get(self.part, ""):
             raise UnknownName(
-                f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN"
+                f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN, "
+                "experts mlp.eN"
             )
 
     @classmethod
@@ -73,7 +74,7 @@ class Site:
                 hint = " Encoders, and what has one, are read (probe --what linearity) and not cut."
             raise UnknownName(
                 f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
-                f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)}).{hint}"
+                f"b12.mlp.n871, b12.mlp.e17 (expert), or a matrix such as b12.down ({', '.join(MATRICES)}).{hint}"
             )
         part = match["sub"] or match["matrix"] or ""
         return cls(int(match["block"]), part, match["unit"] or "", int(match["index"] or 0))

@@ -16,7 +16,7 @@ from secateur.probes.maps import BlockRun, fit_maps
 from secateur.search.removal import Goal
 from secateur.session import Session
 from secateur.side_tasks import side_effects
-from secateur.surgery.operations import droppable
+from secateur.surgery.operations import droppable, droppable_experts
 from secateur.surgery.shape import shape_of
 
 Blocks = tuple[int, ...]  # side by side, in ascending order
@@ -95,6 +95,17 @@ def heads_of(session: Session) -> tuple[Site, ...]:
         for block in layers_of(anatomy, session.options)
         if droppable(Site(block, "attn"), anatomy)
         for index in range(anatomy.widths[block].num_kv_heads)
+    )
+
+
+def experts_of(session: Session) -> tuple[Site, ...]:
+    """Return the experts of the blocks asked for, where some can go."""
+    anatomy = session.loaded.anatomy
+    return tuple(
+        Site(block, "mlp", "e", index)
+        for block in layers_of(anatomy, session.options)
+        if droppable_experts(anatomy, block)
+        for index in range(anatomy.widths[block].num_experts)
     )
 
 

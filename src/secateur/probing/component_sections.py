@@ -39,7 +39,13 @@ def component_sections(record: ComponentsRecord, gone: Dropped = NOTHING) -> lis
     Args:
         gone: What was cut, which is marked in the figures.
     """
-    return [importance(record, gone), parts(record, gone), neurons(record), induction(record, gone)]
+    return [
+        importance(record, gone),
+        parts(record, gone),
+        neurons(record),
+        experts(record, gone),
+        induction(record, gone),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- importance of heads
@@ -151,6 +157,30 @@ def neurons(record: ComponentsRecord) -> PageSection:
         return PageSection("neurons", title, lead, ())
     body = (key(("depth", "first block to last")), FigureGroup((concentration(mean, found.unit),), "duo"))
     return PageSection("neurons", title, lead, body)
+
+
+def experts(record: ComponentsRecord, gone: Dropped) -> PageSection:
+    """Return how much of their weight routers give to each expert of a mixture, by reading."""
+    lead = (
+        "The share of its router's weights that each expert gets, on each map by square roots; it says how much an "
+        "expert is used, not what is lost without it."
+    )
+    read = [] if record.experts is None else record.experts.readings
+    figures = [
+        unit_map(
+            reading.name,
+            values,
+            gone,
+            unit="share",
+            word="router mass",
+            note=examples_read(reading),
+            part="expert",
+        )
+        for reading in read
+        if (values := values_of(reading.values))
+    ]
+    body = (scale_legend(gone) if figures else "", FigureGroup(tuple(figures), "multiples words"))
+    return PageSection("experts", "Which experts are used", lead, body)
 
 
 def induction(record: ComponentsRecord, gone: Dropped) -> PageSection:

@@ -39,6 +39,7 @@ from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects
+from secateur.probes.experts import router_mass
 from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.induction import SEEDS, check_copying, copying, prefix_matching
 from secateur.probing.report import write_probe_report
@@ -52,7 +53,7 @@ from secateur.session import (
     ready_session,
     session_on,
 )
-from secateur.surgery.operations import droppable
+from secateur.surgery.operations import droppable, droppable_experts
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 
@@ -60,7 +61,7 @@ CHECKED = 20  # heads that are taken out in truth
 CHECK_EXAMPLES = 100  # of the split, on which they are
 BY_GRADIENT = {"heads": head_importance, "neurons": neuron_importance}
 BY_ABLATION = {"ffns": "mlp", "attentions": "attn", "blocks": ""}  # kind of part → part of its site
-assert {*BY_GRADIENT, "ffns", "induction"} == set(PARTS), "every name that may be asked for is read here"
+assert {*BY_GRADIENT, "ffns", "experts", "induction"} == set(PARTS), "every name that may be asked for is read here"
 
 ByKind = Mapping[
     str, Mapping[str, Readings]
@@ -227,6 +228,14 @@ def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
             session.loaded, session.encoded, examples, packing=packing, split=split, progress=session.progress
         )
         return {kind: {"importance": _within(read, blocks)}}
+    if kind == "experts":
+        mass = router_mass(
+            session.loaded, session.encoded, examples, packing=session.judge().packing, split=split
+        )
+        mixed = [Site.parse(site) for site in _within(mass, blocks).values]
+        able = [site for site in mixed if droppable_experts(anatomy, site.block)]
+        rise = expected_rise(session, able, examples, split)
+        return {kind: {"importance": _within(mass, blocks), "expected_rise": rise}}
     sites = {
         name: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
         for name, part in BY_ABLATION.items()

@@ -1,0 +1,180 @@
+"""What must hold where experts of a mixture go: the mask computes what the router computes that never chooses them, the
+cut computes what the mask does and has the parameters that were predicted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures.cuts import drops
+from fixtures.zoo import MIXTURES, tiny, variant
+from torch import Tensor, nn
+
+from secateur.core.form import Form
+from secateur.core.plan import Plan
+from secateur.errors import PlanError, UnknownName
+from secateur.hf.anatomy import anatomy
+from secateur.hf.load import Loaded
+from secateur.surgery.mask import masked
+from secateur.surgery.materialize import cut
+from secateur.surgery.operations import resolve
+from secateur.surgery.shape import shape_of
+
+TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])
+
+
+def loaded_of(model: nn.Module) -> Loaded:
+    return Loaded("zoo", model, None, anatomy(model), "zoo", None, None)  # type: ignore[arg-type]
+
+
+def plan_of(loaded: Loaded, *sites: str) -> Plan:
+    return Plan(loaded.fingerprint, tuple(drops(*sites)))
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model(TOKENS).logits
+
+
+def masked_logits(loaded: Loaded, *plans: Plan) -> Tensor:
+    """Under one mask within the other."""
+    if not plans:
+        return logits(loaded.model)
+    with masked(loaded.model, resolve(plans[0], loaded.anatomy, loaded.fingerprint)):
+        return masked_logits(loaded, *plans[1:])
+
+
+def mixed(loaded: Loaded) -> list[int]:
+    return [block for block, width in enumerate(loaded.anatomy.widths) if width.num_experts]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("name", sorted(MIXTURES))
+def test_mask_and_cut_agree_and_the_parameters_are_those_predicted(name):
+    """One expert of each block, which a stock class holds; then two of the last and a head, which a carved one does."""
+    loaded = loaded_of(tiny(name, torch.float64))
+    whole, blocks = logits(loaded.model), mixed(loaded)
+    equal = [f"b{block}.mlp.e{block + 1}" for block in blocks]
+    uneven = [f"b{blocks[-1]}.mlp.e0", f"b{blocks[-1]}.mlp.e3", "b0.attn.h1"]
+    for sites, left, stock in ((equal, [3] * len(blocks), True), (uneven, [4] * (len(blocks) - 1) + [2], False)):
+        plan = plan_of(loaded, *sites)
+        expected, model = masked_logits(loaded, plan), cut(loaded, plan)
+        assert distance(logits(model), expected) <= 1e-10, sites
+        assert distance(expected, whole) > 1e-3, "a cut that does nothing shows nothing"
+        assert torch.equal(logits(loaded.model), whole), "the original was changed"
+        found = anatomy(model)
+        assert [found.widths[block].num_experts for block in blocks] == left
+        stored = sum(parameter.numel() for parameter in model.parameters())
+        assert stored == shape_of(plan, loaded.anatomy).num_parameters(loaded.anatomy) == found.num_parameters
+        assert (type(model) is type(loaded.model)) == stock, sites
+
+
+@pytest.mark.parametrize("name", ["mixtral", "ernie4.5-moe"])
+def test_a_cut_model_can_be_cut_again(name):
+    loaded = loaded_of(tiny(name, torch.float64))
+    again = loaded_of(cut(loaded, plan_of(loaded, "b1.mlp.e1", "b0.attn.h1")))
+    twice = cut(again, plan_of(again, "b0", "b1.mlp.e1"))
+    once = cut(loaded, plan_of(loaded, "b0", "b1.mlp.e1", "b1.mlp.e2"))
+    torch.testing.assert_close(logits(twice), logits(once), rtol=1e-12, atol=1e-12)
+    assert anatomy(twice).num_parameters == anatomy(once).num_parameters
+
+
+@pytest.mark.parametrize("name", ["mixtral", "minimax-m2"])
+def test_a_mask_within_another_adds_to_it(name):
+    loaded = loaded_of(tiny(name, torch.float64))
+    first, second = plan_of(loaded, "b0.mlp.e1", "b1.attn.h0"), plan_of(loaded, "b0.mlp.e3")
+    together = masked_logits(loaded, plan_of(loaded, "b0.mlp.e1", "b0.mlp.e3", "b1.attn.h0"))
+    assert torch.equal(masked_logits(loaded, first, second), together)
+    assert torch.equal(masked_logits(loaded, second, first), together)
+    assert not torch.equal(masked_logits(loaded, second), together)
+
+
+# -------------------------------------------------------------------------------------------- against routers by hand
+
+
+def softmax_first(scores: Tensor, bias: Tensor | None, normalized: bool) -> tuple[Tensor, Tensor]:
+    weights, chosen = scores.softmax(-1).topk(2)
+    return weights / weights.sum(-1, keepdim=True) if normalized else weights, chosen
+
+
+def largest_first(scores: Tensor, bias: Tensor | None, normalized: bool) -> tuple[Tensor, Tensor]:
+    values, chosen = scores.topk(2)
+    return values.softmax(-1), chosen
+
+
+def sigmoid_with_bias(scores: Tensor, bias: Tensor | None, normalized: bool) -> tuple[Tensor, Tensor]:
+    assert bias is not None
+    gone = scores.isinf()
+    chosen = (scores.sigmoid() + bias).masked_fill(gone, -torch.inf).topk(2)[1]
+    weights = scores.sigmoid().gather(-1, chosen)
+    return weights / weights.sum(-1, keepdim=True), chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "router", "rule", "normalized"),
+    [
+        ("mixtral", "mlp.gate", softmax_first, True),
+        ("olmoe", "mlp.gate", softmax_first, False),
+        ("granitemoe", "block_sparse_moe.router", largest_first, True),
+        ("glm4-moe", "mlp.gate", sigmoid_with_bias, True),
+    ],
+)
+def test_the_logit_of_an_expert_that_is_gone_is_minus_infinity(name, router, rule, normalized):
+    """A hook puts that into the router's own logits and chooses again by the family's rule, written out here."""
+    model = tiny(name)
+    loaded, block = loaded_of(model), 1
+    module = model.get_submodule(f"{loaded.anatomy.blocks[block]}.{router}")
+    bias = dict(module.named_buffers()).get("e_score_correction_bias")
+    if bias is not None:
+        bias.copy_(torch.tensor([0.3, -0.2, 0.1, 0.4]))
+    before = logits(model)
+
+    def again(gone: list[int]) -> Tensor:
+        def hook(_: nn.Module, args: object, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+            scores = output[0].float().clone()
+            scores[:, gone] = -torch.inf
+            return (scores, *rule(scores, bias, normalized))
+
+        handle = module.register_forward_hook(hook)
+        try:
+            return logits(model)
+        finally:
+            handle.remove()
+
+    torch.testing.assert_close(again([]), before, rtol=1e-5, atol=1e-5)
+    expected = again([1, 2])
+    found = masked_logits(loaded, plan_of(loaded, "b1.mlp.e1", "b1.mlp.e2"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found, before, rtol=1e-2, atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------------------------ refused
+
+
+def test_what_cannot_go_is_refused_in_one_line():
+    cases = (
+        (tiny("mixtral"), ["b0.mlp.e0", "b0.mlp.e1", "b0.mlp.e2"],
+         "b0.mlp: 3 experts are to go, and at most 2 can: its router needs 2 to choose from. Keep as many."),
+        (tiny("mixtral"), ["b0.mlp.e4"], "this model has no b0.mlp.e4: it has 4 experts there, counted from 0."),
+        (tiny("llama"), ["b0.mlp.e0"], "this model has no b0.mlp.e0: it has 0 experts there, counted from 0."),
+        (tiny("dots1"), ["b0.mlp.e0"], "this model has no b0.mlp.e0: it has 0 experts there, counted from 0."),
+        (variant("glm4-moe", n_group=2), ["b1.mlp.e0"],
+         "b1.mlp: 1 experts are to go, and at most 0 can: its router looks at 2 groups of equally many. Keep all."),
+        (variant("dots1", num_experts_per_tok=1), ["b1.mlp.e0", "b1.mlp.e1", "b1.mlp.e2"],
+         "b1.mlp: 3 experts are to go, and at most 2 can: its router needs 2 to choose from. Keep as many."),
+    )  # fmt: skip
+    for model, sites, message in cases:
+        loaded = loaded_of(model)
+        with pytest.raises((PlanError, UnknownName)) as error:
+            resolve(plan_of(loaded, *sites), loaded.anatomy, loaded.fingerprint)
+        assert str(error.value) == message
+
+
+def test_experts_are_not_zeroed():
+    from secateur.checkpoint.save import check_form
+
+    loaded = loaded_of(tiny("mixtral"))
+    with pytest.raises(PlanError, match="an expert cannot be zeroed: its router would go on choosing it"):
+        check_form(Form(zeroed=True), resolve(plan_of(loaded, "b0.mlp.e1"), loaded.anatomy, "zoo"))
