@@ -629,8 +629,8 @@ def probe(
     progress: Progress = silent,
     **options: Unpack[ProbeOptions],
 ) -> ProbeResult:
-    """Read a model: `what` is heads, ffns, neurons, experts or induction (what matters, and what heads do), spectrum, or
-    one of the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
+    """Read a model: `what` is heads, ffns, neurons, experts or induction (what matters, and what heads do), spectrum,
+    or one of the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
 
     The first five take several tasks and numbers of shots, and may be asked for together; then there are `components`
     (see docs/records.md) instead of `rows`. `out` is a folder for the record, `probe.json`, and its page, `probe.html`.

@@ -37,7 +37,9 @@ def test_what_is_written_is_the_cut_model(name, words, tmp_path):
         again, made = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True), cut(loaded, plan)
         with torch.no_grad():
             torch.testing.assert_close(again(TOKENS).logits, made(TOKENS).logits)
-        assert type(made).__name__ == ("SecateurForCausalLM" if sites == UNEVEN else type(loaded.model).__name__)
+        assert type(made).__name__ == (
+            "SecateurForCausalLM" if sites == UNEVEN else type(loaded.model).__name__
+        )
         assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in made.parameters())
 
 
@@ -65,7 +67,9 @@ def test_apply_writes_what_prune_would_have_written(name, edits, words, tmp_path
 
 def test_a_network_of_experts_goes_by_experts(as_loaded):
     loaded = as_loaded(tiny("olmoe"))
-    with pytest.raises(UnknownName, match=r"b0.mlp: .* a mixture of experts, of which whole experts go, such as b0.mlp.e0"):
+    with pytest.raises(
+        UnknownName, match=r"b0.mlp: .* a mixture of experts, of which whole experts go, such as b0.mlp.e0"
+    ):
         resolve(Plan(loaded.fingerprint, tuple(drops("b0.mlp"))), loaded.anatomy, loaded.fingerprint)
 
 

@@ -58,7 +58,10 @@ def test_mask_and_cut_agree_and_the_parameters_are_those_predicted(name):
     whole, blocks = logits(loaded.model), mixed(loaded)
     equal = [f"b{block}.mlp.e{block + 1}" for block in blocks]
     uneven = [f"b{blocks[-1]}.mlp.e0", f"b{blocks[-1]}.mlp.e3", "b0.attn.h1"]
-    for sites, left, stock in ((equal, [3] * len(blocks), True), (uneven, [4] * (len(blocks) - 1) + [2], False)):
+    for sites, left, stock in (
+        (equal, [3] * len(blocks), True),
+        (uneven, [4] * (len(blocks) - 1) + [2], False),
+    ):
         plan = plan_of(loaded, *sites)
         expected, model = masked_logits(loaded, plan), cut(loaded, plan)
         assert distance(logits(model), expected) <= 1e-10, sites

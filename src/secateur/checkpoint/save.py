@@ -66,7 +66,9 @@ def check_form(form: Form, operations: Sequence[Operation]) -> None:
     if form.zeroed and any(isinstance(operation, OnBlock) for operation in operations):
         raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
     if form.zeroed and any(isinstance(operation, DropExperts) for operation in operations):
-        raise PlanError("--zeroed: an expert cannot be zeroed: its router would go on choosing it. Leave it out.")
+        raise PlanError(
+            "--zeroed: an expert cannot be zeroed: its router would go on choosing it. Leave it out."
+        )
     if form.zeroed and any(isinstance(o, RemoveComponents) and o.needs_bias for o in operations):
         raise PlanError(
             "--zeroed keeps the original's shapes, and this model has no bias that directions could be folded into."

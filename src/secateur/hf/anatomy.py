@@ -40,8 +40,8 @@ class Widths:
     """The sizes of one block; 0 where the part was removed.
 
     `num_parameters` counts all of the block, norms too, `attention` those of its attention, and `network` those of the
-    module of its feed-forward network; 0 where there is no such module. Of a mixture `expert` counts those of one expert,
-    with its row of the router.
+    module of its feed-forward network; 0 where there is no such module. Of a mixture `expert` counts those of one
+    expert, with its row of the router.
     """
 
     num_heads: int

@@ -178,8 +178,8 @@ def as_stored(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
     """Return the tensors that `save_pretrained` would store: name in the file → (name in the model, tensor).
 
     The tensor has the stored shape and dtype. Tied weights are there once, and names are those of the family's
-    checkpoints. Tensors that are stored in another form, as experts are one by one, have their name in the file for that
-    in the model too, which `finding_stored` understands. Works on the meta device.
+    checkpoints. Tensors that are stored in another form, as experts are one by one, have their name in the file for
+    that in the model too, which `finding_stored` understands. Works on the meta device.
 
     Raises: `ModelError` where a stored tensor is made of several of the model.
     """

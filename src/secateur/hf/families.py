@@ -35,9 +35,9 @@ class Slot:
 class Mixture:
     """The place of a block's experts. `network` is a module relative to the block, everything else is relative to that.
 
-    `router` is the module that returns logits, weights and numbers of the experts that are chosen for each token. `rows`
-    are parameters and buffers that hold something of every expert, with the dimension that counts experts. `count` is
-    the config attribute for their number; a router does with no fewer than `fewest`.
+    `router` is the module that returns logits, weights and numbers of the experts that are chosen for each token.
+    `rows` are parameters and buffers that hold something of every expert, with the dimension that counts experts.
+    `count` is the config attribute for their number; a router does with no fewer than `fewest`.
     """
 
     network: str
@@ -285,7 +285,12 @@ FAMILIES: Mapping[str, Family] = {
             "phimoe", "PhimoeForCausalLM", "num_local_experts", "router", fewest=2, biases=_ATTENTION_BIAS
         ),
         _mixture(
-            "dots1", "Dots1ForCausalLM", "n_routed_experts", extra=_CORRECTED, fewest=2, biases=_ATTENTION_BIAS
+            "dots1",
+            "Dots1ForCausalLM",
+            "n_routed_experts",
+            extra=_CORRECTED,
+            fewest=2,
+            biases=_ATTENTION_BIAS,
         ),
         _mixture("glm4_moe", "Glm4MoeForCausalLM", "n_routed_experts", extra=_CORRECTED, fewest=2),
         _mixture(

@@ -211,8 +211,8 @@ def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> N
 
 
 def _experts(model: nn.Module, path: str, rows: Mapping[str, int], of: int, left: int) -> None:
-    """Give a mixture of `of` experts and its router room for `left`; `rows` has the dimension of each tensor that counts
-    them."""
+    """Give a mixture of `of` experts and its router room for `left`; `rows` has the dimension of each tensor that
+    counts them."""
     network = model.get_submodule(path)
     for name, dimension in rows.items():
         within, _, last = name.rpartition(".")

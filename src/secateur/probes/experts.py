@@ -29,8 +29,8 @@ def router_mass(
 ) -> Readings:
     """Return the share of its router's weights that each expert gets, as `b3.mlp.e17`; those of a block sum to 1.
 
-    The sum is over all tokens that are run, those of every prompt and of every gold answer but its last. Costs one forward
-    pass. It tells how much an expert is used, and nothing of what the task loses without it.
+    The sum is over all tokens that are run, those of every prompt and of every gold answer but its last. Costs one
+    forward pass. It tells how much an expert is used, and nothing of what the task loses without it.
 
     Raises: `ModelError` where the model has no experts.
     Source: expert usage as in the load-balancing loss of Switch Transformers (Fedus et al. 2021, arXiv 2101.03961, eq.

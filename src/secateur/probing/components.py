@@ -61,7 +61,9 @@ CHECKED = 20  # heads that are taken out in truth
 CHECK_EXAMPLES = 100  # of the split, on which they are
 BY_GRADIENT = {"heads": head_importance, "neurons": neuron_importance}
 BY_ABLATION = {"ffns": "mlp", "attentions": "attn", "blocks": ""}  # kind of part → part of its site
-assert {*BY_GRADIENT, "ffns", "experts", "induction"} == set(PARTS), "every name that may be asked for is read here"
+assert {*BY_GRADIENT, "ffns", "experts", "induction"} == set(PARTS), (
+    "every name that may be asked for is read here"
+)
 
 ByKind = Mapping[
     str, Mapping[str, Readings]

@@ -15,7 +15,12 @@ from secateur.report.markup import key
 from secateur.report.templating import fragment
 
 MOST_RUNS = 40  # numbers and runs that are listed one by one; beyond, as with scattered neurons, their count
-_UNITS = {"h": ("head", "heads"), "g": ("KV group", "KV groups"), "n": ("neuron", "neurons"), "e": ("expert", "experts")}
+_UNITS = {
+    "h": ("head", "heads"),
+    "g": ("KV group", "KV groups"),
+    "n": ("neuron", "neurons"),
+    "e": ("expert", "experts"),
+}
 _WHOLES = {"attn": "attention", "mlp": "feed-forward network", "": "the whole layer"}
 
 

@@ -132,7 +132,9 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
             _groups(number, gone, lasting, anatomy),
             _neurons(number, gone, lasting, anatomy),
             tuple(
-                n for n in range(anatomy.widths[number].num_experts) if Site(number, "mlp", "e", n) not in gone
+                n
+                for n in range(anatomy.widths[number].num_experts)
+                if Site(number, "mlp", "e", n) not in gone
             ),
         )
         for number in left

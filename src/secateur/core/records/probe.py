@@ -53,7 +53,8 @@ class ReadingRecord(Record):
         default=None, description="95 % of each value, over groups of examples (only: by ablation)"
     )
     expected_rise: dict[str, Number] | None = Field(
-        default=None, description="of the loss without each head or expert; below 0 it hurts (only: heads, experts)"
+        default=None,
+        description="of the loss without each head or expert; below 0 it hurts (only: heads, experts)",
     )
     check: RemovalCheckRecord | None = Field(
         default=None, description="whether the orders of heads are true (only: heads, of `probe`)"
@@ -124,7 +125,9 @@ class ComponentsRecord(Record):
 class ProbeRecord(Record):
     """The content of `OUT/probe.json` of `secateur probe`; printed where several things were read, or one of them on several tasks."""
 
-    what: list[str] = Field(description="what was asked for: `heads`, `ffns`, `neurons`, `experts`, `induction`")
+    what: list[str] = Field(
+        description="what was asked for: `heads`, `ffns`, `neurons`, `experts`, `induction`"
+    )
     model: str = Field(description="MODEL as it was given")
     split: str | None = Field(default=None, description="`probe` or `select`")
     tasks: list[str] = Field(description="names of the tasks; empty where none was given")

@@ -123,9 +123,7 @@ class RemovalReader:
         if "ffns" in shown_kinds(session):
             by_kind["ffns"] = {"loss": self._ablation(session.empty)}
         if "experts" in shown_kinds(session):
-            mass = router_mass(
-                session.loaded, session.encoded, self._probe, packing=self._judge.packing
-            )
+            mass = router_mass(session.loaded, session.encoded, self._probe, packing=self._judge.packing)
             rise = self._effects(session.empty, experts_left(session, session.empty))
             by_kind["experts"] = {"importance": mass, "expected_rise": rise}
         n = len(self._probe)
@@ -165,7 +163,9 @@ class RemovalReader:
         What the model does without those that are predicted to be worth least is measured, in the metric that decides;
         the others follow as predicted.
         """
-        predicted = [Site.parse(site) for site, _ in self._effects(plan, heads_left(self._session, plan)).ranked()]
+        predicted = [
+            Site.parse(site) for site, _ in self._effects(plan, heads_left(self._session, plan)).ranked()
+        ]
         near = predicted[: num_confirmed(self._session)]
         judged = self._judge([plan + Drop(site) for site in near], self._probe, "head measurement")
         key = self._session.objective.key
@@ -246,9 +246,7 @@ class DryRemovalReadings:
 
     def _effects(self, left: Sequence[Site]) -> None:
         n, choices = len(self._probe), decided_by_choices(self._session)
-        self._dry.read(
-            ReadingCost(HEADS, "probe", n, tuple(left), passes=2.0, blocks=1.0, choices=choices)
-        )
+        self._dry.read(ReadingCost(HEADS, "probe", n, tuple(left), passes=2.0, blocks=1.0, choices=choices))
 
     def _gradients(self, kind: str) -> None:
         self._dry.read(ReadingCost(NAMES[kind], "probe", len(self._probe), (), passes=2.0))

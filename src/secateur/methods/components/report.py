@@ -1,4 +1,4 @@
-"""Sections of a run that removed heads, networks or experts: curves of every order of removal, and what the parts are worth.
+"""Sections of a run that removed heads, networks or experts: curves of every order of removal, what parts are worth.
 
 A figure for each quantity, against the share that is removed: a line for each order, a band for random ones. Knows no
 torch.

@@ -112,8 +112,8 @@ def _experts(session: Session) -> PrunableGroup:
     anatomy, sites = session.loaded.anatomy, experts_of(session)
     if not sites:
         raise PlanError(
-            f"no expert of {anatomy.architecture} can go: it has none, its routers need all, or look at groups of equally "
-            "many. Take --method heads."
+            f"no expert of {anatomy.architecture} can go: it has none there, or its routers need all or look at "
+            "groups of equally many. Take --method heads."
         )
     most = min(droppable_experts(anatomy, block) for block in {site.block for site in sites})
     return PrunableGroup("experts", sites, tuple(range(most + 1)))
