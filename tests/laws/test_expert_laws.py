@@ -3,21 +3,25 @@ cut computes what the mask does and has the parameters that were predicted."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from fixtures.cuts import drops
 from fixtures.zoo import MIXTURES, tiny, variant
 from torch import Tensor, nn
 
+from secateur.core.fitted import Fitted
 from secateur.core.form import Form
-from secateur.core.plan import Plan
+from secateur.core.plan import Plan, RemoveDirections, Truncate
+from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded
 from secateur.surgery.mask import masked
 from secateur.surgery.materialize import cut
 from secateur.surgery.operations import resolve
-from secateur.surgery.shape import shape_of
+from secateur.surgery.portable import portable_plan
+from secateur.surgery.shape import shape_of, stock_config
 
 TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])
 
@@ -153,6 +157,58 @@ def test_the_logit_of_an_expert_that_is_gone_is_minus_infinity(name, router, rul
     assert not torch.allclose(found, before, rtol=1e-2, atol=1e-2)
 
 
+# ----------------------------------------------------------------------------------------------- matrices of one expert
+
+
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "ernie4.5-moe"])
+def test_matrices_of_an_expert_are_truncated_alone(name):
+    """Against numpy's decomposition of slices of the stored tensors; in mask and cut, also beside an expert that goes."""
+    loaded, by_hand = loaded_of(tiny(name, torch.float64)), tiny(name, torch.float64)
+    path = f"{loaded.anatomy.blocks[1]}.{loaded.anatomy.details.experts.network}.experts"
+    fused, down = (by_hand.get_parameter(f"{path}.{kind}") for kind in ("gate_up_proj", "down_proj"))
+    d_ff = down.shape[2]
+    fused[2, :d_ff] = kept(fused[2, :d_ff], slice(3))
+    fused[0, d_ff:] = kept(fused[0, d_ff:], [1, *range(3, min(d_ff, 32))])
+    down[0] = kept(down[0], slice(-2, None))
+    edits = (
+        Truncate(Site.parse("b1.e2.gate"), 3),
+        RemoveDirections(Site.parse("b1.e0.up"), (0, 2)),
+        Truncate(Site.parse("b1.e0.down"), 2, "tail"),
+    )
+    plan = Plan("zoo", edits)
+    found = masked_logits(loaded, plan)
+    assert distance(found, logits(by_hand)) <= 1e-10
+    assert distance(found, logits(loaded.model)) > 1e-3
+    both = Plan("zoo", (*edits, *drops("b1.mlp.e1")))
+    for one in (plan, both):
+        model = cut(loaded, one, factorize=True)
+        assert distance(logits(model), masked_logits(loaded, one)) <= 1e-10
+        stored = sum(parameter.numel() for parameter in model.parameters())
+        assert stored == shape_of(one, loaded.anatomy, factorize=True).num_parameters(loaded.anatomy)
+
+
+def kept(matrix: Tensor, components: slice | list[int]) -> Tensor:
+    u, sigma, vh = np.linalg.svd(matrix.numpy(), full_matrices=False)
+    return torch.from_numpy((u * sigma)[:, components] @ vh[components])
+
+
+def test_edits_of_an_expert_that_goes_are_refused():
+    for site in ("b1.mlp.e2", "b1"):
+        with pytest.raises(
+            PlanError, match=rf"b1.e2.gate → rank 3, but {site} goes whole. Keep one of them."
+        ):
+            Plan("zoo", (Truncate(Site.parse("b1.e2.gate"), 3), *drops(site)))
+    loaded = loaded_of(tiny("mixtral"))
+    mean = Fitted.of({"mean": np.ones(32)})
+    for edit, message in (
+        (Truncate(Site.parse("b0.e4.up"), 3), "this model has no matrix b0.e4.up. Did you mean"),
+        (Truncate(Site.parse("b0.e1.up"), 33), "b0.e1.up is 40 × 32, its rank is at most 32"),
+        (RemoveDirections(Site.parse("b0.e1.up"), (0,), fold=mean), "an expert has no bias"),
+    ):
+        with pytest.raises((PlanError, UnknownName), match=message):
+            resolve(Plan("zoo", (edit,)), loaded.anatomy, "zoo")
+
+
 # ------------------------------------------------------------------------------------------------------------ refused
 
 
@@ -173,6 +229,18 @@ def test_what_cannot_go_is_refused_in_one_line():
         with pytest.raises((PlanError, UnknownName)) as error:
             resolve(plan_of(loaded, *sites), loaded.anatomy, loaded.fingerprint)
         assert str(error.value) == message
+
+
+def test_a_portable_plan_drops_equally_many():
+    """Two of block 0 and one of block 1 become one of each, of those that were to go; edits within them go along."""
+    loaded = loaded_of(tiny("mixtral"))
+    edits = drops("b0.mlp.e1", "b0.mlp.e2", "b1.mlp.e3", "b0.attn.g1")
+    within = Truncate(Site.parse("b1.e0.up"), 2)
+    found = portable_plan(Plan("zoo", (*edits, within)), loaded)
+    assert isinstance(stock_config(shape_of(found, loaded.anatomy), loaded.anatomy), dict)
+    gone = {str(site) for site in found.dropped}
+    assert gone - {"b1.mlp.e3"} in ({"b0.mlp.e1"}, {"b0.mlp.e2"})
+    assert found.truncated == (within,)
 
 
 def test_experts_are_not_zeroed():

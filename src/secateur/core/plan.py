@@ -243,7 +243,11 @@ class Plan:
             if site == following:
                 first, second = sorted((first, second), key=str)
                 raise PlanError(f"two edits claim {site}: {first}; {second}. Keep one of them.")
-        gone = {site for site, edit in claims if not site.unit and (isinstance(edit, Drop) or not site.part)}
+        gone = {
+            site
+            for site, edit in claims
+            if (isinstance(edit, Drop) and site.unit in ("", "e")) or not site.part
+        }
         blocks = {site.block for site in gone}
         for site, edit in claims:
             for whole in site.wholes if site.block in blocks else ():
@@ -414,9 +418,9 @@ def _counted(word: str, numbers: list[int]) -> str:
 def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
     """Return the edits that the words of a command line name.
 
-    `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest, `b2.k=without:0,7` removes two directions
-    and folds nothing, and `b2.attn.h3=drop` drops a head; so do `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7`,
-    `b2.mlp.e3`, `b2`.
+    `b2.gate=5` truncates to rank 5 (`b2.e3.gate=5` that of an expert), `b2.gate=tail:5` keeps the 5 smallest,
+    `b2.k=without:0,7` removes two directions and folds nothing, and `b2.attn.h3=drop` drops a head; so do `b2.attn.g1`,
+    `b2.attn`, `b2.mlp`, `b2.mlp.n7`, `b2.mlp.e3`, `b2`.
     """
     return tuple(_edit_from_word(word) for word in words)
 

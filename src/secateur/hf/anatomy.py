@@ -6,8 +6,8 @@ refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 
 from torch import nn
@@ -66,7 +66,8 @@ class Anatomy:
     `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
     `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
     maps lie before, in place of removed blocks. `switches` are `rope_switches`. `details` is the family's entry in the
-    table. `routing` says how the routers of a mixture of experts choose.
+    table. `routing` says how the routers of a mixture of experts choose, `of_experts` are matrices of single
+    experts, which no linear layer holds.
     """
 
     family: str
@@ -97,6 +98,7 @@ class Anatomy:
     entered: frozenset[str] = frozenset()
     switches: tuple[int, ...] = ()
     routing: Routing | None = None
+    of_experts: Mapping[Site, Matrix] = field(default_factory=dict)
 
     @property
     def attending(self) -> list[int]:
@@ -128,13 +130,15 @@ class Anatomy:
         Raises: `UnknownName` with the nearest names for a site that is no matrix of this model, `PlanError` for
         one of which an earlier cut left nothing, or two factors.
         """
+        if site in self.of_experts:
+            return self.of_experts[site]
         if site not in self.matrices:
             if self.carved and site.block < self.num_blocks and site.part in self.matrix_kinds:
                 raise PlanError(
                     f"{site} is no matrix any more: an earlier cut took it away or stored it as two factors. Cut the "
                     "original model once, with one plan for all."
                 )
-            known = [str(other) for other in self.matrices]
+            known = [str(other) for other in (*self.matrices, *self.of_experts)]
             raise UnknownName(f"this model has no matrix {site}.{nearest(str(site), known)}")
         return self.matrices[site]
 
@@ -196,6 +200,9 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
         switches=rope_switches(config),
         routing=routing(family, config),
+        of_experts={}
+        if family.experts is None
+        else dict(_matrices_of_experts(model, blocks, widths, family.experts)),
     )
 
 
@@ -261,6 +268,23 @@ def _expert_sizes(model: nn.Module, block: str, experts: Mixture) -> tuple[int, 
     (count,) = {tensors[name].shape[dimension] for name, dimension in experts.rows.items()}
     sizes = (tensor.numel() // count for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
     return count, sum(sizes)
+
+
+def _matrices_of_experts(
+    model: nn.Module, blocks: Sequence[str], widths: Sequence[Widths], experts: Mixture
+) -> Iterator[tuple[Site, Matrix]]:
+    """Yield gate, up and down of every expert: gate and up share one parameter, in which experts lie upon each other."""
+    for number, (block, own) in enumerate(zip(blocks, widths, strict=True)):
+        path = f"{block}.{experts.network}.experts"
+        if own.num_experts:
+            _, d_model, d_ff = parameter_or_buffer(model, f"{path}.down_proj").shape
+        for expert in range(own.num_experts):
+            for place, kind in enumerate(("gate", "up")):
+                rows = stacked_rows((d_ff, d_ff), place)
+                site = Site(number, kind, "e", expert)
+                yield site, Matrix(site, path, f"{path}.gate_up_proj", (d_ff, d_model), rows, expert=expert)
+            site = Site(number, "down", "e", expert)
+            yield site, Matrix(site, path, f"{path}.down_proj", (d_model, d_ff), expert=expert)
 
 
 def _count(model: nn.Module, path: str) -> int:

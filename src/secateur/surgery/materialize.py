@@ -159,7 +159,7 @@ class CutTensors:
             for module, matrices in modules_of(block, MATRICES, anatomy).items():
                 yield module, partial(self._module, block, module, matrices)
             mixture = anatomy.details.experts
-            if mixture is not None and len(block.experts) < anatomy.widths[block.number].num_experts:
+            if mixture is not None and block.experts:
                 network = f"{anatomy.blocks[block.number]}.{mixture.network}"
                 for owner in dict.fromkeys(name.rpartition(".")[0] for name in mixture.rows):
                     path = f"{network}.{owner}".rstrip(".")
@@ -185,12 +185,17 @@ class CutTensors:
     def _of_experts(self, block: BlockShape, network: str, owner: str, mixture: Mixture) -> Named:
         """Yield the tensors of a module of a mixture that hold something of every expert, of those that are left."""
         held = held_by(self._loaded.model)
-        for name, dimension in mixture.rows.items():
-            if name.rpartition(".")[0] == owner:
-                whole = held(f"{network}.{name}")
-                assert whole is not None, name
-                left = torch.tensor(block.experts, device=whole.device)
-                yield f"{network}.{name}", whole.index_select(dimension, left)
+        for name in (f"{network}.{name}" for name in mixture.rows if name.rpartition(".")[0] == owner):
+            whole = held(name)
+            assert whole is not None, name
+            operations = [o for o in self._operations.get(name.rpartition(".")[0], ()) if o.parameter == name]
+            whole = whole.clone() if operations else whole
+            for operation in operations:
+                operation.apply_(whole, self._decompose)
+            if len(block.experts) < self._anatomy.widths[block.number].num_experts:
+                dimension = mixture.rows[name.removeprefix(f"{network}.")]
+                whole = whole.index_select(dimension, torch.tensor(block.experts, device=whole.device))
+            yield name, whole
 
     def _left_bias(self, path: str, site: Site) -> Named:
         """Yield the output bias of a part whose units were all dropped one by one; the bias remains."""

@@ -267,6 +267,10 @@ def _truncation(edit: Truncate, anatomy: Anatomy) -> ReplaceWeight:
 
 def _removal(edit: RemoveDirections, anatomy: Anatomy) -> RemoveComponents:
     matrix = anatomy.matrix(edit.matrix)
+    if edit.matrix.unit and edit.fold is not None:
+        raise PlanError(
+            f"{edit}: an expert has no bias that their mean effect could be folded into. Leave out the fold."
+        )
     heads = anatomy.heads_in(edit.matrix) if edit.per_head else 1
     if heads is None:
         raise PlanError(f"{edit}: {edit.matrix} has no heads; its directions are those of the whole matrix.")

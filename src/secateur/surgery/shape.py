@@ -121,6 +121,7 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     """Return the shape that `plan`, which `resolve` accepts, leaves.
 
     With `factorize`, truncated matrices are stored as two factors wherever that is smaller: below rank mn/(m + n).
+    Those of experts are not, which lie in one tensor with those of others.
     """
     gone = set(plan.dropped)
     left = [number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone]
@@ -148,7 +149,7 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     shape = Shape(blocks, folds=folds, entries=entries)
     if not factorize:
         return shape
-    ranks = ranks_left(plan, anatomy)
+    ranks = {site: rank for site, rank in ranks_left(plan, anatomy).items() if site in anatomy.matrices}
     sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
     smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
     return replace(shape, ranks=smaller)
@@ -158,7 +159,7 @@ def ranks_left(plan: Plan, anatomy: Anatomy) -> dict[Site, int]:
     """Return the highest possible rank of each truncated matrix, and of each with directions removed."""
     ranks = {edit.matrix: edit.rank for edit in plan.truncated}
     for edit in plan.removed:
-        matrix = anatomy.matrices[edit.matrix]
+        matrix = anatomy.matrix(edit.matrix)
         heads = anatomy.heads_in(edit.matrix) or 1 if edit.per_head else 1
         left = heads * num_directions(matrix, heads) - len(edit.directions)
         ranks[edit.matrix] = min(left, *matrix.shape)
