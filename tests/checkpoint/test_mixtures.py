@@ -24,7 +24,7 @@ TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96
 
 
 STOCK = ("b0", "b1.attn.g1", "b1.mlp.e1")
-UNEVEN = ("b1.mlp.e0", "b1.mlp.e2", "b0.attn.h1")
+UNEVEN = ("b1.mlp.e0", "b1.mlp.e2", "b0.attn")
 
 
 @pytest.mark.parametrize("name", sorted(MIXTURES))

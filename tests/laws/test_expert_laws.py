@@ -57,11 +57,11 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_mask_and_cut_agree_and_the_parameters_are_those_predicted(name):
-    """One expert of each block, which a stock class holds; then two of the last and a head, which a carved one does."""
+    """One expert of each block, which a stock class holds; two of the last and an attention, which a carved one does."""
     loaded = loaded_of(tiny(name, torch.float64))
     whole, blocks = logits(loaded.model), mixed(loaded)
-    equal = [f"b{block}.mlp.e{block + 1}" for block in blocks]
-    uneven = [f"b{blocks[-1]}.mlp.e0", f"b{blocks[-1]}.mlp.e3", "b0.attn.h1"]
+    equal = [f"b{block}.mlp.e{1 - block}" for block in blocks]
+    uneven = [f"b{blocks[-1]}.mlp.e0", f"b{blocks[-1]}.mlp.e3", "b0.attn"]
     for sites, left, stock in (
         (equal, [3] * len(blocks), True),
         (uneven, [4] * (len(blocks) - 1) + [2], False),
@@ -162,7 +162,7 @@ def test_the_logit_of_an_expert_that_is_gone_is_minus_infinity(name, router, rul
 
 @pytest.mark.parametrize("name", ["mixtral", "granitemoe", "ernie4.5-moe"])
 def test_matrices_of_an_expert_are_truncated_alone(name):
-    """Against numpy's decomposition of slices of the stored tensors; in mask and cut, also beside an expert that goes."""
+    """Against numpy's decomposition of slices of the stored tensors; also beside an expert that goes."""
     loaded, by_hand = loaded_of(tiny(name, torch.float64)), tiny(name, torch.float64)
     path = f"{loaded.anatomy.blocks[1]}.{loaded.anatomy.details.experts.network}.experts"
     fused, down = (by_hand.get_parameter(f"{path}.{kind}") for kind in ("gate_up_proj", "down_proj"))

@@ -273,7 +273,7 @@ def _expert_sizes(model: nn.Module, block: str, experts: Mixture) -> tuple[int, 
 def _matrices_of_experts(
     model: nn.Module, blocks: Sequence[str], widths: Sequence[Widths], experts: Mixture
 ) -> Iterator[tuple[Site, Matrix]]:
-    """Yield gate, up and down of every expert: gate and up share one parameter, in which experts lie upon each other."""
+    """Yield gate, up and down of every expert; gate and up share a parameter, in which experts lie upon each other."""
     for number, (block, own) in enumerate(zip(blocks, widths, strict=True)):
         path = f"{block}.{experts.network}.experts"
         if own.num_experts:
