@@ -57,7 +57,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_mask_and_cut_agree_and_the_parameters_are_those_predicted(name):
-    """One expert of each block, which a stock class holds; two of the last and an attention, which a carved one does."""
+    """One expert of each block, which a stock class holds; two of the last and an attention, which a carved does."""
     loaded = loaded_of(tiny(name, torch.float64))
     whole, blocks = logits(loaded.model), mixed(loaded)
     equal = [f"b{block}.mlp.e{1 - block}" for block in blocks]

@@ -45,7 +45,7 @@ class FewerExperts:
     ) -> None:
         router = model.get_submodule(path)
         before = router.__dict__.get("forward")
-        self.gone = {*gone, *(before.gone if isinstance(before, FewerExperts) else ())}
+        self.gone: set[int] = {*gone, *(before.gone if isinstance(before, FewerExperts) else ())}
         left = torch.tensor([number for number in range(count) if number not in self.gone])
         self._router = _copied(router)
         for name, dimension in rows.items():

@@ -47,7 +47,7 @@ def router_mass(
 
         def adding(block: int, real: Tensor) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-                _, weights, chosen = (part.cpu() for part in output)
+                weights, chosen = (part.cpu() for part in output[1:])
                 flat = real.flatten()
                 total[block].index_add_(0, chosen[flat].flatten(), weights[flat].double().flatten())
 

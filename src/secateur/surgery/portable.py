@@ -99,9 +99,9 @@ def output_norms(loaded: Loaded) -> dict[Site, float]:
             own = matrix.read(loaded.parameter(matrix.weight)).double()
             norms[Site(block, "mlp", "e", expert)] = float(torch.linalg.norm(own))
         for unit, kind in (("g", "o"), ("n", "down")):
-            matrix = loaded.anatomy.matrices.get(Site(block, kind))
-            if matrix is None:
+            if Site(block, kind) not in loaded.anatomy.matrices:
                 continue
+            matrix = loaded.anatomy.matrices[Site(block, kind)]
             weight = matrix.read(loaded.parameter(matrix.weight)).double()
             for site in _units(loaded.anatomy, block, unit):
                 columns = columns_of(site, loaded.anatomy)

@@ -60,7 +60,7 @@ def ffns_left(session: Session, plan: Plan) -> list[Site]:
 def shown_kinds(session: Session) -> list[str]:
     """Return the kinds of parts whose importance the report shows: those that go, for a full report all."""
     method = session.options.method
-    asked = ("heads", "ffns") if method == "components" else (method,)
+    asked: tuple[str, ...] = ("heads", "ffns") if method == "components" else (method,)
     if session.options.full_report:
         asked = ("heads", "ffns", "experts")
     has = {
