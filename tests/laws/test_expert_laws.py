@@ -215,14 +215,15 @@ def test_edits_of_an_expert_that_goes_are_refused():
 def test_what_cannot_go_is_refused_in_one_line():
     cases = (
         (tiny("mixtral"), ["b0.mlp.e0", "b0.mlp.e1", "b0.mlp.e2"],
-         "b0.mlp: 3 experts are to go, and at most 2 can: its router needs 2 to choose from. Keep as many."),
+         "b0.mlp: 3 of its experts are to go, and at most 2 can: its router needs 2 to choose from. Keep as many."),
         (tiny("mixtral"), ["b0.mlp.e4"], "this model has no b0.mlp.e4: it has 4 experts there, counted from 0."),
         (tiny("llama"), ["b0.mlp.e0"], "this model has no b0.mlp.e0: it has 0 experts there, counted from 0."),
         (tiny("dots1"), ["b0.mlp.e0"], "this model has no b0.mlp.e0: it has 0 experts there, counted from 0."),
         (variant("glm4-moe", n_group=2), ["b1.mlp.e0"],
-         "b1.mlp: 1 experts are to go, and at most 0 can: its router looks at 2 groups of equally many. Keep all."),
+         "b1.mlp: 1 of its experts are to go, and at most 0 can: its router looks at 2 groups of equally many. "
+         "Keep all."),
         (variant("dots1", num_experts_per_tok=1), ["b1.mlp.e0", "b1.mlp.e1", "b1.mlp.e2"],
-         "b1.mlp: 3 experts are to go, and at most 2 can: its router needs 2 to choose from. Keep as many."),
+         "b1.mlp: 3 of its experts are to go, and at most 2 can: its router needs 2 to choose from. Keep as many."),
     )  # fmt: skip
     for model, sites, message in cases:
         loaded = loaded_of(model)

@@ -116,6 +116,38 @@ def test_probe_shows_use_and_expected_rise_and_a_forecast_counts(place):
     assert counted.exit_code == 0, counted.stderr + str(counted.exception)
 
 
+def test_experts_compete_for_a_budget_with_everything_else(place, tmp_path):
+    """Seven tenths of the parameters are experts', of which half can go: as many stay as routers need."""
+    out = tmp_path / "out"
+    how = ("--params", "60%", "--kinds", "heads,experts", "--allow-small", "-o", out)
+    done = run(place, "prune", "m", *how)
+    assert done.exit_code == 0, done.stderr + str(done.exception)
+    gone = Counter(
+        (site.block, site.unit)
+        for edit in json.loads((out / "plan.json").read_text())["edits"]
+        if (site := Site.parse(edit["site"]))
+    )
+    assert 1 <= gone[0, "e"] + gone[1, "e"] <= 4
+    assert max(gone[0, "e"], gone[1, "e"]) <= 2
+    parameters = json.loads((out / "verdict.json").read_text())["parameters"]
+    assert parameters["after"] <= 0.6 * parameters["before"]
+    refused(
+        run(
+            place,
+            "prune",
+            "m",
+            "--params",
+            "30%",
+            "--kinds",
+            "heads,experts",
+            "--allow-small",
+            "-o",
+            tmp_path / "far",
+        ),
+        "with all of that gone",
+    )
+
+
 def test_where_no_expert_can_go_is_said(place, tmp_path):
     for model in ("dense", "grouped"):
         done = run(place, "prune", model, "--method", "experts", "--allow-small", "-o", tmp_path / "out")

@@ -119,13 +119,14 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
 
 
 def _share(parameter: nn.Parameter, chosen: int, tokens: int = 1) -> float:
-    """Return the share of a parameter that so many tokens read; all but of the matrices of a network's experts, which
-    lie one upon the other.
+    """Return the share of a parameter that so many tokens read: all of it, but for the matrices of a network's experts,
+    which lie one upon the other.
 
     Args:
-        chosen: Experts that a token goes through; each token draws its own.
+        chosen: Experts that a token goes through, each token its own draw; 0: there are none.
     """
-    return 1.0 if parameter.dim() < 3 else 1 - (1 - chosen / parameter.shape[0]) ** tokens
+    experts = chosen and parameter.dim() == 3
+    return 1 - (1 - chosen / parameter.shape[0]) ** tokens if experts else 1.0
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class Family:
     are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
     makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
     stays as it is; empty where the whole model is one. `experts` is for feed-forward networks that are mixtures of
-    experts, in all blocks or in some: they have no slots, and are cut by whole experts alone.
+    experts, in all blocks or in some: they have no slots, and are cut by experts and within their matrices.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,17 @@ def experts_of(session: Session) -> tuple[Site, ...]:
         if droppable_experts(anatomy, block)
         for index in range(anatomy.widths[block].num_experts)
     )
+
+
+def experts_left(session: Session, plan: Plan) -> list[Site]:
+    """Return the experts of which one more can go after `plan`."""
+    anatomy, gone = session.loaded.anatomy, set(plan.dropped)
+    counts = Counter(site.block for site in gone if site.unit == "e")
+    return [
+        site
+        for site in experts_of(session)
+        if site not in gone and counts[site.block] < droppable_experts(anatomy, site.block)
+    ]
 
 
 @dataclass(frozen=True)

@@ -414,7 +414,13 @@ def _check_experts(sites: Iterable[Site], anatomy: Anatomy) -> None:
             why = f"its router needs {anatomy.widths[block].num_experts - most} to choose from. Keep as many"
             if anatomy.routing is not None and anatomy.routing.groups > 1:
                 why = f"its router looks at {anatomy.routing.groups} groups of equally many. Keep all"
-            raise PlanError(f"b{block}.mlp: {count} experts are to go, and at most {most} can: {why}.")
+            raise PlanError(f"b{block}.mlp: {count} of its experts are to go, and at most {most} can: {why}.")
+
+
+def keeps_enough_experts(sites: Iterable[Site], anatomy: Anatomy) -> bool:
+    """Return True where every router has as many experts left as it needs."""
+    gone = Counter(site.block for site in sites if site.unit == "e")
+    return all(count <= droppable_experts(anatomy, block) for block, count in gone.items())
 
 
 def droppable_experts(anatomy: Anatomy, block: int) -> int:

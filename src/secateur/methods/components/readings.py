@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from secateur.core.plan import Drop, Plan
@@ -20,7 +19,7 @@ from secateur.evaluation.evaluator import Evaluator
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.method import ComponentsConfig
 from secateur.methods.forecasting import DryRun, ReadingCost
-from secateur.methods.removal import experts_of, heads_of, side_values
+from secateur.methods.removal import experts_left, experts_of, heads_of, side_values
 from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.experts import router_mass
@@ -36,7 +35,7 @@ from secateur.search.race import Judge
 from secateur.search.removal import PrunableGroup
 from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import droppable, droppable_experts, resolve
+from secateur.surgery.operations import droppable, resolve
 
 LOG = logging.getLogger("secateur")
 HEADS = "head effects"
@@ -81,17 +80,6 @@ def heads_left(session: Session, plan: Plan) -> list[Site]:
     """Return the heads, or KV groups, that can go and that `plan` leaves."""
     gone = set(plan.dropped)
     return [site for site in heads_of(session) if site not in gone]
-
-
-def experts_left(session: Session, plan: Plan) -> list[Site]:
-    """Return the experts of which one more can go after `plan`."""
-    anatomy, gone = session.loaded.anatomy, set(plan.dropped)
-    counts = Counter(site.block for site in gone if site.unit == "e")
-    return [
-        site
-        for site in experts_of(session)
-        if site not in gone and counts[site.block] < droppable_experts(anatomy, site.block)
-    ]
 
 
 class RemovalReader:
