@@ -109,9 +109,12 @@ def test_router_mass_is_what_the_routers_give(place):
 def test_probe_shows_use_and_expected_rise_and_a_forecast_counts(place):
     done = run(place, "probe", "m", "--what", "experts", "--json")
     assert done.exit_code == 0, done.stderr + str(done.exception)
-    rows = json.loads(done.stdout)["rows"]
+    found = json.loads(done.stdout)
+    rows = found["rows"]
     assert [row["site"] for row in rows][:5] == [*(f"b0.mlp.e{n}" for n in range(4)), "b1.mlp.e0"]
     assert all({"importance", "expected_rise", "rank"} <= set(row) for row in rows)
+    assert found["check"]["n"] == 8
+    assert set(found["check"]["agreement"]) == {"importance", "expected_rise"}
     counted = run(place, "plan-cost", "m", "--method", "experts", "--allow-small")
     assert counted.exit_code == 0, counted.stderr + str(counted.exception)
 

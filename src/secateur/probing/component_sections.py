@@ -84,8 +84,8 @@ def importance(record: ComponentsRecord, gone: Dropped) -> PageSection:
     return PageSection("importance", "Which heads matter", lead, body)
 
 
-def check_words(name: str, check: RemovalCheckRecord | None) -> list[str]:
-    """Return how far the orders of heads agree with what taking some of them out really does."""
+def check_words(name: str, check: RemovalCheckRecord | None, kind: str = "heads") -> list[str]:
+    """Return how far the orders of heads, or of another kind, agree with what taking some of them out really does."""
     if check is None:
         return []
     found = [
@@ -96,7 +96,7 @@ def check_words(name: str, check: RemovalCheckRecord | None) -> list[str]:
     if not found:
         return []
     return [
-        f"{name}: {check.n} heads from all over the order were taken out, one at a time, on {check.examples:,} "
+        f"{name}: {check.n} {kind} from all over the order were taken out, one at a time, on {check.examples:,} "
         f"examples; the rank correlation of the rise of the loss is {', '.join(found)}."
     ]
 
@@ -179,6 +179,9 @@ def experts(record: ComponentsRecord, gone: Dropped) -> PageSection:
         for reading in read
         if (values := values_of(reading.values))
     ]
+    lead += "".join(
+        f" {text(words)}" for reading in read for words in check_words(reading.name, reading.check, "experts")
+    )
     body = (scale_legend(gone) if figures else "", FigureGroup(tuple(figures), "multiples words"))
     return PageSection("experts", "Which experts are used", lead, body)
 

@@ -27,7 +27,7 @@ class AgreementRecord(Record):
 
 
 class RemovalCheckRecord(Record):
-    """Readings of parts beside what taking some of them out really does: of heads by `probe` one from each equal part of the order, of `map` the top, middle and bottom of every reading's order."""
+    """Readings of parts beside what taking some of them out really does: of heads and experts by `probe` one from each equal part of the order, of `map` the top, middle and bottom of every reading's order."""
 
     n: int = Field(description="parts taken out, one at a time")
     examples: int = Field(description="examples that the loss was measured on")
@@ -57,7 +57,8 @@ class ReadingRecord(Record):
         description="of the loss without each head or expert; below 0 it hurts (only: heads, experts)",
     )
     check: RemovalCheckRecord | None = Field(
-        default=None, description="whether the orders of heads are true (only: heads, of `probe`)"
+        default=None,
+        description="whether the orders of heads or experts are true (only: heads, experts, of `probe`)",
     )
 
 
@@ -163,7 +164,7 @@ class RowsRecord(Record):
         default=None, description="as `induction_overlap` of Components (only: induction)"
     )
     check: RemovalCheckRecord | None = Field(
-        default=None, description="whether the orders of heads are true (only: heads)"
+        default=None, description="whether the orders of heads or experts are true (only: heads, experts)"
     )
     written: list[str] | None = Field(default=None, description="the files (only: with `-o`)")
 
