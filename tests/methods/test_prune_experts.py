@@ -62,6 +62,7 @@ def test_equally_many_go_those_first_that_are_missed_least_and_transformers_load
         of_block = {a: v for a, v in reading["expected_rise"].items() if Site.parse(a).block == site.block}
         assert min(of_block, key=of_block.__getitem__) == str(site)
     points = analysis["pruning"]["series"][0]["points"]
+    assert analysis["pruning"]["unit"] == "expert"
     assert [point["experts_removed"] for point in points][:2] == [0, 0.25]
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.num_local_experts == 3

@@ -59,7 +59,7 @@ class PruningRecord(Record):
     """Quality at every step, in every order of removal."""
 
     what: str = Field(description="`heads`, `ffns`, `components` (both) or `experts`")
-    unit: str = Field(description="what leaves at a time: `head` or `KV group`")
+    unit: str = Field(description="what leaves at a time: `head`, `KV group` or `expert`")
     step: Number = Field(description="share removed in a step")
     metric: str = Field(description="what decides, as in the verdict")
     metric_unit: str = Field(description="`share` or `nats/token`")

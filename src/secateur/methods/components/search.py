@@ -262,7 +262,8 @@ def pruning_record(
         chosen: Index of the point of the first removal that was taken.
         snapped: What shares were rounded to.
     """
-    goal, anatomy = _goal(session), session.loaded.anatomy
+    goal, method = _goal(session), session.options.method
+    unit = "KV group" if is_grouped(session.loaded.anatomy) else "head"
     shown = [point.plan for removal in removals if removal.seed is None for point in removal.points]
     full = session.options.full_report
     plans = list(dict.fromkeys(shown))
@@ -276,8 +277,8 @@ def pruning_record(
             points.append(point_record(session, point.plan, outcomes[point.plan], beside, components))
         series.append(SeriesRecord(order=removal.order, seed=removal.seed, points=points))
     return PruningRecord(
-        what=session.options.method,
-        unit="KV group" if is_grouped(anatomy) else "head",
+        what=method,
+        unit="expert" if method == "experts" else unit,
         step=session.config(ComponentsConfig).step,
         metric=goal.metric.name,
         metric_unit=goal.metric.unit,
