@@ -629,10 +629,10 @@ def probe(
     progress: Progress = silent,
     **options: Unpack[ProbeOptions],
 ) -> ProbeResult:
-    """Read a model: `what` is heads, ffns, neurons or induction (what matters, and what heads do), spectrum, or one of
-    the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
+    """Read a model: `what` is heads, ffns, neurons, experts or induction (what matters, and what heads do), spectrum,
+    or one of the four analyses of LASER's paper: curves, tail, frequency, paraphrases.
 
-    The first four take several tasks and numbers of shots, and may be asked for together; then there are `components`
+    The first five take several tasks and numbers of shots, and may be asked for together; then there are `components`
     (see docs/records.md) instead of `rows`. `out` is a folder for the record, `probe.json`, and its page, `probe.html`.
     `tail`, `frequency` and `paraphrases` look at what `plan` does. `linearity` reads encoders too, and has `models`
     instead of `rows`: MODEL, or `revisions` of it, and those in `also`; `finer` may name heads and matrices. Raises

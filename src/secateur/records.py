@@ -34,6 +34,8 @@ class BlockSizes(Protocol):
     def num_kv_heads(self) -> int: ...
     @property
     def d_ff(self) -> int: ...
+    @property
+    def num_experts(self) -> int: ...
 
 
 Kind = tuple[str, str]  # part and unit of a site
@@ -45,6 +47,7 @@ _KINDS: Mapping[Kind, str] = {
     ("attn", "h"): "heads",
     ("mlp", ""): "feed-forward networks",
     ("mlp", "n"): "neurons",
+    ("mlp", "e"): "experts",
 }
 
 
@@ -89,6 +92,7 @@ def num_parts(widths: Iterable[BlockSizes]) -> dict[Kind, int]:
         ("attn", "h"): sum(block.num_heads for block in blocks),
         ("mlp", ""): sum(block.d_ff > 0 for block in blocks),
         ("mlp", "n"): sum(block.d_ff for block in blocks),
+        ("mlp", "e"): sum(block.num_experts for block in blocks),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.cuts import drops
-from fixtures.folders import save_model
+from fixtures.folders import contents, save_model
 from fixtures.zoo import MIXTURES, tiny
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +13,7 @@ from secateur import api
 from secateur.checkpoint.save import save_and_reload
 from secateur.core.form import Form
 from secateur.core.plan import Plan
-from secateur.errors import ModelError, UnknownName
+from secateur.errors import UnknownName
 from secateur.gains.cost import cost, random_tokens
 from secateur.hf.load import load_model
 from secateur.surgery.materialize import cut
@@ -23,25 +23,53 @@ from secateur.surgery.spectra import decompose
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96
 
 
+STOCK = ("b0", "b1.attn.g1", "b1.mlp.e1")
+UNEVEN = ("b1.mlp.e0", "b1.mlp.e2", "b0.attn")
+
+
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_what_is_written_is_the_cut_model(name, words, tmp_path):
+    """Transformers alone reads fewer experts, by the number in the config; that of a carved model by its operations."""
     loaded = load_model(str(save_model(tmp_path / "whole", tiny(name), words)), device="cpu")
-    plan = Plan(loaded.fingerprint, tuple(drops("b0", "b1.attn.g1")))
-    save_and_reload(loaded, plan, tmp_path / "out", rows=[range(8)], form=Form(), decompose=decompose)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    with torch.no_grad():
-        torch.testing.assert_close(again(TOKENS).logits, cut(loaded, plan)(TOKENS).logits)
+    for sites in (STOCK, UNEVEN) if name in ("mixtral", "ernie4.5-moe") else (STOCK,):
+        plan, out = Plan(loaded.fingerprint, tuple(drops(*sites))), tmp_path / str(len(sites[0]))
+        save_and_reload(loaded, plan, out, rows=[range(8)], form=Form(), decompose=decompose)
+        again, made = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True), cut(loaded, plan)
+        with torch.no_grad():
+            torch.testing.assert_close(again(TOKENS).logits, made(TOKENS).logits)
+        assert type(made).__name__ == (
+            "SecateurForCausalLM" if sites == UNEVEN else type(loaded.model).__name__
+        )
+        assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in made.parameters())
 
 
-def test_apply_says_that_it_cannot_write_them(words, tmp_path):
-    folder = save_model(tmp_path / "whole", tiny("mixtral"), words)
-    with pytest.raises(ModelError, match=r"Mixtral.*apply cannot write it tensor by tensor. prune writes it"):
-        api.apply(folder, ["b0=drop"], tmp_path / "out", device="cpu")
+@pytest.mark.parametrize(
+    ("name", "edits"),
+    [
+        ("mixtral", ["b0=drop"]),
+        ("mixtral", [f"{site}=drop" for site in UNEVEN]),
+        ("qwen3-moe", ["b0.mlp.e1=drop", "b1.mlp.e2=drop", "b0.q=2"]),
+        ("granitemoe", ["b0.mlp.e1=drop", "b1.mlp.e2=drop"]),
+        ("glm4-moe", ["b1.mlp.e0=drop"]),
+    ],
+)
+def test_apply_writes_what_prune_would_have_written(name, edits, words, tmp_path):
+    """Every file: each expert by itself, as transformers stores it, with the numbers that are left."""
+    folder = save_model(tmp_path / "whole", tiny(name, torch.bfloat16), words)
+    whole = load_model(str(folder), device="cpu")
+    plan = Plan(whole.fingerprint, api.read_edits(edits))
+    api.apply(str(folder), plan, tmp_path / "out", device="cpu")
+    save_and_reload(whole, plan, tmp_path / "saved", rows=[range(8)], form=Form(), decompose=decompose)
+    ours, theirs = contents(tmp_path / "out"), contents(tmp_path / "saved")
+    assert set(ours) - set(theirs) == {"README.md", "plan.json"}
+    assert {name: ours[name] for name in theirs} == theirs
 
 
-def test_a_network_of_experts_is_no_part_that_can_go(as_loaded):
+def test_a_network_of_experts_goes_by_experts(as_loaded):
     loaded = as_loaded(tiny("olmoe"))
-    with pytest.raises(UnknownName, match=r"b0.mlp: a network of OlmoeForCausalLM is a mixture of experts"):
+    with pytest.raises(
+        UnknownName, match=r"b0.mlp: .* a mixture of experts, of which whole experts go, such as b0.mlp.e0"
+    ):
         resolve(Plan(loaded.fingerprint, tuple(drops("b0.mlp"))), loaded.anatomy, loaded.fingerprint)
 
 

@@ -15,7 +15,18 @@ from secateur.core.plan import Plan, Truncate, parse_edits
 from secateur.core.site import MATRICES, Site, matrix_names
 from secateur.errors import PlanError, SecateurError, UnknownName
 
-PARTS = ["", ".attn", ".mlp", ".attn.h0", ".attn.h17", ".attn.g3", ".mlp.n0", ".mlp.n4095"]
+PARTS = [
+    "",
+    ".attn",
+    ".mlp",
+    ".attn.h0",
+    ".attn.h17",
+    ".attn.g3",
+    ".mlp.n0",
+    ".mlp.n4095",
+    ".mlp.e17",
+    ".e3.down",
+]
 ADDRESSES = [f"b{b}{part}" for b in (0, 7, 12, 123) for part in (*PARTS, *(f".{m}" for m in MATRICES))]
 GATED, PLAIN = MATRICES, ("q", "k", "v", "o", "up", "down")
 
@@ -42,12 +53,16 @@ def test_parts_of_an_address_are_its_fields():
     assert Site.parse("b2.attn.h7") == Site(2, "attn", "h", 7)
     assert Site.parse("b2.attn.g1") == Site(2, "attn", "g", 1)
     assert Site.parse("b0.mlp.n871") == Site(0, "mlp", "n", 871)
+    assert Site.parse("b0.mlp.e17") == Site(0, "mlp", "e", 17)
+    assert Site.parse("b0.e17.gate") == Site(0, "gate", "e", 17)
+    assert [str(whole) for whole in Site.parse("b0.e17.gate").wholes] == ["b0.mlp.e17", "b0.mlp", "b0"]
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "b", "12", "b-1", "bx", "B1", "b1.", "b1.w", "b1.qq", "b1.q.h1", "b1.attn.n1", "b1.mlp.h1", "b1.attn.h",
-     "b1.attn.h-1", "b1 .q", " b1", "b1\n", "b1.down.", "b1.attn.h1.q", "enc.b1", "b1.2"],
+     "b1.attn.h-1", "b1 .q", " b1", "b1\n", "b1.down.", "b1.attn.h1.q", "b1.e1", "b1.e1.q", "b1.mlp.e1.up",
+     "b1.attn.e1", "enc.b1", "b1.2"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_the_grammar(text):
     with pytest.raises(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fixtures.zoo import ZOO, tiny
 
-from secateur.core.plan import Plan, Truncate
+from secateur.core.plan import Drop, Plan, Truncate
 from secateur.core.site import Site
 from secateur.evaluation.activation_cache import NOTHING, find_unchanged
 from secateur.evaluation.evaluator import Evaluator, Limits
@@ -56,6 +56,22 @@ def test_reuse_inside_a_block_changes_no_score(name):
         # GPT-J turns queries and keys in float32, whatever the model's dtype
         np.testing.assert_allclose(together[plan]["loss"], alone["loss"], rtol=1e-7, atol=0)
         assert np.array_equal(together[plan]["rank"], alone["rank"])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "minimax-m2"])
+def test_reuse_beside_a_network_that_loses_experts_changes_no_score(name):
+    loaded = loaded_of(name)
+    experts = [Drop(Site(block, "mlp", "e", number)) for block, number in ((0, 1), (0, 2), (1, 0))]
+    edits = [(one,) for one in experts]
+    edits += [(experts[0], Truncate(Site(0, "o"), rank)) for rank in (1, 3)]
+    edits += [(Truncate(Site(0, "down", "e", 3), rank), experts[2]) for rank in (1, 3)]
+    plans = [Plan(loaded.fingerprint, some) for some in edits]
+    together = Evaluator(loaded, TASK, ROWS)(plans, list(ROWS))
+    without = Evaluator(loaded, TASK, ROWS, limits=Limits(cache_bytes=0))
+    for plan in plans:
+        alone = without([plan], list(ROWS))[plan]
+        np.testing.assert_allclose(together[plan]["loss"], alone["loss"], rtol=1e-7, atol=0)
+    assert len({together[plan]["loss"].sum() for plan in plans}) == len(plans)
 
 
 def test_beyond_the_bound_nothing_is_kept_and_no_score_changes():

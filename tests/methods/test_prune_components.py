@@ -505,7 +505,7 @@ def test_the_same_seed_gives_the_same_plan_in_another_process(place, prune, tmp_
         (["--method", "ffns", "--portable", "--layers", "1"], "cannot be joined with --layers"),
         (
             ["--target", "70%"],
-            "--target 70% is not for --method laser, but for directions, heads, ffns or components.",
+            "--target 70% is not for --method laser, but for directions, heads, ffns, components or experts.",
         ),
         (["--ranks-once"], "--ranks-once is not for --method laser"),
         (

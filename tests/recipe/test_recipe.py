@@ -102,7 +102,7 @@ def test_values_are_those_of_the_command_line() -> None:
     [
         (FLAT + "maxloss: 0.02\n", 4, "unknown key 'maxloss' in prune"),
         (FLAT + "method: heads\nmaxloss: 0.02\n", 5, "Did you mean max_loss? Right: `max_loss: 0.02`"),
-        (FLAT + "target: 60%\n", 4, "not for method laser, but for directions, heads, ffns or components"),
+        (FLAT + "target: 60%\n", 4, "not for method laser, but for directions, heads, ffns, components or experts"),
         (FLAT + "epochs: 2\n", 4, "a key of finetune or heal, not of prune. Put it below `finetune:`"),
         (FLAT + "limit: many\n", 4, "limit 'many': give a whole number, 1 or more. Right: `limit: 400`"),
         (FLAT + "limit: 0\n", 4, "--limit 0: give a whole number, 1 or more"),

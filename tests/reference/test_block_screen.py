@@ -112,3 +112,24 @@ def test_a_small_cut_of_the_last_block_changes_the_margin_as_predicted(as_loaded
     np.testing.assert_allclose(found.changes[plan], after - before, rtol=0.12, atol=1e-4)
     loss = np.log1p(np.exp(-after)) - np.log1p(np.exp(-before))
     np.testing.assert_allclose(found.loss(plan), loss.mean(), rtol=0.15, atol=1e-3)
+
+
+def test_an_expert_is_priced_by_where_its_tokens_go(as_loaded):
+    """Alone, with an edit of another's matrix, and where an expert of the same router is gone already."""
+    loaded = as_loaded(tiny("mixtral", torch.float64))
+    empty, examples = Plan(loaded.fingerprint), list(EXAMPLES)
+    gone, expert = (Drop(Site(1, "mlp", "e", number)) for number in (0, 2))
+    read = AnswerMargin.of(loaded, EXAMPLES, examples, True)
+    for under, plans in (
+        (None, [empty + expert, empty + expert + Truncate(Site(0, "up", "e", 1), 2)]),
+        (empty + gone, [empty + expert]),
+    ):
+        found = block_effects(
+            read, examples, plans, spectra=Spectra(2**24), packing=PACKING, under=under
+        ).changes
+        before = () if under is None else resolve(under, loaded.anatomy, loaded.fingerprint)
+        for plan in plans:
+            with masked(loaded.model, before):
+                expected = by_whole_model(loaded, plan, True)
+            np.testing.assert_allclose(found[plan], expected, rtol=1e-4, atol=1e-6)
+            assert abs(expected).max() > 0.01

@@ -20,7 +20,7 @@ from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.source import CONFIG
 from secateur.surgery.mask import masked
 from secateur.surgery.materialize import cut
-from secateur.surgery.operations import Decompose, OnBlock, Operation, RemoveComponents, resolve
+from secateur.surgery.operations import Decompose, DropExperts, OnBlock, Operation, RemoveComponents, resolve
 
 
 def save_and_reload(
@@ -65,6 +65,10 @@ def check_form(form: Form, operations: Sequence[Operation]) -> None:
     """Raise `PlanError` where the plan removes parts that zeros cannot stand for, and zeros were asked for."""
     if form.zeroed and any(isinstance(operation, OnBlock) for operation in operations):
         raise PlanError("a block cannot be zeroed: with its norms and residual it is more than its weights.")
+    if form.zeroed and any(isinstance(operation, DropExperts) for operation in operations):
+        raise PlanError(
+            "--zeroed: an expert cannot be zeroed: its router would go on choosing it. Leave it out."
+        )
     if form.zeroed and any(isinstance(o, RemoveComponents) and o.needs_bias for o in operations):
         raise PlanError(
             "--zeroed keeps the original's shapes, and this model has no bias that directions could be folded into."

@@ -37,7 +37,7 @@ from secateur.core.records.record import Record
 from secateur.core.site import Site
 from secateur.core.writing import writing
 from secateur.errors import ModelError, OutputError
-from secateur.hf.build import Find, as_stored, fitting
+from secateur.hf.build import Find, as_stored, finding_stored, fitting
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
 from secateur.hf.running import FEW, check_runs
@@ -84,7 +84,8 @@ def stream(
 ) -> Streamed:
     """Write the cut model to `folder` as a Hugging Face checkpoint and read it back.
 
-    In memory there is at most one matrix and, where it is decomposed, about 5 times its float32 size.
+    In memory there is at most one matrix and, where it is decomposed, about 5 times its float32 size; of a mixture all
+    experts of a network.
 
     Args:
         loaded: A model of `mapped`.
@@ -181,7 +182,7 @@ def _write_shards(
 ) -> None:
     missing = [shard for shard in shards if shard.file not in journal.done]
     check_space(place, sum(shard.num_bytes for shard in missing))
-    find = left.tensors_of(loaded.model)
+    find = finding_stored(left.model, left.tensors_of(loaded.model))
     count = _counting("write", missing, progress)
     for shard in missing:
         before = set(decompose.records)
@@ -226,7 +227,10 @@ CountBytes = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: its name there, its name in the model, and a blank tensor of its shape and dtype."""
+    """A tensor in a file: its name there, its name in the model, and a blank tensor of its shape and dtype.
+
+    What is only a part of a tensor of the model has its name in the file for both.
+    """
 
     name: str
     name_in_model: str

@@ -157,6 +157,7 @@ def probe(
     heads        importance of every attention head, from gradients
     ffns         worth of every FFN, attention and block, by ablation
     neurons      importance of every feed-forward neuron, from gradients
+    experts      use of every expert of a mixture, and what is lost without it
     induction    prefix matching and copying: what every head does, not its worth
     linearity    how near every block is to a linear map; of encoders too
     spectrum     singular values, and what truncating is predicted to change

@@ -62,7 +62,7 @@ def print_rows_record(found: RowsRecord, top: int | None) -> None:
     print_rows([name.replace("_", " ") for name in columns], cells, title=title)
     if found.overlap:
         print_overlap("rank correlation", found.overlap)
-    for line in check_words(str(found.task), found.check):
+    for line in check_words(str(found.task), found.check, found.what):
         terminal().print(Text(line))
 
 
@@ -105,7 +105,7 @@ def print_components(found: ProbeRecord, top: int | None) -> None:
         terminal().print()
         print_kind(name, kind, top or (NEURONS_SHOWN if name == "neurons" else None))
         for reading in kind.readings:
-            for line in check_words(reading.name, reading.check):
+            for line in check_words(reading.name, reading.check, name):
                 terminal().print(Text(line))
     behavior = found.components
     columns = {

@@ -32,7 +32,7 @@ STAGES = {
     "evaluate": "measuring on the split",
     "baseline": "measuring the original",
     "depth": "measuring without blocks",
-    "head screen": "screening heads by gradients",
+    "head screen": "screening parts by gradients",
     "head measurement": "measuring without single heads",
     "importance": "importance by gradients",
     "first order": "first order by gradients",

@@ -119,11 +119,11 @@ class RemoveDirections:
 
 @dataclass(frozen=True)
 class Drop:
-    """Remove `site`: a block, its attention or feed-forward network, a query head, a KV group, a neuron.
+    """Remove `site`: a block, its attention or feed-forward network, a query head, a KV group, a neuron, an expert.
 
     An attention or feed-forward network is removed with its biases but without its norms; a block with all it has. Of a
     head, group or neuron its contribution to the residual stream is removed, so after the last head the output's bias
-    stays.
+    stays. Of an expert its row of the router goes too, so that each token goes to as many of the others as before.
     """
 
     site: Site
@@ -243,7 +243,11 @@ class Plan:
             if site == following:
                 first, second = sorted((first, second), key=str)
                 raise PlanError(f"two edits claim {site}: {first}; {second}. Keep one of them.")
-        gone = {site for site, edit in claims if not site.unit and (isinstance(edit, Drop) or not site.part)}
+        gone = {
+            site
+            for site, edit in claims
+            if (isinstance(edit, Drop) and site.unit in ("", "e")) or not site.part
+        }
         blocks = {site.block for site in gone}
         for site, edit in claims:
             for whole in site.wholes if site.block in blocks else ():
@@ -393,7 +397,7 @@ def _edit_from_json(item: JsonValue) -> Edit:
     return _KINDS[kind].from_json(item)
 
 
-_UNITS = {"h": "head", "g": "KV group", "n": "neuron"}
+_UNITS = {"h": "head", "g": "KV group", "n": "neuron", "e": "expert"}
 NAMED = 12  # numbers in one line; more are counted
 
 
@@ -414,8 +418,9 @@ def _counted(word: str, numbers: list[int]) -> str:
 def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
     """Return the edits that the words of a command line name.
 
-    `b2.gate=5` truncates to rank 5, `b2.gate=tail:5` keeps the 5 smallest, `b2.k=without:0,7` removes two directions
-    and folds nothing, and `b2.attn.h3=drop` drops a head; so do `b2.attn.g1`, `b2.attn`, `b2.mlp`, `b2.mlp.n7`, `b2`.
+    `b2.gate=5` truncates to rank 5 (`b2.e3.gate=5` that of an expert), `b2.gate=tail:5` keeps the 5 smallest,
+    `b2.k=without:0,7` removes two directions and folds nothing, and `b2.attn.h3=drop` drops a head; so do `b2.attn.g1`,
+    `b2.attn`, `b2.mlp`, `b2.mlp.n7`, `b2.mlp.e3`, `b2`.
     """
     return tuple(_edit_from_word(word) for word in words)
 

@@ -13,7 +13,8 @@ from scipy.stats import rankdata
 from secateur.core.stats import Interval
 from secateur.errors import ModelError, SecateurError
 
-PARTS = ("heads", "ffns", "neurons", "induction")  # what `probe` can read of a model's parts, several at once
+# what `probe` can read of a model's parts, several at once
+PARTS = ("heads", "ffns", "neurons", "experts", "induction")
 LINEARITY = "linearity"
 FINER = ("heads", "matrices")  # what linearity can look at inside a part
 

@@ -1,4 +1,5 @@
-"""The address of one removable part of a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`.
+"""The address of one removable part of a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`, and of a
+mixture of experts `b12.mlp.e17`, `b12.e17.down`.
 
 A Site is a value; it knows no tensor and no model. Blocks count from 0.
 """
@@ -15,10 +16,10 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 ATTENTION_MATRICES = frozenset("qkvo")
 
 _PATTERN = re.compile(
-    r"b(?P<block>[0-9]{1,9})(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgn])(?P<index>[0-9]{1,9}))?"
-    r"|(?P<matrix>q|k|v|o|gate|up|down)))?"
+    r"b(?P<block>[0-9]{1,9})(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgne])(?P<index>[0-9]{1,9}))?"
+    r"|(?:e(?P<expert>[0-9]{1,9})\.(?=gate|up|down))?(?P<matrix>q|k|v|o|gate|up|down)))?"
 )
-_UNITS = {"attn": "hg", "mlp": "n"}
+_UNITS = {"attn": "hg", "mlp": "ne", "gate": "e", "up": "e", "down": "e"}
 _PART_WORDS = {
     "attn": "attention",
     "mlp": "MLP",
@@ -30,7 +31,7 @@ _PART_WORDS = {
     "up": "MLP up projection",
     "down": "MLP down projection",
 }
-_UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron"}
+_UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron", "e": "expert"}
 _IN_TEXT = re.compile(rf"(?<![\w.]){_PATTERN.pattern}(?![\w]|\.\w)")
 
 # kinds of components of a map
@@ -42,8 +43,8 @@ CHECKS = 20  # components of a kind that a map takes out in truth, where nothing
 class Site:
     """The address of one removable part.
 
-    `part` is empty (the block), `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g) or
-    neuron (n).
+    `part` is empty (the block), `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g), neuron (n)
+    or an expert (e) of a mixture; a matrix with a unit is that of one expert.
     """
 
     block: int
@@ -59,7 +60,8 @@ class Site:
         assert self.unit or not self.index, f"index {self.index} of no unit: would print as another site"
         if self.unit and self.unit not in _UNITS.get(self.part, ""):
             raise UnknownName(
-                f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN"
+                f"{self.part!r} has no unit {self.unit!r}: heads are attn.hN, KV groups attn.gN, neurons mlp.nN, "
+                "experts mlp.eN, their matrices eN.down"
             )
 
     @classmethod
@@ -73,14 +75,16 @@ class Site:
                 hint = " Encoders, and what has one, are read (probe --what linearity) and not cut."
             raise UnknownName(
                 f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
-                f"b12.mlp.n871, or a matrix such as b12.down ({', '.join(MATRICES)}).{hint}"
+                f"b12.mlp.n871, b12.mlp.e17 (expert), or a matrix such as b12.down ({', '.join(MATRICES)}), "
+                f"b12.e17.down.{hint}"
             )
         part = match["sub"] or match["matrix"] or ""
-        return cls(int(match["block"]), part, match["unit"] or "", int(match["index"] or 0))
+        unit = "e" if match["expert"] else match["unit"] or ""
+        return cls(int(match["block"]), part, unit, int(match["expert"] or match["index"] or 0))
 
     def __str__(self) -> str:
-        unit = f".{self.unit}{self.index}" if self.unit else ""
-        return f"b{self.block}" + (f".{self.part}" if self.part else "") + unit
+        unit, part = f".{self.unit}{self.index}" if self.unit else "", f".{self.part}" if self.part else ""
+        return f"b{self.block}" + (unit + part if self.is_matrix else part + unit)
 
     @property
     def words(self) -> str:
@@ -102,6 +106,9 @@ class Site:
         """Return the parts that contain this one: attention or feed-forward network, then the block."""
         if not self.part:
             return ()
+        if self.is_matrix and self.unit:
+            expert = Site(self.block, "mlp", self.unit, self.index)
+            return expert, *expert.wholes
         if self.is_matrix:
             return Site(self.block, "attn" if self.part in ATTENTION_MATRICES else "mlp"), Site(self.block)
         return (Site(self.block, self.part), Site(self.block)) if self.unit else (Site(self.block),)

@@ -37,7 +37,7 @@ from secateur.evaluation.workers import (
 from secateur.hf.load import Loaded
 from secateur.hf.running import not_finite
 from secateur.surgery.mask import masked
-from secateur.surgery.operations import OnParameter, Operation, resolve
+from secateur.surgery.operations import DropExperts, OnParameter, Operation, resolve
 from secateur.surgery.spectra import Spectra, spectra_of
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
@@ -220,6 +220,7 @@ class Evaluator:
         is the same."""
         path = self.loaded.anatomy.blocks[block]
         edited = [o.parameter.rpartition(".")[0] for o in operations if isinstance(o, OnParameter)]
+        edited += [operation.path for operation in operations if isinstance(operation, DropExperts)]
         modules = tuple(dict.fromkeys(module for module in edited if module.startswith(path + ".")))
         if modules and modules not in self._unchanged:
             self._unchanged[modules] = find_unchanged(self._forward, self.loaded.model, path, modules)

@@ -235,7 +235,7 @@ class DryJudge:
                 case Truncate() | RemoveDirections():
                     sites.add(edit.matrix)
                 case Drop():
-                    if edit.site.part:
+                    if edit.site.part and edit.site.unit != "e":
                         sites.add(Site(edit.site.block, OUTPUTS[edit.site.part]))
                 case Linearize():
                     if edit.folded_into is not None:

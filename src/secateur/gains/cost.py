@@ -94,22 +94,21 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     assert cache is not None
     # matrices multiply, be they one or two factors; norms and biases cost next to nothing
     weights = {module: [p for p in module.parameters(recurse=False) if p.dim() > 1] for module in positions}
-    active = loaded.anatomy.active
-    read = 1 - (1 - active) ** tokens.shape[0]  # of the experts, if each token of a step draws its own
+    chosen = 0 if loaded.anatomy.routing is None else loaded.anatomy.routing.chosen
     layers = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
     return Cost(
         batch=tokens.shape[0],
         prompt=tokens.shape[1],
         matmul_flops=round(
             sum(
-                2.0 * p.numel() * count * (active if _holds_experts(p) else 1.0)
+                2.0 * p.numel() * count * _share(p, chosen)
                 for module, count in positions.items()
                 for p in weights[module]
             )
         ),
         weight_bytes=round(
             sum(
-                p.nbytes * (read if _holds_experts(p) else 1.0)
+                p.nbytes * _share(p, chosen, tokens.shape[0])
                 for module in positions
                 for p in module.parameters(recurse=False)
             )
@@ -119,9 +118,15 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     )
 
 
-def _holds_experts(parameter: nn.Parameter) -> bool:
-    """Return True for the matrices of all experts of a network, one upon the other."""
-    return parameter.dim() == 3
+def _share(parameter: nn.Parameter, chosen: int, tokens: int = 1) -> float:
+    """Return the share of a parameter that so many tokens read: all of it, but for the matrices of a network's experts,
+    which lie one upon the other.
+
+    Args:
+        chosen: Experts that a token goes through, each token its own draw; 0: there are none.
+    """
+    experts = chosen and parameter.dim() == 3
+    return 1 - (1 - chosen / parameter.shape[0]) ** tokens if experts else 1.0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ refuses.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from torch import nn
@@ -18,19 +18,21 @@ from secateur.core.site import MATRICES, Site
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.families import (
     Family,
+    Mixture,
+    Routing,
     Sizes,
-    active_share,
     family_of,
     has_alibi,
     has_free_heads,
     indivisible_units,
     is_foldable,
+    routing,
     sizes,
 )
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
 from secateur.hf.rope import length_switches
-from secateur.hf.weights import distinct, same
+from secateur.hf.weights import distinct, parameter_or_buffer, same
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Widths:
 
     `num_parameters` counts all of the block, norms too, `attention` those of the module of its attention, and `network`
     those of the module of its feed-forward network; 0 where there is no such module, or it holds a part of them only.
+    Of a mixture `expert` counts those of one expert, with its row of the router.
     """
 
     num_heads: int
@@ -47,6 +50,8 @@ class Widths:
     num_parameters: int
     attention: int
     network: int
+    num_experts: int = 0
+    expert: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,8 @@ class Anatomy:
     `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
     `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
     maps lie before, in place of removed blocks. `switches` are `length_switches`. `details` is the family's entry in
-    the table. `active` is the share of a network's experts that a token goes through.
+    the table. `routing` says how the routers of a mixture of experts choose, `of_experts` are matrices of single
+    experts, which no linear layer holds.
     """
 
     family: str
@@ -91,7 +97,8 @@ class Anatomy:
     indivisible: tuple[str, ...] = ()
     entered: frozenset[str] = frozenset()
     switches: Sequence[int] = ()
-    active: float = 1.0
+    routing: Routing | None = None
+    of_experts: Mapping[Site, Matrix] = field(default_factory=dict)
 
     def check_causal(self, what: str) -> None:
         """Raise `ModelError` for a masked language model, which `what` is not for."""
@@ -131,13 +138,15 @@ class Anatomy:
         Raises: `UnknownName` with the nearest names for a site that is no matrix of this model, `PlanError` for
         one of which an earlier cut left nothing, or two factors.
         """
+        if site in self.of_experts:
+            return self.of_experts[site]
         if site not in self.matrices:
             if self.carved and site.block < self.num_blocks and site.part in self.matrix_kinds:
                 raise PlanError(
                     f"{site} is no matrix any more: an earlier cut took it away or stored it as two factors. Cut the "
                     "original model once, with one plan for all."
                 )
-            known = [str(other) for other in self.matrices]
+            known = [str(other) for other in (*self.matrices, *self.of_experts)]
             raise UnknownName(f"this model has no matrix {site}.{nearest(str(site), known)}")
         return self.matrices[site]
 
@@ -198,7 +207,10 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         indivisible=indivisible_units(family, config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
         switches=length_switches(config, family.masked),
-        active=active_share(family, config),
+        routing=routing(family, config),
+        of_experts={}
+        if family.experts is None
+        else dict(_matrices_of_experts(model, blocks, widths, family.experts)),
     )
 
 
@@ -241,16 +253,46 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
     network = 0 if family.mlp is None else _count(model, f"{block}.{family.mlp}")
     counted = (_count(model, block), attention, network)
     paths = {kind: f"{block}.{slot.module}" for kind, slot in family.slots.items()}
+    experts = (0, 0) if family.experts is None else _expert_sizes(model, block, family.experts)
     if not carved:
         d_ff = _stored_shape(_linear(model, paths["down"]))[1] if "down" in paths else 0
-        return Widths(general.num_heads, general.num_kv_heads, d_ff, *counted)
+        return Widths(general.num_heads, general.num_kv_heads, d_ff, *counted, *experts)
     found = {kind: _find(model, path) for kind, path in paths.items()}
     key = found["k"]
     outputs = key.nf if isinstance(key, Conv1D) else getattr(key, "out_features", 0)
     num_heads, keys = _inputs(found["o"]) // general.d_head, outputs // general.d_head
     fused = family.slots["k"].layout != "whole"
     num_kv_heads = (keys - num_heads) // 2 if fused else keys
-    return Widths(num_heads, num_kv_heads if num_heads else 0, _inputs(found.get("down")), *counted)
+    d_ff = _inputs(found.get("down"))
+    return Widths(num_heads, num_kv_heads if num_heads else 0, d_ff, *counted, *experts)
+
+
+def _expert_sizes(model: nn.Module, block: str, experts: Mixture) -> tuple[int, int]:
+    """Return how many experts a block has and the parameters of one; none where its network is no mixture."""
+    network = f"{block}.{experts.network}"
+    if _find(model, f"{network}.{experts.router}") is None:
+        return 0, 0
+    tensors = {name: parameter_or_buffer(model, f"{network}.{name}") for name in experts.rows}
+    (count,) = {tensors[name].shape[dimension] for name, dimension in experts.rows.items()}
+    sizes = (tensor.numel() // count for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
+    return count, sum(sizes)
+
+
+def _matrices_of_experts(
+    model: nn.Module, blocks: Sequence[str], widths: Sequence[Widths], experts: Mixture
+) -> Iterator[tuple[Site, Matrix]]:
+    """Yield gate, up and down of every expert; gate and up share a parameter, in which experts lie upon each other."""
+    for number, (block, own) in enumerate(zip(blocks, widths, strict=True)):
+        path = f"{block}.{experts.network}.experts"
+        if own.num_experts:
+            _, d_model, d_ff = parameter_or_buffer(model, f"{path}.down_proj").shape
+        for expert in range(own.num_experts):
+            for place, kind in enumerate(("gate", "up")):
+                rows = stacked_rows((d_ff, d_ff), place)
+                site = Site(number, kind, "e", expert)
+                yield site, Matrix(site, path, f"{path}.gate_up_proj", (d_ff, d_model), rows, expert=expert)
+            site = Site(number, "down", "e", expert)
+            yield site, Matrix(site, path, f"{path}.down_proj", (d_model, d_ff), expert=expert)
 
 
 def _attention(family: Family) -> str:
@@ -334,7 +376,8 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     tower = f"{family.tower}." if family.tower else ""
-    experts = tuple(f"{block}.{name}." for block in _block_paths(model, family) for name in family.experts)
+    network = None if family.experts is None else family.experts.network
+    experts = tuple(f"{block}.{network}." for block in _block_paths(model, family) if network)
     for path, module in model.named_modules():
         if f"{path}.".startswith(experts) or not f"{path}.".startswith(tower):
             continue  # stays as it is

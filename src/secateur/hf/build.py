@@ -190,19 +190,62 @@ def as_stored(model: PreTrainedModel) -> dict[str, tuple[str, Tensor]]:
     """Return the tensors that `save_pretrained` would store: name in the file → (name in the model, tensor).
 
     The tensor has the stored shape and dtype. Tied weights are there once, and names are those of the family's
-    checkpoints. Works on the meta device.
+    checkpoints. Tensors that are stored in another form, as experts are one by one, have their name in the file for
+    that in the model too, which `finding_stored` understands. Works on the meta device.
 
-    Raises: `ModelError` where transformers would store other tensors than the model has.
+    Raises: `ModelError` where a stored tensor is made of several of the model.
     """
-    held = model.state_dict()
-    names = {id(tensor): name for name, tensor in held.items()}
-    for name in model._keys_to_ignore_on_save or ():
-        held.pop(name, None)
-    named = revert_weight_conversion(model, remove_tied_weights_from_state_dict(held, model))
-    foreign = [name for name, tensor in named.items() if id(tensor) not in names]
+    named, whole, parts = _forms(model)
+    foreign = [name for name in named if name not in whole and name not in parts]
     if foreign:
         raise ModelError(
             f"{type(model).__name__} is stored in another form than it computes with ({foreign[0]}), so apply cannot "
             "write it tensor by tensor. prune writes it from memory."
         )
-    return {name: (names[id(tensor)], tensor) for name, tensor in named.items()}
+    return {name: (whole.get(name, name), tensor) for name, tensor in named.items()}
+
+
+def finding_stored(model: PreTrainedModel, find: Find) -> Find:
+    """Return `find` with all that transformers would make of its tensors to store them, by their names in files.
+
+    The parts of at most two tensors are kept: those that all experts of a network are in.
+
+    Args:
+        model: May be blank.
+    """
+    _, _, parts = _forms(model)
+    kept: dict[str, Mapping[str, Tensor]] = {}
+
+    def found(name: str) -> Tensor | None:
+        if name not in parts:
+            return find(name)
+        source = parts[name]
+        if source not in kept:
+            while len(kept) > 1:
+                del kept[next(iter(kept))]
+            whole = find(source)
+            kept[source] = {} if whole is None else revert_weight_conversion(model, {source: whole})
+        return kept[source].get(name)
+
+    return found
+
+
+def _forms(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """Return the tensors that would be stored, by their names in files; the model's names of those that are stored as
+    they are; and those of the tensors that others are a part of."""
+    held = model.state_dict()
+    for name in model._keys_to_ignore_on_save or ():
+        held.pop(name, None)
+    held = remove_tied_weights_from_state_dict(held, model)
+    named = revert_weight_conversion(model, held)
+    names = {id(tensor): name for name, tensor in held.items()}
+    whole = {name: names[id(tensor)] for name, tensor in named.items() if id(tensor) in names}
+    sources = set(whole.values())
+    parts = {
+        part: source
+        for source, tensor in held.items()
+        if source not in sources
+        for part, made in revert_weight_conversion(model, {source: tensor}).items()
+        if part in named and made.shape == named[part].shape
+    }
+    return named, whole, parts

@@ -1,10 +1,16 @@
-"""Find the hidden states in a call of a block and in what it returns, whichever way its family passes them."""
+"""Find the hidden states in a call of a block and in what it returns, whichever way its family passes them; call the
+router of a mixture of experts as if it had fewer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from secateur.hf.modeling_secateur import put_tensor, recount_experts
+from secateur.hf.weights import parameter_or_buffer, read
 
 
 def entering(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
@@ -19,3 +25,55 @@ def leaving(output: object) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     assert isinstance(hidden, Tensor), type(hidden)
     return hidden
+
+
+class FewerExperts:
+    """A forward for a router that never chooses some experts: it computes with what it holds of the others.
+
+    So it computes what the router of a cut model does, in whichever order its family takes softmax and the largest.
+    Experts keep their numbers. Where the module's forward is one of these already, their experts go too.
+
+    Args:
+        path: The router in the model; it returns logits, weights and numbers of the chosen experts.
+        rows: Its parameters and buffers that hold something of every expert, with the dimension that counts experts.
+        count: Experts.
+        gone: Numbers of those that are never chosen.
+    """
+
+    def __init__(
+        self, model: nn.Module, path: str, rows: Mapping[str, int], count: int, gone: Collection[int]
+    ) -> None:
+        router = model.get_submodule(path)
+        before = router.__dict__.get("forward")
+        self.gone: set[int] = {*gone, *(before.gone if isinstance(before, FewerExperts) else ())}
+        left = torch.tensor([number for number in range(count) if number not in self.gone])
+        self._router = _copied(router)
+        for name, dimension in rows.items():
+            whole = parameter_or_buffer(model, f"{path}.{name}")
+            if isinstance(whole, nn.Parameter):
+                whole = read(model, f"{path}.{name}")
+            left = left.to(whole.device)
+            within, _, last = name.rpartition(".")
+            put_tensor(self._router.get_submodule(within), last, whole.index_select(dimension, left))
+        self._left = left
+        recount_experts(self._router, count, len(left))
+
+    def __call__(self, hidden: Tensor, *biases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits and weights of the experts that are left, and numbers among all of those that are chosen.
+
+        Args:
+            biases: Further arguments, which have a number for each expert.
+        """
+        fewer = (bias.index_select(-1, self._left) for bias in biases)
+        logits, weights, chosen = type(self._router).forward(self._router, hidden, *fewer)
+        return logits, weights, self._left[chosen]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """Return a module with the same tensors that can be given others; without what Accelerate hangs on it."""
+    made = copy.copy(module)
+    for name in ("forward", "_hf_hook", "_old_forward"):
+        made.__dict__.pop(name, None)
+    made._parameters, made._buffers = dict(module._parameters), dict(module._buffers)
+    made._modules = {name: child and _copied(child) for name, child in module._modules.items()}
+    return made

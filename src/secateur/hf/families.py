@@ -31,6 +31,22 @@ class Slot:
     layout: str = "whole"
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """The place of a block's experts. `network` is a module relative to the block, everything else is relative to that.
+
+    `router` is the module that returns logits, weights and numbers of the experts that are chosen for each token.
+    `rows` are parameters and buffers that hold something of every expert, with the dimension that counts experts.
+    `count` is the config attribute for their number; a router does with no fewer than `fewest`.
+    """
+
+    network: str
+    router: str
+    rows: Mapping[str, int]
+    count: str
+    fewest: int = 1
+
+
 _TOGETHER = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # kinds that may share a module
 
 
@@ -64,8 +80,8 @@ class Family:
     `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
     are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
     makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
-    stays as it is; empty where the whole model is one. `experts` are the modules, relative to a block, of a
-    feed-forward network that is a mixture of experts: it has no slots, and stays as it is.
+    stays as it is; empty where the whole model is one. `experts` is for feed-forward networks that are mixtures of
+    experts, in all blocks or in some: they have no slots, and are cut by experts and within their matrices.
 
     `masked` says that it is a masked language model: each position attends to all, and predicts its own token.
     `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
@@ -97,7 +113,7 @@ class Family:
     alibi: bool | str = False
     sized_by_scaling: bool = False
     constants: tuple[str, ...] = ()
-    experts: tuple[str, ...] = ()
+    experts: Mixture | None = None
     tower: str = ""
     masked: bool = False
     mixes: str = ""
@@ -172,8 +188,20 @@ def _like_llama(
     return Family(name, architecture, slots=slots, **usual | traits)
 
 
-def _mixture(name: str, architecture: str, experts: tuple[str, ...] = ("mlp",), **traits: Any) -> Family:
+def _mixture(
+    name: str,
+    architecture: str,
+    count: str,
+    router: str = "gate",
+    weight: str = "weight",
+    network: str = "mlp",
+    extra: Mapping[str, int] | None = None,
+    fewest: int = 1,
+    **traits: Any,
+) -> Family:
     """Return a family with the attention of Llama and mixtures of experts for networks, or in some of its blocks."""
+    rows = {f"{router}.{weight}": 0, "experts.gate_up_proj": 0, "experts.down_proj": 0} | dict(extra or {})
+    experts = Mixture(network, router, rows, count, fewest)
     return _like_llama(name, architecture, _slots(**_LLAMA_ATTENTION), mlp=None, experts=experts, **traits)
 
 
@@ -212,6 +240,9 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
 
 
 _ROBERTA_HEAD = ("lm_head.decoder", "lm_head.dense")
+
+_CORRECTED = {"gate.e_score_correction_bias": 0}
+
 
 FAMILIES: Mapping[str, Family] = {
     family.architecture: family
@@ -288,18 +319,51 @@ FAMILIES: Mapping[str, Family] = {
             biases=_ATTENTION_BIAS,
             final_norm="",  # its only norm follows the embedding too, so no map can lie before it
         ),
-        _mixture("mixtral", "MixtralForCausalLM"),
-        _mixture("qwen2_moe", "Qwen2MoeForCausalLM"),
-        _mixture("qwen3_moe", "Qwen3MoeForCausalLM", biases=_ATTENTION_BIAS),
-        _mixture("olmoe", "OlmoeForCausalLM", biases=_ATTENTION_BIAS, indivisible=("heads",)),
-        _mixture("granitemoe", "GraniteMoeForCausalLM", ("block_sparse_moe",), biases=_ATTENTION_BIAS),
-        _mixture("phimoe", "PhimoeForCausalLM", biases=_ATTENTION_BIAS),
-        _mixture("dots1", "Dots1ForCausalLM", biases=_ATTENTION_BIAS),
-        _mixture("glm4_moe", "Glm4MoeForCausalLM"),
-        _mixture("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", biases=_ATTENTION_BIAS),
-        _mixture("minimax_m2", "MiniMaxM2ForCausalLM", indivisible=("heads",)),
-        _mixture("exaone_moe", "ExaoneMoeForCausalLM"),
-        _mixture("ernie4_5_moe", "Ernie4_5_MoeForCausalLM"),
+        _mixture("mixtral", "MixtralForCausalLM", "num_local_experts"),
+        _mixture("qwen2_moe", "Qwen2MoeForCausalLM", "num_experts"),
+        _mixture("qwen3_moe", "Qwen3MoeForCausalLM", "num_experts", biases=_ATTENTION_BIAS),
+        _mixture("olmoe", "OlmoeForCausalLM", "num_experts", biases=_ATTENTION_BIAS, indivisible=("heads",)),
+        _mixture(
+            "granitemoe",
+            "GraniteMoeForCausalLM",
+            "num_local_experts",
+            "router",
+            network="block_sparse_moe",
+            biases=_ATTENTION_BIAS,
+        ),
+        _mixture(
+            "phimoe", "PhimoeForCausalLM", "num_local_experts", "router", fewest=2, biases=_ATTENTION_BIAS
+        ),
+        _mixture(
+            "dots1",
+            "Dots1ForCausalLM",
+            "n_routed_experts",
+            extra=_CORRECTED,
+            fewest=2,
+            biases=_ATTENTION_BIAS,
+        ),
+        _mixture("glm4_moe", "Glm4MoeForCausalLM", "n_routed_experts", extra=_CORRECTED, fewest=2),
+        _mixture(
+            "hunyuan_v1_moe",
+            "HunYuanMoEV1ForCausalLM",
+            "num_experts",
+            weight="wg.weight",
+            biases=_ATTENTION_BIAS,
+        ),
+        _mixture(
+            "minimax_m2",
+            "MiniMaxM2ForCausalLM",
+            "num_local_experts",
+            extra={"e_score_correction_bias": 0},
+            indivisible=("heads",),
+        ),
+        _mixture("exaone_moe", "ExaoneMoeForCausalLM", "num_experts", extra=_CORRECTED, fewest=2),
+        _mixture(
+            "ernie4_5_moe",
+            "Ernie4_5_MoeForCausalLM",
+            "moe_num_experts",
+            extra={"gate.moe_statics.e_score_correction_bias": 1},
+        ),
         Family(
             "gpt2",
             "GPT2LMHeadModel",
@@ -576,7 +640,7 @@ class FamilyInfo(NamedTuple):
         found += [f"dropped {unit} stay, silenced" for unit in self.silenced]
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
-        found += ["networks are mixtures of experts and stay as they are"] if self.experts else []
+        found += ["networks are mixtures of experts, of which whole experts go"] if self.experts else []
         return "; ".join(found)
 
 
@@ -628,15 +692,25 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
     return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
 
 
-def active_share(family: Family, config: PreTrainedConfig) -> float:
-    """Return the share of a network's experts that a token goes through; 1 where there are none."""
-    if not family.experts:
-        return 1.0
-    chosen, every = (
-        next(found for name in names if isinstance(found := getattr(config, name, None), int))
-        for names in (_CHOSEN, _EXPERTS)
-    )
-    return float(chosen / every)
+class Routing(NamedTuple):
+    """How a router chooses: `chosen` experts for each token, out of `groups` of experts of which some are looked at."""
+
+    chosen: int
+    groups: int
+
+
+def routing(family: Family, config: PreTrainedConfig) -> Routing | None:
+    """Return how routers choose; None where there are no experts. Raises: `ModelError` for numbers by layer."""
+    if family.experts is None:
+        return None
+    chosen = next((found for name in _CHOSEN if (found := getattr(config, name, None)) is not None), None)
+    every = getattr(config, family.experts.count)
+    if not isinstance(chosen, int) or not isinstance(every, int):
+        raise ModelError(
+            f"{family.architecture}: its config has {every} experts, {chosen} for a token, which is not one number for "
+            "all layers; such a model is not read."
+        )
+    return Routing(chosen, getattr(config, "n_group", None) or 1)
 
 
 def has_alibi(family: Family, config: PreTrainedConfig) -> bool:

@@ -22,7 +22,8 @@ class Matrix:
 
     `rows` are half-open ranges of output rows of the stored parameter seen as (out, in), in the matrix's own
     order; None means all. `transposed`: the parameter itself is (in, out), as in GPT-2's Conv1D. `bias` is the
-    parameter that holds its bias, with others' where fused, or None.
+    parameter that holds its bias, with others' where fused, or None. `expert`: the parameter holds the same matrix of
+    all experts of a network, one upon the other, and this is number `expert`.
     """
 
     site: Site
@@ -32,6 +33,7 @@ class Matrix:
     rows: Ranges | None = None
     transposed: bool = False
     bias: str | None = None
+    expert: int | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -47,7 +49,7 @@ class Matrix:
 
     def read(self, weight: Tensor) -> Tensor:
         """Return the matrix (out, in) in the parameter's dtype; a view where its rows lie together, else a copy."""
-        stored = weight.T if self.transposed else weight
+        stored = self._stored(weight)
         if self.rows is None:
             return stored
         return _joined([stored[start:stop] for start, stop in self.rows], dim=0)
@@ -56,10 +58,15 @@ class Matrix:
     def write_(self, weight: Tensor, matrix: Tensor) -> None:
         """Write `matrix` (out, in) over its own rows of the parameter, cast to its dtype, and no others."""
         assert tuple(matrix.shape) == self.shape, f"{self.site} is {self.shape}, not {tuple(matrix.shape)}"
-        stored, first = weight.T if self.transposed else weight, 0
+        stored, first = self._stored(weight), 0
         for start, stop in self.rows or ((0, stored.shape[0]),):
             stored[start:stop].copy_(matrix[first : first + stop - start])
             first += stop - start
+
+    def _stored(self, weight: Tensor) -> Tensor:
+        """Return the stored parameter, or the slice of one expert, as (out, in)."""
+        own = weight if self.expert is None else weight[self.expert]
+        return own.T if self.transposed else own
 
     def of_output(self, y: Tensor) -> Tensor:
         """Return this matrix's part of the module's output or bias: (..., stored out) → (..., out)."""

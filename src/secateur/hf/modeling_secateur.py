@@ -221,6 +221,32 @@ def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> N
     model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def _experts(model: nn.Module, path: str, rows: Mapping[str, int], of: int, left: int) -> None:
+    """Give a mixture of `of` experts and its router room for `left`; `rows` has the dimension of each tensor that
+    counts them."""
+    network = model.get_submodule(path)
+    for name, dimension in rows.items():
+        within, _, last = name.rpartition(".")
+        module = network.get_submodule(within)
+        put_tensor(module, last, getattr(module, last).detach().narrow(dimension, 0, left).clone())
+    recount_experts(network, of, left)
+
+
+def put_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a module's parameter or buffer, which may have another shape."""
+    if name in module._parameters:
+        module._parameters[name] = nn.Parameter(tensor, module._parameters[name].requires_grad)
+    else:
+        module._buffers[name] = tensor
+
+
+def recount_experts(network: nn.Module, of: int, left: int) -> None:
+    """Write `left` in the place of the number of experts that modules keep for themselves."""
+    for module in network.modules():
+        if getattr(module, "num_experts", None) == of:
+            module.num_experts = left
+
+
 class Nothing(nn.Module):
     """The substitute of a linear layer that has no outputs left."""
 
@@ -339,6 +365,7 @@ OPERATIONS: Mapping[str, Callable[..., None]] = {
     "resize": _resize,
     "attributes": _attributes,
     "some_heads": _some_heads,
+    "experts": _experts,
     "nothing": _stand(Nothing),
     "constant": _stand(Constant),
     "no_attention": _stand(NoAttention),

@@ -53,6 +53,14 @@ def writable(model: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
     return parameter, undo
 
 
+def parameter_or_buffer(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter as the module holds it (an offloaded one without numbers), or a buffer."""
+    path, _, last = name.rpartition(".")
+    tensor = getattr(model.get_submodule(path), last)
+    assert isinstance(tensor, Tensor), name
+    return tensor
+
+
 def distinct(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return every parameter once, tied ones under their first name. Offloaded ones have only shape and dtype."""
     first: dict[str | int, tuple[str, nn.Parameter]] = {}

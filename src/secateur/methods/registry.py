@@ -29,6 +29,7 @@ OURS: tuple[Method, ...] = (
     Components("heads", "attention heads, taken out step by step as far as the task allows"),
     Components("ffns", "feed-forward networks, likewise"),
     Components("components", "heads and feed-forward networks, likewise"),
+    Components("experts", "experts of a mixture, equally many of each block, likewise"),
     Budget(),
 )
 GOALS = {"better": "laser", "smaller": "budget", "faster": "budget"}  # the method that each goal opens

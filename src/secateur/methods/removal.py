@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from secateur.probes.maps import BlockRun, fit_maps
 from secateur.search.removal import Goal
 from secateur.session import Session
 from secateur.side_tasks import side_effects
-from secateur.surgery.operations import droppable
+from secateur.surgery.operations import droppable, droppable_experts
 from secateur.surgery.shape import shape_of
 
 Blocks = tuple[int, ...]  # side by side, in ascending order
@@ -96,6 +97,28 @@ def heads_of(session: Session) -> tuple[Site, ...]:
         if droppable(Site(block, "attn"), anatomy)
         for index in range(anatomy.widths[block].num_kv_heads)
     )
+
+
+def experts_of(session: Session) -> tuple[Site, ...]:
+    """Return the experts of the blocks asked for, where some can go."""
+    anatomy = session.loaded.anatomy
+    return tuple(
+        Site(block, "mlp", "e", index)
+        for block in layers_of(anatomy, session.options)
+        if droppable_experts(anatomy, block)
+        for index in range(anatomy.widths[block].num_experts)
+    )
+
+
+def experts_left(session: Session, plan: Plan) -> list[Site]:
+    """Return the experts of which one more can go after `plan`."""
+    anatomy, gone = session.loaded.anatomy, set(plan.dropped)
+    counts = Counter(site.block for site in gone if site.unit == "e")
+    return [
+        site
+        for site in experts_of(session)
+        if site not in gone and counts[site.block] < droppable_experts(anatomy, site.block)
+    ]
 
 
 @dataclass(frozen=True)

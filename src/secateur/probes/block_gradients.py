@@ -308,6 +308,9 @@ def first_order_effects(
 def _written(edit: Edit, anatomy: Anatomy) -> list[Matrix]:
     """Return the matrices that hold what an edit takes away: its own, or those that the dropped parts end in."""
     if isinstance(edit, Drop):
+        assert edit.site.unit != "e", (
+            f"{edit}: other experts take its tokens, which is no matter of first order"
+        )
         parts = [edit.site.part] if edit.site.part else list(OUTPUTS)
         sites = [Site(edit.site.block, OUTPUTS[part]) for part in parts]
         return [anatomy.matrix(site) for site in sites if site in anatomy.matrices]

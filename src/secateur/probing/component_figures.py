@@ -72,14 +72,16 @@ def unit_map(
     word: str,
     note: str = "",
     most: int = SMALL,
+    part: str = "head",
 ) -> Figure:
-    """Return a map with a cell for each head, colored by the root of its value, and × on what was cut.
+    """Return a map with a cell for each head or expert, colored by the root of its value, and × on what was cut.
 
     Args:
-        values: By head; color runs from 0 to the largest, or to 1 where `unit` is `score`.
+        values: By head or expert; color runs from 0 to the largest, or to 1 where `unit` is `score`.
         gone: What was cut.
         word: What a value is, for hover and table.
         most: Pixels that the lines take at most.
+        part: The noun for one of them.
     """
     order = ranks(values)
     blocks, heads = 1 + max(site.block for site in values), 1 + max(site.index for site in values)
@@ -100,17 +102,17 @@ def unit_map(
     rows = [[str(site), str(rank), amount(values[site], unit)] for site, rank in order.items()]
     if gone.sites:
         rows = [[*row, "cut" if site in gone else "stays"] for site, row in zip(order, rows, strict=True)]
-    head = ("head", "rank", word, *(("",) if gone.sites else ()))
-    layout = map_layout(blocks, heads, height)
+    head = (part, "rank", word, *(("",) if gone.sites else ()))
+    layout = map_layout(blocks, heads, height, part)
     return Figure(title, [_heat(z, hover, SEQUENTIAL, 0.0, top), crosses], layout, head, rows, note)
 
 
-def map_layout(blocks: int, heads: int, height: float) -> Trace:
-    """Return axes for a map of heads, `height` pixels a block, the first block at the bottom."""
+def map_layout(blocks: int, heads: int, height: float, part: str = "head") -> Trace:
+    """Return axes for a map of heads or other parts, `height` pixels a block, the first block at the bottom."""
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
     return new_layout(
         int(54 + height * blocks),
-        xaxis=new_axis("head", range=[-0.6, heads - 0.4], tickvals=some(heads, 12), **plain),
+        xaxis=new_axis(part, range=[-0.6, heads - 0.4], tickvals=some(heads, 12), **plain),
         yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
     )
 

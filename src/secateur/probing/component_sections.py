@@ -39,7 +39,13 @@ def component_sections(record: ComponentsRecord, gone: Dropped = NOTHING) -> lis
     Args:
         gone: What was cut, which is marked in the figures.
     """
-    return [importance(record, gone), parts(record, gone), neurons(record), induction(record, gone)]
+    return [
+        importance(record, gone),
+        parts(record, gone),
+        neurons(record),
+        experts(record, gone),
+        induction(record, gone),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------- importance of heads
@@ -78,8 +84,8 @@ def importance(record: ComponentsRecord, gone: Dropped) -> PageSection:
     return PageSection("importance", "Which heads matter", lead, body)
 
 
-def check_words(name: str, check: RemovalCheckRecord | None) -> list[str]:
-    """Return how far the orders of heads agree with what taking some of them out really does."""
+def check_words(name: str, check: RemovalCheckRecord | None, kind: str = "heads") -> list[str]:
+    """Return how far the orders of heads, or of another kind, agree with what taking some of them out really does."""
     if check is None:
         return []
     found = [
@@ -90,7 +96,7 @@ def check_words(name: str, check: RemovalCheckRecord | None) -> list[str]:
     if not found:
         return []
     return [
-        f"{name}: {check.n} heads from all over the order were taken out, one at a time, on {check.examples:,} "
+        f"{name}: {check.n} {kind} from all over the order were taken out, one at a time, on {check.examples:,} "
         f"examples; the rank correlation of the rise of the loss is {', '.join(found)}."
     ]
 
@@ -151,6 +157,33 @@ def neurons(record: ComponentsRecord) -> PageSection:
         return PageSection("neurons", title, lead, ())
     body = (key(("depth", "first block to last")), FigureGroup((concentration(mean, found.unit),), "duo"))
     return PageSection("neurons", title, lead, body)
+
+
+def experts(record: ComponentsRecord, gone: Dropped) -> PageSection:
+    """Return how much of their weight routers give to each expert of a mixture, by reading."""
+    lead = (
+        "The share of its router's weights that each expert gets, on each map by square roots; it says how much an "
+        "expert is used, not what is lost without it."
+    )
+    read = [] if record.experts is None else record.experts.readings
+    figures = [
+        unit_map(
+            reading.name,
+            values,
+            gone,
+            unit="share",
+            word="router mass",
+            note=examples_read(reading),
+            part="expert",
+        )
+        for reading in read
+        if (values := values_of(reading.values))
+    ]
+    lead += "".join(
+        f" {text(words)}" for reading in read for words in check_words(reading.name, reading.check, "experts")
+    )
+    body = (scale_legend(gone) if figures else "", FigureGroup(tuple(figures), "multiples words"))
+    return PageSection("experts", "Which experts are used", lead, body)
 
 
 def induction(record: ComponentsRecord, gone: Dropped) -> PageSection:

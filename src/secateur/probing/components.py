@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from secateur.options import Options, layers_of
 from secateur.probes.ablation import ablation_importance
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects
+from secateur.probes.experts import router_mass
 from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.induction import SEEDS, check_copying, copying, prefix_matching
 from secateur.probing.report import write_probe_report
@@ -52,15 +53,17 @@ from secateur.session import (
     ready_session,
     session_on,
 )
-from secateur.surgery.operations import droppable
+from secateur.surgery.operations import droppable, droppable_experts
 from secateur.tasks.example import Task
 from secateur.tasks.shots import with_shots
 
-CHECKED = 20  # heads that are taken out in truth
+CHECKED = 20  # heads, or experts, that are taken out in truth
 CHECK_EXAMPLES = 100  # of the split, on which they are
 BY_GRADIENT = {"heads": head_importance, "neurons": neuron_importance}
 BY_ABLATION = {"ffns": "mlp", "attentions": "attn", "blocks": ""}  # kind of part → part of its site
-assert {*BY_GRADIENT, "ffns", "induction"} == set(PARTS), "every name that may be asked for is read here"
+assert {*BY_GRADIENT, "ffns", "experts", "induction"} == set(PARTS), (
+    "every name that may be asked for is read here"
+)
 
 ByKind = Mapping[
     str, Mapping[str, Readings]
@@ -75,7 +78,7 @@ class TaskReading:
         n: Examples of the split that were read.
         of: Examples that the split has; more than `n` where some did not fit the context.
         by_kind: Readings by kind of part and by metric.
-        check: Readings of heads beside what taking them out does.
+        checks: Readings of heads and experts beside what taking them out does, by kind of part.
     """
 
     task: str
@@ -83,7 +86,7 @@ class TaskReading:
     n: int
     of: int
     by_kind: ByKind
-    check: RemovalCheckRecord | None = None
+    checks: Mapping[str, RemovalCheckRecord] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -182,14 +185,18 @@ def read_components(
         by_kind: dict[str, Mapping[str, Readings]] = {}
         for kind in kinds:
             by_kind |= read_kind(kind, session, split, blocks)
-        examples, check = session.task.split(split), None
+        examples = session.task.split(split)
         if "heads" in what:
             sites = map(Site.parse, _first(by_kind["heads"]).values)
             heads = [site for site in sites if droppable(site, loaded.anatomy)]
             expected = expected_rise(session, heads, examples, split)
             by_kind["heads"] = {**by_kind["heads"], "expected_rise": expected}
-            check = removal_check(session, examples, by_kind["heads"])
-        readings.append(TaskReading(name, session.options.shots, len(examples), of, by_kind, check))
+        checks = {
+            kind: check
+            for kind in ("heads", "experts")
+            if kind in what and (check := removal_check(session, examples, by_kind[kind])) is not None
+        }
+        readings.append(TaskReading(name, session.options.shots, len(examples), of, by_kind, checks))
     return ComponentReadings(
         tuple(readings), behavior(loaded, blocks, progress) if "induction" in what else {}
     )
@@ -227,6 +234,14 @@ def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
             session.loaded, session.encoded, examples, packing=packing, split=split, progress=session.progress
         )
         return {kind: {"importance": _within(read, blocks)}}
+    if kind == "experts":
+        mass = router_mass(
+            session.loaded, session.encoded, examples, packing=session.judge().packing, split=split
+        )
+        mixed = [Site.parse(site) for site in _within(mass, blocks).values]
+        able = [site for site in mixed if droppable_experts(anatomy, site.block)]
+        rise = expected_rise(session, able, examples, split)
+        return {kind: {"importance": _within(mass, blocks), "expected_rise": rise}}
     sites = {
         name: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
         for name, part in BY_ABLATION.items()
@@ -291,14 +306,14 @@ def expected_rise(
 def removal_check(
     session: Session, examples: Sequence[int], readings: Mapping[str, Readings]
 ) -> RemovalCheckRecord | None:
-    """Take some heads out, one at a time, and return how the order of each reading agrees with the rise of the loss.
+    """Take some heads or experts out, one at a time, and return how far each reading's order is that of the loss' rise.
 
-    One head is drawn from each of up to 20 equal parts of the order by the expected rise, so that all of it is looked
-    at. None where no head can be taken out.
+    One is drawn from each of up to 20 equal parts of the order by the expected rise, so that all of it is looked at.
+    None where none can be taken out.
 
     Args:
         examples: Those that were read; at most 100 of them are measured on.
-        readings: By name, of the same heads; one of them is `expected_rise`.
+        readings: By name, of the same parts; one of them is `expected_rise`.
     """
     rng, ranked = random.Random(session.options.seed), readings["expected_rise"].ranked()
     count = min(CHECKED, len(ranked))
@@ -425,8 +440,8 @@ def _beside(reading: TaskReading, kind: str) -> dict[str, Any]:
         found["intervals"] = {site: list(ci) for site, ci in first.intervals.items()}
     if "expected_rise" in reading.by_kind[kind]:
         found["expected_rise"] = dict(reading.by_kind[kind]["expected_rise"].values)
-    if kind == "heads" and reading.check:
-        found["check"] = reading.check
+    if kind in reading.checks:
+        found["check"] = reading.checks[kind]
     return found
 
 
@@ -460,8 +475,8 @@ def rows_record(what: str, model: str, split: str, found: ComponentReadings) -> 
     for reading in found.readings:
         shown = f"{reading.task} ({reading.shots}-shot)" if reading.shots else reading.task
         head |= {"task": shown, "n": reading.n, "of": reading.of}
-        if what == "heads" and reading.check:
-            head["check"] = reading.check.to_json()
+        if what in reading.checks:
+            head["check"] = reading.checks[what].to_json()
     overlap = {"overlap": _induction_overlap(found)} if what == "induction" else {}
     return RowsRecord.model_validate(head | {"rows": rows(what, found)} | overlap)
 

@@ -106,6 +106,14 @@ def _cell(
     site: Site, sites: frozenset[Site], cut: Mapping[str, CutRecord], looked_at: LookedAt, blocks: int
 ) -> dict[str, object]:
     """Return class, hover text and mark of one matrix in the map."""
+    of_experts = [
+        item
+        for place, item in cut.items()
+        if (own := site_of(place)) and own.unit and (own.block, own.part) == (site.block, site.part)
+    ]
+    if of_experts:
+        title = "; ".join(item.edit for item in of_experts)
+        return {"kind": "cut", "title": title, "mark": f"{len(of_experts)} e"}
     part = "attn" if site.part in ATTENTION_MATRICES else "mlp"
     places = (str(site), f"b{site.block}.{part}", f"b{site.block}")
     item = next((cut[place] for place in places if place in cut), None)

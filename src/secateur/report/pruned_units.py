@@ -15,7 +15,12 @@ from secateur.report.markup import key
 from secateur.report.templating import fragment
 
 MOST_RUNS = 40  # numbers and runs that are listed one by one; beyond, as with scattered neurons, their count
-_UNITS = {"h": ("head", "heads"), "g": ("KV group", "KV groups"), "n": ("neuron", "neurons")}
+_UNITS = {
+    "h": ("head", "heads"),
+    "g": ("KV group", "KV groups"),
+    "n": ("neuron", "neurons"),
+    "e": ("expert", "experts"),
+}
 _WHOLES = {"attn": "attention", "mlp": "feed-forward network", "": "the whole layer"}
 
 
@@ -98,7 +103,11 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
         ],
         "network": str(network),
         "network_gone": network in gone or block in gone.replaced,
-        "neurons": sum(site.block == block and site.unit == "n" for site in gone.sites),
+        "lost": [
+            f"{len(units):,} {words[len(units) > 1]}"
+            for unit, words in _UNITS.items()
+            if (units := [s for s in gone.sites if (s.block, s.part, s.unit) == (block, "mlp", unit)])
+        ],
     }
 
 
@@ -114,7 +123,7 @@ def by_block(gone: Dropped) -> Iterable[tuple[int, str]]:
     """Yield each layer that lost something, with what went of it: `heads 1–3, 6; feed-forward network`."""
     for block in range(gone.blocks):
         sites = sorted(site for site in gone.sites if site.block == block)
-        words = [*_unit_words(sites, "h"), *_unit_words(sites, "g"), *_unit_words(sites, "n")]
+        words = [part for unit in _UNITS for part in _unit_words(sites, unit)]
         words += [_WHOLES[site.part] for site in sites if not site.unit]
         if words:
             yield block, "; ".join(words)

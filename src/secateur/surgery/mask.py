@@ -13,6 +13,7 @@ from secateur.hf.matrices import Matrix
 from secateur.hf.weights import writable
 from secateur.surgery.operations import (
     Decompose,
+    DropExperts,
     OnBlock,
     Operation,
     RemoveComponents,
@@ -36,6 +37,9 @@ def masked(
                 block = model.get_submodule(operation.path)
                 change = operation.apply if isinstance(operation, ReplaceWithLinear) else torch.clone
                 stack.enter_context(swapped_forward(block, _giving(block.forward, change)))
+                continue
+            if isinstance(operation, DropExperts):
+                stack.enter_context(swapped_forward(*operation.fewer(model)))
                 continue
             weight = _changed(model, operation.parameter, changed, stack)
             added = operation.apply_(weight, decompose)

@@ -24,6 +24,7 @@ from secateur.core.site import MATRICES, Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired
+from secateur.hf.families import Mixture
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
 from secateur.surgery.operations import (
@@ -157,6 +158,12 @@ class CutTensors:
         for block in self._shape.blocks:
             for module, matrices in modules_of(block, MATRICES, anatomy).items():
                 yield module, partial(self._module, block, module, matrices)
+            mixture = anatomy.details.experts
+            if mixture is not None and block.experts:
+                network = f"{anatomy.blocks[block.number]}.{mixture.network}"
+                for owner in dict.fromkeys(name.rpartition(".")[0] for name in mixture.rows):
+                    path = f"{network}.{owner}".rstrip(".")
+                    yield path, partial(self._of_experts, block, network, owner, mixture)
             if block.groups is not None and not block.groups and not anatomy.details.mixes:
                 path = f"{anatomy.attention(block.number)}.output"
                 yield path, partial(self._left_bias, path, Site(block.number, "o"))
@@ -174,6 +181,21 @@ class CutTensors:
         for number, edit in enumerate(edits):
             for name, array in edit.fitted.content.items():
                 yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)
+
+    def _of_experts(self, block: BlockShape, network: str, owner: str, mixture: Mixture) -> Named:
+        """Yield the tensors of a module of a mixture that hold something of every expert, of those that are left."""
+        held = held_by(self._loaded.model)
+        for name in (f"{network}.{name}" for name in mixture.rows if name.rpartition(".")[0] == owner):
+            whole = held(name)
+            assert whole is not None, name
+            operations = [o for o in self._operations.get(name.rpartition(".")[0], ()) if o.parameter == name]
+            whole = whole.clone() if operations else whole
+            for operation in operations:
+                operation.apply_(whole, self._decompose)
+            if len(block.experts) < self._anatomy.widths[block.number].num_experts:
+                dimension = mixture.rows[name.removeprefix(f"{network}.")]
+                whole = whole.index_select(dimension, torch.tensor(block.experts, device=whole.device))
+            yield name, whole
 
     def _left_bias(self, path: str, site: Site) -> Named:
         """Yield the output bias of a part whose units were all dropped one by one; the bias remains."""
@@ -276,6 +298,7 @@ def carving_operations(shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
     for block in shape.blocks:
         operations += _carved_attention(block, shape, anatomy)
         operations += _carved_mlp(block, shape, anatomy)
+        operations += _carved_experts(block, anatomy)
     for before, edits in shape.entries.items():
         maps = [edit.fitted.content for edit in edits]
         ranks = [len(arrays["a"]) if "a" in arrays else None for arrays in maps]
@@ -326,6 +349,15 @@ def _carved_mlp(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[Carve
     if anatomy.mlps is not None:
         return [stand]
     return [{"op": "nothing", "path": anatomy.matrices[Site(block.number, "up")].module}, stand]
+
+
+def _carved_experts(block: BlockShape, anatomy: Anatomy) -> list[CarveOperation]:
+    count, mixture = anatomy.widths[block.number].num_experts, anatomy.details.experts
+    if mixture is None or len(block.experts) == count:
+        return []
+    path = f"{anatomy.blocks[block.number]}.{mixture.network}"
+    rows = dict(mixture.rows)
+    return [{"op": "experts", "path": path, "rows": rows, "of": count, "left": len(block.experts)}]
 
 
 def _carved_linears(

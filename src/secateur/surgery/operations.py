@@ -7,6 +7,7 @@ constant that its layer adds to its output from then on, whether it has a bias t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,13 +16,15 @@ from typing import assert_never
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Drop, Edit, Linearize, Plan, PlanOrEdits, RemoveDirections, Truncate, plan_of
 from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.calls import FewerExperts
+from secateur.hf.families import Mixture
 from secateur.hf.matrices import Matrix
 from secateur.linalg.directions import directions, joined, part_along, pieces
 from secateur.linalg.spectrum import Spectrum, spectrum
@@ -178,9 +181,30 @@ class FoldLinear:
             self.matrix.write_(weight, fold @ self.matrix.read(weight).to(wide))
 
 
+@dataclass(frozen=True)
+class DropExperts:
+    """Keep the router of the mixture at `path`, of `count` experts, from choosing some of them."""
+
+    path: str
+    mixture: Mixture
+    count: int
+    experts: tuple[int, ...]
+
+    def fewer(self, model: nn.Module) -> tuple[nn.Module, FewerExperts]:
+        """Return the router, and the forward that it is to have."""
+        router = f"{self.mixture.router}."
+        rows = {
+            name.removeprefix(router): dimension
+            for name, dimension in self.mixture.rows.items()
+            if name.startswith(router)
+        }
+        path = f"{self.path}.{self.mixture.router}"
+        return model.get_submodule(path), FewerExperts(model, path, rows, self.count, self.experts)
+
+
 OnParameter = ReplaceWeight | RemoveComponents | ZeroColumns | ZeroBias | FoldLinear
 OnBlock = SkipBlock | ReplaceWithLinear
-Operation = OnParameter | OnBlock
+Operation = OnParameter | OnBlock | DropExperts
 
 
 def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, ...]:
@@ -243,6 +267,10 @@ def _truncation(edit: Truncate, anatomy: Anatomy) -> ReplaceWeight:
 
 def _removal(edit: RemoveDirections, anatomy: Anatomy) -> RemoveComponents:
     matrix = anatomy.matrix(edit.matrix)
+    if edit.matrix.unit and edit.fold is not None:
+        raise PlanError(
+            f"{edit}: an expert has no bias that their mean effect could be folded into. Leave out the fold."
+        )
     heads = anatomy.heads_in(edit.matrix) if edit.per_head else 1
     if heads is None:
         raise PlanError(f"{edit}: {edit.matrix} has no heads; its directions are those of the whole matrix.")
@@ -361,12 +389,14 @@ OUTPUTS = {"attn": "o", "mlp": "down"}  # the matrix that a part's output comes 
 def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
     """Raise `UnknownName` for a site that the model does not have, `PlanError` where a head would be dropped twice."""
     for site in sites:
-        if site.part == "mlp" and anatomy.details.experts:
+        if site.part == "mlp" and anatomy.details.experts and site.unit != "e":
             raise UnknownName(
-                f"{site}: a network of {anatomy.architecture} is a mixture of experts, which stays whole."
+                f"{site}: a network of {anatomy.architecture} is a mixture of experts, of which whole experts go, such "
+                f"as b{site.block}.mlp.e0."
             )
         if site.block >= anatomy.num_blocks or (site.part and not _has(anatomy, site)):
             raise UnknownName(f"this model has no {site}: it has {_sizes(anatomy, site)}, counted from 0.")
+    _check_experts(sites, anatomy)
     groups = {site for site in sites if site.unit == "g"}
     for site in sites:
         if site.unit == "h" and group_of(site, anatomy) in groups:
@@ -375,9 +405,35 @@ def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
             )
 
 
+def _check_experts(sites: Iterable[Site], anatomy: Anatomy) -> None:
+    """Raise `PlanError` where experts cannot go, or fewer would be left than a router needs."""
+    gone = Counter(site.block for site in sites if site.unit == "e")
+    for block, count in gone.items():
+        most = droppable_experts(anatomy, block)
+        if count > most:
+            why = f"its router needs {anatomy.widths[block].num_experts - most} to choose from. Keep as many"
+            if anatomy.routing is not None and anatomy.routing.groups > 1:
+                why = f"its router looks at {anatomy.routing.groups} groups of equally many. Keep all"
+            raise PlanError(f"b{block}.mlp: {count} of its experts are to go, and at most {most} can: {why}.")
+
+
+def keeps_enough_experts(sites: Iterable[Site], anatomy: Anatomy) -> bool:
+    """Return True where every router has as many experts left as it needs."""
+    gone = Counter(site.block for site in sites if site.unit == "e")
+    return all(count <= droppable_experts(anatomy, block) for block, count in gone.items())
+
+
+def droppable_experts(anatomy: Anatomy, block: int) -> int:
+    """Return how many experts of a block can go: all but those that a router needs to choose from."""
+    routing, mixture = anatomy.routing, anatomy.details.experts
+    if routing is None or mixture is None or routing.groups > 1:
+        return 0
+    return max(0, anatomy.widths[block].num_experts - max(routing.chosen, mixture.fewest))
+
+
 def _has(anatomy: Anatomy, site: Site) -> bool:
     widths = anatomy.widths[site.block]
-    counts = {"h": widths.num_heads, "g": widths.num_kv_heads, "n": widths.d_ff}
+    counts = {"h": widths.num_heads, "g": widths.num_kv_heads, "n": widths.d_ff, "e": widths.num_experts}
     count = counts.get(site.unit, widths.num_heads if site.part == "attn" else widths.d_ff)
     return site.index < count
 
@@ -386,7 +442,12 @@ def _sizes(anatomy: Anatomy, site: Site) -> str:
     if site.block >= anatomy.num_blocks or not site.unit:
         return f"{anatomy.num_blocks} blocks"
     has = anatomy.widths[site.block]
-    words = {"h": f"{has.num_heads} heads", "g": f"{has.num_kv_heads} KV groups", "n": f"{has.d_ff} neurons"}
+    words = {
+        "h": f"{has.num_heads} heads",
+        "g": f"{has.num_kv_heads} KV groups",
+        "n": f"{has.d_ff} neurons",
+        "e": f"{has.num_experts} experts",
+    }
     return f"{words[site.unit]} there"
 
 
@@ -401,6 +462,11 @@ def _dropped(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
     for (block, part), listed in groupby(sites, key=lambda site: (site.block, site.part)):
         if not part:
             yield SkipBlock(anatomy.blocks[block])
+            continue
+        mixture = anatomy.details.experts
+        if part == "mlp" and mixture is not None:
+            path, count = f"{anatomy.blocks[block]}.{mixture.network}", anatomy.widths[block].num_experts
+            yield DropExperts(path, mixture, count, tuple(site.index for site in listed))
             continue
         matrix = anatomy.matrix(Site(block, OUTPUTS[part]))
         units = [site for site in listed if site.unit]

@@ -8,6 +8,7 @@ is repeated for parts of its group, or dropped heads stay in place, with zeroed 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
@@ -28,11 +29,15 @@ class Group:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """The remaining parts of block `number`. None: the part is dropped whole; empty: no unit remains, but a bias."""
+    """The remaining parts of block `number`. None: the part is dropped whole; empty: no unit remains, but a bias.
+
+    `experts` are those of a mixture, empty where the block's network is none.
+    """
 
     number: int
     groups: tuple[Group, ...] | None
     neurons: Sequence[int] | None
+    experts: Sequence[int] = ()
 
     @property
     def heads(self) -> list[int]:
@@ -80,11 +85,12 @@ class Shape:
         )
 
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
-        lost, widths = 0, anatomy.widths[block.number]
+        widths = anatomy.widths[block.number]
+        lost = (widths.num_experts - len(block.experts)) * widths.expert
         sizes = len(block.groups or ()), len(block.heads), len(block.neurons or ())
         whole = sizes == (widths.num_kv_heads, widths.num_heads, widths.d_ff)
         if whole and not biased and not any(site.block == block.number for site in self.ranks):
-            return 0
+            return lost
         gone: set[str] = set()
         # An attention that has no heads since an earlier cut stays as it is: nothing, or a bias.
         if not block.groups and widths.num_heads and widths.attention:
@@ -116,13 +122,23 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     """Return the shape that `plan`, which `resolve` accepts, leaves.
 
     With `factorize`, truncated matrices are stored as two factors wherever that is smaller: below rank mn/(m + n).
+    Those of experts are not, which lie in one tensor with those of others.
     """
     gone = set(plan.dropped)
     left = [number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone]
     folded = {edit.matrix for edit in plan.removed if edit.fold is not None}
     lasting = folded | {site for site, matrix in anatomy.matrices.items() if matrix.bias is not None}
     blocks = tuple(
-        BlockShape(number, _groups(number, gone, lasting, anatomy), _neurons(number, gone, lasting, anatomy))
+        BlockShape(
+            number,
+            _groups(number, gone, lasting, anatomy),
+            _neurons(number, gone, lasting, anatomy),
+            tuple(
+                n
+                for n in range(anatomy.widths[number].num_experts)
+                if Site(number, "mlp", "e", n) not in gone
+            ),
+        )
         for number in left
     )
     folds = frozenset(site for site in folded if anatomy.matrices[site].bias is None)
@@ -134,7 +150,7 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     shape = Shape(blocks, folds=folds, entries=entries)
     if not factorize:
         return shape
-    ranks = ranks_left(plan, anatomy)
+    ranks = {site: rank for site, rank in ranks_left(plan, anatomy).items() if site in anatomy.matrices}
     sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
     smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
     return replace(shape, ranks=smaller)
@@ -144,7 +160,7 @@ def ranks_left(plan: Plan, anatomy: Anatomy) -> dict[Site, int]:
     """Return the highest possible rank of each truncated matrix, and of each with directions removed."""
     ranks = {edit.matrix: edit.rank for edit in plan.truncated}
     for edit in plan.removed:
-        matrix = anatomy.matrices[edit.matrix]
+        matrix = anatomy.matrix(edit.matrix)
         heads = anatomy.heads_in(edit.matrix) or 1 if edit.per_head else 1
         left = heads * num_directions(matrix, heads) - len(edit.directions)
         ranks[edit.matrix] = min(left, *matrix.shape)
@@ -185,6 +201,14 @@ def ffns_gone(plan: Plan, anatomy: Anatomy) -> float:
         neurons = sum(site.unit == "n" and site.block == block for site in gone)
         lost += 1.0 if gone & {Site(block), Site(block, "mlp")} else neurons / d_ff
     return lost / max(1, len(sizes))
+
+
+def experts_gone(plan: Plan, anatomy: Anatomy) -> float:
+    """Return the share of the experts of mixtures that is dropped, by themselves or with their block."""
+    counts = {block: widths.num_experts for block, widths in enumerate(anatomy.widths)}
+    gone = Counter(site.block for site in plan.dropped if site.unit == "e")
+    lost = sum(count if block in plan.blocks_gone else gone[block] for block, count in counts.items())
+    return lost / max(1, sum(counts.values()))
 
 
 def _groups(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
@@ -288,11 +312,18 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
     widths = {len(block.neurons or ()) for block in shape.blocks}
     if len(widths) > 1:
         return "feed-forward networks have different widths"
+    experts = {len(block.experts) for block in shape.blocks if block.experts}
+    if len(experts) > 1:
+        return "blocks have different numbers of experts"
     biases = _biases(shape.folds, anatomy)
     if isinstance(biases, str):
         return biases
-    sizes = _changes(*heads.pop(), widths.pop(), anatomy)
-    return sizes if isinstance(sizes, str) else sizes | biases
+    sizes, mixture = _changes(*heads.pop(), widths.pop(), anatomy), anatomy.details.experts
+    if isinstance(sizes, str):
+        return sizes
+    if mixture is not None and experts and experts != {max(width.num_experts for width in anatomy.widths)}:
+        sizes |= {mixture.count: experts.pop()}
+    return sizes | biases
 
 
 def _biases(folds: Set[Site], anatomy: Anatomy) -> dict[str, bool] | str:

@@ -25,7 +25,7 @@ class EditRecord(Record):
     kind: str = Field(description="`truncate`, `remove_directions`, `drop` or `linearize`")
     site: str | None = Field(
         default=None,
-        description="what goes: `b3` a block, `b3.attn`, `b3.mlp`, `b3.attn.h2` a query head, `b3.attn.g1` a KV group, `b3.mlp.n7` a neuron (only: drop)",
+        description="what goes: `b3` a block, `b3.attn`, `b3.mlp`, `b3.attn.h2` a query head, `b3.attn.g1` a KV group, `b3.mlp.n7` a neuron, `b3.mlp.e7` an expert (only: drop)",
     )
     matrix: str | None = Field(
         default=None, description="the site, such as `b2.gate` (only: truncate, remove_directions)"

@@ -27,7 +27,7 @@ class AgreementRecord(Record):
 
 
 class RemovalCheckRecord(Record):
-    """Readings of parts beside what taking some of them out really does: of heads by `probe` one from each equal part of the order, of `map` the top, middle and bottom of every reading's order."""
+    """Readings of parts beside what taking some of them out really does: of heads and experts by `probe` one from each equal part of the order, of `map` the top, middle and bottom of every reading's order."""
 
     n: int = Field(description="parts taken out, one at a time")
     examples: int = Field(description="examples that the loss was measured on")
@@ -53,10 +53,12 @@ class ReadingRecord(Record):
         default=None, description="95 % of each value, over groups of examples (only: by ablation)"
     )
     expected_rise: dict[str, Number] | None = Field(
-        default=None, description="of the loss without each head; below 0 it hurts (only: heads)"
+        default=None,
+        description="of the loss without each head or expert; below 0 it hurts (only: heads, experts)",
     )
     check: RemovalCheckRecord | None = Field(
-        default=None, description="whether the orders of heads are true (only: heads, of `probe`)"
+        default=None,
+        description="whether the orders of heads or experts are true (only: heads, experts, of `probe`)",
     )
 
 
@@ -72,7 +74,7 @@ class ImportanceRecord(Record):
 
 
 class ComponentsRecord(Record):
-    """Importance and behavior of a model's parts. Sites are addresses as in plan.json: `b3.attn.h2` a head, `b3.mlp` a feed-forward network, `b3.mlp.n7` a neuron, `b3.attn` an attention, `b3` a block. What was not read is left out."""
+    """Importance and behavior of a model's parts. Sites are addresses as in plan.json: `b3.attn.h2` a head, `b3.mlp` a feed-forward network, `b3.mlp.n7` a neuron, `b3.mlp.e7` an expert of a mixture, `b3.attn` an attention, `b3` a block. What was not read is left out."""
 
     heads: ImportanceRecord | None = Field(
         default=None,
@@ -84,6 +86,10 @@ class ComponentsRecord(Record):
     attentions: ImportanceRecord | None = Field(default=None, description="by ablation (only: networks read)")
     blocks: ImportanceRecord | None = Field(default=None, description="by ablation (only: networks read)")
     neurons: ImportanceRecord | None = Field(default=None, description="by gradient (only: neurons read)")
+    experts: ImportanceRecord | None = Field(
+        default=None,
+        description="of mixtures: the share of its router's weights that an expert gets (only: experts read)",
+    )
     prefix_matching: dict[str, Number] | None = Field(
         default=None, description="of every query head, 0 to 1 (only: behavior read)"
     )
@@ -112,6 +118,7 @@ class ComponentsRecord(Record):
             "attentions": self.attentions,
             "blocks": self.blocks,
             "neurons": self.neurons,
+            "experts": self.experts,
         }
         return {name: importance for name, importance in found.items() if importance is not None}
 
@@ -119,7 +126,9 @@ class ComponentsRecord(Record):
 class ProbeRecord(Record):
     """The content of `OUT/probe.json` of `secateur probe`; printed where several things were read, or one of them on several tasks."""
 
-    what: list[str] = Field(description="what was asked for: `heads`, `ffns`, `neurons`, `induction`")
+    what: list[str] = Field(
+        description="what was asked for: `heads`, `ffns`, `neurons`, `experts`, `induction`"
+    )
     model: str = Field(description="MODEL as it was given")
     split: str | None = Field(default=None, description="`probe` or `select`")
     tasks: list[str] = Field(description="names of the tasks; empty where none was given")
@@ -155,7 +164,7 @@ class RowsRecord(Record):
         default=None, description="as `induction_overlap` of Components (only: induction)"
     )
     check: RemovalCheckRecord | None = Field(
-        default=None, description="whether the orders of heads are true (only: heads)"
+        default=None, description="whether the orders of heads or experts are true (only: heads, experts)"
     )
     written: list[str] | None = Field(default=None, description="the files (only: with `-o`)")
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from secateur.report.frame import PageSection
     from secateur.session import Session
 
-KINDS = ("heads", "neurons", "attentions", "ffns", "blocks", "folds", "maps", "matrices")
+KINDS = ("heads", "neurons", "experts", "attentions", "ffns", "blocks", "folds", "maps", "matrices")
 EVERY_KIND: tuple[str, ...] = ("all",)
 
 

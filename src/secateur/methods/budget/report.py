@@ -25,6 +25,7 @@ from secateur.report.markup import known, number, signed, table, text
 NAMES = {
     "heads": "heads or KV groups",
     "neurons": "groups of neurons",
+    "experts": "experts of mixtures",
     "attentions": "whole attentions",
     "ffns": "feed-forward networks",
     "blocks": "blocks dropped",

@@ -27,6 +27,7 @@ from secateur.core.plan import Drop, Edit, Linearize, Plan, Truncate, blocks_of
 from secateur.core.score import METRICS, loss_or_worst
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError
+from secateur.hf.anatomy import Anatomy
 from secateur.methods.budget.method import BudgetConfig
 from secateur.methods.budget.readings import Candidate
 from secateur.methods.budget.records import (
@@ -37,14 +38,14 @@ from secateur.methods.budget.records import (
     MoveRecord,
 )
 from secateur.methods.method import CountingJudge, Proposal
-from secateur.methods.removal import carriers_of, heads_of, run_with
+from secateur.methods.removal import carriers_of, experts_left, heads_of, run_with
 from secateur.options import layers_of
 from secateur.probes.maps import BlockRun
 from secateur.records import base_record
 from secateur.search.race import Judge
 from secateur.search.removal import Goal, RemovalPoint
 from secateur.session import Session, decided_by_choices
-from secateur.surgery.operations import droppable
+from secateur.surgery.operations import droppable, keeps_enough_experts
 from secateur.surgery.shape import shape_of
 
 LOG = logging.getLogger("secateur")
@@ -128,7 +129,7 @@ class PlanSizes:
         for one in candidates:
             edits = dict.fromkeys(edit for block in one.blocks for edit in near.get(block, ()))
             local = Plan(plan.model, tuple(edits))
-            after = joined(local, one.edits)
+            after = joined(local, one.edits, self.session.loaded.anatomy)
             if after is not None:
                 was, now = self.kept(local), self.kept(after)
                 ways = [(was[name] - now[name]) / (1 - target) for name, target in open_.items()]
@@ -136,8 +137,9 @@ class PlanSizes:
         return {one: gain for one, gain in found.items() if gain > 1e-9}
 
 
-def joined(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
-    """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict."""
+def joined(plan: Plan, edits: Sequence[Edit], anatomy: Anatomy | None = None) -> Plan | None:
+    """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict, or a
+    router of the model with this anatomy would have too few experts."""
     runs = {block for edit in edits if isinstance(edit, Linearize) for block in edit.blocks}
     sites = {edit.site for edit in edits if not isinstance(edit, Linearize)}
     blocks = {site.block for site in sites}
@@ -151,9 +153,10 @@ def joined(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
             taken = old.site.block in runs or not sites.isdisjoint((old.site, *old.site.wholes))
         kept += [] if taken else [old]
     try:
-        return Plan(plan.model, (*kept, *edits))
+        wider = Plan(plan.model, (*kept, *edits))
     except PlanError:
         return None
+    return wider if anatomy is None or keeps_enough_experts(wider.dropped, anatomy) else None
 
 
 def _without(plan: Plan, edits: Sequence[Edit]) -> Plan | None:
@@ -177,6 +180,7 @@ def candidates_of(session: Session, plan: Plan, neurons: Mapping[int, Sequence[i
     if {"blocks", *FORMS}.isdisjoint(kinds) or len(plan.blocks_gone) + 1 >= anatomy.num_blocks:
         del sites["blocks"]
     sites |= {"heads": [site for site in heads_of(session) if site not in gone]}
+    sites |= {"experts": experts_left(session, plan)}
     for kind, some in sites.items():
         if kind in kinds or kind == "blocks":
             yield from (Candidate(kind, (Drop(s),)) for s in some if s.unit or droppable(s, anatomy))
@@ -228,7 +232,7 @@ def check(session: Session) -> None:
         if candidate.kind == "neurons":
             candidate = Candidate("ffns", (Drop(Site(min(candidate.blocks), "mlp")),))
         if len(least.blocks_gone) + 2 <= anatomy.num_blocks or candidate.kind != "blocks":
-            least = joined(least, candidate.edits) or least
+            least = joined(least, candidate.edits, anatomy) or least
     for name, share in config.targets.items():
         reach = sizes.kept(least)[name]
         if reach > share and "matrices" not in config.competing:
@@ -355,7 +359,7 @@ class Steps:
         for offer in sorted(offers, key=prices.__getitem__):
             if prices[offer] > ALONG * prices[best] or not taken.blocks.isdisjoint(offer.blocks):
                 continue
-            wider = joined(taken.plan, offer.edits)
+            wider = joined(taken.plan, offer.edits, self.session.loaded.anatomy)
             if wider is not None and self.sizes.progress(wider) < min(1.0, way + self.step):
                 candidates = (*taken.candidates, *offer.candidates)
                 sums = taken.predicted + offer.predicted, taken.measured + offer.measured
@@ -430,7 +434,7 @@ class Steps:
                 break
             if not far and any(candidate.blocks & other.blocks for other in taken):
                 continue
-            wider = joined(best, candidate.edits)
+            wider = joined(best, candidate.edits, self.session.loaded.anatomy)
             if wider is not None and len(wider.blocks_gone) < self.session.loaded.anatomy.num_blocks:
                 best, most, left = wider, min(most, SPREAD * cost), left - saved[candidate]
                 taken.append(candidate)

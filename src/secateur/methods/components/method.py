@@ -1,4 +1,4 @@
-"""Removal of heads and feed-forward networks as methods of `prune`: their options, and the way to
+"""Removal of heads, feed-forward networks and experts as methods of `prune`: their options, and the way to
 search and report.
 
 Imports no torch.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComponentsConfig(StepConfig):
-    """The options of `--method heads`, `ffns` and `components`."""
+    """The options of `--method heads`, `ffns`, `components` and `experts`."""
 
     params: float | None = params_option()
     random_orders: int = option(
@@ -34,13 +34,13 @@ class ComponentsConfig(StepConfig):
     )
     portable: bool = option(
         False,
-        "Only what a stock class can hold: the same number of heads and neurons everywhere.",
+        "Only what a stock class can hold: the same number of heads and neurons everywhere, as it is of experts.",
         flags="--portable",
     )
 
 
 class Components(Method):
-    """Remove heads, feed-forward networks, or both, step by step as far as the task allows."""
+    """Remove heads, feed-forward networks, both, or experts, step by step as far as the task allows."""
 
     Config = ComponentsConfig
 

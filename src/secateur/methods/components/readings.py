@@ -1,4 +1,4 @@
-"""Readings for removal of heads and networks: importance of parts under a plan, behavior of heads, side tasks.
+"""Readings for removal of heads, networks and experts: importance of parts under a plan, behavior of heads, side tasks.
 
 Importance is read on `probe`; what costs a pass with gradients is remembered in the ledger. At the end the readings of
 a forecast, which are drawn and noted instead of made.
@@ -19,9 +19,10 @@ from secateur.evaluation.evaluator import Evaluator
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.method import ComponentsConfig
 from secateur.methods.forecasting import DryRun, ReadingCost
-from secateur.methods.removal import heads_of, side_values
+from secateur.methods.removal import experts_left, experts_of, heads_of, side_values
 from secateur.options import layers_of
 from secateur.probes.ablation import ablation_importance
+from secateur.probes.experts import router_mass
 from secateur.probing.components import (
     BY_GRADIENT,
     ComponentReadings,
@@ -58,10 +59,13 @@ def ffns_left(session: Session, plan: Plan) -> list[Site]:
 def shown_kinds(session: Session) -> list[str]:
     """Return the kinds of parts whose importance the report shows: those that go, for a full report all."""
     method = session.options.method
-    asked = ("heads", "ffns") if session.options.full_report or method == "components" else (method,)
+    asked: tuple[str, ...] = ("heads", "ffns") if method == "components" else (method,)
+    if session.options.full_report:
+        asked = ("heads", "ffns", "experts")
     has = {
         "heads": session.loaded.anatomy.attending,
         "ffns": ffns_left(session, session.empty),
+        "experts": experts_of(session),
     }
     return [kind for kind in asked if has[kind]]
 
@@ -86,9 +90,12 @@ class RemovalReader:
         self._probe = session.probed
 
     def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
-        """Return a number for each part of a kind (`heads`, `ffns`) that `plan` leaves."""
+        """Return a number for each part of a kind (`heads`, `ffns`, `experts`) that `plan` leaves."""
         if kind == "heads":
             return self._confirmed(plan)
+        if kind == "experts":
+            read = self._effects(plan, experts_left(self._session, plan)).values
+            return {site: read.get(str(site), math.inf) for site in experts_of(self._session)}
         if self._session.config(ComponentsConfig).portable:
             values = self._gradients("neurons", plan).values
         else:
@@ -103,6 +110,10 @@ class RemovalReader:
             by_kind["heads"] = {"importance": self._gradients("heads", session.empty)}
         if "ffns" in shown_kinds(session):
             by_kind["ffns"] = {"loss": self._ablation(session.empty)}
+        if "experts" in shown_kinds(session):
+            mass = router_mass(session.loaded, session.encoded, self._probe, packing=self._judge.packing)
+            rise = self._effects(session.empty, experts_left(session, session.empty))
+            by_kind["experts"] = {"importance": mass, "expected_rise": rise}
         n = len(self._probe)
         reading = TaskReading(session.task.name, session.options.shots, n, n, by_kind)
         heads = self._behavior() if session.options.full_report else {}
@@ -140,7 +151,9 @@ class RemovalReader:
         What the model does without those that are predicted to be worth least is measured, in the metric that decides;
         the others follow as predicted.
         """
-        predicted = [Site.parse(site) for site, _ in self._head_effects(plan).ranked()]
+        predicted = [
+            Site.parse(site) for site, _ in self._effects(plan, heads_left(self._session, plan)).ranked()
+        ]
         near = predicted[: num_confirmed(self._session)]
         judged = self._judge([plan + Drop(site) for site in near], self._probe, "head measurement")
         key = self._session.objective.key
@@ -148,10 +161,9 @@ class RemovalReader:
         order = [*near, *predicted[len(near) :]]
         return {site: float(place) for place, site in enumerate(order)}
 
-    def _head_effects(self, plan: Plan) -> Readings:
-        """Return the expected rise of the loss without each head that is left, nats: below 0, it hurts."""
-        session, left = self._session, heads_left(self._session, plan)
-        contrast = decided_by_choices(session)
+    def _effects(self, plan: Plan, left: Sequence[Site]) -> Readings:
+        """Return the expected rise of the loss without each of the parts that are left, nats: below 0, it hurts."""
+        session, contrast = self._session, decided_by_choices(self._session)
         key = f"head effects {digest([contrast, plan.to_json()['edits'], len(self._probe), *map(str, left)])}"
         known = session.recall(key, Readings.from_json)
         if known is not None:
@@ -182,10 +194,11 @@ class DryRemovalReadings:
     def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
         """Note the pass with gradients, or the plans that leave out each network that is left."""
         if (kind, plan) not in self._read:
-            if kind == "heads":
-                sites = tuple(heads_left(self._session, plan))
-                choices, n = decided_by_choices(self._session), len(self._probe)
-                self._dry.read(ReadingCost(HEADS, "probe", n, sites, passes=2.0, blocks=1.0, choices=choices))
+            if kind == "experts":
+                self._effects(experts_left(self._session, plan))
+            elif kind == "heads":
+                sites = heads_left(self._session, plan)
+                self._effects(sites)
                 count = num_confirmed(self._session)
                 near = sites[:: max(1, len(sites) // count)][:count]
                 self._judge([plan + Drop(site) for site in near], self._probe, "head measurement")
@@ -206,6 +219,10 @@ class DryRemovalReadings:
             self._gradients("heads")
         if "ffns" in shown_kinds(self._session) and ("ffns", empty) not in self._read:
             self._ablation(empty)
+        if "experts" in shown_kinds(self._session):
+            self._dry.read(ReadingCost("router mass", "probe", len(self._probe), (), passes=1.0))
+            if ("experts", empty) not in self._read:
+                self._effects(experts_left(self._session, empty))
         if self._session.options.full_report:
             self._dry.read(ReadingCost("behavior", "probe", 0, ()))
         return ComponentsRecord()
@@ -214,6 +231,10 @@ class DryRemovalReadings:
         """Note the side tasks, which are read from their files, and judged."""
         self._dry.read(ReadingCost("sides read", "probe", 0, ()))
         return side_values(self._session, plans)
+
+    def _effects(self, left: Sequence[Site]) -> None:
+        n, choices = len(self._probe), decided_by_choices(self._session)
+        self._dry.read(ReadingCost(HEADS, "probe", n, tuple(left), passes=2.0, blocks=1.0, choices=choices))
 
     def _gradients(self, kind: str) -> None:
         self._dry.read(ReadingCost(NAMES[kind], "probe", len(self._probe), (), passes=2.0))

@@ -1,4 +1,4 @@
-"""Types of what removal of heads and networks writes into analysis.json and verdict.json. No torch."""
+"""Types of what removal of heads, networks and experts writes into analysis.json and verdict.json. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.core.records.record import Number, Record
 class RemovalSearchRecord(Record):
     """The search of heads or networks, in verdict.json."""
 
-    method: str = Field(description="`heads`, `ffns` or `components`")
+    method: str = Field(description="`heads`, `ffns`, `components` or `experts`")
     proposed: int = Field(
         description="different plans among the points of all orders, the original not counted"
     )
@@ -27,6 +27,7 @@ class PointRecord(Record):
     ffns_removed: Number = Field(
         description="share of the feed-forward networks; one that loses a third of its neurons counts as a third"
     )
+    experts_removed: Number = Field(default=0, description="share of the experts of mixtures")
     parameters: Number = Field(description="fraction kept")
     value: Number = Field(description="the metric on `select`")
     loss: Number = Field(description="nats per token on `select`")
@@ -57,8 +58,8 @@ class ChosenRecord(Record):
 class PruningRecord(Record):
     """Quality at every step, in every order of removal."""
 
-    what: str = Field(description="`heads`, `ffns` or `components` (both)")
-    unit: str = Field(description="what leaves at a time: `head` or `KV group`")
+    what: str = Field(description="`heads`, `ffns`, `components` (both) or `experts`")
+    unit: str = Field(description="what leaves at a time: `head`, `KV group` or `expert`")
     step: Number = Field(description="share removed in a step")
     metric: str = Field(description="what decides, as in the verdict")
     metric_unit: str = Field(description="`share` or `nats/token`")
@@ -67,7 +68,7 @@ class PruningRecord(Record):
         description="how much worse than the original a point may be, in the metric's unit"
     )
     target: float | None = Field(
-        description="share of heads or networks to remove (of neurons with `--portable`)"
+        description="share of heads, networks or experts to remove (of neurons with `--portable`)"
     )
     params: float | None = Field(description="fraction of the parameters to keep")
     series: list[SeriesRecord] = Field(

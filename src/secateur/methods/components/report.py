@@ -1,4 +1,4 @@
-"""Sections of a run that removed heads and networks: curves of every order of removal, and what the parts are worth.
+"""Sections of a run that removed heads, networks or experts: curves of every order of removal, what parts are worth.
 
 A figure for each quantity, against the share that is removed: a line for each order, a band for random ones. Knows no
 torch.
@@ -43,6 +43,7 @@ NOUNS = {
     "heads": ("heads", "heads"),
     "ffns": ("feed-forward networks", "FFNs"),
     "components": ("parameters", "parameters"),
+    "experts": ("experts", "experts"),
 }
 
 
@@ -94,11 +95,12 @@ class PanelQuantity:
 
 
 def removed(record: PruningRecord, point: PointRecord) -> float:
-    """Return the percentage of heads, networks or parameters that is gone at a point."""
+    """Return the percentage of heads, networks, parameters or experts that is gone at a point."""
     shares = {
         "heads": point.heads_removed,
         "ffns": point.ffns_removed,
         "components": 1 - point.parameters,
+        "experts": point.experts_removed,
     }
     return 100 * shares[record.what]
 

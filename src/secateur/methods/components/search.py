@@ -1,4 +1,4 @@
-"""Heads, feed-forward networks, or both: removed in steps, re-scored after each, as far as the task allows.
+"""Heads, feed-forward networks, both, or experts: removed in steps, re-scored after each, as far as the task allows.
 
 Importance is read on `probe`, how far to go is chosen on `select`; `test` is not touched. For a full report, beside the
 removal that is chosen from stand the paper's, with ranks taken once, and random orders.
@@ -31,15 +31,15 @@ from secateur.methods.components.records import (
     SeriesRecord,
 )
 from secateur.methods.method import CountingJudge, Proposal
-from secateur.methods.removal import goal_of, heads_of, is_grouped, kept_share, parameters_left
+from secateur.methods.removal import experts_of, goal_of, heads_of, is_grouped, kept_share, parameters_left
 from secateur.options import layers_of
 from secateur.records import base_record
 from secateur.search.race import Judge
 from secateur.search.removal import Goal, PrunableGroup, Pruner, Removal, advanced, steps
 from secateur.session import Session
-from secateur.surgery.operations import droppable
+from secateur.surgery.operations import droppable, droppable_experts
 from secateur.surgery.portable import losses
-from secateur.surgery.shape import ffns_gone, heads_gone
+from secateur.surgery.shape import experts_gone, ffns_gone, heads_gone
 
 LOG = logging.getLogger("secateur")
 
@@ -75,7 +75,7 @@ def _goal(session: Session) -> Goal:
 
 
 def groups_of(session: Session) -> list[PrunableGroup]:
-    """Return the parts that may go, heads before networks.
+    """Return the parts that may go, heads before networks; experts equally many of each block.
 
     Raises: `PlanError` where there are none, or where a stock class could not hold what is left.
     """
@@ -83,6 +83,8 @@ def groups_of(session: Session) -> list[PrunableGroup]:
     portable, blocks = session.config(ComponentsConfig).portable, layers_of(anatomy, session.options)
     if portable:
         _check_portable(anatomy, method, blocks)
+    if method == "experts":
+        return [_experts(session)]
     groups = []
     if method != "ffns":
         heads = heads_of(session)
@@ -105,6 +107,18 @@ def groups_of(session: Session) -> list[PrunableGroup]:
     return groups
 
 
+def _experts(session: Session) -> PrunableGroup:
+    """Return the experts that may go. Raises: `PlanError` where there are none."""
+    anatomy, sites = session.loaded.anatomy, experts_of(session)
+    if not sites:
+        raise PlanError(
+            f"no expert of {anatomy.architecture} can go: it has none there, or its routers need all or look at "
+            "groups of equally many. Take --method heads."
+        )
+    most = min(droppable_experts(anatomy, block) for block in {site.block for site in sites})
+    return PrunableGroup("experts", sites, tuple(range(most + 1)))
+
+
 def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
     """Raise `PlanError` where no cut of this kind leaves a stock model."""
     name, family = anatomy.architecture, anatomy.details
@@ -114,12 +128,12 @@ def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
         raise PlanError(
             "--portable needs the same shape in every block, so it cannot be joined with --layers."
         )
-    if method != "ffns" and not anatomy.free_heads:
+    if method in ("heads", "components") and not anatomy.free_heads:
         raise PlanError(
             f"--portable: {name} fixes the size of a head by their number, so a stock checkpoint has all of them. "
             "Take --method ffns, or leave out --portable."
         )
-    if method != "heads" and family.width is None:
+    if method in ("ffns", "components") and family.width is None:
         raise PlanError(f"--portable: {name} fixes the width of its feed-forward networks.")
 
 
@@ -223,7 +237,7 @@ def _snapped(session: Session, groups: Sequence[PrunableGroup]) -> str | None:
         widths = session.loaded.anatomy.widths
         sizes = sorted({width.num_heads // width.num_kv_heads for width in widths if width.num_kv_heads})
         words.append(f"whole KV groups of {' or '.join(map(str, sizes))} query heads")
-    if session.config(ComponentsConfig).portable:
+    if groups[0].removable_counts:
         words.append("the same number in every block")
     return ", ".join(words) or None
 
@@ -248,7 +262,8 @@ def pruning_record(
         chosen: Index of the point of the first removal that was taken.
         snapped: What shares were rounded to.
     """
-    goal, anatomy = _goal(session), session.loaded.anatomy
+    goal, method = _goal(session), session.options.method
+    unit = "KV group" if is_grouped(session.loaded.anatomy) else "head"
     shown = [point.plan for removal in removals if removal.seed is None for point in removal.points]
     full = session.options.full_report
     plans = list(dict.fromkeys(shown))
@@ -262,8 +277,8 @@ def pruning_record(
             points.append(point_record(session, point.plan, outcomes[point.plan], beside, components))
         series.append(SeriesRecord(order=removal.order, seed=removal.seed, points=points))
     return PruningRecord(
-        what=session.options.method,
-        unit="KV group" if is_grouped(anatomy) else "head",
+        what=method,
+        unit="expert" if method == "experts" else unit,
         step=session.config(ComponentsConfig).step,
         metric=goal.metric.name,
         metric_unit=goal.metric.unit,
@@ -294,6 +309,7 @@ def point_record(
     return PointRecord(
         heads_removed=len(gone) / max(1, num_heads),
         ffns_removed=ffns_gone(plan, anatomy),
+        experts_removed=experts_gone(plan, anatomy),
         parameters=kept_share(session, plan),
         value=session.objective.metric.mean(outcomes),
         loss=base_record(outcomes).loss,
