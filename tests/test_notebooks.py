@@ -77,6 +77,12 @@ def test_it_is_a_notebook_that_was_run_in_order_without_an_error(path):
 
 
 @each_notebook
+def test_what_is_said_between_the_cells_is_written_out(path):
+    texts = [source(cell) for cell in notebook(path)["cells"] if cell["cell_type"] == "markdown"]
+    assert [text for text in texts if len(text) < 60] == []
+
+
+@each_notebook
 def test_nbformat_finds_it_valid(path):
     nbformat = pytest.importorskip(
         "nbformat", reason="nbformat is not installed: it is in the extra notebooks"

@@ -398,7 +398,8 @@ def test_a_result_is_shown_in_a_line_and_in_a_few_of_html(result):
     shown, verdict = repr(result), result.verdict
     assert "\n" not in shown
     assert len(shown) < 250
-    for piece in (verdict["verdict"], verdict["metric"], str(result.plan), str(result.out)):
+    cut = "layer 2, MLP gate projection: 1 of 96 components kept (b2.gate)"
+    for piece in (verdict["verdict"], verdict["metric"], cut, str(result.out)):
         assert piece in shown
     page = result._repr_html_()
     assert "<b>improves</b>" in page

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -43,11 +44,11 @@ from secateur.forecast.fleet import UTILIZATION, DeviceFleet
 from secateur.gains.length import THREADS, Length
 from secateur.given import OneTask, Tasks, task_word, task_words
 from secateur.hf.source import GGUF, place_of, with_gguf
-from secateur.inputs import folder_names, inputs, inputs_of, kept_of, tasks_of
+from secateur.inputs import folder_names, inputs, inputs_of, kept_of, model_places, tasks_of
 from secateur.keywords import CommonOptions, ProbeOptions, PruneOptions
 from secateur.methods.registry import OURS, method_options, method_reading, method_readings, read_options
 from secateur.options import Options
-from secateur.result import ProbeResult, Result, read_verdict
+from secateur.result import ProbeResult, Result
 from secateur.signatures import verb
 from secateur.tracking import open_log
 
@@ -578,17 +579,17 @@ def push(folder: str | Path, repo: str, *, private: bool = False, dry_run: bool 
     check_name(str(folder), OutputError)
     from secateur.checkpoint.push import push
 
-    if (Path(folder) / "plan.json").exists() and not read_plan(Path(folder)).edits:
-        LOG.warning("%s holds the unchanged model: its plan cuts nothing", folder)
+    if _is_unchanged(folder):
+        LOG.warning("%s holds the unchanged model: its plan cuts nothing.", folder)
     return push(Path(folder), repo, private=private, dry_run=dry_run).to_json()
 
 
 def push_cut(folder: str | Path, repo: str, *, private: bool = False) -> dict[str, Any] | None:
     """Upload a checkpoint as `push` does; one that holds the unchanged model is left here, and None is returned."""
-    file = Path(folder) / "verdict.json"
-    if file.exists() and _holds(file) != "cut":
+    if _is_unchanged(folder):
         LOG.warning(
-            "nothing was pushed, because %s holds the unchanged model; secateur push %s %s pushes it all the same.",
+            "%s holds the unchanged model: its plan cuts nothing. So nothing was pushed; `secateur push %s %s` pushes "
+            "it all the same.",
             folder,
             folder,
             repo,
@@ -598,14 +599,9 @@ def push_cut(folder: str | Path, repo: str, *, private: bool = False) -> dict[st
     return pushed
 
 
-def _holds(file: Path) -> str:
-    """Return what a checkpoint holds by its verdict: `cut` or `original`."""
-    from secateur.core.records.verdict import VerdictRecord
-
-    verdict = VerdictRecord.from_values(
-        read_verdict(file), file, OutputError, "Make it again by --overwrite."
-    )
-    return verdict.handed_over.holds
+def _is_unchanged(folder: str | Path) -> bool:
+    """Return True for a checkpoint with a plan that cuts nothing. Raises: `PlanError` for a plan that is broken."""
+    return os.path.exists(Path(folder) / "plan.json") and not read_plan(Path(folder)).edits
 
 
 # -------------------------------------------------------------------------------------------------------------- probe
@@ -647,9 +643,7 @@ def probe(
             counts = [replace(asked, shots=number).shots for number in numbers or [0]]
             if not tasks and set(names) != {"induction"}:
                 raise TaskError(f"--what {','.join(names)} is read on a task: give --task.")
-            held = asked.in_memory
-            places = inputs([asked.model]) if held is None else inputs(files=[held.source])
-            reads = [*places, *inputs(tasks=tasks)]
+            reads = [*model_places(asked), *inputs(tasks=tasks)]
             with made_early(out, reads=reads):
                 from secateur.probing.components import read_record
 
@@ -789,10 +783,14 @@ def need_map(
         with made_early(out, reads=inputs_of(asked)):
             from secateur.probing.map import read_map
 
+            named, expect = [kind for kind in MAPPED if kind in kinds], None
+            if isinstance(progress, StagedProgress):
+                from secateur.forecast.record import map_seconds
+
+                expect = partial(map_seconds, kinds=named, split=split, checks=checks)
             record = read_map(
-                asked, [kind for kind in MAPPED if kind in kinds], split, Path(out), checks=checks, ledger=held,
-                progress=progress,
-            )  # fmt: skip
+                asked, named, split, Path(out), checks=checks, ledger=held, progress=progress, expect=expect
+            )
             return record.model_dump(exclude_unset=True)
 
 

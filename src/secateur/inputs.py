@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from secateur.hf.source import place_of
-from secateur.options import Options
+from secateur.hf.source import place_of, stated_blocks
+from secateur.options import Options, block_range
 from secateur.tasks.joint import distinct
 from secateur.tasks.load import files_of
 
@@ -25,12 +25,22 @@ def inputs(
 
 
 def inputs_of(options: Options, *files: str | Path | None) -> list[Path]:
-    """Return the folders and files behind all that options name, and `files`."""
-    tasks = tasks_of(options)
+    """Return the folders and files behind all that options name, and `files`. Raises: as `inputs`, `model_places`."""
     device_map = options.device_map if (options.device_map or "").endswith(".json") else None
+    return model_places(options) + inputs(tasks=tasks_of(options), files=[device_map, *files])
+
+
+def model_places(options: Options) -> list[Path]:
+    """Return the folder or file of the model that options name.
+
+    Raises: `UnknownName`, `ModelError` for a model that is not there; `UnknownName` for `--layers` that it has not.
+    """
     if options.in_memory is not None:
-        return inputs([], tasks, [options.in_memory.source, *files])
-    return inputs([options.model], tasks, [device_map, *files])
+        return inputs(files=[options.in_memory.source])
+    (place,) = inputs([options.model])
+    if options.layers is not None and (count := stated_blocks(place)) is not None:
+        block_range(options.layers, count)
+    return [place]
 
 
 def tasks_of(options: Options) -> list[str]:

@@ -272,11 +272,15 @@ SPEED_ONLY = frozenset(one.name for one in options_of(Options) if one.option.spe
 
 def layers_of(anatomy: Anatomy, options: Options) -> range:
     """Return the blocks asked for. Raises: `UnknownName` where the model has not all of them."""
-    low, high = options.layers or (0, anatomy.num_blocks)
-    if not 0 <= low < high <= anatomy.num_blocks:
+    return block_range(options.layers, anatomy.num_blocks)
+
+
+def block_range(layers: tuple[int, int] | None, count: int) -> range:
+    """Return the blocks that `--layers` means in a model of `count` blocks, without it all. Raises: `UnknownName`."""
+    low, high = layers or (0, count)
+    if not 0 <= low < high <= count:
         raise UnknownName(
-            f"layers {low}:{high} are not in this model: it has blocks 0 to {anatomy.num_blocks - 1} (all of them: "
-            f"0:{anatomy.num_blocks})."
+            f"layers {low}:{high} are not in this model: it has blocks 0 to {count - 1} (all of them: 0:{count})."
         )
     return range(low, high)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from secateur.checkpoint.folder import Folder
 from secateur.core.baseline import baseline_text, no_room
 from secateur.core.ledger import Ledger, check_ledger
-from secateur.core.progress import Progress, StagedProgress, duration, silent
+from secateur.core.progress import Progress, silent
 from secateur.core.recipe_file import RECIPE, recipe_text
 from secateur.core.records.verdict import BaselineRecord
 from secateur.core.search_log import OpenLog, SearchLog
@@ -79,7 +79,7 @@ def _prune(
         logged = replace(session, log=search_log)
         start = measured_baseline(logged)
         if expect is not None:
-            _say_expected(session, expect)
+            session.expect(expect(session))
         proposal = method_named(session.options.method).search(logged)
     journal.remember(run, "tried", proposal.tried)
     verdict = cut_and_verify(session, proposal, start, folder.staging)
@@ -89,15 +89,6 @@ def _prune(
     folder.publish()
     journal.finish_run(run, verdict["verdict"])
     return Result(folder.out, Verdict(verdict), proposal.plan)
-
-
-def _say_expected(session: Session, expect: Expect) -> None:
-    """Say how long the run will take, before the search begins, and let progress know."""
-    seconds = expect(session)
-    each = ", ".join(f"{stage} {duration(taken)}" for stage, taken in seconds.items() if taken >= 1)
-    LOG.info("expected to take %s: %s", duration(sum(seconds.values())), each)
-    if isinstance(session.progress, StagedProgress):
-        session.progress.expect(seconds)
 
 
 def measured_baseline(session: Session) -> BaselineRecord:

@@ -18,7 +18,7 @@ from secateur.core.config import Config
 from secateur.core.ledger import Ledger
 from secateur.core.machine import Loading
 from secateur.core.plan import Plan
-from secateur.core.progress import Progress, StagedProgress, silent
+from secateur.core.progress import Progress, StagedProgress, duration, silent
 from secateur.core.score import METRICS, OUTCOME
 from secateur.core.search_log import SearchLog
 from secateur.errors import TaskError, TooLong
@@ -76,6 +76,13 @@ class Session:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Say how long a run will take, before it begins, and let progress know: seconds by stage, in their order."""
+        each = ", ".join(f"{stage} {duration(taken)}" for stage, taken in seconds.items() if taken >= 1)
+        LOG.info("expected to take %s: %s", duration(sum(seconds.values())), each)
+        if isinstance(self.progress, StagedProgress):
+            self.progress.expect(seconds)
 
     @cached_property
     def scope(self) -> str:

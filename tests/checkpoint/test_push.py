@@ -215,6 +215,9 @@ def test_an_unchanged_model_is_said_to_be_one(hub, checkpoint, caplog):
         (checkpoint / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
         result = secateur("push", checkpoint, "me/cut", "--dry-run")
         assert (result.exit_code, "holds the unchanged model" in caplog.text) == (0, told)
+    assert api.push_cut(checkpoint, "me/cut") is None
+    assert "So nothing was pushed" in caplog.text
+    assert hub.paths == []
 
 
 @pytest.mark.parametrize("hub", [403], indirect=True)

@@ -63,7 +63,7 @@ OFFLOAD = {
 CUT = {
     "--report": WORDS,
     "--method": WORDS, "--objective": WORDS, "--matrices": (*WORDS, ","), "--grid": WORDS, "--side": WORDS,
-    "--layers": (*WORDS, "-1:2", "2:2", "3:1", "1:2:3", "²", "9" * 5000),
+    "--layers": (*WORDS, "-1:2", "2:2", "3:1", "1:2:3", "²", "9" * 5000, "99:100", "2"),
     "--target": SHARES, "--step": SHARES, "--params": (*SHARES, "1"), "--max-loss": NOT_NEGATIVE,
     "--random-orders": FROM_ZERO, "--protocol": WORDS, "--blocks": COUNTED, "--attentions": COUNTED, "--by": WORDS,
     "--form": WORDS, "--rank": COUNTED, "--goal": WORDS, "--kinds": WORDS, "--kv-bytes": (*SHARES, "1"),
@@ -105,12 +105,13 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     "transfer": OF_TASK | SHOTS | WRITTEN | MACHINE | OFFLOAD | {"--objective": WORDS},
     "map": {k: v for k, v in OF_TASK.items() if k != "--test-task"} | SHOTS | MACHINE | OFFLOAD | {
         "--what": (*WORDS, "heads,nonsense", "induction"), "--split": (*WORDS, "test"), "--checks": FROM_ZERO,
-        "--layers": ("x", "2:2"), "--objective": WORDS,
+        "--layers": ("x", "2:2", "1:3"), "--objective": WORDS,
     },
     "probe": {k: v for k, v in OF_TASK.items() if k != "--test-task"} | MACHINE | OFFLOAD | {
         "--what": (*WORDS, "heads,nonsense", "heads,tail", "tail"), "--split": (*WORDS, "test"),
         "--shots": ("-1", "x", "", "0,,1", HUGE), "--top": ("0", "-1", "x"), "--matrices": WORDS, "--grid": WORDS,
-        "--layers": ("x", "2:2"), "--finer": ("--what linearity --finer nonsense", "heads"),
+        "--layers": ("x", "2:2", "2", "--what heads --layers 2"),
+        "--finer": ("--what linearity --finer nonsense", "heads"),
         "--also": ("--what linearity --also nowhere/at/all", "--what linearity --also m", "m"),
         "--revisions": ("a",), "--edit": ("--what heads --edit b1.down=3",),
     },

@@ -24,8 +24,8 @@ from secateur.hf.anatomy import anatomy
 from secateur.hf.fingerprint import fingerprint
 from secateur.methods.budget import search as budget
 from secateur.methods.budget.readings import Candidate
-from secateur.methods.budget.records import BudgetRecord
-from secateur.methods.budget.report import front_figure
+from secateur.methods.budget.records import BudgetAnalysis, BudgetRecord
+from secateur.methods.budget.report import front_figure, sections
 from secateur.methods.registry import read_options
 from secateur.session import early_session
 from secateur.surgery.shape import shape_of
@@ -101,6 +101,19 @@ def test_what_is_written_keeps_to_the_budget(pruned, share):
     page = (pruned / "report.html").read_text()
     assert '<section id="budget">' in page
     assert "so the curve flatters itself" in page
+
+
+def test_moves_are_named_in_plain_words(pruned):
+    record = read(pruned, "analysis.json")
+    moves = record["budget"]["moves"]
+    for move, kind in zip(moves, ("even", "mixed"), strict=False):
+        move["kind"] = kind
+    (section,) = sections(
+        VerdictRecord.model_validate(read(pruned, "verdict.json")), BudgetAnalysis.model_validate(record)
+    )
+    assert "<td>several kinds together</td>" in section.body[-1]
+    assert "<td>the same share of the neurons of every network</td>" in section.body[-1]
+    assert "<td>even</td>" not in section.body[-1]
 
 
 def test_the_front_is_a_plotly_figure_with_a_point_for_each(pruned):

@@ -266,7 +266,7 @@ def test_stopped_it_goes_on_to_the_same_numbers(place, record, monkeypatch):
     import secateur.probing.map as under_test
 
     calls = []
-    real = under_test.block_effects
+    real = under_test.effects_both_ways
 
     def stopping(*args, **kwargs):
         calls.append(1)
@@ -274,7 +274,7 @@ def test_stopped_it_goes_on_to_the_same_numbers(place, record, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(under_test, "block_effects", stopping)
+    monkeypatch.setattr(under_test, "effects_both_ways", stopping)
     asked = (str(place / "m"), str(place / "q.jsonl"), place / "stopped")
     with pytest.raises(KeyboardInterrupt):
         package.need_map(*asked, limit=160)

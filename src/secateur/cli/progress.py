@@ -35,7 +35,6 @@ STAGES = {
     "head screen": "screening parts by gradients",
     "head measurement": "measuring without single heads",
     "importance": "importance by gradients",
-    "first order": "first order by gradients",
     "in block": "pricing each component in its block",
     "ablation": "measuring without single parts",
     "screen": "screening candidates by gradients",

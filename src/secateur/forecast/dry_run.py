@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, assert_never
@@ -24,9 +24,12 @@ from secateur.evaluation.measurement import GENERATED_TOKENS
 from secateur.hf.load import Loaded
 from secateur.methods.forecasting import Habits, ReadingCost
 from secateur.methods.registry import method_named
+from secateur.options import layers_of
+from secateur.probing.components import CHECK_EXAMPLES
+from secateur.probing.map import PARTS, QUARTERS, components_of, networks_of
 from secateur.search.evidence import Evidence
 from secateur.search.race import FIRST_RUNG, Objective
-from secateur.session import Session
+from secateur.session import MAX_PROBED, Session, decided_by_choices
 from secateur.surgery.operations import OUTPUTS
 from secateur.tasks.example import Task
 from secateur.tasks.joint import tested
@@ -335,4 +338,44 @@ def dry_run(session: Session, case: str, sides: Mapping[str, str]) -> list[Work]
         method.dry_search(DrySession.of(session, recorder, sides), recorder)
     finally:
         LOG.setLevel(level)
+    return recorder.works
+
+
+def map_work(session: Session, kinds: Sequence[str], split: str, checks: int) -> list[Work]:
+    """Return the work of `secateur map`: its readings of every component, and the removals.
+
+    Args:
+        kinds: Names in `MAPPED`.
+        split: The split that is read.
+        checks: Components of each kind that are taken out.
+    """
+    anatomy, recorder = session.loaded.anatomy, Recorder("expected", Habits(), "readings")
+    blocks, examples = layers_of(anatomy, session.options), session.task.split(split)[:MAX_PROBED]
+    found = {kind: list(of_kind.values()) for kind, of_kind in components_of(session, kinds).items()}
+    if "neurons" in kinds:
+        parts = (Site(block, "mlp", "n", part) for block in networks_of(session) for part in range(PARTS))
+        found["neurons"] = [session.empty + Drop(part) for part in parts]
+
+    def read(what: str, sites: Iterable[Site], **cost: Any) -> None:
+        recorder.read(ReadingCost(what, split, len(examples), tuple(sites), **cost))
+
+    if set(kinds) != {"matrices"}:
+        read("head importance", (), passes=2.0)
+        read("neuron importance", (), passes=2.0)
+    # each quarter of the blocks costs a pass forward, and one back to its lowest
+    passes = sum(2 - block / anatomy.num_blocks for block in blocks[:: -(-len(blocks) // QUARTERS)])
+    own = [Site(plan.lowest_block or 0) for plans in found.values() for plan in plans]
+    contrast = decided_by_choices(session)
+    read("edit effects", own, passes=passes, blocks=1.0, choices=contrast)
+    read("first order", map(Site, blocks), blocks=2.0, choices=contrast)
+    if "matrices" in found:
+        written = {edit.matrix for plan in found["matrices"] for edit in plan.truncated}
+        read("spectra", sorted(written), decomposes=True)
+    if "heads" in found:
+        read("behavior", (), times=0.1)  # the shortest quarter of the sequences, a tenth of their tokens
+    if "blocks" in found:
+        read("linear fits", map(Site, blocks), passes=2.0, fits=True)
+    recorder.stage = "removals"
+    removed = [plans[len(plans) * n // checks] for plans in found.values() for n in range(checks)]
+    DrySession.of(session, recorder, {}).judge()([session.empty, *removed], examples[:CHECK_EXAMPLES])
     return recorder.works

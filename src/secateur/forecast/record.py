@@ -17,7 +17,7 @@ from secateur.evaluation.batching import Packing
 from secateur.evaluation.measurement import SideTask
 from secateur.evaluation.workers import Limits, spectra_bytes
 from secateur.forecast.count import Amounts, Counted, decomposition
-from secateur.forecast.dry_run import CHORES, Judged, Read, SideWork, Work, dry_run, empty, proof
+from secateur.forecast.dry_run import CHORES, Judged, Read, SideWork, Work, dry_run, empty, map_work, proof
 from secateur.forecast.fleet import DeviceFleet
 from secateur.forecast.load import CACHE_BYTES, Loads, places_of
 from secateur.forecast.records import FloorsRecord
@@ -135,6 +135,23 @@ def expected_seconds(session: Session) -> dict[str, float]:
         for stage in sorted(seconds, key=lambda stage: stage == "verify")
         if stage != "load"
     }
+
+
+def map_seconds(session: Session, kinds: Sequence[str], split: str, checks: int) -> dict[str, float]:
+    """Return the seconds that are expected of each stage of a map that begins now, at the pace of a pass here.
+
+    Args:
+        kinds: Names in `MAPPED`.
+        split: The split that is read.
+        checks: Components of each kind that are taken out.
+    """
+    anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
+    works = map_work(session, kinds, split, checks)
+    loads = Loads(places_of(session, {}), session.judge().packing, anatomy.d_model * itemsize)
+    room, stored = spectra_bytes(anatomy.num_parameters * itemsize), session.options.spectra is not None
+    machine = measured_here(session, Counted(anatomy, loads, room, stored), _readings(works))
+    stages = _stages(works, Counted(anatomy, loads, room, stored), machine, 1)
+    return {stage: sums.get("seconds", 0.0) for stage, sums in stages.items()}
 
 
 def _readings(works: Sequence[Work]) -> list[ReadingCost]:

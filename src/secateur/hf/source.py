@@ -131,6 +131,20 @@ def place_of(name: str) -> Path:
     return local or Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
 
 
+def stated_blocks(place: Path) -> int | None:
+    """Return how many blocks the files of a model state, the most where there are several stacks; None where they say
+    nothing. Raises: `ModelError` for files that are damaged."""
+    if place.is_file():
+        stated = [read_header(place).number("block_count")]
+    elif (place / CONFIG).exists():
+        config = read_config(place)
+        text = config.get("text_config")
+        stated = [of.get(name) for of in (config, text) if isinstance(of, dict) for name in _DEPTHS]
+    else:
+        return None
+    return max((count for count in stated if isinstance(count, int)), default=None)
+
+
 def with_gguf(name: str, file: str | None) -> str:
     """Return the word for one GGUF file of a folder or a hub model: `FOLDER/FILE`, or `owner/model/FILE`.
 
@@ -336,7 +350,9 @@ def _ask_hub(ask: Callable[..., Answer], name: str, revision: str | None, **what
 
 
 def _unreachable(name: str) -> str:
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
     return (
-        f"there is no folder {name!r}, it is not in the local cache, and the hub cannot be reached. Give "
-        f"the path of a checkpoint folder that you have here, or go online.{beside(Path(name))}"
+        f"there is no folder {name!r}, {why}, and there is no copy of it in {constants.HF_HUB_CACHE} (HF_HUB_CACHE "
+        "names another folder). Give the path of a checkpoint folder that you have here, or go online."
+        f"{beside(Path(name))}"
     )

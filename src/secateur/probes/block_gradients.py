@@ -3,7 +3,7 @@
 With both, whatever is done inside a block can be tried on that block alone: no other block runs again.
 `block_effects` prices edits of any kind so: the change of the block's output is exact, what the rest of the model makes
 of it is taken to first order, from the gradient of each example's margin. `first_order_effects` takes the rest of the
-block to first order too: then no block runs again for any plan.
+block to first order too: then no block runs again for any plan. `effects_both_ways` does both by the same passes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, product
 from operator import itemgetter
 
 import numpy as np
@@ -192,33 +192,106 @@ def block_effects(
     Cost: one forward and one backward pass over the examples for as many blocks as there is room for, and one pass
         through a block for each different set of edits in it.
     """
-    plans = list(dict.fromkeys(plans))
-    parts = {plan: _by_block(plan) for plan in plans}
-    pieces: dict[int, list[Plan]] = {}
-    for by_block in parts.values():
-        for block, piece in by_block.items():
-            pieces.setdefault(block, []).append(piece)
-    pieces = {block: sorted(set(some), key=str) for block, some in pieces.items()}
-    total = sum(map(len, pieces.values()))
-
-    def run(packing: Packing) -> PredictedEffects:
-        effects: dict[Plan, PerExample] = {}
-        margins = answer_margin.unread(examples)
-        for read in read_blocks(answer_margin, examples, pieces, packing, room):
-            margins = read.margins
-            for block in read.blocks:
-                before = [read.leaving(block, batch) for batch in range(len(read.batches))]
-                for piece in pieces[block]:
-                    effects[piece] = _effect(answer_margin, read, block, before, piece, spectra)
-                    progress(stage, len(effects), total)
-        nothing = np.zeros(len(examples))
-        changes = {plan: sum((effects[piece] for piece in parts[plan].values()), nothing) for plan in plans}
-        return PredictedEffects(margins, changes)
-
     loaded = answer_margin.loaded
     carried_out = () if under is None else resolve(under, loaded.anatomy, loaded.fingerprint)
     with masked(loaded.model, carried_out, spectra):
-        return with_room(packing, run)
+        (found,) = _read(
+            answer_margin, examples, [_InBlock(list(plans), progress, stage)], spectra, packing, room
+        )
+    return found
+
+
+class _InBlock:
+    """Add up what the pieces of plans change in each block, exactly."""
+
+    def __init__(self, plans: Sequence[Plan], progress: Progress, stage: str) -> None:
+        self._parts = {plan: _by_block(plan) for plan in plans}
+        pieces: dict[int, set[Plan]] = {}
+        for by_block in self._parts.values():
+            for block, piece in by_block.items():
+                pieces.setdefault(block, set()).add(piece)
+        self.blocks = {block: sorted(some, key=str) for block, some in pieces.items()}
+        self._progress, self._stage, self._effects = progress, stage, dict[Plan, PerExample]()
+
+    def begin(self) -> None:
+        """Forget what was added."""
+        self._effects.clear()
+
+    def add(self, answer_margin: AnswerMargin, read: BlockGradients, block: int, spectra: Spectra) -> None:
+        """Try every piece of one block on the examples that were read."""
+        before = [read.leaving(block, batch) for batch in range(len(read.batches))]
+        total = sum(map(len, self.blocks.values()))
+        for piece in self.blocks[block]:
+            self._effects[piece] = _effect(answer_margin, read, block, before, piece, spectra)
+            self._progress(self._stage, len(self._effects), total)
+
+    def changes(self, count: int) -> dict[Plan, PerExample]:
+        """Return the change of each of `count` examples' margin under each plan."""
+        nothing = np.zeros(count)
+        return {
+            plan: sum((self._effects[piece] for piece in parts.values()), nothing)
+            for plan, parts in self._parts.items()
+        }
+
+
+class _ToFirstOrder:
+    """Add up what the weights that plans take away add to first order, block by block."""
+
+    def __init__(self, plans: Sequence[Plan], anatomy: Anatomy, progress: Progress, stage: str) -> None:
+        self.blocks: dict[int, dict[Matrix, list[tuple[Plan, Edit]]]] = {}
+        self._plans = list(dict.fromkeys(plans))
+        for plan in self._plans:
+            for edit in plan.edits:
+                for matrix in _written(edit, anatomy):
+                    self.blocks.setdefault(matrix.site.block, {}).setdefault(matrix, []).append((plan, edit))
+        self._progress, self._stage, self._done = progress, stage, 0
+        self._sums: dict[Plan, Float[Tensor, " examples"]] = {}
+
+    def begin(self) -> None:
+        """Forget what was added."""
+        self._sums, self._done = {}, 0
+
+    def add(self, answer_margin: AnswerMargin, read: BlockGradients, block: int, spectra: Spectra) -> None:
+        """Add what one block's matrices give on the examples that were read."""
+        edits, count = self.blocks[block], len(read.margins.odds)
+        for group in spectra.fitting(edits):
+            for matrix, rows, x, g in _inputs_and_gradients(read, block, group):
+                parts = _MatrixParts(answer_margin.loaded, matrix, x, g, spectra)
+                for plan, own in groupby(edits[matrix], key=itemgetter(0)):
+                    sums = self._sums.setdefault(plan, torch.zeros(count, dtype=torch.float64))
+                    sums.index_add_(0, rows, parts.without([edit for _, edit in own]))
+        self._done += 1
+        self._progress(self._stage, self._done, len(self.blocks))
+
+    def changes(self, count: int) -> dict[Plan, PerExample]:
+        """Return the change of each of `count` examples' margin under each plan."""
+        nothing = np.zeros(count)
+        return {plan: self._sums[plan].numpy() if plan in self._sums else nothing for plan in self._plans}
+
+
+def _read(
+    answer_margin: AnswerMargin,
+    examples: Sequence[int],
+    ways: Sequence[_InBlock | _ToFirstOrder],
+    spectra: Spectra,
+    packing: Packing,
+    room: int,
+) -> list[PredictedEffects]:
+    """Run the model over the examples, and return the effects that each way finds in what its blocks see."""
+
+    def run(packing: Packing) -> list[PredictedEffects]:
+        margins = answer_margin.unread(examples)
+        for way in ways:
+            way.begin()
+        blocks = {block for way in ways for block in way.blocks}
+        for read in read_blocks(answer_margin, examples, blocks, packing, room):
+            margins = read.margins
+            for block, way in product(read.blocks, ways):
+                if block in way.blocks:
+                    way.add(answer_margin, read, block, spectra)
+        return [PredictedEffects(margins, way.changes(len(examples))) for way in ways]
+
+    return with_room(packing, run)
 
 
 def _by_block(plan: Plan) -> Mapping[int, Plan]:
@@ -279,30 +352,42 @@ def first_order_effects(
     Cost: one decomposition per truncated matrix; one forward and one backward pass without parameter gradients for as
         many blocks as there is room for, and the same again of each block alone, whatever the number of plans.
     """
-    plans = list(dict.fromkeys(plans))
-    anatomy = answer_margin.loaded.anatomy
-    by_block: dict[int, dict[Matrix, list[tuple[Plan, Edit]]]] = {}
-    for plan in plans:
-        for edit in plan.edits:
-            for matrix in _written(edit, anatomy):
-                by_block.setdefault(matrix.site.block, {}).setdefault(matrix, []).append((plan, edit))
+    (found,) = _read(
+        answer_margin,
+        examples,
+        [_ToFirstOrder(list(plans), answer_margin.loaded.anatomy, progress, stage)],
+        spectra,
+        packing,
+        room,
+    )
+    return found
 
-    def run(packing: Packing) -> PredictedEffects:
-        margins, done = answer_margin.unread(examples), 0
-        changes = {plan: torch.zeros(len(examples), dtype=torch.float64) for plan in plans}
-        for read in read_blocks(answer_margin, examples, by_block, packing, room):
-            margins = read.margins
-            for block in read.blocks:
-                for group in spectra.fitting(by_block[block]):
-                    for matrix, rows, x, g in _inputs_and_gradients(read, block, group):
-                        parts = _MatrixParts(answer_margin.loaded, matrix, x, g, spectra)
-                        for plan, edits in groupby(by_block[block][matrix], key=itemgetter(0)):
-                            changes[plan].index_add_(0, rows, parts.without([edit for _, edit in edits]))
-                done += 1
-                progress(stage, done, len(by_block))
-        return PredictedEffects(margins, {plan: change.numpy() for plan, change in changes.items()})
 
-    return with_room(packing, run)
+def effects_both_ways(
+    answer_margin: AnswerMargin,
+    examples: Sequence[int],
+    plans: Iterable[Plan],
+    *,
+    spectra: Spectra,
+    packing: Packing,
+    room: int = CACHE_BYTES,
+    progress: Progress = silent,
+    stage: str = "screen",
+) -> tuple[PredictedEffects, PredictedEffects]:
+    """Return what `block_effects` and `first_order_effects` do, by the same passes of the whole model.
+
+    Args:
+        plans: Of truncations and drops alone.
+        spectra: Decompositions of the model's matrices.
+        room: Bytes of activations and gradients between blocks that may be kept.
+    """
+    plans = list(plans)
+    ways = [
+        _InBlock(plans, progress, stage),
+        _ToFirstOrder(plans, answer_margin.loaded.anatomy, silent, stage),
+    ]
+    exact, first = _read(answer_margin, examples, ways, spectra, packing, room)
+    return exact, first
 
 
 def _written(edit: Edit, anatomy: Anatomy) -> list[Matrix]:

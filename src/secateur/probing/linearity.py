@@ -25,10 +25,10 @@ from secateur.core.records.probe import (
     TransitionRecord,
     TransitionWithoutOutliers,
 )
-from secateur.errors import TaskError, TooLong, UnknownName
+from secateur.errors import TaskError, TooLong
 from secateur.hf.load import Loaded
 from secateur.hf.readable import Readable, blank_readable, load_readable, readable_of
-from secateur.options import Options
+from secateur.options import Options, block_range
 from secateur.probes.hooks import check_first
 from secateur.probes.linearity import Cloud, Linearity, LinearityScore, linearity
 from secateur.probes.outliers import TIMES, Outliers
@@ -162,11 +162,7 @@ def _blocks(readable: Readable, options: Options) -> range | None:
     """Return the blocks of `--layers`, None for all. Raises: `UnknownName` where some stack has fewer."""
     if options.layers is None:
         return None
-    low, high = options.layers
-    fewest = min(len(stack.blocks) for stack in readable.stacks)
-    if not 0 <= low < high <= fewest:
-        raise UnknownName(f"layers {low}:{high} are not in this model: it has blocks 0 to {fewest - 1}.")
-    return range(low, high)
+    return block_range(options.layers, min(len(stack.blocks) for stack in readable.stacks))
 
 
 # ------------------------------------------------------------------------------------------------------------- records

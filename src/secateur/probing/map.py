@@ -7,7 +7,7 @@ matrices by the rank that is kept. Some of each kind are taken out in truth. Cha
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.readable import readable_of
 from secateur.options import Options, layers_of
 from secateur.probes.answer_margin import AnswerMargin
-from secateur.probes.block_gradients import block_effects, first_order_effects
+from secateur.probes.block_gradients import effects_both_ways
 from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.linearity import linearity
 from secateur.probing.components import behavior, checked_against
@@ -58,6 +58,7 @@ def read_map(
     checks: int,
     ledger: Path,
     progress: Progress,
+    expect: Callable[[Session], Mapping[str, float]] | None = None,
 ) -> MapRecord:
     """Read and check the worth of every component, and write map.json and map.html to the folder `out`.
 
@@ -65,6 +66,7 @@ def read_map(
         kinds: Names in `MAPPED`.
         checks: Components of each kind that are taken out in truth, one at a time; 0 for none.
         ledger: Where what is read and measured is kept.
+        expect: Gives the seconds that its stages will take.
 
     Raises: as loading a model and a task does; `PlanError` where nothing of these kinds can be taken out.
     """
@@ -77,6 +79,8 @@ def read_map(
         session = replace(session, ledger=journal)
         examples = list(session.task.split(split))[:MAX_PROBED]
         notes: list[str] = []
+        if expect is not None:
+            session.expect(expect(session))
         with session.timed("readings"):
             components = _components(session, kinds, examples, split)
             readings = _readings(session, components, examples, split, notes)
@@ -109,6 +113,17 @@ def read_map(
 
 def _components(session: Session, kinds: Sequence[str], examples: Sequence[int], split: str) -> Components:
     """Return the components of these kinds, of the blocks asked for. Raises: `PlanError` where there are none."""
+    found = dict(components_of(session, kinds))
+    if "neurons" in kinds and (parts := _neuron_parts(session, examples, split)):
+        found["neurons"] = parts
+    if not found:
+        raise PlanError(f"this model has no {', '.join(kinds)} there that could be taken out.")
+    return {kind: found[kind] for kind in kinds if kind in found}
+
+
+def components_of(session: Session, kinds: Sequence[str]) -> Components:
+    """Return the components of these kinds that are known without a reading: all but neurons. Kinds of which there is
+    none are left out."""
     anatomy, empty = session.loaded.anatomy, session.empty
     blocks = layers_of(anatomy, session.options)
     sites: dict[str, list[Site]] = {
@@ -122,8 +137,6 @@ def _components(session: Session, kinds: Sequence[str], examples: Sequence[int],
         kind: {str(site): empty + Drop(site) for site in sites.get(kind, ()) if droppable(site, anatomy)}
         for kind in kinds
     }
-    if "neurons" in kinds:
-        found["neurons"] = _neuron_parts(session, blocks, examples, split)
     if "matrices" in kinds:
         found["matrices"] = {
             f"{site}={rank}": empty + Truncate(site, rank)
@@ -133,10 +146,7 @@ def _components(session: Session, kinds: Sequence[str], examples: Sequence[int],
                 max(1, round(share * min(anatomy.matrix(site).shape))) for share in SHARES
             )
         }
-    found = {kind: of_kind for kind, of_kind in found.items() if of_kind}
-    if not found:
-        raise PlanError(f"this model has no {', '.join(kinds)} there that could be taken out.")
-    return found
+    return {kind: of_kind for kind, of_kind in found.items() if of_kind}
 
 
 def _units(anatomy: Anatomy, blocks: range, unit: str) -> Iterator[Site]:
@@ -149,7 +159,13 @@ def _units(anatomy: Anatomy, blocks: range, unit: str) -> Iterator[Site]:
         yield from (Site(block, "attn", unit, index) for index in range(count))
 
 
-def _neuron_parts(session: Session, blocks: range, examples: Sequence[int], split: str) -> dict[str, Plan]:
+def networks_of(session: Session) -> list[int]:
+    """Return the blocks, of those asked for, whose feed-forward network can go."""
+    anatomy = session.loaded.anatomy
+    return [block for block in layers_of(anatomy, session.options) if droppable(Site(block, "mlp"), anatomy)]
+
+
+def _neuron_parts(session: Session, examples: Sequence[int], split: str) -> dict[str, Plan]:
     """Return parts of equal size of the neurons of each network, the least important first: `b3.mlp.n1/8`."""
     by_block: dict[int, list[str]] = {}
     for name, _ in _importance(session, "neurons", examples, split).ranked():
@@ -158,8 +174,8 @@ def _neuron_parts(session: Session, blocks: range, examples: Sequence[int], spli
         f"b{block}.mlp.n{number}/{min(PARTS, len(names))}": Plan(
             session.loaded.fingerprint, tuple(Drop(Site.parse(names[i])) for i in part)
         )
-        for block in blocks
-        if droppable(Site(block, "mlp"), session.loaded.anatomy) and (names := by_block.get(block, []))
+        for block in networks_of(session)
+        if (names := by_block.get(block, []))
         for number, part in enumerate(np.array_split(np.arange(len(names)), min(PARTS, len(names))), start=1)
     }
 
@@ -242,11 +258,7 @@ def _known_effects(
     if found is None:
         judge = session.judge()
         margin = AnswerMargin.of(session.loaded, session.encoded, examples, contrast)
-        first = first_order_effects(
-            margin, examples, plans, spectra=judge.spectra, packing=judge.packing, room=judge.limits.cache_bytes,
-            progress=session.progress, stage="first order",
-        )  # fmt: skip
-        exact = block_effects(
+        exact, first = effects_both_ways(
             margin, examples, plans, spectra=judge.spectra, packing=judge.packing, room=judge.limits.cache_bytes,
             progress=session.progress, stage="in block",
         )  # fmt: skip

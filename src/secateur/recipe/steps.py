@@ -20,7 +20,7 @@ from secateur.core.ranges import check_number
 from secateur.core.recipe_file import KINDS, Place, compose, entries, relocated
 from secateur.errors import ClusterError, SecateurError, UnknownName, nearest
 from secateur.hf.gguf_header import read_header
-from secateur.inputs import inputs
+from secateur.inputs import inputs, model_places
 from secateur.methods.registry import either, method_named, read_options
 from secateur.recipe.keys import (
     AFTER,
@@ -401,7 +401,9 @@ def _check(step: Step, *, first: bool) -> None:
         here = first or os.path.exists(values["model"])
         inputs([values["model"]] if here else [], [*tasks, *test, *side])
         if step.verb == "prune":
-            read_options(values["model"], *tasks, **prune_options(step))
+            options = read_options(values["model"], *tasks, **prune_options(step))
+            if here:
+                model_places(options)
 
 
 def prune_options(step: Step) -> dict[str, Any]:

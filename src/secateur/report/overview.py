@@ -116,7 +116,8 @@ def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
     before, after = (number(side.value, verdict.unit) for side in (verdict.before, verdict.after))
     ends = interval(verdict.difference.ci, verdict.unit, signed=True)
     change_ends = f" (change {ends})" if ends else ""
-    cut = "; ".join(item.edit for item in verdict.cut[:3]) + ("; ..." if len(verdict.cut) > 3 else "")
+    words = [f"{words} ({address})" if address else words for words, address in cut_words(verdict)]
+    cut = "; ".join(words[:3]) + ("; ..." if len(words) > 3 else "")
     set_aside = "" if verdict.handed_over.holds == "cut" or not cut else ", set aside"
     line = f"{verdict.metric} {before} → {after}{change_ends}".replace("\u00a0", " ")
     return verdict.verdict, line, f"{cut}{set_aside}" if cut else "nothing cut"

@@ -7,6 +7,22 @@ from pydantic import Field
 from secateur.core.records.analysis import BaseRecord
 from secateur.core.records.record import Number, Record
 
+KIND_NAMES = {
+    "heads": "heads or KV groups",
+    "neurons": "groups of neurons",
+    "experts": "experts of mixtures",
+    "attentions": "whole attentions",
+    "ffns": "feed-forward networks",
+    "blocks": "blocks dropped",
+    "folds": "runs of blocks folded",
+    "maps": "runs of blocks as linear maps",
+    "matrices": "matrices of lower rank",
+}
+MOVE_NAMES = KIND_NAMES | {
+    "even": "the same share of the neurons of every network",
+    "mixed": "several kinds together",
+}
+
 
 class BudgetSearchRecord(Record):
     """The search under a budget, in verdict.json."""
@@ -22,7 +38,9 @@ class BudgetSearchRecord(Record):
 class MoveRecord(Record):
     """Edits that went in one step, by one kind, or by several where that was cheaper."""
 
-    kind: str = Field(description="`heads`, …, as in `--kinds`, or `mixed`")
+    kind: str = Field(
+        description="`heads`, …, as in `--kinds`; `even`: the same share of the neurons of every network; `mixed`: several kinds together"
+    )
     edits: list[str] = Field(description="in words")
     by_kind: dict[str, int] = Field(description="how many candidates of each kind; neurons go in groups")
     predicted: Number = Field(description="expected rise of the loss by the screen on `probe`, nats")

@@ -6,7 +6,7 @@ from collections import Counter
 
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.score import metric_name
-from secateur.methods.budget.records import BudgetAnalysis, BudgetRecord
+from secateur.methods.budget.records import KIND_NAMES, MOVE_NAMES, BudgetAnalysis, BudgetRecord
 from secateur.report.chart import (
     ACCENT,
     AFTER,
@@ -21,18 +21,6 @@ from secateur.report.chart import (
 )
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
 from secateur.report.markup import known, number, signed, table, text
-
-NAMES = {
-    "heads": "heads or KV groups",
-    "neurons": "groups of neurons",
-    "experts": "experts of mixtures",
-    "attentions": "whole attentions",
-    "ffns": "feed-forward networks",
-    "blocks": "blocks dropped",
-    "folds": "runs of blocks folded",
-    "maps": "runs of blocks as linear maps",
-    "matrices": "matrices of lower rank",
-}
 
 
 def sections(verdict: VerdictRecord, analysis: BudgetAnalysis) -> list[PageSection]:
@@ -93,7 +81,7 @@ def _kinds(record: BudgetRecord) -> str:
     counts: Counter[str] = Counter()
     for move in record.moves:
         counts.update(move.by_kind)
-    rows = [(text(NAMES[kind]), str(counts[kind])) for kind in NAMES if counts[kind]]
+    rows = [(text(name), str(counts[kind])) for kind, name in KIND_NAMES.items() if counts[kind]]
     return table(("kind", "taken"), rows) if rows else "<p>Nothing could go within the bound.</p>"
 
 
@@ -102,7 +90,7 @@ def _moves(record: BudgetRecord) -> str:
     rows = [
         (
             str(n),
-            text(NAMES.get(move.kind, move.kind)),
+            text(MOVE_NAMES[move.kind]),
             text("; ".join(move.edits)),
             signed(move.predicted),
             signed(move.measured),

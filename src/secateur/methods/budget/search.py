@@ -31,6 +31,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.methods.budget.method import BudgetConfig
 from secateur.methods.budget.readings import Candidate
 from secateur.methods.budget.records import (
+    MOVE_NAMES,
     BudgetAnalysis,
     BudgetPoint,
     BudgetRecord,
@@ -346,7 +347,14 @@ class Steps:
         if not math.isfinite(best.measured):
             return None
         taken = self._with_others(best, offers, plan)
-        LOG.info("%s: %+.4f nats at %s", taken.kind, taken.measured, self.sizes.kept(taken.plan))
+        kept = self.sizes.kept(taken.plan)
+        LOG.info(
+            "%s: loss %+.4f nats; %.1f %% of the parameters and %.1f %% of the KV cache left",
+            MOVE_NAMES[taken.kind],
+            taken.measured,
+            100 * kept["params"],
+            100 * kept["kv_bytes"],
+        )
         return (*moves, taken)
 
     def _with_others(self, best: Move, offers: Sequence[Move], plan: Plan) -> Move:
