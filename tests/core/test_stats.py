@@ -632,7 +632,7 @@ def test_a_score_with_too_little_left_to_gain_is_warned_of() -> None:
         split="select", metric="accuracy", n=16, value=1.0, ci=[0.806, 1.0], chance=0.25, majority=None, given=None,
         accuracy_norm=None, warning=None,
     )  # fmt: skip
-    said = "so many show a gain of 22.1 points, where it changes one answer in ten"
+    said = "16 examples show a change from 22.1 points on, where a cut changes one answer in ten."
     assert baseline_text(record).endswith(said)
     words = no_room(record)
     assert words is not None

@@ -444,8 +444,11 @@ def test_a_broken_table_is_refused_with_its_line(case, tmp_path):
 IMAGE = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "data:"}}]
 CONVERSATIONS = {
     "an image": (conversation(("user", IMAGE), ("assistant", "A cat")), "'messages[1]' holds 'image_url'"),
-    "no answer": (conversation(("user", "Hi")), "no turn of the assistant"),
-    "the answer alone": (conversation(("assistant", "Hi")), "no turn of the assistant after another"),
+    "no answer": (conversation(("user", "Hi")), "lacks the answer, which is a turn of the assistant"),
+    "the answer alone": (
+        conversation(("assistant", "Hi")),
+        "lacks the answer, which is a turn of the assistant",
+    ),
     "a tool's turn": (conversation(("tool", "7"), ("assistant", "7")), "'messages[1]' is of the role 'tool'"),
     "a tool's call": (
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{}]}]},
@@ -578,7 +581,8 @@ def test_check_says_what_was_understood(model, tmp_path, words):
     shown = secateur("tasks", "--check", path, "--model", model)
     assert shown.exit_code == 0, shown.output
     for says in (
-        "a table (CSV) of questions with choices", "200 (choice; accuracy decides)", "probe 20, select 80, test 100",
+        "a table (CSV) of questions with choices", "200 (choice; accuracy decides)",
+        "calibration (probe) 20, validation (select) 80, test 100",
         "chance (50.0 %)", "choices: ",
     ):  # fmt: skip
         assert says in shown.stdout, shown.stdout
@@ -618,7 +622,7 @@ def test_check_needs_no_model_for_the_format(model, tmp_path):
     assert shown.exit_code == 0, shown.output
     for says in (
         "JSON lines of questions with choices",
-        "probe 20, select 80, test 100",
+        "calibration (probe) 20, validation (select) 80, test 100",
         "chance (50.0 %)",
         "--model MODEL adds",
     ):

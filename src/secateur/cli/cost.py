@@ -112,9 +112,11 @@ def print_cost(found: Mapping[str, Any]) -> None:
 
     from secateur.cli.tables import print_rows
     from secateur.cli.terminal import terminal
-    from secateur.core.baseline import baseline_text, floors_text, split_words
+    from secateur.core.baseline import baseline_text, floors_text, no_room, split_words
     from secateur.core.records.verdict import BaselineRecord
     from secateur.forecast.records import FloorsRecord
+    from secateur.methods.options import GainConfig
+    from secateur.methods.registry import method_named
 
     sizes = ", ".join(f"{count:,} in the {split_words(name)}" for name, count in found["examples"].items())
     title = f"{found['method']} on {found['model']} ({found['parameters']:,} parameters), {found['task']}: examples "
@@ -140,8 +142,11 @@ def print_cost(found: Mapping[str, Any]) -> None:
         print(f"· {baseline_text(start)}")
     elif words := floors_text(FloorsRecord.model_validate(found["floors"])):
         print(f"· without a model: {words}")
-    if start and start.warning:
-        terminal().print(Text(f"· {start.warning}", style="bold red"))
+    if start:
+        whole = start.model_copy(update={"n": found["examples"]["select"]})  # the search has all of it
+        gains = issubclass(method_named(found["method"]).Config, GainConfig)
+        for warning in filter(None, [start.warning, no_room(whole) if gains else None]):
+            terminal().print(Text(f"· {warning}", style="bold red"))
     for said in found["assumptions"]:
         print(f"· {said}")
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.cli.terminal import Terminal, terminal
-from secateur.core.baseline import baseline_text, decides_text, floors_text
+from secateur.core.baseline import baseline_text, decides_text, floors_text, split_words
 from secateur.core.comparison import WORSE
 from secateur.core.records.comparison import TransferRecord
 from secateur.core.records.task_check import LengthsRecord, TaskCheckRecord
@@ -303,9 +303,10 @@ def print_check(found: Mapping[str, Any]) -> None:
     """Print what was understood of a task."""
     check = TaskCheckRecord.model_validate(found)
     written = check.max_new_tokens
-    sizes = [f"{name} {size:,}" for name, size in check.splits.items()]
+    words = {"probe": "calibration (probe)", "select": "validation (select)"}
+    sizes = [f"{words.get(name, name)} {size:,}" for name, size in check.splits.items()]
     if check.groups != check.splits:
-        sizes.append(f"in groups: {', '.join(f'{name} {size:,}' for name, size in check.groups.items())}")
+        sizes.append(f"in groups: {', '.join(f'{size:,}' for size in check.groups.values())}")
     longest = "no bound" if check.context is None else f"{check.context:,} tokens"
     rows = [
         ("format", check.format),
@@ -331,7 +332,7 @@ def print_check(found: Mapping[str, Any]) -> None:
             "\n--model MODEL adds lengths in its tokens, what is too long for it, and three examples as it reads them."
         )
     for one in check.rendered:
-        print(f"\n{one.split}  {one.id}")
+        print(f"\n{split_words(one.split)}, {one.id}")
         print(f"{one.prompt} → {' + '.join(map(repr, one.answer))}")  # quoted: a space in front matters
         if one.choices is not None:
             print(f"choices: {', '.join(map(repr, one.choices))}")

@@ -62,19 +62,23 @@ def floors_text(record: Floored) -> str:
 
 
 def baseline_text(record: BaselineRecord) -> str:
-    """Return one line: the deciding metric, the score, and the floors it is compared with."""
-    beside = [f"on {record.n} examples of the {split_words(record.split)}"]
-    if record.accuracy_norm is not None:
-        beside.append(f"accuracy_norm, per character, {_percent(record.accuracy_norm)}")
-    shares = METRICS[record.metric].unit == "share"
+    """Return sentences: the score beside what needs no model, what decides, and what so many examples can show."""
+    shares, decides = METRICS[record.metric].unit == "share", decides_text(record)
+    score = f"{_score(record)} on {record.n} examples of the {split_words(record.split)}"
     if shares and (floors := floors_text(record)):
-        beside.append(f"{floors} without a model")
+        score += f"; without a model {floors}"
+    decides = decides[0].upper() + decides[1:]
+    if record.accuracy_norm is not None:
+        decides += f"; per character (accuracy_norm) it is {_percent(record.accuracy_norm)}"
+    sentences = [score, decides]
     if record.given and record.given.share >= 0.5:
-        beside.append(f"it answers {record.given.answer!r} to {_percent(record.given.share)}")
+        sentences.append(f"The model answers {record.given.answer!r} to {_percent(record.given.share)}")
     if shares:
         gain = 100 * resolved(record.n)
-        beside.append(f"so many show a gain of {gain:.1f} points, where it changes one answer in ten")
-    return f"{decides_text(record)}; {_score(record)} {'; '.join(beside)}"
+        sentences.append(
+            f"{record.n} examples show a change from {gain:.1f} points on, where a cut changes one answer in ten"
+        )
+    return "".join(f"{sentence}. " for sentence in sentences).rstrip()
 
 
 def no_room(record: BaselineRecord) -> str | None:

@@ -124,11 +124,20 @@ def folder_of(name: str) -> Path | None:
 
 
 def place_of(name: str) -> Path:
-    """Return the folder or file that MODEL is read from, or the hub cache's. Raises: as `folder_of`, `read_header`."""
+    """Return the folder or file that MODEL is read from, or the hub cache's.
+
+    Raises: as `folder_of`, `read_header`; of a hub model that the cache has nothing of, where the hub does not have it
+    or cannot be asked.
+    """
     repository, local = _repository(name)[0], folder_of(name)
-    if local is not None and local.is_file():
+    if local is None:
+        cached = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+        if not cached.exists() and not _ask_hub(_is_reachable, repository, None):
+            raise ModelError(_unreachable(repository))
+        return cached
+    if local.is_file():
         read_header(local)  # what is damaged is told at once
-    return local or Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    return local
 
 
 def stated_blocks(place: Path) -> int | None:

@@ -199,17 +199,21 @@ def hub_or_cache() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def check_copy(what: str) -> None:
+def check_copy(what: str, otherwise: str = "") -> None:
     """Raise `TaskError` where the hub does not answer and nothing at all was loaded from it before.
 
     The harness takes a while to begin, which would be in vain.
+
+    Args:
+        what: The task, for the message.
+        otherwise: Its end, where there is another way.
     """
     if is_offline():
         import datasets
 
         cached = Path(datasets.config.HF_DATASETS_CACHE)
         if not cached.is_dir() or not any(cached.iterdir()):
-            raise TaskError(f"{what}: its data cannot be loaded{_no_copy()}")
+            raise TaskError(f"{what}: its data cannot be loaded{_no_copy()}{otherwise}")
 
 
 def why_missing(error: Exception) -> str:

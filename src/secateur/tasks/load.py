@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +19,7 @@ from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task, all_tested
 from secateur.tasks.formats import QUESTIONS, ROW_FILES, Row, is_saved, other_format
 from secateur.tasks.harness import STUDY, STUDY_NEEDS, check_study, read_harness, read_study
-from secateur.tasks.hub import NEEDS, dataset_rows, parse_name
+from secateur.tasks.hub import NEEDS, check_copy, dataset_rows, parse_name
 from secateur.tasks.presets import PRESETS, read_preset, read_records
 from secateur.tasks.questions import QuestionRules, read_questions
 from secateur.tasks.rows import read_rows
@@ -210,10 +211,16 @@ def describe(text: str) -> str:
 def files_of(spec: str) -> list[Path]:
     """Return the files that a task is read from; none where it is no file.
 
-    Raises: as `load_task` before it reads: `UnknownName`, and `TaskError` for no file.
+    Raises: as `load_task` before it reads: `UnknownName`; `TaskError` for no file, and for data of the hub where that
+        does not answer and nothing of it is here.
     """
-    path = _spec(spec).path
+    found = _spec(spec)
+    path = found.path
     if path is None:
+        if found.kind == "preset" and find_spec("datasets"):  # else that is said
+            check_copy(found.name, f" Or bring its records: {found.name}:FILE.jsonl.")
+        if found.kind == "study" and find_spec("lm_eval"):
+            check_copy(found.name)
         return []
     if not is_saved(path):
         check_file(path, TaskError)

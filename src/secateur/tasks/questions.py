@@ -17,7 +17,7 @@ from secateur.errors import TaskError
 from secateur.tasks.encode import MASKS
 from secateur.tasks.extract import Extraction, extraction_of
 from secateur.tasks.formats import DOC, Row
-from secateur.tasks.shapes import RIGHT, ExampleLine, example_line, folded
+from secateur.tasks.shapes import RIGHT, RIGHT_TABLE, ExampleLine, example_line, folded
 from secateur.tasks.splits import ExampleSource
 
 LOG = logging.getLogger("secateur")
@@ -73,7 +73,8 @@ def read_questions(name: str, place: str, rows: Iterable[Row], rules: QuestionRu
     lines = [(row.where, example_line(row, place)) for row in rows]
     if not lines:
         raise TaskError(
-            f"{place}: no examples in it. Wanted are rows such as {RIGHT['question']}; see {DOC}."
+            f"{place}: no examples in it. Wanted are rows such as {RIGHT['question']}, or in a table "
+            f"{RIGHT_TABLE['question']}; see {DOC}."
         )
     kind = check_rows(lines, f"{place}, ", "rows", "files")
     if rules.extract and kind == "choice":
@@ -139,8 +140,11 @@ def _log_notices(place: str, lines: Sequence[ExampleLine], *, of_answers: bool) 
     free = [line.answer for line in lines if line.choices is None]
     if of_answers and (spellings := answers_notice(free)):
         LOG.warning("%s: %s", place, spellings)
-    following = [line for line in lines if not any(mask in line.prompt for mask in MASKS)]
-    glued = [line.prompt[-20:] + line.answer[:20] for line in following if is_glued(line.prompt, line.answer)]
+    glued = [
+        (line.prompt if len(line.prompt) <= 40 else f"…{line.prompt[-20:]}") + line.answer[:20]
+        for line in lines
+        if is_glued(line.prompt, line.answer) and not any(mask in line.prompt for mask in MASKS)
+    ]
     if glued:
         LOG.warning(
             "%s: in %d of %d rows nothing stands between prompt and answer, so that the model is asked for %r. If a "

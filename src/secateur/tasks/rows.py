@@ -76,7 +76,7 @@ def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> TaskError:
     code, which = ("utf-16", "UTF-16") if head_of(path).startswith(UTF_16) else ("latin1", "Latin-1")
     return TaskError(
         f"{path}, line {line}: not UTF-8: {found}. If it is {which}, as some spreadsheets write it: "
-        f"iconv -f {code} -t utf-8 {shlex.quote(str(path))} > NEW{path.suffix}"
+        f"save it as UTF-8 there, or iconv -f {code} -t utf-8 {shlex.quote(str(path))} > NEW{path.suffix}"
     )
 
 
@@ -156,7 +156,8 @@ def _decode(text: str, start: int = 0) -> tuple[object, int]:
 
 def _reason(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
+        message = error.msg.removesuffix(" at")  # of a text that does not end
+        return f"{message[:1].lower()}{message[1:]} at column {error.colno}"
     return "half of a character" if isinstance(error, UnicodeEncodeError) else str(error)
 
 

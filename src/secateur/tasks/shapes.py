@@ -414,7 +414,7 @@ def _conversation(value: object) -> dict[str, object]:
     turns = [_turn(turn, f"messages[{number}]") for number, turn in enumerate(value, start=1)]
     last = max((number for number, (role, _) in enumerate(turns) if role == "assistant"), default=0)
     if last == 0:
-        raise _Unfit("'messages' has no turn of the assistant after another, and that would be the answer")
+        raise _Unfit("'messages' lacks the answer, which is a turn of the assistant after one of the user")
     before = [f"{ROLES[role]}: {content}" for role, content in turns[:last]]
     return {
         "prompt": "\n".join([*before, "Assistant:"]),
