@@ -68,7 +68,7 @@ def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
                 mapped[edit.form] += len(edit.blocks)
             case _:
                 assert_never(edit)
-    words = [f"{gone[kind]} of {counts[kind]} {word}" for kind, word in _KINDS.items() if gone[kind]]
+    words = [f"{gone[kind]:,} of {counts[kind]:,} {word}" for kind, word in _KINDS.items() if gone[kind]]
     words += [f"{_matrices(truncated)} of lower rank"] if truncated else []
     if removed := directions.total():
         words.append(f"{removed} singular direction{'s' * (removed > 1)} of {_matrices(len(directions))}")

@@ -346,20 +346,20 @@ def test_margins_are_never_rounded_to_another_one(margin, unit, words):
         (
             -0.013,
             0.95,
-            "one-sided 95 % lower bound of the gain -1.3 points, above the margin of -2.0 fixed before test",
+            "with 95 % confidence (one-sided) the loss is at most 1.3 points, within the margin of 2.0 fixed before",
         ),
-        (0.004, 0.95, "lower bound of the gain +0.4 points, above the margin of -2.0"),
-        (-0.031, 0.95, "lower bound of the gain -3.1 points, not above the margin of -2.0"),
-        (-0.01996, 0.95, "gain -1.996 points, above"),
-        (-0.019999, 0.95, "gain -1.9999 points, above"),
-        (-0.02, 0.95, "gain -2.0 points, not above"),
+        (0.004, 0.95, "the gain is at least 0.4 points, within the margin of 2.0"),
+        (-0.031, 0.95, "the loss may be up to 3.1 points, not within the margin of 2.0"),
+        (-0.01996, 0.95, "loss is at most 1.996 points, within"),
+        (-0.019999, 0.95, "loss is at most 1.9999 points, within"),
+        (-0.02, 0.95, "loss may be up to 2.0 points, not within"),
         (
             -0.013,
             0.975,
-            "one-sided 97.5 % lower bound (95 % over 2 openings of this split) of the gain -1.3 points",
+            "97.5 % confidence (one-sided; 95 % over 2 openings of this split) the loss is at most 1.3 points",
         ),
-        (-0.013, 1 - 0.05 / 6, "one-sided 99.1667 % lower bound (95 % over 6 openings of this split)"),
-        (-math.inf, 0.95, "too few groups for a one-sided 95 % lower bound"),
+        (-0.013, 1 - 0.05 / 6, "99.1667 % confidence (one-sided; 95 % over 6 openings of this split)"),
+        (-math.inf, 0.95, "too few groups for a one-sided 95 % bound"),
     ],
 )
 def test_bounds_in_words(bound, level, said):
@@ -464,7 +464,7 @@ def test_verdict_not_worse(case):
     assert bound["bound"] == pytest.approx(slow_tango(0, 1, 300, 0.95), abs=2e-6)
     assert (bound["shown"], bound["unit"], bound["margin"], bound["level"]) == (True, "share", 0.02, 0.95)
     assert (
-        f"one-sided 95 % lower bound of the gain {100 * bound['bound']:+.1f} points, above"
+        f"with 95 % confidence (one-sided) the loss is at most {-100 * bound['bound']:.1f} points, within"
         in found["sentence"]
     )
     assert "all the same" not in found["sentence"]
@@ -485,7 +485,7 @@ def test_verdict_beyond_the_margin(case):
     lost = flipped(case.gold, np.r_[0:6, 200:206])
     worse = case(case.gold, lost)
     assert worse["verdict"] == "worse"
-    assert "not above the margin of -2.0" in worse["sentence"]
+    assert "not within the margin of 2.0" in worse["sentence"]
     assert (
         "THE CHECKPOINT HOLDS THE CUT MODEL, worse than the margin of 2.0 points allows." in worse["sentence"]
     )

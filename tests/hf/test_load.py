@@ -25,7 +25,7 @@ from secateur.errors import ModelError, UnknownName
 from secateur.hf.anatomy import anatomy
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.load import load_model
-from secateur.hf.source import builtin_names
+from secateur.hf.source import builtin_names, place_of
 
 STORIES = Path("../shared/data/models/stories260K")
 
@@ -519,3 +519,15 @@ def test_a_hub_out_of_reach_says_what_to_do(hub):
     hub.shutdown()
     hub.server_close()
     refused("owner/llama", "hub cannot be reached.*path of a checkpoint folder")
+
+
+def test_a_hub_model_that_cannot_be_had_is_told_before_anything_is_imported(hub, tmp_path):
+    assert place_of("owner/llama").name == "models--owner--llama"
+    with pytest.raises(UnknownName, match="no hub model named 'owner/nothing'"):
+        place_of("owner/nothing")
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(ModelError, match=f"no copy of it in {tmp_path / 'cache'}"):
+        place_of("owner/llama")
+    (tmp_path / "cache" / "models--owner--llama").mkdir(parents=True)
+    assert place_of("owner/llama").is_dir()

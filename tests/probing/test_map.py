@@ -16,12 +16,15 @@ from scipy.stats import spearmanr
 import secateur as package
 from secateur.core.plan import Drop, Plan, Truncate
 from secateur.core.records.map import MapRecord
-from secateur.core.site import Site
+from secateur.core.site import MAPPED, Site
 from secateur.errors import SecateurError, TaskError, UnknownName
+from secateur.forecast.dry_run import Judged, Read, map_work
+from secateur.methods.registry import read_options
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import first_order_effects
 from secateur.probing.map import checked_components
 from secateur.probing.map_page import render_map, trust_words
+from secateur.session import early_session
 from secateur.surgery.spectra import Spectra
 
 DEAD = ("b0.attn.h1", "b1.mlp")  # what the planted model does not need
@@ -283,7 +286,17 @@ def test_stopped_it_goes_on_to_the_same_numbers(place, record, monkeypatch):
     assert again.kinds == record.kinds
 
 
-def test_the_command_prints_what_to_trust(place):
+def test_a_forecast_counts_every_component_and_every_removal(place):
+    session = early_session(read_options(str(place / "m"), str(place / "q.jsonl"), limit=160), needs={})
+    works = map_work(session, MAPPED, "select", 4)
+    (effects,) = [work.reading for work in works if isinstance(work, Read) and work.what == "edit effects"]
+    assert len(effects.parts) == 2 + 2 + 2 + 4 + 8 + 16 + 42
+    (removals,) = [work for work in works if isinstance(work, Judged)]
+    plans = 1 + 2 + 2 + 2 + 4 * 4  # the model itself, and 4 of each kind that has so many
+    assert removals.evaluations == plans * len(session.task.split("select"))
+
+
+def test_the_command_prints_what_to_trust(place, caplog):
     words = [
         "map",
         place / "m",
@@ -298,6 +311,7 @@ def test_the_command_prints_what_to_trust(place):
     ]
     told = secateur(*words, "--checks", 8)
     assert told.exit_code == 0, told.stderr
+    assert "expected to take" in caplog.text
     assert "Heads: trust “" in told.stdout
     assert "most needed" in told.stdout
     assert f"written  {place / 'cli/map.html'}" in told.stdout

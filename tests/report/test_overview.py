@@ -110,6 +110,15 @@ def test_the_side_task_that_lost_most_comes_first():
     assert (first.name, first.worse, first.change) == ("lost", True, "−80.0\u00a0points")
 
 
+@pytest.mark.parametrize(("ends", "worse"), [([2.5, 3.9], True), ([0.9, 3.9], False), ([0.2, 0.4], False)])
+def test_text_that_got_worse_is_marked(ends, worse):
+    record = data_report.facts()[0]
+    (text,) = [side for side in record["side_effects"] if side["unit"] == "perplexity"][:1]
+    text["ratio"] = {"value": sum(ends) / 2, "ci": ends}
+    shown = {cost.name: cost.worse for cost in costs(VerdictRecord.model_validate(record))}
+    assert shown[text["name"]] == worse
+
+
 def test_contents_list_every_section():
     page = Page(render(*data_components.heads()))
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]

@@ -545,7 +545,7 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(model, task, tmp_path)
 
 def test_a_training_that_lowers_no_loss_says_so(model, task, tmp_path, caplog):
     package.finetune(str(model), str(task), tmp_path / "out", epochs=1, lr=0.5, allow_small=True)
-    assert "no epoch has a lower loss on select than the original" in caplog.text
+    assert "no epoch has a lower loss on the validation split than the original" in caplog.text
 
 
 def test_an_option_of_prune_alone_is_refused(model, task, tmp_path):

@@ -295,7 +295,6 @@ def _by_task(verdict: VerdictRecord) -> str:
 def _effects(effects: Sequence[SideEffect]) -> str:
     lines = []
     for effect in effects:
-        unit = " (share of distinct bigrams)" if effect.unit.startswith("distinct") else ""
         before, after = (_value(score, effect.unit) for score in (effect.before, effect.after))
-        lines.append(f"- {effect.name}{unit}: {before} → {after}, {effect.counted}")
+        lines.append(f"- {effect.name}: {before} → {after}, {effect.counted}")
     return "\n".join(lines) or "No side effect was measured."

@@ -101,7 +101,7 @@ def print_tuned(record: FinetuneRecord) -> None:
 
     learned = record.trained_on
     scores = [
-        (f"{row.metric} on select", *(score_cell(score, row.unit) for score in (row.before, row.after)))
+        (f"{row.metric} on validation", *(score_cell(score, row.unit) for score in (row.before, row.after)))
         for row in record.scores
     ]
     title = f"learned {learned.examples} examples of {record.task.name} ({', '.join(learned.splits)})"
@@ -111,7 +111,7 @@ def print_tuned(record: FinetuneRecord) -> None:
         (f"{row.epoch:g}", row.step, row.train_loss, row.select_loss, "written" if row.kept else "")
         for row in record.epochs
     ]
-    print_rows(("epoch", "step", "loss on learned", "loss on select", ""), epochs)
+    print_rows(("epoch", "step", "loss on learned", "loss on validation", ""), epochs)
     if record.task.kind != "text":
         print("Epochs count every answer token alike; the loss before and after counts every example alike.")
     warn_of_learned_select(learned)

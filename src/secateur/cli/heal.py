@@ -86,7 +86,7 @@ def print_healed(record: HealRecord) -> None:
         for stage in record.stages
         for row in stage.epochs
     ]  # fmt: skip
-    print_rows(("stage", "epoch", "step", "loss on learned", "loss on select", ""), epochs)
+    print_rows(("stage", "epoch", "step", "loss on learned", "loss on validation", ""), epochs)
     print(f"{record.tokens:,} tokens read in {record.seconds:.1f} s")
     for sentence in record.sentences:
         print(sentence)

@@ -293,7 +293,7 @@ def print_scores(found: Mapping[str, Any]) -> None:
     if scores[0].ci is None:
         print(few_groups(scores[0].groups))
     floors = floors_text(start)
-    beside = f"; hold it against {floors}, read on select" if floors else ""
+    beside = f"; hold it against {floors}, read on the validation split" if floors else ""
     terminal().print(Text(f"{decides_text(start)}{beside}"))
     if start.warning:
         terminal().print(Text(start.warning, style="bold red"))

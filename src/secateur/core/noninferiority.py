@@ -113,16 +113,21 @@ def margin_text(margin: float, unit: str) -> str:
 def bound_text(record: NonInferiorityRecord) -> str:
     """Return `non_inferiority` of a verdict in words: the bound, its level, and on which side of the margin it lies."""
     openings = round(ALPHA / (1 - record.level))
-    over = f" ({100 * (1 - ALPHA):g} % over {openings} openings of this split)" if openings > 1 else ""
-    bound = f"one-sided {100 * record.level:.6g} % lower bound{over}"
+    over = f"; {100 * (1 - ALPHA):g} % over {openings} openings of this split" if openings > 1 else ""
     limit, name = margin_text(record.margin, record.unit).split()
-    fixed = f"the margin of -{limit} fixed before test was opened"
+    fixed = f"the margin of {limit} fixed before test was opened"
     if record.named_late:
-        fixed = f"the margin of -{limit}; {_late(record)}"
+        fixed = f"the margin of {limit}; {_late(record)}"
+    level = f"{100 * record.level:.6g} %"
     if record.bound is None:
-        return f"too few groups for a {bound} of the gain, so nothing is shown about {fixed}"
-    side = "above" if record.shown else "not above"
-    return f"{bound} of the gain {_apart(record)} {name}, {side} {fixed}"
+        return f"too few groups for a one-sided {level} bound{over} of the loss, so nothing is shown about {fixed}"
+    so_much = f"{_apart(record)} {name}"
+    if record.bound >= 0:
+        most = f"the gain is at least {so_much}"
+    else:
+        most = f"the loss is at most {so_much}" if record.shown else f"the loss may be up to {so_much}"
+    side = "within" if record.shown else "not within"
+    return f"with {level} confidence (one-sided{over}) {most}, {side} {fixed}"
 
 
 def _late(record: NonInferiorityRecord) -> str:
@@ -132,10 +137,10 @@ def _late(record: NonInferiorityRecord) -> str:
 
 
 def _apart(record: NonInferiorityRecord) -> str:
-    """Return the bound with enough digits to read differently from the margin where it differs."""
+    """Return the size of the bound with enough digits to read differently from the margin where it differs."""
     assert record.bound is not None
     scale, digits = (100, 1) if record.unit == "share" else (1, 3)
     bound, limit = record.bound * scale, -record.margin * scale
     while digits < 9 and bound != limit and round(bound, digits) == round(limit, digits):
         digits += 1
-    return f"{bound:+.{digits}f}"
+    return f"{abs(bound):.{digits}f}"

@@ -191,12 +191,9 @@ def _side(side: SideEffect) -> CostLine | None:
         moved = change(side.difference.value, side.unit)
     elif side.ratio is not None and known(side.ratio.value):
         moved = factor(side.ratio.value)
-    worse = side.gained is False and bool(
-        side.difference and side.difference.ci and max(side.difference.ci) < 0
+    return CostLine(
+        side.name, before + ARROW + after, moved, side.counted if side.n else "", side.shown_worse
     )
-    note = side.counted if side.n else ""
-    note += ", share of distinct bigrams" if side.unit.startswith("distinct") else ""
-    return CostLine(side.name, before + ARROW + after, moved, note, worse)
 
 
 # ------------------------------------------------------------------------------------------------------ three answers

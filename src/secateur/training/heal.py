@@ -142,7 +142,8 @@ def _healed(job: HealJob, progress: Progress) -> HealRecord:
     loss = record.loss_score
     if loss.healed.value >= loss.unhealed.value:
         LOG.warning(
-            "healing did not lower the loss on select (%.4f unhealed, %.4f healed): try another --lr or more --epochs.",
+            "healing did not lower the loss on the validation split (%.4f unhealed, %.4f healed): try "
+            "another --lr or more --epochs.",
             loss.unhealed.value,
             loss.healed.value,
         )

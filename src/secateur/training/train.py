@@ -303,8 +303,8 @@ def _finetuned(
     after = outcomes_of(session.on(task, written), select)
     if tuning.chooses and not trained.improved:
         LOG.warning(
-            "no epoch has a lower loss on select than the original (%.4f): the best, which is written, has %.4f. Try "
-            "another --lr or more --epochs.",
+            "no epoch has a lower loss on the validation split than the original (%.4f): the best, which is written, "
+            "has %.4f. Try another --lr or more --epochs.",
             trained.losses[0],
             trained.losses[trained.best],
         )

@@ -185,9 +185,20 @@ class SideEffect(Record):
 
     @property
     def counted(self) -> str:
-        """Return what the numbers are over: `200 examples`, `150 chunks of text`, `32 continuations`."""
-        kinds = {"perplexity": "chunks of text", "distinct bigrams, share": "continuations"}
+        """Return what the numbers are over: `200 examples`, `150 chunks of text`, `32 continuations, …`."""
+        kinds = {
+            "perplexity": "chunks of text",
+            "distinct bigrams, share": "continuations, share of distinct bigrams",
+        }
         return f"{self.n:,} {kinds.get(self.unit, 'examples')}"
+
+    @property
+    def shown_worse(self) -> bool:
+        """Return True where all of the interval of the change lies on the worse side of no change."""
+        sign = 1 if self.higher_is_better else -1
+        changed = [(self.difference, 0.0), (self.ratio, 1.0)]
+        intervals = [(record.ci, none) for record, none in changed if record is not None and record.ci]
+        return any(all(sign * (end - none) < 0 for end in ci) for ci, none in intervals)
 
 
 class AlternativeRecord(Record):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.score import metric_name
-from secateur.methods.budget.records import KIND_NAMES, MOVE_NAMES, BudgetAnalysis, BudgetRecord
+from secateur.core.site import in_words
+from secateur.methods.budget.records import KIND_NAMES, MOVE_NAMES, BudgetAnalysis, BudgetRecord, MoveRecord
 from secateur.report.chart import (
     ACCENT,
     AFTER,
@@ -22,6 +24,9 @@ from secateur.report.chart import (
 from secateur.report.frame import FigureGroup, PageSection, worst_allowed
 from secateur.report.markup import known, number, signed, table, text
 
+MOST_EDITS = 4  # of a move that are named
+_NEURONS = re.compile(r"without neurons? \d+(, \d+)*")
+
 
 def sections(verdict: VerdictRecord, analysis: BudgetAnalysis) -> list[PageSection]:
     """Return the front, and the moves to the chosen point."""
@@ -30,9 +35,9 @@ def sections(verdict: VerdictRecord, analysis: BudgetAnalysis) -> list[PageSecti
         return []
     n = analysis.base.n if analysis.base else 0
     lead = (
-        f"Edits of all kinds competed for one budget. Each point is a plan, drawn on the {n} examples of "
-        "<code>select</code> that the search chose by, so the curve flatters itself; the verdict is about the filled "
-        "point alone, on <code>test</code>."
+        f"Edits of all kinds competed for one budget. Each point is a plan, drawn on the {n} examples of the "
+        "validation split that the search chose by, so the curve flatters itself; the verdict is about the filled "
+        "point alone, on the test split."
     )
     body = (FigureGroup((front_figure(verdict, record),)), _kinds(record), _moves(record))
     return [PageSection("budget", "How much goes for how little", lead, body)]
@@ -72,7 +77,12 @@ def front_figure(verdict: VerdictRecord, record: BudgetRecord) -> Figure:
     ]
     head = ("parameters", "KV cache", metric_name(verdict.metric), "loss", "predicted rise")
     return Figure(
-        f"{metric_name(verdict.metric)} on select", traces, layout, head, rows, "filled: what was verified"
+        f"{metric_name(verdict.metric)} on the validation split",
+        traces,
+        layout,
+        head,
+        rows,
+        "filled: what was verified",
     )
 
 
@@ -91,7 +101,7 @@ def _moves(record: BudgetRecord) -> str:
         (
             str(n),
             text(MOVE_NAMES[move.kind]),
-            text("; ".join(move.edits)),
+            text(_what_went(move)),
             signed(move.predicted),
             signed(move.measured),
         )
@@ -103,7 +113,17 @@ def _moves(record: BudgetRecord) -> str:
         f" In the end {record.swaps} of them came in for others that were given back." if record.swaps else ""
     )
     told = (
-        "<p>Rises of the loss in nats, predicted on <code>probe</code> and measured on "
-        f"{record.measured_on} examples of <code>select</code>.{given}</p>"
+        "<p>Rises of the loss in nats, predicted on the calibration split and measured on "
+        f"{record.measured_on} examples of the validation split.{given} analysis.json has every edit.</p>"
     )
     return told + table(("move", "by", "what went", "predicted", "measured"), rows)
+
+
+def _what_went(move: MoveRecord) -> str:
+    """Return the first edits of a move in words, neurons by their number, and how many more there are."""
+    first = [
+        in_words(_NEURONS.sub(lambda found: f"without {found[0].count(',') + 1} neurons", edit))
+        for edit in move.edits[:MOST_EDITS]
+    ]
+    more = len(move.edits) - len(first)
+    return "; ".join(first) + (f"; and {more} more" if more else "")

@@ -349,7 +349,7 @@ class Steps:
         taken = self._with_others(best, offers, plan)
         kept = self.sizes.kept(taken.plan)
         LOG.info(
-            "%s: loss %+.4f nats; %.1f %% of the parameters and %.1f %% of the KV cache left",
+            "goes next: %s, loss %+.4f nats; left are %.1f %% of the parameters, %.1f %% of the KV cache",
             MOVE_NAMES[taken.kind],
             taken.measured,
             100 * kept["params"],

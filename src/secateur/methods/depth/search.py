@@ -167,7 +167,8 @@ def _warn_of_dropped(point: DepthPoint, form: str) -> None:
     """Warn of the runs that are dropped although a map was asked for."""
     for run_ in point.fell_back:
         LOG.warning(
-            "%s: dropped, because the %s fitted on probe does no better on select (%.4f nats/token against %.4f).",
+            "%s: dropped, because the %s fitted on the calibration split does no better on the validation split "
+            "(%.4f nats/token against %.4f).",
             run_name(run_.blocks),
             "folded map" if form == "fold" else "linear map",
             run_.fitted,
