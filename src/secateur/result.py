@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 AGAIN = "Give --overwrite to make it again."
+TITLE_ROOM = 48  # pixels above a figure
 TOP = 10  # rows of a ranking that a notebook shows
 
 
@@ -185,9 +186,14 @@ def _named(figures: Mapping[str, Figure], name: str, place: str) -> go.Figure:
 
 
 def _drawn(figure: Figure) -> go.Figure:
+    """Return a figure of plotly's, with room for the title that a page prints above it."""
     import plotly.graph_objects as go
 
-    return go.Figure(figure.data, figure.layout | ({"title": {"text": figure.title}} if figure.title else {}))
+    if not figure.title:
+        return go.Figure(figure.data, figure.layout)
+    margin = {**figure.layout["margin"], "t": TITLE_ROOM}
+    room = {"height": figure.height + TITLE_ROOM, "margin": margin, "title": {"text": figure.title}}
+    return go.Figure(figure.data, figure.layout | room)
 
 
 def read_result(out: Path) -> Result:

@@ -525,7 +525,7 @@ def test_verdict_counts_openings(case):
     assert first["verdict"] == "not worse by more than 2.25 points"
     assert (second["verdict"], second["openings"]) == ("no difference shown", 2)
     assert second["non_inferiority"]["level"] == 0.975
-    assert "97.5 % lower bound (95 % over 2 openings of this split)" in second["sentence"]
+    assert "with 97.5 % confidence (one-sided; 95 % over 2 openings of this split)" in second["sentence"]
 
 
 def test_verdict_of_a_collapse_is_not_called_harmless(case):

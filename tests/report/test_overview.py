@@ -114,7 +114,7 @@ def test_the_side_task_that_lost_most_comes_first():
 def test_text_that_got_worse_is_marked(ends, worse):
     record = data_report.facts()[0]
     (text,) = [side for side in record["side_effects"] if side["unit"] == "perplexity"][:1]
-    text["ratio"] = {"value": sum(ends) / 2, "ci": ends}
+    text |= {"ratio": {"value": sum(ends) / 2, "ci": ends}, "difference": None}
     shown = {cost.name: cost.worse for cost in costs(VerdictRecord.model_validate(record))}
     assert shown[text["name"]] == worse
 
