@@ -79,17 +79,17 @@ def test_every_right_example_is_right(verb: str, method: str) -> None:
 def test_values_are_those_of_the_command_line() -> None:
     (step,) = read(
         FLAT
-        + "method: heads\ntarget: 60%\nlayers: 2:4\nranks-once: true\nbatch-size: 2048\nside: [builtin:recall]\n"
+        + "method: heads\ntarget: 60%\nlayers: 1:3\nranks-once: true\nbatch-size: 2048\nside: [builtin:recall]\n"
         "revision: 2024\nmax_loss: 1e-3\n"
     )
     options = {name: value for name, value in step.values.items() if name not in ("model", "task", "out")}
     asked = read_options("builtin:facts", *step.values["task"], **options)
-    assert (asked.layers, asked.max_tokens, asked.side) == ((2, 4), 2048, ("builtin:recall",))
+    assert (asked.layers, asked.max_tokens, asked.side) == ((1, 3), 2048, ("builtin:recall",))
     config = vars(asked.config)
     assert (config["target"], config["rescore"], config["max_loss"]) == (0.6, False, 0.001)
     assert asked.revision == "2024"  # text, whatever it looks like
     assert step.command_line == (
-        "secateur prune builtin:facts --task builtin:facts --out out --method heads --target 0.6 --layers 2:4 "
+        "secateur prune builtin:facts --task builtin:facts --out out --method heads --target 0.6 --layers 1:3 "
         "--ranks-once --batch-size 2048 --side builtin:recall --revision 2024 --max-loss 0.001"
     )
 
@@ -107,6 +107,7 @@ def test_values_are_those_of_the_command_line() -> None:
         (FLAT + "limit: many\n", 4, "limit 'many': give a whole number, 1 or more. Right: `limit: 400`"),
         (FLAT + "limit: 0\n", 4, "--limit 0: give a whole number, 1 or more"),
         (FLAT + "layers: x\n", 4, "write FROM:TO"),
+        (FLAT + "layers: 2:4\n", 1, "layers 2:4 are not in this model: it has blocks 0 to 2"),
         (FLAT + "chat: maybe\n", 4, "chat 'maybe': write true or false. Right: `chat: true`"),
         (FLAT + "limit:\n", 4, "limit has no value"),
         (FLAT + "seed: [1, 2]\n", 4, "seed has one value, and here is a list"),
