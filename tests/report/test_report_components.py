@@ -688,3 +688,10 @@ def test_deep_wide_models_keep_readable_labels():
     assert len(figure["layout"]["xaxis"]["tickvals"]) <= 12
     assert len(figure["layout"]["yaxis"]["tickvals"]) <= 16
     assert 500 < figure["layout"]["height"] < 700, "the large map"
+
+
+def test_a_map_of_some_layers_has_no_room_for_the_others():
+    layout = map_layout(18, 9, 20, first=14)
+    assert layout["yaxis"]["range"] == [13.4, 17.6]
+    assert layout["yaxis"]["tickvals"] == [14, 15, 16, 17]
+    assert layout["height"] == 54 + 4 * 20

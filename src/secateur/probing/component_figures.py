@@ -85,6 +85,7 @@ def unit_map(
     """
     order = ranks(values)
     blocks, heads = 1 + max(site.block for site in values), 1 + max(site.index for site in values)
+    first = min(site.block for site in values)
     z: list[list[float | None]] = [[None] * heads for _ in range(blocks)]
     hover = [[""] * heads for _ in range(blocks)]
     unit_words = "" if unit in ("share", "score") else f" {text(unit)}"
@@ -95,7 +96,7 @@ def unit_map(
             f"<br>rank {order[site]} of {len(order)}"
         )
     top = 1.0 if unit == "score" else _root(max(values.values())) or 1.0
-    height = cell_height(blocks, most)
+    height = cell_height(blocks - first, most)
     size = max(3.0, min(9.0, 0.4 * height, 110 / heads))
     cut = [(site.index, site.block) for site in values if site in gone]
     crosses = marks(cut, symbol="x-thin-open", size=size, color=ACCENT, line={"width": 1.6})
@@ -103,17 +104,20 @@ def unit_map(
     if gone.sites:
         rows = [[*row, "cut" if site in gone else "stays"] for site, row in zip(order, rows, strict=True)]
     head = (part, "rank", word, *(("",) if gone.sites else ()))
-    layout = map_layout(blocks, heads, height, part)
+    layout = map_layout(blocks, heads, height, part, first)
     return Figure(title, [_heat(z, hover, SEQUENTIAL, 0.0, top), crosses], layout, head, rows, note)
 
 
-def map_layout(blocks: int, heads: int, height: float, part: str = "head") -> Trace:
-    """Return axes for a map of heads or other parts, `height` pixels a block, the first block at the bottom."""
+def map_layout(blocks: int, heads: int, height: float, part: str = "head", first: int = 0) -> Trace:
+    """Return axes for a map of heads or other parts, `height` pixels a block, block number `first` of `blocks` at the
+    bottom."""
     plain = {"showgrid": False, "showline": False, "tickangle": 0, "ticks": ""}
+    shown = blocks - first
+    ticks = [first + place for place in some(shown, 16)]
     return new_layout(
-        int(54 + height * blocks),
+        int(54 + height * shown),
         xaxis=new_axis(part, range=[-0.6, heads - 0.4], tickvals=some(heads, 12), **plain),
-        yaxis=new_axis("layer", range=[-0.6, blocks - 0.4], tickvals=some(blocks, 16), **plain),
+        yaxis=new_axis("layer", range=[first - 0.6, blocks - 0.4], tickvals=ticks, **plain),
     )
 
 
