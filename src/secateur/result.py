@@ -189,11 +189,10 @@ def _drawn(figure: Figure) -> go.Figure:
     """Return a figure of plotly's, with room for the title that a page prints above it."""
     import plotly.graph_objects as go
 
-    if not figure.title:
-        return go.Figure(figure.data, figure.layout)
-    margin = {**figure.layout["margin"], "t": TITLE_ROOM}
-    room = {"height": figure.height + TITLE_ROOM, "margin": margin, "title": {"text": figure.title}}
-    return go.Figure(figure.data, figure.layout | room)
+    drawn = go.Figure(figure.data, figure.layout)
+    if figure.title:
+        drawn.update_layout(title_text=figure.title, margin_t=TITLE_ROOM, height=figure.height + TITLE_ROOM)
+    return drawn
 
 
 def read_result(out: Path) -> Result:

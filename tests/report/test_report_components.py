@@ -17,7 +17,7 @@ from secateur.core.records.verdict import VerdictRecord
 from secateur.core.site import Site
 from secateur.errors import OutputError, SecateurError
 from secateur.methods.components.report import spread
-from secateur.probing.component_figures import cumulated, ranks
+from secateur.probing.component_figures import cumulated, map_layout, ranks
 from secateur.probing.report import render_probe, write_probe_report
 from secateur.report.chart import SEQUENTIAL
 from secateur.report.gains import size

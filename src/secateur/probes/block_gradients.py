@@ -382,7 +382,7 @@ def effects_both_ways(
         room: Bytes of activations and gradients between blocks that may be kept.
     """
     plans = list(plans)
-    ways = [
+    ways: list[_InBlock | _ToFirstOrder] = [
         _InBlock(plans, progress, stage),
         _ToFirstOrder(plans, answer_margin.loaded.anatomy, silent, stage),
     ]
