@@ -504,7 +504,7 @@ def test_the_command_prints_tables_or_json_and_nothing_else(model, task, tmp_pat
     assert "already holds" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines() if line]
     assert lines[2][:3] == ["measured", "before", "after"]
-    assert lines[3][:3] == ["accuracy", "on", "select"]
+    assert lines[3][:3] == ["accuracy", "on", "validation"]
     assert lines[-1][0] == "checkpoint"
     assert [line[0] for line in lines if line[0] in "01"] == ["0", "1"]
 
