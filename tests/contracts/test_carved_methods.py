@@ -111,7 +111,7 @@ def meetings() -> Iterator[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "kind", "method"), meetings())
+@pytest.mark.parametrize(("family", "kind", "method"), [*meetings()])
 def test_every_method_runs_or_refuses_before_it_begins(family, kind, method, place, tmp_path):
     asked = str(carved(place, family, kind)), str(place / "q.jsonl")
     refusal = REFUSED.get((kind, method))

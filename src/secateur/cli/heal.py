@@ -68,7 +68,7 @@ def print_healed(record: HealRecord) -> None:
     from secateur.cli.terminal import terminal
 
     models, learned = ("teacher", "unhealed", "healed"), record.trained_on
-    measured = [("select", row) for row in record.scores] + [(row.name, row) for row in record.sides]
+    measured = [("validation", row) for row in record.scores] + [(row.name, row) for row in record.sides]
     measured += [("test", row) for row in record.test_scores]
     scores = [
         (f"{row.metric} on {where}", *(score_cell(score, row.unit) for score in row.three.values()))

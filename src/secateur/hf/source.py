@@ -132,7 +132,7 @@ def place_of(name: str) -> Path:
     repository, local = _repository(name)[0], folder_of(name)
     if local is None:
         cached = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-        if not cached.exists() and not _ask_hub(_is_reachable, repository, None):
+        if not os.path.exists(cached) and not _ask_hub(_is_reachable, repository, None):
             raise ModelError(_unreachable(repository))
         return cached
     if local.is_file():
