@@ -14,6 +14,7 @@ import torch
 from fixtures.encoders import ENCODERS, WITH_HEAD
 from fixtures.folders import questions, save_model, secateur, write_rows
 from fixtures.zoo import tiny
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import secateur as package
@@ -213,7 +214,7 @@ def test_a_series_of_folders(place):
     assert found["models"][1] == read(place, "llama")["models"][0]
 
 
-def test_revisions_of_a_hub_model(place, monkeypatch):
+def test_revisions_of_a_hub_model(place, monkeypatch, tmp_path):
     """Each is fetched by its name; here folders stand for them."""
     folders = {"step1": place / "gpt2", "step2": place / "gpt2-untied-wide"}
 
@@ -224,6 +225,8 @@ def test_revisions_of_a_hub_model(place, monkeypatch):
             name, folders[revision], read_config(folders[revision]), revision=f"commit-{revision}"
         )
 
+    (tmp_path / "models--some--model").mkdir()  # the cache has something of it, so that the hub is not asked
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(load, "hub_source", hub_source)
     for module in (load, blank):
         monkeypatch.setattr(module, "download", lambda source, **how: source)
