@@ -46,7 +46,7 @@ def words() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """What starts commands in processes of their own."""
+    """Start commands in processes of their own."""
     with fork_server(tmp_path_factory.mktemp("forked")) as server:
         yield server
 

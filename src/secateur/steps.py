@@ -444,9 +444,11 @@ def check_task(options: Options) -> TaskCheckRecord:
         raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
     task = read_task(replace(options, allow_small=True), blank, {})
     context, vocab_size = blank.anatomy.context, blank.anatomy.vocab_size
-    how = {"chat": options.chat, "masked": blank.anatomy.details.masked}
+    masked = blank.anatomy.details.masked
     encoded = [
-        encode(example, blank.tokenizer, context=None, vocab_size=vocab_size, **how)
+        encode(
+            example, blank.tokenizer, context=None, vocab_size=vocab_size, chat=options.chat, masked=masked
+        )
         for example in task.examples
     ]
 

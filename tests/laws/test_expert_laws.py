@@ -1,4 +1,4 @@
-"""What must hold where experts of a mixture go: the mask computes what the router computes that never chooses them, the
+"""Hold masks and cuts of experts to their word: the mask computes what the router computes that never chooses them, the
 cut computes what the mask does and has the parameters that were predicted."""
 
 from __future__ import annotations

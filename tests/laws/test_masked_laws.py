@@ -91,7 +91,7 @@ def loaded(request: pytest.FixtureRequest, as_loaded: Callable[[PreTrainedModel]
 
 @pytest.mark.parametrize("max_tokens", [0, 20])
 def test_the_evaluator_says_what_transformers_says_row_by_row(loaded, max_tokens):
-    """Whatever runs together and whatever is reused below an edit: for plans in every block, to 1e-10."""
+    """Compare to 1e-10, for plans in every block, in batches of any size, with what is reused below an edit."""
     judge = Evaluator(loaded, TASK, ROWS, limits=Limits(max_tokens=max_tokens))
     plans = plans_of(loaded)
     judged = judge(plans, tuple(ROWS))

@@ -60,13 +60,14 @@ def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -
     anatomy = loaded.anatomy
     shape = shape_of(Plan(plan.model) if form.zeroed else plan, anatomy, factorize=form.factorize)
     why = stock_config(shape, anatomy)
-    carved = isinstance(why, str)
-    places = _carved_places(anatomy.family, read_back) if carved else _stock_places(shape, loaded, read_back)
-    return LoadsRecord(
-        form="carved" if carved else "zeroed" if form.zeroed else "stock",
-        why=why if isinstance(why, str) else "",
-        where=list(map(_filling_masks, places)) if anatomy.details.masked else places,
-    )
+    if isinstance(why, str):
+        found = LoadsRecord(form="carved", why=why, where=_carved_places(anatomy.family, read_back))
+    else:
+        stock = "zeroed" if form.zeroed else "stock"
+        found = LoadsRecord(form=stock, why="", where=_stock_places(shape, loaded, read_back))
+    if anatomy.details.masked:
+        found = found.model_copy(update={"where": list(map(_filling_masks, found.where))})
+    return found
 
 
 def _filling_masks(place: PlaceRecord) -> PlaceRecord:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never, get_args
 
 from secateur.core.fitted import Fitted
 from secateur.core.ranges import MOST, whole_numbers
-from secateur.core.site import Site
+from secateur.core.site import UNIT_WORDS, Site
 from secateur.errors import PlanError, SecateurError, UnknownName, nearest
 
 if TYPE_CHECKING:
@@ -397,7 +397,6 @@ def _edit_from_json(item: JsonValue) -> Edit:
     return _KINDS[kind].from_json(item)
 
 
-_UNITS = {"h": "head", "g": "KV group", "n": "neuron", "e": "expert"}
 NAMED = 12  # numbers in one line; more are counted
 
 
@@ -406,7 +405,7 @@ def _dropped_text(dropped: Iterable[Site]) -> list[str]:
     words = []
     for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):
         whole, numbers = Site(block, part), [site.index for site in sites]
-        words.append(f"{whole} without {_counted(_UNITS[unit], numbers)}" if unit else f"{whole} gone")
+        words.append(f"{whole} without {_counted(UNIT_WORDS[unit], numbers)}" if unit else f"{whole} gone")
     return words
 
 

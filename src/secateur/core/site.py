@@ -31,7 +31,7 @@ _PART_WORDS = {
     "up": "MLP up projection",
     "down": "MLP down projection",
 }
-_UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron", "e": "expert"}
+UNIT_WORDS = {"h": "head", "g": "KV group", "n": "neuron", "e": "expert"}
 _IN_TEXT = re.compile(rf"(?<![\w.]){_PATTERN.pattern}(?![\w]|\.\w)")
 
 # kinds of components of a map
@@ -91,7 +91,7 @@ class Site:
         """Return the address for a reader who has not seen one: `layer 14, MLP gate projection`."""
         parts = [
             _PART_WORDS.get(self.part, ""),
-            f"{_UNIT_WORDS[self.unit]} {self.index}" if self.unit else "",
+            f"{UNIT_WORDS[self.unit]} {self.index}" if self.unit else "",
         ]
         inner = " ".join(part for part in parts if part)
         return f"layer {self.block}" + (f", {inner}" if inner else "")

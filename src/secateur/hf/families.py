@@ -693,7 +693,7 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
 
 
 class Routing(NamedTuple):
-    """How a router chooses: `chosen` experts for each token, out of `groups` of experts of which some are looked at."""
+    """Describe how a router chooses: `chosen` experts for each token, out of `groups`, of which it looks at some."""
 
     chosen: int
     groups: int

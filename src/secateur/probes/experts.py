@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
@@ -14,7 +14,7 @@ from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.evaluation.batching import Packing, with_room
 from secateur.hf.load import Loaded
-from secateur.probes.residual_stream import real_tokens
+from secateur.probes.residual_stream import run_hooked
 from secateur.tasks.encode import Encoded
 
 
@@ -40,7 +40,6 @@ def router_mass(
     counts = {block: width.num_experts for block, width in enumerate(anatomy.widths) if width.num_experts}
     if mixture is None or not counts:
         raise ModelError(f"{anatomy.architecture} has no experts that could be read.")
-    answers = {e: encoded[e].gold_alone for e in examples}
 
     def summed(packing: Packing) -> dict[int, Tensor]:
         total = {block: torch.zeros(count, dtype=torch.float64) for block, count in counts.items()}
@@ -53,16 +52,12 @@ def router_mass(
 
             return hook
 
-        batches = packing.pack(answers, examples)
-        for number, batch in enumerate(batches):
-            real = real_tokens(batch, answers)
-            with ExitStack() as stack, torch.inference_mode():
-                for block in counts:
-                    path = f"{anatomy.blocks[block]}.{mixture.network}.{mixture.router}"
-                    handle = loaded.model.get_submodule(path).register_forward_hook(adding(block, real))
-                    stack.callback(handle.remove)
-                loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
-            progress("importance", number + 1, len(batches))
+        def hooks(real: Tensor) -> Iterator[RemovableHandle]:
+            for block in counts:
+                path = f"{anatomy.blocks[block]}.{mixture.network}.{mixture.router}"
+                yield loaded.model.get_submodule(path).register_forward_hook(adding(block, real))
+
+        run_hooked(loaded, encoded, examples, hooks, packing=packing, progress=progress)
         return total
 
     mass = {block: total / total.sum() for block, total in with_room(packing, summed).items()}

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
@@ -33,7 +34,7 @@ from secateur.hf.load import Loaded
 from secateur.hf.stacks import Weight
 from secateur.hf.weights import reread
 from secateur.probes.gradient_hooks import summed_loss
-from secateur.probes.residual_stream import real_tokens
+from secateur.probes.residual_stream import run_hooked
 from secateur.surgery.mask import swapped_forward
 from secateur.tasks.encode import Encoded
 
@@ -94,9 +95,7 @@ def unit_importance(
     if not units:
         raise ModelError(f"this model has no {part}: earlier cuts took all that could be read there.")
     answers = {e: encoded[e].gold_alone for e in examples}
-    tokens = sum(
-        len(answer.read(0)) for answer in answers.values()
-    )  # the last token of an answer is never run
+    tokens = sum(len(answer.read(0)) for answer in answers.values())  # without an answer's last, never run
     hooks = _UnitHooks(loaded, part, units)
 
     def summed(packing: Packing) -> dict[int, np.ndarray]:
@@ -209,7 +208,6 @@ def weighted_inputs(
     Source: the score of Wanda (Sun et al. 2023, arXiv 2306.11695, eq. 1), summed over the outputs of each input.
     """
     paths = {block: loaded.anatomy.module(Site(block, "down")) for block in blocks}
-    answers = {e: encoded[e].gold_alone for e in examples}
 
     def summed(packing: Packing) -> dict[int, Tensor]:
         squares: dict[int, Tensor] = {}
@@ -222,15 +220,11 @@ def weighted_inputs(
 
             return hook
 
-        batches = packing.pack(answers, examples)
-        for number, batch in enumerate(batches):
-            real = real_tokens(batch, answers)
-            with ExitStack() as stack, torch.inference_mode():
-                for block, path in paths.items():
-                    handle = loaded.model.get_submodule(path).register_forward_pre_hook(adding(block, real))
-                    stack.callback(handle.remove)
-                loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
-            progress("importance", number + 1, len(batches))
+        def hooks(real: Tensor) -> Iterator[RemovableHandle]:
+            for block, path in paths.items():
+                yield loaded.model.get_submodule(path).register_forward_pre_hook(adding(block, real))
+
+        run_hooked(loaded, encoded, examples, hooks, packing=packing, progress=progress)
         return squares
 
     squares = with_room(packing, summed) if blocks else {}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from secateur.core.progress import Progress
 from secateur.core.site import Site
-from secateur.evaluation.batching import Batch
+from secateur.evaluation.batching import Batch, Packing
 from secateur.hf.calls import entering, leaving
 from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
@@ -25,6 +27,32 @@ def real_tokens(batch: Batch, answers: Mapping[int, Encoded]) -> Bool[Tensor, "r
     """Return a mask that is True where there is a token and no padding; `answers` are one continuation each."""
     lengths = torch.tensor([len(answers[e].read(0)) for e in batch.row_example.tolist()])
     return torch.arange(batch.tokens.shape[1]) < lengths[:, None]
+
+
+@torch.inference_mode()
+def run_hooked(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    hooks: Callable[[Bool[Tensor, "rows length"]], Iterable[RemovableHandle]],
+    *,
+    packing: Packing,
+    progress: Progress,
+) -> None:
+    """Run the model on prompts and gold answers, a batch at a time, with hooks that know which positions are tokens.
+
+    Args:
+        hooks: Called before each batch with its `real_tokens`; attaches hooks and returns their handles, which are
+            removed after it.
+    """
+    answers = {e: encoded[e].gold_alone for e in examples}
+    batches = packing.pack(answers, examples)
+    for number, batch in enumerate(batches):
+        with ExitStack() as stack:
+            for handle in hooks(real_tokens(batch, answers)):
+                stack.callback(handle.remove)
+            loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
+        progress("importance", number + 1, len(batches))
 
 
 @torch.inference_mode()
