@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 OUT ?= demo-out
 OUT_LLM ?= demo-llm-out
 
-.PHONY: help demo demo-llm test llm-smoke docs lint model llm results versus bench offload surgery cluster killed old-readers gguf notebooks docker-lines clean
+.PHONY: help demo demo-llm test test-all llm-smoke docs lint model llm results versus bench offload surgery cluster killed old-readers gguf notebooks docker-lines clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' Makefile | sed 's/:.*##/\t/'
@@ -28,7 +28,10 @@ demo: $(VENV)/ready  ## the main job on the embedded model, from nothing to a pr
 demo-llm: llm        ## the main job on SmolLM2-135M, with a verdict in minutes
 	$(BIN)/secateur prune $(SMOLLM2) --task examples/capitals.jsonl -o $(OUT_LLM)
 
-test: $(VENV)/ready  ## the whole test suite
+test: $(VENV)/ready  ## the test suite without what is slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not llm and not slow"
+
+test-all: $(VENV)/ready ## all of the test suite: twice as long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not llm"
 
 llm-smoke: llm       ## each verb once on SmolLM2-135M

@@ -240,6 +240,7 @@ def test_tables_and_schemas_of_records_are_those_of_the_types() -> None:
     assert {path for path in written if path.suffix == ".json"} == set((DOCS / "schemas").iterdir())
 
 
+@pytest.mark.slow
 def test_every_record_is_as_documented(
     out: Path, removed: Path, directed: Path, shortened: Path, inattentive: Path, budgeted: Path, together: Path,
     tuned: Path, unlucky: Path, of_gguf: Loaded,

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ import pytest
 import torch
 from fixtures.cuts import drops, edits_of, factorized
 from fixtures.folders import contents, questions, refused, save_model, secateur, write_rows
+from fixtures.marks import slow_but
 from fixtures.rotary import ROTARY
 from fixtures.zoo import MORE, tiny, variant
 from safetensors.torch import load_file, save_file
@@ -51,11 +52,22 @@ KINDS = [
     "block 0", "mixed", "rank 3", "directions of attention", "directions and parts",
     "linear of rank 2", "all but one linear", "folded",
 ]  # fmt: skip
-CASES = [f"{family}, {kind}" for family in FAMILIES for kind in KINDS]
-FEW_CASES = [f"{family}, mixed" for family in sorted(MORE)] + [
-    "smollm3, block 0",
-    "gpt-neo, block 0",
-    "cwm, block 0",
+EVERY_KIND = ("llama", "gpt2")  # of the others some, in turn
+OF_MORE = ("apertus", "glm4", "gpt-bigcode", "gpt-neo", "mpt", "olmo2", "smollm3", "stablelm", "starcoder2")
+
+
+def cases() -> Iterator[Any]:
+    """Yield every 'family, kind', slow but for those of `EVERY_KIND` and a third of the rest."""
+    for turn, family in enumerate(FAMILIES):
+        for number, kind in enumerate(KINDS):
+            first = family in EVERY_KIND or (turn + number) % 3 == 0
+            yield pytest.param(f"{family}, {kind}", marks=[] if first else pytest.mark.slow)
+
+
+CASES = [*cases()]
+FEW_CASES = [
+    *slow_but([f"{family}, mixed" for family in OF_MORE], [f"{family}, mixed" for family in sorted(MORE)]),
+    *slow_but(["smollm3, block 0"], ["smollm3, block 0", "gpt-neo, block 0", "cwm, block 0"]),
 ]
 HARNESS = ["llama, mixed", "llama, block 0"]  # a carved one and a stock one
 GROUPED = {"llama", "gemma3", "phi3"}  # of these a config can state any number of heads
@@ -101,13 +113,21 @@ def originals(words, tmp_path_factory) -> dict[str, Loaded]:
     }
 
 
+class WhenAsked(dict[str, Made]):
+    """Checkpoints by 'family, kind', each made when it is first asked for."""
+
+    def __init__(self, place: Path, originals: Mapping[str, Loaded]) -> None:
+        super().__init__()
+        self._place, self._originals = place, originals
+
+    def __missing__(self, case: str) -> Made:
+        self[case] = make(self._place / re.sub(r"\W+", "_", case), self._originals, *case.split(", "))
+        return self[case]
+
+
 @pytest.fixture(scope="module")
-def made(originals, tmp_path_factory) -> dict[str, Made]:
-    place = tmp_path_factory.mktemp("made")
-    return {
-        case: make(place / re.sub(r"\W+", "_", case), originals, *case.split(", "))
-        for case in (*CASES, *FEW_CASES)
-    }
+def made(originals, tmp_path_factory) -> WhenAsked:
+    return WhenAsked(tmp_path_factory.mktemp("made"), originals)
 
 
 def make(folder: Path, originals: Mapping[str, Loaded], family: str, kind: str) -> Made:
@@ -120,9 +140,14 @@ def make(folder: Path, originals: Mapping[str, Loaded], family: str, kind: str) 
 
 
 @pytest.fixture(scope="module")
-def elsewhere(made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a process without secateur found in every one of the folders, and the logits it computed."""
+def elsewhere(request, made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a process without secateur found in every folder that a test of this run asks for, and the logits it
+    computed."""
     place = tmp_path_factory.mktemp("elsewhere")
+    of_here = (
+        item for item in request.session.items if item.path == request.path and "case" in item.fixturenames
+    )
+    asked = {case: made[case] for case in dict.fromkeys(item.callspec.params["case"] for item in of_here)}
     jobs = [
         {
             "name": case,
@@ -131,7 +156,7 @@ def elsewhere(made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]
             "stock": type(one.loaded.model).__name__,
             "harness": case in HARNESS and find_spec("lm_eval") is not None,
         }
-        for case, one in made.items()
+        for case, one in asked.items()
     ]
     (place / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).parents[1] / "without_secateur.py"
@@ -244,7 +269,7 @@ def log_likelihood(model: PreTrainedModel, context: tuple[int, ...], continuatio
 
 
 @pytest.mark.parametrize("kind", ["one head", "attention of block 0", "FFN of block 0", "mixed", "rank 3"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_but(["llama", "gpt2", "phi3"], FAMILIES))
 def test_zeroed_is_the_stock_model_with_zeros(family, kind, originals, tmp_path):
     loaded = originals[family]
     plan = Plan(loaded.fingerprint, tuple(edits_of(kind, loaded.anatomy)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
-from fixtures.zoo import VOCAB_SIZE, ZOO, tiny
+from fixtures.zoo import VOCAB_SIZE, by_layout, tiny
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -44,7 +44,7 @@ def logits_of_stock(folder, **how):
         return model(input_ids=ROWS).logits
 
 
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("name", by_layout())
 def test_every_family_is_written_and_read_by_the_stock_classes(name, words, tmp_path):
     model = save_model(tmp_path / "m", tiny(name), words)
     edits = ["b0.q=2", "b1.down=3", "b1.v=tail:2"]

@@ -451,6 +451,7 @@ def test_names_reach_the_terminal_as_text(typed, place, forks):
     assert not HARMFUL.search(shown), repr(shown)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_letters(place):
     words = [*SECATEUR, "apply", "m", "--edit", "b1.down=3", "--dry-run"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -567,6 +568,7 @@ def test_errors_that_mean_too_little_memory(error, is_so):
     assert lacks_memory(error) is is_so
 
 
+@pytest.mark.slow
 def test_too_little_address_space_is_told(place):
     """Amid the imports, or amid the work: wherever it ends, it ends in words."""
     limits = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (n := int(sys.argv.pop(1)), n));"

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from fixtures.folders import save_model
-from fixtures.zoo import MULTIMODAL, tiny
+from fixtures.zoo import MULTIMODAL, by_layout, tiny
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from secateur import api
@@ -31,7 +31,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     return model(TOKENS).logits
 
 
-@pytest.fixture(params=sorted(MULTIMODAL))
+@pytest.fixture(params=by_layout(MULTIMODAL, ("gemma3-vision", "qwen2-vl")))
 def loaded(request: pytest.FixtureRequest, words, tmp_path) -> Loaded:
     folder = save_model(tmp_path / "whole", tiny(request.param), words)
     (folder / "preprocessor_config.json").write_text(PROCESSOR)

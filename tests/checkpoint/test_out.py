@@ -11,6 +11,7 @@ import sys
 
 import pytest
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
+from fixtures.marks import slow_but
 from fixtures.zoo import tiny
 
 from secateur.checkpoint.folder import Folder
@@ -346,7 +347,7 @@ MOUNTS = {
 }
 
 
-@pytest.mark.parametrize("kind", MOUNTS)
+@pytest.mark.parametrize("kind", slow_but(["bound"], MOUNTS))
 def test_mounts(kind, place):
     mount, out, says = MOUNTS[kind]
     edit = "--edit b1.down=3 -q"
@@ -356,6 +357,7 @@ def test_mounts(kind, place):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_in_a_mount_point(place):
     """What the message proposes works."""
     mount = "mkdir mnt; mount -t tmpfs none mnt"

@@ -270,6 +270,7 @@ def trial_skewed(rng, n: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trial", "metric", "tries"),
     [(trial_pairs, "accuracy", 1000), (trial_losses, "loss", 200), (trial_skewed, "loss", 200)],

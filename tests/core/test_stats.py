@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from fixtures.marks import slow_but
 from scipy import optimize, stats
 
 from secateur.core.baseline import baseline_text, no_room
@@ -317,7 +318,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("groups", [10, 20, 50])
+@pytest.mark.parametrize("groups", slow_but([10], [10, 20, 50]))
 @pytest.mark.parametrize("shape", LOSSES)
 def test_intervals_of_a_mean_loss_cover_and_stay_above_zero(shape, groups, monkeypatch):
     """Losses of whole groups, three examples each: at least 93 % of 95 % intervals hold the true mean."""
@@ -335,7 +336,7 @@ def test_intervals_of_a_mean_loss_cover_and_stay_above_zero(shape, groups, monke
     assert _covered(compared, truth, 1000) >= 0.93 - 0.013  # two standard errors of a share of 1,000
 
 
-@pytest.mark.parametrize("groups", [10, 20, 50])
+@pytest.mark.parametrize("groups", slow_but([10], [10, 20, 50]))
 @pytest.mark.parametrize(("share", "alike"), [(0.5, 0.1), (0.5, 0.4), (0.8, 0.4), (0.95, 0.1), (0.95, 0.4)])
 def test_intervals_of_a_clustered_share_cover_and_stay_inside(share, alike, groups):
     """Groups of ten whose own shares are beta distributed, with intraclass correlation `alike`."""

@@ -284,6 +284,7 @@ class Choosy(Worker):
         super().load(shipped, device, threads)
 
 
+@pytest.mark.slow
 def test_a_node_where_no_worker_can_begin_is_given_up_and_the_others_go_on(
     pool, loaded, tmp_path, monkeypatch, caplog
 ):

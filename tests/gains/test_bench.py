@@ -352,6 +352,7 @@ def test_the_table(place, monkeypatch):
         assert said in done.stdout
 
 
+@pytest.mark.slow
 def test_the_dense_model_is_read_from_the_plan(place):
     with pytest.raises(UnknownName, match="Give --against MODEL"):
         api.bench(place / "cut")

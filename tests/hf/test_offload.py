@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
-from fixtures.zoo import ZOO, tiny
+from fixtures.zoo import ZOO, by_layout, tiny
 
 import secateur as api
 from secateur.checkpoint.save import save_and_reload
@@ -56,7 +56,7 @@ def logits(loaded: Loaded) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------------------------ loading
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", by_layout())
 def test_a_model_on_disk_is_the_model_in_memory(place, name):
     here, there = both(place, name)
     assert is_offloaded(there.model)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.cuts import KINDS, drops, edits_of, factorized, possible
-from fixtures.zoo import EVERY, OF_ALL_KINDS, OTHER_NAMES, ZOO, tiny, variant
+from fixtures.zoo import EVERY, OF_ALL_KINDS, ONE_OF_EACH_LAYOUT, OTHER_NAMES, ZOO, tiny, variant
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -70,8 +70,17 @@ CASES = [(name, torch.float64) for name in sorted(OF_ALL_KINDS.keys() - OTHER_NA
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=[f"{name}-{dtype}" for name, dtype in CASES])
 def test_mask_and_cut_agree_and_the_parameters_are_those_predicted(name, dtype):
     loaded = loaded_of(name, dtype)
-    for kind in KINDS if name in ZOO else ONE_OF_EACH:
+    for kind in KINDS if name in ONE_OF_EACH_LAYOUT else ONE_OF_EACH:
         check_cut(loaded, kind, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ZOO.keys() - set(ONE_OF_EACH_LAYOUT)))
+def test_so_do_cuts_of_the_other_kinds(name):
+    loaded = loaded_of(name)
+    for kind in KINDS:
+        if kind not in ONE_OF_EACH:
+            check_cut(loaded, kind, torch.float64)
 
 
 def check_cut(loaded: Loaded, kind: str, dtype: torch.dtype) -> None:
@@ -94,7 +103,7 @@ def check_cut(loaded: Loaded, kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", sorted(EVERY))
 def test_cached_generation_is_uncached_generation_with_padding_on_the_left(name):
     loaded = loaded_of(name, torch.float32)
-    for kind in KINDS if name in ("llama", "gpt2") else CACHED_ZOO if name in ZOO else CACHED:
+    for kind in KINDS if name in ("llama", "gpt2") else CACHED_ZOO if name in ONE_OF_EACH_LAYOUT else CACHED:
         check_generation(loaded, kind)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures.zoo import ZOO, tiny, variant, written_
+from fixtures.zoo import by_layout, tiny, variant, written_
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -43,7 +43,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 Wrap = Callable[[PreTrainedModel], Loaded]
 
 
-@pytest.fixture(params=sorted(ZOO))
+@pytest.fixture(params=by_layout())
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

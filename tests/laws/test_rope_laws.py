@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures.marks import slow_but
 from fixtures.zoo import CONTEXT, tiny, variant
 
 from secateur.core.plan import Plan
@@ -75,12 +76,13 @@ def rotated(name: str, kind: str, as_loaded: Callable[..., Loaded]) -> Loaded:
     return as_loaded(variant(name, rope_parameters=told, **more))
 
 
+FIRST = {"falcon-7b", "gemma3", "gpt-neox", "llama", "phi3"}
 CASES = [
     (name, kind) for name in FACTORS for kind in KINDS if name != "phi3" or kind in ("default", "longrope")
 ]
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(params=slow_but([case for case in CASES if case[0] in FIRST], CASES), ids="-".join)
 def loaded(request, as_loaded) -> Loaded:
     return rotated(*request.param, as_loaded)
 

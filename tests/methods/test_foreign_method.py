@@ -117,6 +117,7 @@ def test_what_cannot_be_is_refused_before_weights_are_read(place: Path):
     assert done.returncode == 2
 
 
+@pytest.mark.slow
 def test_it_is_forecast(place: Path):
     done = run(place, "plan-cost", *ASKED, "--no-calibrate", "--json")
     assert done.returncode == 0, done.stderr

@@ -261,6 +261,7 @@ def test_the_tables_of_several_fit_a_narrow_terminal_and_show_the_record(place, 
     assert ["1", *row] in lines
 
 
+@pytest.mark.slow
 def test_more_readings_than_fit_show_each_ones_mean_with_the_others(place, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shots = ",".join(map(str, range(6)))

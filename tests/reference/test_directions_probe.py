@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.zoo import ZOO, tiny
+from fixtures.zoo import by_layout, tiny
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -143,7 +143,7 @@ def some_of(one: MatrixEffects) -> list[int]:
 
 
 @pytest.mark.parametrize("per_head", [False, True], ids=["whole", "per head"])
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", by_layout())
 def test_effects_are_finite_differences(name, per_head, as_loaded):
     """Every kind of matrix in every family, fused layouts included; first and second order."""
     loaded = as_loaded(tiny(name, torch.float64))
@@ -166,7 +166,7 @@ def test_effects_are_finite_differences(name, per_head, as_loaded):
     assert np.abs(got).max() > 0.01  # nats: there was something to predict
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", by_layout())
 def test_mean_inputs_are_those_of_a_plain_loop(name, as_loaded):
     """Also where the batch is padded, and with a pad that occurs as a token."""
     loaded = as_loaded(tiny(name, torch.float64))
@@ -226,10 +226,10 @@ def test_per_head_means_are_the_heads_own(as_loaded):
 @pytest.mark.parametrize(
     ("name", "site", "rho"),
     [
-        ("recall", "b1.up", 0.98),
-        ("facts", "b2.o", 0.98),
+        pytest.param("recall", "b1.up", 0.98, marks=pytest.mark.slow),
+        pytest.param("facts", "b2.o", 0.98, marks=pytest.mark.slow),
         ("facts", "b2.down", 0.98),
-        ("recall", "b0.k", 0.85),
+        pytest.param("recall", "b0.k", 0.85, marks=pytest.mark.slow),
     ],
 )
 def test_against_true_removal_direction_by_direction(name, site, rho):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fixtures.cuts import KINDS, edits_of
 from fixtures.encoders import ENCODERS
-from fixtures.zoo import ZOO, tiny, variant
+from fixtures.zoo import by_layout, tiny, variant
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -111,7 +111,7 @@ def ran(model: nn.Module) -> Callable[[Sequence[int]], None]:
 # ------------------------------------------------------------------------------------------------- against the slow way
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", by_layout())
 def test_blocks_of_every_family(name: str, as_loaded: Callable) -> None:
     model = tiny(name, torch.float64)
     profile = read(model, as_loaded)

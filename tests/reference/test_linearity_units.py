@@ -10,7 +10,7 @@ import pytest
 import torch
 from fixtures.cuts import edits_of, factorized
 from fixtures.encoders import ENCODERS
-from fixtures.zoo import ZOO, tiny
+from fixtures.zoo import by_layout, tiny
 from test_linearity_probe import HELD_OUT, SEQUENCES, WIDE, check, gathered, of, ran
 from torch import nn
 from transformers import PreTrainedModel
@@ -63,7 +63,7 @@ def check_heads(
 # ------------------------------------------------------------------------------------------------------------- decoders
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", by_layout())
 def test_decoders(name: str, as_loaded: Callable) -> None:
     loaded = as_loaded(tiny(name, torch.float64))
     readable, anatomy = readable_of(loaded), loaded.anatomy

@@ -182,6 +182,7 @@ def test_what_is_no_folder_is_refused(place, tmp_path):
     assert "another --spectra" in " ".join(told.output.split())
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_writes_leaves_no_file_that_is_read(tmp_path):
     code = """
 import os, signal, sys, torch
@@ -225,9 +226,9 @@ def place(tmp_path_factory, words):
     "options",
     [
         {},
-        {"exhaustive": True, "compose": False},
+        pytest.param({"exhaustive": True, "compose": False}, marks=pytest.mark.slow),
         {"method": "directions"},
-        {"method": "directions", "protocol": "paper"},
+        pytest.param({"method": "directions", "protocol": "paper"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_prune_with_a_folder_is_the_same_and_the_next_one_decomposes_nothing(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
 from fixtures.forked import limited
-from fixtures.zoo import ZOO, tiny
+from fixtures.zoo import by_layout, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur as package
@@ -217,13 +217,7 @@ def test_ctrl_c_finishes_the_step_and_goes_on_from_it(step, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        n if n in ("gpt-neox", "bloom", "llama-tied-biased") else pytest.param(n, marks=pytest.mark.slow)
-        for n in ZOO
-    ],
-)
+@pytest.mark.parametrize("name", by_layout(first=("gpt-neox", "bloom", "llama-tied-biased")))
 def test_every_family_goes_on_from_its_checkpoint(name, tmp_path):
     whole, again = tiny(name), tiny(name)
     expected = learn(whole, tmp_path / "whole")

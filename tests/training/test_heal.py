@@ -232,7 +232,11 @@ def heal(place, name, out, **more):
 @pytest.mark.parametrize(
     ("form", "trained"),
     [
-        ("linear", ["model.layers.2.entry.0.bias", "model.layers.2.entry.0.weight"]),
+        pytest.param(
+            "linear",
+            ["model.layers.2.entry.0.bias", "model.layers.2.entry.0.weight"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "low", [f"model.layers.2.entry.0.{name}" for name in ("a", "b", "bias")], marks=pytest.mark.slow
         ),

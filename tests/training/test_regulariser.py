@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.zoo import ZOO, tiny
+from fixtures.zoo import by_layout, tiny
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import TrainingArguments
 
@@ -89,9 +89,7 @@ def assert_equal_gradients(one, other, **tolerance):
 
 
 @pytest.mark.parametrize("kind", ["cosine", "mse"])
-@pytest.mark.parametrize(
-    "name", [n if n in ("llama", "gpt2") else pytest.param(n, marks=pytest.mark.slow) for n in ZOO]
-)
+@pytest.mark.parametrize("name", by_layout(first=("llama", "gpt2")))
 def test_value_and_gradients_are_those_of_a_loop_over_tokens(name, kind):
     """In every family, with two rows padded on the right. A final norm, or OPT-350M's projection, has no part in it."""
     model, ids = trainable(name), tokens()
