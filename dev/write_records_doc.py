@@ -24,7 +24,7 @@ from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.comparison import ComparisonRecord, TransferRecord
 from secateur.core.records.map import MapRecord
 from secateur.core.records.plan import PlanRecord
-from secateur.core.records.probe import ComponentsRecord, LinearityRecord
+from secateur.core.records.probe import ComponentsRecord, LinearityRecord, StructureRecord
 from secateur.core.records.record import Record
 from secateur.core.records.task_check import TaskCheckRecord
 from secateur.core.records.verdict import GainsRecord, SearchRecord, VerdictRecord
@@ -51,6 +51,7 @@ FILES = {
     "train": TrainRecord,
     "comparison": ComparisonRecord,
     "plan-cost": ForecastRecord,
+    "structure": StructureRecord,
     "task-check": TaskCheckRecord,
 }
 WORDS = {str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null"}

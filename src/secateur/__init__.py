@@ -1,9 +1,9 @@
 """secateur: cut what a transformer does not need for a task, and prove what was gained and lost.
 
 The verbs of the command line, as functions: `prune`, `prune_each`, `probe`, `need_map`, `evaluate`, `transfer`,
-`apply`, `preview`, `report`, `compare_runs`, `bench`, `check_task`, `export`, `push`, `finetune`, `heal`, `train`,
-`load`, `run`; and the values they speak of. They are imported when first used, so that `secateur --help` does not wait
-for torch.
+`apply`, `preview`, `report`, `compare_runs`, `bench`, `check_task`, `check_structure`, `export`, `push`, `finetune`,
+`heal`, `train`, `load`, `run`; and the values they speak of. They are imported when first used, so that `secateur
+--help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for checkers and editors, which run nothing
     from secateur.api import apply as apply
     from secateur.api import bench as bench
+    from secateur.api import check_structure as check_structure
     from secateur.api import check_task as check_task
     from secateur.api import compare_runs as compare_runs
     from secateur.api import evaluate as evaluate
@@ -65,6 +66,7 @@ _WHERE = {
     "push": "secateur.api",
     "compare_runs": "secateur.api",
     "bench": "secateur.api",
+    "check_structure": "secateur.api",
     "check_task": "secateur.api",
     "export": "secateur.api",
     "plan_cost": "secateur.api",

@@ -813,6 +813,28 @@ def check_task(
         return steps.check_task(chosen).to_json()
 
 
+@verb()
+def check_structure(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Proves what is read of a model's structure, edit by edit, on a tiny random copy of its config. Reads no weights.
+
+    Masked it computes what the cut model does, has the parameters that were predicted, goes on with a cache as without,
+    and agrees with the same edit done where torch's attention is called. The keys: docs/records.md, Structure.
+
+    Raises: `ModelError`, `UnknownName`.
+    """
+    named = with_gguf(str(model), gguf_file)
+    inputs([named])
+    from secateur import steps
+
+    return steps.check_structure(named, revision, trust_remote_code).to_json()
+
+
 # -------------------------------------------------------------------------------------------------------------- bench
 
 

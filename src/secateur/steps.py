@@ -34,7 +34,7 @@ from secateur.core.plan import Linearize, Plan, PlanOrEdits, plan_of
 from secateur.core.progress import Progress
 from secateur.core.records.comparison import TransferRecord
 from secateur.core.records.plan import ProvenanceRecord
-from secateur.core.records.probe import RowsRecord
+from secateur.core.records.probe import RowsRecord, StructureRecord
 from secateur.core.records.task_check import LengthsRecord, RenderedRecord, TaskCheckRecord
 from secateur.core.score import METRICS
 from secateur.core.stats import exponential, exponential_interval
@@ -44,7 +44,7 @@ from secateur.evaluation.baseline import baseline, floors
 from secateur.evaluation.measurement import measure_model
 from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.evaluation.verdict import decide
-from secateur.hf.blank import Ruler, blank_model
+from secateur.hf.blank import Ruler, blank_model, tiny_copy
 from secateur.hf.files import stated_license
 from secateur.hf.gguf_header import digest_of_file
 from secateur.hf.gguf_input import ReadGguf, read_gguf
@@ -55,6 +55,7 @@ from secateur.methods.registry import method_reading
 from secateur.methods.removal import fitted_maps
 from secateur.options import Options
 from secateur.probes.maps import BlockRun
+from secateur.probes.structure import WINDOW, prove
 from secateur.probing.report import write_rows_report
 from secateur.records import cut_summary, num_parts, versions
 from secateur.result import Result, read_result
@@ -467,6 +468,13 @@ def check_task(options: Options) -> TaskCheckRecord:
             "problems": [*record.problems, *_problems(encoded, context)],
         }
     )
+
+
+def check_structure(model: str, revision: str | None, trust_remote_code: bool) -> StructureRecord:
+    """Return the proof of a model's structure, on a tiny random copy. Raises: as `tiny_copy`."""
+    copy = tiny_copy(model, revision, trust_remote_code, WINDOW)
+    with quiet():
+        return prove(copy)
 
 
 def _questions(options: Options) -> Task:

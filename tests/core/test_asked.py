@@ -36,6 +36,7 @@ BASE = {  # the least that each verb with options needs
     "chat": ["m", "--prompt", "w5"],
     "show": ["m"],
     "tasks": ["--check", "q.jsonl", "--model", "m"],
+    "models": ["m"],
 }
 HUGE, NOT_WHOLE = "100000000000000000000", ("1e20", "nan", "0.5", "x", "")
 COUNTED = ("-1", "0", HUGE, *NOT_WHOLE)  # of what there must be at least one
@@ -139,6 +140,7 @@ WRONG: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "chat": {"--device": WORDS, "--dtype": WORDS, "--max-new-tokens": COUNTED},
     "show": {"--top": ("0", "-1", "x")},
+    "models": {"--gguf-file": GGUF},
 }  # fmt: skip
 ELSEWHERE = {  # switches, places, and what has a test of its own
     "--help", "--json", "--quiet", "--overwrite", "--out", "--ledger", "--each", "--exhaustive", "--compose",

@@ -17,16 +17,19 @@ from secateur.cli.options import (
     Commands,
     Edits,
     Finer,
+    GgufFile,
     Model,
     Opened,
     Parts,
     PlanFile,
     Quiet,
     Readout,
+    Revision,
     Revisions,
     ShotsList,
     TaskSpec,
     TaskSpecs,
+    Trust,
     examples,
     given_plan,
     numbers_of,
@@ -349,11 +352,39 @@ CHECKED = (
 with_options(tasks, only=CHECKED)
 
 
-def models(as_json: AsJson = False) -> None:
-    """List the families of models that can be cut, and what each of them does not allow.
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="Prove what is read of this one's structure; no weights are read."
+        ),
+    ] = None,
+    revision: Revision = None,
+    gguf_file: GgufFile = None,
+    trust_remote_code: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the families of models that can be cut, and what each of them does not allow; or prove one MODEL.
 
     The test suite proves each on tiny random models: masked and cut they compute the same, with a cache and without.
+    With MODEL that is done here, on a tiny random copy of its config, with the transformers that are installed: exit
+    code 1 where an edit is not proved.
     """
+    if model is not None:
+        from secateur import api
+
+        found = api.check_structure(
+            model, revision=revision, gguf_file=gguf_file, trust_remote_code=trust_remote_code
+        )
+        if as_json:
+            print_json(found)
+        else:
+            from secateur.cli.probe_tables import print_structure
+
+            print_structure(found)
+        if not all(edit["proved"] or edit["refused"] for edit in found["edits"]):
+            raise typer.Exit(1)
+        return
     from secateur.cli.tables import print_rows
     from secateur.hf.families import TOWERS, list_families
 
@@ -415,5 +446,5 @@ VERBS: Commands = (
         tasks,
         {"epilog": examples("secateur tasks", "secateur tasks --check questions.csv --model gpt2")},
     ),
-    (models, {"epilog": examples("secateur models", "secateur models --json")}),
+    (models, {"epilog": examples("secateur models", "secateur models ./my-llama", "secateur models --json")}),
 )

@@ -18,6 +18,7 @@ from secateur.core.records.probe import (
     ProbeRecord,
     ProfileRecord,
     RowsRecord,
+    StructureRecord,
     TransitionRecord,
     TransitionWithoutOutliers,
 )
@@ -308,6 +309,23 @@ def _sites(sites: Sequence[str]) -> str:
     if len(sites) <= SITES:
         return ", ".join(sites)
     return f"{len(sites)} places from {sites[0]} to {sites[-1]}"
+
+
+def print_structure(found: Mapping[str, JsonValue]) -> None:
+    """Print, for each kind of edit, what it was compared with and the greatest difference."""
+    record = StructureRecord.model_validate(found)
+    rows = []
+    for edit in record.edits:
+        compared = ", ".join(name for name in edit.differences if name != "idle")
+        most = max(edit.differences.values(), default=0.0)
+        verdict = "proved" if edit.proved else "refused" if edit.refused else "DIFFERS"
+        rows.append((edit.edit, verdict, edit.refused or f"{most:.1e}", compared))
+    title = (
+        f"{record.architecture} ({record.family}), a tiny random copy of {record.blocks} blocks, in float64"
+    )
+    print_rows(("edit", "", "difference", "masked, compared with"), rows, title=title)
+    installed = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    terminal().print(Text(f"Differences are relative; proved is up to {record.tolerance:g}. {installed}."))
 
 
 def reason_notes(models: Sequence[ProfileRecord]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Build a model without weights, from its config.json alone, on the meta device, for counting.
 
 It comes with its tokenizer, or where there is none with a ruler that cuts text into pieces of about the usual
-length. Or make a new model with random weights, for the tokens of a tokenizer.
+length. Or make a new model with random weights: for the tokens of a tokenizer, or a tiny one of a config's kind.
 """
 
 from __future__ import annotations
@@ -14,21 +14,32 @@ from typing import Any, Unpack
 from zlib import crc32
 
 import torch
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from secateur.core.machine import Offloading
 from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy
+from secateur.hf.build import one_of_each_kind, repaired
+from secateur.hf.families import Family, sizes
 from secateur.hf.files import check_weights
 from secateur.hf.load import (
     DTYPES,
     Loaded,
     TokenizerErrors,
     auto_of,
+    building,
     check_kind,
     check_machine,
     config_of,
+    family_in,
     find_source,
+    is_carved,
     on_meta,
     quiet,
     read_tokenizer,
@@ -39,6 +50,7 @@ from secateur.hf.size import Size
 from secateur.hf.source import download
 
 MASK = "[MASK]"
+STREAM, NEURONS, VOCABULARY = 64, 48, 96  # sizes of a tiny copy
 # English words have 4.7 letters: 1.3 pieces a word, as tokenizers have tokens; a mask is one
 PIECE = re.compile(rf"\s*(?:{re.escape(MASK)}|(?:(?!{re.escape(MASK)})\S){{1,6}})")
 
@@ -133,6 +145,72 @@ def fresh_mistral(size: Size, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MistralForCausalLM(config)
+
+
+_SIZES_OF_STREAM = (
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "embed_dim",
+    "word_embed_proj_dim",
+    "hidden_dim",
+    "dim",
+)
+_WINDOWS = ("sliding_window", "window_size")
+_WIDTHS_OF_EXPERTS = ("moe_intermediate_size", "shared_expert_intermediate_size")
+
+
+def tiny_copy(name: str, revision: str | None, trust_remote_code: bool, window: int) -> PreTrainedModel:
+    """Return a small model of the very class and config of MODEL, in float64, with random weights.
+
+    It has a block of each kind that the config tells apart and three at least, heads of the same size, four at most,
+    some sharing keys where they do in the model; windows of attention hold `window` tokens. All parameters are random,
+    gains and biases too. No weights are read or fetched.
+
+    Raises: as `blank_model`; `ModelError` where transformers makes no such model.
+    """
+    with quiet():
+        source = find_source(name, revision)
+        remote = check_kind(source, trust_remote_code)
+        config, family, auto = config_of(source, remote), family_in(source), auto_of(source)
+        if is_carved(source) or family.tower:
+            raise ModelError(
+                f"{name} is no model of text as its class makes it: name the model that it was cut from, or one of the "
+                "family of its language model."
+            )
+        with building(f"no tiny copy of {name} can be made", config), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: PreTrainedModel = auto.from_config(  # type: ignore[union-attr]  # of no carved one
+                _shrunk(config, family, window),
+                dtype=torch.float64,
+                experts_implementation="eager",
+                trust_remote_code=remote,
+            )
+            for parameter in model.parameters():
+                is_gain = parameter.dim() == 1 and bool((parameter == 1).all())
+                torch.nn.init.normal_(parameter, mean=float(is_gain), std=parameter.shape[-1] ** -0.5)
+            model.eval().requires_grad_(False)
+    return model
+
+
+def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrainedConfig:
+    stated, own = config.to_dict(), sizes(family, config)
+    groups = min(own.num_kv_heads, 2 if own.num_kv_heads < own.num_heads or own.d_head >= 256 else 4)
+    heads = min(own.num_heads, 4 if groups == 1 else groups * min(2, own.num_heads // own.num_kv_heads))
+    width = heads * own.d_head if own.num_heads * own.d_head == own.d_model else STREAM
+    changes: dict[str, object] = {
+        "num_attention_heads": heads,
+        "hidden_size": width,
+        "vocab_size": VOCABULARY,
+    }
+    changes |= {name: groups for name in ("num_kv_heads", "num_key_value_heads") if name in stated}
+    changes |= {name: width for name in _SIZES_OF_STREAM if stated.get(name) == own.d_model}
+    changes |= {name: window for name in _WINDOWS if stated.get(name)}
+    changes |= {name: NEURONS for name in _WIDTHS_OF_EXPERTS if stated.get(name)}
+    changes |= {name: 1 for name in stated if name.endswith("_token_id") and stated[name] is not None}
+    if family.width is not None:
+        changes[family.width] = NEURONS
+    return repaired(config, one_of_each_kind(config, 3), **changes)
 
 
 def tokenizer_in(folder: str) -> PreTrainedTokenizerBase:

@@ -60,15 +60,15 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
     """
     whole, text = config.to_dict(), config.get_text_config()
     stated = text.to_dict()
-    for name, value in stated.items():
-        if "layer" in name and isinstance(value, list) and len(value) == text.num_hidden_layers:
-            changes[name] = [value[block] for block in blocks]
-            if name == "attention_layers":  # of GPT-Neo, which makes that list from another
-                changes["attention_types"] = [[[value[block]], 1] for block in blocks]
-        if name in _FIRST and isinstance(value, int):
-            changes[name] = sum(block < value for block in blocks)
-        if name in _LISTED and isinstance(value, list):
-            changes[name] = [new for new, block in enumerate(blocks) if block in value]
+    for name, values in _by_block(text).items():
+        kept = [values[block] for block in blocks]
+        changes[name] = kept
+        if name == "attention_layers":  # of GPT-Neo, which makes that list from another
+            changes["attention_types"] = [[[value], 1] for value in kept]
+        if name in _FIRST:
+            changes[name] = sum(kept)
+        if name in _LISTED:
+            changes[name] = [new for new, listed in enumerate(kept) if listed]
     changes["num_hidden_layers"] = len(blocks)
     named = {text.attribute_map.get(name, name): value for name, value in changes.items()}
     whole |= named if text is config else {"text_config": stated | named}
@@ -77,6 +77,32 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
     if stock.__name__ == modeling_secateur.SecateurConfig.__name__:
         stock = stock.__mro__[1]
     return stock.from_dict(whole)
+
+
+def _by_block(text: PreTrainedConfig) -> dict[str, list[Any]]:
+    """Return what a config says of each block, by the attribute that says it: an entry of a list that is named after
+    layers, or True for a block that is counted or listed."""
+    found, every = {}, range(text.num_hidden_layers)
+    for name, value in text.to_dict().items():
+        if "layer" in name and isinstance(value, list) and len(value) == len(every):
+            found[name] = value
+        if name in _FIRST and isinstance(value, int):
+            found[name] = [block < value for block in every]
+        if name in _LISTED and isinstance(value, list):
+            found[name] = [block in value for block in every]
+    return found
+
+
+def one_of_each_kind(config: PreTrainedConfig, least: int) -> list[int]:
+    """Return the first block of each kind that a config tells apart, and the first others up to `least` blocks."""
+    said = _by_block(config.get_text_config()).values()
+    kinds = [
+        repr([values[block] for values in said])
+        for block in range(config.get_text_config().num_hidden_layers)
+    ]
+    first = [block for block, kind in enumerate(kinds) if kind not in kinds[:block]]
+    others = [block for block in range(len(kinds)) if block not in first]
+    return sorted(first + others[: max(0, least - len(first))])
 
 
 def carving_of(config: PreTrainedConfig) -> Sequence[Mapping[str, object]]:

@@ -301,8 +301,14 @@ FAMILIES: Mapping[str, Family] = {
             after={"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
         ),
         _like_llama("apertus", "ApertusForCausalLM", _UNGATED_SLOTS, biases=_ATTENTION_BIAS),
-        _like_llama("arcee", "ArceeForCausalLM", _UNGATED_SLOTS, biases=_ATTENTION_BIAS | _UNGATED_BIAS),
-        _like_llama("jais2", "Jais2ForCausalLM", _UNGATED_SLOTS),
+        _like_llama(
+            "arcee",
+            "ArceeForCausalLM",
+            _UNGATED_SLOTS,
+            even_heads=True,
+            biases=_ATTENTION_BIAS | _UNGATED_BIAS,
+        ),
+        _like_llama("jais2", "Jais2ForCausalLM", _UNGATED_SLOTS, even_heads=True),
         _like_llama(
             "nemotron", "NemotronForCausalLM", _UNGATED_SLOTS, biases=_ATTENTION_BIAS | _UNGATED_BIAS
         ),

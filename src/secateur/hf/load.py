@@ -150,7 +150,7 @@ def load_model(
         files = read_files(
             source,
             auto,
-            partial(refuse_partial, _family(source)),
+            partial(refuse_partial, family_in(source)),
             dtype=dtype,
             placement=placement,
             remote=remote,
@@ -232,7 +232,7 @@ def find_source(name: str, revision: str | None) -> ModelSource:
         raise ModelError(f"a revision ({revision}) names a commit on the hub, and {name} is a local {kind}.")
     if (found := gguf_of(name, revision)) is not None:
         file, commit = found
-        folder, record = dequantized(file, lambda config: _family(ModelSource(name, file, config)))
+        folder, record = dequantized(file, lambda config: family_in(ModelSource(name, file, config)))
         return ModelSource(name, folder, read_config(folder), commit, gguf=record)
     return local_source(name) or hub_source(name, revision)
 
@@ -249,11 +249,11 @@ def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:
             f"{source.name} brings code of its own (auto_map in config.json) and needs trust_remote_code; "
             f"nothing of it was run. Give --trust-remote-code only if you trust the model's source.{known}"
         )
-    _family(source)
+    family_in(source)
     return remote
 
 
-def _family(source: ModelSource) -> Family:
+def family_in(source: ModelSource) -> Family:
     """Return the family of a model. Raises: `ModelError` for a model that cannot be cut."""
     architecture = _architecture(source)
     return family_of(architecture, source.config["stock"] if is_carved(source) else source.config)
@@ -269,7 +269,7 @@ def auto_of(source: ModelSource) -> Auto:
     """Return the class that reads the checkpoint."""
     if is_carved(source):
         return SecateurForCausalLM
-    family = _family(source)
+    family = family_in(source)
     if family.masked:
         return AutoModelForMaskedLM
     return AutoModelForImageTextToText if family.tower else AutoModelForCausalLM

@@ -301,3 +301,30 @@ class LinearityRecord(Record):
     versions: dict[str, str] | None = Field(
         default=None, description="as in the verdict (only: in probe.json)"
     )
+
+
+class EditProofRecord(Record):
+    """The proof of one kind of edit on a tiny random copy of a model."""
+
+    edit: str = Field(description="kind of edit, in words")
+    proved: bool = Field(description="all differences are below the tolerance")
+    differences: dict[str, float] = Field(
+        description="what the masked model is compared with → relative difference: `cut`, the model that is really cut; "
+        "`parameters`, its number of parameters against the predicted one; `cache`, tokens one by one with a cache; "
+        "`attention` and `activation`, the same edit done where torch's attention and the activation functions are "
+        "called; `idle`, 1 where the edit changes nothing, else 0"
+    )
+    refused: str | None = Field(description="why such an edit is not made; null where it is")
+
+
+class StructureRecord(Record):
+    """The proof of a model's structure."""
+
+    family: str = Field(description="as `secateur models` lists it")
+    architecture: str = Field(description="class of the model")
+    blocks: int = Field(description="of the tiny copy: one of each kind, three at least")
+    tolerance: float = Field(
+        description="of the differences, in float64; of `cache` 1e-5, for some classes round there"
+    )
+    edits: list[EditProofRecord]
+    versions: dict[str, str] = Field(description="of transformers and torch")

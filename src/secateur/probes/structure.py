@@ -1,0 +1,309 @@
+"""Prove what is read of a model's structure, on a tiny random copy of its own config, by the modelling code that is
+installed here.
+
+Every kind of edit is masked and cut, which must compute the same, have the parameters that were predicted, and go on
+with a cache as without one. Where the blocks call torch's attention and have activation functions as modules, the edit
+is also compared with a reference that knows nothing of the family: it sees queries, keys, values and outputs by head as
+they are handed to torch, and what enters and leaves activation functions.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.activations import ACT2CLS
+
+from secateur.core.fitted import Fitted
+from secateur.core.plan import Drop, Edit, Linearize, Plan, RemoveDirections, Truncate
+from secateur.core.records.probe import EditProofRecord, StructureRecord
+from secateur.core.site import Site
+from secateur.errors import SecateurError
+from secateur.hf.anatomy import Anatomy, anatomy
+from secateur.hf.load import Loaded
+from secateur.hf.matrices import Matrix
+from secateur.surgery.mask import masked
+from secateur.surgery.materialize import cut
+from secateur.surgery.operations import resolve
+from secateur.surgery.shape import shape_of
+
+WINDOW = 6  # tokens, of a tiny copy's sliding windows
+_LENGTH, _NEW = 14, 3  # tokens: more than twice a window; those that are run with a cache
+_CLOSE = 1e-8  # relative, in float64
+_CLOSE_OF = {"cache": 1e-5}  # some classes round attention's weights to float32
+_HEAD, _NEURON = 1, 2  # that are looked at
+
+
+def prove(model: PreTrainedModel) -> StructureRecord:
+    """Return, for every kind of edit of a small model, how far what is done is from what was to be done.
+
+    Args:
+        model: In float64, with random parameters; `hf.blank.tiny_copy` makes one.
+
+    Raises: as `anatomy`.
+    """
+    found = anatomy(model)
+    loaded = Loaded("copy", model, None, found, "copy", None, None)  # type: ignore[arg-type]  # no text is encoded
+    ids = torch.arange(_LENGTH)[None] * 7 % (found.vocab_size - 3) + 3
+    rows = [_proved(loaded, kind, edits, ids) for kind, edits in _edits(found).items()]
+    return StructureRecord(
+        family=found.family,
+        architecture=found.architecture,
+        blocks=found.num_blocks,
+        tolerance=_CLOSE,
+        edits=rows,
+        versions={name: importlib.metadata.version(name) for name in ("transformers", "torch")},
+    )
+
+
+def _edits(parts: Anatomy) -> dict[str, list[Edit]]:
+    """Return an edit of each kind that the model can have, in all its blocks where they may all have it."""
+
+    def dropped(*sites: Site) -> list[Edit]:
+        return [Drop(site) for site in sites]
+
+    random, attending = np.random.default_rng(0), parts.attending
+    with_network = [block for block, widths in enumerate(parts.widths) if widths.d_ff]
+    with_experts = [block for block, widths in enumerate(parts.widths) if widths.num_experts]
+    found: dict[str, list[Edit]] = {
+        kind: [Truncate(m.site, 3) for m in _of_kind(parts, kind)] for kind in parts.matrix_kinds
+    }
+    found["directions with a mean"] = [
+        RemoveDirections(m.site, (0, 2), False, Fitted.of({"mean": random.normal(size=m.shape[1])}))
+        for m in _of_kind(parts, "k") + _of_kind(parts, "down")
+    ]
+    head = min(_HEAD, parts.num_heads - 1)
+    found["heads"] = dropped(*(Site(block, "attn", "h", head) for block in attending))
+    if parts.num_kv_heads < parts.num_heads and parts.num_kv_heads > 1:
+        found["KV groups"] = dropped(*(Site(block, "attn", "g", _HEAD) for block in attending))
+    found["attentions"] = dropped(*(Site(block, "attn") for block in attending))
+    found["feed-forward networks"] = dropped(*(Site(block, "mlp") for block in with_network))
+    found["neurons"] = dropped(*(Site(block, "mlp", "n", _NEURON) for block in with_network))
+    found["experts"] = dropped(  # half of them, for few are chosen for so few tokens
+        *(
+            Site(b, "mlp", "e", expert)
+            for b in with_experts
+            for expert in range(parts.widths[b].num_experts // 2)
+        )
+    )
+    for block in range(parts.num_blocks - 1):
+        found[f"block {block}"] = dropped(Site(block))
+    weight = np.eye(parts.d_model) + random.normal(size=2 * (parts.d_model,)) / parts.d_model
+    middle = parts.num_blocks - 2
+    bias = {"bias": random.normal(size=parts.d_model)}
+    found["linear maps"] = [Linearize((middle,), "linear", Fitted.of({"weight": weight} | bias))]
+    if parts.foldable and middle and parts.widths[middle - 1].d_ff:
+        found["folded blocks"] = [Linearize((middle,), "fold", Fitted.of({"weight": weight}))]
+    return {kind: edits for kind, edits in found.items() if edits}
+
+
+def _of_kind(parts: Anatomy, kind: str) -> list[Matrix]:
+    return [matrix for site, matrix in parts.matrices.items() if site.part == kind]
+
+
+def _proved(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> EditProofRecord:
+    try:
+        measured = _measured(loaded, kind, edits, ids)
+    except SecateurError as error:
+        return EditProofRecord(edit=kind, proved=False, differences={}, refused=str(error))
+    proved = all(value <= _CLOSE_OF.get(name, _CLOSE) for name, value in measured.items())
+    return EditProofRecord(edit=kind, proved=proved, differences=measured, refused=None)
+
+
+@torch.no_grad()
+def _measured(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> dict[str, float]:
+    """Return the relative differences of an edit, by what is compared."""
+    parts, model = loaded.anatomy, loaded.model
+    plan = Plan(loaded.fingerprint, tuple(edits))
+    with masked(model, resolve(plan, parts, loaded.fingerprint)):
+        expected = _logits(model, ids)
+    smaller = cut(loaded, plan)
+    stored = sum(parameter.numel() for parameter in smaller.parameters())
+    predicted = shape_of(plan, parts, factorize=False).num_parameters(parts)
+    measured = {
+        "cut": _distance(_logits(smaller, ids), expected),
+        "parameters": abs(stored - predicted) / predicted,
+        "idle": 0.0 if _distance(expected, _logits(model, ids)) > 1e-6 else 1.0,
+    }
+    if not parts.details.masked:
+        measured["cache"] = _distance(_in_two_calls(smaller, ids), expected)
+    return measured | dict(_against_torch(loaded, kind, ids, expected))
+
+
+def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    out: Tensor = model(input_ids=ids, use_cache=False).logits
+    return out
+
+
+def _in_two_calls(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Return the logits of all tokens, the last of which are run one by one, with the cache of those before them."""
+    out = model(input_ids=ids[:, :-_NEW], use_cache=True)
+    found = [out.logits]
+    for token in ids[0, -_NEW:]:
+        out = model(input_ids=token.reshape(1, 1), past_key_values=out.past_key_values, use_cache=True)
+        found.append(out.logits)
+    return torch.cat(found, dim=1)
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
+
+
+# ------------------------------------------------------------------------------- a reference that knows of no family
+
+
+def _against_torch(loaded: Loaded, kind: str, ids: Tensor, expected: Tensor) -> Iterator[tuple[str, float]]:
+    """Yield how far an edit is from the same done where torch's attention and activation functions are called; nothing
+    where they are not called once in each block, or where a norm takes units together."""
+    parts, model = loaded.anatomy, loaded.model
+    attending = parts.attending
+    with_network = [block for block, widths in enumerate(parts.widths) if widths.d_ff]
+    with _watched(model) as seen:
+        _logits(model, ids)
+    attended = len(seen.attention) == len(attending)
+    activated = [call.shape[-1] for call in seen.activation] == [parts.widths[b].d_ff for b in with_network]
+    if kind in ("q", "k", "v") and attended:
+        yield "attention", max(_moved(loaded, kind, number, seen, ids) for number in range(len(attending)))
+    if kind in ("heads", "KV groups") and attended and "heads" not in parts.indivisible:
+        heads = [_heads_of(loaded, kind, number, seen, ids) for number in range(len(attending))]
+        with _watched(model, heads=heads):
+            yield "attention", _distance(_logits(model, ids), expected)
+    if kind in ("gate", "up") and activated:
+        yield (
+            "activation",
+            max(_entered(loaded, kind, number, seen, ids) for number in range(len(with_network))),
+        )
+    if kind == "neurons" and activated and "neurons" not in parts.indivisible:
+        with _watched(model, neuron=_NEURON):
+            yield "activation", _distance(_logits(model, ids), expected)
+
+
+class Call(NamedTuple):
+    """A call of torch's attention: (rows, heads, length, d_head) each."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+
+
+class _Watching(TorchFunctionMode):
+    """Keep every call of torch's attention, and every input of an activation function; silence heads by call."""
+
+    def __init__(self, heads: Sequence[Sequence[int]] = ()) -> None:
+        super().__init__()
+        self.attention: list[Call] = []
+        self.activation: list[Tensor] = []
+        self._heads = heads
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            if self._heads:
+                out[:, list(self._heads[len(self.attention)])] = 0
+            query, key, value = args[:3]
+            self.attention.append(Call(query, key, value, out))
+        return out
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, heads: Sequence[Sequence[int]] = (), neuron: int | None = None
+) -> Iterator[_Watching]:
+    """Watch attention and activation functions, in the order of their calls.
+
+    Args:
+        heads: That give nothing, by call.
+        neuron: That gives nothing, in all activation functions.
+    """
+    entries: Iterable[Any] = ACT2CLS.values()  # a class, or a class with arguments
+    kinds = tuple({entry[0] if isinstance(entry, tuple) else entry for entry in entries})
+    watching = _Watching(heads)
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        watching.activation.append(args[0].clone())
+        if neuron is not None:
+            output = output.clone()
+            output[..., neuron] = 0
+        return output
+
+    handles = [m.register_forward_hook(hook) for m in model.modules() if isinstance(m, kinds)]
+    try:
+        with watching:
+            yield watching
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _after(loaded: Loaded, matrix: Matrix, rows: slice, ids: Tensor) -> _Watching:
+    """Return what is seen when random numbers are added to some rows of a matrix, which is then restored."""
+    weight = loaded.model.get_parameter(matrix.weight)
+    before, changed = weight.clone(), matrix.read(weight).clone()
+    draw = torch.Generator().manual_seed(0)
+    changed[rows] += torch.randn(changed[rows].shape, generator=draw, dtype=weight.dtype)
+    matrix.write_(weight, changed)
+    with _watched(loaded.model) as seen:
+        _logits(loaded.model, ids)
+    weight.copy_(before)
+    return seen
+
+
+def _moved(loaded: Loaded, kind: str, number: int, before: _Watching, ids: Tensor) -> float:
+    """Return how much else moves at a call of attention when a head of q, k or v is changed; 1 where it rests."""
+    parts = loaded.anatomy
+    matrix = _of_kind(parts, kind)[number]
+    count = parts.heads_in(matrix.site) or 1
+    head = min(_HEAD, count - 1)
+    after = _after(loaded, matrix, slice(head * parts.d_head, (head + 1) * parts.d_head), ids)
+    was, now = before.attention[number]._asdict(), after.attention[number]._asdict()
+    others = [_distance(now[other], was[other]) for other in {"q", "k", "v"} - {kind}]
+    times = was[kind].shape[1] // count  # keys and values may be handed over once for each query head
+    own = slice(head * times, (head + 1) * times)
+    if "heads" not in parts.indivisible:
+        elsewhere = [at for at in range(was[kind].shape[1]) if at not in range(own.start, own.stop)]
+        others += [_distance(now[kind][:, elsewhere], was[kind][:, elsewhere])] if elsewhere else []
+    return max(others) if _distance(now[kind][:, own], was[kind][:, own]) > 1e-6 else 1.0
+
+
+def _heads_of(loaded: Loaded, kind: str, number: int, before: _Watching, ids: Tensor) -> list[int]:
+    """Return the heads whose outputs move when the values of the group are changed; of a head itself that head."""
+    if kind == "heads":
+        return [min(_HEAD, loaded.anatomy.num_heads - 1)]
+    parts, size = loaded.anatomy, loaded.anatomy.d_head
+    matrix = _of_kind(parts, "v")[number]
+    after = _after(loaded, matrix, slice(_HEAD * size, (_HEAD + 1) * size), ids)
+    was, now = before.attention[number].out, after.attention[number].out
+    return [head for head in range(was.shape[1]) if _distance(now[:, head], was[:, head]) > 1e-6]
+
+
+def _entered(loaded: Loaded, kind: str, number: int, before: _Watching, ids: Tensor) -> float:
+    """Return how much enters an activation function otherwise than expected when a neuron's row is changed.
+
+    The row of a gate, or of up where there is none, moves its own number and no other; up beside a gate moves none.
+    """
+    parts = loaded.anatomy
+    after = _after(loaded, _of_kind(parts, kind)[number], slice(_NEURON, _NEURON + 1), ids)
+    change: Float[Tensor, " neurons"] = (
+        (after.activation[number] - before.activation[number]).abs().flatten(0, -2).amax(0)
+    )
+    if kind == "up" and "gate" in parts.matrix_kinds:
+        return float(change.max())
+    if change[_NEURON] < 1e-6:
+        return 1.0
+    change[_NEURON] = 0
+    return float(change.max())
