@@ -14,7 +14,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.zoo import CONTEXT, MASKED, MIXTURES, OF_ALL_KINDS, OTHER_NAMES, VOCAB_SIZE, tiny
+from fixtures.zoo import CONTEXT, MASKED, OF_ALL_KINDS, OTHER_NAMES, VOCAB_SIZE, tiny
 from torch import Tensor, nn
 
 from secateur.core.site import Site
@@ -127,9 +127,10 @@ def test_counts_are_the_models_own(name):
     assert (parts.d_model, parts.vocab_size) == (model.config.get_text_config().hidden_size, VOCAB_SIZE)
     assert parts.context == (None if name == "bloom" else CONTEXT)
     gate = () if parts.family in UNGATED else ("gate",)
-    network = () if name in MIXTURES else (*gate, "up", "down")
+    network = () if parts.routing else (*gate, "up", "down")
     assert parts.matrix_kinds == ("q", "k", "v", "o", *network)
-    assert len(parts.matrices) == parts.num_blocks * len(parts.matrix_kinds)
+    attentionless = 4 * len(parts.mixers)
+    assert len(parts.matrices) == parts.num_blocks * len(parts.matrix_kinds) - attentionless
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     assert parts.tied == (len({id(module.weight) for module in ends}) == 1)
     assert model.get_submodule(parts.embedding) is model.get_input_embeddings()
@@ -170,6 +171,8 @@ def test_matrices_divide_their_parameters_without_rest(name):
         stored = weight(model, matrix).shape[1 if matrix.transposed else 0]
         covered.setdefault(matrix.weight, []).extend(matrix.of_output(torch.arange(stored)).tolist())
     for path, rows in covered.items():
+        if path.endswith("q_proj.weight") and parts.is_gated(Site(0, "q")):  # after each head its gate
+            rows += [row + parts.d_head for row in rows]
         stored = max(rows) + 1
         assert sorted(rows) == list(range(stored))
         assert stored in model.get_parameter(path).shape
@@ -207,12 +210,13 @@ def test_without_queries_or_keys_attention_is_the_mean_of_the_values(name, silen
         pytest.skip("norms of queries and keys have biases")
     model = tiny(name, torch.float64)
     parts = anatomy(model)
-    for block in range(parts.num_blocks):
+    for block in parts.attending:
         silence_(model, parts.matrix(Site(block, silent)))
     repeats = parts.num_heads // parts.num_kv_heads
-    for block in range(parts.num_blocks):
+    for block in parts.attending:
         v, o = parts.matrix(Site(block, "v")), parts.matrix(Site(block, "o"))
-        with taps(model, v.module, o.module) as seen:
+        q = parts.matrix(Site(block, "q"))
+        with taps(model, v.module, o.module, q.module) as seen:
             logits(model)
         values = seen[v.module][0] @ v.read(weight(model, v)).T + bias_part(model, v)
         heads = values.unflatten(-1, (parts.num_kv_heads, parts.d_head)).repeat_interleave(repeats, dim=2)
@@ -220,6 +224,9 @@ def test_without_queries_or_keys_attention_is_the_mean_of_the_values(name, silen
         expected = torch.einsum("htj,bjhd->bthd", attention, heads).flatten(2)
         if name == "bitnet":
             expected = model.get_submodule(parts.attention(block)).attn_sub_norm(expected)
+        if parts.is_gated(q.site):
+            gates = seen[q.module][1].unflatten(-1, (parts.num_heads, 2, parts.d_head))[..., 1, :]
+            expected = expected * gates.flatten(2).sigmoid()
         torch.testing.assert_close(seen[o.module][0], expected, rtol=1e-5, atol=1e-6)
 
 
@@ -268,7 +275,7 @@ def test_a_query_head_acts_at_its_own_position_and_a_key_or_value_head_where_it_
 
 def test_feed_forward_by_hand(name):
     model, parts = shared(name)
-    if name in OF_THEIR_OWN | set(MIXTURES):
+    if name in OF_THEIR_OWN or parts.routing:
         pytest.skip("the activation has parameters, or the network is none that is cut")
     act = activation(parts.family.removesuffix(MULTIMODAL))
     for block in range(parts.num_blocks):
@@ -299,8 +306,8 @@ def activation(family: str) -> Callable[[Tensor], Tensor]:
 
 def test_mlps_map_one_tensor_to_one_tensor(name):
     model, parts = shared(name)
-    without = {"opt", "bloom", "biogpt", "mpt", *MIXTURES, *MASKED} - {"distilbert"}
-    assert (parts.mlps is None) == bool({parts.family, name} & without)
+    without = {"opt", "bloom", "biogpt", "mpt", *MASKED} - {"distilbert"}
+    assert (parts.mlps is None) == bool({parts.family, name} & without or parts.routing)
     calls: list[tuple[tuple, dict, object]] = []
     handles = [
         model.get_submodule(path).register_forward_hook(
@@ -334,7 +341,7 @@ def test_blocks_run_in_order_and_the_final_norm_feeds_the_head(name):
 def test_what_a_foldable_network_gives_enters_the_stream_as_it_is(name):
     """A map of it is then a map of its part of the stream; a norm or a scale between would make it another."""
     model, parts = shared(name)
-    if name in MIXTURES:
+    if parts.routing:
         assert not parts.foldable
         return
     down = parts.matrix(Site(parts.num_blocks - 1, "down"))

@@ -67,11 +67,12 @@ class _Conditions(NamedTuple):
 def _conditions(loaded: Loaded, length: int, max_new_tokens: int) -> _Conditions:
     """Decide what a prompt may run with; text that crosses a switch of rotation (`hf/rope.py`) is not cached.
 
+    Nothing may be padded where a mixer of a hybrid would make something of it (`Anatomy.pads_left`).
     In float64 nothing may be padded: eager attention takes its softmax in float32, where float64's mask value is −∞,
     and the rows of padding, which see nothing else, would make everything NaN.
     """
     now, later = (regime(n, loaded.anatomy.switches) for n in (length, length + max_new_tokens - 1))
-    may_pad = now == later and loaded.model.dtype != torch.float64
+    may_pad = now == later and loaded.model.dtype != torch.float64 and loaded.anatomy.pads_left
     return _Conditions(now, None if may_pad else length, cached=now == later)
 
 

@@ -101,7 +101,8 @@ class Counted:
         }
 
     def _block(self, block: int, load: Load) -> float:
-        return self._parts(block, frozenset(self.anatomy.matrix_kinds), load) + self._scores(block, load)
+        whole = self._parts(block, frozenset(self.anatomy.matrix_kinds), load) + self._scores(block, load)
+        return whole + 2.0 * self.anatomy.widths[block].mixer * load.tokens
 
     def _inside(self, block: int, kinds: set[str], load: Load) -> float:
         """Return FLOPs of the layers that an edit of these kinds makes run again; of all where no kind is named."""
@@ -223,5 +224,6 @@ class Counted:
 
     def generated(self, work: Generated) -> Amounts:
         weights = sum(rows * columns for rows, columns in (m.shape for m in self.anatomy.matrices.values()))
+        weights += sum(width.mixer for width in self.anatomy.widths)
         steps = work.tokens * work.plans
         return {"step": steps, "flop": 2.0 * weights * work.rows * steps}

@@ -6,27 +6,35 @@ Counts shapes and calls, so it holds for uneven and factorized models too; measu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from secateur.hf.load import Loaded
+
+Layer = CacheLayerMixin | LinearAttentionCacheLayerMixin  # of a block in the cache
 
 
 @dataclass(frozen=True)
 class Attended:
     """One block in the cache: `width` numbers a query (query heads × head size; 0: attends to nothing), `held` bytes a
-    token, and how many tokens back it sees (`window`, itself included; None: all)."""
+    token, and how many tokens back it sees (`window`, itself included; None: all). `state` are bytes that it holds of a
+    text of any length, where it has another mixer than attention."""
 
     width: int
     held: int
     window: int | None
+    state: int = 0
 
     def seen(self, length: int) -> int:
         """Return the keys that the token at position `length` (from 1) attends to."""
@@ -62,13 +70,14 @@ class Cost:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """Return bytes of the cache for each token of one sequence; less than `held` where windows slide."""
+        """Return bytes of the cache for each token of one sequence; less than `held` where windows slide, and with the
+        states of a hybrid."""
         return self.cache_bytes / (self.batch * self.prompt)
 
     def decode_bytes(self, new: int) -> float:
         """Return the bytes that a step reads (weights, and the cache so far), in the mean over `new` steps."""
         lengths = range(self.prompt + 1, self.prompt + new + 1)
-        cached = sum(a.held * a.seen(length) for a in self.attended for length in lengths)
+        cached = sum(a.state + a.held * a.seen(length) for a in self.attended for length in lengths)
         return self.weight_bytes + self.batch * cached / new
 
 
@@ -95,7 +104,7 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     # matrices multiply, be they one or two factors; norms and biases cost next to nothing
     weights = {module: [p for p in module.parameters(recurse=False) if p.dim() > 1] for module in positions}
     chosen = 0 if loaded.anatomy.routing is None else loaded.anatomy.routing.chosen
-    layers = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
+    attended = _attended(loaded, cache.layers, tokens.shape[0])
     return Cost(
         batch=tokens.shape[0],
         prompt=tokens.shape[1],
@@ -113,8 +122,8 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
                 for p in module.parameters(recurse=False)
             )
         ),
-        cache_bytes=sum(_bytes(layer) for layer in layers),
-        attended=_attended(loaded, layers),
+        cache_bytes=sum(_bytes(layer) for layer in cache.layers),
+        attended=attended,
     )
 
 
@@ -146,11 +155,16 @@ def _positions(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
         yield found
 
 
-def _bytes(layer: CacheLayerMixin) -> int:
-    return sum(tensor.nbytes for tensor in (layer.keys, layer.values) if tensor is not None)
+def _bytes(layer: Layer) -> int:
+    held = (layer.keys, layer.values) if isinstance(layer, CacheLayerMixin) else _states(layer)
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
-def _attended(loaded: Loaded, layers: list[CacheLayerMixin]) -> tuple[Attended, ...]:
+def _states(layer: LinearAttentionCacheLayerMixin) -> list[Tensor | None]:
+    return [*layer.conv_states.values(), *layer.recurrent_states.values()]
+
+
+def _attended(loaded: Loaded, layers: Sequence[Layer], batch: int) -> tuple[Attended, ...]:
     """Return what each block attends to; the cache has one layer a block."""
     anatomy = loaded.anatomy
     return tuple(
@@ -158,13 +172,14 @@ def _attended(loaded: Loaded, layers: list[CacheLayerMixin]) -> tuple[Attended, 
             own.num_heads * anatomy.d_head,
             _held(layer),
             layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None,
+            0 if isinstance(layer, CacheLayerMixin) else _bytes(layer) // batch,
         )
         for own, layer in zip(anatomy.widths, layers, strict=True)
     )
 
 
-def _held(layer: CacheLayerMixin) -> int:
+def _held(layer: Layer) -> int:
     """Return the bytes of one token in the cache; 0 where nothing is held."""
-    if layer.keys is None or layer.keys.numel() == 0:
+    if not isinstance(layer, CacheLayerMixin) or layer.keys is None or layer.keys.numel() == 0:
         return 0
     return _bytes(layer) // (layer.keys.shape[0] * layer.keys.shape[-2])

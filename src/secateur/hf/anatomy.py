@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from secateur.core.site import MATRICES, Site
+from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.families import (
     Family,
@@ -41,7 +41,8 @@ class Widths:
 
     `num_parameters` counts all of the block, norms too, `attention` those of the module of its attention, and `network`
     those of the module of its feed-forward network; 0 where there is no such module, or it holds a part of them only.
-    Of a mixture `expert` counts those of one expert, with its row of the router.
+    Of a mixture `expert` counts those of one expert, with its row of the router. `mixer` counts those of a module that
+    stands for the attention, in some blocks of a hybrid; these have no heads.
     """
 
     num_heads: int
@@ -52,6 +53,7 @@ class Widths:
     network: int
     num_experts: int = 0
     expert: int = 0
+    mixer: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Anatomy:
     `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
     maps lie before, in place of removed blocks. `switches` are `length_switches`. `details` is the family's entry in
     the table. `routing` says how the routers of a mixture of experts choose, `of_experts` are matrices of single
-    experts, which no linear layer holds.
+    experts, which no linear layer holds. `mixers` are the blocks of a hybrid that have something else than attention,
+    with what that is; `pads_left`: none of these makes anything of padding that lies before a text.
     """
 
     family: str
@@ -99,6 +102,8 @@ class Anatomy:
     switches: Sequence[int] = ()
     routing: Routing | None = None
     of_experts: Mapping[Site, Matrix] = field(default_factory=dict)
+    mixers: Mapping[int, str] = field(default_factory=dict)
+    pads_left: bool = True
 
     def check_causal(self, what: str) -> None:
         """Raise `ModelError` for a masked language model, which `what` is not for."""
@@ -110,8 +115,30 @@ class Anatomy:
 
     @property
     def attending(self) -> list[int]:
-        """Return the blocks that have heads: all of them, unless the model was cut."""
+        """Return the blocks that have heads: all of them, unless the model is a hybrid or was cut."""
         return [block for block, block_widths in enumerate(self.widths) if block_widths.num_heads]
+
+    @property
+    def kept_from(self) -> tuple[frozenset[int], ...]:
+        """Return sets of blocks of each of which one has to stay: all, or of a hybrid those of either kind.
+
+        A cache counts its tokens in a block with attention, and some classes want one of each kind.
+        """
+        kinds = frozenset(range(self.num_blocks)) - self.mixers.keys(), frozenset(self.mixers)
+        return tuple(kind for kind in kinds if kind)
+
+    def check_attention(self, site: Site) -> None:
+        """Raise `UnknownName` for an attention, or a part of one, in a block of a hybrid that has none."""
+        if site.block in self.mixers and (site.part == "attn" or site.part in ATTENTION_MATRICES):
+            raise UnknownName(
+                f"{site}: block {site.block} has no attention but {self.mixers[site.block]}, in which nothing is cut. "
+                f"Drop the block, cut its feed-forward network, or take a block with attention "
+                f"({', '.join(map(str, self.attending)) or 'none'})."
+            )
+
+    def is_gated(self, site: Site) -> bool:
+        """Return True for a matrix of query heads each of which is followed by the rows of its gate."""
+        return not site.unit and self.details.slots[site.part].layout == "gated"
 
     def attention(self, block: int) -> str:
         """Return the path of the module in which the positions of a block attend to each other."""
@@ -140,6 +167,7 @@ class Anatomy:
         """
         if site in self.of_experts:
             return self.of_experts[site]
+        self.check_attention(site)
         if site not in self.matrices:
             if self.carved and site.block < self.num_blocks and site.part in self.matrix_kinds:
                 raise PlanError(
@@ -152,7 +180,7 @@ class Anatomy:
 
     @property
     def matrix_kinds(self) -> tuple[str, ...]:
-        """Return the kinds of matrices of every block, in canonical order: `q k v o gate up down` or some of them."""
+        """Return the kinds of matrices that blocks have, in canonical order: `q k v o gate up down` or some of them."""
         kinds = {site.part for site in self.matrices}
         return tuple(kind for kind in MATRICES if kind in kinds)
 
@@ -171,6 +199,9 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     config = model.config.get_text_config()
     general = sizes(family, config)
     blocks = _block_paths(model, family)
+    mixers = dict(_mixers(model, family, blocks))
+    if len(mixers) == len(blocks):
+        raise ModelError(f"this {family.architecture} has no block with attention, and is not read.")
     widths = tuple(_widths(model, family, general, block, carved) for block in blocks)
     listed = (
         _block(model, family, general, block, index, block_widths, carved)
@@ -211,7 +242,24 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         of_experts={}
         if family.experts is None
         else dict(_matrices_of_experts(model, blocks, widths, family.experts)),
+        mixers={block: family.mixers[module] for block, module in mixers.items()},
+        pads_left=not any(
+            _has_bias(_module(model, f"{blocks[block]}.{module}")) for block, module in mixers.items()
+        ),
     )
+
+
+def _mixers(model: nn.Module, family: Family, blocks: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield each block that has another module in the place of its attention, with the name of that."""
+    for number, block in enumerate(blocks):
+        found = [module for module in family.mixers if _find(model, f"{block}.{module}") is not None]
+        if found:
+            yield number, found[0]
+
+
+def _has_bias(module: nn.Module) -> bool:
+    """Return True where a layer in a module makes something of zeros."""
+    return any(name.rpartition(".")[2] == "bias" for name, _ in module.named_parameters())
 
 
 def stock_class(cls: type) -> type:
@@ -249,22 +297,24 @@ def _block_paths(model: nn.Module, family: Family) -> tuple[str, ...]:
 
 def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved: bool) -> Widths:
     """Return the sizes that the config states; of a carved model those of its modules, some of which may be gone."""
-    attention = 0 if family.mixes else _count(model, f"{block}.{_attention(family)}")
+    mixer = sum(_count(model, f"{block}.{module}") for _, module in _mixers(model, family, [block]))
+    attention = 0 if family.mixes or mixer else _count(model, f"{block}.{_attention(family)}")
     network = 0 if family.mlp is None else _count(model, f"{block}.{family.mlp}")
     counted = (_count(model, block), attention, network)
     paths = {kind: f"{block}.{slot.module}" for kind, slot in family.slots.items()}
     experts = (0, 0) if family.experts is None else _expert_sizes(model, block, family.experts)
     if not carved:
         d_ff = _stored_shape(_linear(model, paths["down"]))[1] if "down" in paths else 0
-        return Widths(general.num_heads, general.num_kv_heads, d_ff, *counted, *experts)
+        heads = (0, 0) if mixer else (general.num_heads, general.num_kv_heads)
+        return Widths(*heads, d_ff, *counted, *experts, mixer)
     found = {kind: _find(model, path) for kind, path in paths.items()}
     key = found["k"]
     outputs = key.nf if isinstance(key, Conv1D) else getattr(key, "out_features", 0)
-    num_heads, keys = _inputs(found["o"]) // general.d_head, outputs // general.d_head
+    num_heads, keys = (0, 0) if mixer else (_inputs(found["o"]) // general.d_head, outputs // general.d_head)
     fused = family.slots["k"].layout != "whole"
     num_kv_heads = (keys - num_heads) // 2 if fused else keys
     d_ff = _inputs(found.get("down"))
-    return Widths(num_heads, num_kv_heads if num_heads else 0, d_ff, *counted, *experts)
+    return Widths(num_heads, num_kv_heads if num_heads else 0, d_ff, *counted, *experts, mixer)
 
 
 def _expert_sizes(model: nn.Module, block: str, experts: Mixture) -> tuple[int, int]:
@@ -320,14 +370,14 @@ def _block(
     """Yield the block's matrices; in a carved model those that are left and whole."""
     for kind, slot in family.slots.items():
         path = f"{block}.{slot.module}"
+        if block_widths.mixer and kind in ATTENTION_MATRICES:
+            continue
         if carved and not isinstance(_find(model, path), (nn.Linear, Conv1D)):
             continue
         linear = _linear(model, path)
         shape = _shape(kind, general, block_widths)
-        needed = (
-            sum(_shape(sharer, general, block_widths)[0] for sharer in _sharers(kind, slot.layout)),
-            shape[1],
-        )
+        rows = sum(_shape(sharer, general, block_widths)[0] for sharer in _sharers(kind, slot.layout))
+        needed = (2 * rows if slot.layout == "gated" else rows, shape[1])
         if _stored_shape(linear) != needed:
             found = _stored_shape(linear)
             raise ModelError(f"{path} is {found} (out, in), where {family.name} should have {needed}.")
@@ -356,7 +406,7 @@ def _shape(kind: str, general: Sizes, block_widths: Widths) -> tuple[int, int]:
 
 def _sharers(kind: str, layout: str) -> tuple[str, ...]:
     """Return the kinds that live in one parameter with `kind`, in stored order where they are stacked."""
-    if layout == "whole":
+    if layout in ("whole", "gated"):
         return (kind,)
     return ("q", "k", "v") if kind in "qkv" else ("gate", "up")
 
@@ -366,6 +416,9 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
         return None
     if layout == "grouped":
         return grouped_rows(kind, block_widths.num_heads, block_widths.num_kv_heads, general.d_head)
+    if layout == "gated":
+        starts = range(0, 2 * block_widths.num_heads * general.d_head, 2 * general.d_head)
+        return tuple((start, start + general.d_head) for start in starts)
     sharers = _sharers(kind, layout)
     return stacked_rows(
         tuple(_shape(sharer, general, block_widths)[0] for sharer in sharers), sharers.index(kind)
@@ -377,9 +430,10 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     tower = f"{family.tower}." if family.tower else ""
     network = None if family.experts is None else family.experts.network
-    experts = tuple(f"{block}.{network}." for block in _block_paths(model, family) if network)
+    blocks = _block_paths(model, family)
+    unedited = tuple(f"{block}.{part}." for block in blocks for part in (network, *family.mixers) if part)
     for path, module in model.named_modules():
-        if f"{path}.".startswith(experts) or not f"{path}.".startswith(tower):
+        if f"{path}.".startswith(unedited) or not f"{path}.".startswith(tower):
             continue  # stays as it is
         substitutes: list[tuple[str, nn.Module]]
         substitutes = [(path, module)] if isinstance(module, LowRank | Side) else []

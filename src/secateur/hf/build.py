@@ -47,7 +47,7 @@ _FIRST = (
     "num_dense_layers",
     "moe_layer_start_index",
 )  # so many blocks are of another kind
-_LISTED = ("mlp_only_layers",)  # the numbers of blocks of another kind
+_LISTED = ("mlp_only_layers", "full_attn_idxs")  # the numbers of blocks of another kind
 IMAGES = {"AutoModelForImageTextToText": AUTO_MAP["AutoModelForCausalLM"]}
 MASKED = {"AutoConfig": AUTO_MAP["AutoConfig"], "AutoModelForMaskedLM": AUTO_MAP["AutoModelForCausalLM"]}
 
@@ -140,9 +140,9 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
         )
     family = stated["carving"]["family"]
     known = (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        | MODEL_FOR_MASKED_LM_MAPPING_NAMES  # above the causal class that some of them have too
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES  # as the next, above the causal class that some of them have too
+        | MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
     if family not in known:
         raise ModelError(

@@ -23,8 +23,9 @@ MULTIMODAL = ", multimodal"  # after the name of the family that the language mo
 class Slot:
     """The place of a matrix: a module relative to its block, and how it shares that module with others.
 
-    `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), or `"grouped"`
-    (for each key/value group: its query heads, then its key, then its value head).
+    `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), `"grouped"`
+    (for each key/value group: its query heads, then its key, then its value head), or `"gated"` (of q: each head is
+    followed by as many rows of a gate on what that head gives, which goes with the head and is never edited).
     """
 
     module: str
@@ -88,6 +89,10 @@ class Family:
     output projection. `post_norm` says that the stream is normed after each addition. `counts_from_pad` says that
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
     has no place for: heads that were trained beside this one.
+
+    `mixers` are of a hybrid: modules, relative to a block, that stand for the attention in some of its blocks, with what
+    they are; they are never edited. `rounds_width` is the config switch that makes the class take another d_ff than the
+    one that `width` states.
     """
 
     name: str
@@ -120,6 +125,8 @@ class Family:
     post_norm: bool = False
     counts_from_pad: bool = False
     unread: tuple[str, ...] = ()
+    mixers: Mapping[str, str] = field(default_factory=dict)
+    rounds_width: str | None = None
 
     def leaves_out(self, name: str) -> bool:
         """Return True where a stored tensor is not needed: of `unread`, or, with or without the base model's prefix,
@@ -197,12 +204,13 @@ def _mixture(
     network: str = "mlp",
     extra: Mapping[str, int] | None = None,
     fewest: int = 1,
+    attention: Mapping[str, str] = _LLAMA_ATTENTION,
     **traits: Any,
 ) -> Family:
     """Return a family with the attention of Llama and mixtures of experts for networks, or in some of its blocks."""
     rows = {f"{router}.{weight}": 0, "experts.gate_up_proj": 0, "experts.down_proj": 0} | dict(extra or {})
     experts = Mixture(network, router, rows, count, fewest)
-    return _like_llama(name, architecture, _slots(**_LLAMA_ATTENTION), mlp=None, experts=experts, **traits)
+    return _like_llama(name, architecture, _slots(**attention), mlp=None, experts=experts, **traits)
 
 
 def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **traits: Any) -> Family:
@@ -242,6 +250,11 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
 _ROBERTA_HEAD = ("lm_head.decoder", "lm_head.dense")
 
 _CORRECTED = {"gate.e_score_correction_bias": 0}
+
+_DELTA_NET = {"linear_attn": "gated linear attention"}
+_SHORT_CONVOLUTION = {"conv": "a short convolution"}
+_GATED_ATTENTION = _LLAMA_ATTENTION | {"q": "self_attn.q_proj/gated"}
+_LFM2_ATTENTION = _LLAMA_ATTENTION | {"o": "self_attn.out_proj"}
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -369,6 +382,40 @@ FAMILIES: Mapping[str, Family] = {
             "Ernie4_5_MoeForCausalLM",
             "moe_num_experts",
             extra={"gate.moe_statics.e_score_correction_bias": 1},
+        ),
+        _like_llama(
+            "qwen3_5",
+            "Qwen3_5ForCausalLM",
+            _slots(**_GATED_ATTENTION, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj"),
+            biases=_ATTENTION_BIAS,
+            mixers=_DELTA_NET,
+            unread=("mtp.",),
+        ),
+        _mixture(
+            "qwen3_next",
+            "Qwen3NextForCausalLM",
+            "num_experts",
+            attention=_GATED_ATTENTION,
+            biases=_ATTENTION_BIAS,
+            mixers=_DELTA_NET,
+            unread=("mtp.",),
+        ),
+        _like_llama(
+            "lfm2",
+            "Lfm2ForCausalLM",
+            _slots(**_LFM2_ATTENTION, gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
+            mlp="feed_forward",
+            final_norm="model.embedding_norm",
+            mixers=_SHORT_CONVOLUTION,
+            rounds_width="block_auto_adjust_ff_dim",
+        ),
+        _like_llama(
+            "olmo_hybrid",
+            "OlmoHybridForCausalLM",
+            biases=_ATTENTION_BIAS,
+            after=_NORMS_AFTER,
+            indivisible=("heads",),
+            mixers=_DELTA_NET,
         ),
         Family(
             "gpt2",
@@ -606,6 +653,7 @@ TOWERS: Mapping[str, str] = {
     "Qwen2VLForConditionalGeneration": "model.language_model",
     "Qwen2_5_VLForConditionalGeneration": "model.language_model",
     "Qwen3VLForConditionalGeneration": "model.language_model",
+    "Qwen3_5ForConditionalGeneration": "model.language_model",
     "SmolVLMForConditionalGeneration": "model.text_model",
 }
 """Multimodal architectures of which the language model is cut: the module that it is, of a family above."""
@@ -617,6 +665,7 @@ _OF_TYPE: Mapping[str, Family] = {
     "qwen2_vl_text": _QWEN2_VL,
     "qwen2_5_vl_text": _QWEN2_VL,
     "qwen3_vl_text": FAMILIES["Qwen3ForCausalLM"],
+    "qwen3_5_text": FAMILIES["Qwen3_5ForCausalLM"],
 }
 """Families by the `model_type` of a config."""
 

@@ -124,12 +124,13 @@ def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     """Return the class with a language-model head for a class of configurations: masked, of text, of images and text.
 
-    What can be masked comes first, for BERT has a causal class too, which no carved model is of.
+    What can be masked comes first, for BERT has a causal class too, which no carved model is of; so has Qwen3.5 with
+    images.
     """
     by_kind = (
         MODEL_FOR_MASKED_LM_MAPPING,
-        MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING,
     )
     return next(mapping[config] for mapping in by_kind if config in mapping)
 

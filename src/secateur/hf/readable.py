@@ -209,6 +209,7 @@ def _decoder_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Block]
 
 def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> Sublayer:
     path, slots = _below(anatomy.blocks[number], model), anatomy.details.slots
+    after = {} if number in anatomy.mixers else anatomy.details.after
     first, last = ("q", "o") if name == "attn" else ("up", "down")
     reads = f"{path}.{slots[first].module}"
     found = ((kind, anatomy.matrices.get(Site(number, kind))) for kind in _READERS[name])
@@ -216,7 +217,7 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
     return Sublayer(
         name,
         reads,
-        f"{path}.{anatomy.details.after.get(name, slots[last].module)}",
+        f"{path}.{after.get(name, slots[last].module)}",
         anatomy.widths[number].num_heads if name == "attn" else 0,
         f"{path}.{slots[last].module}" if name == "attn" else "",
         (Readers("", _entered(model, path, name) or reads, reads, tuple(matrices)),),
@@ -225,10 +226,10 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
 
 _READERS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 _BEFORE = {  # norms that the stream passes on its way to a part: the first of these that a block has
-    "attn": ("ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm"),
+    "attn": ("ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm", "operator_norm"),
     "mlp": (
         "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
-        "input_layernorm", "ln_1",
+        "input_layernorm", "ln_1", "ffn_norm",
     ),
 }  # fmt: skip
 

@@ -128,10 +128,12 @@ class Carriers:
     Args:
         folds: Blocks into whose network a map can be folded.
         entries: Blocks that a map can lie before; the number of blocks stands for the final norm.
+        kept_from: Sets of blocks of each of which one has to stay.
     """
 
     folds: frozenset[int]
     entries: frozenset[int]
+    kept_from: tuple[frozenset[int], ...]
 
     def carry(self, run: Blocks, form: str) -> bool:
         """Tell whether `form` can replace this run, whose neighbors stay."""
@@ -146,7 +148,8 @@ def carriers_of(anatomy: Anatomy) -> Carriers:
     whole = {site.block for site in anatomy.matrices if site.part == "down"}
     ends = {**dict(enumerate(anatomy.blocks)), anatomy.num_blocks: anatomy.final_norm}
     free = {number for number, path in ends.items() if path is not None and path not in anatomy.entered}
-    return Carriers(frozenset(whole if anatomy.foldable else ()), frozenset(free))
+    folds = frozenset(whole if anatomy.foldable else ())
+    return Carriers(folds, frozenset(free), anatomy.kept_from)
 
 
 def run_with(gone: Collection[int], block: int) -> Blocks:

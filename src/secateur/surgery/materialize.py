@@ -45,6 +45,7 @@ from secateur.surgery.shape import (
     new_biases,
     rows_left,
     shape_of,
+    spread,
     stock_config,
 )
 
@@ -282,7 +283,10 @@ def _bias_of(matrix: Matrix) -> str:
 
 
 def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:
-    """Return the remaining rows of the stored parameter, in their new order: group by group where it is stored so."""
+    """Return the remaining rows of the stored parameter, in their new order: group by group where it is stored so, with
+    gates where heads have them."""
+    if anatomy.is_gated(matrices[0].site):
+        return spread(block.heads, 2 * anatomy.d_head)
     in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
     turns = in_turn if is_grouped(matrices[0], anatomy) else [block]
     rows = ((m, rows_left(m, turn, anatomy.d_head)) for turn in turns for m in matrices)
@@ -386,7 +390,7 @@ def _carved_linears(
         else:
             operations += [{"op": "bias", "path": module}] if new else []
             if sizes != [matrix.shape for matrix in matrices]:
-                rows = sum(rows for rows, _ in sizes)
+                rows = sum(rows for rows, _ in sizes) * (2 if anatomy.is_gated(matrices[0].site) else 1)
                 operations.append({"op": "resize", "path": module, "rows": rows, "columns": sizes[0][1]})
     return operations
 

@@ -8,7 +8,7 @@ constant that its layer adds to its output from then on, whether it has a bias t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from typing import assert_never
@@ -221,6 +221,11 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
     check_sites(plan.dropped, anatomy)
     if len(plan.blocks_gone) == anatomy.num_blocks:
         raise PlanError("this plan takes every block of the model away. Keep at least one.")
+    if not keeps_blocks(plan.blocks_gone, anatomy):
+        raise PlanError(
+            f"this plan takes every block away that has attention ({', '.join(map(str, anatomy.attending))}), or every "
+            "one that has none. Keep at least one of each kind."
+        )
     for edit in plan.linearized:
         if edit.form == "linear":
             left = (number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone)
@@ -379,7 +384,7 @@ def droppable(site: Site, anatomy: Anatomy) -> bool:
     zeroed.
     """
     if not site.part:
-        return anatomy.num_blocks > 1
+        return keeps_blocks({site.block}, anatomy)
     return _has(anatomy, site) and Site(site.block, OUTPUTS[site.part]) in anatomy.matrices
 
 
@@ -394,6 +399,7 @@ def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
                 f"{site}: a network of {anatomy.architecture} is a mixture of experts, of which whole experts go, such "
                 f"as b{site.block}.mlp.e0."
             )
+        anatomy.check_attention(site)
         if site.block >= anatomy.num_blocks or (site.part and not _has(anatomy, site)):
             raise UnknownName(f"this model has no {site}: it has {_sizes(anatomy, site)}, counted from 0.")
     _check_experts(sites, anatomy)
@@ -415,6 +421,11 @@ def _check_experts(sites: Iterable[Site], anatomy: Anatomy) -> None:
             if anatomy.routing is not None and anatomy.routing.groups > 1:
                 why = f"its router looks at {anatomy.routing.groups} groups of equally many. Keep all"
             raise PlanError(f"b{block}.mlp: {count} of its experts are to go, and at most {most} can: {why}.")
+
+
+def keeps_blocks(gone: Set[int], anatomy: Anatomy) -> bool:
+    """Return True where a block is left, and of a hybrid one of each kind."""
+    return all(kind - gone for kind in anatomy.kept_from)
 
 
 def keeps_enough_experts(sites: Iterable[Site], anatomy: Anatomy) -> bool:

@@ -115,14 +115,15 @@ class Shape:
         block = next(block for block in self.blocks if block.number == matrix.site.block)
         gone = {"o": block.groups, "down": block.neurons}.get(matrix.site.part, ()) is None
         has_bias = matrix.bias is not None or matrix.module in biased
-        return matrix.num_parameters - weights - (rows if has_bias and not gone else 0)
+        lost = matrix.num_parameters - weights - (rows if has_bias and not gone else 0)
+        return 2 * lost if anatomy.is_gated(matrix.site) else lost
 
 
 def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     """Return the shape that `plan`, which `resolve` accepts, leaves.
 
     With `factorize`, truncated matrices are stored as two factors wherever that is smaller: below rank mn/(m + n).
-    Those of experts are not, which lie in one tensor with those of others.
+    Those of experts are not, which lie in one tensor with those of others, nor queries with gates between their heads.
     """
     gone = set(plan.dropped)
     left = [number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone]
@@ -150,7 +151,11 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     shape = Shape(blocks, folds=folds, entries=entries)
     if not factorize:
         return shape
-    ranks = {site: rank for site, rank in ranks_left(plan, anatomy).items() if site in anatomy.matrices}
+    ranks = {
+        site: rank
+        for site, rank in ranks_left(plan, anatomy).items()
+        if site in anatomy.matrices and not anatomy.is_gated(site)
+    }
     sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
     smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
     return replace(shape, ranks=smaller)
@@ -269,9 +274,9 @@ def rows_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
     """Return the remaining output rows of a matrix, in their new order."""
     part = matrix.site.part
     if part == "q":
-        return _spread(block.heads, d_head)
+        return spread(block.heads, d_head)
     if part in "kv":
-        return _spread([group.kv for group in block.groups or ()], d_head)
+        return spread([group.kv for group in block.groups or ()], d_head)
     if part in ("gate", "up"):
         return () if block.neurons is None else block.neurons
     return range(matrix.shape[0])
@@ -281,13 +286,14 @@ def columns_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int
     """Return the remaining input columns of a matrix, in their new order."""
     part = matrix.site.part
     if part == "o":
-        return _spread(block.heads, d_head)
+        return spread(block.heads, d_head)
     if part == "down":
         return () if block.neurons is None else block.neurons
     return range(matrix.shape[1])
 
 
-def _spread(heads: Sequence[int], d_head: int) -> list[int]:
+def spread(heads: Sequence[int], d_head: int) -> list[int]:
+    """Return the rows of some heads, each of which has `d_head` of them."""
     return [head * d_head + column for head in heads for column in range(d_head)]
 
 
@@ -302,11 +308,12 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
         return "a linear map between blocks has no place in a stock class"
     if shape.ranks:
         return "factorised matrices have no place in a stock class"
-    if any(not block.groups for block in shape.blocks):
+    attending = [block for block in shape.blocks if anatomy.widths[block.number].num_heads]
+    if any(not block.groups for block in attending):
         return "a block without attention has no place in a stock class"
     if any(not block.neurons and anatomy.widths[block.number].d_ff for block in shape.blocks):
         return "a block without feed-forward network has no place in a stock class"
-    heads = {(len(block.groups or ()), block.queries) for block in shape.blocks}
+    heads = {(len(block.groups or ()), block.queries) for block in attending}
     if len(heads) > 1:
         return "blocks have different numbers of heads"
     widths = {len(block.neurons or ()) for block in shape.blocks}
@@ -362,4 +369,6 @@ def _changes(groups: int, queries: int, d_ff: int, anatomy: Anatomy) -> dict[str
         if family.width is None:
             return f"{family.architecture} fixes the width of its feed-forward networks"
         changes[family.width] = d_ff
+        if family.rounds_width is not None:
+            changes[family.rounds_width] = False
     return changes

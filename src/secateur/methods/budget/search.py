@@ -46,7 +46,7 @@ from secateur.records import base_record
 from secateur.search.race import Judge
 from secateur.search.removal import Goal, RemovalPoint
 from secateur.session import Session, decided_by_choices
-from secateur.surgery.operations import droppable, keeps_enough_experts
+from secateur.surgery.operations import droppable, keeps_blocks, keeps_enough_experts
 from secateur.surgery.shape import shape_of
 
 LOG = logging.getLogger("secateur")
@@ -139,8 +139,8 @@ class PlanSizes:
 
 
 def joined(plan: Plan, edits: Sequence[Edit], anatomy: Anatomy | None = None) -> Plan | None:
-    """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict, or a
-    router of the model with this anatomy would have too few experts."""
+    """Return `plan` with more edits, in place of those on parts of what they take; None where they conflict, or in the
+    model with this anatomy too few blocks or experts would stay."""
     runs = {block for edit in edits if isinstance(edit, Linearize) for block in edit.blocks}
     sites = {edit.site for edit in edits if not isinstance(edit, Linearize)}
     blocks = {site.block for site in sites}
@@ -156,6 +156,8 @@ def joined(plan: Plan, edits: Sequence[Edit], anatomy: Anatomy | None = None) ->
     try:
         wider = Plan(plan.model, (*kept, *edits))
     except PlanError:
+        return None
+    if anatomy is not None and not keeps_blocks(wider.blocks_gone, anatomy):
         return None
     return wider if anatomy is None or keeps_enough_experts(wider.dropped, anatomy) else None
 

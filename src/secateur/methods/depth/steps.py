@@ -82,13 +82,14 @@ def forms_of(anatomy: Anatomy) -> list[str]:
 
 def blocks_that_can_go(anatomy: Anatomy, options: Options, form: str) -> list[int]:
     """Return the most of the blocks asked for that can go one after another in a form."""
-    return all_that_may_go(layers_of(anatomy, options), form, carriers_of(anatomy), anatomy.num_blocks)
+    return all_that_may_go(layers_of(anatomy, options), form, carriers_of(anatomy))
 
 
 def may_go(
     gone: Collection[int], blocks: Iterable[int], form: str, carriers: Carriers, *, contiguous: bool
 ) -> list[int]:
-    """Return the blocks that may go next: something can carry what replaces the run that they make with those gone.
+    """Return the blocks that may go next: something can carry what replaces the run that they make with those gone, and
+    one stays, of a hybrid one of each kind.
 
     Args:
         gone: Blocks that are gone.
@@ -96,19 +97,17 @@ def may_go(
         contiguous: Only next to those that are gone.
     """
     left = [block for block in blocks if block not in gone]
+    left = [block for block in left if all(kind - {*gone, block} for kind in carriers.kept_from)]
     if contiguous and gone:
         left = [block for block in left if {block - 1, block + 1} & set(gone)]
     return [block for block in left if carriers.carry(run_with(gone, block), form)]
 
 
-def all_that_may_go(blocks: Iterable[int], form: str, carriers: Carriers, num_blocks: int) -> list[int]:
-    """Return the most blocks that can go one after another, in an order in which they can; one of the model's stays."""
+def all_that_may_go(blocks: Iterable[int], form: str, carriers: Carriers) -> list[int]:
+    """Return the most blocks that can go one after another, in an order in which they can."""
     gone: list[int] = []
     candidates = list(blocks)
-    while len(gone) + 1 < num_blocks:
-        left = may_go(gone, candidates, form, carriers, contiguous=False)
-        if not left:
-            break
+    while left := may_go(gone, candidates, form, carriers, contiguous=False):
         # Runs grow away from what carries them: a fold lies before its run, a linear map after it.
         gone.append(left[-1] if form == "linear" else left[0])
     return gone
