@@ -24,6 +24,7 @@ TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96
 
 
 STOCK = ("b0", "b1.attn.g1", "b1.mlp.e1")
+HYBRID = ("b0", "b2.attn.g1", "b1.mlp.e1", "b2.mlp.e0")
 UNEVEN = ("b1.mlp.e0", "b1.mlp.e2", "b0.attn")
 
 
@@ -31,7 +32,8 @@ UNEVEN = ("b1.mlp.e0", "b1.mlp.e2", "b0.attn")
 def test_what_is_written_is_the_cut_model(name, words, tmp_path):
     """Transformers alone reads fewer experts, by the number in the config; that of a carved model by its operations."""
     loaded = load_model(str(save_model(tmp_path / "whole", tiny(name), words)), device="cpu")
-    for sites in (STOCK, UNEVEN) if name in ("mixtral", "ernie4.5-moe") else (STOCK,):
+    stock = HYBRID if name == "qwen3-next" else STOCK
+    for sites in (stock, UNEVEN) if name in ("mixtral", "ernie4.5-moe", "qwen3-next") else (stock,):
         plan, out = Plan(loaded.fingerprint, tuple(drops(*sites))), tmp_path / str(len(sites[0]))
         save_and_reload(loaded, plan, out, rows=[range(8)], form=Form(), decompose=decompose)
         again, made = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True), cut(loaded, plan)

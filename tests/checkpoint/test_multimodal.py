@@ -22,7 +22,7 @@ TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 90 + 6  # none of them stands
 PROCESSOR = '{"size": {"height": 8, "width": 8}}'
 PLANS = {
     "a head and a rank": (Drop(Site.parse("b0.attn.g1")), Truncate(Site.parse("b1.down"), 3)),
-    "a block": (Drop(Site.parse("b1")),),
+    "a block": (Drop(Site.parse("b0")),),
 }
 
 

@@ -93,7 +93,8 @@ def plans_for(loaded: Loaded) -> list[Plan]:
     last = loaded.anatomy.num_blocks - 1
     cuts: list[tuple[Truncate, ...]] = [()]
     for block in range(last + 1):
-        cuts += [(Truncate(Site(block, "v"), 2),), (Truncate(Site(block, "down"), 1),)]
+        cuts += [(Truncate(Site(block, "down"), 1),)]
+        cuts += [(Truncate(Site(block, "v"), 2),)] if block in loaded.anatomy.attending else []
     for rank in (0, 3):
         cuts.append(tuple(Truncate(Site(last, kind), rank + 1) for kind in ("q", "k", "o", "up")))
         cuts.append((Truncate(Site(0, "up"), rank), Truncate(Site(last, "o"), rank)))
@@ -181,6 +182,16 @@ def test_outcomes_are_those_of_a_model_really_cut_called_one_row_at_a_time(name,
     plans, examples = plans_for(loaded), list(KINDS[kind])
     judged = judge_of(loaded, kind)(plans, examples)
     assert list(judged) == plans
+    for plan in plans:
+        expected = reference(really_cut(loaded, plan), kind, examples)
+        assert_same(judged[plan], expected, tolerance(loaded.model))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lfm2-biased", "choice"), ("qwen3.5", "text")])
+def test_rows_of_a_hybrid_do_not_see_each_other_nor_their_padding(name, kind, as_loaded):
+    loaded = as_loaded(tiny(name, torch.float64))
+    plans, examples = plans_for(loaded)[:6:2], list(KINDS[kind])
+    judged = judge_of(loaded, kind)(plans, examples)
     for plan in plans:
         expected = reference(really_cut(loaded, plan), kind, examples)
         assert_same(judged[plan], expected, tolerance(loaded.model))

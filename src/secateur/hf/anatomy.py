@@ -131,9 +131,9 @@ class Anatomy:
         """Raise `UnknownName` for an attention, or a part of one, in a block of a hybrid that has none."""
         if site.block in self.mixers and (site.part == "attn" or site.part in ATTENTION_MATRICES):
             raise UnknownName(
-                f"{site}: block {site.block} has no attention but {self.mixers[site.block]}, in which nothing is cut. "
-                f"Drop the block, cut its feed-forward network, or take a block with attention "
-                f"({', '.join(map(str, self.attending)) or 'none'})."
+                f"{site}: block {site.block} has no attention with heads but {self.mixers[site.block]}, which stays as "
+                "it is. Drop the block, cut its feed-forward network, or take a block with heads "
+                f"({', '.join(map(str, self.attending)) or 'there is none'})."
             )
 
     def is_gated(self, site: Site) -> bool:
