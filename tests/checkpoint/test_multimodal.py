@@ -40,7 +40,8 @@ def loaded(request: pytest.FixtureRequest, words, tmp_path) -> Loaded:
 
 @pytest.mark.parametrize("edits", PLANS.values(), ids=PLANS.keys())
 def test_what_is_written_is_the_cut_model_with_the_rest_untouched(edits, loaded, tmp_path):
-    plan, out = Plan(loaded.fingerprint, edits), tmp_path / "out"
+    able = [edit for edit in edits if isinstance(edit, Drop) or edit.matrix in loaded.anatomy.matrices]
+    plan, out = Plan(loaded.fingerprint, tuple(able)), tmp_path / "out"
     api.apply(loaded.source, plan, out, device="cpu", factorize=True)
     expected = logits(cut(loaded, plan, factorize=True))
     assert not torch.allclose(expected, logits(loaded.model), atol=1e-3), (

@@ -228,18 +228,23 @@ def test_runs_are_joined_and_something_carries_what_stands_for_them():
     assert depth.run_with({1, 2, 5}, 3) == (1, 2, 3)
     assert depth.run_with({1, 3}, 2) == (1, 2, 3)
     assert depth.run_with(set(), 4) == (4,)
-    whole = depth.Carriers(frozenset(range(4)), frozenset(range(5)))
+    four = (frozenset(range(4)),)
+    whole = depth.Carriers(frozenset(range(4)), frozenset(range(5)), (frozenset(range(5)),))
     assert depth.may_go([], range(4), "fold", whole, contiguous=False) == [1, 2, 3]
     assert depth.may_go([1], range(4), "fold", whole, contiguous=False) == [2, 3]
     assert depth.may_go([1], range(4), "linear", whole, contiguous=False) == [0, 2, 3]
     assert depth.may_go([1], range(5), "drop", whole, contiguous=True) == [0, 2]
     cut = depth.Carriers(
-        folds=frozenset({0, 2, 3}), entries=frozenset({0, 1, 2})
+        folds=frozenset({0, 2, 3}), entries=frozenset({0, 1, 2}), kept_from=four
     )  # of four blocks, cut before
     assert depth.may_go([], range(4), "fold", cut, contiguous=False) == [1, 3]
     assert depth.may_go([1], range(4), "fold", cut, contiguous=False) == [2, 3]
     assert depth.may_go([], range(4), "linear", cut, contiguous=False) == [0, 1]
     assert depth.may_go([], range(4), "drop", cut, contiguous=False) == [0, 1, 2, 3]
+    hybrid = depth.Carriers(whole.folds, whole.entries, (frozenset({0, 1, 3}), frozenset({2})))
+    assert depth.may_go([], range(4), "drop", hybrid, contiguous=False) == [0, 1, 3]
+    assert depth.may_go([0, 1], range(4), "drop", hybrid, contiguous=False) == []
+    assert depth.all_that_may_go(range(4), "drop", hybrid) == [0, 1]
 
 
 @pytest.mark.parametrize("form", ["fold", "linear", "drop"])
@@ -252,8 +257,8 @@ def test_all_that_may_go_is_the_most_that_any_order_reaches(form):
 
     for number in range(2**5):
         some = frozenset(n for n in range(5) if number >> n & 1)
-        carriers = depth.Carriers(some, some)
-        found = depth.all_that_may_go(range(4), form, carriers, 4)
+        carriers = depth.Carriers(some, some, (frozenset(range(4)),))
+        found = depth.all_that_may_go(range(4), form, carriers)
         assert len(found) == deepest([], carriers)
 
 

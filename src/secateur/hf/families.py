@@ -400,6 +400,25 @@ FAMILIES: Mapping[str, Family] = {
             mixers=_DELTA_NET,
             unread=("mtp.",),
         ),
+        _mixture(
+            "qwen3_5_moe",
+            "Qwen3_5MoeForCausalLM",
+            "num_experts",
+            attention=_GATED_ATTENTION,
+            biases=_ATTENTION_BIAS,
+            mixers=_DELTA_NET,
+            unread=("mtp.",),
+        ),
+        _mixture(
+            "lfm2_moe",
+            "Lfm2MoeForCausalLM",
+            "num_experts",
+            network="feed_forward",
+            extra={"expert_bias": 0},
+            attention=_LFM2_ATTENTION,
+            final_norm="model.embedding_norm",
+            mixers=_SHORT_CONVOLUTION,
+        ),
         _like_llama(
             "lfm2",
             "Lfm2ForCausalLM",
@@ -654,6 +673,7 @@ TOWERS: Mapping[str, str] = {
     "Qwen2_5_VLForConditionalGeneration": "model.language_model",
     "Qwen3VLForConditionalGeneration": "model.language_model",
     "Qwen3_5ForConditionalGeneration": "model.language_model",
+    "Qwen3_5MoeForConditionalGeneration": "model.language_model",
     "SmolVLMForConditionalGeneration": "model.text_model",
 }
 """Multimodal architectures of which the language model is cut: the module that it is, of a family above."""
@@ -666,6 +686,7 @@ _OF_TYPE: Mapping[str, Family] = {
     "qwen2_5_vl_text": _QWEN2_VL,
     "qwen3_vl_text": FAMILIES["Qwen3ForCausalLM"],
     "qwen3_5_text": FAMILIES["Qwen3_5ForCausalLM"],
+    "qwen3_5_moe_text": FAMILIES["Qwen3_5MoeForCausalLM"],
 }
 """Families by the `model_type` of a config."""
 
@@ -674,7 +695,7 @@ class FamilyInfo(NamedTuple):
     """A family as it is listed.
 
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
-    `masked`: it is a masked language model;
+    `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention;
     `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
     """
 
@@ -687,6 +708,7 @@ class FamilyInfo(NamedTuple):
     stock_biases: tuple[str, ...]
     experts: bool
     masked: bool
+    mixers: tuple[str, ...]
 
     @property
     def limits(self) -> str:
@@ -696,6 +718,7 @@ class FamilyInfo(NamedTuple):
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
         found += ["networks are mixtures of experts, of which whole experts go"] if self.experts else []
+        found += [f"in blocks without heads {mixer} stays; one block of each kind stays" for mixer in self.mixers]
         return "; ".join(found)
 
 
@@ -712,6 +735,7 @@ def list_families() -> list[FamilyInfo]:
             tuple(part for parts in family.biases.values() for part in parts),
             bool(family.experts),
             family.masked,
+            tuple(family.mixers.values()),
         )
         for family in sorted(FAMILIES.values(), key=lambda family: family.name)
     ]

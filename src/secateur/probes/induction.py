@@ -107,7 +107,8 @@ def copying(
     through the head's part of `o`, the model's final norm and its unembedding. Of the softmax, the tokens up to j
     less their mean, where positive: the share that is at the token j attends most. 0 where nothing is raised. Mean
     over j without BOS, mean over sequences. A value's bias counts, that of `o` belongs to no head and does not; a
-    norm between `o` and the residual stream (Gemma 2 and 3) is left out; queries of a group share their values.
+    norm between `o` and the residual stream (Gemma 2 and 3) is left out, and so are gates on what heads give (Qwen3.5);
+    queries of a group share their values.
 
     Args:
         blocks: The blocks to read; None: all.
