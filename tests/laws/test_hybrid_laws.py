@@ -21,7 +21,9 @@ from secateur.surgery.operations import droppable, resolve
 from secateur.surgery.shape import heads_gone
 
 GATED = ["qwen3-next", "qwen3.5"]
-LONG = torch.arange(2 * 100).reshape(2, 100) * 7 % 90 + 3  # beyond the 64 positions of a chunk of linear attention
+LONG = (
+    torch.arange(2 * 100).reshape(2, 100) * 7 % 90 + 3
+)  # beyond the 64 positions of a chunk of linear attention
 MIXED_FIRST = {
     "lfm2": ["conv", "full_attention", "conv", "full_attention"],
     "olmo-hybrid": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
@@ -67,7 +69,9 @@ def test_blocks_go_from_texts_longer_than_a_chunk_and_the_cache_counts_on(name):
         assert kinds == [kind for b, kind in enumerate(MIXED_FIRST[name]) if f"b{b}" not in sites]
         if len(kinds) == 2:
             assert type(model) is type(loaded.model)
-        made = model.generate(LONG[:1, :70], max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0)
+        made = model.generate(
+            LONG[:1, :70], max_new_tokens=3, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
         again = logits(model, made[:, :-1])[0, 69:].argmax(-1)
         assert made[0, 70:].tolist() == again.tolist(), sites
 
@@ -137,7 +141,9 @@ def test_lists_of_block_numbers_are_renumbered():
 def test_a_state_in_the_cache_is_counted_whatever_the_length():
     loaded = mixer_first("qwen3.5", torch.float32)
     short, long = (cost(loaded, LONG[:, :length]) for length in (10, 90))
-    states = 4 * ((2 * 2 * 6 + 4 * 8) * 4 + 4 * 6 * 8)  # bytes: the last 4 inputs of the convolution; (heads, k, v)
+    states = 4 * (
+        (2 * 2 * 6 + 4 * 8) * 4 + 4 * 6 * 8
+    )  # bytes: the last 4 inputs of the convolution; (heads, k, v)
     assert [own.state for own in short.attended] == [states, 0, states, 0]
     held = 4 * 2 * 2 * 16  # bytes of keys and values of 2 groups
     assert [own.held for own in long.attended] == [0, held, 0, held]

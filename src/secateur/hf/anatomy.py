@@ -324,7 +324,9 @@ def _expert_sizes(model: nn.Module, block: str, experts: Mixture) -> tuple[int, 
         return 0, 0
     lacks = [name for name in experts.rows if _find(model, f"{network}.{name}") is None]
     if lacks:
-        raise ModelError(f"{network} holds no {lacks[0]}, which its family should have (another kind of router?).")
+        raise ModelError(
+            f"{network} holds no {lacks[0]}, which its family should have (another kind of router?)."
+        )
     tensors = {name: parameter_or_buffer(model, f"{network}.{name}") for name in experts.rows}
     (count,) = {tensors[name].shape[dimension] for name, dimension in experts.rows.items()}
     sizes = (tensor.numel() // count for tensor in tensors.values() if isinstance(tensor, nn.Parameter))

@@ -718,7 +718,9 @@ class FamilyInfo(NamedTuple):
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
         found += ["networks are mixtures of experts, of which whole experts go"] if self.experts else []
-        found += [f"in blocks without heads {mixer} stays; one block of each kind stays" for mixer in self.mixers]
+        found += [
+            f"in blocks without heads {mixer} stays; one block of each kind stays" for mixer in self.mixers
+        ]
         return "; ".join(found)
 
 
