@@ -25,6 +25,7 @@ LONG = (
     torch.arange(2 * 100).reshape(2, 100) * 7 % 90 + 3
 )  # beyond the 64 positions of a chunk of linear attention
 MIXED_FIRST = {
+    "granite-hybrid": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
     "lfm2": ["conv", "full_attention", "conv", "full_attention"],
     "olmo-hybrid": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
     "qwen3-next": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
@@ -134,8 +135,8 @@ def test_the_gate_goes_with_its_head_and_is_not_truncated_with_the_queries(name)
 
 
 def test_lists_of_block_numbers_are_renumbered():
-    loaded = loaded_of(tiny("lfm2-biased"))
-    assert cut(loaded, plan_of("b0")).config.full_attn_idxs == [1]
+    for name, key in (("lfm2-biased", "full_attn_idxs"), ("bamba", "attn_layer_indices")):
+        assert cut(loaded_of(tiny(name)), plan_of("b0")).config.to_dict()[key] == [1]
 
 
 def test_a_state_in_the_cache_is_counted_whatever_the_length():

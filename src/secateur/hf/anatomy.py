@@ -258,8 +258,8 @@ def _mixers(model: nn.Module, family: Family, blocks: Sequence[str]) -> Iterator
 
 
 def _has_bias(module: nn.Module) -> bool:
-    """Return True where a layer in a module makes something of zeros."""
-    return any(name.rpartition(".")[2] == "bias" for name, _ in module.named_parameters())
+    """Return True where a projection in a module makes something of zeros, which is what padding is set to before it."""
+    return any(isinstance(part, nn.Linear) and part.bias is not None for part in module.modules())
 
 
 def stock_class(cls: type) -> type:

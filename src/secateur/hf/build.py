@@ -47,7 +47,7 @@ _FIRST = (
     "num_dense_layers",
     "moe_layer_start_index",
 )  # so many blocks are of another kind
-_LISTED = ("mlp_only_layers", "full_attn_idxs")  # the numbers of blocks of another kind
+_LISTED = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices")  # the numbers of blocks of another kind
 IMAGES = {"AutoModelForImageTextToText": AUTO_MAP["AutoModelForCausalLM"]}
 MASKED = {"AutoConfig": AUTO_MAP["AutoConfig"], "AutoModelForMaskedLM": AUTO_MAP["AutoModelForCausalLM"]}
 

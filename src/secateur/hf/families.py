@@ -90,9 +90,9 @@ class Family:
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
     has no place for: heads that were trained beside this one.
 
-    `mixers` are of a hybrid: modules, relative to a block, that stand for the attention in some of its blocks, with what
-    they are; they are never edited. `rounds_width` is the config switch that makes the class take another d_ff than the
-    one that `width` states.
+    `mixers` are of a hybrid: modules, relative to a block, that stand for the attention in some of its blocks, with
+    what they are; they are never edited. `rounds_width` is the config switch that makes the class take another d_ff
+    than the one that `width` states.
     """
 
     name: str
@@ -253,6 +253,7 @@ _CORRECTED = {"gate.e_score_correction_bias": 0}
 
 _DELTA_NET = {"linear_attn": "gated linear attention"}
 _SHORT_CONVOLUTION = {"conv": "a short convolution"}
+_STATE_SPACE = {"mamba": "a state space"}
 _GATED_ATTENTION = _LLAMA_ATTENTION | {"q": "self_attn.q_proj/gated"}
 _LFM2_ATTENTION = _LLAMA_ATTENTION | {"o": "self_attn.out_proj"}
 
@@ -427,6 +428,33 @@ FAMILIES: Mapping[str, Family] = {
             final_norm="model.embedding_norm",
             mixers=_SHORT_CONVOLUTION,
             rounds_width="block_auto_adjust_ff_dim",
+        ),
+        _like_llama(
+            "bamba",
+            "BambaForCausalLM",
+            _slots(
+                **_LLAMA_ATTENTION,
+                gate="feed_forward.gate_proj",
+                up="feed_forward.up_proj",
+                down="feed_forward.down_proj",
+            ),
+            mlp="feed_forward",
+            final_norm="model.final_layernorm",
+            biases=_ATTENTION_BIAS | _GATED_BIAS,
+            mixers=_STATE_SPACE,
+        ),
+        _like_llama(
+            "granitemoehybrid",  # without experts, as its small models are
+            "GraniteMoeHybridForCausalLM",
+            _slots(
+                **_LLAMA_ATTENTION,
+                gate_up="shared_mlp.input_linear/stacked",
+                down="shared_mlp.output_linear",
+            ),
+            mlp="shared_mlp",
+            width="shared_intermediate_size",
+            biases=_ATTENTION_BIAS,
+            mixers=_STATE_SPACE,
         ),
         _like_llama(
             "olmo_hybrid",
@@ -830,7 +858,9 @@ def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
     return getattr(config, family.kv_heads, None) or heads
 
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
+_EXPERTS = (  # a class that can do without experts states the last even so
+    "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok",
+)  # fmt: skip
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
 _MODALITIES = ("vision_config", "audio_config", "speech_config", "text_config", "image_token_id")
 
@@ -905,8 +935,10 @@ def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
     """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
     nested = config.get("ffn_config")  # where DBRX keeps the number of experts
     stated = {**config, **nested} if isinstance(nested, Mapping) else config
-    known = architecture in FAMILIES and FAMILIES[architecture].experts
-    if not known and (any(stated.get(key) for key in _EXPERTS) or "moe" in architecture.lower()):
+    family = FAMILIES.get(architecture)
+    counted = any(stated.get(key) for key in (_EXPERTS if family is None else _EXPERTS[:-1]))
+    named = family is None and "moe" in architecture.lower()
+    if (counted or named) and not (family and family.experts):
         return "a mixture of experts"
     if config.get("is_encoder_decoder"):
         return "an encoder-decoder"

@@ -229,7 +229,7 @@ _BEFORE = {  # norms that the stream passes on its way to a part: the first of t
     "attn": ("ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm", "operator_norm"),
     "mlp": (
         "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
-        "input_layernorm", "ln_1", "ffn_norm",
+        "pre_ff_layernorm", "input_layernorm", "ln_1", "ffn_norm",
     ),
 }  # fmt: skip
 
