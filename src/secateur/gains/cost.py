@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.cache_utils import (
     CacheLayerMixin,
+    DummyLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from secateur.hf.load import Loaded
 
-Layer = CacheLayerMixin | LinearAttentionCacheLayerMixin  # of a block in the cache
+Layer = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer  # of a block in the cache
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,12 @@ def _positions(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
 
 
 def _bytes(layer: Layer) -> int:
-    held = (layer.keys, layer.values) if isinstance(layer, CacheLayerMixin) else _states(layer)
+    held: list[Tensor | None] = []
+    if isinstance(layer, CacheLayerMixin):
+        held = [layer.keys, layer.values]
+    elif isinstance(layer, LinearAttentionCacheLayerMixin):
+        held = [*layer.conv_states.values(), *layer.recurrent_states.values()]
     return sum(tensor.nbytes for tensor in held if tensor is not None)
-
-
-def _states(layer: LinearAttentionCacheLayerMixin) -> list[Tensor | None]:
-    return [*layer.conv_states.values(), *layer.recurrent_states.values()]
 
 
 def _attended(loaded: Loaded, layers: Sequence[Layer], batch: int) -> tuple[Attended, ...]:

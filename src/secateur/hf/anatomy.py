@@ -258,7 +258,7 @@ def _mixers(model: nn.Module, family: Family, blocks: Sequence[str]) -> Iterator
 
 
 def _has_bias(module: nn.Module) -> bool:
-    """Return True where a projection in a module makes something of zeros, which is what padding is set to before it."""
+    """Return True where a projection in a module makes something of zeros, to which padding is set before it."""
     return any(isinstance(part, nn.Linear) and part.bias is not None for part in module.modules())
 
 
