@@ -239,6 +239,7 @@ def model_record(options: Options, loaded: Loaded) -> ModelRecord:
         num_blocks=anatomy.num_blocks,
         num_heads=anatomy.num_heads,
         num_kv_heads=anatomy.num_kv_heads,
+        without_heads=sorted(anatomy.mixers),
         matrices=list(anatomy.matrix_kinds),
         license=None if loaded.source is None else stated_license(Path(loaded.source)),
     )

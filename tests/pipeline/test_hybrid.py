@@ -65,6 +65,10 @@ def test_what_is_pruned_loads_in_plain_transformers_with_the_logits_of_the_mask(
     assert model.config.num_hidden_layers == 4 - gone
     assert set(model.config.layer_types) == {KINDS[name], "full_attention"}
     verdict = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert verdict["model"]["without_heads"] == [0, 2]
+    page = (tmp_path / "out/report.html").read_text()
+    assert 'title="b0.attn.h' not in page
+    assert 'title="b0.q"' not in page
     assert verdict["parameters"]["after"] == sum(parameter.numel() for parameter in model.parameters())
     if options["method"] == "heads":
         assert verdict["cut_summary"] == "2 of 4 KV groups"
@@ -79,8 +83,10 @@ def test_readings_are_of_the_heads_there_are_and_apply_refuses_others(place, tmp
     every = {f"b{block}.attn.h{head}" for block in (1, 3) for head in range(4)}
     (reading,) = json.loads((out / "probe.json").read_text())["components"]["heads"]["readings"]
     assert set(reading["values"]) == every
-    says = refused(secateur("apply", place / "qwen3.5", "--edit", "b2.q=5", "-o", tmp_path / "cut"))
-    assert "b2.q: block 2 has no attention with heads but gated linear attention" in says
+    refused(
+        secateur("apply", place / "qwen3.5", "--edit", "b2.q=5", "-o", tmp_path / "cut"),
+        "b2.q: block 2 has no attention with heads but gated linear attention",
+    )
 
 
 def test_apply_writes_a_stock_model_of_the_blocks_that_are_left(place, tmp_path):

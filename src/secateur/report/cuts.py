@@ -86,8 +86,18 @@ def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
         for place in [f"b{block}" for block in item.blocks or ()] or [item.site]
     }
     names = [name for name in MATRICES if any(site.part == name for site in considered)] or list(MATRICES)
+    headless = dropped(verdict).headless
+    none = {"kind": "", "title": "no heads here", "mark": ""}
     rows = [
-        (name, [_cell(Site(block, name), sites, cut, looked_at, blocks) for block in range(blocks)])
+        (
+            name,
+            [
+                none
+                if block in headless and name in ATTENTION_MATRICES
+                else _cell(Site(block, name), sites, cut, looked_at, blocks)
+                for block in range(blocks)
+            ],
+        )
         for name in names
     ]
     drawn = fragment(

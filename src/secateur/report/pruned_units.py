@@ -41,6 +41,7 @@ class Dropped:
         heads: Query heads of a block; 0 where that is unknown.
         groups: KV groups of a block.
         replaced: Blocks that a linear map stands for, by itself or folded into the network before.
+        headless: Blocks of a hybrid that never had heads.
     """
 
     sites: frozenset[Site] = frozenset()
@@ -48,6 +49,7 @@ class Dropped:
     heads: int = 0
     groups: int = 0
     replaced: frozenset[int] = frozenset()
+    headless: frozenset[int] = frozenset()
 
     def __contains__(self, site: Site) -> bool:
         """Tell whether `site` is gone: itself, the whole it is a part of, or the KV group it belongs to."""
@@ -65,7 +67,8 @@ def dropped(verdict: VerdictRecord) -> Dropped:
     )
     blocks = max(model.num_blocks, 1 + max((site.block for site in sites), default=-1))
     replaced = frozenset(block for item in verdict.cut for block in item.blocks or ())
-    return Dropped(sites, blocks, model.num_heads, model.num_kv_heads or model.num_heads, replaced)
+    groups = model.num_kv_heads or model.num_heads
+    return Dropped(sites, blocks, model.num_heads, groups, replaced, frozenset(model.without_heads))
 
 
 def drop_map(gone: Dropped) -> str:
@@ -91,7 +94,7 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
     """Return what the template needs of a block: (site, whether it is gone) of each head, by group; its network."""
     heads = [
         [Site(block, "attn", "h", group * size + place) for place in range(size)]
-        for group in range(gone.groups)
+        for group in range(0 if block in gone.headless else gone.groups)
     ]
     network = Site(block, "mlp")
     return {

@@ -412,7 +412,10 @@ class ModelRecord(Record):
     num_blocks: int = Field(default=0, description="blocks")
     num_heads: int = Field(default=0, description="query heads of a block")
     num_kv_heads: int = Field(default=0, description="KV groups of a block")
-    matrices: list[str] = Field(default_factory=list, description="kinds of matrices every block has")
+    without_heads: list[int] = Field(
+        default_factory=list, description="blocks of a hybrid that have another mixer than attention"
+    )
+    matrices: list[str] = Field(default_factory=list, description="kinds of matrices that blocks have")
     license: str | None = Field(
         default=None, description="as its model card states; null where it states none"
     )
