@@ -88,6 +88,15 @@ def test_a_cut_model_can_be_cut_again(name):
     assert anatomy(twice).num_parameters == anatomy(once).num_parameters
 
 
+def test_every_second_network_a_mixture_is_still_that_network_when_a_block_goes():
+    loaded = loaded_of(variant("qwen3-moe", num_hidden_layers=4, decoder_sparse_step=2).double())
+    assert mixed(loaded) == [1, 3]
+    plan = plan_of(loaded, "b0")
+    model = cut(loaded, plan)
+    assert model.config.mlp_only_layers == [1]
+    assert distance(logits(model), masked_logits(loaded, plan)) <= 1e-10
+
+
 @pytest.mark.parametrize("name", ["mixtral", "minimax-m2"])
 def test_a_mask_within_another_adds_to_it(name):
     loaded = loaded_of(tiny(name, torch.float64))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from secateur.core.plan import Plan, Truncate
 from secateur.core.site import Site
 from secateur.errors import ModelError, PlanError, UnknownName
+from secateur.evaluation.generate import greedy
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded
@@ -89,6 +90,24 @@ def test_rows_do_not_see_the_padding_behind_them_nor_before_them_where_that_is_s
         left = model.float()(ids, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
     apart = distance(left[0, 5:], logits(model, LONG[1:, :70])[0])
     assert (apart < 1e-5) == anatomy(model).pads_left, apart
+
+
+@pytest.mark.parametrize("name", ["bamba", "lfm2-biased"])
+def test_prompts_are_generated_from_apart_where_padding_would_be_seen(name, as_loaded, monkeypatch):
+    loaded, rows = as_loaded(tiny(name)), []
+    generate = loaded.model.generate
+
+    def noted(attention_mask, **how):
+        rows.append(attention_mask.tolist())
+        return generate(attention_mask=attention_mask, **how)
+
+    monkeypatch.setattr(loaded.model, "generate", noted)
+    prompts = [LONG[0, :length].tolist() for length in (7, 7, 9)]
+    alone = [greedy(loaded, [prompt], 3, 100)[0] for prompt in prompts]
+    del rows[:]
+    assert greedy(loaded, prompts, 3, 100) == alone
+    padded = [0, 0, *[1] * 7]
+    assert rows == ([[padded, padded, [1] * 9]] if name == "bamba" else [[[1] * 9], [[1] * 7] * 2])
 
 
 def test_a_mixer_has_no_parts():

@@ -69,6 +69,8 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
             changes[name] = sum(kept)
         if name in _LISTED:
             changes[name] = [new for new, listed in enumerate(kept) if listed]
+    if "decoder_sparse_step" in stated and len(blocks) < text.num_hidden_layers:
+        changes["decoder_sparse_step"] = 1  # what it leaves out is in the list now
     changes["num_hidden_layers"] = len(blocks)
     named = {text.attribute_map.get(name, name): value for name, value in changes.items()}
     whole |= named if text is config else {"text_config": stated | named}
@@ -89,7 +91,8 @@ def _by_block(text: PreTrainedConfig) -> dict[str, list[Any]]:
         if name in _FIRST and isinstance(value, int):
             found[name] = [block < value for block in every]
         if name in _LISTED and isinstance(value, list):
-            found[name] = [block in value for block in every]
+            step = text.to_dict().get("decoder_sparse_step", 1)  # every so many blocks are mixtures
+            found[name] = [block in value or (block + 1) % step > 0 for block in every]
     return found
 
 
