@@ -70,7 +70,12 @@ FEW_CASES = [
     *slow_but(["smollm3, block 0"], ["smollm3, block 0", "gpt-neo, block 0", "cwm, block 0"]),
     *slow_but(
         ["lfm2, mixed", "qwen3.5, rank 3"],
-        ["lfm2, mixed", "lfm2, neurons everywhere", "olmo-hybrid, mixed", "qwen3.5, block 0", "qwen3.5, rank 3"],
+        [
+            *(f"{family}, mixed" for family in HYBRIDS),
+            "lfm2, neurons everywhere",
+            "qwen3.5, block 0",
+            "qwen3.5, rank 3",
+        ],
     ),
 ]
 HARNESS = ["llama, mixed", "llama, block 0"]  # a carved one and a stock one
