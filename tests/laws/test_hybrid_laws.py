@@ -16,6 +16,7 @@ from secateur.evaluation.generate import greedy
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded
+from secateur.hf.readable import readable_of
 from secateur.surgery.mask import masked
 from secateur.surgery.materialize import cut
 from secateur.surgery.operations import droppable, resolve
@@ -151,6 +152,19 @@ def test_the_gate_goes_with_its_head_and_is_not_truncated_with_the_queries(name)
     left = model.get_parameter(matrix.weight)
     assert torch.equal(left.unflatten(0, (2, 2, 16))[:, 1], gates[2:])
     assert distance(logits(model), expected) <= 1e-10
+
+
+def test_a_norm_after_a_part_is_not_the_one_before_it():
+    """In OLMo-hybrid and OLMo 2 attention has a norm after it that elsewhere is the one before the network."""
+    for name, entries in (
+        ("olmo-hybrid", ["mlp.up_proj", "post_attention_layernorm", "mlp.up_proj"]),
+        ("olmo2", ["mlp.up_proj", "mlp.up_proj"]),
+        ("gemma2", ["pre_feedforward_layernorm"] * 2),
+        ("lfm2", ["ffn_norm"] * 3),
+    ):
+        blocks = readable_of(loaded_of(tiny(name))).stacks[0].blocks
+        found = [block.parts[-1].readers[0].enters for block in blocks]
+        assert found == [f"layers.{number}.{entry}" for number, entry in enumerate(entries)]
 
 
 def test_lists_of_block_numbers_are_renumbered():

@@ -55,6 +55,9 @@ _SWITCHES: Mapping[str, Mapping[str, tuple[object, ...]]] = {  # of the config, 
     "qwen3": {"attention_bias": (False,), "hidden_act": _SILU},
 }
 _PERIOD = {"gemma2": 2, "gemma3": 6}  # of so many blocks the last one has no window
+_COUNTED = (
+    "compare its answers first: which blocks have heads may be counted there, where the config lists them"
+)
 BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}  # a model of so many scales attention by d_model / heads
 _SCALINGS = frozenset({"default", "linear", "llama3"})  # of rotary positions
 _PLAIN_YARN = frozenset({"rope_type", "rope_theta", "factor", "original_max_position_embeddings"})
@@ -84,7 +87,7 @@ def refusal(
 
 def condition(family: Family, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the condition under which llama.cpp runs a checkpoint that it does not refuse; empty for always."""
-    conditions = (_window(family, config), _unpublished(family, tokenizer))
+    conditions = (_window(family, config), _unpublished(family, tokenizer), _COUNTED if family.mixers else "")
     return "; ".join(text for text in conditions if text)
 
 

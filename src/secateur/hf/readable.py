@@ -6,7 +6,7 @@ stacks.py, read-only; the verbs that cut refuse them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -220,7 +220,7 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
         f"{path}.{after.get(name, slots[last].module)}",
         anatomy.widths[number].num_heads if name == "attn" else 0,
         f"{path}.{slots[last].module}" if name == "attn" else "",
-        (Readers("", _entered(model, path, name) or reads, reads, tuple(matrices)),),
+        (Readers("", _entered(model, path, name, after.values()) or reads, reads, tuple(matrices)),),
     )
 
 
@@ -234,12 +234,13 @@ _BEFORE = {  # norms that the stream passes on its way to a part: the first of t
 }  # fmt: skip
 
 
-def _entered(model: PreTrainedModel, block: str, part: str) -> str | None:
-    """Return the norm before a part; None where norms sit on the stream, as in OPT-350M, or the block was replaced."""
+def _entered(model: PreTrainedModel, block: str, part: str, after: Collection[str]) -> str | None:
+    """Return the norm before a part, which none of those `after` a part is, as OLMo 2 has; None where norms sit on the
+    stream, as in OPT-350M, or the block was replaced."""
     if not getattr(model.config, "do_layer_norm_before", True):
         return None
     has = dict(model.base_model.get_submodule(block).named_children())
-    return next((f"{block}.{norm}" for norm in _BEFORE[part] if norm in has), None)
+    return next((f"{block}.{norm}" for norm in _BEFORE[part] if norm in has and norm not in after), None)
 
 
 def _below(path: str, model: PreTrainedModel) -> str:
