@@ -84,15 +84,17 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
 def _by_block(text: PreTrainedConfig) -> dict[str, list[Any]]:
     """Return what a config says of each block, by the attribute that says it: an entry of a list that is named after
     layers, or True for a block that is counted or listed."""
-    found, every = {}, range(text.num_hidden_layers)
-    for name, value in text.to_dict().items():
+    found, every, stated = {}, range(text.num_hidden_layers), text.to_dict()
+    for name, value in stated.items():
         if "layer" in name and isinstance(value, list) and len(value) == len(every):
             found[name] = value
         if name in _FIRST and isinstance(value, int):
             found[name] = [block < value for block in every]
         if name in _LISTED and isinstance(value, list):
-            step = text.to_dict().get("decoder_sparse_step", 1)  # every so many blocks are mixtures
-            found[name] = [block in value or (block + 1) % step > 0 for block in every]
+            found[name] = [block in value for block in every]
+    if "decoder_sparse_step" in stated:  # every so many blocks are mixtures, the others are as if listed
+        listed = found["mlp_only_layers"]
+        found["mlp_only_layers"] = [listed[b] or (b + 1) % stated["decoder_sparse_step"] > 0 for b in every]
     return found
 
 
