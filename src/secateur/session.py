@@ -33,8 +33,8 @@ from secateur.options import Options
 from secateur.search.evidence import Evidence
 from secateur.search.race import Objective
 from secateur.surgery.spectra import Spectra
-from secateur.tasks.encode import Encoded, encode
-from secateur.tasks.example import Task
+from secateur.tasks.encode import Classifier, Encoded, encode
+from secateur.tasks.example import Example, Task
 from secateur.tasks.joint import check_apart, interleaved, joint
 from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
@@ -101,6 +101,7 @@ class Session:
         digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
         for number, encoded in sorted(self.encoded.items()):
             told = [number, encoded.pairs, encoded.gold, encoded.lengths, *encoded.masks]
+            told += [encoded.types] if encoded.types else []
             digest.update(json.dumps(told).encode())
         return digest.hexdigest()[:32]
 
@@ -310,6 +311,7 @@ def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int])
         allow_small=options.allow_small,
         needs=needs,
         rules=options.question_rules,
+        labels=loaded.anatomy.labels,
     )
 
 
@@ -337,6 +339,21 @@ def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int,
     return task, encoded
 
 
+def encoded_for(loaded: Loaded, example: Example, *, context: int | None, chat: bool) -> Encoded:
+    """Return an example in the tokens of a model and as its head reads them. Raises: as `encode`."""
+    anatomy = loaded.anatomy
+    reads_first = anatomy.details.bidirectional
+    return encode(
+        example,
+        loaded.tokenizer,
+        context=context,
+        vocab_size=anatomy.vocab_size,
+        chat=chat,
+        masked=anatomy.details.masked,
+        classifier=Classifier(reads_first, anatomy.padding, anatomy.num_types) if anatomy.labels else None,
+    )
+
+
 def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     """Return one example in tokens, with room in the context for what is generated after it. Raises: `TaskError`."""
     example, new = task.examples[number], task.member(number).new_tokens
@@ -344,14 +361,7 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
         loaded.anatomy.check_causal("--shots")
     if new:
         loaded.anatomy.check_causal(f"{task.name}, for which {new} tokens are generated,")
-    encoded = encode(
-        example,
-        loaded.tokenizer,
-        context=loaded.anatomy.context,
-        vocab_size=loaded.anatomy.vocab_size,
-        chat=chat,
-        masked=loaded.anatomy.details.masked,
-    )
+    encoded = encoded_for(loaded, example, context=loaded.anatomy.context, chat=chat)
     prompt, context = len(encoded.pairs[0][0]), loaded.anatomy.context
     if new and context is not None and prompt + new - 1 > context:
         raise TooLong(

@@ -4,7 +4,8 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-A masked language model is read so by `AutoModelForMaskedLM`. `config.json` holds the family's own configuration under
+A masked language model is read so by `AutoModelForMaskedLM`, a sequence classifier by
+`AutoModelForSequenceClassification`. `config.json` holds the family's own configuration under
 `stock`, and under `carving` what is different: a list of operations on modules named by their paths. Parameters keep
 the names they have in the stock model.
 """
@@ -23,6 +24,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     Cache,
     GenerationMixin,
     PreTrainedConfig,
@@ -30,6 +32,7 @@ from transformers import (
 )
 
 VERSION = 1
+CLASSIFIES = "classifies"  # in a carving: the model is its family's sequence classifier
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NOT_STOCK = {
     "attn_implementation": "(parts of this model are cut away: load it with trust_remote_code=True)",
@@ -118,31 +121,36 @@ class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    return class_of_config(type(config).__mro__[1])
-
-
-def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """Return the class with a language-model head for a class of configurations: masked, of text, of images and text.
+    """Return the class that a configuration carves: a classifier, or with a head of language.
 
     What can be masked comes first, for BERT has a causal class too, which no carved model is of.
     """
+    stock = type(config).__mro__[1]
+    if config.carving.get(CLASSIFIES):
+        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[stock]
     by_kind = (
         MODEL_FOR_MASKED_LM_MAPPING,
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     )
-    return next(mapping[config] for mapping in by_kind if config in mapping)
+    return next(mapping[stock] for mapping in by_kind if stock in mapping)
 
 
 @lru_cache
 def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the family's model class, which carves itself as soon as it is built, before any weight is read."""
-
-    masked = stock.config_class in MODEL_FOR_MASKED_LM_MAPPING
+    kinds = {
+        "MaskedLM": MODEL_FOR_MASKED_LM_MAPPING,
+        "SequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }
+    config_of_stock = stock.config_class
+    named = [
+        kind for kind, known in kinds.items() if config_of_stock in known and known[config_of_stock] is stock
+    ]
 
     class CarvedForCausalLM(stock):
-        config_class = carved_config(stock.config_class)
-        _auto_class = f"AutoModelFor{'MaskedLM' if masked else 'CausalLM'}"
+        config_class = carved_config(config_of_stock)
+        _auto_class = f"AutoModelFor{named[0] if named else 'CausalLM'}"
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             super().__init__(config, *args, **kwargs)

@@ -145,12 +145,12 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
 
 
 def readable_of(loaded: Loaded) -> Readable:
-    """Return a model that could also be cut, a decoder or a masked encoder, as a readable one."""
+    """Return a model that could also be cut, a decoder or an encoder, as a readable one."""
     anatomy, config = loaded.anatomy, loaded.model.config
     stack = Stack("", _norm(anatomy, config), tuple(_decoder_blocks(loaded.model, anatomy)))
     return Readable(
         loaded.name,
-        "encoder" if anatomy.details.masked else "decoder",
+        "encoder" if anatomy.details.bidirectional else "decoder",
         loaded.model.base_model,
         loaded.tokenizer,
         (stack,),

@@ -115,7 +115,8 @@ def cut_config(loaded: Loaded, shape: Shape) -> Any:
     if not isinstance(changes, str):
         return repaired(config, shape.numbers, **changes)
     earlier = renumbered(carving_of(config), shape, anatomy)
-    return carved(repaired(config, shape.numbers), [*earlier, *carving_operations(shape, anatomy)])
+    operations = [*earlier, *carving_operations(shape, anatomy)]
+    return carved(repaired(config, shape.numbers), operations, anatomy.details.head)
 
 
 class CutTensors:

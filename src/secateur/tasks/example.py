@@ -28,7 +28,8 @@ class Example:
     the index of the right choice, where two choices may read alike; `lengths`, the characters of each choice as
     the harness counts them. `task` names the member of a joint task that it belongs to. `shown`: the number of
     characters at the beginning of prompt and contexts that are solved examples and not the question. `turns`: of a
-    conversation the role and content of each turn before the answer, for a chat template.
+    conversation the role and content of each turn before the answer, for a chat template. `labelled`: it is a text with
+    its label for a sequence classifier, of which `choices` are all labels; `pair` is a second text beside `prompt`.
     """
 
     id: str
@@ -45,6 +46,8 @@ class Example:
     task: str = ""
     shown: int = 0
     turns: tuple[tuple[str, str], ...] = ()
+    labelled: bool = False
+    pair: str = ""
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -194,6 +197,7 @@ def _row(example: Example) -> list[object]:
         example.label,
         example.lengths,
         *([example.turns] if example.turns else []),
+        *(["labelled", example.pair] if example.labelled else []),
     ]
 
 
@@ -204,6 +208,7 @@ def _content(example: Example) -> str:
     else:
         contexts = example.contexts and [context[example.shown :] for context in example.contexts]
         content = [example.prompt[example.shown :], contexts, example.answer, example.choices]
+        content += [example.pair] if example.pair else []
     return json.dumps(content, ensure_ascii=False)
 
 
