@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.cuts import drops
-from fixtures.zoo import tiny, written_
+from fixtures.zoo import by_hand, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +23,7 @@ from secateur.methods.directions.effects import directions_effects
 from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import block_effects, first_order_effects
 from secateur.probes.heads import head_importance
-from secateur.surgery.operations import OnParameter, resolve
+from secateur.surgery.operations import resolve
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Example, Task
 
@@ -57,17 +57,6 @@ def plans_of(loaded: Loaded) -> list[Plan]:
         drops("b1.mlp"), drops("b0"), drops("b1"),
     ]  # fmt: skip
     return [Plan(loaded.fingerprint, tuple(some)) for some in edits]
-
-
-def by_hand(loaded: Loaded, plan: Plan) -> PreTrainedModel:
-    """The model with the parameters written for good, and dropped blocks taken out of its list."""
-    model, operations = copy.deepcopy(loaded.model), resolve(plan, loaded.anatomy, loaded.fingerprint)
-    written_(model, [one for one in operations if isinstance(one, OnParameter)])
-    path, _, _ = loaded.anatomy.blocks[0].rpartition(".")
-    blocks = model.get_submodule(path)
-    for number in sorted(plan.blocks_gone, reverse=True):
-        del blocks[number]
-    return model
 
 
 def logp(

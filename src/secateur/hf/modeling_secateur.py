@@ -14,6 +14,7 @@ the names they have in the stock model.
 # Base classes here are known at run time only, which no type checker can follow.
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -153,7 +154,12 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         _auto_class = f"AutoModelFor{named[0] if named else 'CausalLM'}"
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
-            super().__init__(config, *args, **kwargs)
+            inner = config
+            if named == ["SequenceClassification"]:  # many find the class of their blocks by that of the configuration
+                inner = copy.copy(config)
+                inner.__class__ = config_of_stock
+            super().__init__(inner, *args, **kwargs)
+            self.config = config
             carve_(self, config.carving["operations"])
 
     CarvedForCausalLM.__name__ = CarvedForCausalLM.__qualname__ = SecateurForCausalLM.__name__
