@@ -155,7 +155,9 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             inner = config
-            if named == ["SequenceClassification"]:  # many find the class of their blocks by that of the configuration
+            if named == [
+                "SequenceClassification"
+            ]:  # many find the class of their blocks by that of the configuration
                 inner = copy.copy(config)
                 inner.__class__ = config_of_stock
             super().__init__(inner, *args, **kwargs)

@@ -85,6 +85,7 @@ class BaselineRecord(Record):
     extracted: bool = Field(
         default=False, description="the model writes, and its answer is looked for in the text (`--extract`)"
     )
+    labelled: bool = Field(default=False, description="texts with labels, of a sequence classifier")
     warning: str | None = Field(description="where the score is not shown to be above chance and majority")
 
 
