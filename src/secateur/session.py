@@ -243,7 +243,7 @@ def early_session(options: Options, *, ruler: bool = False, needs: Mapping[str, 
     Raises as `open_session`; with `ruler` not where a tokenizer is missing.
     """
     blank = blank_of(options, ruler=ruler)
-    return session_on(options, blank, read_task(options, blank, needs))
+    return session_on(options, blank, read_task(options, blank, needs, blank.anatomy.labels))
 
 
 def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
@@ -278,16 +278,18 @@ def loading_of(options: Options) -> Loading:
     }
 
 
-def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF) -> Task:
+def read_task(
+    options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF, labels: Sequence[str] = ()
+) -> Task:
     """Return the task that `options` name, in its splits and with its shots, before anything is left out of it.
 
     Of several tasks the joint one: what does not fit is left out of each first (`skip_long`), so that they still count
     alike.
 
-    `needs` says how many groups which splits must have. Demonstrations belong to the task, so the seed of the splits
-    draws them. Raises `TaskError`, `UnknownName`.
+    `needs` says how many groups which splits must have, and `labels` are those of a classifier. Demonstrations belong
+    to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
     """
-    plain = [_load(options, spec, loaded, needs) for spec in options.tasks]
+    plain = [_load(options, spec, loaded, needs, labels) for spec in options.tasks]
     prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
     if options.chat and (first := next(prompts, None)) is not None:
         check_template(loaded.tokenizer, first)
@@ -300,7 +302,9 @@ def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF
     return joint(tasks, options.split_seed)
 
 
-def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int]) -> Task:
+def _load(
+    options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int], labels: Sequence[str]
+) -> Task:
     return load_task(
         spec,
         tokenizer=loaded.tokenizer,
@@ -311,7 +315,7 @@ def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int])
         allow_small=options.allow_small,
         needs=needs,
         rules=options.question_rules,
-        labels=loaded.anatomy.labels,
+        labels=labels,
     )
 
 

@@ -442,7 +442,7 @@ def check_task(options: Options) -> TaskCheckRecord:
     blank = blank_of(options, ruler=Path(options.model).is_dir())  # of a folder weights may be missing
     if isinstance(blank.tokenizer, Ruler):
         raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
-    task = read_task(replace(options, allow_small=True), blank, {})
+    task = read_task(replace(options, allow_small=True), blank, {}, blank.anatomy.labels)
     context = blank.anatomy.context
     encoded = [encoded_for(blank, one, context=None, chat=options.chat) for one in task.examples]
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from fixtures.cuts import drops
-from fixtures.zoo import by_hand, tiny
+from fixtures.zoo import by_hand, linearised, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -174,31 +175,8 @@ def test_screens_are_the_gradients_of_plain_transformers(loaded):
         weight.requires_grad_(False)
         np.testing.assert_allclose(found.changes[plan], wanted, rtol=0, atol=1e-10)
         assert np.abs(wanted).max() > 1e-6
-        changes = [linearised(model, cut, path, example) for example in ROWS]
+        changes = [linearised(model, cut, path, partial(odds, example=example)) for example in ROWS]
         np.testing.assert_allclose(exact.changes[plan], changes, rtol=0, atol=1e-10)
-
-
-def linearised(model: PreTrainedModel, cut: PreTrainedModel, path: str, example: int) -> float:
-    """Σ over the rows of ⟨change of a block's output, gradient of the margin there⟩, of one example by plain hooks."""
-    outputs: list[Tensor] = []
-
-    def keep(_module: object, _args: object, output: Tensor) -> None:
-        outputs.append(output)
-
-    def caught(of: PreTrainedModel) -> tuple[Tensor, list[Tensor]]:
-        outputs.clear()
-        handle = of.get_submodule(path).register_forward_hook(keep)
-        margin = odds(of, example)
-        handle.remove()
-        return margin, list(outputs)
-
-    with torch.no_grad():
-        _, after = caught(cut)
-    model.get_input_embeddings().weight.requires_grad_()
-    margin, before = caught(model)
-    slopes = torch.autograd.grad(margin, before)
-    model.get_input_embeddings().weight.requires_grad_(False)
-    return sum(float(((a - b.detach()) * s).sum()) for a, b, s in zip(after, before, slopes, strict=True))
 
 
 def test_readings_are_means_over_every_token_of_the_rows(loaded):

@@ -234,7 +234,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     )
 
 
-def stock_class(cls: type) -> type:
+def stock_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the class itself, or of a carved model the stock class that it carves."""
     return cls.__mro__[1] if cls.__name__ == SecateurForCausalLM.__name__ else cls
 

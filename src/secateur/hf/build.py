@@ -142,7 +142,7 @@ def _unlike(stated: Mapping[str, object], **kinds: type) -> list[str]:
 def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel:
     """Return the model of a config, stock or carved, on the meta device, that computes as `like` does."""
     is_carved = bool(getattr(config, "carving", None))
-    cls = SecateurForCausalLM if is_carved else stock_class(type(like))
+    cls: type[PreTrainedModel] = SecateurForCausalLM if is_carved else stock_class(type(like))
     with torch.device("meta"):
         model: PreTrainedModel = cls._from_config(
             config,

@@ -799,15 +799,16 @@ def labels_of(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
     """
     if family.head is not LABELS:
         return ()
-    named, problem = config.id2label, getattr(config, "problem_type", None)
+    named, problem = config.id2label or {}, getattr(config, "problem_type", None)
     if problem not in (None, "single_label_classification") or len(named) < 2:
         found = f"problem_type {problem!r}" if len(named) > 1 else f"{len(named)} label, as for regression"
         raise ModelError(
             f"{family.architecture}: config.json states {found}; secateur judges classifiers that give each text one "
             "of several labels."
         )
-    labels = tuple(str(named.get(number)) for number in range(len(named)))
-    if set(named) != set(range(len(named))) or len(set(labels)) < len(labels):
+    by_number = {int(number): str(label) for number, label in named.items()}
+    labels = tuple(by_number.get(number, "") for number in range(len(named)))
+    if len(set(labels) - {""}) < len(named):
         raise ModelError(
             f"{family.architecture}: id2label of config.json is {named}; number the labels from 0 on, and name each "
             "otherwise."
