@@ -286,8 +286,8 @@ def _read(
     if first and is_text(first[0].value):
         if beside := answer_columns(first[0].value):
             LOG.warning(
-                "%s: read as plain text, and %s is not read. For questions, rename text → question; for labelled text, "
-                "take a model with a head for sequence classification.",
+                "%s: read as plain text, and %s is not read. For questions, rename text → question. Labels are for "
+                "models with a head for sequence classification.",
                 place,
                 beside[0],
             )

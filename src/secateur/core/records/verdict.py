@@ -314,8 +314,8 @@ class GainsRecord(Record):
         description="of the safetensors files that hold the weights (only: null for a model in memory only)",
     )
     kv_bytes_per_token: BeforeAfter | None = Field(
-        description="bytes of the real cache after a prefill, for each token of one sequence; null for a masked "
-        "language model, which has none"
+        description="bytes of the real cache after a prefill, for each token of one sequence; null for a model that "
+        "writes no text"
     )
     zeroed: ZeroedRecord = Field(
         description="what of the cut model is zero, and stored and computed all the same"
