@@ -516,7 +516,7 @@ def _rendered(
     example = task.examples[index]
     split = next(name for name in SPLITS if index in task.split(name))
     choices = None if example.choices is None else list(example.choices)
-    tokens = [decode([token]) for token in answer]
+    tokens = [example.answer] if example.labelled else [decode([token]) for token in answer]
     return RenderedRecord(id=example.id, split=split, prompt=decode(context), answer=tokens, choices=choices)
 
 

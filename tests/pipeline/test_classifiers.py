@@ -110,6 +110,10 @@ def test_laser_on_pairs_from_folder_to_folder(place, tmp_path):
     assert verdict["gains"]["kv_bytes_per_token"] is None
     assert verdict["baseline"]["chance"] == pytest.approx(1 / 3)
     assert verdict["baseline"]["majority"]["answer"] in LABELS
+    analysis = json.loads((tmp_path / "out/analysis.json").read_text())
+    tails = analysis["laser"]["tail"] if "laser" in analysis else analysis["tail"]
+    assert {answer for one in tails for answer, _ in one["answers"]} <= set(LABELS)
+    assert all(one["cosine"] is None for one in tails)
     places = {one["place"]: one for one in verdict["loads"]["where"]}
     assert places["transformers"]["how"] == "AutoModelForSequenceClassification.from_pretrained(FOLDER)"
     assert not places["vLLM"]["loads"]
@@ -177,6 +181,7 @@ def test_rows_of_python_and_what_is_understood_of_them(place):
     told = json.loads(secateur(*words).stdout)
     assert told["format"] == "a table (CSV) of texts with their labels"
     assert (told["kind"], told["examples"]) == ("choice", 36)
+    assert {label for one in told["rendered"] for label in one["answer"]} <= set(LABELS)
 
 
 def test_the_forecast_needs_no_weights_and_no_tokenizer(place, tmp_path):

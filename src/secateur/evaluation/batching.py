@@ -82,9 +82,7 @@ class Batch:
     continuation: Tensor  # (targets,)
     first: Tensor  # (targets,) bool
     row_example: Tensor  # (rows,)
-    types: Tensor | None = (
-        None  # (rows, length) int64: the text of a pair that a token is of; None: all of the first
-    )
+    types: Tensor | None = None  # (rows, length) int64: which text of a pair a token is of; None: all of one
 
     def inputs(self, device: torch.device) -> Mapping[str, Tensor | bool]:
         """Return the arguments of a call of the whole model."""
