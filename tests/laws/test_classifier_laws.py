@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from fixtures.cuts import drops, possible
+from fixtures.marks import slow_but
 from fixtures.zoo import MULTIMODAL, OF_ALL_KINDS, by_hand, classifier, linearised, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -54,6 +55,18 @@ def classes() -> dict[str, str]:
 
 
 NAMES = [*sorted(classes().values()), "opt-projected", "phi3-long"]
+HEADS = (
+    "bert",
+    "bloom",
+    "distilbert",
+    "electra",
+    "falcon-40b",
+    "gpt2",
+    "llama",
+    "mixtral",
+    "opt",
+    "roberta",
+)  # one of each
 SINGLE = {"bloom", "gemma2", "gpt-neo", "gptj", "mpt"}  # attend in float32 whatever the weights are
 
 
@@ -123,7 +136,7 @@ def test_every_classifier_of_the_table_is_asked():
     assert set(classes()) == set(CLASSIFIERS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(HEADS, NAMES))
 def test_it_says_of_every_family_what_transformers_says_and_cuts_what_it_masks(
     name, as_loaded: Callable[[PreTrainedModel], Loaded]
 ):
@@ -146,10 +159,7 @@ def test_it_says_of_every_family_what_transformers_says_and_cuts_what_it_masks(
         assert stored == shape_of(some, loaded.anatomy, factorize=False).num_parameters(loaded.anatomy)
 
 
-FEW = ["bert", "distilbert", "gpt2", "llama", "roberta"]
-
-
-@pytest.fixture(params=FEW)
+@pytest.fixture(params=slow_but(("bert", "llama"), ["bert", "distilbert", "gpt2", "llama", "roberta"]))
 def loaded(request: pytest.FixtureRequest, as_loaded: Callable[[PreTrainedModel], Loaded]) -> Loaded:
     return as_loaded(shared(request.param))
 

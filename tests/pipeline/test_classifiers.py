@@ -141,7 +141,13 @@ CASES: list[
 ]
 
 
-@pytest.mark.parametrize(("name", "method", "options"), CASES, ids=[f"{n}-{m}" for n, m, _ in CASES])
+def marked() -> list[Any]:
+    """The cases, of which those after the first three are slow."""
+    marks = [()] * 3 + [(pytest.mark.slow,)] * (len(CASES) - 3)
+    return [pytest.param(*case, marks=marks[at], id=f"{case[0]}-{case[1]}") for at, case in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("name", "method", "options"), marked())
 def test_every_method_cuts_it(name, method, options, place, tmp_path, modules):
     result = prune(place, name, "rows.csv", tmp_path / "out", method=method, **options)
     assert result.plan.edits
