@@ -193,12 +193,13 @@ class Session:
             "text": {"text_loss", "loss"},
             "choice": set(METRICS) - {"text_loss"},
             "generation": set(METRICS) - {"text_loss", "accuracy_norm", "choice_loss"},
+            "label": {"accuracy", "loss"},
         }
-        fitting = set.intersection(*(fits[kind] for kind in self.task.kinds))
+        fitting = set.intersection(*(fits[kind] for kind in self.task.scored_as))
         if self.task.members:  # by tokens the longest task would count most
             fitting = {name for name in fitting if not METRICS[name].weighted}
         if name not in fitting:
-            which = " and ".join(sorted(self.task.kinds))
+            which = " and ".join(sorted(self.task.scored_as))
             raise TaskError(
                 f"--objective {name} does not exist for a {which} task; it may be {', '.join(sorted(fitting))}."
             )

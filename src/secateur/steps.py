@@ -309,7 +309,9 @@ def evaluate(
             record_opening(journal, session.task, untested_opening(session.scope, chosen))
     groups = session.task.groups(examples)
     names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
-    metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
+    names["label"] = ["accuracy", "loss"]
+    kind = "label" if "label" in session.task.scored_as else session.task.kind
+    metrics = names.get(kind, ["accuracy", "loss", "top5", "top10"])
     seed = session.options.seed
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":

@@ -121,7 +121,8 @@ def test_laser_on_pairs_from_folder_to_folder(place, tmp_path):
     asked = {"allow_small": True, "device": "cpu"}
     told = api.evaluate(str(result.out), str(place / "pairs.jsonl"), **asked)
     again = api.evaluate(str(place / "bert"), str(place / "pairs.jsonl"), plan=result.plan, **asked)
-    assert {"accuracy", "loss"} <= {score["metric"] for score in told["scores"]}
+    assert {"accuracy", "loss"} == {score["metric"] for score in told["scores"]}
+    assert [one["metric"] for one in verdict["secondary"]] == ["accuracy"]
     for score, other in zip(told["scores"], again["scores"], strict=True):
         assert score["value"] == pytest.approx(other["value"], abs=1e-5)
 
@@ -235,6 +236,7 @@ def test_what_is_not_for_it_is_refused_in_a_line(place, tmp_path):
         (["chat", model, "--prompt", "Hello", "--json"], "chat is not for"),
         (["finetune", model, *task, *out], "finetune"),
         (["export", model, "--gguf", *out], "without the head of a sequence classifier"),
+        (["prune", model, *task, *out, "--objective", "accuracy_norm"], "does not exist for a label task"),
         (["prune", model, *task, *out, "--kv-bytes", 0.5], "--kv-bytes is not for"),
     ):
         refused(secateur(*words), piece)

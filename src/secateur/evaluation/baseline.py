@@ -62,7 +62,7 @@ def baseline(
     if task.kinds == {"choice"}:
         chosen = zip(task.of(examples), outcomes["predicted"].tolist(), strict=True)
         given = _most_frequent([choices_of(example)[number] for example, number in chosen])
-    labelled = task.examples[examples[0]].labelled  # all are, or none
+    labelled = "label" in task.scored_as
     normed = METRICS["accuracy_norm"].mean(outcomes) if metric.name == "accuracy" and not labelled else np.nan
     record = BaselineRecord(
         split=split,

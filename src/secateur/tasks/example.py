@@ -109,6 +109,11 @@ class Task:
         """Return the kinds of its members, or its own."""
         return frozenset(member.kind for member in self.members) or frozenset({self.kind})
 
+    @property
+    def scored_as(self) -> frozenset[str]:
+        """Return the kinds by which metrics fit: its `kinds`, or `label`, whose choices are all of one token."""
+        return frozenset({"label"}) if any(example.labelled for example in self.examples) else self.kinds
+
     def member(self, index: int) -> Member:
         """Return the member that an example belongs to; the task itself where it is not joint."""
         return self._members[self.examples[index].task] if self.members else self._alone
