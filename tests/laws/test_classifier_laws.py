@@ -48,8 +48,8 @@ def classes() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in OF_ALL_KINDS.keys() - MULTIMODAL:
         kind = getattr(transformers, OF_ALL_KINDS[name].args[1]).model_type
-        if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-            cls = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[kind]
+        cls = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(kind, "")
+        if cls in CLASSIFIERS:
             found[cls] = min(name, found.get(cls, name))
     return found
 

@@ -105,7 +105,9 @@ class Family:
     experts, in all blocks or in some: they have no slots, and are cut by experts and within their matrices.
 
     `head` is what stands upon the blocks, and `bidirectional` says that each position attends to all. `classifier` are
-    the modules of the family's sequence classifier that hold matrices: first the one that gives the logits of labels.
+    the modules of the family's sequence classifier that hold matrices: first the one that gives the logits of labels;
+    empty where it is not cut. `first_lacks` is a norm, relative to a block, that the first block of the class does
+    without, and the name of another in it that is of the same kind.
     `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
     output projection. `post_norm` says that the stream is normed after each addition. `counts_from_pad` says that
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
@@ -140,6 +142,7 @@ class Family:
     head: Head = CAUSAL
     bidirectional: bool = False
     classifier: tuple[str, ...] = ("score",)
+    first_lacks: tuple[str, str] | None = None
     mixes: str = ""
     post_norm: bool = False
     counts_from_pad: bool = False
@@ -626,6 +629,26 @@ FAMILIES: Mapping[str, Family] = {
             )
         ),
         Family(
+            "modernbert",
+            "ModernBertForMaskedLM",
+            "model.layers",
+            "model.embeddings.tok_embeddings",
+            "model.final_norm",
+            _slots(
+                qkv="attn.Wqkv/stacked",
+                o="attn.Wo",
+                gate_up="mlp.Wi/stacked",
+                down="mlp.Wo",
+            ),
+            unembedding="decoder",
+            extras=("head.dense",),
+            biases={"attention_bias": tuple("qkvo"), "mlp_bias": ("gate", "up", "down")},
+            head=MASKED,
+            bidirectional=True,
+            classifier=(),  # may read the mean of all positions
+            first_lacks=("attn_norm", "mlp_norm"),
+        ),
+        Family(
             "distilbert",
             "DistilBertForMaskedLM",
             "distilbert.transformer.layer",
@@ -684,7 +707,9 @@ _OF_LANGUAGE = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_MASKED_LM_MAPPING_N
 CLASSIFIERS: Mapping[str, Family] = {
     architecture: _OF_TYPE[kind].classifying(architecture)
     for kind, architecture in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.items()
-    if kind in _OF_TYPE and _OF_LANGUAGE.get(kind) == _OF_TYPE[kind].architecture
+    if kind in _OF_TYPE
+    and _OF_LANGUAGE.get(kind) == _OF_TYPE[kind].architecture
+    and _OF_TYPE[kind].classifier
 }
 """Sequence classifiers, by class: the blocks of a family above under another head."""
 

@@ -197,6 +197,12 @@ def _bias(model: nn.Module, path: str) -> None:
     linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
+def _like(model: nn.Module, path: str, other: str) -> None:
+    """Put a copy of the module `other` beside it at `path`, where this block of the class has none of its own."""
+    beside = model.get_submodule(f"{path.rpartition('.')[0]}.{other}")
+    model.set_submodule(path, copy.deepcopy(beside))
+
+
 def _attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
     """Set counts of heads that the module keeps for itself, or reads from its configuration (`config.NAME`)."""
     module = model.get_submodule(path)
@@ -378,6 +384,7 @@ def _side(parts: Sequence[Mapping[str, object]], groups: int) -> Side:
 OPERATIONS: Mapping[str, Callable[..., None]] = {
     "bias": _bias,
     "entry": _entry,
+    "like": _like,
     "resize": _resize,
     "attributes": _attributes,
     "some_heads": _some_heads,

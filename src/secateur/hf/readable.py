@@ -225,9 +225,9 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
 
 _READERS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 _BEFORE = {  # norms that the stream passes on its way to a part: the first of these that a block has
-    "attn": ("ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm"),
+    "attn": ("attn_norm", "ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm"),
     "mlp": (
-        "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
+        "mlp_norm", "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
         "input_layernorm", "ln_1",
     ),
 }  # fmt: skip

@@ -163,7 +163,7 @@ def direction_words(
     Args:
         numbers: Of those directions.
 
-    Returns: nothing of a classifier, which has no unembedding; where directions do not reach the stream by linear maps;
+    Returns: nothing of a model that writes no text, whose head is more than an unembedding; where directions do not reach the stream by linear maps;
         or where the unembedding does not read what the blocks add up to through one last norm: not where norms stand on
         the way, nor in OPT-350m, which norms the stream block by block and projects it.
 
@@ -171,7 +171,7 @@ def direction_words(
     """
     anatomy = loaded.anatomy
     unembedding = loaded.parameter(f"{anatomy.unembedding}.weight")
-    readable = anatomy.foldable and unembedding.shape[1] == anatomy.d_model and not anatomy.labels
+    readable = anatomy.foldable and unembedding.shape[1] == anatomy.d_model and anatomy.writes_text
     if (
         not numbers
         or edit.matrix.part not in ("o", "down", "v")
