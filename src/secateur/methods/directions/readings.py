@@ -163,9 +163,10 @@ def direction_words(
     Args:
         numbers: Of those directions.
 
-    Returns: nothing of a model that writes no text, whose head is more than an unembedding; where directions do not reach the stream by linear maps;
-        or where the unembedding does not read what the blocks add up to through one last norm: not where norms stand on
-        the way, nor in OPT-350m, which norms the stream block by block and projects it.
+    Returns: nothing of a model that writes no text, whose head is more than an unembedding; nor where directions do not
+        reach the stream by linear maps, or where the unembedding does not read what the blocks add up to through one
+        last norm: not where norms stand on the way, nor in OPT-350m, which norms the stream block by block and projects
+        it.
 
     Source: weights read in the vocabulary, Dar et al. 2022 (arXiv 2209.02535).
     """
