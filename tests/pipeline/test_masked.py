@@ -201,6 +201,8 @@ def test_a_first_block_gets_the_norm_that_its_class_lacks(place, tmp_path, modul
         str(place / "modernbert"), ("b0=drop", "b1.attn.h2=drop"), tmp_path / "out", device="cpu"
     )
     assert same_logits(place, "modernbert", result, trust_remote_code=True) == "SecateurForCausalLM"
+    words = ["apply", place / "modernbert", "--edit", "b0=drop", "--portable", "-o", tmp_path / "portable"]
+    refused(secateur(*words), "the nearest plan that a stock ModernBertForMaskedLM can hold", "takes nothing")
     options = {"by": "cosine", "form": "fold", "blocks": 1}
     folded = prune(place, "modernbert", tmp_path / "folded", method="depth", **options)
     assert same_logits(place, "modernbert", folded, trust_remote_code=True)
