@@ -23,7 +23,7 @@ from secateur.core.writing import writing
 from secateur.errors import TaskError
 from secateur.tasks.formats import Row
 from secateur.tasks.questions import check_rows
-from secateur.tasks.shapes import example_line, explain, is_text, spelled
+from secateur.tasks.shapes import answer_columns, example_line, explain, is_text, spelled
 from secateur.tasks.text import TextLine
 
 TaskRow = Mapping[str, object]
@@ -108,11 +108,15 @@ def _written_rows(rows: Iterable[TaskRow]) -> str:
     """Return the file of checked rows, written where it is not there yet."""
     lines, checked = [], []
     for where, row, line in _lines(rows, "task"):
+        if is_text(row) and answer_columns(row):  # labelled text, of which the model knows the labels
+            lines.append(line)
+            continue
         if is_text(row):
             raise TaskError(f"{where} is a text and no question: give secateur.texts(rows).")
         lines.append(line)
         checked.append((where, example_line(Row(where, row))))
-    check_rows(checked, "", "rows", "tasks")
+    if checked:
+        check_rows(checked, "", "rows", "tasks")
     return str(_stored("rows", "".join(lines), ".jsonl"))
 
 

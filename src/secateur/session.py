@@ -33,8 +33,8 @@ from secateur.options import Options
 from secateur.search.evidence import Evidence
 from secateur.search.race import Objective
 from secateur.surgery.spectra import Spectra
-from secateur.tasks.encode import Encoded, encode
-from secateur.tasks.example import Task
+from secateur.tasks.encode import Classifier, Encoded, encode
+from secateur.tasks.example import Example, Task
 from secateur.tasks.joint import check_apart, interleaved, joint
 from secateur.tasks.load import load_task
 from secateur.tasks.shots import with_shots
@@ -101,6 +101,7 @@ class Session:
         digest = hashlib.sha256(json.dumps([*parts, self.options.chat]).encode())
         for number, encoded in sorted(self.encoded.items()):
             told = [number, encoded.pairs, encoded.gold, encoded.lengths, *encoded.masks]
+            told += [encoded.types] if encoded.types else []
             digest.update(json.dumps(told).encode())
         return digest.hexdigest()[:32]
 
@@ -192,12 +193,13 @@ class Session:
             "text": {"text_loss", "loss"},
             "choice": set(METRICS) - {"text_loss"},
             "generation": set(METRICS) - {"text_loss", "accuracy_norm", "choice_loss"},
+            "label": {"accuracy", "loss"},
         }
-        fitting = set.intersection(*(fits[kind] for kind in self.task.kinds))
+        fitting = set.intersection(*(fits[kind] for kind in self.task.scored_as))
         if self.task.members:  # by tokens the longest task would count most
             fitting = {name for name in fitting if not METRICS[name].weighted}
         if name not in fitting:
-            which = " and ".join(sorted(self.task.kinds))
+            which = " and ".join(sorted(self.task.scored_as))
             raise TaskError(
                 f"--objective {name} does not exist for a {which} task; it may be {', '.join(sorted(fitting))}."
             )
@@ -242,7 +244,7 @@ def early_session(options: Options, *, ruler: bool = False, needs: Mapping[str, 
     Raises as `open_session`; with `ruler` not where a tokenizer is missing.
     """
     blank = blank_of(options, ruler=ruler)
-    return session_on(options, blank, read_task(options, blank, needs))
+    return session_on(options, blank, read_task(options, blank, needs, blank.anatomy.labels))
 
 
 def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
@@ -277,16 +279,18 @@ def loading_of(options: Options) -> Loading:
     }
 
 
-def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF) -> Task:
+def read_task(
+    options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF, labels: Sequence[str] = ()
+) -> Task:
     """Return the task that `options` name, in its splits and with its shots, before anything is left out of it.
 
     Of several tasks the joint one: what does not fit is left out of each first (`skip_long`), so that they still count
     alike.
 
-    `needs` says how many groups which splits must have. Demonstrations belong to the task, so the seed of the splits
-    draws them. Raises `TaskError`, `UnknownName`.
+    `needs` says how many groups which splits must have, and `labels` are those of a classifier. Demonstrations belong
+    to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
     """
-    plain = [_load(options, spec, loaded, needs) for spec in options.tasks]
+    plain = [_load(options, spec, loaded, needs, labels) for spec in options.tasks]
     prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
     if options.chat and (first := next(prompts, None)) is not None:
         check_template(loaded.tokenizer, first)
@@ -299,7 +303,9 @@ def read_task(options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF
     return joint(tasks, options.split_seed)
 
 
-def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int]) -> Task:
+def _load(
+    options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int], labels: Sequence[str]
+) -> Task:
     return load_task(
         spec,
         tokenizer=loaded.tokenizer,
@@ -310,6 +316,7 @@ def _load(options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int])
         allow_small=options.allow_small,
         needs=needs,
         rules=options.question_rules,
+        labels=labels,
     )
 
 
@@ -337,6 +344,21 @@ def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int,
     return task, encoded
 
 
+def encoded_for(loaded: Loaded, example: Example, *, context: int | None, chat: bool) -> Encoded:
+    """Return an example in the tokens of a model and as its head reads them. Raises: as `encode`."""
+    anatomy = loaded.anatomy
+    reads_first = anatomy.details.bidirectional
+    return encode(
+        example,
+        loaded.tokenizer,
+        context=context,
+        vocab_size=anatomy.vocab_size,
+        chat=chat,
+        masked=anatomy.details.masked,
+        classifier=Classifier(reads_first, anatomy.padding, anatomy.num_types) if anatomy.labels else None,
+    )
+
+
 def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     """Return one example in tokens, with room in the context for what is generated after it. Raises: `TaskError`."""
     example, new = task.examples[number], task.member(number).new_tokens
@@ -344,14 +366,7 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
         loaded.anatomy.check_causal("--shots")
     if new:
         loaded.anatomy.check_causal(f"{task.name}, for which {new} tokens are generated,")
-    encoded = encode(
-        example,
-        loaded.tokenizer,
-        context=loaded.anatomy.context,
-        vocab_size=loaded.anatomy.vocab_size,
-        chat=chat,
-        masked=loaded.anatomy.details.masked,
-    )
+    encoded = encoded_for(loaded, example, context=loaded.anatomy.context, chat=chat)
     prompt, context = len(encoded.pairs[0][0]), loaded.anatomy.context
     if new and context is not None and prompt + new - 1 > context:
         raise TooLong(

@@ -15,13 +15,12 @@ SIDE_EXAMPLES = 200
 
 def side_effects(session: Session) -> list[SideTask]:
     """Return the side tasks: the other phrasings of the test questions where the task has them, and the tasks of
-    `--side`, else what the embedded model brings along, else plain English, which a masked language model is not asked.
+    `--side`, else what the embedded model brings along, else plain English, if the model writes text.
     """
     given = session.options.side
     anatomy = session.loaded.anatomy
-    english = (
-        [] if anatomy.details.masked else [f"text:{resources.files('secateur.tasks') / 'passages.jsonl'}"]
-    )
+    passages = [f"text:{resources.files('secateur.tasks') / 'passages.jsonl'}"]
+    english = passages if anatomy.writes_text else []
     specs = list(given) or _own_sides(session.options.model) or english
     context = anatomy.context
     seqlen = min(session.options.seqlen, context) if context else session.options.seqlen
@@ -36,6 +35,7 @@ def side_effects(session: Session) -> list[SideTask]:
             seqlen=seqlen,
             limit=SIDE_EXAMPLES,
             rules=replace(session.options.question_rules, extract="", max_new_tokens=None),
+            labels=anatomy.labels,
         )
         name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
         sides.append(SideTask(name, session.on(task).task, continuations=task.kind == "text"))

@@ -59,11 +59,11 @@ from secateur.probes.structure import WINDOW, prove
 from secateur.probing.report import write_rows_report
 from secateur.records import cut_summary, num_parts, versions
 from secateur.result import Result, read_result
-from secateur.session import Session, blank_of, open_session, read_task
+from secateur.session import Session, blank_of, encoded_for, open_session, read_task
 from secateur.surgery.operations import resolve, resolve_early
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of
-from secateur.tasks.encode import Encoded, encode
+from secateur.tasks.encode import Encoded
 from secateur.tasks.example import SPLITS, Task
 from secateur.tasks.load import describe, files_of, load_task
 from secateur.tasks.questions import answers_notice, classify_notice
@@ -310,7 +310,9 @@ def evaluate(
             record_opening(journal, session.task, untested_opening(session.scope, chosen))
     groups = session.task.groups(examples)
     names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
-    metrics = names.get(session.task.kind, ["accuracy", "loss", "top5", "top10"])
+    names["label"] = ["accuracy", "loss"]
+    kind = "label" if "label" in session.task.scored_as else session.task.kind
+    metrics = names.get(kind, ["accuracy", "loss", "top5", "top10"])
     seed = session.options.seed
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
@@ -443,21 +445,15 @@ def check_task(options: Options) -> TaskCheckRecord:
     blank = blank_of(options, ruler=Path(options.model).is_dir())  # of a folder weights may be missing
     if isinstance(blank.tokenizer, Ruler):
         raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
-    task = read_task(replace(options, allow_small=True), blank, {})
-    context, vocab_size = blank.anatomy.context, blank.anatomy.vocab_size
-    masked = blank.anatomy.details.masked
-    encoded = [
-        encode(
-            example, blank.tokenizer, context=None, vocab_size=vocab_size, chat=options.chat, masked=masked
-        )
-        for example in task.examples
-    ]
+    task = read_task(replace(options, allow_small=True), blank, {}, blank.anatomy.labels)
+    context = blank.anatomy.context
+    encoded = [encoded_for(blank, one, context=None, chat=options.chat) for one in task.examples]
 
     def decode(tokens: Sequence[int]) -> str:
         return str(blank.tokenizer.decode(list(tokens)))
 
     shown = [i for name in reversed(SPLITS) for i in task.split(name)[:1]][:NUM_RENDERED]
-    record = _check_record(options, task)
+    record = _check_record(options, task, labelled=bool(blank.anatomy.labels))
     return record.model_copy(
         update={
             "model": options.named,
@@ -492,12 +488,12 @@ def _questions(options: Options) -> Task:
     return with_shots(task, options.shots, options.split_seed)
 
 
-def _check_record(options: Options, task: Task) -> TaskCheckRecord:
+def _check_record(options: Options, task: Task, *, labelled: bool = False) -> TaskCheckRecord:
     """Return what needs no tokenizer."""
     fields = () if task.kind == "text" else (name for one in task.examples for name in one.meta)
     return TaskCheckRecord(
         task=options.task,
-        format=describe(options.task),
+        format=describe(options.task, labelled),
         kind=task.kind,
         metric=task.primary_metric,
         model=None,
@@ -530,7 +526,7 @@ def _rendered(
     example = task.examples[index]
     split = next(name for name in SPLITS if index in task.split(name))
     choices = None if example.choices is None else list(example.choices)
-    tokens = [decode([token]) for token in answer]
+    tokens = [example.answer] if example.labelled else [decode([token]) for token in answer]
     return RenderedRecord(id=example.id, split=split, prompt=decode(context), answer=tokens, choices=choices)
 
 

@@ -26,7 +26,7 @@ from secateur.hf.matrices import Matrix
 
 UNGATED = {
     "apertus", "arcee", "biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "jais2",
-    "mpt", "nanochat", "nemotron", "opt", "persimmon", "phi", "starcoder2", *MASKED,
+    "mpt", "nanochat", "nemotron", "opt", "persimmon", "phi", "starcoder2", *(MASKED.keys() - {"modernbert"}),
 }  # fmt: skip
 TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])
 TANH_GELU = {
@@ -103,6 +103,8 @@ def window(model: nn.Module, block: int) -> int:
     )
     if kinds[block] not in ("sliding_attention", "local"):
         return CONTEXT
+    if config.model_type == "modernbert":
+        return config.sliding_window + 1  # on either side
     return config.window_size if kinds[block] == "local" else config.sliding_window
 
 
@@ -114,9 +116,9 @@ def attention_without_scores(name: str, parts: Anatomy, length: int, seen: int) 
         slopes = torch.tensor([2.0 ** (-8 * (h + 1) / parts.num_heads) for h in range(parts.num_heads)])
         scale = 1 / math.sqrt(parts.d_head) if name == "falcon-rw" else 1.0  # Falcon scales the bias too
         scores += scale * slopes[:, None, None] * torch.arange(length)
-    if name in MASKED:
-        return scores.softmax(-1)
     ago = torch.arange(length)[:, None] - torch.arange(length)
+    if name in MASKED:
+        return scores.masked_fill(ago.abs() >= seen, -math.inf).softmax(-1)
     return scores.masked_fill((ago < 0) | (ago >= seen), -math.inf).softmax(-1)
 
 
@@ -262,7 +264,8 @@ def test_a_query_head_acts_at_its_own_position_and_a_key_or_value_head_where_it_
         for head in range(parts.num_heads if kind == "q" else parts.num_kv_heads):
             owner = torch.arange(parts.num_heads) // (1 if kind == "q" else repeats)
             reach = window(model, parts.num_blocks - 1)
-            seen = (times >= position) & (times < position + reach) | (name in MASKED)
+            seen = (times >= position) & (times < position + reach)
+            seen |= (name in MASKED) & ((times - position).abs() < reach)
             when = times == position if kind == "q" else seen
             shared_norm = (
                 "heads" in parts.indivisible and name != "stablelm-12b" and (kind != "v" or name == "bitnet")
@@ -306,7 +309,7 @@ def activation(family: str) -> Callable[[Tensor], Tensor]:
 
 def test_mlps_map_one_tensor_to_one_tensor(name):
     model, parts = shared(name)
-    without = {"opt", "bloom", "biogpt", "mpt", *MASKED} - {"distilbert"}
+    without = {"opt", "bloom", "biogpt", "mpt", *MASKED} - {"distilbert", "modernbert"}
     assert (parts.mlps is None) == bool({parts.family, name} & without or parts.routing)
     calls: list[tuple[tuple, dict, object]] = []
     handles = [

@@ -344,7 +344,12 @@ KINDS = {
         "AlbertForMaskedLM",
         r"unknown family AlbertForMaskedLM\. .secateur models",
     ),
-    "Classifier": (transformers.LlamaConfig, "LlamaForSequenceClassification", "not a causal language model"),
+    "Tagger": (transformers.LlamaConfig, "LlamaForTokenClassification", "not a causal language model"),
+    "Classifier": (
+        transformers.AlbertConfig,
+        "AlbertForSequenceClassification",
+        r"unknown family AlbertForSequenceClassification\. .secateur models",
+    ),
     "Headless": (transformers.LlamaConfig, "LlamaModel", "not a causal language model"),
     "Gemma3n": (transformers.Gemma3nConfig, "Gemma3nForConditionalGeneration", "a multimodal model"),
     "Idefics2": (transformers.Idefics2Config, "Idefics2ForConditionalGeneration", "a multimodal model"),

@@ -98,6 +98,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"vocab_size": len(tokenizer), "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     save_model(place / "roberta", variant("roberta", **sizes, max_position_embeddings=CONTEXT + 2), tokenizer)
     save_model(place / "bert", variant("bert", vocab_size=len(words)), words)
+    sizes = {"cls_token_id": 0, "sep_token_id": 2} | sizes
+    save_model(place / "modernbert", variant("modernbert", **sizes), tokenizer)
     write_rows(place / "capitals.jsonl", rows())
     write_rows(
         place / "text.jsonl", [{"text": f"{number} of {name}."} for name in COUNTRIES for number in range(9)]
@@ -191,6 +193,19 @@ def test_apply_carves_what_no_config_states(name, place, tmp_path, modules):
     assert [width.num_heads for width in again.widths] == [3, 0]
     config = json.loads((result.out / "config.json").read_text())
     assert config["auto_map"].keys() == {"AutoConfig", "AutoModelForMaskedLM"}
+
+
+def test_a_first_block_gets_the_norm_that_its_class_lacks(place, tmp_path, modules):
+    """ModernBERT's first attention reads the embeddings as they are; what stands first after a cut does not."""
+    result = api.apply(
+        str(place / "modernbert"), ("b0=drop", "b1.attn.h2=drop"), tmp_path / "out", device="cpu"
+    )
+    assert same_logits(place, "modernbert", result, trust_remote_code=True) == "SecateurForCausalLM"
+    words = ["apply", place / "modernbert", "--edit", "b0=drop", "--portable", "-o", tmp_path / "portable"]
+    refused(secateur(*words), "the nearest plan that a stock ModernBertForMaskedLM can hold", "takes nothing")
+    options = {"by": "cosine", "form": "fold", "blocks": 1}
+    folded = prune(place, "modernbert", tmp_path / "folded", method="depth", **options)
+    assert same_logits(place, "modernbert", folded, trust_remote_code=True)
 
 
 def test_the_forecast_needs_no_weights_and_no_tokenizer(place, tmp_path):

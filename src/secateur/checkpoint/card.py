@@ -25,7 +25,7 @@ from secateur.core.records.verdict import (
 )
 from secateur.core.score import few_groups, metric_name
 from secateur.core.site import in_words
-from secateur.hf.families import FAMILIES
+from secateur.hf.families import ARCHITECTURES, CAUSAL
 
 
 def model_card(verdict: VerdictRecord, plan: Plan) -> str:
@@ -77,8 +77,8 @@ seed {verdict.seed}, split seed {verdict.split_seed}. `plan.json` holds the cut,
 
 def pipeline_of(architecture: str) -> str:
     """Return what a model of this class does, by the hub's names."""
-    known = FAMILIES.get(architecture)
-    return "fill-mask" if known is not None and known.masked else "text-generation"
+    known = ARCHITECTURES.get(architecture)
+    return (CAUSAL if known is None else known.head).pipeline
 
 
 def _what_was_cut(verdict: VerdictRecord, plan: Plan) -> str:

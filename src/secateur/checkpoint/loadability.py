@@ -12,15 +12,14 @@ from secateur.core.plan import Plan
 from secateur.core.records.verdict import LoadsRecord, PlaceRecord
 from secateur.hf import llama_cpp
 from secateur.hf.anatomy import Anatomy
-from secateur.hf.families import FAMILIES
+from secateur.hf.families import CAUSAL, FAMILIES, Head
 from secateur.hf.load import Loaded
 from secateur.surgery.materialize import cut_config
 from secateur.surgery.shape import Shape, shape_of, stock_config
 
 STOCK = "AutoModelForCausalLM.from_pretrained(FOLDER)"
 REMOTE = "AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)"
-MASKED = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
-GENERATES = "it runs models that write text, and this one fills masks"
+GENERATES = "it runs models that write text, and this is {}"
 OURS = "secateur.load(FOLDER).model"
 HARNESS = "lm_eval --model hf --model_args pretrained=FOLDER"
 SERVE = "vllm serve FOLDER"
@@ -65,16 +64,17 @@ def where_it_loads(plan: Plan, loaded: Loaded, form: Form, *, read_back: bool) -
     else:
         stock = "zeroed" if form.zeroed else "stock"
         found = LoadsRecord(form=stock, why="", where=_stock_places(shape, loaded, read_back))
-    if anatomy.details.masked:
-        found = found.model_copy(update={"where": list(map(_filling_masks, found.where))})
+    head = anatomy.details.head
+    if head is not CAUSAL:
+        found = found.model_copy(update={"where": [_not_writing(place, head) for place in found.where]})
     return found
 
 
-def _filling_masks(place: PlaceRecord) -> PlaceRecord:
-    """Return the same place for a masked language model: another class loads it, and programs that generate do not."""
+def _not_writing(place: PlaceRecord, head: Head) -> PlaceRecord:
+    """Return the same place for a model that writes no text: another class loads it, programs that generate do not."""
     if place.place in ("lm-eval", "vLLM", "GGUF (llama.cpp)"):
-        return _not(place.place, GENERATES)
-    return place.model_copy(update={"how": place.how.replace(*MASKED)})
+        return _not(place.place, GENERATES.format(head.words))
+    return place.model_copy(update={"how": place.how.replace(CAUSAL.auto, head.auto)})
 
 
 def _carved_places(family: str, read_back: bool) -> list[PlaceRecord]:

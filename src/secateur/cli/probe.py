@@ -392,9 +392,8 @@ def models(
     if as_json:
         print_json({"families": [info._asdict() for info in listed], "multimodal": [*TOWERS]})
     else:
-        print_rows(
-            ("family", "class", "limits"), [(info.family, info.architecture, info.limits) for info in listed]
-        )
+        rows = [(one.family, one.architecture, "yes" if one.classifier else "", one.limits) for one in listed]
+        print_rows(("family", "class", "classifier", "limits"), rows)
         print_rows(
             ("multimodal: cut is the language model, of a family above",), [(name,) for name in TOWERS]
         )

@@ -40,9 +40,12 @@ def warning(record: BaselineRecord) -> str | None:
             f"{_score(record)} is below chance, {_percent(norm)} by accuracy_norm is not: the choices "
             "differ in length, and --objective accuracy_norm, which divides by it, is probably what you mean."
         )
+    ways = "try --chat, --shots, or another prompt"
+    if record.labelled:
+        ways = "see that its labels mean what those of the rows do"
     return (
-        f"{_score(record)} is not shown to be above {floors_text(record)}: the model may not do this task at all; try "
-        "--chat, --shots, or another prompt."
+        f"{_score(record)} is not shown to be above {floors_text(record)}: the model may not do this task at all; "
+        f"{ways}."
     )
 
 

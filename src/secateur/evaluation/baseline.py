@@ -62,7 +62,8 @@ def baseline(
     if task.kinds == {"choice"}:
         chosen = zip(task.of(examples), outcomes["predicted"].tolist(), strict=True)
         given = _most_frequent([choices_of(example)[number] for example, number in chosen])
-    normed = METRICS["accuracy_norm"].mean(outcomes) if metric.name == "accuracy" else np.nan
+    labelled = "label" in task.scored_as
+    normed = METRICS["accuracy_norm"].mean(outcomes) if metric.name == "accuracy" and not labelled else np.nan
     record = BaselineRecord(
         split=split,
         metric=metric.name,
@@ -73,6 +74,7 @@ def baseline(
         given=given,
         accuracy_norm=None if np.isnan(normed) else normed,
         extracted=any(task.member(example).extraction is not None for example in examples),
+        labelled=labelled,
         warning=None,
     )
     return record.model_copy(update={"warning": warning(record)})

@@ -45,6 +45,7 @@ class TokenRow:
     example: int
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
+    types: tuple[int, ...] = ()
 
 
 def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> list[TokenRow]:
@@ -66,7 +67,7 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
             rows.append((tokens, targets))
         else:
             longer[1].extend(targets)
-    return [TokenRow(example, tokens, tuple(targets)) for tokens, targets in rows]
+    return [TokenRow(example, tokens, tuple(targets), encoded.types) for tokens, targets in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,12 @@ class Batch:
     continuation: Tensor  # (targets,)
     first: Tensor  # (targets,) bool
     row_example: Tensor  # (rows,)
+    types: Tensor | None = None  # (rows, length) int64: which text of a pair a token is of; None: all of one
+
+    def inputs(self, device: torch.device) -> Mapping[str, Tensor | bool]:
+        """Return the arguments of a call of the whole model."""
+        rows = {"input_ids": self.tokens} | ({} if self.types is None else {"token_type_ids": self.types})
+        return {name: tensor.to(device) for name, tensor in rows.items()} | {"use_cache": False}
 
     @property
     def num_tokens(self) -> int:
@@ -92,12 +99,15 @@ def batch_of(rows: Sequence[TokenRow], pad: int) -> Batch:
     """Return the rows as tensors, padded on the right with token `pad`."""
     length = max(len(row.tokens) for row in rows)
     tokens = torch.tensor([[*row.tokens, *[pad] * (length - len(row.tokens))] for row in rows])
+    types = None
+    if any(row.types for row in rows):
+        types = torch.tensor([[*row.types, *[0] * (length - len(row.types))] for row in rows])
     targets = [(number * length + t.position, t) for number, row in enumerate(rows) for t in row.targets]
     keep, where = torch.unique(torch.tensor([flat for flat, _ in targets]), return_inverse=True)
     columns = torch.tensor([[t.token, t.example, t.continuation, t.first] for _, t in targets]).unbind(1)
     token, example, continuation, first = columns
     row_example = torch.tensor([row.example for row in rows])
-    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example)
+    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types)
 
 
 @dataclass(frozen=True)

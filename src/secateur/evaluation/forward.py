@@ -30,7 +30,6 @@ class Forward:
         self._model = model
         self._anatomy = anatomy
         self._blocks = [model.get_submodule(name) for name in anatomy.blocks]
-        self._head = model.get_submodule(anatomy.unembedding)
         self._positionwise = [model.get_submodule(name) for name in _positionwise(anatomy)]
         self.device = device_of(model, f"{anatomy.embedding}.weight")
         self._tuples = self._learn_return_types()
@@ -88,8 +87,8 @@ class Forward:
             self._skip_below(stack, start, hidden)
             for number in range(block, len(self._blocks)):
                 stack.enter_context(self._standin(number, catch if number == block else _unchanged))
-            stack.enter_context(gathered(self._head, torch.zeros(1, dtype=torch.long, device=self.device)))
-            self._model(input_ids=batch.tokens.to(self.device), use_cache=False)
+            stack.enter_context(scored_at(self._model, self._anatomy, torch.zeros(1, dtype=torch.long)))
+            self._model(**batch.inputs(self.device))
         return caught[0]
 
     def through(self, block: str) -> Float[Tensor, "1 2 d_model"]:
@@ -110,7 +109,7 @@ class Forward:
         with (
             self._output_of(block) as caught,
             replaced_input(self._blocks[block], lambda _: entering),
-            gathered(self._head, torch.zeros(1, dtype=torch.long, device=self.device)),
+            scored_at(self._model, self._anatomy, torch.zeros(1, dtype=torch.long)),
         ):
             self._model(input_ids=tokens.to(self.device), use_cache=False)
         return caught[0]
@@ -186,10 +185,7 @@ class Forward:
                 for module in self._positionwise:
                     stack.enter_context(_only_at(module, keep))
             stack.enter_context(cached or nullcontext())
-            stack.enter_context(gathered(self._head, keep))
-            out = self._model(input_ids=batch.tokens.to(self.device), use_cache=False)
-        logits: Tensor = out.logits[0]
-        return logits
+            return scored_logits(self._model, self._anatomy, batch, self.device)
 
 
 def _unchanged(hidden: Tensor) -> Tensor:
@@ -235,8 +231,23 @@ def replaced_input(block: nn.Module, change: Change) -> Iterator[None]:
         handle.remove()
 
 
-def gathered(head: nn.Module, keep: Tensor) -> AbstractContextManager[None]:
-    """Compute the unembedding at the flat positions `keep` alone: inside, logits are (1, kept, vocab)."""
+def scored_logits(
+    model: nn.Module, anatomy: Anatomy, batch: Batch, device: torch.device
+) -> Float[Tensor, "kept vocab"]:
+    """Return the logits of a whole model at `batch.keep`; of a classifier those of its labels, for each row."""
+    with scored_at(model, anatomy, batch.keep):
+        logits: Tensor = model(**batch.inputs(device)).logits
+    return logits if anatomy.labels else logits[0]
+
+
+def scored_at(model: nn.Module, anatomy: Anatomy, keep: Tensor) -> AbstractContextManager[None]:
+    """Compute the unembedding at the flat positions `keep` alone: inside, logits are (1, kept, vocab).
+
+    A classifier finds by itself the one position of each row that its head reads, and stays as it is.
+    """
+    if anatomy.labels:
+        return nullcontext()
+    head = model.get_submodule(anatomy.unembedding)
     original = head.forward
 
     def forward(hidden: Tensor) -> Tensor:

@@ -27,11 +27,11 @@ def prompts(task: Task, encoded: Mapping[int, Encoded], count: int) -> list[tupl
 def sample(loaded: Loaded, prompt: Sequence[int], length: int, plan: Plan | None = None) -> str:
     """Return the text of up to `length` greedy tokens after the prompt, of the model as it is or under a plan.
 
-    The text is empty where the context has no room for it, and of a masked language model.
+    The text is empty where the context has no room for it, and of a model that writes none.
     """
     context = loaded.anatomy.context
     room = length if context is None else min(length, context - len(prompt))
-    if room < 1 or loaded.anatomy.details.masked:
+    if room < 1 or not loaded.anatomy.writes_text:
         return ""
     operations = resolve(plan or Plan(loaded.fingerprint), loaded.anatomy, loaded.fingerprint)
     with masked(loaded.model, operations):

@@ -45,6 +45,7 @@ SECONDARY: Mapping[str, tuple[str, ...]] = {
     "text": (),
     "choice": ("accuracy", "accuracy_norm", "choice_loss", "loss"),
     "generation": ("accuracy", "loss", "top5", "top10"),
+    "label": ("accuracy", "loss"),
 }
 
 
@@ -99,7 +100,7 @@ def decide(
         p_value_unadjusted=primary.p_value,
         openings=counted.openings,
         non_inferiority=None if bounded is None else _bound_record(bounded, counted, deciding),
-        secondary=secondary(judge.task.kinds, metric, before.test, after.test, groups, seed),
+        secondary=secondary(judge.task.scored_as, metric, before.test, after.test, groups, seed),
         tasks=members,
         guards=[
             *harm_guards(members),

@@ -48,7 +48,9 @@ class Limits:
         logit_bytes = self.logit_bytes or (
             min(max(128 * MEBI, model_bytes // 16), 256 * MEBI) if on_cpu else 2048 * MEBI
         )
-        return Packing(tokens, max(1, logit_bytes // (4 * anatomy.vocab_size)), 0, anatomy.switches)
+        return Packing(
+            tokens, max(1, logit_bytes // (4 * anatomy.num_logits)), anatomy.padding, anatomy.switches
+        )
 
 
 def spectra_bytes(model_bytes: int) -> int:

@@ -84,7 +84,7 @@ class Counted:
             "call": count * load.calls,
             "block": count * load.calls * (last - plans.block),
             "flop": flops,
-            "logit": count * load.kept * self.anatomy.vocab_size,
+            "logit": count * load.kept * self.anatomy.num_logits,
             "written": count * load.shards * sum(rows * columns for rows, columns in shapes),
             "mask flop": count
             * load.shards

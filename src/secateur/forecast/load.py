@@ -29,13 +29,15 @@ class Load:
         return Load(*(vars(self)[f.name] + vars(other)[f.name] for f in fields(self)))
 
 
-def load_of(batches: Sequence[Batch], examples: int, masked: bool = False) -> Load:
-    """Of one shard; in a masked language model each token attends to all."""
+def load_of(batches: Sequence[Batch], examples: int, bidirectional: bool = False) -> Load:
+    """Return the load of one shard; where attention is bidirectional each token attends to all."""
     shapes = [batch.tokens.shape for batch in batches]
     return Load(
         calls=len(batches),
         tokens=sum(rows * length for rows, length in shapes),
-        pairs=sum(rows * (length**2 if masked else length * (length + 1) // 2) for rows, length in shapes),
+        pairs=sum(
+            rows * (length**2 if bidirectional else length * (length + 1) // 2) for rows, length in shapes
+        ),
         kept=sum(len(batch.keep) for batch in batches),
         examples=examples,
         shards=1,
@@ -72,8 +74,10 @@ class Loads:
         if answers:
             encoded = {example: encoded[example].gold_alone for example in examples}
         cut = shards(examples, encoded, self.width, CACHE_BYTES)
-        masked = at.session.loaded.anatomy.details.masked
-        return sum((load_of(self.packing.pack(encoded, shard), len(shard), masked) for shard in cut), Load())
+        both_ways = at.session.loaded.anatomy.details.bidirectional
+        return sum(
+            (load_of(self.packing.pack(encoded, shard), len(shard), both_ways) for shard in cut), Load()
+        )
 
 
 def places_of(session: Session, sides: Mapping[str, Session]) -> dict[str, OrderedExamples]:

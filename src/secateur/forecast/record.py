@@ -269,7 +269,7 @@ def _bytes(session: Session, loads: Loads, room: int) -> dict[str, int]:
         "spectra": sum(spectra),
         "spectra_kept": min(sum(spectra), max(room, max(spectra))),
         "activations": min(load.tokens * loads.width, CACHE_BYTES),
-        "logits": 4 * kept * anatomy.vocab_size,
+        "logits": 4 * kept * anatomy.num_logits,
     }
 
 

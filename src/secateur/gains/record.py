@@ -44,7 +44,7 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
         folder: Where `after` lies, if that is not `after.source`. A model in memory only has no bytes on disk.
     """
     cached = None
-    if not before.anatomy.details.masked:
+    if before.anatomy.writes_text:
         length = Length(prompt=SHORT, new=1).within(before.anatomy.context, after.anatomy.context)
         dense, cut = costs(before, after, length)
         cached = BeforeAfter(before=dense.kv_bytes_per_token, after=cut.kv_bytes_per_token)

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.families import (
+    CAUSAL,
     Family,
     Mixture,
     Routing,
@@ -26,6 +27,8 @@ from secateur.hf.families import (
     has_free_heads,
     indivisible_units,
     is_foldable,
+    labels_of,
+    padding_of,
     routing,
     sizes,
 )
@@ -70,7 +73,9 @@ class Anatomy:
     maps lie before, in place of removed blocks. `switches` are `length_switches`. `details` is the family's entry in
     the table. `routing` says how the routers of a mixture of experts choose, `of_experts` are matrices of single
     experts, which no linear layer holds. `mixers` are the blocks of a hybrid that have something else than attention,
-    with what that is; `pads_left`: none of these makes anything of padding that lies before a text.
+    with what that is; `pads_left`: none of these makes anything of padding that lies before a text. `labels` are the
+    names that a sequence classifier gives, in the order of its logits, `padding` is the token that fills rows, and
+    `num_types` are the texts of a row that embeddings tell apart.
     """
 
     family: str
@@ -104,14 +109,27 @@ class Anatomy:
     of_experts: Mapping[Site, Matrix] = field(default_factory=dict)
     mixers: Mapping[int, str] = field(default_factory=dict)
     pads_left: bool = True
+    labels: tuple[str, ...] = ()
+    padding: int = 0
+    num_types: int = 1
 
     def check_causal(self, what: str) -> None:
-        """Raise `ModelError` for a masked language model, which `what` is not for."""
-        if self.details.masked:
+        """Raise `ModelError` for a masked language model and a classifier, which `what` is not for."""
+        if not self.writes_text:
             raise ModelError(
-                f"{what} is not for {self.architecture}, a masked language model, which fills masks and writes no "
-                "text: leave it out, or take a causal model."
+                f"{what} is not for {self.architecture}, {self.details.head.words} and writes no text: leave it out, "
+                "or take a causal model."
             )
+
+    @property
+    def writes_text(self) -> bool:
+        """Return True for a causal language model."""
+        return self.details.head is CAUSAL
+
+    @property
+    def num_logits(self) -> int:
+        """Return how many numbers the head gives where it is read: one for each token, or for each label."""
+        return len(self.labels) or self.vocab_size
 
     @property
     def attending(self) -> list[int]:
@@ -186,7 +204,7 @@ class Anatomy:
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
-    """Return the anatomy of a Hugging Face causal or masked language model, carved or not.
+    """Return the anatomy of a Hugging Face causal or masked language model or sequence classifier, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
     for unknown families, and for any module with a matrix that the family's table does not name.
@@ -209,7 +227,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     )
     matrices = {matrix.site: matrix for matrix in chain.from_iterable(listed)}
     _refuse_unnamed(model, family, matrices)
-    _, unembedding = (_module(model, path) for path in (family.embedding, family.unembedding))
+    embedding, _ = (_module(model, path) for path in (family.embedding, family.unembedding))
     return Anatomy(
         family=family.name,
         architecture=family.architecture,
@@ -220,7 +238,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         num_kv_heads=max(block_widths.num_kv_heads for block_widths in widths),
         d_head=general.d_head,
         d_ff=max(block_widths.d_ff for block_widths in widths),
-        vocab_size=unembedding.get_parameter("weight").shape[0],
+        vocab_size=embedding.get_parameter("weight").shape[0],
         context=general.context,
         blocks=blocks,
         mlps=None if family.mlp is None else tuple(f"{block}.{family.mlp}" for block in blocks),
@@ -237,7 +255,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         foldable=is_foldable(family, config),
         indivisible=indivisible_units(family, config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
-        switches=length_switches(config, family.masked),
+        switches=length_switches(config, family.bidirectional),
         routing=routing(family, config),
         of_experts={}
         if family.experts is None
@@ -246,6 +264,9 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         pads_left=not any(
             _has_bias(_module(model, f"{blocks[block]}.{module}")) for block, module in mixers.items()
         ),
+        labels=labels_of(family, config),
+        padding=padding_of(family, config),
+        num_types=getattr(config, "type_vocab_size", 1) if family.bidirectional else 1,
     )
 
 
@@ -262,7 +283,7 @@ def _has_bias(module: nn.Module) -> bool:
     return any(isinstance(part, nn.Linear) and part.bias is not None for part in module.modules())
 
 
-def stock_class(cls: type) -> type:
+def stock_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the class itself, or of a carved model the stock class that it carves."""
     return cls.__mro__[1] if cls.__name__ == SecateurForCausalLM.__name__ else cls
 

@@ -80,8 +80,8 @@ class Ruler:
         """Return no text: ids are hashes."""
         return ""
 
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": self.encode(text)}
+    def __call__(self, text: str, pair: str | None = None, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": self.encode(f"{text} {pair}" if pair else text)}
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -21,12 +22,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
+from secateur.hf.anatomy import stock_class
+from secateur.hf.families import CAUSAL, LABELS, Head
 from secateur.hf.generation import generation_config
-from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config, class_of_config
+from secateur.hf.modeling_secateur import CLASSIFIES, SecateurForCausalLM, carved_config
 from secateur.hf.weights import stored
 
 Auto = (
@@ -34,6 +38,7 @@ Auto = (
     | type[AutoModelForCausalLM]
     | type[AutoModelForImageTextToText]
     | type[AutoModelForMaskedLM]
+    | type[AutoModelForSequenceClassification]
     | type[AutoModel]
 )
 Find = Callable[[str], Tensor | None]  # a tensor by its name in the model that is built
@@ -49,7 +54,6 @@ _FIRST = (
 )  # so many blocks are of another kind
 _LISTED = ("mlp_only_layers", "full_attn_idxs", "attn_layer_indices")  # the numbers of blocks of another kind
 IMAGES = {"AutoModelForImageTextToText": AUTO_MAP["AutoModelForCausalLM"]}
-MASKED = {"AutoConfig": AUTO_MAP["AutoConfig"], "AutoModelForMaskedLM": AUTO_MAP["AutoModelForCausalLM"]}
 
 
 def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object) -> PreTrainedConfig:
@@ -116,16 +120,20 @@ def carving_of(config: PreTrainedConfig) -> Sequence[Mapping[str, object]]:
     return () if carving is None else carving["operations"]
 
 
-def carved(config: PreTrainedConfig, operations: Sequence[Mapping[str, object]]) -> PreTrainedConfig:
-    """Return a stock config with operations to replay: the config of a model of our own class."""
-    carving = {
+def carved(
+    config: PreTrainedConfig, operations: Sequence[Mapping[str, object]], head: Head
+) -> PreTrainedConfig:
+    """Return a stock config with operations to replay: the config of a model of our own class, with this head."""
+    carving: dict[str, object] = {
         "version": modeling_secateur.VERSION,
         "family": config.model_type,
         "operations": list(operations),
     }
+    if head is LABELS:
+        carving[CLASSIFIES] = True
     auto_map = AUTO_MAP if config.get_text_config() is config else AUTO_MAP | IMAGES
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        auto_map = MASKED
+    if head is not CAUSAL:
+        auto_map = {"AutoConfig": AUTO_MAP["AutoConfig"], head.auto: AUTO_MAP["AutoModelForCausalLM"]}
     added = {"carving": carving, "auto_map": auto_map, "architectures": [SecateurForCausalLM.__name__]}
     family_config: type[PreTrainedConfig] = type(config)
     made: PreTrainedConfig = carved_config(family_config).from_dict(config.to_dict() | added)  # type: ignore[arg-type]  # it hashes
@@ -144,11 +152,13 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
             f"config.json of {name} has no {' and no '.join(wrong)} as secateur writes it: damaged. Copy it again."
         )
     family = stated["carving"]["family"]
-    known = (
+    known: Mapping[str, str] = (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES  # as the next, above the causal class that some of them have too
         | MODEL_FOR_MASKED_LM_MAPPING_NAMES
     )
+    if stated["carving"].get(CLASSIFIES):
+        known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     if family not in known:
         raise ModelError(
             f"{name} was carved from a model of type {family!r}, which this version of transformers does not know."
@@ -163,9 +173,7 @@ def _unlike(stated: Mapping[str, object], **kinds: type) -> list[str]:
 def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel:
     """Return the model of a config, stock or carved, on the meta device, that computes as `like` does."""
     is_carved = bool(getattr(config, "carving", None))
-    cls = SecateurForCausalLM
-    if not is_carved:
-        cls = class_of_config(type(config))  # type: ignore[assignment]
+    cls: type[PreTrainedModel] = SecateurForCausalLM if is_carved else stock_class(type(like))
     with torch.device("meta"):
         model: PreTrainedModel = cls._from_config(
             config,

@@ -13,10 +13,31 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from secateur.errors import ModelError
 
 MULTIMODAL = ", multimodal"  # after the name of the family that the language model is of
+CLASSIFIER = ", classifier"  # after the name of the family that the blocks are of
+
+
+class Head(NamedTuple):
+    """The kind of a model's head: the class of transformers that loads it, its pipeline on the hub, and it in words."""
+
+    auto: str
+    pipeline: str
+    words: str = ""
+
+
+CAUSAL = Head("AutoModelForCausalLM", "text-generation")
+MASKED = Head("AutoModelForMaskedLM", "fill-mask", "a masked language model, which fills masks")
+LABELS = Head(
+    "AutoModelForSequenceClassification", "text-classification", "a sequence classifier, which gives labels"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +105,10 @@ class Family:
     stays as it is; empty where the whole model is one. `experts` is for feed-forward networks that are mixtures of
     experts, in all blocks or in some: they have no slots, and are cut by experts and within their matrices.
 
-    `masked` says that it is a masked language model: each position attends to all, and predicts its own token.
+    `head` is what stands upon the blocks, and `bidirectional` says that each position attends to all. `classifier` are
+    the modules of the family's sequence classifier that hold matrices: first the one that gives the logits of labels;
+    empty where it is not cut. `first_lacks` is a norm, relative to a block, that the first block of the class does
+    without, and the name of another in it that is of the same kind.
     `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
     output projection. `post_norm` says that the stream is normed after each addition. `counts_from_pad` says that
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
@@ -120,13 +144,21 @@ class Family:
     constants: tuple[str, ...] = ()
     experts: Mixture | None = None
     tower: str = ""
-    masked: bool = False
+    head: Head = CAUSAL
+    bidirectional: bool = False
+    classifier: tuple[str, ...] = ("score",)
+    first_lacks: tuple[str, str] | None = None
     mixes: str = ""
     post_norm: bool = False
     counts_from_pad: bool = False
     unread: tuple[str, ...] = ()
     mixers: Mapping[str, str] = field(default_factory=dict)
     rounds_width: str | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Return True for a masked language model."""
+        return self.head is MASKED
 
     def leaves_out(self, name: str) -> bool:
         """Return True where a stored tensor is not needed: of `unread`, or, with or without the base model's prefix,
@@ -152,6 +184,19 @@ class Family:
             blocks=moved(self.blocks),
             embedding=moved(self.embedding),
             final_norm=moved(self.final_norm),
+        )
+
+    def classifying(self, architecture: str) -> Family:
+        """Return this family with the head of a sequence classifier, whose class is `architecture`."""
+        output, *others = self.classifier
+        return replace(
+            self,
+            name=f"{self.name}{CLASSIFIER}",
+            architecture=architecture,
+            head=LABELS,
+            unembedding=output,
+            extras=(*self.extras, *others),
+            unread=tuple(name for name in self.unread if not any(part.startswith(name) for part in others)),
         )
 
 
@@ -237,9 +282,15 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
         ),
         mlp=None,
         unembedding=head[0],
-        extras=(f"{embeddings}.position_embeddings", f"{embeddings}.token_type_embeddings", head[1]),
+        extras=(
+            f"{embeddings}.position_embeddings",
+            f"{embeddings}.token_type_embeddings",
+            f"{base}.embeddings_project",
+            head[1],
+        ),
         counts={"num_attention_heads": "heads", "all_head_size": "width"},
-        masked=True,
+        head=MASKED,
+        bidirectional=True,
         mixes="attention.self",
         post_norm=True,
         unread=(f"{base}.pooler.", f"{embeddings}.position_ids", "cls.seq_relationship."),
@@ -248,6 +299,7 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
 
 
 _ROBERTA_HEAD = ("lm_head.decoder", "lm_head.dense")
+_DENSE_CLASSIFIER = ("classifier.out_proj", "classifier.dense")
 
 _CORRECTED = {"gate.e_score_correction_bias": 0}
 
@@ -652,14 +704,49 @@ FAMILIES: Mapping[str, Family] = {
             "BertForMaskedLM",
             "bert",
             ("cls.predictions.decoder", "cls.predictions.transform.dense"),
+            classifier=("classifier", "bert.pooler.dense"),
+        ),
+        _like_bert(
+            "electra",
+            "ElectraForMaskedLM",
+            "electra",
+            ("generator_lm_head", "generator_predictions.dense"),
+            classifier=_DENSE_CLASSIFIER,
         ),
         *(
-            _like_bert(name, architecture, "roberta", _ROBERTA_HEAD, counts_from_pad=True)
+            _like_bert(
+                name,
+                architecture,
+                "roberta",
+                _ROBERTA_HEAD,
+                counts_from_pad=True,
+                classifier=_DENSE_CLASSIFIER,
+            )
             for name, architecture in (
                 ("roberta", "RobertaForMaskedLM"),
                 ("xlm-roberta", "XLMRobertaForMaskedLM"),
                 ("camembert", "CamembertForMaskedLM"),
             )
+        ),
+        Family(
+            "modernbert",
+            "ModernBertForMaskedLM",
+            "model.layers",
+            "model.embeddings.tok_embeddings",
+            "model.final_norm",
+            _slots(
+                qkv="attn.Wqkv/stacked",
+                o="attn.Wo",
+                gate_up="mlp.Wi/stacked",
+                down="mlp.Wo",
+            ),
+            unembedding="decoder",
+            extras=("head.dense",),
+            biases={"attention_bias": tuple("qkvo"), "mlp_bias": ("gate", "up", "down")},
+            head=MASKED,
+            bidirectional=True,
+            classifier=(),  # may read the mean of all positions
+            first_lacks=("attn_norm", "mlp_norm"),
         ),
         Family(
             "distilbert",
@@ -680,7 +767,9 @@ FAMILIES: Mapping[str, Family] = {
             extras=("distilbert.embeddings.position_embeddings", "vocab_transform"),
             counts={"n_heads": "heads", "dim": "width"},
             width="hidden_dim",
-            masked=True,
+            head=MASKED,
+            bidirectional=True,
+            classifier=("classifier", "pre_classifier"),
             post_norm=True,
             unread=("distilbert.embeddings.position_ids",),
         ),
@@ -718,12 +807,25 @@ _OF_TYPE: Mapping[str, Family] = {
 }
 """Families by the `model_type` of a config."""
 
+_OF_LANGUAGE = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_MASKED_LM_MAPPING_NAMES
+CLASSIFIERS: Mapping[str, Family] = {
+    architecture: _OF_TYPE[kind].classifying(architecture)
+    for kind, architecture in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.items()
+    if kind in _OF_TYPE
+    and _OF_LANGUAGE.get(kind) == _OF_TYPE[kind].architecture
+    and _OF_TYPE[kind].classifier
+}
+"""Sequence classifiers, by class: the blocks of a family above under another head."""
+
+ARCHITECTURES: Mapping[str, Family] = {**FAMILIES, **CLASSIFIERS}
+
 
 class FamilyInfo(NamedTuple):
     """A family as it is listed.
 
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
-    `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention;
+    `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention; `classifier`:
+    the class of its sequence classifier, empty for none;
     `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
     """
 
@@ -737,6 +839,7 @@ class FamilyInfo(NamedTuple):
     experts: bool
     masked: bool
     mixers: tuple[str, ...]
+    classifier: str
 
     @property
     def limits(self) -> str:
@@ -754,6 +857,7 @@ class FamilyInfo(NamedTuple):
 
 def list_families() -> list[FamilyInfo]:
     """Return the families that can be cut, by name."""
+    classifiers = {family.name: architecture for architecture, family in CLASSIFIERS.items()}
     return [
         FamilyInfo(
             family.name,
@@ -766,6 +870,7 @@ def list_families() -> list[FamilyInfo]:
             bool(family.experts),
             family.masked,
             tuple(family.mixers.values()),
+            classifiers.get(f"{family.name}{CLASSIFIER}", ""),
         )
         for family in sorted(FAMILIES.values(), key=lambda family: family.name)
     ]
@@ -820,6 +925,46 @@ def routing(family: Family, config: PreTrainedConfig) -> Routing | None:
             "all layers; such a model is not read."
         )
     return Routing(chosen, getattr(config, "n_group", None) or 1)
+
+
+def labels_of(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the names of a sequence classifier's labels, in the order of its logits; none for another model.
+
+    Raises: `ModelError` for one that gives no single label of several.
+    """
+    if family.head is not LABELS:
+        return ()
+    named, problem = config.id2label or {}, getattr(config, "problem_type", None)
+    if problem not in (None, "single_label_classification") or len(named) < 2:
+        found = f"problem_type {problem!r}" if len(named) > 1 else f"{len(named)} label, as for regression"
+        raise ModelError(
+            f"{family.architecture}: config.json states {found}; secateur judges classifiers that give each text one "
+            "of several labels."
+        )
+    by_number = {int(number): str(label) for number, label in named.items()}
+    labels = tuple(by_number.get(number, "") for number in range(len(named)))
+    if len(set(labels) - {""}) < len(named):
+        raise ModelError(
+            f"{family.architecture}: id2label of config.json is {named}; number the labels from 0 on, and name each "
+            "otherwise."
+        )
+    return labels
+
+
+def padding_of(family: Family, config: PreTrainedConfig) -> int:
+    """Return the token that fills rows on their right: any, but where a classifier looks for the last one before it.
+
+    Raises: `ModelError` where that is needed and not stated.
+    """
+    if family.head is not LABELS or family.bidirectional:
+        return 0
+    pad: object = config.pad_token_id
+    if not isinstance(pad, int) or not 0 <= pad < config.vocab_size:
+        raise ModelError(
+            f"{family.architecture}: config.json has pad_token_id {pad!r}, and the class reads the last token that is "
+            "no padding: set it to the id of a token that ends no text."
+        )
+    return pad
 
 
 def has_alibi(family: Family, config: PreTrainedConfig) -> bool:
@@ -877,14 +1022,15 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
     kind = _kind(architecture, config)
     if kind is not None:
         raise ModelError(
-            f"{architecture} is {kind}; secateur cuts dense decoder-only models of text, and masked language models."
+            f"{architecture} is {kind}; secateur cuts dense decoder-only models of text, masked language models, and "
+            "sequence classifiers."
         )
-    if architecture not in FAMILIES:
+    if architecture not in ARCHITECTURES:
         raise ModelError(
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
         )
-    family = FAMILIES[architecture]
-    if family.masked and config.get("is_decoder"):
+    family = ARCHITECTURES[architecture]
+    if family.bidirectional and config.get("is_decoder"):
         raise ModelError(
             f"config.json of this {architecture} has is_decoder, with which positions attend to what precedes them "
             "alone: set it to false, or take the class of a causal model."
@@ -908,12 +1054,14 @@ def _tower_of(architecture: str, config: Mapping[str, object]) -> Family:
     return inner.within(architecture, TOWERS[architecture])
 
 
-_KIND_OF_HEAD = re.compile("For(CausalLM|MaskedLM)$")
+_KIND_OF_HEAD = re.compile("For(CausalLM|MaskedLM|SequenceClassification)$")
 
 
 def _misspelled(architecture: str) -> str:
     """Return the family that must have been meant; empty where none is nearly the same, their common ending aside."""
-    names = {_KIND_OF_HEAD.sub("", known): known for known in FAMILIES}
+    head = _KIND_OF_HEAD.search(architecture)
+    among = CLASSIFIERS if head and head[1] == "SequenceClassification" else FAMILIES
+    names = {_KIND_OF_HEAD.sub("", known): known for known in among}
     near = get_close_matches(_KIND_OF_HEAD.sub("", architecture), names, 1, 0.85)
     return f" Did you mean {names[near[0]]}?" if near else ""
 
@@ -935,7 +1083,7 @@ def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
     """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
     nested = config.get("ffn_config")  # where DBRX keeps the number of experts
     stated = {**config, **nested} if isinstance(nested, Mapping) else config
-    family = FAMILIES.get(architecture)
+    family = ARCHITECTURES.get(architecture)
     counted = any(stated.get(key) for key in (_EXPERTS if family is None else _EXPERTS[:-1]))
     named = family is None and "moe" in architecture.lower()
     if (counted or named) and not (family and family.experts):
@@ -944,8 +1092,8 @@ def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
         return "an encoder-decoder"
     if any(config.get(key) is not None for key in _MODALITIES):
         return "a multimodal model"
-    if architecture not in FAMILIES and not architecture.endswith(
-        ("ForCausalLM", "LMHeadModel", "ForMaskedLM")
+    if architecture not in ARCHITECTURES and not architecture.endswith(
+        ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForSequenceClassification")
     ):
-        return "not a causal language model with its head, nor a masked one"
+        return "not a causal language model with its head, nor a masked one, nor a sequence classifier"
     return None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from secateur.hf.families import Family
+from secateur.hf.families import CAUSAL, Family
 
 VERSION = "llama.cpp 0c1e57098"
 RAN = frozenset(
@@ -76,8 +76,8 @@ def refusal(
     """
     if family.tower:
         return "it would be the language model alone"
-    if family.masked:
-        return "it would be without the head that fills masks"
+    if family.head is not CAUSAL:
+        return f"it would be without the head of {family.head.words}"
     return (
         _refused_shape(family, config)
         or _refused_positions(family.name, config)

@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -39,7 +40,7 @@ from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.build import Auto, carved_architecture
-from secateur.hf.families import FAMILIES, Family, family_of
+from secateur.hf.families import ARCHITECTURES, CAUSAL, LABELS, MASKED, Family, Head, family_of
 from secateur.hf.files import Header, LoadingInfo, check_weights, copied_files
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
@@ -244,7 +245,9 @@ def check_kind(source: ModelSource, trust_remote_code: bool) -> bool:
     remote = remote and not is_carved(source)  # of whose code this package has its own copy
     if remote and not trust_remote_code:
         architecture = _architecture(source)
-        known = "" if architecture in FAMILIES else f" {architecture} is also no family that secateur knows."
+        known = (
+            "" if architecture in ARCHITECTURES else f" {architecture} is also no family that secateur knows."
+        )
         raise ModelError(
             f"{source.name} brings code of its own (auto_map in config.json) and needs trust_remote_code; "
             f"nothing of it was run. Give --trust-remote-code only if you trust the model's source.{known}"
@@ -270,9 +273,14 @@ def auto_of(source: ModelSource) -> Auto:
     if is_carved(source):
         return SecateurForCausalLM
     family = family_in(source)
-    if family.masked:
-        return AutoModelForMaskedLM
-    return AutoModelForImageTextToText if family.tower else AutoModelForCausalLM
+    return AutoModelForImageTextToText if family.tower else _BY_HEAD[family.head]
+
+
+_BY_HEAD: Mapping[Head, Auto] = {
+    CAUSAL: AutoModelForCausalLM,
+    MASKED: AutoModelForMaskedLM,
+    LABELS: AutoModelForSequenceClassification,
+}
 
 
 def _architecture(source: ModelSource) -> str:

@@ -4,7 +4,8 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-A masked language model is read so by `AutoModelForMaskedLM`. `config.json` holds the family's own configuration under
+A masked language model is read so by `AutoModelForMaskedLM`, a sequence classifier by
+`AutoModelForSequenceClassification`. `config.json` holds the family's own configuration under
 `stock`, and under `carving` what is different: a list of operations on modules named by their paths. Parameters keep
 the names they have in the stock model.
 """
@@ -13,6 +14,7 @@ the names they have in the stock model.
 # Base classes here are known at run time only, which no type checker can follow.
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -23,6 +25,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     Cache,
     GenerationMixin,
     PreTrainedConfig,
@@ -30,6 +33,7 @@ from transformers import (
 )
 
 VERSION = 1
+CLASSIFIES = "classifies"  # in a carving: the model is its family's sequence classifier
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 NOT_STOCK = {
     "attn_implementation": "(parts of this model are cut away: load it with trust_remote_code=True)",
@@ -118,35 +122,47 @@ class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    return class_of_config(type(config).__mro__[1])
-
-
-def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """Return the class with a language-model head for a class of configurations: masked, of text, of images and text.
+    """Return the class that a configuration carves: a classifier, or with a head of language.
 
     What can be masked comes first, for BERT has a causal class too, which no carved model is of; so has Qwen3.5 with
     images.
     """
+    stock = type(config).__mro__[1]
+    if config.carving.get(CLASSIFIES):
+        return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[stock]
     by_kind = (
         MODEL_FOR_MASKED_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         MODEL_FOR_CAUSAL_LM_MAPPING,
     )
-    return next(mapping[config] for mapping in by_kind if config in mapping)
+    return next(mapping[stock] for mapping in by_kind if stock in mapping)
 
 
 @lru_cache
 def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the family's model class, which carves itself as soon as it is built, before any weight is read."""
-
-    masked = stock.config_class in MODEL_FOR_MASKED_LM_MAPPING
+    kinds = {
+        "MaskedLM": MODEL_FOR_MASKED_LM_MAPPING,
+        "SequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }
+    config_of_stock = stock.config_class
+    named = [
+        kind for kind, known in kinds.items() if config_of_stock in known and known[config_of_stock] is stock
+    ]
 
     class CarvedForCausalLM(stock):
-        config_class = carved_config(stock.config_class)
-        _auto_class = f"AutoModelFor{'MaskedLM' if masked else 'CausalLM'}"
+        config_class = carved_config(config_of_stock)
+        _auto_class = f"AutoModelFor{named[0] if named else 'CausalLM'}"
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
-            super().__init__(config, *args, **kwargs)
+            inner = config
+            if named == [
+                "SequenceClassification"
+            ]:  # many find the class of their blocks by that of the configuration
+                inner = copy.copy(config)
+                inner.__class__ = config_of_stock
+            super().__init__(inner, *args, **kwargs)
+            self.config = config
             carve_(self, config.carving["operations"])
 
     CarvedForCausalLM.__name__ = CarvedForCausalLM.__qualname__ = SecateurForCausalLM.__name__
@@ -180,6 +196,12 @@ def _bias(model: nn.Module, path: str) -> None:
     """Give a linear layer a bias."""
     linear = model.get_submodule(path)
     linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+
+
+def _like(model: nn.Module, path: str, other: str) -> None:
+    """Put a copy of the module `other` beside it at `path`, where this block of the class has none of its own."""
+    beside = model.get_submodule(f"{path.rpartition('.')[0]}.{other}")
+    model.set_submodule(path, copy.deepcopy(beside))
 
 
 def _attributes(model: nn.Module, path: str, values: Mapping[str, int]) -> None:
@@ -363,6 +385,7 @@ def _side(parts: Sequence[Mapping[str, object]], groups: int) -> Side:
 OPERATIONS: Mapping[str, Callable[..., None]] = {
     "bias": _bias,
     "entry": _entry,
+    "like": _like,
     "resize": _resize,
     "attributes": _attributes,
     "some_heads": _some_heads,

@@ -145,12 +145,12 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
 
 
 def readable_of(loaded: Loaded) -> Readable:
-    """Return a model that could also be cut, a decoder or a masked encoder, as a readable one."""
+    """Return a model that could also be cut, a decoder or an encoder, as a readable one."""
     anatomy, config = loaded.anatomy, loaded.model.config
     stack = Stack("", _norm(anatomy, config), tuple(_decoder_blocks(loaded.model, anatomy)))
     return Readable(
         loaded.name,
-        "encoder" if anatomy.details.masked else "decoder",
+        "encoder" if anatomy.details.bidirectional else "decoder",
         loaded.model.base_model,
         loaded.tokenizer,
         (stack,),
@@ -226,9 +226,9 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
 
 _READERS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 _BEFORE = {  # norms that the stream passes on its way to a part: the first of these that a block has
-    "attn": ("ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm", "operator_norm"),
+    "attn": ("attn_norm", "ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm", "operator_norm"),
     "mlp": (
-        "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
+        "mlp_norm", "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
         "pre_ff_layernorm", "input_layernorm", "ln_1", "ffn_norm",
     ),
 }  # fmt: skip

@@ -26,9 +26,10 @@ def rope_switches(config: PreTrainedConfig) -> tuple[int, ...]:
     return tuple(sorted(lengths))
 
 
-def length_switches(config: PreTrainedConfig, masked: bool) -> Sequence[int]:
-    """Return the lengths beyond which rows are of another regime: those of `rope_switches`, of a masked model each."""
-    return range(sys.maxsize) if masked else rope_switches(config)
+def length_switches(config: PreTrainedConfig, bidirectional: bool) -> Sequence[int]:
+    """Return the lengths beyond which rows are of another regime: those of `rope_switches`; where positions attend to
+    what follows them, each."""
+    return range(sys.maxsize) if bidirectional else rope_switches(config)
 
 
 def regime(length: int, switches: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.evaluation.batching import Batch
-from secateur.evaluation.forward import gathered
+from secateur.evaluation.forward import scored_logits
 from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
 
@@ -121,9 +121,7 @@ class AnswerMargin:
         return Margins(np.zeros(len(examples)), tokens)
 
     def _target_logps(self, batch: Batch) -> Float[Tensor, " targets"]:
-        model, anatomy = self.loaded.model, self.loaded.anatomy
-        with gathered(model.get_submodule(anatomy.unembedding), batch.keep):
-            logits: Tensor = model(input_ids=batch.tokens.to(self.loaded.device), use_cache=False).logits[0]
+        logits = scored_logits(self.loaded.model, self.loaded.anatomy, batch, self.loaded.device)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         where, token = batch.where.to(logits.device), batch.token.to(logits.device)
         return logits[where, token] - torch.logsumexp(logits, dim=1)[where]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.errors import ModelError
 from secateur.evaluation.batching import Batch
-from secateur.evaluation.forward import gathered
+from secateur.evaluation.forward import scored_logits
 from secateur.hf.load import Loaded
 from secateur.hf.weights import reread
 
@@ -71,8 +71,8 @@ def read_linear_layers(
     with torch.set_grad_enabled(on_gradient is not None), _hooked(modules, value, gradient) as leaves:
         # all positions run, also those of the last block that the loss does not depend on: means of inputs are over all
         model = loaded.model
-        with reread(model), gathered(model.get_submodule(loaded.anatomy.unembedding), batch.keep):
-            logits = model(input_ids=batch.tokens.to(loaded.device), use_cache=False).logits[0]
+        with reread(model):
+            logits = scored_logits(model, loaded.anatomy, batch, loaded.device)
         loss = summed_loss(logits, batch)
         if leaves:
             torch.autograd.grad(loss, leaves)  # the hooks keep what is wanted of it

@@ -29,7 +29,7 @@ from secateur.core.readings import Readings
 from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.evaluation.batching import Batch, Packing, with_room
-from secateur.evaluation.forward import Forward, gathered
+from secateur.evaluation.forward import Forward, scored_at
 from secateur.hf.load import Loaded
 from secateur.hf.stacks import Weight
 from secateur.hf.weights import reread
@@ -260,9 +260,7 @@ def attend(loaded: Loaded, tokens: Int[Tensor, "rows length"], consume: Consume)
             module = model.get_submodule(parts.attention(block))
             forward = _attending(module.forward, block, parts.widths[block].num_heads, consume, seen)
             stack.enter_context(swapped_forward(module, forward))
-        stack.enter_context(
-            gathered(model.get_submodule(parts.unembedding), torch.zeros(1, dtype=torch.long))
-        )
+        stack.enter_context(scored_at(model, parts, torch.zeros(1, dtype=torch.long)))
         eager = model.config._attn_implementation == "eager"
         options = {"output_attentions": True} if eager else {}
         model(input_ids=tokens.to(loaded.device), use_cache=False, **options)

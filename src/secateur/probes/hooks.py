@@ -109,15 +109,26 @@ def _of_heads(stack: Stack, number: int, part: Sublayer) -> HookPoint:
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Sequences that run together, all `held_out` or none; `numbers` are their indices."""
+    """Sequences that run together, all `held_out` or none; `numbers` are their indices.
+
+    `types` says of which text of a pair each token is, where the model is told.
+    """
 
     numbers: tuple[int, ...]
     sequences: tuple[Ids, ...]
     held_out: bool
+    types: tuple[Ids, ...] = ()
 
 
-def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing) -> Iterator[SequenceBatch]:
-    """Yield sequences of similar length, as many at a time as `packing` allows."""
+def batches(
+    sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing, types: Sequence[Ids] = ()
+) -> Iterator[SequenceBatch]:
+    """Yield sequences of similar length, as many at a time as `packing` allows; with `types` each with its own."""
+
+    def together(group: Sequence[int], side: bool) -> SequenceBatch:
+        rows, told = (tuple(of[n] for n in group) if of else () for of in (sequences, types))
+        return SequenceBatch(tuple(group), rows, side, told)
+
     for side in (False, True):
         group: list[int] = []
         numbers = [number for number, out in enumerate(held_out) if out == side]
@@ -125,11 +136,11 @@ def batches(sequences: Sequence[Ids], held_out: Sequence[bool], packing: Packing
             row = sequences[number]
             full = (len(group) + 1) * len(row) > packing.max_tokens
             if group and (full or packing.regime(row) != packing.regime(sequences[group[-1]])):
-                yield SequenceBatch(tuple(group), tuple(sequences[n] for n in group), side)
+                yield together(group, side)
                 group = []
             group.append(number)
         if group:
-            yield SequenceBatch(tuple(group), tuple(sequences[n] for n in group), side)
+            yield together(group, side)
 
 
 def stack_inputs(readable: Readable, sequences: Iterable[Ids]) -> dict[str, list[Ids]]:
@@ -194,8 +205,13 @@ def run(readable: Readable, batch: SequenceBatch, points: Sequence[HookPoint], o
         """Return a copy, since some families add to the output of a module in place."""
         return value.to(device).reshape(-1, value.shape[-1])[real[point.stack]]
 
+    given = _inputs(readable, padded)
+    if any(batch.types):
+        length = max(map(len, batch.sequences))
+        rows = [[*types, *[0] * (length - len(types))] for types in batch.types]
+        given["token_type_ids"] = torch.tensor(rows, device=device)
     with _hooked(readable.runs, points, tokens, observe) as missing:
-        readable.runs(**_inputs(readable, padded))
+        readable.runs(**given)
     if missing:
         raise ModelError(f"{min(missing)} never ran as a module, so what passes there cannot be read.")
 

@@ -119,6 +119,7 @@ def linearity(
     max_tokens: int = 4096,
     seed: int = 0,
     room: int = ROOM,
+    types: Sequence[Ids] = (),
     progress: Progress = silent,
 ) -> Profile:
     """Measure the linearity of every block (or of `blocks` of every stack) over all tokens of `sequences`.
@@ -134,6 +135,7 @@ def linearity(
             read a stream, from the stream to their output, which is as linear as the norm between.
         max_tokens: Tokens of one batch.
         room: Bytes of moments held at once; points that have no room are read in passes of their own.
+        types: For each sequence the text of a pair that each token is of, by number, where the model is told.
 
     Source: Razzhigaev et al. 2024 (arXiv 2405.12250), section 3, and their toolkit LLM-Microscope; held-out is ours.
     Differs: true outputs of blocks; `hidden_states[-1]`, which they take, is behind the final norm.
@@ -148,10 +150,12 @@ def linearity(
     sample = {stack: sampled(tokens, POINTS, seed) for stack, tokens in every.items()}
     totals = {stack: Totals(tokens) for stack, tokens in every.items()}
     packing = Packing(max_tokens, max_tokens, readable.pad, readable.switches)
-    medians = median_norms(readable, sequences, points, packing=packing, seed=seed, progress=progress)
+    medians = median_norms(
+        readable, sequences, points, packing=packing, seed=seed, types=types, progress=progress
+    )
 
     def read(packing: Packing) -> list[LinearitySums]:
-        planned = list(batches(sequences, held_out, packing))
+        planned = list(batches(sequences, held_out, packing, types))
         solved: list[LinearitySums] = []
         for number, group in enumerate(groups):
             sums = {

@@ -88,14 +88,17 @@ def median_norms(
     *,
     packing: Packing,
     seed: int = 0,
+    types: Sequence[Ids] = (),
     progress: Progress = silent,
 ) -> Mapping[HookPoint, Medians]:
     """Return the (lower) median norms at every hook point over all tokens, or over whole sequences drawn by `seed` that
     have SAMPLE tokens together."""
-    drawn = [sequences[number] for number in _drawn(sequences, seed)]
+    numbers = _drawn(sequences, seed)
+    drawn = [sequences[number] for number in numbers]
+    told = [types[number] for number in numbers] if types else ()
 
     def read(packing: Packing) -> Mapping[HookPoint, Medians]:
-        planned = list(batches(drawn, [False] * len(drawn), packing))
+        planned = list(batches(drawn, [False] * len(drawn), packing, told))
         found: dict[HookPoint, list[Tensor]] = {point: [] for point in points}
         for done, batch in enumerate(planned, start=1):
             run(

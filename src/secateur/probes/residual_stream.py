@@ -51,7 +51,7 @@ def run_hooked(
         with ExitStack() as stack:
             for handle in hooks(real_tokens(batch, answers)):
                 stack.callback(handle.remove)
-            loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
+            loaded.model(**batch.inputs(loaded.device))
         progress("importance", number + 1, len(batches))
 
 
@@ -83,6 +83,6 @@ def read_streams(loaded: Loaded, batch: Batch, points: Iterable[StreamPoint]) ->
             else:
                 handle = module.register_forward_hook(after((kind, block)))
             stack.callback(handle.remove)
-        loaded.model(input_ids=batch.tokens.to(loaded.device), use_cache=False)
+        loaded.model(**batch.inputs(loaded.device))
     shape = batch.tokens.shape  # blocks may lie on several devices
     return {point: value.to(loaded.device).reshape(*shape, -1) for point, value in caught.items()}

@@ -133,7 +133,7 @@ def _measured(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> 
         "parameters": abs(stored - predicted) / predicted,
         "idle": 0.0 if _distance(expected, _logits(model, ids)) > 1e-6 else 1.0,
     }
-    if not parts.details.masked:
+    if parts.writes_text:
         measured["cache"] = _distance(_in_two_calls(smaller, ids), expected)
     return measured | dict(_against_torch(loaded, kind, ids, expected))
 

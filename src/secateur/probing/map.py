@@ -312,6 +312,7 @@ def _linearity(
             readable_of(session.loaded),
             [session.encoded[number].gold_alone.whole(0) for number in examples],
             [session.task.examples[number].group in out for number in examples],
+            types=[session.encoded[number].types for number in examples],
             blocks=layers_of(session.loaded.anatomy, session.options),
             max_tokens=session.options.max_tokens or TOKENS,
             seed=session.options.seed,

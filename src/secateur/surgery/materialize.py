@@ -116,7 +116,8 @@ def cut_config(loaded: Loaded, shape: Shape) -> Any:
     if not isinstance(changes, str):
         return repaired(config, shape.numbers, **changes)
     earlier = renumbered(carving_of(config), shape, anatomy)
-    return carved(repaired(config, shape.numbers), [*earlier, *carving_operations(shape, anatomy)])
+    operations = [*earlier, *carving_operations(shape, anatomy)]
+    return carved(repaired(config, shape.numbers), operations, anatomy.details.head)
 
 
 class CutTensors:
@@ -299,6 +300,9 @@ CarveOperation = dict[str, object]  # `op`, `path`, and what that operation take
 def carving_operations(shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
     """Return the operations that give a model with the right blocks, each as the original's, its new shape."""
     operations: list[CarveOperation] = []
+    lacks, first = anatomy.details.first_lacks, anatomy.blocks[shape.numbers[0]]
+    if lacks and shape.numbers[0]:
+        operations.append({"op": "like", "path": f"{first}.{lacks[0]}", "other": lacks[1]})
     for block in shape.blocks:
         operations += _carved_attention(block, shape, anatomy)
         operations += _carved_mlp(block, shape, anatomy)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 
 import torch
 
-from secateur.core.plan import Drop, Edit, Plan
+from secateur.core.plan import Drop, Edit, Plan, blocks_of
 from secateur.core.site import Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
@@ -22,9 +22,9 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     """Return `plan` where its result is stock already, else the nearest plan whose result is.
 
     That one drops as many KV groups, neurons and experts in all, to the nearest number that is the same in every block.
-    Whole blocks go as planned. In each block those the plan drops go first, then the least important; without
-    `importance`, those whose output weights are smallest. Truncations stay but for those of experts that go, and so do
-    removed directions whose fold has a bias to go to.
+    Whole blocks go as planned, but for a first one that no other can stand for. In each block those the plan drops go
+    first, then the least important; without `importance`, those whose output weights are smallest. Truncations stay but
+    for those of experts that go, and so do removed directions whose fold has a bias to go to.
 
     Raises: `PlanError` for a carved model.
     """
@@ -35,6 +35,11 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     shape = shape_of(plan, anatomy)
     if not isinstance(stock_config(shape, anatomy), str):
         return plan
+    if (
+        anatomy.details.first_lacks and shape.numbers[0]
+    ):  # the stock class would leave the next one without its norm
+        kept_first = tuple(edit for edit in plan.edits if 0 not in blocks_of(edit))
+        return portable_plan(Plan(plan.model, kept_first), loaded, importance)
     importance = importance or output_norms(loaded)
     dropped = set(plan.dropped)
     blocks = [site for site in plan.dropped if not site.part]

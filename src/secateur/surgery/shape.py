@@ -313,6 +313,8 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
         return "a block without attention has no place in a stock class"
     if any(not block.neurons and anatomy.widths[block.number].d_ff for block in shape.blocks):
         return "a block without feed-forward network has no place in a stock class"
+    if anatomy.details.first_lacks and shape.numbers[0]:
+        return "the first block of the class lacks a norm that this one has"
     heads = {(len(block.groups or ()), block.queries) for block in attending}
     if len(heads) > 1:
         return "blocks have different numbers of heads"

@@ -10,7 +10,8 @@ harness scores the answer after an ended prompt, without its first token. Knows 
 methods; never a model.
 
 For a masked language model an example is a row with masks in the place of the answer, one for each of its tokens, all
-at once. So LASER (arXiv 2312.13558) asks RoBERTa. Special tokens stand where the tokenizer puts them.
+at once. So LASER (arXiv 2312.13558) asks RoBERTa. For a sequence classifier it is a text, or a pair of texts, whose
+label is predicted at one position. In both special tokens stand where the tokenizer puts them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Encoded:
     `gold` is an index into `pairs`. `lengths` are the characters of each choice as the harness counts them,
     without the space that joins it to the prompt; 1 where there are no choices. `joined`: an answer begins within
     the last token of its context, and that part of it is not in its continuation. `masks`: for a masked language model
-    the positions in each context that stand for the tokens of its continuation; empty for a causal one.
+    the positions in each context that stand for the tokens of its continuation, for a classifier the one that its label
+    is read at; empty for a causal one. A classifier's continuation is the number of a label, and `types` says of which
+    text of a pair each token is, by number; empty where the model is not told.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
@@ -49,12 +52,13 @@ class Encoded:
     lengths: tuple[int, ...]
     joined: bool = False
     masks: tuple[Ids, ...] = ()
+    types: Ids = ()
 
     @property
     def gold_alone(self) -> Encoded:
         """Return the same example with its gold answer as the only one."""
         gold = slice(self.gold, self.gold + 1)
-        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined, self.masks[gold])
+        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined, self.masks[gold], self.types)
 
     @property
     def longest(self) -> int:
@@ -62,7 +66,7 @@ class Encoded:
         return max(map(len, map(self.whole, range(len(self.pairs)))))
 
     def whole(self, number: int) -> Ids:
-        """Return the context with its continuation; of a masked language model the row with masks."""
+        """Return the context with its continuation; where that is predicted within the row, the row alone."""
         context, continuation = self.pairs[number]
         return context if self.masks else context + continuation
 
@@ -78,6 +82,24 @@ class Encoded:
         return range(len(context) - 1, len(context) - 1 + len(continuation))
 
 
+@dataclass(frozen=True)
+class Classifier:
+    """The way in which a sequence classifier reads a row: at the first position, or the last that is no `padding`.
+
+    `num_types` are the texts of a row that its embeddings tell apart.
+    """
+
+    at_first: bool
+    padding: int
+    num_types: int
+
+    def reads(self, row: Ids) -> int:
+        """Return the position at which the label of a row is predicted."""
+        if self.at_first:
+            return 0
+        return max((place for place, token in enumerate(row) if token != self.padding), default=0)
+
+
 def encode(
     example: Example,
     tokenizer: PreTrainedTokenizerBase,
@@ -86,6 +108,7 @@ def encode(
     vocab_size: int | None = None,
     chat: bool = False,
     masked: bool = False,
+    classifier: Classifier | None = None,
 ) -> Encoded:
     """Return the pairs of `example`; of a chunk of text the first token is the context, all others the continuation.
 
@@ -96,12 +119,16 @@ def encode(
             answer loses its leading space.
         masked: encode for a masked language model: one of `MASKS` in the prompt, or the tokenizer's own mask, stands
             for the answer; a prompt without one has it at its end. Several stand for a token each.
+        classifier: encode for a sequence classifier, which reads its rows so.
 
     Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token
     that the model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer
-    that has no template; of a masked language model for text, `chat`, and another number of masks than of tokens.
+    that has no template; of a masked language model for text, `chat`, and another number of masks than of tokens; of a
+    classifier for all but labelled text, and for `chat`.
     """
-    if masked:
+    if classifier is not None:
+        encoded = _encode_labelled(example, tokenizer, chat, classifier)
+    elif masked:
         encoded = _encode_masks(example, tokenizer, chat)
     elif example.tokens is not None:
         encoded = Encoded(((example.tokens[:1], example.tokens[1:]),), 0, (1,))
@@ -164,6 +191,32 @@ def _masked_row(
             "by this tokenizer. Give it another answer, or another place."
         )
     return row, ids, places
+
+
+def _encode_labelled(
+    example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool, classifier: Classifier
+) -> Encoded:
+    """Return the row of a text or a pair, with each label as a choice. Raises: as `encode`."""
+    if not example.labelled:
+        raise TaskError(
+            f"example {example.id!r}: a sequence classifier gives texts a label, and this has none. Give "
+            'rows such as {"text": ..., "label": ...}.'
+        )
+    if chat:
+        raise TaskError("a sequence classifier holds no conversation. Leave out --chat.")
+    found = tokenizer(example.prompt, example.pair or None, verbose=False)
+    row = tuple(found["input_ids"])
+    if not row:
+        raise TaskError(f"example {example.id!r}: this tokenizer makes no tokens of its text. Leave it out.")
+    types = tuple(found.get("token_type_ids", (0,)))
+    labels = range(len(example.choices or ()))
+    return Encoded(
+        tuple((row, (label,)) for label in labels),
+        example.gold,
+        (1,) * len(labels),
+        masks=((classifier.reads(row),),) * len(labels),
+        types=types if 0 < max(types) < classifier.num_types else (),
+    )
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Ids, Ids]:
@@ -299,7 +352,7 @@ def _nothing_left(name: str, context: str, continuation: str, joined: bool) -> T
 def _refuse_unknown(
     example: Example, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None
 ) -> None:
-    highest = max(max(context + continuation) for context, continuation in encoded.pairs)
+    highest = max(max(context if example.labelled else context + answer) for context, answer in encoded.pairs)
     if vocab_size is not None and highest >= vocab_size:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise TaskError(

@@ -28,7 +28,8 @@ class Example:
     the index of the right choice, where two choices may read alike; `lengths`, the characters of each choice as
     the harness counts them. `task` names the member of a joint task that it belongs to. `shown`: the number of
     characters at the beginning of prompt and contexts that are solved examples and not the question. `turns`: of a
-    conversation the role and content of each turn before the answer, for a chat template.
+    conversation the role and content of each turn before the answer, for a chat template. `labelled`: it is a text with
+    its label for a sequence classifier, of which `choices` are all labels; `pair` is a second text beside `prompt`.
     """
 
     id: str
@@ -45,6 +46,8 @@ class Example:
     task: str = ""
     shown: int = 0
     turns: tuple[tuple[str, str], ...] = ()
+    labelled: bool = False
+    pair: str = ""
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -105,6 +108,11 @@ class Task:
     def kinds(self) -> frozenset[str]:
         """Return the kinds of its members, or its own."""
         return frozenset(member.kind for member in self.members) or frozenset({self.kind})
+
+    @property
+    def scored_as(self) -> frozenset[str]:
+        """Return the kinds by which metrics fit: its `kinds`, or `label`, whose choices are all of one token."""
+        return frozenset({"label"}) if any(example.labelled for example in self.examples) else self.kinds
 
     def member(self, index: int) -> Member:
         """Return the member that an example belongs to; the task itself where it is not joint."""
@@ -194,6 +202,7 @@ def _row(example: Example) -> list[object]:
         example.label,
         example.lengths,
         *([example.turns] if example.turns else []),
+        *(["labelled", example.pair] if example.labelled else []),
     ]
 
 
@@ -204,6 +213,7 @@ def _content(example: Example) -> str:
     else:
         contexts = example.contexts and [context[example.shown :] for context in example.contexts]
         content = [example.prompt[example.shown :], contexts, example.answer, example.choices]
+        content += [example.pair] if example.pair else []
     return json.dumps(content, ensure_ascii=False)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
@@ -17,13 +17,13 @@ from secateur.core.reading import check_file
 from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, components, facts, recall
 from secateur.tasks.example import Task, all_tested
-from secateur.tasks.formats import QUESTIONS, ROW_FILES, Row, is_saved, other_format
+from secateur.tasks.formats import DOC, QUESTIONS, ROW_FILES, Row, is_saved, other_format
 from secateur.tasks.harness import STUDY, STUDY_NEEDS, check_study, read_harness, read_study
 from secateur.tasks.hub import NEEDS, check_copy, dataset_rows, parse_name
 from secateur.tasks.presets import PRESETS, read_preset, read_records
 from secateur.tasks.questions import QuestionRules, read_questions
 from secateur.tasks.rows import read_rows
-from secateur.tasks.shapes import answer_columns, is_text, shape_words
+from secateur.tasks.shapes import RIGHT, answer_columns, is_text, shape_words
 from secateur.tasks.splits import PROOF, ExampleSource, arrange, make_task, take
 from secateur.tasks.text import read_documents, read_text
 
@@ -79,6 +79,7 @@ def load_task(
     shares: tuple[float, float, float] | None = None,
     needs: Mapping[str, int] = PROOF,
     rules: QuestionRules = AS_WRITTEN,
+    labels: Sequence[str] = (),
 ) -> Task:
     """Load the task that `spec` names, split into probe, select and test.
 
@@ -95,11 +96,12 @@ def load_task(
         shares: of probe, select, test; .1, .4, .5 by default.
         needs: groups that each split must have.
         rules: how questions of a file or a data set are read.
+        labels: those of a sequence classifier, for which rows are texts with a label.
 
     Raises: `UnknownName` for a name that does not exist; `TaskError` for data that cannot be used.
     """
-    source = _open(spec, tokenizer, seqlen, rules)
-    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen, rules)
+    source = _open(spec, tokenizer, seqlen, rules, labels)
+    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen, rules, labels)
     return make_task(
         source,
         test,
@@ -118,12 +120,13 @@ def load_side(
     seqlen: int = 256,
     limit: int | None = None,
     rules: QuestionRules = AS_WRITTEN,
+    labels: Sequence[str] = (),
 ) -> Task:
     """Load a task that is only watched, never chosen by: all its examples (at most `limit`) in one split, `test`.
 
     Raises: as `load_task`, but no split can be too small.
     """
-    source = _open(spec, tokenizer, seqlen, rules)
+    source = _open(spec, tokenizer, seqlen, rules, labels)
     examples = arrange(take((*source.examples, *(source.held_out or ())), limit, 0), 0)
     splits = all_tested(examples)
     return Task(source.name, source.kind, examples, splits, source.max_new_tokens, (), source.extraction)
@@ -194,8 +197,11 @@ def _spec(text: str) -> _Spec:
     )
 
 
-def describe(text: str) -> str:
+def describe(text: str, labelled: bool = False) -> str:
     """Return in words how a task was understood: what holds its rows, and what a row is.
+
+    Args:
+        labelled: It is read for a sequence classifier.
 
     Raises: as `load_task`.
     """
@@ -205,7 +211,8 @@ def describe(text: str) -> str:
     rows = dataset_rows(spec.name) if spec.kind == "hf" else read_rows(Path(spec.name), QUESTIONS)
     first = next(rows, None)
     suffix = "" if spec.kind == "hf" else Path(spec.name).suffix.lower()
-    return f"{CONTAINERS.get(suffix, 'a data set')} of {shape_words(first.value if first else {})}"
+    shape = "texts with their labels" if labelled else shape_words(first.value if first else {})
+    return f"{CONTAINERS.get(suffix, 'a data set')} of {shape}"
 
 
 def files_of(spec: str) -> list[Path]:
@@ -228,18 +235,27 @@ def files_of(spec: str) -> list[Path]:
 
 
 def _open(
-    text: str, tokenizer: PreTrainedTokenizerBase | None, seqlen: int, rules: QuestionRules
+    text: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    seqlen: int,
+    rules: QuestionRules,
+    labels: Sequence[str],
 ) -> ExampleSource:
     spec = _spec(text)
+    if labels and spec.kind not in ("rows", "hf"):
+        raise TaskError(
+            f"{text} is no labelled text, and the model is a sequence classifier: give a file or a data set with rows "
+            f"such as {RIGHT['labelled']}; see {DOC}."
+        )
     match spec.kind:
         case "text":
             return read_text(Path(spec.name), _cutting(tokenizer, text), seqlen)
         case "rows":
             path = Path(spec.name)
-            return _read(path.stem, text, read_rows(path, QUESTIONS), tokenizer, seqlen, rules)
+            return _read(path.stem, text, read_rows(path, QUESTIONS), tokenizer, seqlen, rules, labels)
         case "hf":
             name = spec.name.rpartition("/")[2].replace(":", " ")
-            return _read(name, text, dataset_rows(spec.name), tokenizer, seqlen, rules)
+            return _read(name, text, dataset_rows(spec.name), tokenizer, seqlen, rules, labels)
         case "builtin":
             return BUILTINS[spec.name]()
         case "lm_eval":
@@ -259,14 +275,19 @@ def _read(
     tokenizer: PreTrainedTokenizerBase | None,
     seqlen: int,
     rules: QuestionRules,
+    labels: Sequence[str],
 ) -> ExampleSource:
-    """Return the questions in these rows, or the text where the first of them is a text."""
+    """Return the questions in these rows, or the text where the first of them is a text; with `labels` texts that have
+    one of them."""
+    if labels:
+        return read_questions(name, place, rows, rules, labels)
     first = list(islice(rows, 1))
     rows = chain(first, rows)
     if first and is_text(first[0].value):
         if beside := answer_columns(first[0].value):
             LOG.warning(
-                "%s: read as plain text, and %s is not read. For questions, rename text → question.",
+                "%s: read as plain text, and %s is not read. For questions, rename text → question. Labels are for "
+                "models with a head for sequence classification.",
                 place,
                 beside[0],
             )

@@ -61,20 +61,26 @@ class QuestionRules:
         return extraction_of(self.extract) if self.extract else None
 
 
-def read_questions(name: str, place: str, rows: Iterable[Row], rules: QuestionRules) -> ExampleSource:
+def read_questions(
+    name: str, place: str, rows: Iterable[Row], rules: QuestionRules, labels: Sequence[str] = ()
+) -> ExampleSource:
     """Return the examples of the rows: kind "choice" where every row has choices, "generation" where none has.
 
     Args:
         name: Name of the task.
         place: Text for messages: the file.
+        labels: With them a row is a text with one of these labels.
 
     Raises: `TaskError`, with file and line, for a row that is none of the shapes.
     """
-    lines = [(row.where, example_line(row, place)) for row in rows]
+    if labels and (rules.extract or rules.join):
+        raise TaskError("--join and --extract are for answers that are written, and the model gives labels.")
+    lines = [(row.where, example_line(row, place, labels)) for row in rows]
     if not lines:
+        shape = "labelled" if labels else "question"
         raise TaskError(
-            f"{place}: no examples in it. Wanted are rows such as {RIGHT['question']}, or in a table "
-            f"{RIGHT_TABLE['question']}; see {DOC}."
+            f"{place}: no examples in it. Wanted are rows such as {RIGHT[shape]}, or in a table {RIGHT_TABLE[shape]}; "
+            f"see {DOC}."
         )
     kind = check_rows(lines, f"{place}, ", "rows", "files")
     if rules.extract and kind == "choice":
@@ -83,7 +89,8 @@ def read_questions(name: str, place: str, rows: Iterable[Row], rules: QuestionRu
         )
     names = _ids([line for _, line in lines])  # of the rows as they are: --join moves none to another split
     found = [line.joined(rules.between) for _, line in lines]
-    _log_notices(place, found, of_answers=not rules.extract)
+    if not labels:
+        _log_notices(place, found, of_answers=not rules.extract)
     examples = tuple(line.example(one) for one, line in zip(names, found, strict=True))
     tokens = (rules.max_new_tokens or GENERATED) if rules.extract else 0
     return ExampleSource(name, kind, examples, None, tokens, extraction=rules.extraction)
@@ -126,7 +133,8 @@ def _ids(lines: Sequence[ExampleLine]) -> list[str]:
     for line in lines:
         name = line.id
         if name is None:
-            content = json.dumps([line.prompt, line.answer, line.choices], ensure_ascii=False).encode()
+            said = [line.prompt, line.answer, line.choices, *([line.pair] if line.pair else [])]
+            content = json.dumps(said, ensure_ascii=False).encode()
             made = hashlib.sha256(content).hexdigest()[:12]
             while name is None or name in used:
                 seen[made] += 1

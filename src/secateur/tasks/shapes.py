@@ -1,8 +1,9 @@
 """Shapes of rows: one place that says what a row means, as people have them, and refuses what means nothing.
 
 A row is told by its columns: a question with its answer; one with choices, whose answer is a text, a letter or a place;
-a conversation, whose last turn of the assistant is the answer; or plain text, which `text.py` reads. All but the last
-become an `ExampleLine`; `task.schema.json` beside this file is its JSON schema. Knows no container of rows.
+a conversation, whose last turn of the assistant is the answer; or plain text, which `text.py` reads. For a sequence
+classifier a row is a text with its label. All but plain text become an `ExampleLine`; `task.schema.json` beside this
+file is its JSON schema. Knows no container of rows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ CHOICES = ("choices", "options")
 SYNONYMS = ("correct answer", "correct", "label")  # of the answer, where no column has one of its names
 OURS = ("id", "prompt", "question", "answer", "choices", "options", "paraphrases", "group", "meta")
 NAMES = dict.fromkeys((*OURS, *ANSWERS, "messages", "text"))  # columns that are read, in their order
+TEXTS = ("text", "prompt", "sentence", "sentence1", "premise")  # of a row for a classifier,
+PAIRS = ("text_pair", "sentence2", "hypothesis")  # and of a second text in it
+LABELS = ("label", "answer")
+MOST_LABELS = 12  # in a message
 SPACES = re.compile(r"[\s_-]+")
 CHOICE_COLUMN = re.compile(r"(?:choice|option)[ _-]?(?:\d+|[a-z])|[a-z]", re.IGNORECASE)
 PLACE = re.compile(r"-?\d{1,9}")
@@ -41,11 +46,13 @@ RIGHT: Mapping[str, str] = {  # a right row of each shape, as it is shown where 
     "choices": '{"question": "The capital of Italy is", "choices": [" Paris", " Rome"], "answer": 1}',
     "messages": '{"messages": [{"role": "user", "content": "What is the capital of Italy?"}, '
     '{"role": "assistant", "content": "Rome"}]}',
+    "labelled": '{"text": "A fine film.", "label": "positive"}',
 }
 RIGHT_TABLE: Mapping[str, str] = {
     "question": "the columns prompt,answer with the row The capital of Italy is,Rome",
     "choices": "the columns question,A,B,answer with the row The capital of Italy is,Paris,Rome,B",
     "messages": "the columns prompt,answer with the row The capital of Italy is,Rome",
+    "labelled": "the columns text,label with the row A fine film.,positive",
 }
 
 
@@ -71,6 +78,8 @@ class ExampleLine(BaseModel):
     group: Text | None = Field(None, description="Examples of one group stay in one split; default: the id.")
     turns: SkipJsonSchema[list[tuple[str, str]]] = []  # role and content before the answer, of a conversation
     unread: SkipJsonSchema[list[str]] = []  # columns that were kept in meta
+    labelled: SkipJsonSchema[bool] = False  # a text with its label
+    pair: SkipJsonSchema[str] = ""
 
     @model_validator(mode="after")
     def _answer_is_a_choice(self) -> ExampleLine:
@@ -95,6 +104,8 @@ class ExampleLine(BaseModel):
             self.group or "",
             self.meta,
             turns=tuple(self.turns),
+            labelled=self.labelled,
+            pair=self.pair,
         )
 
     def joined(self, by: str) -> ExampleLine:
@@ -117,13 +128,19 @@ def _hint(row: ExampleLine) -> str:
     return f"; it may be the text of one, its letter ({letters[0]} to {letters[-1]}) or its place, counted from 0"
 
 
-def example_line(row: Row, place: str = "") -> ExampleLine:
-    """Return what a row means. Raises: `TaskError` with the row, what was found, what is wanted and a right one."""
+def example_line(row: Row, place: str = "", labels: Sequence[str] = ()) -> ExampleLine:
+    """Return what a row means; with `labels`, those of a classifier, as a text that has one of them.
+
+    Raises: `TaskError` with the row, what was found, what is wanted and a right one.
+    """
     where, value, shape = row.where, spelled(row.value), "question"
     right = RIGHT_TABLE if row.in_table else RIGHT
     try:
         if not isinstance(value, Mapping):
             raise _WrongColumns(f"the row is {_named(value)}, and an object is wanted")
+        if labels:
+            shape = "labelled"
+            return ExampleLine.model_validate(_labelled(value, row.in_table, labels))
         shape = "messages" if "messages" in value else _shape(value)
         return ExampleLine.model_validate(_fields(value, shape, row.in_table))
     except ValidationError as error:
@@ -397,6 +414,63 @@ def _pointed(value: int | str, choices: Sequence[object], labels: Sequence[str])
 def folded(text: str) -> str:
     """Return the text without case and without spaces at its ends, which people write now this way and now that."""
     return text.strip().casefold()
+
+
+def _labelled(row: Mapping[str, object], in_table: bool, labels: Sequence[str]) -> dict[str, object]:
+    """Return a text, perhaps a second one, and its label by the names of `ExampleLine`; other columns go into meta."""
+    names = {_squeezed(name): name for name in row}
+    columns = {}
+    for what, wanted in (("text", TEXTS), ("second text", PAIRS), ("label", LABELS)):
+        found = [names[_squeezed(name)] for name in wanted if _squeezed(name) in names]
+        if len(found) > 1:
+            raise _WrongColumns(f"{' and '.join(map(repr, found))} could each be the {what}; leave one out")
+        if not found and what != "second text":
+            has = ", ".join(map(str, row)) or "nothing"
+            raise _WrongColumns(
+                f"no column is the {what} ({', '.join(wanted)}); the {'header' if in_table else 'row'} has {has}"
+            )
+        columns[what] = found[0] if found else ""
+    texts = []
+    for column in filter(None, (columns["text"], columns["second text"])):
+        text = row[column]
+        if not isinstance(text, str) or not text.strip():
+            raise _Unfit(
+                f"{column!r} is {'empty' if isinstance(text, str) else _named(text)}, and text is wanted"
+            )
+        texts.append(text)
+    known = {name: row[name] for name in ("id", "group") if not _is_absent(row.get(name), in_table)}
+    label = labels[_label(row[columns["label"]], labels)]
+    return {
+        "prompt": texts[0],
+        "pair": "".join(texts[1:]),
+        "answer": label,
+        "choices": list(labels),
+        "labelled": True,
+        "meta": {name: cell for name, cell in row.items() if name not in (*columns.values(), "id", "group")},
+        **{name: str(value) for name, value in known.items()},
+    }
+
+
+def _label(value: object, labels: Sequence[str]) -> int:
+    """Return the number of the label that a row names, by its name or by its number."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    shown = ", ".join(labels[:MOST_LABELS]) + (", ..." if len(labels) > MOST_LABELS else "")
+    known = f"the model has {shown} (0 to {len(labels) - 1})"
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _Unfit(f"the label is {_named(value)}; {known}")
+    name = str(value).strip().removesuffix(".0")
+    exact = [number for number, label in enumerate(labels) if label == str(value)]
+    alike = exact or [number for number, label in enumerate(labels) if folded(label) == folded(name)]
+    numbered = [int(name)] if PLACE.fullmatch(name) and 0 <= int(name) < len(labels) else []
+    found = {*alike, *numbered}
+    if not found:
+        raise _Unfit(f"the label {value!r} is none of the model's; {known}")
+    if len(found) > 1:
+        raise _Unfit(
+            f"the label {value!r} may be {' or '.join(repr(labels[n]) for n in sorted(found))}; {known}"
+        )
+    return found.pop()
 
 
 def _conversation(value: object) -> dict[str, object]:

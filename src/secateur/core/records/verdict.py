@@ -85,6 +85,7 @@ class BaselineRecord(Record):
     extracted: bool = Field(
         default=False, description="the model writes, and its answer is looked for in the text (`--extract`)"
     )
+    labelled: bool = Field(default=False, description="texts with labels, of a sequence classifier")
     warning: str | None = Field(description="where the score is not shown to be above chance and majority")
 
 
@@ -313,8 +314,8 @@ class GainsRecord(Record):
         description="of the safetensors files that hold the weights (only: null for a model in memory only)",
     )
     kv_bytes_per_token: BeforeAfter | None = Field(
-        description="bytes of the real cache after a prefill, for each token of one sequence; null for a masked "
-        "language model, which has none"
+        description="bytes of the real cache after a prefill, for each token of one sequence; null for a model that "
+        "writes no text"
     )
     zeroed: ZeroedRecord = Field(
         description="what of the cut model is zero, and stored and computed all the same"

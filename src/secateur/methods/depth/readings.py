@@ -93,13 +93,14 @@ def block_similarity(
     """
     readable = readable_of(loaded)
     sequences = [encoded[example].gold_alone.read(0) for example in examples]
+    types = [encoded[example].types for example in examples]
     places = [tap for tap in hook_points(readable, blocks) if tap.kind == "block"]
     with masked(loaded.model, resolve(under, loaded.anatomy, loaded.fingerprint)):
-        medians = median_norms(readable, sequences, places, packing=packing, progress=progress)
+        medians = median_norms(readable, sequences, places, packing=packing, types=types, progress=progress)
 
         def read(packing: Packing) -> list[SimilaritySums]:
             sums = {tap: SimilaritySums(tap, medians[tap]) for tap in places}
-            planned = list(batches(sequences, [False] * len(sequences), packing))
+            planned = list(batches(sequences, [False] * len(sequences), packing, types))
             for number, batch in enumerate(planned, start=1):
                 run(readable, batch, places, lambda tap, x, y: sums[tap].add(wide(x), wide(y)))
                 progress("similarity", number, len(planned))

@@ -163,15 +163,16 @@ def direction_words(
     Args:
         numbers: Of those directions.
 
-    Returns: nothing where directions do not reach the stream by linear maps, or where the unembedding does not read
-        what the blocks add up to through one last norm: not where norms stand on the way, nor in OPT-350m, which norms
-        the stream block by block and projects it.
+    Returns: nothing of a model that writes no text, whose head is more than an unembedding; nor where directions do not
+        reach the stream by linear maps, or where the unembedding does not read what the blocks add up to through one
+        last norm: not where norms stand on the way, nor in OPT-350m, which norms the stream block by block and projects
+        it.
 
     Source: weights read in the vocabulary, Dar et al. 2022 (arXiv 2209.02535).
     """
     anatomy = loaded.anatomy
     unembedding = loaded.parameter(f"{anatomy.unembedding}.weight")
-    readable = anatomy.foldable and unembedding.shape[1] == anatomy.d_model
+    readable = anatomy.foldable and unembedding.shape[1] == anatomy.d_model and anatomy.writes_text
     if (
         not numbers
         or edit.matrix.part not in ("o", "down", "v")

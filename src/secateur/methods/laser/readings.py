@@ -77,7 +77,7 @@ class LaserReader:
         """Return what the model that keeps only `part` of one matrix answers, how often, and how close that is.
 
         `cosine` is the mean cosine similarity of the input embeddings of the first token answered and of the first
-        token of the right answer (1 where they are the same token).
+        token of the right answer (1 where they are the same token); of a classifier's labels there is none.
 
         Args:
             kind: `full`, or the side of the components that are in use.
@@ -85,6 +85,23 @@ class LaserReader:
 
         Source: Sharma, Ash, Misra 2023 (arXiv 2312.13558), Fig. 5.
         """
+        labels = self._session.loaded.anatomy.labels
+        counts = Counter(labels[number] for number in outcomes["predicted"].tolist()) if labels else None
+        cosine = float("nan")
+        if counts is None:
+            counts, cosine = self._words(outcomes)
+        return TailRecord(
+            site=str(part.matrix),
+            rank=part.rank,
+            kind=kind,
+            answers=sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_ANSWERS],
+            cosine=cosine,
+            accuracy=float(outcomes["correct"].mean()),
+            n=len(outcomes),
+        )
+
+    def _words(self, outcomes: np.ndarray) -> tuple[Counter[str], float]:
+        """Return how often each first token was answered, and the mean cosine of its embedding to the right one's."""
         loaded, encoded = self._session.loaded, self._session.encoded
         answered = np.array(
             [self._first_token(int(row["example"]), int(row["predicted"])) for row in outcomes]
@@ -95,15 +112,7 @@ class LaserReader:
         counts = Counter(str(loaded.tokenizer.decode([token])) for token in answered.tolist())
         table = loaded.parameter(f"{loaded.anatomy.embedding}.weight")
         left, right = (table[torch.from_numpy(ids).to(table.device)].double() for ids in (answered, gold))
-        return TailRecord(
-            site=str(part.matrix),
-            rank=part.rank,
-            kind=kind,
-            answers=sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_ANSWERS],
-            cosine=float(torch.nn.functional.cosine_similarity(left, right, dim=1).mean()),
-            accuracy=float(outcomes["correct"].mean()),
-            n=len(outcomes),
-        )
+        return counts, float(torch.nn.functional.cosine_similarity(left, right, dim=1).mean())
 
     def _first_token(self, example: int, predicted: int) -> int:
         """Return the first token of the answer: of the chosen choice, or the first greedy one."""

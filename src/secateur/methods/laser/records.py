@@ -67,9 +67,9 @@ class TailRecord(Record):
     rank: int = Field(description="components in use")
     kind: str = Field(description="`full`: all; `top`: the largest; `tail`: the smallest")
     answers: list[tuple[str, int]] = Field(
-        description="most frequent first tokens answered with their counts, at most 8"
+        description="most frequent first tokens, or labels, answered with their counts, at most 8"
     )
-    cosine: Number = Field(description="mean cosine similarity of answered and right token")
+    cosine: Number = Field(description="mean cosine similarity of answered and right token; null of labels")
     accuracy: Number = Field(description="share of right answers")
     n: int = Field(description="examples")
 
