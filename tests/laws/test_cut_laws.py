@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.cuts import KINDS, drops, edits_of, factorized, possible
-from fixtures.zoo import EVERY, OF_ALL_KINDS, ONE_OF_EACH_LAYOUT, OTHER_NAMES, ZOO, tiny, variant
+from fixtures.zoo import EVERY, OF_ALL_KINDS, ONE_OF_EACH_LAYOUT, OTHER_NAMES, ZOO, precision, tiny, variant
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -15,6 +15,7 @@ from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import anatomy
 from secateur.hf.families import FAMILIES, TOWERS
+from secateur.hf.generation import positions
 from secateur.hf.load import Loaded
 from secateur.hf.modeling_secateur import LowRank
 from secateur.surgery.mask import masked
@@ -69,9 +70,10 @@ CASES = [(name, torch.float64) for name in sorted(OF_ALL_KINDS.keys() - OTHER_NA
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=[f"{name}-{dtype}" for name, dtype in CASES])
 def test_mask_and_cut_agree_and_the_parameters_are_those_predicted(name, dtype):
-    loaded = loaded_of(name, dtype)
-    for kind in KINDS if name in ONE_OF_EACH_LAYOUT else ONE_OF_EACH:
-        check_cut(loaded, kind, dtype)
+    with precision(name):
+        loaded = loaded_of(name, dtype)
+        for kind in KINDS if name in ONE_OF_EACH_LAYOUT else ONE_OF_EACH:
+            check_cut(loaded, kind, dtype)
 
 
 @pytest.mark.slow
@@ -100,7 +102,7 @@ def check_cut(loaded: Loaded, kind: str, dtype: torch.dtype) -> None:
     assert stored == anatomy(model).num_parameters
 
 
-@pytest.mark.parametrize("name", sorted(EVERY))
+@pytest.mark.parametrize("name", sorted(EVERY.keys() - OTHER_NAMES))
 def test_cached_generation_is_uncached_generation_with_padding_on_the_left(name):
     loaded = loaded_of(name, torch.float32)
     for kind in KINDS if name in ("llama", "gpt2") else CACHED_ZOO if name in ONE_OF_EACH_LAYOUT else CACHED:
@@ -115,7 +117,13 @@ def check_generation(loaded: Loaded, kind: str) -> None:
     ids = torch.tensor([[0] * (length - len(p)) + list(p) for p in prompts])
     mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
     made = model.generate(
-        ids, attention_mask=mask, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
+        ids,
+        attention_mask=mask,
+        max_new_tokens=4,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **positions(loaded.anatomy.details, model, mask),
     )
     for prompt, tokens in zip(prompts, made[:, length:].tolist(), strict=True):
         assert tokens == uncached(model, prompt, tokens), kind
@@ -129,7 +137,7 @@ def uncached(model: PreTrainedModel, prompt: tuple[int, ...], tokens: list[int])
     return table[len(prompt) - 1 :].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("name", sorted(OF_ALL_KINDS))
+@pytest.mark.parametrize("name", sorted(OF_ALL_KINDS.keys() - OTHER_NAMES))
 def test_a_cut_model_can_be_cut_again(name):
     """First an attention and a head, then in what is left a block, an FFN and neurons: as if all went at once."""
     loaded = loaded_of(name)
@@ -141,7 +149,8 @@ def test_a_cut_model_can_be_cut_again(name):
     again = Loaded("cut", model, None, anatomy(model), "cut", None, None)  # type: ignore[arg-type]
     twice = cut(again, plan("cut", "b0", "b1.mlp.n3", "b1.mlp.n0"))
     once = cut(loaded, plan(name, "b0", "b1.attn.h1", "b1.mlp.n3", "b1.mlp.n0"))
-    torch.testing.assert_close(logits(twice), logits(once), rtol=1e-12, atol=1e-12)
+    with precision(name):
+        torch.testing.assert_close(logits(twice), logits(once), rtol=1e-12, atol=1e-12)
     assert anatomy(twice).num_parameters == anatomy(once).num_parameters
 
 

@@ -108,6 +108,12 @@ class Anatomy:
                 "text: leave it out, or take a causal model."
             )
 
+    def check_cached(self, what: str) -> None:
+        """Raise `ModelError` for a model that keeps no keys and values of the past, which `what` needs."""
+        self.check_causal(what)
+        if not self.details.caches:
+            raise ModelError(f"{what}: {self.architecture} keeps no cache, so leave it out.")
+
     @property
     def attending(self) -> list[int]:
         """Return the blocks that have heads: all of them, unless the model was cut."""

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
 from secateur.hf.generation import generation_config
-from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config, class_of_config
+from secateur.hf.modeling_secateur import SecateurForCausalLM, carved_config, class_of_config, is_decoder
 from secateur.hf.weights import stored
 
 Auto = (
@@ -93,7 +93,7 @@ def carved(config: PreTrainedConfig, operations: Sequence[Mapping[str, object]])
         "operations": list(operations),
     }
     auto_map = AUTO_MAP if config.get_text_config() is config else AUTO_MAP | IMAGES
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_decoder(config):
         auto_map = MASKED
     added = {"carving": carving, "auto_map": auto_map, "architectures": [SecateurForCausalLM.__name__]}
     family_config: type[PreTrainedConfig] = type(config)
@@ -113,11 +113,9 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
             f"config.json of {name} has no {' and no '.join(wrong)} as secateur writes it: damaged. Copy it again."
         )
     family = stated["carving"]["family"]
-    known = (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        | MODEL_FOR_MASKED_LM_MAPPING_NAMES  # above the causal class that some of them have too
-    )
+    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not stated["stock"].get("is_decoder"):
+        known |= MODEL_FOR_MASKED_LM_MAPPING_NAMES  # above the causal class that some of them have too
     if family not in known:
         raise ModelError(
             f"{name} was carved from a model of type {family!r}, which this version of transformers does not know."
@@ -134,7 +132,7 @@ def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel
     is_carved = bool(getattr(config, "carving", None))
     cls = SecateurForCausalLM
     if not is_carved:
-        cls = class_of_config(type(config))  # type: ignore[assignment]
+        cls = class_of_config(type(config), is_decoder(config))  # type: ignore[assignment]
     with torch.device("meta"):
         model: PreTrainedModel = cls._from_config(
             config,

@@ -71,10 +71,10 @@ class Family:
     For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config),
     `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can
     state another number of heads without changing their size, `even_heads` that it must divide d_model even so,
-    `adds_residual` that the attention returns the stream with its contribution, and `biases` which switch of
-    the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that the
-    output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units (`heads`,
-    `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay, silenced,
+    `adds_residual` that the attention returns the stream with its contribution, `returns_list` that it returns a list,
+    and `biases` which switch of the config gives which matrices a bias, in all blocks. `after` are norms, relative to a
+    block, that the output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units
+    (`heads`, `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay, silenced,
     until the last one goes, and `head_norms` is the config switch that makes heads so, by a list with a norm for each.
     `alibi` says that positions enter as a bias for each head, or names the config switch that says it;
     `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
@@ -85,7 +85,9 @@ class Family:
 
     `masked` says that it is a masked language model: each position attends to all, and predicts its own token.
     `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
-    output projection. `post_norm` says that the stream is normed after each addition. `counts_from_pad` says that
+    output projection. `is_decoder` says that the class is causal where its config has that switch, and refused without
+    it. `post_norm` says that the stream is normed after each addition. `caches` says that the model keeps keys and
+    values of the past, `no_float64` that its code does not run in float64. `counts_from_pad` says that
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
     has no place for: heads that were trained beside this one.
     """
@@ -106,6 +108,9 @@ class Family:
     free_heads: bool = False
     even_heads: bool = False
     adds_residual: bool = False
+    returns_list: bool = False
+    caches: bool = True
+    no_float64: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
     indivisible: tuple[str, ...] = ()
@@ -117,6 +122,7 @@ class Family:
     tower: str = ""
     masked: bool = False
     mixes: str = ""
+    is_decoder: bool = False
     post_norm: bool = False
     counts_from_pad: bool = False
     unread: tuple[str, ...] = ()
@@ -205,12 +211,14 @@ def _mixture(
     return _like_llama(name, architecture, _slots(**_LLAMA_ATTENTION), mlp=None, experts=experts, **traits)
 
 
-def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **traits: Any) -> Family:
-    """Return a masked family with the blocks of BERT.
+def _like_bert(
+    name: str, architecture: str, base: str, head: Sequence[str], masked: bool = True, **traits: Any
+) -> Family:
+    """Return a family with the blocks of BERT: a masked language model, or a decoder.
 
     Args:
         base: Module of the model without its head.
-        head: Unembedding, and the matrix before it.
+        head: Unembedding, and matrices between the blocks and either end of the model.
     """
     embeddings = f"{base}.embeddings"
     return Family(
@@ -229,9 +237,10 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
         ),
         mlp=None,
         unembedding=head[0],
-        extras=(f"{embeddings}.position_embeddings", f"{embeddings}.token_type_embeddings", head[1]),
+        extras=(f"{embeddings}.position_embeddings", f"{embeddings}.token_type_embeddings", *head[1:]),
         counts={"num_attention_heads": "heads", "all_head_size": "width"},
-        masked=True,
+        masked=masked,
+        is_decoder=not masked,
         mixes="attention.self",
         post_norm=True,
         unread=(f"{base}.pooler.", f"{embeddings}.position_ids", "cls.seq_relationship."),
@@ -239,9 +248,27 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
     )
 
 
+_BERT_HEAD = ("cls.predictions.decoder", "cls.predictions.transform.dense")
 _ROBERTA_HEAD = ("lm_head.decoder", "lm_head.dense")
 
 _CORRECTED = {"gate.e_score_correction_bias": 0}
+
+_FROM_PAD = {"counts_from_pad": True}
+_BERT_DECODERS: Sequence[tuple[str, str, str, Sequence[str], Mapping[str, bool]]] = (
+    ("bert", "BertLMHeadModel", "bert", _BERT_HEAD, {}),
+    ("ernie", "ErnieForCausalLM", "ernie", _BERT_HEAD, {}),
+    ("roberta", "RobertaForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
+    ("xlm-roberta", "XLMRobertaForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
+    ("camembert", "CamembertForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
+    ("data2vec-text", "Data2VecTextForCausalLM", "data2vec_text", _ROBERTA_HEAD, _FROM_PAD),
+    (
+        "electra",
+        "ElectraForCausalLM",
+        "electra",
+        ("generator_lm_head", "generator_predictions.dense", "electra.embeddings_project"),
+        {},
+    ),
+)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -547,12 +574,7 @@ FAMILIES: Mapping[str, Family] = {
             free_heads=True,
             sized_by_scaling=True,  # LongRoPE checks its factors so, whatever `head_dim` says
         ),
-        _like_bert(
-            "bert",
-            "BertForMaskedLM",
-            "bert",
-            ("cls.predictions.decoder", "cls.predictions.transform.dense"),
-        ),
+        _like_bert("bert", "BertForMaskedLM", "bert", _BERT_HEAD),
         *(
             _like_bert(name, architecture, "roberta", _ROBERTA_HEAD, counts_from_pad=True)
             for name, architecture in (
@@ -560,6 +582,55 @@ FAMILIES: Mapping[str, Family] = {
                 ("xlm-roberta", "XLMRobertaForMaskedLM"),
                 ("camembert", "CamembertForMaskedLM"),
             )
+        ),
+        *(
+            _like_bert(f"{name}-decoder", architecture, base, head, masked=False, **traits)
+            for name, architecture, base, head, traits in _BERT_DECODERS
+        ),
+        Family(
+            "xglm",
+            "XGLMForCausalLM",
+            "model.layers",
+            "model.embed_tokens",
+            "model.layer_norm",
+            _slots(**_LLAMA_ATTENTION | {"o": "self_attn.out_proj"}, up="fc1", down="fc2"),
+            mlp=None,
+            counts={"num_heads": "heads", "embed_dim": "width"},
+            width="ffn_dim",
+            no_float64=True,
+        ),
+        Family(
+            "openai-gpt",
+            "OpenAIGPTLMHeadModel",
+            "transformer.h",
+            "transformer.tokens_embed",
+            "",
+            _slots(qkv="attn.c_attn/stacked", o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"),
+            extras=("transformer.positions_embed",),
+            counts={"n_head": "heads", "split_size": "width"},
+            width=None,
+            returns_list=True,
+            caches=False,
+            post_norm=True,
+            constants=_MASKS,
+        ),
+        Family(
+            "ctrl",
+            "CTRLLMHeadModel",
+            "transformer.h",
+            "transformer.w",
+            "transformer.layernorm",
+            _slots(
+                q="multi_head_attention.Wq",
+                k="multi_head_attention.Wk",
+                v="multi_head_attention.Wv",
+                o="multi_head_attention.dense",
+                up="ffn.0",
+                down="ffn.2",
+            ),
+            mlp="ffn",
+            counts={"num_heads": "heads"},
+            width="dff",
         ),
         Family(
             "distilbert",
@@ -777,6 +848,11 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
         raise ModelError(
             f"config.json of this {architecture} has is_decoder, with which positions attend to what precedes them "
             "alone: set it to false, or take the class of a causal model."
+        )
+    if family.is_decoder and not config.get("is_decoder"):
+        raise ModelError(
+            f"config.json of this {architecture} has no is_decoder, without which positions attend to what follows "
+            "them too: set it to true, or take the class of a masked language model."
         )
     return family
 

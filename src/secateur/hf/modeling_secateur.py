@@ -118,16 +118,21 @@ class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    return class_of_config(type(config).__mro__[1])
+    return class_of_config(type(config).__mro__[1], is_decoder(config))
 
 
-def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Return True for the configuration of BERT or of its like as a causal model."""
+    return bool(getattr(config, "is_decoder", False))
+
+
+def class_of_config(config: type[PreTrainedConfig], causal: bool) -> type[PreTrainedModel]:
     """Return the class with a language-model head for a class of configurations: masked, of text, of images and text.
 
-    What can be masked comes first, for BERT has a causal class too, which no carved model is of.
+    What can be masked comes first, unless `causal`: BERT has a causal class too.
     """
     by_kind = (
-        MODEL_FOR_MASKED_LM_MAPPING,
+        *(() if causal else (MODEL_FOR_MASKED_LM_MAPPING,)),
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     )
@@ -138,7 +143,8 @@ def class_of_config(config: type[PreTrainedConfig]) -> type[PreTrainedModel]:
 def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the family's model class, which carves itself as soon as it is built, before any weight is read."""
 
-    masked = stock.config_class in MODEL_FOR_MASKED_LM_MAPPING
+    mapping = MODEL_FOR_MASKED_LM_MAPPING
+    masked = stock.config_class in mapping and mapping[stock.config_class] is stock
 
     class CarvedForCausalLM(stock):
         config_class = carved_config(stock.config_class)
@@ -271,14 +277,18 @@ class NoAttention(nn.Module):
     """The substitute of an attention: zeros, or the bias that was left of it (some families: plus the residual).
 
     It keeps one number a token in the cache, because block 0's part of the cache tells how many tokens there
-    are.
+    are. `alone`: it returns a list of what it computes and nothing else.
     """
 
-    def __init__(self, width: int, layer: int, bias: bool = False, residual: bool = False) -> None:
+    def __init__(
+        self, width: int, layer: int, bias: bool = False, residual: bool = False, alone: bool = False
+    ) -> None:
         super().__init__()
-        self.output, self.layer_idx, self.residual = Constant(width, bias), layer, residual
+        self.output, self.layer_idx, self.residual, self.alone = Constant(width, bias), layer, residual, alone
 
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+    def forward(
+        self, hidden_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, None] | list[Tensor]:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Cache):
                 mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
@@ -286,7 +296,7 @@ class NoAttention(nn.Module):
         out = self.output(hidden_states)
         if self.residual:
             out = out + (kwargs["residual"] if "residual" in kwargs else args[0])
-        return out, None
+        return [out] if self.alone else (out, None)
 
 
 class LowRank(nn.Module):

@@ -219,23 +219,23 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
         f"{path}.{anatomy.details.after.get(name, slots[last].module)}",
         anatomy.widths[number].num_heads if name == "attn" else 0,
         f"{path}.{slots[last].module}" if name == "attn" else "",
-        (Readers("", _entered(model, path, name) or reads, reads, tuple(matrices)),),
+        (Readers("", _entered(model, anatomy, path, name) or reads, reads, tuple(matrices)),),
     )
 
 
 _READERS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 _BEFORE = {  # norms that the stream passes on its way to a part: the first of these that a block has
-    "attn": ("ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm"),
+    "attn": ("ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm", "layernorm1"),
     "mlp": (
         "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
-        "input_layernorm", "ln_1",
+        "layernorm2", "input_layernorm", "ln_1",
     ),
 }  # fmt: skip
 
 
-def _entered(model: PreTrainedModel, block: str, part: str) -> str | None:
+def _entered(model: PreTrainedModel, anatomy: Anatomy, block: str, part: str) -> str | None:
     """Return the norm before a part; None where norms sit on the stream, as in OPT-350M, or the block was replaced."""
-    if not getattr(model.config, "do_layer_norm_before", True):
+    if anatomy.details.post_norm or not getattr(model.config, "do_layer_norm_before", True):
         return None
     has = dict(model.base_model.get_submodule(block).named_children())
     return next((f"{block}.{norm}" for norm in _BEFORE[part] if norm in has), None)

@@ -278,7 +278,8 @@ def _attending(
     def forward(*args: object, **kwargs: object) -> object:
         with _AttentionCalls() as calls:
             out = original(*args, **kwargs)
-        returned = [out[1]] if isinstance(out, tuple) and len(out) > 1 else []
+        several = isinstance(out, tuple | list) and len(out) > 1
+        returned = [out[1]] if several else []
         weights = next((w for w in (*calls.weights, *returned) if w is not None), None)
         if not isinstance(weights, Tensor) or weights.dim() != 4 or weights.shape[1] != num_heads:
             raise ModelError(
@@ -291,7 +292,7 @@ def _attending(
             )
         consume(block, weights)
         seen.append(block)
-        return (out[0], None, *out[2:]) if isinstance(out, tuple) and len(out) > 1 else out
+        return type(out)((out[0], None, *out[2:])) if several else out
 
     return forward
 

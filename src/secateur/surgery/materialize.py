@@ -318,7 +318,8 @@ def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list
             out: CarveOperation = {"op": "constant", "path": anatomy.matrices[Site(block.number, "o")].module}
             return [stand | {"width": 0}, out | {"width": anatomy.d_model} | bias]
         residual = {"residual": True} if anatomy.details.adds_residual else {}
-        return [stand | bias | residual]
+        alone = {"alone": True} if anatomy.details.returns_list else {}
+        return [stand | bias | residual | alone]
     operations = _carved_linears(block, "qkvo", shape, anatomy)
     if block.heads == list(range(num_heads)):
         return operations
