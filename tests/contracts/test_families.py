@@ -118,9 +118,11 @@ def window(model: nn.Module, block: int) -> int:
     return config.window_size if kinds[block] == "local" else config.sliding_window
 
 
-def attention_without_scores(name: str, parts: Anatomy, length: int, seen: int) -> Tensor:
+def attention_without_scores(
+    name: str, parts: Anatomy, length: int, seen: int, sinks: Tensor | None
+) -> Tensor:
     """(heads, t, j): uniform over the `seen` last j ≤ t; with ALiBi, a softmax of the slopes (Press et al. 2021); over
-    all j in a masked language model."""
+    all j in a masked language model. A sink is one more logit of a head, at which nothing is read."""
     scores = torch.zeros(parts.num_heads, length, length, dtype=torch.float64)
     if name in ("bloom", "falcon-rw", "mpt"):
         slopes = torch.tensor([2.0 ** (-8 * (h + 1) / parts.num_heads) for h in range(parts.num_heads)])
@@ -129,7 +131,10 @@ def attention_without_scores(name: str, parts: Anatomy, length: int, seen: int) 
     if name in MASKED:
         return scores.softmax(-1)
     ago = torch.arange(length)[:, None] - torch.arange(length)
-    return scores.masked_fill((ago < 0) | (ago >= seen), -math.inf).softmax(-1)
+    scores = scores.masked_fill((ago < 0) | (ago >= seen), -math.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(-1, length, 1)], dim=-1)
+    return scores.softmax(-1)[..., :length]
 
 
 def test_counts_are_the_models_own(name):
@@ -228,7 +233,8 @@ def test_without_queries_or_keys_attention_is_the_mean_of_the_values(name, silen
             logits(model)
         values = seen[v.module][0] @ v.read(weight(model, v)).T + bias_part(model, v)
         heads = values.unflatten(-1, (parts.num_kv_heads, parts.d_head)).repeat_interleave(repeats, dim=2)
-        attention = attention_without_scores(name, parts, TOKENS.shape[1], window(model, block))
+        sinks = dict(model.get_submodule(parts.attention(block)).named_parameters()).get("sinks")
+        attention = attention_without_scores(name, parts, TOKENS.shape[1], window(model, block), sinks)
         expected = torch.einsum("htj,bjhd->bthd", attention, heads).flatten(2)
         if name == "bitnet":
             expected = model.get_submodule(parts.attention(block)).attn_sub_norm(expected)

@@ -290,15 +290,21 @@ def _matrices_of_experts(
     """Yield gate, up and down of every expert; gate and up share a parameter, in which experts lie upon each other."""
     for number, (block, own) in enumerate(zip(blocks, widths, strict=True)):
         path = f"{block}.{experts.network}.experts"
+        turned = experts.interleaved
         if own.num_experts:
-            _, d_model, d_ff = parameter_or_buffer(model, f"{path}.down_proj").shape
+            _, *shape = parameter_or_buffer(model, f"{path}.down_proj").shape
+            d_model, d_ff = reversed(shape) if turned else shape
         for expert in range(own.num_experts):
             for place, kind in enumerate(("gate", "up")):
-                rows = stacked_rows((d_ff, d_ff), place)
-                site = Site(number, kind, "e", expert)
-                yield site, Matrix(site, path, f"{path}.gate_up_proj", (d_ff, d_model), rows, expert=expert)
+                every_other = tuple((row, row + 1) for row in range(place, 2 * d_ff, 2))
+                rows = every_other if turned else stacked_rows((d_ff, d_ff), place)
+                site, weight = Site(number, kind, "e", expert), f"{path}.gate_up_proj"
+                yield site, Matrix(site, path, weight, (d_ff, d_model), rows, turned, expert=expert)
             site = Site(number, "down", "e", expert)
-            yield site, Matrix(site, path, f"{path}.down_proj", (d_model, d_ff), expert=expert)
+            yield (
+                site,
+                Matrix(site, path, f"{path}.down_proj", (d_model, d_ff), transposed=turned, expert=expert),
+            )
 
 
 def _attention(family: Family) -> str:
@@ -381,6 +387,7 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
 def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Matrix]) -> None:
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
+    named |= {f"{block}.{module}" for block in _block_paths(model, family) for module in family.beside}
     tower = f"{family.tower}." if family.tower else ""
     network = None if family.experts is None else family.experts.network
     experts = tuple(f"{block}.{network}." for block in _block_paths(model, family) if network)

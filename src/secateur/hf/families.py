@@ -37,7 +37,8 @@ class Mixture:
 
     `router` is the module that returns logits, weights and numbers of the experts that are chosen for each token.
     `rows` are parameters and buffers that hold something of every expert, with the dimension that counts experts.
-    `count` is the config attribute for their number; a router does with no fewer than `fewest`.
+    `count` is the config attribute for their number; a router does with no fewer than `fewest`. `interleaved` says that
+    the matrices are stored (in, out), gate and up in turn, column by column.
     """
 
     network: str
@@ -45,6 +46,7 @@ class Mixture:
     rows: Mapping[str, int]
     count: str
     fewest: int = 1
+    interleaved: bool = False
 
 
 _TOGETHER = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # kinds that may share a module
@@ -68,20 +70,22 @@ class Family:
     never edited (learned positions, OPT's projections). `context` is the config attribute that bounds the
     positions, and `kv_heads` the one that says their number, or `multi_query`, a switch between one and all.
 
-    For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config),
-    `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can
-    state another number of heads without changing their size, `even_heads` that it must divide d_model even so,
-    `adds_residual` that the attention returns the stream with its contribution, `returns_list` that it returns a list,
-    and `biases` which switch of the config gives which matrices a bias, in all blocks. `after` are norms, relative to a
-    block, that the output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units
-    (`heads`, `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay, silenced,
-    until the last one goes, and `head_norms` is the config switch that makes heads so, by a list with a norm for each.
-    `alibi` says that positions enter as a bias for each head, or names the config switch that says it;
-    `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
-    are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
-    makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
-    stays as it is; empty where the whole model is one. `experts` is for feed-forward networks that are mixtures of
-    experts, in all blocks or in some: they have no slots, and are cut by experts and within their matrices.
+    For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config), `width` is
+    the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can state another
+    number of heads without changing their size, `even_heads` that it must divide d_model even so, `adds_residual`
+    that the attention returns the stream with its contribution, `returns_list` that it returns a list, and `biases`
+    which switch of the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block,
+    that the output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units
+    (`heads`, `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay,
+    silenced, until the last one goes, and `head_norms` is the config switch that makes heads so, by a list with a
+    norm for each. `per_head` are parameters, relative to the attention, with a number for each query head. `beside`
+    are modules, relative to a block, with matrices that are never edited. `alibi` says that positions enter as a bias
+    for each head, or names the config switch that says it; `sized_by_scaling` says that scaled rotary positions take
+    the size of a head from the number of heads. `constants` are buffers, relative to a block, that releases of before
+    2023 stored beside the weights: masks, which the class makes by itself. `tower` is the module of the language
+    model within a multimodal one, of which everything else stays as it is; empty where the whole model is one.
+    `experts` is for feed-forward networks that are mixtures of experts, in all blocks or in some: they have no slots,
+    and are cut by experts and within their matrices.
 
     `masked` says that it is a masked language model: each position attends to all, and predicts its own token.
     `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
@@ -115,6 +119,8 @@ class Family:
     after: Mapping[str, str] = field(default_factory=dict)
     indivisible: tuple[str, ...] = ()
     head_norms: str | None = None
+    per_head: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     alibi: bool | str = False
     sized_by_scaling: bool = False
     constants: tuple[str, ...] = ()
@@ -203,11 +209,12 @@ def _mixture(
     network: str = "mlp",
     extra: Mapping[str, int] | None = None,
     fewest: int = 1,
+    interleaved: bool = False,
     **traits: Any,
 ) -> Family:
     """Return a family with the attention of Llama and mixtures of experts for networks, or in some of its blocks."""
     rows = {f"{router}.{weight}": 0, "experts.gate_up_proj": 0, "experts.down_proj": 0} | dict(extra or {})
-    experts = Mixture(network, router, rows, count, fewest)
+    experts = Mixture(network, router, rows, count, fewest, interleaved)
     return _like_llama(name, architecture, _slots(**_LLAMA_ATTENTION), mlp=None, experts=experts, **traits)
 
 
@@ -251,6 +258,7 @@ def _like_bert(
 _BERT_HEAD = ("cls.predictions.decoder", "cls.predictions.transform.dense")
 _ROBERTA_HEAD = ("lm_head.decoder", "lm_head.dense")
 
+_SINKS = ("sinks",)
 _CORRECTED = {"gate.e_score_correction_bias": 0}
 
 _FROM_PAD = {"counts_from_pad": True}
@@ -287,6 +295,12 @@ FAMILIES: Mapping[str, Family] = {
         ),
         _like_llama("vaultgemma", "VaultGemmaForCausalLM", even_heads=True, biases=_ATTENTION_BIAS),
         _like_llama("granite", "GraniteForCausalLM", biases=_ATTENTION_BIAS | _GATED_BIAS),
+        _like_llama(
+            "granite_swa",
+            "GraniteSWAForCausalLM",
+            biases=_ATTENTION_BIAS | _GATED_BIAS,
+            per_head=_SINKS,
+        ),
         _like_llama("cohere", "CohereForCausalLM", biases=_ATTENTION_BIAS),
         _like_llama("cohere2", "Cohere2ForCausalLM", biases=_ATTENTION_BIAS),
         _like_llama("cwm", "CwmForCausalLM", even_heads=True),
@@ -385,6 +399,56 @@ FAMILIES: Mapping[str, Family] = {
             indivisible=("heads",),
         ),
         _mixture("exaone_moe", "ExaoneMoeForCausalLM", "num_experts", extra=_CORRECTED, fewest=2),
+        _mixture(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            "num_local_experts",
+            "router",
+            extra={"router.bias": 0, "experts.gate_up_proj_bias": 0, "experts.down_proj_bias": 0},
+            interleaved=True,
+            biases=_ATTENTION_BIAS,
+            per_head=_SINKS,
+        ),
+        _mixture(
+            "flint",
+            "FlintForCausalLM",
+            "num_experts",
+            biases=_ATTENTION_BIAS,
+            per_head=_SINKS,
+        ),
+        _mixture(
+            "flex_olmo",
+            "FlexOlmoForCausalLM",
+            "num_experts",
+            biases=_ATTENTION_BIAS,
+            after=_NORMS_AFTER,
+            indivisible=("heads",),
+        ),
+        _mixture("mellum", "MellumForCausalLM", "num_experts", biases=_ATTENTION_BIAS, unread=("mtp.",)),
+        _mixture(
+            "solar_open",
+            "SolarOpenForCausalLM",
+            "n_routed_experts",
+            extra=_CORRECTED,
+            fewest=2,
+            biases={"attention_bias": tuple("qkv")},
+        ),
+        *(
+            _mixture(
+                name,
+                architecture,
+                "num_local_experts",
+                "router",
+                network="block_sparse_moe",
+                biases=_ATTENTION_BIAS,
+                beside=("shared_mlp.input_linear", "shared_mlp.output_linear"),
+                per_head=per_head,
+            )
+            for name, architecture, per_head in (
+                ("granitemoeshared", "GraniteMoeSharedForCausalLM", ()),
+                ("granitemoe_swa", "GraniteMoeSWAForCausalLM", _SINKS),
+            )
+        ),
         _mixture(
             "ernie4_5_moe",
             "Ernie4_5_MoeForCausalLM",

@@ -227,6 +227,13 @@ def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> N
     model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def _per_head(model: nn.Module, path: str, names: Sequence[str], heads: int) -> None:
+    """Give parameters that have a number for each head room for `heads`."""
+    module = model.get_submodule(path)
+    for name in names:
+        put_tensor(module, name, module.get_parameter(name).detach()[:heads].clone())
+
+
 def _experts(model: nn.Module, path: str, rows: Mapping[str, int], of: int, left: int) -> None:
     """Give a mixture of `of` experts and its router room for `left`; `rows` has the dimension of each tensor that
     counts them."""
@@ -375,6 +382,7 @@ OPERATIONS: Mapping[str, Callable[..., None]] = {
     "resize": _resize,
     "attributes": _attributes,
     "some_heads": _some_heads,
+    "per_head": _per_head,
     "experts": _experts,
     "nothing": _stand(Nothing),
     "constant": _stand(Constant),

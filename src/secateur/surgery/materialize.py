@@ -158,6 +158,8 @@ class CutTensors:
         for block in self._shape.blocks:
             for module, matrices in modules_of(block, MATRICES, anatomy).items():
                 yield module, partial(self._module, block, module, matrices)
+            if anatomy.details.per_head and block.groups and _lost_heads(block, anatomy):
+                yield anatomy.attention(block.number), partial(self._of_heads, block)
             mixture = anatomy.details.experts
             if mixture is not None and block.experts:
                 network = f"{anatomy.blocks[block.number]}.{mixture.network}"
@@ -181,6 +183,12 @@ class CutTensors:
         for number, edit in enumerate(edits):
             for name, array in edit.fitted.content.items():
                 yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)
+
+    def _of_heads(self, block: BlockShape) -> Named:
+        """Yield the parameters of an attention that have a number for each head, of those that are left."""
+        for name in self._anatomy.details.per_head:
+            path = f"{self._anatomy.attention(block.number)}.{name}"
+            yield path, self._loaded.parameter(path)[block.heads]
 
     def _of_experts(self, block: BlockShape, network: str, owner: str, mixture: Mixture) -> Named:
         """Yield the tensors of a module of a mixture that hold something of every expert, of those that are left."""
@@ -321,7 +329,7 @@ def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list
         alone = {"alone": True} if anatomy.details.returns_list else {}
         return [stand | bias | residual | alone]
     operations = _carved_linears(block, "qkvo", shape, anatomy)
-    if block.heads == list(range(num_heads)):
+    if not _lost_heads(block, anatomy):
         return operations
     numbers = {
         "heads": len(block.heads),
@@ -332,9 +340,16 @@ def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list
     values = {name: numbers[what] for name, what in anatomy.details.counts.items()}
     if values:
         operations.append({"op": "attributes", "path": path, "values": values})
+    if anatomy.details.per_head:
+        names = list(anatomy.details.per_head)
+        operations.append({"op": "per_head", "path": path, "names": names, "heads": len(block.heads)})
     if anatomy.alibi:
         operations.append({"op": "some_heads", "path": path, "heads": block.heads, "of": num_heads})
     return operations
+
+
+def _lost_heads(block: BlockShape, anatomy: Anatomy) -> bool:
+    return block.heads != list(range(anatomy.widths[block.number].num_heads))
 
 
 def _carved_mlp(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
