@@ -264,6 +264,7 @@ _CORRECTED = {"gate.e_score_correction_bias": 0}
 _FROM_PAD = {"counts_from_pad": True}
 _BERT_DECODERS: Sequence[tuple[str, str, str, Sequence[str], Mapping[str, bool]]] = (
     ("bert", "BertLMHeadModel", "bert", _BERT_HEAD, {}),
+    ("bert-generation", "BertGenerationDecoder", "bert", ("lm_head.decoder",), {}),
     ("ernie", "ErnieForCausalLM", "ernie", _BERT_HEAD, {}),
     ("roberta", "RobertaForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
     ("xlm-roberta", "XLMRobertaForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
@@ -303,6 +304,9 @@ FAMILIES: Mapping[str, Family] = {
         ),
         _like_llama("cohere", "CohereForCausalLM", biases=_ATTENTION_BIAS),
         _like_llama("cohere2", "Cohere2ForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama(
+            "cohere_compass_text", "CohereCompassForCausalLM", free_heads=False, biases=_ATTENTION_BIAS
+        ),
         _like_llama("cwm", "CwmForCausalLM", even_heads=True),
         _like_llama("ernie4_5", "Ernie4_5ForCausalLM", biases={"use_bias": (*"qkvo", "gate", "up", "down")}),
         _like_llama("exaone4", "Exaone4ForCausalLM", even_heads=True, after=_NORMS_AFTER),
@@ -424,6 +428,22 @@ FAMILIES: Mapping[str, Family] = {
             after=_NORMS_AFTER,
             indivisible=("heads",),
         ),
+        _mixture(
+            "kolibri1",
+            "Kolibri1ForCausalLM",
+            "num_experts",
+            extra=_CORRECTED,
+            after={"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
+        ),
+        _mixture(
+            "hy_v3",
+            "HYV3ForCausalLM",
+            "num_experts",
+            extra={"e_score_correction_bias": 0},
+            biases=_ATTENTION_BIAS,
+            unread=("model.layers.80.",),  # it predicts the token after the next
+        ),
+        _mixture("cohere2_moe", "Cohere2MoeForCausalLM", "num_experts", biases=_ATTENTION_BIAS),
         _mixture("mellum", "MellumForCausalLM", "num_experts", biases=_ATTENTION_BIAS, unread=("mtp.",)),
         _mixture(
             "solar_open",
