@@ -774,7 +774,7 @@ class FamilyInfo(NamedTuple):
     """A family as it is listed.
 
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
-    `masked`: it is a masked language model;
+    `masked`: it is a masked language model; `caches`: it keeps keys and values of the past; `float64`: it runs in that;
     `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
     """
 
@@ -787,6 +787,8 @@ class FamilyInfo(NamedTuple):
     stock_biases: tuple[str, ...]
     experts: bool
     masked: bool
+    caches: bool
+    float64: bool
 
     @property
     def limits(self) -> str:
@@ -795,8 +797,47 @@ class FamilyInfo(NamedTuple):
         found += [f"dropped {unit} stay, silenced" for unit in self.silenced]
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
-        found += ["networks are mixtures of experts, of which whole experts go"] if self.experts else []
+        found += (
+            ["networks are mixtures of experts, of which whole experts go, and nothing is folded into them"]
+            if self.experts
+            else []
+        )
+        found += [] if self.caches else ["not timed: it keeps no cache"]
+        found += [] if self.float64 else ["not in float64"]
         return "; ".join(found)
+
+
+class Listed(NamedTuple):
+    """A class of transformers with a head for language, and what is read of it: `limits`, or `refusal`, one of which is
+    empty where the other is not, or both where all is read."""
+
+    architecture: str
+    family: str
+    limits: str
+    refusal: str
+
+
+def list_classes(names: Mapping[str, str]) -> list[Listed]:
+    """Return for every class of one of transformers' mappings (model type → class) whether it is read, and why not."""
+    limits = {info.architecture: info.limits for info in list_families()}
+    listed = []
+    for architecture in sorted({*names.values()}):
+        if architecture in TOWERS:
+            listed.append(Listed(architecture, "of its language model", "everything else stays as it is", ""))
+        elif architecture in FAMILIES:
+            listed.append(Listed(architecture, FAMILIES[architecture].name, limits[architecture], ""))
+        else:
+            listed.append(Listed(architecture, "", "", _refusal(architecture, names)))
+    return listed
+
+
+def _refusal(architecture: str, names: Mapping[str, str]) -> str:
+    """Return the kind of a class that is not read, as far as it or the config that it has by default tells."""
+    if architecture in _WHY_UNREAD:
+        return _WHY_UNREAD[architecture]
+    kinds = [CONFIG_MAPPING[model_type]() for model_type, name in names.items() if name == architecture]
+    found = next((kind for one in kinds if (kind := _kind(architecture, one.to_dict()))), None)
+    return found or "not in the table of families"
 
 
 def list_families() -> list[FamilyInfo]:
@@ -812,6 +853,8 @@ def list_families() -> list[FamilyInfo]:
             tuple(part for parts in family.biases.values() for part in parts),
             bool(family.experts),
             family.masked,
+            family.caches,
+            not family.no_float64,
         )
         for family in sorted(FAMILIES.values(), key=lambda family: family.name)
     ]
@@ -904,6 +947,64 @@ def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
     return getattr(config, family.kv_heads, None) or heads
 
 
+_LATENT = "whose keys and values come from a code of low rank (latent attention), which no head owns"
+_UNREAD: Mapping[str, Sequence[str]] = {
+    "a model that keeps a state in place of attention": (
+        "FalconMambaForCausalLM", "Mamba2ForCausalLM", "MambaForCausalLM", "RwkvForCausalLM", "xLSTMForCausalLM",
+    ),
+    "a hybrid, of which some blocks keep a state or convolve in place of attention": (
+        "BambaForCausalLM", "FalconH1ForCausalLM", "Lfm2ForCausalLM", "Lfm3ForCausalLM", "OlmoHybridForCausalLM",
+        "Qwen3_5ForCausalLM", "RecurrentGemmaForCausalLM", "Zamba2ForCausalLM", "ZambaForCausalLM",
+    ),
+    "a mixture of experts and a hybrid, of which some blocks keep a state or convolve in place of attention": (
+        "BailingHybridForCausalLM", "GraniteMoeHybridForCausalLM", "Inkling2ForCausalLM", "InklingForCausalLM",
+        "JambaForCausalLM", "KimiLinearForCausalLM", "Lfm2MoeForCausalLM", "MiniMaxForCausalLM", "NemotronHForCausalLM",
+        "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen4ExpForCausalLM",
+    ),
+    f"a decoder {_LATENT}": ("MiniCPM3ForCausalLM", "YoutuForCausalLM"),
+    f"a mixture of experts {_LATENT}": (
+        "AXK1ForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM",
+        "LongcatFlashForCausalLM",
+    ),
+    "a mixture of experts of which an indexer chooses the keys that attention looks at": (
+        "AXK2ForCausalLM", "DeepseekV32ForCausalLM", "DeepseekV4ForCausalLM", "Dots3NoteForCausalLM",
+        "GlmMoeDsaForCausalLM", "HYV4ForCausalLM", "MiniMaxM3VLForCausalLM",
+    ),
+    "a mixture of experts of which a gate multiplies what attention gives": (
+        "AfmoeForCausalLM", "BeamForCausalLM", "LagunaForCausalLM",
+    ),
+    "a mixture of experts with attention of other shapes in some blocks": ("MiMoV2FlashForCausalLM",),
+    "a mixture of experts of which the router weighs what enters an expert": ("Llama4ForCausalLM",),
+    "a decoder of which blocks differ in the size of heads, and later ones read the keys and values of earlier ones": (
+        "Gemma3nForCausalLM", "Gemma4ForCausalLM", "Gemma4UnifiedForCausalLM",
+    ),
+    "a small model beside a large one, of which it reads the keys and values": (
+        "Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM",
+    ),
+    "a decoder of which heads are taken in pairs, one from the other": ("DiffLlamaForCausalLM",),
+    "a decoder whose attention is masked by what all value heads hold": ("DogeForCausalLM",),
+    "a decoder that runs its blocks more than once": ("HrmTextForCausalLM",),
+    "a decoder of which the first block, or the last, has other parameters than the rest": (
+        "GPTNeoXJapaneseForCausalLM", "ModernBertDecoderForCausalLM",
+    ),
+    "a decoder that keeps its cache as an encoder-decoder does": (
+        "MegatronBertForCausalLM", "RemBertForCausalLM",
+    ),
+    "the decoder of an encoder-decoder model": (
+        "BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM",
+        "MBartForCausalLM", "MarianForCausalLM", "MusicgenForCausalLM", "MusicgenMelodyForCausalLM", "MvpForCausalLM",
+        "PLBartForCausalLM", "PegasusForCausalLM", "ProphetNetForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM",
+    ),
+    "a model that reads and writes sound": ("MoshiForCausalLM",),
+    "a model of bytes, with models of its own at both ends": ("BltForCausalLM",),
+    "a model that attends to segments of its text by other means than queries and keys of each token": (
+        "BigBirdForCausalLM", "ReformerModelWithLMHead",
+    ),
+    "a model whose attention matrices are no linear layers": ("XLNetLMHeadModel",),
+}  # fmt: skip
+"""What keeps classes that are not read from being a family of the table, as far as that is known."""
+_WHY_UNREAD = {name: why for why, names in _UNREAD.items() for name in names}
+
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
 _MODALITIES = ("vision_config", "audio_config", "speech_config", "text_config", "image_token_id")
@@ -920,9 +1021,7 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
         return _tower_of(architecture, config)
     kind = _kind(architecture, config)
     if kind is not None:
-        raise ModelError(
-            f"{architecture} is {kind}; secateur cuts dense decoder-only models of text, and masked language models."
-        )
+        raise ModelError(f"{architecture} is {kind}, and is not read; `secateur models` lists what is.")
     if architecture not in FAMILIES:
         raise ModelError(
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
@@ -982,6 +1081,8 @@ def refuse_quantized(architecture: str, config: Mapping[str, object]) -> None:
 
 def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
     """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
+    if architecture in _WHY_UNREAD:
+        return _WHY_UNREAD[architecture]
     nested = config.get("ffn_config")  # where DBRX keeps the number of experts
     stated = {**config, **nested} if isinstance(nested, Mapping) else config
     known = architecture in FAMILIES and FAMILIES[architecture].experts
