@@ -27,8 +27,8 @@ written by `dev/write_families_doc.py` from the table that `secateur models` pri
 
 Each class with a family is proved by the test suite on tiny random models: masked and cut they compute the same, with a
 cache and without, with exactly the parameters that were predicted. *Dropped heads stay, silenced*: a norm takes all
-heads of a block together, so dropped ones keep their parameters and write nothing until the whole attention goes. Of
-multimodal classes with `For…Generation` the language model is cut.
+heads of a block together, or the class stores them in one number only; dropped ones keep their parameters and write
+nothing until the whole attention goes. Of multimodal classes with `For…Generation` the language model is cut.
 
 {counts}
 """

@@ -29,7 +29,7 @@ from secateur.hf.families import (
     routing,
     sizes,
 )
-from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
+from secateur.hf.matrices import Matrix, Ranges, grouped_rows, sliced_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
 from secateur.hf.rope import length_switches
 from secateur.hf.weights import distinct, parameter_or_buffer, same
@@ -378,6 +378,8 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
         return None
     if layout == "grouped":
         return grouped_rows(kind, block_widths.num_heads, block_widths.num_kv_heads, general.d_head)
+    if layout == "sliced":
+        return sliced_rows(kind, block_widths.num_heads, general.d_head)
     sharers = _sharers(kind, layout)
     return stacked_rows(
         tuple(_shape(sharer, general, block_widths)[0] for sharer in sharers), sharers.index(kind)

@@ -23,8 +23,9 @@ MULTIMODAL = ", multimodal"  # after the name of the family that the language mo
 class Slot:
     """The place of a matrix: a module relative to its block, and how it shares that module with others.
 
-    `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), or `"grouped"`
-    (for each key/value group: its query heads, then its key, then its value head).
+    `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), `"grouped"`
+    (for each key/value group: its query heads, then its key, then its value head), or `"sliced"` (for each quarter of
+    the heads: all of q, then v, then k).
     """
 
     module: str
@@ -76,16 +77,16 @@ class Family:
     that the attention returns the stream with its contribution, `returns_list` that it returns a list, and `biases`
     which switch of the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block,
     that the output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units
-    (`heads`, `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay,
-    silenced, until the last one goes, and `head_norms` is the config switch that makes heads so, by a list with a
-    norm for each. `per_head` are parameters, relative to the attention, with a number for each query head. `beside`
-    are modules, relative to a block, with matrices that are never edited. `alibi` says that positions enter as a bias
-    for each head, or names the config switch that says it; `sized_by_scaling` says that scaled rotary positions take
-    the size of a head from the number of heads. `constants` are buffers, relative to a block, that releases of before
-    2023 stored beside the weights: masks, which the class makes by itself. `tower` is the module of the language
-    model within a multimodal one, of which everything else stays as it is; empty where the whole model is one.
-    `experts` is for feed-forward networks that are mixtures of experts, in all blocks or in some: they have no slots,
-    and are cut by experts and within their matrices.
+    (`heads`, `neurons`) that a norm takes together, so that each of them counts for all others, or that the class
+    cannot store in another number: dropped ones stay, silenced, until the last one goes, and `head_norms` is the
+    config switch that makes heads so, by a list with a norm for each. `per_head` are parameters, relative to the
+    attention, with a number for each query head. `beside` are modules, relative to a block, with matrices that are
+    never edited. `alibi` says that positions enter as a bias for each head, or names the config switch that says it;
+    `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
+    are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
+    makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
+    stays as it is; empty where the whole model is one. `experts` is for feed-forward networks that are mixtures of
+    experts, in all blocks or in some: they have no slots, and are cut by experts and within their matrices.
 
     `masked` says that it is a masked language model: each position attends to all, and predicts its own token.
     `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
@@ -544,6 +545,17 @@ FAMILIES: Mapping[str, Family] = {
             counts={"num_attention_heads": "heads"},
             width="n_inner",
             constants=_MASKS,
+        ),
+        Family(
+            "codegen",
+            "CodeGenForCausalLM",
+            "transformer.h",
+            "transformer.wte",
+            "transformer.ln_f",
+            _slots(qkv="attn.qkv_proj/sliced", o="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out"),
+            width="n_inner",
+            indivisible=("heads",),
+            constants=("attn.causal_mask",),
         ),
         Family(
             "gpt_neox",

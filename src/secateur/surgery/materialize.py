@@ -26,7 +26,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired
 from secateur.hf.families import Mixture
 from secateur.hf.load import Loaded
-from secateur.hf.matrices import Matrix
+from secateur.hf.matrices import SLICES, Matrix
 from secateur.surgery.operations import (
     Decompose,
     OnParameter,
@@ -292,9 +292,11 @@ def _bias_of(matrix: Matrix) -> str:
 def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:
     """Return the remaining rows of the stored parameter, in their new order: group by group where it is stored so."""
     in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
-    turns = in_turn if is_grouped(matrices[0], anatomy) else [block]
+    layout = _layout(matrices[0], anatomy)
+    turns = in_turn if layout == "grouped" else [block]
     rows = ((m, rows_left(m, turn, anatomy.d_head)) for turn in turns for m in matrices)
-    return list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))
+    stored = list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))
+    return sorted(stored) if layout == "sliced" else stored
 
 
 CarveOperation = dict[str, object]  # `op`, `path`, and what that operation takes: the JSON of config.json
@@ -391,7 +393,9 @@ def _carved_linears(
             part: CarveOperation = {"rows": rows, "columns": columns, "bias": bias}
             parts.append(part if rank is None else part | {"rank": rank})
         if len(parts) > 1 and any(rank is not None for rank in ranks):
-            groups = len(block.groups or ()) if is_grouped(matrices[0], anatomy) else 1
+            groups = {"grouped": len(block.groups or ()), "sliced": SLICES}.get(
+                _layout(matrices[0], anatomy), 1
+            )
             operations.append({"op": "side", "path": module, "parts": parts, "groups": groups})
         elif ranks[0] == 0:
             operations.append(
@@ -410,6 +414,8 @@ def _carved_linears(
 def modules_of(block: BlockShape, kinds: Sequence[str], anatomy: Anatomy) -> dict[str, list[Matrix]]:
     """Return the block's matrices by the module that stores them, in stored order."""
     modules: dict[str, list[Matrix]] = {}
+    if "k" in kinds and anatomy.details.slots["k"].layout == "sliced":
+        kinds = [{"k": "v", "v": "k"}.get(kind, kind) for kind in kinds]
     for kind in kinds:
         matrix = anatomy.matrices.get(Site(block.number, kind))
         if matrix is not None:
@@ -417,9 +423,9 @@ def modules_of(block: BlockShape, kinds: Sequence[str], anatomy: Anatomy) -> dic
     return modules
 
 
-def is_grouped(matrix: Matrix, anatomy: Anatomy) -> bool:
-    """Return True where the module stores q, k and v group by group."""
-    return anatomy.details.slots[matrix.site.part].layout == "grouped"
+def _layout(matrix: Matrix, anatomy: Anatomy) -> str:
+    """Return how a matrix shares its module with others."""
+    return anatomy.details.slots[matrix.site.part].layout
 
 
 def renumbered(
