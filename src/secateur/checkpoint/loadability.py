@@ -46,7 +46,8 @@ RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
 NOT_RUN = {
     "gemma2", "gpt_neox", "gptj", "mistral", "phi", "qwen2", "qwen3",
-    "camembert-decoder", "data2vec-text-decoder", "ernie-decoder", "xlm-roberta-decoder",
+    "bert-generation-decoder", "camembert-decoder", "data2vec-text-decoder", "electra-decoder", "ernie-decoder",
+    "roberta-decoder", "xlm-roberta-decoder",
 }  # fmt: skip
 RAN_REMOTE = Ran(
     "transformers 5.23.0",

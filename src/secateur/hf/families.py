@@ -786,8 +786,9 @@ class FamilyInfo(NamedTuple):
     """A family as it is listed.
 
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
-    `masked`: it is a masked language model; `caches`: it keeps keys and values of the past; `float64`: it runs in that;
-    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
+    `masked`: it is a masked language model; `caches`: it keeps keys and values of the past; `float64`: it runs in
+    that; `counts_from_pad`: positions begin behind the padding's id; `stock_heads`: a stock checkpoint may have
+    fewer heads; `stock_biases` are the matrices that get a bias there.
     """
 
     family: str
@@ -801,6 +802,7 @@ class FamilyInfo(NamedTuple):
     masked: bool
     caches: bool
     float64: bool
+    counts_from_pad: bool
 
     @property
     def limits(self) -> str:
@@ -816,6 +818,10 @@ class FamilyInfo(NamedTuple):
         )
         found += [] if self.caches else ["not timed: it keeps no cache"]
         found += [] if self.float64 else ["not in float64"]
+        if self.counts_from_pad and not self.masked:
+            found += [
+                "transformers' own generate counts its positions from 0, which is not how it was trained"
+            ]
         return "; ".join(found)
 
 
@@ -867,6 +873,7 @@ def list_families() -> list[FamilyInfo]:
             family.masked,
             family.caches,
             not family.no_float64,
+            family.counts_from_pad,
         )
         for family in sorted(FAMILIES.values(), key=lambda family: family.name)
     ]
