@@ -278,8 +278,8 @@ def _attending(
     def forward(*args: object, **kwargs: object) -> object:
         with _AttentionCalls() as calls:
             out = original(*args, **kwargs)
-        several = isinstance(out, tuple | list) and len(out) > 1
-        returned = [out[1]] if several else []
+        parts = [*out] if isinstance(out, tuple | list) else []  # OpenAI GPT's returns a list
+        returned = parts[1:2]
         weights = next((w for w in (*calls.weights, *returned) if w is not None), None)
         if not isinstance(weights, Tensor) or weights.dim() != 4 or weights.shape[1] != num_heads:
             raise ModelError(
@@ -292,7 +292,10 @@ def _attending(
             )
         consume(block, weights)
         seen.append(block)
-        return type(out)((out[0], None, *out[2:])) if several else out
+        if len(parts) < 2:
+            return out
+        shown = [parts[0], None, *parts[2:]]
+        return shown if isinstance(out, list) else tuple(shown)
 
     return forward
 
