@@ -54,7 +54,18 @@ KINDS = [
     "linear of rank 2", "all but one linear", "folded",
 ]  # fmt: skip
 EVERY_KIND = ("llama", "gpt2")  # of the others some, in turn
-OF_MORE = ("apertus", "glm4", "gpt-bigcode", "gpt-neo", "mpt", "olmo2", "openai-gpt", "smollm3", "stablelm", "starcoder2")
+OF_MORE = (
+    "apertus",
+    "glm4",
+    "gpt-bigcode",
+    "gpt-neo",
+    "mpt",
+    "olmo2",
+    "openai-gpt",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+)
 
 
 def cases() -> Iterator[Any]:
@@ -67,7 +78,9 @@ def cases() -> Iterator[Any]:
 
 CASES = [*cases()]
 FEW_CASES = [
-    *slow_but([f"{family}, mixed" for family in OF_MORE], [f"{family}, mixed" for family in sorted([*MORE, *OLD])]),
+    *slow_but(
+        [f"{family}, mixed" for family in OF_MORE], [f"{family}, mixed" for family in sorted([*MORE, *OLD])]
+    ),
     *slow_but(["smollm3, block 0"], ["smollm3, block 0", "gpt-neo, block 0", "cwm, block 0"]),
 ]
 HARNESS = ["llama, mixed", "llama, block 0"]  # a carved one and a stock one
