@@ -118,6 +118,12 @@ def test_dtype_is_what_was_asked(folder, dtype):
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
 
 
+def test_a_family_of_which_the_code_does_not_run_in_float64_is_refused_in_it(tmp_path):
+    tiny("xglm").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    refused(tmp_path, "XGLMForCausalLM does not run in float64: take --dtype float32", dtype="float64")
+
+
 def test_dtype_auto_is_as_stored(tmp_path):
     tiny("qwen2", torch.bfloat16).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)

@@ -1080,7 +1080,9 @@ _KIND_OF_HEAD = re.compile("For(CausalLM|MaskedLM)$")
 
 def _misspelled(architecture: str) -> str:
     """Return the family that must have been meant; empty where none is nearly the same, their common ending aside."""
-    names = {_KIND_OF_HEAD.sub("", known): known for known in FAMILIES}
+    head = _KIND_OF_HEAD.search(architecture)
+    alike = (known for known in FAMILIES if head is None or known.endswith(head[0]))
+    names = {_KIND_OF_HEAD.sub("", known): known for known in alike}
     near = get_close_matches(_KIND_OF_HEAD.sub("", architecture), names, 1, 0.85)
     return f" Did you mean {names[near[0]]}?" if near else ""
 
