@@ -20,8 +20,8 @@ from fixtures.zoo import (
     MASKED,
     MIXTURES,
     OF_ALL_KINDS,
-    OTHER_NAMES,
     VOCAB_SIZE,
+    once_a_code,
     precision,
     tiny,
 )
@@ -48,7 +48,7 @@ OF_THEIR_OWN = {"apertus"}  # the activation has parameters
 BIASED_NORMS = {"stablelm-12b", "persimmon"}  # of queries and keys, so that none of them vanishes
 
 
-@pytest.fixture(params=sorted(OF_ALL_KINDS.keys() - OTHER_NAMES))
+@pytest.fixture(params=once_a_code(OF_ALL_KINDS))
 def name(request: pytest.FixtureRequest) -> Iterator[str]:
     with precision(request.param):
         yield request.param
