@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 from secateur.errors import TaskError
 from secateur.evaluation.batching import Packing
 from secateur.hf.chat import Message, conversation_ids
-from secateur.hf.generation import generating_by, positions
+from secateur.hf.generation import generating_by, positions, unwritable
 from secateur.hf.load import Loaded
 from secateur.hf.rope import regime
 from secateur.tasks.encode import Encoded
@@ -131,7 +131,7 @@ def _generate(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        suppress_tokens=list(ban) or None,
+        suppress_tokens=[*ban, *unwritable(loaded.anatomy.details, loaded.model)] or None,
         eos_token_id=list(loaded.ends) or None,
         pad_token_id=0,
         use_cache=cached,

@@ -55,6 +55,11 @@ def positions(family: Family, model: PreTrainedModel, mask: Tensor) -> dict[str,
     return {"position_ids": mask.cumsum(-1) * mask + model.config.pad_token_id}
 
 
+def unwritable(family: Family, model: PreTrainedModel) -> list[int]:
+    """Return the tokens that must not be written: the padding, where positions pass it over."""
+    return [model.config.pad_token_id] if family.counts_from_pad else []
+
+
 @contextmanager
 def generating_by(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Make the model generate by `config` alone while the context is open.
