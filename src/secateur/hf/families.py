@@ -972,9 +972,10 @@ _UNREAD: Mapping[str, Sequence[str]] = {
         "FalconMambaForCausalLM", "Mamba2ForCausalLM", "MambaForCausalLM", "RwkvForCausalLM", "xLSTMForCausalLM",
     ),
     "a hybrid, of which some blocks keep a state or convolve in place of attention": (
-        "BambaForCausalLM", "FalconH1ForCausalLM", "Lfm2ForCausalLM", "Lfm3ForCausalLM", "OlmoHybridForCausalLM",
+        "BambaForCausalLM", "Lfm2ForCausalLM", "Lfm3ForCausalLM", "OlmoHybridForCausalLM",
         "Qwen3_5ForCausalLM", "RecurrentGemmaForCausalLM", "Zamba2ForCausalLM", "ZambaForCausalLM",
     ),
+    "a hybrid, of which blocks keep a state beside their attention": ("FalconH1ForCausalLM",),
     "a mixture of experts and a hybrid, of which some blocks keep a state or convolve in place of attention": (
         "BailingHybridForCausalLM", "GraniteMoeHybridForCausalLM", "Inkling2ForCausalLM", "InklingForCausalLM",
         "JambaForCausalLM", "KimiLinearForCausalLM", "Lfm2MoeForCausalLM", "MiniMaxForCausalLM", "NemotronHForCausalLM",
@@ -1016,13 +1017,11 @@ _UNREAD: Mapping[str, Sequence[str]] = {
     ),
     "a model that reads and writes sound": ("MoshiForCausalLM",),
     "a model of bytes, with models of its own at both ends": ("BltForCausalLM",),
-    "a model that attends to segments of its text by other means than queries and keys of each token": (
-        "BigBirdForCausalLM", "ReformerModelWithLMHead",
-    ),
+    "a model that attends within chunks of its text, by hashes": ("ReformerModelWithLMHead",),
     "a model whose attention matrices are no linear layers": ("XLNetLMHeadModel",),
 }  # fmt: skip
 """What keeps classes that are not read from being a family of the table, as far as that is known."""
-_WHY_UNREAD = {name: why for why, names in _UNREAD.items() for name in names}
+_WHY_UNREAD = {name: why for why, names in _UNREAD.items() for name in names if name not in FAMILIES}
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
