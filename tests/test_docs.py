@@ -228,6 +228,16 @@ def _provenance(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "plan.json").read_text(encoding="utf-8"))["provenance"]
 
 
+def test_the_page_of_families_and_their_count_are_those_of_the_table() -> None:
+    sys.path.insert(0, str(ROOT / "dev"))
+    try:
+        from write_families_doc import documents
+    finally:
+        sys.path.pop(0)
+    stale = [path.name for path, text in documents().items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, "run python dev/write_families_doc.py"
+
+
 def test_tables_and_schemas_of_records_are_those_of_the_types() -> None:
     sys.path.insert(0, str(ROOT / "dev"))
     try:

@@ -46,6 +46,7 @@ from secateur.surgery.operations import resolve
 from secateur.surgery.portable import portable_plan
 from secateur.surgery.shape import shape_of, stock_config
 
+OLD = ["bert-decoder", "codegen", "ctrl", "openai-gpt", "xglm"]
 FAMILIES = ["llama", "gpt2", "opt", "bloom", "falcon-rw", "gemma3", "phi3"]
 KINDS = [
     "one head", "uneven heads", "KV groups everywhere", "attention of block 0", "FFN of block 0", "neurons",
@@ -53,7 +54,18 @@ KINDS = [
     "linear of rank 2", "all but one linear", "folded",
 ]  # fmt: skip
 EVERY_KIND = ("llama", "gpt2")  # of the others some, in turn
-OF_MORE = ("apertus", "glm4", "gpt-bigcode", "gpt-neo", "mpt", "olmo2", "smollm3", "stablelm", "starcoder2")
+OF_MORE = (
+    "apertus",
+    "glm4",
+    "gpt-bigcode",
+    "gpt-neo",
+    "mpt",
+    "olmo2",
+    "openai-gpt",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+)
 
 
 def cases() -> Iterator[Any]:
@@ -66,7 +78,9 @@ def cases() -> Iterator[Any]:
 
 CASES = [*cases()]
 FEW_CASES = [
-    *slow_but([f"{family}, mixed" for family in OF_MORE], [f"{family}, mixed" for family in sorted(MORE)]),
+    *slow_but(
+        [f"{family}, mixed" for family in OF_MORE], [f"{family}, mixed" for family in sorted([*MORE, *OLD])]
+    ),
     *slow_but(["smollm3, block 0"], ["smollm3, block 0", "gpt-neo, block 0", "cwm, block 0"]),
     *slow_but(
         ["lfm2, mixed", "qwen3.5, rank 3"],
@@ -118,7 +132,7 @@ def originals(words, tmp_path_factory) -> dict[str, Loaded]:
     place = tmp_path_factory.mktemp("originals")
     return {
         name: load_model(str(save_model(place / name, tiny(name), words)), device="cpu")
-        for name in (*FAMILIES, *MORE, *HYBRIDS)
+        for name in (*FAMILIES, *MORE, *OLD, *HYBRIDS)
     }
 
 
@@ -472,7 +486,7 @@ BAD_CONFIGS = {
     "stock": (lambda c: c.pop("stock"), ["config.json", "no 'stock'", "damaged"]),
     "no family": (lambda c: c["carving"].pop("family"), ["config.json", "no 'family'", "damaged"]),
     "unknown family": (changed(family="lllama"), ["'lllama'", "does not know"]),
-    "family": (changed(family="xglm"), ["unknown family XGLMForCausalLM"]),
+    "family": (changed(family="cpmant"), ["unknown family CpmAntForCausalLM"]),
     "nothing carved": (changed(operations=[]), ["do not fit its config.json", "missing"]),
     "blocks": (lambda c: c["stock"].update(num_hidden_layers=3), ["do not fit its config.json", "missing"]),
 }

@@ -33,7 +33,8 @@ def test_what_is_written_is_the_cut_model(name, words, tmp_path):
     """Transformers alone reads fewer experts, by the number in the config; that of a carved model by its operations."""
     loaded = load_model(str(save_model(tmp_path / "whole", tiny(name), words)), device="cpu")
     stock = HYBRID if name in ("lfm2-moe", "qwen3-next", "qwen3.5-moe") else STOCK
-    for sites in (stock, UNEVEN) if name in ("mixtral", "ernie4.5-moe", "qwen3-next") else (stock,):
+    both = name in ("mixtral", "ernie4.5-moe", "qwen3-next", "gpt-oss")
+    for sites in (stock, UNEVEN) if both else (stock,):
         plan, out = Plan(loaded.fingerprint, tuple(drops(*sites))), tmp_path / str(len(sites[0]))
         save_and_reload(loaded, plan, out, rows=[range(8)], form=Form(), decompose=decompose)
         again, made = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True), cut(loaded, plan)
@@ -53,6 +54,7 @@ def test_what_is_written_is_the_cut_model(name, words, tmp_path):
         ("qwen3-moe", ["b0.mlp.e1=drop", "b1.mlp.e2=drop", "b0.q=2"]),
         ("granitemoe", ["b0.mlp.e1=drop", "b1.mlp.e2=drop"]),
         ("glm4-moe", ["b1.mlp.e0=drop"]),
+        ("gpt-oss", ["b0.attn.h1=drop", "b1.attn.g0=drop", "b1.mlp.e0=drop", "b0.e2.up=3"]),
     ],
 )
 def test_apply_writes_what_prune_would_have_written(name, edits, words, tmp_path):

@@ -14,7 +14,16 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures.zoo import CONTEXT, MASKED, OF_ALL_KINDS, OTHER_NAMES, VOCAB_SIZE, tiny
+from fixtures.zoo import (
+    CONTEXT,
+    DECODERS,
+    MASKED,
+    OF_ALL_KINDS,
+    VOCAB_SIZE,
+    once_a_code,
+    precision,
+    tiny,
+)
 from torch import Tensor, nn
 
 from secateur.core.site import Site
@@ -26,20 +35,23 @@ from secateur.hf.matrices import Matrix
 
 UNGATED = {
     "apertus", "arcee", "biogpt", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "jais2",
-    "mpt", "nanochat", "nemotron", "opt", "persimmon", "phi", "starcoder2", *(MASKED.keys() - {"modernbert"}),
+    "mpt", "nanochat", "nemotron", "opt", "persimmon", "phi", "starcoder2", *DECODERS,
+    *(MASKED.keys() - {"modernbert"}),
 }  # fmt: skip
 TOKENS = torch.tensor([[5, 17, 40, 3, 88, 61, 23, 9, 71, 34], [90, 4, 4, 55, 12, 7, 66, 31, 8, 20]])
 TANH_GELU = {
-    "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "bloom", "phi", "gemma", "gemma2", "gemma3", "starcoder2", "vaultgemma",
+    "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "bloom", "codegen", "phi", "gemma", "gemma2", "gemma3", "openai-gpt",
+    "starcoder2", "vaultgemma",
 }  # fmt: skip
 SQUARED_RELU = {"arcee", "bitnet", "jais2", "nanochat", "nemotron", "persimmon"}
 OF_THEIR_OWN = {"apertus"}  # the activation has parameters
 BIASED_NORMS = {"stablelm-12b", "persimmon"}  # of queries and keys, so that none of them vanishes
 
 
-@pytest.fixture(params=sorted(OF_ALL_KINDS.keys() - OTHER_NAMES))
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(params=once_a_code(OF_ALL_KINDS))
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    with precision(request.param):
+        yield request.param
 
 
 @cache
@@ -56,7 +68,7 @@ def taps(model: nn.Module, *paths: str) -> Iterator[dict[str, tuple[Tensor, Tens
 
     def tap(path: str) -> Callable[..., None]:
         def keep(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            output = output[0] if isinstance(output, tuple) else output
+            output = output[0] if isinstance(output, tuple | list) else output
             seen[path] = args[0], output.clone()  # Falcon goes on adding into the output
 
         return keep
@@ -108,9 +120,11 @@ def window(model: nn.Module, block: int) -> int:
     return config.window_size if kinds[block] == "local" else config.sliding_window
 
 
-def attention_without_scores(name: str, parts: Anatomy, length: int, seen: int) -> Tensor:
+def attention_without_scores(
+    name: str, parts: Anatomy, length: int, seen: int, sinks: Tensor | None
+) -> Tensor:
     """(heads, t, j): uniform over the `seen` last j ≤ t; with ALiBi, a softmax of the slopes (Press et al. 2021); over
-    all j in a masked language model."""
+    all j in a masked language model. A sink is one more logit of a head, at which nothing is read."""
     scores = torch.zeros(parts.num_heads, length, length, dtype=torch.float64)
     if name in ("bloom", "falcon-rw", "mpt"):
         slopes = torch.tensor([2.0 ** (-8 * (h + 1) / parts.num_heads) for h in range(parts.num_heads)])
@@ -119,7 +133,10 @@ def attention_without_scores(name: str, parts: Anatomy, length: int, seen: int) 
     ago = torch.arange(length)[:, None] - torch.arange(length)
     if name in MASKED:
         return scores.masked_fill(ago.abs() >= seen, -math.inf).softmax(-1)
-    return scores.masked_fill((ago < 0) | (ago >= seen), -math.inf).softmax(-1)
+    scores = scores.masked_fill((ago < 0) | (ago >= seen), -math.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(-1, length, 1)], dim=-1)
+    return scores.softmax(-1)[..., :length]
 
 
 def test_counts_are_the_models_own(name):
@@ -140,7 +157,7 @@ def test_counts_are_the_models_own(name):
 
 
 def test_key_value_heads_are_those_of_the_cache(name):
-    if name in MASKED:
+    if name in {*MASKED, "openai-gpt"}:
         pytest.skip("it has no cache")
     model, parts = shared(name)
     with torch.no_grad():
@@ -222,7 +239,8 @@ def test_without_queries_or_keys_attention_is_the_mean_of_the_values(name, silen
             logits(model)
         values = seen[v.module][0] @ v.read(weight(model, v)).T + bias_part(model, v)
         heads = values.unflatten(-1, (parts.num_kv_heads, parts.d_head)).repeat_interleave(repeats, dim=2)
-        attention = attention_without_scores(name, parts, TOKENS.shape[1], window(model, block))
+        sinks = dict(model.get_submodule(parts.attention(block)).named_parameters()).get("sinks")
+        attention = attention_without_scores(name, parts, TOKENS.shape[1], window(model, block), sinks)
         expected = torch.einsum("htj,bjhd->bthd", attention, heads).flatten(2)
         if name == "bitnet":
             expected = model.get_submodule(parts.attention(block)).attn_sub_norm(expected)
@@ -268,7 +286,9 @@ def test_a_query_head_acts_at_its_own_position_and_a_key_or_value_head_where_it_
             seen |= (name in MASKED) & ((times - position).abs() < reach)
             when = times == position if kind == "q" else seen
             shared_norm = (
-                "heads" in parts.indivisible and name != "stablelm-12b" and (kind != "v" or name == "bitnet")
+                "heads" in parts.indivisible
+                and name not in ("codegen", "stablelm-12b")
+                and (kind != "v" or name == "bitnet")
             )
             expected = when & ((owner == head) | shared_norm)
             assert torch.equal(changed_where(model, parts, kind, head, position), expected), (
@@ -302,14 +322,15 @@ def activation(family: str) -> Callable[[Tensor], Tensor]:
         return lambda x: F.gelu(x, approximate="tanh")
     if family in SQUARED_RELU:
         return lambda x: F.relu(x).square()
-    if family in {"gpt_neox", "falcon", "biogpt", "mpt", *MASKED}:
+    if family in {"gpt_neox", "falcon", "biogpt", "mpt", "xglm", *MASKED} or family.endswith("-decoder"):
         return F.gelu
-    return {"opt": F.relu}.get(family, F.silu)
+    return {"ctrl": F.relu, "opt": F.relu}.get(family, F.silu)
 
 
 def test_mlps_map_one_tensor_to_one_tensor(name):
     model, parts = shared(name)
-    without = {"opt", "bloom", "biogpt", "mpt", *MASKED} - {"distilbert", "modernbert"}
+    without = {"opt", "bloom", "biogpt", "mpt", *DECODERS, *MASKED}
+    without -= {"codegen", "ctrl", "distilbert", "modernbert", "openai-gpt"}
     assert (parts.mlps is None) == bool({parts.family, name} & without or parts.routing)
     calls: list[tuple[tuple, dict, object]] = []
     handles = [
@@ -387,7 +408,7 @@ def test_fingerprint_follows_every_bit_and_nothing_else(name):
     assert before != fingerprint(tiny(name, torch.bfloat16))
     for parameter in model.parameters():
         last = parameter.view(-1)[-1].clone()
-        parameter.view(-1)[-1] = torch.nextafter(last, torch.tensor(9.0))
+        parameter.view(-1)[-1] = torch.nextafter(last, torch.tensor(9.0, dtype=last.dtype))
         assert fingerprint(model) != before
         parameter.view(-1)[-1] = last
     assert fingerprint(model) == before

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from secateur import api
 from secateur.core.plan import Drop, Plan
 from secateur.core.site import Site
-from secateur.errors import SecateurError, UnknownName
+from secateur.errors import ModelError, SecateurError, UnknownName
 from secateur.gains.cost import Attended, cost, prefill, random_tokens
 from secateur.gains.length import Length
 from secateur.gains.memory import RESET, peak_bytes
@@ -38,6 +38,13 @@ def silent(stage, done, total):
 
 def tokens(batch=BATCH, prompt=PROMPT):
     return random_tokens(96, batch, prompt)
+
+
+def test_a_model_that_keeps_no_cache_has_no_bytes_of_it_and_is_not_timed(as_loaded):
+    loaded = as_loaded(tiny("openai-gpt"))
+    assert gains(loaded, loaded).kv_bytes_per_token is None
+    with pytest.raises(ModelError, match="timing: OpenAIGPTLMHeadModel keeps no cache"):
+        loaded.anatomy.check_cached("timing")
 
 
 # -------------------------------------------------------------------------------------------------------- arithmetic

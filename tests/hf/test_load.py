@@ -118,6 +118,12 @@ def test_dtype_is_what_was_asked(folder, dtype):
     assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
 
 
+def test_a_family_of_which_the_code_does_not_run_in_float64_is_refused_in_it(tmp_path):
+    tiny("xglm").save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    refused(tmp_path, "XGLMForCausalLM does not run in float64: take --dtype float32", dtype="float64")
+
+
 def test_dtype_auto_is_as_stored(tmp_path):
     tiny("qwen2", torch.bfloat16).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
@@ -328,7 +334,6 @@ def test_trusted_code_of_a_known_family_is_read(folder):
 
 
 KINDS = {
-    "GptOss": (transformers.GptOssConfig, "GptOssForCausalLM", "a mixture of experts"),
     "Afmoe": (transformers.AfmoeConfig, "AfmoeForCausalLM", "a mixture of experts"),
     "DeepseekV3": (transformers.DeepseekV3Config, "DeepseekV3ForCausalLM", "a mixture of experts"),
     "Dbrx": (transformers.DbrxConfig, "DbrxForCausalLM", "a mixture of experts"),
@@ -353,16 +358,17 @@ KINDS = {
     "Headless": (transformers.LlamaConfig, "LlamaModel", "not a causal language model"),
     "Gemma3n": (transformers.Gemma3nConfig, "Gemma3nForConditionalGeneration", "a multimodal model"),
     "Idefics2": (transformers.Idefics2Config, "Idefics2ForConditionalGeneration", "a multimodal model"),
-    "CodeGen": (
-        transformers.CodeGenConfig,
-        "CodeGenForCausalLM",
-        r"unknown family CodeGenForCausalLM\. .secateur models",
+    "CpmAnt": (
+        transformers.CpmAntConfig,
+        "CpmAntForCausalLM",
+        r"unknown family CpmAntForCausalLM\. .secateur models",
     ),
-    "Xglm": (
-        transformers.XGLMConfig,
-        "XGLMForCausalLM",
-        r"unknown family XGLMForCausalLM\. .secateur models",
+    "Mamba": (
+        transformers.MambaConfig,
+        "MambaForCausalLM",
+        "keeps a state in place of attention, and is not read",
     ),
+    "Bert that looks ahead": (transformers.BertConfig, "BertLMHeadModel", "no is_decoder, without which"),
 }
 
 
@@ -374,12 +380,12 @@ def test_what_is_not_cut_is_refused_by_kind_before_its_weights_are_read(kind, tm
 
 
 def test_experts_are_refused_in_memory_too():
-    config = transformers.GptOssConfig(
+    config = transformers.AfmoeConfig(
         vocab_size=96, hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=2, head_dim=8,
+        num_key_value_heads=2, num_experts=2, head_dim=8,
     )  # fmt: skip
-    with pytest.raises(ModelError, match="GptOssForCausalLM is a mixture of experts"):
-        anatomy(transformers.GptOssForCausalLM(config))
+    with pytest.raises(ModelError, match="AfmoeForCausalLM is a mixture of experts of which a gate"):
+        anatomy(transformers.AfmoeForCausalLM(config))
 
 
 def test_cross_attention_is_refused_by_name():

@@ -134,6 +134,7 @@ def sigmoid_with_bias(scores: Tensor, bias: Tensor | None, normalized: bool) -> 
         ("mixtral", "mlp.gate", softmax_first, True),
         ("olmoe", "mlp.gate", softmax_first, False),
         ("granitemoe", "block_sparse_moe.router", largest_first, True),
+        ("gpt-oss", "mlp.router", largest_first, True),
         ("glm4-moe", "mlp.gate", sigmoid_with_bias, True),
     ],
 )
@@ -169,15 +170,20 @@ def test_the_logit_of_an_expert_that_is_gone_is_minus_infinity(name, router, rul
 # ----------------------------------------------------------------------------------------------- matrices of one expert
 
 
-@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "ernie4.5-moe"])
+@pytest.mark.parametrize("name", ["mixtral", "granitemoe", "ernie4.5-moe", "gpt-oss"])
 def test_matrices_of_an_expert_are_truncated_alone(name):
     """Against numpy's decomposition of slices of the stored tensors; also beside an expert that goes."""
     loaded, by_hand = loaded_of(tiny(name, torch.float64)), tiny(name, torch.float64)
     path = f"{loaded.anatomy.blocks[1]}.{loaded.anatomy.details.experts.network}.experts"
     fused, down = (by_hand.get_parameter(f"{path}.{kind}") for kind in ("gate_up_proj", "down_proj"))
-    d_ff = down.shape[2]
-    fused[2, :d_ff] = kept(fused[2, :d_ff], slice(3))
-    fused[0, d_ff:] = kept(fused[0, d_ff:], [1, *range(3, min(d_ff, 32))])
+    d_ff = fused.shape[1] // 2
+    gate, up = slice(d_ff), slice(d_ff, None)
+    if name == "gpt-oss":  # stored (in, out), gate and up in turn
+        fused, down = fused.mT, down.mT
+        gate, up = slice(None, None, 2), slice(1, None, 2)
+        d_ff = down.shape[2]
+    fused[2, gate] = kept(fused[2, gate], slice(3))
+    fused[0, up] = kept(fused[0, up], [1, *range(3, min(d_ff, 32))])
     down[0] = kept(down[0], slice(-2, None))
     edits = (
         Truncate(Site.parse("b1.e2.gate"), 3),
@@ -212,7 +218,7 @@ def test_edits_of_an_expert_that_goes_are_refused():
     for edit, message in (
         (Truncate(Site.parse("b0.e4.up"), 3), "this model has no matrix b0.e4.up. Did you mean"),
         (Truncate(Site.parse("b0.e1.up"), 33), "b0.e1.up is 40 × 32, its rank is at most 32"),
-        (RemoveDirections(Site.parse("b0.e1.up"), (0,), fold=mean), "an expert has no bias"),
+        (RemoveDirections(Site.parse("b0.e1.up"), (0,), fold=mean), "of an expert is not folded"),
     ):
         with pytest.raises((PlanError, UnknownName), match=message):
             resolve(Plan("zoo", (edit,)), loaded.anatomy, "zoo")

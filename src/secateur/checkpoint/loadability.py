@@ -43,7 +43,11 @@ class Ran:
 RAN_LLAMA_CPP = Ran(llama_cpp.VERSION, llama_cpp.RAN)
 RAN_VLLM = Ran("vLLM 0.32.0 on CPU", frozenset({"llama"}))
 RAN_LM_EVAL = Ran("lm-eval 0.4.13", frozenset({"llama"}))
-NOT_RUN = {"gemma2", "gpt_neox", "gptj", "mistral", "phi", "qwen2", "qwen3"}
+NOT_RUN = {
+    "gemma2", "gpt_neox", "gptj", "mistral", "phi", "qwen2", "qwen3",
+    "bert-generation-decoder", "camembert-decoder", "data2vec-text-decoder", "electra-decoder", "ernie-decoder",
+    "roberta-decoder", "xlm-roberta-decoder",
+}  # fmt: skip
 RAN_REMOTE = Ran(
     "transformers 5.23.0",
     frozenset(one.name for one in FAMILIES.values() if not (one.experts or one.masked)) - NOT_RUN,

@@ -35,13 +35,13 @@ class Forward:
         self._tuples = self._learn_return_types()
 
     def _learn_return_types(self) -> list[bool]:
-        """Return which blocks return a tuple that begins with their output, rather than a tensor; a stand-in has to do
-        the same."""
+        """Return which blocks return a tuple or a list that begins with their output, rather than a tensor; a stand-in
+        has to do alike."""
         returns_tuple: list[bool] = [False] * len(self._blocks)
 
         def note(number: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
-                returns_tuple[number] = isinstance(output, tuple)
+                returns_tuple[number] = isinstance(output, tuple | list)
 
             return hook
 

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 from secateur.errors import TaskError
 from secateur.evaluation.batching import Packing
 from secateur.hf.chat import Message, conversation_ids
-from secateur.hf.generation import generating_by
+from secateur.hf.generation import generating_by, positions, unwritable
 from secateur.hf.load import Loaded
 from secateur.hf.rope import regime
 from secateur.tasks.encode import Encoded
@@ -132,14 +132,18 @@ def _generate(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        suppress_tokens=list(ban) or None,
+        suppress_tokens=[*ban, *unwritable(loaded.anatomy.details, loaded.model)] or None,
         eos_token_id=list(loaded.ends) or None,
         pad_token_id=0,
         use_cache=cached,
     )
     with torch.inference_mode(), generating_by(loaded.model, config):
         generated = loaded.model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            streamer=streamer,
+            **positions(loaded.anatomy.details, loaded.model, mask),
         )
     ends = set(loaded.ends)
     return [list(takewhile(lambda token: token not in ends, row)) for row in generated[:, length:].tolist()]

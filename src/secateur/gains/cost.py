@@ -103,7 +103,7 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
         cache = prefill(loaded.model, tokens.to(loaded.device)).past_key_values
     assert cache is not None
     # matrices multiply, be they one or two factors; norms and biases cost next to nothing
-    weights = {module: [p for p in module.parameters(recurse=False) if p.dim() > 1] for module in positions}
+    weights = {module: [p for p in _own(module) if p.dim() > 1 + _of_experts(module)] for module in positions}
     chosen = 0 if loaded.anatomy.routing is None else loaded.anatomy.routing.chosen
     attended = _attended(loaded, cache.layers, tokens.shape[0])
     return Cost(
@@ -111,16 +111,16 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
         prompt=tokens.shape[1],
         matmul_flops=round(
             sum(
-                2.0 * p.numel() * count * _share(p, chosen)
+                2.0 * p.numel() * count * _share(module, p, chosen)
                 for module, count in positions.items()
                 for p in weights[module]
             )
         ),
         weight_bytes=round(
             sum(
-                p.nbytes * _share(p, chosen, tokens.shape[0])
+                p.nbytes * _share(module, p, chosen, tokens.shape[0])
                 for module in positions
-                for p in module.parameters(recurse=False)
+                for p in _own(module)
             )
         ),
         cache_bytes=sum(_bytes(layer) for layer in cache.layers),
@@ -128,15 +128,25 @@ def cost(loaded: Loaded, tokens: Int[Tensor, "batch prompt"]) -> Cost:
     )
 
 
-def _share(parameter: nn.Parameter, chosen: int, tokens: int = 1) -> float:
-    """Return the share of a parameter that so many tokens read: all of it, but for the matrices of a network's experts,
-    which lie one upon the other.
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return [*module.parameters(recurse=False)]
+
+
+def _of_experts(module: nn.Module) -> bool:
+    """Return True for a module that holds a network's experts, the matrices of all one upon the other."""
+    return any(parameter.dim() == 3 for parameter in _own(module))
+
+
+def _share(module: nn.Module, parameter: nn.Parameter, chosen: int, tokens: int = 1) -> float:
+    """Return the share of a module's parameter that so many tokens read: all of it, but of a network's experts that of
+    those which are chosen.
 
     Args:
         chosen: Experts that a token goes through, each token its own draw; 0: there are none.
     """
-    experts = chosen and parameter.dim() == 3
-    return 1 - (1 - chosen / parameter.shape[0]) ** tokens if experts else 1.0
+    if not chosen or not _of_experts(module):
+        return 1.0
+    return 1 - (1 - chosen / parameter.shape[0]) ** tokens
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def gains(before: Loaded, after: Loaded, folder: Path | None = None) -> GainsRec
         folder: Where `after` lies, if that is not `after.source`. A model in memory only has no bytes on disk.
     """
     cached = None
-    if before.anatomy.writes_text:
+    if before.anatomy.writes_text and before.anatomy.details.caches:
         length = Length(prompt=SHORT, new=1).within(before.anatomy.context, after.anatomy.context)
         dense, cut = costs(before, after, length)
         cached = BeforeAfter(before=dense.kv_bytes_per_token, after=cut.kv_bytes_per_token)
@@ -231,7 +231,7 @@ def bench(
     """
     anatomies = [blank_model(**words).anatomy for words in (dense, cut)]
     for anatomy in anatomies:
-        anatomy.check_causal("timing of prompts and of what is written after them")
+        anatomy.check_cached("timing of prompts and of what is written after them")
     length.within(*(anatomy.context for anatomy in anatomies))
     with using_threads(threads) as count:
         before, after = (load_model(**words) for words in (dense, cut))

@@ -32,7 +32,7 @@ from secateur.hf.families import (
     routing,
     sizes,
 )
-from secateur.hf.matrices import Matrix, Ranges, grouped_rows, stacked_rows
+from secateur.hf.matrices import Matrix, Ranges, grouped_rows, sliced_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
 from secateur.hf.rope import length_switches
 from secateur.hf.weights import distinct, parameter_or_buffer, same
@@ -120,6 +120,12 @@ class Anatomy:
                 f"{what} is not for {self.architecture}, {self.details.head.words} and writes no text: leave it out, "
                 "or take a causal model."
             )
+
+    def check_cached(self, what: str) -> None:
+        """Raise `ModelError` for a model that keeps no keys and values of the past, which `what` needs."""
+        self.check_causal(what)
+        if not self.details.caches:
+            raise ModelError(f"{what}: {self.architecture} keeps no cache, so leave it out.")
 
     @property
     def writes_text(self) -> bool:
@@ -360,15 +366,21 @@ def _matrices_of_experts(
     """Yield gate, up and down of every expert; gate and up share a parameter, in which experts lie upon each other."""
     for number, (block, own) in enumerate(zip(blocks, widths, strict=True)):
         path = f"{block}.{experts.network}.experts"
+        turned = experts.interleaved
         if own.num_experts:
-            _, d_model, d_ff = parameter_or_buffer(model, f"{path}.down_proj").shape
+            _, *shape = parameter_or_buffer(model, f"{path}.down_proj").shape
+            d_model, d_ff = reversed(shape) if turned else shape
         for expert in range(own.num_experts):
             for place, kind in enumerate(("gate", "up")):
-                rows = stacked_rows((d_ff, d_ff), place)
-                site = Site(number, kind, "e", expert)
-                yield site, Matrix(site, path, f"{path}.gate_up_proj", (d_ff, d_model), rows, expert=expert)
+                every_other = tuple((row, row + 1) for row in range(place, 2 * d_ff, 2))
+                rows = every_other if turned else stacked_rows((d_ff, d_ff), place)
+                site, weight = Site(number, kind, "e", expert), f"{path}.gate_up_proj"
+                yield site, Matrix(site, path, weight, (d_ff, d_model), rows, turned, expert=expert)
             site = Site(number, "down", "e", expert)
-            yield site, Matrix(site, path, f"{path}.down_proj", (d_model, d_ff), expert=expert)
+            yield (
+                site,
+                Matrix(site, path, f"{path}.down_proj", (d_model, d_ff), transposed=turned, expert=expert),
+            )
 
 
 def _attention(family: Family) -> str:
@@ -445,6 +457,8 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
     if layout == "gated":
         starts = range(0, 2 * block_widths.num_heads * general.d_head, 2 * general.d_head)
         return tuple((start, start + general.d_head) for start in starts)
+    if layout == "sliced":
+        return sliced_rows(kind, block_widths.num_heads, general.d_head)
     sharers = _sharers(kind, layout)
     return stacked_rows(
         tuple(_shape(sharer, general, block_widths)[0] for sharer in sharers), sharers.index(kind)
@@ -454,6 +468,7 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
 def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Matrix]) -> None:
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
+    named |= {f"{block}.{module}" for block in _block_paths(model, family) for module in family.beside}
     tower = f"{family.tower}." if family.tower else ""
     network = None if family.experts is None else family.experts.network
     blocks = _block_paths(model, family)

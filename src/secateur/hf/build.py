@@ -152,11 +152,9 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
             f"config.json of {name} has no {' and no '.join(wrong)} as secateur writes it: damaged. Copy it again."
         )
     family = stated["carving"]["family"]
-    known: Mapping[str, str] = (
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES  # as the next, above the causal class that some of them have too
-        | MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not stated["stock"].get("is_decoder"):
+        known |= MODEL_FOR_MASKED_LM_MAPPING_NAMES  # above the causal class that some of them have too
     if stated["carving"].get(CLASSIFIES):
         known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
     if family not in known:

@@ -21,8 +21,8 @@ def entering(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:
 
 
 def leaving(output: object) -> Tensor:
-    """Return the hidden states that a block returns: by themselves, or first in a tuple."""
-    hidden = output[0] if isinstance(output, tuple) else output
+    """Return the hidden states that a block returns: by themselves, or first in a tuple or a list."""
+    hidden = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(hidden, Tensor), type(hidden)
     return hidden
 

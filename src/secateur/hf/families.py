@@ -45,8 +45,9 @@ class Slot:
     """The place of a matrix: a module relative to its block, and how it shares that module with others.
 
     `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), `"grouped"`
-    (for each key/value group: its query heads, then its key, then its value head), or `"gated"` (of q: each head is
-    followed by as many rows of a gate on what that head gives, which goes with the head and is never edited).
+    (for each key/value group: its query heads, then its key, then its value head), `"sliced"` (for each quarter of
+    the heads: all of q, then v, then k), or `"gated"` (of q: each head is followed by as many rows of a gate on what
+    that head gives, which goes with the head and is never edited).
     """
 
     module: str
@@ -59,7 +60,8 @@ class Mixture:
 
     `router` is the module that returns logits, weights and numbers of the experts that are chosen for each token.
     `rows` are parameters and buffers that hold something of every expert, with the dimension that counts experts.
-    `count` is the config attribute for their number; a router does with no fewer than `fewest`.
+    `count` is the config attribute for their number; a router does with no fewer than `fewest`. `interleaved` says that
+    the matrices are stored (in, out), gate and up in turn, column by column.
     """
 
     network: str
@@ -67,6 +69,7 @@ class Mixture:
     rows: Mapping[str, int]
     count: str
     fewest: int = 1
+    interleaved: bool = False
 
 
 _TOGETHER = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # kinds that may share a module
@@ -90,15 +93,17 @@ class Family:
     never edited (learned positions, OPT's projections). `context` is the config attribute that bounds the
     positions, and `kv_heads` the one that says their number, or `multi_query`, a switch between one and all.
 
-    For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config),
-    `width` is the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can
-    state another number of heads without changing their size, `even_heads` that it must divide d_model even so,
-    `adds_residual` that the attention returns the stream with its contribution, and `biases` which switch of
-    the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block, that the
-    output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units (`heads`,
-    `neurons`) that a norm takes together, so that each of them counts for all others: dropped ones stay, silenced,
-    until the last one goes, and `head_norms` is the config switch that makes heads so, by a list with a norm for each.
-    `alibi` says that positions enter as a bias for each head, or names the config switch that says it;
+    For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config), `width` is
+    the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can state another
+    number of heads without changing their size, `even_heads` that it must divide d_model even so, `adds_residual`
+    that the attention returns the stream with its contribution, `returns_list` that it returns a list, and `biases`
+    which switch of the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block,
+    that the output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units
+    (`heads`, `neurons`) that a norm takes together, so that each of them counts for all others, or that the class
+    cannot store in another number: dropped ones stay, silenced, until the last one goes, and `head_norms` is the
+    config switch that makes heads so, by a list with a norm for each. `per_head` are parameters, relative to the
+    attention, with a number for each query head. `beside` are modules, relative to a block, with matrices that are
+    never edited. `alibi` says that positions enter as a bias for each head, or names the config switch that says it;
     `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
     are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
     makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
@@ -110,7 +115,9 @@ class Family:
     empty where it is not cut. `first_lacks` is a norm, relative to a block, that the first block of the class does
     without, and the name of another in it that is of the same kind.
     `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
-    output projection. `post_norm` says that the stream is normed after each addition. `counts_from_pad` says that
+    output projection. `is_decoder` says that the class is causal where its config has that switch, and refused without
+    it. `post_norm` says that the stream is normed after each addition. `caches` says that the model keeps keys and
+    values of the past, `no_float64` that its code does not run in float64. `counts_from_pad` says that
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
     has no place for: heads that were trained beside this one.
 
@@ -135,10 +142,15 @@ class Family:
     free_heads: bool = False
     even_heads: bool = False
     adds_residual: bool = False
+    returns_list: bool = False
+    caches: bool = True
+    no_float64: bool = False
     biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     after: Mapping[str, str] = field(default_factory=dict)
     indivisible: tuple[str, ...] = ()
     head_norms: str | None = None
+    per_head: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     alibi: bool | str = False
     sized_by_scaling: bool = False
     constants: tuple[str, ...] = ()
@@ -149,6 +161,7 @@ class Family:
     classifier: tuple[str, ...] = ("score",)
     first_lacks: tuple[str, str] | None = None
     mixes: str = ""
+    is_decoder: bool = False
     post_norm: bool = False
     counts_from_pad: bool = False
     unread: tuple[str, ...] = ()
@@ -249,21 +262,24 @@ def _mixture(
     network: str = "mlp",
     extra: Mapping[str, int] | None = None,
     fewest: int = 1,
+    interleaved: bool = False,
     attention: Mapping[str, str] = _LLAMA_ATTENTION,
     **traits: Any,
 ) -> Family:
     """Return a family with the attention of Llama and mixtures of experts for networks, or in some of its blocks."""
     rows = {f"{router}.{weight}": 0, "experts.gate_up_proj": 0, "experts.down_proj": 0} | dict(extra or {})
-    experts = Mixture(network, router, rows, count, fewest)
+    experts = Mixture(network, router, rows, count, fewest, interleaved)
     return _like_llama(name, architecture, _slots(**attention), mlp=None, experts=experts, **traits)
 
 
-def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **traits: Any) -> Family:
-    """Return a masked family with the blocks of BERT.
+def _like_bert(
+    name: str, architecture: str, base: str, head: Sequence[str], masked: bool = True, **traits: Any
+) -> Family:
+    """Return a family with the blocks of BERT: a masked language model, or a decoder.
 
     Args:
         base: Module of the model without its head.
-        head: Unembedding, and the matrix before it.
+        head: Unembedding, and matrices between the blocks and either end of the model.
     """
     embeddings = f"{base}.embeddings"
     return Family(
@@ -282,15 +298,11 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
         ),
         mlp=None,
         unembedding=head[0],
-        extras=(
-            f"{embeddings}.position_embeddings",
-            f"{embeddings}.token_type_embeddings",
-            f"{base}.embeddings_project",
-            head[1],
-        ),
+        extras=(f"{embeddings}.position_embeddings", f"{embeddings}.token_type_embeddings", *head[1:]),
         counts={"num_attention_heads": "heads", "all_head_size": "width"},
-        head=MASKED,
-        bidirectional=True,
+        head=MASKED if masked else CAUSAL,
+        bidirectional=masked,
+        is_decoder=not masked,
         mixes="attention.self",
         post_norm=True,
         unread=(f"{base}.pooler.", f"{embeddings}.position_ids", "cls.seq_relationship."),
@@ -298,9 +310,12 @@ def _like_bert(name: str, architecture: str, base: str, head: Sequence[str], **t
     )
 
 
+_BERT_HEAD = ("cls.predictions.decoder", "cls.predictions.transform.dense")
 _ROBERTA_HEAD = ("lm_head.decoder", "lm_head.dense")
+_ELECTRA_HEAD = ("generator_lm_head", "generator_predictions.dense", "electra.embeddings_project")
 _DENSE_CLASSIFIER = ("classifier.out_proj", "classifier.dense")
 
+_SINKS = ("sinks",)
 _CORRECTED = {"gate.e_score_correction_bias": 0}
 
 _DELTA_NET = {"linear_attn": "gated linear attention"}
@@ -308,6 +323,17 @@ _SHORT_CONVOLUTION = {"conv": "a short convolution"}
 _STATE_SPACE = {"mamba": "a state space"}
 _GATED_ATTENTION = _LLAMA_ATTENTION | {"q": "self_attn.q_proj/gated"}
 _LFM2_ATTENTION = _LLAMA_ATTENTION | {"o": "self_attn.out_proj"}
+_FROM_PAD = {"counts_from_pad": True}
+_BERT_DECODERS: Sequence[tuple[str, str, str, Sequence[str], Mapping[str, bool]]] = (
+    ("bert", "BertLMHeadModel", "bert", _BERT_HEAD, {}),
+    ("bert-generation", "BertGenerationDecoder", "bert", ("lm_head.decoder",), {}),
+    ("ernie", "ErnieForCausalLM", "ernie", _BERT_HEAD, {}),
+    ("roberta", "RobertaForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
+    ("xlm-roberta", "XLMRobertaForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
+    ("camembert", "CamembertForCausalLM", "roberta", _ROBERTA_HEAD, _FROM_PAD),
+    ("data2vec-text", "Data2VecTextForCausalLM", "data2vec_text", _ROBERTA_HEAD, _FROM_PAD),
+    ("electra", "ElectraForCausalLM", "electra", _ELECTRA_HEAD, {}),
+)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -326,8 +352,17 @@ FAMILIES: Mapping[str, Family] = {
         ),
         _like_llama("vaultgemma", "VaultGemmaForCausalLM", even_heads=True, biases=_ATTENTION_BIAS),
         _like_llama("granite", "GraniteForCausalLM", biases=_ATTENTION_BIAS | _GATED_BIAS),
+        _like_llama(
+            "granite_swa",
+            "GraniteSWAForCausalLM",
+            biases=_ATTENTION_BIAS | _GATED_BIAS,
+            per_head=_SINKS,
+        ),
         _like_llama("cohere", "CohereForCausalLM", biases=_ATTENTION_BIAS),
         _like_llama("cohere2", "Cohere2ForCausalLM", biases=_ATTENTION_BIAS),
+        _like_llama(
+            "cohere_compass_text", "CohereCompassForCausalLM", free_heads=False, biases=_ATTENTION_BIAS
+        ),
         _like_llama("cwm", "CwmForCausalLM", even_heads=True),
         _like_llama("ernie4_5", "Ernie4_5ForCausalLM", biases={"use_bias": (*"qkvo", "gate", "up", "down")}),
         _like_llama("exaone4", "Exaone4ForCausalLM", even_heads=True, after=_NORMS_AFTER),
@@ -430,6 +465,72 @@ FAMILIES: Mapping[str, Family] = {
             indivisible=("heads",),
         ),
         _mixture("exaone_moe", "ExaoneMoeForCausalLM", "num_experts", extra=_CORRECTED, fewest=2),
+        _mixture(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            "num_local_experts",
+            "router",
+            extra={"router.bias": 0, "experts.gate_up_proj_bias": 0, "experts.down_proj_bias": 0},
+            interleaved=True,
+            biases=_ATTENTION_BIAS,
+            per_head=_SINKS,
+        ),
+        _mixture(
+            "flint",
+            "FlintForCausalLM",
+            "num_experts",
+            biases=_ATTENTION_BIAS,
+            per_head=_SINKS,
+        ),
+        _mixture(
+            "flex_olmo",
+            "FlexOlmoForCausalLM",
+            "num_experts",
+            biases=_ATTENTION_BIAS,
+            after=_NORMS_AFTER,
+            indivisible=("heads",),
+        ),
+        _mixture(
+            "kolibri1",
+            "Kolibri1ForCausalLM",
+            "num_experts",
+            extra=_CORRECTED,
+            after={"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"},
+        ),
+        _mixture(
+            "hy_v3",
+            "HYV3ForCausalLM",
+            "num_experts",
+            extra={"e_score_correction_bias": 0},
+            biases=_ATTENTION_BIAS,
+            unread=("model.layers.80.",),  # it predicts the token after the next
+        ),
+        _mixture("cohere2_moe", "Cohere2MoeForCausalLM", "num_experts", biases=_ATTENTION_BIAS),
+        _mixture("mellum", "MellumForCausalLM", "num_experts", biases=_ATTENTION_BIAS, unread=("mtp.",)),
+        _mixture(
+            "solar_open",
+            "SolarOpenForCausalLM",
+            "n_routed_experts",
+            extra=_CORRECTED,
+            fewest=2,
+            biases={"attention_bias": tuple("qkv")},
+        ),
+        *(
+            _mixture(
+                name,
+                architecture,
+                "num_local_experts",
+                "router",
+                network="block_sparse_moe",
+                biases=_ATTENTION_BIAS,
+                beside=("shared_mlp.input_linear", "shared_mlp.output_linear"),
+                per_head=per_head,
+            )
+            for name, architecture, per_head in (
+                ("granitemoeshared", "GraniteMoeSharedForCausalLM", ()),
+                ("granitemoe_swa", "GraniteMoeSWAForCausalLM", _SINKS),
+            )
+        ),
         _mixture(
             "ernie4_5_moe",
             "Ernie4_5_MoeForCausalLM",
@@ -587,6 +688,17 @@ FAMILIES: Mapping[str, Family] = {
             constants=_MASKS,
         ),
         Family(
+            "codegen",
+            "CodeGenForCausalLM",
+            "transformer.h",
+            "transformer.wte",
+            "transformer.ln_f",
+            _slots(qkv="attn.qkv_proj/sliced", o="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out"),
+            width="n_inner",
+            indivisible=("heads",),
+            constants=("attn.causal_mask",),
+        ),
+        Family(
             "gpt_neox",
             "GPTNeoXForCausalLM",
             "gpt_neox.layers",
@@ -700,19 +812,9 @@ FAMILIES: Mapping[str, Family] = {
             sized_by_scaling=True,  # LongRoPE checks its factors so, whatever `head_dim` says
         ),
         _like_bert(
-            "bert",
-            "BertForMaskedLM",
-            "bert",
-            ("cls.predictions.decoder", "cls.predictions.transform.dense"),
-            classifier=("classifier", "bert.pooler.dense"),
+            "bert", "BertForMaskedLM", "bert", _BERT_HEAD, classifier=("classifier", "bert.pooler.dense")
         ),
-        _like_bert(
-            "electra",
-            "ElectraForMaskedLM",
-            "electra",
-            ("generator_lm_head", "generator_predictions.dense"),
-            classifier=_DENSE_CLASSIFIER,
-        ),
+        _like_bert("electra", "ElectraForMaskedLM", "electra", _ELECTRA_HEAD, classifier=_DENSE_CLASSIFIER),
         *(
             _like_bert(
                 name,
@@ -727,6 +829,56 @@ FAMILIES: Mapping[str, Family] = {
                 ("xlm-roberta", "XLMRobertaForMaskedLM"),
                 ("camembert", "CamembertForMaskedLM"),
             )
+        ),
+        *(
+            _like_bert(f"{name}-decoder", architecture, base, head, masked=False, **traits)
+            for name, architecture, base, head, traits in _BERT_DECODERS
+        ),
+        Family(
+            "xglm",
+            "XGLMForCausalLM",
+            "model.layers",
+            "model.embed_tokens",
+            "model.layer_norm",
+            _slots(**_LLAMA_ATTENTION | {"o": "self_attn.out_proj"}, up="fc1", down="fc2"),
+            mlp=None,
+            counts={"num_heads": "heads", "embed_dim": "width"},
+            width="ffn_dim",
+            no_float64=True,
+        ),
+        Family(
+            "openai-gpt",
+            "OpenAIGPTLMHeadModel",
+            "transformer.h",
+            "transformer.tokens_embed",
+            "",
+            _slots(qkv="attn.c_attn/stacked", o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"),
+            extras=("transformer.positions_embed",),
+            counts={"n_head": "heads", "split_size": "width"},
+            width=None,
+            returns_list=True,
+            caches=False,
+            post_norm=True,
+            constants=_MASKS,
+        ),
+        Family(
+            "ctrl",
+            "CTRLLMHeadModel",
+            "transformer.h",
+            "transformer.w",
+            "transformer.layernorm",
+            _slots(
+                q="multi_head_attention.Wq",
+                k="multi_head_attention.Wk",
+                v="multi_head_attention.Wv",
+                o="multi_head_attention.dense",
+                up="ffn.0",
+                down="ffn.2",
+            ),
+            mlp="ffn",
+            counts={"num_heads": "heads"},
+            width="dff",
+            classifier=(),  # that class takes the logits of labels otherwise
         ),
         Family(
             "modernbert",
@@ -814,6 +966,7 @@ CLASSIFIERS: Mapping[str, Family] = {
     if kind in _OF_TYPE
     and _OF_LANGUAGE.get(kind) == _OF_TYPE[kind].architecture
     and _OF_TYPE[kind].classifier
+    and not _OF_TYPE[kind].mixers
 }
 """Sequence classifiers, by class: the blocks of a family above under another head."""
 
@@ -825,8 +978,9 @@ class FamilyInfo(NamedTuple):
 
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
     `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention; `classifier`:
-    the class of its sequence classifier, empty for none;
-    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
+    the class of its sequence classifier, empty for none; `caches`: it keeps keys and values of the past; `float64`:
+    it runs in that; `counts_from_pad`: positions begin behind the padding's id; `stock_heads`: a stock checkpoint may
+    have fewer heads; `stock_biases` are the matrices that get a bias there.
     """
 
     family: str
@@ -840,6 +994,9 @@ class FamilyInfo(NamedTuple):
     masked: bool
     mixers: tuple[str, ...]
     classifier: str
+    caches: bool
+    float64: bool
+    counts_from_pad: bool
 
     @property
     def limits(self) -> str:
@@ -848,11 +1005,54 @@ class FamilyInfo(NamedTuple):
         found += [f"dropped {unit} stay, silenced" for unit in self.silenced]
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
-        found += ["networks are mixtures of experts, of which whole experts go"] if self.experts else []
+        found += (
+            ["networks are mixtures of experts, of which whole experts go, and nothing is folded into them"]
+            if self.experts
+            else []
+        )
         found += [
             f"in blocks without heads {mixer} stays; one block of each kind stays" for mixer in self.mixers
         ]
+        found += [] if self.caches else ["not timed: it keeps no cache"]
+        found += [] if self.float64 else ["not in float64"]
+        if self.counts_from_pad and not self.masked:
+            found += [
+                "transformers' own generate counts its positions from 0, which is not how it was trained"
+            ]
         return "; ".join(found)
+
+
+class Listed(NamedTuple):
+    """A class of transformers with a head for language, and what is read of it: `limits`, or `refusal`, one of which is
+    empty where the other is not, or both where all is read."""
+
+    architecture: str
+    family: str
+    limits: str
+    refusal: str
+
+
+def list_classes(names: Mapping[str, str]) -> list[Listed]:
+    """Return for every class of one of transformers' mappings (model type → class) whether it is read, and why not."""
+    limits = {info.architecture: info.limits for info in list_families()}
+    listed = []
+    for architecture in sorted({*names.values()}):
+        if architecture in TOWERS:
+            listed.append(Listed(architecture, "of its language model", "everything else stays as it is", ""))
+        elif architecture in FAMILIES:
+            listed.append(Listed(architecture, FAMILIES[architecture].name, limits[architecture], ""))
+        else:
+            listed.append(Listed(architecture, "", "", _refusal(architecture, names)))
+    return listed
+
+
+def _refusal(architecture: str, names: Mapping[str, str]) -> str:
+    """Return the kind of a class that is not read, as far as it or the config that it has by default tells."""
+    if architecture in _WHY_UNREAD:
+        return _WHY_UNREAD[architecture]
+    kinds = [CONFIG_MAPPING[model_type]() for model_type, name in names.items() if name == architecture]
+    found = next((kind for one in kinds if (kind := _kind(architecture, one.to_dict()))), None)
+    return found or "not in the table of families"
 
 
 def list_families() -> list[FamilyInfo]:
@@ -871,6 +1071,9 @@ def list_families() -> list[FamilyInfo]:
             family.masked,
             tuple(family.mixers.values()),
             classifiers.get(f"{family.name}{CLASSIFIER}", ""),
+            family.caches,
+            not family.no_float64,
+            family.counts_from_pad,
         )
         for family in sorted(FAMILIES.values(), key=lambda family: family.name)
     ]
@@ -1003,6 +1206,63 @@ def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
     return getattr(config, family.kv_heads, None) or heads
 
 
+_LATENT = "whose keys and values come from a code of low rank (latent attention), which no head owns"
+_UNREAD: Mapping[str, Sequence[str]] = {
+    "a model that keeps a state in place of attention": (
+        "FalconMambaForCausalLM", "Mamba2ForCausalLM", "MambaForCausalLM", "RwkvForCausalLM", "xLSTMForCausalLM",
+    ),
+    "a hybrid, of which some blocks keep a state or convolve in place of attention": (
+        "BambaForCausalLM", "Lfm2ForCausalLM", "Lfm3ForCausalLM", "OlmoHybridForCausalLM",
+        "Qwen3_5ForCausalLM", "RecurrentGemmaForCausalLM", "Zamba2ForCausalLM", "ZambaForCausalLM",
+    ),
+    "a hybrid, of which blocks keep a state beside their attention": ("FalconH1ForCausalLM",),
+    "a mixture of experts and a hybrid, of which some blocks keep a state or convolve in place of attention": (
+        "BailingHybridForCausalLM", "GraniteMoeHybridForCausalLM", "Inkling2ForCausalLM", "InklingForCausalLM",
+        "JambaForCausalLM", "KimiLinearForCausalLM", "Lfm2MoeForCausalLM", "MiniMaxForCausalLM", "NemotronHForCausalLM",
+        "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen4ExpForCausalLM",
+    ),
+    f"a decoder {_LATENT}": ("MiniCPM3ForCausalLM", "YoutuForCausalLM"),
+    f"a mixture of experts {_LATENT}": (
+        "AXK1ForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM",
+        "LongcatFlashForCausalLM",
+    ),
+    "a mixture of experts of which an indexer chooses the keys that attention looks at": (
+        "AXK2ForCausalLM", "DeepseekV32ForCausalLM", "DeepseekV4ForCausalLM", "Dots3NoteForCausalLM",
+        "GlmMoeDsaForCausalLM", "HYV4ForCausalLM", "MiniMaxM3VLForCausalLM",
+    ),
+    "a mixture of experts of which a gate multiplies what attention gives": (
+        "AfmoeForCausalLM", "BeamForCausalLM", "LagunaForCausalLM",
+    ),
+    "a mixture of experts with attention of other shapes in some blocks": ("MiMoV2FlashForCausalLM",),
+    "a mixture of experts of which the router weighs what enters an expert": ("Llama4ForCausalLM",),
+    "a decoder of which blocks differ in the size of heads, and later ones read the keys and values of earlier ones": (
+        "Gemma3nForCausalLM", "Gemma4ForCausalLM", "Gemma4UnifiedForCausalLM",
+    ),
+    "a small model beside a large one, of which it reads the keys and values": (
+        "Gemma4AssistantForCausalLM", "Gemma4UnifiedAssistantForCausalLM",
+    ),
+    "a decoder of which heads are taken in pairs, one from the other": ("DiffLlamaForCausalLM",),
+    "a decoder whose attention is masked by what all value heads hold": ("DogeForCausalLM",),
+    "a decoder that runs its blocks more than once": ("HrmTextForCausalLM",),
+    "a decoder of which the first block, or the last, has other parameters than the rest": (
+        "GPTNeoXJapaneseForCausalLM", "ModernBertDecoderForCausalLM",
+    ),
+    "a decoder that keeps its cache as an encoder-decoder does": (
+        "MegatronBertForCausalLM", "RemBertForCausalLM",
+    ),
+    "the decoder of an encoder-decoder model": (
+        "BartForCausalLM", "BigBirdPegasusForCausalLM", "BlenderbotForCausalLM", "BlenderbotSmallForCausalLM",
+        "MBartForCausalLM", "MarianForCausalLM", "MusicgenForCausalLM", "MusicgenMelodyForCausalLM", "MvpForCausalLM",
+        "PLBartForCausalLM", "PegasusForCausalLM", "ProphetNetForCausalLM", "TrOCRForCausalLM", "WhisperForCausalLM",
+    ),
+    "a model that reads and writes sound": ("MoshiForCausalLM",),
+    "a model of bytes, with models of its own at both ends": ("BltForCausalLM",),
+    "a model that attends within chunks of its text, by hashes": ("ReformerModelWithLMHead",),
+    "a model whose attention matrices are no linear layers": ("XLNetLMHeadModel",),
+}  # fmt: skip
+"""What keeps classes that are not read from being a family of the table, as far as that is known."""
+_WHY_UNREAD = {name: why for why, names in _UNREAD.items() for name in names if name not in FAMILIES}
+
 _EXPERTS = (  # a class that can do without experts states the last even so
     "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok",
 )  # fmt: skip
@@ -1021,10 +1281,7 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
         return _tower_of(architecture, config)
     kind = _kind(architecture, config)
     if kind is not None:
-        raise ModelError(
-            f"{architecture} is {kind}; secateur cuts dense decoder-only models of text, masked language models, and "
-            "sequence classifiers."
-        )
+        raise ModelError(f"{architecture} is {kind}, and is not read; `secateur models` lists what is.")
     if architecture not in ARCHITECTURES:
         raise ModelError(
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
@@ -1034,6 +1291,11 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
         raise ModelError(
             f"config.json of this {architecture} has is_decoder, with which positions attend to what precedes them "
             "alone: set it to false, or take the class of a causal model."
+        )
+    if family.is_decoder and not config.get("is_decoder"):
+        raise ModelError(
+            f"config.json of this {architecture} has no is_decoder, without which positions attend to what follows "
+            "them too: set it to true, or take the class of a masked language model."
         )
     return family
 
@@ -1061,7 +1323,8 @@ def _misspelled(architecture: str) -> str:
     """Return the family that must have been meant; empty where none is nearly the same, their common ending aside."""
     head = _KIND_OF_HEAD.search(architecture)
     among = CLASSIFIERS if head and head[1] == "SequenceClassification" else FAMILIES
-    names = {_KIND_OF_HEAD.sub("", known): known for known in among}
+    alike = (known for known in among if head is None or known.endswith(head[0]))
+    names = {_KIND_OF_HEAD.sub("", known): known for known in alike}
     near = get_close_matches(_KIND_OF_HEAD.sub("", architecture), names, 1, 0.85)
     return f" Did you mean {names[near[0]]}?" if near else ""
 
@@ -1081,6 +1344,8 @@ def refuse_quantized(architecture: str, config: Mapping[str, object]) -> None:
 
 def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
     """Return the kind of a refused model in words, or None for a plain decoder as far as the config tells."""
+    if architecture in _WHY_UNREAD:
+        return _WHY_UNREAD[architecture]
     nested = config.get("ffn_config")  # where DBRX keeps the number of experts
     stated = {**config, **nested} if isinstance(nested, Mapping) else config
     family = ARCHITECTURES.get(architecture)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.errors import ModelError
+from secateur.hf.families import Family
 
 
 def generation_config(model: PreTrainedModel) -> GenerationConfig | None:
@@ -39,6 +41,23 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
             f"generation_config.json has eos_token_id {stated!r}, which is no token id and no list of some."
         )
     return tuple(dict.fromkeys(ids))
+
+
+def positions(family: Family, model: PreTrainedModel, mask: Tensor) -> dict[str, Tensor]:
+    """Return the positions of left-padded prompts as an argument of `generate`, where it would count from 0 and the
+    model does not; nothing elsewhere.
+
+    Args:
+        mask: 1 for tokens, 0 for padding. (rows, length)
+    """
+    if not family.counts_from_pad:
+        return {}
+    return {"position_ids": mask.cumsum(-1) * mask + model.config.pad_token_id}
+
+
+def unwritable(family: Family, model: PreTrainedModel) -> list[int]:
+    """Return the tokens that must not be written: the padding, where positions pass it over."""
+    return [model.config.pad_token_id] if family.counts_from_pad else []
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from secateur.core import machine
 from secateur.core.machine import Loading, Offloading
 from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError
-from secateur.hf.anatomy import Anatomy, anatomy
+from secateur.hf.anatomy import Anatomy, anatomy, stock_class
 from secateur.hf.build import Auto, carved_architecture
 from secateur.hf.families import ARCHITECTURES, CAUSAL, LABELS, MASKED, Family, Head, family_of
 from secateur.hf.files import Header, LoadingInfo, check_weights, copied_files
@@ -321,6 +321,9 @@ def on_meta(
             model = auto._from_config(config, dtype=wanted)
         else:
             model = auto.from_config(config, dtype=wanted, trust_remote_code=remote)  # type: ignore[union-attr]
+    family = ARCHITECTURES.get(stock_class(type(model)).__name__)
+    if family is not None and family.no_float64 and wanted == torch.float64:
+        raise ModelError(f"{family.architecture} does not run in float64: take --dtype float32.")
     return model
 
 

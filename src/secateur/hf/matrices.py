@@ -95,5 +95,15 @@ def grouped_rows(kind: str, num_heads: int, num_kv_heads: int, d_head: int) -> R
     return tuple((start, start + width * d_head) for start in starts)
 
 
+SLICES = 4  # of CodeGen's projection, which was trained in so many
+
+
+def sliced_rows(kind: str, num_heads: int, d_head: int) -> Ranges:
+    """Return the rows of q, k or v where each slice stores its query heads, then their values, then their keys."""
+    width = num_heads // SLICES * d_head
+    starts = [(3 * number + "qvk".index(kind)) * width for number in range(SLICES)]
+    return tuple((start, start + width) for start in starts)
+
+
 def _joined(pieces: list[Tensor], dim: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)

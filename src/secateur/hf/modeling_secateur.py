@@ -124,14 +124,13 @@ class SecateurForCausalLM(PreTrainedModel, GenerationMixin):
 def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class that a configuration carves: a classifier, or with a head of language.
 
-    What can be masked comes first, for BERT has a causal class too, which no carved model is of; so has Qwen3.5 with
-    images.
+    What can be masked comes first, unless it is a decoder, for BERT has a causal class too; so has Qwen3.5 with images.
     """
     stock = type(config).__mro__[1]
     if config.carving.get(CLASSIFIES):
         return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[stock]
     by_kind = (
-        MODEL_FOR_MASKED_LM_MAPPING,
+        *(() if getattr(config, "is_decoder", False) else (MODEL_FOR_MASKED_LM_MAPPING,)),
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         MODEL_FOR_CAUSAL_LM_MAPPING,
     )
@@ -244,6 +243,13 @@ def _some_heads(model: nn.Module, path: str, heads: Sequence[int], of: int) -> N
     model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def _per_head(model: nn.Module, path: str, names: Sequence[str], heads: int) -> None:
+    """Give parameters that have a number for each head room for `heads`."""
+    module = model.get_submodule(path)
+    for name in names:
+        put_tensor(module, name, module.get_parameter(name).detach()[:heads].clone())
+
+
 def _experts(model: nn.Module, path: str, rows: Mapping[str, int], of: int, left: int) -> None:
     """Give a mixture of `of` experts and its router room for `left`; `rows` has the dimension of each tensor that
     counts them."""
@@ -294,14 +300,18 @@ class NoAttention(nn.Module):
     """The substitute of an attention: zeros, or the bias that was left of it (some families: plus the residual).
 
     It keeps one number a token in the cache, because block 0's part of the cache tells how many tokens there
-    are.
+    are. `alone`: it returns a list of what it computes and nothing else.
     """
 
-    def __init__(self, width: int, layer: int, bias: bool = False, residual: bool = False) -> None:
+    def __init__(
+        self, width: int, layer: int, bias: bool = False, residual: bool = False, alone: bool = False
+    ) -> None:
         super().__init__()
-        self.output, self.layer_idx, self.residual = Constant(width, bias), layer, residual
+        self.output, self.layer_idx, self.residual, self.alone = Constant(width, bias), layer, residual, alone
 
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
+    def forward(
+        self, hidden_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, None] | list[Tensor]:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Cache):
                 mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
@@ -309,7 +319,7 @@ class NoAttention(nn.Module):
         out = self.output(hidden_states)
         if self.residual:
             out = out + (kwargs["residual"] if "residual" in kwargs else args[0])
-        return out, None
+        return [out] if self.alone else (out, None)
 
 
 class LowRank(nn.Module):
@@ -389,6 +399,7 @@ OPERATIONS: Mapping[str, Callable[..., None]] = {
     "resize": _resize,
     "attributes": _attributes,
     "some_heads": _some_heads,
+    "per_head": _per_head,
     "experts": _experts,
     "nothing": _stand(Nothing),
     "constant": _stand(Constant),

@@ -6,7 +6,7 @@ stacks.py, read-only; the verbs that cut refuse them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -220,24 +220,27 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
         f"{path}.{after.get(name, slots[last].module)}",
         anatomy.widths[number].num_heads if name == "attn" else 0,
         f"{path}.{slots[last].module}" if name == "attn" else "",
-        (Readers("", _entered(model, path, name, after.values()) or reads, reads, tuple(matrices)),),
+        (Readers("", _entered(model, anatomy, path, name) or reads, reads, tuple(matrices)),),
     )
 
 
 _READERS = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 _BEFORE = {  # norms that the stream passes on its way to a part: the first of these that a block has
-    "attn": ("attn_norm", "ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm", "operator_norm"),
+    "attn": (
+        "attn_norm", "ln_attn", "input_layernorm", "ln_1", "self_attn_layer_norm", "operator_norm", "layernorm1",
+    ),
     "mlp": (
         "mlp_norm", "pre_feedforward_layernorm", "ln_mlp", "post_attention_layernorm", "ln_2", "final_layer_norm",
-        "pre_ff_layernorm", "input_layernorm", "ln_1", "ffn_norm",
+        "pre_ff_layernorm", "layernorm2", "input_layernorm", "ln_1", "ffn_norm",
     ),
 }  # fmt: skip
 
 
-def _entered(model: PreTrainedModel, block: str, part: str, after: Collection[str]) -> str | None:
-    """Return the norm before a part, which none of those `after` a part is, as OLMo 2 has; None where norms sit on the
+def _entered(model: PreTrainedModel, anatomy: Anatomy, block: str, part: str) -> str | None:
+    """Return the norm before a part, which none of those after a part is, as OLMo 2 has; None where norms sit on the
     stream, as in OPT-350M, or the block was replaced."""
-    if not getattr(model.config, "do_layer_norm_before", True):
+    after = anatomy.details.after.values()
+    if anatomy.details.post_norm or not getattr(model.config, "do_layer_norm_before", True):
         return None
     has = dict(model.base_model.get_submodule(block).named_children())
     return next((f"{block}.{norm}" for norm in _BEFORE[part] if norm in has and norm not in after), None)

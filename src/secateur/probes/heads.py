@@ -276,7 +276,8 @@ def _attending(
     def forward(*args: object, **kwargs: object) -> object:
         with _AttentionCalls() as calls:
             out = original(*args, **kwargs)
-        returned = [out[1]] if isinstance(out, tuple) and len(out) > 1 else []
+        parts = [*out] if isinstance(out, tuple | list) else []  # OpenAI GPT's returns a list
+        returned = parts[1:2]
         weights = next((w for w in (*calls.weights, *returned) if w is not None), None)
         if not isinstance(weights, Tensor) or weights.dim() != 4 or weights.shape[1] != num_heads:
             raise ModelError(
@@ -289,7 +290,10 @@ def _attending(
             )
         consume(block, weights)
         seen.append(block)
-        return (out[0], None, *out[2:]) if isinstance(out, tuple) and len(out) > 1 else out
+        if len(parts) < 2:
+            return out
+        shown = [parts[0], None, *parts[2:]]
+        return shown if isinstance(out, list) else tuple(shown)
 
     return forward
 

@@ -93,7 +93,7 @@ def _giving(block: Callable[..., object], change: Callable[[Tensor], Tensor]) ->
     def forward(*args: object, **kwargs: object) -> object:
         entered = change(entering(args, kwargs))
         out = block(*args, **kwargs)
-        return (entered, *out[1:]) if isinstance(out, tuple) else entered
+        return (entered, *out[1:]) if isinstance(out, tuple | list) else entered
 
     return forward
 

@@ -26,7 +26,7 @@ from secateur.hf.anatomy import Anatomy
 from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired
 from secateur.hf.families import Mixture
 from secateur.hf.load import Loaded
-from secateur.hf.matrices import Matrix
+from secateur.hf.matrices import SLICES, Matrix
 from secateur.surgery.operations import (
     Decompose,
     OnParameter,
@@ -160,6 +160,8 @@ class CutTensors:
         for block in self._shape.blocks:
             for module, matrices in modules_of(block, MATRICES, anatomy).items():
                 yield module, partial(self._module, block, module, matrices)
+            if anatomy.details.per_head and block.groups and _lost_heads(block, anatomy):
+                yield anatomy.attention(block.number), partial(self._of_heads, block)
             mixture = anatomy.details.experts
             if mixture is not None and block.experts:
                 network = f"{anatomy.blocks[block.number]}.{mixture.network}"
@@ -183,6 +185,12 @@ class CutTensors:
         for number, edit in enumerate(edits):
             for name, array in edit.fitted.content.items():
                 yield f"{path}.entry.{number}.{name}", torch.from_numpy(array).to(like)
+
+    def _of_heads(self, block: BlockShape) -> Named:
+        """Yield the parameters of an attention that have a number for each head, of those that are left."""
+        for name in self._anatomy.details.per_head:
+            path = f"{self._anatomy.attention(block.number)}.{name}"
+            yield path, self._loaded.parameter(path)[block.heads]
 
     def _of_experts(self, block: BlockShape, network: str, owner: str, mixture: Mixture) -> Named:
         """Yield the tensors of a module of a mixture that hold something of every expert, of those that are left."""
@@ -289,9 +297,11 @@ def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy
     if anatomy.is_gated(matrices[0].site):
         return spread(block.heads, 2 * anatomy.d_head)
     in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
-    turns = in_turn if is_grouped(matrices[0], anatomy) else [block]
+    layout = _layout(matrices[0], anatomy)
+    turns = in_turn if layout == "grouped" else [block]
     rows = ((m, rows_left(m, turn, anatomy.d_head)) for turn in turns for m in matrices)
-    return list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))
+    stored = list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))
+    return sorted(stored) if layout == "sliced" else stored
 
 
 CarveOperation = dict[str, object]  # `op`, `path`, and what that operation takes: the JSON of config.json
@@ -326,9 +336,10 @@ def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list
             out: CarveOperation = {"op": "constant", "path": anatomy.matrices[Site(block.number, "o")].module}
             return [stand | {"width": 0}, out | {"width": anatomy.d_model} | bias]
         residual = {"residual": True} if anatomy.details.adds_residual else {}
-        return [stand | bias | residual]
+        alone = {"alone": True} if anatomy.details.returns_list else {}
+        return [stand | bias | residual | alone]
     operations = _carved_linears(block, "qkvo", shape, anatomy)
-    if block.heads == list(range(num_heads)):
+    if not _lost_heads(block, anatomy):
         return operations
     numbers = {
         "heads": len(block.heads),
@@ -339,9 +350,16 @@ def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list
     values = {name: numbers[what] for name, what in anatomy.details.counts.items()}
     if values:
         operations.append({"op": "attributes", "path": path, "values": values})
+    if anatomy.details.per_head:
+        names = list(anatomy.details.per_head)
+        operations.append({"op": "per_head", "path": path, "names": names, "heads": len(block.heads)})
     if anatomy.alibi:
         operations.append({"op": "some_heads", "path": path, "heads": block.heads, "of": num_heads})
     return operations
+
+
+def _lost_heads(block: BlockShape, anatomy: Anatomy) -> bool:
+    return block.heads != list(range(anatomy.widths[block.number].num_heads))
 
 
 def _carved_mlp(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
@@ -383,7 +401,9 @@ def _carved_linears(
             part: CarveOperation = {"rows": rows, "columns": columns, "bias": bias}
             parts.append(part if rank is None else part | {"rank": rank})
         if len(parts) > 1 and any(rank is not None for rank in ranks):
-            groups = len(block.groups or ()) if is_grouped(matrices[0], anatomy) else 1
+            groups = {"grouped": len(block.groups or ()), "sliced": SLICES}.get(
+                _layout(matrices[0], anatomy), 1
+            )
             operations.append({"op": "side", "path": module, "parts": parts, "groups": groups})
         elif ranks[0] == 0:
             operations.append(
@@ -402,6 +422,8 @@ def _carved_linears(
 def modules_of(block: BlockShape, kinds: Sequence[str], anatomy: Anatomy) -> dict[str, list[Matrix]]:
     """Return the block's matrices by the module that stores them, in stored order."""
     modules: dict[str, list[Matrix]] = {}
+    if "k" in kinds and anatomy.details.slots["k"].layout == "sliced":
+        kinds = [{"k": "v", "v": "k"}.get(kind, kind) for kind in kinds]
     for kind in kinds:
         matrix = anatomy.matrices.get(Site(block.number, kind))
         if matrix is not None:
@@ -409,9 +431,9 @@ def modules_of(block: BlockShape, kinds: Sequence[str], anatomy: Anatomy) -> dic
     return modules
 
 
-def is_grouped(matrix: Matrix, anatomy: Anatomy) -> bool:
-    """Return True where the module stores q, k and v group by group."""
-    return anatomy.details.slots[matrix.site.part].layout == "grouped"
+def _layout(matrix: Matrix, anatomy: Anatomy) -> str:
+    """Return how a matrix shares its module with others."""
+    return anatomy.details.slots[matrix.site.part].layout
 
 
 def renumbered(

@@ -274,7 +274,7 @@ def _removal(edit: RemoveDirections, anatomy: Anatomy) -> RemoveComponents:
     matrix = anatomy.matrix(edit.matrix)
     if edit.matrix.unit and edit.fold is not None:
         raise PlanError(
-            f"{edit}: an expert has no bias that their mean effect could be folded into. Leave out the fold."
+            f"{edit}: the mean effect of directions of an expert is not folded. Leave out the fold."
         )
     heads = anatomy.heads_in(edit.matrix) if edit.per_head else 1
     if heads is None:

@@ -98,6 +98,8 @@ class Shape:
             if block.groups is not None:
                 lost -= anatomy.d_model  # the bias
             gone |= set("qkvo")
+        elif block.groups:
+            lost += (widths.num_heads - len(block.heads)) * len(anatomy.details.per_head)
         if not block.neurons and widths.d_ff and widths.network:
             lost += widths.network
             if block.neurons is not None:

@@ -223,7 +223,7 @@ def check(session: Session) -> None:
     """Raise `PlanError` where nothing can go, `SecateurError` where the budget is out of reach."""
     config, anatomy = session.config(BudgetConfig), session.loaded.anatomy
     if "kv_bytes" in config.targets:
-        anatomy.check_causal("--kv-bytes")
+        anatomy.check_cached("--kv-bytes")
     every = {block: list(range(width.d_ff)) for block, width in enumerate(anatomy.widths)}
     found = list(candidates_of(session, session.empty, every))
     if not found:
