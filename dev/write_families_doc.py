@@ -17,7 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from secateur.hf.families import CLASSIFIERS, FAMILIES, list_classes
+from secateur.hf.families import CLASSIFIERS, FAMILIES
+from secateur.hf.recognize import list_classes
 
 ROOT = Path(__file__).parents[1]
 INTRODUCTION = """# Families

@@ -14,8 +14,9 @@ from secateur import api
 from secateur.core.plan import Drop, Plan, Truncate
 from secateur.core.site import Site
 from secateur.errors import ModelError
-from secateur.hf.families import FAMILIES, TOWERS, family_of
+from secateur.hf.families import FAMILIES, TOWERS
 from secateur.hf.load import Loaded, load_model
+from secateur.hf.recognize import family_of
 from secateur.surgery.materialize import cut
 
 TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 90 + 6  # none of them stands for a piece of an image

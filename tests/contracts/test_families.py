@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from secateur.core.site import Site
 from secateur.errors import ModelError, UnknownName
 from secateur.hf.anatomy import Anatomy, anatomy
-from secateur.hf.families import MULTIMODAL
+from secateur.hf.family import MULTIMODAL
 from secateur.hf.fingerprint import fingerprint
 from secateur.hf.matrices import Matrix
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 import secateur as package
 from secateur.core.records.probe import EditProofRecord
 from secateur.core.site import Site
-from secateur.hf import families
+from secateur.hf import recognize
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.blank import tiny_copy
 from secateur.hf.families import FAMILIES
@@ -102,7 +102,9 @@ def test_a_fused_matrix_of_another_layout_is_caught(name, layout, monkeypatch):
     slots = {
         kind: replace(slot, layout=layout) if kind in "qkv" else slot for kind, slot in right.slots.items()
     }
-    monkeypatch.setattr(families, "FAMILIES", {**FAMILIES, right.architecture: replace(right, slots=slots)})
+    monkeypatch.setattr(
+        recognize, "ARCHITECTURES", {**FAMILIES, right.architecture: replace(right, slots=slots)}
+    )
     failed = {kind for kind, edit in proofs(model).items() if not edit.proved}
     assert {"q", "k", "v"} <= failed
 

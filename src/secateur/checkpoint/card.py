@@ -25,7 +25,8 @@ from secateur.core.records.verdict import (
 )
 from secateur.core.score import few_groups, metric_name
 from secateur.core.site import in_words
-from secateur.hf.families import ARCHITECTURES, CAUSAL
+from secateur.hf.families import ARCHITECTURES
+from secateur.hf.family import CAUSAL
 
 
 def model_card(verdict: VerdictRecord, plan: Plan) -> str:

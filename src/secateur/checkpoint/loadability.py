@@ -12,7 +12,8 @@ from secateur.core.plan import Plan
 from secateur.core.records.verdict import LoadsRecord, PlaceRecord
 from secateur.hf import llama_cpp
 from secateur.hf.anatomy import Anatomy
-from secateur.hf.families import CAUSAL, FAMILIES, Head
+from secateur.hf.families import FAMILIES
+from secateur.hf.family import CAUSAL, Head
 from secateur.hf.load import Loaded
 from secateur.surgery.materialize import cut_config
 from secateur.surgery.shape import Shape, shape_of, stock_config

@@ -386,7 +386,8 @@ def models(
             raise typer.Exit(1)
         return
     from secateur.cli.tables import print_rows
-    from secateur.hf.families import TOWERS, list_families
+    from secateur.hf.families import TOWERS
+    from secateur.hf.recognize import list_families
 
     listed = list_families()
     if as_json:

@@ -16,13 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
-from secateur.hf.families import (
+from secateur.hf.family import (
     CAUSAL,
     Family,
     Mixture,
     Routing,
     Sizes,
-    family_of,
     has_alibi,
     has_free_heads,
     indivisible_units,
@@ -34,6 +33,7 @@ from secateur.hf.families import (
 )
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, sliced_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
+from secateur.hf.recognize import family_of
 from secateur.hf.rope import length_switches
 from secateur.hf.weights import distinct, parameter_or_buffer, same
 

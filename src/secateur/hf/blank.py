@@ -26,7 +26,7 @@ from secateur.core.machine import Offloading
 from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy
 from secateur.hf.build import one_of_each_kind, repaired
-from secateur.hf.families import Family, sizes
+from secateur.hf.family import Family, sizes
 from secateur.hf.files import check_weights
 from secateur.hf.load import (
     DTYPES,

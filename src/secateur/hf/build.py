@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
 from secateur.hf.anatomy import stock_class
-from secateur.hf.families import CAUSAL, LABELS, Head
+from secateur.hf.family import CAUSAL, LABELS, Head
 from secateur.hf.generation import generation_config
 from secateur.hf.modeling_secateur import CLASSIFIES, SecateurForCausalLM, carved_config
 from secateur.hf.weights import stored

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.errors import ModelError
-from secateur.hf.families import Family
+from secateur.hf.family import Family
 
 
 def generation_config(model: PreTrainedModel) -> GenerationConfig | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from secateur.hf.families import CAUSAL, Family
+from secateur.hf.family import CAUSAL, Family
 
 VERSION = "llama.cpp 0c1e57098"
 RAN = frozenset(

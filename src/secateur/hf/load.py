@@ -40,13 +40,15 @@ from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy, stock_class
 from secateur.hf.build import Auto, carved_architecture
-from secateur.hf.families import ARCHITECTURES, CAUSAL, LABELS, MASKED, Family, Head, family_of
+from secateur.hf.families import ARCHITECTURES
+from secateur.hf.family import CAUSAL, LABELS, MASKED, Family, Head
 from secateur.hf.files import Header, LoadingInfo, check_weights, copied_files
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
 from secateur.hf.gguf_input import dequantized
 from secateur.hf.modeling_secateur import SecateurConfig, SecateurForCausalLM
 from secateur.hf.placement import Placement
+from secateur.hf.recognize import family_of
 from secateur.hf.source import (
     ModelSource,
     download,

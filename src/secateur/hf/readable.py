@@ -19,7 +19,6 @@ from secateur.core.site import Site
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.blank import blank_model
-from secateur.hf.families import refuse_quantized
 from secateur.hf.files import LoadingInfo
 from secateur.hf.load import (
     DTYPES,
@@ -35,6 +34,7 @@ from secateur.hf.load import (
     tokenizer_of,
 )
 from secateur.hf.placement import Placement
+from secateur.hf.recognize import refuse_quantized
 from secateur.hf.source import ModelSource, download
 from secateur.hf.stacks import ENCODERS, INSIDE, UNREAD, Block, Readers, Stack, Sublayer, Weight
 from secateur.hf.weights import device_of

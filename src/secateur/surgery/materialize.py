@@ -24,7 +24,7 @@ from secateur.core.site import MATRICES, Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired
-from secateur.hf.families import Mixture
+from secateur.hf.family import Mixture
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import SLICES, Matrix
 from secateur.surgery.operations import (

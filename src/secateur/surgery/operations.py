@@ -24,7 +24,7 @@ from secateur.core.site import Site
 from secateur.errors import PlanError, UnknownName
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.calls import FewerExperts
-from secateur.hf.families import Mixture
+from secateur.hf.family import Mixture
 from secateur.hf.matrices import Matrix
 from secateur.linalg.directions import directions, joined, part_along, pieces
 from secateur.linalg.spectrum import Spectrum, spectrum

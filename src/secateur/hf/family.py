@@ -1,0 +1,327 @@
+"""A family of models: the module that holds each matrix, and what its config says of one model.
+
+Everything here is names and attributes; no tensor is touched. The families themselves are in `families`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig
+
+from secateur.errors import ModelError
+
+MULTIMODAL = ", multimodal"  # after the name of the family that the language model is of
+CLASSIFIER = ", classifier"  # after the name of the family that the blocks are of
+
+
+class Head(NamedTuple):
+    """The kind of a model's head: the class of transformers that loads it, its pipeline on the hub, and it in words."""
+
+    auto: str
+    pipeline: str
+    words: str = ""
+
+
+CAUSAL = Head("AutoModelForCausalLM", "text-generation")
+MASKED = Head("AutoModelForMaskedLM", "fill-mask", "a masked language model, which fills masks")
+LABELS = Head(
+    "AutoModelForSequenceClassification", "text-classification", "a sequence classifier, which gives labels"
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a matrix: a module relative to its block, and how it shares that module with others.
+
+    `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), `"grouped"`
+    (for each key/value group: its query heads, then its key, then its value head), `"sliced"` (for each quarter of
+    the heads: all of q, then v, then k), or `"gated"` (of q: each head is followed by as many rows of a gate on what
+    that head gives, which goes with the head and is never edited).
+    """
+
+    module: str
+    layout: str = "whole"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The place of a block's experts. `network` is a module relative to the block, everything else is relative to that.
+
+    `router` is the module that returns logits, weights and numbers of the experts that are chosen for each token.
+    `rows` are parameters and buffers that hold something of every expert, with the dimension that counts experts.
+    `count` is the config attribute for their number; a router does with no fewer than `fewest`. `interleaved` says that
+    the matrices are stored (in, out), gate and up in turn, column by column.
+    """
+
+    network: str
+    router: str
+    rows: Mapping[str, int]
+    count: str
+    fewest: int = 1
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture. Paths are module paths in the whole model; slots are relative to a block.
+
+    `mlp` is the module, relative to a block, that the block calls with one positional tensor and that returns
+    one; None where there is no such module. `extras` are modules outside the blocks with matrices that are
+    never edited (learned positions, OPT's projections). `context` is the config attribute that bounds the
+    positions, and `kv_heads` the one that says their number, or `multi_query`, a switch between one and all.
+
+    For cutting: `counts` are the numbers of heads that an attention module keeps (or reads in its config), `width` is
+    the config attribute for d_ff, None where the class fixes it, `free_heads` says that a config can state another
+    number of heads without changing their size, `even_heads` that it must divide d_model even so, `adds_residual`
+    that the attention returns the stream with its contribution, `returns_list` that it returns a list, and `biases`
+    which switch of the config gives which matrices a bias, in all blocks. `after` are norms, relative to a block,
+    that the output of a part (attn, mlp) passes before it is added to the stream. `indivisible` are the units
+    (`heads`, `neurons`) that a norm takes together, so that each of them counts for all others, or that the class
+    cannot store in another number: dropped ones stay, silenced, until the last one goes, and `head_norms` is the
+    config switch that makes heads so, by a list with a norm for each. `per_head` are parameters, relative to the
+    attention, with a number for each query head. `beside` are modules, relative to a block, with matrices that are
+    never edited. `alibi` says that positions enter as a bias for each head, or names the config switch that says it;
+    `sized_by_scaling` says that scaled rotary positions take the size of a head from the number of heads. `constants`
+    are buffers, relative to a block, that releases of before 2023 stored beside the weights: masks, which the class
+    makes by itself. `tower` is the module of the language model within a multimodal one, of which everything else
+    stays as it is; empty where the whole model is one. `experts` is for feed-forward networks that are mixtures of
+    experts, in all blocks or in some: they have no slots, and are cut by experts and within their matrices.
+
+    `head` is what stands upon the blocks, and `bidirectional` says that each position attends to all. `classifier` are
+    the modules of the family's sequence classifier that hold matrices: first the one that gives the logits of labels;
+    empty where it is not cut. `first_lacks` is a norm, relative to a block, that the first block of the class does
+    without, and the name of another in it that is of the same kind.
+    `mixes` is the module, relative to a block, that lets positions attend to each other, where it does not hold the
+    output projection. `is_decoder` says that the class is causal where its config has that switch, and refused without
+    it. `post_norm` says that the stream is normed after each addition. `caches` says that the model keeps keys and
+    values of the past, `no_float64` that its code does not run in float64. `counts_from_pad` says that
+    positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
+    has no place for: heads that were trained beside this one.
+
+    `mixers` are of a hybrid: modules, relative to a block, that stand for the attention in some of its blocks, with
+    what they are; they are never edited. `rounds_width` is the config switch that makes the class take another d_ff
+    than the one that `width` states.
+    """
+
+    name: str
+    architecture: str
+    blocks: str
+    embedding: str
+    final_norm: str
+    slots: Mapping[str, Slot]
+    mlp: str | None = "mlp"
+    unembedding: str = "lm_head"
+    extras: tuple[str, ...] = ()
+    context: str = "max_position_embeddings"
+    kv_heads: str = "num_key_value_heads"
+    counts: Mapping[str, str] = field(default_factory=dict)
+    width: str | None = "intermediate_size"
+    free_heads: bool = False
+    even_heads: bool = False
+    adds_residual: bool = False
+    returns_list: bool = False
+    caches: bool = True
+    no_float64: bool = False
+    biases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict)
+    indivisible: tuple[str, ...] = ()
+    head_norms: str | None = None
+    per_head: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    alibi: bool | str = False
+    sized_by_scaling: bool = False
+    constants: tuple[str, ...] = ()
+    experts: Mixture | None = None
+    tower: str = ""
+    head: Head = CAUSAL
+    bidirectional: bool = False
+    classifier: tuple[str, ...] = ("score",)
+    first_lacks: tuple[str, str] | None = None
+    mixes: str = ""
+    is_decoder: bool = False
+    post_norm: bool = False
+    counts_from_pad: bool = False
+    unread: tuple[str, ...] = ()
+    mixers: Mapping[str, str] = field(default_factory=dict)
+    rounds_width: str | None = None
+
+    @property
+    def masked(self) -> bool:
+        """Return True for a masked language model."""
+        return self.head is MASKED
+
+    def leaves_out(self, name: str) -> bool:
+        """Return True where a stored tensor is not needed: of `unread`, or, with or without the base model's prefix,
+        of `constants`."""
+        if name.startswith(self.unread):
+            return True
+        prefix, _, blocks = self.blocks.partition(".")
+        found = re.fullmatch(rf"(?:{prefix}\.)?{re.escape(blocks)}\.\d+\.(.+)", name)
+        return found is not None and found[1] in self.constants
+
+    def within(self, architecture: str, tower: str) -> Family:
+        """Return this family as the language model at the module `tower` of a multimodal architecture."""
+        prefix = self.blocks.partition(".")[0]
+
+        def moved(path: str) -> str:
+            return re.sub(rf"^{prefix}(?=\.)", tower, path)
+
+        return replace(
+            self,
+            name=f"{self.name}{MULTIMODAL}",  # what ran of the family alone did not run of this
+            architecture=architecture,
+            tower=tower,
+            blocks=moved(self.blocks),
+            embedding=moved(self.embedding),
+            final_norm=moved(self.final_norm),
+        )
+
+    def classifying(self, architecture: str) -> Family:
+        """Return this family with the head of a sequence classifier, whose class is `architecture`."""
+        output, *others = self.classifier
+        return replace(
+            self,
+            name=f"{self.name}{CLASSIFIER}",
+            architecture=architecture,
+            head=LABELS,
+            unembedding=output,
+            extras=(*self.extras, *others),
+            unread=tuple(name for name in self.unread if not any(part.startswith(name) for part in others)),
+        )
+
+
+# ------------------------------------------------------------------------------------------- what a config says of it
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The widths that the layouts need, vocabulary and context. Each key/value head serves equally many query heads."""
+
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    d_head: int
+    vocab_size: int
+    context: int | None
+
+
+def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
+    """Return widths, vocabulary and context that the model's config states.
+
+    Raises: `ModelError` where heads do not share keys evenly.
+    """
+    num_heads = config.num_attention_heads
+    num_kv_heads = _num_kv_heads(family, config)
+    if num_heads % num_kv_heads:
+        raise ModelError(
+            f"broken config: {num_heads} query heads cannot share {num_kv_heads} key/value heads."
+        )
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    context = getattr(config, family.context, None)
+    if family.counts_from_pad and context is not None:
+        context -= config.pad_token_id + 1
+    return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
+
+
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")
+
+
+class Routing(NamedTuple):
+    """Describe how a router chooses: `chosen` experts for each token, out of `groups`, of which it looks at some."""
+
+    chosen: int
+    groups: int
+
+
+def routing(family: Family, config: PreTrainedConfig) -> Routing | None:
+    """Return how routers choose; None where there are no experts. Raises: `ModelError` for numbers by layer."""
+    if family.experts is None:
+        return None
+    chosen = next((found for name in _CHOSEN if (found := getattr(config, name, None)) is not None), None)
+    every = getattr(config, family.experts.count)
+    if not isinstance(chosen, int) or not isinstance(every, int):
+        raise ModelError(
+            f"{family.architecture}: its config has {every} experts, {chosen} for a token, which is not one number for "
+            "all layers; such a model is not read."
+        )
+    return Routing(chosen, getattr(config, "n_group", None) or 1)
+
+
+def labels_of(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the names of a sequence classifier's labels, in the order of its logits; none for another model.
+
+    Raises: `ModelError` for one that gives no single label of several.
+    """
+    if family.head is not LABELS:
+        return ()
+    named, problem = config.id2label or {}, getattr(config, "problem_type", None)
+    if problem not in (None, "single_label_classification") or len(named) < 2:
+        found = f"problem_type {problem!r}" if len(named) > 1 else f"{len(named)} label, as for regression"
+        raise ModelError(
+            f"{family.architecture}: config.json states {found}; secateur judges classifiers that give each text one "
+            "of several labels."
+        )
+    by_number = {int(number): str(label) for number, label in named.items()}
+    labels = tuple(by_number.get(number, "") for number in range(len(named)))
+    if len(set(labels) - {""}) < len(named):
+        raise ModelError(
+            f"{family.architecture}: id2label of config.json is {named}; number the labels from 0 on, and name each "
+            "otherwise."
+        )
+    return labels
+
+
+def padding_of(family: Family, config: PreTrainedConfig) -> int:
+    """Return the token that fills rows on their right: any, but where a classifier looks for the last one before it.
+
+    Raises: `ModelError` where that is needed and not stated.
+    """
+    if family.head is not LABELS or family.bidirectional:
+        return 0
+    pad: object = config.pad_token_id
+    if not isinstance(pad, int) or not 0 <= pad < config.vocab_size:
+        raise ModelError(
+            f"{family.architecture}: config.json has pad_token_id {pad!r}, and the class reads the last token that is "
+            "no padding: set it to the id of a token that ends no text."
+        )
+    return pad
+
+
+def has_alibi(family: Family, config: PreTrainedConfig) -> bool:
+    """Return True where positions enter as a bias for each head (ALiBi), made by the model for all heads at once."""
+    return bool(getattr(config, family.alibi)) if isinstance(family.alibi, str) else family.alibi
+
+
+def has_free_heads(family: Family, config: PreTrainedConfig) -> bool:
+    """Return True where the stock class may have fewer heads of the same size."""
+    scaled = family.sized_by_scaling and config.rope_parameters["rope_type"] != "default"
+    return family.free_heads and not scaled
+
+
+def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
+    """Return True where a feed-forward network's output enters the stream as it is.
+
+    A linear map of it is then one more down projection.
+    """
+    scale = getattr(config, "residual_multiplier", 1.0)
+    normed = family.after or family.post_norm or not getattr(config, "do_layer_norm_before", True)
+    return not (normed or family.experts) and scale == 1
+
+
+def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the units that must stay together in a stock class: by a common norm, or by a list of norms for heads."""
+    listed = family.head_norms is not None and getattr(config, family.head_norms)
+    return ("heads",) if listed else family.indivisible
+
+
+def _num_kv_heads(family: Family, config: PreTrainedConfig) -> int:
+    heads: int = config.num_attention_heads
+    if family.kv_heads == "multi_query":
+        if getattr(config, "new_decoder_architecture", False):  # Falcon from 40B on
+            return int(config.num_kv_heads)
+        return 1 if config.multi_query else heads
+    return getattr(config, family.kv_heads, None) or heads
