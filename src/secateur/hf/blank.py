@@ -178,6 +178,8 @@ def tiny_copy(name: str, revision: str | None, trust_remote_code: bool, window: 
                 f"{name} is no model of text as its class makes it: name the model that it was cut from, or one of the "
                 "family of its language model."
             )
+        if family.no_float64:
+            raise ModelError(f"{family.architecture} does not run in float64, in which a tiny copy is made.")
         with building(f"no tiny copy of {name} can be made", config), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model: PreTrainedModel = auto.from_config(  # type: ignore[union-attr]  # of no carved one
@@ -195,7 +197,7 @@ def tiny_copy(name: str, revision: str | None, trust_remote_code: bool, window: 
 
 def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrainedConfig:
     stated, own = config.to_dict(), sizes(family, config)
-    groups = min(own.num_kv_heads, 2 if own.num_kv_heads < own.num_heads or own.d_head >= 256 else 4)
+    groups = min(own.num_kv_heads, 2 if own.num_kv_heads < own.num_heads else 4)
     heads = min(own.num_heads, 4 if groups == 1 else groups * min(2, own.num_heads // own.num_kv_heads))
     width = heads * own.d_head if own.num_heads * own.d_head == own.d_model else STREAM
     changes: dict[str, object] = {

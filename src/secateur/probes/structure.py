@@ -87,13 +87,10 @@ def _edits(parts: Anatomy) -> dict[str, list[Edit]]:
     found["attentions"] = dropped(*(Site(block, "attn") for block in attending))
     found["feed-forward networks"] = dropped(*(Site(block, "mlp") for block in with_network))
     found["neurons"] = dropped(*(Site(block, "mlp", "n", _NEURON) for block in with_network))
-    found["experts"] = dropped(  # half of them, for few are chosen for so few tokens
-        *(
-            Site(b, "mlp", "e", expert)
-            for b in with_experts
-            for expert in range(parts.widths[b].num_experts // 2)
-        )
-    )
+    for block in with_experts:  # half of them, for few are chosen for so few tokens
+        count, chosen = parts.widths[block].num_experts, parts.routing.chosen if parts.routing else 0
+        gone = range(min(count // 2, count - chosen))
+        found["experts"] = found.get("experts", []) + dropped(*(Site(block, "mlp", "e", e) for e in gone))
     for block in range(parts.num_blocks - 1):
         found[f"block {block}"] = dropped(Site(block))
     weight = np.eye(parts.d_model) + random.normal(size=2 * (parts.d_model,)) / parts.d_model
@@ -133,7 +130,7 @@ def _measured(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> 
         "parameters": abs(stored - predicted) / predicted,
         "idle": 0.0 if _distance(expected, _logits(model, ids)) > 1e-6 else 1.0,
     }
-    if parts.writes_text:
+    if parts.writes_text and parts.details.caches:
         measured["cache"] = _distance(_in_two_calls(smaller, ids), expected)
     return measured | dict(_against_torch(loaded, kind, ids, expected))
 
