@@ -59,8 +59,8 @@ def test_what_is_written_is_the_cut_model_with_the_rest_untouched(edits, loaded,
 
 
 def test_a_language_model_that_is_not_cut_is_named():
-    config = {"model_type": "llava", "text_config": {"model_type": "gpt_oss"}}
-    with pytest.raises(ModelError, match=r"Llava.*: its language model is of type 'gpt_oss'"):
+    config = {"model_type": "llava", "text_config": {"model_type": "deepseek_v3"}}
+    with pytest.raises(ModelError, match=r"Llava.*: its language model is of type 'deepseek_v3'"):
         family_of("LlavaForConditionalGeneration", config)
 
 

@@ -6,7 +6,7 @@ stacks.py, read-only; the verbs that cut refuse them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -208,8 +208,10 @@ def _decoder_blocks(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[Block]
 
 
 def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> Sublayer:
-    path, slots = _below(anatomy.blocks[number], model), anatomy.details.slots
-    after = {} if number in anatomy.mixers else anatomy.details.after
+    path, details = _below(anatomy.blocks[number], model), anatomy.details
+    slots = details.slots
+    after = {} if number in anatomy.mixers else details.after
+    before = None if details.post_norm else _entered(model, path, name, after.values())
     first, last = ("q", "o") if name == "attn" else ("up", "down")
     reads = f"{path}.{slots[first].module}"
     found = ((kind, anatomy.matrices.get(Site(number, kind))) for kind in _READERS[name])
@@ -220,7 +222,7 @@ def _part(model: PreTrainedModel, anatomy: Anatomy, number: int, name: str) -> S
         f"{path}.{after.get(name, slots[last].module)}",
         anatomy.widths[number].num_heads if name == "attn" else 0,
         f"{path}.{slots[last].module}" if name == "attn" else "",
-        (Readers("", _entered(model, anatomy, path, name) or reads, reads, tuple(matrices)),),
+        (Readers("", before or reads, reads, tuple(matrices)),),
     )
 
 
@@ -236,11 +238,10 @@ _BEFORE = {  # norms that the stream passes on its way to a part: the first of t
 }  # fmt: skip
 
 
-def _entered(model: PreTrainedModel, anatomy: Anatomy, block: str, part: str) -> str | None:
-    """Return the norm before a part, which none of those after a part is, as OLMo 2 has; None where norms sit on the
+def _entered(model: PreTrainedModel, block: str, part: str, after: Collection[str]) -> str | None:
+    """Return the norm before a part, which none of those `after` a part is, as OLMo 2 has; None where norms sit on the
     stream, as in OPT-350M, or the block was replaced."""
-    after = anatomy.details.after.values()
-    if anatomy.details.post_norm or not getattr(model.config, "do_layer_norm_before", True):
+    if not getattr(model.config, "do_layer_norm_before", True):
         return None
     has = dict(model.base_model.get_submodule(block).named_children())
     return next((f"{block}.{norm}" for norm in _BEFORE[part] if norm in has and norm not in after), None)
