@@ -182,6 +182,7 @@ def test_every_method_cuts_it(method, place, tmp_path, modules):
     result = prune(place, "roberta", tmp_path / "out", method=method, **METHODS[method])
     assert result.plan.edits
     same_logits(place, "roberta", result, trust_remote_code=True)
+    assert "secateur bench" not in (tmp_path / "out/report.html").read_text(), "which is refused for it"
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])

@@ -153,7 +153,7 @@ def costs(verdict: VerdictRecord) -> list[CostLine]:
             lines.append(_sized("On disk", "B", gains.bytes_on_disk.before, gains.bytes_on_disk.after))
         speeds = (("Prefill", gains.prefill), ("Decoding", gains.decode))
         lines += [_timed(name, speed) for name, speed in speeds if speed is not None]
-        if gains.prefill is None and verdict.cut:
+        if gains.prefill is None and gains.kv_bytes_per_token is not None:  # what has no cache is never timed
             lines.append(CostLine("Speed", "not timed", note="to time it: secateur bench OUT"))
     sides = sorted(verdict.side_effects, key=_lost, reverse=True)
     return lines + [line for side in sides[:MOST_SIDES] if (line := _side(side)) is not None]
