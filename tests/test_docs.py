@@ -291,6 +291,7 @@ def test_every_record_is_as_documented(
         "Baseline": secateur.evaluate("builtin:facts", _two_answers(tuned))["baseline"],
         "Forecast": secateur.plan_cost("builtin:facts", "builtin:facts", limit=260),
         "TaskCheck": secateur.check_task("builtin:facts", "builtin:facts"),
+        "Structure": secateur.check_structure("builtin:facts"),
         "Comparison": secateur.compare_runs([out, removed], tuned.parent / "comparison.html"),
         "Map": secateur.need_map(
             "builtin:recall", "builtin:recall", tuned.parent / "map", what="heads", checks=4, limit=250
