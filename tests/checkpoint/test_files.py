@@ -16,6 +16,7 @@ import pytest
 import torch
 from fixtures.folders import contents, done_in, questions, save_model, secateur, write_rows
 from fixtures.forked import in_terminal, limited
+from fixtures.marks import slow_but
 from fixtures.zoo import tiny
 from safetensors.torch import load_file, save_file
 
@@ -375,7 +376,11 @@ TEMPLATES = {
 }
 
 
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template[:40])
+@pytest.mark.parametrize(
+    "template",
+    slow_but(["{% if %}", "{{ messages.__class__.__mro__ }}", ENDLESS], TEMPLATES),
+    ids=lambda t: t[:40],
+)
 def test_chat_templates_that_cannot_be_applied(template, place, monkeypatch):
     monkeypatch.setattr("secateur.hf.chat.SECONDS", 6.0)
     (place / "m/chat_template.jinja").write_text(template)
@@ -434,9 +439,7 @@ RUN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "typed", [*SHOWN, *(pytest.param(one, marks=pytest.mark.slow) for one in RUN)], ids=str
-)
+@pytest.mark.parametrize("typed", slow_but(SHOWN[:2], [*SHOWN, *RUN]), ids=str)
 def test_names_reach_the_terminal_as_text(typed, place, forks):
     """Of models, tasks, examples and folders; a newline in one begins a line at most."""
     evil = EVIL.replace("/", "")

@@ -365,7 +365,7 @@ def test_in_a_mount_point(place):
     assert "config.json" in done.stdout.split(), done.stderr
 
 
-@pytest.mark.parametrize("verb", ["apply", "probe"])
+@pytest.mark.parametrize("verb", slow_but(["probe"], ["apply", "probe"]))
 def test_folders_that_may_not_be_written(verb, place):
     """Root may write everywhere, so this runs without that privilege."""
     for name in ("parent", "owned"):

@@ -20,6 +20,7 @@ from fixtures.zoo import (
     MASKED,
     OF_ALL_KINDS,
     VOCAB_SIZE,
+    by_layout,
     once_a_code,
     precision,
     tiny,
@@ -400,6 +401,7 @@ def test_the_anatomy_needs_no_weights(name):
     assert anatomy(skeleton) == parts
 
 
+@pytest.mark.parametrize("name", by_layout(OF_ALL_KINDS))
 def test_fingerprint_follows_every_bit_and_nothing_else(name):
     model = tiny(name)
     before = fingerprint(model)

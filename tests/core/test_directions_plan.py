@@ -205,6 +205,7 @@ def weights_of(folder):
     return {name: data for name, data in contents(folder).items() if name.endswith((".safetensors", ".py"))}
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_checkpoint_makes_it_again_in_this_process_and_in_another(place, tmp_path):
     words = ["apply", str(place / "llama"), "--plan", str(place / "out"), "-o"]
     done = secateur(*words, tmp_path / "here")

@@ -132,6 +132,7 @@ def judged(pool, loaded) -> list[int]:
 # ------------------------------------------------------------------------------------------------ starting
 
 
+@pytest.mark.slow
 def test_loading_may_take_longer_than_patience(two_cpus, loaded, monkeypatch):
     """Patience is for a cluster without room; a large model travels for minutes."""
     with hired(monkeypatch, loaded, Late) as pool:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
+from fixtures.marks import slow_but
 from fixtures.zoo import ZOO, by_layout, tiny
 
 import secateur as api
@@ -153,7 +154,7 @@ def test_a_map_that_is_none_is_refused(place, tmp_path):
 
 
 @pytest.mark.parametrize("edits", EDITS, ids=",".join)
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", slow_but(["gpt2", "bloom", "gemma2"], LAYOUTS))
 def test_mask_and_cut_of_a_model_on_disk(place, tmp_path, name, edits):
     here, there = both(place, name)
     before, files, plain = contents(place / name), contents(place / "offload"), logits(there)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.marks import slow_but
 from fixtures.places import SCRIPTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -273,7 +274,7 @@ def test_the_arith_model_knows_products_that_four_directions_hide():
     assert accuracy(model, tokenizer, products) > 0.85
 
 
-@pytest.mark.parametrize("name", sorted(WORLDS))
+@pytest.mark.parametrize("name", slow_but(["facts"], sorted(WORLDS)))
 def test_training_again_gives_the_same_bits(training, name):
     recipe = training.RECIPES[name]
     first, _, losses = training.train(recipe, seed=3, steps=4)

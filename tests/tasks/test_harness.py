@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures.marks import slow_but
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -165,7 +166,7 @@ def harness_samples(path, model, tokenizer):
     return result["results"][name], sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", slow_but(["delimiter", "newline", "empty context"], TASKS))
 def test_choice_accuracy_equals_the_harness(name, tmp_path, model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
     path = write_task(tmp_path, name, TASKS[name])

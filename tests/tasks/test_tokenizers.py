@@ -10,6 +10,7 @@ import shutil
 import pytest
 from fixtures.encoders import ENCODERS
 from fixtures.folders import questions, save_model, secateur, write_rows
+from fixtures.marks import slow_but
 from fixtures.zoo import VOCAB_SIZE, tiny, variant
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
@@ -72,7 +73,7 @@ def refused(words, *pieces):
 # ------------------------------------------------------------------------------------------- texts that are ended
 
 
-@pytest.mark.parametrize("more", [(), ("--shots", 2), ("--chat",)], ids=str)
+@pytest.mark.parametrize("more", slow_but([("--shots", 2)], [(), ("--shots", 2), ("--chat",)]), ids=str)
 def test_numbers_are_those_of_a_tokenizer_that_ends_no_text(more, usual, words, tmp_path, task):
     ending = save_model(tmp_path / "ending", tiny("llama"), around(words, "w1 $A w2"))
     assert measured(ending, task, *more) == measured(usual, task, *more)
