@@ -108,13 +108,11 @@ def _written_rows(rows: Iterable[TaskRow]) -> str:
     """Return the file of checked rows, written where it is not there yet."""
     lines, checked = [], []
     for where, row, line in _lines(rows, "task"):
-        if is_text(row) and answer_columns(row):  # labelled text, of which the model knows the labels
-            lines.append(line)
-            continue
-        if is_text(row):
-            raise TaskError(f"{where} is a text and no question: give secateur.texts(rows).")
         lines.append(line)
-        checked.append((where, example_line(Row(where, row))))
+        if not is_text(row):
+            checked.append((where, example_line(Row(where, row))))
+        elif not answer_columns(row):  # of labelled text the model knows the labels
+            raise TaskError(f"{where} is a text and no question: give secateur.texts(rows).")
     if checked:
         check_rows(checked, "", "rows", "tasks")
     return str(_stored("rows", "".join(lines), ".jsonl"))

@@ -164,8 +164,7 @@ def make(folder: Path, originals: Mapping[str, Loaded], family: str, kind: str) 
 
 @pytest.fixture(scope="module")
 def elsewhere(request, made, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a process without secateur found in every folder that a test of this run asks for, and the logits it
-    computed."""
+    """Read every folder that a test of this run asks for in a process without secateur: findings, and logits."""
     place = tmp_path_factory.mktemp("elsewhere")
     of_here = (
         item for item in request.session.items if item.path == request.path and "case" in item.fixturenames

@@ -1,4 +1,4 @@
-"""What is read of a model's structure is proved on a tiny random copy; planted wrong anatomies are not."""
+"""Proofs of a model's structure on a tiny random copy hold for every layout, and fail for planted wrong anatomies."""
 
 from __future__ import annotations
 

@@ -104,11 +104,9 @@ def _by_block(text: PreTrainedConfig) -> dict[str, list[Any]]:
 
 def one_of_each_kind(config: PreTrainedConfig, least: int) -> list[int]:
     """Return the first block of each kind that a config tells apart, and the first others up to `least` blocks."""
-    said = _by_block(config.get_text_config()).values()
-    kinds = [
-        repr([values[block] for values in said])
-        for block in range(config.get_text_config().num_hidden_layers)
-    ]
+    text = config.get_text_config()
+    said = _by_block(text).values()
+    kinds = [repr([values[block] for values in said]) for block in range(text.num_hidden_layers)]
     first = [block for block, kind in enumerate(kinds) if kind not in kinds[:block]]
     others = [block for block in range(len(kinds)) if block not in first]
     return sorted(first + others[: max(0, least - len(first))])

@@ -145,19 +145,16 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "SequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     }
     config_of_stock = stock.config_class
-    named = [
-        kind for kind, known in kinds.items() if config_of_stock in known and known[config_of_stock] is stock
-    ]
+    of_stock = (name for name, known in kinds.items() if known.get(config_of_stock, None) is stock)
+    kind = next(of_stock, "CausalLM")
 
     class CarvedForCausalLM(stock):
         config_class = carved_config(config_of_stock)
-        _auto_class = f"AutoModelFor{named[0] if named else 'CausalLM'}"
+        _auto_class = f"AutoModelFor{kind}"
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             inner = config
-            if named == [
-                "SequenceClassification"
-            ]:  # many find the class of their blocks by that of the configuration
+            if kind == "SequenceClassification":  # many find the class of their blocks by the configuration's
                 inner = copy.copy(config)
                 inner.__class__ = config_of_stock
             super().__init__(inner, *args, **kwargs)

@@ -70,7 +70,7 @@ _UNREAD: Mapping[str, Sequence[str]] = {
     "a model that attends within chunks of its text, by hashes": ("ReformerModelWithLMHead",),
     "a model whose attention matrices are no linear layers": ("XLNetLMHeadModel",),
 }  # fmt: skip
-"""What keeps classes that are not read from being a family of the table, as far as that is known."""
+"""Reasons why classes of transformers are not read, as far as they are known → these classes."""
 _WHY_UNREAD = {name: why for why, names in _UNREAD.items() for name in names if name not in FAMILIES}
 
 _EXPERTS = (  # a class that can do without experts states the last even so

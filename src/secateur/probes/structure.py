@@ -53,7 +53,9 @@ def prove(model: PreTrainedModel) -> StructureRecord:
     found = anatomy(model)
     loaded = Loaded("copy", model, None, found, "copy", None, None)  # type: ignore[arg-type]  # no text is encoded
     ids = torch.arange(_LENGTH)[None] * 7 % (found.vocab_size - 3) + 3
-    rows = [_proved(loaded, kind, edits, ids) for kind, edits in _edits(found).items()]
+    with torch.no_grad(), _watched(model) as seen:
+        whole = _logits(model, ids)
+    rows = [_proved(loaded, kind, edits, ids, whole, seen) for kind, edits in _edits(found).items()]
     return StructureRecord(
         family=found.family,
         architecture=found.architecture,
@@ -106,9 +108,11 @@ def _of_kind(parts: Anatomy, kind: str) -> list[Matrix]:
     return [matrix for site, matrix in parts.matrices.items() if site.part == kind]
 
 
-def _proved(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> EditProofRecord:
+def _proved(
+    loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor, whole: Tensor, seen: _Watching
+) -> EditProofRecord:
     try:
-        measured = _measured(loaded, kind, edits, ids)
+        measured = _measured(loaded, kind, edits, ids, whole, seen)
     except SecateurError as error:
         return EditProofRecord(edit=kind, proved=False, differences={}, refused=str(error))
     proved = all(value <= _CLOSE_OF.get(name, _CLOSE) for name, value in measured.items())
@@ -116,8 +120,14 @@ def _proved(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> Ed
 
 
 @torch.no_grad()
-def _measured(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> dict[str, float]:
-    """Return the relative differences of an edit, by what is compared."""
+def _measured(
+    loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor, whole: Tensor, seen: _Watching
+) -> dict[str, float]:
+    """Return the relative differences of an edit, by what is compared.
+
+    Args:
+        whole: Logits of the model as it is; `seen` is what was watched while they were computed.
+    """
     parts, model = loaded.anatomy, loaded.model
     plan = Plan(loaded.fingerprint, tuple(edits))
     with masked(model, resolve(plan, parts, loaded.fingerprint)):
@@ -128,11 +138,11 @@ def _measured(loaded: Loaded, kind: str, edits: Sequence[Edit], ids: Tensor) -> 
     measured = {
         "cut": _distance(_logits(smaller, ids), expected),
         "parameters": abs(stored - predicted) / predicted,
-        "idle": 0.0 if _distance(expected, _logits(model, ids)) > 1e-6 else 1.0,
+        "idle": 0.0 if _distance(expected, whole) > 1e-6 else 1.0,
     }
     if parts.writes_text and parts.details.caches:
         measured["cache"] = _distance(_in_two_calls(smaller, ids), expected)
-    return measured | dict(_against_torch(loaded, kind, ids, expected))
+    return measured | dict(_against_torch(loaded, kind, ids, expected, seen))
 
 
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -157,14 +167,14 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 # ------------------------------------------------------------------------------- a reference that knows of no family
 
 
-def _against_torch(loaded: Loaded, kind: str, ids: Tensor, expected: Tensor) -> Iterator[tuple[str, float]]:
+def _against_torch(
+    loaded: Loaded, kind: str, ids: Tensor, expected: Tensor, seen: _Watching
+) -> Iterator[tuple[str, float]]:
     """Yield how far an edit is from the same done where torch's attention and activation functions are called; nothing
     where they are not called once in each block, or where a norm takes units together."""
     parts, model = loaded.anatomy, loaded.model
     attending = parts.attending
     with_network = [block for block, widths in enumerate(parts.widths) if widths.d_ff]
-    with _watched(model) as seen:
-        _logits(model, ids)
     attended = len(seen.attention) == len(attending)
     activated = [call.shape[-1] for call in seen.activation] == [parts.widths[b].d_ff for b in with_network]
     if kind in ("q", "k", "v") and attended:
