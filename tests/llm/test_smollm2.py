@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from secateur.core.records.verdict import VerdictRecord
 
 pytestmark = pytest.mark.llm
+FEW = ("--limit", "60", "--allow-small")
 ONE_PROCESS = pytest.mark.xdist_group("two blocks less")  # these share what took long to make
 ROOT = Path(__file__).parents[2]
 MODEL, CAPITALS = ROOT / "models" / "smollm2-135m", ROOT / "examples" / "capitals.jsonl"
@@ -53,7 +54,7 @@ def shortened(side: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two blocks dropped by cosine, by a recipe."""
     folder = tmp_path_factory.mktemp("depth")
     recipe = {"model": str(MODEL), "task": str(CAPITALS), "out": "out", "method": "depth", "by": "cosine"}
-    recipe |= {"form": "drop", "blocks": 2, "side": [str(side)]}
+    recipe |= {"form": "drop", "blocks": 2, "side": [str(side)], "limit": 60, "allow_small": True}
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     run("run", folder / "recipe.yaml", "--quiet")
     return folder / "out"
@@ -95,7 +96,7 @@ def test_two_blocks_less_are_smaller_and_load_as_they_are(shortened):
 
 def test_kv_groups_go_by_what_the_model_does_without_them(side, tmp_path):
     out = tmp_path / "out"
-    how = ("--method", "heads", "--layers", "27:30", "--target", "20%", "--step", "0.2", "--limit", "130")
+    how = ("--method", "heads", "--layers", "27:30", "--target", "20%", "--step", "0.2", *FEW)
     run("prune", MODEL, "--task", CAPITALS, "--side", side, *how, "--quiet", "-o", out)
     assert verdict_of(out).cut
     assert all(cut.site.split(".")[0] in ("b27", "b28", "b29") for cut in verdict_of(out).cut)
@@ -103,13 +104,13 @@ def test_kv_groups_go_by_what_the_model_does_without_them(side, tmp_path):
 
 def test_directions_of_one_block(side, tmp_path):
     out = tmp_path / "out"
-    how = ("--method", "directions", "--matrices", "v", "--layers", "28:29")
+    how = ("--method", "directions", "--matrices", "v", "--layers", "28:29", *FEW)
     run("prune", MODEL, "--task", CAPITALS, "--side", side, *how, "--quiet", "-o", out)
     assert verdict_of(out).verdict
 
 
 def test_blocks_are_nearly_linear():
-    how = ("--what", "linearity", "--task", CAPITALS, "--layers", "27:30", "--limit", "130")
+    how = ("--what", "linearity", "--task", CAPITALS, "--layers", "27:30", *FEW)
     found = json.loads(run("probe", MODEL, *how, "--json", "--quiet"))
     rows = found["models"][0]["rows"]
     assert [row["site"] for row in rows] == ["b27", "b28", "b29"]
@@ -125,14 +126,14 @@ def test_a_file_and_a_search_are_told_beforehand():
 
 
 def test_all_kinds_of_edits_compete(side, tmp_path):
-    how = ("--params", "0.985", "--layers", "29:30", "--limit", "130")
+    how = ("--params", "0.985", "--layers", "29:30", *FEW)
     run("prune", MODEL, "--task", CAPITALS, "--side", side, *how, "--quiet", "-o", tmp_path / "out")
     found = verdict_of(tmp_path / "out")
     assert found.parameters.after <= 0.985 * found.parameters.before
 
 
 def test_a_map_of_a_block_is_checked_by_removal(tmp_path):
-    how = ("--layers", "29:30", "--what", "heads,ffns", "--checks", "1", "--limit", "130")
+    how = ("--layers", "29:30", "--what", "heads,ffns", "--checks", "1", *FEW)
     found = json.loads(run("map", MODEL, "--task", CAPITALS, *how, "-o", tmp_path, "--json", "--quiet"))
     assert {kind["kind"] for kind in found["kinds"]} == {"heads", "ffns"}
     read = {name.split(".")[0] for kind in found["kinds"] for name in kind["readings"]["in_block"]}
@@ -145,7 +146,7 @@ def test_a_map_of_a_block_is_checked_by_removal(tmp_path):
 def test_what_was_cut_is_shown_listed_measured_and_talked_to(shortened):
     assert json.loads(run("show", shortened, "--json"))
     assert "depth" in run("runs", shortened.parent)
-    assert json.loads(run("transfer", shortened, "--task", CAPITALS, "--limit", "130", "--json", "--quiet"))
+    assert json.loads(run("transfer", shortened, "--task", CAPITALS, *FEW, "--json", "--quiet"))
     words = ("--prompt", "The capital of France is", "--max-new-tokens", "4", "--json", "--quiet")
     assert json.loads(run("chat", shortened, "--against", MODEL, *words))
     assert "config.json" in run("push", shortened, "me/cut", "--dry-run")
@@ -153,7 +154,7 @@ def test_what_was_cut_is_shown_listed_measured_and_talked_to(shortened):
 
 @ONE_PROCESS
 def test_what_was_cut_can_be_healed_and_the_whole_fine_tuned(shortened, side, tmp_path):
-    few = ("--task", CAPITALS, "--limit", "130", "--max-steps", "2", "--lora", "2", "--quiet")
+    few = ("--task", CAPITALS, *FEW, "--max-steps", "2", "--lora", "2", "--quiet")
     run("heal", shortened, *few, "--side", side, "-o", tmp_path / "healed")
     run("finetune", MODEL, *few, "-o", tmp_path / "tuned")
     for out, blocks in (("healed", 28), ("tuned", 30)):
@@ -172,5 +173,5 @@ def test_what_was_cut_can_be_read_applied_and_exported(shortened, tmp_path):
 
 
 def test_a_gguf_file_is_a_model():
-    found = json.loads(run("eval", GGUF, "--task", CAPITALS, "--limit", "130", "--json", "--quiet"))
+    found = json.loads(run("eval", GGUF, "--task", CAPITALS, *FEW, "--json", "--quiet"))
     assert next(score for score in found["scores"] if score["metric"] == "accuracy")["value"] > 0.7
