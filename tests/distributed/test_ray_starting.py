@@ -145,8 +145,10 @@ def test_loading_may_take_longer_than_patience(two_cpus, loaded, monkeypatch):
 
 @pytest.mark.parametrize(
     ("worker", "why"),
-    [(Unborn, "No module named 'secateur'"), (Full, "18 GiB, please")],
-    ids=["unborn", "full"],
+    [
+        pytest.param(Unborn, "No module named 'secateur'", id="unborn"),
+        pytest.param(Full, "18 GiB, please", id="full", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_that_never_have_the_model_are_not_asked_for_again_and_again(
     worker, why, two_cpus, loaded, monkeypatch

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
+from fixtures.marks import slow_but
 from fixtures.planted import affine_, silenced, spoken
 from fixtures.zoo import tiny, variant
 from transformers import AutoModelForCausalLM
@@ -66,7 +67,9 @@ def logits(folder, **how):
     return model(TOKENS).logits
 
 
-@pytest.mark.parametrize("by", ["linearity", "cosine"])  # what a random model loses by loss is chance
+@pytest.mark.parametrize(
+    "by", slow_but(["linearity"], ["linearity", "cosine"])
+)  # by loss is chance at random
 @pytest.mark.parametrize("form", ["fold", "linear"])
 def test_an_affine_block_goes_first_and_leaves_no_trace(place, tmp_path, by, form):
     how = ("--by", by, "--form", form, "--blocks", "1")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.zoo import by_layout, tiny
+from fixtures.zoo import FEWEST, by_layout, tiny
 from reference.test_truncation_probe import EXAMPLES, PACKING, margin
 
 from secateur.core.plan import Drop, Plan, Truncate, blocks_of
@@ -76,7 +76,7 @@ def plans_for(loaded: Loaded) -> list[Plan]:
 
 
 @pytest.mark.parametrize("contrast", [False, True], ids=["gold alone", "contrast"])
-@pytest.mark.parametrize("name", by_layout())
+@pytest.mark.parametrize("name", by_layout(first=FEWEST))
 def test_effects_are_those_of_the_block_in_the_whole_model(name, contrast, as_loaded):
     loaded = as_loaded(tiny(name, torch.float64))
     packing = replace(PACKING, switches=loaded.anatomy.switches)

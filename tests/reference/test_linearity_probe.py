@@ -12,6 +12,7 @@ import pytest
 import torch
 from fixtures.cuts import KINDS, edits_of
 from fixtures.encoders import ENCODERS
+from fixtures.marks import slow_but
 from fixtures.zoo import by_layout, tiny, variant
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
@@ -216,7 +217,7 @@ def test_parts_where_norms_follow(name: str, as_loaded: Callable) -> None:
     check_parts(name, model, readable, ran(readable.runs), 1e-9 if name in WIDE else 1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize("name", slow_but(["bert", "t5"], sorted(ENCODERS)))
 def test_encoders_and_encoder_decoders(name: str) -> None:
     model = ENCODERS[name]().double()
     readable = readable_from(model, None)
