@@ -248,7 +248,12 @@ def test_parts_of_a_plain_decoder_are_read_when_asked_for(as_loaded: Callable) -
     check(rows["b1.attn"], None, attention, 1e-9)
 
 
-@pytest.mark.parametrize("kind", ["attention of block 0", "FFN of block 0", "linear block 0", "uneven heads"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_but(
+        ["linear block 0"], ["attention of block 0", "FFN of block 0", "linear block 0", "uneven heads"]
+    ),
+)
 @pytest.mark.parametrize("name", ["llama-tied-biased", "gpt2-untied-wide"])
 def test_carved_models(name: str, kind: str, as_loaded: Callable) -> None:
     """Also with a linear map in a block's place: it lies before the next block, inside what the hook sees."""
