@@ -38,7 +38,8 @@ def side_effects(session: Session) -> list[SideTask]:
             labels=anatomy.labels,
         )
         name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
-        sides.append(SideTask(name, session.on(task).task, continuations=task.kind == "text"))
+        written = task.kind == "text" and anatomy.writes_text
+        sides.append(SideTask(name, session.on(task).task, continuations=written))
     return sides
 
 

@@ -54,6 +54,8 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
     A row that is the beginning of another is not run twice, where both are of one regime of `switches` (the lengths at
     which the model changes its rotation of positions).
     """
+    if encoded.mask is not None:
+        return _masked_rows(example, encoded, encoded.mask)
     wanted: list[tuple[tuple[int, ...], list[Target]]] = []
     for number, (_, continuation) in enumerate(encoded.pairs):
         places = zip(encoded.places(number), continuation, strict=True)
@@ -68,6 +70,17 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
         else:
             longer[1].extend(targets)
     return [TokenRow(example, tokens, tuple(targets), encoded.types) for tokens, targets in rows]
+
+
+def _masked_rows(example: int, encoded: Encoded, mask: int) -> list[TokenRow]:
+    """Return a row for each token of the one continuation, in which that token alone is the mask."""
+    ((row, continuation),) = encoded.pairs
+    return [
+        TokenRow(
+            example, (*row[:place], mask, *row[place + 1 :]), (Target(place, token, example, 0, number == 0),)
+        )
+        for number, (place, token) in enumerate(zip(encoded.places(0), continuation, strict=True))
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,12 +144,16 @@ class Packing:
         return regime(len(row), self.switches)
 
     def pack(self, encoded: Mapping[int, Encoded], examples: Iterable[int]) -> list[Batch]:
-        """Return the examples in batches of similar length; the rows of one example and one regime stay together."""
+        """Return the examples in batches of similar length; the rows of one example and one regime stay together, but
+        for those with one mask each, which are as many as tokens."""
         rows = [
             list(group)
             for example in examples
             for _, group in groupby(
-                rows_of(example, encoded[example], self.switches), lambda row: self.regime(row.tokens)
+                rows_of(example, encoded[example], self.switches),
+                lambda row, one=encoded[example]: (
+                    self.regime(row.tokens) if one.mask is None else row.targets[0].position
+                ),
             )
         ]
         batches: list[list[TokenRow]] = []
@@ -179,7 +196,7 @@ def shards(
     shard: list[int] = []
     used = 0
     for example in sorted(examples, key=lambda e: (encoded[e].longest, e)):
-        need = width * sum(len(encoded[example].whole(n)) for n in range(len(encoded[example].pairs)))
+        need = width * encoded[example].num_run
         if shard and used + need > cache_bytes:
             yield shard
             shard, used = [], 0

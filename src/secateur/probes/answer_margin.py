@@ -83,7 +83,7 @@ class AnswerMargin:
     def of_batch(self, batch: Batch, elsewhere: Scores) -> dict[int, Tensor]:
         """Return the odds of each example that has rows in the batch.
 
-        Choices of an example that run in other batches are constants here: their gradients come with those batches.
+        What of an example runs in other batches is a constant here: its gradients come with those batches.
 
         Args:
             elsewhere: What `scores_of_split` returned.
@@ -94,11 +94,11 @@ class AnswerMargin:
             positions.setdefault(example, {}).setdefault(continuation, []).append(i)
         margins = {}
         for example, by_continuation in positions.items():
-            here = {number: logp[where].sum() for number, where in by_continuation.items()}
-            scores = [
-                here[number] if number in here else logp.new_tensor(elsewhere[example, number])
-                for number in range(len(self.encoded[example].pairs))
-            ]
+            scores = []
+            for number in range(len(self.encoded[example].pairs)):
+                here = logp[by_continuation.get(number, [])].sum()
+                whole = elsewhere.get((example, number))
+                scores.append(here if whole is None else here + (whole - here.detach()))
             margins[example] = _odds(scores, self.encoded[example].gold, self.contrast)
         return margins
 

@@ -10,8 +10,10 @@ harness scores the answer after an ended prompt, without its first token. Knows 
 methods; never a model.
 
 For a masked language model an example is a row with masks in the place of the answer, one for each of its tokens, all
-at once. So LASER (arXiv 2312.13558) asks RoBERTa. For a sequence classifier it is a text, or a pair of texts, whose
-label is predicted at one position. In both special tokens stand where the tokenizer puts them.
+at once. So LASER (arXiv 2312.13558) asks RoBERTa. Of text each token is predicted from all others of its chunk, one
+mask at a time; the sum is the pseudo-log-likelihood (arXiv 1910.14659, equation 1). For a sequence classifier an
+example is a text, or a pair of texts, whose label is predicted at one position. In both special tokens stand where the
+tokenizer puts them.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Encoded:
     the last token of its context, and that part of it is not in its continuation. `masks`: for a masked language model
     the positions in each context that stand for the tokens of its continuation, for a classifier the one that its label
     is read at; empty for a causal one. A classifier's continuation is the number of a label, and `types` says of which
-    text of a pair each token is, by number; empty where the model is not told.
+    text of a pair each token is, by number; empty where the model is not told. `mask`: each token of the continuation,
+    which the context has in its place, is predicted in a row of its own where it alone is this mask.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
@@ -53,17 +56,25 @@ class Encoded:
     joined: bool = False
     masks: tuple[Ids, ...] = ()
     types: Ids = ()
+    mask: int | None = None
 
     @property
     def gold_alone(self) -> Encoded:
         """Return the same example with its gold answer as the only one."""
         gold = slice(self.gold, self.gold + 1)
-        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined, self.masks[gold], self.types)
+        masks = self.masks[gold]
+        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined, masks, self.types, self.mask)
 
     @property
     def longest(self) -> int:
         """Return the tokens of the longest context with its continuation."""
         return max(map(len, map(self.whole, range(len(self.pairs)))))
+
+    @property
+    def num_run(self) -> int:
+        """Return how many tokens run at most to score every continuation."""
+        rows = (1 if self.mask is None else len(continuation) for _, continuation in self.pairs)
+        return sum(len(self.whole(number)) * count for number, count in enumerate(rows))
 
     def whole(self, number: int) -> Ids:
         """Return the context with its continuation; where that is predicted within the row, the row alone."""
@@ -123,7 +134,7 @@ def encode(
 
     Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token
     that the model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer
-    that has no template; of a masked language model for text, `chat`, and another number of masks than of tokens; of a
+    that has no template; of a masked language model for `chat`, and another number of masks than of tokens; of a
     classifier for all but labelled text, and for `chat`.
     """
     if classifier is not None:
@@ -150,17 +161,22 @@ def _encode_masks(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bo
         raise TaskError(
             "this tokenizer has no mask token, and the model is a masked one: take the model's own tokenizer."
         )
-    if example.tokens is not None:
-        raise TaskError(
-            f"example {example.id!r}: a masked language model gives plain text no likelihood. Give questions, with "
-            f"{MASKS[0]} in the place of the answer."
-        )
     if chat:
         raise TaskError("a masked language model holds no conversation. Leave out --chat.")
+    if example.tokens is not None:
+        return _masked_one_by_one(example.tokens, tokenizer, tokenizer.mask_token_id)
     rows = [_masked_row(example, tokenizer, *wording) for wording in _wording(example)]
     pairs = tuple((row, answer) for row, answer, _ in rows)
     gold, lengths = (0, (1,)) if example.choices is None else (example.gold, _lengths(example))
     return Encoded(pairs, gold, lengths, masks=tuple(places for _, _, places in rows))
+
+
+def _masked_one_by_one(tokens: Ids, tokenizer: PreTrainedTokenizerBase, mask: int) -> Encoded:
+    """Return a chunk of text, of which every token is predicted from all others."""
+    before, after = added_ids(tokenizer, tokenizer.decode(tokens, skip_special_tokens=True))
+    text = tokens[len(before) :]
+    places = tuple(range(len(before), len(tokens)))
+    return Encoded(((tokens + after, text),), 0, (1,), masks=(places,), mask=mask)
 
 
 def _masked_row(
