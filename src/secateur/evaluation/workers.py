@@ -92,14 +92,14 @@ class Workers(Protocol):
 WorkerLauncher = Callable[[Loaded], AbstractContextManager[Workers]]
 
 
-def ordered(plans: Iterable[Plan]) -> list[Plan]:
+def ordered(plans: Iterable[Plan], anatomy: Anatomy) -> list[Plan]:
     """Return the plans lowest edit first, as the evaluator takes them."""
-    return sorted(plans, key=lambda plan: (plan.lowest_block or 0, str(plan)))
+    return sorted(plans, key=lambda plan: (anatomy.lowest_block(plan), str(plan)))
 
 
-def work_on(plans: Iterable[Plan], shards: Iterable[Sequence[int]]) -> list[Work]:
+def work_on(plans: Iterable[Plan], shards: Iterable[Sequence[int]], anatomy: Anatomy) -> list[Work]:
     """Return every plan on every shard, by shard and then from the lowest block upwards."""
-    blocks = [tuple(same) for _, same in groupby(ordered(plans), key=lambda plan: plan.lowest_block or 0)]
+    blocks = [tuple(same) for _, same in groupby(ordered(plans, anatomy), key=anatomy.lowest_block)]
     return [Work(same, tuple(shard)) for shard in shards for same in blocks]
 
 

@@ -242,7 +242,11 @@ def _by_gradients(
     size = -(-len(blocks) // QUARTERS)
     found: dict[str, dict[str, float]] = {}
     for start in range(blocks.start, blocks.stop, size):
-        some = {name: plan for name, plan in every.items() if plan.lowest_block in range(start, start + size)}
+        some = {
+            name: plan
+            for name, plan in every.items()
+            if plan.edits and anatomy.lowest_block(plan) in range(start, start + size)
+        }
         for reading, values in _known_effects(session, some, examples).items():
             found.setdefault(reading, {}).update(values)
     return found

@@ -35,6 +35,11 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     shape = shape_of(plan, anatomy)
     if not isinstance(stock_config(shape, anatomy), str):
         return plan
+    if anatomy.num_encoder:
+        raise PlanError(
+            f"no stock class of transformers holds the result of this plan ({stock_config(shape, anatomy)}), and of an "
+            "encoder-decoder none is sought beside it. Leave out --form stock."
+        )
     if (
         anatomy.details.first_lacks and shape.numbers[0]
     ):  # the stock class would leave the next one without its norm
