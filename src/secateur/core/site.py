@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 from secateur.errors import UnknownName, nearest
 
@@ -130,6 +131,11 @@ class Site:
         return self.part.removeprefix("cross.")
 
     @property
+    def label(self) -> str:
+        """Return what the site is in any block: `q`, in an encoder-decoder `enc.q`, `dec.cross.q`."""
+        return f"{self.stack}.{self.part}" if self.stack else self.part
+
+    @property
     def whole_block(self) -> Site:
         """Return the address of the block."""
         return Site(self.block, stack=self.stack)
@@ -149,6 +155,21 @@ class Site:
         if self.is_matrix:
             return self.beside(part_of(self.part)), self.whole_block
         return (self.beside(self.part), self.whole_block) if self.unit else (self.whole_block,)
+
+
+def block_at(number: int, num_encoder: int) -> Site:
+    """Return the block that is `number` of all; in an encoder-decoder those of the encoder come first."""
+    if not num_encoder:
+        return Site(number)
+    inside = number < num_encoder
+    return Site(number if inside else number - num_encoder, stack="enc" if inside else "dec")
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Return labels of matrices in canonical order, an encoder's first; unknown ones come last."""
+    stacks = ("", *(f"{stack}." for stack in STACKS))
+    order = {stack + name: place for place, (stack, name) in enumerate(product(stacks, EVERY_MATRIX))}
+    return sorted(labels, key=lambda label: (order.get(label, len(order)), label))
 
 
 def part_of(matrix: str) -> str:

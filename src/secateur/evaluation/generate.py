@@ -81,7 +81,9 @@ def _conditions(loaded: Loaded, length: int, max_new_tokens: int, begun: Ids = (
     rows are of one length.
     """
     if encoder := loaded.anatomy.num_encoder:
-        cached = loaded.anatomy.carved or loaded.anatomy.can_cache(encoder, loaded.anatomy.num_blocks - encoder)
+        cached = loaded.anatomy.carved or loaded.anatomy.can_cache(
+            encoder, loaded.anatomy.num_blocks - encoder
+        )
         return _Conditions(0, length, cached, begun)
     now, later = (regime(n, loaded.anatomy.switches) for n in (length, length + max_new_tokens - 1))
     may_pad = now == later and loaded.model.dtype != torch.float64 and loaded.anatomy.pads_left

@@ -367,9 +367,7 @@ def map_work(session: Session, kinds: Sequence[str], split: str, checks: int) ->
         read("neuron importance", (), passes=2.0)
     # each quarter of the blocks costs a pass forward, and one back to its lowest
     passes = sum(2 - block / anatomy.num_blocks for block in blocks[:: -(-len(blocks) // QUARTERS)])
-    own = [
-        anatomy.site(anatomy.lowest_block(plan)) for plans in found.values() for plan in plans
-    ]
+    own = [anatomy.site(anatomy.lowest_block(plan)) for plans in found.values() for plan in plans]
     contrast = decided_by_choices(session)
     read("edit effects", own, passes=passes, blocks=1.0, choices=contrast)
     read("first order", map(anatomy.site, blocks), blocks=2.0, choices=contrast)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.core.plan import Plan
-from secateur.core.site import ATTENTION_MATRICES, EVERY_MATRIX, STACKS, Site, part_of
+from secateur.core.site import ATTENTION_MATRICES, EVERY_MATRIX, STACKS, Site, block_at, part_of
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.family import (
     CAUSAL,
@@ -150,12 +150,19 @@ class Anatomy:
 
     def site(self, number: int, part: str = "", unit: str = "", index: int = 0) -> Site:
         """Return the address of a part of block `number` of all blocks."""
-        if not self.num_encoder:
-            return Site(number, part, unit, index)
-        inside = number < self.num_encoder
-        return Site(
-            number if inside else number - self.num_encoder, part, unit, index, "enc" if inside else "dec"
-        )
+        return block_at(number, self.num_encoder).beside(part, unit, index)
+
+    def reads_source(self, matrix: Matrix) -> bool:
+        """Return True for a matrix that is run at the positions of what an encoder reads, not of what is written."""
+        return matrix.site.stack == "enc" or matrix.site.part in ("cross.k", "cross.v")
+
+    def refuse_pairs(self, what: str) -> None:
+        """Raise `ModelError` for an encoder-decoder, which `what` does not know."""
+        if self.num_encoder:
+            raise ModelError(
+                f"{what} does not know encoder-decoders such as {self.architecture}. They go through --method laser, "
+                "directions, heads, ffns, components, attention and depth (--form drop), and apply."
+            )
 
     def has_block(self, site: Site) -> bool:
         """Return True where the model has the block of a site."""
@@ -224,7 +231,11 @@ class Anatomy:
         A cache counts its tokens in a block with attention, and some classes want one of each kind.
         """
         encoder = frozenset(range(self.num_encoder))
-        kinds = frozenset(range(self.num_blocks)) - self.mixers.keys() - encoder, frozenset(self.mixers), encoder
+        kinds = (
+            frozenset(range(self.num_blocks)) - self.mixers.keys() - encoder,
+            frozenset(self.mixers),
+            encoder,
+        )
         return tuple(kind for kind in kinds if kind)
 
     def check_attention(self, site: Site) -> None:

@@ -172,7 +172,12 @@ def _like_bart(name: str, architecture: str, final_norm: str = "", **traits: Any
     attention = _LLAMA_ATTENTION | {"o": "self_attn.out_proj"}
     crossing = {f"cross.{kind}": f"encoder_attn.{kind}_proj" for kind in "qkv"}
     network = {"up": "fc1", "down": "fc2"}
-    places = ("encoder.embed_tokens", "decoder.embed_tokens", "encoder.embed_positions", "decoder.embed_positions")
+    places = (
+        "encoder.embed_tokens",
+        "decoder.embed_tokens",
+        "encoder.embed_positions",
+        "decoder.embed_positions",
+    )
     decoder = Family(
         name,
         architecture,

@@ -92,11 +92,15 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     class CarvedConfig(stock):
         _auto_class = "AutoConfig"
 
-        def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        def get_text_config(
+            self, decoder: bool | None = None, encoder: bool | None = None
+        ) -> PreTrainedConfig:
             found = super().get_text_config(decoder=decoder, encoder=encoder)
             if not decoder or encoder or not hasattr(found, "num_decoder_layers"):
                 return found
-            found = copy.deepcopy(found)  # of which caches are made, with a layer for each block of T5's encoder
+            found = copy.deepcopy(
+                found
+            )  # of which caches are made, with a layer for each block of T5's encoder
             found.num_layers = found.num_decoder_layers
             return found
 
@@ -351,7 +355,9 @@ def _mark(cache: Cache, hidden_states: Tensor, source: Tensor | None, layer: int
     cache.update(mark, mark, layer)
 
 
-def _positions(attention: nn.Module, hidden_states: Tensor, bias: Tensor | None, cache: Cache | None) -> Tensor | None:
+def _positions(
+    attention: nn.Module, hidden_states: Tensor, bias: Tensor | None, cache: Cache | None
+) -> Tensor | None:
     """Return the biases of positions that an attention got from the one before, or, of the first one, makes."""
     if bias is not None or not attention.has_relative_attention_bias:
         return bias

@@ -72,6 +72,7 @@ def read_map(
     """
 
     def check(early: Session) -> None:
+        early.loaded.anatomy.refuse_pairs("the map of all components")
         layers_of(early.loaded.anatomy, options)
 
     session = open_session(options, None, progress, check, needs={split: 1})

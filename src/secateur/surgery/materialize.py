@@ -351,9 +351,7 @@ def carving_operations(shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
     return renumbered(operations, shape, anatomy)
 
 
-def _carved_attention(
-    block: BlockShape, part: str, shape: Shape, anatomy: Anatomy
-) -> list[CarveOperation]:
+def _carved_attention(block: BlockShape, part: str, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
     """Return the operations for the self-attention (`attn`) or the cross-attention (`cross`) of a block."""
     widths, groups = anatomy.widths[block.number], block.groups_of(part)
     num_heads = widths.num_cross if part == "cross" else widths.num_heads

@@ -224,7 +224,9 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
         raise PlanError("this plan takes every block of the model away. Keep at least one.")
     if not keeps_blocks(gone, anatomy):
         if anatomy.num_encoder:
-            raise PlanError("this plan takes every block of the encoder, or of the decoder, away. Keep one of each.")
+            raise PlanError(
+                "this plan takes every block of the encoder, or of the decoder, away. Keep one of each."
+            )
         raise PlanError(
             f"this plan takes every block away that has attention ({', '.join(map(str, anatomy.attending))}), or every "
             "one that has none. Keep at least one of each kind."
@@ -462,7 +464,9 @@ def heads_of(site: Site, anatomy: Anatomy) -> tuple[int, int]:
 def _sizes(anatomy: Anatomy, site: Site) -> str:
     if not anatomy.has_block(site) or not site.unit:
         if anatomy.num_encoder:
-            return f"{anatomy.num_encoder} blocks enc.bN and {anatomy.num_blocks - anatomy.num_encoder} dec.bN"
+            return (
+                f"{anatomy.num_encoder} blocks enc.bN and {anatomy.num_blocks - anatomy.num_encoder} dec.bN"
+            )
         return f"{anatomy.num_blocks} blocks"
     has, (heads, groups) = anatomy.widths[anatomy.number(site)], heads_of(site, anatomy)
     words = {

@@ -43,7 +43,7 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     if (
         anatomy.details.first_lacks and shape.numbers[0]
     ):  # the stock class would leave the next one without its norm
-        kept_first = tuple(edit for edit in plan.edits if 0 not in blocks_of(edit))
+        kept_first = tuple(edit for edit in plan.edits if Site(0) not in blocks_of(edit))
         return portable_plan(Plan(plan.model, kept_first), loaded, importance)
     importance = importance or output_norms(loaded)
     dropped = set(plan.dropped)

@@ -103,7 +103,12 @@ class Shape:
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
         widths = anatomy.widths[block.number]
         lost = (widths.num_experts - len(block.experts)) * widths.expert
-        sizes = len(block.groups or ()), len(block.heads), len(block.heads_of("cross")), len(block.neurons or ())
+        sizes = (
+            len(block.groups or ()),
+            len(block.heads),
+            len(block.heads_of("cross")),
+            len(block.neurons or ()),
+        )
         whole = sizes == (widths.num_kv_heads, widths.num_heads, widths.num_cross, widths.d_ff)
         if whole and not biased and not any(site.whole_block == block.site for site in self.ranks):
             return lost
@@ -263,9 +268,7 @@ def _groups(whole: Site, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) 
     if not groups and whole.beside(OUTPUTS[whole.part]) not in lasting:
         return None
     if groups and "heads" in anatomy.indivisible:
-        return tuple(
-            Group(kv, tuple(range(kv * queries, (kv + 1) * queries))) for kv in range(num_kv_heads)
-        )
+        return tuple(Group(kv, tuple(range(kv * queries, (kv + 1) * queries))) for kv in range(num_kv_heads))
     return tuple(_even(groups, queries))
 
 

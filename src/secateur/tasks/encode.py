@@ -209,9 +209,7 @@ def _masked_row(
     return row, ids, places
 
 
-def _encode_source(
-    example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool, start: int
-) -> Encoded:
+def _encode_source(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool, start: int) -> Encoded:
     """Return source and target of `example` for each of its wordings. Raises: as `encode`."""
     if example.tokens is not None:
         raise TaskError(
