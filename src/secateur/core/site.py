@@ -1,5 +1,6 @@
 """The address of one removable part of a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`; of a
-mixture of experts `b12.mlp.e17`, `b12.e17.down`; of an encoder-decoder `enc.b3.attn`, `dec.b3.cross.h7`, `dec.b3.cross.q`.
+mixture of experts `b12.mlp.e17`, `b12.e17.down`; of an encoder-decoder `enc.b3.attn`, `dec.b3.cross.h7`,
+`dec.b3.cross.q`.
 
 A Site is a value; it knows no tensor and no model. Blocks count from 0, in an encoder-decoder in each of the two.
 """

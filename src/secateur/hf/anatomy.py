@@ -50,8 +50,8 @@ class Widths:
     those of the module of its feed-forward network; 0 where there is no such module, or it holds a part of them only.
     Of a mixture `expert` counts those of one expert, with its row of the router. `mixer` counts those of a module that
     stands for the attention, in some blocks of a hybrid; these have no heads. `num_cross` are the heads of the
-    cross-attention in a decoder beside an encoder, `cross` counts the parameters of its module, and `d_head` is the size
-    of heads.
+    cross-attention in a decoder beside an encoder, `cross` counts the parameters of its module, and `d_head` is the
+    size of heads.
     """
 
     num_heads: int

@@ -5,9 +5,9 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 A masked language model is read so by `AutoModelForMaskedLM`, a sequence classifier by
-`AutoModelForSequenceClassification`, an encoder-decoder by `AutoModelForSeq2SeqLM`. `config.json` holds the family's own configuration under
-`stock`, and under `carving` what is different: a list of operations on modules named by their paths. Parameters keep
-the names they have in the stock model.
+`AutoModelForSequenceClassification`, an encoder-decoder by `AutoModelForSeq2SeqLM`. `config.json` holds the family's
+own configuration under `stock`, and under `carving` what is different: a list of operations on modules named by their
+paths. Parameters keep the names they have in the stock model.
 """
 
 # mypy: ignore-errors
@@ -369,8 +369,10 @@ def _positions(
 def _shared_bias(model: nn.Module, path: str, heads: Sequence[int]) -> None:
     """Let an attention that got biases of positions for all heads use those of `heads`, and hand all of them on."""
     module = model.get_submodule(path)
-    module.kept_heads = list(heads)
-    module.__class__ = _some_of_shared(type(module))
+    earlier = getattr(module, "kept_heads", None)
+    if earlier is None:
+        module.__class__ = _some_of_shared(type(module))
+    module.kept_heads = list(heads) if earlier is None else [earlier[head] for head in heads]
 
 
 @lru_cache

@@ -184,8 +184,8 @@ class FamilyInfo(NamedTuple):
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
     `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention; `classifier`:
     the class of its sequence classifier, empty for none; `caches`: it keeps keys and values of the past; `float64`:
-    it runs in that; `counts_from_pad`: positions begin behind the padding's id; `pairs`: it is an encoder-decoder; `stock_heads`: a stock checkpoint may
-    have fewer heads; `stock_biases` are the matrices that get a bias there.
+    it runs in that; `counts_from_pad`: positions begin behind the padding's id; `pairs`: it is an encoder-decoder;
+    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
     """
 
     family: str

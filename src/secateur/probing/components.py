@@ -33,6 +33,7 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.core.stats import rank_correlation
 from secateur.errors import PlanError, TaskError
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of

@@ -246,7 +246,7 @@ def _by_gradients(
         some = {
             name: plan
             for name, plan in every.items()
-            if plan.edits and anatomy.lowest_block(plan) in range(start, start + size)
+            if plan.edits and session.loaded.anatomy.lowest_block(plan) in range(start, start + size)
         }
         for reading, values in _known_effects(session, some, examples).items():
             found.setdefault(reading, {}).update(values)

@@ -48,8 +48,8 @@ class Encoded:
     the last token of its context, and that part of it is not in its continuation. `masks`: for a masked language model
     the positions in each context that stand for the tokens of its continuation, for a classifier the one that its label
     is read at; empty for a causal one. A classifier's continuation is the number of a label, and `types` says of which
-    text of a pair each token is, by number; empty where the model is not told. `sources` are for an encoder-decoder what
-    the encoder reads for each pair, whose context is then what the decoder begins with.
+    text of a pair each token is, by number; empty where the model is not told. `sources` are for an encoder-decoder
+    what the encoder reads for each pair, whose context is then what the decoder begins with.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
