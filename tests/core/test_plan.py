@@ -193,7 +193,7 @@ def test_plans_are_their_edits_in_whatever_order():
     for edit in EDITS:
         grown = grown + edit
     assert grown == plan
-    assert (len(plan), plan.lowest_block, len(Plan("m")), Plan("m").lowest_block) == (4, 0, 0, None)
+    assert (len(plan), plan.lowest_block, len(Plan("m")), Plan("m").lowest_block) == (4, Site(0), 0, None)
 
 
 def test_whatever_differs_gives_another_identity():

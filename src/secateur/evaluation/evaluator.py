@@ -150,13 +150,13 @@ class Evaluator:
         work = [
             piece
             for examples, plans in groups.items()
-            for piece in work_on(plans, self._shards(examples), self.loaded.anatomy)
+            for piece in work_on(plans, self._shards(examples), self.loaded.anatomy.lowest_block)
         ]
         yield from self._workers.compute(context, work)
 
     def compute(self, plans: Iterable[Plan], examples: Sequence[int]) -> Iterator[Judged]:
         """Yield outcomes of each (plan, shard of examples), lowest edit first; no ledger is read or written."""
-        plans = ordered(plans, self.loaded.anatomy)
+        plans = ordered(plans, self.loaded.anatomy.lowest_block)
         for shard in self._shards(examples):
             waiting = list(plans)
             while waiting:

@@ -151,6 +151,7 @@ def _generate(
         eos_token_id=list(loaded.ends) or None,
         pad_token_id=0,
         use_cache=cached,
+        decoder_start_token_id=begun[0] if begun else None,
     )
     with torch.inference_mode(), generating_by(loaded.model, config):
         generated = loaded.model.generate(  # type: ignore[operator]

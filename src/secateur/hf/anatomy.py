@@ -130,11 +130,15 @@ class Anatomy:
         """Return the place of a site's block among all blocks. Raises: `UnknownName` where the model has none."""
         first, last = self._range(site.stack)
         if not 0 <= site.block < last - first:
-            of = {"enc": "encoder has ", "dec": "decoder has "}.get(site.stack, "")
-            raise UnknownName(
-                f"this model has no {site}: {f'its {of}' if of else 'it has '}{last - first} blocks, counted from 0."
-            )
+            raise UnknownName(f"this model has no {site}: it has {self.blocks_in_words}, counted from 0.")
         return first + site.block
+
+    @property
+    def blocks_in_words(self) -> str:
+        """Return how many blocks there are: `12 blocks`, of an encoder-decoder of either stack."""
+        if not self.num_encoder:
+            return f"{self.num_blocks} blocks"
+        return f"{self.num_encoder} blocks enc.bN and {self.num_blocks - self.num_encoder} dec.bN"
 
     def numbers(self, sites: Iterable[Site]) -> set[int]:
         """Return the places of blocks among all blocks."""

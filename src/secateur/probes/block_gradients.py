@@ -88,9 +88,12 @@ class BlockGradients:
                 stack.callback(handle.remove)
             leaving = self.forward.alone(block, rows, entering)
             gradients = torch.autograd.grad(leaving, list(outputs.values()), gradient)
-        count = len(rows.tokens)
+
+        def by_row(values: Tensor) -> Stream:
+            return values.reshape(len(rows.tokens), -1, values.shape[-1])
+
         return {
-            path: tuple(x.reshape(count, -1, x.shape[-1]) for x in (inputs[path], found))
+            path: (by_row(inputs[path]), by_row(found))
             for path, found in zip(outputs, gradients, strict=True)
         }
 

@@ -219,6 +219,10 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
             "differ. Use the model the plan was made for, or search again."
         )
     check_sites(plan.dropped, anatomy)
+    if anatomy.num_encoder and plan.linearized:
+        raise PlanError(
+            f"{plan.linearized[0]}: blocks of an encoder-decoder are not replaced by linear maps. Drop them."
+        )
     gone = anatomy.numbers(plan.blocks_gone)
     if len(gone) == anatomy.num_blocks:
         raise PlanError("this plan takes every block of the model away. Keep at least one.")
@@ -297,8 +301,6 @@ def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
 
     Raises: `PlanError` where the map does not fit, or nothing can carry it.
     """
-    if anatomy.num_encoder:
-        raise PlanError(f"{edit}: blocks of an encoder-decoder are not replaced by linear maps. Drop them.")
     anatomy.number(Site(edit.blocks[-1]))
     _check_map(edit, anatomy)
     blocks = [anatomy.blocks[block] for block in edit.blocks]
@@ -463,11 +465,7 @@ def heads_of(site: Site, anatomy: Anatomy) -> tuple[int, int]:
 
 def _sizes(anatomy: Anatomy, site: Site) -> str:
     if not anatomy.has_block(site) or not site.unit:
-        if anatomy.num_encoder:
-            return (
-                f"{anatomy.num_encoder} blocks enc.bN and {anatomy.num_blocks - anatomy.num_encoder} dec.bN"
-            )
-        return f"{anatomy.num_blocks} blocks"
+        return anatomy.blocks_in_words
     has, (heads, groups) = anatomy.widths[anatomy.number(site)], heads_of(site, anatomy)
     words = {
         "h": f"{heads} heads",
