@@ -62,7 +62,7 @@ def test_parts_of_an_address_are_its_fields():
     "text",
     ["", "b", "12", "b-1", "bx", "B1", "b1.", "b1.w", "b1.qq", "b1.q.h1", "b1.attn.n1", "b1.mlp.h1", "b1.attn.h",
      "b1.attn.h-1", "b1 .q", " b1", "b1\n", "b1.down.", "b1.attn.h1.q", "b1.e1", "b1.e1.q", "b1.mlp.e1.up",
-     "b1.attn.e1", "enc.b1", "b1.2"],
+     "b1.attn.e1", "enc.b1.w", "b1.2"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_the_grammar(text):
     with pytest.raises(
