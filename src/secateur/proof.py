@@ -237,6 +237,7 @@ def model_record(options: Options, loaded: Loaded) -> ModelRecord:
         architecture=anatomy.architecture,
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         num_blocks=anatomy.num_blocks,
+        encoder_blocks=anatomy.num_encoder,
         num_heads=anatomy.num_heads,
         num_kv_heads=anatomy.num_kv_heads,
         without_heads=sorted(anatomy.mixers),

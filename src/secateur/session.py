@@ -102,6 +102,7 @@ class Session:
         for number, encoded in sorted(self.encoded.items()):
             told = [number, encoded.pairs, encoded.gold, encoded.lengths, *encoded.masks]
             told += [encoded.types] if encoded.types else []
+            told += ["sources", *encoded.sources] if encoded.sources else []
             digest.update(json.dumps(told).encode())
         return digest.hexdigest()[:32]
 
@@ -150,7 +151,8 @@ class Session:
 
     def first_rows(self) -> list[tuple[int, ...]]:
         """Return the first tokens of the first examples, to run the model on before anything else."""
-        return [one.whole(0)[:FIRST_TOKENS] for one in list(self.encoded.values())[:FIRST]]
+        first = list(self.encoded.values())[:FIRST]
+        return [(one.source(0) or one.whole(0))[:FIRST_TOKENS] for one in first]
 
     def config(self, kind: type[C]) -> C:
         """Return the options of the method that is searched by, which are of this class."""
@@ -356,6 +358,7 @@ def encoded_for(loaded: Loaded, example: Example, *, context: int | None, chat: 
         chat=chat,
         masked=anatomy.details.masked,
         classifier=Classifier(reads_first, anatomy.padding, anatomy.num_types) if anatomy.labels else None,
+        start=anatomy.start if anatomy.num_encoder else None,
     )
 
 
@@ -364,7 +367,7 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     example, new = task.examples[number], task.member(number).new_tokens
     if example.shown:
         loaded.anatomy.check_causal("--shots")
-    if new:
+    if new and not loaded.anatomy.answers_text:
         loaded.anatomy.check_causal(f"{task.name}, for which {new} tokens are generated,")
     encoded = encoded_for(loaded, example, context=loaded.anatomy.context, chat=chat)
     prompt, context = len(encoded.pairs[0][0]), loaded.anatomy.context

@@ -56,7 +56,8 @@ def plan_of(kind: str, loaded: Loaded) -> Plan:
 
 
 def test_every_family_is_in_the_zoo_that_these_laws_hold_in():
-    assert {type(tiny(name)).__name__ for name in OF_ALL_KINDS} == {*FAMILIES, *TOWERS}
+    pairs = {name for name, family in FAMILIES.items() if family.encoder is not None}  # test_pair_laws.py
+    assert {type(tiny(name)).__name__ for name in OF_ALL_KINDS} == {*FAMILIES, *TOWERS} - pairs
 
 
 @torch.no_grad()

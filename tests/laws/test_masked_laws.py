@@ -236,7 +236,7 @@ def test_screens_are_the_gradients_of_plain_transformers(loaded):
         cut = by_hand(loaded, plan)
         taken = cut.get_parameter(operation.parameter) - weight.detach()
         wanted = []
-        path = loaded.anatomy.blocks[plan.lowest_block or 0]
+        path = loaded.anatomy.blocks[loaded.anatomy.lowest_block(plan)]
         for example in ROWS:
             before = odds(model, example)
             (slope,) = torch.autograd.grad(before, weight)

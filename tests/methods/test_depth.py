@@ -94,7 +94,7 @@ def test_every_form_at_every_depth(place, tmp_path):
     record, plan = told(tmp_path / "out", "analysis.json")["depth"], told(tmp_path / "out", "plan.json")
     assert [series["form"] for series in record["series"]] == ["fold", "drop", "linear"]
     gone = [step["block"] for step in record["order"]]
-    assert Plan.from_json(plan).blocks_gone == set(gone)
+    assert Plan.from_json(plan).blocks_gone == set(map(Site, gone))
     assert record["chosen"] == 2
     assert len(gone) == 2
     for series in record["series"]:
@@ -321,8 +321,8 @@ class TestTheEdit:
             with pytest.raises(PlanError):
                 Plan("x", (fold, other))
         kept = Plan("x", (fold, RemoveDirections(Site.parse("b1.up"), (0,)), Drop(Site.parse("b1.attn"))))
-        assert kept.blocks_gone == {2, 3}
-        assert kept.lowest_block == 1
+        assert kept.blocks_gone == {Site(2), Site(3)}
+        assert kept.lowest_block == Site(1)
 
     def test_what_is_no_run(self):
         for blocks in ((), (1, 3), (2, 1)):

@@ -24,7 +24,7 @@ from secateur.tasks.encode import Encoded
 def output_of(loaded: Loaded, block: int, encoded: Encoded, number: int, caught: list[torch.Tensor]) -> None:
     """Run one choice of an example; add what leaves the block to `caught`."""
     context, answer = encoded.pairs[number]
-    module = loaded.model.get_submodule(loaded.anatomy.blocks[block])
+    module = loaded.model.get_submodule(loaded.anatomy.blocks[block.block])
     handle = module.register_forward_hook(
         lambda m, a, out: caught.append(out[0] if isinstance(out, tuple) else out)
     )
@@ -41,7 +41,7 @@ def by_whole_model(loaded: Loaded, plan: Plan, contrast: bool) -> np.ndarray:
         for place, encoded in enumerate(EXAMPLES.values()):
             read = encoded if contrast else encoded.gold_alone
             caught: list[torch.Tensor] = []
-            module = loaded.model.get_submodule(loaded.anatomy.blocks[block])
+            module = loaded.model.get_submodule(loaded.anatomy.blocks[block.block])
             handle = module.register_forward_hook(
                 lambda m, a, out, caught=caught: caught.append(out[0] if isinstance(out, tuple) else out)
             )

@@ -3,7 +3,9 @@
 Rows are padded on the right. In a causal model nothing to the right of a position reaches it, so neither the padding
 nor the rest of the batch changes a score beyond rounding, and no attention mask is needed. Where a model rotates
 positions by the length of the whole batch (`hf/rope.py`), rows run together only where it does the same for each; in a
-masked language model, whose positions attend to all, only rows of one length do, and nothing is padded. Knows no model.
+masked language model, whose positions attend to all, only rows of one length do, and nothing is padded. So it is with
+what an encoder reads: rows whose sources are equally long run together, and only what the decoder reads is padded.
+Knows no model.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from secateur.core.score import OUTCOME
 from secateur.hf.rope import regime
-from secateur.tasks.encode import Encoded
+from secateur.tasks.encode import Encoded, Ids
 from secateur.tasks.example import Task
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ class TokenRow:
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
     types: tuple[int, ...] = ()
+    source: tuple[int, ...] = ()
 
 
 def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> list[TokenRow]:
@@ -56,20 +59,22 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
     """
     if encoded.mask is not None:
         return _masked_rows(example, encoded, encoded.mask)
-    wanted: list[tuple[tuple[int, ...], list[Target]]] = []
+    wanted: list[tuple[Ids, Ids, list[Target]]] = []
     for number, (_, continuation) in enumerate(encoded.pairs):
         places = zip(encoded.places(number), continuation, strict=True)
         targets = [Target(place, token, example, number, i == 0) for i, (place, token) in enumerate(places)]
-        wanted.append((encoded.read(number), targets))
-    rows: list[tuple[tuple[int, ...], list[Target]]] = []
-    for tokens, targets in sorted(wanted, key=lambda item: -len(item[0])):
+        wanted.append((encoded.read(number), encoded.source(number), targets))
+    rows: list[tuple[Ids, Ids, list[Target]]] = []
+    for tokens, source, targets in sorted(wanted, key=lambda item: -len(item[0])):
         alike = (row for row in rows if regime(len(row[0]), switches) == regime(len(tokens), switches))
-        longer = next((row for row in alike if row[0][: len(tokens)] == tokens), None)
+        longer = next((r for r in alike if r[0][: len(tokens)] == tokens and r[1] == source), None)
         if longer is None:
-            rows.append((tokens, targets))
+            rows.append((tokens, source, targets))
         else:
-            longer[1].extend(targets)
-    return [TokenRow(example, tokens, tuple(targets), encoded.types) for tokens, targets in rows]
+            longer[2].extend(targets)
+    return [
+        TokenRow(example, tokens, tuple(targets), encoded.types, source) for tokens, source, targets in rows
+    ]
 
 
 def _masked_rows(example: int, encoded: Encoded, mask: int) -> list[TokenRow]:
@@ -96,15 +101,18 @@ class Batch:
     first: Tensor  # (targets,) bool
     row_example: Tensor  # (rows,)
     types: Tensor | None = None  # (rows, length) int64: which text of a pair a token is of; None: all of one
+    source: Tensor | None = None  # (rows, source length) int64: what an encoder reads; None: there is none
 
     def inputs(self, device: torch.device) -> Mapping[str, Tensor | bool]:
         """Return the arguments of a call of the whole model."""
         rows = {"input_ids": self.tokens} | ({} if self.types is None else {"token_type_ids": self.types})
+        if self.source is not None:
+            rows = {"input_ids": self.source, "decoder_input_ids": self.tokens}
         return {name: tensor.to(device) for name, tensor in rows.items()} | {"use_cache": False}
 
     @property
     def num_tokens(self) -> int:
-        """Return how many tokens run, padding included."""
+        """Return how many tokens run, padding included; of a decoder its own."""
         return self.tokens.numel()
 
 
@@ -120,7 +128,8 @@ def batch_of(rows: Sequence[TokenRow], pad: int) -> Batch:
     columns = torch.tensor([[t.token, t.example, t.continuation, t.first] for _, t in targets]).unbind(1)
     token, example, continuation, first = columns
     row_example = torch.tensor([row.example for row in rows])
-    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types)
+    source = torch.tensor([row.source for row in rows]) if rows[0].source else None
+    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types, source)
 
 
 @dataclass(frozen=True)
@@ -150,20 +159,25 @@ class Packing:
             list(group)
             for example in examples
             for _, group in groupby(
-                rows_of(example, encoded[example], self.switches),
+                sorted(rows_of(example, encoded[example], self.switches), key=lambda row: len(row.source)),
                 lambda row, one=encoded[example]: (
-                    self.regime(row.tokens) if one.mask is None else row.targets[0].position
+                    (self.regime(row.tokens), len(row.source))
+                    if one.mask is None
+                    else (row.targets[0].position, 0)
                 ),
             )
         ]
         batches: list[list[TokenRow]] = []
         kept = 0
-        for group in sorted(rows, key=lambda group: (len(group[0].tokens), group[0].example)):
+        for group in sorted(
+            rows, key=lambda group: (len(group[0].source), len(group[0].tokens), group[0].example)
+        ):
             targets = sum(len(row.targets) for row in group)
-            width = max(len(row.tokens) for row in group)
+            width = max(len(row.tokens) + len(row.source) for row in group)
             fits = (
                 batches
                 and self.regime(batches[-1][0].tokens) == self.regime(group[0].tokens)
+                and len(batches[-1][0].source) == len(group[0].source)
                 and (len(batches[-1]) + len(group)) * width <= self.max_tokens
                 and kept + targets <= self.max_kept
             )

@@ -3,7 +3,7 @@
 Plans are taken from the lowest block they edit upwards. The activations that enter that block are computed once from
 the original model and kept, so nothing below an edit runs twice; nor does what the edit leaves unchanged inside that
 block. One boundary is kept for one shard of examples at a time: at most `cache_bytes`, and as much again for the
-inside.
+inside. An encoder-decoder runs whole for each plan.
 """
 
 from __future__ import annotations
@@ -148,13 +148,15 @@ class Evaluator:
             return
         context = EvaluationContext(self.task, self.encoded, self.ban, self.limits)
         work = [
-            piece for examples, plans in groups.items() for piece in work_on(plans, self._shards(examples))
+            piece
+            for examples, plans in groups.items()
+            for piece in work_on(plans, self._shards(examples), self.loaded.anatomy.lowest_block)
         ]
         yield from self._workers.compute(context, work)
 
     def compute(self, plans: Iterable[Plan], examples: Sequence[int]) -> Iterator[Judged]:
         """Yield outcomes of each (plan, shard of examples), lowest edit first; no ledger is read or written."""
-        plans = ordered(plans)
+        plans = ordered(plans, self.loaded.anatomy.lowest_block)
         for shard in self._shards(examples):
             waiting = list(plans)
             while waiting:
@@ -168,11 +170,12 @@ class Evaluator:
                     self.packing = self.packing.halved()
 
     def _compute_shard(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[Judged]:
-        state = self._open_shard(shard, plans[0].lowest_block or 0)
+        anatomy = self.loaded.anatomy
+        state = self._open_shard(shard, anatomy.lowest_block(plans[0]))
         for plan in plans:
             started = time.perf_counter()
             operations = self._resolve(plan)
-            block = plan.lowest_block or 0
+            block = anatomy.lowest_block(plan)
             tally = Tally(self.task, self.encoded)
             with torch.inference_mode():
                 state.boundary.move(block)
@@ -218,6 +221,8 @@ class Evaluator:
     ) -> ActivationCache:
         """Return a cache of what these operations leave unchanged inside `block`: `before`, the last plan's, where that
         is the same."""
+        if self.loaded.anatomy.num_encoder:  # which runs whole for each plan
+            return before
         path = self.loaded.anatomy.blocks[block]
         edited = [o.parameter.rpartition(".")[0] for o in operations if isinstance(o, OnParameter)]
         edited += [operation.path for operation in operations if isinstance(operation, DropExperts)]

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from secateur.evaluation.batching import Batch
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.calls import entering, leaving
+from secateur.hf.running import reading
 from secateur.hf.weights import device_of
-from secateur.surgery.mask import swapped_forward
+from secateur.surgery.mask import giving, swapped_forward
 
 Change = Callable[[Tensor], Tensor]
 
@@ -55,7 +56,8 @@ class Forward:
         return returns_tuple
 
     def _run_two_tokens(self) -> None:
-        self._model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False)
+        tokens = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+        self._model(**reading(self._anatomy, tokens), use_cache=False)
 
     def _standin(self, number: int, change: Change) -> AbstractContextManager[None]:
         """Make block `number` return its input, changed."""
@@ -64,7 +66,15 @@ class Forward:
             hidden = change(entering(args, kwargs))
             return (hidden, None) if self._tuples[number] else hidden
 
-        return swapped_forward(self._blocks[number], forward)
+        block = self._blocks[number]
+        if self._anatomy.details.shared_bias:  # which blocks hand on, beside the stream
+            return swapped_forward(block, giving(block.forward, change))
+        return swapped_forward(block, forward)
+
+    def _aside(self, block: int) -> list[int]:
+        """Return the blocks that stand aside while `block` runs alone: all but the encoder that a decoder reads."""
+        last = self._anatomy.num_encoder if block >= self._anatomy.num_encoder else 0
+        return [number for number in range(last, len(self._blocks)) if number != block]
 
     def _skip_below(self, stack: ExitStack, start: int, entering: Tensor | None) -> None:
         for number in range(start):
@@ -99,19 +109,19 @@ class Forward:
         return caught[0]
 
     def alone(
-        self, block: int, tokens: Tensor, entering: Float[Tensor, "rows length d_model"]
+        self, block: int, batch: Batch, entering: Float[Tensor, "rows length d_model"]
     ) -> Float[Tensor, "rows length d_model"]:
         """Return what leaves a block for what enters it, while all other blocks stand aside.
 
         Args:
-            tokens: The rows that it is about, from which the model makes positions and masks.
+            batch: The rows that it is about, from which the model makes positions and masks.
         """
         with (
             self._output_of(block) as caught,
             replaced_input(self._blocks[block], lambda _: entering),
             scored_at(self._model, self._anatomy, torch.zeros(1, dtype=torch.long)),
         ):
-            self._model(input_ids=tokens.to(self.device), use_cache=False)
+            self._model(**batch.inputs(self.device))
         return caught[0]
 
     @contextmanager
@@ -119,9 +129,8 @@ class Forward:
         """Make all other blocks return their input; yield the list that gets what this one returns."""
         caught: list[Tensor] = []
         with ExitStack() as stack:
-            for number in range(len(self._blocks)):
-                if number != block:
-                    stack.enter_context(self._standin(number, _unchanged))
+            for number in self._aside(block):
+                stack.enter_context(self._standin(number, _unchanged))
             handle = self._blocks[block].register_forward_hook(
                 lambda module, args, output: caught.append(leaving(output))
             )
@@ -203,10 +212,11 @@ def _positionwise(anatomy: Anatomy) -> list[str]:
     network is not.
     """
     last = anatomy.num_blocks - 1
+    whole_block = anatomy.site(last)
     held: dict[str, set[str]] = {}
     for site, matrix in anatomy.matrices.items():
-        if site.block == last:
-            held.setdefault(matrix.module, set()).add(site.part)
+        if site.whole_block == whole_block:
+            held.setdefault(matrix.module, set()).add(site.kind)
     alone = [module for module, parts in held.items() if not parts & {"k", "v"}]
     if anatomy.mlps is None:
         return alone

@@ -17,7 +17,7 @@ from secateur.hf.chat import Message, conversation_ids
 from secateur.hf.generation import generating_by, positions, unwritable
 from secateur.hf.load import Loaded
 from secateur.hf.rope import regime
-from secateur.tasks.encode import Encoded
+from secateur.tasks.encode import Encoded, Ids
 from secateur.tasks.example import Task
 
 
@@ -27,21 +27,27 @@ def greedy(
     max_new_tokens: int,
     max_tokens: int,
     ban: Sequence[int] = (),
+    begun: Sequence[Sequence[int]] = (),
 ) -> list[list[int]]:
     """Return the greedy continuation of each prompt: token ids up to and without the end of sequence, none of `ban`.
 
     Args:
         max_tokens: Tokens of one batch, prompts and continuations together.
+        begun: For an encoder-decoder, which reads the prompts by its encoder, the tokens that each answer begins with;
+            they are not returned.
 
     Raises: `TaskError` where a prompt and its continuation are longer than the model's context.
     """
-    context, longest = loaded.anatomy.context, max(map(len, prompts), default=0)
+    context, longest = loaded.anatomy.context, max(map(len, begun or prompts), default=0)
     if context is not None and longest + max_new_tokens - 1 > context:  # the last token is never read
         raise TaskError(
             f"a prompt of {longest} tokens leaves no room for {max_new_tokens} more in the model's context of "
             f"{context}. Leave out the longest prompts, or ask for fewer tokens."
         )
-    conditions = [_conditions(loaded, len(prompt), max_new_tokens) for prompt in prompts]
+    conditions = [
+        _conditions(loaded, len(prompt), max_new_tokens, tuple(begun[i]) if begun else ())
+        for i, prompt in enumerate(prompts)
+    ]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[list[int]] = [[] for _ in prompts]
     while order:
@@ -50,7 +56,8 @@ def greedy(
         batch = [i for i in order[-count:] if conditions[i] == conditions[last]]
         order = order[: -len(batch)]
         rows = [prompts[i] for i in batch]
-        continuations = _generate(loaded, rows, max_new_tokens, ban, conditions[last].cached)
+        how = conditions[last]
+        continuations = _generate(loaded, rows, max_new_tokens, ban, how.cached, begun=how.begun)
         for index, tokens in zip(batch, continuations, strict=True):
             out[index] = tokens
     return out
@@ -62,15 +69,22 @@ class _Conditions(NamedTuple):
     regime: int
     length: int | None
     cached: bool
+    begun: Ids = ()
 
 
-def _conditions(loaded: Loaded, length: int, max_new_tokens: int) -> _Conditions:
+def _conditions(loaded: Loaded, length: int, max_new_tokens: int, begun: Ids = ()) -> _Conditions:
     """Decide what a prompt may run with; text that crosses a switch of rotation (`hf/rope.py`) is not cached.
 
     Nothing may be padded where a mixer of a hybrid would make something of it (`Anatomy.pads_left`).
     In float64 nothing may be padded: eager attention takes its softmax in float32, where float64's mask value is −∞,
-    and the rows of padding, which see nothing else, would make everything NaN.
+    and the rows of padding, which see nothing else, would make everything NaN. An encoder sees padding, so that its
+    rows are of one length.
     """
+    if encoder := loaded.anatomy.num_encoder:
+        cached = loaded.anatomy.carved or loaded.anatomy.can_cache(
+            encoder, loaded.anatomy.num_blocks - encoder
+        )
+        return _Conditions(0, length, cached, begun)
     now, later = (regime(n, loaded.anatomy.switches) for n in (length, length + max_new_tokens - 1))
     may_pad = now == later and loaded.model.dtype != torch.float64 and loaded.anatomy.pads_left
     return _Conditions(now, None if may_pad else length, cached=now == later)
@@ -123,6 +137,7 @@ def _generate(
     ban: Sequence[int],
     cached: bool,
     streamer: TextStreamer | None = None,
+    begun: Ids = (),
 ) -> list[list[int]]:
     length = max(len(prompt) for prompt in prompts)
     device = loaded.device
@@ -136,6 +151,7 @@ def _generate(
         eos_token_id=list(loaded.ends) or None,
         pad_token_id=0,
         use_cache=cached,
+        decoder_start_token_id=begun[0] if begun else None,
     )
     with torch.inference_mode(), generating_by(loaded.model, config):
         generated = loaded.model.generate(  # type: ignore[operator]
@@ -144,9 +160,10 @@ def _generate(
             generation_config=config,
             streamer=streamer,
             **positions(loaded.anatomy.details, loaded.model, mask),
+            **({"decoder_input_ids": torch.tensor([begun] * len(prompts), device=device)} if begun else {}),
         )
-    ends = set(loaded.ends)
-    return [list(takewhile(lambda token: token not in ends, row)) for row in generated[:, length:].tolist()]
+    ends, first = set(loaded.ends), len(begun) or length
+    return [list(takewhile(lambda token: token not in ends, row)) for row in generated[:, first:].tolist()]
 
 
 def answers_within(
@@ -165,10 +182,13 @@ def answers_within(
     Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text; exact
     match of lm-evaluation-harness (`tasks/extract.py`).
     """
-    prompts = [encoded[e].pairs[0][0] for e in examples]
+    begun = [encoded[e].pairs[0][0] for e in examples]
+    prompts = [encoded[e].source(0) or begun[i] for i, e in enumerate(examples)]
     limits = {task.member(e).new_tokens for e in examples}
     assert len(limits) == 1, "examples that are generated from together have one bound"
-    continuations = greedy(loaded, prompts, limits.pop(), packing.max_tokens, ban)
+    if not loaded.anatomy.num_encoder:
+        begun = []
+    continuations = greedy(loaded, prompts, limits.pop(), packing.max_tokens, ban, begun)
     texts = loaded.tokenizer.batch_decode(continuations)
     hits = [_holds(task, e, text) for e, text in zip(examples, texts, strict=True)]
     return np.array(hits, dtype=np.float64)

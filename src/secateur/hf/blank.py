@@ -178,6 +178,11 @@ def tiny_copy(name: str, revision: str | None, trust_remote_code: bool, window: 
                 f"{name} is no model of text as its class makes it: name the model that it was cut from, or one of the "
                 "family of its language model."
             )
+        if family.encoder is not None:
+            raise ModelError(
+                f"{family.architecture} is an encoder-decoder, of which no tiny copy is proved: secateur's own tests "
+                "hold the stock class to what docs/families.md says of it."
+            )
         if family.no_float64:
             raise ModelError(f"{family.architecture} does not run in float64, in which a tiny copy is made.")
         with building(f"no tiny copy of {name} can be made", config), torch.random.fork_rng(devices=[]):

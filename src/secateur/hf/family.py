@@ -28,6 +28,11 @@ class Head(NamedTuple):
 
 CAUSAL = Head("AutoModelForCausalLM", "text-generation")
 MASKED = Head("AutoModelForMaskedLM", "fill-mask", "a masked language model, which fills masks")
+PAIRS = Head(
+    "AutoModelForSeq2SeqLM",
+    "text2text-generation",
+    "an encoder-decoder, which reads one text and writes another",
+)
 LABELS = Head(
     "AutoModelForSequenceClassification", "text-classification", "a sequence classifier, which gives labels"
 )
@@ -102,6 +107,15 @@ class Family:
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
     has no place for: heads that were trained beside this one.
 
+    `encoder` is of an encoder-decoder: the family of the encoder's blocks, of which `blocks`, `slots`, `mlp`, `counts`,
+    `width`, `heads` and `depth` are read; everything else is said here, beside the decoder's own.
+    `heads` and `depth` are the config attributes for the numbers of query heads and of blocks. `from_first` is a
+    tensor, relative to a block, that the first block of a stack holds for all others; `shared_bias` says that an
+    attention gets the biases of positions from the one before, with a number for each head, and hands them on.
+    `cached_by_encoder` says that the class makes a cache with as many layers as its encoder has blocks.
+    `when_gated` is the family where the config's `feed_forward_proj` says that networks are gated.
+    `shares_embeddings` is the config switch without which encoder and decoder have different vocabularies.
+
     `mixers` are of a hybrid: modules, relative to a block, that stand for the attention in some of its blocks, with
     what they are; they are never edited. `rounds_width` is the config switch that makes the class take another d_ff
     than the one that `width` states.
@@ -148,6 +162,14 @@ class Family:
     unread: tuple[str, ...] = ()
     mixers: Mapping[str, str] = field(default_factory=dict)
     rounds_width: str | None = None
+    encoder: Family | None = None
+    heads: str = "num_attention_heads"
+    depth: str = "num_hidden_layers"
+    from_first: str = ""
+    shared_bias: bool = False
+    cached_by_encoder: bool = False
+    shares_embeddings: str = ""
+    when_gated: Family | None = None
 
     @property
     def masked(self) -> bool:
@@ -214,8 +236,8 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
 
     Raises: `ModelError` where heads do not share keys evenly.
     """
-    num_heads = config.num_attention_heads
-    num_kv_heads = _num_kv_heads(family, config)
+    num_heads: int = getattr(config, family.heads)
+    num_kv_heads = num_heads if family.head is PAIRS else _num_kv_heads(family, config)
     if num_heads % num_kv_heads:
         raise ModelError(
             f"broken config: {num_heads} query heads cannot share {num_kv_heads} key/value heads."
@@ -249,6 +271,22 @@ def routing(family: Family, config: PreTrainedConfig) -> Routing | None:
             "all layers; such a model is not read."
         )
     return Routing(chosen, getattr(config, "n_group", None) or 1)
+
+
+def start_of(family: Family, config: PreTrainedConfig) -> int:
+    """Return the token that the decoder of an encoder-decoder begins with; 0 for another model.
+
+    Raises: `ModelError` where the config states none.
+    """
+    if family.head is not PAIRS:
+        return 0
+    start: object = getattr(config, "decoder_start_token_id", None)
+    if not isinstance(start, int) or not 0 <= start < config.vocab_size:
+        raise ModelError(
+            f"{family.architecture}: config.json has decoder_start_token_id {start!r}: set it to the id of the token "
+            "that the decoder begins with."
+        )
+    return start
 
 
 def labels_of(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -309,7 +347,7 @@ def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
     """
     scale = getattr(config, "residual_multiplier", 1.0)
     normed = family.after or family.post_norm or not getattr(config, "do_layer_norm_before", True)
-    return not (normed or family.experts) and scale == 1
+    return not (normed or family.experts or family.head is PAIRS) and scale == 1
 
 
 def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:

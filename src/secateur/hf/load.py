@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -41,7 +42,7 @@ from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy, stock_class
 from secateur.hf.build import Auto, carved_architecture
 from secateur.hf.families import ARCHITECTURES
-from secateur.hf.family import CAUSAL, LABELS, MASKED, Family, Head
+from secateur.hf.family import CAUSAL, LABELS, MASKED, PAIRS, Family, Head
 from secateur.hf.files import Header, LoadingInfo, check_weights, copied_files
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
@@ -282,6 +283,7 @@ _BY_HEAD: Mapping[Head, Auto] = {
     CAUSAL: AutoModelForCausalLM,
     MASKED: AutoModelForMaskedLM,
     LABELS: AutoModelForSequenceClassification,
+    PAIRS: AutoModelForSeq2SeqLM,
 }
 
 

@@ -147,6 +147,12 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
 def readable_of(loaded: Loaded) -> Readable:
     """Return a model that could also be cut, a decoder or an encoder, as a readable one."""
     anatomy, config = loaded.anatomy, loaded.model.config
+    if anatomy.num_encoder:
+        kinds = " and ".join(kind for kind in ENCODERS if "t5" in kind)
+        raise ModelError(
+            f"{loaded.name}: of encoder-decoders only {kinds} are read so, as they were before any cut into shapes of "
+            f"their own; this is {'such a cut' if anatomy.carved else anatomy.architecture}."
+        )
     stack = Stack("", _norm(anatomy, config), tuple(_decoder_blocks(loaded.model, anatomy)))
     return Readable(
         loaded.name,

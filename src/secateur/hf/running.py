@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from secateur.errors import ModelError
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 
 FEW = 8  # tokens that a model is run on first, where there is no task
+
+
+def reading(anatomy: Anatomy, tokens: Int[Tensor, "rows length"]) -> dict[str, Tensor]:
+    """Return the arguments with which a model reads tokens, an encoder-decoder the same on both sides."""
+    both = {"decoder_input_ids": tokens} if anatomy.num_encoder else {}
+    return {"input_ids": tokens, **both}
 
 
 @torch.inference_mode()
@@ -18,7 +26,7 @@ def check_runs(loaded: Loaded, rows: Sequence[Sequence[int]]) -> None:
     """Run the model once over each of `rows` of tokens. Raises: `ModelError` where a logit is NaN or infinite."""
     for row in rows:
         tokens = torch.tensor([list(row)], device=loaded.device)
-        logits = loaded.model(input_ids=tokens, use_cache=False).logits
+        logits = loaded.model(**reading(loaded.anatomy, tokens), use_cache=False).logits
         check_finite(loaded.name, logits, f"logits for {len(row)} tokens")
 
 

@@ -33,6 +33,7 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.core.stats import rank_correlation
 from secateur.errors import PlanError, TaskError
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of
@@ -233,18 +234,25 @@ def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
         read = BY_GRADIENT[kind](
             session.loaded, session.encoded, examples, packing=packing, split=split, progress=session.progress
         )
-        return {kind: {"importance": _within(read, blocks)}}
+        return {kind: {"importance": _within(read, anatomy, blocks)}}
     if kind == "experts":
         mass = router_mass(
             session.loaded, session.encoded, examples, packing=session.judge().packing, split=split
         )
-        mixed = [Site.parse(site) for site in _within(mass, blocks).values]
+        mixed = [Site.parse(site) for site in _within(mass, anatomy, blocks).values]
         able = [site for site in mixed if droppable_experts(anatomy, site.block)]
         rise = expected_rise(session, able, examples, split)
-        return {kind: {"importance": _within(mass, blocks), "expected_rise": rise}}
+        return {kind: {"importance": _within(mass, anatomy, blocks), "expected_rise": rise}}
     sites = {
-        name: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
-        for name, part in BY_ABLATION.items()
+        name: [
+            site
+            for block in blocks
+            for part in (
+                ("attn", "cross") if first == "attn" and anatomy.widths[block].num_cross else (first,)
+            )
+            if droppable(site := anatomy.site(block, part), anatomy)
+        ]
+        for name, first in BY_ABLATION.items()
     }
     if not any(sites.values()):
         raise PlanError(
@@ -377,6 +385,7 @@ def behavior(loaded: Loaded, blocks: range, progress: Progress, seeds: int = SEE
 
     Raises: `ModelError` where one of them cannot be read.
     """
+    loaded.anatomy.refuse_pairs("prefix matching")
     check_copying(loaded.anatomy)
     copied = copying(loaded, seeds=seeds, blocks=blocks, progress=progress)
     found = {
@@ -385,11 +394,11 @@ def behavior(loaded: Loaded, blocks: range, progress: Progress, seeds: int = SEE
         "copying_beyond_sink": copied.beyond_sink,
         "attention_sink": copied.sink,
     }
-    return {name: _within(readings, blocks) for name, readings in found.items()}
+    return {name: _within(readings, loaded.anatomy, blocks) for name, readings in found.items()}
 
 
-def _within(readings: Readings, blocks: range) -> Readings:
-    return _at(readings, (site for site in readings.values if Site.parse(site).block in blocks))
+def _within(readings: Readings, anatomy: Anatomy, blocks: range) -> Readings:
+    return _at(readings, (site for site in readings.values if anatomy.number(Site.parse(site)) in blocks))
 
 
 def _at(readings: Readings, sites: Iterable[str]) -> Readings:

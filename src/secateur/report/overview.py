@@ -129,7 +129,7 @@ def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
 def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
     """Return each edit in words with its address; where parts were dropped a line that counts them, then layers."""
     if any(item.kind == "drop" for item in verdict.cut):
-        layers = [(f"layer {block}: {words}", f"b{block}") for block, words in by_block(dropped(verdict))]
+        layers = [(f"{block.words}: {words}", str(block)) for block, words in by_block(dropped(verdict))]
         inside = [(in_words(item.edit), item.site) for item in verdict.cut if item.kind != "drop"]
         return [(verdict.cut_summary, ""), *layers, *inside]
     lines = []

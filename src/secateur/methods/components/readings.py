@@ -46,7 +46,7 @@ FEWEST_CONFIRMED = 16
 
 def whole_ffns(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
     """Return the feed-forward networks of these blocks that can go."""
-    return tuple(site for block in blocks if droppable(site := Site(block, "mlp"), anatomy))
+    return tuple(site for block in blocks if droppable(site := anatomy.site(block, "mlp"), anatomy))
 
 
 def ffns_left(session: Session, plan: Plan) -> list[Site]:
