@@ -16,9 +16,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.core.acts import CHOSEN, POSITIONS, STEPS
+from secateur.core.fitted import Fitted
 from secateur.core.score import OUTCOME
+from secateur.hf.calls import Inputs, played
 from secateur.hf.rope import regime
 from secateur.tasks.encode import Encoded
 from secateur.tasks.example import Task
@@ -40,12 +43,13 @@ class Target:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """The tokens of one example that run as one row, and the targets that are scored in it."""
+    """The tokens of one example that run as one row, and the targets that are scored in it; or the steps that it is."""
 
     example: int
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
     types: tuple[int, ...] = ()
+    steps: Fitted | None = None
 
 
 def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> list[TokenRow]:
@@ -67,7 +71,9 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
             rows.append((tokens, targets))
         else:
             longer[1].extend(targets)
-    return [TokenRow(example, tokens, tuple(targets), encoded.types) for tokens, targets in rows]
+    return [
+        TokenRow(example, tokens, tuple(targets), encoded.types, encoded.steps) for tokens, targets in rows
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +89,15 @@ class Batch:
     first: Tensor  # (targets,) bool
     row_example: Tensor  # (rows,)
     types: Tensor | None = None  # (rows, length) int64: which text of a pair a token is of; None: all of one
+    steps: Mapping[str, Tensor] | None = (
+        None  # of logged play, (rows, length / 3, ...), zeros after a row's last
+    )
+    controls: Tensor | None = None  # (targets, act_dim): what was done, where actions are numbers
 
-    def inputs(self, device: torch.device) -> Mapping[str, Tensor | bool]:
+    def inputs(self, device: torch.device) -> Inputs:
         """Return the arguments of a call of the whole model."""
+        if self.steps is not None:
+            return played({name: tensor.to(device) for name, tensor in self.steps.items()})
         rows = {"input_ids": self.tokens} | ({} if self.types is None else {"token_type_ids": self.types})
         return {name: tensor.to(device) for name, tensor in rows.items()} | {"use_cache": False}
 
@@ -107,7 +119,18 @@ def batch_of(rows: Sequence[TokenRow], pad: int) -> Batch:
     columns = torch.tensor([[t.token, t.example, t.continuation, t.first] for _, t in targets]).unbind(1)
     token, example, continuation, first = columns
     row_example = torch.tensor([row.example for row in rows])
-    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types)
+    batch = Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types)
+    logged = [row.steps.content for row in rows if row.steps is not None]
+    if not logged:
+        return batch
+    steps = {name: _side_by_side([one[name] for one in logged]) for name in STEPS}
+    taken = steps["actions"].flatten(0, 1)[torch.tensor([flat // POSITIONS for flat, _ in targets])]
+    return replace(batch, steps=steps, controls=taken if logged[0][CHOSEN].size == 0 else None)
+
+
+def _side_by_side(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Return arrays of several lengths as rows of one tensor, with zeros after the end of each."""
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in arrays], batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -201,6 +224,18 @@ class TokenScores:
     top: np.ndarray  # int64, the likeliest token there
 
 
+def target_logps(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Float[Tensor, " targets"]:
+    """Return the log-likelihood of each target, by a log-softmax.
+
+    Of actions that are numbers it is minus the mean of their squared errors, as of a normal distribution up to a
+    constant.
+    """
+    where, token = batch.where.to(logits.device), batch.token.to(logits.device)
+    if batch.controls is not None:
+        return -(logits[where] - batch.controls.to(logits)).square().mean(dim=1)
+    return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+
+
 def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequence[int] = ()) -> TokenScores:
     """Score the targets of a batch by a log-softmax in float32 or wider.
 
@@ -210,9 +245,9 @@ def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequenc
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if ban:
         logits = logits.index_fill(1, torch.tensor(list(ban), device=logits.device), -torch.inf)
+    logp = target_logps(logits, batch)
     where, token = batch.where.to(logits.device), batch.token.to(logits.device)
     value = logits[where, token]
-    logp = value - torch.logsumexp(logits, dim=1)[where]
     # a rank needs the whole vocabulary at its position; only those of first tokens are ever used
     rank = torch.full_like(token, -1)
     first = batch.first.to(logits.device)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from secateur.core.acts import Acts
 from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.family import (
@@ -22,6 +23,7 @@ from secateur.hf.family import (
     Mixture,
     Routing,
     Sizes,
+    acts_of,
     has_alibi,
     has_free_heads,
     indivisible_units,
@@ -75,7 +77,8 @@ class Anatomy:
     experts, which no linear layer holds. `mixers` are the blocks of a hybrid that have something else than attention,
     with what that is; `pads_left`: none of these makes anything of padding that lies before a text. `labels` are the
     names that a sequence classifier gives, in the order of its logits, `padding` is the token that fills rows, and
-    `num_types` are the texts of a row that embeddings tell apart.
+    `num_types` are the texts of a row that embeddings tell apart. `acts` are the sizes of a decision transformer's
+    states and actions; a step of an episode is three of its positions.
     """
 
     family: str
@@ -112,9 +115,11 @@ class Anatomy:
     labels: tuple[str, ...] = ()
     padding: int = 0
     num_types: int = 1
+    acts: Acts | None = None
 
     def check_causal(self, what: str) -> None:
-        """Raise `ModelError` for a masked language model and a classifier, which `what` is not for."""
+        """Raise `ModelError` for a model that writes no text (masked, a classifier, one that acts), which `what` is
+        not for."""
         if not self.writes_text:
             raise ModelError(
                 f"{what} is not for {self.architecture}, {self.details.head.words} and writes no text: leave it out, "
@@ -134,8 +139,8 @@ class Anatomy:
 
     @property
     def num_logits(self) -> int:
-        """Return how many numbers the head gives where it is read: one for each token, or for each label."""
-        return len(self.labels) or self.vocab_size
+        """Return how many numbers the head gives where it is read: one for each token, label, or part of an action."""
+        return self.acts.act_dim if self.acts else len(self.labels) or self.vocab_size
 
     @property
     def attending(self) -> list[int]:
@@ -210,7 +215,8 @@ class Anatomy:
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
-    """Return the anatomy of a Hugging Face causal or masked language model or sequence classifier, carved or not.
+    """Return the anatomy of a Hugging Face causal or masked language model, sequence classifier or decision
+    transformer, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
     for unknown families, and for any module with a matrix that the family's table does not name.
@@ -273,6 +279,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         labels=labels_of(family, config),
         padding=padding_of(family, config),
         num_types=getattr(config, "type_vocab_size", 1) if family.bidirectional else 1,
+        acts=acts_of(family, config),
     )
 
 

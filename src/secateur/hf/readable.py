@@ -145,8 +145,15 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
 
 
 def readable_of(loaded: Loaded) -> Readable:
-    """Return a model that could also be cut, a decoder or an encoder, as a readable one."""
+    """Return a model that could also be cut, a decoder or an encoder, as a readable one.
+
+    Raises: `ModelError` for a decision transformer.
+    """
     anatomy, config = loaded.anatomy, loaded.model.config
+    if anatomy.acts:
+        raise ModelError(
+            f"{anatomy.architecture} reads states and actions, and linearity is read of models of text: leave it out."
+        )
     stack = Stack("", _norm(anatomy, config), tuple(_decoder_blocks(loaded.model, anatomy)))
     return Readable(
         loaded.name,

@@ -41,7 +41,8 @@ def ablation_importance(
     plans = {site: base + Drop(site) for site in sites}
     outcomes, groups = judge([base, *plans.values()], examples, "ablation"), judge.task.groups(examples)
     readings = {}
-    for name in (judge.task.primary_metric,) if "text" in judge.task.kinds else ("accuracy", "loss"):
+    without = "text" in judge.task.kinds or not judge.task.answers
+    for name in (judge.task.primary_metric,) if without else ("accuracy", "loss"):
         metric = METRICS[name]
         weights = outcomes[base]["tokens"] if metric.weighted else None
         lost = {str(site): metric.gain(outcomes[base], outcomes[plan]) for site, plan in plans.items()}

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from secateur.core.acts import CHOSEN, POSITIONS, places
+from secateur.core.fitted import Fitted
 from secateur.errors import TaskError, TooLong
-from secateur.tasks.example import Example
+from secateur.tasks.example import Episode, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,9 @@ class Encoded:
     the last token of its context, and that part of it is not in its continuation. `masks`: for a masked language model
     the positions in each context that stand for the tokens of its continuation, for a classifier the one that its label
     is read at; empty for a causal one. A classifier's continuation is the number of a label, and `types` says of which
-    text of a pair each token is, by number; empty where the model is not told.
+    text of a pair each token is, by number; empty where the model is not told. For a decision transformer a context is
+    three positions for each step, of which only the number counts, and `masks` are those at which the actions, the
+    continuation, are predicted; `steps` is the logged play that is read, `episode` the one that is to be played.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
@@ -53,12 +57,24 @@ class Encoded:
     joined: bool = False
     masks: tuple[Ids, ...] = ()
     types: Ids = ()
+    steps: Fitted | None = None
+    episode: Episode | None = None
 
     @property
     def gold_alone(self) -> Encoded:
         """Return the same example with its gold answer as the only one."""
         gold = slice(self.gold, self.gold + 1)
-        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined, self.masks[gold], self.types)
+        return replace(
+            self, pairs=self.pairs[gold], gold=0, lengths=self.lengths[gold], masks=self.masks[gold]
+        )
+
+    @property
+    def as_read(self) -> Encoded:
+        """Return the example as it is, but an episode as a row of logged play, as long as what is seen of it."""
+        if self.episode is None:
+            return self
+        seen = self.episode.context
+        return replace(self, pairs=((self.pairs[0][0], (0,) * seen),), masks=(places(seen),), episode=None)
 
     @property
     def longest(self) -> int:
@@ -126,6 +142,11 @@ def encode(
     that has no template; of a masked language model for text, `chat`, and another number of masks than of tokens; of a
     classifier for all but labelled text, and for `chat`.
     """
+    if example.steps is not None or example.episode is not None:
+        raise TaskError(
+            f"example {example.id!r} is play, which a decision transformer reads, and this model reads text. Give "
+            "questions or text."
+        )
     if classifier is not None:
         encoded = _encode_labelled(example, tokenizer, chat, classifier)
     elif masked:
@@ -139,6 +160,24 @@ def encode(
     _refuse_unknown(example, encoded, tokenizer, vocab_size)
     _refuse_long(example, encoded, context)
     return encoded
+
+
+def encode_play(example: Example) -> Encoded:
+    """Return logged play as rows of positions with the actions as its answer, or an episode that is to be played.
+
+    Raises: `TaskError` for an example that is neither.
+    """
+    if example.episode is not None:
+        row = (0,) * (POSITIONS * example.episode.context)
+        return Encoded(((row, ()),), 0, (1,), masks=((),), episode=example.episode)
+    if example.steps is None:
+        raise TaskError(
+            f"example {example.id!r} is text, and the model is a decision transformer. Give episodes or trajectories."
+        )
+    count = len(example.steps.content["timesteps"])
+    chosen = example.steps.content[CHOSEN].tolist() or [0] * count
+    row = (0,) * (POSITIONS * count)
+    return Encoded(((row, tuple(chosen)),), 0, (1,), masks=(places(count),), steps=example.steps)
 
 
 MASKS = ("<mask>", "[MASK]")  # in a prompt, whatever the mask of the tokenizer is
