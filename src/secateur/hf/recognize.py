@@ -13,8 +13,8 @@ from typing import NamedTuple
 from transformers import CONFIG_MAPPING
 
 from secateur.errors import ModelError
-from secateur.hf.families import ARCHITECTURES, CLASSIFIERS, FAMILIES, OF_TYPE, TOWERS
-from secateur.hf.family import CLASSIFIER, Family
+from secateur.hf.families import ARCHITECTURES, CLASSIFIERS, DECISIONS, FAMILIES, OF_TYPE, TOWERS
+from secateur.hf.family import ACTIONS, CLASSIFIER, Family
 
 _LATENT = "whose keys and values come from a code of low rank (latent attention), which no head owns"
 _UNREAD: Mapping[str, Sequence[str]] = {
@@ -183,7 +183,7 @@ class FamilyInfo(NamedTuple):
     `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention; `classifier`:
     the class of its sequence classifier, empty for none; `caches`: it keeps keys and values of the past; `float64`:
     it runs in that; `counts_from_pad`: positions begin behind the padding's id; `stock_heads`: a stock checkpoint may
-    have fewer heads; `stock_biases` are the matrices that get a bias there.
+    have fewer heads; `stock_biases` are the matrices that get a bias there; `acts`: it is a decision transformer.
     """
 
     family: str
@@ -200,11 +200,13 @@ class FamilyInfo(NamedTuple):
     caches: bool
     float64: bool
     counts_from_pad: bool
+    acts: bool
 
     @property
     def limits(self) -> str:
         """Return in words what is not possible; empty where everything is."""
         found = ["a masked language model: it fills masks, and generates no text"] if self.masked else []
+        found += ["it gives actions: its tasks are episodes and trajectories"] if self.acts else []
         found += [f"dropped {unit} stay, silenced" for unit in self.silenced]
         found += [] if self.fold else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
@@ -277,6 +279,7 @@ def list_families() -> list[FamilyInfo]:
             family.caches,
             not family.no_float64,
             family.counts_from_pad,
+            family.head is ACTIONS,
         )
-        for family in sorted(FAMILIES.values(), key=lambda family: family.name)
+        for family in sorted([*FAMILIES.values(), *DECISIONS.values()], key=lambda family: family.name)
     ]
