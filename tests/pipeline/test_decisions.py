@@ -206,7 +206,10 @@ def test_files_that_do_not_fit_are_refused_in_a_line(place, tmp_path):
         ({"states": [[1.0], [1.0, 2.0]]}, "have different sizes"),
         ({"rewards": [0.0]}, "each step has one of each"),
         ({"rewards": [float("nan")] * len(good["rewards"])}, "NaN"),
-        ({"actions": ["left"] * len(good["actions"])}, "actions are neither whole numbers nor"),
+        (
+            {"actions": ["left"] * len(good["actions"])},
+            "actions are neither whole numbers nor lists of numbers",
+        ),
         ({"states": "none"}, "'states' is text, and a list is wanted"),
     ):
         task = write_rows(tmp_path / "rows.jsonl", [good, good | change])

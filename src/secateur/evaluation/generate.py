@@ -227,12 +227,15 @@ def play(loaded: Loaded, episodes: Sequence[Episode], max_tokens: int) -> list[P
             shown["timesteps"] = torch.arange(begin, now + 1).expand(len(left), -1)
             at_once = max(1, max_tokens // (POSITIONS * (now + 1 - begin)))
             for row, preferred in zip(left, _last_actions(loaded, shown, at_once), strict=True):
+                if not np.isfinite(preferred).all():
+                    totals[row], lengths[row] = np.nan, now + 1
+                    continue
                 taken = int(preferred.argmax()) if discrete else preferred
                 actions[row, now] = (
                     torch.eye(acts.act_dim)[taken] if discrete else torch.from_numpy(preferred)
                 )
                 state, reward, done = worlds[row].step(taken)
-                totals[row] += reward if np.isfinite(preferred).all() else np.nan
+                totals[row] += reward
                 lengths[row] = now + 1 if done or now + 1 == most else 0
                 if not lengths[row]:
                     states[row, now + 1] = torch.from_numpy(state)

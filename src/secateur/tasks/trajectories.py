@@ -34,7 +34,7 @@ RIGHT_EPISODES = (
     '{"environment": "builtin:gridworld", "seeds": {"first": 0, "count": 200}, "target_return": 0.9, '
     '"trajectories": "play.jsonl"}'
 )
-_BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_BROKEN = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)
 
 
 # ------------------------------------------------------------------------------------------------------ logged play
@@ -151,16 +151,20 @@ def _of_lines(path: Path) -> Iterator[tuple[str, Trajectory]]:
     for where, value, _ in read_rows(path, WANTED):
         try:
             line = TrajectoryLine.model_validate(value)
-            states, actions = np.array(line.states, np.float32), np.array(line.actions)
+            with np.errstate(over="ignore"):  # what float32 does not hold is infinite, and refused
+                states, actions = np.array(line.states, np.float32), np.array(line.actions)
         except ValidationError as error:
             raise TaskError(f"{path}, {where}: {explain(error)} Right would be {RIGHT}.") from error
         except ValueError as error:  # rows of different lengths
             raise TaskError(f"{path}, {where}: states, or actions, have different sizes.") from error
-        if actions.dtype.kind not in "if" or actions.ndim != 1 + (actions.dtype.kind == "f"):
-            raise TaskError(
-                f"{path}, {where}: actions are neither whole numbers nor lists of numbers with a point."
-            )
+        if not _are_actions(actions):
+            raise TaskError(f"{path}, {where}: actions are neither whole numbers nor lists of numbers.")
         yield where, Trajectory(states, actions, np.array(line.rewards, np.float64))
+
+
+def _are_actions(actions: np.ndarray) -> bool:
+    """Return True for the numbers of actions, (steps,) of whole numbers, and for numbers that are actions."""
+    return (actions.ndim, actions.dtype.kind) in ((1, "i"), (1, "u"), (2, "i"), (2, "u"), (2, "f"))
 
 
 def _of_arrays(path: Path) -> Iterator[tuple[str, Trajectory]]:
@@ -179,14 +183,8 @@ def _of_arrays(path: Path) -> Iterator[tuple[str, Trajectory]]:
             states, actions, rewards, lengths = (held[name] for name in wanted)
     except _BROKEN as error:
         raise TaskError(f"{path} cannot be read as .npz without pickles ({error}). {WANTED}.") from error
-    numbers = all(array.dtype.kind in "fiu" for array in (states, actions, rewards, lengths))
-    shaped = states.ndim == 2 and actions.ndim in (1, 2) and rewards.ndim == lengths.ndim == 1
-    if (
-        not numbers
-        or not shaped
-        or lengths.dtype.kind == "f"
-        or (actions.ndim == 1) != (actions.dtype.kind != "f")
-    ):
+    numbers = all(array.dtype.kind in "fiu" for array in (states, rewards)) and lengths.dtype.kind in "iu"
+    if not (numbers and states.ndim == 2 and rewards.ndim == lengths.ndim == 1 and _are_actions(actions)):
         raise TaskError(
             f"{path}: wanted are states (steps, numbers), actions (steps,) of whole numbers or (steps, numbers), "
             "rewards (steps,), and lengths (episodes,) of whole numbers."
