@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from secateur.hf.families import CLASSIFIERS, FAMILIES
+from secateur.hf.families import CLASSIFIERS, DECISIONS, FAMILIES
 from secateur.hf.recognize import list_classes
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,9 @@ def documents() -> dict[Path, str]:
     """Return what is generated: each file's text."""
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
-    counted, found = re.subn(r"(?<=lists the )\d+ that are cut \([^)]*\)", counts(), text)
+    counted, found = re.subn(
+        r"(?<=lists the )\d+ that are cut \([^)]*\)(, and decision transformers \([^)]*\))?", counts(), text
+    )
     assert found == 1, "README says elsewhere, or not at all, how many families there are"
     page = INTRODUCTION.format(version=transformers.__version__, counts=f"There are {counts()}.")
     page += "".join(
@@ -82,7 +84,8 @@ def counts() -> str:
     dense = len(FAMILIES) - mixtures - masked - pairs
     return (
         f"{len(FAMILIES)} that are cut ({dense} dense decoders, {mixtures} mixtures of experts, {masked} masked "
-        f"language models, {pairs} encoder-decoders; {len(CLASSIFIERS)} of all also as sequence classifiers)"
+        f"language models, {pairs} encoder-decoders; {len(CLASSIFIERS)} of all also as sequence classifiers), and "
+        f"decision transformers (`{'`, `'.join(DECISIONS)}`)"
     )
 
 

@@ -301,7 +301,7 @@ def _compared(
 ) -> dict[str, Any]:
     """Return the analyses that need both models: facts by frequency, paraphrases, examples that changed."""
     task = session.task
-    if task.kind == "text":
+    if not task.answers:
         return {}
     blocks: dict[str, Any] = {
         "frequency": frequency_bins(task, task.split("test"), before.test, after.test),

@@ -18,9 +18,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.core.acts import CHOSEN, POSITIONS, STEPS
+from secateur.core.fitted import Fitted
 from secateur.core.score import OUTCOME
+from secateur.hf.calls import Inputs, played
 from secateur.hf.rope import regime
 from secateur.tasks.encode import Encoded, Ids
 from secateur.tasks.example import Task
@@ -42,13 +45,14 @@ class Target:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """The tokens of one example that run as one row, and the targets that are scored in it."""
+    """The tokens of one example that run as one row, and the targets that are scored in it; or the steps that it is."""
 
     example: int
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
     types: tuple[int, ...] = ()
     source: tuple[int, ...] = ()
+    steps: Fitted | None = None
 
 
 def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> list[TokenRow]:
@@ -73,7 +77,8 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
         else:
             longer[2].extend(targets)
     return [
-        TokenRow(example, tokens, tuple(targets), encoded.types, source) for tokens, source, targets in rows
+        TokenRow(example, tokens, tuple(targets), encoded.types, source, encoded.steps)
+        for tokens, source, targets in rows
     ]
 
 
@@ -102,9 +107,15 @@ class Batch:
     row_example: Tensor  # (rows,)
     types: Tensor | None = None  # (rows, length) int64: which text of a pair a token is of; None: all of one
     source: Tensor | None = None  # (rows, source length) int64: what an encoder reads; None: there is none
+    steps: Mapping[str, Tensor] | None = (
+        None  # of logged play, (rows, length / 3, ...), zeros after a row's last
+    )
+    controls: Tensor | None = None  # (targets, act_dim): what was done, where actions are numbers
 
-    def inputs(self, device: torch.device) -> Mapping[str, Tensor | bool]:
+    def inputs(self, device: torch.device) -> Inputs:
         """Return the arguments of a call of the whole model."""
+        if self.steps is not None:
+            return played({name: tensor.to(device) for name, tensor in self.steps.items()})
         rows = {"input_ids": self.tokens} | ({} if self.types is None else {"token_type_ids": self.types})
         if self.source is not None:
             rows = {"input_ids": self.source, "decoder_input_ids": self.tokens}
@@ -129,7 +140,18 @@ def batch_of(rows: Sequence[TokenRow], pad: int) -> Batch:
     token, example, continuation, first = columns
     row_example = torch.tensor([row.example for row in rows])
     source = torch.tensor([row.source for row in rows]) if rows[0].source else None
-    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types, source)
+    batch = Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types, source)
+    logged = [row.steps.content for row in rows if row.steps is not None]
+    if not logged:
+        return batch
+    steps = {name: _side_by_side([one[name] for one in logged]) for name in STEPS}
+    taken = steps["actions"].flatten(0, 1)[torch.tensor([flat // POSITIONS for flat, _ in targets])]
+    return replace(batch, steps=steps, controls=taken if logged[0][CHOSEN].size == 0 else None)
+
+
+def _side_by_side(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Return arrays of several lengths as rows of one tensor, with zeros after the end of each."""
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in arrays], batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -155,18 +177,7 @@ class Packing:
     def pack(self, encoded: Mapping[int, Encoded], examples: Iterable[int]) -> list[Batch]:
         """Return the examples in batches of similar length; the rows of one example and one regime stay together, but
         for those with one mask each, which are as many as tokens."""
-        rows = [
-            list(group)
-            for example in examples
-            for _, group in groupby(
-                sorted(rows_of(example, encoded[example], self.switches), key=lambda row: len(row.source)),
-                lambda row, one=encoded[example]: (
-                    (self.regime(row.tokens), len(row.source))
-                    if one.mask is None
-                    else (row.targets[0].position, 0)
-                ),
-            )
-        ]
+        rows = [group for example in examples for group in self._together(example, encoded[example])]
         batches: list[list[TokenRow]] = []
         kept = 0
         for group in sorted(
@@ -187,6 +198,14 @@ class Packing:
             batches[-1].extend(group)
             kept += targets
         return [batch_of(group, self.pad) for group in batches]
+
+    def _together(self, example: int, one: Encoded) -> list[list[TokenRow]]:
+        """Return the rows of an example in groups that run together."""
+        rows = sorted(rows_of(example, one, self.switches), key=lambda row: len(row.source))
+        if one.mask is not None:
+            return [[row] for row in rows]
+        alike = groupby(rows, lambda row: (self.regime(row.tokens), len(row.source)))
+        return [list(group) for _, group in alike]
 
 
 def with_room(packing: Packing, run: Callable[[Packing], T]) -> T:
@@ -232,6 +251,18 @@ class TokenScores:
     top: np.ndarray  # int64, the likeliest token there
 
 
+def target_logps(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Float[Tensor, " targets"]:
+    """Return the log-likelihood of each target, by a log-softmax.
+
+    Of actions that are numbers it is minus the mean of their squared errors, as of a normal distribution up to a
+    constant.
+    """
+    where, token = batch.where.to(logits.device), batch.token.to(logits.device)
+    if batch.controls is not None:
+        return -(logits[where] - batch.controls.to(logits)).square().mean(dim=1)
+    return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+
+
 def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequence[int] = ()) -> TokenScores:
     """Score the targets of a batch by a log-softmax in float32 or wider.
 
@@ -241,9 +272,9 @@ def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequenc
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if ban:
         logits = logits.index_fill(1, torch.tensor(list(ban), device=logits.device), -torch.inf)
+    logp = target_logps(logits, batch)
     where, token = batch.where.to(logits.device), batch.token.to(logits.device)
     value = logits[where, token]
-    logp = value - torch.logsumexp(logits, dim=1)[where]
     # a rank needs the whole vocabulary at its position; only those of first tokens are ever used
     rank = torch.full_like(token, -1)
     first = batch.first.to(logits.device)

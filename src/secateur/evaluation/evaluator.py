@@ -24,7 +24,7 @@ from secateur.core.search_log import SearchLog
 from secateur.evaluation.activation_cache import NOTHING, ActivationCache, Unchanged, find_unchanged
 from secateur.evaluation.batching import SMALLEST, Batch, Packing, Tally, shards, token_scores
 from secateur.evaluation.forward import Forward
-from secateur.evaluation.generate import answers_within
+from secateur.evaluation.generate import answers_within, play
 from secateur.evaluation.workers import (
     EvaluationContext,
     Judged,
@@ -170,6 +170,9 @@ class Evaluator:
                     self.packing = self.packing.halved()
 
     def _compute_shard(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[Judged]:
+        if self.encoded[shard[0]].episode is not None:
+            yield from self._play(plans, shard)
+            return
         anatomy = self.loaded.anatomy
         state = self._open_shard(shard, anatomy.lowest_block(plans[0]))
         for plan in plans:
@@ -199,6 +202,19 @@ class Evaluator:
             outcomes["correct"][rows] = answers_within(
                 self.loaded, self.task, examples, self.encoded, self.packing, self.ban
             )
+
+    def _play(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[Judged]:
+        """Yield outcomes of episodes, which the model plays under each plan; the loss is minus the return."""
+        episodes = [episode for e in shard if (episode := self.encoded[e].episode) is not None]
+        for plan in plans:
+            started, out = time.perf_counter(), np.zeros(len(shard), OUTCOME)
+            with masked(self.loaded.model, self._resolve(plan), self.spectra):
+                found = play(self.loaded, episodes, self.packing.max_tokens)
+            out["example"], out["predicted"] = shard, -1
+            out["correct_norm"] = out["choice_loss"] = np.nan
+            out["loss"] = [-one.total for one in found]
+            out["correct"], out["tokens"] = [one.success for one in found], [one.steps for one in found]
+            yield plan, out, time.perf_counter() - started
 
     def _open_shard(self, shard: Sequence[int], block: int) -> _OpenShard:
         """Return the activations of a shard: those kept, where they enter no higher block, or none computed yet."""
@@ -236,7 +252,10 @@ class Evaluator:
 
     def _shards(self, examples: Sequence[int]) -> Iterator[list[int]]:
         width = self.loaded.anatomy.d_model * self.loaded.model.dtype.itemsize
-        return shards(examples, self.encoded, width, self.limits.cache_bytes)
+        played = [e for e in examples if self.encoded[e].episode is not None]
+        read = [e for e in examples if self.encoded[e].episode is None]
+        for some in filter(None, (read, played)):  # what is played and what is read never run together
+            yield from shards(some, self.encoded, width, self.limits.cache_bytes)
 
 
 class _Boundary:

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from secateur.core.acts import POSITIONS
 from secateur.evaluation.batching import Batch
 from secateur.hf.anatomy import Anatomy
-from secateur.hf.calls import entering, leaving
-from secateur.hf.running import reading
+from secateur.hf.calls import entering, inputs_of, leaving, logits_of
 from secateur.hf.weights import device_of
 from secateur.surgery.mask import giving, swapped_forward
 
@@ -27,7 +28,7 @@ Change = Callable[[Tensor], Tensor]
 class Forward:
     """Partial forward passes of one model."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model = model
         self._anatomy = anatomy
         self._blocks = [model.get_submodule(name) for name in anatomy.blocks]
@@ -56,8 +57,8 @@ class Forward:
         return returns_tuple
 
     def _run_two_tokens(self) -> None:
-        tokens = torch.zeros((1, 2), dtype=torch.long, device=self.device)
-        self._model(**reading(self._anatomy, tokens), use_cache=False)
+        two = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+        logits_of(self._model, inputs_of(two, self._anatomy))
 
     def _standin(self, number: int, change: Change) -> AbstractContextManager[None]:
         """Make block `number` return its input, changed."""
@@ -98,12 +99,12 @@ class Forward:
             for number in range(block, len(self._blocks)):
                 stack.enter_context(self._standin(number, catch if number == block else _unchanged))
             stack.enter_context(scored_at(self._model, self._anatomy, torch.zeros(1, dtype=torch.long)))
-            self._model(**batch.inputs(self.device))
+            logits_of(self._model, batch.inputs(self.device))
         return caught[0]
 
     def through(self, block: str) -> Float[Tensor, "1 2 d_model"]:
-        """Return the output of `block` (its path) on the embeddings of two tokens, while all other blocks stand
-        aside."""
+        """Return the output of `block` (its path) on the embeddings of two tokens, or of one step, while all other
+        blocks stand aside."""
         with self._output_of(self._anatomy.blocks.index(block)) as caught:
             self._run_two_tokens()
         return caught[0]
@@ -121,7 +122,7 @@ class Forward:
             replaced_input(self._blocks[block], lambda _: entering),
             scored_at(self._model, self._anatomy, torch.zeros(1, dtype=torch.long)),
         ):
-            self._model(**batch.inputs(self.device))
+            logits_of(self._model, batch.inputs(self.device))
         return caught[0]
 
     @contextmanager
@@ -242,23 +243,26 @@ def replaced_input(block: nn.Module, change: Change) -> Iterator[None]:
 
 
 def scored_logits(
-    model: nn.Module, anatomy: Anatomy, batch: Batch, device: torch.device
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, device: torch.device
 ) -> Float[Tensor, "kept vocab"]:
     """Return the logits of a whole model at `batch.keep`; of a classifier those of its labels, for each row."""
     with scored_at(model, anatomy, batch.keep):
-        logits: Tensor = model(**batch.inputs(device)).logits
+        logits = logits_of(model, batch.inputs(device))
     return logits if anatomy.labels else logits[0]
 
 
 def scored_at(model: nn.Module, anatomy: Anatomy, keep: Tensor) -> AbstractContextManager[None]:
     """Compute the unembedding at the flat positions `keep` alone: inside, logits are (1, kept, vocab).
 
-    A classifier finds by itself the one position of each row that its head reads, and stays as it is.
+    A classifier finds by itself the one position of each row that its head reads, and stays as it is. The head of a
+    decision transformer is given one position of each step, in their order.
     """
     if anatomy.labels:
         return nullcontext()
     head = model.get_submodule(anatomy.unembedding)
     original = head.forward
+    if anatomy.acts:
+        keep = keep // POSITIONS
 
     def forward(hidden: Tensor) -> Tensor:
         logits: Tensor = original(hidden.reshape(-1, hidden.shape[-1])[keep.to(hidden.device)][None])

@@ -1,5 +1,6 @@
 """Generate greedy continuations through the model's own `generate`, in left-padded batches: always the likeliest token
-of the plain logits, whatever generation_config.json asks for, until one of the tokens that end a text."""
+of the plain logits, whatever generation_config.json asks for, until one of the tokens that end a text. Play episodes in
+the same way: always the action that the model prefers."""
 
 from __future__ import annotations
 
@@ -11,14 +12,17 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 
+from secateur.core.acts import POSITIONS
 from secateur.errors import TaskError
 from secateur.evaluation.batching import Packing
+from secateur.hf.calls import logits_of, played
 from secateur.hf.chat import Message, conversation_ids
 from secateur.hf.generation import generating_by, positions, unwritable
 from secateur.hf.load import Loaded
 from secateur.hf.rope import regime
 from secateur.tasks.encode import Encoded, Ids
-from secateur.tasks.example import Task
+from secateur.tasks.environments import open_environment
+from secateur.tasks.example import Episode, Task
 
 
 def greedy(
@@ -198,3 +202,82 @@ def _holds(task: Task, example: int, text: str) -> bool:
     """Return True where a generated text holds the answer of an example."""
     gold, extraction = task.examples[example].answer, task.member(example).extraction
     return gold.strip() in text if extraction is None else extraction.agrees(text, gold)
+
+
+# ---------------------------------------------------------------------------------------------------------- episodes
+
+
+class Played(NamedTuple):
+    """The return of an episode, NaN where the model gave no number; its steps; and 1 where it succeeded, else 0."""
+
+    total: float
+    steps: int
+    success: float
+
+
+@torch.inference_mode()
+def play(loaded: Loaded, episodes: Sequence[Episode], max_tokens: int) -> list[Played]:
+    """Return what the model makes of each episode, taking the likeliest action at each step, or the predicted numbers.
+
+    The environment is reset with the episode's seed, and the model is shown what is left of the target return, so that
+    nothing is drawn. All episodes run side by side, and leave when they are over.
+
+    Args:
+        episodes: Of one environment and one context; only seeds and returns may differ.
+        max_tokens: Positions of one batch, of which a step has three.
+
+    Source: Decision Transformer (Chen et al. 2021, arXiv 2106.01345), algorithm 1. Differs: the best action is taken.
+    """
+    acts = loaded.anatomy.acts
+    assert acts is not None, "only decision transformers play"
+    first = episodes[0]
+    worlds = [open_environment(one.environment, one.max_steps) for one in episodes]
+    try:
+        discrete, most, count = worlds[0].space.discrete, first.max_steps, len(episodes)
+        states, actions = torch.zeros(count, most, acts.state_dim), torch.zeros(count, most, acts.act_dim)
+        to_go, totals, lengths = torch.zeros(count, most, 1), np.zeros(count), [0] * count
+        for row, (world, one) in enumerate(zip(worlds, episodes, strict=True)):
+            states[row, 0] = torch.from_numpy(world.reset(one.seed))
+            to_go[row, 0] = one.target_return / one.return_scale
+        left = list(range(count))
+        for now in range(most):
+            begin = max(0, now + 1 - first.context)
+            seen = {"states": states, "actions": actions, "returns_to_go": to_go}
+            shown = {name: array[left, begin : now + 1] for name, array in seen.items()}
+            shown["timesteps"] = torch.arange(begin, now + 1).expand(len(left), -1)
+            at_once = max(1, max_tokens // (POSITIONS * (now + 1 - begin)))
+            for row, preferred in zip(left, _last_actions(loaded, shown, at_once), strict=True):
+                if not np.isfinite(preferred).all():
+                    totals[row], lengths[row] = np.nan, now + 1
+                    continue
+                taken = int(preferred.argmax()) if discrete else preferred
+                actions[row, now] = (
+                    torch.eye(acts.act_dim)[taken] if discrete else torch.from_numpy(preferred)
+                )
+                state, reward, done = worlds[row].step(taken)
+                totals[row] += reward
+                lengths[row] = now + 1 if done or now + 1 == most else 0
+                if not lengths[row]:
+                    states[row, now + 1] = torch.from_numpy(state)
+                    rest = episodes[row].target_return - totals[row]
+                    to_go[row, now + 1] = rest / episodes[row].return_scale
+            left = [row for row in left if not lengths[row]]
+            if not left:
+                break
+    finally:
+        for world in worlds:
+            world.close()
+    return [
+        Played(float(total), steps, float(total >= one.success_return))
+        for total, steps, one in zip(totals, lengths, episodes, strict=True)
+    ]
+
+
+def _last_actions(loaded: Loaded, shown: Mapping[str, torch.Tensor], at_once: int) -> list[np.ndarray]:
+    """Return the head's output for the last step of each row, (act_dim,)."""
+    found: list[np.ndarray] = []
+    parts = zip(*(array.split(at_once) for array in shown.values()), strict=True)
+    for part in parts:
+        steps = {name: array.to(loaded.device) for name, array in zip(shown, part, strict=True)}
+        found += [*logits_of(loaded.model, played(steps))[:, -1].float().cpu().numpy()]
+    return found

@@ -18,7 +18,7 @@ from typing import Any, assert_never
 import numpy as np
 
 from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
-from secateur.core.score import METRICS, OUTCOME
+from secateur.core.score import METRICS, OUTCOME, PRIMARY
 from secateur.core.site import Site
 from secateur.evaluation.measurement import GENERATED_TOKENS
 from secateur.hf.load import Loaded
@@ -118,7 +118,7 @@ def empty(count: float = 1.0) -> Plans:
 def proof(session: Session, sides: Sequence[SideWork]) -> Iterator[Work]:
     """Yield the work of the verdict: both models on `test` and on each side, and what is to be had without a cut."""
     n, kind = len(tested(session.task)), session.task.kind
-    alternative = 0 if kind == "text" else 1  # one token banned, or a bias per answer
+    alternative = 0 if kind in PRIMARY else 1  # one token banned, or a bias per answer
     yield Judged("verify", "test", 0, n, (empty(2 + alternative),))
     for what in ("reload", "report", "sides read"):
         yield Read("verify", ReadingCost(what, "test", n, ()))

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from secateur.core.acts import Acts
 from secateur.core.plan import Plan
 from secateur.core.site import ATTENTION_MATRICES, EVERY_MATRIX, STACKS, Site, block_at, part_of
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
@@ -25,6 +26,7 @@ from secateur.hf.family import (
     Routing,
     Sizes,
     Slot,
+    acts_of,
     has_alibi,
     has_free_heads,
     indivisible_units,
@@ -86,7 +88,8 @@ class Anatomy:
     names that a sequence classifier gives, in the order of its logits, `padding` is the token that fills rows, and
     `num_types` are the texts of a row that embeddings tell apart. Of an encoder-decoder the blocks of the encoder come
     first, `num_encoder` of them, then those of the decoder, whose family `details` is; `start` is the token that the
-    decoder begins with.
+    decoder begins with. `acts` are the sizes of a decision transformer's states and actions; a step of an episode is
+    three of its positions.
     """
 
     family: str
@@ -125,6 +128,7 @@ class Anatomy:
     num_types: int = 1
     num_encoder: int = 0
     start: int = 0
+    acts: Acts | None = None
 
     def number(self, site: Site) -> int:
         """Return the place of a site's block among all blocks. Raises: `UnknownName` where the model has none."""
@@ -219,8 +223,8 @@ class Anatomy:
 
     @property
     def num_logits(self) -> int:
-        """Return how many numbers the head gives where it is read: one for each token, or for each label."""
-        return len(self.labels) or self.vocab_size
+        """Return how many numbers the head gives where it is read: one for each token, label, or part of an action."""
+        return self.acts.act_dim if self.acts else len(self.labels) or self.vocab_size
 
     @property
     def attending(self) -> list[int]:
@@ -300,8 +304,8 @@ class Anatomy:
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
-    """Return the anatomy of a Hugging Face causal or masked language model, sequence classifier or encoder-decoder,
-    carved or not.
+    """Return the anatomy of a Hugging Face causal or masked language model, sequence classifier, encoder-decoder or
+    decision transformer, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
     for unknown families, and for any module with a matrix that the family's table does not name.
@@ -378,6 +382,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         num_types=getattr(config, "type_vocab_size", 1) if family.bidirectional else 1,
         num_encoder=num_encoder,
         start=start_of(family, config),
+        acts=acts_of(family, config),
     )
 
 

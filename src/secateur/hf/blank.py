@@ -26,7 +26,7 @@ from secateur.core.machine import Offloading
 from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy
 from secateur.hf.build import one_of_each_kind, repaired
-from secateur.hf.family import Family, sizes
+from secateur.hf.family import ACTIONS, Family, sizes
 from secateur.hf.files import check_weights
 from secateur.hf.load import (
     DTYPES,
@@ -182,6 +182,10 @@ def tiny_copy(name: str, revision: str | None, trust_remote_code: bool, window: 
             raise ModelError(
                 f"{family.architecture} is an encoder-decoder, of which no tiny copy is proved: secateur's own tests "
                 "hold the stock class to what docs/families.md says of it."
+            )
+        if family.head is ACTIONS:
+            raise ModelError(
+                f"{name} is a decision transformer, and no tiny copy of one is made; the tests prove its cuts."
             )
         if family.no_float64:
             raise ModelError(f"{family.architecture} does not run in float64, in which a tiny copy is made.")

@@ -30,6 +30,7 @@ from transformers.models.auto.modeling_auto import (
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
 from secateur.hf.anatomy import stock_class
+from secateur.hf.families import DECISIONS
 from secateur.hf.family import CAUSAL, LABELS, Head
 from secateur.hf.generation import generation_config
 from secateur.hf.modeling_secateur import CLASSIFIES, SecateurForCausalLM, carved_config
@@ -159,6 +160,7 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
         )
     family = stated["carving"]["family"]
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    known |= {of.name: architecture for architecture, of in DECISIONS.items()}
     if not stated["stock"].get("is_decoder"):
         known |= MODEL_FOR_MASKED_LM_MAPPING_NAMES  # above the causal class that some of them have too
     if stated["carving"].get(CLASSIFIES):

@@ -875,4 +875,11 @@ CLASSIFIERS: Mapping[str, Family] = {
 }
 """Sequence classifiers, by class: the blocks of a family above under another head."""
 
-ARCHITECTURES: Mapping[str, Family] = {**FAMILIES, **CLASSIFIERS}
+DECISIONS: Mapping[str, Family] = {
+    "DecisionTransformerModel": FAMILIES["GPT2LMHeadModel"].acting(
+        "decision_transformer", "DecisionTransformerModel"
+    )
+}
+"""Decision transformers, by class: blocks of a family above between states and actions."""
+
+ARCHITECTURES: Mapping[str, Family] = {**FAMILIES, **CLASSIFIERS, **DECISIONS}

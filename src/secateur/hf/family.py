@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
+from secateur.core.acts import Acts
 from secateur.errors import ModelError
 
 MULTIMODAL = ", multimodal"  # after the name of the family that the language model is of
@@ -36,6 +37,7 @@ PAIRS = Head(
 LABELS = Head(
     "AutoModelForSequenceClassification", "text-classification", "a sequence classifier, which gives labels"
 )
+ACTIONS = Head("AutoModel", "reinforcement-learning", "a decision transformer, which gives actions")
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,27 @@ class Family:
             unread=tuple(name for name in self.unread if not any(part.startswith(name) for part in others)),
         )
 
+    def acting(self, name: str, architecture: str) -> Family:
+        """Return this family, of GPT-2's modules, as the blocks of a decision transformer of transformers.
+
+        It embeds returns, states, actions and the numbers of steps in place of tokens, and its head gives actions.
+        """
+        read = ("embed_timestep", "embed_return", "embed_state", "embed_action")
+        return replace(
+            self,
+            name=name,
+            architecture=architecture,
+            head=ACTIONS,
+            blocks="encoder.h",
+            embedding="encoder.wte",
+            final_norm="encoder.ln_f",
+            unembedding="predict_action.0",
+            extras=("encoder.wpe", *read, "predict_state", "predict_return"),
+            context="",  # every position has the same embedding, so that there is no bound
+            caches=False,
+            classifier=(),
+        )
+
 
 # ------------------------------------------------------------------------------------------- what a config says of it
 
@@ -311,6 +334,13 @@ def labels_of(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
             "otherwise."
         )
     return labels
+
+
+def acts_of(family: Family, config: PreTrainedConfig) -> Acts | None:
+    """Return the sizes of a decision transformer's states and actions; None for another model."""
+    if family.head is not ACTIONS:
+        return None
+    return Acts(config.state_dim, config.act_dim, config.max_ep_len)
 
 
 def padding_of(family: Family, config: PreTrainedConfig) -> int:

@@ -5,8 +5,9 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 A masked language model is read so by `AutoModelForMaskedLM`, a sequence classifier by
-`AutoModelForSequenceClassification`, an encoder-decoder by `AutoModelForSeq2SeqLM`. `config.json` holds the family's
-own configuration under `stock`, and under `carving` what is different: a list of operations on modules named by their
+`AutoModelForSequenceClassification`, an encoder-decoder by `AutoModelForSeq2SeqLM`, a decision transformer by
+`AutoModel`. `config.json` holds the family's own configuration under `stock`, and under `carving` what is different: a
+list of operations on modules named by their
 paths. Parameters keep the names they have in the stock model.
 """
 
@@ -27,6 +28,7 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     Cache,
     EncoderDecoderCache,
     GenerationMixin,
@@ -149,6 +151,7 @@ def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
         *(() if getattr(config, "is_decoder", False) else (MODEL_FOR_MASKED_LM_MAPPING,)),
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_MAPPING,  # of a model that has no head of language at all
     )
     return next(mapping[stock] for mapping in by_kind if stock in mapping)
 
@@ -157,21 +160,24 @@ def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the family's model class, which carves itself as soon as it is built, before any weight is read."""
     kinds = {
-        "Seq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-        "MaskedLM": MODEL_FOR_MASKED_LM_MAPPING,
-        "SequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "ForSeq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        "ForMaskedLM": MODEL_FOR_MASKED_LM_MAPPING,
+        "ForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "": MODEL_MAPPING,
     }
     config_of_stock = stock.config_class
     of_stock = (name for name, known in kinds.items() if known.get(config_of_stock, None) is stock)
-    kind = next(of_stock, "CausalLM")
+    kind = next(of_stock, "ForCausalLM")
 
     class CarvedForCausalLM(stock):
         config_class = carved_config(config_of_stock)
-        _auto_class = f"AutoModelFor{kind}"
+        _auto_class = f"AutoModel{kind}"
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             inner = config
-            if kind == "SequenceClassification":  # many find the class of their blocks by the configuration's
+            if (
+                kind == "ForSequenceClassification"
+            ):  # many find the class of their blocks by the configuration's
                 inner = copy.copy(config)
                 inner.__class__ = config_of_stock
             super().__init__(inner, *args, **kwargs)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 from transformers import CONFIG_MAPPING
 
 from secateur.errors import ModelError
-from secateur.hf.families import ARCHITECTURES, CLASSIFIERS, FAMILIES, OF_TYPE, TOWERS
-from secateur.hf.family import CLASSIFIER, PAIRS, Family
+from secateur.hf.families import ARCHITECTURES, CLASSIFIERS, DECISIONS, FAMILIES, OF_TYPE, TOWERS
+from secateur.hf.family import ACTIONS, CLASSIFIER, PAIRS, Family
 
 _LATENT = "whose keys and values come from a code of low rank (latent attention), which no head owns"
 _UNREAD: Mapping[str, Sequence[str]] = {
@@ -185,7 +185,8 @@ class FamilyInfo(NamedTuple):
     `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention; `classifier`:
     the class of its sequence classifier, empty for none; `caches`: it keeps keys and values of the past; `float64`:
     it runs in that; `counts_from_pad`: positions begin behind the padding's id; `pairs`: it is an encoder-decoder;
-    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there.
+    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there;
+    `acts`: it is a decision transformer.
     """
 
     family: str
@@ -203,12 +204,14 @@ class FamilyInfo(NamedTuple):
     float64: bool
     counts_from_pad: bool
     pairs: bool
+    acts: bool
 
     @property
     def limits(self) -> str:
         """Return in words what is not possible; empty where everything is."""
         found = ["a masked language model: it fills masks, and generates no text"] if self.masked else []
         found += ["an encoder-decoder: no block is folded or made linear"] if self.pairs else []
+        found += ["it gives actions: its tasks are episodes and trajectories"] if self.acts else []
         found += [f"dropped {unit} stay, silenced" for unit in self.silenced]
         found += [] if self.fold or self.pairs else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
@@ -282,6 +285,7 @@ def list_families() -> list[FamilyInfo]:
             not family.no_float64,
             family.counts_from_pad,
             family.head is PAIRS,
+            family.head is ACTIONS,
         )
-        for family in sorted(FAMILIES.values(), key=lambda family: family.name)
+        for family in sorted([*FAMILIES.values(), *DECISIONS.values()], key=lambda family: family.name)
     ]

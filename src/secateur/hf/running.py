@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
+from secateur.core.acts import POSITIONS
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.calls import inputs_of, logits_of
 from secateur.hf.load import Loaded
 
-FEW = 8  # tokens that a model is run on first, where there is no task
+FEW = 8  # tokens, or steps, that a model is run on first, where there is no task
 
 
-def reading(anatomy: Anatomy, tokens: Int[Tensor, "rows length"]) -> dict[str, Tensor]:
-    """Return the arguments with which a model reads tokens, an encoder-decoder the same on both sides."""
-    both = {"decoder_input_ids": tokens} if anatomy.num_encoder else {}
-    return {"input_ids": tokens, **both}
+def few_tokens(anatomy: Anatomy) -> range:
+    """Return the row that a model is run on where there is no task."""
+    return range(POSITIONS * FEW if anatomy.acts else min(FEW, anatomy.vocab_size))
 
 
 @torch.inference_mode()
@@ -26,7 +26,7 @@ def check_runs(loaded: Loaded, rows: Sequence[Sequence[int]]) -> None:
     """Run the model once over each of `rows` of tokens. Raises: `ModelError` where a logit is NaN or infinite."""
     for row in rows:
         tokens = torch.tensor([list(row)], device=loaded.device)
-        logits = loaded.model(**reading(loaded.anatomy, tokens), use_cache=False).logits
+        logits = logits_of(loaded.model, inputs_of(tokens, loaded.anatomy))
         check_finite(loaded.name, logits, f"logits for {len(row)} tokens")
 
 

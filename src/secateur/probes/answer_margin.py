@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.evaluation.batching import Batch
+from secateur.evaluation.batching import Batch, target_logps
 from secateur.evaluation.forward import scored_logits
 from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
@@ -123,8 +123,7 @@ class AnswerMargin:
     def _target_logps(self, batch: Batch) -> Float[Tensor, " targets"]:
         logits = scored_logits(self.loaded.model, self.loaded.anatomy, batch, self.loaded.device)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        where, token = batch.where.to(logits.device), batch.token.to(logits.device)
-        return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+        return target_logps(logits, batch)
 
 
 def _odds(scores: Sequence[Tensor], gold: int, contrast: bool) -> Tensor:

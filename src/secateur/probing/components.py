@@ -207,7 +207,8 @@ def _plain_tasks(options: Options, blank: Loaded, specs: Sequence[str], split: s
     """Return the tasks without shots. Raises: `TaskError` for two of one name, which would be told apart by nothing."""
     tasks: dict[str, Task] = {}
     for spec in specs:
-        task = read_task(replace(options, task=spec, shots=0), blank, {split: 1}, blank.anatomy.labels)
+        asked, anatomy = replace(options, task=spec, shots=0), blank.anatomy
+        task = read_task(asked, blank, {split: 1}, anatomy.labels, anatomy.acts)
         if task.name in tasks:
             raise TaskError(f"two tasks are called {task.name!r}. Give each once, files by different names.")
         tasks[task.name] = task
@@ -353,8 +354,8 @@ def checked_against(
         rng: Draws those examples.
     """
     some = sorted(rng.sample(list(examples), min(CHECK_EXAMPLES, len(examples))))
-    names = ("choice_loss",) if decided_by_choices(session) else ("text_loss", "loss")
-    metric = next(METRICS[name] for name in names if name != "text_loss" or "text" in session.task.kinds)
+    by_tokens = "text_loss" if "text" in session.task.kinds else session.loss_name
+    metric = METRICS["choice_loss" if decided_by_choices(session) else by_tokens]
     outcomes = session.judge()([session.empty, *plans.values()], some, "ablation")
     whole = metric.mean(outcomes[session.empty])
     rise = {name: metric.mean(outcomes[plan]) - whole for name, plan in plans.items()}

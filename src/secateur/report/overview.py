@@ -23,6 +23,11 @@ LONGEST = 170  # characters of a prompt or an answer on the first screen
 ARROW = "\u00a0→ "
 
 
+def share_of(metric: str) -> str:
+    """Return in words what a metric in shares is a share of."""
+    return "share of episodes" if metric in ("return", "success") else "share of questions"
+
+
 @dataclass(frozen=True)
 class CostLine:
     """One line of what a cut cost or saved: its name, before and after, the change, and what it was measured on."""
@@ -73,7 +78,7 @@ def hero(verdict: VerdictRecord, changed: Sequence[ChangedExample] = ()) -> str:
         verdict=verdict,
         model=short_name(verdict.model.name),
         metric=metric_name(verdict.metric),
-        unit_words="share of questions" if unit == "share" else unit,
+        unit_words=share_of(verdict.metric) if unit == "share" else unit,
         direction="higher is better" if verdict.higher_is_better else "lower is better",
         cells=cells,
         start=start_text(verdict.baseline) if verdict.baseline else "",

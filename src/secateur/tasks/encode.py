@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from secateur.core.acts import CHOSEN, POSITIONS, places
+from secateur.core.fitted import Fitted
 from secateur.errors import TaskError, TooLong
-from secateur.tasks.example import Example
+from secateur.tasks.example import Episode, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +54,10 @@ class Encoded:
     is read at; empty for a causal one. A classifier's continuation is the number of a label, and `types` says of which
     text of a pair each token is, by number; empty where the model is not told. `mask`: each token of the continuation,
     which the context has in its place, is predicted in a row of its own where it alone is this mask. `sources` are for
-    an encoder-decoder what the encoder reads for each pair, whose context is then what the decoder begins with.
+    an encoder-decoder what the encoder reads for each pair, whose context is then what the decoder begins with. For a
+    decision transformer a context is three positions for each step, of which only the number counts, and `masks` are
+    those at which the actions, the continuation, are predicted; `steps` is the logged play that is read, `episode` the
+    one that is to be played.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
@@ -63,6 +68,8 @@ class Encoded:
     types: Ids = ()
     mask: int | None = None
     sources: tuple[Ids, ...] = ()
+    steps: Fitted | None = None
+    episode: Episode | None = None
 
     @property
     def gold_alone(self) -> Encoded:
@@ -76,6 +83,14 @@ class Encoded:
             masks=self.masks[gold],
             sources=self.sources[gold],
         )
+
+    @property
+    def as_read(self) -> Encoded:
+        """Return the example as it is, but an episode as a row of logged play, as long as what is seen of it."""
+        if self.episode is None:
+            return self
+        seen = self.episode.context
+        return replace(self, pairs=((self.pairs[0][0], (0,) * seen),), masks=(places(seen),), episode=None)
 
     @property
     def longest(self) -> int:
@@ -158,6 +173,11 @@ def encode(
     that has no template; of a masked language model for `chat`, and another number of masks than of tokens; of a
     classifier for all but labelled text, and for `chat`; of an encoder-decoder for text and `chat`.
     """
+    if example.steps is not None or example.episode is not None:
+        raise TaskError(
+            f"example {example.id!r} is play, which a decision transformer reads, and this model reads text. Give "
+            "questions or text."
+        )
     if classifier is not None:
         encoded = _encode_labelled(example, tokenizer, chat, classifier)
     elif masked:
@@ -173,6 +193,24 @@ def encode(
     _refuse_unknown(example, encoded, tokenizer, vocab_size)
     _refuse_long(example, encoded, context)
     return encoded
+
+
+def encode_play(example: Example) -> Encoded:
+    """Return logged play as rows of positions with the actions as its answer, or an episode that is to be played.
+
+    Raises: `TaskError` for an example that is neither.
+    """
+    if example.episode is not None:
+        row = (0,) * (POSITIONS * example.episode.context)
+        return Encoded(((row, ()),), 0, (1,), masks=((),), episode=example.episode)
+    if example.steps is None:
+        raise TaskError(
+            f"example {example.id!r} is text, and the model is a decision transformer. Give episodes or trajectories."
+        )
+    count = len(example.steps.content["timesteps"])
+    chosen = example.steps.content[CHOSEN].tolist() or [0] * count
+    row = (0,) * (POSITIONS * count)
+    return Encoded(((row, tuple(chosen)),), 0, (1,), masks=(places(count),), steps=example.steps)
 
 
 MASKS = ("<mask>", "[MASK]")  # in a prompt, whatever the mask of the tokenizer is
@@ -196,7 +234,7 @@ def _encode_masks(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bo
 
 def _masked_one_by_one(tokens: Ids, tokenizer: PreTrainedTokenizerBase, mask: int) -> Encoded:
     """Return a chunk of text, of which every token is predicted from all others."""
-    before, after = added_ids(tokenizer, tokenizer.decode(tokens, skip_special_tokens=True))
+    before, after = added_ids(tokenizer, str(tokenizer.decode(list(tokens), skip_special_tokens=True)))
     text = tokens[len(before) :]
     places = tuple(range(len(before), len(tokens)))
     return Encoded(((tokens + after, text),), 0, (1,), masks=(places,), mask=mask)

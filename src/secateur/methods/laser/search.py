@@ -224,7 +224,7 @@ def _analysis(
             for edit in shown
         },
     )
-    if "text" in session.task.kinds or not some:
+    if "text" in session.task.kinds or not session.task.answers or not some:
         return analysis
     return analysis.model_copy(
         update={
