@@ -19,7 +19,7 @@ help:            ## what there is
 $(VENV)/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lm-eval,lora,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf,lm-eval,lora,ray,rl]'
 	touch $@
 
 demo: $(VENV)/ready  ## the main job on the embedded model, from nothing to a proven checkpoint
