@@ -529,7 +529,10 @@ def _rendered(
     split = next(name for name in SPLITS if index in task.split(name))
     choices = None if example.choices is None else list(example.choices)
     tokens = [example.answer] if example.labelled else [decode([token]) for token in answer]
-    return RenderedRecord(id=example.id, split=split, prompt=decode(context), answer=tokens, choices=choices)
+    prompt = decode(context)
+    if encoded.steps is not None or encoded.episode is not None:  # play, which is no text
+        prompt, tokens = example.prompt, [str(action) for action in answer]
+    return RenderedRecord(id=example.id, split=split, prompt=prompt, answer=tokens, choices=choices)
 
 
 def _doubts(task: Task, options: Options) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,14 @@ def test_the_expert_wins_in_the_fewest_steps():
     assert np.array_equal(GridWorld().reset(3), GridWorld().reset(3))
 
 
+def test_what_is_understood_of_play_is_said(place):
+    words = ["tasks", "--check", f"trajectories:{place / 'play.jsonl'}", "--model", place / "model", "--json"]
+    told = json.loads(secateur(*words).stdout)
+    assert (told["format"], told["kind"], told["metric"]) == ("logged play", "trajectories", "action_loss")
+    assert told["rendered"][0]["prompt"].startswith("steps ")
+    assert {answer for one in told["rendered"] for answer in one["answer"]} <= set("0123")
+
+
 def test_the_forecast_needs_no_weights(place, tmp_path):
     (tmp_path / "config.json").write_bytes((place / "model/config.json").read_bytes())
     words = ["--task", f"episodes:{place / 'episodes.json'}", "--allow-small", "--no-calibrate", "--json"]
@@ -286,3 +296,15 @@ def test_what_is_not_for_it_is_refused_in_a_line(place, tmp_path):
     ):
         refused(secateur(*words), piece)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_script_logs_play_and_trains_on_it(tmp_path):
+    """A little training is enough to predict the expert's moves better than chance, which is ln 4 nats."""
+    script = Path(__file__).parents[2] / "scripts/train_gridworld.py"
+    words = [tmp_path / "grid", "--episodes", "300", "--steps", "150", "--play", tmp_path / "log.npz"]
+    subprocess.run([sys.executable, script, *words], check=True, capture_output=True)
+    told = api.evaluate(
+        str(tmp_path / "grid"), f"trajectories:{tmp_path / 'log.npz'}", device="cpu", seqlen=36
+    )
+    assert told["scores"][0]["value"] < 1.3

@@ -493,9 +493,11 @@ def test_other_texts_of_arithmetic_leave_pairs_out_and_hear_the_answer_before():
 
 @pytest.mark.parametrize("name", BUILTINS)
 def test_every_generator_loads_with_the_default_splits(name, tokenizer):
+    tokenizer = None if name == "gridworld" else tokenizer  # whose models have none
     task = load_task(f"builtin:{name}", tokenizer=tokenizer)
     assert task.hash == load_task(f"builtin:{name}", tokenizer=tokenizer).hash
-    assert all(e.prompt == e.prompt.rstrip() and e.answer.startswith(" ") for e in task.examples)
+    assert all(e.prompt == e.prompt.rstrip() for e in task.examples)
+    assert all(e.answer.startswith(" ") == task.answers for e in task.examples)
     assert any(info.name == f"builtin:{name}" and info.kind == task.kind for info in list_tasks())
 
 

@@ -115,7 +115,7 @@ def blank_model(
         if not ruler and not source.is_partly_here:
             refuse_shallow(source, config, check_weights(source.folder, source.config))
         model = on_meta(source, auto, config, DTYPES.get(dtype, "auto"), remote)
-        needed = not ruler or _has_tokenizer(source.folder)
+        needed = not ruler or _has_tokenizer(source.folder) or family_in(source).head is ACTIONS
         tokenizer = tokenizer_of(source, trust_remote_code) if needed else None
     found = anatomy(model.eval().requires_grad_(False))
     place = str(source.folder)
