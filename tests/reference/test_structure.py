@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +24,8 @@ from secateur.hf.matrices import Matrix
 from secateur.probes import structure
 
 
-def proofs(model: PreTrainedModel) -> dict[str, EditProofRecord]:
-    return {edit.edit: edit for edit in structure.prove(model).edits}
+def proofs(model: PreTrainedModel, kinds: Collection[str] | None = None) -> dict[str, EditProofRecord]:
+    return {edit.edit: edit for edit in structure.prove(model, kinds).edits}
 
 
 @pytest.mark.parametrize("name", [*by_layout(), "qwen3-moe", "roberta"])
@@ -41,6 +41,8 @@ def test_what_is_compared():
         assert found[kind].differences.keys() == {"cut", "parameters", "idle", "cache", "attention"}
     for kind in ("gate", "up", "neurons"):
         assert found[kind].differences.keys() == {"cut", "parameters", "idle", "cache", "activation"}
+    for kind in ("attentions", "feed-forward networks", "block 0"):
+        assert found[kind].differences.keys() == {"cut", "parameters", "idle", "cache", "stream"}
 
 
 # ------------------------------------------------------------------------------------------------ planted errors
@@ -121,6 +123,57 @@ def test_keys_of_the_wrong_group_are_caught(monkeypatch):
     monkeypatch.setattr(structure, "anatomy", wrong)
     failed = {kind for kind, edit in proofs(variant("llama", head_dim=8).double()).items() if not edit.proved}
     assert {"k", "v", "KV groups"} <= failed
+
+
+PARTS = {"attentions", "feed-forward networks"}
+OF_STREAM = {*PARTS, "folded blocks", "linear maps"}
+
+
+@pytest.mark.parametrize(
+    ("name", "forgotten", "caught"),
+    [
+        ("gemma2", {"after": {}}, {*PARTS, "folded blocks"}),
+        ("gemma2", {"after": {"mlp": "post_feedforward_layernorm"}}, {"attentions"}),
+        ("olmo2", {"after": {}}, {*PARTS, "folded blocks"}),
+        ("roberta", {"post_norm": False}, {*PARTS, "folded blocks"}),
+    ],
+    ids=["both norms", "one norm", "norms of a post-norm model", "norms of the stream"],
+)
+def test_a_norm_that_was_forgotten_is_caught(name, forgotten, caught, monkeypatch):
+    model = variant(name, num_hidden_layers=3).double()
+    right = FAMILIES[type(model).__name__]
+    wrong = {**FAMILIES, right.architecture: replace(right, **forgotten)}
+    monkeypatch.setattr(recognize, "ARCHITECTURES", wrong)
+    found = proofs(model, OF_STREAM)
+    assert caught == {kind for kind, edit in found.items() if not edit.proved}
+    assert all(found[kind].differences["stream"] > 1e-3 for kind in caught)
+
+
+def test_a_residual_scale_that_was_forgotten_is_caught(monkeypatch):
+    """The fold goes wrong by its bias alone: a linear map and a scale can change places."""
+
+    def wrong(model: PreTrainedModel) -> Anatomy:
+        return replace(anatomy(model), residual_scale=1.0, foldable=True)
+
+    monkeypatch.setattr(structure, "anatomy", wrong)
+    model = variant("granite", num_hidden_layers=3, mlp_bias=True, residual_multiplier=0.4).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    found = proofs(model, OF_STREAM)
+    assert {kind for kind, edit in found.items() if not edit.proved} == {*PARTS, "folded blocks"}
+
+
+def test_a_map_of_what_enters_a_block_is_compared_with_what_leaves_it(monkeypatch):
+    """A map that is made of something else is caught: here of what enters the block before."""
+    model = variant("llama", num_hidden_layers=3).double()
+
+    def wrong(model: PreTrainedModel) -> Anatomy:
+        right = anatomy(model)
+        first, second, third = right.blocks
+        return replace(right, blocks=(second, first, third))
+
+    monkeypatch.setattr(structure, "anatomy", wrong)
+    assert not proofs(model, OF_STREAM)["linear maps"].proved
 
 
 def test_a_number_of_parameters_that_is_not_the_predicted_one_is_caught(monkeypatch):

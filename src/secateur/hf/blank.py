@@ -25,7 +25,7 @@ from transformers import (
 from secateur.core.machine import Offloading
 from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy, stock_class
-from secateur.hf.build import one_of_each_kind, repaired
+from secateur.hf.build import of_each_kind, repaired
 from secateur.hf.family import Family, routing, sizes
 from secateur.hf.files import check_weights
 from secateur.hf.load import (
@@ -179,8 +179,8 @@ def tiny_config(loaded: Loaded, window: int) -> PreTrainedConfig:
 def tiny_copy(loaded: Loaded, config: PreTrainedConfig) -> PreTrainedModel:
     """Return a small model of the very class of another, in float64, with random weights.
 
-    It has a block of each kind that the config tells apart and three at least, heads of the same size, four at most,
-    some sharing keys where they do in the model. All parameters are random, gains and biases too.
+    It has a block of each kind that the config tells apart, of a hybrid two, and three at least; heads of the same
+    size, four at most, some sharing keys where they do in the model. All parameters are random, gains and biases too.
 
     Args:
         loaded: The other model, which may be blank.
@@ -196,7 +196,8 @@ def tiny_copy(loaded: Loaded, config: PreTrainedConfig) -> PreTrainedModel:
         for parameter in model.parameters():
             is_gain = parameter.dim() == 1 and bool((parameter == 1).all())
             torch.nn.init.normal_(parameter, mean=float(is_gain), std=parameter.shape[-1] ** -0.5)
-        return model.eval().requires_grad_(False)
+        model.eval().requires_grad_(False)
+    return model
 
 
 def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrainedConfig:
@@ -220,7 +221,7 @@ def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrained
     if family.experts is not None and (router := routing(family, text)) is not None:
         each = -(-2 * router.chosen // router.groups)  # of a group
         changes[family.experts.count] = min(getattr(text, family.experts.count), router.groups * max(2, each))
-    return repaired(config, one_of_each_kind(config, 3), **changes)
+    return repaired(config, of_each_kind(config, 2 if family.mixers else 1, 3), **changes)
 
 
 def tokenizer_in(folder: str) -> PreTrainedTokenizerBase:

@@ -96,7 +96,8 @@ def _known(
     """Return the rows of these kinds: remembered, or proved now. Raises: `ModelError` where there is no copy."""
     cls = stock_class(type(loaded.model))
     parts = (
-        f"{cls.__module__}.{cls.__qualname__}",
+        cls.__module__,
+        repr(loaded.anatomy.details),
         digest_of_configs(config),
         _code(),
         *_versions().values(),
