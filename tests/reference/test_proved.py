@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import pytest
 from fixtures.folders import questions, refused, save_model, secateur, write_rows
-from fixtures.zoo import tiny
+from fixtures.zoo import tiny, variant
 
 from secateur.core.plan import DROPPED
 from secateur.errors import ModelError
 from secateur.hf import recognize
+from secateur.hf.blank import tiny_config, tiny_copy
 from secateur.hf.families import FAMILIES
 from secateur.methods.registry import methods
-from secateur.probes import proved
+from secateur.probes import proved, structure
 
 HEADS, BLOCKS = DROPPED["attn", "h"], DROPPED["", ""]
 
@@ -139,13 +140,23 @@ def test_a_failure_is_never_kept(empty, wrong, as_loaded):
 
 
 def test_sizes_and_names_share_a_proof(empty, as_loaded):
-    from fixtures.zoo import variant
-
     for model in (variant("llama"), variant("llama", intermediate_size=64, vocab_size=120, eos_token_id=5)):
         proved.check_proved(as_loaded(model), {HEADS})
     assert len(list(empty.iterdir())) == 1
     proved.check_proved(as_loaded(variant("llama", rms_norm_eps=1e-3)), {HEADS})
     assert len(list(empty.iterdir())) == 2
+
+
+def test_of_a_multimodal_model_the_language_model_alone_has_memory(as_loaded):
+    loaded = as_loaded(tiny("gemma3-vision"))
+    copy = tiny_copy(loaded, tiny_config(loaded, structure.WINDOW))
+    tower = loaded.anatomy.details.tower
+    held = {name for name, parameter in copy.named_parameters() if not parameter.is_meta}
+    assert held == {
+        name for name, _ in copy.named_parameters() if name.startswith(f"{tower}.") or "lm_head" in name
+    }
+    found = proved.proof_of(loaded, {HEADS, BLOCKS, "q", "linear maps"})
+    assert (found.not_proved, found.why) == ([], None)
 
 
 def test_every_method_says_what_it_may_propose():

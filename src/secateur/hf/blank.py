@@ -7,7 +7,7 @@ length. Or make a new model with random weights: for the tokens of a tokenizer, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -26,7 +26,7 @@ from secateur.core.machine import Offloading
 from secateur.errors import ModelError
 from secateur.hf.anatomy import anatomy, stock_class
 from secateur.hf.build import of_each_kind, repaired
-from secateur.hf.family import Family, routing, sizes
+from secateur.hf.family import Family, has_free_heads, indivisible_units, routing, sizes
 from secateur.hf.files import check_weights
 from secateur.hf.load import (
     DTYPES,
@@ -168,8 +168,6 @@ def tiny_config(loaded: Loaded, window: int) -> PreTrainedConfig:
     Raises: `ModelError` where there is no such model.
     """
     family, config = loaded.anatomy.details, loaded.model.config
-    if family.tower:
-        raise ModelError(f"{family.architecture} is multimodal, of which no tiny copy is made.")
     if family.no_float64:
         raise ModelError(f"{family.architecture} does not run in float64, in which a tiny copy is made.")
     with quiet(), building(f"no tiny copy of {loaded.name} can be made", config):
@@ -179,8 +177,9 @@ def tiny_config(loaded: Loaded, window: int) -> PreTrainedConfig:
 def tiny_copy(loaded: Loaded, config: PreTrainedConfig) -> PreTrainedModel:
     """Return a small model of the very class of another, in float64, with random weights.
 
-    It has a block of each kind that the config tells apart, of a hybrid two, and three at least; heads of the same
-    size, four at most, some sharing keys where they do in the model. All parameters are random, gains and biases too.
+    It has a block of each kind that the config tells apart, of a hybrid two, and three at least; four heads at
+    most, of the same size where a config can state it beside that of the stream, some sharing keys where they do in the
+    model. All parameters are random, gains and biases too.
 
     Args:
         loaded: The other model, which may be blank.
@@ -192,11 +191,25 @@ def tiny_copy(loaded: Loaded, config: PreTrainedConfig) -> PreTrainedModel:
     failed = f"no tiny copy of {loaded.name} can be made"
     with quiet(), building(failed, config), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = cls._from_config(config, dtype=torch.float64, experts_implementation="eager")
-        for parameter in model.parameters():
+        model = _made(cls, config, loaded.anatomy.details)
+        for parameter in (one for one in model.parameters() if not one.is_meta):
             is_gain = parameter.dim() == 1 and bool((parameter == 1).all())
             torch.nn.init.normal_(parameter, mean=float(is_gain), std=parameter.shape[-1] ** -0.5)
         model.eval().requires_grad_(False)
+    return model
+
+
+def _made(cls: type[PreTrainedModel], config: PreTrainedConfig, family: Family) -> PreTrainedModel:
+    """Return a model in float64; of a multimodal one only the language model has memory, for no image is read."""
+    how: Mapping[str, Any] = {"dtype": torch.float64, "experts_implementation": "eager"}
+    with torch.device("meta" if family.tower else "cpu"):
+        model: PreTrainedModel = cls._from_config(config, **how)
+    if family.tower:
+        tower = model.get_submodule(family.tower)
+        assert isinstance(tower, PreTrainedModel)
+        model.set_submodule(family.tower, type(tower)._from_config(config.get_text_config(), **how))
+        model.get_submodule(family.unembedding).to_empty(device="cpu")
+        model.tie_weights()
     return model
 
 
@@ -205,12 +218,18 @@ def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrained
     stated, own = text.to_dict(), sizes(family, text)
     groups = min(own.num_kv_heads, 2 if own.num_kv_heads < own.num_heads else 4)
     heads = min(own.num_heads, 4 if groups == 1 else groups * min(2, own.num_heads // own.num_kv_heads))
-    width = heads * own.d_head if own.num_heads * own.d_head == own.d_model else STREAM
+    d_head, width = own.d_head, STREAM - STREAM % heads
+    free = has_free_heads(family, text) and "heads" not in indivisible_units(family, text)
+    if not free and own.num_heads * own.d_head == own.d_model:  # the class divides
+        listed = family.sized_by_scaling or "mrope_section" in (stated.get("rope_parameters") or ())
+        d_head = own.d_head if listed else min(own.d_head, STREAM)
+        width = heads * d_head
     changes: dict[str, object] = {
         "num_attention_heads": heads,
         "hidden_size": width,
         "vocab_size": VOCABULARY,
     }
+    changes |= {"head_dim": d_head} if free or stated.get("head_dim") else {}
     changes |= {name: groups for name in ("num_kv_heads", "num_key_value_heads") if name in stated}
     changes |= {name: width for name in _SIZES_OF_STREAM if stated.get(name) == own.d_model}
     changes |= {name: window for name in _WINDOWS if stated.get(name)}
