@@ -221,8 +221,10 @@ def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrained
     d_head, width = own.d_head, STREAM - STREAM % heads
     free = has_free_heads(family, text) and "heads" not in indivisible_units(family, text)
     if not free and own.num_heads * own.d_head == own.d_model:  # the class divides
-        listed = family.sized_by_scaling or "mrope_section" in (stated.get("rope_parameters") or ())
-        d_head = own.d_head if listed else min(own.d_head, STREAM)
+        by_rope = (
+            family.sized_by_scaling or family.tower
+        )  # of some of these its sections add up to half a head
+        d_head = own.d_head if by_rope else min(own.d_head, STREAM)
         width = heads * d_head
     changes: dict[str, object] = {
         "num_attention_heads": heads,
@@ -235,6 +237,9 @@ def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrained
     changes |= {name: window for name in _WINDOWS if stated.get(name)}
     changes |= {name: NEURONS for name in _WIDTHS_OF_EXPERTS if stated.get(name)}
     changes |= {name: 1 for name in stated if name.endswith("_token_id") and stated[name] is not None}
+    if keys := stated.get("linear_num_key_heads"):
+        of_values = {"linear_num_value_heads": 2 * stated["linear_num_value_heads"] // keys}
+        changes |= {"linear_num_key_heads": 2} | of_values if keys > 2 else {}
     if family.width is not None:
         changes[family.width] = NEURONS
     if family.experts is not None and (router := routing(family, text)) is not None:
