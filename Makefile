@@ -35,7 +35,7 @@ test-all: $(VENV)/ready ## all of the test suite: twice as long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not llm"
 
 llm-smoke: llm       ## each verb once on SmolLM2-135M
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m llm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m llm
 
 lint: $(VENV)/ready  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

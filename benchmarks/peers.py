@@ -63,7 +63,9 @@ def sleb(session: Session, count: int) -> Plan:
     judge, plan, read_on = session.judge(), session.empty, session.task.split("probe")
     text = [*read_on, *session.shuffled("select")[: len(read_on)]]
     for _ in range(count):
-        left = [block for block in range(session.loaded.anatomy.num_blocks) if block not in plan.blocks_gone]
+        left = [
+            block for block in range(session.loaded.anatomy.num_blocks) if Site(block) not in plan.blocks_gone
+        ]
         outcomes = judge([plan + Drop(Site(block)) for block in left], text)
         plan = min(outcomes, key=lambda one: METRICS["text_loss"].mean(outcomes[one]))
     return plan

@@ -198,7 +198,7 @@ def largest_error(place: Path) -> float:
     gone = read_plan(place / "out").blocks_gone
     for told in told_of(place):
         site = Site.parse(told["matrix"])
-        moved = Site(site.block - sum(block < site.block for block in gone), site.part)
+        moved = Site(site.block - sum(block.block < site.block for block in gone), site.part)
         before, after = (
             model.parameter(model.anatomy.matrix(where).weight).float()
             for model, where in zip(models, (site, moved), strict=True)

@@ -82,7 +82,9 @@ def run(size: Size, *, seed: int = 0, scale: float = 1.0) -> dict[str, Any]:
     loaded, asked = gptj(size, seed), prompts(size, seed)
     task, encoded = as_task(asked)
     plans = [
-        p for p in _plans(loaded, size, MEASURED) if p.edits[0].matrix.part in HALVES[p.lowest_block % 2]
+        p
+        for p in _plans(loaded, size, MEASURED)
+        if p.edits[0].matrix.part in HALVES[p.lowest_block.block % 2]
     ]
     samples = Samples({}, {name: {} for name in REFERENCES}, {name: {} for name in REFERENCES})
     chosen = _sampled(plans, random.Random(seed), scale)

@@ -168,7 +168,7 @@ def prune(
         )
 
 
-def _expected(progress: Progress) -> Callable[[Session], Mapping[str, float]] | None:
+def _expected(progress: Progress) -> Callable[[Session, float | None], Mapping[str, float]] | None:
     """Return what forecasts the stages of a run, where somebody looks at its progress."""
     if not isinstance(progress, StagedProgress):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,7 +30,7 @@ from secateur.side_tasks import side_effects
 from secateur.surgery.spectra import make_spectra_folder
 
 LOG = logging.getLogger("secateur")
-Expect = Callable[[Session], Mapping[str, float]]  # seconds by stage
+Expect = Callable[[Session, float | None], Mapping[str, float]]  # seconds by stage; of the pass over `select`
 
 
 def prune(
@@ -48,8 +49,8 @@ def prune(
 
     Killed at any moment and called again it goes on where it was and ends with the same plan; `workers` judge in the
     place of this process; `session` is for these options, where there is one already; `expect` gives the seconds that
-    its stages will take; `log` is told of every plan that the search judges, and of none on `test`. Raises any
-    `SecateurError`; then what was there is untouched.
+    its stages will take, and is told those of the first pass where it ran here; `log` is told of every plan that the
+    search judges, and of none on `test`. Raises any `SecateurError`; then what was there is untouched.
     """
     with folder.claimed(options.command(), overwrite=overwrite) as already:
         if already:
@@ -78,9 +79,12 @@ def _prune(
     with nullcontext() if log is None else log(folder.out.name, command) as tell:
         search_log = None if tell is None else SearchLog(tell, session.objective.metric)
         logged = replace(session, log=search_log)
+        began = time.perf_counter()
         start = measured_baseline(logged)
+        took = time.perf_counter() - began
         if expect is not None:
-            session.expect(expect(session))
+            whole = session.workers is None and not kept  # it ran here, and all of it
+            session.expect(expect(session, took if whole else None))
         proposal = method_named(session.options.method).search(logged)
     journal.remember(run, "tried", proposal.tried)
     verdict = cut_and_verify(session, proposal, start, folder.staging)

@@ -243,6 +243,7 @@ def model_record(options: Options, loaded: Loaded) -> ModelRecord:
         architecture=anatomy.architecture,
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         num_blocks=anatomy.num_blocks,
+        encoder_blocks=anatomy.num_encoder,
         num_heads=anatomy.num_heads,
         num_kv_heads=anatomy.num_kv_heads,
         without_heads=sorted(anatomy.mixers),
@@ -307,7 +308,7 @@ def _compared(
 ) -> dict[str, Any]:
     """Return the analyses that need both models: facts by frequency, paraphrases, examples that changed."""
     task = session.task
-    if task.kind == "text":
+    if not task.answers:
         return {}
     blocks: dict[str, Any] = {
         "frequency": frequency_bins(task, task.split("test"), before.test, after.test),

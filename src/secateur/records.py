@@ -36,6 +36,8 @@ class BlockSizes(Protocol):
     def d_ff(self) -> int: ...
     @property
     def num_experts(self) -> int: ...
+    @property
+    def num_cross(self) -> int: ...
 
 
 Kind = tuple[str, str]  # part and unit of a site
@@ -80,6 +82,9 @@ def num_parts(widths: Iterable[BlockSizes]) -> dict[Kind, int]:
         ("attn", ""): sum(block.num_heads > 0 for block in blocks),
         ("attn", "g"): sum(block.num_kv_heads for block in blocks),
         ("attn", "h"): sum(block.num_heads for block in blocks),
+        ("cross", ""): sum(block.num_cross > 0 for block in blocks),
+        ("cross", "g"): sum(block.num_cross for block in blocks),
+        ("cross", "h"): sum(block.num_cross for block in blocks),
         ("mlp", ""): sum(block.d_ff > 0 for block in blocks),
         ("mlp", "n"): sum(block.d_ff for block in blocks),
         ("mlp", "e"): sum(block.num_experts for block in blocks),

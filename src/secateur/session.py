@@ -7,19 +7,20 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from secateur.core.acts import Acts
 from secateur.core.config import Config
 from secateur.core.ledger import Ledger
 from secateur.core.machine import Loading
 from secateur.core.plan import Plan
 from secateur.core.progress import Progress, StagedProgress, duration, silent
-from secateur.core.score import METRICS, OUTCOME
+from secateur.core.score import LOSSES, METRICS, OF_ANSWERS, OUTCOME
 from secateur.core.search_log import SearchLog
 from secateur.errors import TaskError, TooLong
 from secateur.evaluation.evaluator import Evaluator
@@ -33,7 +34,7 @@ from secateur.options import Options
 from secateur.search.evidence import Evidence
 from secateur.search.race import Objective
 from secateur.surgery.spectra import Spectra
-from secateur.tasks.encode import Classifier, Encoded, encode
+from secateur.tasks.encode import Classifier, Encoded, encode, encode_play
 from secateur.tasks.example import Example, Task
 from secateur.tasks.joint import check_apart, interleaved, joint
 from secateur.tasks.load import load_task
@@ -102,6 +103,7 @@ class Session:
         for number, encoded in sorted(self.encoded.items()):
             told = [number, encoded.pairs, encoded.gold, encoded.lengths, *encoded.masks]
             told += [encoded.types] if encoded.types else []
+            told += ["sources", *encoded.sources] if encoded.sources else []
             digest.update(json.dumps(told).encode())
         return digest.hexdigest()[:32]
 
@@ -150,7 +152,8 @@ class Session:
 
     def first_rows(self) -> list[tuple[int, ...]]:
         """Return the first tokens of the first examples, to run the model on before anything else."""
-        return [one.whole(0)[:FIRST_TOKENS] for one in list(self.encoded.values())[:FIRST]]
+        first = list(self.encoded.values())[:FIRST]
+        return [(one.source(0) or one.whole(0))[:FIRST_TOKENS] for one in first]
 
     def config(self, kind: type[C]) -> C:
         """Return the options of the method that is searched by, which are of this class."""
@@ -164,8 +167,9 @@ class Session:
 
     @property
     def loss_name(self) -> str:
-        """Return the name of the loss of the task: `text_loss` of text, else `loss`."""
-        return "text_loss" if self.task.kind == "text" else "loss"
+        """Return the name of the loss of the task: by tokens of text, by actions of logged play, the cost of episodes,
+        else `loss`."""
+        return LOSSES.get(self.task.kind, "loss")
 
     def judge(self) -> Evaluator:
         """Build an evaluator for this task: one for each call, with caches of its own."""
@@ -189,13 +193,16 @@ class Session:
     def objective(self) -> Objective:
         """Return the metric that decides: the one asked for, or the task's primary one. Raises: `TaskError`."""
         name = self.options.objective or self.task.primary_metric
-        fits = {
+        fits: Mapping[str, Set[str]] = {
             "text": {"text_loss", "loss"},
-            "choice": set(METRICS) - {"text_loss"},
-            "generation": set(METRICS) - {"text_loss", "accuracy_norm", "choice_loss"},
+            "choice": OF_ANSWERS,
+            "generation": OF_ANSWERS - {"accuracy_norm", "choice_loss"},
             "label": {"accuracy", "loss"},
+            "trajectories": {"action_loss"},
+            "continuous": {"action_error"},
+            "episodes": {"return", "success"},
         }
-        fitting = set.intersection(*(fits[kind] for kind in self.task.scored_as))
+        fitting = set.intersection(*({*fits[kind]} for kind in self.task.scored_as))
         if self.task.members:  # by tokens the longest task would count most
             fitting = {name for name in fitting if not METRICS[name].weighted}
         if name not in fitting:
@@ -244,7 +251,8 @@ def early_session(options: Options, *, ruler: bool = False, needs: Mapping[str, 
     Raises as `open_session`; with `ruler` not where a tokenizer is missing.
     """
     blank = blank_of(options, ruler=ruler)
-    return session_on(options, blank, read_task(options, blank, needs, blank.anatomy.labels))
+    anatomy = blank.anatomy
+    return session_on(options, blank, read_task(options, blank, needs, anatomy.labels, anatomy.acts))
 
 
 def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
@@ -280,17 +288,24 @@ def loading_of(options: Options) -> Loading:
 
 
 def read_task(
-    options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF, labels: Sequence[str] = ()
+    options: Options,
+    loaded: Loaded,
+    needs: Mapping[str, int] = PROOF,
+    labels: Sequence[str] = (),
+    acts: Acts | None = None,
 ) -> Task:
     """Return the task that `options` name, in its splits and with its shots, before anything is left out of it.
 
     Of several tasks the joint one: what does not fit is left out of each first (`skip_long`), so that they still count
     alike.
 
-    `needs` says how many groups which splits must have, and `labels` are those of a classifier. Demonstrations belong
-    to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
+    `needs` says how many groups which splits must have, `labels` are those of a classifier, `acts` the sizes of a
+    decision transformer. Demonstrations belong to the task, so the seed of the splits draws them. Raises `TaskError`,
+    `UnknownName`.
     """
-    plain = [_load(options, spec, loaded, needs, labels) for spec in options.tasks]
+    if acts is not None and (asked := _of_text(options)):
+        raise TaskError(f"{asked} is for models of text, and this is a decision transformer: leave it out.")
+    plain = [_load(options, spec, loaded, needs, labels, acts) for spec in options.tasks]
     prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
     if options.chat and (first := next(prompts, None)) is not None:
         check_template(loaded.tokenizer, first)
@@ -303,8 +318,24 @@ def read_task(
     return joint(tasks, options.split_seed)
 
 
+def _of_text(options: Options) -> str:
+    """Return the first option of these that only a model of text has; empty for none."""
+    asked = {
+        "--chat": options.chat,
+        "--shots": options.shots,
+        "--extract": options.extract,
+        "a second --task": options.more_tasks,
+    }
+    return next((name for name, value in asked.items() if value), "")
+
+
 def _load(
-    options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int], labels: Sequence[str]
+    options: Options,
+    spec: str,
+    loaded: Loaded,
+    needs: Mapping[str, int],
+    labels: Sequence[str],
+    acts: Acts | None,
 ) -> Task:
     return load_task(
         spec,
@@ -317,6 +348,7 @@ def _load(
         needs=needs,
         rules=options.question_rules,
         labels=labels,
+        acts=acts,
     )
 
 
@@ -347,6 +379,8 @@ def _read(task: Task, loaded: Loaded, options: Options) -> tuple[Task, dict[int,
 def encoded_for(loaded: Loaded, example: Example, *, context: int | None, chat: bool) -> Encoded:
     """Return an example in the tokens of a model and as its head reads them. Raises: as `encode`."""
     anatomy = loaded.anatomy
+    if anatomy.acts:
+        return encode_play(example)
     reads_first = anatomy.details.bidirectional
     return encode(
         example,
@@ -356,6 +390,7 @@ def encoded_for(loaded: Loaded, example: Example, *, context: int | None, chat: 
         chat=chat,
         masked=anatomy.details.masked,
         classifier=Classifier(reads_first, anatomy.padding, anatomy.num_types) if anatomy.labels else None,
+        start=anatomy.start if anatomy.num_encoder else None,
     )
 
 
@@ -364,7 +399,7 @@ def _tokens(task: Task, number: int, loaded: Loaded, chat: bool) -> Encoded:
     example, new = task.examples[number], task.member(number).new_tokens
     if example.shown:
         loaded.anatomy.check_causal("--shots")
-    if new:
+    if new and not loaded.anatomy.answers_text:
         loaded.anatomy.check_causal(f"{task.name}, for which {new} tokens are generated,")
     encoded = encoded_for(loaded, example, context=loaded.anatomy.context, chat=chat)
     prompt, context = len(encoded.pairs[0][0]), loaded.anatomy.context

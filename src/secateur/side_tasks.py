@@ -9,13 +9,15 @@ from pathlib import Path
 from secateur.evaluation.measurement import SideTask, paraphrase_task
 from secateur.session import Session
 from secateur.tasks.load import load_side
+from secateur.tasks.trajectories import logged_play
 
 SIDE_EXAMPLES = 200
 
 
 def side_effects(session: Session) -> list[SideTask]:
     """Return the side tasks: the other phrasings of the test questions where the task has them, and the tasks of
-    `--side`, else what the embedded model brings along, else plain English, if the model writes text.
+    `--side`, else what the embedded model brings along, else plain English, if the model writes text; and of episodes
+    the logged play.
     """
     given = session.options.side
     anatomy = session.loaded.anatomy
@@ -28,6 +30,8 @@ def side_effects(session: Session) -> list[SideTask]:
     sides = (
         [] if phrasings is None else [SideTask("other phrasings", session.on(phrasings).task, phrasings=True)]
     )
+    if (logged := logged_play(session.task)) is not None:
+        sides.append(SideTask(logged.name, session.on(logged).task))
     for spec in specs:
         task = load_side(
             spec,
@@ -36,9 +40,11 @@ def side_effects(session: Session) -> list[SideTask]:
             limit=SIDE_EXAMPLES,
             rules=replace(session.options.question_rules, extract="", max_new_tokens=None),
             labels=anatomy.labels,
+            acts=anatomy.acts,
         )
         name = Path(spec.removeprefix("text:")).stem.removeprefix("text_").replace("_", " ")
-        sides.append(SideTask(name, session.on(task).task, continuations=task.kind == "text"))
+        written = task.kind == "text" and anatomy.writes_text
+        sides.append(SideTask(name, session.on(task).task, continuations=written))
     return sides
 
 

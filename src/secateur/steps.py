@@ -36,7 +36,7 @@ from secateur.core.records.comparison import TransferRecord
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.probe import RowsRecord, StructureRecord
 from secateur.core.records.task_check import LengthsRecord, RenderedRecord, TaskCheckRecord
-from secateur.core.score import METRICS
+from secateur.core.score import METRICS, PRIMARY
 from secateur.core.stats import exponential, exponential_interval
 from secateur.core.writing import write_text, writing
 from secateur.errors import ModelError, OutputError, PlanError
@@ -314,7 +314,9 @@ def evaluate(
         if journal is not None and split == "test":
             record_opening(journal, session.task, untested_opening(session.scope, chosen))
     groups = session.task.groups(examples)
-    names = {"text": ["text_loss"], "choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
+    names = {kind: [name] for kind, name in PRIMARY.items()}
+    names["episodes"] = ["return", "success"]
+    names |= {"choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
     names["label"] = ["accuracy", "loss"]
     kind = "label" if "label" in session.task.scored_as else session.task.kind
     metrics = names.get(kind, ["accuracy", "loss", "top5", "top10"])
@@ -457,7 +459,7 @@ def check_task(options: Options) -> TaskCheckRecord:
     blank = blank_of(options, ruler=Path(options.model).is_dir())  # of a folder weights may be missing
     if isinstance(blank.tokenizer, Ruler):
         raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
-    task = read_task(replace(options, allow_small=True), blank, {}, blank.anatomy.labels)
+    task = read_task(replace(options, allow_small=True), blank, {}, blank.anatomy.labels, blank.anatomy.acts)
     context = blank.anatomy.context
     encoded = [encoded_for(blank, one, context=None, chat=options.chat) for one in task.examples]
 
@@ -506,7 +508,7 @@ def _questions(options: Options) -> Task:
 
 def _check_record(options: Options, task: Task, *, labelled: bool = False) -> TaskCheckRecord:
     """Return what needs no tokenizer."""
-    fields = () if task.kind == "text" else (name for one in task.examples for name in one.meta)
+    fields = () if not task.answers else (name for one in task.examples for name in one.meta)
     return TaskCheckRecord(
         task=options.task,
         format=describe(options.task, labelled),

@@ -103,7 +103,10 @@ READS = {  # a JSON file, and the commands that read it
 
 @pytest.mark.parametrize(
     "text",
-    [DEEP, '{"a":' * 100_000, "{", "", "7", "null", "[1]", '"x"', "\ud800", "{}"],
+    slow_but(
+        [DEEP, "{", "null", "\ud800"],
+        [DEEP, '{"a":' * 100_000, "{", "", "7", "null", "[1]", '"x"', "\ud800", "{}"],
+    ),
     ids=["deep", "deep objects", "open", "empty", "7", "null", "list", "text", "half", "{}"],
 )
 @pytest.mark.parametrize("file", READS)

@@ -84,6 +84,7 @@ def test_what_was_set_aside_is_no_run(unproven):
     assert f"set aside: secateur show {out}," in shown.stderr
 
 
+@pytest.mark.slow
 def test_with_a_ledger_elsewhere_show_says_so(tmp_path):
     words = (FACTS, "--task", FACTS, "--matrices", "gate", "--layers", "2", "--ledger", tmp_path / "l.sqlite")
     assert secateur("prune", *words, "-o", tmp_path / "out").exit_code == 0
@@ -125,6 +126,7 @@ def chance() -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 def test_a_smaller_model_that_is_worse_is_handed_over_loudly(tmp_path):
     how = ("--method", "heads", "--target", "100%")
     done = secateur("prune", FACTS, "--task", FACTS, *how, "-o", tmp_path / "out")

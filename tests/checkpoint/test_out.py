@@ -11,7 +11,6 @@ import sys
 
 import pytest
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
-from fixtures.marks import slow_but
 from fixtures.zoo import tiny
 
 from secateur.checkpoint.folder import Folder
@@ -347,7 +346,8 @@ MOUNTS = {
 }
 
 
-@pytest.mark.parametrize("kind", slow_but(["bound"], MOUNTS))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MOUNTS)
 def test_mounts(kind, place):
     mount, out, says = MOUNTS[kind]
     edit = "--edit b1.down=3 -q"
@@ -365,7 +365,8 @@ def test_in_a_mount_point(place):
     assert "config.json" in done.stdout.split(), done.stderr
 
 
-@pytest.mark.parametrize("verb", slow_but(["probe"], ["apply", "probe"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["apply", "probe"])
 def test_folders_that_may_not_be_written(verb, place):
     """Root may write everywhere, so this runs without that privilege."""
     for name in ("parent", "owned"):

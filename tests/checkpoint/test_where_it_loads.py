@@ -41,6 +41,7 @@ def tiny_cases(tmp_path_factory) -> list[Case]:
     return [case for case in write.cases(place, place / "none") if case.said()]
 
 
+@pytest.mark.slow
 def test_what_is_said_today_is_what_was_run_in_llama_cpp(tiny_cases):
     said = {name(case.about): case.said()["GGUF (llama.cpp)"] for case in tiny_cases}
     run = {name(row): row["said"] for row in LLAMA_CPP["rows"] if not row["model"].startswith("SmolLM2")}
@@ -137,6 +138,7 @@ def test_a_record_of_an_earlier_release_says_only_whether():
     assert [evidence_text(place) for place in told] == ["", ""]
 
 
+@pytest.mark.slow
 def test_sentencepiece_files_are_left_to_the_converter(tmp_path):
     """The converter reads a tokenizer.model, of whatever kind, so the kind in tokenizer.json says nothing."""
     case = next(case for case in write.cases(tmp_path, tmp_path / "none") if "Unigram" in case.about["model"])

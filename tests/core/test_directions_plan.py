@@ -94,7 +94,7 @@ def test_a_plan_is_in_order_and_knows_what_was_fitted_for_it():
         assert [str(edit.site) for edit in plan.edits] == ["b0.k", "b0.up", "b1.o", "b3.v"]
     assert plan.fitted == (MEAN,)
     assert plan.removed == plan.edits
-    assert (plan.lowest_block, plan.truncated, plan.dropped) == (0, (), ())
+    assert (plan.lowest_block, plan.truncated, plan.dropped) == (Site(0), (), ())
 
 
 def test_one_matrix_is_claimed_once():

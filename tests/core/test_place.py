@@ -69,7 +69,14 @@ def test_every_place_that_is_read_has_an_address_of_its_own(name, as_loaded):
         assert [str(Site.parse(site)) for site in sites] == sites
 
 
-def test_a_site_says_what_encoders_are_for():
-    for text in ("dec.b3.cross.h7", "enc.b3"):
-        with pytest.raises(UnknownName, match=r"read \(probe --what linearity\) and not cut"):
+def test_a_site_of_an_encoder_decoder_is_spelled_as_what_can_be_read():
+    for text in ("dec.b3.cross.h7", "enc.b3", "dec.b3.cross.q", "enc.b0.mlp", "dec.b12.attn.h0"):
+        assert str(Site.parse(text)) == str(ReadableSite.parse(text)) == text
+    sites = ["b2", "enc.b0.q", "enc.b1", "dec.b0.cross", "dec.b0.cross.q", "dec.b1.mlp.n3"]
+    assert list(map(str, sorted(map(Site.parse, reversed(sites))))) == sites
+    assert Site.parse("dec.b3.cross.q").wholes == (Site.parse("dec.b3.cross"), Site.parse("dec.b3"))
+    for text in ("enc.b3.cross", "b3.cross.h1", "enc.b3.cross.q"):
+        with pytest.raises(UnknownName, match="only a decoder beside an encoder has cross-attention"):
             Site.parse(text)
+    with pytest.raises(UnknownName, match=r"In an encoder-decoder write enc\.b3\.attn\.h7"):
+        Site.parse("dec.b3.attention")

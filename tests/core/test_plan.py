@@ -62,7 +62,7 @@ def test_parts_of_an_address_are_its_fields():
     "text",
     ["", "b", "12", "b-1", "bx", "B1", "b1.", "b1.w", "b1.qq", "b1.q.h1", "b1.attn.n1", "b1.mlp.h1", "b1.attn.h",
      "b1.attn.h-1", "b1 .q", " b1", "b1\n", "b1.down.", "b1.attn.h1.q", "b1.e1", "b1.e1.q", "b1.mlp.e1.up",
-     "b1.attn.e1", "enc.b1", "b1.2"],
+     "b1.attn.e1", "enc.b1.w", "b1.2"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_with_the_grammar(text):
     with pytest.raises(
@@ -193,7 +193,7 @@ def test_plans_are_their_edits_in_whatever_order():
     for edit in EDITS:
         grown = grown + edit
     assert grown == plan
-    assert (len(plan), plan.lowest_block, len(Plan("m")), Plan("m").lowest_block) == (4, 0, 0, None)
+    assert (len(plan), plan.lowest_block, len(Plan("m")), Plan("m").lowest_block) == (4, Site(0), 0, None)
 
 
 def test_whatever_differs_gives_another_identity():

@@ -143,10 +143,13 @@ def test_loading_may_take_longer_than_patience(two_cpus, loaded, monkeypatch):
         assert time.monotonic() - begun > 0.3, "it had the model too soon to show anything"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("worker", "why"),
-    [(Unborn, "No module named 'secateur'"), (Full, "18 GiB, please")],
-    ids=["unborn", "full"],
+    [
+        pytest.param(Unborn, "No module named 'secateur'", id="unborn"),
+        pytest.param(Full, "18 GiB, please", id="full"),
+    ],
 )
 def test_workers_that_never_have_the_model_are_not_asked_for_again_and_again(
     worker, why, two_cpus, loaded, monkeypatch
@@ -161,6 +164,7 @@ def test_workers_that_never_have_the_model_are_not_asked_for_again_and_again(
     assert pool._launched == 4, "two, and one in the place of each of two; the third death is the last"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_whole_there_is_the_users_error(two_cpus, loaded, monkeypatch):
     with hired(monkeypatch, loaded, Holed) as pool, pytest.raises(ModelError, match=r"^no tensor that fits$"):
         judged(pool, loaded)
@@ -169,6 +173,7 @@ def test_a_model_that_is_not_whole_there_is_the_users_error(two_cpus, loaded, mo
 # ------------------------------------------------------------------------------------------------ which Ray
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["local:2", "127.0.0.1:{port}"])
 def test_one_process_is_on_one_ray(address, two_cpus, loaded, monkeypatch):
     """Neither a second Ray here, nor another cluster than asked for."""
@@ -180,6 +185,7 @@ def test_one_process_is_on_one_ray(address, two_cpus, loaded, monkeypatch):
         on_ray(asked)(loaded).__enter__()
 
 
+@pytest.mark.slow
 def test_the_ray_of_this_process_is_used_and_left_alone(two_cpus, loaded, monkeypatch):
     without_model(monkeypatch, Quick)
     for address in ("auto", two_cpus):
@@ -217,6 +223,7 @@ def test_workers_that_share_a_gpu_are_told_how(workers, gpus, told, monkeypatch)
     assert pools._count("auto", Ask(workers, 1.0, 1.0)) == workers, "a cluster may grow"
 
 
+@pytest.mark.slow
 def test_a_gpu_that_is_not_here(two_cpus):
     with pytest.raises(ClusterError, match=r"here is room for 0\. Ray finds no GPU on this machine"):
         pools._count("local:1", Ask(1, 1.0, 1.0))

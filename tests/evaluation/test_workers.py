@@ -21,16 +21,20 @@ def plans(blocks: int = 3, ranks: int = 8) -> list[Plan]:
     return [plan(block, rank) for block in range(blocks) for rank in range(ranks)]
 
 
+def lowest(plan: Plan) -> int:
+    return plan.lowest_block.block if plan.edits else 0
+
+
 def test_work_is_every_plan_on_every_shard_from_the_lowest_block_upwards():
     mixed = plans()
     random.Random(0).shuffle(mixed)
     both = Plan("model", (*plan(2, 1).edits, Truncate(Site(1, "down"), 1)))
-    work = work_on([*mixed, both, Plan("model")], EXAMPLES)
+    work = work_on([*mixed, both, Plan("model")], EXAMPLES, lowest)
     assert [(piece.examples, len(piece.plans)) for piece in work] == [
         (examples, count) for examples in EXAMPLES for count in (9, 9, 8)
     ]
     for piece in work:
-        assert len({p.lowest_block or 0 for p in piece.plans}) == 1
+        assert len({lowest(p) for p in piece.plans}) == 1
     assert both in work[1].plans
     assert Plan("model") in work[0].plans
 
@@ -39,7 +43,7 @@ def test_work_is_every_plan_on_every_shard_from_the_lowest_block_upwards():
 def test_everything_comes_once_whoever_dies(seed):
     """Workers finish, or die with all they hold, in any order; what was lost is handed out again."""
     draw = random.Random(seed)
-    work = work_on(plans(), EXAMPLES)
+    work = work_on(plans(), EXAMPLES, lowest)
     portions, held, done = Portions(work, 3, seconds=1.0), [], []
     while portions or held:
         if portions and (not held or draw.random() < 0.5):
@@ -56,10 +60,10 @@ def test_everything_comes_once_whoever_dies(seed):
 
 
 def test_a_worker_stays_with_its_block_and_begins_where_it_began_before():
-    work = work_on(plans(blocks=4), EXAMPLES[:1])
+    work = work_on(plans(blocks=4), EXAMPLES[:1], lowest)
     for _ in range(2):
         portions = Portions(work, 2, seconds=0.0)  # one plan at a time
-        blocks = [[portions.next(worker).work.plans[0].lowest_block for worker in (0, 1)] for _ in range(16)]
+        blocks = [[lowest(portions.next(worker).work.plans[0]) for worker in (0, 1)] for _ in range(16)]
         assert blocks == [[0, 2]] * 8 + [[1, 3]] * 8
 
 

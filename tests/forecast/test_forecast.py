@@ -13,11 +13,12 @@ import secateur
 from secateur.core.plan import Truncate
 from secateur.errors import ModelError, SecateurError
 from secateur.evaluation.activation_cache import find_unchanged
+from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.forward import Forward
 from secateur.forecast.count import RERUN, Counted
 from secateur.forecast.dry_run import Judged, Plans, dry_run
 from secateur.forecast.load import Load, Loads, places_of
-from secateur.forecast.record import Machine, paced, svd_flops
+from secateur.forecast.record import Machine, expected_seconds, measured_here, paced, svd_flops
 from secateur.gains.cost import cost
 from secateur.hf.anatomy import anatomy
 from secateur.hf.load import Loaded, load_model
@@ -197,6 +198,17 @@ def test_a_machine_at_the_pace_of_a_pass_takes_as_long_for_it(session):
     assert machine.time({"svd 4x2": 1}) == pytest.approx(1e-9 * svd_flops("svd 4x2"))
     fast = paced(anatomy, 4, (), look, seconds=1e-4, svd_flop=1e-9)
     assert 0 < fast.each("flop") < machine.each("flop")
+
+
+def test_a_pass_that_ran_already_is_not_run_again(session, monkeypatch):
+    """Give it the seconds that it took, at the pace of which all others are expected."""
+    monkeypatch.setattr(Evaluator, "compute", None)
+    whole = Judged("one", "select", 0, len(session.task.split("select")), (Plans(1, 0),))
+    amounts = counted(session).judged(whole)
+    assert measured_here(session, counted(session), (), 100.0).time(amounts) == pytest.approx(100.0, rel=1e-6)
+    seconds = expected_seconds(session, 100.0)
+    assert list(seconds) == ["screen", "race", "analyze", "compose", "verify"]
+    assert all(5 * one < expected_seconds(session, 1000.0)[stage] for stage, one in seconds.items())
 
 
 def test_a_shape_that_was_not_measured_takes_as_long_for_each_flop():

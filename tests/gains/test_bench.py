@@ -329,6 +329,7 @@ def test_memory_that_was_not_measured_is_null():
     assert found["peak_bytes_decode"].to_json() == {"before": 2, "after": 4}
 
 
+@pytest.mark.slow
 def test_the_verb(place):
     words = ["bench", place / "cut", "--against", place / "dense", "--prompt", 8, "--new", 2, "--repeats", 1]
     done = secateur(*words, "--threads", 1, "--json")

@@ -227,7 +227,7 @@ def test_weights_offloaded_to_memory(place, name):
 # ------------------------------------------------------------------------------------------------------------- probes
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "llama-tied-biased"])
+@pytest.mark.parametrize("name", slow_but(["gpt2"], ["llama", "gpt2", "llama-tied-biased"]))
 @pytest.mark.parametrize(
     "what",
     [

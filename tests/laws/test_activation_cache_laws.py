@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from fixtures.zoo import by_layout, tiny
+from fixtures.zoo import FEWEST, by_layout, tiny
 
 from secateur.core.plan import Drop, Plan, Truncate
 from secateur.core.site import Site
@@ -45,7 +45,7 @@ def plans_of(loaded: Loaded) -> list[Plan]:
     ]
 
 
-@pytest.mark.parametrize("name", by_layout())
+@pytest.mark.parametrize("name", by_layout(first=FEWEST))
 def test_reuse_inside_a_block_changes_no_score(name):
     loaded = loaded_of(name)
     plans = plans_of(loaded)

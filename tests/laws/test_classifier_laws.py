@@ -222,7 +222,7 @@ def test_screens_are_the_gradients_of_plain_transformers(loaded):
     for plan in plans:
         (operation,) = resolve(plan, loaded.anatomy, loaded.fingerprint)
         weight = model.get_parameter(operation.parameter).requires_grad_()
-        done, path = by_hand(loaded, plan), loaded.anatomy.blocks[plan.lowest_block or 0]
+        done, path = by_hand(loaded, plan), loaded.anatomy.blocks[loaded.anatomy.lowest_block(plan)]
         taken = done.get_parameter(operation.parameter) - weight.detach()
         wanted = []
         for one in rows.values():

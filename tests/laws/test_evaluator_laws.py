@@ -300,8 +300,8 @@ def test_blocks_below_an_edit_run_once_for_all_plans(name, as_loaded):
         judge(plans, list(CHOICES))
     for block in range(num_blocks):
         cached = int(block < num_blocks - 1)  # once, for the activations that enter the blocks above
-        above = sum((plan.lowest_block or 0) < block for plan in plans)
-        here = sum((plan.lowest_block or 0) == block for plan in plans)
+        above = sum(loaded.anatomy.lowest_block(plan) < block for plan in plans)
+        here = sum(loaded.anatomy.lowest_block(plan) == block for plan in plans)
         # what an edit leaves alone within its own lowest block need not run for every plan
         assert cached + above < ran[block] / batches <= cached + above + here, block
 
@@ -363,7 +363,7 @@ def test_forwards_and_weights_are_given_back_after_an_exception(name, as_loaded)
     loaded = as_loaded(tiny(name))
     judge, plan = judge_of(loaded), plans_for(loaded)[-3]  # the last block's, so that stand-ins are out
     before = {key: value.clone() for key, value in loaded.model.state_dict().items()}
-    last = loaded.model.get_submodule(loaded.anatomy.matrix(Site(plan.lowest_block, "k")).module)
+    last = loaded.model.get_submodule(loaded.anatomy.matrix(plan.lowest_block.beside("k")).module)
     lent_then: list[str] = []
 
     def breaks(*_: object) -> None:

@@ -118,6 +118,74 @@ def test_a_batch_is_what_padding_under_a_mask_gives(loaded):
         torch.testing.assert_close(found[one.tokens], table[: len(one.tokens)], rtol=0, atol=1e-10)
 
 
+# ----------------------------------------------------------------------------------------------------------- text
+
+CHUNKS = {  # each between two tokens that are not predicted
+    number: Encoded(
+        ((row(number, length), row(number, length)[1:-1]),),
+        0,
+        (1,),
+        masks=(tuple(range(1, length - 1)),),
+        mask=MASK,
+    )
+    for number, length in ((8, 7), (9, 5), (10, 7))
+}
+TEXT = Task(
+    "text",
+    "text",
+    tuple(Example(str(number), "", "", tokens=(1, 2)) for number in range(11)),
+    {"select": tuple(CHUNKS)},
+)
+
+
+def pseudo(model: PreTrainedModel, example: int) -> Tensor:
+    """Log p of each token given all others of its chunk, added up."""
+    ((tokens, _),) = CHUNKS[example].pairs
+    found = [
+        logp(model, (*tokens[:place], MASK, *tokens[place + 1 :]), (place,), (tokens[place],))
+        for place in range(1, len(tokens) - 1)
+    ]
+    return torch.stack(found).sum()
+
+
+@pytest.mark.parametrize("max_tokens", [0, 20])
+def test_text_is_predicted_token_by_token_from_all_others(loaded, max_tokens):
+    judge = Evaluator(loaded, TEXT, CHUNKS, limits=Limits(max_tokens=max_tokens))
+    plans = plans_of(loaded)
+    judged = judge(plans, tuple(CHUNKS))
+    for plan in plans:
+        model = by_hand(loaded, plan)
+        with torch.no_grad():
+            said = [-float(pseudo(model, e)) / len(CHUNKS[e].pairs[0][1]) for e in CHUNKS]
+        assert judged[plan]["loss"].tolist() == pytest.approx(said, abs=1e-10), str(plan)
+    assert judged[plans[0]]["tokens"].tolist() == [5, 3, 5]
+
+
+def test_screens_of_text_do_not_depend_on_which_rows_run_together(loaded):
+    """The rows of a chunk are as many as its tokens; their gradient is that of the odds of the whole chunk."""
+    margin = AnswerMargin.of(loaded, CHUNKS, tuple(CHUNKS), False)
+    plan = Plan(loaded.fingerprint, (Truncate(Site(1, "up"), 2),))
+    (operation,) = resolve(plan, loaded.anatomy, loaded.fingerprint)
+    model = copy.deepcopy(loaded.model)
+    weight = model.get_parameter(operation.parameter).requires_grad_()
+    taken = by_hand(loaded, plan).get_parameter(operation.parameter) - weight.detach()
+    wanted = []
+    for example in CHUNKS:
+        whole = pseudo(model, example)
+        (slope,) = torch.autograd.grad(whole - torch.log(-torch.expm1(whole)), weight)
+        wanted.append(float((slope * taken).sum()))
+    within = 1e-6 if loaded.anatomy.family == "modernbert" else 1e-10
+    for tokens in (10_000, 14, 1):
+        packing = Packing(tokens, 10_000, 0, loaded.anatomy.switches)
+        spectra = Evaluator(loaded, TEXT, CHUNKS).spectra
+        found = first_order_effects(margin, tuple(CHUNKS), [plan], spectra=spectra, packing=packing)
+        np.testing.assert_allclose(found.changes[plan], wanted, rtol=0, atol=within)
+    assert np.abs(wanted).max() > 1e-6
+
+
+# ------------------------------------------------------------------------------------------------------- answers
+
+
 @torch.no_grad()
 def test_a_free_answer_is_right_where_every_mask_says_its_token(loaded):
     """Of one row the likeliest token at each mask; of the same row with the last of them changed."""
@@ -168,7 +236,7 @@ def test_screens_are_the_gradients_of_plain_transformers(loaded):
         cut = by_hand(loaded, plan)
         taken = cut.get_parameter(operation.parameter) - weight.detach()
         wanted = []
-        path = loaded.anatomy.blocks[plan.lowest_block or 0]
+        path = loaded.anatomy.blocks[loaded.anatomy.lowest_block(plan)]
         for example in ROWS:
             before = odds(model, example)
             (slope,) = torch.autograd.grad(before, weight)

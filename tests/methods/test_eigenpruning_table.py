@@ -62,6 +62,7 @@ def verdict_of(cell):
     return json.loads((Path(cell["out"]) / "verdict.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_cell_is_a_verdict_and_is_made_once(script, capsys, tmp_path):
     code, printed = run(script, capsys, [*BOTH, "--json"], tmp_path / "table")
     cells = json.loads(printed)

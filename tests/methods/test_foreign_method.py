@@ -108,6 +108,7 @@ def test_it_searches_and_is_judged_and_reported(place: Path):
     assert run(place, "report", "out").returncode == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_before_weights_are_read(place: Path):
     done = run(place, "prune", *ASKED[:-1], "9", "-o", "never")
     assert (done.returncode, done.stderr) == (2, "secateur: --toy-block: this model has blocks 0 to 1.\n")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures.folders import contents, questions, save_model, secateur, write_rows
+from fixtures.marks import slow_but
 from fixtures.zoo import tiny, variant
 from transformers import AutoModelForCausalLM
 
@@ -142,10 +143,8 @@ def found_after(as_loaded, family: str, method: str, *silent: str, side: Path, *
 @pytest.mark.parametrize(
     "family",
     [
-        "gpt2",
-        "opt",
         "llama-tied-biased",
-        *(pytest.param(f, marks=SLOW) for f in ("bloom", "phi", "gpt-neox")),
+        *(pytest.param(f, marks=SLOW) for f in ("gpt2", "opt", "bloom", "phi", "gpt-neox")),
     ],
 )
 def test_heads_that_do_nothing_go_first_and_cost_nothing(family, as_loaded, place):
@@ -168,7 +167,8 @@ def test_a_useless_group_goes_before_any_other(as_loaded, place):
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt2-untied-wide", "opt", "gpt-neox-serial", "llama-tied-biased", "gemma2"]
+    "family",
+    slow_but(["gemma2"], ["gpt2-untied-wide", "opt", "gpt-neox-serial", "llama-tied-biased", "gemma2"]),
 )
 def test_a_dead_network_goes_first(family, as_loaded, place):
     found = found_after(
@@ -200,10 +200,10 @@ def test_a_block_that_adds_nothing_loses_all_its_parts_and_no_other_does(as_load
 @pytest.mark.parametrize(
     ("model", "method", "heads", "ffns"),
     [
-        ("eight", "heads", 8, 0),
+        pytest.param("eight", "heads", 8, 0, marks=SLOW),
         ("gpt2", "components", 4, 1),
-        ("gpt2", "ffns", 0, 1),
-        ("llama", "heads", 4, 0),
+        pytest.param("gpt2", "ffns", 0, 1, marks=SLOW),
+        pytest.param("llama", "heads", 4, 0, marks=SLOW),
     ],
 )
 def test_a_target_of_half_removes_half_of_each_kind(model, method, heads, ffns, prune):
@@ -228,6 +228,7 @@ def test_a_grouped_model_goes_by_groups_and_says_so(prune):
     assert run.verdict["cut_summary"] == "2 of 4 KV groups"
 
 
+@pytest.mark.slow
 def test_a_rounded_target_is_said_at_once(prune, caplog):
     prune("llama", "--method", "heads", "--target", "40%", fresh=True)
     assert "--target 40% is rounded to whole KV groups of 2 query heads." in caplog.messages
@@ -247,7 +248,14 @@ def test_parameters_are_brought_down_to_the_fraction_and_no_further(prune):
     assert sum(p.numel() for p in model.parameters()) == sizes["after"]
 
 
-@pytest.mark.parametrize(("bound", "objective"), [(0.0, "accuracy"), (0.1, "accuracy"), (0.05, "loss")])
+@pytest.mark.parametrize(
+    ("bound", "objective"),
+    [
+        pytest.param(0.0, "accuracy", marks=SLOW),
+        pytest.param(0.1, "accuracy", marks=SLOW),
+        (0.05, "loss"),
+    ],
+)
 def test_the_loss_on_select_is_within_the_bound_and_further_points_are_not(bound, objective, prune):
     run = prune("gpt2", "--method", "heads", "--max-loss", bound, "--objective", objective)
     points, chosen = run.series("re-scored"), run.pruning["chosen"]["point"]
@@ -284,6 +292,7 @@ def test_only_the_layers_asked_for(prune):
 # --------------------------------------------------------------------------------------------------- orders and curves
 
 
+@pytest.mark.slow
 def test_ranks_once_are_chosen_from_on_request(place, prune):
     """By what the whole model does without each head alone."""
     run = prune("eight", "--method", "heads", "--ranks-once", "--target", "50%")
@@ -387,6 +396,7 @@ def test_portable_never_takes_the_last_one_of_a_block(prune):
     assert AutoModelForCausalLM.from_pretrained(run.out).config.intermediate_size == 1
 
 
+@pytest.mark.slow
 def test_zeroed_has_the_shapes_of_the_original_and_saves_nothing(prune):
     run = prune("gpt2", "--method", "components", "--target", "50%", "--zeroed")
     assert run.verdict["loads"]["form"] == "zeroed"
@@ -410,6 +420,7 @@ def test_what_is_cut_is_saved(prune):
     assert sum(own.num_heads for own in loaded.anatomy.widths) == 8
 
 
+@pytest.mark.slow
 def test_its_own_result_can_be_pruned_again(place, prune, tmp_path):
     """Where blocks differ by then: shares are of what is left."""
     first = prune("eight", "--method", "heads", "--layers", "1", "--target", "50%").out

@@ -36,7 +36,7 @@ def judge(plans, examples, stage):
     for plan in plans:
         rows = np.zeros(len(examples), dtype=OUTCOME)
         rows["example"], rows["tokens"] = examples, 1
-        gone = {str(site) for site in plan.dropped} | {f"b{block}" for block in plan.blocks_gone}
+        gone = {str(site) for site in plan.dropped} | {str(block) for block in plan.blocks_gone}
         rows["correct"] = float(not gone & NEEDED)
         rows["loss"] = 0.1 * len(gone) + 5 * len(gone & NEEDED) + (0.5 if plan.linearized else 0.0)
         judged[plan] = rows
@@ -76,7 +76,9 @@ def test_depth(by):
         by
     ]  # of equal losses the first block goes
     assert found.search.order == order
-    assert found.plan.blocks_gone == (set() if by == "cosine" else {1, 2}), "as far as all answers stay right"
+    assert found.plan.blocks_gone == (set() if by == "cosine" else {Site(1), Site(2)}), (
+        "as far as all answers stay right"
+    )
     assert not found.plan.linearized, "made-up maps do worse than dropping"
     assert [tuple(run.blocks) for run in found.search.fell_back] == ([] if by == "cosine" else [(1, 2)])
     assert ((0, 1) if by == "cosine" else (1, 2)) in given.fitted, "a run is fitted as one"

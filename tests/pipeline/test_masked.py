@@ -185,6 +185,22 @@ def test_every_method_cuts_it(method, place, tmp_path, modules):
     assert "secateur bench" not in (tmp_path / "out/report.html").read_text(), "which is refused for it"
 
 
+@pytest.mark.parametrize(("name", "how"), [("roberta", {}), ("bert", METHODS["heads"] | {"method": "heads"})])
+def test_text_is_a_task_by_its_pseudo_log_likelihood(name, how, place, tmp_path, modules):
+    """One mask at a time; so it is as a side task, which nothing is written after."""
+    text = f"text:{place / 'text.jsonl'}"
+    options = {"seqlen": 12, "limit": 24, "allow_small": True, "device": "cpu", "side": [text]} | how
+    result = api.prune(str(place / name), text, tmp_path / "out", **options)
+    same_logits(place, name, result, trust_remote_code=True)
+    verdict = json.loads((tmp_path / "out/verdict.json").read_text())
+    assert verdict["metric"] == "text_loss"
+    assert [effect["unit"] for effect in verdict["side_effects"]] == ["perplexity"]
+    kept = tmp_path / "ledger.sqlite"
+    read = {"seqlen": 12, "limit": 24, "allow_small": True, "device": "cpu", "split": "test", "ledger": kept}
+    told = api.evaluate(str(result.out), text, **read)
+    assert told["scores"][0]["value"] == pytest.approx(verdict["after"]["value"], abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_apply_carves_what_no_config_states(name, place, tmp_path, modules):
     sites = ("b0.attn.h1=drop", "b1.attn=drop", "b0.mlp.n3=drop")
@@ -221,10 +237,6 @@ def test_what_is_not_for_it_is_refused_in_a_line(place, tmp_path):
     model, task = place / "roberta", ["--task", place / "capitals.jsonl", "--allow-small"]
     out = ["-o", tmp_path / "out"]
     for words, piece in (
-        (
-            ["eval", model, "--task", f"text:{place / 'text.jsonl'}", "--allow-small"],
-            "plain text no likelihood",
-        ),
         (
             ["eval", model, *task, "--shots", 2],
             "--shots is not for RobertaForMaskedLM, a masked language model",

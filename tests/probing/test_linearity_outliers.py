@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 import pytest
 from fixtures.encoders import WITH_HEAD
 from fixtures.folders import save_model, secateur, write_rows
-from fixtures.marks import slow_but
 from fixtures.planted import massive
 from fixtures.zoo import tiny
 from test_linearity import figures_of, rows_of
@@ -95,7 +94,8 @@ def test_the_table_has_a_line_without_them(place, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("names", slow_but(["heads,matrices"], ["heads", "heads,matrices"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ["heads", "heads,matrices"])
 def test_the_table_fits_80_columns_whatever_the_sites(place, monkeypatch, names):
     """Names as long as dec.b11.cross.h15, which this tiny model has not, have the room."""
     monkeypatch.setenv("COLUMNS", "80")

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from fixtures.zoo import ZOO, tiny
+from fixtures.zoo import by_layout, tiny
 from transformers import PreTrainedModel
 
 from secateur.core.plan import Drop, Plan
@@ -103,7 +103,7 @@ def assert_same(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
         np.testing.assert_array_equal(found[column], expected[column])
 
 
-@pytest.mark.parametrize("name", sorted(ZOO))
+@pytest.mark.parametrize("name", by_layout())
 def test_every_part_against_a_copy_with_zeroed_weights(name, as_loaded):
     loaded = as_loaded(tiny(name, torch.float64))
     found = ablated_outcomes(judge_of(loaded), sites_of(loaded), list(CHOICES))

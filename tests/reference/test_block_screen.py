@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.zoo import by_layout, tiny
+from fixtures.zoo import FEWEST, by_layout, tiny
 from reference.test_truncation_probe import EXAMPLES, PACKING, margin
 
 from secateur.core.plan import Drop, Plan, Truncate, blocks_of
@@ -24,7 +24,7 @@ from secateur.tasks.encode import Encoded
 def output_of(loaded: Loaded, block: int, encoded: Encoded, number: int, caught: list[torch.Tensor]) -> None:
     """Run one choice of an example; add what leaves the block to `caught`."""
     context, answer = encoded.pairs[number]
-    module = loaded.model.get_submodule(loaded.anatomy.blocks[block])
+    module = loaded.model.get_submodule(loaded.anatomy.blocks[block.block])
     handle = module.register_forward_hook(
         lambda m, a, out: caught.append(out[0] if isinstance(out, tuple) else out)
     )
@@ -41,7 +41,7 @@ def by_whole_model(loaded: Loaded, plan: Plan, contrast: bool) -> np.ndarray:
         for place, encoded in enumerate(EXAMPLES.values()):
             read = encoded if contrast else encoded.gold_alone
             caught: list[torch.Tensor] = []
-            module = loaded.model.get_submodule(loaded.anatomy.blocks[block])
+            module = loaded.model.get_submodule(loaded.anatomy.blocks[block.block])
             handle = module.register_forward_hook(
                 lambda m, a, out, caught=caught: caught.append(out[0] if isinstance(out, tuple) else out)
             )
@@ -76,7 +76,7 @@ def plans_for(loaded: Loaded) -> list[Plan]:
 
 
 @pytest.mark.parametrize("contrast", [False, True], ids=["gold alone", "contrast"])
-@pytest.mark.parametrize("name", by_layout())
+@pytest.mark.parametrize("name", by_layout(first=FEWEST))
 def test_effects_are_those_of_the_block_in_the_whole_model(name, contrast, as_loaded):
     loaded = as_loaded(tiny(name, torch.float64))
     packing = replace(PACKING, switches=loaded.anatomy.switches)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fixtures.cuts import KINDS, edits_of
 from fixtures.encoders import ENCODERS
+from fixtures.marks import slow_but
 from fixtures.zoo import by_layout, tiny, variant
 from scipy.spatial.distance import cdist
 from torch import Tensor, nn
@@ -216,7 +217,7 @@ def test_parts_where_norms_follow(name: str, as_loaded: Callable) -> None:
     check_parts(name, model, readable, ran(readable.runs), 1e-9 if name in WIDE else 1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize("name", slow_but(["bert", "t5"], sorted(ENCODERS)))
 def test_encoders_and_encoder_decoders(name: str) -> None:
     model = ENCODERS[name]().double()
     readable = readable_from(model, None)
@@ -247,7 +248,12 @@ def test_parts_of_a_plain_decoder_are_read_when_asked_for(as_loaded: Callable) -
     check(rows["b1.attn"], None, attention, 1e-9)
 
 
-@pytest.mark.parametrize("kind", ["attention of block 0", "FFN of block 0", "linear block 0", "uneven heads"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_but(
+        ["linear block 0"], ["attention of block 0", "FFN of block 0", "linear block 0", "uneven heads"]
+    ),
+)
 @pytest.mark.parametrize("name", ["llama-tied-biased", "gpt2-untied-wide"])
 def test_carved_models(name: str, kind: str, as_loaded: Callable) -> None:
     """Also with a linear map in a block's place: it lies before the next block, inside what the hook sees."""

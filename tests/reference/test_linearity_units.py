@@ -10,7 +10,8 @@ import pytest
 import torch
 from fixtures.cuts import edits_of, factorized
 from fixtures.encoders import ENCODERS
-from fixtures.zoo import by_layout, tiny
+from fixtures.marks import slow_but
+from fixtures.zoo import FEWEST, by_layout, tiny
 from test_linearity_probe import HELD_OUT, SEQUENCES, WIDE, check, gathered, of, ran
 from torch import nn
 from transformers import PreTrainedModel
@@ -63,7 +64,7 @@ def check_heads(
 # ------------------------------------------------------------------------------------------------------------- decoders
 
 
-@pytest.mark.parametrize("name", by_layout())
+@pytest.mark.parametrize("name", by_layout(first=FEWEST))
 def test_decoders(name: str, as_loaded: Callable) -> None:
     loaded = as_loaded(tiny(name, torch.float64))
     readable, anatomy = readable_of(loaded), loaded.anatomy
@@ -145,7 +146,7 @@ def t5_places(name: str) -> Iterator[tuple[str, tuple[str, str], str]]:
         yield f"dec.b2.cross.{kind}", ("encoder.block.1", "out"), f"{cross}.EncDecAttention.{kind}"
 
 
-@pytest.mark.parametrize("name", ["t5", "t5-gated", "mt5"])
+@pytest.mark.parametrize("name", slow_but(["t5-gated"], ["t5", "t5-gated", "mt5"]))
 def test_encoder_decoders(name: str) -> None:
     model = ENCODERS[name]().double()
     rows, places = read(readable_from(model, None)), list(t5_places(name))

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fixtures.zoo import by_layout, tiny
+from fixtures.zoo import FEWEST, by_layout, tiny
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -35,7 +35,7 @@ WIDE = {
 # rotary angles, the softmax of eager attention), also after `.double()`
 
 
-@pytest.fixture(params=by_layout())
+@pytest.fixture(params=by_layout(first=FEWEST))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

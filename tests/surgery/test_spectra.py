@@ -227,7 +227,7 @@ def place(tmp_path_factory, words):
     [
         {},
         pytest.param({"exhaustive": True, "compose": False}, marks=pytest.mark.slow),
-        {"method": "directions"},
+        pytest.param({"method": "directions"}, marks=pytest.mark.slow),
         pytest.param({"method": "directions", "protocol": "paper"}, marks=pytest.mark.slow),
     ],
 )

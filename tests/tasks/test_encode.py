@@ -231,6 +231,19 @@ def test_choices_have_rows_of_their_own_and_gold_alone_keeps_its_masks(with_mask
     assert encoded.gold_alone.masks == ((2, 3, 4),)
 
 
+def test_text_has_a_mask_for_each_of_its_tokens_in_turn(with_mask):
+    """Between the special tokens that stand around every text; the one before it is part of a chunk."""
+    row = with_mask.encode("ab c d")
+    text = row[1:-1]
+    encoded = encode(Example("m", "", "", tokens=tuple(row[:-1])), with_mask, context=len(row), masked=True)
+    assert encoded.pairs == ((tuple(row), tuple(text)),)
+    assert encoded.masks == (tuple(range(1, 1 + len(text))),)
+    assert encoded.mask == with_mask.mask_token_id
+    assert encoded.num_run == len(row) * len(text)
+    with pytest.raises(TooLong, match="--seqlen"):
+        encode(Example("m", "", "", tokens=tuple(row[:-1])), with_mask, context=len(row) - 1, masked=True)
+
+
 @pytest.mark.parametrize(
     ("example", "chat", "words"),
     [
@@ -238,11 +251,6 @@ def test_choices_have_rows_of_their_own_and_gold_alone_keeps_its_masks(with_mask
             Example("m", "a <mask> b <mask>", "cd"),
             False,
             r"'m': its prompt has 2 masks, and the answer 'cd' is 1 tok",
-        ),
-        (
-            Example("m", "", "", tokens=(2, 3)),
-            False,
-            "'m': a masked language model gives plain text no likelihood",
         ),
         (QUESTION, True, "--chat"),
     ],

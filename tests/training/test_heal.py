@@ -275,6 +275,7 @@ def test_a_drop_is_healed_by_the_block_before_it(place, tmp_path):
     assert changed == {n for n in before if n.startswith("model.layers.0.")}
 
 
+@pytest.mark.slow
 def test_both_stages_train_everything_and_the_record_says_what_eval_says(place, tmp_path):
     out = tmp_path / "out"
     found = heal(place, "linear", out, epochs=4)

@@ -51,6 +51,7 @@ def place(tmp_path_factory, words):
     return place
 
 
+@pytest.mark.slow
 def test_show_tells_what_healing_gained(place):
     assert json.loads(secateur("show", place / "two", "--json").stdout) == json.loads(
         (place / "two/heal.json").read_text(encoding="utf-8")

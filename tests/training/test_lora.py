@@ -206,7 +206,7 @@ LLAMA = "model.layers"
 @pytest.mark.parametrize(
     ("form", "whole"),
     [
-        ("linear", f"{LLAMA}.2.entry."),
+        pytest.param("linear", f"{LLAMA}.2.entry.", marks=pytest.mark.slow),
         ("fold", f"{LLAMA}.1.mlp.down_proj."),
         pytest.param("drop", f"{LLAMA}.0.", marks=pytest.mark.slow),
     ],

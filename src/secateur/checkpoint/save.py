@@ -16,6 +16,7 @@ from secateur.core.machine import Loading
 from secateur.core.plan import Plan
 from secateur.core.writing import writing
 from secateur.errors import OutputError, PlanError
+from secateur.hf.calls import inputs_of, logits_of
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.source import CONFIG
 from secateur.surgery.mask import masked
@@ -119,7 +120,9 @@ def logits_on(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return plain whole-model logits of a few rows, (length, vocab) each, for comparing models."""
     with torch.inference_mode():
         return [
-            loaded.model(input_ids=torch.tensor([list(r)], device=loaded.device)).logits[0].cpu()
+            logits_of(loaded.model, inputs_of(torch.tensor([list(r)], device=loaded.device), loaded.anatomy))[
+                0
+            ].cpu()
             for r in rows
         ]
 

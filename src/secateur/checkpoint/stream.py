@@ -40,7 +40,7 @@ from secateur.errors import ModelError, OutputError
 from secateur.hf.build import Find, as_stored, finding_stored, fitting
 from secateur.hf.load import Loaded, load_model, quiet
 from secateur.hf.placement import torch_device
-from secateur.hf.running import FEW, check_runs
+from secateur.hf.running import check_runs, few_tokens
 from secateur.hf.source import INDEX
 from secateur.surgery.mask import masked
 from secateur.surgery.materialize import CutModel, cut_model
@@ -103,7 +103,7 @@ def stream(
     kept = Spectra(2**30, decompose) if check == "logits" else decompose
     left = cut_model(loaded, plan, factorize=form.factorize, zeroed=form.zeroed, decompose=kept)
     shards = shards_of(left.model, way.shard_size)
-    place, rows = run / "shards", [range(min(FEW, loaded.anatomy.vocab_size))]
+    place, rows = run / "shards", [few_tokens(loaded.anatomy)]
     if check == "logits":
         check_runs(loaded, rows)
     with _keeping_finished(place), writing(folder):

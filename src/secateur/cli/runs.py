@@ -298,7 +298,7 @@ def _parameters(plan: Plan) -> dict[str, int | str]:
     found: dict[str, int | str] = {"edits": len(plan.edits)}
     if len(plan.edits) == len(plan.truncated) == 1:
         edit = plan.truncated[0]
-        found |= {"block": edit.site.block, "matrix": edit.site.part, "rank": edit.rank}
+        found |= {"block": edit.site.block, "matrix": edit.site.label, "rank": edit.rank}
     return found
 
 

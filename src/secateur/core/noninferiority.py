@@ -106,7 +106,7 @@ def _by_tango(gain: np.ndarray, groups: np.ndarray, level: float) -> float:
 
 def margin_text(margin: float, unit: str) -> str:
     """Return `2.0 points` or `0.020 nats`; more digits where the margin has them."""
-    scale, digits, name = (100, 1, "points") if unit == "share" else (1, 3, "nats")
+    scale, digits, name = (100, 1, "points") if unit == "share" else (1, 3, unit.partition("/")[0])
     return f"{np.format_float_positional(round(margin * scale, 10), trim='k', min_digits=digits)} {name}"
 
 
@@ -114,7 +114,7 @@ def bound_text(record: NonInferiorityRecord) -> str:
     """Return `non_inferiority` of a verdict in words: the bound, its level, and on which side of the margin it lies."""
     openings = round(ALPHA / (1 - record.level))
     over = f"; {100 * (1 - ALPHA):g} % over {openings} openings of this split" if openings > 1 else ""
-    limit, name = margin_text(record.margin, record.unit).split()
+    limit, name = margin_text(record.margin, record.unit).split(maxsplit=1)
     fixed = f"the margin of {limit} fixed before test was opened"
     if record.named_late:
         fixed = f"the margin of {limit}; {_late(record)}"

@@ -224,6 +224,9 @@ DROPPED: Mapping[tuple[str, str], str] = {
     ("attn", ""): "attentions",
     ("attn", "g"): "KV groups",
     ("attn", "h"): "heads",
+    ("cross", ""): "cross-attentions",
+    ("cross", "g"): "KV groups of cross-attentions",
+    ("cross", "h"): "heads of cross-attentions",
     ("mlp", ""): "feed-forward networks",
     ("mlp", "n"): "neurons",
     ("mlp", "e"): "experts",
@@ -272,9 +275,9 @@ def kinds_of(edits: Iterable[Edit]) -> frozenset[str]:
     return frozenset(kinds)
 
 
-def blocks_of(edit: Edit) -> tuple[int, ...]:
+def blocks_of(edit: Edit) -> tuple[Site, ...]:
     """Return the blocks that an edit changes, ascending."""
-    return tuple(sorted({site.block for site in _claims(edit)}))
+    return tuple(sorted({site.whole_block for site in _claims(edit)}))
 
 
 @dataclass(frozen=True)
@@ -301,7 +304,7 @@ class Plan:
             for site, edit in claims
             if (isinstance(edit, Drop) and site.unit in ("", "e")) or not site.part
         }
-        blocks = {site.block for site in gone}
+        blocks = {site.block for site in gone}  # of either stack: more are looked at than need be
         for site, edit in claims:
             for whole in site.wholes if site.block in blocks else ():
                 if whole in gone:
@@ -349,10 +352,10 @@ class Plan:
         return tuple(edit for edit in self.edits if isinstance(edit, Linearize))
 
     @property
-    def blocks_gone(self) -> set[int]:
+    def blocks_gone(self) -> set[Site]:
         """Return the blocks of which nothing is left: dropped, or replaced by a linear map."""
-        dropped = {site.block for site in self.dropped if not site.part}
-        return dropped.union(*(edit.blocks for edit in self.linearized))
+        dropped = {site for site in self.dropped if not site.part}
+        return dropped.union(*(map(Site, edit.blocks) for edit in self.linearized))
 
     @property
     def fitted(self) -> tuple[Fitted, ...]:
@@ -382,9 +385,9 @@ class Plan:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:32]
 
     @property
-    def lowest_block(self) -> int | None:
+    def lowest_block(self) -> Site | None:
         """Return the first block this plan changes, or None for the empty plan: activations below it may be reused."""
-        return min((site.block for edit in self.edits for site in _claims(edit)), default=None)
+        return min((site.whole_block for edit in self.edits for site in _claims(edit)), default=None)
 
     def to_json(self) -> dict[str, JsonValue]:
         """Return the plan as plain values."""
@@ -456,8 +459,8 @@ NAMED = 12  # numbers in one line; more are counted
 def _dropped_text(dropped: Iterable[Site]) -> list[str]:
     """Return `b0.attn without heads 1, 2, 5`: the units of one part together, whole parts one by one."""
     words = []
-    for (block, part, unit), sites in groupby(dropped, key=lambda site: (site.block, site.part, site.unit)):
-        whole, numbers = Site(block, part), [site.index for site in sites]
+    for (whole, unit), sites in groupby(dropped, key=lambda site: (site.beside(site.part), site.unit)):
+        numbers = [site.index for site in sites]
         words.append(f"{whole} without {_counted(UNIT_WORDS[unit], numbers)}" if unit else f"{whole} gone")
     return words
 
@@ -472,7 +475,7 @@ def parse_edits(words: Iterable[str]) -> tuple[Edit, ...]:
 
     `b2.gate=5` truncates to rank 5 (`b2.e3.gate=5` that of an expert), `b2.gate=tail:5` keeps the 5 smallest,
     `b2.k=without:0,7` removes two directions and folds nothing, and `b2.attn.h3=drop` drops a head; so do `b2.attn.g1`,
-    `b2.attn`, `b2.mlp`, `b2.mlp.n7`, `b2.mlp.e3`, `b2`.
+    `b2.attn`, `b2.mlp`, `b2.mlp.n7`, `b2.mlp.e3`, `b2`; in an encoder-decoder `dec.b2.cross.h3=drop`.
     """
     return tuple(_edit_from_word(word) for word in words)
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 OUTCOME = np.dtype(
     [
         ("example", np.int64),  # index into Task.examples
-        ("loss", np.float64),  # nats per answer token: mean of −log p over the tokens of the gold answer
+        # nats per answer token: mean of −log p over the tokens of the gold answer. Of logged play −log p of an action,
+        # or the squared error of one that is made of numbers; of an episode minus its return
+        ("loss", np.float64),
         ("correct", np.float64),  # 1 / 0; nan where the task has no accuracy (text)
         ("correct_norm", np.float64),  # the same by log-likelihood per character; nan without choices
         (
@@ -38,7 +40,10 @@ OUTCOME = np.dtype(
 
 @dataclass(frozen=True)
 class Metric:
-    """A rule that turns outcomes into one number. `weighted` averages over tokens instead of examples."""
+    """A rule that turns outcomes into one number. `weighted` averages over tokens instead of examples.
+
+    `column` is one of `OUTCOME`, `topK`, or with a minus before it the negative of a column.
+    """
 
     name: str
     column: str
@@ -51,8 +56,8 @@ class Metric:
         if self.column.startswith("top"):
             hits: np.ndarray = (outcomes["rank"] < int(self.column[3:])).astype(np.float64)
             return hits
-        column: np.ndarray = outcomes[self.column]
-        return column
+        column: np.ndarray = outcomes[self.column.removeprefix("-")]
+        return -column if self.column.startswith("-") else column
 
     def mean(self, outcomes: np.ndarray) -> float:
         """Return the mean over examples, or over tokens where the metric is weighted."""
@@ -94,8 +99,23 @@ METRICS: Mapping[str, Metric] = {
         Metric("text_loss", "loss", "nats/token", False, weighted=True),
         Metric("top5", "top5", "share", True),
         Metric("top10", "top10", "share", True),
+        Metric("action_loss", "loss", "nats/action", False, weighted=True),
+        Metric("action_error", "loss", "squared error", False, weighted=True),
+        Metric("return", "-loss", "reward", True),
+        Metric("cost", "loss", "reward", False),
+        Metric("success", "correct", "share", True),
     )
 }
+LOSSES: Mapping[str, str] = {
+    "text": "text_loss",
+    "trajectories": "action_loss",
+    "continuous": "action_error",
+    "episodes": "cost",
+}
+"""Kinds of tasks without answers → the metric in which less is better."""
+PRIMARY: Mapping[str, str] = {**LOSSES, "episodes": "return"}
+"""And the one that decides."""
+OF_ANSWERS = frozenset({"accuracy", "accuracy_norm", "choice_loss", "loss", "top5", "top10"})
 
 
 @dataclass(frozen=True)
@@ -139,5 +159,10 @@ def metric_name(metric: str) -> str:
         "choice_loss": "Log-loss among the choices",
         "loss": "Log-loss of the right answer",
         "text_loss": "Loss on the text",
+        "action_loss": "Log-loss of the logged actions",
+        "action_error": "Squared error of the logged actions",
+        "return": "Return",
+        "cost": "Return, negated",
+        "success": "Episodes that succeed",
     }
     return names.get(metric) or (f"Right answer in the top {metric[3:]}" if metric[:3] == "top" else metric)

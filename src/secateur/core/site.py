@@ -1,7 +1,8 @@
-"""The address of one removable part of a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`, and of a
-mixture of experts `b12.mlp.e17`, `b12.e17.down`.
+"""The address of one removable part of a model: `b12`, `b12.attn`, `b12.attn.h7`, `b12.mlp.n871`, `b12.down`; of a
+mixture of experts `b12.mlp.e17`, `b12.e17.down`; of an encoder-decoder `enc.b3.attn`, `dec.b3.cross.h7`,
+`dec.b3.cross.q`.
 
-A Site is a value; it knows no tensor and no model. Blocks count from 0.
+A Site is a value; it knows no tensor and no model. Blocks count from 0, in an encoder-decoder in each of the two.
 """
 
 from __future__ import annotations
@@ -9,24 +10,35 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 from secateur.errors import UnknownName, nearest
 
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
-ATTENTION_MATRICES = frozenset("qkvo")
+STACKS = ("enc", "dec")
+CROSS_MATRICES = tuple(f"cross.{kind}" for kind in "qkvo")
+EVERY_MATRIX = (*MATRICES[:4], *CROSS_MATRICES, *MATRICES[4:])
+ATTENTION_MATRICES = frozenset((*"qkvo", *CROSS_MATRICES))
 
 _PATTERN = re.compile(
-    r"b(?P<block>[0-9]{1,9})(?:\.(?:(?P<sub>attn|mlp)(?:\.(?P<unit>[hgne])(?P<index>[0-9]{1,9}))?"
-    r"|(?:e(?P<expert>[0-9]{1,9})\.(?=gate|up|down))?(?P<matrix>q|k|v|o|gate|up|down)))?"
+    r"(?:(?P<stack>enc|dec)\.)?"
+    r"b(?P<block>[0-9]{1,9})(?:\.(?:(?P<sub>attn|cross|mlp)(?:\.(?P<unit>[hgne])(?P<index>[0-9]{1,9}))?"
+    r"|(?:e(?P<expert>[0-9]{1,9})\.(?=gate|up|down))?(?P<matrix>(?:cross\.)?[qkvo]|gate|up|down)))?"
 )
-_UNITS = {"attn": "hg", "mlp": "ne", "gate": "e", "up": "e", "down": "e"}
+_UNITS = {"attn": "hg", "cross": "hg", "mlp": "ne", "gate": "e", "up": "e", "down": "e"}
+_STACK_WORDS = {"": "", "enc": "encoder ", "dec": "decoder "}
 _PART_WORDS = {
     "attn": "attention",
+    "cross": "cross-attention",
     "mlp": "MLP",
     "q": "attention query projection",
     "k": "attention key projection",
     "v": "attention value projection",
     "o": "attention output projection",
+    "cross.q": "cross-attention query projection",
+    "cross.k": "cross-attention key projection",
+    "cross.v": "cross-attention value projection",
+    "cross.o": "cross-attention output projection",
     "gate": "MLP gate projection",
     "up": "MLP up projection",
     "down": "MLP down projection",
@@ -39,21 +51,24 @@ MAPPED = ("blocks", "attentions", "ffns", "groups", "heads", "neurons", "matrice
 CHECKS = 20  # components of a kind that a map takes out in truth, where nothing else is said
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Site:
     """The address of one removable part.
 
-    `part` is empty (the block), `attn`, `mlp` or a matrix; `unit` and `index` name a head (h), KV group (g), neuron (n)
-    or an expert (e) of a mixture; a matrix with a unit is that of one expert.
+    `part` is empty (the block), `attn`, `cross` (the attention to an encoder's output), `mlp` or a matrix, of a
+    cross-attention `cross.q`; `unit` and `index` name a head (h), KV group (g), neuron (n) or an expert (e) of a
+    mixture; a matrix with a unit is that of one expert. `stack` is `enc` or `dec` in an encoder-decoder, else empty.
     """
 
     block: int
     part: str = ""
     unit: str = ""
     index: int = 0
+    stack: str = ""
 
     def __post_init__(self) -> None:
-        if self.part not in ("", "attn", "mlp", *MATRICES) or self.block < 0 or self.index < 0:
+        known = self.part in ("", "attn", "cross", "mlp", *EVERY_MATRIX) and self.stack in ("", *STACKS)
+        if not known or self.block < 0 or self.index < 0:
             raise UnknownName(
                 f"no such site: block {self.block}, part {self.part!r}.{nearest(self.part, MATRICES)}"
             )
@@ -68,11 +83,13 @@ class Site:
     def parse(cls, text: str) -> Site:
         """Return the site that `text` names. Raises: `UnknownName` for text that is not an address."""
         match = _PATTERN.fullmatch(text)
+        if match is not None and "cross" in text and match["stack"] != "dec":
+            raise UnknownName(f"{text}: only a decoder beside an encoder has cross-attention: dec.b3.cross.")
         if match is None:
             close = nearest(text.partition(".")[2], ("attn", "mlp", *MATRICES))
             hint = close if "Did you mean" in close else ""
             if text.startswith(("enc.", "dec.")):
-                hint = " Encoders, and what has one, are read (probe --what linearity) and not cut."
+                hint = " In an encoder-decoder write enc.b3.attn.h7, dec.b3.cross.h7, dec.b3.cross.q."
             raise UnknownName(
                 f"{text!r} is not a site. Write b12 (block), b12.attn, b12.attn.h7, b12.attn.g3, b12.mlp, "
                 f"b12.mlp.n871, b12.mlp.e17 (expert), or a matrix such as b12.down ({', '.join(MATRICES)}), "
@@ -80,11 +97,19 @@ class Site:
             )
         part = match["sub"] or match["matrix"] or ""
         unit = "e" if match["expert"] else match["unit"] or ""
-        return cls(int(match["block"]), part, unit, int(match["expert"] or match["index"] or 0))
+        index = int(match["expert"] or match["index"] or 0)
+        return cls(int(match["block"]), part, unit, index, match["stack"] or "")
+
+    def __lt__(self, other: Site) -> bool:
+        if self.stack != other.stack:
+            return self.stack < other.stack if "" in (self.stack, other.stack) else self.stack == "enc"
+        mine = (self.block, self.part, self.unit, self.index)
+        return mine < (other.block, other.part, other.unit, other.index)
 
     def __str__(self) -> str:
         unit, part = f".{self.unit}{self.index}" if self.unit else "", f".{self.part}" if self.part else ""
-        return f"b{self.block}" + (unit + part if self.is_matrix else part + unit)
+        block = f"{self.stack}.b{self.block}" if self.stack else f"b{self.block}"
+        return block + (unit + part if self.is_matrix else part + unit)
 
     @property
     def words(self) -> str:
@@ -94,12 +119,31 @@ class Site:
             f"{UNIT_WORDS[self.unit]} {self.index}" if self.unit else "",
         ]
         inner = " ".join(part for part in parts if part)
-        return f"layer {self.block}" + (f", {inner}" if inner else "")
+        return f"{_STACK_WORDS[self.stack]}layer {self.block}" + (f", {inner}" if inner else "")
 
     @property
     def is_matrix(self) -> bool:
         """Return True for the address of a matrix."""
-        return self.part in MATRICES
+        return self.part in EVERY_MATRIX
+
+    @property
+    def kind(self) -> str:
+        """Return the name of a matrix among those of its attention or network: `q` of `cross.q`."""
+        return self.part.removeprefix("cross.")
+
+    @property
+    def label(self) -> str:
+        """Return what the site is in any block: `q`, in an encoder-decoder `enc.q`, `dec.cross.q`."""
+        return f"{self.stack}.{self.part}" if self.stack else self.part
+
+    @property
+    def whole_block(self) -> Site:
+        """Return the address of the block."""
+        return Site(self.block, stack=self.stack)
+
+    def beside(self, part: str, unit: str = "", index: int = 0) -> Site:
+        """Return the address of another part of the same block."""
+        return Site(self.block, part, unit, index, self.stack)
 
     @property
     def wholes(self) -> tuple[Site, ...]:
@@ -107,11 +151,33 @@ class Site:
         if not self.part:
             return ()
         if self.is_matrix and self.unit:
-            expert = Site(self.block, "mlp", self.unit, self.index)
+            expert = self.beside("mlp", self.unit, self.index)
             return expert, *expert.wholes
         if self.is_matrix:
-            return Site(self.block, "attn" if self.part in ATTENTION_MATRICES else "mlp"), Site(self.block)
-        return (Site(self.block, self.part), Site(self.block)) if self.unit else (Site(self.block),)
+            return self.beside(part_of(self.part)), self.whole_block
+        return (self.beside(self.part), self.whole_block) if self.unit else (self.whole_block,)
+
+
+def block_at(number: int, num_encoder: int) -> Site:
+    """Return the block that is `number` of all; in an encoder-decoder those of the encoder come first."""
+    if not num_encoder:
+        return Site(number)
+    inside = number < num_encoder
+    return Site(number if inside else number - num_encoder, stack="enc" if inside else "dec")
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """Return labels of matrices in canonical order, an encoder's first; unknown ones come last."""
+    stacks = ("", *(f"{stack}." for stack in STACKS))
+    order = {stack + name: place for place, (stack, name) in enumerate(product(stacks, EVERY_MATRIX))}
+    return sorted(labels, key=lambda label: (order.get(label, len(order)), label))
+
+
+def part_of(matrix: str) -> str:
+    """Return the part that a kind of matrix is of: `attn`, `cross` or `mlp`."""
+    if matrix in CROSS_MATRICES:
+        return "cross"
+    return "attn" if matrix in ATTENTION_MATRICES else "mlp"
 
 
 def in_words(text: str) -> str:
@@ -126,13 +192,14 @@ _WORDS = {  # what may be written for matrices: names, those of LASER's authors 
     "fc_up": ("up",),
     "fc_out": ("down",),
 }
+_OF_CROSS = {name: (name,) for name in CROSS_MATRICES}
 _BY_MODEL = ("fc_in", "attn", "mlp", "all")  # what these are depends on the matrices that a model has
 
 
 def check_matrix_words(words: Iterable[str]) -> None:
     """Raise `UnknownName` for a word that names no matrix of any model."""
     for word in words:
-        if word not in _WORDS and word not in _BY_MODEL:
+        if word not in (*_WORDS, *_BY_MODEL, *_OF_CROSS, "cross"):
             raise UnknownName(f"unknown matrix {word!r}.{nearest(word, (*_WORDS, *_BY_MODEL))}")
 
 
@@ -149,11 +216,14 @@ def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, .
     """
     has, words = set(available), tuple(words)
     check_matrix_words(words)
-    available = tuple(name for name in MATRICES if name in has)
-    meaning = _WORDS | {
+    available = tuple(name for name in EVERY_MATRIX if name in has)
+    meaning = {
+        **_WORDS,
+        **_OF_CROSS,
         "fc_in": ("gate",) if "gate" in has else ("up",),
-        "attn": tuple(name for name in available if name in ATTENTION_MATRICES),
-        "mlp": tuple(name for name in available if name not in ATTENTION_MATRICES),
+        "attn": tuple(name for name in available if part_of(name) == "attn"),
+        "cross": tuple(name for name in available if part_of(name) == "cross") or CROSS_MATRICES,
+        "mlp": tuple(name for name in available if part_of(name) == "mlp"),
         "all": available,
     }
     chosen: set[str] = set()

@@ -17,7 +17,7 @@ from secateur.core.baseline import warning
 from secateur.core.comparison import compare
 from secateur.core.plan import Plan
 from secateur.core.records.verdict import AlternativeRecord, AnswerRecord, BaselineRecord
-from secateur.core.score import METRICS, Metric
+from secateur.core.score import METRICS, PRIMARY, Metric
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import choices_of
 from secateur.tasks.example import Task
@@ -89,6 +89,9 @@ def _most_frequent(answers: Sequence[str]) -> AnswerRecord:
 
 BAN, CALIBRATION = "ban one token", "label calibration"
 NO_ANSWERS = "text has no answers"
+WITHOUT_ANSWERS = {
+    kind: NO_ANSWERS if kind == "text" else "actions are no answers in words" for kind in PRIMARY
+}
 
 
 def alternatives(judge: Evaluator, seed: int) -> list[AlternativeRecord]:
@@ -101,7 +104,7 @@ def alternatives(judge: Evaluator, seed: int) -> list[AlternativeRecord]:
 
 def _ban(judge: Evaluator, seed: int) -> AlternativeRecord:
     if judge.task.kind != "generation":
-        why = {"text": NO_ANSWERS, "choice": "answers are chosen among given ones, not generated"}
+        why = {**WITHOUT_ANSWERS, "choice": "answers are chosen among given ones, not generated"}
         detail = why.get(judge.task.kind, "the tasks are of several kinds")
         return AlternativeRecord(name=BAN, applicable=False, detail=detail)
     plan = Plan(judge.loaded.fingerprint)
@@ -120,7 +123,7 @@ def _ban(judge: Evaluator, seed: int) -> AlternativeRecord:
 def _calibration(judge: Evaluator, seed: int) -> AlternativeRecord:
     answers = {frozenset(e.choices or ()) for e in judge.task.examples}
     if judge.task.kind != "choice" or len(answers) != 1:
-        why = {"text": NO_ANSWERS, "choice": "the choices differ from example to example"}
+        why = {**WITHOUT_ANSWERS, "choice": "the choices differ from example to example"}
         detail = why.get(judge.task.kind, "no fixed set of answers")
         return AlternativeRecord(name=CALIBRATION, applicable=False, detail=detail)
     labels = sorted(next(iter(answers)))

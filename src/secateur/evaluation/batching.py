@@ -3,7 +3,9 @@
 Rows are padded on the right. In a causal model nothing to the right of a position reaches it, so neither the padding
 nor the rest of the batch changes a score beyond rounding, and no attention mask is needed. Where a model rotates
 positions by the length of the whole batch (`hf/rope.py`), rows run together only where it does the same for each; in a
-masked language model, whose positions attend to all, only rows of one length do, and nothing is padded. Knows no model.
+masked language model, whose positions attend to all, only rows of one length do, and nothing is padded. So it is with
+what an encoder reads: rows whose sources are equally long run together, and only what the decoder reads is padded.
+Knows no model.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.core.acts import CHOSEN, POSITIONS, STEPS
+from secateur.core.fitted import Fitted
 from secateur.core.score import OUTCOME
+from secateur.hf.calls import Inputs, played
 from secateur.hf.rope import regime
-from secateur.tasks.encode import Encoded
+from secateur.tasks.encode import Encoded, Ids
 from secateur.tasks.example import Task
 
 T = TypeVar("T")
@@ -40,12 +45,14 @@ class Target:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """The tokens of one example that run as one row, and the targets that are scored in it."""
+    """The tokens of one example that run as one row, and the targets that are scored in it; or the steps that it is."""
 
     example: int
     tokens: tuple[int, ...]
     targets: tuple[Target, ...]
     types: tuple[int, ...] = ()
+    source: tuple[int, ...] = ()
+    steps: Fitted | None = None
 
 
 def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> list[TokenRow]:
@@ -54,20 +61,36 @@ def rows_of(example: int, encoded: Encoded, switches: Sequence[int] = ()) -> lis
     A row that is the beginning of another is not run twice, where both are of one regime of `switches` (the lengths at
     which the model changes its rotation of positions).
     """
-    wanted: list[tuple[tuple[int, ...], list[Target]]] = []
+    if encoded.mask is not None:
+        return _masked_rows(example, encoded, encoded.mask)
+    wanted: list[tuple[Ids, Ids, list[Target]]] = []
     for number, (_, continuation) in enumerate(encoded.pairs):
         places = zip(encoded.places(number), continuation, strict=True)
         targets = [Target(place, token, example, number, i == 0) for i, (place, token) in enumerate(places)]
-        wanted.append((encoded.read(number), targets))
-    rows: list[tuple[tuple[int, ...], list[Target]]] = []
-    for tokens, targets in sorted(wanted, key=lambda item: -len(item[0])):
+        wanted.append((encoded.read(number), encoded.source(number), targets))
+    rows: list[tuple[Ids, Ids, list[Target]]] = []
+    for tokens, source, targets in sorted(wanted, key=lambda item: -len(item[0])):
         alike = (row for row in rows if regime(len(row[0]), switches) == regime(len(tokens), switches))
-        longer = next((row for row in alike if row[0][: len(tokens)] == tokens), None)
+        longer = next((r for r in alike if r[0][: len(tokens)] == tokens and r[1] == source), None)
         if longer is None:
-            rows.append((tokens, targets))
+            rows.append((tokens, source, targets))
         else:
-            longer[1].extend(targets)
-    return [TokenRow(example, tokens, tuple(targets), encoded.types) for tokens, targets in rows]
+            longer[2].extend(targets)
+    return [
+        TokenRow(example, tokens, tuple(targets), encoded.types, source, encoded.steps)
+        for tokens, source, targets in rows
+    ]
+
+
+def _masked_rows(example: int, encoded: Encoded, mask: int) -> list[TokenRow]:
+    """Return a row for each token of the one continuation, in which that token alone is the mask."""
+    ((row, continuation),) = encoded.pairs
+    return [
+        TokenRow(
+            example, (*row[:place], mask, *row[place + 1 :]), (Target(place, token, example, 0, number == 0),)
+        )
+        for number, (place, token) in enumerate(zip(encoded.places(0), continuation, strict=True))
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +106,24 @@ class Batch:
     first: Tensor  # (targets,) bool
     row_example: Tensor  # (rows,)
     types: Tensor | None = None  # (rows, length) int64: which text of a pair a token is of; None: all of one
+    source: Tensor | None = None  # (rows, source length) int64: what an encoder reads; None: there is none
+    steps: Mapping[str, Tensor] | None = (
+        None  # of logged play, (rows, length / 3, ...), zeros after a row's last
+    )
+    controls: Tensor | None = None  # (targets, act_dim): what was done, where actions are numbers
 
-    def inputs(self, device: torch.device) -> Mapping[str, Tensor | bool]:
+    def inputs(self, device: torch.device) -> Inputs:
         """Return the arguments of a call of the whole model."""
+        if self.steps is not None:
+            return played({name: tensor.to(device) for name, tensor in self.steps.items()})
         rows = {"input_ids": self.tokens} | ({} if self.types is None else {"token_type_ids": self.types})
+        if self.source is not None:
+            rows = {"input_ids": self.source, "decoder_input_ids": self.tokens}
         return {name: tensor.to(device) for name, tensor in rows.items()} | {"use_cache": False}
 
     @property
     def num_tokens(self) -> int:
-        """Return how many tokens run, padding included."""
+        """Return how many tokens run, padding included; of a decoder its own."""
         return self.tokens.numel()
 
 
@@ -107,7 +139,19 @@ def batch_of(rows: Sequence[TokenRow], pad: int) -> Batch:
     columns = torch.tensor([[t.token, t.example, t.continuation, t.first] for _, t in targets]).unbind(1)
     token, example, continuation, first = columns
     row_example = torch.tensor([row.example for row in rows])
-    return Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types)
+    source = torch.tensor([row.source for row in rows]) if rows[0].source else None
+    batch = Batch(tokens, keep, where, token, example, continuation, first.bool(), row_example, types, source)
+    logged = [row.steps.content for row in rows if row.steps is not None]
+    if not logged:
+        return batch
+    steps = {name: _side_by_side([one[name] for one in logged]) for name in STEPS}
+    taken = steps["actions"].flatten(0, 1)[torch.tensor([flat // POSITIONS for flat, _ in targets])]
+    return replace(batch, steps=steps, controls=taken if logged[0][CHOSEN].size == 0 else None)
+
+
+def _side_by_side(arrays: Sequence[np.ndarray]) -> Tensor:
+    """Return arrays of several lengths as rows of one tensor, with zeros after the end of each."""
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(array) for array in arrays], batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -131,22 +175,20 @@ class Packing:
         return regime(len(row), self.switches)
 
     def pack(self, encoded: Mapping[int, Encoded], examples: Iterable[int]) -> list[Batch]:
-        """Return the examples in batches of similar length; the rows of one example and one regime stay together."""
-        rows = [
-            list(group)
-            for example in examples
-            for _, group in groupby(
-                rows_of(example, encoded[example], self.switches), lambda row: self.regime(row.tokens)
-            )
-        ]
+        """Return the examples in batches of similar length; the rows of one example and one regime stay together, but
+        for those with one mask each, which are as many as tokens."""
+        rows = [group for example in examples for group in self._together(example, encoded[example])]
         batches: list[list[TokenRow]] = []
         kept = 0
-        for group in sorted(rows, key=lambda group: (len(group[0].tokens), group[0].example)):
+        for group in sorted(
+            rows, key=lambda group: (len(group[0].source), len(group[0].tokens), group[0].example)
+        ):
             targets = sum(len(row.targets) for row in group)
-            width = max(len(row.tokens) for row in group)
+            width = max(len(row.tokens) + len(row.source) for row in group)
             fits = (
                 batches
                 and self.regime(batches[-1][0].tokens) == self.regime(group[0].tokens)
+                and len(batches[-1][0].source) == len(group[0].source)
                 and (len(batches[-1]) + len(group)) * width <= self.max_tokens
                 and kept + targets <= self.max_kept
             )
@@ -156,6 +198,14 @@ class Packing:
             batches[-1].extend(group)
             kept += targets
         return [batch_of(group, self.pad) for group in batches]
+
+    def _together(self, example: int, one: Encoded) -> list[list[TokenRow]]:
+        """Return the rows of an example in groups that run together."""
+        rows = sorted(rows_of(example, one, self.switches), key=lambda row: len(row.source))
+        if one.mask is not None:
+            return [[row] for row in rows]
+        alike = groupby(rows, lambda row: (self.regime(row.tokens), len(row.source)))
+        return [list(group) for _, group in alike]
 
 
 def with_room(packing: Packing, run: Callable[[Packing], T]) -> T:
@@ -179,7 +229,7 @@ def shards(
     shard: list[int] = []
     used = 0
     for example in sorted(examples, key=lambda e: (encoded[e].longest, e)):
-        need = width * sum(len(encoded[example].whole(n)) for n in range(len(encoded[example].pairs)))
+        need = width * encoded[example].num_run
         if shard and used + need > cache_bytes:
             yield shard
             shard, used = [], 0
@@ -201,6 +251,18 @@ class TokenScores:
     top: np.ndarray  # int64, the likeliest token there
 
 
+def target_logps(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Float[Tensor, " targets"]:
+    """Return the log-likelihood of each target, by a log-softmax.
+
+    Of actions that are numbers it is minus the mean of their squared errors, as of a normal distribution up to a
+    constant.
+    """
+    where, token = batch.where.to(logits.device), batch.token.to(logits.device)
+    if batch.controls is not None:
+        return -(logits[where] - batch.controls.to(logits)).square().mean(dim=1)
+    return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+
+
 def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequence[int] = ()) -> TokenScores:
     """Score the targets of a batch by a log-softmax in float32 or wider.
 
@@ -210,9 +272,9 @@ def token_scores(logits: Float[Tensor, "kept vocab"], batch: Batch, ban: Sequenc
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if ban:
         logits = logits.index_fill(1, torch.tensor(list(ban), device=logits.device), -torch.inf)
+    logp = target_logps(logits, batch)
     where, token = batch.where.to(logits.device), batch.token.to(logits.device)
     value = logits[where, token]
-    logp = value - torch.logsumexp(logits, dim=1)[where]
     # a rank needs the whole vocabulary at its position; only those of first tokens are ever used
     rank = torch.full_like(token, -1)
     first = batch.first.to(logits.device)

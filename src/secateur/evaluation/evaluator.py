@@ -3,7 +3,7 @@
 Plans are taken from the lowest block they edit upwards. The activations that enter that block are computed once from
 the original model and kept, so nothing below an edit runs twice; nor does what the edit leaves unchanged inside that
 block. One boundary is kept for one shard of examples at a time: at most `cache_bytes`, and as much again for the
-inside.
+inside. An encoder-decoder runs whole for each plan.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from secateur.core.search_log import SearchLog
 from secateur.evaluation.activation_cache import NOTHING, ActivationCache, Unchanged, find_unchanged
 from secateur.evaluation.batching import SMALLEST, Batch, Packing, Tally, shards, token_scores
 from secateur.evaluation.forward import Forward
-from secateur.evaluation.generate import answers_within
+from secateur.evaluation.generate import answers_within, play
 from secateur.evaluation.workers import (
     EvaluationContext,
     Judged,
@@ -148,13 +148,15 @@ class Evaluator:
             return
         context = EvaluationContext(self.task, self.encoded, self.ban, self.limits)
         work = [
-            piece for examples, plans in groups.items() for piece in work_on(plans, self._shards(examples))
+            piece
+            for examples, plans in groups.items()
+            for piece in work_on(plans, self._shards(examples), self.loaded.anatomy.lowest_block)
         ]
         yield from self._workers.compute(context, work)
 
     def compute(self, plans: Iterable[Plan], examples: Sequence[int]) -> Iterator[Judged]:
         """Yield outcomes of each (plan, shard of examples), lowest edit first; no ledger is read or written."""
-        plans = ordered(plans)
+        plans = ordered(plans, self.loaded.anatomy.lowest_block)
         for shard in self._shards(examples):
             waiting = list(plans)
             while waiting:
@@ -168,11 +170,15 @@ class Evaluator:
                     self.packing = self.packing.halved()
 
     def _compute_shard(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[Judged]:
-        state = self._open_shard(shard, plans[0].lowest_block or 0)
+        if self.encoded[shard[0]].episode is not None:
+            yield from self._play(plans, shard)
+            return
+        anatomy = self.loaded.anatomy
+        state = self._open_shard(shard, anatomy.lowest_block(plans[0]))
         for plan in plans:
             started = time.perf_counter()
             operations = self._resolve(plan)
-            block = plan.lowest_block or 0
+            block = anatomy.lowest_block(plan)
             tally = Tally(self.task, self.encoded)
             with torch.inference_mode():
                 state.boundary.move(block)
@@ -197,6 +203,19 @@ class Evaluator:
                 self.loaded, self.task, examples, self.encoded, self.packing, self.ban
             )
 
+    def _play(self, plans: Sequence[Plan], shard: Sequence[int]) -> Iterator[Judged]:
+        """Yield outcomes of episodes, which the model plays under each plan; the loss is minus the return."""
+        episodes = [episode for e in shard if (episode := self.encoded[e].episode) is not None]
+        for plan in plans:
+            started, out = time.perf_counter(), np.zeros(len(shard), OUTCOME)
+            with masked(self.loaded.model, self._resolve(plan), self.spectra):
+                found = play(self.loaded, episodes, self.packing.max_tokens)
+            out["example"], out["predicted"] = shard, -1
+            out["correct_norm"] = out["choice_loss"] = np.nan
+            out["loss"] = [-one.total for one in found]
+            out["correct"], out["tokens"] = [one.success for one in found], [one.steps for one in found]
+            yield plan, out, time.perf_counter() - started
+
     def _open_shard(self, shard: Sequence[int], block: int) -> _OpenShard:
         """Return the activations of a shard: those kept, where they enter no higher block, or none computed yet."""
         state = self._open
@@ -218,6 +237,8 @@ class Evaluator:
     ) -> ActivationCache:
         """Return a cache of what these operations leave unchanged inside `block`: `before`, the last plan's, where that
         is the same."""
+        if self.loaded.anatomy.num_encoder:  # which runs whole for each plan
+            return before
         path = self.loaded.anatomy.blocks[block]
         edited = [o.parameter.rpartition(".")[0] for o in operations if isinstance(o, OnParameter)]
         edited += [operation.path for operation in operations if isinstance(operation, DropExperts)]
@@ -231,7 +252,10 @@ class Evaluator:
 
     def _shards(self, examples: Sequence[int]) -> Iterator[list[int]]:
         width = self.loaded.anatomy.d_model * self.loaded.model.dtype.itemsize
-        return shards(examples, self.encoded, width, self.limits.cache_bytes)
+        played = [e for e in examples if self.encoded[e].episode is not None]
+        read = [e for e in examples if self.encoded[e].episode is None]
+        for some in filter(None, (read, played)):  # what is played and what is read never run together
+            yield from shards(some, self.encoded, width, self.limits.cache_bytes)
 
 
 class _Boundary:

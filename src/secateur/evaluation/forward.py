@@ -13,12 +13,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from secateur.core.acts import POSITIONS
 from secateur.evaluation.batching import Batch
 from secateur.hf.anatomy import Anatomy
-from secateur.hf.calls import entering, leaving
+from secateur.hf.calls import entering, inputs_of, leaving, logits_of
 from secateur.hf.weights import device_of
-from secateur.surgery.mask import swapped_forward
+from secateur.surgery.mask import giving, swapped_forward
 
 Change = Callable[[Tensor], Tensor]
 
@@ -26,7 +28,7 @@ Change = Callable[[Tensor], Tensor]
 class Forward:
     """Partial forward passes of one model."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy) -> None:
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self._model = model
         self._anatomy = anatomy
         self._blocks = [model.get_submodule(name) for name in anatomy.blocks]
@@ -55,7 +57,8 @@ class Forward:
         return returns_tuple
 
     def _run_two_tokens(self) -> None:
-        self._model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device), use_cache=False)
+        two = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+        logits_of(self._model, inputs_of(two, self._anatomy))
 
     def _standin(self, number: int, change: Change) -> AbstractContextManager[None]:
         """Make block `number` return its input, changed."""
@@ -64,7 +67,15 @@ class Forward:
             hidden = change(entering(args, kwargs))
             return (hidden, None) if self._tuples[number] else hidden
 
-        return swapped_forward(self._blocks[number], forward)
+        block = self._blocks[number]
+        if self._anatomy.details.shared_bias:  # which blocks hand on, beside the stream
+            return swapped_forward(block, giving(block.forward, change))
+        return swapped_forward(block, forward)
+
+    def _aside(self, block: int) -> list[int]:
+        """Return the blocks that stand aside while `block` runs alone: all but the encoder that a decoder reads."""
+        last = self._anatomy.num_encoder if block >= self._anatomy.num_encoder else 0
+        return [number for number in range(last, len(self._blocks)) if number != block]
 
     def _skip_below(self, stack: ExitStack, start: int, entering: Tensor | None) -> None:
         for number in range(start):
@@ -88,30 +99,30 @@ class Forward:
             for number in range(block, len(self._blocks)):
                 stack.enter_context(self._standin(number, catch if number == block else _unchanged))
             stack.enter_context(scored_at(self._model, self._anatomy, torch.zeros(1, dtype=torch.long)))
-            self._model(**batch.inputs(self.device))
+            logits_of(self._model, batch.inputs(self.device))
         return caught[0]
 
     def through(self, block: str) -> Float[Tensor, "1 2 d_model"]:
-        """Return the output of `block` (its path) on the embeddings of two tokens, while all other blocks stand
-        aside."""
+        """Return the output of `block` (its path) on the embeddings of two tokens, or of one step, while all other
+        blocks stand aside."""
         with self._output_of(self._anatomy.blocks.index(block)) as caught:
             self._run_two_tokens()
         return caught[0]
 
     def alone(
-        self, block: int, tokens: Tensor, entering: Float[Tensor, "rows length d_model"]
+        self, block: int, batch: Batch, entering: Float[Tensor, "rows length d_model"]
     ) -> Float[Tensor, "rows length d_model"]:
         """Return what leaves a block for what enters it, while all other blocks stand aside.
 
         Args:
-            tokens: The rows that it is about, from which the model makes positions and masks.
+            batch: The rows that it is about, from which the model makes positions and masks.
         """
         with (
             self._output_of(block) as caught,
             replaced_input(self._blocks[block], lambda _: entering),
             scored_at(self._model, self._anatomy, torch.zeros(1, dtype=torch.long)),
         ):
-            self._model(input_ids=tokens.to(self.device), use_cache=False)
+            logits_of(self._model, batch.inputs(self.device))
         return caught[0]
 
     @contextmanager
@@ -119,9 +130,8 @@ class Forward:
         """Make all other blocks return their input; yield the list that gets what this one returns."""
         caught: list[Tensor] = []
         with ExitStack() as stack:
-            for number in range(len(self._blocks)):
-                if number != block:
-                    stack.enter_context(self._standin(number, _unchanged))
+            for number in self._aside(block):
+                stack.enter_context(self._standin(number, _unchanged))
             handle = self._blocks[block].register_forward_hook(
                 lambda module, args, output: caught.append(leaving(output))
             )
@@ -203,10 +213,11 @@ def _positionwise(anatomy: Anatomy) -> list[str]:
     network is not.
     """
     last = anatomy.num_blocks - 1
+    whole_block = anatomy.site(last)
     held: dict[str, set[str]] = {}
     for site, matrix in anatomy.matrices.items():
-        if site.block == last:
-            held.setdefault(matrix.module, set()).add(site.part)
+        if site.whole_block == whole_block:
+            held.setdefault(matrix.module, set()).add(site.kind)
     alone = [module for module, parts in held.items() if not parts & {"k", "v"}]
     if anatomy.mlps is None:
         return alone
@@ -232,23 +243,26 @@ def replaced_input(block: nn.Module, change: Change) -> Iterator[None]:
 
 
 def scored_logits(
-    model: nn.Module, anatomy: Anatomy, batch: Batch, device: torch.device
+    model: PreTrainedModel, anatomy: Anatomy, batch: Batch, device: torch.device
 ) -> Float[Tensor, "kept vocab"]:
     """Return the logits of a whole model at `batch.keep`; of a classifier those of its labels, for each row."""
     with scored_at(model, anatomy, batch.keep):
-        logits: Tensor = model(**batch.inputs(device)).logits
+        logits = logits_of(model, batch.inputs(device))
     return logits if anatomy.labels else logits[0]
 
 
 def scored_at(model: nn.Module, anatomy: Anatomy, keep: Tensor) -> AbstractContextManager[None]:
     """Compute the unembedding at the flat positions `keep` alone: inside, logits are (1, kept, vocab).
 
-    A classifier finds by itself the one position of each row that its head reads, and stays as it is.
+    A classifier finds by itself the one position of each row that its head reads, and stays as it is. The head of a
+    decision transformer is given one position of each step, in their order.
     """
     if anatomy.labels:
         return nullcontext()
     head = model.get_submodule(anatomy.unembedding)
     original = head.forward
+    if anatomy.acts:
+        keep = keep // POSITIONS
 
     def forward(hidden: Tensor) -> Tensor:
         logits: Tensor = original(hidden.reshape(-1, hidden.shape[-1])[keep.to(hidden.device)][None])

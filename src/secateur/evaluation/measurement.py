@@ -15,7 +15,7 @@ import numpy as np
 from secateur.core.comparison import Comparison, compare
 from secateur.core.plan import Plan
 from secateur.core.records.verdict import IntervalRecord, ScoreRecord, SideEffect
-from secateur.core.score import METRICS, Score
+from secateur.core.score import METRICS, PRIMARY, Score
 from secateur.core.stats import exponential, exponential_interval
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.generate import greedy
@@ -96,11 +96,11 @@ def _test_results(judge: Evaluator, plan: Plan) -> list[SplitResult]:
 
 
 def answer_labels(judge: Evaluator, outcomes: np.ndarray) -> tuple[str, ...]:
-    """Return each answer as text: the chosen choice, or the first greedy token; empty for text."""
+    """Return each answer as text: the chosen choice, or the first greedy token; empty for text and play."""
 
     def label(example: int, predicted: int) -> str:
         kind = judge.task.member(example).kind
-        if kind == "text":
+        if kind in PRIMARY:
             return ""
         if kind == "choice":
             return choices_of(judge.task.examples[example])[predicted]
@@ -211,9 +211,9 @@ def _side_effect(side: SideTask, paired: Comparison) -> SideEffect:
     n, metric = len(side.task.examples), paired.before.metric
     if metric != "text_loss":
         return SideEffect(
-            name=f"{metric} on {side.name}",
+            name=f"{metric.replace('_', ' ') if not side.task.answers else metric} on {side.name}",
             unit=paired.before.unit,
-            higher_is_better=True,
+            higher_is_better=paired.before.higher_is_better,
             n=n,
             **paired_scores(paired),
         )

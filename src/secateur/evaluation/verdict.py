@@ -25,7 +25,7 @@ from secateur.core.records.verdict import (
     NonInferiorityRecord,
     SecondaryRecord,
 )
-from secateur.core.score import METRICS, Metric
+from secateur.core.score import METRICS, PRIMARY, Metric
 from secateur.core.stats import holm
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.measurement import (
@@ -46,6 +46,9 @@ SECONDARY: Mapping[str, tuple[str, ...]] = {
     "choice": ("accuracy", "accuracy_norm", "choice_loss", "loss"),
     "generation": ("accuracy", "loss", "top5", "top10"),
     "label": ("accuracy", "loss"),
+    "trajectories": (),
+    "continuous": (),
+    "episodes": ("return", "success"),
 }
 
 
@@ -277,7 +280,7 @@ def _constant_predictors(
     return {
         name: constant_predictor(gold_labels(judge, examples), was, now, task.groups(examples))
         for name, kind, examples, was, now in results
-        if kind != "text"
+        if kind not in PRIMARY
     }
 
 
@@ -290,7 +293,7 @@ def _loss_guard(
     before: Measurement, after: Measurement, groups: np.ndarray, metric: Metric, seed: int
 ) -> list[GuardRecord]:
     """Guard the log-loss: accuracy can rise while it gets worse, as in some cells of LASER's own tables."""
-    if metric.column == "loss":
+    if metric.column.removeprefix("-") == "loss" or metric.name == "success":
         return []
     paired = compare(METRICS["loss"], before.test, after.test, groups, seed=seed)
     fired = paired.difference_ci is not None and bool(paired.difference_ci[0] > 0)

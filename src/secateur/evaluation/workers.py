@@ -92,14 +92,17 @@ class Workers(Protocol):
 WorkerLauncher = Callable[[Loaded], AbstractContextManager[Workers]]
 
 
-def ordered(plans: Iterable[Plan]) -> list[Plan]:
+Lowest = Callable[[Plan], int]  # the first block that a plan changes, or below which nothing is reused
+
+
+def ordered(plans: Iterable[Plan], lowest: Lowest) -> list[Plan]:
     """Return the plans lowest edit first, as the evaluator takes them."""
-    return sorted(plans, key=lambda plan: (plan.lowest_block or 0, str(plan)))
+    return sorted(plans, key=lambda plan: (lowest(plan), str(plan)))
 
 
-def work_on(plans: Iterable[Plan], shards: Iterable[Sequence[int]]) -> list[Work]:
+def work_on(plans: Iterable[Plan], shards: Iterable[Sequence[int]], lowest: Lowest) -> list[Work]:
     """Return every plan on every shard, by shard and then from the lowest block upwards."""
-    blocks = [tuple(same) for _, same in groupby(ordered(plans), key=lambda plan: plan.lowest_block or 0)]
+    blocks = [tuple(same) for _, same in groupby(ordered(plans, lowest), key=lowest)]
     return [Work(same, tuple(shard)) for shard in shards for same in blocks]
 
 

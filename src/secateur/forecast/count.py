@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from secateur.core.site import Site
+from secateur.core.site import ATTENTION_MATRICES, CROSS_MATRICES, Site
 from secateur.forecast.dry_run import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.forecast.load import CACHE_BYTES, Load, Loads
 from secateur.hf.anatomy import Anatomy
@@ -26,8 +26,9 @@ RERUN = {  # what an edit of one matrix makes run again in its block, as `find_u
     "up": frozenset({"up", "down"}),
     "o": FFN | {"o"},
     **{kind: FFN | {kind, "o"} for kind in "qkv"},
+    **{kind: FFN | {kind, "cross.o"} for kind in CROSS_MATRICES},
 }
-ATTENDING = frozenset("qkvo")  # edits of these compute attention's scores again
+ATTENDING = ATTENTION_MATRICES  # edits of these compute attention's scores again
 BEHAVIOR = 100  # random sequences, of prefix matching and again of copying
 BEHAVIOR_TOKENS = tuple(4 * (25 + 2 * seed) for seed in range(BEHAVIOR))
 
@@ -72,7 +73,7 @@ class Counted:
         """The first of a group runs its block whole; it keeps what the others need not run, as far as there is room."""
         count, last = plans.count, self.anatomy.num_blocks
         inside = self._block(plans.block, load)
-        kinds = {site.part for site in plans.edited if site.block == plans.block}
+        kinds = {site.part for site in plans.edited if self.anatomy.number(site) == plans.block}
         saved = (inside - self._inside(plans.block, kinds, load)) * self._room(plans.block, kinds, load)
         above = sum(self._block(block, load) for block in range(plans.block + 1, last))
         flops = count * (inside + above) - max(0.0, count - 1) * saved
@@ -114,13 +115,15 @@ class Counted:
 
     def _with_sharers(self, block: int, parts: frozenset[str], kinds: set[str]) -> frozenset[str]:
         """Matrices that lie in one parameter with an edited one run with it."""
-        own = {s.part: m.module for s, m in self.anatomy.matrices.items() if s.block == block}
+        whole = self.anatomy.site(block)
+        own = {s.part: m.module for s, m in self.anatomy.matrices.items() if s.whole_block == whole}
         edited = {own[kind] for kind in kinds}
         return parts | {part for part, module in own.items() if module in edited}
 
     def _parts(self, block: int, parts: frozenset[str], load: Load) -> float:
         """Matrix products; in the last block what lies beyond keys and values runs where logits are asked for."""
-        own = {s.part: m for s, m in self.anatomy.matrices.items() if s.block == block}
+        whole = self.anatomy.site(block)
+        own = {s.part: m for s, m in self.anatomy.matrices.items() if s.whole_block == whole}
         everywhere = {
             m.module for part, m in own.items() if part in "kv" or block < self.anatomy.num_blocks - 1
         }
@@ -132,13 +135,15 @@ class Counted:
 
     def _scores(self, block: int, load: Load) -> float:
         """Attention's scores and what they weigh: 4 for each query number and each token that it may attend to."""
-        return 4.0 * self.anatomy.widths[block].num_heads * self.anatomy.d_head * load.pairs
+        own = self.anatomy.widths[block]
+        return 4.0 * (own.num_heads + own.num_cross) * own.d_head * load.pairs
 
     def _room(self, block: int, kinds: set[str], load: Load) -> float:
         """The share of batches of which the inside fits the cache: what edited layers read, or what is beside them."""
         if not kinds:
             return 0.0
-        widths = [self.anatomy.matrix(Site(block, kind)).shape[1] + self.anatomy.d_model for kind in kinds]
+        sites = (self.anatomy.site(block, kind) for kind in kinds)
+        widths = [self.anatomy.matrix(site).shape[1] + self.anatomy.d_model for site in sites]
         need = load.tokens * sum(widths) * self.loads.width / self.anatomy.d_model
         return min(1.0, CACHE_BYTES * load.shards / max(1.0, need))
 
@@ -189,7 +194,9 @@ class Counted:
         found = {
             work.what: times * load.calls,
             f"{work.what} flop": times * work.passes * whole
-            + work.times * work.blocks * sum(self._block(site.block, load) for site in work.parts),
+            + work.times
+            * work.blocks
+            * sum(self._block(self.anatomy.number(site), load) for site in work.parts),
             f"{work.what} part": work.times * len(work.parts) * (1 + work.under_plan),
         }
         if work.fits:

@@ -18,7 +18,7 @@ from typing import Any, assert_never
 import numpy as np
 
 from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
-from secateur.core.score import METRICS, OUTCOME
+from secateur.core.score import METRICS, OUTCOME, PRIMARY
 from secateur.core.site import Site
 from secateur.evaluation.measurement import GENERATED_TOKENS
 from secateur.hf.load import Loaded
@@ -118,7 +118,7 @@ def empty(count: float = 1.0) -> Plans:
 def proof(session: Session, sides: Sequence[SideWork]) -> Iterator[Work]:
     """Yield the work of the verdict: both models on `test` and on each side, and what is to be had without a cut."""
     n, kind = len(tested(session.task)), session.task.kind
-    alternative = 0 if kind == "text" else 1  # one token banned, or a bias per answer
+    alternative = 0 if kind in PRIMARY else 1  # one token banned, or a bias per answer
     yield Judged("verify", "test", 0, n, (empty(2 + alternative),))
     for what in ("reload", "report", "sides read"):
         yield Read("verify", ReadingCost(what, "test", n, ()))
@@ -222,7 +222,8 @@ class DryJudge:
         """Return the plans as groups of those that write the same matrices."""
         groups: dict[tuple[int, tuple[Site, ...]], list[Plan]] = {}
         for plan in plans:
-            groups.setdefault((plan.lowest_block or 0, self._written(plan)), []).append(plan)
+            lowest = self.session.loaded.anatomy.lowest_block(plan)
+            groups.setdefault((lowest, self._written(plan)), []).append(plan)
         found = []
         for (block, sites), alike in groups.items():
             ranks = [edit.rank for plan in alike for edit in plan.truncated]
@@ -239,7 +240,7 @@ class DryJudge:
                     sites.add(edit.matrix)
                 case Drop():
                     if edit.site.part and edit.site.unit != "e":
-                        sites.add(Site(edit.site.block, OUTPUTS[edit.site.part]))
+                        sites.add(edit.site.beside(OUTPUTS[edit.site.part]))
                 case Linearize():
                     if edit.folded_into is not None:
                         sites.add(edit.folded_into)
@@ -353,7 +354,9 @@ def map_work(session: Session, kinds: Sequence[str], split: str, checks: int) ->
     blocks, examples = layers_of(anatomy, session.options), session.task.split(split)[:MAX_PROBED]
     found = {kind: list(of_kind.values()) for kind, of_kind in components_of(session, kinds).items()}
     if "neurons" in kinds:
-        parts = (Site(block, "mlp", "n", part) for block in networks_of(session) for part in range(PARTS))
+        parts = (
+            anatomy.site(block, "mlp", "n", part) for block in networks_of(session) for part in range(PARTS)
+        )
         found["neurons"] = [session.empty + Drop(part) for part in parts]
 
     def read(what: str, sites: Iterable[Site], **cost: Any) -> None:
@@ -364,10 +367,10 @@ def map_work(session: Session, kinds: Sequence[str], split: str, checks: int) ->
         read("neuron importance", (), passes=2.0)
     # each quarter of the blocks costs a pass forward, and one back to its lowest
     passes = sum(2 - block / anatomy.num_blocks for block in blocks[:: -(-len(blocks) // QUARTERS)])
-    own = [Site(plan.lowest_block or 0) for plans in found.values() for plan in plans]
+    own = [anatomy.site(anatomy.lowest_block(plan)) for plans in found.values() for plan in plans]
     contrast = decided_by_choices(session)
     read("edit effects", own, passes=passes, blocks=1.0, choices=contrast)
-    read("first order", map(Site, blocks), blocks=2.0, choices=contrast)
+    read("first order", map(anatomy.site, blocks), blocks=2.0, choices=contrast)
     if "matrices" in found:
         written = {edit.matrix for plan in found["matrices"] for edit in plan.truncated}
         read("spectra", sorted(written), decomposes=True)

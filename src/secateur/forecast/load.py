@@ -28,6 +28,11 @@ class Load:
     def __add__(self, other: Load) -> Load:
         return Load(*(vars(self)[f.name] + vars(other)[f.name] for f in fields(self)))
 
+    def repeated(self, times: int) -> Load:
+        """Return the load of the same passes so many times, as of episodes in which every step is one."""
+        calls, tokens, pairs, kept = (times * n for n in (self.calls, self.tokens, self.pairs, self.kept))
+        return Load(calls, tokens, pairs, kept, self.examples, self.shards)
+
 
 def load_of(batches: Sequence[Batch], examples: int, bidirectional: bool = False) -> Load:
     """Return the load of one shard; where attention is bidirectional each token attends to all."""
@@ -71,13 +76,16 @@ class Loads:
     def _packed(self, place: str, first: int, last: int, answers: bool) -> Load:
         at = self.places[place]
         encoded, examples = at.session.encoded, at.examples[first:last]
+        played = [episode.max_steps for e in examples if (episode := encoded[e].episode) is not None]
+        encoded = {example: encoded[example].as_read for example in examples}
         if answers:
             encoded = {example: encoded[example].gold_alone for example in examples}
         cut = shards(examples, encoded, self.width, CACHE_BYTES)
         both_ways = at.session.loaded.anatomy.details.bidirectional
-        return sum(
+        once = sum(
             (load_of(self.packing.pack(encoded, shard), len(shard), both_ways) for shard in cut), Load()
         )
+        return once.repeated(max(played, default=1))
 
 
 def places_of(session: Session, sides: Mapping[str, Session]) -> dict[str, OrderedExamples]:

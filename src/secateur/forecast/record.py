@@ -31,7 +31,7 @@ from secateur.session import Session, early_session, open_session
 from secateur.side_tasks import side_effects
 
 LOOK = 64  # examples of select that the pass runs on
-TIMES = 2  # that each is measured; the faster counts
+BRIEF = 1.0  # s; what took less is measured again, and the faster counts
 LARGEST = 1024  # rows and columns at most of what is decomposed
 SVD = "svd "  # decompositions are named by their shape: `svd 4096x1024`
 NARROW = (
@@ -79,8 +79,9 @@ def forecast(
     calibrate: bool,
     loading: float = 0.0,
     progress: Progress = silent,
+    took: float | None = None,
 ) -> dict[str, Any]:
-    """The record of a session whose method has been checked."""
+    """Return the record of a session whose method has been checked; `took` is as for `measured_here`."""
     watched = side_effects(session)
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
     places = {_place(number): session.on(side.task) for number, side in enumerate(watched)}
@@ -95,7 +96,9 @@ def forecast(
         )
     elif calibrate:
         progress("look", 0, 1)
-        machine = measured_here(session, Counted(anatomy, loads, room, stored), _readings(works["most"]))
+        machine = measured_here(
+            session, Counted(anatomy, loads, room, stored), _readings(works["most"]), took
+        )
     workers = fleet.workers(weights)
     each = {
         case: _stages(own, Counted(anatomy, loads, room, stored), machine, workers)
@@ -122,12 +125,13 @@ def forecast(
     }
 
 
-def expected_seconds(session: Session) -> dict[str, float]:
+def expected_seconds(session: Session, took: float | None = None) -> dict[str, float]:
     """Return the seconds that are expected of each stage of a run that begins now, in their order.
 
-    The machine is measured by one short pass of the model.
+    Args:
+        took: As for `measured_here`.
     """
-    found = forecast(session, DeviceFleet(), calibrate=True)
+    found = forecast(session, DeviceFleet(), calibrate=True, took=took)
     seconds = {row["stage"]: row["counts"]["expected"].get("seconds", 0.0) for row in found["stages"]}
     seconds["verify"] += seconds.pop("sides", 0.0)  # measured as one
     return {
@@ -293,28 +297,41 @@ def _said(session: Session, fleet: DeviceFleet, machine: Machine | None, workers
 # ------------------------------------------------------------------------------------------------ amounts into seconds
 
 
-def measured_here(session: Session, counted: Counted, readings: Iterable[ReadingCost]) -> Machine:
-    """Return the rates of this machine: overheads as assumed, FLOPs as fast as a pass of the whole model shows."""
-    examples = session.shuffled("select")[:LOOK]
+def measured_here(
+    session: Session, counted: Counted, readings: Iterable[ReadingCost], took: float | None = None
+) -> Machine:
+    """Return the rates of this machine: overheads as assumed, FLOPs as fast as a pass of the whole model shows.
+
+    Args:
+        took: Seconds of the pass over `select` that was just run, or None to run one over `LOOK` of its examples.
+    """
+    examples = session.shuffled("select")
+    if took is None or took < BRIEF:
+        examples = examples[:LOOK]
+        judge = replace(session, ledger=None, workers=None, progress=silent).judge()
+        took = _seconds(lambda: judge([session.empty], examples, "look"))
     amounts = counted.judged(Judged("look", "select", 0, len(examples), (empty(),)))
-    judge = replace(session, ledger=None, workers=None, progress=silent).judge()
-    seconds = min(_timed(lambda: judge([session.empty], examples, "look")) for _ in range(TIMES))
     anatomy, itemsize = session.loaded.anatomy, session.loaded.model.dtype.itemsize
-    return paced(anatomy, itemsize, readings, amounts, seconds, _svd_flop(session))
+    return paced(anatomy, itemsize, readings, amounts, took, _svd_flop(session))
 
 
 def _svd_flop(session: Session) -> float:
     """Return the seconds of a FLOP in a decomposition; of the largest matrix, or a part of it."""
     matrix = max(session.loaded.anatomy.matrices.values(), key=lambda one: min(one.shape))
     whole = matrix.read(session.loaded.parameter(matrix.weight))[:LARGEST, :LARGEST]
-    seconds = min(_timed(lambda: spectrum(whole)) for _ in range(TIMES))
-    return seconds / svd_flops(decomposition((whole.shape[0], whole.shape[1])))
+    return _seconds(lambda: spectrum(whole)) / svd_flops(decomposition((whole.shape[0], whole.shape[1])))
 
 
-def _timed(run: Callable[[], object]) -> float:
+def _seconds(run: Callable[[], object]) -> float:
+    """Return the seconds that `run` takes; where they are few, the fewer of two."""
     started = time.perf_counter()
     run()
-    return time.perf_counter() - started
+    took = time.perf_counter() - started
+    if took >= BRIEF:
+        return took
+    started = time.perf_counter()
+    run()
+    return min(took, time.perf_counter() - started)
 
 
 def svd_flops(shape: str) -> float:

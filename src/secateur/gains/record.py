@@ -30,7 +30,7 @@ from secateur.hf.blank import blank_model
 from secateur.hf.files import read_index
 from secateur.hf.load import Loaded, load_model
 from secateur.hf.matrices import Matrix
-from secateur.hf.running import FEW, check_runs
+from secateur.hf.running import check_runs, few_tokens
 from secateur.hf.source import INDEX, WEIGHTS
 
 SHORT = 32  # tokens that tell the cache's bytes a token, where nothing is timed
@@ -236,7 +236,7 @@ def bench(
     with using_threads(threads) as count:
         before, after = (load_model(**words) for words in (dense, cut))
         for loaded in (before, after):
-            check_runs(loaded, [range(min(FEW, loaded.anatomy.vocab_size))])
+            check_runs(loaded, [few_tokens(loaded.anatomy)])
         measured = measure(before, after, length, progress=progress)
         shape, used = measured.shape, []
         assert shape is not None

@@ -6,7 +6,7 @@ refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -14,14 +14,19 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site
+from secateur.core.acts import Acts
+from secateur.core.plan import Plan
+from secateur.core.site import ATTENTION_MATRICES, EVERY_MATRIX, STACKS, Site, block_at, part_of
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.family import (
     CAUSAL,
+    PAIRS,
     Family,
     Mixture,
     Routing,
     Sizes,
+    Slot,
+    acts_of,
     has_alibi,
     has_free_heads,
     indivisible_units,
@@ -31,6 +36,7 @@ from secateur.hf.family import (
     residual_scale,
     routing,
     sizes,
+    start_of,
 )
 from secateur.hf.matrices import Matrix, Ranges, grouped_rows, sliced_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
@@ -46,7 +52,9 @@ class Widths:
     `num_parameters` counts all of the block, norms too, `attention` those of the module of its attention, and `network`
     those of the module of its feed-forward network; 0 where there is no such module, or it holds a part of them only.
     Of a mixture `expert` counts those of one expert, with its row of the router. `mixer` counts those of a module that
-    stands for the attention, in some blocks of a hybrid; these have no heads.
+    stands for the attention, in some blocks of a hybrid; these have no heads. `num_cross` are the heads of the
+    cross-attention in a decoder beside an encoder, `cross` counts the parameters of its module, and `d_head` is the
+    size of heads.
     """
 
     num_heads: int
@@ -58,6 +66,9 @@ class Widths:
     num_experts: int = 0
     expert: int = 0
     mixer: int = 0
+    d_head: int = 0
+    num_cross: int = 0
+    cross: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,9 @@ class Anatomy:
     blocks of a hybrid that have something else than attention, with what that is; `pads_left`: none of these makes
     anything of padding that lies before a text. `labels` are the names that a sequence classifier gives, in the
     order of its logits, `padding` is the token that fills rows, and `num_types` are the texts of a row that
-    embeddings tell apart.
+    embeddings tell apart. Of an encoder-decoder the blocks of the encoder come first, `num_encoder` of them, then
+    those of the decoder, whose family `details` is; `start` is the token that the decoder begins with. `acts` are
+    the sizes of a decision transformer's states and actions; a step of an episode is three of its positions.
     """
 
     family: str
@@ -115,12 +128,82 @@ class Anatomy:
     labels: tuple[str, ...] = ()
     padding: int = 0
     num_types: int = 1
+    num_encoder: int = 0
+    start: int = 0
+    acts: Acts | None = None
+
+    def number(self, site: Site) -> int:
+        """Return the place of a site's block among all blocks. Raises: `UnknownName` where the model has none."""
+        first, last = self._range(site.stack)
+        if not 0 <= site.block < last - first:
+            raise UnknownName(f"this model has no {site}: it has {self.blocks_in_words}, counted from 0.")
+        return first + site.block
+
+    @property
+    def blocks_in_words(self) -> str:
+        """Return how many blocks there are: `12 blocks`, of an encoder-decoder of either stack."""
+        if not self.num_encoder:
+            return f"{self.num_blocks} blocks"
+        return f"{self.num_encoder} blocks enc.bN and {self.num_blocks - self.num_encoder} dec.bN"
+
+    def numbers(self, sites: Iterable[Site]) -> set[int]:
+        """Return the places of blocks among all blocks."""
+        return {self.number(site) for site in sorted(sites, reverse=True)}
+
+    def lowest_block(self, plan: Plan) -> int:
+        """Return the first block that a plan changes, 0 for the empty plan; what is below it may be reused.
+
+        Of an encoder-decoder it is always 0: whatever is judged there runs whole.
+        """
+        lowest = plan.lowest_block
+        return 0 if lowest is None or self.num_encoder else self.number(lowest)
+
+    def site(self, number: int, part: str = "", unit: str = "", index: int = 0) -> Site:
+        """Return the address of a part of block `number` of all blocks."""
+        return block_at(number, self.num_encoder).beside(part, unit, index)
+
+    def reads_source(self, matrix: Matrix) -> bool:
+        """Return True for a matrix that is run at the positions of what an encoder reads, not of what is written."""
+        return matrix.site.stack == "enc" or matrix.site.part in ("cross.k", "cross.v")
+
+    def refuse_pairs(self, what: str) -> None:
+        """Raise `ModelError` for an encoder-decoder, which `what` does not know."""
+        if self.num_encoder:
+            raise ModelError(
+                f"{what} does not know encoder-decoders such as {self.architecture}. They go through --method laser, "
+                "directions, heads, ffns, components, attention and depth (--form drop), and apply."
+            )
+
+    def has_block(self, site: Site) -> bool:
+        """Return True where the model has the block of a site."""
+        first, last = self._range(site.stack)
+        return site.block < last - first
+
+    def _range(self, stack: str) -> tuple[int, int]:
+        """Return the first block of a stack, and the end of it; of one that the model has not, an empty range."""
+        if bool(stack) != bool(self.num_encoder):
+            return 0, 0
+        return (0, self.num_encoder) if stack == "enc" else (self.num_encoder, self.num_blocks)
+
+    def can_cache(self, encoder: int, decoder: int) -> bool:
+        """Return True where the stock class has room in its cache with so many blocks."""
+        return encoder >= decoder or not self.details.cached_by_encoder
+
+    def family_of(self, block: int) -> Family:
+        """Return the family of block `number` of all blocks: in an encoder that of encoders."""
+        encoder = self.details.encoder
+        return self.details if encoder is None or block >= self.num_encoder else encoder
+
+    def slot(self, site: Site) -> Slot:
+        """Return the slot of a kind of matrix in the block of a site."""
+        return self.family_of(self.number(site)).slots[site.part]
 
     def check_causal(self, what: str) -> None:
-        """Raise `ModelError` for a masked language model and a classifier, which `what` is not for."""
+        """Raise `ModelError` for any other than a causal language model, which `what` is not for."""
         if not self.writes_text:
+            no_text = "" if self.answers_text else " and writes no text"
             raise ModelError(
-                f"{what} is not for {self.architecture}, {self.details.head.words} and writes no text: leave it out, "
+                f"{what} is not for {self.architecture}, {self.details.head.words}{no_text}: leave it out, "
                 "or take a causal model."
             )
 
@@ -136,9 +219,14 @@ class Anatomy:
         return self.details.head is CAUSAL
 
     @property
+    def answers_text(self) -> bool:
+        """Return True for a model that generates text: a causal one, or an encoder-decoder."""
+        return self.details.head in (CAUSAL, PAIRS)
+
+    @property
     def num_logits(self) -> int:
-        """Return how many numbers the head gives where it is read: one for each token, or for each label."""
-        return len(self.labels) or self.vocab_size
+        """Return how many numbers the head gives where it is read: one for each token, label, or part of an action."""
+        return self.acts.act_dim if self.acts else len(self.labels) or self.vocab_size
 
     @property
     def attending(self) -> list[int]:
@@ -147,15 +235,23 @@ class Anatomy:
 
     @property
     def kept_from(self) -> tuple[frozenset[int], ...]:
-        """Return sets of blocks of each of which one has to stay: all, or of a hybrid those of either kind.
+        """Return sets of blocks of each of which one has to stay: all, or of a hybrid those of either kind, or of an
+        encoder-decoder those of either stack.
 
         A cache counts its tokens in a block with attention, and some classes want one of each kind.
         """
-        kinds = frozenset(range(self.num_blocks)) - self.mixers.keys(), frozenset(self.mixers)
+        encoder = frozenset(range(self.num_encoder))
+        kinds = (
+            frozenset(range(self.num_blocks)) - self.mixers.keys() - encoder,
+            frozenset(self.mixers),
+            encoder,
+        )
         return tuple(kind for kind in kinds if kind)
 
     def check_attention(self, site: Site) -> None:
         """Raise `UnknownName` for an attention, or a part of one, in a block of a hybrid that has none."""
+        if not self.mixers:
+            return
         if site.block in self.mixers and (site.part == "attn" or site.part in ATTENTION_MATRICES):
             raise UnknownName(
                 f"{site}: block {site.block} has no attention with heads but {self.mixers[site.block]}, which stays as "
@@ -165,26 +261,23 @@ class Anatomy:
 
     def is_gated(self, site: Site) -> bool:
         """Return True for a matrix of query heads each of which is followed by the rows of its gate."""
-        return not site.unit and self.details.slots[site.part].layout == "gated"
+        return not site.unit and self.slot(site).layout == "gated"
 
-    def attention(self, block: int) -> str:
-        """Return the path of the module in which the positions of a block attend to each other."""
-        return f"{self.blocks[block]}.{_attention(self.details)}"
+    def attention(self, block: int, part: str = "attn") -> str:
+        """Return the path of the module in which the positions of a block attend to each other, or to an encoder's."""
+        return f"{self.blocks[block]}.{_attention(self.family_of(block), part)}"
 
     def module(self, site: Site) -> str:
         """Return the path of the module that holds a matrix, or of its substitute after a cut."""
-        return f"{self.blocks[site.block]}.{self.details.slots[site.part].module}"
+        return f"{self.blocks[self.number(site)]}.{self.slot(site).module}"
 
     def heads_in(self, site: Site) -> int | None:
         """Return how many heads share a matrix's rows (of an o: its columns); None for matrices without heads."""
-        block_widths = self.widths[site.block]
-        heads = {
-            "q": block_widths.num_heads,
-            "k": block_widths.num_kv_heads,
-            "v": block_widths.num_kv_heads,
-            "o": block_widths.num_heads,
-        }
-        return heads.get(site.part)
+        block_widths = self.widths[self.number(site)]
+        queries, keys = block_widths.num_heads, block_widths.num_kv_heads
+        if part_of(site.part) == "cross":
+            queries = keys = block_widths.num_cross
+        return {"q": queries, "k": keys, "v": keys, "o": queries}.get(site.kind)
 
     def matrix(self, site: Site) -> Matrix:
         """Return the matrix at `site`.
@@ -196,7 +289,7 @@ class Anatomy:
             return self.of_experts[site]
         self.check_attention(site)
         if site not in self.matrices:
-            if self.carved and site.block < self.num_blocks and site.part in self.matrix_kinds:
+            if self.carved and self.has_block(site) and site.part in self.matrix_kinds:
                 raise PlanError(
                     f"{site} is no matrix any more: an earlier cut took it away or stored it as two factors. Cut the "
                     "original model once, with one plan for all."
@@ -209,11 +302,12 @@ class Anatomy:
     def matrix_kinds(self) -> tuple[str, ...]:
         """Return the kinds of matrices that blocks have, in canonical order: `q k v o gate up down` or some of them."""
         kinds = {site.part for site in self.matrices}
-        return tuple(kind for kind in MATRICES if kind in kinds)
+        return tuple(kind for kind in EVERY_MATRIX if kind in kinds)
 
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
-    """Return the anatomy of a Hugging Face causal or masked language model or sequence classifier, carved or not.
+    """Return the anatomy of a Hugging Face causal or masked language model, sequence classifier, encoder-decoder or
+    decision transformer, carved or not.
 
     Raises: `ModelError` for adapters, quantized models, mixtures of experts and other kinds that are not cut,
     for unknown families, and for any module with a matrix that the family's table does not name.
@@ -225,14 +319,26 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     carved = stock is not type(model)
     config = model.config.get_text_config()
     general = sizes(family, config)
-    blocks = _block_paths(model, family)
+    if family.shares_embeddings and not getattr(config, family.shares_embeddings):
+        raise ModelError(
+            f"this {family.architecture} has a vocabulary for each of its two languages ({family.shares_embeddings} is "
+            "false), and is not read: take one with a common vocabulary."
+        )
+    stacks = [family] if family.encoder is None else [family.encoder, family]
+    each = [(own, path, number) for own in stacks for number, path in enumerate(_block_paths(model, own))]
+    blocks = tuple(path for _, path, _ in each)
+    num_encoder = sum(own is family.encoder for own, _, _ in each)
     mixers = dict(_mixers(model, family, blocks))
     if len(mixers) == len(blocks):
         raise ModelError(f"this {family.architecture} has no block with attention, and is not read.")
-    widths = tuple(_widths(model, family, general, block, carved) for block in blocks)
+    widths = tuple(
+        _widths(model, own, general if own is family else sizes(own, config), block, carved)
+        for own, block, _ in each
+    )
+    names = {id(own): name for own, name in zip(stacks, STACKS if num_encoder else ("",), strict=True)}
     listed = (
-        _block(model, family, general, block, index, block_widths, carved)
-        for index, (block, block_widths) in enumerate(zip(blocks, widths, strict=True))
+        _block(model, own, general, block, Site(number, stack=names[id(own)]), block_widths, carved)
+        for (own, block, number), block_widths in zip(each, widths, strict=True)
     )
     matrices = {matrix.site: matrix for matrix in chain.from_iterable(listed)}
     _refuse_unnamed(model, family, matrices)
@@ -250,7 +356,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         vocab_size=embedding.get_parameter("weight").shape[0],
         context=general.context,
         blocks=blocks,
-        mlps=None if family.mlp is None else tuple(f"{block}.{family.mlp}" for block in blocks),
+        mlps=None if family.mlp is None else tuple(f"{block}.{own.mlp}" for own, block, _ in each),
         embedding=family.embedding,
         unembedding=family.unembedding,
         final_norm=None if _find(model, family.final_norm) is None else family.final_norm,
@@ -277,6 +383,9 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         labels=labels_of(family, config),
         padding=padding_of(family, config),
         num_types=getattr(config, "type_vocab_size", 1) if family.bidirectional else 1,
+        num_encoder=num_encoder,
+        start=start_of(family, config),
+        acts=acts_of(family, config),
     )
 
 
@@ -331,13 +440,17 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
     mixer = sum(_count(model, f"{block}.{module}") for _, module in _mixers(model, family, [block]))
     attention = 0 if family.mixes or mixer else _count(model, f"{block}.{_attention(family)}")
     network = 0 if family.mlp is None else _count(model, f"{block}.{family.mlp}")
-    counted = (_count(model, block), attention, network)
+    first = _find(model, f"{block}.{family.from_first}") if family.from_first else None
+    shared = 0 if first is None else sum(parameter.numel() for parameter in first.parameters())
+    cross = _count(model, f"{block}.{_attention(family, 'cross')}") if "cross.o" in family.slots else 0
+    counted = (_count(model, block) - shared, attention - shared, network)
     paths = {kind: f"{block}.{slot.module}" for kind, slot in family.slots.items()}
     experts = (0, 0) if family.experts is None else _expert_sizes(model, block, family.experts)
     if not carved:
         d_ff = _stored_shape(_linear(model, paths["down"]))[1] if "down" in paths else 0
         heads = (0, 0) if mixer else (general.num_heads, general.num_kv_heads)
-        return Widths(*heads, d_ff, *counted, *experts, mixer)
+        crossing = general.num_heads if cross else 0
+        return Widths(*heads, d_ff, *counted, *experts, mixer, general.d_head, crossing, cross)
     found = {kind: _find(model, path) for kind, path in paths.items()}
     key = found["k"]
     outputs = key.nf if isinstance(key, Conv1D) else getattr(key, "out_features", 0)
@@ -345,7 +458,9 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
     fused = family.slots["k"].layout != "whole"
     num_kv_heads = (keys - num_heads) // 2 if fused else keys
     d_ff = _inputs(found.get("down"))
-    return Widths(num_heads, num_kv_heads if num_heads else 0, d_ff, *counted, *experts, mixer)
+    crossing = _inputs(found.get("cross.o")) // general.d_head
+    num_kv_heads = num_kv_heads if num_heads else 0
+    return Widths(num_heads, num_kv_heads, d_ff, *counted, *experts, mixer, general.d_head, crossing, cross)
 
 
 def _expert_sizes(model: nn.Module, block: str, experts: Mixture) -> tuple[int, int]:
@@ -387,8 +502,9 @@ def _matrices_of_experts(
             )
 
 
-def _attention(family: Family) -> str:
-    return family.mixes or family.slots["o"].module.rpartition(".")[0]
+def _attention(family: Family, part: str = "attn") -> str:
+    output = "cross.o" if part == "cross" else "o"
+    return (family.mixes if part == "attn" else "") or family.slots[output].module.rpartition(".")[0]
 
 
 def _count(model: nn.Module, path: str) -> int:
@@ -405,11 +521,11 @@ def _block(
     family: Family,
     general: Sizes,
     block: str,
-    index: int,
+    at: Site,
     block_widths: Widths,
     carved: bool,
 ) -> Iterator[Matrix]:
-    """Yield the block's matrices; in a carved model those that are left and whole."""
+    """Yield the matrices of the block `at`; in a carved model those that are left and whole."""
     for kind, slot in family.slots.items():
         path = f"{block}.{slot.module}"
         if block_widths.mixer and kind in ATTENTION_MATRICES:
@@ -424,7 +540,7 @@ def _block(
             found = _stored_shape(linear)
             raise ModelError(f"{path} is {found} (out, in), where {family.name} should have {needed}.")
         yield Matrix(
-            Site(index, kind),
+            at.beside(kind),
             path,
             f"{path}.weight",
             shape,
@@ -436,13 +552,15 @@ def _block(
 
 def _shape(kind: str, general: Sizes, block_widths: Widths) -> tuple[int, int]:
     """Return (out, in) of a matrix, from the widths alone."""
-    queries, keys, d_ff = (
-        block_widths.num_heads * general.d_head,
-        block_widths.num_kv_heads * general.d_head,
+    queries, keys, crossing, d_ff = (
+        block_widths.num_heads * block_widths.d_head,
+        block_widths.num_kv_heads * block_widths.d_head,
+        block_widths.num_cross * block_widths.d_head,
         block_widths.d_ff,
     )
     outputs = {"q": queries, "k": keys, "v": keys, "gate": d_ff, "up": d_ff}
-    inputs = {"o": queries, "down": d_ff}
+    outputs |= {"cross.q": crossing, "cross.k": crossing, "cross.v": crossing}
+    inputs = {"o": queries, "cross.o": crossing, "down": d_ff}
     return outputs.get(kind, general.d_model), inputs.get(kind, general.d_model)
 
 
@@ -473,6 +591,9 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
     """Refuse a model with a nameless parameter of two or more dimensions; norms and biases have one dimension."""
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     named |= {f"{block}.{module}" for block in _block_paths(model, family) for module in family.beside}
+    if family.from_first:
+        stacks = [family] if family.encoder is None else [family.encoder, family]
+        named |= {f"{_block_paths(model, own)[0]}.{own.from_first}" for own in stacks}
     tower = f"{family.tower}." if family.tower else ""
     network = None if family.experts is None else family.experts.network
     blocks = _block_paths(model, family)

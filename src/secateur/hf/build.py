@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,12 +23,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from secateur.errors import ModelError
 from secateur.hf import modeling_secateur
 from secateur.hf.anatomy import stock_class
+from secateur.hf.families import DECISIONS
 from secateur.hf.family import CAUSAL, LABELS, Head
 from secateur.hf.generation import generation_config
 from secateur.hf.modeling_secateur import CLASSIFIES, SecateurForCausalLM, carved_config
@@ -38,6 +41,7 @@ Auto = (
     | type[AutoModelForCausalLM]
     | type[AutoModelForImageTextToText]
     | type[AutoModelForMaskedLM]
+    | type[AutoModelForSeq2SeqLM]
     | type[AutoModelForSequenceClassification]
     | type[AutoModel]
 )
@@ -62,7 +66,7 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
     Of a multimodal model both are of its language model, and the rest stays. Lists that are named after layers and
     have an entry for each are cut alike, such as `layer_types` and `no_rope_layers`.
     """
-    whole, text = config.to_dict(), config.get_text_config()
+    text = config.get_text_config()
     stated = text.to_dict()
     for name, values in _by_block(text).items():
         kept = [values[block] for block in blocks]
@@ -77,7 +81,12 @@ def repaired(config: PreTrainedConfig, blocks: Sequence[int], **changes: object)
         changes["decoder_sparse_step"] = 1  # what it leaves out is in the list now
     changes["num_hidden_layers"] = len(blocks)
     named = {text.attribute_map.get(name, name): value for name, value in changes.items()}
-    whole |= named if text is config else {"text_config": stated | named}
+    return restated(config, **(named if text is config else {"text_config": stated | named}))
+
+
+def restated(config: PreTrainedConfig, **changes: object) -> PreTrainedConfig:
+    """Return the config of the family's stock class with `changes`."""
+    whole = config.to_dict() | changes
     whole = {key: value for key, value in whole.items() if key not in ("carving", "auto_map")}
     stock: type[PreTrainedConfig] = type(config)
     if stock.__name__ == modeling_secateur.SecateurConfig.__name__:
@@ -151,10 +160,13 @@ def carved_architecture(name: str, stated: Mapping[str, Any]) -> str:
         )
     family = stated["carving"]["family"]
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    known |= {of.name: architecture for architecture, of in DECISIONS.items()}
     if not stated["stock"].get("is_decoder"):
         known |= MODEL_FOR_MASKED_LM_MAPPING_NAMES  # above the causal class that some of them have too
     if stated["carving"].get(CLASSIFIES):
         known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    elif stated["stock"].get("is_encoder_decoder"):
+        known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     if family not in known:
         raise ModelError(
             f"{name} was carved from a model of type {family!r}, which this version of transformers does not know."
@@ -177,6 +189,10 @@ def blank(config: PreTrainedConfig, *, like: PreTrainedModel) -> PreTrainedModel
             attn_implementation=like.config._attn_implementation,
             experts_implementation=like.config._experts_implementation,
         )
+    ties = like.all_tied_weights_keys  # not always those of the config: T5's own class ties whatever it says
+    model.all_tied_weights_keys = {
+        name: source for name, source in model.all_tied_weights_keys.items() if name in ties
+    }
     if (generation := generation_config(like)) is not None:
         model.generation_config = generation
     return model

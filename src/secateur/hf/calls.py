@@ -1,16 +1,66 @@
-"""Find the hidden states in a call of a block and in what it returns, whichever way its family passes them; call the
-router of a mixture of experts as if it had fewer."""
+"""Call models of any kind with rows of tokens or steps; find the hidden states in a call of a block and in what it
+returns, whichever way its family passes them; call the router of a mixture of experts as if it had fewer."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from secateur.core.acts import POSITIONS
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.modeling_secateur import put_tensor, recount_experts
 from secateur.hf.weights import parameter_or_buffer, read
+
+Inputs: TypeAlias = Mapping[str, "Tensor | bool"]
+
+
+def inputs_of(tokens: Tensor, anatomy: Anatomy) -> Inputs:
+    """Return the arguments of a call of a whole model on rows of tokens.
+
+    An encoder-decoder reads the same on both sides. A decision transformer gets steps that nobody took, always the
+    same: to try its parts, and to compare two models.
+
+    Args:
+        tokens: (rows, length); of a decision transformer only the shape counts, of which three positions are a step.
+    """
+    acts = anatomy.acts
+    if acts is None:
+        both = {"decoder_input_ids": tokens} if anatomy.num_encoder else {}
+        return {"input_ids": tokens, **both, "use_cache": False}
+    rows, steps = tokens.shape[0], -(-tokens.shape[1] // POSITIONS)
+    drawn = torch.Generator().manual_seed(0)
+    action, state = torch.eye(acts.act_dim), torch.randn(rows, steps, acts.state_dim, generator=drawn)
+    made = {
+        "states": state,
+        "actions": action[torch.randint(acts.act_dim, (rows, steps), generator=drawn)],
+        "returns_to_go": torch.linspace(1, 0, steps)[None, :, None].expand(rows, -1, -1),
+        "timesteps": (torch.arange(steps) % acts.most_steps).expand(rows, -1),
+    }
+    return played({name: tensor.to(tokens.device) for name, tensor in made.items()})
+
+
+def played(steps: Mapping[str, Tensor]) -> Inputs:
+    """Return the arguments of a decision transformer for rows with as many steps, or nothing after their last, so that
+    the mask has nothing to hide."""
+    timesteps = steps["timesteps"]
+    return {**steps, "attention_mask": torch.ones_like(timesteps)}
+
+
+def logits_of(model: PreTrainedModel, inputs: Inputs) -> Tensor:
+    """Return the logits of a whole model, or the actions that a decision transformer predicts, as its head gives them:
+    after the tanh where it ends in one."""
+    wide = {
+        name: value.to(model.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    output = model(**wide)
+    logits: Tensor = output.action_preds if "states" in inputs else output.logits
+    return logits
 
 
 def entering(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor:

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from secateur.hf.family import CAUSAL, MASKED, Family, Mixture, Slot
+from secateur.hf.family import CAUSAL, MASKED, PAIRS, Family, Mixture, Slot
 
 _TOGETHER = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # kinds that may share a module
 
@@ -124,6 +124,87 @@ def _like_bert(
         unread=(f"{base}.pooler.", f"{embeddings}.position_ids", "cls.seq_relationship."),
         **traits,
     )
+
+
+def _like_t5(name: str, architecture: str, gated: bool = False) -> Family:
+    """Return an encoder-decoder with the modules of T5, whose networks are gated where its config says so."""
+    own, cross = "layer.0.SelfAttention", "layer.1.EncDecAttention"
+    attention = {kind: f"{own}.{kind}" for kind in "qkvo"}
+    crossing = {f"cross.{kind}": f"{cross}.{kind}" for kind in "qkvo"}
+
+    def network(layer: int) -> dict[str, str]:
+        path = f"layer.{layer}.DenseReluDense"
+        inner = {"gate": f"{path}.wi_0", "up": f"{path}.wi_1"} if gated else {"up": f"{path}.wi"}
+        return inner | {"down": f"{path}.wo"}
+
+    decoder = Family(
+        name,
+        architecture,
+        "decoder.block",
+        "shared",
+        "decoder.final_layer_norm",
+        _slots(**attention, **crossing, **network(2)),
+        mlp="layer.2.DenseReluDense",
+        extras=("encoder.embed_tokens", "decoder.embed_tokens"),
+        context="",  # positions enter as distances, without bound
+        counts={"n_heads": "heads", "inner_dim": "width"},
+        width="d_ff",
+        head=PAIRS,
+        classifier=(),
+        depth="num_decoder_layers",
+        from_first=f"{own}.relative_attention_bias",
+        shared_bias=True,
+        cached_by_encoder=True,
+    )
+    encoder = replace(
+        decoder,
+        blocks="encoder.block",
+        slots=_slots(**attention, **network(1)),
+        mlp="layer.1.DenseReluDense",
+        depth="num_layers",
+    )
+    plain = replace(decoder, encoder=encoder)
+    return plain if gated else replace(plain, when_gated=_like_t5(name, architecture, gated=True))
+
+
+def _like_bart(name: str, architecture: str, final_norm: str = "", **traits: Any) -> Family:
+    """Return an encoder-decoder with the modules of BART; with a final norm, other norms precede what they are for."""
+    attention = _LLAMA_ATTENTION | {"o": "self_attn.out_proj"}
+    crossing = {f"cross.{kind}": f"encoder_attn.{kind}_proj" for kind in "qkv"}
+    network = {"up": "fc1", "down": "fc2"}
+    places = (
+        "encoder.embed_tokens",
+        "decoder.embed_tokens",
+        "encoder.embed_positions",
+        "decoder.embed_positions",
+    )
+    decoder = Family(
+        name,
+        architecture,
+        "model.decoder.layers",
+        "model.shared",
+        final_norm,
+        _slots(**attention, **crossing, **{"cross.o": "encoder_attn.out_proj"}, **network),
+        mlp=None,
+        extras=tuple(f"model.{place}" for place in places),
+        counts={"num_heads": "heads"},
+        width="decoder_ffn_dim",
+        head=PAIRS,
+        classifier=(),
+        post_norm=not final_norm,
+        heads="decoder_attention_heads",
+        depth="decoder_layers",
+        **traits,
+    )
+    encoder = replace(
+        decoder,
+        blocks="model.encoder.layers",
+        slots=_slots(**attention, **network),
+        width="encoder_ffn_dim",
+        heads="encoder_attention_heads",
+        depth="encoder_layers",
+    )
+    return replace(decoder, encoder=encoder)
 
 
 _BERT_HEAD = ("cls.predictions.decoder", "cls.predictions.transform.dense")
@@ -741,6 +822,14 @@ FAMILIES: Mapping[str, Family] = {
             post_norm=True,
             unread=("distilbert.embeddings.position_ids",),
         ),
+        _like_t5("t5", "T5ForConditionalGeneration"),
+        _like_t5("mt5", "MT5ForConditionalGeneration"),
+        _like_bart("bart", "BartForConditionalGeneration"),
+        _like_bart("marian", "MarianMTModel", shares_embeddings="share_encoder_decoder_embeddings"),
+        _like_bart("mbart", "MBartForConditionalGeneration", "model.decoder.layer_norm"),
+        _like_bart("pegasus", "PegasusForConditionalGeneration", "model.decoder.layer_norm"),
+        _like_bart("blenderbot", "BlenderbotForConditionalGeneration", "model.decoder.layer_norm"),
+        _like_bart("blenderbot-small", "BlenderbotSmallForConditionalGeneration"),
     )
 }
 
@@ -786,4 +875,11 @@ CLASSIFIERS: Mapping[str, Family] = {
 }
 """Sequence classifiers, by class: the blocks of a family above under another head."""
 
-ARCHITECTURES: Mapping[str, Family] = {**FAMILIES, **CLASSIFIERS}
+DECISIONS: Mapping[str, Family] = {
+    "DecisionTransformerModel": FAMILIES["GPT2LMHeadModel"].acting(
+        "decision_transformer", "DecisionTransformerModel"
+    )
+}
+"""Decision transformers, by class: blocks of a family above between states and actions."""
+
+ARCHITECTURES: Mapping[str, Family] = {**FAMILIES, **CLASSIFIERS, **DECISIONS}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 
+from secateur.core.acts import Acts
 from secateur.errors import ModelError
 
 MULTIMODAL = ", multimodal"  # after the name of the family that the language model is of
@@ -28,9 +29,15 @@ class Head(NamedTuple):
 
 CAUSAL = Head("AutoModelForCausalLM", "text-generation")
 MASKED = Head("AutoModelForMaskedLM", "fill-mask", "a masked language model, which fills masks")
+PAIRS = Head(
+    "AutoModelForSeq2SeqLM",
+    "text2text-generation",
+    "an encoder-decoder, which reads one text and writes another",
+)
 LABELS = Head(
     "AutoModelForSequenceClassification", "text-classification", "a sequence classifier, which gives labels"
 )
+ACTIONS = Head("AutoModel", "reinforcement-learning", "a decision transformer, which gives actions")
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,15 @@ class Family:
     positions begin behind the padding's id. `unread` are beginnings of the names of stored tensors that the class
     has no place for: heads that were trained beside this one.
 
+    `encoder` is of an encoder-decoder: the family of the encoder's blocks, of which `blocks`, `slots`, `mlp`, `counts`,
+    `width`, `heads` and `depth` are read; everything else is said here, beside the decoder's own.
+    `heads` and `depth` are the config attributes for the numbers of query heads and of blocks. `from_first` is a
+    tensor, relative to a block, that the first block of a stack holds for all others; `shared_bias` says that an
+    attention gets the biases of positions from the one before, with a number for each head, and hands them on.
+    `cached_by_encoder` says that the class makes a cache with as many layers as its encoder has blocks.
+    `when_gated` is the family where the config's `feed_forward_proj` says that networks are gated.
+    `shares_embeddings` is the config switch without which encoder and decoder have different vocabularies.
+
     `mixers` are of a hybrid: modules, relative to a block, that stand for the attention in some of its blocks, with
     what they are; they are never edited. `rounds_width` is the config switch that makes the class take another d_ff
     than the one that `width` states.
@@ -148,6 +164,14 @@ class Family:
     unread: tuple[str, ...] = ()
     mixers: Mapping[str, str] = field(default_factory=dict)
     rounds_width: str | None = None
+    encoder: Family | None = None
+    heads: str = "num_attention_heads"
+    depth: str = "num_hidden_layers"
+    from_first: str = ""
+    shared_bias: bool = False
+    cached_by_encoder: bool = False
+    shares_embeddings: str = ""
+    when_gated: Family | None = None
 
     @property
     def masked(self) -> bool:
@@ -193,6 +217,27 @@ class Family:
             unread=tuple(name for name in self.unread if not any(part.startswith(name) for part in others)),
         )
 
+    def acting(self, name: str, architecture: str) -> Family:
+        """Return this family, of GPT-2's modules, as the blocks of a decision transformer of transformers.
+
+        It embeds returns, states, actions and the numbers of steps in place of tokens, and its head gives actions.
+        """
+        read = ("embed_timestep", "embed_return", "embed_state", "embed_action")
+        return replace(
+            self,
+            name=name,
+            architecture=architecture,
+            head=ACTIONS,
+            blocks="encoder.h",
+            embedding="encoder.wte",
+            final_norm="encoder.ln_f",
+            unembedding="predict_action.0",
+            extras=("encoder.wpe", *read, "predict_state", "predict_return"),
+            context="",  # every position has the same embedding, so that there is no bound
+            caches=False,
+            classifier=(),
+        )
+
 
 # ------------------------------------------------------------------------------------------- what a config says of it
 
@@ -214,8 +259,8 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
 
     Raises: `ModelError` where heads do not share keys evenly.
     """
-    num_heads = config.num_attention_heads
-    num_kv_heads = _num_kv_heads(family, config)
+    num_heads: int = getattr(config, family.heads)
+    num_kv_heads = num_heads if family.head is PAIRS else _num_kv_heads(family, config)
     if num_heads % num_kv_heads:
         raise ModelError(
             f"broken config: {num_heads} query heads cannot share {num_kv_heads} key/value heads."
@@ -251,6 +296,22 @@ def routing(family: Family, config: PreTrainedConfig) -> Routing | None:
     return Routing(chosen, getattr(config, "n_group", None) or 1)
 
 
+def start_of(family: Family, config: PreTrainedConfig) -> int:
+    """Return the token that the decoder of an encoder-decoder begins with; 0 for another model.
+
+    Raises: `ModelError` where the config states none.
+    """
+    if family.head is not PAIRS:
+        return 0
+    start: object = getattr(config, "decoder_start_token_id", None)
+    if not isinstance(start, int) or not 0 <= start < config.vocab_size:
+        raise ModelError(
+            f"{family.architecture}: config.json has decoder_start_token_id {start!r}: set it to the id of the token "
+            "that the decoder begins with."
+        )
+    return start
+
+
 def labels_of(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
     """Return the names of a sequence classifier's labels, in the order of its logits; none for another model.
 
@@ -273,6 +334,13 @@ def labels_of(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:
             "otherwise."
         )
     return labels
+
+
+def acts_of(family: Family, config: PreTrainedConfig) -> Acts | None:
+    """Return the sizes of a decision transformer's states and actions; None for another model."""
+    if family.head is not ACTIONS:
+        return None
+    return Acts(config.state_dim, config.act_dim, config.max_ep_len)
 
 
 def padding_of(family: Family, config: PreTrainedConfig) -> int:
@@ -307,7 +375,8 @@ def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
 
     A linear map of it is then one more down projection.
     """
-    return not (family.after or family.experts) and residual_scale(family, config) == 1
+    own = family.after or family.experts or family.head is PAIRS
+    return not own and residual_scale(family, config) == 1
 
 
 def residual_scale(family: Family, config: PreTrainedConfig) -> float | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from logging import ERROR, getLogger
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -21,9 +21,11 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progr
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -40,8 +42,8 @@ from secateur.core.records.verdict import GgufRecord
 from secateur.errors import ModelError
 from secateur.hf.anatomy import Anatomy, anatomy, stock_class
 from secateur.hf.build import Auto, carved_architecture
-from secateur.hf.families import ARCHITECTURES
-from secateur.hf.family import CAUSAL, LABELS, MASKED, Family, Head
+from secateur.hf.families import ARCHITECTURES, DECISIONS
+from secateur.hf.family import ACTIONS, CAUSAL, LABELS, MASKED, PAIRS, Family, Head
 from secateur.hf.files import Header, LoadingInfo, check_weights, copied_files
 from secateur.hf.fingerprint import Look, fingerprint
 from secateur.hf.generation import end_ids
@@ -170,7 +172,7 @@ def load_model(
         source.revision,
         str(source.folder),
         placement,
-        copied_files(source.folder, files.tokenizer),
+        {} if isinstance(files.tokenizer, NoTokenizer) else copied_files(source.folder, files.tokenizer),
         source.gguf,
     )
 
@@ -282,6 +284,8 @@ _BY_HEAD: Mapping[Head, Auto] = {
     CAUSAL: AutoModelForCausalLM,
     MASKED: AutoModelForMaskedLM,
     LABELS: AutoModelForSequenceClassification,
+    PAIRS: AutoModelForSeq2SeqLM,
+    ACTIONS: AutoModel,
 }
 
 
@@ -470,13 +474,39 @@ def refuse_nonfinite(name: str, parameter: Tensor, dtype: str) -> None:
 
 
 def tokenizer_of(source: ModelSource, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a checkpoint. Raises: `ModelError` where there is none, or it cannot be read."""
+    """Return the tokenizer of a checkpoint, or what stands for it where the model reads no text.
+
+    Raises: `ModelError` where there is none, or it cannot be read.
+    """
+    if source.config.get("model_type") in [family.name for family in DECISIONS.values()]:
+        return cast(PreTrainedTokenizerBase, NoTokenizer())  # used by a tokenizer's public methods alone
     if not any((source.folder / file).exists() for file in _VOCABULARIES):
         raise ModelError(
             f"{source.folder} has no tokenizer (none of {', '.join(_VOCABULARIES)}); copy one there."
         )
     with TokenizerErrors(f"the tokenizer of {source.name} cannot be read"):
         return read_tokenizer(str(source.folder), trust_remote_code=trust_remote_code)
+
+
+class NoTokenizer:
+    """A substitute for the tokenizer of a model that reads no text."""
+
+    eos_token_id: None = None
+    chat_template: None = None
+
+    def encode(self, text: str, **_: object) -> list[int]:
+        """Raise `ModelError`: there are no tokens."""
+        raise ModelError(
+            "a decision transformer reads states, actions and returns, and no text: give a task of episodes or "
+            "trajectories; see docs/tasks.md."
+        )
+
+    def decode(self, ids: int | Sequence[int], **_: object) -> str:
+        """Return no text."""
+        return ""
+
+    def save_pretrained(self, folder: object) -> None:
+        """Write nothing."""
 
 
 def read_tokenizer(folder: str, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:

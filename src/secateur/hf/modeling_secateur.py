@@ -5,9 +5,10 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
 A masked language model is read so by `AutoModelForMaskedLM`, a sequence classifier by
-`AutoModelForSequenceClassification`. `config.json` holds the family's own configuration under
-`stock`, and under `carving` what is different: a list of operations on modules named by their paths. Parameters keep
-the names they have in the stock model.
+`AutoModelForSequenceClassification`, an encoder-decoder by `AutoModelForSeq2SeqLM`, a decision transformer by
+`AutoModel`. `config.json` holds the family's own configuration under `stock`, and under `carving` what is different: a
+list of operations on modules named by their
+paths. Parameters keep the names they have in the stock model.
 """
 
 # mypy: ignore-errors
@@ -25,8 +26,11 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_MAPPING,
     Cache,
+    EncoderDecoderCache,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -90,6 +94,18 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     class CarvedConfig(stock):
         _auto_class = "AutoConfig"
 
+        def get_text_config(
+            self, decoder: bool | None = None, encoder: bool | None = None
+        ) -> PreTrainedConfig:
+            found = super().get_text_config(decoder=decoder, encoder=encoder)
+            if not decoder or encoder or not hasattr(found, "num_decoder_layers"):
+                return found
+            found = copy.deepcopy(
+                found
+            )  # of which caches are made, with a layer for each block of T5's encoder
+            found.num_layers = found.num_decoder_layers
+            return found
+
         def to_diff_dict(self) -> dict[str, object]:
             inner = super().to_diff_dict()
             outer = ("model_type", "carving", "auto_map", "architectures", "transformers_version")
@@ -129,10 +145,13 @@ def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
     stock = type(config).__mro__[1]
     if config.carving.get(CLASSIFIES):
         return MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[stock]
+    if getattr(config, "is_encoder_decoder", False):
+        return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING[stock]
     by_kind = (
         *(() if getattr(config, "is_decoder", False) else (MODEL_FOR_MASKED_LM_MAPPING,)),
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_MAPPING,  # of a model that has no head of language at all
     )
     return next(mapping[stock] for mapping in by_kind if stock in mapping)
 
@@ -141,25 +160,33 @@ def _stock(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the family's model class, which carves itself as soon as it is built, before any weight is read."""
     kinds = {
-        "MaskedLM": MODEL_FOR_MASKED_LM_MAPPING,
-        "SequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "ForSeq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        "ForMaskedLM": MODEL_FOR_MASKED_LM_MAPPING,
+        "ForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "": MODEL_MAPPING,
     }
     config_of_stock = stock.config_class
     of_stock = (name for name, known in kinds.items() if known.get(config_of_stock, None) is stock)
-    kind = next(of_stock, "CausalLM")
+    kind = next(of_stock, "ForCausalLM")
 
     class CarvedForCausalLM(stock):
         config_class = carved_config(config_of_stock)
-        _auto_class = f"AutoModelFor{kind}"
+        _auto_class = f"AutoModel{kind}"
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             inner = config
-            if kind == "SequenceClassification":  # many find the class of their blocks by the configuration's
+            if (
+                kind == "ForSequenceClassification"
+            ):  # many find the class of their blocks by the configuration's
                 inner = copy.copy(config)
                 inner.__class__ = config_of_stock
             super().__init__(inner, *args, **kwargs)
             self.config = config
             carve_(self, config.carving["operations"])
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if not any(isinstance(part, SUBSTITUTES) for part in module.children()):
+                super()._init_weights(module)  # else it would look for the part that was there
 
     CarvedForCausalLM.__name__ = CarvedForCausalLM.__qualname__ = SecateurForCausalLM.__name__
     return CarvedForCausalLM
@@ -283,6 +310,8 @@ class Nothing(nn.Module):
 class Constant(nn.Module):
     """The substitute of a feed-forward network, or of its output: `width` zeros, or the bias that was left of it."""
 
+    weight = None  # T5 looks for one
+
     def __init__(self, width: int, bias: bool = False) -> None:
         super().__init__()
         self.width = width
@@ -309,14 +338,113 @@ class NoAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, None] | list[Tensor]:
+        source = kwargs.get("key_value_states")
         for value in (*args, *kwargs.values()):
             if isinstance(value, Cache):
-                mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-                value.update(mark, mark, self.layer_idx)
+                _mark(value, hidden_states, source, self.layer_idx)
         out = self.output(hidden_states)
         if self.residual:
             out = out + (kwargs["residual"] if "residual" in kwargs else args[0])
         return [out] if self.alone else (out, None)
+
+
+def _mark(cache: Cache, hidden_states: Tensor, source: Tensor | None, layer: int) -> None:
+    """Let a cache count the tokens that an attention would have kept: those of its text, or once those of a source."""
+    if isinstance(cache, EncoderDecoderCache):
+        if source is not None and cache.is_updated.get(layer):
+            return
+        if source is not None:
+            cache.is_updated[layer] = True
+        cache = cache.self_attention_cache if source is None else cache.cross_attention_cache
+    kept = hidden_states if source is None else source
+    mark = kept.new_zeros(kept.shape[0], 1, kept.shape[1], 1)
+    cache.update(mark, mark, layer)
+
+
+def _positions(
+    attention: nn.Module, hidden_states: Tensor, bias: Tensor | None, cache: Cache | None
+) -> Tensor | None:
+    """Return the biases of positions that an attention got from the one before, or, of the first one, makes."""
+    if bias is not None or not attention.has_relative_attention_bias:
+        return bias
+    past = 0 if cache is None else cache.get_seq_length(attention.layer_idx)
+    length = hidden_states.shape[1]
+    return attention.compute_bias(length, past + length, device=hidden_states.device, past_seen_tokens=past)
+
+
+def _shared_bias(model: nn.Module, path: str, heads: Sequence[int]) -> None:
+    """Let an attention that got biases of positions for all heads use those of `heads`, and hand all of them on."""
+    module = model.get_submodule(path)
+    earlier = getattr(module, "kept_heads", None)
+    if earlier is None:
+        module.__class__ = _some_of_shared(type(module))
+    module.kept_heads = list(heads) if earlier is None else [earlier[head] for head in heads]
+
+
+@lru_cache
+def _some_of_shared(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass under the same name; of an attention to a source biases are zeros, and made anew."""
+
+    class SomeOfShared(cls):
+        def forward(
+            self,
+            hidden_states: Tensor,
+            mask: Tensor | None = None,
+            key_value_states: Tensor | None = None,
+            position_bias: Tensor | None = None,
+            past_key_values: Cache | None = None,
+            **kwargs: object,
+        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+            shared, own = position_bias, None
+            if key_value_states is None:
+                shared = _positions(self, hidden_states, position_bias, past_key_values)
+                own = None if shared is None else shared[:, self.kept_heads]
+            out, _, weights = super().forward(
+                hidden_states, mask, key_value_states, own, past_key_values, **kwargs
+            )
+            return out, shared, weights
+
+    SomeOfShared.__name__ = cls.__name__
+    return SomeOfShared
+
+
+class NoSharedAttention(nn.Module):
+    """The substitute of an attention that makes biases of positions for other blocks, or hands them on: zeros."""
+
+    def __init__(self, attention: nn.Module, layer: int) -> None:
+        super().__init__()
+        self.layer_idx, self.is_decoder = layer, attention.is_decoder
+        self.has_relative_attention_bias = attention.has_relative_attention_bias
+        self.relative_attention_num_buckets = attention.relative_attention_num_buckets
+        self.relative_attention_max_distance = attention.relative_attention_max_distance
+        self._relative_position_bucket = attention._relative_position_bucket
+        if self.has_relative_attention_bias:
+            self.relative_attention_bias = attention.relative_attention_bias
+        self._compute_bias = type(attention).compute_bias
+
+    def compute_bias(self, *args: object, **kwargs: object) -> Tensor:
+        return self._compute_bias(self, *args, **kwargs)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        shared = position_bias
+        if key_value_states is None:
+            shared = _positions(self, hidden_states, position_bias, past_key_values)
+        if past_key_values is not None:
+            _mark(past_key_values, hidden_states, key_value_states, self.layer_idx)
+        return torch.zeros_like(hidden_states), shared, None
+
+
+def _no_shared_attention(model: nn.Module, path: str, layer: int) -> None:
+    """Take the matrices of an attention away; what it makes and hands on for other blocks stays."""
+    model.set_submodule(path, NoSharedAttention(model.get_submodule(path), layer))
 
 
 class LowRank(nn.Module):
@@ -333,6 +461,11 @@ class LowRank(nn.Module):
         y = nn.functional.linear(x, self.a) @ self.b
         return y if self.bias is None else y + self.bias
 
+    @property
+    def weight(self) -> Tensor:
+        """Return a tensor of the dtype that it computes in, which T5 looks at."""
+        return self.b
+
 
 class Side(nn.Module):
     """Several linear layers that were one fused layer: their outputs side by side, in each of `groups` groups."""
@@ -345,6 +478,9 @@ class Side(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         outputs = [part(x).unflatten(-1, (self.groups, -1)) for part in self.parts]
         return torch.cat(outputs, dim=-1).flatten(-2)
+
+
+SUBSTITUTES = (Nothing, Constant, NoAttention, NoSharedAttention, LowRank, Side)
 
 
 class Beside(LowRank):
@@ -398,6 +534,8 @@ OPERATIONS: Mapping[str, Callable[..., None]] = {
     "some_heads": _some_heads,
     "per_head": _per_head,
     "experts": _experts,
+    "shared_bias": _shared_bias,
+    "no_shared_attention": _no_shared_attention,
     "nothing": _stand(Nothing),
     "constant": _stand(Constant),
     "no_attention": _stand(NoAttention),

@@ -145,8 +145,21 @@ def _encoder(name: str, revision: str | None) -> ModelSource | None:
 
 
 def readable_of(loaded: Loaded) -> Readable:
-    """Return a model that could also be cut, a decoder or an encoder, as a readable one."""
+    """Return a model that could also be cut, a decoder or an encoder, as a readable one.
+
+    Raises: `ModelError` for a decision transformer.
+    """
     anatomy, config = loaded.anatomy, loaded.model.config
+    if anatomy.num_encoder:
+        kinds = " and ".join(kind for kind in ENCODERS if "t5" in kind)
+        raise ModelError(
+            f"{loaded.name}: of encoder-decoders only {kinds} are read so, as they were before any cut into shapes of "
+            f"their own; this is {'such a cut' if anatomy.carved else anatomy.architecture}."
+        )
+    if anatomy.acts:
+        raise ModelError(
+            f"{anatomy.architecture} reads states and actions, and linearity is read of models of text: leave it out."
+        )
     stack = Stack("", _norm(anatomy, config), tuple(_decoder_blocks(loaded.model, anatomy)))
     return Readable(
         loaded.name,

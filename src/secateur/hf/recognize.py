@@ -13,8 +13,8 @@ from typing import NamedTuple
 from transformers import CONFIG_MAPPING
 
 from secateur.errors import ModelError
-from secateur.hf.families import ARCHITECTURES, CLASSIFIERS, FAMILIES, OF_TYPE, TOWERS
-from secateur.hf.family import CLASSIFIER, Family
+from secateur.hf.families import ARCHITECTURES, CLASSIFIERS, DECISIONS, FAMILIES, OF_TYPE, TOWERS
+from secateur.hf.family import ACTIONS, CLASSIFIER, PAIRS, Family
 
 _LATENT = "whose keys and values come from a code of low rank (latent attention), which no head owns"
 _UNREAD: Mapping[str, Sequence[str]] = {
@@ -96,6 +96,8 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
         )
     family = ARCHITECTURES[architecture]
+    if family.when_gated is not None and str(config.get("feed_forward_proj")).startswith("gated"):
+        family = family.when_gated
     if family.bidirectional and config.get("is_decoder"):
         raise ModelError(
             f"config.json of this {architecture} has is_decoder, with which positions attend to what precedes them "
@@ -162,7 +164,7 @@ def _kind(architecture: str, config: Mapping[str, object]) -> str | None:
     named = family is None and "moe" in architecture.lower()
     if (counted or named) and not (family and family.experts):
         return "a mixture of experts"
-    if config.get("is_encoder_decoder"):
+    if config.get("is_encoder_decoder") and not (family and family.encoder):
         return "an encoder-decoder"
     if any(config.get(key) is not None for key in _MODALITIES):
         return "a multimodal model"
@@ -182,8 +184,9 @@ class FamilyInfo(NamedTuple):
     `silenced` are units that stay stored when they are dropped; `fold`: a linear map can be folded into a network;
     `masked`: it is a masked language model; `mixers` are what some blocks have in place of attention; `classifier`:
     the class of its sequence classifier, empty for none; `caches`: it keeps keys and values of the past; `float64`:
-    it runs in that; `counts_from_pad`: positions begin behind the padding's id; `stock_heads`: a stock checkpoint may
-    have fewer heads; `stock_biases` are the matrices that get a bias there.
+    it runs in that; `counts_from_pad`: positions begin behind the padding's id; `pairs`: it is an encoder-decoder;
+    `stock_heads`: a stock checkpoint may have fewer heads; `stock_biases` are the matrices that get a bias there;
+    `acts`: it is a decision transformer.
     """
 
     family: str
@@ -200,13 +203,17 @@ class FamilyInfo(NamedTuple):
     caches: bool
     float64: bool
     counts_from_pad: bool
+    pairs: bool
+    acts: bool
 
     @property
     def limits(self) -> str:
         """Return in words what is not possible; empty where everything is."""
         found = ["a masked language model: it fills masks, and generates no text"] if self.masked else []
+        found += ["an encoder-decoder: no block is folded or made linear"] if self.pairs else []
+        found += ["it gives actions: its tasks are episodes and trajectories"] if self.acts else []
         found += [f"dropped {unit} stay, silenced" for unit in self.silenced]
-        found += [] if self.fold else ["nothing is folded: a norm follows"]
+        found += [] if self.fold or self.pairs else ["nothing is folded: a norm follows"]
         found += [] if self.stock_heads else ["stock checkpoints keep all heads"]
         found += (
             ["networks are mixtures of experts, of which whole experts go, and nothing is folded into them"]
@@ -277,6 +284,8 @@ def list_families() -> list[FamilyInfo]:
             family.caches,
             not family.no_float64,
             family.counts_from_pad,
+            family.head is PAIRS,
+            family.head is ACTIONS,
         )
-        for family in sorted(FAMILIES.values(), key=lambda family: family.name)
+        for family in sorted([*FAMILIES.values(), *DECISIONS.values()], key=lambda family: family.name)
     ]

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from secateur.core.acts import POSITIONS
 from secateur.errors import ModelError
+from secateur.hf.anatomy import Anatomy
+from secateur.hf.calls import inputs_of, logits_of
 from secateur.hf.load import Loaded
 
-FEW = 8  # tokens that a model is run on first, where there is no task
+FEW = 8  # tokens, or steps, that a model is run on first, where there is no task
+
+
+def few_tokens(anatomy: Anatomy) -> range:
+    """Return the row that a model is run on where there is no task."""
+    return range(POSITIONS * FEW if anatomy.acts else min(FEW, anatomy.vocab_size))
 
 
 @torch.inference_mode()
@@ -18,7 +26,7 @@ def check_runs(loaded: Loaded, rows: Sequence[Sequence[int]]) -> None:
     """Run the model once over each of `rows` of tokens. Raises: `ModelError` where a logit is NaN or infinite."""
     for row in rows:
         tokens = torch.tensor([list(row)], device=loaded.device)
-        logits = loaded.model(input_ids=tokens, use_cache=False).logits
+        logits = logits_of(loaded.model, inputs_of(tokens, loaded.anatomy))
         check_finite(loaded.name, logits, f"logits for {len(row)} tokens")
 
 

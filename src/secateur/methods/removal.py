@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from secateur.core.noninferiority import MARGIN
@@ -18,6 +18,7 @@ from secateur.search.removal import Goal
 from secateur.session import Session
 from secateur.side_tasks import side_effects
 from secateur.surgery.operations import droppable, droppable_experts
+from secateur.surgery.operations import heads_of as counted_heads
 from secateur.surgery.shape import shape_of
 
 Blocks = tuple[int, ...]  # side by side, in ascending order
@@ -92,11 +93,20 @@ def heads_of(session: Session) -> tuple[Site, ...]:
     """Return the heads of the blocks asked for that can go; of grouped-query attention whole KV groups."""
     anatomy = session.loaded.anatomy
     return tuple(
-        Site(block, "attn", "g" if is_grouped(anatomy) else "h", index)
-        for block in layers_of(anatomy, session.options)
-        if droppable(Site(block, "attn"), anatomy)
-        for index in range(anatomy.widths[block].num_kv_heads)
+        whole.beside(whole.part, "g" if is_grouped(anatomy) else "h", index)
+        for whole in attentions_in(anatomy, layers_of(anatomy, session.options))
+        if droppable(whole, anatomy)
+        for index in range(counted_heads(whole, anatomy)[1])
     )
+
+
+def attentions_in(anatomy: Anatomy, blocks: Iterable[int]) -> list[Site]:
+    """Return the attentions of these blocks, in a decoder beside an encoder also those to its output."""
+    return [
+        anatomy.site(block, part)
+        for block in blocks
+        for part in ("attn", *["cross"] * bool(anatomy.widths[block].num_cross))
+    ]
 
 
 def experts_of(session: Session) -> tuple[Site, ...]:
@@ -148,6 +158,8 @@ def carriers_of(anatomy: Anatomy) -> Carriers:
     whole = {site.block for site in anatomy.matrices if site.part == "down"}
     ends = {**dict(enumerate(anatomy.blocks)), anatomy.num_blocks: anatomy.final_norm}
     free = {number for number, path in ends.items() if path is not None and path not in anatomy.entered}
+    if anatomy.num_encoder:  # of which no map is fitted
+        free = set()
     folds = frozenset(whole if anatomy.foldable else ())
     return Carriers(folds, frozenset(free), anatomy.kept_from)
 

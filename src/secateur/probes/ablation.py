@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from secateur.core.acts import CHOSEN
 from secateur.core.plan import Drop, Plan
 from secateur.core.readings import Readings
 from secateur.core.score import METRICS
@@ -29,8 +30,9 @@ def ablation_importance(
         split: The split that the examples are of.
         base: The plan of "the model"; by default the whole one.
 
-    Returns: one Readings for each metric the task has, in the metric's own unit: `text_loss` for text, `accuracy` and
-        `loss` for answers, `loss` for tasks of both. Each value has its 95 % interval over groups of examples.
+    Returns: one Readings for each metric the task has, in the metric's own unit, the loss last: `text_loss` for text,
+        `accuracy` and `loss` for answers, `loss` for tasks of both, for play the loss of logged actions, or the cost.
+        Each value has its 95 % interval over groups of examples.
 
     Raises: `UnknownName` for a site the model does not have, `PlanError` for one that cannot be dropped.
 
@@ -41,7 +43,7 @@ def ablation_importance(
     plans = {site: base + Drop(site) for site in sites}
     outcomes, groups = judge([base, *plans.values()], examples, "ablation"), judge.task.groups(examples)
     readings = {}
-    for name in (judge.task.primary_metric,) if "text" in judge.task.kinds else ("accuracy", "loss"):
+    for name in _metrics(judge, examples):
         metric = METRICS[name]
         weights = outcomes[base]["tokens"] if metric.weighted else None
         lost = {str(site): metric.gain(outcomes[base], outcomes[plan]) for site, plan in plans.items()}
@@ -58,3 +60,15 @@ def ablation_importance(
             intervals={site: interval for site, interval in intervals.items() if interval},
         )
     return readings
+
+
+def _metrics(judge: Evaluator, examples: Sequence[int]) -> Sequence[str]:
+    """Return the names of the metrics that these examples are measured in."""
+    if "text" in judge.task.kinds:
+        return (judge.task.primary_metric,)
+    if judge.task.answers:
+        return ("accuracy", "loss")
+    first = judge.encoded[examples[0]]
+    if first.steps is None:
+        return ("cost",)
+    return ("action_loss" if first.steps.content[CHOSEN].size else "action_error",)

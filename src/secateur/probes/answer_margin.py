@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.evaluation.batching import Batch
+from secateur.evaluation.batching import Batch, target_logps
 from secateur.evaluation.forward import scored_logits
 from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
@@ -83,7 +83,7 @@ class AnswerMargin:
     def of_batch(self, batch: Batch, elsewhere: Scores) -> dict[int, Tensor]:
         """Return the odds of each example that has rows in the batch.
 
-        Choices of an example that run in other batches are constants here: their gradients come with those batches.
+        What of an example runs in other batches is a constant here: its gradients come with those batches.
 
         Args:
             elsewhere: What `scores_of_split` returned.
@@ -94,11 +94,11 @@ class AnswerMargin:
             positions.setdefault(example, {}).setdefault(continuation, []).append(i)
         margins = {}
         for example, by_continuation in positions.items():
-            here = {number: logp[where].sum() for number, where in by_continuation.items()}
-            scores = [
-                here[number] if number in here else logp.new_tensor(elsewhere[example, number])
-                for number in range(len(self.encoded[example].pairs))
-            ]
+            scores = []
+            for number in range(len(self.encoded[example].pairs)):
+                here = logp[by_continuation.get(number, [])].sum()
+                whole = elsewhere.get((example, number))
+                scores.append(here if whole is None else here + (whole - here.detach()))
             margins[example] = _odds(scores, self.encoded[example].gold, self.contrast)
         return margins
 
@@ -123,8 +123,7 @@ class AnswerMargin:
     def _target_logps(self, batch: Batch) -> Float[Tensor, " targets"]:
         logits = scored_logits(self.loaded.model, self.loaded.anatomy, batch, self.loaded.device)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        where, token = batch.where.to(logits.device), batch.token.to(logits.device)
-        return logits[where, token] - torch.logsumexp(logits, dim=1)[where]
+        return target_logps(logits, batch)
 
 
 def _odds(scores: Sequence[Tensor], gold: int, contrast: bool) -> Tensor:

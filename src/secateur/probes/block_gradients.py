@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from secateur.core.plan import Drop, Edit, Plan, Truncate, blocks_of
 from secateur.core.progress import Progress, silent
-from secateur.core.site import Site
 from secateur.evaluation.batching import Batch, Packing, with_room
 from secateur.evaluation.forward import Forward
 from secateur.evaluation.workers import CACHE_BYTES
@@ -66,7 +65,7 @@ class BlockGradients:
 
     def leaving(self, block: int, batch: int) -> Stream:
         """Return what the block, as it is now, makes of the activations that enter it; no other block runs."""
-        return self.forward.alone(block, self.batches[batch].tokens, self.entering[block][batch])
+        return self.forward.alone(block, self.batches[batch], self.entering[block][batch])
 
     def inside(self, block: int, batch: int, modules: Iterable[str]) -> dict[str, tuple[Stream, Stream]]:
         """Return by path the inputs of some linear layers of a block, and the margin's gradients at their outputs."""
@@ -75,21 +74,26 @@ class BlockGradients:
 
         def record(path: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                if not output.requires_grad:
+                    output.requires_grad_()  # of what an encoder gave, where the graph does not reach
                 inputs[path], outputs[path] = args[0].detach(), output
 
             return hook
 
-        tokens, gradient = self.batches[batch].tokens, self.gradient[block][batch]
+        rows, gradient = self.batches[batch], self.gradient[block][batch]
         entering = self.entering[block][batch].detach().requires_grad_()
         with torch.enable_grad(), reread(self.model), ExitStack() as stack:
             for path in modules:
                 handle = self.model.get_submodule(path).register_forward_hook(record(path))
                 stack.callback(handle.remove)
-            leaving = self.forward.alone(block, tokens, entering)
+            leaving = self.forward.alone(block, rows, entering)
             gradients = torch.autograd.grad(leaving, list(outputs.values()), gradient)
-        shape = tokens.shape
+
+        def by_row(values: Tensor) -> Stream:
+            return values.reshape(len(rows.tokens), -1, values.shape[-1])
+
         return {
-            path: (inputs[path].reshape(*shape, -1), found.reshape(*shape, -1))
+            path: (by_row(inputs[path]), by_row(found))
             for path, found in zip(outputs, gradients, strict=True)
         }
 
@@ -196,7 +200,12 @@ def block_effects(
     carried_out = () if under is None else resolve(under, loaded.anatomy, loaded.fingerprint)
     with masked(loaded.model, carried_out, spectra):
         (found,) = _read(
-            answer_margin, examples, [_InBlock(list(plans), progress, stage)], spectra, packing, room
+            answer_margin,
+            examples,
+            [_InBlock(list(plans), loaded.anatomy, progress, stage)],
+            spectra,
+            packing,
+            room,
         )
     return found
 
@@ -204,8 +213,8 @@ def block_effects(
 class _InBlock:
     """Add up what the pieces of plans change in each block, exactly."""
 
-    def __init__(self, plans: Sequence[Plan], progress: Progress, stage: str) -> None:
-        self._parts = {plan: _by_block(plan) for plan in plans}
+    def __init__(self, plans: Sequence[Plan], anatomy: Anatomy, progress: Progress, stage: str) -> None:
+        self._parts = {plan: _by_block(plan, anatomy) for plan in plans}
         pieces: dict[int, set[Plan]] = {}
         for by_block in self._parts.values():
             for block, piece in by_block.items():
@@ -243,7 +252,8 @@ class _ToFirstOrder:
         for plan in self._plans:
             for edit in plan.edits:
                 for matrix in _written(edit, anatomy):
-                    self.blocks.setdefault(matrix.site.block, {}).setdefault(matrix, []).append((plan, edit))
+                    block = anatomy.number(matrix.site)
+                    self.blocks.setdefault(block, {}).setdefault(matrix, []).append((plan, edit))
         self._progress, self._stage, self._done = progress, stage, 0
         self._sums: dict[Plan, Float[Tensor, " examples"]] = {}
 
@@ -294,12 +304,12 @@ def _read(
     return with_room(packing, run)
 
 
-def _by_block(plan: Plan) -> Mapping[int, Plan]:
+def _by_block(plan: Plan, anatomy: Anatomy) -> Mapping[int, Plan]:
     """Return the plan's edits by the block that they change."""
     found: dict[int, list[Edit]] = {}
     for edit in plan.edits:
         (block,) = blocks_of(edit)
-        found.setdefault(block, []).append(edit)
+        found.setdefault(anatomy.number(block), []).append(edit)
     return {block: Plan(plan.model, tuple(edits)) for block, edits in found.items()}
 
 
@@ -383,7 +393,7 @@ def effects_both_ways(
     """
     plans = list(plans)
     ways: list[_InBlock | _ToFirstOrder] = [
-        _InBlock(plans, progress, stage),
+        _InBlock(plans, answer_margin.loaded.anatomy, progress, stage),
         _ToFirstOrder(plans, answer_margin.loaded.anatomy, silent, stage),
     ]
     exact, first = _read(answer_margin, examples, ways, spectra, packing, room)
@@ -396,8 +406,10 @@ def _written(edit: Edit, anatomy: Anatomy) -> list[Matrix]:
         assert edit.site.unit != "e", (
             f"{edit}: other experts take its tokens, which is no matter of first order"
         )
-        parts = [edit.site.part] if edit.site.part else list(OUTPUTS)
-        sites = [Site(edit.site.block, OUTPUTS[part]) for part in parts]
+        parts = (
+            [edit.site.part] if edit.site.part else ["attn", "mlp", *["cross"] * (edit.site.stack == "dec")]
+        )
+        sites = [edit.site.beside(OUTPUTS[part]) for part in parts]
         return [anatomy.matrix(site) for site in sites if site in anatomy.matrices]
     assert isinstance(edit, Truncate), f"{edit}: neither a truncation nor a drop"
     return [anatomy.matrix(edit.matrix)]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
-from secateur.evaluation.batching import Batch
+from secateur.evaluation.batching import Batch, target_logps
 from secateur.evaluation.forward import scored_logits
 from secateur.hf.load import Loaded
 from secateur.hf.weights import reread
@@ -29,7 +29,12 @@ def summed_loss(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Tensor:
     assert torch.equal(batch.where, torch.arange(len(logits))), (
         "one answer alone asks one token of each position"
     )
-    nll = nn.functional.cross_entropy(logits, token, reduction="none")
+    controls = batch.controls is not None
+    nll = (
+        -target_logps(logits, batch)
+        if controls
+        else nn.functional.cross_entropy(logits, token, reduction="none")
+    )
     _, index, count = torch.unique(example, return_inverse=True, return_counts=True)
     total: Tensor = (nll / count[index]).sum()
     return total
@@ -56,7 +61,9 @@ def read_linear_layers(
     missing = set(modules)
 
     def shaped(values: Tensor) -> Tensor:
-        return values.reshape(*batch.tokens.shape, -1)
+        return values.reshape(
+            len(batch.tokens), -1, values.shape[-1]
+        )  # an encoder's rows are of another length
 
     def value(path: str, first: str, x: Tensor) -> None:
         if on_gradient is None:

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import Readings
-from secateur.core.site import Site
+from secateur.core.site import Site, part_of
 from secateur.errors import ModelError
 from secateur.evaluation.batching import Batch, Packing, with_room
 from secateur.evaluation.forward import Forward, scored_at
@@ -58,9 +58,16 @@ def head_importance(
     block by another, which biases its rank.
     Raises: `ModelError` where there are none, or an output projection never runs as a module.
     """
-    heads = {block: width.num_heads for block, width in enumerate(loaded.anatomy.widths) if width.num_heads}
-    values = unit_importance(loaded, encoded, examples, "o", heads, packing=packing, progress=progress)
-    sites = {str(Site(b, "attn", "h", h)): v for b, own in values.items() for h, v in enumerate(own)}
+    anatomy = loaded.anatomy
+    heads = {
+        anatomy.site(n, "o"): width.num_heads for n, width in enumerate(anatomy.widths) if width.num_heads
+    }
+    crossing = {anatomy.site(n, "cross.o"): w.num_cross for n, w in enumerate(anatomy.widths) if w.num_cross}
+    units = heads | crossing
+    values = unit_importance(loaded, encoded, examples, "o", units, packing=packing, progress=progress)
+    sites = {
+        str(o.beside(part_of(o.part), "h", h)): v for o, own in values.items() for h, v in enumerate(own)
+    }
     return _readings("head importance", split, len(examples), "E|A·dL/dA| (arXiv 2212.09095)", sites)
 
 
@@ -77,18 +84,18 @@ def unit_importance(
     encoded: Mapping[int, Encoded],
     examples: Sequence[int],
     part: str,
-    units: Mapping[int, int],
+    units: Mapping[Site, int],
     *,
     packing: Packing,
     progress: Progress = silent,
-) -> dict[int, list[float]]:
-    """Return E|a · dL/da| per token, by block, for each of equal slices of the input of the block's matrix `part`.
+) -> dict[Site, list[float]]:
+    """Return E|a · dL/da| per token, by matrix, for each of equal slices of the input of matrices of the kind `part`.
 
     Costs one forward and one backward pass without parameter gradients. Memory does not grow with the examples, and
     nothing is kept of a block's gradient but one number per unit.
 
     Args:
-        units: The number of slices, by block.
+        units: The number of slices, by matrix.
 
     Raises: as `head_importance`.
     """
@@ -96,9 +103,10 @@ def unit_importance(
         raise ModelError(f"this model has no {part}: earlier cuts took all that could be read there.")
     answers = {e: encoded[e].gold_alone for e in examples}
     tokens = sum(len(answer.read(0)) for answer in answers.values())  # without an answer's last, never run
-    hooks = _UnitHooks(loaded, part, units)
+    sources = sum(len(answer.source(0)) for answer in answers.values())
+    hooks = _UnitHooks(loaded, units)
 
-    def summed(packing: Packing) -> dict[int, np.ndarray]:
+    def summed(packing: Packing) -> dict[Site, np.ndarray]:
         total = {block: np.zeros(count) for block, count in units.items()}
         batches = packing.pack(answers, examples)
         for number, batch in enumerate(batches):
@@ -107,20 +115,23 @@ def unit_importance(
             progress("importance", number + 1, len(batches))
         return total
 
-    return {block: (total / max(1, tokens)).tolist() for block, total in with_room(packing, summed).items()}
+    return {
+        matrix: (total / max(1, sources if matrix.stack == "enc" else tokens)).tolist()
+        for matrix, total in with_room(packing, summed).items()
+    }
 
 
 class _UnitHooks:
     """Read the inputs of one matrix of every block that has units, and the gradients at them."""
 
-    def __init__(self, loaded: Loaded, part: str, units: Mapping[int, int]) -> None:
-        self._paths = {block: loaded.anatomy.module(Site(block, part)) for block in units}
+    def __init__(self, loaded: Loaded, units: Mapping[Site, int]) -> None:
+        self._paths = {matrix: loaded.anatomy.module(matrix) for matrix in units}
         self._modules = {path: loaded.model.get_submodule(path) for path in self._paths.values()}
         self._model, self._forward = loaded.model, Forward(loaded.model, loaded.anatomy)
         self._units = units
 
     @torch.enable_grad()
-    def read(self, batch: Batch) -> dict[int, Float[Tensor, " units"]]:
+    def read(self, batch: Batch) -> dict[Site, Float[Tensor, " units"]]:
         """Return the sum over the batch's tokens of |a · dL/da|. Padding adds nothing, since no loss depends on it."""
         sums: dict[str, Tensor] = {}
         leaves: list[Tensor] = []
@@ -185,9 +196,10 @@ def neuron_importance(
     Loss, tokens, units and errors as for `head_importance`, which this is for slices of one number.
     Source: ours; the head importance of Bansal et al. 2022 (arXiv 2212.09095) carried over to neurons.
     """
-    neurons = {block: width.d_ff for block, width in enumerate(loaded.anatomy.widths) if width.d_ff}
+    anatomy = loaded.anatomy
+    neurons = {anatomy.site(n, "down"): width.d_ff for n, width in enumerate(anatomy.widths) if width.d_ff}
     values = unit_importance(loaded, encoded, examples, "down", neurons, packing=packing, progress=progress)
-    sites = {str(Site(b, "mlp", "n", n)): v for b, own in values.items() for n, v in enumerate(own)}
+    sites = {str(down.beside("mlp", "n", n)): v for down, own in values.items() for n, v in enumerate(own)}
     return _readings(
         "neuron importance", split, len(examples), "E|a·dL/da| at the down projection's input", sites
     )

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from secateur.core.progress import Progress
 from secateur.core.site import Site
 from secateur.evaluation.batching import Batch, Packing
-from secateur.hf.calls import entering, leaving
+from secateur.hf.calls import entering, leaving, logits_of
 from secateur.hf.load import Loaded
 from secateur.tasks.encode import Encoded
 
@@ -51,7 +51,7 @@ def run_hooked(
         with ExitStack() as stack:
             for handle in hooks(real_tokens(batch, answers)):
                 stack.callback(handle.remove)
-            loaded.model(**batch.inputs(loaded.device))
+            logits_of(loaded.model, batch.inputs(loaded.device))
         progress("importance", number + 1, len(batches))
 
 
@@ -83,6 +83,6 @@ def read_streams(loaded: Loaded, batch: Batch, points: Iterable[StreamPoint]) ->
             else:
                 handle = module.register_forward_hook(after((kind, block)))
             stack.callback(handle.remove)
-        loaded.model(**batch.inputs(loaded.device))
+        logits_of(loaded.model, batch.inputs(loaded.device))
     shape = batch.tokens.shape  # blocks may lie on several devices
     return {point: value.to(loaded.device).reshape(*shape, -1) for point, value in caught.items()}

@@ -7,7 +7,7 @@ the value, color on a scale of even lightness; hover and table carry the value i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -84,21 +84,22 @@ def unit_map(
         part: The noun for one of them.
     """
     order = ranks(values)
-    blocks, heads = 1 + max(site.block for site in values), 1 + max(site.index for site in values)
-    first = min(site.block for site in values)
+    lines = lines_of(values)
+    blocks, heads = 1 + max(lines.values()), 1 + max(site.index for site in values)
+    first = min(lines.values())
     z: list[list[float | None]] = [[None] * heads for _ in range(blocks)]
     hover = [[""] * heads for _ in range(blocks)]
     unit_words = "" if unit in ("share", "score") else f" {text(unit)}"
     for site, value in values.items():
-        z[site.block][site.index] = _root(value)
-        hover[site.block][site.index] = (
+        z[lines[site]][site.index] = _root(value)
+        hover[lines[site]][site.index] = (
             f"<b>{site}</b>{', cut' if site in gone else ''}<br>{word} {amount(value, unit)}{unit_words}"
             f"<br>rank {order[site]} of {len(order)}"
         )
     top = 1.0 if unit == "score" else _root(max(values.values())) or 1.0
     height = cell_height(blocks - first, most)
     size = max(3.0, min(9.0, 0.4 * height, 110 / heads))
-    cut = [(site.index, site.block) for site in values if site in gone]
+    cut = [(site.index, lines[site]) for site in values if site in gone]
     crosses = marks(cut, symbol="x-thin-open", size=size, color=ACCENT, line={"width": 1.6})
     rows = [[str(site), str(rank), amount(values[site], unit)] for site, rank in order.items()]
     if gone.sites:
@@ -106,6 +107,16 @@ def unit_map(
     head = (part, "rank", word, *(("",) if gone.sites else ()))
     layout = map_layout(blocks, heads, height, part, first)
     return Figure(title, [_heat(z, hover, SEQUENTIAL, 0.0, top), crosses], layout, head, rows, note)
+
+
+def lines_of(sites: Iterable[Site]) -> dict[Site, int]:
+    """Return the line of each part: its block, in an encoder-decoder that of its attention or network among all."""
+    sites = list(sites)
+    if not any(site.stack for site in sites):
+        return {site: site.block for site in sites}
+    wholes = sorted({site.beside(site.part) for site in sites})
+    place = {whole: number for number, whole in enumerate(wholes)}
+    return {site: place[site.beside(site.part)] for site in sites}
 
 
 def map_layout(blocks: int, heads: int, height: float, part: str = "head", first: int = 0) -> Trace:
@@ -204,7 +215,7 @@ def part_bars(title: str, record: ImportanceRecord, gone: Dropped) -> Figure:
     readings = readings if len(readings) > 1 else []
     bars: Trace = {
         "type": "bar",
-        "x": [site.block for site in sites],
+        "x": list(lines_of(sites).values()),
         "y": [factor * mean[site] for site in sites],
         "marker": {"color": [ACCENT if site in gone else AFTER for site in sites], "line": {"width": 0}},
         "text": [
@@ -227,7 +238,7 @@ def part_bars(title: str, record: ImportanceRecord, gone: Dropped) -> Figure:
         for site in sites
     ]
     note = "lost without it, points" if unit == "share" else f"loss added without it, {unit}"
-    return Figure(title, [bars, *dots], bars_layout(1 + max(site.block for site in sites)), head, rows, note)
+    return Figure(title, [bars, *dots], bars_layout(1 + max(lines_of(sites).values())), head, rows, note)
 
 
 def bars_layout(blocks: int) -> Trace:
@@ -243,7 +254,8 @@ def bars_layout(blocks: int) -> Trace:
 
 def reading_dots(name: str, values: Values, unit: str, factor: int) -> Trace:
     """Return the dots of one reading: a dot for each block. Values are shown times `factor`."""
-    points = [(site.block, factor * value) for site, value in values.items()]
+    lines = lines_of(values)
+    points = [(lines[site], factor * value) for site, value in values.items()]
     hover = [f"{text(name)}<br>{site}: {amount(value, unit)}" for site, value in values.items()]
     ring = {"width": 1, "color": ON}
     trace = marks(points, symbol="circle", size=6, color=INK, opacity=0.6, line=ring)
@@ -328,8 +340,11 @@ def concentration(values: Values, unit: str) -> Figure:
     Curves, because a map of thousands of cells would show nothing.
     """
     by_block: dict[int, list[float]] = {}
+    names: dict[int, str] = {}
+    lines = lines_of(values)
     for site, value in values.items():
-        by_block.setdefault(site.block, []).append(value)
+        by_block.setdefault(lines[site], []).append(value)
+        names[lines[site]] = str(site.whole_block)
     blocks = 1 + max(by_block)
     curves = {block: cumulated(found) for block, found in sorted(by_block.items())}
     percent = {"range": [-2, 102], "tickvals": [0, 25, 50, 75, 100]}
@@ -344,9 +359,9 @@ def concentration(values: Values, unit: str) -> Figure:
         places = np.arange(len(curve)) * 100 / (len(curve) - 1)
         held = [f"{np.interp(share, places, curve):.1f} %" for share in SHOWN]
         size, largest = f"{len(by_block[block]):,}", text(amount(max(by_block[block]), unit))
-        rows.append([f"b{block}", size, largest, *held])
+        rows.append([names[block], size, largest, *held])
     head = ("block", "neurons", "largest", *(f"in the top {share} %" for share in SHOWN))
-    data = [neuron_curve(block, curve, depth_color(block, blocks)) for block, curve in curves.items()]
+    data = [neuron_curve(names[block], curve, depth_color(block, blocks)) for block, curve in curves.items()]
     return Figure("Neurons", data, layout, head, rows, f"importance in {unit}")
 
 
@@ -356,11 +371,11 @@ def cumulated(values: Sequence[float]) -> np.ndarray:
     return np.concatenate([[0.0], 100 * np.cumsum(ordered) / (ordered.sum() or 1.0)])
 
 
-def neuron_curve(block: int, curve: np.ndarray, color: str) -> Trace:
+def neuron_curve(block: str, curve: np.ndarray, color: str) -> Trace:
     """Return the curve of one block, thinned to as many points as its width can show."""
     count = len(curve) - 1
     at = np.unique(np.linspace(0, count, min(POINTS, count) + 1).round().astype(int))
     share, held = 100 * at / count, curve[at]
-    hover = [f"<b>b{block}.mlp</b><br>top {x:.3g} %: {y:.1f} %" for x, y in zip(share, held, strict=True)]
+    hover = [f"<b>{block}.mlp</b><br>top {x:.3g} %: {y:.1f} %" for x, y in zip(share, held, strict=True)]
     line = {"type": "scatter", "mode": "lines", "x": share.tolist(), "y": held.tolist(), "text": hover}
     return line | {"line": {"color": color, "width": 2}, "hovertemplate": "%{text}<extra></extra>"}

@@ -33,6 +33,7 @@ from secateur.core.score import METRICS
 from secateur.core.site import Site
 from secateur.core.stats import rank_correlation
 from secateur.errors import PlanError, TaskError
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.running import FEW, check_runs
 from secateur.options import Options, layers_of
@@ -208,7 +209,8 @@ def _plain_tasks(options: Options, blank: Loaded, specs: Sequence[str], split: s
     """Return the tasks without shots. Raises: `TaskError` for two of one name, which would be told apart by nothing."""
     tasks: dict[str, Task] = {}
     for spec in specs:
-        task = read_task(replace(options, task=spec, shots=0), blank, {split: 1}, blank.anatomy.labels)
+        asked, anatomy = replace(options, task=spec, shots=0), blank.anatomy
+        task = read_task(asked, blank, {split: 1}, anatomy.labels, anatomy.acts)
         if task.name in tasks:
             raise TaskError(f"two tasks are called {task.name!r}. Give each once, files by different names.")
         tasks[task.name] = task
@@ -235,18 +237,25 @@ def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
         read = BY_GRADIENT[kind](
             session.loaded, session.encoded, examples, packing=packing, split=split, progress=session.progress
         )
-        return {kind: {"importance": _within(read, blocks)}}
+        return {kind: {"importance": _within(read, anatomy, blocks)}}
     if kind == "experts":
         mass = router_mass(
             session.loaded, session.encoded, examples, packing=session.judge().packing, split=split
         )
-        mixed = [Site.parse(site) for site in _within(mass, blocks).values]
+        mixed = [Site.parse(site) for site in _within(mass, anatomy, blocks).values]
         able = [site for site in mixed if droppable_experts(anatomy, site.block)]
         rise = expected_rise(session, able, examples, split)
-        return {kind: {"importance": _within(mass, blocks), "expected_rise": rise}}
+        return {kind: {"importance": _within(mass, anatomy, blocks), "expected_rise": rise}}
     sites = {
-        name: [site for block in blocks if droppable(site := Site(block, part), anatomy)]
-        for name, part in BY_ABLATION.items()
+        name: [
+            site
+            for block in blocks
+            for part in (
+                ("attn", "cross") if first == "attn" and anatomy.widths[block].num_cross else (first,)
+            )
+            if droppable(site := anatomy.site(block, part), anatomy)
+        ]
+        for name, first in BY_ABLATION.items()
     }
     if not any(sites.values()):
         raise PlanError(
@@ -347,8 +356,8 @@ def checked_against(
         rng: Draws those examples.
     """
     some = sorted(rng.sample(list(examples), min(CHECK_EXAMPLES, len(examples))))
-    names = ("choice_loss",) if decided_by_choices(session) else ("text_loss", "loss")
-    metric = next(METRICS[name] for name in names if name != "text_loss" or "text" in session.task.kinds)
+    by_tokens = "text_loss" if "text" in session.task.kinds else session.loss_name
+    metric = METRICS["choice_loss" if decided_by_choices(session) else by_tokens]
     outcomes = session.judge()([session.empty, *plans.values()], some, "ablation")
     whole = metric.mean(outcomes[session.empty])
     rise = {name: metric.mean(outcomes[plan]) - whole for name, plan in plans.items()}
@@ -379,6 +388,7 @@ def behavior(loaded: Loaded, blocks: range, progress: Progress, seeds: int = SEE
 
     Raises: `ModelError` where one of them cannot be read.
     """
+    loaded.anatomy.refuse_pairs("prefix matching")
     check_copying(loaded.anatomy)
     copied = copying(loaded, seeds=seeds, blocks=blocks, progress=progress)
     found = {
@@ -387,11 +397,11 @@ def behavior(loaded: Loaded, blocks: range, progress: Progress, seeds: int = SEE
         "copying_beyond_sink": copied.beyond_sink,
         "attention_sink": copied.sink,
     }
-    return {name: _within(readings, blocks) for name, readings in found.items()}
+    return {name: _within(readings, loaded.anatomy, blocks) for name, readings in found.items()}
 
 
-def _within(readings: Readings, blocks: range) -> Readings:
-    return _at(readings, (site for site in readings.values if Site.parse(site).block in blocks))
+def _within(readings: Readings, anatomy: Anatomy, blocks: range) -> Readings:
+    return _at(readings, (site for site in readings.values if anatomy.number(Site.parse(site)) in blocks))
 
 
 def _at(readings: Readings, sites: Iterable[str]) -> Readings:

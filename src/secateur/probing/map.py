@@ -74,6 +74,7 @@ def read_map(
 
     def check(early: Session) -> None:
         parts = early.loaded.anatomy
+        parts.refuse_pairs("the map of all components")
         layers_of(parts, options)
         check_proved(early.loaded, proved_kinds(kinds, parts.matrix_kinds, parts.foldable))
 
@@ -245,7 +246,11 @@ def _by_gradients(
     size = -(-len(blocks) // QUARTERS)
     found: dict[str, dict[str, float]] = {}
     for start in range(blocks.start, blocks.stop, size):
-        some = {name: plan for name, plan in every.items() if plan.lowest_block in range(start, start + size)}
+        some = {
+            name: plan
+            for name, plan in every.items()
+            if plan.edits and session.loaded.anatomy.lowest_block(plan) in range(start, start + size)
+        }
         for reading, values in _known_effects(session, some, examples).items():
             found.setdefault(reading, {}).update(values)
     return found

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 from secateur.core.records.verdict import CutRecord, ParametersRecord, VerdictRecord
 from secateur.core.score import metric_name
-from secateur.core.site import ATTENTION_MATRICES, MATRICES, Site, in_words
+from secateur.core.site import (
+    ATTENTION_MATRICES,
+    EVERY_MATRIX,
+    MATRICES,
+    Site,
+    block_at,
+    in_words,
+    part_of,
+)
 from secateur.report.frame import PageSection
 from secateur.report.markup import MINUS, change, key
 from secateur.report.pruned_units import drop_list, drop_map, dropped, site_of
@@ -75,7 +83,8 @@ def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
     named = {site for item in inside if (site := site_of(item.site)) is not None}
     sites = looked_at.sites | named
     considered = sites | looked_at.screened
-    blocks = 1 + max((site.block for site in considered), default=-1)
+    encoder = verdict.model.encoder_blocks
+    blocks = 1 + max((site.block + encoder * (site.stack == "dec") for site in considered), default=-1)
     if any(item.blocks for item in inside):
         blocks = max(blocks, verdict.model.num_blocks)
     if not blocks:
@@ -85,17 +94,19 @@ def _matrix_map(verdict: VerdictRecord, looked_at: LookedAt) -> str:
         for item in inside
         for place in [f"b{block}" for block in item.blocks or ()] or [item.site]
     }
-    names = [name for name in MATRICES if any(site.part == name for site in considered)] or list(MATRICES)
+    names = [name for name in EVERY_MATRIX if any(site.part == name for site in considered)] or list(MATRICES)
     headless = dropped(verdict).headless
     none = {"kind": "", "title": "no heads here", "mark": ""}
+    wholes = [block_at(block, encoder) for block in range(blocks)]
     rows = [
         (
             name,
             [
                 none
-                if block in headless and name in ATTENTION_MATRICES
-                else _cell(Site(block, name), sites, cut, looked_at, blocks)
-                for block in range(blocks)
+                if (block in headless and name in ATTENTION_MATRICES)
+                or (whole.stack == "enc" and part_of(name) == "cross")
+                else _cell(whole.beside(name), sites, cut, looked_at, blocks)
+                for block, whole in enumerate(wholes)
             ],
         )
         for name in names
@@ -119,13 +130,12 @@ def _cell(
     of_experts = [
         item
         for place, item in cut.items()
-        if (own := site_of(place)) and own.unit and (own.block, own.part) == (site.block, site.part)
+        if (own := site_of(place)) and own.unit and own.beside(own.part) == site
     ]
     if of_experts:
         title = "; ".join(item.edit for item in of_experts)
         return {"kind": "cut", "title": title, "mark": f"{len(of_experts)} e"}
-    part = "attn" if site.part in ATTENTION_MATRICES else "mlp"
-    places = (str(site), f"b{site.block}.{part}", f"b{site.block}")
+    places = (str(site), *map(str, site.wholes))
     item = next((cut[place] for place in places if place in cut), None)
     if item is None:
         kind = "tried" if site in sites else "set-aside" if site in looked_at.screened else "idle"

@@ -138,7 +138,7 @@ def scale_of(low: float, high: float, unit: str) -> list[float]:
     """
     if (unit == "share" and high - low > 0.2) or unit.startswith("distinct"):
         return [0.0, 0.25, 0.5, 0.75, 1.0]
-    pad = 0.15 * max(high - low, 0.02 * abs(high))
+    pad = 0.15 * max(high - low, 0.02 * abs(high)) or 0.5  # where all is 0
     marks = ticks(low - pad if low < 0 else max(0.0, low - pad), high + pad)
     return [t for t in marks if 0 <= t <= 1] if unit == "share" else marks
 

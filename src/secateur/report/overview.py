@@ -23,6 +23,11 @@ LONGEST = 170  # characters of a prompt or an answer on the first screen
 ARROW = "\u00a0→ "
 
 
+def share_of(metric: str) -> str:
+    """Return in words what a metric in shares is a share of."""
+    return "share of episodes" if metric in ("return", "success") else "share of questions"
+
+
 @dataclass(frozen=True)
 class CostLine:
     """One line of what a cut cost or saved: its name, before and after, the change, and what it was measured on."""
@@ -73,7 +78,7 @@ def hero(verdict: VerdictRecord, changed: Sequence[ChangedExample] = ()) -> str:
         verdict=verdict,
         model=short_name(verdict.model.name),
         metric=metric_name(verdict.metric),
-        unit_words="share of questions" if unit == "share" else unit,
+        unit_words=share_of(verdict.metric) if unit == "share" else unit,
         direction="higher is better" if verdict.higher_is_better else "lower is better",
         cells=cells,
         start=start_text(verdict.baseline) if verdict.baseline else "",
@@ -129,7 +134,7 @@ def hero_lines(verdict: VerdictRecord) -> tuple[str, str, str]:
 def cut_words(verdict: VerdictRecord) -> list[tuple[str, str]]:
     """Return each edit in words with its address; where parts were dropped a line that counts them, then layers."""
     if any(item.kind == "drop" for item in verdict.cut):
-        layers = [(f"layer {block}: {words}", f"b{block}") for block, words in by_block(dropped(verdict))]
+        layers = [(f"{block.words}: {words}", str(block)) for block, words in by_block(dropped(verdict))]
         inside = [(in_words(item.edit), item.site) for item in verdict.cut if item.kind != "drop"]
         return [(verdict.cut_summary, ""), *layers, *inside]
     lines = []

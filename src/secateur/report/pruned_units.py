@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from secateur.core.records.verdict import VerdictRecord
-from secateur.core.site import Site
+from secateur.core.site import Site, block_at
 from secateur.errors import UnknownName
 from secateur.report.markup import key
 from secateur.report.templating import fragment
@@ -21,7 +21,12 @@ _UNITS = {
     "n": ("neuron", "neurons"),
     "e": ("expert", "experts"),
 }
-_WHOLES = {"attn": "attention", "mlp": "feed-forward network", "": "the whole layer"}
+_WHOLES = {
+    "attn": "attention",
+    "cross": "cross-attention",
+    "mlp": "feed-forward network",
+    "": "the whole layer",
+}
 
 
 def site_of(address: str) -> Site | None:
@@ -42,6 +47,7 @@ class Dropped:
         groups: KV groups of a block.
         replaced: Blocks that a linear map stands for, by itself or folded into the network before.
         headless: Blocks of a hybrid that never had heads.
+        encoder: Of the blocks, those of an encoder, which come first.
     """
 
     sites: frozenset[Site] = frozenset()
@@ -50,12 +56,13 @@ class Dropped:
     groups: int = 0
     replaced: frozenset[int] = frozenset()
     headless: frozenset[int] = frozenset()
+    encoder: int = 0
 
     def __contains__(self, site: Site) -> bool:
         """Tell whether `site` is gone: itself, the whole it is a part of, or the KV group it belongs to."""
         wholes = [site, *site.wholes]
         if site.unit == "h" and self.groups:
-            wholes.append(Site(site.block, "attn", "g", site.index * self.groups // self.heads))
+            wholes.append(site.beside(site.part, "g", site.index * self.groups // self.heads))
         return not self.sites.isdisjoint(wholes)
 
 
@@ -68,7 +75,8 @@ def dropped(verdict: VerdictRecord) -> Dropped:
     blocks = max(model.num_blocks, 1 + max((site.block for site in sites), default=-1))
     replaced = frozenset(block for item in verdict.cut for block in item.blocks or ())
     groups = model.num_kv_heads or model.num_heads
-    return Dropped(sites, blocks, model.num_heads, groups, replaced, frozenset(model.without_heads))
+    headless = frozenset(model.without_heads)
+    return Dropped(sites, blocks, model.num_heads, groups, replaced, headless, model.encoder_blocks)
 
 
 def drop_map(gone: Dropped) -> str:
@@ -76,7 +84,7 @@ def drop_map(gone: Dropped) -> str:
     size = gone.heads // gone.groups if gone.heads else 0
     between = 7 if size > 1 else 2  # pixels; heads of a group stand closer than groups
     width = 22 * gone.heads + 2 * (gone.heads - gone.groups) + between * max(0, gone.groups - 1)
-    words = "; ".join(f"b{block}: {words}" for block, words in by_block(gone)) or "nothing"
+    words = "; ".join(f"{block}: {words}" for block, words in by_block(gone)) or "nothing"
     whole = [("cut gone", "whole layer")] if any(not site.part for site in gone.sites) else []
     drawn = fragment(
         "cut",
@@ -92,14 +100,15 @@ def drop_map(gone: Dropped) -> str:
 
 def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
     """Return what the template needs of a block: (site, whether it is gone) of each head, by group; its network."""
+    whole = block_at(block, gone.encoder)
     heads = [
-        [Site(block, "attn", "h", group * size + place) for place in range(size)]
+        [whole.beside("attn", "h", group * size + place) for place in range(size)]
         for group in range(0 if block in gone.headless else gone.groups)
     ]
-    network = Site(block, "mlp")
+    network = whole.beside("mlp")
     return {
-        "block": block,
-        "gone": Site(block) in gone,
+        "block": str(whole),
+        "gone": whole in gone,
         "replaced": block in gone.replaced,
         "groups": [
             [(str(site), site in gone or block in gone.replaced) for site in group] for group in heads
@@ -109,7 +118,7 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
         "lost": [
             f"{len(units):,} {words[len(units) > 1]}"
             for unit, words in _UNITS.items()
-            if (units := [s for s in gone.sites if (s.block, s.part, s.unit) == (block, "mlp", unit)])
+            if (units := [s for s in gone.sites if s.unit == unit and s.wholes[0] == network])
         ],
     }
 
@@ -117,19 +126,22 @@ def _line(block: int, size: int, gone: Dropped) -> dict[str, object]:
 def drop_list(gone: Dropped) -> str:
     """Return what was dropped, block by block: `b0  heads 1–3, 6; feed-forward network`."""
     items = "".join(
-        f"<dt>layer {block} <code>b{block}</code></dt><dd>{words}</dd>" for block, words in by_block(gone)
+        f"<dt>{block.words} <code>{block}</code></dt><dd>{words}</dd>" for block, words in by_block(gone)
     )
     return f'<dl class="drops">{items}</dl>' if items else ""
 
 
-def by_block(gone: Dropped) -> Iterable[tuple[int, str]]:
+def by_block(gone: Dropped) -> Iterable[tuple[Site, str]]:
     """Yield each layer that lost something, with what went of it: `heads 1–3, 6; feed-forward network`."""
     for block in range(gone.blocks):
-        sites = sorted(site for site in gone.sites if site.block == block)
-        words = [part for unit in _UNITS for part in _unit_words(sites, unit)]
+        whole = block_at(block, gone.encoder)
+        sites = sorted(site for site in gone.sites if site.whole_block == whole)
+        own, crossing = ([s for s in sites if (s.part == "cross") == crosses] for crosses in (False, True))
+        words = [part for unit in _UNITS for part in _unit_words(own, unit)]
+        words += [f"cross-attention {part}" for unit in "hg" for part in _unit_words(crossing, unit)]
         words += [_WHOLES[site.part] for site in sites if not site.unit]
         if words:
-            yield block, "; ".join(words)
+            yield whole, "; ".join(words)
 
 
 def _unit_words(sites: Sequence[Site], unit: str) -> list[str]:

@@ -20,8 +20,8 @@ from secateur.report.cuts import LookedAt, cut_section
 from secateur.report.frame import FigureGroup, PageSection
 from secateur.report.gains import gains_section, size
 from secateur.report.interval_plot import Compared, Dumbbell, dumbbell, panels
-from secateur.report.markup import change, interval, key, known, number, table, text
-from secateur.report.overview import hero, short_name, sign_of
+from secateur.report.markup import capital, change, interval, key, known, number, table, text
+from secateur.report.overview import hero, share_of, short_name, sign_of
 from secateur.report.page import assemble
 from secateur.report.templating import fragment
 
@@ -110,7 +110,8 @@ def compared(verdict: VerdictRecord) -> PageSection:
         title, lead, numbers = "The unchanged model on test", "Held-out test examples; nothing was cut", []
     if tried:
         lead += ", beside what a trivial change would have done"
-    body = (legend, panels(rows, UNITS), alternatives, tables.measures(numbers))
+    titles = UNITS | {"share": capital(share_of(verdict.metric))}
+    body = (legend, panels(rows, titles), alternatives, tables.measures(numbers))
     return PageSection("compared", title, f"{lead}.", body)
 
 

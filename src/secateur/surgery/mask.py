@@ -36,7 +36,7 @@ def masked(
             if isinstance(operation, OnBlock):
                 block = model.get_submodule(operation.path)
                 change = operation.apply if isinstance(operation, ReplaceWithLinear) else torch.clone
-                stack.enter_context(swapped_forward(block, _giving(block.forward, change)))
+                stack.enter_context(swapped_forward(block, giving(block.forward, change)))
                 continue
             if isinstance(operation, DropExperts):
                 stack.enter_context(swapped_forward(*operation.fewer(model)))
@@ -84,7 +84,7 @@ def swapped_forward(module: nn.Module, forward: Callable[..., object]) -> Iterat
             module.forward = before
 
 
-def _giving(block: Callable[..., object], change: Callable[[Tensor], Tensor]) -> Callable[..., object]:
+def giving(block: Callable[..., object], change: Callable[[Tensor], Tensor]) -> Callable[..., object]:
     """Return a forward that runs the block but returns its input, changed by `change`.
 
     The block runs all the same, so that a cache keeps count of its tokens.

@@ -9,7 +9,7 @@ At the end a shape becomes the list of operations that `modeling_secateur.carve_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -20,14 +20,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.core.plan import Linearize, Plan
-from secateur.core.site import MATRICES, Site
+from secateur.core.site import CROSS_MATRICES, EVERY_MATRIX, Site
 from secateur.errors import PlanError
 from secateur.hf.anatomy import Anatomy
-from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired
+from secateur.hf.build import Find, blank, carved, carving_of, filled_, held_by, repaired, restated
 from secateur.hf.family import Mixture
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import SLICES, Matrix
 from secateur.surgery.operations import (
+    OUTPUTS,
     Decompose,
     OnParameter,
     Operation,
@@ -42,6 +43,7 @@ from secateur.surgery.shape import (
     BlockShape,
     Shape,
     columns_left,
+    depths_of,
     new_biases,
     rows_left,
     shape_of,
@@ -72,12 +74,15 @@ class CutModel:
     model: PreTrainedModel
     _remade: CutTensors
     _before: Mapping[str, str]  # path of a block → its path in the original
+    _first: Set[str] = frozenset()  # modules of first blocks that stay there, whichever block comes first
 
     def tensors_of(self, original: PreTrainedModel) -> Find:
         """Return a function from a name to the new model's tensor: made when asked for, or the original's."""
         held, before = held_by(original), self._before
 
         def find(name: str) -> Tensor | None:
+            if name.rpartition(".")[0] in self._first:
+                return held(name)
             moved = (
                 old + name.removeprefix(new) for new, old in before.items() if name.startswith(f"{new}.")
             )
@@ -101,9 +106,20 @@ def cut_model(
     operations = resolve(plan, anatomy, loaded.fingerprint)
     shape = shape_of(Plan(plan.model) if zeroed else plan, anatomy, factorize=factorize)
     model = blank(cut_config(loaded, shape), like=loaded.model)
-    new = anatomy.blocks[: len(shape.blocks)]
-    before = {path: anatomy.blocks[old] for path, old in zip(new, shape.numbers, strict=True)}
-    return CutModel(model, CutTensors(loaded, plan, operations, shape, decompose), before)
+    before = {
+        anatomy.blocks[new]: anatomy.blocks[old]
+        for new, old in zip(new_numbers(shape, anatomy), shape.numbers, strict=True)
+    }
+    first = anatomy.details.from_first
+    firsts = {f"{anatomy.blocks[number]}.{first}" for number in {0, anatomy.num_encoder} if first}
+    return CutModel(model, CutTensors(loaded, plan, operations, shape, decompose), before, firsts)
+
+
+def new_numbers(shape: Shape, anatomy: Anatomy) -> list[int]:
+    """Return the places that the remaining blocks get among all: each stack from its first place on."""
+    encoder = sum(number < anatomy.num_encoder for number in shape.numbers)
+    decoder = len(shape.numbers) - encoder
+    return [*range(encoder), *range(anatomy.num_encoder, anatomy.num_encoder + decoder)]
 
 
 def cut_config(loaded: Loaded, shape: Shape) -> Any:
@@ -113,11 +129,16 @@ def cut_config(loaded: Loaded, shape: Shape) -> Any:
     if fewer and config.to_dict().get("scale_attn_by_inverse_layer_idx"):
         raise PlanError("this model scales attention by the number of its block, so no block can be dropped.")
     changes = stock_config(shape, anatomy)
+    if anatomy.num_encoder:
+        depths = depths_of(shape, anatomy)
+        stock = restated(config, **depths | ({} if isinstance(changes, str) else changes))
+    else:
+        stock = repaired(config, shape.numbers, **({} if isinstance(changes, str) else changes))
     if not isinstance(changes, str):
-        return repaired(config, shape.numbers, **changes)
+        return stock
     earlier = renumbered(carving_of(config), shape, anatomy)
     operations = [*earlier, *carving_operations(shape, anatomy)]
-    return carved(repaired(config, shape.numbers), operations, anatomy.details.head)
+    return carved(stock, operations, anatomy.details.head)
 
 
 class CutTensors:
@@ -158,7 +179,7 @@ class CutTensors:
         """Yield each changed module's path with the function that makes its tensors."""
         anatomy = self._anatomy
         for block in self._shape.blocks:
-            for module, matrices in modules_of(block, MATRICES, anatomy).items():
+            for module, matrices in modules_of(block, EVERY_MATRIX, anatomy).items():
                 yield module, partial(self._module, block, module, matrices)
             if anatomy.details.per_head and block.groups and _lost_heads(block, anatomy):
                 yield anatomy.attention(block.number), partial(self._of_heads, block)
@@ -168,12 +189,14 @@ class CutTensors:
                 for owner in dict.fromkeys(name.rpartition(".")[0] for name in mixture.rows):
                     path = f"{network}.{owner}".rstrip(".")
                     yield path, partial(self._of_experts, block, network, owner, mixture)
-            if block.groups is not None and not block.groups and not anatomy.details.mixes:
-                path = f"{anatomy.attention(block.number)}.output"
-                yield path, partial(self._left_bias, path, Site(block.number, "o"))
+            for part in ("attn", "cross"):
+                groups = block.groups_of(part)
+                if groups is not None and not groups and not anatomy.details.mixes:
+                    path = f"{anatomy.attention(block.number, part)}.output"
+                    yield path, partial(self._left_bias, path, block.site.beside(OUTPUTS[part]))
             if block.neurons is not None and not block.neurons and anatomy.mlps is not None:
                 path = anatomy.mlps[block.number]
-                yield path, partial(self._left_bias, path, Site(block.number, "down"))
+                yield path, partial(self._left_bias, path, block.site.beside("down"))
         for before, edits in self._shape.entries.items():
             path = entry_path(before, anatomy)
             yield f"{path}.entry", partial(self._maps, path, edits)
@@ -255,7 +278,8 @@ class CutTensors:
 
     def _part(self, block: BlockShape, matrix: Matrix, path: str, written: Mapping[str, Tensor]) -> Named:
         """Yield the tensors of a matrix that becomes a module of its own, as two factors where it has a rank."""
-        rows, columns = list(rows_left(matrix, block, self._anatomy.d_head)), self._columns(matrix, block)
+        rows = list(rows_left(matrix, block, self._anatomy.widths[block.number].d_head))
+        columns = self._columns(matrix, block)
         if _bias_of(matrix) in written:
             yield f"{path}.bias", matrix.of_output(written[_bias_of(matrix)])[rows]
         if matrix.site in self._shape.ranks:
@@ -276,7 +300,7 @@ class CutTensors:
         return a.to(weight.dtype), b.to(weight.dtype)
 
     def _columns(self, matrix: Matrix, block: BlockShape) -> list[int]:
-        return list(columns_left(matrix, block, self._anatomy.d_head))
+        return list(columns_left(matrix, block, self._anatomy.widths[block.number].d_head))
 
 
 def _paths_around(name: str) -> Iterator[str]:
@@ -294,12 +318,13 @@ def _bias_of(matrix: Matrix) -> str:
 def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:
     """Return the remaining rows of the stored parameter, in their new order: group by group where it is stored so, with
     gates where heads have them."""
+    d_head = anatomy.widths[block.number].d_head
     if anatomy.is_gated(matrices[0].site):
-        return spread(block.heads, 2 * anatomy.d_head)
+        return spread(block.heads, 2 * d_head)
     in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
     layout = _layout(matrices[0], anatomy)
     turns = in_turn if layout == "grouped" else [block]
-    rows = ((m, rows_left(m, turn, anatomy.d_head)) for turn in turns for m in matrices)
+    rows = ((m, rows_left(m, turn, d_head)) for turn in turns for m in matrices)
     stored = list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))
     return sorted(stored) if layout == "sliced" else stored
 
@@ -314,7 +339,8 @@ def carving_operations(shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
     if lacks and shape.numbers[0]:
         operations.append({"op": "like", "path": f"{first}.{lacks[0]}", "other": lacks[1]})
     for block in shape.blocks:
-        operations += _carved_attention(block, shape, anatomy)
+        for part in ("attn", "cross"):
+            operations += _carved_attention(block, part, shape, anatomy)
         operations += _carved_mlp(block, shape, anatomy)
         operations += _carved_experts(block, anatomy)
     for before, edits in shape.entries.items():
@@ -325,41 +351,50 @@ def carving_operations(shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
     return renumbered(operations, shape, anatomy)
 
 
-def _carved_attention(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
-    path, num_heads = anatomy.attention(block.number), anatomy.widths[block.number].num_heads
+def _carved_attention(block: BlockShape, part: str, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
+    """Return the operations for the self-attention (`attn`) or the cross-attention (`cross`) of a block."""
+    widths, groups = anatomy.widths[block.number], block.groups_of(part)
+    num_heads = widths.num_cross if part == "cross" else widths.num_heads
     if not num_heads:
         return []
-    if not block.groups:
+    path = anatomy.attention(block.number, part)
+    if not groups:
+        if anatomy.details.shared_bias:
+            return [{"op": "no_shared_attention", "path": path, "layer": 0}]
         stand = {"op": "no_attention", "path": path, "width": anatomy.d_model, "layer": 0}
-        bias = {"bias": True} if block.groups is not None else {}
+        bias = {"bias": True} if groups is not None else {}
         if anatomy.details.mixes:
-            out: CarveOperation = {"op": "constant", "path": anatomy.matrices[Site(block.number, "o")].module}
+            out: CarveOperation = {"op": "constant", "path": anatomy.matrices[block.site.beside("o")].module}
             return [stand | {"width": 0}, out | {"width": anatomy.d_model} | bias]
         residual = {"residual": True} if anatomy.details.adds_residual else {}
         alone = {"alone": True} if anatomy.details.returns_list else {}
         return [stand | bias | residual | alone]
-    operations = _carved_linears(block, "qkvo", shape, anatomy)
-    if not _lost_heads(block, anatomy):
+    operations = _carved_linears(block, CROSS_MATRICES if part == "cross" else "qkvo", shape, anatomy)
+    if not _lost_heads(block, anatomy, part):
         return operations
+    heads = block.heads_of(part)
     numbers = {
-        "heads": len(block.heads),
-        "kv_heads": len(block.groups),
-        "queries": block.queries,
-        "width": len(block.heads) * anatomy.d_head,
+        "heads": len(heads),
+        "kv_heads": len(groups),
+        "queries": len(groups[0].queries),
+        "width": len(heads) * widths.d_head,
     }
-    values = {name: numbers[what] for name, what in anatomy.details.counts.items()}
+    values = {name: numbers[what] for name, what in anatomy.family_of(block.number).counts.items()}
     if values:
         operations.append({"op": "attributes", "path": path, "values": values})
     if anatomy.details.per_head:
         names = list(anatomy.details.per_head)
-        operations.append({"op": "per_head", "path": path, "names": names, "heads": len(block.heads)})
+        operations.append({"op": "per_head", "path": path, "names": names, "heads": len(heads)})
     if anatomy.alibi:
-        operations.append({"op": "some_heads", "path": path, "heads": block.heads, "of": num_heads})
+        operations.append({"op": "some_heads", "path": path, "heads": heads, "of": num_heads})
+    if anatomy.details.shared_bias:
+        operations.append({"op": "shared_bias", "path": path, "heads": heads})
     return operations
 
 
-def _lost_heads(block: BlockShape, anatomy: Anatomy) -> bool:
-    return block.heads != list(range(anatomy.widths[block.number].num_heads))
+def _lost_heads(block: BlockShape, anatomy: Anatomy, part: str = "attn") -> bool:
+    widths = anatomy.widths[block.number]
+    return block.heads_of(part) != list(range(widths.num_cross if part == "cross" else widths.num_heads))
 
 
 def _carved_mlp(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
@@ -367,14 +402,14 @@ def _carved_mlp(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[Carve
         return []
     if block.neurons:
         return _carved_linears(block, ("gate", "up", "down"), shape, anatomy)
-    down = anatomy.matrices[Site(block.number, "down")]
+    down = anatomy.matrices[block.site.beside("down")]
     path = down.module if anatomy.mlps is None else anatomy.mlps[block.number]
     stand = {"op": "constant", "path": path, "width": anatomy.d_model}
     if block.neurons is not None:
         stand["bias"] = True
     if anatomy.mlps is not None:
         return [stand]
-    return [{"op": "nothing", "path": anatomy.matrices[Site(block.number, "up")].module}, stand]
+    return [{"op": "nothing", "path": anatomy.matrices[block.site.beside("up")].module}, stand]
 
 
 def _carved_experts(block: BlockShape, anatomy: Anatomy) -> list[CarveOperation]:
@@ -393,7 +428,7 @@ def _carved_linears(
     folds = {anatomy.matrices[site].module for site in shape.folds}
     for module, matrices in modules_of(block, kinds, anatomy).items():
         new = module in folds
-        sizes = [shape.size(matrix, anatomy.d_head) for matrix in matrices]
+        sizes = [shape.size(matrix, anatomy) for matrix in matrices]
         ranks = [shape.ranks.get(matrix.site) for matrix in matrices]
         parts: list[CarveOperation] = []
         for (rows, columns), rank, matrix in zip(sizes, ranks, matrices, strict=True):
@@ -425,7 +460,7 @@ def modules_of(block: BlockShape, kinds: Sequence[str], anatomy: Anatomy) -> dic
     if "k" in kinds and anatomy.details.slots["k"].layout == "sliced":
         kinds = [{"k": "v", "v": "k"}.get(kind, kind) for kind in kinds]
     for kind in kinds:
-        matrix = anatomy.matrices.get(Site(block.number, kind))
+        matrix = anatomy.matrices.get(block.site.beside(kind))
         if matrix is not None:
             modules.setdefault(matrix.module, []).append(matrix)
     return modules
@@ -433,7 +468,7 @@ def modules_of(block: BlockShape, kinds: Sequence[str], anatomy: Anatomy) -> dic
 
 def _layout(matrix: Matrix, anatomy: Anatomy) -> str:
     """Return how a matrix shares its module with others."""
-    return anatomy.details.slots[matrix.site.part].layout
+    return anatomy.slot(matrix.site).layout
 
 
 def renumbered(
@@ -449,9 +484,10 @@ def renumbered(
         if not any(f"{path}.".startswith(f"{block}.") for block in anatomy.blocks):
             kept.append(dict(operation))
             continue
-        for new, old in enumerate(shape.numbers):
+        for new, old in zip(new_numbers(shape, anatomy), shape.numbers, strict=True):
             if f"{path}.".startswith(f"{anatomy.blocks[old]}."):
                 moved = anatomy.blocks[new] + path.removeprefix(anatomy.blocks[old])
-                layer: CarveOperation = {"layer": new} if "layer" in operation else {}
+                place = anatomy.site(new).block  # in its own stack, by which caches count
+                layer: CarveOperation = {"layer": place} if "layer" in operation else {}
                 kept.append(dict(operation) | {"path": moved} | layer)
     return kept

@@ -79,7 +79,7 @@ class RemoveComponents:
 
     def apply_(self, weight: Tensor, decompose: Decompose = decompose) -> Float[Tensor, " out"] | None:
         """Change `weight` in place; return W_removed · mean, in float32 or wider, or None where nothing is folded."""
-        whole, of_inputs = self.matrix.read(weight), self.matrix.site.part == "o"
+        whole, of_inputs = self.matrix.read(weight), self.matrix.site.kind == "o"
         parts = pieces(whole, self.heads, columns=of_inputs)
         u = self.basis(weight, decompose)
         gone = torch.zeros(u.shape[0], u.shape[2], dtype=torch.bool, device=u.device)
@@ -96,7 +96,7 @@ class RemoveComponents:
             )
         if not self.edit.per_head:
             return decompose(self.matrix, weight).u[None]
-        of_inputs = self.matrix.site.part == "o"
+        of_inputs = self.matrix.site.kind == "o"
         return directions(pieces(self.matrix.read(weight), self.heads, columns=of_inputs)).u
 
     def _fitted(self, name: str, like: Tensor) -> Tensor:
@@ -219,16 +219,25 @@ def resolve(plan: Plan, anatomy: Anatomy, fingerprint: str) -> tuple[Operation, 
             "differ. Use the model the plan was made for, or search again."
         )
     check_sites(plan.dropped, anatomy)
-    if len(plan.blocks_gone) == anatomy.num_blocks:
+    if anatomy.num_encoder and plan.linearized:
+        raise PlanError(
+            f"{plan.linearized[0]}: blocks of an encoder-decoder are not replaced by linear maps. Drop them."
+        )
+    gone = anatomy.numbers(plan.blocks_gone)
+    if len(gone) == anatomy.num_blocks:
         raise PlanError("this plan takes every block of the model away. Keep at least one.")
-    if not keeps_blocks(plan.blocks_gone, anatomy):
+    if not keeps_blocks(gone, anatomy):
+        if anatomy.num_encoder:
+            raise PlanError(
+                "this plan takes every block of the encoder, or of the decoder, away. Keep one of each."
+            )
         raise PlanError(
             f"this plan takes every block away that has attention ({', '.join(map(str, anatomy.attending))}), or every "
             "one that has none. Keep at least one of each kind."
         )
     for edit in plan.linearized:
         if edit.form == "linear":
-            left = (number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone)
+            left = (number for number in range(anatomy.num_blocks) if number not in gone)
             entry_path(following(edit, left), anatomy)
     return (
         *(operation for edit in plan.by_kind for operation in _operations(edit, anatomy)),
@@ -292,10 +301,7 @@ def _linearized(edit: Linearize, anatomy: Anatomy) -> Iterator[Operation]:
 
     Raises: `PlanError` where the map does not fit, or nothing can carry it.
     """
-    if edit.blocks[-1] >= anatomy.num_blocks:
-        raise UnknownName(
-            f"this model has no b{edit.blocks[-1]}: it has {anatomy.num_blocks} blocks, counted from 0."
-        )
+    anatomy.number(Site(edit.blocks[-1]))
     _check_map(edit, anatomy)
     blocks = [anatomy.blocks[block] for block in edit.blocks]
     if edit.folded_into is None:
@@ -361,12 +367,12 @@ def _check_map(edit: Linearize, anatomy: Anatomy) -> None:
 def num_directions(matrix: Matrix, heads: int) -> int:
     """Return the number of directions of the matrix, or of each of its heads."""
     rows, columns = matrix.shape
-    return min(rows, columns // heads) if matrix.site.part == "o" else min(rows // heads, columns)
+    return min(rows, columns // heads) if matrix.site.kind == "o" else min(rows // heads, columns)
 
 
 def _check_fold(edit: RemoveDirections, fold: Fitted, matrix: Matrix, heads: int) -> None:
     arrays = _arrays(edit, fold)
-    rows = matrix.shape[0] if matrix.site.part == "o" else matrix.shape[0] // heads
+    rows = matrix.shape[0] if matrix.site.kind == "o" else matrix.shape[0] // heads
     wanted = {"mean": (matrix.shape[1],), "u": (heads, rows, num_directions(matrix, heads))}
     if "mean" not in arrays:
         raise PlanError(f"{edit}: its fitted tensors hold no mean input, so there is nothing to fold.")
@@ -384,11 +390,11 @@ def droppable(site: Site, anatomy: Anatomy) -> bool:
     zeroed.
     """
     if not site.part:
-        return keeps_blocks({site.block}, anatomy)
-    return _has(anatomy, site) and Site(site.block, OUTPUTS[site.part]) in anatomy.matrices
+        return keeps_blocks({anatomy.number(site)}, anatomy)
+    return _has(anatomy, site) and site.beside(OUTPUTS[site.part]) in anatomy.matrices
 
 
-OUTPUTS = {"attn": "o", "mlp": "down"}  # the matrix that a part's output comes from
+OUTPUTS = {"attn": "o", "cross": "cross.o", "mlp": "down"}  # the matrix that a part's output comes from
 
 
 def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
@@ -400,7 +406,7 @@ def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
                 f"as b{site.block}.mlp.e0."
             )
         anatomy.check_attention(site)
-        if site.block >= anatomy.num_blocks or (site.part and not _has(anatomy, site)):
+        if not anatomy.has_block(site) or (site.part and not _has(anatomy, site)):
             raise UnknownName(f"this model has no {site}: it has {_sizes(anatomy, site)}, counted from 0.")
     _check_experts(sites, anatomy)
     groups = {site for site in sites if site.unit == "g"}
@@ -413,7 +419,7 @@ def check_sites(sites: Sequence[Site], anatomy: Anatomy) -> None:
 
 def _check_experts(sites: Iterable[Site], anatomy: Anatomy) -> None:
     """Raise `PlanError` where experts cannot go, or fewer would be left than a router needs."""
-    gone = Counter(site.block for site in sites if site.unit == "e")
+    gone = Counter(anatomy.number(site) for site in sites if site.unit == "e")
     for block, count in gone.items():
         most = droppable_experts(anatomy, block)
         if count > most:
@@ -430,7 +436,7 @@ def keeps_blocks(gone: Set[int], anatomy: Anatomy) -> bool:
 
 def keeps_enough_experts(sites: Iterable[Site], anatomy: Anatomy) -> bool:
     """Return True where every router has as many experts left as it needs."""
-    gone = Counter(site.block for site in sites if site.unit == "e")
+    gone = Counter(anatomy.number(site) for site in sites if site.unit == "e")
     return all(count <= droppable_experts(anatomy, block) for block, count in gone.items())
 
 
@@ -443,19 +449,27 @@ def droppable_experts(anatomy: Anatomy, block: int) -> int:
 
 
 def _has(anatomy: Anatomy, site: Site) -> bool:
-    widths = anatomy.widths[site.block]
-    counts = {"h": widths.num_heads, "g": widths.num_kv_heads, "n": widths.d_ff, "e": widths.num_experts}
-    count = counts.get(site.unit, widths.num_heads if site.part == "attn" else widths.d_ff)
+    widths = anatomy.widths[anatomy.number(site)]
+    heads, groups = heads_of(site, anatomy)
+    counts = {"h": heads, "g": groups, "n": widths.d_ff, "e": widths.num_experts}
+    count = counts.get(site.unit, widths.d_ff if site.part == "mlp" else heads)
     return site.index < count
 
 
+def heads_of(site: Site, anatomy: Anatomy) -> tuple[int, int]:
+    """Return the query and key/value heads of the attention that a site is, or is a part of."""
+    widths = anatomy.widths[anatomy.number(site)]
+    crosses = site.part.startswith("cross")
+    return (widths.num_cross,) * 2 if crosses else (widths.num_heads, widths.num_kv_heads)
+
+
 def _sizes(anatomy: Anatomy, site: Site) -> str:
-    if site.block >= anatomy.num_blocks or not site.unit:
-        return f"{anatomy.num_blocks} blocks"
-    has = anatomy.widths[site.block]
+    if not anatomy.has_block(site) or not site.unit:
+        return anatomy.blocks_in_words
+    has, (heads, groups) = anatomy.widths[anatomy.number(site)], heads_of(site, anatomy)
     words = {
-        "h": f"{has.num_heads} heads",
-        "g": f"{has.num_kv_heads} KV groups",
+        "h": f"{heads} heads",
+        "g": f"{groups} KV groups",
         "n": f"{has.d_ff} neurons",
         "e": f"{has.num_experts} experts",
     }
@@ -464,13 +478,14 @@ def _sizes(anatomy: Anatomy, site: Site) -> str:
 
 def group_of(head: Site, anatomy: Anatomy) -> Site:
     """Return the KV group of a query head."""
-    widths = anatomy.widths[head.block]
-    return Site(head.block, "attn", "g", head.index // (widths.num_heads // widths.num_kv_heads))
+    heads, groups = heads_of(head, anatomy)
+    return head.beside(head.part, "g", head.index // (heads // groups))
 
 
 def _dropped(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
     """Yield the operations that make the sites contribute nothing."""
-    for (block, part), listed in groupby(sites, key=lambda site: (site.block, site.part)):
+    for whole, listed in groupby(sites, key=lambda site: site.beside(site.part)):
+        block, part = anatomy.number(whole), whole.part
         if not part:
             yield SkipBlock(anatomy.blocks[block])
             continue
@@ -479,7 +494,7 @@ def _dropped(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
             path, count = f"{anatomy.blocks[block]}.{mixture.network}", anatomy.widths[block].num_experts
             yield DropExperts(path, mixture, count, tuple(site.index for site in listed))
             continue
-        matrix = anatomy.matrix(Site(block, OUTPUTS[part]))
+        matrix = anatomy.matrix(whole.beside(OUTPUTS[part]))
         units = [site for site in listed if site.unit]
         if units:
             yield ZeroColumns(matrix, tuple(column for site in units for column in columns_of(site, anatomy)))
@@ -491,7 +506,8 @@ def _dropped(sites: Sequence[Site], anatomy: Anatomy) -> Iterator[Operation]:
 
 def columns_of(site: Site, anatomy: Anatomy) -> range:
     """Return the input columns of a head, group or neuron in its block's `o` or `down`."""
-    widths = anatomy.widths[site.block]
-    group = widths.num_heads // widths.num_kv_heads * anatomy.d_head if site.unit == "g" else 0
-    width = {"h": anatomy.d_head, "g": group, "n": 1}[site.unit]
-    return range(site.index * width, (site.index + 1) * width)
+    size = 1
+    if site.unit != "n":
+        heads, groups = heads_of(site, anatomy)
+        size = anatomy.widths[anatomy.number(site)].d_head * (heads // groups if site.unit == "g" else 1)
+    return range(site.index * size, (site.index + 1) * size)

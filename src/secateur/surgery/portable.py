@@ -35,10 +35,15 @@ def portable_plan(plan: Plan, loaded: Loaded, importance: Importance | None = No
     shape = shape_of(plan, anatomy)
     if not isinstance(stock_config(shape, anatomy), str):
         return plan
+    if anatomy.num_encoder:
+        raise PlanError(
+            f"no stock class of transformers holds the result of this plan ({stock_config(shape, anatomy)}), and of an "
+            "encoder-decoder none is sought beside it. Leave out --form stock."
+        )
     if (
         anatomy.details.first_lacks and shape.numbers[0]
     ):  # the stock class would leave the next one without its norm
-        kept_first = tuple(edit for edit in plan.edits if 0 not in blocks_of(edit))
+        kept_first = tuple(edit for edit in plan.edits if Site(0) not in blocks_of(edit))
         return portable_plan(Plan(plan.model, kept_first), loaded, importance)
     importance = importance or output_norms(loaded)
     dropped = set(plan.dropped)

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from secateur.core.plan import Linearize, Plan
-from secateur.core.site import Site
+from secateur.core.site import CROSS_MATRICES, Site, part_of
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
-from secateur.surgery.operations import following, group_of, num_directions
+from secateur.surgery.operations import OUTPUTS, following, group_of, heads_of, num_directions
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,29 @@ class Group:
 class BlockShape:
     """The remaining parts of block `number`. None: the part is dropped whole; empty: no unit remains, but a bias.
 
-    `experts` are those of a mixture, empty where the block's network is none.
+    `experts` are those of a mixture, empty where the block's network is none. `cross` are the groups of a
+    cross-attention, and `site` is the block's address.
     """
 
     number: int
     groups: tuple[Group, ...] | None
     neurons: Sequence[int] | None
     experts: Sequence[int] = ()
+    cross: tuple[Group, ...] | None = None
+    site: Site = field(default=Site(0))
+
+    def groups_of(self, part: str) -> tuple[Group, ...] | None:
+        """Return the remaining groups of the self-attention (`attn`) or of the cross-attention (`cross`)."""
+        return self.cross if part == "cross" else self.groups
+
+    def heads_of(self, part: str) -> list[int]:
+        """Return the remaining query heads of an attention, by their numbers in the original."""
+        return [head for group in self.groups_of(part) or () for head in group.queries]
 
     @property
     def heads(self) -> list[int]:
         """Return the remaining query heads, by their numbers in the original."""
-        return [head for group in self.groups or () for head in group.queries]
+        return self.heads_of("attn")
 
     @property
     def queries(self) -> int:
@@ -68,10 +79,15 @@ class Shape:
         """Return the remaining blocks, by their numbers in the original."""
         return [block.number for block in self.blocks]
 
-    def size(self, matrix: Matrix, d_head: int) -> tuple[int, int]:
+    def size(self, matrix: Matrix, anatomy: Anatomy) -> tuple[int, int]:
         """Return the remaining (out, in) of a matrix of a remaining block."""
-        block = next(block for block in self.blocks if block.number == matrix.site.block)
+        block, d_head = self.block_of(matrix.site), anatomy.widths[anatomy.number(matrix.site)].d_head
         return len(rows_left(matrix, block, d_head)), len(columns_left(matrix, block, d_head))
+
+    def block_of(self, site: Site) -> BlockShape:
+        """Return the remaining block that a site is in."""
+        whole = site.whole_block
+        return next(block for block in self.blocks if block.site == whole)
 
     def num_parameters(self, anatomy: Anatomy) -> int:
         """Return the parameters of the whole model as it will be stored; tied ones count once."""
@@ -87,9 +103,14 @@ class Shape:
     def _lost(self, block: BlockShape, anatomy: Anatomy, biased: Set[str]) -> int:
         widths = anatomy.widths[block.number]
         lost = (widths.num_experts - len(block.experts)) * widths.expert
-        sizes = len(block.groups or ()), len(block.heads), len(block.neurons or ())
-        whole = sizes == (widths.num_kv_heads, widths.num_heads, widths.d_ff)
-        if whole and not biased and not any(site.block == block.number for site in self.ranks):
+        sizes = (
+            len(block.groups or ()),
+            len(block.heads),
+            len(block.heads_of("cross")),
+            len(block.neurons or ()),
+        )
+        whole = sizes == (widths.num_kv_heads, widths.num_heads, widths.num_cross, widths.d_ff)
+        if whole and not biased and not any(site.whole_block == block.site for site in self.ranks):
             return lost
         gone: set[str] = set()
         # An attention that has no heads since an earlier cut stays as it is: nothing, or a bias.
@@ -100,22 +121,28 @@ class Shape:
             gone |= set("qkvo")
         elif block.groups:
             lost += (widths.num_heads - len(block.heads)) * len(anatomy.details.per_head)
+        if not block.cross and widths.num_cross:
+            lost += widths.cross
+            if block.cross is not None:
+                lost -= anatomy.d_model  # the bias
+            gone |= set(CROSS_MATRICES)
         if not block.neurons and widths.d_ff and widths.network:
             lost += widths.network
             if block.neurons is not None:
                 lost -= anatomy.d_model  # the bias
             gone |= {"gate", "up", "down"}
         for site, matrix in anatomy.matrices.items():
-            if site.block == block.number and site.part not in gone:
+            if site.whole_block == block.site and site.part not in gone:
                 lost += self._lost_of(matrix, anatomy, biased)
         return lost
 
     def _lost_of(self, matrix: Matrix, anatomy: Anatomy, biased: Set[str]) -> int:
-        rows, columns = self.size(matrix, anatomy.d_head)
+        rows, columns = self.size(matrix, anatomy)
         rank = self.ranks.get(matrix.site)
         weights = rows * columns if rank is None else rank * (rows + columns)
-        block = next(block for block in self.blocks if block.number == matrix.site.block)
-        gone = {"o": block.groups, "down": block.neurons}.get(matrix.site.part, ()) is None
+        block = self.block_of(matrix.site)
+        left = {"o": block.groups, "cross.o": block.cross, "down": block.neurons}
+        gone = left.get(matrix.site.part, ()) is None
         has_bias = matrix.bias is not None or matrix.module in biased
         lost = matrix.num_parameters - weights - (rows if has_bias and not gone else 0)
         return 2 * lost if anatomy.is_gated(matrix.site) else lost
@@ -128,19 +155,24 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
     Those of experts are not, which lie in one tensor with those of others, nor queries with gates between their heads.
     """
     gone = set(plan.dropped)
-    left = [number for number in range(anatomy.num_blocks) if number not in plan.blocks_gone]
+    lost_blocks = anatomy.numbers(plan.blocks_gone)
+    left = [number for number in range(anatomy.num_blocks) if number not in lost_blocks]
     folded = {edit.matrix for edit in plan.removed if edit.fold is not None}
     lasting = folded | {site for site, matrix in anatomy.matrices.items() if matrix.bias is not None}
     blocks = tuple(
         BlockShape(
             number,
-            _groups(number, gone, lasting, anatomy),
-            _neurons(number, gone, lasting, anatomy),
+            _groups(anatomy.site(number, "attn"), gone, lasting, anatomy),
+            _neurons(anatomy.site(number, "mlp"), gone, lasting, anatomy),
             tuple(
                 n
                 for n in range(anatomy.widths[number].num_experts)
-                if Site(number, "mlp", "e", n) not in gone
+                if anatomy.site(number, "mlp", "e", n) not in gone
             ),
+            _groups(anatomy.site(number, "cross"), gone, lasting, anatomy)
+            if anatomy.widths[number].num_cross
+            else None,
+            anatomy.site(number),
         )
         for number in left
     )
@@ -158,7 +190,7 @@ def shape_of(plan: Plan, anatomy: Anatomy, *, factorize: bool = False) -> Shape:
         for site, rank in ranks_left(plan, anatomy).items()
         if site in anatomy.matrices and not anatomy.is_gated(site)
     }
-    sizes = {site: shape.size(anatomy.matrices[site], anatomy.d_head) for site in ranks}
+    sizes = {site: shape.size(anatomy.matrices[site], anatomy) for site in ranks}
     smaller = {s: rank for s, rank in ranks.items() if rank * sum(sizes[s]) < sizes[s][0] * sizes[s][1]}
     return replace(shape, ranks=smaller)
 
@@ -190,51 +222,53 @@ def new_biases(shape: Shape, anatomy: Anatomy) -> Set[str]:
 
 def heads_gone(plan: Plan, anatomy: Anatomy) -> set[Site]:
     """Return every query head that a plan drops, by itself or with its group, attention or block."""
-    gone = {*plan.dropped, *map(Site, plan.blocks_gone)}
+    gone = {*plan.dropped, *plan.blocks_gone}
     heads = (
-        Site(block, "attn", "h", index)
+        anatomy.site(block, part, "h", index)
         for block, widths in enumerate(anatomy.widths)
-        for index in range(widths.num_heads)
+        for part, count in (("attn", widths.num_heads), ("cross", widths.num_cross))
+        for index in range(count)
     )
     return {head for head in heads if gone & {head, group_of(head, anatomy), *head.wholes}}
 
 
 def ffns_gone(plan: Plan, anatomy: Anatomy) -> float:
     """Return the share of feed-forward networks that is dropped; a third of its neurons counts as a third of one."""
-    gone = {*plan.dropped, *map(Site, plan.blocks_gone)}
+    gone = {*plan.dropped, *plan.blocks_gone}
     sizes = {block: widths.d_ff for block, widths in enumerate(anatomy.widths) if widths.d_ff}
     lost = 0.0
     for block, d_ff in sizes.items():
-        neurons = sum(site.unit == "n" and site.block == block for site in gone)
-        lost += 1.0 if gone & {Site(block), Site(block, "mlp")} else neurons / d_ff
+        whole = anatomy.site(block)
+        neurons = sum(site.unit == "n" and site.whole_block == whole for site in gone)
+        lost += 1.0 if gone & {whole, whole.beside("mlp")} else neurons / d_ff
     return lost / max(1, len(sizes))
 
 
 def experts_gone(plan: Plan, anatomy: Anatomy) -> float:
     """Return the share of the experts of mixtures that is dropped, by themselves or with their block."""
     counts = {block: widths.num_experts for block, widths in enumerate(anatomy.widths)}
-    gone = Counter(site.block for site in plan.dropped if site.unit == "e")
-    lost = sum(count if block in plan.blocks_gone else gone[block] for block, count in counts.items())
+    gone = Counter(anatomy.number(site) for site in plan.dropped if site.unit == "e")
+    blocks_gone = anatomy.numbers(plan.blocks_gone)
+    lost = sum(count if block in blocks_gone else gone[block] for block, count in counts.items())
     return lost / max(1, sum(counts.values()))
 
 
-def _groups(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
-    widths = anatomy.widths[block]
-    if Site(block, "attn") in gone or not widths.num_heads:
+def _groups(whole: Site, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
+    """Return what is left of the attention `whole`."""
+    num_heads, num_kv_heads = heads_of(whole, anatomy)
+    if whole in gone or not num_heads:
         return None
-    queries = widths.num_heads // widths.num_kv_heads
+    queries = num_heads // num_kv_heads
     groups = []
-    for kv in range(widths.num_kv_heads):
+    for kv in range(num_kv_heads):
         heads = range(kv * queries, (kv + 1) * queries)
-        left = tuple(head for head in heads if Site(block, "attn", "h", head) not in gone)
-        if left and Site(block, "attn", "g", kv) not in gone:
+        left = tuple(head for head in heads if whole.beside(whole.part, "h", head) not in gone)
+        if left and whole.beside(whole.part, "g", kv) not in gone:
             groups.append(Group(kv, left))
-    if not groups and Site(block, "o") not in lasting:
+    if not groups and whole.beside(OUTPUTS[whole.part]) not in lasting:
         return None
     if groups and "heads" in anatomy.indivisible:
-        return tuple(
-            Group(kv, tuple(range(kv * queries, (kv + 1) * queries))) for kv in range(widths.num_kv_heads)
-        )
+        return tuple(Group(kv, tuple(range(kv * queries, (kv + 1) * queries))) for kv in range(num_kv_heads))
     return tuple(_even(groups, queries))
 
 
@@ -259,37 +293,38 @@ def _filled(group: Group, count: int, queries: int) -> Group:
     return Group(group.kv, tuple(sorted([*group.queries, *gone[: count - len(group.queries)]])))
 
 
-def _neurons(block: int, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> Sequence[int] | None:
-    d_ff = anatomy.widths[block].d_ff
-    if Site(block, "mlp") in gone or not d_ff:
+def _neurons(whole: Site, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> Sequence[int] | None:
+    """Return what is left of the feed-forward network `whole`."""
+    d_ff, block = anatomy.widths[anatomy.number(whole)].d_ff, whole.block
+    if whole in gone or not d_ff:
         return None
-    lost = {site.index for site in gone if site.unit == "n" and site.block == block}
+    lost = {s.index for s in gone if s.unit == "n" and s.block == block and s.stack == whole.stack}
     if not lost:
         return range(d_ff)
     left = tuple(neuron for neuron in range(d_ff) if neuron not in lost)
     if left and "neurons" in anatomy.indivisible:
         return range(d_ff)
-    return left if left or Site(block, "down") in lasting else None
+    return left if left or whole.beside("down") in lasting else None
 
 
 def rows_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
     """Return the remaining output rows of a matrix, in their new order."""
-    part = matrix.site.part
-    if part == "q":
-        return spread(block.heads, d_head)
-    if part in "kv":
-        return spread([group.kv for group in block.groups or ()], d_head)
-    if part in ("gate", "up"):
+    kind, attention = matrix.site.kind, part_of(matrix.site.part)
+    if kind == "q":
+        return spread(block.heads_of(attention), d_head)
+    if kind in "kv":
+        return spread([group.kv for group in block.groups_of(attention) or ()], d_head)
+    if kind in ("gate", "up"):
         return () if block.neurons is None else block.neurons
     return range(matrix.shape[0])
 
 
 def columns_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
     """Return the remaining input columns of a matrix, in their new order."""
-    part = matrix.site.part
-    if part == "o":
-        return spread(block.heads, d_head)
-    if part == "down":
+    kind = matrix.site.kind
+    if kind == "o":
+        return spread(block.heads_of(part_of(matrix.site.part)), d_head)
+    if kind == "down":
         return () if block.neurons is None else block.neurons
     return range(matrix.shape[1])
 
@@ -311,10 +346,14 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
     if shape.ranks:
         return "factorised matrices have no place in a stock class"
     attending = [block for block in shape.blocks if anatomy.widths[block.number].num_heads]
-    if any(not block.groups for block in attending):
+    if any(not block.groups for block in attending) or any(
+        not block.cross and anatomy.widths[block.number].num_cross for block in shape.blocks
+    ):
         return "a block without attention has no place in a stock class"
     if any(not block.neurons and anatomy.widths[block.number].d_ff for block in shape.blocks):
         return "a block without feed-forward network has no place in a stock class"
+    if anatomy.num_encoder:
+        return _pairs_config(shape, anatomy)
     if anatomy.details.first_lacks and shape.numbers[0]:
         return "the first block of the class lacks a norm that this one has"
     heads = {(len(block.groups or ()), block.queries) for block in attending}
@@ -335,6 +374,32 @@ def stock_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
     if mixture is not None and experts and experts != {max(width.num_experts for width in anatomy.widths)}:
         sizes |= {mixture.count: experts.pop()}
     return sizes | biases
+
+
+def _pairs_config(shape: Shape, anatomy: Anatomy) -> dict[str, int | bool] | str:
+    """Return the config changes for an encoder-decoder whose blocks all have attention and network, or the reason."""
+    if shape.folds:
+        return f"{anatomy.architecture} has no place for a bias of {min(site.part for site in shape.folds)}"
+    if not anatomy.can_cache(*depths_of(shape, anatomy).values()):
+        return f"{anatomy.architecture} makes a cache of as many layers as its encoder has, and its decoder has more"
+    changes: dict[str, int | bool] = {}
+    for block in shape.blocks:
+        own, family = anatomy.widths[block.number], anatomy.family_of(block.number)
+        if (len(block.heads), len(block.heads_of("cross"))) != (own.num_heads, own.num_cross):
+            if family.shared_bias:
+                return f"{anatomy.architecture} has one bias of positions for the heads of all blocks"
+            return f"{anatomy.architecture} fixes the size of a head by their number, so no other number fits"
+        width, left = str(family.width), len(block.neurons or ())
+        if changes.setdefault(width, left) != left:
+            return "feed-forward networks have different widths"
+    return changes
+
+
+def depths_of(shape: Shape, anatomy: Anatomy) -> dict[str, int]:
+    """Return how many blocks encoder and decoder have left, by the attributes of their config."""
+    encoder = sum(number < anatomy.num_encoder for number in shape.numbers)
+    depth = anatomy.family_of(0).depth
+    return {depth: encoder, anatomy.details.depth: len(shape.numbers) - encoder}
 
 
 def _biases(folds: Set[Site], anatomy: Anatomy) -> dict[str, bool] | str:

@@ -10,21 +10,29 @@ harness scores the answer after an ended prompt, without its first token. Knows 
 methods; never a model.
 
 For a masked language model an example is a row with masks in the place of the answer, one for each of its tokens, all
-at once. So LASER (arXiv 2312.13558) asks RoBERTa. For a sequence classifier it is a text, or a pair of texts, whose
-label is predicted at one position. In both special tokens stand where the tokenizer puts them.
+at once. So LASER (arXiv 2312.13558) asks RoBERTa. Of text each token is predicted from all others of its chunk, one
+mask at a time; the sum is the pseudo-log-likelihood (arXiv 1910.14659, equation 1). For a sequence classifier an
+example is a text, or a pair of texts, whose label is predicted at one position. In both special tokens stand where the
+tokenizer puts them.
+
+For an encoder-decoder the prompt is what the encoder reads, with its special tokens, and the answer is what the decoder
+writes: after its start token and what the tokenizer puts before a target text, without what it puts after it. So the
+evaluation harness asks such a model, but with a space before the answer, and nothing but the start token before that.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from secateur.core.acts import CHOSEN, POSITIONS, places
+from secateur.core.fitted import Fitted
 from secateur.errors import TaskError, TooLong
-from secateur.tasks.example import Example
+from secateur.tasks.example import Episode, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +52,12 @@ class Encoded:
     the last token of its context, and that part of it is not in its continuation. `masks`: for a masked language model
     the positions in each context that stand for the tokens of its continuation, for a classifier the one that its label
     is read at; empty for a causal one. A classifier's continuation is the number of a label, and `types` says of which
-    text of a pair each token is, by number; empty where the model is not told.
+    text of a pair each token is, by number; empty where the model is not told. `mask`: each token of the continuation,
+    which the context has in its place, is predicted in a row of its own where it alone is this mask. `sources` are for
+    an encoder-decoder what the encoder reads for each pair, whose context is then what the decoder begins with. For a
+    decision transformer a context is three positions for each step, of which only the number counts, and `masks` are
+    those at which the actions, the continuation, are predicted; `steps` is the logged play that is read, `episode` the
+    one that is to be played.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
@@ -53,17 +66,49 @@ class Encoded:
     joined: bool = False
     masks: tuple[Ids, ...] = ()
     types: Ids = ()
+    mask: int | None = None
+    sources: tuple[Ids, ...] = ()
+    steps: Fitted | None = None
+    episode: Episode | None = None
 
     @property
     def gold_alone(self) -> Encoded:
         """Return the same example with its gold answer as the only one."""
         gold = slice(self.gold, self.gold + 1)
-        return Encoded(self.pairs[gold], 0, self.lengths[gold], self.joined, self.masks[gold], self.types)
+        return replace(
+            self,
+            pairs=self.pairs[gold],
+            gold=0,
+            lengths=self.lengths[gold],
+            masks=self.masks[gold],
+            sources=self.sources[gold],
+        )
+
+    @property
+    def as_read(self) -> Encoded:
+        """Return the example as it is, but an episode as a row of logged play, as long as what is seen of it."""
+        if self.episode is None:
+            return self
+        seen = self.episode.context
+        return replace(self, pairs=((self.pairs[0][0], (0,) * seen),), masks=(places(seen),), episode=None)
 
     @property
     def longest(self) -> int:
-        """Return the tokens of the longest context with its continuation."""
-        return max(map(len, map(self.whole, range(len(self.pairs)))))
+        """Return the tokens of the longest context with its continuation, or of the longest source."""
+        wholes = map(self.whole, range(len(self.pairs)))
+        return max(map(len, (*wholes, *self.sources)))
+
+    def source(self, number: int) -> Ids:
+        """Return the tokens that an encoder reads for a continuation; none where there is no encoder."""
+        return self.sources[number] if self.sources else ()
+
+    @property
+    def num_run(self) -> int:
+        """Return how many tokens run at most to score every continuation."""
+        rows = (1 if self.mask is None else len(continuation) for _, continuation in self.pairs)
+        return sum(
+            (len(self.whole(number)) + len(self.source(number))) * count for number, count in enumerate(rows)
+        )
 
     def whole(self, number: int) -> Ids:
         """Return the context with its continuation; where that is predicted within the row, the row alone."""
@@ -109,6 +154,7 @@ def encode(
     chat: bool = False,
     masked: bool = False,
     classifier: Classifier | None = None,
+    start: int | None = None,
 ) -> Encoded:
     """Return the pairs of `example`; of a chunk of text the first token is the context, all others the continuation.
 
@@ -120,16 +166,24 @@ def encode(
         masked: encode for a masked language model: one of `MASKS` in the prompt, or the tokenizer's own mask, stands
             for the answer; a prompt without one has it at its end. Several stand for a token each.
         classifier: encode for a sequence classifier, which reads its rows so.
+        start: encode for an encoder-decoder, whose decoder begins with this token.
 
     Raises: `TaskError`, naming the example, for an answer of which no token is left after its prompt, a token
     that the model has no embedding for, a prompt and answer longer than `context`, and `chat` with a tokenizer
-    that has no template; of a masked language model for text, `chat`, and another number of masks than of tokens; of a
-    classifier for all but labelled text, and for `chat`.
+    that has no template; of a masked language model for `chat`, and another number of masks than of tokens; of a
+    classifier for all but labelled text, and for `chat`; of an encoder-decoder for text and `chat`.
     """
+    if example.steps is not None or example.episode is not None:
+        raise TaskError(
+            f"example {example.id!r} is play, which a decision transformer reads, and this model reads text. Give "
+            "questions or text."
+        )
     if classifier is not None:
         encoded = _encode_labelled(example, tokenizer, chat, classifier)
     elif masked:
         encoded = _encode_masks(example, tokenizer, chat)
+    elif start is not None:
+        encoded = _encode_source(example, tokenizer, chat, start)
     elif example.tokens is not None:
         encoded = Encoded(((example.tokens[:1], example.tokens[1:]),), 0, (1,))
     else:
@@ -141,6 +195,24 @@ def encode(
     return encoded
 
 
+def encode_play(example: Example) -> Encoded:
+    """Return logged play as rows of positions with the actions as its answer, or an episode that is to be played.
+
+    Raises: `TaskError` for an example that is neither.
+    """
+    if example.episode is not None:
+        row = (0,) * (POSITIONS * example.episode.context)
+        return Encoded(((row, ()),), 0, (1,), masks=((),), episode=example.episode)
+    if example.steps is None:
+        raise TaskError(
+            f"example {example.id!r} is text, and the model is a decision transformer. Give episodes or trajectories."
+        )
+    count = len(example.steps.content["timesteps"])
+    chosen = example.steps.content[CHOSEN].tolist() or [0] * count
+    row = (0,) * (POSITIONS * count)
+    return Encoded(((row, tuple(chosen)),), 0, (1,), masks=(places(count),), steps=example.steps)
+
+
 MASKS = ("<mask>", "[MASK]")  # in a prompt, whatever the mask of the tokenizer is
 
 
@@ -150,17 +222,22 @@ def _encode_masks(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bo
         raise TaskError(
             "this tokenizer has no mask token, and the model is a masked one: take the model's own tokenizer."
         )
-    if example.tokens is not None:
-        raise TaskError(
-            f"example {example.id!r}: a masked language model gives plain text no likelihood. Give questions, with "
-            f"{MASKS[0]} in the place of the answer."
-        )
     if chat:
         raise TaskError("a masked language model holds no conversation. Leave out --chat.")
+    if example.tokens is not None:
+        return _masked_one_by_one(example.tokens, tokenizer, tokenizer.mask_token_id)
     rows = [_masked_row(example, tokenizer, *wording) for wording in _wording(example)]
     pairs = tuple((row, answer) for row, answer, _ in rows)
     gold, lengths = (0, (1,)) if example.choices is None else (example.gold, _lengths(example))
     return Encoded(pairs, gold, lengths, masks=tuple(places for _, _, places in rows))
+
+
+def _masked_one_by_one(tokens: Ids, tokenizer: PreTrainedTokenizerBase, mask: int) -> Encoded:
+    """Return a chunk of text, of which every token is predicted from all others."""
+    before, after = added_ids(tokenizer, str(tokenizer.decode(list(tokens), skip_special_tokens=True)))
+    text = tokens[len(before) :]
+    places = tuple(range(len(before), len(tokens)))
+    return Encoded(((tokens + after, text),), 0, (1,), masks=(places,), mask=mask)
 
 
 def _masked_row(
@@ -191,6 +268,44 @@ def _masked_row(
             "by this tokenizer. Give it another answer, or another place."
         )
     return row, ids, places
+
+
+def _encode_source(example: Example, tokenizer: PreTrainedTokenizerBase, chat: bool, start: int) -> Encoded:
+    """Return source and target of `example` for each of its wordings. Raises: as `encode`."""
+    if example.tokens is not None:
+        raise TaskError(
+            f"example {example.id!r}: an encoder-decoder gives plain text no likelihood without a source. Give "
+            'questions, as rows of {"prompt": ..., "answer": ...}: the encoder reads the prompt.'
+        )
+    if chat:
+        raise TaskError("an encoder-decoder holds no conversation. Leave out --chat.")
+    pairs, sources = [], []
+    for context, continuation in _wording(example):
+        source = tuple(tokenizer.encode(context.rstrip(), verbose=False))
+        answer = continuation.lstrip()
+        target = _target_ids(tokenizer, answer, whole=False)
+        if not source or not target:
+            lacks = f"answer {answer!r}" if source else f"prompt {context!r}"
+            raise TaskError(f"example {example.id!r}: this tokenizer makes no tokens of the {lacks}.")
+        whole = _target_ids(tokenizer, answer, whole=True)
+        places = (n for n in range(len(whole)) if whole[n : n + len(target)] == target)
+        place = next(places, None)
+        if place is None:
+            raise TaskError(
+                f"example {example.id!r}: the tokenizer makes {list(target)} of {answer!r}, and {list(whole)} where it "
+                "adds its special tokens: they do not stand around the text. Take another tokenizer."
+            )
+        pairs.append(((start, *whole[:place]), target))
+        sources.append(source)
+    gold, lengths = (0, (1,)) if example.choices is None else (example.gold, _lengths(example))
+    return Encoded(tuple(pairs), gold, lengths, sources=tuple(sources))
+
+
+def _target_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, whole: bool) -> Ids:
+    """Return a text as a decoder writes it, in the target language where a tokenizer has two; `whole`: with all special
+    tokens."""
+    found = tokenizer(text_target=text, add_special_tokens=whole, verbose=False)
+    return tuple(found["input_ids"])
 
 
 def _encode_labelled(
@@ -352,7 +467,8 @@ def _nothing_left(name: str, context: str, continuation: str, joined: bool) -> T
 def _refuse_unknown(
     example: Example, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, vocab_size: int | None
 ) -> None:
-    highest = max(max(context if example.labelled else context + answer) for context, answer in encoded.pairs)
+    rows = [context if example.labelled else context + answer for context, answer in encoded.pairs]
+    highest = max(map(max, (*rows, *encoded.sources)))
     if vocab_size is not None and highest >= vocab_size:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise TaskError(

@@ -10,9 +10,28 @@ from functools import cached_property
 
 import numpy as np
 
+from secateur.core.fitted import Fitted
+from secateur.core.score import PRIMARY
 from secateur.tasks.extract import Extraction
 
 SPLITS = ("probe", "select", "test")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode that is to be played: a gymnasium environment by name, reset with `seed`.
+
+    The model is asked for `target_return`, and sees the last `context` steps. Returns are divided by `return_scale`
+    where it reads them. An episode ends after `max_steps`, and succeeds with `success_return` or more.
+    """
+
+    environment: str
+    seed: int
+    target_return: float
+    success_return: float
+    max_steps: int
+    context: int
+    return_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,9 @@ class Example:
     characters at the beginning of prompt and contexts that are solved examples and not the question. `turns`: of a
     conversation the role and content of each turn before the answer, for a chat template. `labelled`: it is a text with
     its label for a sequence classifier, of which `choices` are all labels; `pair` is a second text beside `prompt`.
+
+    For a decision transformer `steps` are arrays of logged play (`core/acts.py`), or `episode` is to be played; then
+    `prompt` says in words all that there is to it, by which examples are told apart.
     """
 
     id: str
@@ -48,6 +70,8 @@ class Example:
     turns: tuple[tuple[str, str], ...] = ()
     labelled: bool = False
     pair: str = ""
+    steps: Fitted | None = None
+    episode: Episode | None = None
 
     def __post_init__(self) -> None:
         if not self.group:
@@ -84,7 +108,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Task:
-    """Examples with their splits. `kind` is "choice", "generation" or "text"; it decides the primary metric.
+    """Examples with their splits. `kind` is "choice", "generation" or "text", or of play "trajectories", "continuous"
+    (actions are numbers) or "episodes"; it decides the primary metric.
 
     `splits` maps probe / select / test to indices into `examples`; probe is for gradients and statistics,
     select for choosing, test for the one verdict. `max_new_tokens` bounds greedy generation (0: as many as
@@ -146,14 +171,20 @@ class Task:
 
     @property
     def primary_metric(self) -> str:
-        """Return the metric that decides: accuracy of answers, loss per token of text.
+        """Return the metric that decides: accuracy of answers, loss per token of text or per logged action, return of
+        episodes.
 
         Of several tasks with text among them it is the loss per example, as weights of tokens would let the
         task with the longer chunks count for more.
         """
-        if "text" not in self.kinds:
-            return "accuracy"
-        return "loss" if self.members else "text_loss"
+        if self.members:
+            return "loss" if "text" in self.kinds else "accuracy"
+        return PRIMARY.get(self.kind, "accuracy")
+
+    @property
+    def answers(self) -> bool:
+        """Return True where examples have answers in words: not those of text and of play."""
+        return self.kind not in PRIMARY
 
     @property
     def hash(self) -> str:

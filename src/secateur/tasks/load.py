@@ -13,6 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from secateur.core.acts import POSITIONS, Acts
 from secateur.core.reading import check_file
 from secateur.errors import TaskError, UnknownName, nearest
 from secateur.tasks import arithmetic, components, facts, recall
@@ -26,6 +27,7 @@ from secateur.tasks.rows import read_rows
 from secateur.tasks.shapes import RIGHT, answer_columns, is_text, shape_words
 from secateur.tasks.splits import PROOF, ExampleSource, arrange, make_task, take
 from secateur.tasks.text import read_documents, read_text
+from secateur.tasks.trajectories import EPISODES, gridworld, read_episodes, read_trajectories
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,10 +55,14 @@ CONTAINERS[".json"] = "JSON"
 KINDS = {
     "text": "plain text",
     "builtin": "made by secateur",
+    "trajectories": "logged play",
+    "episodes": "episodes that are played",
     "lm_eval": "a task of the evaluation harness",
     "study": "a task of the evaluation harness",
     "preset": "a data set of the papers",
 }
+ACTING = ("trajectories", "episodes")  # kinds of names that are for decision transformers, with a file
+GRIDWORLD = "gridworld"  # the built-in task that is
 AS_WRITTEN = QuestionRules()
 BUILTINS: Mapping[str, Callable[[], ExampleSource]] = {
     "facts": lambda: ExampleSource("facts", facts.KIND, tuple(facts.examples())),
@@ -64,6 +70,7 @@ BUILTINS: Mapping[str, Callable[[], ExampleSource]] = {
     "components": lambda: ExampleSource("components", components.KIND, tuple(components.examples())),
     "int-sum": arithmetic.int_sum,
     "int-mult": arithmetic.int_mult,
+    GRIDWORLD: lambda: gridworld(None),
 }
 
 
@@ -80,6 +87,7 @@ def load_task(
     needs: Mapping[str, int] = PROOF,
     rules: QuestionRules = AS_WRITTEN,
     labels: Sequence[str] = (),
+    acts: Acts | None = None,
 ) -> Task:
     """Load the task that `spec` names, split into probe, select and test.
 
@@ -88,7 +96,8 @@ def load_task(
     Args:
         tokenizer: Cuts text; None where the task is questions.
         spec: FILE (.csv, .tsv, .jsonl, .json, or a folder that `datasets` saved), text:FILE, hf:OWNER/NAME[:SPLIT],
-            builtin:NAME, a preset's name, PRESET:FILE (its records from a file), study:NAME or lm_eval:NAME.
+            builtin:NAME, a preset's name, PRESET:FILE (its records from a file), study:NAME, lm_eval:NAME,
+            episodes:FILE or trajectories:FILE.
         test_spec: a task whose examples are all of the test split; `spec` then gives probe and select.
         seqlen: tokens of a chunk of text.
         limit: keep at most that many examples, whole groups, of each source.
@@ -97,11 +106,12 @@ def load_task(
         needs: groups that each split must have.
         rules: how questions of a file or a data set are read.
         labels: those of a sequence classifier, for which rows are texts with a label.
+        acts: sizes of a decision transformer, for which tasks are episodes and logged play.
 
     Raises: `UnknownName` for a name that does not exist; `TaskError` for data that cannot be used.
     """
-    source = _open(spec, tokenizer, seqlen, rules, labels)
-    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen, rules, labels)
+    source = _open(spec, tokenizer, seqlen, rules, labels, acts)
+    test = None if test_spec is None else _open(test_spec, tokenizer, seqlen, rules, labels, acts)
     return make_task(
         source,
         test,
@@ -121,12 +131,13 @@ def load_side(
     limit: int | None = None,
     rules: QuestionRules = AS_WRITTEN,
     labels: Sequence[str] = (),
+    acts: Acts | None = None,
 ) -> Task:
     """Load a task that is only watched, never chosen by: all its examples (at most `limit`) in one split, `test`.
 
     Raises: as `load_task`, but no split can be too small.
     """
-    source = _open(spec, tokenizer, seqlen, rules, labels)
+    source = _open(spec, tokenizer, seqlen, rules, labels, acts)
     examples = arrange(take((*source.examples, *(source.held_out or ())), limit, 0), 0)
     splits = all_tested(examples)
     return Task(source.name, source.kind, examples, splits, source.max_new_tokens, (), source.extraction)
@@ -136,7 +147,8 @@ def list_tasks() -> list[TaskInfo]:
     """Return the tasks that have a name."""
     worlds = {"facts": facts, "recall": recall, "components": components}
     descriptions = {name: world.DESCRIPTION for name, world in worlds.items()} | arithmetic.DESCRIPTIONS
-    kinds = {name: world.KIND for name, world in worlds.items()}
+    kinds = {name: world.KIND for name, world in worlds.items()} | {GRIDWORLD: EPISODES}
+    descriptions[GRIDWORLD] = "A key, then a goal, among lava: episodes for a decision transformer."
     builtin = [
         TaskInfo(f"builtin:{name}", kinds.get(name, "generation"), descriptions[name], "")
         for name in BUILTINS
@@ -160,7 +172,7 @@ def _spec(text: str) -> _Spec:
     Raises: `UnknownName` for a name that does not exist, `TaskError` for a file that cannot be a task.
     """
     kind, _, rest = text.partition(":")
-    if kind == "text" and rest:
+    if kind in ("text", *ACTING) and rest:
         return _Spec(kind, rest, Path(rest))
     if kind == "builtin" and rest:
         if rest not in BUILTINS:
@@ -240,8 +252,10 @@ def _open(
     seqlen: int,
     rules: QuestionRules,
     labels: Sequence[str],
+    acts: Acts | None,
 ) -> ExampleSource:
     spec = _spec(text)
+    _check_acting(text, spec, acts, of_text=tokenizer is not None)
     if labels and spec.kind not in ("rows", "hf"):
         raise TaskError(
             f"{text} is no labelled text, and the model is a sequence classifier: give a file or a data set with rows "
@@ -256,8 +270,12 @@ def _open(
         case "hf":
             name = spec.name.rpartition("/")[2].replace(":", " ")
             return _read(name, text, dataset_rows(spec.name), tokenizer, seqlen, rules, labels)
+        case "trajectories":
+            return read_trajectories(Path(spec.name), acts, seqlen // POSITIONS)
+        case "episodes":
+            return read_episodes(Path(spec.name), acts)
         case "builtin":
-            return BUILTINS[spec.name]()
+            return gridworld(acts) if spec.name == GRIDWORLD else BUILTINS[spec.name]()
         case "lm_eval":
             return read_harness(spec.name)
         case "study":
@@ -266,6 +284,20 @@ def _open(
             return read_preset(PRESETS[spec.name])
         case preset:
             return read_records(PRESETS[preset], Path(spec.name))
+
+
+def _check_acting(text: str, spec: _Spec, acts: Acts | None, *, of_text: bool) -> None:
+    """Raise `TaskError` for a task of play and a model of text, or the other way around."""
+    acting = spec.kind in ACTING or (spec.kind, spec.name) == ("builtin", GRIDWORLD)
+    if acting and acts is None and of_text:
+        raise TaskError(
+            f"{text} is for a decision transformer, and the model reads text: give questions or text."
+        )
+    if acts is not None and not acting:
+        raise TaskError(
+            f"{text} is no play, and the model is a decision transformer: give builtin:{GRIDWORLD}, episodes:FILE or "
+            f"trajectories:FILE; see {DOC}."
+        )
 
 
 def _read(

@@ -35,7 +35,8 @@ TRAINING: Mapping[str, int] = {
 class ExampleSource:
     """Examples as they were loaded. `held_out` are those that a data set itself keeps for the test split.
 
-    `max_new_tokens` and `extraction` are as in `Task`.
+    `probed` are those of the probe split, where the others are no examples to take gradients of: then they are divided
+    between select and test alone. `max_new_tokens` and `extraction` are as in `Task`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ExampleSource:
     max_new_tokens: int = 0
     shares: tuple[float, float, float] = SHARES
     extraction: Extraction | None = None
+    probed: tuple[Example, ...] | None = None
 
 
 def make_task(
@@ -77,7 +79,10 @@ def make_task(
     others = _without(source, held_out or (), _traits)
     first = arrange(take(alike_together(others), limit, split_seed), split_seed)
     second = arrange(take(alike_together(held_out or ()), limit, split_seed), split_seed)
-    examples, named = _assign(first, second, shares)
+    examples, named = _assign(first, second, shares if source.probed is None else (0.0, *shares[1:]))
+    if source.probed is not None:
+        examples += source.probed
+        named |= {example.group: "probe" for example in source.probed}
     splits = {
         name: tuple(i for i, e in enumerate(examples) if named[e.group] == name)
         for name in ("probe", "select", "test")
@@ -211,7 +216,10 @@ def _check_sizes(
     sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
     message = f"{task.name}: too few groups of examples ({sizes}); {_needed(needs, shares, paired)}."
     if empty := [name for name in needs if not counts[name]]:
-        raise TaskError(f"{message} Nothing is left for {empty[0]}: give more data or a larger --limit.")
+        how = "give more data or a larger --limit"
+        if empty == ["probe"] and task.kind == "episodes":
+            how = 'gradients are of logged play, so name a file of it, "trajectories", beside the episodes'
+        raise TaskError(f"{message} Nothing is left for {empty[0]}: {how}.")
     if not allow_small:
         more = "a larger --limit or smaller --seqlen" if task.kind == "text" else "a larger --limit"
         raise TaskError(f"{message} Give more data, {more}, or --allow-small for a first look.")

@@ -171,7 +171,7 @@ def _record(
         cut=model_record(session.loaded),
         teacher=identity_record(original),
         fingerprint=healed.fingerprint,
-        gone=RemovedBlocksRecord(blocks=sorted(plan.blocks_gone), form=form_of(plan)),
+        gone=RemovedBlocksRecord(blocks=sorted(site.block for site in plan.blocks_gone), form=form_of(plan)),
         task=task_record(session.task),
         trained_on=splits_record(session.task, job.tuning),
         stages=stages,

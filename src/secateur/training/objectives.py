@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, Trainer
 
 from secateur.core.plan import Plan
+from secateur.core.site import Site
 from secateur.errors import TrainingError, UnknownName, nearest
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.calls import entering, leaving
@@ -62,7 +63,7 @@ def depth_pairs(plan: Plan, teacher: Anatomy, cut: Anatomy) -> list[DepthPair]:
 
 
 def _depth_pairs(plan: Plan, teacher: Anatomy, cut: Anatomy) -> Iterator[DepthPair]:
-    left = [block for block in range(teacher.num_blocks) if block not in plan.blocks_gone]
+    left = [block for block in range(teacher.num_blocks) if Site(block) not in plan.blocks_gone]
     folded = {edit.folded_into.block for edit in plan.linearized if edit.folded_into is not None}
     maps = {edit.blocks[-1] for edit in plan.linearized if edit.form == "linear"}
     ends = [*(block - 1 for block in left), teacher.num_blocks - 1]

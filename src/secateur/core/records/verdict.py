@@ -429,6 +429,9 @@ class ModelRecord(Record):
     architecture: str = Field(description="class name")
     dtype: str = Field(default="", description="of the model in memory and on disk")
     num_blocks: int = Field(default=0, description="blocks")
+    encoder_blocks: int = Field(
+        default=0, description="of these, those of an encoder, which come first in an encoder-decoder"
+    )
     num_heads: int = Field(default=0, description="query heads of a block")
     num_kv_heads: int = Field(default=0, description="KV groups of a block")
     without_heads: list[int] = Field(

@@ -8,6 +8,7 @@ from secateur.core.records.analysis import BaseRecord
 from secateur.core.records.record import Number, Record
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.score import metric_name
+from secateur.core.site import Site
 from secateur.report.frame import PageSection
 from secateur.report.markup import capital, number, table, text
 
@@ -25,6 +26,7 @@ class AttentionPoint(Record):
 
     attentions_removed: int = Field(description="how many are gone")
     block: int | None = Field(description="the block whose attention went last; null: none did")
+    site: str | None = Field(default=None, description="the attention that went last")
     value: Number = Field(description="the metric on `select`")
     loss: Number = Field(description="nats per token on `select`")
 
@@ -36,13 +38,20 @@ class AttentionAnalysis(Record):
     attentions: list[AttentionPoint] = Field(description="every depth, from the original on")
 
 
+def _gone(point: AttentionPoint) -> str:
+    if point.block is None:
+        return "none"
+    site = None if point.site is None else Site.parse(point.site)
+    return site.words if site is not None and site.stack else f"attention of block {point.block}"
+
+
 def sections(verdict: VerdictRecord, analysis: AttentionAnalysis) -> list[PageSection]:
     """Return the metric and the loss on the validation split after each attention that went."""
     head = ("gone", "last to go", text(capital(metric_name(verdict.metric))), "loss")
     rows = [
         (
             str(point.attentions_removed),
-            "none" if point.block is None else f"attention of block {point.block}",
+            _gone(point),
             number(point.value, verdict.unit),
             number(point.loss, "nats"),
         )

@@ -14,7 +14,7 @@ from secateur.core.site import Site
 from secateur.methods.attention.method import AttentionConfig
 from secateur.methods.attention.report import AttentionAnalysis, AttentionPoint, AttentionSearchRecord
 from secateur.methods.method import CountingJudge, Proposal
-from secateur.methods.removal import goal_of, kept_share
+from secateur.methods.removal import attentions_in, goal_of, kept_share
 from secateur.options import layers_of
 from secateur.records import base_record
 from secateur.search.race import Judge
@@ -26,8 +26,7 @@ from secateur.surgery.operations import droppable
 def attentions_of(session: Session) -> list[Site]:
     """Return the attentions that can go. Raises: `UnknownName` for layers that the model has not."""
     anatomy = session.loaded.anatomy
-    sites = (Site(block, "attn") for block in layers_of(anatomy, session.options))
-    return [site for site in sites if droppable(site, anatomy)]
+    return [s for s in attentions_in(anatomy, layers_of(anatomy, session.options)) if droppable(s, anatomy)]
 
 
 def run(session: Session, judge: Judge) -> Proposal:
@@ -40,6 +39,8 @@ def run(session: Session, judge: Judge) -> Proposal:
     config, counting = session.config(AttentionConfig), CountingJudge(judge)
     probe, select = session.probed, session.shuffled("select")
     left, points = attentions_of(session), [RemovalPoint(session.empty, {"attentions": 0.0})]
+    anatomy = session.loaded.anatomy
+    whole = anatomy.num_blocks + sum(width.num_cross > 0 for width in anatomy.widths)
     order: list[Site] = []
     with session.timed("choose"):
         while left and len(order) < (config.attentions or len(left) + len(order)):
@@ -48,7 +49,7 @@ def run(session: Session, judge: Judge) -> Proposal:
             plan = min(plans, key=lambda plan: (loss_or_worst(judged[plan], session.loss_name), plans[plan]))
             order.append(plans[plan])
             left.remove(plans[plan])
-            points.append(RemovalPoint(plan, {"attentions": len(order) / session.loaded.anatomy.num_blocks}))
+            points.append(RemovalPoint(plan, {"attentions": len(order) / whole}))
     with session.timed("analyze"):
         outcomes = counting([point.plan for point in points], select, "choose")
     chosen = len(points) - 1
@@ -59,7 +60,8 @@ def run(session: Session, judge: Judge) -> Proposal:
     rows = [
         AttentionPoint(
             attentions_removed=number,
-            block=order[number - 1].block if number else None,
+            block=anatomy.number(order[number - 1]) if number else None,
+            site=str(order[number - 1]) if number else None,
             value=metric.mean(outcomes[point.plan]),
             loss=base_record(outcomes[point.plan]).loss,
         )
@@ -70,7 +72,7 @@ def run(session: Session, judge: Judge) -> Proposal:
         tried=counting.tried,
         evaluations=counting.evaluations,
         search=AttentionSearchRecord(
-            method="attention", proposed=counting.tried, order=[site.block for site in order]
+            method="attention", proposed=counting.tried, order=[anatomy.number(site) for site in order]
         ),
         analysis=AttentionAnalysis(base=base_record(outcomes[session.empty]), attentions=rows),
         margin=MARGIN if config.max_loss is None else config.max_loss,

@@ -36,7 +36,7 @@ class Candidate:
     @property
     def blocks(self) -> frozenset[int]:
         """Return the blocks that are changed."""
-        return frozenset(blocks_of(self.edits[0]))
+        return frozenset(site.block for site in blocks_of(self.edits[0]))
 
 
 class EditReader:
@@ -71,7 +71,8 @@ class EditReader:
     def neurons(self, plan: Plan, examples: Sequence[int]) -> Mapping[int, list[int]]:
         """Return the neurons of each block that `plan` leaves, those first that add least to the stream."""
         session, loaded = self._session, self._session.loaded
-        gone = plan.blocks_gone | {site.block for site in plan.dropped if site == Site(site.block, "mlp")}
+        networks_gone = (site for site in plan.dropped if site == Site(site.block, "mlp"))
+        gone = {site.block for site in (*plan.blocks_gone, *networks_gone)}
         networks = [
             block
             for block in range(loaded.anatomy.num_blocks)

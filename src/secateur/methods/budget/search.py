@@ -125,7 +125,7 @@ class PlanSizes:
         near: dict[int, list[Edit]] = {}
         for edit in plan.edits:
             for block in blocks_of(edit):
-                near.setdefault(block, []).append(edit)
+                near.setdefault(block.block, []).append(edit)
         found = {}
         for one in candidates:
             edits = dict.fromkeys(edit for block in one.blocks for edit in near.get(block, ()))
@@ -157,7 +157,7 @@ def joined(plan: Plan, edits: Sequence[Edit], anatomy: Anatomy | None = None) ->
         wider = Plan(plan.model, (*kept, *edits))
     except PlanError:
         return None
-    if anatomy is not None and not keeps_blocks(wider.blocks_gone, anatomy):
+    if anatomy is not None and not keeps_blocks(anatomy.numbers(wider.blocks_gone), anatomy):
         return None
     return wider if anatomy is None or keeps_enough_experts(wider.dropped, anatomy) else None
 
@@ -222,6 +222,7 @@ def _truncations(session: Session, plan: Plan, blocks: Iterable[int]) -> Iterato
 def check(session: Session) -> None:
     """Raise `PlanError` where nothing can go, `SecateurError` where the budget is out of reach."""
     config, anatomy = session.config(BudgetConfig), session.loaded.anatomy
+    anatomy.refuse_pairs("--method budget")
     if "kv_bytes" in config.targets:
         anatomy.check_cached("--kv-bytes")
     every = {block: list(range(width.d_ff)) for block, width in enumerate(anatomy.widths)}
@@ -477,7 +478,8 @@ class Steps:
         )
         bases: dict[Plan, dict[BlockRun, Move]] = {}
         for candidate in blocks:
-            run = run_with(plan.blocks_gone, min(candidate.blocks))
+            gone = {site.block for site in plan.blocks_gone}
+            run = run_with(gone, min(candidate.blocks))
             old = {e for e in plan.edits if isinstance(e, Linearize) and set(e.blocks) <= set(run)}
             base = Plan(plan.model, tuple(edit for edit in plan.edits if edit not in old))
             for kind in (kind for kind in FORMS if kind in kinds and carriers.carry(run, FORMS[kind])):

@@ -46,7 +46,7 @@ FEWEST_CONFIRMED = 16
 
 def whole_ffns(anatomy: Anatomy, blocks: range) -> tuple[Site, ...]:
     """Return the feed-forward networks of these blocks that can go."""
-    return tuple(site for block in blocks if droppable(site := Site(block, "mlp"), anatomy))
+    return tuple(site for block in blocks if droppable(site := anatomy.site(block, "mlp"), anatomy))
 
 
 def ffns_left(session: Session, plan: Plan) -> list[Site]:
@@ -176,7 +176,7 @@ class RemovalReader:
         """Return the loss without each of the feed-forward networks that are left; accuracy ties on few examples."""
         left = ffns_left(self._session, plan)
         by_metric = ablation_importance(self._judge, left, self._probe, split="probe", base=plan)
-        return next(readings for metric, readings in by_metric.items() if "loss" in metric)
+        return [*by_metric.values()][-1]
 
 
 # ------------------------------------------------------------------------------------------------------------- forecast

@@ -31,13 +31,22 @@ from secateur.methods.components.records import (
     SeriesRecord,
 )
 from secateur.methods.method import CountingJudge, Proposal
-from secateur.methods.removal import experts_of, goal_of, heads_of, is_grouped, kept_share, parameters_left
+from secateur.methods.removal import (
+    attentions_in,
+    experts_of,
+    goal_of,
+    heads_of,
+    is_grouped,
+    kept_share,
+    parameters_left,
+)
 from secateur.options import layers_of
 from secateur.records import base_record
 from secateur.search.race import Judge
 from secateur.search.removal import Goal, PrunableGroup, Pruner, Removal, advanced, steps
 from secateur.session import Session
 from secateur.surgery.operations import droppable, droppable_experts
+from secateur.surgery.operations import heads_of as counted_heads
 from secateur.surgery.portable import losses
 from secateur.surgery.shape import experts_gone, ffns_gone, heads_gone
 
@@ -93,9 +102,9 @@ def groups_of(session: Session) -> list[PrunableGroup]:
         ffns = whole_ffns(anatomy, blocks)
         if portable:  # the same number of neurons of every network, in place of whole networks
             ffns = tuple(
-                Site(ffn.block, "mlp", "n", index)
+                ffn.beside("mlp", "n", index)
                 for ffn in ffns
-                for index in range(anatomy.widths[ffn.block].d_ff)
+                for index in range(anatomy.widths[anatomy.number(ffn)].d_ff)
             )
         groups.append(PrunableGroup("ffns", ffns, tuple(losses("n", anatomy)) if portable else ()))
     for group in groups:
@@ -122,6 +131,7 @@ def _experts(session: Session) -> PrunableGroup:
 def _check_portable(anatomy: Anatomy, method: str, blocks: range) -> None:
     """Raise `PlanError` where no cut of this kind leaves a stock model."""
     name, family = anatomy.architecture, anatomy.details
+    anatomy.refuse_pairs("--portable")
     if anatomy.carved:
         raise PlanError("--portable: this model has shapes of its own already; no plan makes it a stock one.")
     if len(blocks) < anatomy.num_blocks:
@@ -189,13 +199,14 @@ def run(session: Session, judge: Judge, readings: RemovalReadings) -> Proposal:
 
 def _warn_of_fixed(session: Session, group: PrunableGroup) -> None:
     """Warn of parts that the model has and that cannot go."""
-    anatomy, part = session.loaded.anatomy, "attn" if group.name == "heads" else "mlp"
-    fixed = []
-    for block in layers_of(anatomy, session.options):
-        width = anatomy.widths[block]
-        count = width.num_heads if part == "attn" else width.d_ff
-        if count and not droppable(Site(block, part), anatomy):
-            fixed.append(str(Site(block, part)))
+    anatomy, fixed = session.loaded.anatomy, []
+    blocks = layers_of(anatomy, session.options)
+    networks = [anatomy.site(block, "mlp") for block in blocks]
+    for whole in attentions_in(anatomy, blocks) if group.name == "heads" else networks:
+        width = anatomy.widths[anatomy.number(whole)]
+        count = width.d_ff if whole.part == "mlp" else counted_heads(whole, anatomy)[0]
+        if count and not droppable(whole, anatomy):
+            fixed.append(str(whole))
     if fixed:
         LOG.warning(
             "no %s of %s can go: the matrices they end in are stored as two factors by an earlier cut.",
@@ -304,7 +315,8 @@ def point_record(
         components: What heads of the whole model do.
     """
     anatomy = session.loaded.anatomy
-    gone, num_heads = heads_gone(plan, anatomy), sum(width.num_heads for width in anatomy.widths)
+    gone = heads_gone(plan, anatomy)
+    num_heads = sum(width.num_heads + width.num_cross for width in anatomy.widths)
     behavior = {"prefix_matching": components.prefix_matching, "copying": components.copying}
     return PointRecord(
         heads_removed=len(gone) / max(1, num_heads),

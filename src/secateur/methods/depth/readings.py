@@ -5,6 +5,7 @@ At the end those of a forecast, which are drawn and noted instead of made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from secateur.probes.hooks import HookPoint, batches, hook_points, run, wide
 from secateur.probes.maps import BlockRun
 from secateur.probes.outliers import SAMPLE as LOOKED_AT
 from secateur.probes.outliers import TIMES, Medians, median_norms, norms, times_median
+from secateur.probes.residual_stream import read_streams, real_tokens
 from secateur.session import Session
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import resolve
@@ -91,6 +93,8 @@ def block_similarity(
     Sources: Razzhigaev et al. 2024 (arXiv 2405.12250), section 3; Men et al. 2024 (arXiv 2403.03853), equation 1.
     Differs: outlier tokens, which would decide the linearity score alone, are left out of it (`outliers.py`).
     """
+    if loaded.anatomy.acts:
+        return _similarity_of_play(loaded, encoded, examples, blocks, under=under, packing=packing)
     readable = readable_of(loaded)
     sequences = [encoded[example].gold_alone.read(0) for example in examples]
     types = [encoded[example].types for example in examples]
@@ -108,6 +112,35 @@ def block_similarity(
 
         by_place = with_room(packing, read)
     return {block: sums.similarity for block, sums in zip(blocks, by_place, strict=True)}
+
+
+def _similarity_of_play(
+    loaded: Loaded,
+    encoded: Mapping[int, Encoded],
+    examples: Sequence[int],
+    blocks: Sequence[int],
+    *,
+    under: Plan,
+    packing: Packing,
+) -> dict[int, Similarity]:
+    """Return the similarity of blocks of a decision transformer over all positions of logged play; none is left out."""
+
+    def read(packing: Packing) -> dict[int, Similarity]:
+        sums = {
+            block: SimilaritySums(HookPoint("block", f"b{block}", "", "", ""), (math.inf,) * 3)
+            for block in blocks
+        }
+        for batch in packing.pack(encoded, examples):
+            real = real_tokens(batch, encoded)
+            points = [(place, block) for block in blocks for place in ("enters", "leaves")]
+            streams = read_streams(loaded, batch, points)
+            for block in blocks:
+                x, y = (wide(streams[place, block][real]) for place in ("enters", "leaves"))
+                sums[block].add(x, y)
+        return {block: one.similarity for block, one in sums.items()}
+
+    with masked(loaded.model, resolve(under, loaded.anatomy, loaded.fingerprint)):
+        return with_room(packing, read)
 
 
 class SimilaritySums:

@@ -94,6 +94,9 @@ class DepthRecord(Record):
     metric_unit: str = Field(description="`share` or `nats/token`")
     higher_is_better: bool = Field(description="direction of the metric")
     num_blocks: int = Field(description="of the original")
+    encoder_blocks: int = Field(
+        default=0, description="of these, those of an encoder, which come first in an encoder-decoder"
+    )
     d_model: int | None = Field(default=None, description="width of its stream")
     fit_tokens: int | None = Field(
         default=None, description="tokens of `probe`, which maps are fitted to and linearity is read on"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.verdict import FellBackRecord, IntervalRecord, VerdictRecord
 from secateur.core.score import metric_name
-from secateur.core.site import Site
+from secateur.core.site import CROSS_MATRICES, block_at
 from secateur.methods.depth.records import (
     DepthAnalysis,
     DepthPointRecord,
@@ -103,7 +103,16 @@ def looked_at(verdict: VerdictRecord, analysis: AnalysisRecord) -> LookedAt:
     """Return the matrices of all blocks that were measured, for the map of the model."""
     depth = own_part(analysis, DepthAnalysis).depth
     blocks = {int(block) for step in (depth.order if depth else ()) for block in step.measured}
-    return LookedAt(frozenset(Site(block, kind) for block in blocks for kind in verdict.model.matrices))
+    wholes = [block_at(block, verdict.model.encoder_blocks) for block in blocks]
+    kinds = verdict.model.matrices
+    return LookedAt(
+        frozenset(
+            whole.beside(kind)
+            for whole in wholes
+            for kind in kinds
+            if whole.stack != "enc" or kind not in CROSS_MATRICES
+        )
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ the forms
@@ -316,7 +325,7 @@ def order_section(record: DepthRecord) -> PageSection:
             *(
                 (
                     f"line by {by}",
-                    f"by {by}: {', '.join(f'b{block}' for block in blocks)} → "
+                    f"by {by}: {', '.join(str(block_at(b, record.encoder_blocks)) for b in blocks)} → "
                     f"{text(number(points[-1].value, record.metric_unit))}",
                 )
                 for by, blocks, points in all_orders(record)
@@ -327,6 +336,10 @@ def order_section(record: DepthRecord) -> PageSection:
 
 def steps_figure(record: DepthRecord) -> Figure:
     """Return what every block measured at each step, a line for each."""
+
+    def named(block: int) -> str:
+        return str(block_at(block, record.encoder_blocks))
+
     lines: list[Trace] = []
     rows, values = [], []
     last = max(1, len(record.order) - 1)
@@ -334,9 +347,9 @@ def steps_figure(record: DepthRecord) -> Figure:
         measured = sorted((int(block), value) for block, value in step.measured.items())
         values += [value for _, value in measured]
         rows += [
-            [str(number_ + 1), f"b{b}", f"{v:.4g}", "went" if b == step.block else ""] for b, v in measured
+            [str(number_ + 1), named(b), f"{v:.4g}", "went" if b == step.block else ""] for b, v in measured
         ]
-        hover = [f"<b>step {number_ + 1}, b{b}</b><br>{v:.4g}" for b, v in measured]
+        hover = [f"<b>step {number_ + 1}, {named(b)}</b><br>{v:.4g}" for b, v in measured]
         lines.append(line(measured, hover, AFTER, "solid") | {"opacity": 1 - 0.75 * number_ / last})
     went = [(step.block, step.measured[str(step.block)]) for step in record.order]
     lines.append(marks(went, symbol="circle", size=11, color=ACCENT, line={"width": 2, "color": INK}))
@@ -363,7 +376,7 @@ def orders_figure(record: DepthRecord) -> Figure:
     for by, blocks, points in all_orders(record):
         at = [(point.blocks_removed, point.value) for point in points if known(point.value)]
         values += [y for _, y in at]
-        gone = [", ".join(f"b{block}" for block in blocks[:x]) for x, _ in at]
+        gone = [", ".join(str(block_at(b, record.encoder_blocks)) for b in blocks[:x]) for x, _ in at]
         hover = [
             f"<b>by {by}</b><br>{x} blocks gone: {names or 'none'}<br>{text(number(y, unit))}"
             for (x, y), names in zip(at, gone, strict=True)

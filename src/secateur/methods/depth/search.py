@@ -60,6 +60,15 @@ def check(session: Session) -> None:
     """Raise `UnknownName` for layers, `PlanError` for what cannot be folded, `SecateurError` for sizes."""
     config, anatomy = session.config(DepthConfig), session.loaded.anatomy
     form, number = config.form, config.blocks
+    if anatomy.num_encoder and form != "drop":
+        raise PlanError(
+            f"--form {form}: blocks of an encoder-decoder ({anatomy.architecture}) are not replaced by linear maps. "
+            "Take --form drop."
+        )
+    if anatomy.num_encoder and config.by != "loss":
+        raise PlanError(
+            f"--by {config.by} is not read of an encoder-decoder ({anatomy.architecture}). Take --by loss."
+        )
     if form == "fold" and not anatomy.foldable:
         raise PlanError(
             f"--form fold: {anatomy.architecture} has a norm after its feed-forward networks, so no linear map can be "
@@ -110,7 +119,8 @@ def run(session: Session, judge: Judge, readings: DepthReadings) -> Proposal:
     _warn_of_dropped(points[chosen], config.form)
     with session.timed("analyze"):
         full = session.options.full_report
-        others = other_orders(steps, max(1, chosen)) if full else {}
+        cheap = full and not session.loaded.anatomy.num_encoder  # of which they are not read
+        others = other_orders(steps, max(1, chosen)) if cheap else {}
         outcomes |= counting([point.plan for other in others.values() for point in other], select, "depth")
         depth = depth_record(session, readings, curves, others, outcomes, order, chosen, goal.max_loss)
     found = DepthSearchRecord(
@@ -213,6 +223,7 @@ def depth_record(
         metric_unit=metric.unit,
         higher_is_better=metric.higher_is_better,
         num_blocks=session.loaded.anatomy.num_blocks,
+        encoder_blocks=session.loaded.anatomy.num_encoder,
         d_model=session.loaded.anatomy.d_model,
         fit_tokens=fit_tokens(session),
         side_units=units,
@@ -282,7 +293,7 @@ def _other_order(
     gone = [after.plan.blocks_gone - before.plan.blocks_gone for before, after in pairwise(points)]
     return OtherOrderRecord(
         by=by,
-        blocks=[block for step in gone for block in sorted(step)],
+        blocks=[block for step in gone for block in sorted(session.loaded.anatomy.numbers(step))],
         points=[
             OtherOrderPoint(
                 blocks_removed=len(point.plan.blocks_gone),

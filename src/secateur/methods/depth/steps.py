@@ -16,7 +16,6 @@ from typing import Protocol
 from secateur.core.plan import Drop, Edit, Linearize, Plan
 from secateur.core.records.verdict import FellBackRecord
 from secateur.core.score import loss_or_worst
-from secateur.core.site import Site
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.depth.method import DepthConfig
 from secateur.methods.depth.records import BlockStep
@@ -124,10 +123,10 @@ def _takes(edit: Edit, run: Blocks) -> bool:
     return isinstance(edit, Drop) and not edit.site.part and edit.site.block in run
 
 
-def dropped(plan: Plan, blocks: Iterable[int]) -> Plan:
+def dropped(plan: Plan, blocks: Iterable[int], anatomy: Anatomy) -> Plan:
     """Return `plan` with these blocks dropped too."""
     have = set(plan.dropped)
-    new = (Drop(Site(block)) for block in blocks if Site(block) not in have)
+    new = (Drop(site) for block in blocks if (site := anatomy.site(block)) not in have)
     return Plan(plan.model, (*plan.edits, *new))
 
 
@@ -224,7 +223,7 @@ class DepthSteps:
     def _plans(self, plan: Plan, gone: Sequence[int], left: Sequence[int], form: str) -> dict[int, Plan]:
         """Return `plan` with each of the blocks `left` gone too; what replaces a run is fitted for all of it."""
         if form == "drop":
-            return {block: dropped(plan, [block]) for block in left}
+            return {block: dropped(plan, [block], self.session.loaded.anatomy) for block in left}
         rank = self.config.rank if form == "linear" else None
         bases: dict[Plan, dict[int, BlockRun]] = {}
         for block in left:
@@ -244,7 +243,7 @@ class DepthSteps:
         plan = self._plans(point.plan, gone, [block], form)[block]
         fell_back = tuple(before for before in point.fell_back if not set(before.blocks) & set(run))
         if form != "drop":
-            instead = dropped(without(point.plan, run), run)
+            instead = dropped(without(point.plan, run), run, self.session.loaded.anatomy)
             losses = self._losses([plan, instead], self.session.shuffled("select"))
             if not losses[plan] < losses[instead]:  # a map whose loss is not finite is not taken either
                 lost = FellBackRecord(blocks=list(run), fitted=losses[plan], dropped=losses[instead])

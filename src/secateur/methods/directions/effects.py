@@ -228,6 +228,9 @@ class _Batches:
         """Return the moments of what each layer reads, by its path; add to `sums` what a backward pass gives."""
         inputs: dict[str, Moments] = {}
         paths = dict.fromkeys(matrix.module for matrix in matrices)
+        sourced = {
+            m.module for m in matrices if self.loaded.anatomy.reads_source(m)
+        }  # where nothing is padded
 
         def on_gradient(path: str, x: Tensor, g: Tensor) -> None:
             for matrix_sums in sums:
@@ -242,7 +245,7 @@ class _Batches:
                 if path not in inputs:
                     inputs[path] = Moments(second=second) if path == first else inputs[first]
                 if path == first:
-                    inputs[path].add(x[real.to(x.device)])
+                    inputs[path].add(x.flatten(0, 1) if path in sourced else x[real.to(x.device)])
 
             read_linear_layers(self.loaded, batch, paths, on_input, on_gradient if sums else None)
             self._done += 1
@@ -257,7 +260,7 @@ class _MatrixSums:
         self.matrix, self._loaded = matrix, loaded
         self._heads = how.num_heads[matrix.site]
         self._num = self._heads or 1
-        self._of_inputs = matrix.site.part == "o"  # whose heads lie side by side in what it reads
+        self._of_inputs = matrix.site.kind == "o"  # whose heads lie side by side in what it reads
         self._keeps_u = how.whitened or matrix.site in how.bases
         self._parts = self._directions(how, inputs)
         shape = self._parts.sigma.shape

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import rankdata
 
-from secateur.core.site import MATRICES
+from secateur.core.site import in_order
 from secateur.methods.directions.records import DirectionsStep, MatrixDirections
 from secateur.report.chart import (
     ACCENT,
@@ -43,8 +43,6 @@ ENOUGH = 3  # plans without which there is no order to speak of
 MANY = 20  # plans from which shares by their number of directions are shown
 BINS = (1, 4, 16, 64, 256)  # directions added at once: ends of the bins
 
-_ORDER = {name: place for place, name in enumerate(MATRICES)}
-
 
 # ------------------------------------------------------------------------------------------------------ harm by matrix
 
@@ -58,7 +56,7 @@ def harm_map(matrices: Sequence[MatrixDirections]) -> Figure:
     for matrix in matrices:
         cells.setdefault((matrix.matrix, matrix.block), []).append(matrix)
     kinds = {matrix.matrix for matrix in matrices}
-    names = sorted(kinds, key=lambda name: (_ORDER.get(name, len(_ORDER)), name), reverse=True)
+    names = list(reversed(in_order(kinds)))
     blocks = 1 + max(block for _, block in cells)
     most = max(_harm(pieces) for pieces in cells.values()) or 1.0
     plain = {"showgrid": False, "showline": False, "ticks": ""}
@@ -135,7 +133,8 @@ def worth_showing(matrices: Sequence[MatrixDirections]) -> list[MatrixDirections
     ranked = sorted(matrices, key=lambda piece: (not piece.removed, -piece.harm))
     num_cut = sum(bool(piece.removed) for piece in matrices)
     shown = ranked[: min(MOST, max(FEWEST, num_cut))]
-    return sorted(shown, key=lambda piece: (piece.block, _ORDER.get(piece.matrix, 9), piece.head or 0))
+    order = in_order({piece.matrix for piece in shown})
+    return sorted(shown, key=lambda piece: (piece.block, order.index(piece.matrix), piece.head or 0))
 
 
 def effect_panels(shown: Sequence[MatrixDirections]) -> list[Figure]:

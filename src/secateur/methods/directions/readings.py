@@ -63,7 +63,7 @@ class EffectsUnderPlan:
 
 
 def _fold(pieces: Sequence[MatrixEffects]) -> Fitted:
-    side_by_side = len(pieces) > 1 and pieces[0].site.part == "o"  # heads, in what an o reads
+    side_by_side = len(pieces) > 1 and pieces[0].site.kind == "o"  # heads, in what an o reads
     mean = np.concatenate([piece.mean_input for piece in pieces]) if side_by_side else pieces[0].mean_input
     arrays = {"mean": mean.astype(np.float32)}
     fitted = [piece.u for piece in pieces if piece.u is not None]

@@ -67,7 +67,7 @@ def reading_sections(rows: Sequence[DirectionsReading]) -> list[PageSection]:
         pieces.append(
             MatrixDirections(
                 site=row.values.site,
-                matrix=site.part,
+                matrix=site.label,
                 block=site.block,
                 head=row.values.head,
                 of=row.of,

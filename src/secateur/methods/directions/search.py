@@ -362,7 +362,7 @@ def matrix_record(piece: MatrixEffects, edit: RemoveDirections | None) -> Matrix
     shown = sorted({*even, *strongest, *removed})
     return MatrixDirections(
         site=str(piece.site),
-        matrix=piece.site.part,
+        matrix=piece.site.label,
         block=piece.site.block,
         head=piece.head,
         of=count,

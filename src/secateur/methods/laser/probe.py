@@ -22,7 +22,7 @@ from secateur.session import Session
 
 def check_reading(name: str, session: Session, split: str) -> None:
     """Raise `TaskError` where the task lacks what is read, before there are weights."""
-    if name == "tail" and session.task.kind == "text":
+    if name == "tail" and not session.task.answers:
         raise TaskError("--what tail looks at answers, and text has none. Take a task of questions.")
     if name == "frequency" and not knows_frequency(session.task, session.task.split(split)):
         raise TaskError("this task does not know how often its facts occur: examples need meta.frequency.")

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from secateur.core.records.analysis import BaseRecord, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.record import Record
 from secateur.core.records.verdict import VerdictRecord
-from secateur.core.site import MATRICES
+from secateur.core.site import in_order
 from secateur.methods.laser.records import (
     MOST_ANSWERS,
     CurveRecord,
@@ -113,8 +113,8 @@ def spectra_section(rows: Sequence[MatrixSpectrum]) -> PageSection:
 
 def _predicted_map(rows: Sequence[MatrixSpectrum]) -> Figure:
     """Return kinds of matrices × layers, colored by the predicted change of the loss, by square roots."""
-    cells = {(site.part, site.block): row for row in rows if (site := site_of(row.site)) is not None}
-    names = [name for name in reversed(MATRICES) if any(part == name for part, _ in cells)]
+    cells = {(site.label, site.block): row for row in rows if (site := site_of(row.site)) is not None}
+    names = list(reversed(in_order({label for label, _ in cells})))
     layers = 1 + max(block for _, block in cells)
     found = [[cells.get((name, block)) for block in range(layers)] for name in names]
     most = max(abs(row.predicted_change) for row in rows) or 1.0

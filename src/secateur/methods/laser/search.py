@@ -224,7 +224,7 @@ def _analysis(
             for edit in shown
         },
     )
-    if "text" in session.task.kinds or not some:
+    if "text" in session.task.kinds or not session.task.answers or not some:
         return analysis
     return analysis.model_copy(
         update={
@@ -243,7 +243,7 @@ def full_ranks(session: Session) -> dict[Site, int]:
 def _truncation_record(edit: Truncate, full_rank: int) -> TruncationRecord:
     site, kept = edit.matrix, edit.rank / full_rank
     return TruncationRecord(
-        site=str(site), matrix=site.part, block=site.block, rank=edit.rank, full_rank=full_rank, kept=kept
+        site=str(site), matrix=site.label, block=site.block, rank=edit.rank, full_rank=full_rank, kept=kept
     )
 
 
@@ -293,7 +293,7 @@ def curve_records(judged: Mapping[Plan, np.ndarray], full_ranks: Mapping[Site, i
         curves.append(
             CurveRecord(
                 site=str(site),
-                matrix=site.part,
+                matrix=site.label,
                 block=site.block,
                 removed=[removed for removed, _ in curve],
                 loss=[score.loss for _, score in curve],

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from secateur.core.records.analysis import BaseRecord
-from secateur.core.site import MATRICES
+from secateur.core.site import in_order
 from secateur.methods.laser.records import CurveRecord, SweptTruncation, TruncationRecord
 from secateur.report.chart import (
     DIVERGING,
@@ -34,10 +34,7 @@ def by_matrix(rows: Iterable[OfMatrix]) -> dict[str, list[OfMatrix]]:
     groups: dict[str, list[OfMatrix]] = {}
     for row in rows:
         groups.setdefault(row.matrix, []).append(row)
-    order = {name: place for place, name in enumerate(MATRICES)}
-    return {
-        name: groups[name] for name in sorted(groups, key=lambda name: (order.get(name, len(order)), name))
-    }
+    return {name: groups[name] for name in in_order(groups)}
 
 
 def metric_of(score: Score, metric: str) -> float | None:
