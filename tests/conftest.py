@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from fixtures.forked import ForkServer, fork_server
@@ -34,6 +36,16 @@ def pytest_collection_finish() -> None:
     """Spare the garbage collector the million objects of what was imported: a tenth of the processor time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache, empty at first and one for all workers, so that a tiny model is proved once a session."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place))
+        yield place
 
 
 @pytest.fixture(scope="session")

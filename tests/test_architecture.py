@@ -36,7 +36,7 @@ MAY_IMPORT["given"] = {"errors", "core", "tasks"}
 MAY_IMPORT["signatures"] = {"errors", "core"}
 MAY_IMPORT["keywords"] = {"given"}
 MAY_IMPORT["tracking"] = {"errors", "core"}
-for room_ in ("records", "checkpoint"):
+for room_ in ("records", "checkpoint", "probes"):
     MAY_IMPORT[room_] |= {"__init__"}  # for the version
 MAY_IMPORT["side_tasks"] = {"session", "tasks", "evaluation"}
 MAY_IMPORT["training"] = {

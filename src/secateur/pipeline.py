@@ -22,6 +22,7 @@ from secateur.evaluation.workers import WorkerLauncher
 from secateur.methods.options import GainConfig
 from secateur.methods.registry import method_named
 from secateur.options import Options
+from secateur.probes.proved import check_proved
 from secateur.proof import cut_and_verify
 from secateur.result import Result, Verdict, read_result
 from secateur.session import Session, digest, early_session, open_session, read_model, ready_session
@@ -164,8 +165,10 @@ def _sessions(runs: Sequence[tuple[Options, Folder]], progress: Progress) -> dic
 def check(session: Session) -> None:
     """Check, before a search that may take hours, that whatever it and the verdict will read can be read.
 
-    Raises `UnknownName` and `TaskError`.
+    Raises `UnknownName` and `TaskError`; `ModelError` for edits that a proof of the model's structure fails for.
     """
-    method_named(session.options.method).check(session)
+    method = method_named(session.options.method)
+    method.check(session)
     session.objective  # noqa: B018  raises where the task has no such metric
     side_effects(session)
+    check_proved(session.loaded, method.kinds(session))

@@ -14,7 +14,7 @@ from secateur.checkpoint.loadability import where_it_loads
 from secateur.checkpoint.plans import write_plan
 from secateur.checkpoint.save import save_and_reload
 from secateur.core.comparison import IMPROVES
-from secateur.core.plan import Drop, Edit, Linearize, Plan, RemoveDirections, Truncate
+from secateur.core.plan import Drop, Edit, Linearize, Plan, RemoveDirections, Truncate, kinds_of
 from secateur.core.records.analysis import AnalysisRecord
 from secateur.core.records.plan import ProvenanceRecord
 from secateur.core.records.verdict import (
@@ -27,6 +27,7 @@ from secateur.core.records.verdict import (
     LoadsRecord,
     ModelRecord,
     ParametersRecord,
+    ProvedRecord,
     SearchRecord,
     TaskRecord,
     VerdictRecord,
@@ -43,6 +44,7 @@ from secateur.hf.files import stated_license
 from secateur.hf.load import Loaded
 from secateur.methods.method import Proposal
 from secateur.options import Options
+from secateur.probes.proved import proof_of
 from secateur.records import (
     changed_examples,
     cut_summary,
@@ -75,6 +77,7 @@ def cut_and_verify(
     Returns: the content of `verdict.json`.
     """
     assert session.ledger is not None, "openings of test are counted"
+    structure = proof_of(session.loaded, kinds_of(proposal.plan.edits))
     with session.timed("verify"):
         judge, sides = session.judge(), side_effects(session)
         before = _measure(session, sides)
@@ -109,6 +112,7 @@ def cut_and_verify(
         handed_over=_handed_over(proposal, written_plan),
         loads=loads,
         written=written,
+        structure=structure,
     )
     method_analysis = {} if proposal.analysis is None else proposal.analysis.to_json()
     analysis = method_analysis | _compared(session, sides, before, after)
@@ -181,6 +185,7 @@ def _verdict(
     handed_over: HandedOverRecord,
     loads: LoadsRecord,
     written: Loaded,
+    structure: ProvedRecord,
 ) -> VerdictRecord:
     """Return the record: decision and evidence, what was done to what, the versions, and the sentence that sums up."""
     loaded, options = session.loaded, session.options
@@ -204,6 +209,7 @@ def _verdict(
         seed=options.seed,
         split_seed=options.split_seed,
         versions=versions(),
+        structure=structure,
         seconds=dict(session.seconds),
         command=options.command_line(),
     )
@@ -278,6 +284,7 @@ def _write_records(
         task=verdict.task.hash,
         seed=session.options.seed,
         versions=verdict.versions,
+        structure=verdict.structure,
         **read_from,
     )
     write_plan(written_plan, provenance, staging)

@@ -17,7 +17,7 @@ from secateur import __version__
 from secateur.core import stats
 from secateur.core.comparison import ALPHA, IMPROVES, WORSE
 from secateur.core.noninferiority import NOT_WORSE, bound_text, margin_text
-from secateur.core.plan import Drop, Linearize, Plan, RemoveDirections, Truncate
+from secateur.core.plan import DROPPED, Drop, Linearize, Plan, RemoveDirections, Truncate
 from secateur.core.records.analysis import BaseRecord, ChangedExample, FrequencyBin, ParaphrasesRecord
 from secateur.core.records.verdict import MemberRecord, VerdictRecord
 from secateur.core.score import METRICS, few_groups
@@ -42,19 +42,6 @@ class BlockSizes(Protocol):
 
 Kind = tuple[str, str]  # part and unit of a site
 
-_KINDS: Mapping[Kind, str] = {
-    ("", ""): "blocks",
-    ("attn", ""): "attentions",
-    ("attn", "g"): "KV groups",
-    ("attn", "h"): "heads",
-    ("cross", ""): "cross-attentions",
-    ("cross", "g"): "KV groups of cross-attentions",
-    ("cross", "h"): "heads of cross-attentions",
-    ("mlp", ""): "feed-forward networks",
-    ("mlp", "n"): "neurons",
-    ("mlp", "e"): "experts",
-}
-
 
 def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
     """Return what a plan removes: `29 of 48 heads, 1 of 6 feed-forward networks`, of a model that has `counts`."""
@@ -73,7 +60,7 @@ def cut_summary(plan: Plan, counts: Mapping[Kind, int]) -> str:
                 mapped[edit.form] += len(edit.blocks)
             case _:
                 assert_never(edit)
-    words = [f"{gone[kind]:,} of {counts[kind]:,} {word}" for kind, word in _KINDS.items() if gone[kind]]
+    words = [f"{gone[kind]:,} of {counts[kind]:,} {word}" for kind, word in DROPPED.items() if gone[kind]]
     words += [f"{_matrices(truncated)} of lower rank"] if truncated else []
     if removed := directions.total():
         words.append(f"{removed} singular direction{'s' * (removed > 1)} of {_matrices(len(directions))}")

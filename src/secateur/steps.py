@@ -30,7 +30,7 @@ from secateur.core.comparison import compare
 from secateur.core.form import Form, Way
 from secateur.core.ledger import Ledger
 from secateur.core.machine import Loading
-from secateur.core.plan import Linearize, Plan, PlanOrEdits, plan_of
+from secateur.core.plan import Linearize, Plan, PlanOrEdits, kinds_of, plan_of
 from secateur.core.progress import Progress
 from secateur.core.records.comparison import TransferRecord
 from secateur.core.records.plan import ProvenanceRecord
@@ -44,7 +44,7 @@ from secateur.evaluation.baseline import baseline, floors
 from secateur.evaluation.measurement import measure_model
 from secateur.evaluation.openings import record_opening, untested_opening
 from secateur.evaluation.verdict import decide
-from secateur.hf.blank import Ruler, blank_model, tiny_copy
+from secateur.hf.blank import Ruler, blank_model, tiny_config, tiny_copy
 from secateur.hf.files import stated_license
 from secateur.hf.gguf_header import digest_of_file
 from secateur.hf.gguf_input import ReadGguf, read_gguf
@@ -55,6 +55,7 @@ from secateur.methods.registry import method_reading
 from secateur.methods.removal import fitted_maps
 from secateur.options import Options
 from secateur.probes.maps import BlockRun
+from secateur.probes.proved import check_proved, proof_of
 from secateur.probes.structure import WINDOW, prove
 from secateur.probing.report import write_rows_report
 from secateur.records import cut_summary, num_parts, versions
@@ -111,11 +112,13 @@ def apply(
             )
             loads = where_it_loads(chosen, loaded, form, read_back=made.check == "logits")
             read_from = {} if loaded.gguf is None else {"gguf": loaded.gguf}
+            structure = proof_of(loaded, kinds_of(chosen.edits))
         provenance = ProvenanceRecord(
             command=dict(command),
             verified=False,
             loads=loads,
             versions=versions(),
+            structure=structure,
             check=made.check,
             svd=made.svd,
             **read_from,
@@ -132,9 +135,11 @@ def apply(
 def check_early(model: str, asked: PlanOrEdits, form: Form, loading: Loading) -> None:
     """Check before weights are read that the model has what is to be taken out.
 
-    Raises: `PlanError`, `UnknownName`.
+    Raises: `PlanError`, `UnknownName`; as `check_proved`.
     """
-    check_form(form, resolve_early(asked, blank_model(model, **loading).anatomy))
+    blank = blank_model(model, **loading)
+    check_form(form, resolve_early(asked, blank.anatomy))
+    check_proved(blank, kinds_of(plan_of(asked, "").edits))
 
 
 def preview(model: str, asked: PlanOrEdits, form: Form, loading: Loading) -> dict[str, Any]:
@@ -298,7 +303,7 @@ def evaluate(
     """Measure all metrics on one split, with intervals, of the model without what is `asked` to be removed."""
 
     def check(early: Session) -> None:
-        resolve_early(asked, early.loaded.anatomy)
+        _check_edits(early, asked)
 
     session = open_session(options, None, progress, check, needs={split: MIN_GROUPS})
     chosen = plan_for(session, asked)
@@ -324,6 +329,12 @@ def evaluate(
     return head | {"scores": scores, "baseline": start}
 
 
+def _check_edits(early: Session, asked: PlanOrEdits) -> None:
+    """Check that a model has what is taken out, and that this is proved. Raises: as `resolve_early`, `check_proved`."""
+    resolve_early(asked, early.loaded.anatomy)
+    check_proved(early.loaded, kinds_of(plan_of(asked, "").edits))
+
+
 def _perplexity(loss: dict[str, Any]) -> dict[str, Any]:
     shown = {"metric": "perplexity", "unit": "perplexity"}
     return loss | shown | {"value": float(exponential(loss["value"])), "ci": exponential_interval(loss["ci"])}
@@ -347,7 +358,7 @@ def transfer(options: Options, plan: Plan, ledger: Path, progress: Progress) -> 
     """
 
     def check(early: Session) -> None:
-        resolve_early(plan.edits, early.loaded.anatomy)
+        _check_edits(early, plan.edits)
 
     needs = {"test": MIN_GROUPS, **({"probe": 1} if plan.linearized else {})}
     session = open_session(options, None, progress, check, needs=needs)
@@ -412,8 +423,9 @@ def analyze(
     method = method_reading(what)
 
     def check(early: Session) -> None:
-        resolve_early(asked, early.loaded.anatomy)
+        _check_edits(early, asked)
         method.check_reading(what, early, split)
+        check_proved(early.loaded, method.kinds(early))
 
     session = open_session(options, None, progress, check, needs={split: 1})
     rows = method.read(what, session, split, plan_for(session, asked))
@@ -469,8 +481,12 @@ def check_task(options: Options) -> TaskCheckRecord:
 
 
 def check_structure(model: str, revision: str | None, trust_remote_code: bool) -> StructureRecord:
-    """Return the proof of a model's structure, on a tiny random copy. Raises: as `tiny_copy`."""
-    copy = tiny_copy(model, revision, trust_remote_code, WINDOW)
+    """Return the proof of a model's structure, on a tiny random copy; neither weights nor tokenizer need be there.
+
+    Raises: as `blank_model` and `tiny_copy`.
+    """
+    blank = blank_model(model, revision=revision, trust_remote_code=trust_remote_code, ruler=True)
+    copy = tiny_copy(blank, tiny_config(blank, WINDOW))
     with quiet():
         return prove(copy)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,14 @@ from secateur.core.records.probe import EditProofRecord
 from secateur.core.site import Site
 from secateur.hf import recognize
 from secateur.hf.anatomy import Anatomy, anatomy
-from secateur.hf.blank import tiny_copy
+from secateur.hf.blank import blank_model, tiny_config, tiny_copy
 from secateur.hf.families import FAMILIES
 from secateur.hf.matrices import Matrix
 from secateur.probes import structure
 
 
-def proofs(model: PreTrainedModel) -> dict[str, EditProofRecord]:
-    return {edit.edit: edit for edit in structure.prove(model).edits}
+def proofs(model: PreTrainedModel, kinds: Collection[str] | None = None) -> dict[str, EditProofRecord]:
+    return {edit.edit: edit for edit in structure.prove(model, kinds).edits}
 
 
 @pytest.mark.parametrize("name", [*by_layout(), "qwen3-moe", "roberta"])
@@ -41,6 +41,8 @@ def test_what_is_compared():
         assert found[kind].differences.keys() == {"cut", "parameters", "idle", "cache", "attention"}
     for kind in ("gate", "up", "neurons"):
         assert found[kind].differences.keys() == {"cut", "parameters", "idle", "cache", "activation"}
+    for kind in ("attentions", "feed-forward networks", "block 0"):
+        assert found[kind].differences.keys() == {"cut", "parameters", "idle", "cache", "stream"}
 
 
 # ------------------------------------------------------------------------------------------------ planted errors
@@ -123,6 +125,57 @@ def test_keys_of_the_wrong_group_are_caught(monkeypatch):
     assert {"k", "v", "KV groups"} <= failed
 
 
+PARTS = {"attentions", "feed-forward networks"}
+OF_STREAM = {*PARTS, "folded blocks", "linear maps"}
+
+
+@pytest.mark.parametrize(
+    ("name", "forgotten", "caught"),
+    [
+        ("gemma2", {"after": {}}, {*PARTS, "folded blocks"}),
+        ("gemma2", {"after": {"mlp": "post_feedforward_layernorm"}}, {"attentions"}),
+        ("olmo2", {"after": {}}, {*PARTS, "folded blocks"}),
+        ("roberta", {"post_norm": False}, {*PARTS, "folded blocks"}),
+    ],
+    ids=["both norms", "one norm", "norms of a post-norm model", "norms of the stream"],
+)
+def test_a_norm_that_was_forgotten_is_caught(name, forgotten, caught, monkeypatch):
+    model = variant(name, num_hidden_layers=3).double()
+    right = FAMILIES[type(model).__name__]
+    wrong = {**FAMILIES, right.architecture: replace(right, **forgotten)}
+    monkeypatch.setattr(recognize, "ARCHITECTURES", wrong)
+    found = proofs(model, OF_STREAM)
+    assert caught == {kind for kind, edit in found.items() if not edit.proved}
+    assert all(found[kind].differences["stream"] > 1e-3 for kind in caught)
+
+
+def test_a_residual_scale_that_was_forgotten_is_caught(monkeypatch):
+    """The fold goes wrong by its bias alone: a linear map and a scale can change places."""
+
+    def wrong(model: PreTrainedModel) -> Anatomy:
+        return replace(anatomy(model), residual_scale=1.0, foldable=True)
+
+    monkeypatch.setattr(structure, "anatomy", wrong)
+    model = variant("granite", num_hidden_layers=3, mlp_bias=True, residual_multiplier=0.4).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    found = proofs(model, OF_STREAM)
+    assert {kind for kind, edit in found.items() if not edit.proved} == {*PARTS, "folded blocks"}
+
+
+def test_a_map_of_what_enters_a_block_is_compared_with_what_leaves_it(monkeypatch):
+    """A map that is made of something else is caught: here of what enters the block before."""
+    model = variant("llama", num_hidden_layers=3).double()
+
+    def wrong(model: PreTrainedModel) -> Anatomy:
+        right = anatomy(model)
+        first, second, third = right.blocks
+        return replace(right, blocks=(second, first, third))
+
+    monkeypatch.setattr(structure, "anatomy", wrong)
+    assert not proofs(model, OF_STREAM)["linear maps"].proved
+
+
 def test_a_number_of_parameters_that_is_not_the_predicted_one_is_caught(monkeypatch):
     monkeypatch.setattr(structure, "shape_of", lambda plan, parts, factorize: Counted())
     assert not any(edit.proved for edit in proofs(tiny("llama", torch.float64)).values())
@@ -161,7 +214,8 @@ def written(place: Any, config: Mapping[str, object]) -> str:
 
 @pytest.mark.parametrize("name", REAL)
 def test_the_copy_of_a_real_config_is_tiny_and_of_its_kind(name, tmp_path):
-    model = tiny_copy(written(tmp_path, REAL[name]), None, False, structure.WINDOW)
+    blank = blank_model(written(tmp_path, REAL[name]), ruler=True)
+    model = tiny_copy(blank, tiny_config(blank, structure.WINDOW))
     parts, stated = anatomy(model), REAL[name]
     assert type(model).__name__ == stated["architectures"][0]
     assert parts.num_parameters < 2e7
@@ -174,7 +228,7 @@ def test_the_copy_of_a_real_config_is_tiny_and_of_its_kind(name, tmp_path):
         assert set(kinds) == {"sliding_attention", "full_attention"}
         assert model.config.sliding_window == structure.WINDOW < 14
     if name == "qwen3-30b-a3b":
-        assert parts.widths[0].num_experts == 128
+        assert parts.widths[0].num_experts == 16  # of which 8 are chosen
     assert not any((parameter == 1).all() or (parameter == 0).all() for parameter in model.parameters())
 
 

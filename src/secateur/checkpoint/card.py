@@ -18,6 +18,7 @@ from secateur.core.records.verdict import (
     GgufRecord,
     IntervalRecord,
     LoadsRecord,
+    ProvedRecord,
     ScoreRecord,
     SecondaryRecord,
     SideEffect,
@@ -73,7 +74,7 @@ def model_card(verdict: VerdictRecord, plan: Plan) -> str:
 {verdict.candidates_tried:,} candidates tried. Model fingerprint `{model.fingerprint}`, task hash `{task.hash}`,
 seed {verdict.seed}, split seed {verdict.split_seed}. `plan.json` holds the cut, `verdict.json` every number,
 `report.html` the pictures.
-{_read_from(model.gguf)}"""
+{_proved(verdict.structure)}{_read_from(model.gguf)}"""
 
 
 def pipeline_of(architecture: str) -> str:
@@ -160,7 +161,7 @@ def unverified_card(
 Model fingerprint `{plan.model}`. `plan.json` holds the cut.
 
 {_made(provenance)}
-{_read_from(provenance.gguf)}
+{_proved(provenance.structure)}{_read_from(provenance.gguf)}
 ## How to load it
 
 {loads_markdown(provenance.loads) if provenance.loads else ""}
@@ -185,6 +186,12 @@ def _made(provenance: ProvenanceRecord) -> str:
                 f"{matrix.residual:.4f} of the matrix's norm; {more} than the exact decomposition would."
             )
     return "\n".join([*lines, *([""] if lines else []), _CHECKED[str(provenance.check)]])
+
+
+def _proved(structure: ProvedRecord | None) -> str:
+    """Return a line about what was proved of the original's structure; nothing of a checkpoint that cuts nothing."""
+    told = structure is not None and (structure.proved or structure.not_proved or structure.why)
+    return f"\n{structure.sentence}\n" if structure is not None and told else ""
 
 
 def _read_from(gguf: GgufRecord | None) -> str:

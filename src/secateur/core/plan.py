@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, assert_never, get_args
@@ -217,6 +217,62 @@ def _claims(edit: Edit) -> list[Site]:
             return [*map(Site, edit.blocks), *([] if into is None else [into])]
         case _:
             assert_never(edit)
+
+
+DROPPED: Mapping[tuple[str, str], str] = {
+    ("", ""): "blocks",
+    ("attn", ""): "attentions",
+    ("attn", "g"): "KV groups",
+    ("attn", "h"): "heads",
+    ("cross", ""): "cross-attentions",
+    ("cross", "g"): "KV groups of cross-attentions",
+    ("cross", "h"): "heads of cross-attentions",
+    ("mlp", ""): "feed-forward networks",
+    ("mlp", "n"): "neurons",
+    ("mlp", "e"): "experts",
+}
+"""What is dropped in words, by part and unit of its site."""
+WITH_MEAN = "directions with a mean"
+OF_EXPERTS = "matrices of experts"
+MAPS = {"linear": "linear maps", "fold": "folded blocks"}  # in words, by their form
+
+
+_WORDS = {
+    "ffns": DROPPED["mlp", ""],
+    "groups": DROPPED["attn", "g"],
+    "folds": MAPS["fold"],
+    "maps": MAPS["linear"],
+}  # of options, where kinds are called otherwise
+
+
+def proved_kinds(names: Iterable[str], matrices: Collection[str], foldable: bool) -> frozenset[str]:
+    """Return the kinds of edit, as `kinds_of` does, that options call `ffns`, `folds`, `matrices` and so on.
+
+    Args:
+        matrices: Kinds of matrices that the model has.
+        foldable: Whether linear maps can be folded in it.
+    """
+    kinds = {_WORDS.get(name, name) for name in names}
+    if "matrices" in kinds:
+        kinds = (kinds - {"matrices"}) | set(matrices)
+    return frozenset(kinds if foldable else kinds - {MAPS["fold"]})
+
+
+def kinds_of(edits: Iterable[Edit]) -> frozenset[str]:
+    """Return the kinds of edit there are, in the words in which `secateur models MODEL` lists them."""
+    kinds: set[str] = set()
+    for edit in edits:
+        match edit:
+            case Truncate() | RemoveDirections():
+                kinds.add(OF_EXPERTS if edit.matrix.unit else edit.matrix.part)
+                kinds |= {WITH_MEAN} if isinstance(edit, RemoveDirections) and edit.fold else set()
+            case Drop():
+                kinds.add(DROPPED[edit.site.part, edit.site.unit])
+            case Linearize():
+                kinds.add(MAPS[edit.form])
+            case _:
+                assert_never(edit)
+    return frozenset(kinds)
 
 
 def blocks_of(edit: Edit) -> tuple[Site, ...]:

@@ -33,6 +33,7 @@ from secateur.hf.family import (
     is_foldable,
     labels_of,
     padding_of,
+    residual_scale,
     routing,
     sizes,
     start_of,
@@ -79,17 +80,17 @@ class Anatomy:
     are the feed-forward modules that map one tensor to one tensor, one per block, or None for families whose
     blocks have no such module; Falcon adds into what they return, so clone it to keep it. `free_heads`: its
     config can state another number of heads of the same size. `num_parameters` counts tied parameters once.
-    `foldable`: what a feed-forward network gives enters the stream as it is. `indivisible` are units (`heads`,
-    `neurons`) that stay stored, silenced, until the last one of a block goes. `entered` are the modules that linear
-    maps lie before, in place of removed blocks. `switches` are `length_switches`. `details` is the family's entry in
-    the table. `routing` says how the routers of a mixture of experts choose, `of_experts` are matrices of single
-    experts, which no linear layer holds. `mixers` are the blocks of a hybrid that have something else than attention,
-    with what that is; `pads_left`: none of these makes anything of padding that lies before a text. `labels` are the
-    names that a sequence classifier gives, in the order of its logits, `padding` is the token that fills rows, and
-    `num_types` are the texts of a row that embeddings tell apart. Of an encoder-decoder the blocks of the encoder come
-    first, `num_encoder` of them, then those of the decoder, whose family `details` is; `start` is the token that the
-    decoder begins with. `acts` are the sizes of a decision transformer's states and actions; a step of an episode is
-    three of its positions.
+    `foldable`: what a feed-forward network gives enters the stream as it is; `residual_scale` is the function of
+    that name. `indivisible` are units (`heads`, `neurons`) that stay stored, silenced, until the last one of a
+    block goes. `entered` are the modules that linear maps lie before, in place of removed blocks. `switches` are
+    `length_switches`. `details` is the family's entry in the table. `routing` says how the routers of a mixture of
+    experts choose, `of_experts` are matrices of single experts, which no linear layer holds. `mixers` are the
+    blocks of a hybrid that have something else than attention, with what that is; `pads_left`: none of these makes
+    anything of padding that lies before a text. `labels` are the names that a sequence classifier gives, in the
+    order of its logits, `padding` is the token that fills rows, and `num_types` are the texts of a row that
+    embeddings tell apart. Of an encoder-decoder the blocks of the encoder come first, `num_encoder` of them, then
+    those of the decoder, whose family `details` is; `start` is the token that the decoder begins with. `acts` are
+    the sizes of a decision transformer's states and actions; a step of an episode is three of its positions.
     """
 
     family: str
@@ -116,6 +117,7 @@ class Anatomy:
     free_heads: bool = False
     carved: bool = False
     foldable: bool = True
+    residual_scale: float | None = 1.0
     indivisible: tuple[str, ...] = ()
     entered: frozenset[str] = frozenset()
     switches: Sequence[int] = ()
@@ -366,6 +368,7 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         free_heads=has_free_heads(family, config),
         carved=carved,
         foldable=is_foldable(family, config),
+        residual_scale=residual_scale(family, config),
         indivisible=indivisible_units(family, config),
         entered=frozenset(path for path, module in model.named_modules() if _entry_of(module) is not None),
         switches=length_switches(config, family.bidirectional),

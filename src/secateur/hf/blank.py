@@ -7,7 +7,7 @@ length. Or make a new model with random weights: for the tokens of a tokenizer, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,9 +24,9 @@ from transformers import (
 
 from secateur.core.machine import Offloading
 from secateur.errors import ModelError
-from secateur.hf.anatomy import anatomy
-from secateur.hf.build import one_of_each_kind, repaired
-from secateur.hf.family import ACTIONS, Family, sizes
+from secateur.hf.anatomy import anatomy, stock_class
+from secateur.hf.build import of_each_kind, repaired
+from secateur.hf.family import ACTIONS, Family, has_free_heads, indivisible_units, routing, sizes
 from secateur.hf.files import check_weights
 from secateur.hf.load import (
     DTYPES,
@@ -37,9 +37,7 @@ from secateur.hf.load import (
     check_kind,
     check_machine,
     config_of,
-    family_in,
     find_source,
-    is_carved,
     on_meta,
     quiet,
     read_tokenizer,
@@ -160,68 +158,103 @@ _WINDOWS = ("sliding_window", "window_size")
 _WIDTHS_OF_EXPERTS = ("moe_intermediate_size", "shared_expert_intermediate_size")
 
 
-def tiny_copy(name: str, revision: str | None, trust_remote_code: bool, window: int) -> PreTrainedModel:
-    """Return a small model of the very class and config of MODEL, in float64, with random weights.
+def tiny_config(loaded: Loaded, window: int) -> PreTrainedConfig:
+    """Return the config of `tiny_copy`; equal for models that differ in sizes and names alone.
 
-    It has a block of each kind that the config tells apart and three at least, heads of the same size, four at most,
-    some sharing keys where they do in the model; windows of attention hold `window` tokens. All parameters are random,
-    gains and biases too. No weights are read or fetched.
+    Args:
+        loaded: May be blank; of a carved model the stock class counts.
+        window: Tokens that its sliding windows hold.
 
-    Raises: as `blank_model`; `ModelError` where transformers makes no such model.
+    Raises: `ModelError` where there is no such model.
     """
-    with quiet():
-        source = find_source(name, revision)
-        remote = check_kind(source, trust_remote_code)
-        config, family, auto = config_of(source, remote), family_in(source), auto_of(source)
-        if is_carved(source) or family.tower:
-            raise ModelError(
-                f"{name} is no model of text as its class makes it: name the model that it was cut from, or one of the "
-                "family of its language model."
-            )
-        if family.encoder is not None:
-            raise ModelError(
-                f"{family.architecture} is an encoder-decoder, of which no tiny copy is proved: secateur's own tests "
-                "hold the stock class to what docs/families.md says of it."
-            )
-        if family.head is ACTIONS:
-            raise ModelError(
-                f"{name} is a decision transformer, and no tiny copy of one is made; the tests prove its cuts."
-            )
-        if family.no_float64:
-            raise ModelError(f"{family.architecture} does not run in float64, in which a tiny copy is made.")
-        with building(f"no tiny copy of {name} can be made", config), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: PreTrainedModel = auto.from_config(  # type: ignore[union-attr]  # of no carved one
-                _shrunk(config, family, window),
-                dtype=torch.float64,
-                experts_implementation="eager",
-                trust_remote_code=remote,
-            )
-            for parameter in model.parameters():
-                is_gain = parameter.dim() == 1 and bool((parameter == 1).all())
-                torch.nn.init.normal_(parameter, mean=float(is_gain), std=parameter.shape[-1] ** -0.5)
-            model.eval().requires_grad_(False)
+    family, config = loaded.anatomy.details, loaded.model.config
+    if family.encoder is not None:
+        raise ModelError(
+            f"{family.architecture} is an encoder-decoder, of which no tiny copy is proved: secateur's own tests "
+            "hold the stock class to what docs/families.md says of it."
+        )
+    if family.head is ACTIONS:
+        raise ModelError(
+            f"{loaded.name} is a decision transformer, and no tiny copy of one is made; the tests prove its cuts."
+        )
+    if family.no_float64:
+        raise ModelError(f"{family.architecture} does not run in float64, in which a tiny copy is made.")
+    with quiet(), building(f"no tiny copy of {loaded.name} can be made", config):
+        return _shrunk(config, family, window)
+
+
+def tiny_copy(loaded: Loaded, config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a small model of the very class of another, in float64, with random weights.
+
+    It has a block of each kind that the config tells apart, of a hybrid two, and three at least; four heads at
+    most, of the same size where a config can state it beside that of the stream, some sharing keys where they do in the
+    model. All parameters are random, gains and biases too.
+
+    Args:
+        loaded: The other model, which may be blank.
+        config: As `tiny_config` returns it for that model.
+
+    Raises: `ModelError` where transformers makes no such model.
+    """
+    cls = stock_class(type(loaded.model))
+    failed = f"no tiny copy of {loaded.name} can be made"
+    with quiet(), building(failed, config), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _made(cls, config, loaded.anatomy.details)
+        for parameter in (one for one in model.parameters() if not one.is_meta):
+            is_gain = parameter.dim() == 1 and bool((parameter == 1).all())
+            torch.nn.init.normal_(parameter, mean=float(is_gain), std=parameter.shape[-1] ** -0.5)
+        model.eval().requires_grad_(False)
+    return model
+
+
+def _made(cls: type[PreTrainedModel], config: PreTrainedConfig, family: Family) -> PreTrainedModel:
+    """Return a model in float64; of a multimodal one only the language model has memory, for no image is read."""
+    how: Mapping[str, Any] = {"dtype": torch.float64, "experts_implementation": "eager"}
+    with torch.device("meta" if family.tower else "cpu"):
+        model: PreTrainedModel = cls._from_config(config, **how)
+    if family.tower:
+        tower = model.get_submodule(family.tower)
+        assert isinstance(tower, PreTrainedModel)
+        model.set_submodule(family.tower, type(tower)._from_config(config.get_text_config(), **how))
+        model.get_submodule(family.unembedding).to_empty(device="cpu")
+        model.tie_weights()
     return model
 
 
 def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrainedConfig:
-    stated, own = config.to_dict(), sizes(family, config)
+    text = config.get_text_config()
+    stated, own = text.to_dict(), sizes(family, text)
     groups = min(own.num_kv_heads, 2 if own.num_kv_heads < own.num_heads else 4)
     heads = min(own.num_heads, 4 if groups == 1 else groups * min(2, own.num_heads // own.num_kv_heads))
-    width = heads * own.d_head if own.num_heads * own.d_head == own.d_model else STREAM
+    d_head, width = own.d_head, STREAM - STREAM % heads
+    free = has_free_heads(family, text) and "heads" not in indivisible_units(family, text)
+    if not free and own.num_heads * own.d_head == own.d_model:  # the class divides
+        by_rope = (
+            family.sized_by_scaling or family.tower
+        )  # of some of these its sections add up to half a head
+        d_head = own.d_head if by_rope else min(own.d_head, STREAM)
+        width = heads * d_head
     changes: dict[str, object] = {
         "num_attention_heads": heads,
         "hidden_size": width,
         "vocab_size": VOCABULARY,
     }
+    changes |= {"head_dim": d_head} if free or stated.get("head_dim") else {}
     changes |= {name: groups for name in ("num_kv_heads", "num_key_value_heads") if name in stated}
     changes |= {name: width for name in _SIZES_OF_STREAM if stated.get(name) == own.d_model}
     changes |= {name: window for name in _WINDOWS if stated.get(name)}
     changes |= {name: NEURONS for name in _WIDTHS_OF_EXPERTS if stated.get(name)}
     changes |= {name: 1 for name in stated if name.endswith("_token_id") and stated[name] is not None}
+    if keys := stated.get("linear_num_key_heads"):
+        of_values = {"linear_num_value_heads": 2 * stated["linear_num_value_heads"] // keys}
+        changes |= {"linear_num_key_heads": 2} | of_values if keys > 2 else {}
     if family.width is not None:
         changes[family.width] = NEURONS
-    return repaired(config, one_of_each_kind(config, 3), **changes)
+    if family.experts is not None and (router := routing(family, text)) is not None:
+        each = -(-2 * router.chosen // router.groups)  # of a group
+        changes[family.experts.count] = min(getattr(text, family.experts.count), router.groups * max(2, each))
+    return repaired(config, of_each_kind(config, 2 if family.mixers else 1, 3), **changes)
 
 
 def tokenizer_in(folder: str) -> PreTrainedTokenizerBase:

@@ -111,12 +111,12 @@ def _by_block(text: PreTrainedConfig) -> dict[str, list[Any]]:
     return found
 
 
-def one_of_each_kind(config: PreTrainedConfig, least: int) -> list[int]:
-    """Return the first block of each kind that a config tells apart, and the first others up to `least` blocks."""
+def of_each_kind(config: PreTrainedConfig, count: int, least: int) -> list[int]:
+    """Return the first `count` blocks of each kind that a config tells apart, and the first others up to `least`."""
     text = config.get_text_config()
     said = _by_block(text).values()
     kinds = [repr([values[block] for values in said]) for block in range(text.num_hidden_layers)]
-    first = [block for block, kind in enumerate(kinds) if kind not in kinds[:block]]
+    first = [block for block, kind in enumerate(kinds) if kinds[:block].count(kind) < count]
     others = [block for block in range(len(kinds)) if block not in first]
     return sorted(first + others[: max(0, least - len(first))])
 

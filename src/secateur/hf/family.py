@@ -375,9 +375,16 @@ def is_foldable(family: Family, config: PreTrainedConfig) -> bool:
 
     A linear map of it is then one more down projection.
     """
-    scale = getattr(config, "residual_multiplier", 1.0)
-    normed = family.after or family.post_norm or not getattr(config, "do_layer_norm_before", True)
-    return not (normed or family.experts or family.head is PAIRS) and scale == 1
+    own = family.after or family.experts or family.head is PAIRS
+    return not own and residual_scale(family, config) == 1
+
+
+def residual_scale(family: Family, config: PreTrainedConfig) -> float | None:
+    """Return the number by which what a part gives, after its norms, is added to the stream; None where the stream is
+    normed after that."""
+    if family.post_norm or not getattr(config, "do_layer_norm_before", True):
+        return None
+    return float(getattr(config, "residual_multiplier", 1.0))
 
 
 def indivisible_units(family: Family, config: PreTrainedConfig) -> tuple[str, ...]:

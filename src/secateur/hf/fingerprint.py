@@ -60,7 +60,11 @@ def config_digest(model: PreTrainedModel) -> str:
 
     Equal weights compute something else under another rope base, norm epsilon or generation config.
     """
-    configs: tuple[PreTrainedConfig | GenerationConfig | None, ...] = (model.config, generation_config(model))
+    return digest_of_configs(model.config, generation_config(model))
+
+
+def digest_of_configs(*configs: PreTrainedConfig | GenerationConfig | None) -> str:
+    """Return 32 hex characters over configs without their names and versions; None counts for none."""
     kept = [_lasting(config.to_dict()) for config in configs if config is not None]
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

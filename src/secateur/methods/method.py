@@ -8,7 +8,7 @@ file of another package.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -76,6 +76,13 @@ class Method(ABC):
     @abstractmethod
     def check(self, session: Session) -> None:
         """Raise `SecateurError` for what cannot be searched, seen on a model without weights."""
+
+    def kinds(self, session: Session) -> Collection[str]:
+        """Return the kinds of edit that a search may propose, in the words of `core.plan.kinds_of`.
+
+        They are proved before the search, and those of the plan before it is cut; without them the latter only.
+        """
+        return ()
 
     @abstractmethod
     def search(self, session: Session) -> Proposal:

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from secateur.checkpoint.folder import write_json
-from secateur.core.plan import Drop, Plan
+from secateur.core.plan import Drop, Plan, proved_kinds
 from secateur.core.progress import Progress, silent
 from secateur.core.readings import PARTS, Readings, mean_readings, spearman_overlap
 from secateur.core.records.probe import (
@@ -43,6 +43,7 @@ from secateur.probes.block_gradients import block_effects
 from secateur.probes.experts import router_mass
 from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.induction import SEEDS, check_copying, copying, prefix_matching
+from secateur.probes.proved import check_proved
 from secateur.probing.report import write_probe_report
 from secateur.records import versions
 from secateur.session import (
@@ -168,6 +169,7 @@ def read_components(
     progress("load", 0, 1)
     blank = blank_of(options)
     blocks = layers_of(blank.anatomy, options)
+    check_proved(blank, proved_kinds({*what} - {"induction"}, (), foldable=False))
     plain = _plain_tasks(options, blank, tasks, split)
     if "ffns" in what and len({task.kind == "text" for task in plain}) > 1:
         raise TaskError(

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from secateur.checkpoint.folder import write_json
 from secateur.core.ledger import Ledger
-from secateur.core.plan import Drop, Plan, Truncate
+from secateur.core.plan import Drop, Plan, Truncate, proved_kinds
 from secateur.core.progress import Progress
 from secateur.core.readings import Readings, spearman_overlap
 from secateur.core.records.map import MapKindRecord, MapRecord
@@ -30,6 +30,7 @@ from secateur.probes.answer_margin import AnswerMargin
 from secateur.probes.block_gradients import effects_both_ways
 from secateur.probes.heads import head_importance, neuron_importance
 from secateur.probes.linearity import linearity
+from secateur.probes.proved import check_proved
 from secateur.probing.components import behavior, checked_against
 from secateur.probing.map_page import BEHAVIOR, UNITS, write_map_page
 from secateur.records import versions
@@ -72,8 +73,10 @@ def read_map(
     """
 
     def check(early: Session) -> None:
-        early.loaded.anatomy.refuse_pairs("the map of all components")
-        layers_of(early.loaded.anatomy, options)
+        parts = early.loaded.anatomy
+        parts.refuse_pairs("the map of all components")
+        layers_of(parts, options)
+        check_proved(early.loaded, proved_kinds(kinds, parts.matrix_kinds, parts.foldable))
 
     session = open_session(options, None, progress, check, needs={split: 1})
     with Ledger.open(ledger) as journal:

@@ -89,6 +89,7 @@ def provenance(verdict: VerdictRecord, plan: PlanRecord) -> str:
         "evaluations": f"{verdict.evaluations:,} (candidate, example) pairs",
         "time": joined(*(f"{name} {value:,.1f} s" for name, value in verdict.seconds.items())),
         "versions": joined(*(f"{name} {value}" for name, value in verdict.versions.items())),
+        **({} if verdict.structure is None else {"structure": text(verdict.structure.sentence)}),
         "plan": f"<code>{text(edits)}</code>",
     }
     return folded_facts(facts)

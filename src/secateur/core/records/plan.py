@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, JsonValue
 
 from secateur.core.records.record import Number, Record
-from secateur.core.records.verdict import GgufRecord, LoadsRecord
+from secateur.core.records.verdict import GgufRecord, LoadsRecord, ProvedRecord
 
 
 class PlanRecord(Record):
@@ -66,6 +66,9 @@ class ProvenanceRecord(Record):
     seed: int | None = Field(default=None, description="`--seed` (only: prune)")
     versions: dict[str, str] = Field(
         description="secateur, Python and the libraries that computed the numbers"
+    )
+    structure: ProvedRecord | None = Field(
+        default=None, description="what was proved of the model's structure (only: prune, apply)"
     )
     verified: bool | None = Field(
         default=None, description="whether a verdict was given on the plan (only: apply, and in unproven/)"

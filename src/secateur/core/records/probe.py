@@ -311,8 +311,9 @@ class EditProofRecord(Record):
     differences: dict[str, float] = Field(
         description="what the masked model is compared with → relative difference: `cut`, the model that is really cut; "
         "`parameters`, its number of parameters against the predicted one; `cache`, tokens one by one with a cache; "
+        "`stream`, the same edit done to what leaves the blocks, or what a part adds there against what is read of it; "
         "`attention` and `activation`, the same edit done where torch's attention and the activation functions are "
-        "called; `idle`, 1 where the edit changes nothing, else 0"
+        "called; `idle`, 1 where the edit changes nothing, else 0; `fails`, 1 where the edited copy does not run"
     )
     refused: str | None = Field(description="why such an edit is not made; null where it is")
 

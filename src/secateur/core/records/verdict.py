@@ -371,6 +371,24 @@ class LoadsRecord(Record):
     where: list[PlaceRecord] = Field(description="each place that was considered")
 
 
+class ProvedRecord(Record):
+    """The kinds of edit that are proved of the model's structure, on a tiny random copy of its config."""
+
+    proved: list[str] = Field(description="as `secateur models MODEL` lists them; all blocks are one kind")
+    not_proved: list[str] = Field(description="kinds of which the copy has none, or that it refuses")
+    why: str | None = Field(description="why nothing was proved; null where something was")
+    versions: dict[str, str] = Field(description="of secateur, transformers and torch")
+
+    @property
+    def sentence(self) -> str:
+        """Return it in words, such as `Proved on a tiny random copy of its config: heads, q.`"""
+        if self.why is not None:
+            return f"Structure not proved: {self.why}"
+        parts = [f"Proved on a tiny random copy of its config: {', '.join(self.proved) or 'nothing'}."]
+        parts += [f"Not proved: {', '.join(self.not_proved)}."] if self.not_proved else []
+        return " ".join(parts)
+
+
 class GgufRecord(Record):
     """The GGUF file that a model was read from."""
 
@@ -540,6 +558,7 @@ class VerdictRecord(DecisionRecord):
     seed: int = Field(description="`--seed`")
     split_seed: int = Field(description="`--split-seed`")
     versions: dict[str, str] = Field(description="as in plan.json")
+    structure: ProvedRecord | None = Field(default=None, description="as in plan.json")
     seconds: dict[str, Number] = Field(
         description="wall-clock time of `screen`, `race`, `compose` (laser), `prune` (removal), `choose` (directions), `analyze` and `verify`, as far as the last process did them"
     )

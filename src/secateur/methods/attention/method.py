@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option
+from secateur.core.plan import DROPPED
 from secateur.core.ranges import whole
 from secateur.errors import PlanError, SecateurError
 from secateur.methods.method import Method
@@ -51,6 +52,10 @@ class Attention(Method):
                 f"--attentions {number}: only {can} of these blocks have an attention that can be dropped. Give 1 to "
                 f"{can}."
             )
+
+    def kinds(self, session: Session) -> Collection[str]:
+        """Return attentions."""
+        return {DROPPED["attn", ""]}
 
     def search(self, session: Session) -> Proposal:
         """Choose the order on `probe` and how many on `select`."""

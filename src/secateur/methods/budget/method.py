@@ -5,11 +5,12 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option, share, words_of
+from secateur.core.plan import proved_kinds
 from secateur.core.ranges import real
 from secateur.errors import SecateurError, UnknownName, nearest
 from secateur.methods.method import Method
@@ -89,6 +90,11 @@ class Budget(Method):
         from secateur.methods.budget.search import check
 
         check(session)
+
+    def kinds(self, session: Session) -> Collection[str]:
+        """Return the kinds that compete."""
+        competing, parts = session.config(BudgetConfig).competing, session.loaded.anatomy
+        return proved_kinds(competing, parts.matrix_kinds, parts.foldable)
 
     def search(self, session: Session) -> Proposal:
         """Price edits on `probe`, take the best measured on `select`."""

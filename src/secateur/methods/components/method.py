@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option
+from secateur.core.plan import Drop, kinds_of
 from secateur.core.ranges import whole
 from secateur.methods.method import Method
 from secateur.methods.options import StepConfig, params_option
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
@@ -52,6 +55,12 @@ class Components(Method):
         from secateur.methods.components.search import check
 
         check(session)
+
+    def kinds(self, session: Session) -> Collection[str]:
+        """Return the kinds of the parts that may go."""
+        from secateur.methods.components.search import groups_of
+
+        return kinds_of(Drop(site) for group in groups_of(session) for site in group.sites)
 
     def search(self, session: Session) -> Proposal:
         """Read importance on `probe`, choose how far to go on `select`."""

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option
+from secateur.core.plan import DROPPED, MAPS
 from secateur.core.ranges import whole
 from secateur.errors import SecateurError
 from secateur.methods.method import Method
 from secateur.methods.options import BoundConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from secateur.core.records.analysis import AnalysisRecord
     from secateur.core.records.record import Record
     from secateur.core.records.verdict import VerdictRecord
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from secateur.session import Session
 
 BY = ("loss", "linearity", "cosine")  # what blocks go by
+BLOCKS = DROPPED["", ""]
 FORMS = ("fold", "linear", "drop")  # what replaces them
 
 
@@ -70,6 +74,11 @@ class Depth(Method):
         from secateur.methods.depth.search import check
 
         check(session)
+
+    def kinds(self, session: Session) -> Collection[str]:
+        """Return blocks, and the form of their maps."""
+        form = session.config(DepthConfig).form
+        return {BLOCKS, MAPS.get(form, BLOCKS)}
 
     def search(self, session: Session) -> Proposal:
         """Choose the order on `probe` and the depth on `select`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option, options_of
+from secateur.core.plan import WITH_MEAN
 from secateur.errors import SecateurError, UnknownName
 from secateur.methods.forecasting import Habits
 from secateur.methods.method import Method, own_part
@@ -14,7 +15,7 @@ from secateur.methods.options import GainConfig, StepConfig, max_loss_option
 from secateur.options import matrices_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from secateur.core.plan import Plan
     from secateur.core.records.analysis import AnalysisRecord
@@ -108,6 +109,10 @@ class RemoveSingularDirections(Method):
         from secateur.methods.directions.search import check
 
         check(session)
+
+    def kinds(self, session: Session) -> Collection[str]:
+        """Return the kinds of the matrices, and the fold of means."""
+        return {WITH_MEAN, *(site.part for site in matrices_of(session.loaded.anatomy, session.options))}
 
     def search(self, session: Session) -> Proposal:
         """Read effects on `probe`, choose directions and their number on `select`."""

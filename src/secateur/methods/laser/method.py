@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,10 @@ class Laser(Method):
     def check(self, session: Session) -> None:
         """Raise `UnknownName` for matrices or layers that the model does not have."""
         matrices_of(session.loaded.anatomy, session.options)
+
+    def kinds(self, session: Session) -> Collection[str]:
+        """Return the kinds of the matrices."""
+        return {site.part for site in matrices_of(session.loaded.anatomy, session.options)}
 
     def search(self, session: Session) -> Proposal:
         """Screen by gradients, race on `select`, compose."""
