@@ -37,6 +37,7 @@ from secateur.hf.load import (
     check_kind,
     check_machine,
     config_of,
+    family_in,
     find_source,
     on_meta,
     quiet,
