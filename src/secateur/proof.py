@@ -146,11 +146,13 @@ def _write_and_read(
 ) -> tuple[Loaded, LoadsRecord]:
     """Write the checkpoint of `plan`; return the model as read back, and where it loads."""
     loads = where_it_loads(plan, session.loaded, session.options.written_as, read_back=True)
-    if loads.form == "carved" and not session.loaded.anatomy.carved:
+    anatomy = session.loaded.anatomy
+    if loads.form == "carved" and not anatomy.carved:
         LOG.warning(
             "no stock checkpoint, because %s: it loads with trust_remote_code=True or secateur.load, not in vLLM or "
-            "GGUF converters. --portable asks for one.",
+            "GGUF converters.%s",
             loads.why,
+            "" if anatomy.num_encoder else " --portable asks for one.",
         )
     select = session.task.split("select")[:4]
     rows = [session.encoded[e].whole(0) for e in select]

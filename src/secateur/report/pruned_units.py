@@ -92,7 +92,7 @@ def drop_map(gone: Dropped) -> str:
         lines=[_line(block, size, gone) for block in reversed(range(gone.blocks))],
         heads="" if not gone.heads else "heads" if size == 1 else f"heads, in groups of {size}",
         label=f"Map of the model, {gone.blocks} blocks, the first at the bottom; cut: {words}",
-        style=f"--heads:{width}px;--between:{between}px",
+        style=f"--heads:{width}px;--between:{between}px" + (";--label:54px" if gone.encoder else ""),
     )
     folded = [("cut folded", "a linear map stands for it")] if gone.replaced else []
     return drawn + key(("tried", "stays"), ("cut", "cut"), *whole, *folded)
