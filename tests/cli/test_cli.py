@@ -18,7 +18,7 @@ from rich.console import Console
 from secateur.cli.tables import print_verdict, table
 from secateur.core.ledger import Ledger
 from secateur.core.records.verdict import VerdictRecord
-from secateur.hf.families import FAMILIES
+from secateur.hf.families import DECISIONS, FAMILIES
 
 VERBS = ("prune", "demo", "apply", "report", "eval", "probe", "runs", "show", "tasks", "models")
 CONTRACT = (
@@ -335,7 +335,7 @@ def test_an_error_amid_progress_bars_leaves_the_terminal_clean(place, tmp_path, 
 def test_models_lists_every_family_and_what_it_does_not_allow():
     found = json.loads(secateur("models", "--json").stdout)
     listed = {row["architecture"]: row for row in found["families"]}
-    assert listed.keys() == FAMILIES.keys()
+    assert listed.keys() == FAMILIES.keys() | DECISIONS.keys()
     assert "Gemma3ForConditionalGeneration" in found["multimodal"]
     assert listed["Olmo2ForCausalLM"]["silenced"] == ["heads"]
     assert not listed["Gemma3ForCausalLM"]["fold"]

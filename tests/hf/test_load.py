@@ -337,7 +337,7 @@ KINDS = {
     "Afmoe": (transformers.AfmoeConfig, "AfmoeForCausalLM", "a mixture of experts"),
     "DeepseekV3": (transformers.DeepseekV3Config, "DeepseekV3ForCausalLM", "a mixture of experts"),
     "Dbrx": (transformers.DbrxConfig, "DbrxForCausalLM", "a mixture of experts"),
-    "T5": (transformers.T5Config, "T5ForConditionalGeneration", "an encoder-decoder"),
+    "LongT5": (transformers.LongT5Config, "LongT5ForConditionalGeneration", "an encoder-decoder"),
     "Bert": (transformers.BertConfig, "BertModel", "not a causal language model with its head, nor a masked"),
     "Bert that looks back": (
         lambda **how: transformers.BertConfig(is_decoder=True, **how),

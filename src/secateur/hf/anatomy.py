@@ -153,10 +153,12 @@ class Anatomy:
     def lowest_block(self, plan: Plan) -> int:
         """Return the first block that a plan changes, 0 for the empty plan; what is below it may be reused.
 
-        Of an encoder-decoder it is always 0: whatever is judged there runs whole.
+        Of an encoder-decoder it is always 0: whatever is judged there runs whole. So it is of a block that is not
+        there, which is refused where the plan is resolved.
         """
         lowest = plan.lowest_block
-        return 0 if lowest is None or self.num_encoder else self.number(lowest)
+        whole = lowest is None or self.num_encoder or not self.has_block(lowest)
+        return 0 if lowest is None or whole else self.number(lowest)
 
     def site(self, number: int, part: str = "", unit: str = "", index: int = 0) -> Site:
         """Return the address of a part of block `number` of all blocks."""

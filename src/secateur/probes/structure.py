@@ -36,7 +36,7 @@ from secateur.core.plan import (
 )
 from secateur.core.records.probe import EditProofRecord, StructureRecord
 from secateur.core.site import Site
-from secateur.errors import SecateurError
+from secateur.errors import ModelError, SecateurError
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
@@ -67,13 +67,15 @@ def prove(model: PreTrainedModel, kinds: Collection[str] | None = None) -> Struc
         model: In float64, with random parameters; `hf.blank.tiny_copy` makes one.
         kinds: In the words of `kind_of`; None for all that the model can have.
 
-    Raises: as `anatomy`.
+    Raises: as `anatomy`; `ModelError` where the model gives no numbers.
     """
     found = anatomy(model)
     loaded = Loaded("copy", model, None, found, "copy", None, None)  # type: ignore[arg-type]  # no text is encoded
     ids = torch.arange(_LENGTH)[None] * 7 % (found.vocab_size - 3) + 3
     with torch.no_grad(), _watched(model) as seen:
         whole = _logits(model, ids)
+    if not torch.isfinite(whole).all():
+        raise ModelError(f"a tiny random copy of this {found.architecture} gives NaN or infinite logits.")
     rows = [
         _proved(loaded, name, edits, ids, whole, seen)
         for name, edits in _edits(found).items()
