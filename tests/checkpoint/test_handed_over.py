@@ -94,6 +94,7 @@ def test_with_a_ledger_elsewhere_show_says_so(tmp_path):
     assert secateur("show", tmp_path / "l.sqlite").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_cut_that_select_does_not_show_is_not_tested(tmp_path):
     """Answers that follow no rule: nothing can help, and the best of those tried is set aside."""
     task = write_rows(tmp_path / "q.jsonl", chance())

@@ -301,6 +301,7 @@ def _load(folder):
     return {"name": str(folder), "dtype": "auto", "device": "cpu"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RESET.exists(), reason="only Linux keeps a mark that can be reset")
 def test_peak_memory_sees_a_known_tensor(tmp_path, words):
     """Logits are kept for one position, so a feed-forward network of 16,384 is the peak: gate, its activation, up and

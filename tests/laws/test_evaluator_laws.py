@@ -676,6 +676,7 @@ def digest_of_outcomes(wrap: Wrap) -> str:
     return hashlib.sha256(repr(sorted(bits(judged).items())).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_bits(as_loaded):
     here = Path(__file__).resolve().parent
     code = (

@@ -96,6 +96,7 @@ def test_every_cell_is_a_verdict_and_is_made_once(script, capsys, tmp_path):
         assert cell["verdict"].split()[0] in printed
 
 
+@pytest.mark.slow
 def test_what_was_pruned_before_another_fine_tuning_is_not_taken(script, capsys, tmp_path):
     out, words = tmp_path / "table", [*ROWS, "--task", "builtin:int-mult", "--finetune", "arith", "--json"]
     run(script, capsys, [*words, "--epochs", "1"], out)

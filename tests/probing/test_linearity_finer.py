@@ -55,6 +55,7 @@ def test_what_is_refused(place):
         package.probe(str(place / "gpt2"), f"text:{place / 'text.jsonl'}", what="spectrum", finer=["heads"])
 
 
+@pytest.mark.slow
 def test_the_maps_on_the_page_are_the_numbers(place, tmp_path):
     found = read(place, "t5", finer=["heads", "matrices"], also=[str(place / "gpt2")], out=tmp_path / "out")
     figures = figures_of((tmp_path / "out/probe.html").read_text(encoding="utf-8"))

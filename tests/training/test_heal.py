@@ -240,7 +240,7 @@ def heal(place, name, out, **more):
         pytest.param(
             "low", [f"model.layers.2.entry.0.{name}" for name in ("a", "b", "bias")], marks=pytest.mark.slow
         ),
-        ("fold", ["model.layers.1.mlp.down_proj.weight"]),
+        pytest.param("fold", ["model.layers.1.mlp.down_proj.weight"], marks=pytest.mark.slow),
     ],
 )
 def test_the_first_stage_trains_what_stands_for_blocks_and_nothing_else(place, tmp_path, form, trained):
