@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.core.acts import Acts
 from secateur.core.plan import Plan
-from secateur.core.site import ATTENTION_MATRICES, EVERY_MATRIX, STACKS, Site, block_at, part_of
+from secateur.core.site import ATTENTION_MATRICES, EVERY_MATRIX, Site, block_at
 from secateur.errors import ModelError, PlanError, UnknownName, nearest
 from secateur.hf.family import (
     CAUSAL,
@@ -69,6 +69,11 @@ class Widths:
     d_head: int = 0
     num_cross: int = 0
     cross: int = 0
+
+    def heads(self, part: str) -> tuple[int, int]:
+        """Return the query and the key/value heads of the attention that `part` is, or is a matrix of."""
+        crosses = part.startswith("cross")
+        return (self.num_cross, self.num_cross) if crosses else (self.num_heads, self.num_kv_heads)
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,9 @@ class Anatomy:
 
     def number(self, site: Site) -> int:
         """Return the place of a site's block among all blocks. Raises: `UnknownName` where the model has none."""
-        first, last = self._range(site.stack)
-        if not 0 <= site.block < last - first:
+        if not self.has_block(site):
             raise UnknownName(f"this model has no {site}: it has {self.blocks_in_words}, counted from 0.")
-        return first + site.block
+        return self._range(site.stack)[0] + site.block
 
     @property
     def blocks_in_words(self) -> str:
@@ -157,8 +161,9 @@ class Anatomy:
         there, which is refused where the plan is resolved.
         """
         lowest = plan.lowest_block
-        whole = lowest is None or self.num_encoder or not self.has_block(lowest)
-        return 0 if lowest is None or whole else self.number(lowest)
+        if lowest is None or self.num_encoder or not self.has_block(lowest):
+            return 0
+        return self.number(lowest)
 
     def site(self, number: int, part: str = "", unit: str = "", index: int = 0) -> Site:
         """Return the address of a part of block `number` of all blocks."""
@@ -252,8 +257,6 @@ class Anatomy:
 
     def check_attention(self, site: Site) -> None:
         """Raise `UnknownName` for an attention, or a part of one, in a block of a hybrid that has none."""
-        if not self.mixers:
-            return
         if site.block in self.mixers and (site.part == "attn" or site.part in ATTENTION_MATRICES):
             raise UnknownName(
                 f"{site}: block {site.block} has no attention with heads but {self.mixers[site.block]}, which stays as "
@@ -273,12 +276,22 @@ class Anatomy:
         """Return the path of the module that holds a matrix, or of its substitute after a cut."""
         return f"{self.blocks[self.number(site)]}.{self.slot(site).module}"
 
+    def heads(self, site: Site) -> tuple[int, int]:
+        """Return the query and the key/value heads of the attention that a site is, or is a part of."""
+        return self.widths[self.number(site)].heads(site.part)
+
+    def attentions(self, blocks: Iterable[int]) -> list[Site]:
+        """Return the attentions of these blocks, in a decoder beside an encoder also those to its output."""
+        return [
+            self.site(block, part)
+            for block in blocks
+            for part in ("attn", "cross")
+            if part == "attn" or self.widths[block].num_cross
+        ]
+
     def heads_in(self, site: Site) -> int | None:
         """Return how many heads share a matrix's rows (of an o: its columns); None for matrices without heads."""
-        block_widths = self.widths[self.number(site)]
-        queries, keys = block_widths.num_heads, block_widths.num_kv_heads
-        if part_of(site.part) == "cross":
-            queries = keys = block_widths.num_cross
+        queries, keys = self.heads(site)
         return {"q": queries, "k": keys, "v": keys, "o": queries}.get(site.kind)
 
     def matrix(self, site: Site) -> Matrix:
@@ -326,8 +339,11 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
             f"this {family.architecture} has a vocabulary for each of its two languages ({family.shares_embeddings} is "
             "false), and is not read: take one with a common vocabulary."
         )
-    stacks = [family] if family.encoder is None else [family.encoder, family]
-    each = [(own, path, number) for own in stacks for number, path in enumerate(_block_paths(model, own))]
+    each = [
+        (own, path, Site(number, stack=stack))
+        for stack, own in family.stacks.items()
+        for number, path in enumerate(_block_paths(model, own))
+    ]
     blocks = tuple(path for _, path, _ in each)
     num_encoder = sum(own is family.encoder for own, _, _ in each)
     mixers = dict(_mixers(model, family, blocks))
@@ -337,10 +353,9 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         _widths(model, own, general if own is family else sizes(own, config), block, carved)
         for own, block, _ in each
     )
-    names = {id(own): name for own, name in zip(stacks, STACKS if num_encoder else ("",), strict=True)}
     listed = (
-        _block(model, own, general, block, Site(number, stack=names[id(own)]), block_widths, carved)
-        for (own, block, number), block_widths in zip(each, widths, strict=True)
+        _block(model, own, general, block, at, block_widths, carved)
+        for (own, block, at), block_widths in zip(each, widths, strict=True)
     )
     matrices = {matrix.site: matrix for matrix in chain.from_iterable(listed)}
     _refuse_unnamed(model, family, matrices)
@@ -594,8 +609,7 @@ def _refuse_unnamed(model: nn.Module, family: Family, matrices: Mapping[Site, Ma
     named = {family.embedding, family.unembedding, *family.extras} | {m.module for m in matrices.values()}
     named |= {f"{block}.{module}" for block in _block_paths(model, family) for module in family.beside}
     if family.from_first:
-        stacks = [family] if family.encoder is None else [family.encoder, family]
-        named |= {f"{_block_paths(model, own)[0]}.{own.from_first}" for own in stacks}
+        named |= {f"{_block_paths(model, own)[0]}.{own.from_first}" for own in family.stacks.values()}
     tower = f"{family.tower}." if family.tower else ""
     network = None if family.experts is None else family.experts.network
     blocks = _block_paths(model, family)

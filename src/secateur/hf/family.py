@@ -178,6 +178,11 @@ class Family:
         """Return True for a masked language model."""
         return self.head is MASKED
 
+    @property
+    def stacks(self) -> Mapping[str, Family]:
+        """Return the families of the stacks of blocks by their names in addresses, in the order in which they run."""
+        return {"": self} if self.encoder is None else {"enc": self.encoder, "dec": self}
+
     def leaves_out(self, name: str) -> bool:
         """Return True where a stored tensor is not needed: of `unread`, or, with or without the base model's prefix,
         of `constants`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from secateur.core.noninferiority import MARGIN
@@ -18,7 +18,6 @@ from secateur.search.removal import Goal
 from secateur.session import Session
 from secateur.side_tasks import side_effects
 from secateur.surgery.operations import droppable, droppable_experts
-from secateur.surgery.operations import heads_of as counted_heads
 from secateur.surgery.shape import shape_of
 
 Blocks = tuple[int, ...]  # side by side, in ascending order
@@ -94,19 +93,10 @@ def heads_of(session: Session) -> tuple[Site, ...]:
     anatomy = session.loaded.anatomy
     return tuple(
         whole.beside(whole.part, "g" if is_grouped(anatomy) else "h", index)
-        for whole in attentions_in(anatomy, layers_of(anatomy, session.options))
+        for whole in anatomy.attentions(layers_of(anatomy, session.options))
         if droppable(whole, anatomy)
-        for index in range(counted_heads(whole, anatomy)[1])
+        for index in range(anatomy.heads(whole)[1])
     )
-
-
-def attentions_in(anatomy: Anatomy, blocks: Iterable[int]) -> list[Site]:
-    """Return the attentions of these blocks, in a decoder beside an encoder also those to its output."""
-    return [
-        anatomy.site(block, part)
-        for block in blocks
-        for part in ("attn", *["cross"] * bool(anatomy.widths[block].num_cross))
-    ]
 
 
 def experts_of(session: Session) -> tuple[Site, ...]:

@@ -246,17 +246,9 @@ def read_kind(kind: str, session: Session, split: str, blocks: range) -> ByKind:
         able = [site for site in mixed if droppable_experts(anatomy, site.block)]
         rise = expected_rise(session, able, examples, split)
         return {kind: {"importance": _within(mass, anatomy, blocks), "expected_rise": rise}}
-    sites = {
-        name: [
-            site
-            for block in blocks
-            for part in (
-                ("attn", "cross") if first == "attn" and anatomy.widths[block].num_cross else (first,)
-            )
-            if droppable(site := anatomy.site(block, part), anatomy)
-        ]
-        for name, first in BY_ABLATION.items()
-    }
+    wholes = {name: [anatomy.site(block, part) for block in blocks] for name, part in BY_ABLATION.items()}
+    wholes["attentions"] = anatomy.attentions(blocks)
+    sites = {name: [site for site in some if droppable(site, anatomy)] for name, some in wholes.items()}
     if not any(sites.values()):
         raise PlanError(
             f"nothing of blocks {blocks.start}:{blocks.stop} can be taken out to see what it is worth."

@@ -354,7 +354,7 @@ def carving_operations(shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
 def _carved_attention(block: BlockShape, part: str, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:
     """Return the operations for the self-attention (`attn`) or the cross-attention (`cross`) of a block."""
     widths, groups = anatomy.widths[block.number], block.groups_of(part)
-    num_heads = widths.num_cross if part == "cross" else widths.num_heads
+    num_heads, _ = widths.heads(part)
     if not num_heads:
         return []
     path = anatomy.attention(block.number, part)
@@ -393,8 +393,8 @@ def _carved_attention(block: BlockShape, part: str, shape: Shape, anatomy: Anato
 
 
 def _lost_heads(block: BlockShape, anatomy: Anatomy, part: str = "attn") -> bool:
-    widths = anatomy.widths[block.number]
-    return block.heads_of(part) != list(range(widths.num_cross if part == "cross" else widths.num_heads))
+    num_heads, _ = anatomy.widths[block.number].heads(part)
+    return block.heads_of(part) != list(range(num_heads))
 
 
 def _carved_mlp(block: BlockShape, shape: Shape, anatomy: Anatomy) -> list[CarveOperation]:

@@ -450,23 +450,16 @@ def droppable_experts(anatomy: Anatomy, block: int) -> int:
 
 def _has(anatomy: Anatomy, site: Site) -> bool:
     widths = anatomy.widths[anatomy.number(site)]
-    heads, groups = heads_of(site, anatomy)
+    heads, groups = anatomy.heads(site)
     counts = {"h": heads, "g": groups, "n": widths.d_ff, "e": widths.num_experts}
     count = counts.get(site.unit, widths.d_ff if site.part == "mlp" else heads)
     return site.index < count
 
 
-def heads_of(site: Site, anatomy: Anatomy) -> tuple[int, int]:
-    """Return the query and key/value heads of the attention that a site is, or is a part of."""
-    widths = anatomy.widths[anatomy.number(site)]
-    crosses = site.part.startswith("cross")
-    return (widths.num_cross,) * 2 if crosses else (widths.num_heads, widths.num_kv_heads)
-
-
 def _sizes(anatomy: Anatomy, site: Site) -> str:
     if not anatomy.has_block(site) or not site.unit:
         return anatomy.blocks_in_words
-    has, (heads, groups) = anatomy.widths[anatomy.number(site)], heads_of(site, anatomy)
+    has, (heads, groups) = anatomy.widths[anatomy.number(site)], anatomy.heads(site)
     words = {
         "h": f"{heads} heads",
         "g": f"{groups} KV groups",
@@ -478,7 +471,7 @@ def _sizes(anatomy: Anatomy, site: Site) -> str:
 
 def group_of(head: Site, anatomy: Anatomy) -> Site:
     """Return the KV group of a query head."""
-    heads, groups = heads_of(head, anatomy)
+    heads, groups = anatomy.heads(head)
     return head.beside(head.part, "g", head.index // (heads // groups))
 
 
@@ -508,6 +501,6 @@ def columns_of(site: Site, anatomy: Anatomy) -> range:
     """Return the input columns of a head, group or neuron in its block's `o` or `down`."""
     size = 1
     if site.unit != "n":
-        heads, groups = heads_of(site, anatomy)
+        heads, groups = anatomy.heads(site)
         size = anatomy.widths[anatomy.number(site)].d_head * (heads // groups if site.unit == "g" else 1)
     return range(site.index * size, (site.index + 1) * size)

@@ -16,7 +16,7 @@ from secateur.core.plan import Linearize, Plan
 from secateur.core.site import CROSS_MATRICES, Site, part_of
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.matrices import Matrix
-from secateur.surgery.operations import OUTPUTS, following, group_of, heads_of, num_directions
+from secateur.surgery.operations import OUTPUTS, following, group_of, num_directions
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def experts_gone(plan: Plan, anatomy: Anatomy) -> float:
 
 def _groups(whole: Site, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy) -> tuple[Group, ...] | None:
     """Return what is left of the attention `whole`."""
-    num_heads, num_kv_heads = heads_of(whole, anatomy)
+    num_heads, num_kv_heads = anatomy.heads(whole)
     if whole in gone or not num_heads:
         return None
     queries = num_heads // num_kv_heads

@@ -14,7 +14,7 @@ from secateur.core.site import Site
 from secateur.methods.attention.method import AttentionConfig
 from secateur.methods.attention.report import AttentionAnalysis, AttentionPoint, AttentionSearchRecord
 from secateur.methods.method import CountingJudge, Proposal
-from secateur.methods.removal import attentions_in, goal_of, kept_share
+from secateur.methods.removal import goal_of, kept_share
 from secateur.options import layers_of
 from secateur.records import base_record
 from secateur.search.race import Judge
@@ -26,7 +26,8 @@ from secateur.surgery.operations import droppable
 def attentions_of(session: Session) -> list[Site]:
     """Return the attentions that can go. Raises: `UnknownName` for layers that the model has not."""
     anatomy = session.loaded.anatomy
-    return [s for s in attentions_in(anatomy, layers_of(anatomy, session.options)) if droppable(s, anatomy)]
+    sites = anatomy.attentions(layers_of(anatomy, session.options))
+    return [site for site in sites if droppable(site, anatomy)]
 
 
 def run(session: Session, judge: Judge) -> Proposal:
@@ -40,7 +41,7 @@ def run(session: Session, judge: Judge) -> Proposal:
     probe, select = session.probed, session.shuffled("select")
     left, points = attentions_of(session), [RemovalPoint(session.empty, {"attentions": 0.0})]
     anatomy = session.loaded.anatomy
-    whole = anatomy.num_blocks + sum(width.num_cross > 0 for width in anatomy.widths)
+    whole = len(anatomy.attentions(range(anatomy.num_blocks)))
     order: list[Site] = []
     with session.timed("choose"):
         while left and len(order) < (config.attentions or len(left) + len(order)):

@@ -32,7 +32,6 @@ from secateur.methods.components.records import (
 )
 from secateur.methods.method import CountingJudge, Proposal
 from secateur.methods.removal import (
-    attentions_in,
     experts_of,
     goal_of,
     heads_of,
@@ -46,7 +45,6 @@ from secateur.search.race import Judge
 from secateur.search.removal import Goal, PrunableGroup, Pruner, Removal, advanced, steps
 from secateur.session import Session
 from secateur.surgery.operations import droppable, droppable_experts
-from secateur.surgery.operations import heads_of as counted_heads
 from secateur.surgery.portable import losses
 from secateur.surgery.shape import experts_gone, ffns_gone, heads_gone
 
@@ -202,9 +200,9 @@ def _warn_of_fixed(session: Session, group: PrunableGroup) -> None:
     anatomy, fixed = session.loaded.anatomy, []
     blocks = layers_of(anatomy, session.options)
     networks = [anatomy.site(block, "mlp") for block in blocks]
-    for whole in attentions_in(anatomy, blocks) if group.name == "heads" else networks:
+    for whole in anatomy.attentions(blocks) if group.name == "heads" else networks:
         width = anatomy.widths[anatomy.number(whole)]
-        count = width.d_ff if whole.part == "mlp" else counted_heads(whole, anatomy)[0]
+        count = width.d_ff if whole.part == "mlp" else anatomy.heads(whole)[0]
         if count and not droppable(whole, anatomy):
             fixed.append(str(whole))
     if fixed:
