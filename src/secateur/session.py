@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from secateur.core.acts import Acts
 from secateur.core.config import Config
 from secateur.core.ledger import Ledger
 from secateur.core.machine import Loading
@@ -25,6 +24,7 @@ from secateur.core.search_log import SearchLog
 from secateur.errors import TaskError, TooLong
 from secateur.evaluation.evaluator import Evaluator
 from secateur.evaluation.workers import Limits, Workers
+from secateur.hf.anatomy import Anatomy
 from secateur.hf.blank import blank_model
 from secateur.hf.chat import check_template
 from secateur.hf.fingerprint import config_digest
@@ -251,8 +251,7 @@ def early_session(options: Options, *, ruler: bool = False, needs: Mapping[str, 
     Raises as `open_session`; with `ruler` not where a tokenizer is missing.
     """
     blank = blank_of(options, ruler=ruler)
-    anatomy = blank.anatomy
-    return session_on(options, blank, read_task(options, blank, needs, anatomy.labels, anatomy.acts))
+    return session_on(options, blank, read_task(options, blank, needs, blank.anatomy))
 
 
 def blank_of(options: Options, *, ruler: bool = False) -> Loaded:
@@ -288,24 +287,19 @@ def loading_of(options: Options) -> Loading:
 
 
 def read_task(
-    options: Options,
-    loaded: Loaded,
-    needs: Mapping[str, int] = PROOF,
-    labels: Sequence[str] = (),
-    acts: Acts | None = None,
+    options: Options, loaded: Loaded, needs: Mapping[str, int] = PROOF, anatomy: Anatomy | None = None
 ) -> Task:
     """Return the task that `options` name, in its splits and with its shots, before anything is left out of it.
 
     Of several tasks the joint one: what does not fit is left out of each first (`skip_long`), so that they still count
     alike.
 
-    `needs` says how many groups which splits must have, `labels` are those of a classifier, `acts` the sizes of a
-    decision transformer. Demonstrations belong to the task, so the seed of the splits draws them. Raises `TaskError`,
-    `UnknownName`.
+    `needs` says how many groups which splits must have, `anatomy` is that of a model which can be cut. Demonstrations
+    belong to the task, so the seed of the splits draws them. Raises `TaskError`, `UnknownName`.
     """
-    if acts is not None and (asked := _of_text(options)):
+    if anatomy is not None and anatomy.acts and (asked := _of_text(options)):
         raise TaskError(f"{asked} is for models of text, and this is a decision transformer: leave it out.")
-    plain = [_load(options, spec, loaded, needs, labels, acts) for spec in options.tasks]
+    plain = [_load(options, spec, loaded, needs, anatomy) for spec in options.tasks]
     prompts = (example.prompt for task in plain for example in task.examples if example.tokens is None)
     if options.chat and (first := next(prompts, None)) is not None:
         check_template(loaded.tokenizer, first)
@@ -330,12 +324,7 @@ def _of_text(options: Options) -> str:
 
 
 def _load(
-    options: Options,
-    spec: str,
-    loaded: Loaded,
-    needs: Mapping[str, int],
-    labels: Sequence[str],
-    acts: Acts | None,
+    options: Options, spec: str, loaded: Loaded, needs: Mapping[str, int], anatomy: Anatomy | None
 ) -> Task:
     return load_task(
         spec,
@@ -347,8 +336,8 @@ def _load(
         allow_small=options.allow_small,
         needs=needs,
         rules=options.question_rules,
-        labels=labels,
-        acts=acts,
+        labels=() if anatomy is None else anatomy.labels,
+        acts=None if anatomy is None else anatomy.acts,
     )
 
 

@@ -43,7 +43,7 @@ from secateur.errors import ModelError, OutputError, PlanError
 from secateur.evaluation.baseline import baseline, floors
 from secateur.evaluation.measurement import measure_model
 from secateur.evaluation.openings import record_opening, untested_opening
-from secateur.evaluation.verdict import decide
+from secateur.evaluation.verdict import SECONDARY, decide
 from secateur.hf.blank import Ruler, blank_model, tiny_config, tiny_copy
 from secateur.hf.files import stated_license
 from secateur.hf.gguf_header import digest_of_file
@@ -314,12 +314,8 @@ def evaluate(
         if journal is not None and split == "test":
             record_opening(journal, session.task, untested_opening(session.scope, chosen))
     groups = session.task.groups(examples)
-    names = {kind: [name] for kind, name in PRIMARY.items()}
-    names["episodes"] = ["return", "success"]
-    names |= {"choice": ["accuracy", "accuracy_norm", "choice_loss", "loss"]}
-    names["label"] = ["accuracy", "loss"]
     kind = "label" if "label" in session.task.scored_as else session.task.kind
-    metrics = names.get(kind, ["accuracy", "loss", "top5", "top10"])
+    metrics = SECONDARY.get(kind, SECONDARY["generation"]) or (PRIMARY[kind],)
     seed = session.options.seed
     scores = [compare(METRICS[m], outcomes, outcomes, groups, seed=seed).after.to_json() for m in metrics]
     if session.task.kind == "text":
@@ -459,7 +455,7 @@ def check_task(options: Options) -> TaskCheckRecord:
     blank = blank_of(options, ruler=Path(options.model).is_dir())  # of a folder weights may be missing
     if isinstance(blank.tokenizer, Ruler):
         raise ModelError(f"{options.model} has no tokenizer, and lengths are counted in its tokens.")
-    task = read_task(replace(options, allow_small=True), blank, {}, blank.anatomy.labels, blank.anatomy.acts)
+    task = read_task(replace(options, allow_small=True), blank, {}, blank.anatomy)
     context = blank.anatomy.context
     encoded = [encoded_for(blank, one, context=None, chat=options.chat) for one in task.examples]
 

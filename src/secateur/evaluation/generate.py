@@ -186,13 +186,12 @@ def answers_within(
     Source: generation accuracy of LASER (arXiv 2312.13558, section 4), compared as stripped, case-sensitive text; exact
     match of lm-evaluation-harness (`tasks/extract.py`).
     """
-    begun = [encoded[e].pairs[0][0] for e in examples]
-    prompts = [encoded[e].source(0) or begun[i] for i, e in enumerate(examples)]
+    contexts = [encoded[e].pairs[0][0] for e in examples]
+    sources = [encoded[e].source(0) for e in examples] if loaded.anatomy.num_encoder else []
     limits = {task.member(e).new_tokens for e in examples}
     assert len(limits) == 1, "examples that are generated from together have one bound"
-    if not loaded.anatomy.num_encoder:
-        begun = []
-    continuations = greedy(loaded, prompts, limits.pop(), packing.max_tokens, ban, begun)
+    begun = contexts if sources else []
+    continuations = greedy(loaded, sources or contexts, limits.pop(), packing.max_tokens, ban, begun)
     texts = loaded.tokenizer.batch_decode(continuations)
     hits = [_holds(task, e, text) for e, text in zip(examples, texts, strict=True)]
     return np.array(hits, dtype=np.float64)

@@ -406,9 +406,7 @@ def _written(edit: Edit, anatomy: Anatomy) -> list[Matrix]:
         assert edit.site.unit != "e", (
             f"{edit}: other experts take its tokens, which is no matter of first order"
         )
-        parts = (
-            [edit.site.part] if edit.site.part else ["attn", "mlp", *["cross"] * (edit.site.stack == "dec")]
-        )
+        parts = [edit.site.part] if edit.site.part else list(OUTPUTS)
         sites = [edit.site.beside(OUTPUTS[part]) for part in parts]
         return [anatomy.matrix(site) for site in sites if site in anatomy.matrices]
     assert isinstance(edit, Truncate), f"{edit}: neither a truncation nor a drop"

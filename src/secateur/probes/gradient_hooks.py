@@ -29,12 +29,10 @@ def summed_loss(logits: Float[Tensor, "kept vocab"], batch: Batch) -> Tensor:
     assert torch.equal(batch.where, torch.arange(len(logits))), (
         "one answer alone asks one token of each position"
     )
-    controls = batch.controls is not None
-    nll = (
-        -target_logps(logits, batch)
-        if controls
-        else nn.functional.cross_entropy(logits, token, reduction="none")
-    )
+    if batch.controls is None:
+        nll = nn.functional.cross_entropy(logits, token, reduction="none")
+    else:
+        nll = -target_logps(logits, batch)
     _, index, count = torch.unique(example, return_inverse=True, return_counts=True)
     total: Tensor = (nll / count[index]).sum()
     return total

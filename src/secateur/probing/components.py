@@ -209,8 +209,7 @@ def _plain_tasks(options: Options, blank: Loaded, specs: Sequence[str], split: s
     """Return the tasks without shots. Raises: `TaskError` for two of one name, which would be told apart by nothing."""
     tasks: dict[str, Task] = {}
     for spec in specs:
-        asked, anatomy = replace(options, task=spec, shots=0), blank.anatomy
-        task = read_task(asked, blank, {split: 1}, anatomy.labels, anatomy.acts)
+        task = read_task(replace(options, task=spec, shots=0), blank, {split: 1}, blank.anatomy)
         if task.name in tasks:
             raise TaskError(f"two tasks are called {task.name!r}. Give each once, files by different names.")
         tasks[task.name] = task

@@ -124,9 +124,7 @@ def read_trajectories(path: Path, acts: Acts | None, context: int) -> ExampleSou
     """
     if context < 1:
         raise TaskError(f"{path}: no step fits into so short a context; a step takes three positions.")
-    found = list(_of_arrays(path) if path.suffix.lower() == ".npz" else _of_lines(path))
-    if not found:
-        raise TaskError(f"{path}: no trajectory in it. {WANTED}; see docs/tasks.md.")
+    found = _logged(path)
     kinds = {trajectory.discrete for _, trajectory in found}
     for where, trajectory in found:
         if problem := trajectory.problem(acts) or (
@@ -143,6 +141,14 @@ def windows_of(
     """Return the windows of trajectories, equal ones once."""
     found = (example for one in trajectories for example in one.windows(context, acts, return_scale))
     return tuple({example.id: example for example in found}.values())
+
+
+def _logged(path: Path) -> list[tuple[str, Trajectory]]:
+    """Return the trajectories of a file, each with its place. Raises: `TaskError` where there is none."""
+    found = list(_of_arrays(path) if path.suffix.lower() == ".npz" else _of_lines(path))
+    if not found:
+        raise TaskError(f"{path}: no trajectory in it. {WANTED}; see docs/tasks.md.")
+    return found
 
 
 def _of_lines(path: Path) -> Iterator[tuple[str, Trajectory]]:
@@ -269,7 +275,7 @@ def read_episodes(path: Path, acts: Acts | None) -> ExampleSource:
     check_space(space, acts, stated.environment)
     probed: tuple[Example, ...] = ()
     if stated.trajectories is not None:
-        probed = _logged(path.parent / stated.trajectories, acts, stated)
+        probed = _beside(path.parent / stated.trajectories, acts, stated)
         if any(_is_discrete(example) != space.discrete for example in probed):
             raise TaskError(
                 f"{path}: {stated.environment} and {stated.trajectories} have other kinds of actions."
@@ -277,14 +283,12 @@ def read_episodes(path: Path, acts: Acts | None) -> ExampleSource:
     return ExampleSource(path.stem, EPISODES, stated.examples(space.max_steps), probed=probed)
 
 
-def _logged(path: Path, acts: Acts | None, stated: EpisodesFile) -> tuple[Example, ...]:
-    read = _of_arrays(path) if path.suffix.lower() == ".npz" else _of_lines(path)
-    found = list(read)
+def _beside(path: Path, acts: Acts | None, stated: EpisodesFile) -> tuple[Example, ...]:
+    """Return the logged play of another file as what episodes are of. Raises: `TaskError`, as `read_trajectories`."""
+    found = _logged(path)
     for where, trajectory in found:
         if problem := trajectory.problem(acts):
             raise TaskError(f"{path}, {where}: {problem}.")
-    if not found:
-        raise TaskError(f"{path}: no trajectory in it. {WANTED}; see docs/tasks.md.")
     return windows_of((one for _, one in found), stated.context, acts, stated.return_scale)
 
 
