@@ -1,4 +1,4 @@
-"""What every test on SmolLM2 has."""
+"""Fixtures of every test on SmolLM2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done with a cut model, on SmolLM2-135M-Instruct: see `test_smollm2.py`."""
+"""Verbs that take a cut model, once each on SmolLM2-135M-Instruct: see `test_smollm2.py`."""
 
 from __future__ import annotations
 

@@ -119,12 +119,8 @@ def reload(folder: Path, like: Loaded, *, trust_remote_code: bool = False) -> Lo
 def logits_on(loaded: Loaded, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """Return plain whole-model logits of a few rows, (length, vocab) each, for comparing models."""
     with torch.inference_mode():
-        return [
-            logits_of(loaded.model, inputs_of(torch.tensor([list(r)], device=loaded.device), loaded.anatomy))[
-                0
-            ].cpu()
-            for r in rows
-        ]
+        tokens = (torch.tensor([list(row)], device=loaded.device) for row in rows)
+        return [logits_of(loaded.model, inputs_of(one, loaded.anatomy))[0].cpu() for one in tokens]
 
 
 # bounds of ‖mask − cut‖ / ‖mask‖ on logits: smaller matrices are summed in another order, in narrow dtypes block

@@ -231,18 +231,18 @@ DROPPED: Mapping[tuple[str, str], str] = {
     ("mlp", "n"): "neurons",
     ("mlp", "e"): "experts",
 }
-"""What is dropped in words, by part and unit of its site."""
+"""Words for kinds of drops, by part and unit of their sites."""
 WITH_MEAN = "directions with a mean"
 OF_EXPERTS = "matrices of experts"
 MAPS = {"linear": "linear maps", "fold": "folded blocks"}  # in words, by their form
 
 
-_WORDS = {
+_WORDS = {  # of options, where kinds are called otherwise
     "ffns": DROPPED["mlp", ""],
     "groups": DROPPED["attn", "g"],
     "folds": MAPS["fold"],
     "maps": MAPS["linear"],
-}  # of options, where kinds are called otherwise
+}
 
 
 def proved_kinds(names: Iterable[str], matrices: Collection[str], foldable: bool) -> frozenset[str]:

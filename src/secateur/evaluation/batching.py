@@ -107,9 +107,7 @@ class Batch:
     row_example: Tensor  # (rows,)
     types: Tensor | None = None  # (rows, length) int64: which text of a pair a token is of; None: all of one
     source: Tensor | None = None  # (rows, source length) int64: what an encoder reads; None: there is none
-    steps: Mapping[str, Tensor] | None = (
-        None  # of logged play, (rows, length / 3, ...), zeros after a row's last
-    )
+    steps: Mapping[str, Tensor] | None = None  # of logged play, (rows, length / 3, ...), then zeros
     controls: Tensor | None = None  # (targets, act_dim): what was done, where actions are numbers
 
     def inputs(self, device: torch.device) -> Inputs:

@@ -231,9 +231,8 @@ def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrained
     d_head, width = own.d_head, STREAM - STREAM % heads
     free = has_free_heads(family, text) and "heads" not in indivisible_units(family, text)
     if not free and own.num_heads * own.d_head == own.d_model:  # the class divides
-        by_rope = (
-            family.sized_by_scaling or family.tower
-        )  # of some of these its sections add up to half a head
+        # sections of rotary positions add up to half a head in some of these
+        by_rope = family.sized_by_scaling or family.tower
         d_head = own.d_head if by_rope else min(own.d_head, STREAM)
         width = heads * d_head
     changes: dict[str, object] = {

@@ -7,8 +7,7 @@ This file lies beside the weights of a checkpoint that secateur cut, and needs t
 A masked language model is read so by `AutoModelForMaskedLM`, a sequence classifier by
 `AutoModelForSequenceClassification`, an encoder-decoder by `AutoModelForSeq2SeqLM`, a decision transformer by
 `AutoModel`. `config.json` holds the family's own configuration under `stock`, and under `carving` what is different: a
-list of operations on modules named by their
-paths. Parameters keep the names they have in the stock model.
+list of operations on modules named by their paths. Parameters keep the names they have in the stock model.
 """
 
 # mypy: ignore-errors
@@ -100,9 +99,7 @@ def carved_config(stock: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             found = super().get_text_config(decoder=decoder, encoder=encoder)
             if not decoder or encoder or not hasattr(found, "num_decoder_layers"):
                 return found
-            found = copy.deepcopy(
-                found
-            )  # of which caches are made, with a layer for each block of T5's encoder
+            found = copy.deepcopy(found)  # caches are made of it, with a layer for each block of T5's encoder
             found.num_layers = found.num_decoder_layers
             return found
 
@@ -175,9 +172,7 @@ def carved_model(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
         def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
             inner = config
-            if (
-                kind == "ForSequenceClassification"
-            ):  # many find the class of their blocks by the configuration's
+            if kind == "ForSequenceClassification":  # many find their blocks' class by the configuration's
                 inner = copy.copy(config)
                 inner.__class__ = config_of_stock
             super().__init__(inner, *args, **kwargs)
@@ -362,10 +357,14 @@ def _mark(cache: Cache, hidden_states: Tensor, source: Tensor | None, layer: int
 
 
 def _positions(
-    attention: nn.Module, hidden_states: Tensor, bias: Tensor | None, cache: Cache | None
+    attention: nn.Module,
+    hidden_states: Tensor,
+    source: Tensor | None,
+    bias: Tensor | None,
+    cache: Cache | None,
 ) -> Tensor | None:
-    """Return the biases of positions that an attention got from the one before, or, of the first one, makes."""
-    if bias is not None or not attention.has_relative_attention_bias:
+    """Return the biases of positions that an attention got from the one before, or, of the first to its own, makes."""
+    if source is not None or bias is not None or not attention.has_relative_attention_bias:
         return bias
     past = 0 if cache is None else cache.get_seq_length(attention.layer_idx)
     length = hidden_states.shape[1]
@@ -395,10 +394,9 @@ def _some_of_shared(cls: type[nn.Module]) -> type[nn.Module]:
             past_key_values: Cache | None = None,
             **kwargs: object,
         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-            shared, own = position_bias, None
-            if key_value_states is None:
-                shared = _positions(self, hidden_states, position_bias, past_key_values)
-                own = None if shared is None else shared[:, self.kept_heads]
+            shared = _positions(self, hidden_states, key_value_states, position_bias, past_key_values)
+            crosses = key_value_states is not None
+            own = None if crosses or shared is None else shared[:, self.kept_heads]
             out, _, weights = super().forward(
                 hidden_states, mask, key_value_states, own, past_key_values, **kwargs
             )
@@ -434,9 +432,7 @@ class NoSharedAttention(nn.Module):
         past_key_values: Cache | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None, None]:
-        shared = position_bias
-        if key_value_states is None:
-            shared = _positions(self, hidden_states, position_bias, past_key_values)
+        shared = _positions(self, hidden_states, key_value_states, position_bias, past_key_values)
         if past_key_values is not None:
             _mark(past_key_values, hidden_states, key_value_states, self.layer_idx)
         return torch.zeros_like(hidden_states), shared, None

@@ -59,9 +59,8 @@ def read_linear_layers(
     missing = set(modules)
 
     def shaped(values: Tensor) -> Tensor:
-        return values.reshape(
-            len(batch.tokens), -1, values.shape[-1]
-        )  # an encoder's rows are of another length
+        # an encoder's rows are of another length
+        return values.reshape(len(batch.tokens), -1, values.shape[-1])
 
     def value(path: str, first: str, x: Tensor) -> None:
         if on_gradient is None:

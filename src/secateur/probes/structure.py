@@ -51,13 +51,9 @@ _CLOSE = 1e-8  # relative, in float64
 _CLOSE_OF = {"cache": 1e-5}  # some classes round attention's weights to float32
 _HEAD, _NEURON = 1, 2  # that are looked at
 _EXPERTS = 16  # whose matrices are truncated, of which some are chosen for a few tokens
-_FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-)  # of an edit of the wrong shape
+_FAILURES = (  # of an edit of the wrong shape
+    AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def prove(model: PreTrainedModel, kinds: Collection[str] | None = None) -> StructureRecord:
@@ -216,9 +212,8 @@ def _distance(found: Tensor, expected: Tensor) -> float:
 
 # ----------------------------------------------------------------- a reference that sees what enters and leaves blocks
 
-Change = Callable[
-    [Tensor, Tensor], Tensor
-]  # what enters a module, and what leaves it → what leaves it instead
+# what enters a module, and what leaves it → what leaves it instead
+Change = Callable[[Tensor, Tensor], Tensor]
 _LAST = {"attentions": ("attn", "o"), "feed-forward networks": ("mlp", "down")}
 
 

@@ -228,9 +228,8 @@ class _Batches:
         """Return the moments of what each layer reads, by its path; add to `sums` what a backward pass gives."""
         inputs: dict[str, Moments] = {}
         paths = dict.fromkeys(matrix.module for matrix in matrices)
-        sourced = {
-            m.module for m in matrices if self.loaded.anatomy.reads_source(m)
-        }  # where nothing is padded
+        anatomy = self.loaded.anatomy
+        sourced = {one.module for one in matrices if anatomy.reads_source(one)}  # where nothing is padded
 
         def on_gradient(path: str, x: Tensor, g: Tensor) -> None:
             for matrix_sums in sums:
