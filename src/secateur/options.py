@@ -13,7 +13,7 @@ from secateur.core.form import Form
 from secateur.core.machine import Offloading, check_dtype, check_placement
 from secateur.core.ranges import SEED, whole, whole_number
 from secateur.core.score import METRICS
-from secateur.core.site import Site, matrix_names
+from secateur.core.site import Site, in_order, matrix_names
 from secateur.errors import SecateurError, UnknownName
 from secateur.hf.source import with_gguf
 from secateur.tasks.questions import QuestionRules
@@ -287,7 +287,9 @@ def block_range(layers: tuple[int, int] | None, count: int) -> range:
 
 def matrices_of(anatomy: Anatomy, options: Options) -> list[Site]:
     """Return the matrices asked for, lowest block first. Raises: `UnknownName`."""
-    names, blocks = matrix_names(options.config.matrices, anatomy.matrix_kinds), layers_of(anatomy, options)
+    sites, blocks = anatomy.every_matrix, layers_of(anatomy, options)
+    available = in_order({site.name for site in sites})
+    names = matrix_names(options.config.matrices, available)
     if not names:
-        raise UnknownName(f"--matrices names none. This model has {', '.join(anatomy.matrix_kinds)}, or all.")
-    return sorted(site for site in anatomy.matrices if site.part in names and site.block in blocks)
+        raise UnknownName(f"--matrices names none. This model has {', '.join(available)}, or all.")
+    return sorted(site for site in sites if site.name in names and site.block in blocks)

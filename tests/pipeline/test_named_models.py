@@ -5,6 +5,7 @@ Masked language models, decision transformers and encoder-decoders have tests of
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from fixtures.zoo import tiny
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerBase
 
 from secateur import api
+from secateur.core.site import Site
+from secateur.errors import SecateurError
 from secateur.hf.load import load_model
 from secateur.result import Result
 from secateur.surgery.mask import masked
@@ -67,3 +70,45 @@ def test_from_folder_to_folder(name: str, how: str, place: Path, tmp_path: Path)
         result = api.prune(str(folder), str(place / "q.jsonl"), out, method=how, **options)
     assert result.plan.edits
     same_logits(folder, result)
+
+
+def test_laser_searches_matrices_of_experts_where_it_is_asked_to(place: Path, tmp_path: Path) -> None:
+    model, task = str(place / "qwen3-moe"), str(place / "q.jsonl")
+    asked = METHODS["laser"] | {"matrices": ("experts.down", "o"), "allow_small": True, "device": "cpu"}
+    expected = api.plan_cost(model, task, method="laser", calibrate=False, **asked)
+    result = api.prune(
+        model, task, tmp_path / "out", method="laser", side=[str(place / "side.jsonl")], **asked
+    )
+    screen = json.loads((tmp_path / "out/analysis.json").read_text())["screen"]
+    looked_at = {Site.parse(truncation["site"]) for truncation in screen}
+    assert {site.name for site in looked_at} == {"experts.down", "o"}
+    assert {stage["stage"] for stage in expected["stages"]} >= {"load", "screen", "race"}
+    same_logits(place / "qwen3-moe", result)
+
+
+def test_directions_of_experts_are_removed_without_a_fold(place: Path, tmp_path: Path) -> None:
+    model, task = str(place / "qwen3-moe"), str(place / "q.jsonl")
+    asked: dict[str, Any] = {
+        "matrices": ("experts.up",),
+        "protocol": "paper",
+        "keep_unproven": True,
+        "allow_small": True,
+        "device": "cpu",
+    }
+    result = api.prune(
+        model, task, tmp_path / "out", method="directions", side=[str(place / "side.jsonl")], **asked
+    )
+    assert result.plan.removed
+    assert all(edit.matrix.unit == "e" and edit.fold is None for edit in result.plan.removed)
+    same_logits(place / "qwen3-moe", result)
+    with pytest.raises(
+        SecateurError, match=r"--whitened is read of linear layers, and b0.e0.up is an expert's"
+    ):
+        api.prune(
+            model,
+            task,
+            tmp_path / "no",
+            method="directions",
+            whitened=True,
+            **asked | {"protocol": "threshold"},
+        )

@@ -93,14 +93,19 @@ def inputs_of(loaded: Loaded, site: Site, examples: Mapping[int, Encoded] = EXAM
 
 
 @contextmanager
-def removed(loaded: Loaded, site: Site, gone: Direction, mean: np.ndarray, share: float) -> Iterator[None]:
-    """Inside, `share` of the direction is out of the weight, and what it gives at the mean is added to the output."""
+def removed(
+    loaded: Loaded, site: Site, gone: Direction, mean: np.ndarray | None, share: float
+) -> Iterator[None]:
+    """Inside, `share` of the direction is out of the weight, and what it gives at the mean is added to the output; of
+    an expert, whose mean is None, nothing is."""
     matrix, (u, sigma, v) = loaded.anatomy.matrix(site), gone
     weight, before = loaded.model.get_parameter(matrix.weight), weight_of(loaded, site)
     places = matrix.stored_rows(range(matrix.shape[0]))
-    offset = torch.from_numpy(share * sigma * u * (v @ mean)).to(before)
+    offset = None if mean is None else torch.from_numpy(share * sigma * u * (v @ mean)).to(before)
 
     def add(module, args, output):
+        if offset is None:
+            return output
         shifted = output.clone()
         shifted[..., places] += offset
         return shifted
@@ -114,7 +119,9 @@ def removed(loaded: Loaded, site: Site, gone: Direction, mean: np.ndarray, share
         handle.remove()
 
 
-def by_differences(loaded: Loaded, site: Site, gone: Direction, mean: np.ndarray, step: float) -> np.ndarray:
+def by_differences(
+    loaded: Loaded, site: Site, gone: Direction, mean: np.ndarray | None, step: float
+) -> np.ndarray:
     """d loss / d share of every example. Five points: the error is of fourth order in `step`."""
     at = {}
     for k in (-2, -1, 1, 2):
@@ -164,6 +171,26 @@ def test_effects_are_finite_differences(name, per_head, as_loaded):
     rtol, atol = (1e-4, 1e-8) if name in WIDE else (1e-3, 1e-5)
     np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
     assert np.abs(got).max() > 0.01  # nats: there was something to predict
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", pytest.param("gpt-oss", marks=pytest.mark.slow)])
+def test_effects_in_experts_are_finite_differences_without_a_mean(name, as_loaded):
+    loaded = as_loaded(tiny(name, torch.float64))
+    sites = [*loaded.anatomy.of_experts][::2]
+    found = effects(loaded, [Site(0, "v"), *sites])  # beside a linear layer, which keeps its own reading
+    np.testing.assert_allclose(found.matrices[0].effect, effects(loaded, [Site(0, "v")]).matrices[0].effect)
+    largest = sorted(found.matrices[1:], key=lambda one: -np.abs(one.effect).max())[:4]
+    got, expected = [], []
+    for one in largest:
+        index = int(np.abs(one.effect).argmax())
+        gone = direction(loaded, one.site, None, index)
+        e = by_differences(loaded, one.site, gone, None, 0.002)
+        assert one.sigma[index] == pytest.approx(gone[1], rel=1e-9)
+        assert not one.mean_input.any()
+        got, expected = [*got, one.effect[index]], [*expected, e.mean()]
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-5)
+    assert np.abs(got).min() > 1e-3
+    assert sum(not one.effect.any() for one in found.matrices) < len(sites) / 2  # few experts got no token
 
 
 @pytest.mark.parametrize("name", by_layout())

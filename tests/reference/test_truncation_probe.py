@@ -187,6 +187,28 @@ def test_predictions_are_parameter_gradients_at_every_rank(name, contrast, as_lo
     np.testing.assert_allclose(values(loaded, edits, contrast=contrast), expected, rtol=rtol, atol=atol)
 
 
+@pytest.mark.parametrize("name", ["qwen3-moe", "gpt-oss", pytest.param("mixtral", marks=pytest.mark.slow)])
+def test_predictions_of_matrices_of_experts_are_finite_differences_and_parameter_gradients(name, as_loaded):
+    loaded = as_loaded(tiny(name, torch.float64))
+    every = loaded.anatomy.of_experts
+    edits = [
+        Truncate(site, 1 + 3 * i % (min(m.shape) - 1), "tail" if i % 4 == 3 else "top")
+        for i, (site, m) in enumerate(every.items())
+    ]
+    found = values(loaded, edits)
+    expected = predicted(loaded, by_gradients(loaded, edits, contrast=False), contrast=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    some = np.argsort(-np.abs(found))[:4]  # by far more than none: a router sends them nothing
+    d = np.stack([by_differences(loaded, edits[i], False, 0.002) for i in some])
+    np.testing.assert_allclose(found[some], predicted(loaded, d, contrast=False), rtol=1e-3, atol=1e-5)
+    assert np.abs(found[some]).min() > 0.01
+    alone = values(
+        loaded, [edits[some[0]], Truncate(Site(0, "o"), 2)]
+    )  # beside one that a linear layer holds
+    np.testing.assert_allclose(alone[0], found[some[0]], rtol=1e-12)
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
 def test_each_example_is_squared_by_itself(as_loaded):
     """The mean of what single examples give: not the square of a mean, nor of rows."""
     loaded = as_loaded(tiny("gpt2", torch.float64))

@@ -258,13 +258,18 @@ def proved_kinds(names: Iterable[str], matrices: Collection[str], foldable: bool
     return frozenset(kinds if foldable else kinds - {MAPS["fold"]})
 
 
+def proved_as(matrix: Site) -> str:
+    """Return the kind of edit, as `kinds_of` does, that a truncation of a matrix is."""
+    return OF_EXPERTS if matrix.unit else matrix.part
+
+
 def kinds_of(edits: Iterable[Edit]) -> frozenset[str]:
     """Return the kinds of edit there are, in the words in which `secateur models MODEL` lists them."""
     kinds: set[str] = set()
     for edit in edits:
         match edit:
             case Truncate() | RemoveDirections():
-                kinds.add(OF_EXPERTS if edit.matrix.unit else edit.matrix.part)
+                kinds.add(proved_as(edit.matrix))
                 kinds |= {WITH_MEAN} if isinstance(edit, RemoveDirections) and edit.fold else set()
             case Drop():
                 kinds.add(DROPPED[edit.site.part, edit.site.unit])

@@ -18,6 +18,7 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 STACKS = ("enc", "dec")
 CROSS_MATRICES = tuple(f"cross.{kind}" for kind in "qkvo")
 EVERY_MATRIX = (*MATRICES[:4], *CROSS_MATRICES, *MATRICES[4:])
+EXPERT_MATRICES = ("experts.gate", "experts.up", "experts.down")
 ATTENTION_MATRICES = frozenset((*"qkvo", *CROSS_MATRICES))
 
 _PATTERN = re.compile(
@@ -132,9 +133,14 @@ class Site:
         return self.part.removeprefix("cross.")
 
     @property
+    def name(self) -> str:
+        """Return what `--matrices` calls a matrix of any block: `q`, `cross.q`, that of an expert `experts.gate`."""
+        return f"experts.{self.part}" if self.unit and self.is_matrix else self.part
+
+    @property
     def label(self) -> str:
-        """Return what the site is in any block: `q`, in an encoder-decoder `enc.q`, `dec.cross.q`."""
-        return f"{self.stack}.{self.part}" if self.stack else self.part
+        """Return what the site is in any block: `q`, `experts.gate`, in an encoder-decoder `enc.q`, `dec.cross.q`."""
+        return f"{self.stack}.{self.name}" if self.stack else self.name
 
     @property
     def whole_block(self) -> Site:
@@ -169,7 +175,8 @@ def block_at(number: int, num_encoder: int) -> Site:
 def in_order(labels: Iterable[str]) -> list[str]:
     """Return labels of matrices in canonical order, an encoder's first; unknown ones come last."""
     stacks = ("", *(f"{stack}." for stack in STACKS))
-    order = {stack + name: place for place, (stack, name) in enumerate(product(stacks, EVERY_MATRIX))}
+    names = (*EVERY_MATRIX, *EXPERT_MATRICES)
+    order = {stack + name: place for place, (stack, name) in enumerate(product(stacks, names))}
     return sorted(labels, key=lambda label: (order.get(label, len(order)), label))
 
 
@@ -192,14 +199,15 @@ _WORDS = {  # what may be written for matrices: names, those of LASER's authors 
     "fc_up": ("up",),
     "fc_out": ("down",),
 }
-_OF_CROSS = {name: (name,) for name in CROSS_MATRICES}
+_OF_PARTS = {name: (name,) for name in (*CROSS_MATRICES, *EXPERT_MATRICES)}
+_GROUPS = {"cross": CROSS_MATRICES, "experts": EXPERT_MATRICES}
 _BY_MODEL = ("fc_in", "attn", "mlp", "all")  # what these are depends on the matrices that a model has
 
 
 def check_matrix_words(words: Iterable[str]) -> None:
     """Raise `UnknownName` for a word that names no matrix of any model."""
     for word in words:
-        if word not in (*_WORDS, *_BY_MODEL, *_OF_CROSS, "cross"):
+        if word not in (*_WORDS, *_BY_MODEL, *_OF_PARTS, *_GROUPS):
             raise UnknownName(f"unknown matrix {word!r}.{nearest(word, (*_WORDS, *_BY_MODEL))}")
 
 
@@ -207,7 +215,7 @@ def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, .
     """Return canonical matrix names for the words of a user: `down`, LASER's `fc_out`, or a group `attn`/`mlp`/`all`.
 
     LASER's `fc_in` is the gate in gated families and the up projection elsewhere (METHODS 0, from the authors' layer
-    tables).
+    tables). Experts' matrices are meant by `experts` or `experts.down` alone, not by `all`: a block has hundreds.
 
     Args:
         available: the matrices the model has.
@@ -216,15 +224,16 @@ def matrix_names(words: Iterable[str], available: Iterable[str]) -> tuple[str, .
     """
     has, words = set(available), tuple(words)
     check_matrix_words(words)
-    available = tuple(name for name in EVERY_MATRIX if name in has)
+    whole = tuple(name for name in EVERY_MATRIX if name in has)
+    available = (*whole, *(name for name in EXPERT_MATRICES if name in has))
     meaning = {
         **_WORDS,
-        **_OF_CROSS,
+        **_OF_PARTS,
+        **_GROUPS,
         "fc_in": ("gate",) if "gate" in has else ("up",),
-        "attn": tuple(name for name in available if part_of(name) == "attn"),
-        "cross": tuple(name for name in available if part_of(name) == "cross") or CROSS_MATRICES,
-        "mlp": tuple(name for name in available if part_of(name) == "mlp"),
-        "all": available,
+        "attn": tuple(name for name in whole if part_of(name) == "attn"),
+        "mlp": tuple(name for name in whole if part_of(name) == "mlp"),
+        "all": whole,
     }
     chosen: set[str] = set()
     for word in words:

@@ -119,6 +119,11 @@ class Batch:
             rows = {"input_ids": self.source, "decoder_input_ids": self.tokens}
         return {name: tensor.to(device) for name, tensor in rows.items()} | {"use_cache": False}
 
+    def row(self, number: int) -> Batch:
+        """Return one row of tokens, to be run but not scored."""
+        assert (self.types, self.source, self.steps) == (None, None, None), "rows of tokens alone"
+        return replace(self, tokens=self.tokens[number : number + 1])
+
     @property
     def num_tokens(self) -> int:
         """Return how many tokens run, padding included; of a decoder its own."""

@@ -7,10 +7,10 @@ logits only where they are asked for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from secateur.core.site import ATTENTION_MATRICES, CROSS_MATRICES, Site
+from secateur.core.site import ATTENTION_MATRICES, CROSS_MATRICES, EXPERT_MATRICES, Site
 from secateur.forecast.dry_run import CHORES, Generated, Judged, Plans, Read, Work
 from secateur.forecast.load import CACHE_BYTES, Load, Loads
 from secateur.hf.anatomy import Anatomy
@@ -27,6 +27,7 @@ RERUN = {  # what an edit of one matrix makes run again in its block, as `find_u
     "o": FFN | {"o"},
     **{kind: FFN | {kind, "o"} for kind in "qkv"},
     **{kind: FFN | {kind, "cross.o"} for kind in CROSS_MATRICES},
+    **dict.fromkeys(EXPERT_MATRICES, frozenset()),  # and all experts of the block
 }
 ATTENDING = ATTENTION_MATRICES  # edits of these compute attention's scores again
 BEHAVIOR = 100  # random sequences, of prefix matching and again of copying
@@ -73,8 +74,8 @@ class Counted:
         """The first of a group runs its block whole; it keeps what the others need not run, as far as there is room."""
         count, last = plans.count, self.anatomy.num_blocks
         inside = self._block(plans.block, load)
-        kinds = {site.part for site in plans.edited if self.anatomy.number(site) == plans.block}
-        saved = (inside - self._inside(plans.block, kinds, load)) * self._room(plans.block, kinds, load)
+        kinds = {site.name: site for site in plans.edited if self.anatomy.number(site) == plans.block}
+        saved = (inside - self._inside(plans.block, kinds, load)) * self._room(kinds.values(), load)
         above = sum(self._block(block, load) for block in range(plans.block + 1, last))
         flops = count * (inside + above) - max(0.0, count - 1) * saved
         shapes = [self.anatomy.matrix(site).shape for site in plans.edited]
@@ -103,21 +104,29 @@ class Counted:
 
     def _block(self, block: int, load: Load) -> float:
         whole = self._parts(block, frozenset(self.anatomy.matrix_kinds), load) + self._scores(block, load)
-        return whole + 2.0 * self.anatomy.widths[block].mixer * load.tokens
+        return whole + 2.0 * self.anatomy.widths[block].mixer * load.tokens + self._experts(block, load)
 
-    def _inside(self, block: int, kinds: set[str], load: Load) -> float:
+    def _experts(self, block: int, load: Load) -> float:
+        """Return FLOPs of the experts that the tokens are sent to, in a block whose network is a mixture."""
+        routing = self.anatomy.routing
+        return (
+            0.0 if routing is None else 2.0 * routing.chosen * self.anatomy.widths[block].expert * load.tokens
+        )
+
+    def _inside(self, block: int, kinds: Collection[str], load: Load) -> float:
         """Return FLOPs of the layers that an edit of these kinds makes run again; of all where no kind is named."""
         if not kinds:
             return self._block(block, load)
         parts = frozenset().union(*(RERUN[kind] for kind in kinds))
-        scores = self._scores(block, load) if kinds & ATTENDING else 0.0
-        return self._parts(block, self._with_sharers(block, parts, kinds), load) + scores
+        scores = self._scores(block, load) if ATTENDING.intersection(kinds) else 0.0
+        experts = 0.0 if FFN.issuperset(kinds) else self._experts(block, load)
+        return self._parts(block, self._with_sharers(block, parts, kinds), load) + scores + experts
 
-    def _with_sharers(self, block: int, parts: frozenset[str], kinds: set[str]) -> frozenset[str]:
+    def _with_sharers(self, block: int, parts: frozenset[str], kinds: Collection[str]) -> frozenset[str]:
         """Matrices that lie in one parameter with an edited one run with it."""
         whole = self.anatomy.site(block)
         own = {s.part: m.module for s, m in self.anatomy.matrices.items() if s.whole_block == whole}
-        edited = {own[kind] for kind in kinds}
+        edited = {own[kind] for kind in kinds if kind in own}
         return parts | {part for part, module in own.items() if module in edited}
 
     def _parts(self, block: int, parts: frozenset[str], load: Load) -> float:
@@ -138,11 +147,10 @@ class Counted:
         own = self.anatomy.widths[block]
         return 4.0 * (own.num_heads + own.num_cross) * own.d_head * load.pairs
 
-    def _room(self, block: int, kinds: set[str], load: Load) -> float:
+    def _room(self, sites: Collection[Site], load: Load) -> float:
         """The share of batches of which the inside fits the cache: what edited layers read, or what is beside them."""
-        if not kinds:
+        if not sites:
             return 0.0
-        sites = (self.anatomy.site(block, kind) for kind in kinds)
         widths = [self.anatomy.matrix(site).shape[1] + self.anatomy.d_model for site in sites]
         need = load.tokens * sum(widths) * self.loads.width / self.anatomy.d_model
         return min(1.0, CACHE_BYTES * load.shards / max(1.0, need))
@@ -191,12 +199,16 @@ class Counted:
         if work.scan_tokens:  # a pass before it, over as many tokens at most
             times *= 1 + min(1.0, work.scan_tokens / max(1, load.tokens))
         whole = sum(self._block(block, load) for block in range(self.anatomy.num_blocks))
+        shapes = (self.anatomy.matrix(site).shape for site in work.parts if site.unit and site.is_matrix)
         found = {
             work.what: times * load.calls,
             f"{work.what} flop": times * work.passes * whole
             + work.times
             * work.blocks
-            * sum(self._block(self.anatomy.number(site), load) for site in work.parts),
+            * sum(self._block(self.anatomy.number(site), load) for site in work.parts)
+            + times
+            * load.examples
+            * sum(2 * rows * columns * min(rows, columns) for rows, columns in shapes),
             f"{work.what} part": work.times * len(work.parts) * (1 + work.under_plan),
         }
         if work.fits:

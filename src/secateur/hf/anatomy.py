@@ -319,6 +319,11 @@ class Anatomy:
         kinds = {site.part for site in self.matrices}
         return tuple(kind for kind in EVERY_MATRIX if kind in kinds)
 
+    @property
+    def every_matrix(self) -> Mapping[Site, Matrix]:
+        """Return the matrices of blocks, those of experts included."""
+        return {**self.matrices, **self.of_experts}
+
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
     """Return the anatomy of a Hugging Face causal or masked language model, sequence classifier, encoder-decoder or

@@ -8,8 +8,8 @@ written to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,6 +51,24 @@ def writable(model: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
         parameter.data = original
 
     return parameter, undo
+
+
+@contextmanager
+def differentiable(model: nn.Module, names: Iterable[str]) -> Iterator[list[nn.Parameter]]:
+    """Let a graph begin at some parameters, inside; yield them.
+
+    Raises: `ModelError` for one that is offloaded, which is not the same tensor in two calls.
+    """
+    parameters = []
+    with ExitStack() as stack:
+        for name in names:
+            if _offloaded(model, name)[0] is not None:
+                raise ModelError(f"{name} is offloaded, and its gradient is read of weights in memory alone.")
+            parameter = model.get_parameter(name)
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_()
+            parameters.append(parameter)
+        yield parameters
 
 
 def parameter_or_buffer(model: nn.Module, name: str) -> Tensor:

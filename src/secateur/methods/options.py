@@ -16,7 +16,7 @@ class GainConfig(Config):
 
     matrices: tuple[str, ...] = option(
         ALL_MATRICES,
-        "Which matrices: q,k,v,o,gate,up,down, or attn, mlp, all; LASER's names too.",
+        "Which matrices: q,k,v,o,gate,up,down, or attn, mlp, all; experts of a mixture; LASER's names too.",
         "NAMES",
         read=lambda flag, text: tuple(words_of(text)),
         typed=",".join,

@@ -28,7 +28,7 @@ from secateur.evaluation.workers import CACHE_BYTES
 from secateur.hf.anatomy import Anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
-from secateur.hf.weights import reread
+from secateur.hf.weights import differentiable, reread
 from secateur.probes.answer_margin import AnswerMargin, Margins, PerExample
 from secateur.surgery.mask import masked
 from secateur.surgery.operations import OUTPUTS, columns_of, resolve
@@ -96,6 +96,16 @@ class BlockGradients:
             path: (by_row(inputs[path]), by_row(found))
             for path, found in zip(outputs, gradients, strict=True)
         }
+
+    def of_parameters(self, block: int, batch: int, names: Sequence[str]) -> Iterator[list[Tensor]]:
+        """Yield for each row, run by itself, the margin's gradients with respect to some parameters of a block."""
+        entering, gradient = self.entering[block][batch], self.gradient[block][batch]
+        with differentiable(self.model, names) as parameters:
+            for number in range(len(entering)):
+                row = slice(number, number + 1)
+                with torch.enable_grad():
+                    leaving = self.forward.alone(block, self.batches[batch].row(number), entering[row])
+                yield list(torch.autograd.grad(leaving, parameters, gradient[row]))
 
 
 def read_blocks(
@@ -263,10 +273,9 @@ class _ToFirstOrder:
 
     def add(self, answer_margin: AnswerMargin, read: BlockGradients, block: int, spectra: Spectra) -> None:
         """Add what one block's matrices give on the examples that were read."""
-        edits, count = self.blocks[block], len(read.margins.odds)
+        edits, count, loaded = self.blocks[block], len(read.margins.odds), answer_margin.loaded
         for group in spectra.fitting(edits):
-            for matrix, rows, x, g in _inputs_and_gradients(read, block, group):
-                parts = _MatrixParts(answer_margin.loaded, matrix, x, g, spectra)
+            for matrix, rows, parts in _parts(loaded, read, block, group, spectra):
                 for plan, own in groupby(edits[matrix], key=itemgetter(0)):
                     sums = self._sums.setdefault(plan, torch.zeros(count, dtype=torch.float64))
                     sums.index_add_(0, rows, parts.without([edit for _, edit in own]))
@@ -413,17 +422,26 @@ def _written(edit: Edit, anatomy: Anatomy) -> list[Matrix]:
     return [anatomy.matrix(edit.matrix)]
 
 
-def _inputs_and_gradients(
-    read: BlockGradients, block: int, matrices: Sequence[Matrix]
-) -> Iterator[tuple[Matrix, Tensor, Float[Tensor, "rows t in"], Float[Tensor, "rows t out"]]]:
-    """Yield for each batch and matrix of a block: places of the rows' examples, the matrix' true input, and the
-    gradient at its output."""
-    modules = dict.fromkeys(matrix.module for matrix in matrices)
+def _parts(
+    loaded: Loaded, read: BlockGradients, block: int, matrices: Sequence[Matrix], spectra: Spectra
+) -> Iterator[tuple[Matrix, Int[Tensor, " rows"], _MatrixParts | _ExpertParts]]:
+    """Yield for each batch and matrix of a block what its parts add to the margins of the rows' examples; for those of
+    experts, which no linear layer holds, for each row."""
+    linear = [matrix for matrix in matrices if matrix.expert is None]
+    of_experts = [matrix for matrix in matrices if matrix.expert is not None]
+    modules = dict.fromkeys(matrix.module for matrix in linear)
+    names = list(dict.fromkeys(matrix.weight for matrix in of_experts))
     for batch, rows in enumerate(read.examples):
-        inside = read.inside(block, batch, modules)
-        for matrix in matrices:
+        inside = read.inside(block, batch, modules) if linear else {}
+        for matrix in linear:
             x, g = inside[matrix.module]
-            yield matrix, rows, x, matrix.of_output(g)
+            yield matrix, rows, _MatrixParts(loaded, matrix, x, matrix.of_output(g), spectra)
+        if not of_experts:
+            continue
+        for row, gradients in zip(rows, read.of_parameters(block, batch, names), strict=True):
+            by_name = dict(zip(names, gradients, strict=True))
+            for matrix in of_experts:
+                yield matrix, row[None], _ExpertParts(loaded, matrix, by_name[matrix.weight], spectra)
 
 
 class _MatrixParts:
@@ -448,12 +466,7 @@ class _MatrixParts:
         """Return the change of each row's margin where one plan's edits of the matrix are made, float64."""
         first = edits[0]
         if isinstance(first, Truncate):
-            running = self._running
-            whole, full_rank = running[:, -1], running.shape[1] - 1
-            kept = (
-                running[:, first.rank] if first.side == "top" else whole - running[:, full_rank - first.rank]
-            )
-            return kept - whole
+            return _truncated(self._running, first)
         sites = [edit.site for edit in edits]
         if not all(site.unit for site in sites):
             return -self._whole
@@ -466,8 +479,7 @@ class _MatrixParts:
         spectrum = self._spectra(self._matrix, self._loaded.parameter(self._matrix.weight))
         left = self._g.to(spectrum.u.dtype) @ spectrum.u
         right = self._x.to(spectrum.u.dtype) @ spectrum.vh.T
-        along = ((left * right).sum(dim=1) * spectrum.sigma).double().cpu()
-        return torch.cat([along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1)
+        return _sums((left * right).sum(dim=1) * spectrum.sigma)
 
     @cached_property
     def _columns(self) -> Float[Tensor, "rows in"]:
@@ -484,3 +496,41 @@ class _MatrixParts:
             return columns
         bias = self._matrix.of_output(self._loaded.parameter(self._matrix.bias)).double()
         return columns + (self._g.double() @ bias).sum(dim=1).cpu()
+
+
+class _ExpertParts:
+    """Sum what parts of an expert's matrix add to one row's margin to first order.
+
+    Args:
+        gradient: The margin's gradient with respect to the parameter that holds the matrices of all experts.
+    """
+
+    def __init__(self, loaded: Loaded, matrix: Matrix, gradient: Tensor, spectra: Spectra) -> None:
+        self._loaded, self._matrix, self._spectra = loaded, matrix, spectra
+        self._gradient = matrix.read(gradient)
+
+    def without(self, edits: Sequence[Edit]) -> Float[Tensor, " 1"]:
+        """Return the change of the row's margin where one truncation of the matrix is made, float64."""
+        (only,) = edits
+        assert isinstance(only, Truncate), f"{only}: of an expert only truncations are of first order"
+        return _truncated(self._running, only)
+
+    @cached_property
+    def _running(self) -> Float[Tensor, "1 k_plus_1"]:
+        """Return in column r the sum of σᵢ uᵢᵀ G vᵢ over the first r components i."""
+        spectrum = self._spectra(self._matrix, self._loaded.parameter(self._matrix.weight))
+        along = (spectrum.u * (self._gradient.to(spectrum.u.dtype) @ spectrum.vh.T)).sum(dim=0)
+        return _sums((along * spectrum.sigma)[None])
+
+
+def _sums(along: Float[Tensor, "rows k"]) -> Float[Tensor, "rows k_plus_1"]:
+    """Return the sums over the first r components in column r, float64."""
+    along = along.double().cpu()
+    return torch.cat([along.new_zeros(len(along), 1), along.cumsum(dim=1)], dim=1)
+
+
+def _truncated(running: Float[Tensor, "rows k_plus_1"], edit: Truncate) -> Float[Tensor, " rows"]:
+    """Return the change of each row's margin with a truncation, from the sums over the first components."""
+    whole, full_rank = running[:, -1], running.shape[1] - 1
+    kept = running[:, edit.rank] if edit.side == "top" else whole - running[:, full_rank - edit.rank]
+    return kept - whole

@@ -5,7 +5,7 @@ No parameter gets a gradient: the graph begins at the first hooked input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from secateur.errors import ModelError
 from secateur.evaluation.batching import Batch, target_logps
 from secateur.evaluation.forward import scored_logits
 from secateur.hf.load import Loaded
-from secateur.hf.weights import reread
+from secateur.hf.weights import differentiable, reread
 
 OnInput = Callable[[str, str, Tensor], None]
 OnGradient = Callable[[str, Tensor, Tensor], None]
@@ -44,6 +44,8 @@ def read_linear_layers(
     paths: Iterable[str],
     on_input: OnInput,
     on_gradient: OnGradient | None = None,
+    parameters: Sequence[str] = (),
+    on_parameter: Callable[[str, Tensor], None] | None = None,
 ) -> None:
     """Run `batch` at all its positions and pass the inputs of the linear layers at `paths` to callbacks.
 
@@ -52,6 +54,8 @@ def read_linear_layers(
             that same tensor.
         on_gradient: Called as `on_gradient(path, x, g)` with the input and the gradient at the layer's output, which is
             freed when it returns; x and g are (rows, length, in / out). Without it there is no backward pass.
+        parameters: Names of parameters whose gradients are read too.
+        on_parameter: Called as `on_parameter(name, gradient)`, with that of all examples together.
 
     Raises: `ModelError` for a layer that never runs as a module, or that the loss does not depend on.
     """
@@ -72,14 +76,23 @@ def read_linear_layers(
         if on_gradient is not None:
             on_gradient(path, shaped(x), shaped(g))
 
-    with torch.set_grad_enabled(on_gradient is not None), _hooked(modules, value, gradient) as leaves:
+    model = loaded.model
+    with (
+        torch.set_grad_enabled(on_gradient is not None),
+        _hooked(modules, value, gradient) as leaves,
+        differentiable(model, parameters) as asked,
+    ):
         # all positions run, also those of the last block that the loss does not depend on: means of inputs are over all
-        model = loaded.model
         with reread(model):
             logits = scored_logits(model, loaded.anatomy, batch, loaded.device)
         loss = summed_loss(logits, batch)
-        if leaves:
-            torch.autograd.grad(loss, leaves)  # the hooks keep what is wanted of it
+        if leaves or asked:
+            gradients = torch.autograd.grad(
+                loss, [*asked, *leaves]
+            )  # hooks keep what is wanted of the leaves'
+            for name, found in zip(parameters, gradients, strict=False):
+                assert on_parameter is not None
+                on_parameter(name, found)
     if missing:
         raise ModelError(f"{min(missing)} never ran, or the loss does not hang on it, so it cannot be read.")
 

@@ -137,7 +137,8 @@ def directions_effects(
 
     effectᵢ = meanₙ eₙᵢ with eₙᵢ = Σ_t ⟨g_t, σᵢ uᵢ (vᵢ · (x̄ − x_t))⟩, g_t = dLₙ/dy_t at the matrix's part of its
     layer's output, x_t the layer's true input, x̄ its mean over all tokens of all examples that are run (prompt and
-    answer but its last token; padding is not among them). Lₙ is the mean log-loss of example n's gold answer.
+    answer but its last token; padding is not among them). Lₙ is the mean log-loss of example n's gold answer. Of an
+    expert's matrix x̄ is 0, and t are the tokens that it is sent.
 
     Args:
         encoded: The task's examples in tokens.
@@ -196,7 +197,12 @@ def _effects(batches: _Batches, group: Sequence[Matrix], how: _How) -> list[Matr
     """Return the effects of the matrices of one group, whose directions have room together."""
     loaded = batches.loaded
     moments = batches.run(group, second=True) if how.whitened else {}
-    sums = [_MatrixSums(loaded, matrix, how, moments.get(matrix.module)) for matrix in group]
+    sums: list[_MatrixSums | _ExpertSums] = [
+        _MatrixSums(loaded, matrix, how, moments.get(matrix.module))
+        if matrix.expert is None
+        else _ExpertSums(loaded, matrix, how)
+        for matrix in group
+    ]
     plan = how.under or Plan(loaded.fingerprint)
     operations = resolve(plan, loaded.anatomy, loaded.fingerprint)
     with masked(loaded.model, operations, how.decompose):
@@ -204,7 +210,7 @@ def _effects(batches: _Batches, group: Sequence[Matrix], how: _How) -> list[Matr
             matrix_sums.read_again()
         inputs = batches.run(group, sums)
     n = len(batches.answers)
-    return [piece for own in sums for piece in own.effects(inputs[own.matrix.module], n)]
+    return [piece for own in sums for piece in own.effects(inputs.get(own.matrix.module), n)]
 
 
 class _Batches:
@@ -223,18 +229,28 @@ class _Batches:
         self._done, self._total = 0, num_passes * len(batches)
 
     def run(
-        self, matrices: Sequence[Matrix], sums: Sequence[_MatrixSums] = (), *, second: bool = False
+        self,
+        matrices: Sequence[Matrix],
+        sums: Sequence[_MatrixSums | _ExpertSums] = (),
+        *,
+        second: bool = False,
     ) -> dict[str, Moments]:
         """Return the moments of what each layer reads, by its path; add to `sums` what a backward pass gives."""
         inputs: dict[str, Moments] = {}
-        paths = dict.fromkeys(matrix.module for matrix in matrices)
+        paths = dict.fromkeys(matrix.module for matrix in matrices if matrix.expert is None)
+        of_experts = list(dict.fromkeys(one.matrix.weight for one in sums if isinstance(one, _ExpertSums)))
         anatomy = self.loaded.anatomy
         sourced = {one.module for one in matrices if anatomy.reads_source(one)}  # where nothing is padded
 
         def on_gradient(path: str, x: Tensor, g: Tensor) -> None:
             for matrix_sums in sums:
-                if matrix_sums.matrix.module == path:
+                if isinstance(matrix_sums, _MatrixSums) and matrix_sums.matrix.module == path:
                     matrix_sums.add(x - inputs[path].near, matrix_sums.matrix.of_output(g))
+
+        def on_parameter(name: str, gradient: Tensor) -> None:
+            for expert_sums in sums:
+                if isinstance(expert_sums, _ExpertSums) and expert_sums.matrix.weight == name:
+                    expert_sums.add(expert_sums.matrix.read(gradient))
 
         for batch in self._batches:
             real = real_tokens(batch, self.answers).to(self.loaded.device)
@@ -246,7 +262,9 @@ class _Batches:
                 if path == first:
                     inputs[path].add(x.flatten(0, 1) if path in sourced else x[real.to(x.device)])
 
-            read_linear_layers(self.loaded, batch, paths, on_input, on_gradient if sums else None)
+            read_linear_layers(
+                self.loaded, batch, paths, on_input, on_gradient if sums else None, of_experts, on_parameter
+            )
             self._done += 1
             self._progress("directions", self._done, self._total)
         return inputs
@@ -305,8 +323,9 @@ class _MatrixSums:
         """Return (..., width) as (heads, ..., width of a head)."""
         return torch.unflatten(values, -1, (self._num, -1)).movedim(-2, 0)
 
-    def effects(self, inputs: Moments, n: int) -> Iterator[MatrixEffects]:
+    def effects(self, inputs: Moments | None, n: int) -> Iterator[MatrixEffects]:
         """Return effects: of one example e = b · (row · x̄) − a, and so are the sums over `n`; squares likewise."""
+        assert inputs is not None, f"{self.matrix.module} ran"
         offset, mean = (
             self._split(v) if self._of_inputs else v.expand(self._num, -1)
             for v in (inputs.offset, inputs.mean)
@@ -327,3 +346,33 @@ class _MatrixSums:
                 mean[head].cpu().numpy(),
                 self._parts.u[head].cpu().numpy() if self._keeps_u else None,
             )
+
+
+class _ExpertSums:
+    """The sums over examples that the effects of an expert's matrix come from.
+
+    Where its directions are removed nothing stands in for them, since no bias could hold the mean of those tokens alone
+    that are sent to the expert. So the effect is −σᵢ uᵢᵀ G vᵢ, G the gradient with respect to the matrix.
+    """
+
+    def __init__(self, loaded: Loaded, matrix: Matrix, how: _How) -> None:
+        self.matrix, self._loaded = matrix, loaded
+        spectrum = how.decompose(matrix, loaded.parameter(matrix.weight))
+        self._sigma, self._u = spectrum.sigma, spectrum.u
+        self._rows = spectrum.sigma[:, None] * spectrum.vh
+        self._sums = torch.zeros(len(spectrum.sigma), dtype=torch.float64)
+
+    def read_again(self) -> None:
+        """Keep the directions, and take what they read from the weights as they are now."""
+        weight = self.matrix.read(self._loaded.parameter(self.matrix.weight))
+        self._rows = self._u.mT @ weight.to(self._u.dtype)
+
+    def add(self, gradient: Float[Tensor, "out in"]) -> None:
+        """Add one batch."""
+        along = (self._u.mT @ gradient.to(self._u.dtype)) * self._rows
+        self._sums += along.sum(dim=1).double().cpu()
+
+    def effects(self, _: Moments | None, n: int) -> Iterator[MatrixEffects]:
+        """Return the effects, the mean over `n` examples; zeros are read instead of the input."""
+        effect, nothing = (-self._sums / n).numpy(), np.zeros(self.matrix.shape[1])
+        yield MatrixEffects(self.matrix.site, None, self._sigma.double().cpu().numpy(), effect, None, nothing)

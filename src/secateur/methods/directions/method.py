@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option, options_of
-from secateur.core.plan import WITH_MEAN
+from secateur.core.plan import WITH_MEAN, proved_as
 from secateur.errors import SecateurError, UnknownName
 from secateur.methods.forecasting import Habits
 from secateur.methods.method import Method, own_part
@@ -112,7 +112,7 @@ class RemoveSingularDirections(Method):
 
     def kinds(self, session: Session) -> Collection[str]:
         """Return the kinds of the matrices, and the fold of means."""
-        return {WITH_MEAN, *(site.part for site in matrices_of(session.loaded.anatomy, session.options))}
+        return {WITH_MEAN, *map(proved_as, matrices_of(session.loaded.anatomy, session.options))}
 
     def search(self, session: Session) -> Proposal:
         """Read effects on `probe`, choose directions and their number on `select`."""
@@ -150,8 +150,10 @@ class RemoveSingularDirections(Method):
         return looked_at(own_part(analysis, DirectionsAnalysis).directions)
 
     def check_reading(self, name: str, session: Session, split: str) -> None:
-        """Raise `UnknownName` for matrices and layers that the model does not have."""
-        matrices_of(session.loaded.anatomy, session.options)
+        """Raise `UnknownName` for matrices and layers that the model does not have, `SecateurError` as `check` does."""
+        from secateur.methods.directions.search import check_read
+
+        check_read(session)
 
     def read(self, name: str, session: Session, split: str, plan: Plan) -> Sequence[Record]:
         """Return the predicted change of the loss without each direction, by matrix or head."""

@@ -20,7 +20,7 @@ PROPOSED = 160  # pools and counts at most that a round judges
 GROWTH = 2**0.5  # of the counts to try in one pool
 COARSE = 2.0  # the same where there would be more than `PROPOSED`
 
-Folds = Mapping[Site, Fitted]
+Folds = Mapping[Site, Fitted | None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def pools(directions: Sequence[Direction], order: Order = signed, *, dynamic: bo
         return [whole]
     named: dict[str, list[Direction]] = {}
     for direction in ordered:
-        for name in (direction.matrix.part, str(direction.matrix)):
+        for name in (direction.matrix.name, str(direction.matrix)):
             named.setdefault(name, []).append(direction)
     parts = [Pool(name, tuple(members)) for name, members in named.items()]
     distinct = {pool.ordered: pool for pool in (*reversed(parts), whole)}  # of equal ones the most general
@@ -136,7 +136,7 @@ def removal(base: Plan, more: Iterable[Direction], folds: Folds, *, per_head: bo
     """Return `base` with more directions removed. A matrix has one mean, so earlier removals are folded anew with it.
 
     Args:
-        folds: By matrix, what its directions are folded with.
+        folds: By matrix, what its directions are folded with; None for those of experts, which are not folded.
     """
     gone: dict[Site, set[int]] = {}
     for direction in more:

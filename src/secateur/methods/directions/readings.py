@@ -57,12 +57,14 @@ class EffectsUnderPlan:
 
     @cached_property
     def folds(self) -> Folds:
-        """By matrix: its mean input, and its directions if they are fitted too."""
+        """By matrix: its mean input, and its directions if they are fitted too; None of an expert."""
         by_site = groupby(self.effects.matrices, key=lambda piece: piece.site)
         return {site: _fold(list(pieces)) for site, pieces in by_site}
 
 
-def _fold(pieces: Sequence[MatrixEffects]) -> Fitted:
+def _fold(pieces: Sequence[MatrixEffects]) -> Fitted | None:
+    if pieces[0].site.unit:
+        return None
     side_by_side = len(pieces) > 1 and pieces[0].site.kind == "o"  # heads, in what an o reads
     mean = np.concatenate([piece.mean_input for piece in pieces]) if side_by_side else pieces[0].mean_input
     arrays = {"mean": mean.astype(np.float32)}

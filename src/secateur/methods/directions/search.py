@@ -74,15 +74,30 @@ class DirectionReadings(Protocol):
 
 
 def check(session: Session) -> None:
-    """Raise `UnknownName` for matrices and layers that the model does not have, `SecateurError` where --zeroed asks
-    for the original's shapes and a mean effect has no bias to be folded into."""
+    """Raise `UnknownName` for matrices and layers that the model does not have, `SecateurError` as `check_read` does,
+    and where --zeroed asks for the original's shapes and a mean effect has no bias to be folded into."""
     matrices = session.loaded.anatomy.matrices
-    for site in matrices_of(session.loaded.anatomy, session.options):
-        if session.options.zeroed and matrices[site].bias is None:
+    for site in check_read(session):
+        if session.options.zeroed and not site.unit and matrices[site].bias is None:
             raise SecateurError(
                 f"--zeroed keeps the original's shapes, and {site} has no bias that its directions could be folded "
                 "into. Leave it out of --matrices, or leave out --zeroed."
             )
+
+
+def check_read(session: Session) -> list[Site]:
+    """Return the matrices whose directions are read.
+
+    Raises: `UnknownName` for those that the model does not have, `SecateurError` for readings that experts lack.
+    """
+    sites, config = matrices_of(session.loaded.anatomy, session.options), session.config(DirectionsConfig)
+    of_experts = [site for site in sites if site.unit]
+    if of_experts and (config.second_order or config.whitened):
+        flag = "--second-order" if config.second_order else "--whitened"
+        raise SecateurError(
+            f"{flag} is read of linear layers, and {of_experts[0]} is an expert's. Leave out the one or the other."
+        )
+    return sites
 
 
 def run(session: Session, judge: Judge, readings: DirectionReadings) -> Proposal:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from secateur.core.config import option
+from secateur.core.plan import proved_as
 from secateur.core.ranges import real, whole
 from secateur.errors import SecateurError
 from secateur.methods.forecasting import Habits
@@ -76,7 +77,7 @@ class Laser(Method):
 
     def kinds(self, session: Session) -> Collection[str]:
         """Return the kinds of the matrices."""
-        return {site.part for site in matrices_of(session.loaded.anatomy, session.options)}
+        return set(map(proved_as, matrices_of(session.loaded.anatomy, session.options)))
 
     def search(self, session: Session) -> Proposal:
         """Screen by gradients, race on `select`, compose."""

@@ -60,7 +60,7 @@ def candidates(anatomy: Anatomy, options: Options) -> tuple[Truncate, ...]:
 
     Raises: `UnknownName` for those that the model does not have.
     """
-    shapes = {site: anatomy.matrices[site].shape for site in matrices_of(anatomy, options)}
+    shapes = {site: anatomy.matrix(site).shape for site in matrices_of(anatomy, options)}
     config = options.config
     assert isinstance(config, LaserConfig)
     return tuple(grid(shapes, config.fractions, config.small_ranks))
@@ -237,7 +237,7 @@ def _analysis(
 
 def full_ranks(session: Session) -> dict[Site, int]:
     """Return the number of components of each matrix."""
-    return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.matrices.items()}
+    return {site: min(matrix.shape) for site, matrix in session.loaded.anatomy.every_matrix.items()}
 
 
 def _truncation_record(edit: Truncate, full_rank: int) -> TruncationRecord:
