@@ -83,6 +83,7 @@ def test_laser_searches_matrices_of_experts_where_it_is_asked_to(place: Path, tm
     looked_at = {Site.parse(truncation["site"]) for truncation in screen}
     assert {site.name for site in looked_at} == {"experts.down", "o"}
     assert {stage["stage"] for stage in expected["stages"]} >= {"load", "screen", "race"}
+    assert "the best of the experts in each place" in (tmp_path / "out/report.html").read_text()
     same_logits(place / "qwen3-moe", result)
 
 

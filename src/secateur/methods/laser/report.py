@@ -113,7 +113,8 @@ def spectra_section(rows: Sequence[MatrixSpectrum]) -> PageSection:
 
 def _predicted_map(rows: Sequence[MatrixSpectrum]) -> Figure:
     """Return kinds of matrices × layers, colored by the predicted change of the loss, by square roots."""
-    cells = {(site.label, site.block): row for row in rows if (site := site_of(row.site)) is not None}
+    ordered = sorted(rows, key=lambda row: -row.predicted_change)  # of a block's experts the best is drawn
+    cells = {(site.label, site.block): row for row in ordered if (site := site_of(row.site)) is not None}
     names = list(reversed(in_order({label for label, _ in cells})))
     layers = 1 + max(block for _, block in cells)
     found = [[cells.get((name, block)) for block in range(layers)] for name in names]

@@ -108,12 +108,13 @@ def _heat_map(
     chosen: set[tuple[str, int]],
 ) -> Figure:
     count, blocks, first = len(layout.columns), len(layout.blocks), next(iter(limits))
+    every, judged = rows, _shown(rows, layout, chosen)
+    rows = list(judged.values())
     cells = [
         _cells(rows, base, metric, limit, complete, layout) | {"visible": metric == first}
         for metric, limit in limits.items()
         for complete in (True, False)
     ]
-    judged = {layout.at(row) for row in rows}
     missing = [
         place for place in ((x, y) for x in range(count) for y in range(blocks)) if place not in judged
     ]
@@ -136,7 +137,20 @@ def _heat_map(
         ],
     )
     head = ("site", "rank", "kept", "accuracy", "loss", "examples", "judged")
-    return Figure(name, [untried, *cells, hatch], sheet, head, [_numbers(row) for row in rows])
+    note = "the best of the experts in each place" if len(rows) < len(every) else ""
+    numbers = [_numbers(row) for row in every]
+    return Figure(name, [untried, *cells, hatch], sheet, head, numbers, note=note)
+
+
+def _shown(
+    rows: Iterable[SweptTruncation], layout: _Layout, chosen: set[tuple[str, int]]
+) -> dict[tuple[int, int], SweptTruncation]:
+    """Return the truncation to draw in each place: of several experts the chosen one, or the best that ran longest."""
+
+    def rank(row: SweptTruncation) -> tuple[bool, bool, float]:
+        return row.key in chosen, row.complete, -row.loss
+
+    return {layout.at(row): row for row in sorted(rows, key=rank)}
 
 
 def _cells(
