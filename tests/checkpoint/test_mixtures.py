@@ -25,6 +25,7 @@ TOKENS = torch.arange(2 * 12).reshape(2, 12) * 7 % 96
 
 STOCK = ("b0", "b1.attn.g1", "b1.mlp.e1")
 HYBRID = ("b0", "b2.attn.g1", "b1.mlp.e1", "b2.mlp.e0")
+EVEN = ("b0", "b1.attn.g1", "b1.attn.g2", "b1.mlp.e1")  # of four heads two, which divide the stream
 UNEVEN = ("b1.mlp.e0", "b1.mlp.e2", "b0.attn")
 
 
@@ -33,6 +34,7 @@ def test_what_is_written_is_the_cut_model(name, words, tmp_path):
     """Transformers alone reads fewer experts, by the number in the config; that of a carved model by its operations."""
     loaded = load_model(str(save_model(tmp_path / "whole", tiny(name), words)), device="cpu")
     stock = HYBRID if name in ("lfm2-moe", "qwen3-next", "qwen3.5-moe") else STOCK
+    stock = EVEN if name == "deepseek-v2" else stock
     both = name in ("mixtral", "ernie4.5-moe", "qwen3-next", "gpt-oss")
     for sites in (stock, UNEVEN) if both else (stock,):
         plan, out = Plan(loaded.fingerprint, tuple(drops(*sites))), tmp_path / str(len(sites[0]))
@@ -87,3 +89,21 @@ def test_a_token_costs_the_experts_that_it_goes_through(as_loaded):
     half = sum(p.numel() for p in experts) / 2
     assert found.matmul_flops == 2 * (15 * (products + half) + 3 * loaded.model.lm_head.weight.numel())
     assert found.weight_bytes == 4 * (sum(p.numel() for p in rest) + 2 * half * (1 - 0.5**3))
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3"])
+def test_latent_attention_loses_heads_and_the_cache_keeps_its_codes(name, words, tmp_path):
+    """Heads go in a stock checkpoint, whose cache is that of before; only whole attentions make it smaller."""
+    loaded = load_model(str(save_model(tmp_path / "whole", tiny(name), words)), device="cpu")
+    head = loaded.anatomy.widths[0].head
+    config = loaded.model.config
+    assert head.cached(4) == head.cached(1) == config.kv_lora_rank + config.qk_rope_head_dim
+    heads = Plan(loaded.fingerprint, tuple(drops(*(f"b{b}.attn.h{h}" for b in (0, 1) for h in (0, 3)))))
+    save_and_reload(loaded, heads, tmp_path / "out", rows=[range(8)], form=Form(), decompose=decompose)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (type(again), again.config.num_attention_heads) == (type(loaded.model), 2)
+    assert again.config.qk_rope_head_dim == config.qk_rope_head_dim
+    assert again.model.layers[0].self_attn.kv_b_proj.weight.shape == (2 * (head.key + head.value), 24)
+    with torch.no_grad():
+        before, after = (m(TOKENS, use_cache=True).past_key_values for m in (loaded.model, again))
+    assert before.layers[0].keys.shape == after.layers[0].keys.shape == (2, 1, 12, config.kv_lora_rank)

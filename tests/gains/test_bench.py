@@ -25,8 +25,9 @@ from secateur.gains.cost import Attended, cost, prefill, random_tokens
 from secateur.gains.length import Length
 from secateur.gains.memory import RESET, peak_bytes
 from secateur.gains.record import bytes_on_disk, gains, measure, peaks, zeroed, zeroed_note
-from secateur.gains.timing import decode, paired, speed, using_threads
+from secateur.gains.timing import decode, paired, speed
 from secateur.hf.modeling_secateur import LowRank
+from secateur.hf.running import using_threads
 from secateur.surgery.materialize import cut
 
 BATCH, PROMPT = 2, 12

@@ -335,7 +335,7 @@ def test_trusted_code_of_a_known_family_is_read(folder):
 
 KINDS = {
     "Afmoe": (transformers.AfmoeConfig, "AfmoeForCausalLM", "a mixture of experts"),
-    "DeepseekV3": (transformers.DeepseekV3Config, "DeepseekV3ForCausalLM", "a mixture of experts"),
+    "Longcat Flash": (transformers.LongcatFlashConfig, "LongcatFlashForCausalLM", "a mixture of experts"),
     "Dbrx": (transformers.DbrxConfig, "DbrxForCausalLM", "a mixture of experts"),
     "LongT5": (transformers.LongT5Config, "LongT5ForConditionalGeneration", "an encoder-decoder"),
     "Bert": (transformers.BertConfig, "BertModel", "not a causal language model with its head, nor a masked"),

@@ -67,7 +67,14 @@ HEADS = (
     "opt",
     "roberta",
 )  # one of each
-SINGLE = {"bloom", "gemma2", "gpt-neo", "gptj", "mpt"}  # attend in float32 whatever the weights are
+SINGLE = {
+    "deepseek-v2",
+    "bloom",
+    "gemma2",
+    "gpt-neo",
+    "gptj",
+    "mpt",
+}  # attend in float32 whatever the weights are
 
 
 @cache

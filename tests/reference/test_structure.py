@@ -28,11 +28,18 @@ def proofs(model: PreTrainedModel, kinds: Collection[str] | None = None) -> dict
     return {edit.edit: edit for edit in structure.prove(model, kinds).edits}
 
 
-@pytest.mark.parametrize("name", [*by_layout(), "qwen3-moe", "roberta"])
+@pytest.mark.parametrize("name", [*by_layout(), "qwen3-moe", "deepseek-v2", "deepseek-v3", "roberta"])
 def test_families_are_proved(name):
     found = proofs(tiny(name, torch.float64))
     assert [edit for edit in found.values() if not edit.proved] == []
     assert {"q", "k", "v", "o", "heads", "attentions", "block 0"} <= found.keys()
+
+
+def test_a_model_of_one_block_is_proved_without_maps_and_drops_of_it():
+    found = proofs(variant("llama", num_hidden_layers=1).double())
+    assert all(edit.proved for edit in found.values())
+    assert {"q", "heads", "neurons"} < found.keys()
+    assert not {"block 0", "linear maps", "folded maps"} & found.keys()
 
 
 def test_what_is_compared():
@@ -199,6 +206,13 @@ REAL = {  # config.json as published, as far as it is of consequence
         "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "num_experts": 128,
         "num_experts_per_tok": 8, "moe_intermediate_size": 768, "intermediate_size": 6144, "vocab_size": 151936,
     },
+    "deepseek-v2-lite": {
+        "model_type": "deepseek_v2", "architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 2048,
+        "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": None,
+        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_group": 1,
+        "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "moe_intermediate_size": 1408,
+        "first_k_dense_replace": 1, "intermediate_size": 10944, "topk_group": 1, "vocab_size": 102400,
+    },
     "gemma-3-1b": {
         "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "head_dim": 256,
         "num_hidden_layers": 26, "num_attention_heads": 4, "num_key_value_heads": 1, "intermediate_size": 6912,
@@ -219,7 +233,7 @@ def test_the_copy_of_a_real_config_is_tiny_and_of_its_kind(name, tmp_path):
     parts, stated = anatomy(model), REAL[name]
     assert type(model).__name__ == stated["architectures"][0]
     assert parts.num_parameters < 2e7
-    assert parts.d_head == stated.get("head_dim", 64)
+    assert parts.d_head == stated.get("head_dim", 10 if parts.details.latent else 64)
     assert (parts.num_kv_heads < parts.num_heads) is (
         stated["num_key_value_heads"] < stated["num_attention_heads"]
     )

@@ -25,12 +25,12 @@ from secateur.core.site import Site
 from secateur.gains.cost import Cost, cost, random_tokens
 from secateur.gains.length import Length
 from secateur.gains.memory import peak_bytes
-from secateur.gains.timing import paired, speed, using_threads
+from secateur.gains.timing import paired, speed
 from secateur.hf.blank import blank_model
 from secateur.hf.files import read_index
 from secateur.hf.load import Loaded, load_model
 from secateur.hf.matrices import Matrix
-from secateur.hf.running import check_runs, few_tokens
+from secateur.hf.running import check_runs, few_tokens, using_threads
 from secateur.hf.source import INDEX, WEIGHTS
 
 SHORT = 32  # tokens that tell the cache's bytes a token, where nothing is timed

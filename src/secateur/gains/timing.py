@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -31,17 +30,6 @@ class PairedTimes:
 
     prefill: tuple[Pair, ...]
     decode: tuple[Pair, ...]
-
-
-@contextmanager
-def using_threads(count: int | None) -> Iterator[int]:
-    """Let torch compute with `count` threads (None: as many as now) until the context closes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield count or before
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

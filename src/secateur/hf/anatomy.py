@@ -22,6 +22,7 @@ from secateur.hf.family import (
     CAUSAL,
     PAIRS,
     Family,
+    HeadSizes,
     Mixture,
     Routing,
     Sizes,
@@ -38,7 +39,7 @@ from secateur.hf.family import (
     sizes,
     start_of,
 )
-from secateur.hf.matrices import Matrix, Ranges, grouped_rows, sliced_rows, stacked_rows
+from secateur.hf.matrices import Matrix, Ranges, grouped_rows, paired_rows, sliced_rows, stacked_rows
 from secateur.hf.modeling_secateur import LowRank, SecateurForCausalLM, Side
 from secateur.hf.recognize import family_of
 from secateur.hf.rope import length_switches
@@ -53,8 +54,8 @@ class Widths:
     those of the module of its feed-forward network; 0 where there is no such module, or it holds a part of them only.
     Of a mixture `expert` counts those of one expert, with its row of the router. `mixer` counts those of a module that
     stands for the attention, in some blocks of a hybrid; these have no heads. `num_cross` are the heads of the
-    cross-attention in a decoder beside an encoder, `cross` counts the parameters of its module, and `d_head` is the
-    size of heads.
+    cross-attention in a decoder beside an encoder, `cross` counts the parameters of its module, and `head` are the
+    sizes of a head.
     """
 
     num_heads: int
@@ -63,12 +64,17 @@ class Widths:
     num_parameters: int
     attention: int
     network: int
-    num_experts: int = 0
-    expert: int = 0
-    mixer: int = 0
-    d_head: int = 0
+    num_experts: int
+    expert: int
+    mixer: int
+    head: HeadSizes
     num_cross: int = 0
     cross: int = 0
+
+    @property
+    def d_head(self) -> int:
+        """Return the numbers that a head gives, which its columns of o read."""
+        return self.head.value
 
     def heads(self, part: str) -> tuple[int, int]:
         """Return the query and the key/value heads of the attention that `part` is, or is a matrix of."""
@@ -472,17 +478,18 @@ def _widths(model: nn.Module, family: Family, general: Sizes, block: str, carved
         d_ff = _stored_shape(_linear(model, paths["down"]))[1] if "down" in paths else 0
         heads = (0, 0) if mixer else (general.num_heads, general.num_kv_heads)
         crossing = general.num_heads if cross else 0
-        return Widths(*heads, d_ff, *counted, *experts, mixer, general.d_head, crossing, cross)
+        return Widths(*heads, d_ff, *counted, *experts, mixer, general.head, crossing, cross)
     found = {kind: _find(model, path) for kind, path in paths.items()}
     key = found["k"]
     outputs = key.nf if isinstance(key, Conv1D) else getattr(key, "out_features", 0)
-    num_heads, keys = (0, 0) if mixer else (_inputs(found["o"]) // general.d_head, outputs // general.d_head)
-    fused = family.slots["k"].layout != "whole"
-    num_kv_heads = (keys - num_heads) // 2 if fused else keys
+    layout, head = family.slots["k"].layout, general.head
+    stored = head.key + head.value if layout == "paired" else head.key
+    num_heads, keys = (0, 0) if mixer else (_inputs(found["o"]) // head.value, outputs // stored)
+    num_kv_heads = keys if layout in ("whole", "paired") else (keys - num_heads) // 2
     d_ff = _inputs(found.get("down"))
     crossing = _inputs(found.get("cross.o")) // general.d_head
     num_kv_heads = num_kv_heads if num_heads else 0
-    return Widths(num_heads, num_kv_heads, d_ff, *counted, *experts, mixer, general.d_head, crossing, cross)
+    return Widths(num_heads, num_kv_heads, d_ff, *counted, *experts, mixer, general.head, crossing, cross)
 
 
 def _expert_sizes(model: nn.Module, block: str, experts: Mixture) -> tuple[int, int]:
@@ -574,15 +581,12 @@ def _block(
 
 def _shape(kind: str, general: Sizes, block_widths: Widths) -> tuple[int, int]:
     """Return (out, in) of a matrix, from the widths alone."""
-    queries, keys, crossing, d_ff = (
-        block_widths.num_heads * block_widths.d_head,
-        block_widths.num_kv_heads * block_widths.d_head,
-        block_widths.num_cross * block_widths.d_head,
-        block_widths.d_ff,
-    )
-    outputs = {"q": queries, "k": keys, "v": keys, "gate": d_ff, "up": d_ff}
-    outputs |= {"cross.q": crossing, "cross.k": crossing, "cross.v": crossing}
-    inputs = {"o": queries, "cross.o": crossing, "down": d_ff}
+    head, keys, d_ff = block_widths.head, block_widths.num_kv_heads, block_widths.d_ff
+    crossing = block_widths.num_cross * head.value
+    outputs = {"q": block_widths.num_heads * head.query, "k": keys * head.key, "v": keys * head.value}
+    outputs |= {"gate": d_ff, "up": d_ff, "cross.q": crossing, "cross.k": crossing, "cross.v": crossing}
+    inputs = {"o": block_widths.num_heads * head.value, "cross.o": crossing, "down": d_ff}
+    inputs |= {kind: size for kind, size in zip("qkv", head.reads, strict=True) if size}
     return outputs.get(kind, general.d_model), inputs.get(kind, general.d_model)
 
 
@@ -590,6 +594,8 @@ def _sharers(kind: str, layout: str) -> tuple[str, ...]:
     """Return the kinds that live in one parameter with `kind`, in stored order where they are stacked."""
     if layout in ("whole", "gated"):
         return (kind,)
+    if layout == "paired":
+        return ("k", "v")
     return ("q", "k", "v") if kind in "qkv" else ("gate", "up")
 
 
@@ -598,6 +604,8 @@ def _rows(kind: str, layout: str, general: Sizes, block_widths: Widths) -> Range
         return None
     if layout == "grouped":
         return grouped_rows(kind, block_widths.num_heads, block_widths.num_kv_heads, general.d_head)
+    if layout == "paired":
+        return paired_rows(kind, block_widths.num_kv_heads, general.head.key, general.head.value)
     if layout == "gated":
         starts = range(0, 2 * block_widths.num_heads * general.d_head, 2 * general.d_head)
         return tuple((start, start + general.d_head) for start in starts)

@@ -156,6 +156,7 @@ _SIZES_OF_STREAM = (
     "dim",
 )
 _WINDOWS = ("sliding_window", "window_size")
+_SIZES_OF_CODES = {"q_lora_rank": 28, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "v_head_dim": 10}
 _WIDTHS_OF_EXPERTS = ("moe_intermediate_size", "shared_expert_intermediate_size")
 
 
@@ -240,11 +241,12 @@ def _shrunk(config: PreTrainedConfig, family: Family, window: int) -> PreTrained
         "hidden_size": width,
         "vocab_size": VOCABULARY,
     }
-    changes |= {"head_dim": d_head} if free or stated.get("head_dim") else {}
+    changes |= {"head_dim": d_head} if (free or stated.get("head_dim")) and not family.latent else {}
     changes |= {name: groups for name in ("num_kv_heads", "num_key_value_heads") if name in stated}
     changes |= {name: width for name in _SIZES_OF_STREAM if stated.get(name) == own.d_model}
     changes |= {name: window for name in _WINDOWS if stated.get(name)}
     changes |= {name: NEURONS for name in _WIDTHS_OF_EXPERTS if stated.get(name)}
+    changes |= {name: size for name, size in _SIZES_OF_CODES.items() if stated.get(name)}
     changes |= {name: 1 for name in stated if name.endswith("_token_id") and stated[name] is not None}
     if keys := stated.get("linear_num_key_heads"):
         of_values = {"linear_num_value_heads": 2 * stated["linear_num_value_heads"] // keys}

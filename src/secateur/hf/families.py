@@ -15,9 +15,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from secateur.hf.family import CAUSAL, MASKED, PAIRS, Family, Mixture, Slot
+from secateur.hf.family import CAUSAL, MASKED, PAIRS, Family, Mixture, Slot, Variant
 
-_TOGETHER = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}  # kinds that may share a module
+_TOGETHER = {
+    "qkv": ("q", "k", "v"),
+    "kv": ("k", "v"),
+    "gate_up": ("gate", "up"),
+}  # kinds that may share a module
 
 
 def _slots(**modules: str) -> Mapping[str, Slot]:
@@ -164,7 +168,9 @@ def _like_t5(name: str, architecture: str, gated: bool = False) -> Family:
         depth="num_layers",
     )
     plain = replace(decoder, encoder=encoder)
-    return plain if gated else replace(plain, when_gated=_like_t5(name, architecture, gated=True))
+    if gated:
+        return plain
+    return replace(plain, variant=Variant("feed_forward_proj", "gated", _like_t5(name, architecture, True)))
 
 
 def _like_bart(name: str, architecture: str, final_norm: str = "", **traits: Any) -> Family:
@@ -214,6 +220,19 @@ _DENSE_CLASSIFIER = ("classifier.out_proj", "classifier.dense")
 
 _SINKS = ("sinks",)
 _CORRECTED = {"gate.e_score_correction_bias": 0}
+_LATENT_ATTENTION = {"q": "self_attn.q_b_proj", "kv": "self_attn.kv_b_proj/paired", "o": "self_attn.o_proj"}
+_LATENT: Mapping[str, Any] = {
+    "latent": True,
+    "beside": ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
+    "counts": _SHARED | {"num_heads": "heads"},
+}
+
+
+def _latent(family: Family) -> Family:
+    """Return a family with latent attention, beside its variant of which queries are made of the stream itself."""
+    plain = replace(family, slots={**family.slots, "q": Slot("self_attn.q_proj")})
+    return replace(family, variant=Variant("q_lora_rank", "None", plain))
+
 
 _DELTA_NET = {"linear_attn": "gated linear attention"}
 _SHORT_CONVOLUTION = {"conv": "a short convolution"}
@@ -401,6 +420,34 @@ FAMILIES: Mapping[str, Family] = {
             extra={"e_score_correction_bias": 0},
             biases=_ATTENTION_BIAS,
             unread=("model.layers.80.",),  # it predicts the token after the next
+        ),
+        _latent(
+            _mixture(
+                "deepseek_v2",
+                "DeepseekV2ForCausalLM",
+                "n_routed_experts",
+                attention=_LATENT_ATTENTION,
+                even_heads=True,
+                **_LATENT,
+            )
+        ),
+        *(
+            _latent(
+                _mixture(
+                    name,
+                    architecture,
+                    "n_routed_experts",
+                    extra=_CORRECTED,
+                    fewest=2,
+                    attention=_LATENT_ATTENTION,
+                    unread=(f"model.layers.{layers}.",),  # which predicts the token after the next
+                    **_LATENT,
+                )
+            )
+            for name, architecture, layers in (
+                ("deepseek_v3", "DeepseekV3ForCausalLM", 61),
+                ("glm4_moe_lite", "Glm4MoeLiteForCausalLM", 47),
+            )
         ),
         _mixture("cohere2_moe", "Cohere2MoeForCausalLM", "num_experts", biases=_ATTENTION_BIAS),
         _mixture("mellum", "MellumForCausalLM", "num_experts", biases=_ATTENTION_BIAS, unread=("mtp.",)),

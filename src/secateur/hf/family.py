@@ -46,8 +46,8 @@ class Slot:
 
     `layout` is `"whole"` (alone), `"stacked"` (all of q, then k, then v; or gate, then up), `"grouped"`
     (for each key/value group: its query heads, then its key, then its value head), `"sliced"` (for each quarter of
-    the heads: all of q, then v, then k), or `"gated"` (of q: each head is followed by as many rows of a gate on what
-    that head gives, which goes with the head and is never edited).
+    the heads: all of q, then v, then k), `"paired"` (for each head its key, then its value), or `"gated"` (of q: each
+    head is followed by as many rows of a gate on what that head gives, which goes with the head and is never edited).
     """
 
     module: str
@@ -70,6 +70,19 @@ class Mixture:
     count: str
     fewest: int = 1
     interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another family of the same class, for configs of which an attribute, as text, begins with `value`."""
+
+    attribute: str
+    value: str
+    family: Family
+
+    def is_of(self, config: Mapping[str, object]) -> bool:
+        """Return True for a config of this variant."""
+        return str(config.get(self.attribute)).startswith(self.value)
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,8 @@ class Family:
     tensor, relative to a block, that the first block of a stack holds for all others; `shared_bias` says that an
     attention gets the biases of positions from the one before, with a number for each head, and hands them on.
     `cached_by_encoder` says that the class makes a cache with as many layers as its encoder has blocks.
-    `when_gated` is the family where the config's `feed_forward_proj` says that networks are gated.
+    `variant` is the family of the same class where a config attribute says so. `latent`: queries, keys and values
+    are made of codes of lower rank, which no head owns and which stay as they are, so that a cache holds these.
     `shares_embeddings` is the config switch without which encoder and decoder have different vocabularies.
 
     `mixers` are of a hybrid: modules, relative to a block, that stand for the attention in some of its blocks, with
@@ -171,7 +185,8 @@ class Family:
     shared_bias: bool = False
     cached_by_encoder: bool = False
     shares_embeddings: str = ""
-    when_gated: Family | None = None
+    variant: Variant | None = None
+    latent: bool = False
 
     @property
     def masked(self) -> bool:
@@ -212,8 +227,10 @@ class Family:
     def classifying(self, architecture: str) -> Family:
         """Return this family with the head of a sequence classifier, whose class is `architecture`."""
         output, *others = self.classifier
+        variant = self.variant and replace(self.variant, family=self.variant.family.classifying(architecture))
         return replace(
             self,
+            variant=variant,
             name=f"{self.name}{CLASSIFIER}",
             architecture=architecture,
             head=LABELS,
@@ -248,15 +265,48 @@ class Family:
 
 
 @dataclass(frozen=True)
+class HeadSizes:
+    """How many numbers of a head's query, key and value come from a projection of its own, and what these read.
+
+    `q_reads` and `kv_reads` are sizes of codes; 0: the stream.
+    """
+
+    query: int
+    key: int
+    value: int
+    q_reads: int = 0
+    kv_reads: int = 0
+
+    @property
+    def reads(self) -> tuple[int, int, int]:
+        """Return what q, k and v read; 0: the stream."""
+        return self.q_reads, self.kv_reads, self.kv_reads
+
+    def cached(self, groups: int) -> int:
+        """Return the numbers of a token that a cache holds for so many KV groups; two, to count tokens by, for none."""
+        of_codes = self.kv_reads + self.query - self.key if self.kv_reads else 0
+        return (of_codes or groups * (self.key + self.value)) if groups else 2
+
+    def of(self, kind: str) -> int:
+        """Return the rows of a head in q, k or v, or its columns in o."""
+        return {"q": self.query, "k": self.key}.get(kind, self.value)
+
+
+@dataclass(frozen=True)
 class Sizes:
     """The widths that the layouts need, vocabulary and context. Each key/value head serves equally many query heads."""
 
     d_model: int
     num_heads: int
     num_kv_heads: int
-    d_head: int
+    head: HeadSizes
     vocab_size: int
     context: int | None
+
+    @property
+    def d_head(self) -> int:
+        """Return the numbers that a head gives."""
+        return self.head.value
 
 
 def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
@@ -270,11 +320,21 @@ def sizes(family: Family, config: PreTrainedConfig) -> Sizes:
         raise ModelError(
             f"broken config: {num_heads} query heads cannot share {num_kv_heads} key/value heads."
         )
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     context = getattr(config, family.context, None)
     if family.counts_from_pad and context is not None:
         context -= config.pad_token_id + 1
-    return Sizes(config.hidden_size, num_heads, num_kv_heads, d_head, config.vocab_size, context)
+    head = _head_sizes(family, config, num_heads)
+    return Sizes(config.hidden_size, num_heads, num_kv_heads, head, config.vocab_size, context)
+
+
+def _head_sizes(family: Family, config: PreTrainedConfig, num_heads: int) -> HeadSizes:
+    """Return the sizes of a head; of latent attention without the part of keys that all heads share."""
+    if not family.latent:
+        d_head = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+        return HeadSizes(d_head, d_head, d_head)
+    query = config.qk_nope_head_dim + config.qk_rope_head_dim
+    codes = (config.q_lora_rank or 0, config.kv_lora_rank)
+    return HeadSizes(query, config.qk_nope_head_dim, config.v_head_dim, *codes)
 
 
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk")

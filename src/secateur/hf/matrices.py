@@ -95,6 +95,13 @@ def grouped_rows(kind: str, num_heads: int, num_kv_heads: int, d_head: int) -> R
     return tuple((start, start + width * d_head) for start in starts)
 
 
+def paired_rows(kind: str, num_heads: int, key: int, value: int) -> Ranges:
+    """Return the rows of k or v where each head stores its key of so many numbers, then its value."""
+    first, width = (0, key) if kind == "k" else (key, value)
+    starts = [head * (key + value) + first for head in range(num_heads)]
+    return tuple((start, start + width) for start in starts)
+
+
 SLICES = 4  # of CodeGen's projection, which was trained in so many
 
 

@@ -31,11 +31,9 @@ _UNREAD: Mapping[str, Sequence[str]] = {
         "JambaForCausalLM", "KimiLinearForCausalLM", "Lfm2MoeForCausalLM", "MiniMaxForCausalLM", "NemotronHForCausalLM",
         "Qwen3NextForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen4ExpForCausalLM",
     ),
-    f"a decoder {_LATENT}": ("MiniCPM3ForCausalLM", "YoutuForCausalLM"),
-    f"a mixture of experts {_LATENT}": (
-        "AXK1ForCausalLM", "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM",
-        "LongcatFlashForCausalLM",
-    ),
+    f"a decoder {_LATENT}": ("MiniCPM3ForCausalLM",),
+    "a decoder of which transformers empties the padding's embedding while it is loaded": ("YoutuForCausalLM",),
+    f"a mixture of experts {_LATENT}": ("AXK1ForCausalLM", "LongcatFlashForCausalLM"),
     "a mixture of experts of which an indexer chooses the keys that attention looks at": (
         "AXK2ForCausalLM", "DeepseekV32ForCausalLM", "DeepseekV4ForCausalLM", "Dots3NoteForCausalLM",
         "GlmMoeDsaForCausalLM", "HYV4ForCausalLM", "MiniMaxM3VLForCausalLM",
@@ -96,8 +94,8 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
         )
     family = ARCHITECTURES[architecture]
-    if family.when_gated is not None and str(config.get("feed_forward_proj")).startswith("gated"):
-        family = family.when_gated
+    if family.variant is not None and family.variant.is_of(config):
+        family = family.variant.family
     if family.bidirectional and config.get("is_decoder"):
         raise ModelError(
             f"config.json of this {architecture} has is_decoder, with which positions attend to what precedes them "

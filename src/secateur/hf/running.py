@@ -1,8 +1,10 @@
-"""Check that a model computes: with finite weights, a wrong config or too narrow a precision may give no numbers."""
+"""Check that a model computes: with finite weights, a wrong config or too narrow a precision may give no numbers; and
+with how many threads it does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +21,17 @@ FEW = 8  # tokens, or steps, that a model is run on first, where there is no tas
 def few_tokens(anatomy: Anatomy) -> range:
     """Return the row that a model is run on where there is no task."""
     return range(POSITIONS * FEW if anatomy.acts else min(FEW, anatomy.vocab_size))
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[int]:
+    """Let torch compute with `count` threads (None: as many as now) until the context closes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield count or before
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.inference_mode()

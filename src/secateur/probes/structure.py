@@ -40,6 +40,7 @@ from secateur.errors import ModelError, SecateurError
 from secateur.hf.anatomy import Anatomy, anatomy
 from secateur.hf.load import Loaded
 from secateur.hf.matrices import Matrix
+from secateur.hf.running import using_threads
 from secateur.surgery.mask import masked
 from secateur.surgery.materialize import cut
 from secateur.surgery.operations import resolve
@@ -68,15 +69,18 @@ def prove(model: PreTrainedModel, kinds: Collection[str] | None = None) -> Struc
     found = anatomy(model)
     loaded = Loaded("copy", model, None, found, "copy", None, None)  # type: ignore[arg-type]  # no text is encoded
     ids = torch.arange(_LENGTH)[None] * 7 % (found.vocab_size - 3) + 3
-    with torch.no_grad(), _watched(model) as seen:
-        whole = _logits(model, ids)
-    if not torch.isfinite(whole).all():
-        raise ModelError(f"a tiny random copy of this {found.architecture} gives NaN or infinite logits.")
-    rows = [
-        _proved(loaded, name, edits, ids, whole, seen)
-        for name, edits in _edits(found).items()
-        if kinds is None or kind_of(name) in kinds
-    ]
+    with using_threads(
+        1
+    ):  # that wait for each other take ten times as long for so little, where others compute too
+        with torch.no_grad(), _watched(model) as seen:
+            whole = _logits(model, ids)
+        if not torch.isfinite(whole).all():
+            raise ModelError(f"a tiny random copy of this {found.architecture} gives NaN or infinite logits.")
+        rows = [
+            _proved(loaded, name, edits, ids, whole, seen)
+            for name, edits in _edits(found).items()
+            if kinds is None or kind_of(name) in kinds
+        ]
     return StructureRecord(
         family=found.family,
         architecture=found.architecture,
@@ -131,14 +135,23 @@ def _edits(parts: Anatomy) -> dict[str, list[Edit]]:
         ]
     for block in range(parts.num_blocks - 1):
         found[f"block {block}"] = dropped(Site(block))
-    weight = np.eye(parts.d_model) + random.normal(size=2 * (parts.d_model,)) / parts.d_model
+    found |= _maps(parts, random)
+    return {kind: edits for kind, edits in found.items() if edits}
+
+
+def _maps(parts: Anatomy, random: np.random.Generator) -> dict[str, list[Edit]]:
+    """Return maps in the place of the last block but one; none where there is one block."""
+    found: dict[str, list[Edit]] = {}
     middle = parts.num_blocks - 2
+    if middle < 0:
+        return found
+    weight = np.eye(parts.d_model) + random.normal(size=2 * (parts.d_model,)) / parts.d_model
     bias = {"bias": random.normal(size=parts.d_model)}
     found[MAPS["linear"]] = [Linearize((middle,), "linear", Fitted.of({"weight": weight} | bias))]
     if parts.foldable and middle and parts.widths[middle - 1].d_ff:
         carried = bias if parts.matrices[Site(middle - 1, "down")].bias else {}
         found[MAPS["fold"]] = [Linearize((middle,), "fold", Fitted.of({"weight": weight} | carried))]
-    return {kind: edits for kind, edits in found.items() if edits}
+    return found
 
 
 def _of_kind(parts: Anatomy, kind: str) -> list[Matrix]:
@@ -416,7 +429,8 @@ def _moved(loaded: Loaded, kind: str, number: int, before: _Watching, ids: Tenso
     matrix = _of_kind(parts, kind)[number]
     count = parts.heads_in(matrix.site) or 1
     head = min(_HEAD, count - 1)
-    after = _after(loaded, matrix, slice(head * parts.d_head, (head + 1) * parts.d_head), ids)
+    size = parts.widths[parts.number(matrix.site)].head.of(kind)
+    after = _after(loaded, matrix, slice(head * size, (head + 1) * size), ids)
     was, now = before.attention[number]._asdict(), after.attention[number]._asdict()
     others = [_distance(now[other], was[other]) for other in {"q", "k", "v"} - {kind}]
     times = was[kind].shape[1] // count  # keys and values may be handed over once for each query head

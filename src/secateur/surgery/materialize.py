@@ -278,7 +278,7 @@ class CutTensors:
 
     def _part(self, block: BlockShape, matrix: Matrix, path: str, written: Mapping[str, Tensor]) -> Named:
         """Yield the tensors of a matrix that becomes a module of its own, as two factors where it has a rank."""
-        rows = list(rows_left(matrix, block, self._anatomy.widths[block.number].d_head))
+        rows = list(rows_left(matrix, block, self._anatomy.widths[block.number].head))
         columns = self._columns(matrix, block)
         if _bias_of(matrix) in written:
             yield f"{path}.bias", matrix.of_output(written[_bias_of(matrix)])[rows]
@@ -300,7 +300,7 @@ class CutTensors:
         return a.to(weight.dtype), b.to(weight.dtype)
 
     def _columns(self, matrix: Matrix, block: BlockShape) -> list[int]:
-        return list(columns_left(matrix, block, self._anatomy.widths[block.number].d_head))
+        return list(columns_left(matrix, block, self._anatomy.widths[block.number].head))
 
 
 def _paths_around(name: str) -> Iterator[str]:
@@ -318,13 +318,13 @@ def _bias_of(matrix: Matrix) -> str:
 def _stored_rows(block: BlockShape, matrices: Sequence[Matrix], anatomy: Anatomy) -> list[int]:
     """Return the remaining rows of the stored parameter, in their new order: group by group where it is stored so, with
     gates where heads have them."""
-    d_head = anatomy.widths[block.number].d_head
+    head = anatomy.widths[block.number].head
     if anatomy.is_gated(matrices[0].site):
-        return spread(block.heads, 2 * d_head)
+        return spread(block.heads, 2 * head.query)
     in_turn = [replace(block, groups=(group,)) for group in block.groups or ()]
     layout = _layout(matrices[0], anatomy)
-    turns = in_turn if layout == "grouped" else [block]
-    rows = ((m, rows_left(m, turn, d_head)) for turn in turns for m in matrices)
+    turns = in_turn if layout in ("grouped", "paired") else [block]
+    rows = ((m, rows_left(m, turn, head)) for turn in turns for m in matrices)
     stored = list(chain.from_iterable(matrix.stored_rows(left) for matrix, left in rows))
     return sorted(stored) if layout == "sliced" else stored
 
@@ -436,9 +436,8 @@ def _carved_linears(
             part: CarveOperation = {"rows": rows, "columns": columns, "bias": bias}
             parts.append(part if rank is None else part | {"rank": rank})
         if len(parts) > 1 and any(rank is not None for rank in ranks):
-            groups = {"grouped": len(block.groups or ()), "sliced": SLICES}.get(
-                _layout(matrices[0], anatomy), 1
-            )
+            kept = len(block.groups or ())
+            groups = {"grouped": kept, "paired": kept, "sliced": SLICES}.get(_layout(matrices[0], anatomy), 1)
             operations.append({"op": "side", "path": module, "parts": parts, "groups": groups})
         elif ranks[0] == 0:
             operations.append(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from secateur.core.plan import Linearize, Plan
 from secateur.core.site import CROSS_MATRICES, Site, part_of
 from secateur.hf.anatomy import Anatomy
+from secateur.hf.family import HeadSizes
 from secateur.hf.matrices import Matrix
 from secateur.surgery.operations import OUTPUTS, following, group_of, num_directions
 
@@ -81,8 +82,8 @@ class Shape:
 
     def size(self, matrix: Matrix, anatomy: Anatomy) -> tuple[int, int]:
         """Return the remaining (out, in) of a matrix of a remaining block."""
-        block, d_head = self.block_of(matrix.site), anatomy.widths[anatomy.number(matrix.site)].d_head
-        return len(rows_left(matrix, block, d_head)), len(columns_left(matrix, block, d_head))
+        block, head = self.block_of(matrix.site), anatomy.widths[anatomy.number(matrix.site)].head
+        return len(rows_left(matrix, block, head)), len(columns_left(matrix, block, head))
 
     def block_of(self, site: Site) -> BlockShape:
         """Return the remaining block that a site is in."""
@@ -307,31 +308,31 @@ def _neurons(whole: Site, gone: Set[Site], lasting: Set[Site], anatomy: Anatomy)
     return left if left or whole.beside("down") in lasting else None
 
 
-def rows_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
+def rows_left(matrix: Matrix, block: BlockShape, head: HeadSizes) -> Sequence[int]:
     """Return the remaining output rows of a matrix, in their new order."""
     kind, attention = matrix.site.kind, part_of(matrix.site.part)
     if kind == "q":
-        return spread(block.heads_of(attention), d_head)
+        return spread(block.heads_of(attention), head.query)
     if kind in "kv":
-        return spread([group.kv for group in block.groups_of(attention) or ()], d_head)
+        return spread([group.kv for group in block.groups_of(attention) or ()], head.of(kind))
     if kind in ("gate", "up"):
         return () if block.neurons is None else block.neurons
     return range(matrix.shape[0])
 
 
-def columns_left(matrix: Matrix, block: BlockShape, d_head: int) -> Sequence[int]:
+def columns_left(matrix: Matrix, block: BlockShape, head: HeadSizes) -> Sequence[int]:
     """Return the remaining input columns of a matrix, in their new order."""
     kind = matrix.site.kind
     if kind == "o":
-        return spread(block.heads_of(part_of(matrix.site.part)), d_head)
+        return spread(block.heads_of(part_of(matrix.site.part)), head.value)
     if kind == "down":
         return () if block.neurons is None else block.neurons
     return range(matrix.shape[1])
 
 
-def spread(heads: Sequence[int], d_head: int) -> list[int]:
-    """Return the rows of some heads, each of which has `d_head` of them."""
-    return [head * d_head + column for head in heads for column in range(d_head)]
+def spread(heads: Sequence[int], size: int) -> list[int]:
+    """Return the rows of some heads, each of which has `size` of them."""
+    return [head * size + column for head in heads for column in range(size)]
 
 
 # -------------------------------------------------------------------------------------------------- where it will load
@@ -429,11 +430,8 @@ def _changes(groups: int, queries: int, d_ff: int, anatomy: Anatomy) -> dict[str
             return f"{family.architecture} fixes the size of a head by their number, so no other number fits"
         if family.even_heads and anatomy.d_model % (groups * queries):
             return f"{family.architecture} takes no {groups * queries} heads: they do not divide {anatomy.d_model}"
-        changes = {
-            "num_attention_heads": groups * queries,
-            "num_key_value_heads": groups,
-            "head_dim": anatomy.d_head,
-        }
+        changes = {"num_attention_heads": groups * queries, "num_key_value_heads": groups}
+        changes |= {} if family.latent else {"head_dim": anatomy.d_head}
     if d_ff != anatomy.d_ff:
         if family.width is None:
             return f"{family.architecture} fixes the width of its feed-forward networks"

@@ -104,9 +104,9 @@ class PlanSizes:
         if plan not in self._known:
             anatomy = self.session.loaded.anatomy
             shape = shape_of(plan, anatomy, factorize=self.session.options.written_as.factorize)
-            # a block without attention keeps one number, for the cache to count tokens by
-            cached = sum(len(block.groups or ()) * anatomy.d_head or 1 for block in shape.blocks)
-            held = sum(width.num_kv_heads * anatomy.d_head or 1 for width in anatomy.widths)
+            widths = anatomy.widths
+            cached = sum(widths[block.number].head.cached(len(block.groups or ())) for block in shape.blocks)
+            held = sum(width.head.cached(width.num_kv_heads) for width in widths)
             share = shape.num_parameters(anatomy) / anatomy.num_parameters
             self._known[plan] = {"params": share, "kv_bytes": cached / held}
         return self._known[plan]
