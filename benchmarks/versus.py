@@ -49,6 +49,7 @@ from secateur.tasks.load import load_task
 
 HERE = Path(__file__).parent
 ROWS = HERE / "versus"
+REFUSED = ".txt"  # of a method that cannot reach a size: why, in the place of its row
 PAGE = HERE.parent / "docs" / "versus.md"
 SHARED = HERE.parents[1] / "shared" / "data"
 OURS = "budget"
@@ -222,6 +223,12 @@ class Ring:
         anatomy = self.session.loaded.anatomy
         return 1 - blocks * max(width.num_parameters for width in anatomy.widths) / anatomy.num_parameters
 
+    def attentions(self, blocks: int) -> int:
+        """Return the fewest attentions that hold as many parameters as so many blocks."""
+        anatomy = self.session.loaded.anatomy
+        each = max(width.attention for width in anatomy.widths)
+        return -(-blocks * max(width.num_parameters for width in anatomy.widths) // each)
+
     def blocks(self, share: float) -> int:
         """Return the fewest blocks without which no more than a share of the parameters is left."""
         return next(count for count in range(10_000) if self.kept(count) <= share + 1e-9)
@@ -301,11 +308,11 @@ def searched(ring: Ring, contestant: Contestant, share: float) -> Cut:
     if contestant.package:
         return packaged(ring, contestant.package, count)
     if contestant.options:
-        sized = (
-            {"blocks": count}
-            if contestant.options["method"] == "depth"
-            else {"params": ring.kept(count) + 1e-9}
-        )
+        sized: dict[str, float] = {"params": ring.kept(count) + 1e-9}
+        if contestant.options["method"] == "depth":
+            sized = {"blocks": count}
+        elif contestant.options["method"] == "attention":
+            sized = {"attentions": ring.attentions(count)}
         common = session.options
         options = read_options(
             common.model,
@@ -426,6 +433,11 @@ def rows_in(folder: Path) -> list[VersusRow]:
     return sorted(rows, key=lambda row: (-row.asked, list(METHODS).index(row.method)))
 
 
+def refused_in(folder: Path) -> dict[str, str]:
+    """Return why a method has no row at a size, by NAME-SHARE."""
+    return {file.stem: file.read_text("utf-8").strip() for file in sorted(folder.glob(f"*{REFUSED}"))}
+
+
 def difference(row: VersusRow, ours: VersusRow, domain: str) -> str:
     """Return the loss of a row less ours, with its 95 % interval by document."""
     pair = ours.domains[domain].outcomes, row.domains[domain].outcomes
@@ -439,11 +451,13 @@ HEAD = """\
 
 Made by `make versus`; do not edit. One budget beside each of our methods alone and beside other papers' ideas, on
 {row.model} in {row.dtype}. All choose by the same {row.calibration_tokens:,} tokens of TinyStories, none is healed, and
-all are cut and measured by the same code. Losses are nats per token on {stories}, and on {books}, none of it
-seen by a method.
+all are cut and measured by the same code. Losses are nats per token on {stories}, and on {books},
+none of it seen by a method.
 *More than ours* is the loss less that of the budget at the same size, with a paired 95 % interval by document: above 0
-the budget is better. The sizes are those that so many whole blocks leave. F is one forward pass of the whole model over
-the validation split. Other work ran beside, so times and speeds are rough. Multiple-choice tasks: not measured here.
+the budget is better. The sizes are those that so many whole blocks leave; a method that takes whole networks may end
+below, one that puts maps in their place above. F is one forward pass of the whole model over the validation split. Other
+work ran beside, and rows of several days are of several machines, so times and speeds are rough. Multiple-choice tasks:
+not measured here.
 
 One thread of {machine.cpu}; torch {machine.torch}, transformers {machine.transformers}, secateur {machine.secateur};
 seed {row.seed}; {dates}.
@@ -463,8 +477,8 @@ COLUMNS = (
 )
 
 
-def page(rows: Sequence[VersusRow]) -> str:
-    """Return docs/versus.md."""
+def page(rows: Sequence[VersusRow], refused: Mapping[str, str] | None = None) -> str:
+    """Return docs/versus.md; `refused` is what `refused_in` gives."""
     first, dates = rows[0], sorted({row.date for row in rows})
     texts = {
         name: f"{sum(record.tokens):,} tokens of {len(record.tokens)} {DOMAINS[name]}"
@@ -472,9 +486,10 @@ def page(rows: Sequence[VersusRow]) -> str:
     }
     head = HEAD.format(row=first, machine=first.machine, dates=", ".join(dates), **texts)
     lines, whole = [head.rstrip()], next((row for row in rows if row.method == "whole"), None)
+    lines += ["", "## In short", "", *_in_short(rows)]
     for share in dict.fromkeys(row.asked for row in rows if row.method != "whole"):
         lines += ["", f"## {share:.0%} of the parameters", ""]
-        lines += _table([row for row in rows if row.asked == share], whole)
+        lines += _table([row for row in rows if row.asked == share], whole, share, refused or {})
     lines += ["", "## The rows", ""]
     lines += [f"- **{one.name}**: {one.about}." for one in METHODS.values()]
     lines += ["", "## Greedy text", "", f"After “{PROMPT}”:", ""]
@@ -482,19 +497,39 @@ def page(rows: Sequence[VersusRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _in_short(rows: Sequence[VersusRow]) -> Iterator[str]:
+    """Yield for each size how the budget compares to the best of the others in each domain."""
+    for share in dict.fromkeys(row.asked for row in rows if row.method != "whole"):
+        of_share = {row.method: row for row in rows if row.asked == share}
+        if OURS not in of_share:
+            continue
+        ours, alone = of_share.pop(OURS), [row for name, row in of_share.items() if METHODS[name].options]
+        peers = [row for name, row in of_share.items() if not METHODS[name].options]
+        for what, others in (("peer", peers), ("of our other methods", alone)):
+            said = [
+                f"on {words} {best.method} {difference(best, ours, domain)}"
+                for domain, words in DOMAINS.items()
+                if (best := min(others, key=lambda row: row.domains[domain].loss, default=None)) is not None
+            ]
+            yield f"- {share:.0%}, the best {what} loses more than the budget, in nats: {', '.join(said)}."
+
+
 def _named(row: VersusRow) -> str:
     return row.method if row.method == "whole" else f"{row.method}, {row.asked:.0%}"
 
 
-def _table(rows: Sequence[VersusRow], whole: VersusRow | None) -> Iterator[str]:
-    """Yield the lines of a table; a method that has no row was not measured."""
+def _table(
+    rows: Sequence[VersusRow], whole: VersusRow | None, share: float, refused: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield the lines of a table; a method that has no row cannot reach the size, or was not measured."""
     ours = next((row for row in rows if row.method == OURS), None)
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|---" * len(COLUMNS) + "|"
     listed = {row.method: row for row in ([] if whole is None else [whole]) + list(rows)}
     for name in METHODS:
         if name not in listed:
-            yield f"| {name} | not measured here |" + " |" * (len(COLUMNS) - 2)
+            why = "cannot be so small" if f"{name}-{share:g}" in refused else "not measured here"
+            yield f"| {name} | {why} |" + " |" * (len(COLUMNS) - 2)
             continue
         row = listed[name]
         compared = {
@@ -527,9 +562,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if asked.smoke:
             found = smoke(Path(scratch), asked.only)
-            print(page(found))
+            print(page(found, refused_in(Path(scratch) / "rows")))
         elif asked.write:
-            PAGE.write_text(page(rows_in(ROWS)), encoding="utf-8")
+            PAGE.write_text(page(rows_in(ROWS), refused_in(ROWS)), encoding="utf-8")
         else:
             fill(ROWS, open_ring(asked.model, asked.dtype, Path(scratch), Size()), asked.only, asked.share)
 
@@ -553,6 +588,7 @@ def fill(folder: Path, ring: Ring, names: Sequence[str], shares: Sequence[float]
             try:
                 row = measured(ring, name, at)
             except SecateurError as error:
+                file.with_suffix(REFUSED).write_text(f"{error}\n", encoding="utf-8")
                 print(f"{name} at {share:.0%}: {error}", flush=True)
                 continue
             file.write_text(json.dumps(row.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
