@@ -455,8 +455,8 @@ all are cut and measured by the same code. Losses are nats per token on {stories
 none of it seen by a method.
 *More than ours* is the loss less that of the budget at the same size, with a paired 95 % interval by document: above 0
 the budget is better. The sizes are those that so many whole blocks leave; a method that takes whole networks may end
-below, one that puts maps in their place above. F is one forward pass of the whole model over the validation split. Other
-work ran beside, and rows of several days are of several machines, so times and speeds are rough. Multiple-choice tasks:
+below, one that puts maps in their place above. F is one forward pass of the whole model over the validation split.
+Other work ran beside, and rows of several days are of several machines, so times are rough. Multiple-choice tasks:
 not measured here.
 
 One thread of {machine.cpu}; torch {machine.torch}, transformers {machine.transformers}, secateur {machine.secateur};
