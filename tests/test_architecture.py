@@ -62,7 +62,7 @@ MAY_IMPORT["probing"] = {
     "checkpoint",
     "report",
 }
-MAY_IMPORT["methods"] = {*MAY_IMPORT["probing"], "probing", "search", "side_tasks", "evaluation"}
+MAY_IMPORT["methods"] = {*MAY_IMPORT["probing"], "probing", "search", "side_tasks", "evaluation", "gains"}
 MAY_IMPORT["reporting"] = {"errors", "core", "probing", "methods", "report"}
 MAY_IMPORT["proof"] = {*MAY_IMPORT["methods"], "methods", "gains", "reporting"}
 MAY_IMPORT["result"] = {"errors", "core", "checkpoint", "probing", "report", "reporting"}

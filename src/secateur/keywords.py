@@ -87,6 +87,9 @@ class MethodOptions(TypedDict, total=False):
     random_orders: int
     portable: bool
     kv_bytes: float | str | None
+    latency: float | str | None
+    prompt: int
+    new: int
     kinds: Sequence[str] | str
 
 

@@ -68,6 +68,8 @@ CUT = {
     "--target": SHARES, "--step": SHARES, "--params": (*SHARES, "1"), "--max-loss": NOT_NEGATIVE,
     "--random-orders": FROM_ZERO, "--protocol": WORDS, "--blocks": COUNTED, "--attentions": COUNTED, "--by": WORDS,
     "--form": WORDS, "--rank": COUNTED, "--goal": WORDS, "--kinds": WORDS, "--kv-bytes": (*SHARES, "1"),
+    "--latency": (*SHARES, "1"),
+    **{flag: (*tuple(f"--latency 80% {flag}={n}" for n in COUNTED), "64") for flag in ("--prompt", "--new")},
     "": (
         "--zeroed --factorize", "--method heads --portable --zeroed", "--method depth --zeroed", "--rank 3",
         "--method depth --rank 3", "--target 10%", "--method heads --exhaustive", "--task q.jsonl", "--ranks-once",
@@ -78,6 +80,7 @@ METHODS = {  # the one that listens
     "--target": "heads", "--step": "heads", "--params": "heads", "--max-loss": "heads", "--random-orders": "heads",
     "--protocol": "directions", "--blocks": "depth", "--attentions": "attention", "--by": "depth", "--form": "depth",
     "--rank": "depth --form linear", "--kinds": "budget", "--kv-bytes": "budget",
+    "--latency": "budget", "--prompt": "budget", "--new": "budget",
 }  # fmt: skip
 RAY = {
     "--ray": ("local:0", "local:-1", "local:x", "local:" + HUGE, "somewhere", "host:99999999", "ray://x", ""),

@@ -204,6 +204,7 @@ def method_of(**given):
         ({"goal": "smaller"}, "budget"),
         ({"goal": "faster", "kv_bytes": "50%"}, "budget"),
         ({"params": 0.8}, "budget"),
+        ({"latency": "80%"}, "budget"),
         ({"max_loss": 0.02}, "budget"),
         ({"method": "heads", "params": 0.8}, "heads"),
         ({"method": "depth", "max_loss": 0.02, "goal": "smaller"}, "depth"),
@@ -223,6 +224,11 @@ def test_a_goal_or_a_budget_chooses_the_method(given, method):
         ({"params": 0.8, "zeroed": True}, "--zeroed saves nothing"),
         ({"params": 0.8, "blocks": 3}, "--blocks 3 is not for --method budget, but for depth"),
         ({"params": 1.5}, "--params 1.5"),
+        ({"latency": 1.0}, "--latency 1.0"),
+        ({"params": 0.8, "prompt": 64}, "--prompt and --new say what is timed for --latency"),
+        ({"latency": 0.8, "zeroed": True}, "--zeroed saves nothing"),
+        ({"latency": 0.8, "method": "heads"}, "--latency 0.8 is not for --method heads, but for budget"),
+        ({"goal": "better", "latency": 0.8}, "--latency is a budget, for --goal smaller or faster"),
         ({"params": "80"}, "--params 80: write 80%, or 0.8."),
         ({"params": "180"}, "--params 180.0: give a number above 0 and below 1"),
     ],
@@ -261,6 +267,36 @@ class Given:
 
     def maps(self, plan, runs, examples):
         return {run: Linearize(run.blocks, run.form, Fitted.of({"drawn": np.zeros(1)})) for run in runs}
+
+
+class Timed(Given):
+    """Ends take 16 %, and in each of three blocks an attention 12 %, a network 14 % and the rest 2 %.
+
+    Of a part half its units take `half`, and of what all parts save `real` is saved in truth.
+    """
+
+    def __init__(self, costs, half=0.5, real=1.0, default=1.0):
+        super().__init__(costs, default)
+        self.half, self.real, self.timed = half, real, []
+
+    def time(self, plan):
+        self.timed.append(plan)
+        return 1 - self.real * self.saved({str(edit.site): edit.site for edit in plan.edits})
+
+    def saved(self, sites):
+        saved = 0.0
+        for block in range(3):
+            if f"b{block}" in sites:
+                saved += 0.28
+                continue
+            for part, unit, share, count in (("attn", "g", 0.12, 6), ("mlp", "n", 0.14, 256)):
+                gone = sum(
+                    site.unit == unit and (site.block, site.part) == (block, part) for site in sites.values()
+                )
+                kept = 0.0 if f"b{block}.{part}" in sites else 1 - gone / count
+                left = kept * 2 * self.half if kept < 0.5 else self.half + (kept - 0.5) * 2 * (1 - self.half)
+                saved += share * (1 - left)
+        return saved
 
 
 def judge_of(loss):
@@ -311,6 +347,107 @@ def test_a_move_is_given_back_where_another_does_better():
     assert Site(0, "mlp") not in better[-1].plan.dropped
     assert sizes.progress(better[-1].plan) >= 1
     assert Site(0, "mlp") not in budget.run(session, judge_of(loss), steps.readings).plan.dropped
+
+
+def test_the_table_is_that_of_the_machine_and_predicts_what_parts_add_up_to():
+    session = blank(latency=0.8)
+    parts, timed = session.loaded.anatomy, Timed({}, half=0.7)
+    assert (parts.num_blocks, parts.num_kv_heads, parts.d_ff) == (3, 6, 256), "as planted"
+    table = budget.measured_table(parts, session.empty, timed.time)
+    assert len(timed.timed) == 5
+    found = (table.attention, table.network, table.block, table.half_of_groups, table.half_of_neurons)
+    assert found == pytest.approx((0.12, 0.14, 0.28, 0.7, 0.7))
+    draw = np.random.default_rng(0)
+    units = (
+        ("attn", "", 0),
+        ("attn", "g", 1),
+        ("attn", "g", 4),
+        ("mlp", "", 0),
+        ("mlp", "n", 7),
+        ("", "", 0),
+    )
+    sites = [Site(block, *unit) for block in range(3) for unit in units]
+    for _ in range(20):
+        chosen = [sites[i] for i in draw.choice(len(sites), 5, replace=False)]
+        kept = [site for site in chosen if not set(site.wholes) & set(chosen)]
+        plan = Plan(session.empty.model, tuple(map(Drop, kept)))
+        left = budget.time_left(table, shape_of(plan, parts, factorize=False), parts)
+        assert left == pytest.approx(timed.time(plan))
+
+
+def test_time_is_met_as_it_is_measured_not_as_it_was_predicted():
+    """A table promises a half more than is saved in truth: the walk goes on until that is met."""
+    session = blank(latency=0.8, kinds="ffns,attentions", objective="loss")
+
+    def loss(sites):
+        return 5.0 + 0.01 * len(sites)
+
+    class Optimistic(Timed):
+        def time(self, plan):
+            self.real = 1.0 if len(self.timed) < 5 else 2 / 3
+            return super().time(plan)
+
+    timed = Optimistic({})
+    found = budget.run(session, judge_of(loss), timed)
+    record = found.analysis.budget.latency
+    assert record.measured == pytest.approx(1 - 2 / 3 * timed.saved({str(s): s for s in found.plan.dropped}))
+    assert record.measured <= 0.8
+    assert record.corrections == pytest.approx([2 / 3])
+    assert record.predicted == pytest.approx(record.measured)
+    assert [point.latency for point in found.analysis.budget.points] == sorted(
+        (point.latency for point in found.analysis.budget.points), reverse=True
+    )
+    fewer = sum(map(timed.saved, [{str(s): s} for s in found.plan.dropped])) - 0.14
+    assert 1 - 2 / 3 * fewer > 0.8, "no more than is needed"
+
+
+def test_a_machine_on_which_nothing_is_saved_is_told():
+    with pytest.raises(SecateurError, match="Make sure that nothing else computes here"):
+        budget.run(
+            blank(latency=0.8, kinds="ffns", objective="loss"),
+            judge_of(lambda sites: 5.0 + 0.01 * len(sites)),
+            Slower({}),
+        )
+
+
+class Slower(Timed):
+    """Parts save time, but whole plans do not."""
+
+    def time(self, plan):
+        return 1.01 if len(self.timed) >= 5 else super().time(plan)
+
+
+def test_time_is_measured_and_remembered(place, tmp_path):
+    """With the clock of this machine: what was measured is in the record, and not measured again after a kill."""
+    asked = (
+        "--latency",
+        "95%",
+        "--prompt",
+        "24",
+        "--new",
+        "8",
+        "--limit",
+        "60",
+        "--kinds",
+        "ffns,attentions,blocks",
+    )
+    ran = prune(place, tmp_path / "out", *asked)
+    if ran.exit_code:
+        refused(ran, "Make sure that nothing else computes here")
+        return
+    record = read(tmp_path / "out", "analysis.json")["budget"]
+    took = record["latency"]
+    assert (took["prompt"], took["new"]) == (24, 8)
+    assert 0 < took["measured"] < 1.5
+    assert took["predicted"] <= 0.95
+    assert all(0 <= share <= 1 for share in took["table"].values())
+    assert (
+        f"measured {took['measured']:.1%} on the whole model"
+        in (tmp_path / "out" / "report.html").read_text()
+    )
+    again = prune(place, tmp_path / "out", *asked, "--overwrite")
+    assert again.exit_code == 0, again.output
+    assert read(tmp_path / "out", "analysis.json")["budget"] == record
 
 
 def test_an_edit_takes_in_those_on_its_parts():

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -96,6 +97,17 @@ def measure(before: Loaded, after: Loaded, asked: Length, *, progress: Progress)
         "note": _joined([counted.note, *_length_notes(asked, length, (dense, cut))]),
     }
     return counted.model_copy(update=speeds)
+
+
+def time_kept(before: Loaded, after: Loaded, asked: Length, *, progress: Progress) -> float:
+    """Return the time of a prompt with the tokens after it, as a share of the dense model's: the median of turns."""
+    length = asked.within(before.anatomy.context, after.anatomy.context)
+    tokens = _tokens(before, after, length).to(before.device)
+    times = paired(
+        (before.model, after.model), tokens, new=length.new, repeats=length.repeats, progress=progress
+    )
+    seconds = np.asarray(times.prefill) + np.asarray(times.decode)  # (turns, 2)
+    return float(np.median(seconds[:, 1] / seconds[:, 0]))
 
 
 def peaks(before: Mapping[str, int | None], after: Mapping[str, int | None]) -> dict[str, BeforeAfter | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from secateur.core.config import option, share, words_of
 from secateur.core.plan import proved_kinds
-from secateur.core.ranges import real
+from secateur.core.ranges import real, whole
 from secateur.errors import SecateurError, UnknownName, nearest
 from secateur.methods.method import Method
 from secateur.methods.options import BoundConfig, params_option
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 KINDS = ("heads", "neurons", "experts", "attentions", "ffns", "blocks", "folds", "maps", "matrices")
 EVERY_KIND: tuple[str, ...] = ("all",)
+PROMPT, NEW = 256, 32  # tokens
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class BudgetConfig(BoundConfig):
         "SHARE",
         read=share,
     )
+    latency: float | None = option(
+        real(None, 0, 1, above=True, below=True, such="0.8, the share of the time to keep"),
+        "Go on until a generation takes this share of its time, measured here.",
+        "SHARE",
+        read=share,
+    )
+    prompt: int = option(whole(PROMPT), "Time prompts of so many tokens, with --latency.", "TOKENS")
+    new: int = option(whole(NEW), "Time so many new tokens after a prompt, with --latency.", "TOKENS")
     kinds: tuple[str, ...] = option(
         EVERY_KIND,
         f"Which kinds of edits compete: {','.join(KINDS)}, or all.",
@@ -52,6 +61,10 @@ class BudgetConfig(BoundConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.latency is None and (self.prompt, self.new) != (PROMPT, NEW):
+            raise SecateurError(
+                "--prompt and --new say what is timed for --latency: give that too, such as 80%."
+            )
         for kind in self.kinds or ("",):
             if kind not in (*KINDS, *EVERY_KIND):
                 raise UnknownName(f"unknown kind of edit {kind!r}.{nearest(kind, KINDS)}")
@@ -69,7 +82,7 @@ class BudgetConfig(BoundConfig):
     @property
     def targets(self) -> Mapping[str, float]:
         """Return the shares to keep, by what they are of."""
-        asked = {"params": self.params, "kv_bytes": self.kv_bytes}
+        asked = {"params": self.params, "kv_bytes": self.kv_bytes, "latency": self.latency}
         return {name: value for name, value in asked.items() if value is not None}
 
     def check_beside(self, common: Options) -> None:

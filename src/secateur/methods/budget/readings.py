@@ -7,14 +7,19 @@ At the end those of a forecast.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from secateur.core.fitted import Fitted
 from secateur.core.plan import Edit, Linearize, Plan, blocks_of
 from secateur.core.site import Site
 from secateur.evaluation.evaluator import Evaluator
+from secateur.gains.length import Length
+from secateur.gains.record import time_kept
+from secateur.hf.anatomy import anatomy
+from secateur.methods.budget.method import BudgetConfig
 from secateur.methods.forecasting import DryRun, ReadingCost
 from secateur.methods.removal import fitted_maps
 from secateur.probes.answer_margin import AnswerMargin
@@ -23,7 +28,11 @@ from secateur.probes.heads import weighted_inputs
 from secateur.probes.maps import BlockRun
 from secateur.session import Session, decided_by_choices, digest
 from secateur.surgery.mask import masked
+from secateur.surgery.materialize import cut
 from secateur.surgery.operations import droppable, resolve
+from secateur.surgery.shape import shape_of
+
+REPEATS = 5  # turns of a timing, of which the median counts
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,19 @@ class EditReader:
         """Return a map for each of `runs`, fitted in the model that `plan` leaves."""
         return fitted_maps(self._session, plan, runs, self._judge.packing, examples)
 
+    def time(self, plan: Plan) -> float:
+        """Return the time of a generation with a plan, as a share of the original's: measured here, each in turn."""
+        session, config = self._session, self._session.config(BudgetConfig)
+        whole, asked = session.loaded, Length(config.prompt, config.new, repeats=REPEATS)
+        key = f"latency {digest([plan.identity, asked.prompt, asked.new, torch.get_num_threads()])}"
+        known = session.recall(key, float)
+        if known is None:
+            model = cut(whole, plan, factorize=session.options.written_as.factorize)
+            left = replace(whole, model=model, anatomy=anatomy(model))
+            known = time_kept(whole, left, asked, progress=session.progress)
+            session.remember(key, known)
+        return known
+
 
 # ------------------------------------------------------------------------------------------------------------- forecast
 
@@ -135,3 +157,8 @@ class DryEditReadings:
         self._dry.read(ReadingCost("maps", "probe", len(examples), parts, passes=2.0, fits=True))
         drawn = [Fitted.of({"drawn": np.array([self._dry.draw()], np.float32)}) for _ in runs]
         return {run: Linearize(run.blocks, run.form, drawn[number]) for number, run in enumerate(runs)}
+
+    def time(self, plan: Plan) -> float:
+        """Return the share of the parameters that a plan leaves, in the place of that of the time."""
+        parts = self._session.loaded.anatomy
+        return shape_of(plan, parts, factorize=False).num_parameters(parts) / parts.num_parameters

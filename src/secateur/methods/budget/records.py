@@ -47,11 +47,37 @@ class MoveRecord(Record):
     measured: Number = Field(description="measured rise on the first examples of `select`, nats")
 
 
+class LatencyTable(Record):
+    """What parts of a model take of a generation's time on the machine that was measured, as shares of it."""
+
+    block: Number = Field(description="a block")
+    attention: Number = Field(description="an attention")
+    network: Number = Field(description="a feed-forward network")
+    half_of_groups: Number = Field(description="share of an attention's time that half of its KV groups take")
+    half_of_neurons: Number = Field(description="share of a network's time that half of its neurons take")
+
+
+class LatencyRecord(Record):
+    """The time of a generation with the plan that was taken, beside the original's, both measured in turn."""
+
+    prompt: int = Field(description="tokens that are read")
+    new: int = Field(description="tokens that are written after them, with a cache")
+    table: LatencyTable = Field(description="what was measured before the search")
+    corrections: list[Number] = Field(
+        description="measured savings by those that the table predicted, each time a plan that was to meet the budget was measured"
+    )
+    predicted: Number = Field(description="share of the original's time, by the table and the corrections")
+    measured: Number = Field(description="the same, measured on the whole model")
+
+
 class BudgetPoint(Record):
     """A point of the front."""
 
     parameters: Number = Field(description="fraction kept")
     kv_bytes: Number = Field(description="fraction of the KV cache's bytes a token kept")
+    latency: Number | None = Field(
+        default=None, description="predicted fraction of a generation's time kept (only: with `--latency`)"
+    )
     value: Number = Field(description="the metric on `select`")
     loss: Number = Field(description="nats per token on `select`")
     predicted: Number = Field(description="sum of what its moves were predicted to cost, nats")
@@ -62,7 +88,7 @@ class BudgetRecord(Record):
     """Loss against budget, and the moves that led to the last point."""
 
     targets: dict[str, Number] = Field(
-        description="shares to keep, by `params`, `kv_bytes`; empty where only the loss bounds"
+        description="shares to keep, by `params`, `kv_bytes`, `latency`; empty where only the loss bounds"
     )
     max_loss: float | None = Field(description="how much worse than the original, in the metric's unit")
     measured_on: int = Field(description="examples of `select` that moves were measured on")
@@ -72,6 +98,9 @@ class BudgetRecord(Record):
     chosen: int = Field(description="index of the point that was verified")
     moves: list[MoveRecord] = Field(description="of the chosen point, in order")
     swaps: int = Field(description="moves that were given back for others in the end")
+    latency: LatencyRecord | None = Field(
+        default=None, description="the time, by the table and measured (only: with `--latency`)"
+    )
 
 
 class BudgetAnalysis(Record):

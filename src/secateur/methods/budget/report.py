@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 
 from secateur.core.records.verdict import VerdictRecord
 from secateur.core.score import metric_name
 from secateur.core.site import in_words
-from secateur.methods.budget.records import KIND_NAMES, MOVE_NAMES, BudgetAnalysis, BudgetRecord, MoveRecord
+from secateur.methods.budget.records import (
+    KIND_NAMES,
+    MOVE_NAMES,
+    BudgetAnalysis,
+    BudgetPoint,
+    BudgetRecord,
+    MoveRecord,
+)
 from secateur.report.chart import (
     ACCENT,
     AFTER,
@@ -39,43 +47,44 @@ def sections(verdict: VerdictRecord, analysis: BudgetAnalysis) -> list[PageSecti
         "validation split that the search chose by, so the curve flatters itself; the verdict is about the filled "
         "point alone, on the test split."
     )
-    body = (FigureGroup((front_figure(verdict, record),)), _kinds(record), _moves(record))
+    body = (FigureGroup((front_figure(verdict, record),)), _time(record), _kinds(record), _moves(record))
     return [PageSection("budget", "How much goes for how little", lead, body)]
 
 
 def front_figure(verdict: VerdictRecord, record: BudgetRecord) -> Figure:
     """Return the metric against what is kept of the first thing that is counted."""
-    by_cache = list(record.targets) == ["kv_bytes"]
-    title = "KV cache kept" if by_cache else "parameters kept"
+    axis_name, kept = _counted(record)
     unit, bound = (
         verdict.unit,
         worst_allowed(record.points[0].value, record.max_loss, higher_is_better=verdict.higher_is_better),
     )
     shown = [point for point in record.points if known(point.value)]
-    at = [(point.kv_bytes if by_cache else point.parameters, point.value) for point in shown]
+    at = [(kept(point), point.value) for point in shown]
     hover = [
         f"<b>{x:.1%}</b><br>{text(number(y, unit))}<br>{text(p.edits[:300])}"
         for (x, y), p in zip(at, shown, strict=True)
     ]
     chosen = record.points[record.chosen]
     traces = [line(at, hover, AFTER, "solid")]
-    filled = (chosen.kv_bytes if by_cache else chosen.parameters, chosen.value)
+    filled = (kept(chosen), chosen.value)
     traces.append(marks([filled], symbol="circle", size=12, color=ACCENT, line={"width": 2, "color": INK}))
     values = [y for _, y in at] + ([] if bound is None else [bound])
-    axis = new_axis(title, tickformat=".0%", autorange="reversed")
+    axis = new_axis(axis_name, tickformat=".0%", autorange="reversed")
     more = {} if bound is None else {"shapes": [level(bound)]}
     layout = new_layout(320, {"l": 52}, xaxis=axis, yaxis=value_axis(values, unit), **more)
     rows = [
         [
             f"{p.parameters:.1%}",
             f"{p.kv_bytes:.1%}",
+            *([] if p.latency is None else [f"{p.latency:.1%}"]),
             text(number(p.value, unit)),
             text(number(p.loss, "nats")),
             signed(p.predicted),
         ]
         for p in record.points
     ]
-    head = ("parameters", "KV cache", metric_name(verdict.metric), "loss", "predicted rise")
+    timed = () if record.latency is None else ("time, predicted",)
+    head = ("parameters", "KV cache", *timed, metric_name(verdict.metric), "loss", "predicted rise")
     return Figure(
         f"{metric_name(verdict.metric)} on the validation split",
         traces,
@@ -83,6 +92,29 @@ def front_figure(verdict: VerdictRecord, record: BudgetRecord) -> Figure:
         head,
         rows,
         "filled: what was verified",
+    )
+
+
+def _counted(record: BudgetRecord) -> tuple[str, Callable[[BudgetPoint], float]]:
+    """Return the name of what the front is drawn against, the first thing that was to be met, and a point's share."""
+    if record.latency is not None:
+        return "time kept, predicted", lambda point: 1.0 if point.latency is None else point.latency
+    if list(record.targets) == ["kv_bytes"]:
+        return "KV cache kept", lambda point: point.kv_bytes
+    return "parameters kept", lambda point: point.parameters
+
+
+def _time(record: BudgetRecord) -> str:
+    """Return what a generation takes with the plan that was taken, by the table and as it was measured."""
+    took = record.latency
+    if took is None:
+        return ""
+    parts = took.table
+    return (
+        f"<p>Time of a prompt of {took.prompt} tokens and {took.new} tokens after it: predicted "
+        f"{took.predicted:.1%} of the original's, measured {took.measured:.1%} on the whole model. A block takes "
+        f"{parts.block:.1%} of it here, an attention {parts.attention:.1%} and a feed-forward network "
+        f"{parts.network:.1%}; what parts save was added up.</p>"
     )
 
 

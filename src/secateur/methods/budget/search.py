@@ -28,6 +28,7 @@ from secateur.core.score import METRICS, loss_or_worst
 from secateur.core.site import Site
 from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
+from secateur.methods.budget.latency import measured_table, time_left
 from secateur.methods.budget.method import BudgetConfig
 from secateur.methods.budget.readings import Candidate
 from secateur.methods.budget.records import (
@@ -36,6 +37,8 @@ from secateur.methods.budget.records import (
     BudgetPoint,
     BudgetRecord,
     BudgetSearchRecord,
+    LatencyRecord,
+    LatencyTable,
     MoveRecord,
 )
 from secateur.methods.method import CountingJudge, Proposal
@@ -64,6 +67,7 @@ FREE = 1e-5  # nats; what costs less counts as this much, so that of two free ed
 ENDS = 3  # plans that meet the budget, the best by loss, of which what they can do without is given back
 GIVEN_BACK = 8  # candidates that are tried for it, those that were predicted to cost most
 SWAPS = 2
+CORRECTIONS = 3  # times that a walk goes on because the measured time is not the predicted one
 ENOUGH = 80  # forward passes over `select`, after which no move is given back any more
 FORMS = {"folds": "fold", "maps": "linear"}
 LOSS_ALONE = {"params": 0.0}  # the target where only the loss bounds
@@ -83,21 +87,28 @@ class EditReadings(Protocol):
     ) -> Mapping[BlockRun, Linearize]:
         """Return a map for each of `runs`, fitted in the model that `plan` leaves."""
 
+    def time(self, plan: Plan) -> float:
+        """Return the time of a generation with a plan, as a share of the original's."""
+
 
 # ---------------------------------------------------------------------------------------------------------- the budget
 
 
 @dataclass
 class PlanSizes:
-    """The sizes that plans leave: shares of the parameters (`params`) and of the KV cache (`kv_bytes`).
+    """The sizes that plans leave: shares of the parameters (`params`), of the KV cache (`kv_bytes`), and with a table
+    of the time of a generation (`latency`).
 
     Args:
         targets: Shares to keep, by the same names; one at least.
+        table: What parts take of the time.
     """
 
     session: Session
     targets: Mapping[str, float]
-    _known: dict[Plan, Mapping[str, float]] = field(default_factory=dict)
+    table: LatencyTable | None = None
+    corrections: list[float] = field(default_factory=list)  # measured savings by predicted ones
+    _known: dict[Plan, dict[str, float]] = field(default_factory=dict)
 
     def kept(self, plan: Plan) -> Mapping[str, float]:
         """Return the shares that a plan keeps."""
@@ -109,7 +120,23 @@ class PlanSizes:
             held = sum(width.head.cached(width.num_kv_heads) for width in widths)
             share = shape.num_parameters(anatomy) / anatomy.num_parameters
             self._known[plan] = {"params": share, "kv_bytes": cached / held}
+            if self.table is not None:
+                saved = (1 - time_left(self.table, shape, anatomy)) * math.prod(self.corrections)
+                self._known[plan]["latency"] = 1 - saved
         return self._known[plan]
+
+    def correct(self, plan: Plan, measured: float) -> None:
+        """Scale what the table predicts so that it is right of a plan, whose share of the time was measured.
+
+        Raises: `SecateurError` where that is no faster.
+        """
+        if measured >= 1:
+            raise SecateurError(
+                f"--latency: a cut that was predicted to take {self.kept(plan)['latency']:.1%} of the time took "
+                f"{measured:.1%}. Make sure that nothing else computes here, or take --params."
+            )
+        self.corrections.append((1 - measured) / (1 - self.kept(plan)["latency"]))
+        self._known.clear()
 
     def progress(self, plan: Plan) -> float:
         """Return the share of the way to the targets, 1 where all are met."""
@@ -223,8 +250,9 @@ def check(session: Session) -> None:
     """Raise `PlanError` where nothing can go, `SecateurError` where the budget is out of reach."""
     config, anatomy = session.config(BudgetConfig), session.loaded.anatomy
     anatomy.refuse_pairs("--method budget")
-    if "kv_bytes" in config.targets:
-        anatomy.check_cached("--kv-bytes")
+    for name in ("kv_bytes", "latency"):
+        if name in config.targets:
+            anatomy.check_cached(f"--{name.replace('_', '-')}")
     every = {block: list(range(width.d_ff)) for block, width in enumerate(anatomy.widths)}
     found = list(candidates_of(session, session.empty, every))
     if not found:
@@ -238,6 +266,8 @@ def check(session: Session) -> None:
         if len(least.blocks_gone) + 2 <= anatomy.num_blocks or candidate.kind != "blocks":
             least = joined(least, candidate.edits, anatomy) or least
     for name, share in config.targets.items():
+        if name == "latency":
+            continue  # is measured first
         reach = sizes.kept(least)[name]
         if reach > share and "matrices" not in config.competing:
             flag = f"--{name.replace('_', '-')}"
@@ -313,11 +343,10 @@ class Steps:
         judged = self.judge(plans, self.examples, "choose")
         return {plan: loss_or_worst(rows, self._metric.name) for plan, rows in judged.items()}
 
-    def walk(self, within: Callable[[Plan], bool]) -> list[Moves]:
-        """Return the moves to each point: until the budget is met, two points in a row are not `within` the bound, or
-        nothing is left."""
-        way: list[Moves] = [()]
-        plan, beyond = self.session.empty, 0
+    def walk(self, within: Callable[[Plan], bool], way: list[Moves]) -> list[Moves]:
+        """Return the moves to each point, from those of `way` on: until the budget is met, two points in a row are not
+        `within` the bound, or nothing is left."""
+        plan, beyond = self.plan(way[-1]), 0
         while beyond < 2 and self.sizes.progress(plan) < 1:
             further = self.next(way[-1], plan)
             if further is None:
@@ -549,7 +578,8 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
     config, counting, select = session.config(BudgetConfig), CountingJudge(judge), session.shuffled("select")
     bounded = config.max_loss is not None or config.targets
     goal = Goal(session.objective.metric, config.max_loss if bounded else MARGIN)
-    sizes = PlanSizes(session, config.targets or LOSS_ALONE)
+    table = measured_table(session.loaded.anatomy, session.empty, readings.time) if config.latency else None
+    sizes = PlanSizes(session, config.targets or LOSS_ALONE, table)
     steps = Steps(session, counting, readings, sizes, 1 / STEPS if config.targets else LOSS_STEP)
 
     def within(plan: Plan) -> bool:
@@ -563,7 +593,7 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
 
     swaps = 0
     with session.timed("choose"):
-        way = steps.walk(within)
+        way = _measured_walk(steps, within)
         if steps.landed:
             ends = sorted(steps.landed, key=lambda moves: steps.landed[moves])[:ENDS]
             ends = [steps.trimmed(moves) for moves in ends]
@@ -588,6 +618,8 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
     chosen = goal.choose(points, outcomes, [1.0] * len(front))
     found = {plan: plans[plan] for plan in front}
     record = _record(steps, found, outcomes, goal.max_loss, chosen, swaps)
+    if table is not None:
+        record = record.model_copy(update={"latency": _latency(steps, front[chosen])})
     return Proposal(
         plan=front[chosen],
         tried=counting.tried,
@@ -600,6 +632,44 @@ def run(session: Session, judge: Judge, readings: EditReadings) -> Proposal:
         ),
         analysis=BudgetAnalysis(base=base_record(outcomes[session.empty]), budget=record),
         margin=MARGIN if config.max_loss is None else config.max_loss,
+    )
+
+
+def _measured_walk(steps: Steps, within: Callable[[Plan], bool]) -> list[Moves]:
+    """Return the moves to each point; a time that is to be met is measured at the end, and missed, there are more."""
+    way = steps.walk(within, [()])
+    target = steps.sizes.targets.get("latency")
+    while target is not None and steps.landed and len(steps.sizes.corrections) < CORRECTIONS:
+        plan = steps.plan(min(steps.landed, key=lambda moves: steps.landed[moves]))
+        measured = steps.readings.time(plan)
+        LOG.info("measured: %.1f %% of the time, to be %.1f %%", 100 * measured, 100 * target)
+        if measured <= target:
+            break
+        steps.sizes.correct(plan, measured)
+        steps.landed.clear()
+        way = steps.walk(within, way)
+    return way
+
+
+def _latency(steps: Steps, plan: Plan) -> LatencyRecord:
+    """Return the time with the plan that is taken, measured once more where it changed in the end."""
+    config, sizes = steps.session.config(BudgetConfig), steps.sizes
+    assert sizes.table is not None
+    measured = steps.readings.time(plan) if plan.edits else 1.0
+    if config.latency is not None and measured > config.latency:
+        LOG.warning(
+            "--latency %s: the cut model was measured at %.1f %% of the time, a little more than was asked for: times "
+            "scatter. Ask for less, or measure again with `secateur bench`.",
+            config.latency,
+            100 * measured,
+        )
+    return LatencyRecord(
+        prompt=config.prompt,
+        new=config.new,
+        table=sizes.table,
+        corrections=sizes.corrections,
+        predicted=sizes.kept(plan)["latency"],
+        measured=measured,
     )
 
 
@@ -623,6 +693,7 @@ def _record(
         BudgetPoint(
             parameters=steps.sizes.kept(plan)["params"],
             kv_bytes=steps.sizes.kept(plan)["kv_bytes"],
+            latency=steps.sizes.kept(plan).get("latency"),
             value=metric.mean(outcomes[plan]),
             loss=base_record(outcomes[plan]).loss,
             predicted=sum(move.predicted for move in moves),
