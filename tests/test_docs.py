@@ -163,10 +163,16 @@ def inattentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def budgeted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real, small run under a budget."""
+    """A real, small run under two budgets, whose time is counted by parameters and not by a clock."""
     folder = tmp_path_factory.mktemp("docs") / "budgeted"
-    options = {"params": 0.9, "kinds": "heads,ffns", "limit": 260}
-    return secateur.prune("builtin:facts", "builtin:facts", folder, **options).out
+    options = {"params": 0.9, "latency": 0.95, "kinds": "heads,ffns", "limit": 260}
+
+    def counted(before: Loaded, after: Loaded, *_: object, **__: object) -> float:
+        return after.anatomy.num_parameters / before.anatomy.num_parameters
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("secateur.methods.budget.readings.time_kept", counted)
+        return secateur.prune("builtin:facts", "builtin:facts", folder, **options).out
 
 
 @pytest.fixture(scope="module")
