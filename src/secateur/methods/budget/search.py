@@ -656,6 +656,8 @@ def _latency(steps: Steps, plan: Plan) -> LatencyRecord:
     config, sizes = steps.session.config(BudgetConfig), steps.sizes
     assert sizes.table is not None
     measured = steps.readings.time(plan) if plan.edits else 1.0
+    left = sizes.kept(plan)["latency"]
+    LOG.info("a generation takes %.1f %% of its time, predicted %.1f %%", 100 * measured, 100 * left)
     if config.latency is not None and measured > config.latency:
         LOG.warning(
             "--latency %s: the cut model was measured at %.1f %% of the time, a little more than was asked for: times "
@@ -668,7 +670,7 @@ def _latency(steps: Steps, plan: Plan) -> LatencyRecord:
         new=config.new,
         table=sizes.table,
         corrections=sizes.corrections,
-        predicted=sizes.kept(plan)["latency"],
+        predicted=left,
         measured=measured,
     )
 
