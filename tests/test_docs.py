@@ -120,7 +120,7 @@ def _record_problems(
 def removed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, small run of iterative pruning."""
     folder = tmp_path_factory.mktemp("docs") / "removed"
-    options = {"method": "heads", "step": 0.5, "random_orders": 1, "report": "full"}
+    options = {"method": "heads", "step": 0.5, "random_orders": 1, "vote": 2, "report": "full"}
     result = secateur.prune("builtin:recall", "builtin:recall", folder, target=0.5, **options)
     assert result.plan.edits
     return folder

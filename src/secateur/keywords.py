@@ -85,6 +85,7 @@ class MethodOptions(TypedDict, total=False):
     attentions: int | None
     params: float | str | None
     random_orders: int
+    vote: int
     portable: bool
     kv_bytes: float | str | None
     latency: float | str | None

@@ -66,7 +66,8 @@ CUT = {
     "--method": WORDS, "--objective": WORDS, "--matrices": (*WORDS, ","), "--grid": WORDS, "--side": WORDS,
     "--layers": (*WORDS, "-1:2", "2:2", "3:1", "1:2:3", "²", "9" * 5000, "99:100", "2"),
     "--target": SHARES, "--step": SHARES, "--params": (*SHARES, "1"), "--max-loss": NOT_NEGATIVE,
-    "--random-orders": FROM_ZERO, "--protocol": WORDS, "--blocks": COUNTED, "--attentions": COUNTED, "--by": WORDS,
+    "--random-orders": FROM_ZERO, "--vote": (*COUNTED, "33"),
+    "--protocol": WORDS, "--blocks": COUNTED, "--attentions": COUNTED, "--by": WORDS,
     "--form": WORDS, "--rank": COUNTED, "--goal": WORDS, "--kinds": WORDS, "--kv-bytes": (*SHARES, "1"),
     "--latency": (*SHARES, "1"),
     **{flag: (*tuple(f"--latency 80% {flag}={n}" for n in COUNTED), "64") for flag in ("--prompt", "--new")},
@@ -78,7 +79,8 @@ CUT = {
 }  # fmt: skip
 METHODS = {  # the one that listens
     "--target": "heads", "--step": "heads", "--params": "heads", "--max-loss": "heads", "--random-orders": "heads",
-    "--protocol": "directions", "--blocks": "depth", "--attentions": "attention", "--by": "depth", "--form": "depth",
+    "--vote": "heads", "--protocol": "directions", "--blocks": "depth", "--attentions": "attention", "--by": "depth",
+    "--form": "depth",
     "--rank": "depth --form linear", "--kinds": "budget", "--kv-bytes": "budget",
     "--latency": "budget", "--prompt": "budget", "--new": "budget",
 }  # fmt: skip

@@ -25,6 +25,7 @@ from secateur.core.site import Site
 from secateur.errors import SecateurError
 from secateur.evaluation.evaluator import Evaluator
 from secateur.methods.components import search as components
+from secateur.methods.components.readings import RemovalReader
 from secateur.methods.registry import read_options
 from secateur.session import Session, open_session
 from secateur.surgery.operations import columns_of
@@ -304,6 +305,52 @@ def test_ranks_once_are_chosen_from_on_request(place, prune):
     judged = session.judge()(list(alone.values()), session.task.split("probe"))
     order = sorted(heads, key=lambda head: session.objective.key(judged[alone[head]]), reverse=True)
     assert set(run.dropped) == set(order[:8])
+
+
+def test_voting_combines_readings_and_is_measured_beside_one(place, prune):
+    run = prune("eight", "--method", "heads", "--vote", "3", "--target", "50%")
+    record, out = run.pruning, run.out
+    assert [series["order"] for series in record["series"]][:2] == ["voted", "re-scored"]
+    assert record["chosen"]["order"] == "voted"
+    vote, point = record["vote"], record["chosen"]["point"]
+    assert vote["readings"] == 3
+    assert vote["voted"] == record["series"][0]["points"][point]["value"]
+    assert vote["single"] in [one["value"] for one in record["series"][1]["points"]]
+    assert vote["difference"] == pytest.approx(vote["voted"] - vote["single"])
+    assert vote["ci"][0] <= vote["difference"] <= vote["ci"][1]
+    page = (out / "report.html").read_text()
+    assert "Ranks were those of 3 readings together" in page
+
+
+def test_places_are_the_means_of_those_in_each_piece(place, monkeypatch):
+    """Against ranks that are taken here, piece by piece, from the loss without each network."""
+    options = read_options(
+        str(place / "eight"),
+        str(place / "q.jsonl"),
+        method="ffns",
+        vote=2,
+        allow_small=True,
+        device="cpu",
+        limit=120,
+    )
+    session = open_session(options, None)
+    evaluator = session.judge()
+    found = RemovalReader(session, evaluator).importance(session.empty, "ffns", vote=2)
+    places: dict[Site, list[int]] = {}
+    for piece in (session.probed[0::2], session.probed[1::2]):
+        losses = {}
+        for site in (Site(0, "mlp"), Site(1, "mlp")):
+            plan = session.empty + Drop(site)
+            losses[site] = evaluator([plan], piece)[plan]["loss"].mean()
+        for number, site in enumerate(sorted(losses, key=losses.get)):
+            places.setdefault(site, []).append(number)
+    assert found == {site: sum(numbers) / 2 for site, numbers in places.items()}
+
+
+def test_more_readings_than_examples_are_refused(place, tmp_path):
+    ran = secateur(*command(place, "llama", tmp_path / "out", "--method", "heads", "--vote", "30"))
+    assert ran.exit_code == 2
+    assert "--vote 30: the calibration split has" in ran.output
 
 
 def test_no_random_order_on_request(prune):

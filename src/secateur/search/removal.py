@@ -25,7 +25,7 @@ Read = Callable[
     [Plan, str], Importance
 ]  # (plan, kind of part) to the importance of the parts left under the plan
 
-RESCORED, ONCE, RANDOM = "re-scored", "ranks once", "random"
+RESCORED, ONCE, RANDOM, VOTED = "re-scored", "ranks once", "random", "voted"
 
 
 @dataclass(frozen=True)

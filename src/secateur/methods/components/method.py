@@ -35,6 +35,11 @@ class ComponentsConfig(StepConfig):
     random_orders: int = option(
         whole(3, 0, 1000), "Random removal orders that are measured for comparison.", "N"
     )
+    vote: int = option(
+        whole(1, 1, 32),
+        "Rank parts by so many pieces of probe, and combine the ranks.",
+        "N",
+    )
     portable: bool = option(
         False,
         "Only what a stock class can hold: the same number of heads and neurons everywhere, as it is of experts.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from secateur.core.plan import Drop, Plan
 from secateur.core.readings import Readings
@@ -89,30 +89,48 @@ class RemovalReader:
         self._session, self._judge = session, judge
         self._probe = session.probed
 
-    def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
-        """Return a number for each part of a kind (`heads`, `ffns`, `experts`) that `plan` leaves."""
+    def importance(self, plan: Plan, kind: str, *, vote: int = 1) -> Mapping[Site, float]:
+        """Return a number for each part of a kind (`heads`, `ffns`, `experts`) that `plan` leaves.
+
+        Args:
+            vote: Read it on so many pieces of `probe` by themselves, and take the mean of a part's places.
+        """
         if kind == "heads":
-            return self._confirmed(plan)
+            return self._confirmed(plan, vote)
         if kind == "experts":
-            read = self._effects(plan, experts_left(self._session, plan)).values
+            left = experts_left(self._session, plan)
+            read = self._voted(lambda examples: self._effects(plan, left, examples), vote)
             return {site: read.get(str(site), math.inf) for site in experts_of(self._session)}
         if self._session.config(ComponentsConfig).portable:
-            values = self._gradients("neurons", plan).values
+            values = self._voted(lambda examples: self._gradients("neurons", plan, examples), vote)
         else:
-            values = self._ablation(plan).values
+            values = self._voted(lambda examples: self._ablation(plan, examples), vote)
         return {Site.parse(site): value for site, value in values.items()}
+
+    def _voted(self, read: Callable[[Sequence[int]], Readings], vote: int) -> Mapping[str, float]:
+        """Return what is read on all of `probe`, or each part's mean place in the orders of its pieces.
+
+        Source: Borda's count.
+        """
+        if vote == 1:
+            return read(self._probe).values
+        places: dict[str, float] = {}
+        for number in range(vote):
+            for place, (site, _) in enumerate(read(self._probe[number::vote]).ranked()):
+                places[site] = places.get(site, 0.0) + place / vote
+        return places
 
     def components(self) -> ComponentsRecord:
         """Return what the report shows of the whole model: importance, and for a full one what heads do."""
         session = self._session
         by_kind: dict[str, dict[str, Readings]] = {}
         if "heads" in shown_kinds(session):
-            by_kind["heads"] = {"importance": self._gradients("heads", session.empty)}
+            by_kind["heads"] = {"importance": self._gradients("heads", session.empty, self._probe)}
         if "ffns" in shown_kinds(session):
-            by_kind["ffns"] = {"loss": self._ablation(session.empty)}
+            by_kind["ffns"] = {"loss": self._ablation(session.empty, self._probe)}
         if "experts" in shown_kinds(session):
             mass = router_mass(session.loaded, session.encoded, self._probe, packing=self._judge.packing)
-            rise = self._effects(session.empty, experts_left(session, session.empty))
+            rise = self._effects(session.empty, experts_left(session, session.empty), self._probe)
             by_kind["experts"] = {"importance": mass, "expected_rise": rise}
         n = len(self._probe)
         reading = TaskReading(session.task.name, session.options.shots, n, n, by_kind)
@@ -132,28 +150,32 @@ class RemovalReader:
         """Return each side task's metric under each plan, and its unit."""
         return side_values(self._session, plans)
 
-    def _gradients(self, kind: str, plan: Plan) -> Readings:
+    def _gradients(self, kind: str, plan: Plan, examples: Sequence[int]) -> Readings:
         session, loaded = self._session, self._session.loaded
-        key = f"{kind} {digest([plan.to_json()['edits'], len(self._probe)])}"
+        key = f"{kind} {digest([plan.to_json()['edits'], *self._which(examples)])}"
         known = session.recall(key, Readings.from_json)
         if known is not None:
             return known
         with masked(loaded.model, resolve(plan, loaded.anatomy, loaded.fingerprint)):
             read = BY_GRADIENT[kind](
-                loaded, session.encoded, self._probe, packing=self._judge.packing, progress=session.progress
+                loaded, session.encoded, examples, packing=self._judge.packing, progress=session.progress
             )
         session.remember(key, read.to_json())
         return read
 
-    def _confirmed(self, plan: Plan) -> Mapping[Site, float]:
+    def _which(self, examples: Sequence[int]) -> list[int]:
+        """Return what tells a reading's examples: their number where they are all of `probe`, else themselves."""
+        return [len(examples)] if len(examples) == len(self._probe) else [*examples]
+
+    def _confirmed(self, plan: Plan, vote: int) -> Mapping[Site, float]:
         """Return the place of each head that is left in the order in which they go.
 
         What the model does without those that are predicted to be worth least is measured, in the metric that decides;
         the others follow as predicted.
         """
-        predicted = [
-            Site.parse(site) for site, _ in self._effects(plan, heads_left(self._session, plan)).ranked()
-        ]
+        left = heads_left(self._session, plan)
+        values = self._voted(lambda examples: self._effects(plan, left, examples), vote)
+        predicted = [Site.parse(site) for site in sorted(values, key=lambda site: (values[site], site))]
         near = predicted[: num_confirmed(self._session)]
         judged = self._judge([plan + Drop(site) for site in near], self._probe, "head measurement")
         key = self._session.objective.key
@@ -161,21 +183,22 @@ class RemovalReader:
         order = [*near, *predicted[len(near) :]]
         return {site: float(place) for place, site in enumerate(order)}
 
-    def _effects(self, plan: Plan, left: Sequence[Site]) -> Readings:
+    def _effects(self, plan: Plan, left: Sequence[Site], examples: Sequence[int]) -> Readings:
         """Return the expected rise of the loss without each of the parts that are left, nats: below 0, it hurts."""
         session, contrast = self._session, decided_by_choices(self._session)
-        key = f"head effects {digest([contrast, plan.to_json()['edits'], len(self._probe), *map(str, left)])}"
+        which = self._which(examples)
+        key = f"head effects {digest([contrast, plan.to_json()['edits'], *which, *map(str, left)])}"
         known = session.recall(key, Readings.from_json)
         if known is not None:
             return known
-        read = expected_rise(session, left, self._probe, "probe", under=plan)
+        read = expected_rise(session, left, examples, "probe", under=plan)
         session.remember(key, read.to_json())
         return read
 
-    def _ablation(self, plan: Plan) -> Readings:
+    def _ablation(self, plan: Plan, examples: Sequence[int]) -> Readings:
         """Return the loss without each of the feed-forward networks that are left; accuracy ties on few examples."""
         left = ffns_left(self._session, plan)
-        by_metric = ablation_importance(self._judge, left, self._probe, split="probe", base=plan)
+        by_metric = ablation_importance(self._judge, left, examples, split="probe", base=plan)
         return [*by_metric.values()][-1]
 
 
@@ -191,8 +214,9 @@ class DryRemovalReadings:
         self._probe = session.probed
         self._read: dict[tuple[str, Plan], Mapping[Site, float]] = {}
 
-    def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
-        """Note the pass with gradients, or the plans that leave out each network that is left."""
+    def importance(self, plan: Plan, kind: str, *, vote: int = 1) -> Mapping[Site, float]:
+        """Note the pass with gradients, or the plans that leave out each network that is left; pieces of `probe` take
+        together what all of it takes."""
         if (kind, plan) not in self._read:
             if kind == "experts":
                 self._effects(experts_left(self._session, plan))

@@ -43,7 +43,9 @@ class PointRecord(Record):
 class SeriesRecord(Record):
     """The points of one order of removal."""
 
-    order: str = Field(description="`re-scored` at each step, `ranks once` or `random`")
+    order: str = Field(
+        description="`re-scored` at each step, `ranks once`, `voted` (by `--vote`) or `random`"
+    )
     seed: int | None = Field(description="of a random order")
     points: list[PointRecord] = Field(description="from the original on")
 
@@ -53,6 +55,17 @@ class ChosenRecord(Record):
 
     order: str = Field(description="of the series without a seed")
     point: int = Field(description="its index among the points")
+
+
+class VoteRecord(Record):
+    """Ranks that several readings gave together, beside those of one reading, at the same size; both on `select`."""
+
+    readings: int = Field(description="pieces of `probe` that were read by themselves")
+    voted: Number = Field(description="the metric at the chosen point")
+    single: Number = Field(description="the metric where one reading of all of `probe` gave the ranks")
+    difference: Number = Field(description="voted less single")
+    ci: list[Number] | None = Field(description="its 95 % interval, paired by example")
+    shown: bool = Field(description="voting is shown to be better, at p < .05")
 
 
 class PruningRecord(Record):
@@ -82,6 +95,7 @@ class PruningRecord(Record):
         description="what shares had to be rounded to; null: whole heads and networks"
     )
     side_units: dict[str, str] = Field(description="unit of each side, by its name")
+    vote: VoteRecord | None = Field(default=None, description="what voting gave (only: with `--vote`)")
 
 
 class ComponentsAnalysis(Record):

@@ -37,7 +37,11 @@ from secateur.report.markup import capital, key, known, number, text
 from secateur.report.pruned_units import dropped
 
 WIDE = 300  # pixels of the panels that decide; the others are smaller
-LOOKS = {"re-scored": (AFTER, 2.8, "solid"), "ranks once": (ALT, 2.0, "dash")}  # color, width, dash
+LOOKS = {  # color, width, dash
+    "voted": (ACCENT, 2.8, "solid"),
+    "re-scored": (AFTER, 2.8, "solid"),
+    "ranks once": (ALT, 2.0, "dash"),
+}
 # By what is removed: its name in words, and on an axis.
 NOUNS = {
     "heads": ("heads", "heads"),
@@ -172,7 +176,8 @@ def legend(record: PruningRecord) -> str:
     orders = {series.order for series in record.series}
     seeds = sum(series.order == "random" for series in record.series)
     band = f"random order: median, lowest to highest of {seeds}" if seeds > 1 else "random order"
-    items = [("line rescored", "scored again at each step")] if "re-scored" in orders else []
+    items = [("line voted", "several readings together")] if "voted" in orders else []
+    items += [("line rescored", "scored again at each step")] if "re-scored" in orders else []
     items += [("line once", "ranks read once")] if "ranks once" in orders else []
     items += [("band", band)] if seeds else []
     items += [("dot chosen", "chosen")] if record.chosen else []
@@ -204,8 +209,22 @@ def chosen_words(record: PruningRecord) -> str:
         at = [np.interp(share, [p.removed for p in points], [p.value for p in points]) for points in reaching]
         low, high = (number(float(end), unit) for end in (min(at), max(at)))
         beside = f"; in random order {low}" + (f" to {high}" if len(at) > 1 else "")
-    words = f"Chosen: {share:.1f} % of {NOUNS[record.what][0]} removed, {value}{beside}."
+    words = f"Chosen: {share:.1f} % of {NOUNS[record.what][0]} removed, {value}{beside}.{_voted(record)}"
     return f'<p class="aside">{text(words)}</p>'
+
+
+def _voted(record: PruningRecord) -> str:
+    """Return what ranks of several readings gave beside those of one."""
+    vote = record.vote
+    if vote is None:
+        return ""
+    bounds = "" if vote.ci is None else " [{:+.3g}, {:+.3g}]".format(*vote.ci)
+    benefit = "better" if vote.shown else "no benefit is shown"
+    return (
+        f" Ranks were those of {vote.readings} readings together; by one reading it is "
+        f"{number(vote.single, record.metric_unit)} at that size, a difference of {vote.difference:+.3g}{bounds}: "
+        f"{benefit}."
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- the panels

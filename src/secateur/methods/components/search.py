@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
+from secateur.core.comparison import ALPHA, compare
 from secateur.core.noninferiority import MARGIN
 from secateur.core.plan import Plan
 from secateur.core.records.probe import ComponentsRecord
 from secateur.core.site import Site
-from secateur.errors import PlanError
+from secateur.errors import PlanError, SecateurError
 from secateur.hf.anatomy import Anatomy
 from secateur.methods.components.method import ComponentsConfig
 from secateur.methods.components.readings import RemovalReader, whole_ffns
@@ -29,6 +32,7 @@ from secateur.methods.components.records import (
     PruningRecord,
     RemovalSearchRecord,
     SeriesRecord,
+    VoteRecord,
 )
 from secateur.methods.method import CountingJudge, Proposal
 from secateur.methods.removal import (
@@ -42,7 +46,7 @@ from secateur.methods.removal import (
 from secateur.options import layers_of
 from secateur.records import base_record
 from secateur.search.race import Judge
-from secateur.search.removal import Goal, PrunableGroup, Pruner, Removal, advanced, steps
+from secateur.search.removal import VOTED, Goal, PrunableGroup, Pruner, Removal, advanced, steps
 from secateur.session import Session
 from secateur.surgery.operations import droppable, droppable_experts
 from secateur.surgery.portable import losses
@@ -54,8 +58,8 @@ LOG = logging.getLogger("secateur")
 class RemovalReadings(Protocol):
     """Readings of a model that removal needs beside outcomes of plans."""
 
-    def importance(self, plan: Plan, kind: str) -> Mapping[Site, float]:
-        """Return how much the task hangs on each part of a kind that is left under a plan."""
+    def importance(self, plan: Plan, kind: str, *, vote: int = 1) -> Mapping[Site, float]:
+        """Return how much the task hangs on each part of a kind that is left under a plan, by so many readings."""
 
     def components(self) -> ComponentsRecord:
         """Return what the report shows of the whole model: importance, and what heads do."""
@@ -70,7 +74,11 @@ class RemovalReadings(Protocol):
 def check(session: Session) -> None:
     """Raise `UnknownName` for layers, `PlanError` for parts the model has none of, `SecateurError` for a share of the
     parameters that is out of reach."""
-    everything = session.empty
+    config, everything = session.config(ComponentsConfig), session.empty
+    if config.vote > len(session.probed):
+        raise SecateurError(
+            f"--vote {config.vote}: the calibration split has {len(session.probed)} examples, and a reading needs one."
+        )
     for group in groups_of(session):
         everything = advanced(everything, group, 1.0, dict.fromkeys(group.sites, 0.0))
     _goal(session).check_reach(kept_share(session, everything))
@@ -178,6 +186,9 @@ def run(session: Session, judge: Judge, readings: RemovalReadings) -> Proposal:
     with session.timed("analyze"):
         components = readings.components()
         pruning = pruning_record(session, readings, removals, outcomes, components, chosen, snapped)
+        if config.vote > 1:
+            vote = _vote_record(session, removals, outcomes, chosen)
+            pruning = pruning.model_copy(update={"vote": vote})
     return Proposal(
         plan=points[chosen].plan,
         tried=counting.tried,
@@ -225,7 +236,7 @@ def _removals(
     shares = steps(config.step, config.target)
     if config.target is not None and not full:  # what lies beyond is for the curves of a full report
         shares = [share for share in shares if share <= config.target]
-    pruner = Pruner(
+    single = Pruner(
         base=session.empty,
         kinds=groups,
         shares=shares,
@@ -235,8 +246,40 @@ def _removals(
         count_parameters=lambda plan: parameters_left(session, plan),
         target=config.target or 1.0,
     )
-    ranked = [pruner.by_importance(again=again) for again in (config.rescore, not config.rescore)[: 1 + full]]
-    return ranked + [pruner.at_random(seed, ranked[0]) for seed in range(config.random_orders if full else 0)]
+    ranked = [single.by_importance(again=again) for again in (config.rescore, not config.rescore)[: 1 + full]]
+    if config.vote > 1:
+        voted = replace(single, read=partial(readings.importance, vote=config.vote), _once={})
+        ranked.insert(0, replace(voted.by_importance(again=config.rescore), order=VOTED))
+    return ranked + [single.at_random(seed, ranked[0]) for seed in range(config.random_orders if full else 0)]
+
+
+def _vote_record(
+    session: Session, removals: Sequence[Removal], outcomes: Mapping[Plan, np.ndarray], chosen: int
+) -> VoteRecord:
+    """Return what voting gives at the chosen point, beside one reading's plan of the nearest size."""
+    metric, select = session.objective.metric, session.shuffled("select")
+    plan = removals[0].points[chosen].plan
+    size = kept_share(session, plan)
+    other = min(
+        (point.plan for point in removals[1].points),
+        key=lambda one: abs(kept_share(session, one) - size),
+    )
+    pair = outcomes[other], outcomes[plan]
+    found = compare(metric, *pair, session.task.groups(select), seed=session.options.seed)
+    record = VoteRecord(
+        readings=session.config(ComponentsConfig).vote,
+        voted=metric.mean(pair[1]),
+        single=metric.mean(pair[0]),
+        difference=found.difference,
+        ci=None if found.difference_ci is None else [*found.difference_ci],
+        shown=found.gained and found.p_value < ALPHA,
+    )
+    LOG.info(
+        "voting of %d readings: %s %.4g, of one reading %.4g at that size: %s",
+        record.readings, metric.name, record.voted, record.single,
+        "better" if record.shown else "no benefit is shown",
+    )  # fmt: skip
+    return record
 
 
 def _snapped(session: Session, groups: Sequence[PrunableGroup]) -> str | None:
