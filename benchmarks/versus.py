@@ -53,6 +53,9 @@ REFUSED = ".txt"  # of a method that cannot reach a size: why, in the place of i
 PAGE = HERE.parent / "docs" / "versus.md"
 SHARED = HERE.parents[1] / "shared" / "data"
 OURS = "budget"
+ROUNDED = (
+    5e-4  # of the parameters, by which a peer that takes whole neurons ends below a size, and the budget too
+)
 DOMAINS = {"stories": "other stories", "books": "books"}
 OPTIPFAIR = "optipfair==0.4.2"
 PROMPT, NEW = "One day, a little girl named Lily", 40
@@ -308,7 +311,8 @@ def searched(ring: Ring, contestant: Contestant, share: float) -> Cut:
     if contestant.package:
         return packaged(ring, contestant.package, count)
     if contestant.options:
-        sized: dict[str, float] = {"params": ring.kept(count) + 1e-9}
+        less = ROUNDED if contestant.name == OURS else -1e-9
+        sized: dict[str, float] = {"params": ring.kept(count) - less}
         if contestant.options["method"] == "depth":
             sized = {"blocks": count}
         elif contestant.options["method"] == "attention":

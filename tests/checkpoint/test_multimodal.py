@@ -59,8 +59,8 @@ def test_what_is_written_is_the_cut_model_with_the_rest_untouched(edits, loaded,
 
 
 def test_a_language_model_that_is_not_cut_is_named():
-    config = {"model_type": "llava", "text_config": {"model_type": "deepseek_v3"}}
-    with pytest.raises(ModelError, match=r"Llava.*: its language model is of type 'deepseek_v3'"):
+    config = {"model_type": "llava", "text_config": {"model_type": "deepseek_v32"}}
+    with pytest.raises(ModelError, match=r"Llava.*: its language model is of type 'deepseek_v32'"):
         family_of("LlavaForConditionalGeneration", config)
 
 
@@ -68,6 +68,13 @@ def test_the_default_language_model_of_a_config_that_does_not_say_it():
     found = family_of("Gemma3ForConditionalGeneration", {"model_type": "gemma3", "text_config": {}})
     assert found.blocks == "model.language_model.layers"
     assert found.slots == FAMILIES["Gemma3ForCausalLM"].slots
+
+
+def test_a_language_model_is_of_the_variant_that_its_config_states():
+    text = {"model_type": "deepseek_v3", "q_lora_rank": None}
+    found = family_of("LlavaForConditionalGeneration", {"model_type": "llava", "text_config": text})
+    assert found.slots["q"].module == "self_attn.q_proj"
+    assert found.blocks == "model.language_model.layers"
 
 
 def test_every_multimodal_architecture_finds_a_family():
