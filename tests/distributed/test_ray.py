@@ -214,7 +214,7 @@ def test_killed_workers_are_replaced_and_nothing_is_lost(victims, pool, loaded, 
     plans = [Plan(loaded.fingerprint, (Truncate(Site(b, k), r),)) for b in (1, 2) for k in ("q", "up", "down", "o")
              for r in range(12)]  # fmt: skip
     here = Evaluator(loaded, TASK, ENCODED)(plans, list(ENCODED))
-    work = work_on(plans, [list(ENCODED)])
+    work = work_on(plans, [list(ENCODED)], loaded.anatomy.lowest_block)
     question = EvaluationContext(TASK, ENCODED, (), Limits())
     pids = pool.pids
     came: list[tuple[Plan, bytes]] = []

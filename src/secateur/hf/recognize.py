@@ -120,7 +120,11 @@ def _tower_of(architecture: str, config: Mapping[str, object]) -> Family:
         raise ModelError(
             f"{architecture}: its language model is of type {kind!r}, which secateur does not cut."
         )
-    return family_of(OF_TYPE[kind].architecture, text).within(architecture, TOWERS[architecture])
+    inner = OF_TYPE[kind]
+    family_of(inner.architecture, text)
+    if inner.variant is not None and inner.variant.is_of(text):
+        inner = inner.variant.family
+    return inner.within(architecture, TOWERS[architecture])
 
 
 _KIND_OF_HEAD = re.compile("For(CausalLM|MaskedLM|SequenceClassification)$")
