@@ -53,9 +53,8 @@ REFUSED = ".txt"  # of a method that cannot reach a size: why, in the place of i
 PAGE = HERE.parent / "docs" / "versus.md"
 SHARED = HERE.parents[1] / "shared" / "data"
 OURS = "budget"
-ROUNDED = (
-    5e-4  # of the parameters, by which a peer that takes whole neurons ends below a size, and the budget too
-)
+# of the parameters, by which a peer that takes whole neurons ends below a size, and the budget too
+ROUNDED = 5e-4
 DOMAINS = {"stories": "other stories", "books": "books"}
 OPTIPFAIR = "optipfair==0.4.2"
 PROMPT, NEW = "One day, a little girl named Lily", 40
@@ -221,16 +220,18 @@ class Ring:
     folder: Path
     size: Size
 
+    def held(self, blocks: int) -> int:
+        """Return the parameters of so many blocks."""
+        return blocks * max(width.num_parameters for width in self.session.loaded.anatomy.widths)
+
     def kept(self, blocks: int) -> float:
         """Return the share of the parameters that is left without so many blocks."""
-        anatomy = self.session.loaded.anatomy
-        return 1 - blocks * max(width.num_parameters for width in anatomy.widths) / anatomy.num_parameters
+        return 1 - self.held(blocks) / self.session.loaded.anatomy.num_parameters
 
     def attentions(self, blocks: int) -> int:
         """Return the fewest attentions that hold as many parameters as so many blocks."""
-        anatomy = self.session.loaded.anatomy
-        each = max(width.attention for width in anatomy.widths)
-        return -(-blocks * max(width.num_parameters for width in anatomy.widths) // each)
+        each = max(width.attention for width in self.session.loaded.anatomy.widths)
+        return -(-self.held(blocks) // each)
 
     def blocks(self, share: float) -> int:
         """Return the fewest blocks without which no more than a share of the parameters is left."""
@@ -491,7 +492,7 @@ def page(rows: Sequence[VersusRow], refused: Mapping[str, str] | None = None) ->
     head = HEAD.format(row=first, machine=first.machine, dates=", ".join(dates), **texts)
     lines, whole = [head.rstrip()], next((row for row in rows if row.method == "whole"), None)
     lines += ["", "## In short", "", *_in_short(rows)]
-    for share in dict.fromkeys(row.asked for row in rows if row.method != "whole"):
+    for share in _shares(rows):
         lines += ["", f"## {share:.0%} of the parameters", ""]
         lines += _table([row for row in rows if row.asked == share], whole, share, refused or {})
     lines += ["", "## The rows", ""]
@@ -501,9 +502,14 @@ def page(rows: Sequence[VersusRow], refused: Mapping[str, str] | None = None) ->
     return "\n".join(lines) + "\n"
 
 
+def _shares(rows: Sequence[VersusRow]) -> list[float]:
+    """Return the sizes of the rows in their order, each once."""
+    return list(dict.fromkeys(row.asked for row in rows if row.method != "whole"))
+
+
 def _in_short(rows: Sequence[VersusRow]) -> Iterator[str]:
     """Yield for each size how the budget compares to the best of the others in each domain."""
-    for share in dict.fromkeys(row.asked for row in rows if row.method != "whole"):
+    for share in _shares(rows):
         of_share = {row.method: row for row in rows if row.asked == share}
         if OURS not in of_share:
             continue

@@ -26,7 +26,7 @@ from secateur.core.site import Site
 from secateur.gains.cost import Cost, cost, random_tokens
 from secateur.gains.length import Length
 from secateur.gains.memory import peak_bytes
-from secateur.gains.timing import paired, speed
+from secateur.gains.timing import PairedTimes, paired, speed
 from secateur.hf.blank import blank_model
 from secateur.hf.files import read_index
 from secateur.hf.load import Loaded, load_model
@@ -82,9 +82,7 @@ def measure(before: Loaded, after: Loaded, asked: Length, *, progress: Progress)
     """Return `gains` with speeds, measured here and now, and the limits that the shapes set."""
     length = asked.within(before.anatomy.context, after.anatomy.context)
     dense, cut = costs(before, after, length)
-    tokens = _tokens(before, after, length).to(before.device)
-    models = before.model, after.model
-    times = paired(models, tokens, new=length.new, repeats=length.repeats, progress=progress)
+    times = _in_turn(before, after, length, progress)
     computed = dense.prefill_flops / cut.prefill_flops
     read = dense.decode_bytes(length.new) / cut.decode_bytes(length.new)
     counted = gains(before, after)
@@ -102,12 +100,16 @@ def measure(before: Loaded, after: Loaded, asked: Length, *, progress: Progress)
 def time_kept(before: Loaded, after: Loaded, asked: Length, *, progress: Progress) -> float:
     """Return the time of a prompt with the tokens after it, as a share of the dense model's: the median of turns."""
     length = asked.within(before.anatomy.context, after.anatomy.context)
-    tokens = _tokens(before, after, length).to(before.device)
-    times = paired(
-        (before.model, after.model), tokens, new=length.new, repeats=length.repeats, progress=progress
-    )
+    times = _in_turn(before, after, length, progress)
     seconds = np.asarray(times.prefill) + np.asarray(times.decode)  # (turns, 2)
     return float(np.median(seconds[:, 1] / seconds[:, 0]))
+
+
+def _in_turn(before: Loaded, after: Loaded, length: Length, progress: Progress) -> PairedTimes:
+    """Return the times of both models on the same random tokens."""
+    tokens = _tokens(before, after, length).to(before.device)
+    models = before.model, after.model
+    return paired(models, tokens, new=length.new, repeats=length.repeats, progress=progress)
 
 
 def peaks(before: Mapping[str, int | None], after: Mapping[str, int | None]) -> dict[str, BeforeAfter | None]:

@@ -17,11 +17,8 @@ from transformers.models.auto.modeling_auto import (
 
 from secateur.hf.family import CAUSAL, MASKED, PAIRS, Family, Mixture, Slot, Variant
 
-_TOGETHER = {
-    "qkv": ("q", "k", "v"),
-    "kv": ("k", "v"),
-    "gate_up": ("gate", "up"),
-}  # kinds that may share a module
+# kinds that may share a module
+_TOGETHER = {"qkv": ("q", "k", "v"), "kv": ("k", "v"), "gate_up": ("gate", "up")}
 
 
 def _slots(**modules: str) -> Mapping[str, Slot]:

@@ -198,6 +198,10 @@ class Family:
         """Return the families of the stacks of blocks by their names in addresses, in the order in which they run."""
         return {"": self} if self.encoder is None else {"enc": self.encoder, "dec": self}
 
+    def stated_by(self, config: Mapping[str, object]) -> Family:
+        """Return the variant that a config states, or this family."""
+        return self.variant.family if self.variant is not None and self.variant.is_of(config) else self
+
     def leaves_out(self, name: str) -> bool:
         """Return True where a stored tensor is not needed: of `unread`, or, with or without the base model's prefix,
         of `constants`."""
@@ -266,7 +270,7 @@ class Family:
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """How many numbers of a head's query, key and value come from a projection of its own, and what these read.
+    """Sizes of a head's query, key and value, each as a projection of its own gives it, and of what that reads.
 
     `q_reads` and `kv_reads` are sizes of codes; 0: the stream.
     """

@@ -93,9 +93,7 @@ def family_of(architecture: str, config: Mapping[str, object]) -> Family:
         raise ModelError(
             f"unknown family {architecture}.{_misspelled(architecture)} `secateur models` lists those that are read."
         )
-    family = ARCHITECTURES[architecture]
-    if family.variant is not None and family.variant.is_of(config):
-        family = family.variant.family
+    family = ARCHITECTURES[architecture].stated_by(config)
     if family.bidirectional and config.get("is_decoder"):
         raise ModelError(
             f"config.json of this {architecture} has is_decoder, with which positions attend to what precedes them "
@@ -122,9 +120,7 @@ def _tower_of(architecture: str, config: Mapping[str, object]) -> Family:
         )
     inner = OF_TYPE[kind]
     family_of(inner.architecture, text)
-    if inner.variant is not None and inner.variant.is_of(text):
-        inner = inner.variant.family
-    return inner.within(architecture, TOWERS[architecture])
+    return inner.stated_by(text).within(architecture, TOWERS[architecture])
 
 
 _KIND_OF_HEAD = re.compile("For(CausalLM|MaskedLM|SequenceClassification)$")

@@ -28,17 +28,20 @@ def measured_table(anatomy: Anatomy, empty: Plan, time: Timer) -> LatencyTable:
         time: Measures a plan.
     """
 
+    def saved(edits: Sequence[Edit]) -> float:
+        """Return the share of the time that goes with some edits."""
+        return max(0.0, 1 - time(Plan(empty.model, tuple(edits))))
+
     def part(edits: Sequence[Edit]) -> float:
         """Return what the parts that go take, in the mean over them."""
-        return max(0.0, 1 - time(Plan(empty.model, tuple(edits)))) / len(edits) if edits else 0.0
+        return saved(edits) / len(edits) if edits else 0.0
 
     def half(unit: str, whole: float) -> float:
         """Return what is left of the time of a part with half of its units everywhere, as a share of that part's."""
         edits, parts = _halves(anatomy, unit)
         if not edits or not whole:
             return 0.5
-        saved = max(0.0, 1 - time(Plan(empty.model, tuple(edits)))) / parts
-        return min(1.0, max(0.0, 1 - saved / whole))
+        return max(0.0, 1 - saved(edits) / parts / whole)
 
     every_other = range(0, anatomy.num_blocks - 1, 2)
     attention, network = (

@@ -48,7 +48,7 @@ class MoveRecord(Record):
 
 
 class LatencyTable(Record):
-    """What parts of a model take of a generation's time on the machine that was measured, as shares of it."""
+    """Shares of a generation's time that parts of a model take on the machine that was measured."""
 
     block: Number = Field(description="a block")
     attention: Number = Field(description="an attention")
